@@ -1,0 +1,162 @@
+"""Token scores, the one thing that a model run produces and everything else is computed from. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class ShortContext(NamedTuple):
+    """Which short context a log-probability was taken under: K tokens at least, K + d - 1 at most (eq. 8)."""
+
+    context: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What one model says of one document; n tokens.
+
+    Attributes:
+        id: The document's id.
+        text: The text that was scored (after truncation); None where it was not stored.
+        text_sha256: Its hash, see `longlens.corpus.text_sha256`.
+        total_tokens: Tokens of the document before truncation; equal to n where nothing was cut.
+        token_ids: ``(n,)`` int64, without BOS.
+        char_spans: ``(n, 2)`` int64, ``[start, end)`` in characters of the text.
+        long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN where nothing precedes it.
+        short: ``(n,)`` float32 for each short context, nats; NaN for the tokens before K.
+        selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short scores.
+    """
+
+    id: str
+    text: str | None
+    text_sha256: str
+    total_tokens: int
+    token_ids: Ints
+    char_spans: Ints
+    long_logprobs: Floats
+    short: Mapping[ShortContext, Floats]
+    selected: ShortContext | None
+
+    def at(self, *, context: int, stride: int | None = None) -> TokenScores:
+        """The same scores under another short context that was scored.
+
+        Raises:
+            UserError: It was not scored, or several strides were and none is named.
+        """
+        return replace(self, selected=choose_short_context(list(self.short), context, stride))
+
+    @property
+    def short_logprobs(self) -> Floats:
+        """``(n,)`` float32, nats: log P(token i | its short context); NaN before K.
+
+        Raises:
+            UserError: The run has no short scores.
+        """
+        if self.selected is None:
+            raise UserError(
+                f"document {self.id!r} has no short-context scores (it was scored with --long-only): "
+                "score it again into the same folder without --long-only"
+            )
+        return self.short[self.selected]
+
+    @cached_property
+    def lsd(self) -> Floats:
+        """``(n,)`` float32, nats: long-short difference, ``long_logprobs - short_logprobs`` (eq. 2); NaN before K."""
+        return self.long_logprobs - self.short_logprobs
+
+    @property
+    def lcl(self) -> Floats:
+        """``(n,)`` float32, nats: long-context likelihood, which is ``long_logprobs`` (eq. 3)."""
+        return self.long_logprobs
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the document was longer than what was scored."""
+        return self.total_tokens > len(self.token_ids)
+
+
+def choose_short_context(
+    available: Sequence[ShortContext], context: int | None = None, stride: int | None = None
+) -> ShortContext:
+    """The short context that is meant: the named one, else the largest K (and of its strides the smallest).
+
+    Raises:
+        UserError: None fits.
+    """
+    fits = [s for s in available if context in (None, s.context) and stride in (None, s.stride)]
+    if not fits:
+        wanted = f"K={context}" + (f", d={stride}" if stride is not None else "")
+        have = ", ".join(f"K={s.context}, d={s.stride}" for s in sorted(available)) or "none"
+        raise UserError(f"no scores at {wanted}; scored short contexts: {have}. Score with --context {context}")
+    return max(fits, key=lambda s: (s.context, -s.stride))
+
+
+class Scores(Protocol):
+    """A lazy sequence of token scores: kept in memory or read from a run folder as they are asked for.
+
+    ``manifest`` is what manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
+    Order is the order of scoring where one process scored; ids are unique.
+    """
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def short_contexts(self) -> Sequence[ShortContext]: ...
+    def get(self, id: str) -> TokenScores: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int) -> TokenScores: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TokenScores]: ...
+    def __iter__(self) -> Iterator[TokenScores]: ...
+
+
+class MemoryScores(Sequence[TokenScores]):
+    """Scores that are held in memory."""
+
+    def __init__(self, rows: Sequence[TokenScores], manifest: Mapping[str, Any]) -> None:
+        self._rows = list(rows)
+        self._by_id = {row.id: row for row in self._rows}
+        self.manifest = manifest
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the documents, in order."""
+        return [row.id for row in self._rows]
+
+    @property
+    def short_contexts(self) -> Sequence[ShortContext]:
+        """The short contexts that every document was scored under."""
+        return sorted(self._rows[0].short) if self._rows else []
+
+    def get(self, id: str) -> TokenScores:
+        """The scores of the document with this id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._by_id[id]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenScores: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TokenScores]: ...
+    def __getitem__(self, index: int | slice) -> TokenScores | Sequence[TokenScores]:
+        return self._rows[index]
