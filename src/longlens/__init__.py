@@ -1,0 +1,50 @@
+"""longlens shows what long context does for a language model.
+
+``import longlens`` imports no torch; what runs a model brings it in when it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longlens.corpus import Document as Document
+    from longlens.corpus import read_documents as read_documents
+    from longlens.errors import LonglensWarning as LonglensWarning
+    from longlens.errors import UserError as UserError
+    from longlens.keytokens.exchange import read_keys as read_keys
+    from longlens.keytokens.exchange import write_keys as write_keys
+    from longlens.keytokens.selection import select_key_tokens as select_key_tokens
+    from longlens.metrics.comparison import compare as compare
+    from longlens.metrics.perplexity import perplexity as perplexity
+    from longlens.models import load_scorer as load_scorer
+    from longlens.scoring.scorer import score as score
+    from longlens.scoring.store import open_scores as open_scores
+
+_HOME = {
+    "Document": "corpus",
+    "LonglensWarning": "errors",
+    "UserError": "errors",
+    "compare": "metrics.comparison",
+    "load_scorer": "models",
+    "open_scores": "scoring.store",
+    "perplexity": "metrics.perplexity",
+    "read_documents": "corpus",
+    "read_keys": "keytokens.exchange",
+    "score": "scoring.scorer",
+    "select_key_tokens": "keytokens.selection",
+    "write_keys": "keytokens.exchange",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'longlens' has no attribute {name!r}")
+    return getattr(import_module(f"longlens.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

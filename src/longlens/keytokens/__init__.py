@@ -1,0 +1,15 @@
+"""Key tokens: which they are, where they are in the text, and how they are exchanged. No torch here."""
+
+from longlens.keytokens.exchange import Keys, import_upstream, read_keys, write_keys
+from longlens.keytokens.selection import KeySource, KeyTokens, KeyTokensView, select_key_tokens
+
+__all__ = [
+    "KeySource",
+    "KeyTokens",
+    "KeyTokensView",
+    "Keys",
+    "import_upstream",
+    "read_keys",
+    "select_key_tokens",
+    "write_keys",
+]

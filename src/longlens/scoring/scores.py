@@ -31,7 +31,8 @@ class TokenScores:
         id: The document's id.
         text: The text that was scored (after truncation); None where it was not stored.
         text_sha256: Its hash, see `longlens.corpus.text_sha256`.
-        total_tokens: Tokens of the document before truncation; equal to n where nothing was cut.
+        total_tokens: Tokens of the document before truncation; equal to n where nothing was cut, None where a cut
+            document was not counted to its end.
         token_ids: ``(n,)`` int64, without BOS.
         char_spans: ``(n, 2)`` int64, ``[start, end)`` in characters of the text.
         long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN where nothing precedes it.
@@ -42,7 +43,7 @@ class TokenScores:
     id: str
     text: str | None
     text_sha256: str
-    total_tokens: int
+    total_tokens: int | None
     token_ids: Ints
     char_spans: Ints
     long_logprobs: Floats
@@ -84,7 +85,7 @@ class TokenScores:
     @property
     def truncated(self) -> bool:
         """Whether the document was longer than what was scored."""
-        return self.total_tokens > len(self.token_ids)
+        return self.total_tokens is None or self.total_tokens > len(self.token_ids)
 
 
 def choose_short_context(

@@ -1,0 +1,120 @@
+"""Carrying key tokens and weights from one tokenizer to another through characters (paper, appendix A.1, eq. 9, 10).
+
+Spans and runs are ``(k, 2)`` int64 arrays of ``[start, end)`` in Python characters. *Runs* are what `merge_spans`
+returns: not empty, in text order, and at least one character apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
+
+
+def as_spans(spans: npt.ArrayLike) -> Ints:
+    """``(k, 2)`` int64, also for an empty list.
+
+    Raises:
+        ValueError: It is no sequence of pairs.
+    """
+    return np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def merge_spans(spans: npt.ArrayLike) -> Ints:
+    """The runs of characters that the spans cover: spans that touch or overlap merge, empty ones are dropped.
+
+    Args:
+        spans: ``(k, 2)``, in any order.
+
+    Returns:
+        ``(m, 2)`` int64 runs.
+    """
+    spans = as_spans(spans)
+    spans = spans[spans[:, 1] > spans[:, 0]]
+    if not len(spans):
+        return spans
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    covered = np.maximum.accumulate(spans[:, 1])
+    first = np.concatenate([[True], spans[1:, 0] > covered[:-1]])
+    last = np.concatenate([first[1:], [True]])
+    return np.stack([spans[first, 0], covered[last]], axis=1)
+
+
+def tokens_in_runs(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
+    """Which tokens lie inside one run: ``start < end and any(s <= start and end <= e for s, e in runs)`` (eq. 9).
+
+    The paper asks for the maximal set of tokens whose text is contained in the key text; as runs do not touch each
+    other, a token's text is contained in it exactly when one run holds the whole token.
+
+    Args:
+        char_spans: ``(n, 2)``; overlapping tokens (a character split into bytes) are fine.
+        runs: ``(m, 2)`` runs.
+
+    Returns:
+        ``(n,)`` bool.
+    """
+    spans = as_spans(char_spans)
+    if not len(runs):
+        return np.zeros(len(spans), dtype=np.bool_)
+    run = np.searchsorted(runs[:, 0], spans[:, 0], side="right") - 1
+    inside: Bools = (run >= 0) & (spans[:, 1] <= runs[run, 1]) & (spans[:, 1] > spans[:, 0])
+    return inside
+
+
+def tokens_touching(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
+    """Which tokens share a character with a run: ``any(max(s, start) < min(e, end) for s, e in runs)``.
+
+    For the tokens of an answer (paper, section 2.1) and of n-grams, which a token may overhang by a blank.
+
+    Args:
+        char_spans: ``(n, 2)``.
+        runs: ``(m, 2)`` runs.
+
+    Returns:
+        ``(n,)`` bool.
+    """
+    spans = as_spans(char_spans)
+    if not len(runs):
+        return np.zeros(len(spans), dtype=np.bool_)
+    run = np.searchsorted(runs[:, 1], spans[:, 0], side="right")
+    begins = np.append(runs[:, 0], np.iinfo(np.int64).max)[run]
+    touching: Bools = (begins < spans[:, 1]) & (spans[:, 1] > spans[:, 0])
+    return touching
+
+
+def carry_weights(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_spans: npt.ArrayLike) -> Doubles:
+    """Weights of another tokenizer's tokens: the mean over a token's characters of the characters' weights (eq. 10).
+
+    A character has the weight of the source token that it belongs to; the mean of theirs where it is split over
+    several (byte tokens), which the paper leaves open; 0 where it belongs to none. An empty target token has weight 0.
+    Equal tokenizers thus give equal weights but for characters that are split into several tokens.
+
+    Args:
+        source_spans: ``(n, 2)``.
+        weights: ``(n,)`` finite.
+        target_spans: ``(n', 2)``.
+
+    Returns:
+        ``(n',)`` float64.
+    """
+    source, target = as_spans(source_spans), as_spans(target_spans)
+    filled = source[:, 1] > source[:, 0]
+    weight = np.asarray(weights, dtype=np.float64)[filled]
+    begins, lengths = source[filled, 0], (source[:, 1] - source[:, 0])[filled]
+    # characters of token 0, of token 1, ...: each token's first character, plus 0, 1, ... within the token
+    before = np.cumsum(lengths) - lengths
+    characters = np.repeat(begins - before, lengths) + np.arange(lengths.sum())
+    length = int(max(source[:, 1].max(initial=0), target[:, 1].max(initial=0))) + 1
+    total = np.bincount(characters, weights=np.repeat(weight, lengths), minlength=length)
+    number = np.bincount(characters, minlength=length)
+    of_character = total / np.maximum(number, 1)
+
+    carried = np.zeros(len(target), dtype=np.float64)
+    filled = target[:, 1] > target[:, 0]
+    if filled.any():  # sums over [start, end) are the even ones; the odd ones are of what stands between two tokens
+        sums = np.add.reduceat(of_character, target[filled].ravel())[::2]
+        carried[filled] = sums / (target[:, 1] - target[:, 0])[filled]
+    return carried

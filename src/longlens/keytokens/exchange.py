@@ -1,0 +1,273 @@
+"""Key tokens as files: our JSON Lines, and the ``slice_N.txt`` files of the published package ``longppl``.
+
+One line of ours is one document::
+
+    {"schema_version": 1, "id": "a", "text_sha256": "…", "evaluator": "NAME", "alpha": 2.0, "beta": -2.0, "lcl": true,
+     "context": 4096, "stride": 1024, "bos": "window", "dtype": "float32", "num_key_tokens": 2, "char_runs": [[7, 12]]}
+
+The settings from ``evaluator`` to ``dtype`` are the same on every line, and null where they were not recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.corpus import Document, text_sha256
+from longlens.errors import UserError
+from longlens.keytokens.alignment import as_spans, merge_spans
+from longlens.keytokens.selection import KeySource, KeyTokens, warn_near_threshold
+
+SCHEMA_VERSION = 1
+SETTINGS: Mapping[str, tuple[type, ...]] = {
+    "evaluator": (str,),
+    "alpha": (int, float),
+    "beta": (int, float),
+    "lcl": (bool,),
+    "context": (int,),
+    "stride": (int,),
+    "bos": (str,),
+    "dtype": (str,),
+}
+# 18 digits fit an int64, and no number in a file can make int() slow
+PUBLISHED_RUN = re.compile(r"\[(\d{1,18}), (\d{1,18})\]", re.ASCII)
+
+
+class Keys:
+    """Key tokens of documents that were read from files, in the order of the file."""
+
+    def __init__(self, documents: Iterable[KeyTokens], settings: Mapping[str, Any]) -> None:
+        self._by_id = {document.id: document for document in documents}
+        self.settings = settings
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the documents, in order."""
+        return list(self._by_id)
+
+    def get(self, id: str) -> KeyTokens:
+        """The key tokens of the document with this id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._by_id[id]
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[KeyTokens]:
+        return iter(self._by_id.values())
+
+
+def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool = False) -> None:
+    """Writes key tokens as JSON Lines; the file appears whole or not at all.
+
+    Args:
+        path: Where to.
+        keys: From `select_key_tokens`, or read from other files.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        UserError: The file exists, its folder does not, or there are no documents.
+
+    Warns:
+        LonglensWarning: Tokens stand nearer to a threshold than the error of the dtype.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: name another file, or allow overwriting it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
+    if not len(keys):
+        raise UserError(f"no documents, so there are no key tokens to write to {path}: score documents first")
+    shared = {name: keys.settings[name] for name in SETTINGS}
+    near = total = 0
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+            for document in keys:
+                line = {
+                    "schema_version": SCHEMA_VERSION,
+                    "id": document.id,
+                    "text_sha256": document.text_sha256,
+                    **shared,
+                    "num_key_tokens": document.num_key_tokens,
+                    "char_runs": document.char_runs.tolist(),
+                }
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+                near += document.num_near_threshold or 0
+                total += document.num_key_tokens or 0
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    warn_near_threshold(near, total, keys.settings["dtype"])
+
+
+def read_keys(path: str | os.PathLike[str]) -> Keys:
+    """Key tokens from a file that `write_keys` or anybody else wrote in its format; other fields are left alone.
+
+    Raises:
+        UserError: The file does not exist, or has a line that is not in the format; the message names the line.
+    """
+    path = Path(path)
+    documents: dict[str, KeyTokens] = {}
+    settings: dict[str, Any] | None = None
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, text in enumerate(file, start=1):
+                if not text.strip():
+                    continue
+                try:
+                    line = _parse(text)
+                    document, here = _document(line), _settings(line)
+                    if document.id in documents:
+                        raise ValueError(f"id {document.id!r} is a second time in this file")
+                    differing = [name for name in SETTINGS if settings is not None and settings[name] != here[name]]
+                    if settings is not None and differing:
+                        name = differing[0]
+                        raise ValueError(
+                            f"{name} is {here[name]!r} and {settings[name]!r} before: one file holds one selection"
+                        )
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: {error}") from error
+                documents[document.id], settings = document, here
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: write it with longlens keys SCORES -o {path}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text, so it holds no key tokens: {error.reason}") from error
+    if settings is None:
+        raise UserError(f"{path} is empty: write it with longlens keys SCORES -o {path}")
+    return Keys(documents.values(), settings)
+
+
+def _parse(text: str) -> Mapping[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        line = json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that holds key tokens: nested too deep") from error
+    if not isinstance(line, dict):
+        raise ValueError(f"expected a JSON object, got {text.strip()[:40]!r}")
+    version = line.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {version!r}, expected {SCHEMA_VERSION}")
+    for name in ("id", "text_sha256", *SETTINGS, "num_key_tokens", "char_runs"):
+        if name not in line:
+            raise ValueError(f"field {name!r} is missing")
+    return line
+
+
+def _document(line: Mapping[str, Any]) -> KeyTokens:
+    for name in ("id", "text_sha256"):
+        if type(line[name]) is not str:
+            raise ValueError(f"{name} is {line[name]!r}, expected a string")
+    number = line["num_key_tokens"]
+    if number is not None and (type(number) is not int or number < 0):
+        raise ValueError(f"num_key_tokens is {number!r}, expected a whole number or null")
+    return KeyTokens(
+        id=line["id"],
+        text_sha256=line["text_sha256"],
+        char_runs=_runs(line["char_runs"]),
+        num_key_tokens=number,
+    )
+
+
+def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
+    for name, types in SETTINGS.items():
+        if line[name] is not None and type(line[name]) not in types:
+            raise ValueError(f"{name} is {line[name]!r}, expected {types[-1].__name__} or null")
+    return {name: line[name] for name in SETTINGS}
+
+
+def _runs(runs: Any) -> npt.NDArray[np.int64]:
+    if not isinstance(runs, list):
+        raise ValueError(f"char_runs is {runs!r}, expected a list of [start, end]")
+    before = 0
+    for run in runs:
+        if not (isinstance(run, list) and len(run) == 2 and all(type(place) is int for place in run)):
+            raise ValueError(f"run {run!r} is not [start, end] in whole numbers")
+        start, end = run
+        if not 0 <= start < end < 2**63:
+            raise ValueError(f"run {run} is empty, reversed or negative; expected 0 <= start < end")
+        if start < before:
+            raise ValueError(f"run {run} begins before the run before it ends: runs go in the order of the text")
+        before = end
+    return merge_spans(as_spans(runs))
+
+
+def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document]) -> Keys:
+    """Key tokens from the ``slice_N.txt`` files of the published package (``perplexity/key_text/EVALUATOR`` there).
+
+    File N belongs to document N, counted from 0; the package records neither its text nor its settings, which are
+    therefore None but for the evaluator, for which the folder is named. A file is ``[start, end];[start, end];…`` in
+    characters of the text that the package scored, and empty where it found no key token. The documents have to be
+    cut as that text was (the package decodes the first ``max_length - 1`` tokens).
+
+    Args:
+        folder: Where the files are.
+        documents: The documents, in the order in which the package scored them.
+
+    Raises:
+        UserError: A file is missing or not in this form, or has a run that is reversed, overlaps the one before or
+            ends after the text; or two documents have the same id.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: expected one with slice_0.txt, slice_1.txt, …")
+    imported: dict[str, KeyTokens] = {}
+    for number, document in enumerate(documents):
+        path = folder / f"slice_{number}.txt"
+        if document.id in imported:
+            raise UserError(f"two documents have the id {document.id!r}: ids name documents, make them differ")
+        try:
+            content = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path} is missing, which would hold the key tokens of document {document.id!r} (the {number + 1}. "
+                "in order): give only the documents that the folder has a file for"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+        imported[document.id] = KeyTokens(
+            id=document.id,
+            text_sha256=text_sha256(document.text),
+            char_runs=_published_runs(path, content, len(document.text)),
+        )
+    return Keys(imported.values(), dict.fromkeys(SETTINGS) | {"evaluator": folder.resolve().name})
+
+
+def _published_runs(path: Path, content: str, length: int) -> npt.NDArray[np.int64]:
+    content = content.rstrip("\r\n")
+    runs: list[tuple[int, int]] = []
+    before = 0
+    for piece in content.split(";") if content else []:
+        match = PUBLISHED_RUN.fullmatch(piece)
+        if match is None:
+            raise UserError(f"{path}: {piece[:40]!r} is not a run such as [3, 7]")
+        start, end = int(match[1]), int(match[2])
+        if end < start:
+            raise UserError(f"{path}: run {piece} is reversed, expected start <= end")
+        if end > length:
+            raise UserError(
+                f"{path}: run {piece} ends after the document, which has {length} characters: "
+                "these are key tokens of another text, or of documents in another order"
+            )
+        if end > start:  # an empty token of the published package has no characters to be key
+            if start < before:
+                raise UserError(f"{path}: run {piece} overlaps or precedes the run before it")
+            runs.append((start, end))
+            before = end
+    return merge_spans(as_spans(runs))

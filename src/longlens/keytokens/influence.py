@@ -1,0 +1,97 @@
+"""Long-context influence of a token (paper, section 3.1): the hard one of LongPPL and the soft one of LongCE."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+
+# Paper, section 4.1: "We set the hyperparameters as alpha = 2, beta = -2, K = 4096."
+ALPHA = 2.0
+BETA = -2.0
+# Paper, section 4.2: "For the calculation of LongCE, we set gamma = 5 in Equation 7".
+GAMMA = 5.0
+
+# By how much, in nats, a log-probability changes with the batch size, the machine or the block size alone.
+# measured:
+LOGPROB_ERROR = {"float64": 1e-6, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
+
+
+def hard_influence(
+    lsd: npt.ArrayLike, lcl: npt.ArrayLike, *, alpha: float = ALPHA, beta: float = BETA, use_lcl: bool = True
+) -> npt.NDArray[np.bool_]:
+    """Which tokens are key: ``(lsd > alpha) & (lcl > beta)`` (eq. 4); NaN, which is no score, is never key.
+
+    Args:
+        lsd: ``(n,)`` nats, long-short difference (eq. 2).
+        lcl: ``(n,)`` nats, long-context likelihood (eq. 3).
+        alpha: Threshold of the long-short difference, nats.
+        beta: Threshold of the long-context likelihood, nats.
+        use_lcl: False leaves the second criterion out (the ablation of appendix B.2, figure 9).
+
+    Returns:
+        ``(n,)`` bool.
+
+    Raises:
+        UserError: A threshold is not a finite number.
+    """
+    check_thresholds(alpha, beta)
+    key: npt.NDArray[np.bool_] = np.asarray(lsd, dtype=np.float64) > alpha
+    if use_lcl:
+        key = key & (np.asarray(lcl, dtype=np.float64) > beta)
+    return key
+
+
+def check_thresholds(alpha: float, beta: float) -> None:
+    """Refuses thresholds that are not finite numbers.
+
+    Raises:
+        UserError: One is not.
+    """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value}, expected a finite number of nats (to do without beta: use_lcl=False)")
+
+
+def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[np.float64]:
+    """``min(exp(lsd), gamma)`` (eq. 7) as ``exp(minimum(lsd, log(gamma)))``, which cannot overflow; NaN has weight 0.
+
+    Args:
+        lsd: ``(n,)`` nats, long-short difference (eq. 2).
+        gamma: The largest weight.
+
+    Returns:
+        ``(n,)`` float64, weights without unit.
+
+    Raises:
+        UserError: gamma is not a finite number above 0.
+    """
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")
+    difference = np.asarray(lsd, dtype=np.float64)
+    weight = np.exp(np.minimum(difference, math.log(gamma)))
+    return np.where(np.isnan(difference), 0.0, weight)
+
+
+def num_near_threshold(
+    lsd: npt.ArrayLike, lcl: npt.ArrayLike, *, alpha: float, beta: float, error: float, use_lcl: bool = True
+) -> int:
+    """How many tokens could change between key and not key within `error` nats.
+
+    These are the tokens with ``|lsd - alpha| <= error and lcl > beta - error``, or
+    ``|lcl - beta| <= error and lsd > alpha - error``. Without `use_lcl`: ``|lsd - alpha| <= error``.
+    """
+    lsd = np.asarray(lsd, dtype=np.float64)
+    lcl = np.asarray(lcl, dtype=np.float64)
+    near = np.abs(lsd - alpha) <= error
+    if use_lcl:
+        near = (near & (lcl > beta - error)) | ((np.abs(lcl - beta) <= error) & (lsd > alpha - error))
+    return int(np.count_nonzero(near))
+
+
+def logprob_error(dtype: str) -> float:
+    """The error of a log-probability in nats for a model run in `dtype`; an unknown dtype has that of bfloat16."""
+    return LOGPROB_ERROR.get(dtype, LOGPROB_ERROR["bfloat16"])

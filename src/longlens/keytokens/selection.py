@@ -1,0 +1,229 @@
+"""Key tokens of documents, computed from the evaluator's stored scores as they are asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import LonglensWarning
+from longlens.keytokens.alignment import merge_spans
+from longlens.keytokens.influence import (
+    ALPHA,
+    BETA,
+    check_thresholds,
+    hard_influence,
+    logprob_error,
+    num_near_threshold,
+)
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeyTokens:
+    """The key tokens of one document.
+
+    Attributes:
+        id: The document's id.
+        text_sha256: Hash of the text that the runs are about.
+        char_runs: ``(m, 2)`` int64: the characters of the key tokens, adjacent ones merged; `[start, end)`.
+        token_indices: ``(k,)`` int64, the evaluator's tokens that are key; None where read from a file.
+        num_key_tokens: k; None where it was not recorded.
+        num_near_threshold: Tokens nearer to a threshold than the error of the dtype; None where read from a file.
+    """
+
+    id: str
+    text_sha256: str
+    char_runs: npt.NDArray[np.int64]
+    token_indices: npt.NDArray[np.int64] | None = None
+    num_key_tokens: int | None = None
+    num_near_threshold: int | None = None
+
+
+class KeySource(Protocol):
+    """What perplexity takes as keys: `KeyTokensView`, or `longlens.keytokens.exchange.Keys` read from a file.
+
+    ``settings`` has ``evaluator``, ``alpha``, ``beta``, ``lcl``, ``context``, ``stride``, ``bos`` and ``dtype``,
+    each None where it was not recorded; ``get`` raises KeyError where there is no such document.
+    """
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the documents, in order."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How the tokens were selected."""
+        ...
+
+    def get(self, id: str) -> KeyTokens:
+        """The key tokens of the document with this id."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[KeyTokens]: ...
+
+
+def key_tokens(row: TokenScores, *, alpha: float, beta: float, use_lcl: bool, error: float) -> KeyTokens:
+    """The key tokens of one document (eq. 4) under its selected short context.
+
+    Args:
+        row: The evaluator's scores of it.
+        alpha: Nats, as for `hard_influence`.
+        beta: Nats, as for `hard_influence`.
+        use_lcl: As for `hard_influence`.
+        error: Error of a log-probability, nats.
+
+    Raises:
+        UserError: There are no short-context scores.
+    """
+    indices = np.flatnonzero(hard_influence(row.lsd, row.lcl, alpha=alpha, beta=beta, use_lcl=use_lcl))
+    near = num_near_threshold(row.lsd, row.lcl, alpha=alpha, beta=beta, error=error, use_lcl=use_lcl)
+    return KeyTokens(
+        id=row.id,
+        text_sha256=row.text_sha256,
+        char_runs=merge_spans(row.char_spans[indices]),
+        token_indices=indices.astype(np.int64),
+        num_key_tokens=len(indices),
+        num_near_threshold=near,
+    )
+
+
+class KeyTokensView(Sequence[KeyTokens]):
+    """The key tokens of every scored document, in the order of the scores; computed anew whenever asked for."""
+
+    def __init__(self, scores: Scores, short: ShortContext | None, *, alpha: float, beta: float, use_lcl: bool) -> None:
+        recorded = scores.manifest["settings"]
+        self._scores, self._short = scores, short
+        self._rule: dict[str, Any] = {
+            "alpha": alpha,
+            "beta": beta,
+            "use_lcl": use_lcl,
+            "error": logprob_error(str(recorded.get("dtype"))),
+        }
+        self.settings: Mapping[str, Any] = {
+            "evaluator": scores.manifest["model"]["name"],
+            "alpha": alpha,
+            "beta": beta,
+            "lcl": use_lcl,
+            "context": short.context if short else None,
+            "stride": short.stride if short else None,
+            "bos": recorded.get("bos"),
+            "dtype": recorded.get("dtype"),
+        }
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the documents, in order."""
+        return self._scores.ids
+
+    def get(self, id: str) -> KeyTokens:
+        """The key tokens of the document with this id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self.of(self._scores.get(id))
+
+    def scores_of(self, id: str) -> TokenScores:
+        """The evaluator's scores of a document, under the short context that decides here.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._at(self._scores.get(id))
+
+    def of(self, row: TokenScores) -> KeyTokens:
+        """The key tokens of a document of these scores that was read already."""
+        return key_tokens(self._at(row), **self._rule)
+
+    def _at(self, row: TokenScores) -> TokenScores:
+        if self._short is None or self._short == row.selected:
+            return row
+        return row.at(context=self._short.context, stride=self._short.stride)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __iter__(self) -> Iterator[KeyTokens]:
+        return (self.of(row) for row in self._scores)
+
+    @overload
+    def __getitem__(self, index: int) -> KeyTokens: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[KeyTokens]: ...
+    def __getitem__(self, index: int | slice) -> KeyTokens | Sequence[KeyTokens]:
+        if isinstance(index, slice):
+            return [self.of(row) for row in self._scores[index]]
+        return self.of(self._scores[index])
+
+
+def select_key_tokens(
+    scores: Scores,
+    *,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    use_lcl: bool = True,
+    context: int | None = None,
+    stride: int | None = None,
+) -> KeyTokensView:
+    """The tokens that the long context helps, ``LSD > alpha and LCL > beta`` (eq. 4), document by document.
+
+    A document that is not longer than the short context has none. Nothing is computed until it is asked for.
+
+    Args:
+        scores: The evaluator's scores.
+        alpha: Threshold of the long-short difference, nats.
+        beta: Threshold of the long-context likelihood, nats.
+        use_lcl: False leaves the second criterion out.
+        context: Which of the scored short contexts, K tokens; the largest by default.
+        stride: Which of its strides.
+
+    Raises:
+        UserError: The run has no (such) short-context scores, or a threshold is not finite.
+    """
+    check_thresholds(alpha, beta)
+    available = scores.short_contexts
+    if not available and len(scores):
+        scores[0].short_logprobs  # noqa: B018  raises the error that says how to get them
+    short = choose_short_context(available, context, stride) if available else None
+    return KeyTokensView(scores, short, alpha=alpha, beta=beta, use_lcl=use_lcl)
+
+
+def near_threshold_message(count: int, total: int, dtype: str | None) -> str | None:
+    """What to say about tokens near a threshold; None where there are none.
+
+    Args:
+        count: Tokens that could change between key and not key.
+        total: Key tokens.
+        dtype: What the evaluator ran in; None where it was not recorded.
+    """
+    if not count:
+        return None
+    error = logprob_error(str(dtype))
+    advice = (
+        "score in float64, or take them as the noise that they are"
+        if dtype in ("float32", "float64")
+        else "score the evaluator with --dtype float32"
+    )
+    return (
+        f"{count} tokens stand within {error:g} nats of alpha or beta, the error of a log-probability in "
+        f"{dtype or 'an unknown dtype'}, beside {total} key tokens: on another machine or with another batch size they "
+        f"may be decided otherwise; {advice}"
+    )
+
+
+def warn_near_threshold(count: int, total: int, dtype: str | None, *, stacklevel: int = 3) -> None:
+    """Warns once for a whole corpus, if at all: see `near_threshold_message`.
+
+    Warns:
+        LonglensWarning: `count` is above 0.
+    """
+    message = near_threshold_message(count, total, dtype)
+    if message:
+        warnings.warn(message, LonglensWarning, stacklevel=stacklevel)

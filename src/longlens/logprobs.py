@@ -1,0 +1,120 @@
+"""Hidden states to token log-probabilities, in blocks of rows: the one place that touches a vocabulary head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longlens.errors import UserError
+
+BLOCK_BYTES = 128 * 2**20
+"""Logits that exist at one time, in bytes; the exponentials inside logsumexp need as much again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """How a model turns hidden states into logits: ``softcap(scale * (h @ weight.T + bias))``.
+
+    Attributes:
+        weight: ``(V, H)``.
+        bias: ``(V,)`` or None.
+        scale: Cohere's ``logit_scale``, or 1 over Granite's ``logits_scaling``.
+        softcap: Gemma 2's ``final_logit_softcapping`` c, as ``c * tanh(z / c)``; None for no cap.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of ``(m, H)`` hidden states, ``(m, V)``, in the dtype of ``hidden`` (which weight must share)."""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same head in another dtype."""
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Head(weight=self.weight.to(dtype), bias=bias, scale=self.scale, softcap=self.softcap)
+
+
+def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
+    """Natural-log probability of each target, in fp32 whatever the model's dtype.
+
+    Equals ``head.logits(hidden.float()).log_softmax(-1).gather(-1, targets[:, None])[:, 0]`` with at most
+    ``block_bytes`` of logits at a time. The product is taken in fp32 as well: bf16 logits of 16 and more stand 0.125
+    apart, which would move tokens across the thresholds of eq. 4.
+
+    Args:
+        hidden: ``(m, H)`` hidden states; row i predicts target i.
+        targets: ``(m,)`` int64 token ids.
+        head: The vocabulary head.
+        block_bytes: Bound on the logits that exist at one time.
+
+    Returns:
+        ``(m,)`` float32, nats.
+    """
+    wide = head.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+    rows = max(1, block_bytes // (wide.weight.shape[0] * wide.weight.element_size()))
+    blocks = []
+    for block, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = wide.logits(block.to(wide.weight.dtype))
+        chosen = logits.gather(-1, target[:, None])[:, 0]
+        blocks.append((chosen - logits.logsumexp(-1)).float())
+    return torch.cat(blocks) if blocks else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
+    """The head whose logits equal the model's own, among those that its configuration declares.
+
+    Configurations name a scale or a cap without saying how it is used (``logits_scaling`` divides in Granite and
+    multiplies in HyperCLOVA X), so each reading is held against the model's own logits. Declared transforms come
+    before the plain product: near zero a cap changes nothing that could be seen.
+
+    Args:
+        model: A causal language model of transformers.
+        hidden: ``(m, H)`` last hidden states of a probe text.
+        logits: ``(m, V)`` the model's own logits there.
+
+    Raises:
+        UserError: No reading gives the model's logits, or there is no head: it would be scored wrongly.
+    """
+    name = type(model).__name__
+    module = model.get_output_embeddings()  # type: ignore[operator]
+    if module is None or not isinstance(getattr(module, "weight", None), Tensor):
+        raise UserError(f"{name} has no vocabulary head: longlens needs a causal language model (AutoModelForCausalLM)")
+    if module.weight.is_meta:
+        raise UserError(
+            f"the vocabulary head of {name} is offloaded by its device_map: give 'lm_head' a device of its own"
+        )
+    config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+    scales: list[float] = []
+    for key in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
+        value = getattr(model, key, None) or getattr(config, key, None)
+        if isinstance(value, (int, float)) and value:
+            scales += [float(value), 1.0 / float(value)]
+    cap = getattr(config, "final_logit_softcapping", None)
+    wanted = logits.to(module.weight.device, torch.float32)
+    wide = hidden.to(module.weight.device, torch.float32)
+    base = Head(weight=module.weight.detach(), bias=getattr(module, "bias", None)).to(torch.float32)
+    # The model rounds its logits to its dtype: 4 units in the last place, and no finer than fp32 products agree.
+    tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(wanted.abs().max())
+    worst = float("inf")
+    for scale in [*scales, 1.0]:
+        for softcap in [float(cap), None] if cap else [None]:
+            head = Head(weight=base.weight, bias=base.bias, scale=scale, softcap=softcap)
+            error = float((head.logits(wide) - wanted).abs().max())
+            if error <= tolerance:
+                return Head(weight=module.weight.detach(), bias=getattr(module, "bias", None), scale=scale, softcap=softcap)
+            worst = min(worst, error)
+    raise UserError(
+        f"{name} computes its logits in a way that longlens does not know: the nearest of "
+        f"{len(scales) + 1} readings is off by {worst:.3g} (allowed {tolerance:.3g}), so its scores would be wrong. "
+        "Please open an issue that names the model"
+    )

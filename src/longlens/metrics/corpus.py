@@ -1,0 +1,255 @@
+"""Reads the scores of a corpus once: the evaluated model's beside the key tokens, or the evaluator's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+from longlens.keytokens.alignment import carry_weights
+from longlens.keytokens.influence import ALPHA, BETA, GAMMA, soft_influence
+from longlens.keytokens.selection import (
+    KeySource,
+    KeyTokens,
+    KeyTokensView,
+    near_threshold_message,
+    select_key_tokens,
+    warn_near_threshold,
+)
+from longlens.metrics.documents import DocumentStatistics, document_statistics
+from longlens.scoring.scores import Scores, TokenScores, choose_short_context
+
+AnswerSpans = Mapping[str, Sequence[tuple[int, int]]]
+_MODEL_SETTINGS = ("bos", "max_length", "dtype")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """What decides how much a token counts: keys, or the evaluator's scores that also give soft weights.
+
+    Attributes:
+        keys: The key tokens; None where only plain perplexity is asked for.
+        evaluator: Its scores; None where the keys were given.
+        gamma: Largest soft weight; None where there are none.
+        context: K of `keys`; else the one that was asked for, if any.
+        stride: d, likewise.
+    """
+
+    keys: KeySource | None
+    evaluator: Scores | None
+    gamma: float | None
+    context: int | None
+    stride: int | None
+
+
+def choose_influence(
+    evaluator_scores: Scores | None,
+    keys: KeySource | None,
+    *,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    gamma: float = GAMMA,
+    use_lcl: bool = True,
+    context: int | None = None,
+    stride: int | None = None,
+) -> Influence:
+    """Puts what a user may name for the influence into one form.
+
+    Raises:
+        UserError: Both were given, or keys with other settings than they were selected with.
+    """
+    if keys is None and evaluator_scores is None:
+        return Influence(keys=None, evaluator=None, gamma=None, context=context, stride=stride)
+    if keys is None:
+        assert evaluator_scores is not None
+        soft_influence(np.zeros(0), gamma=gamma)  # refuses a bad gamma before anything is read
+        view = select_key_tokens(
+            evaluator_scores, alpha=alpha, beta=beta, use_lcl=use_lcl, context=context, stride=stride
+        )
+        keys = view
+    else:
+        if evaluator_scores is not None:
+            raise UserError("both evaluator scores and keys were given, and they decide the same: give one of them")
+        settled = {"alpha": alpha != ALPHA, "beta": beta != BETA, "use_lcl": not use_lcl}
+        settled |= {"context": context is not None, "stride": stride is not None, "gamma": gamma != GAMMA}
+        if any(settled.values()):
+            named = ", ".join(name for name, given in settled.items() if given)
+            raise UserError(f"{named} cannot be chosen with keys, which were selected already: give evaluator scores")
+    return Influence(
+        keys=keys,
+        evaluator=evaluator_scores,
+        gamma=None if evaluator_scores is None else gamma,
+        context=keys.settings["context"],
+        stride=keys.settings["stride"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """One model's documents under one influence.
+
+    Attributes:
+        model: Its name.
+        evaluator: The evaluator's name; None without one.
+        documents: Sorted by id, so that what a seed draws does not depend on the order of scoring.
+        settings: See `PerplexityResult`.
+        notes: What has to be known before a number is relied on.
+        near: Number of evaluator tokens near a threshold, of its key tokens, and its dtype.
+    """
+
+    model: str
+    evaluator: str | None
+    documents: Sequence[DocumentStatistics]
+    settings: Mapping[str, Any]
+    notes: Sequence[str]
+    near: tuple[int, int, str | None]
+
+    def warn(self) -> None:
+        """Warns of tokens near a threshold, in the name of the caller's caller."""
+        warn_near_threshold(*self.near, stacklevel=4)
+
+
+def read_corpus(model_scores: Scores, influence: Influence, answers: AnswerSpans | None) -> Corpus:
+    """The statistics of every document; one pass over the scores, one document in memory at a time.
+
+    Raises:
+        UserError: There are no documents, one has no keys or evaluator scores, or those are of another text; answers
+            were given and are for none of the documents.
+    """
+    model = str(model_scores.manifest["model"]["name"])
+    context = influence.context
+    if influence.keys is None and context is None and model_scores.short_contexts:
+        context = choose_short_context(model_scores.short_contexts).context
+    documents: list[DocumentStatistics] = []
+    near = total = 0
+    for row in model_scores:
+        found, weights = _influence_of(row, model, influence)
+        if found is not None:
+            near += found.num_near_threshold or 0
+            total += found.num_key_tokens or 0
+        documents.append(
+            document_statistics(
+                row,
+                char_runs=None if found is None else found.char_runs,
+                weights=weights,
+                context=context,
+                answer_spans=None if answers is None else answers.get(row.id),
+            )
+        )
+    if not documents:
+        raise UserError(f"the scores of {model} hold no documents: score some, with longlens score DOCS")
+    if answers is not None and all(document.answers is None for document in documents):
+        raise UserError(f"answers were given for {list(answers)[:3]} …, and none of these documents was scored")
+    dtype = influence.keys.settings["dtype"] if influence.keys is not None else None
+    documents.sort(key=lambda document: document.id)
+    return Corpus(
+        model=model,
+        evaluator=None if influence.keys is None else influence.keys.settings["evaluator"],
+        documents=documents,
+        settings=_settings(model_scores, influence, context),
+        notes=[
+            *_notes_on_evaluator(model_scores, influence),
+            *filter(None, [near_threshold_message(near, total, dtype)]),
+            *_notes_on_documents(documents),
+        ],
+        near=(near, total, dtype),
+    )
+
+
+def _influence_of(
+    row: TokenScores, model: str, influence: Influence
+) -> tuple[KeyTokens | None, npt.NDArray[np.float64] | None]:
+    keys, gamma = influence.keys, influence.gamma
+    if keys is None:
+        return None, None
+    evaluated: TokenScores | None = None
+    try:
+        if isinstance(keys, KeyTokensView):
+            evaluated = keys.scores_of(row.id)
+            found = keys.of(evaluated)
+        else:
+            found = keys.get(row.id)
+    except KeyError as error:
+        lacking, mend = (
+            ("keys", "select them for all documents")
+            if influence.evaluator is None
+            else (f"scores of the evaluator {keys.settings['evaluator']}", "score the same documents with both")
+        )
+        raise UserError(f"document {row.id!r} was scored with {model}, and has no {lacking}: {mend}") from error
+    if found.text_sha256 != row.text_sha256:
+        raise UserError(
+            f"document {row.id!r}: {model} and {'the keys' if influence.evaluator is None else 'the evaluator'} are of "
+            f"different texts (sha256 {row.text_sha256[:12]}… and {found.text_sha256[:12]}…): score both with the same "
+            "--max-length and --truncate-with" + (", or use keys of this text" if influence.evaluator is None else "")
+        )
+    if evaluated is None or gamma is None:
+        return found, None
+    weights = carry_weights(evaluated.char_spans, soft_influence(evaluated.lsd, gamma=gamma), row.char_spans)
+    return found, weights
+
+
+def _settings(model_scores: Scores, influence: Influence, context: int | None) -> dict[str, Any]:
+    recorded = model_scores.manifest["settings"]
+    chosen = {} if influence.keys is None else influence.keys.settings
+    settings: dict[str, Any] = {
+        "context": context,
+        "stride": influence.stride,
+        "alpha": chosen.get("alpha"),
+        "beta": chosen.get("beta"),
+        "gamma": influence.gamma,
+        "lcl": chosen.get("lcl"),
+    }
+    settings |= {name: recorded.get(name) for name in _MODEL_SETTINGS}
+    for name in ("bos", "dtype"):
+        if chosen.get(name) not in (None, settings[name]):
+            settings[f"evaluator_{name}"] = chosen[name]
+    return settings
+
+
+def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]:
+    if influence.evaluator is None:
+        return []
+    notes = []
+    model, evaluator = (scores.manifest["model"] for scores in (model_scores, influence.evaluator))
+    if model.get("weights_sha256") is not None and model.get("weights_sha256") == evaluator.get("weights_sha256"):
+        notes.append(
+            f"{model['name']} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
+            "little of long-context ability; use a strong long-context model as the evaluator"
+        )
+    extra = len(influence.evaluator) - len(model_scores)
+    if extra > 0:
+        notes.append(f"{extra} documents of the evaluator were not scored with {model['name']} and are left out")
+    return notes
+
+
+def _notes_on_documents(documents: Sequence[DocumentStatistics]) -> list[str]:
+    notes = []
+    impossible = {document.id: document.num_impossible for document in documents if document.num_impossible}
+    if impossible:
+        notes.append(
+            f"{_names(impossible)}: {sum(impossible.values())} tokens have probability 0, so that every perplexity "
+            "they are part of is infinite and given as null"
+        )
+    unscored = {document.id: document.num_unscored for document in documents if document.num_unscored > 1}
+    if unscored:
+        notes.append(
+            f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability, where only a first token "
+            "should have none; the model may have given NaN"
+        )
+    if all(document.ngram is None for document in documents):
+        notes.append("the text was not stored (--no-text), so there is no perplexity on re-occurred n-grams")
+    if all(document.num_key_tokens == 0 for document in documents):
+        notes.append(
+            "no token of this model is key, so LongPPL does not exist; documents have to be longer than the short "
+            "context: try a smaller one (--context), or a lower --alpha"
+        )
+    return notes
+
+
+def _names(documents: Mapping[str, int]) -> str:
+    first = ", ".join(repr(id) for id in list(documents)[:3])
+    return f"document {first}" if len(documents) == 1 else f"{len(documents)} documents ({first}, …)"

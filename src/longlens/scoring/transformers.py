@@ -1,0 +1,271 @@
+"""The engine for causal language models of transformers: batches of bounded tokens, logits for scored rows alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longlens.corpus import Document
+from longlens.errors import UserError
+from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.scoring.scorer import Request, Result, ScorerInfo
+from longlens.tokenization import Encoded, TextEncoder
+
+BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+"""Tokens of a batch, padding included; a longer request is a batch of its own."""
+LOOK_AHEAD_BATCHES = 8
+"""Requests of so many batches are read ahead and sorted by length, so that little is padded."""
+CHUNK_TOKENS = 1024
+"""Rows of a chunk where a sequence is fed in chunks (sliding-window layers, eager attention)."""
+ATTENTION_BYTES = 256 * 2**20
+"""Bound on the attention matrix of a chunk under eager attention, fp32."""
+PROBE_TOKENS = 48
+
+
+class TransformersScorer:
+    """Scores with a model of transformers.
+
+    The vocabulary head is applied to scored rows alone, in fp32, a block of rows at a time. Sequences longer than a
+    sliding window, and those of eager attention, go through the model in chunks with the library's own key-value
+    cache, so that no n x n mask or attention matrix exists and sliding-window layers cost n x window.
+
+    Args:
+        model: A causal language model; put into eval mode while it runs.
+        tokenizer: Its tokenizer.
+        name: What the run is called after; the model's own name unless given.
+        source: Where the model came from, for the manifest.
+        weights_sha256: Hash of its files; computed from the weights in memory unless given.
+        batch_tokens: Tokens of a batch, padding included.
+        spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
+
+    Raises:
+        UserError: A one-time probe found that the model is not causal, or that its log-probabilities would differ
+            from those of its own logits.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        source: str = "in memory",
+        weights_sha256: str | None = None,
+        batch_tokens: int | None = None,
+        spans: Any = "exact",
+    ) -> None:
+        self.model, self._encoder = model, TextEncoder(tokenizer, spans=spans)
+        self._name, self._source, self._weights_sha256 = name, source, weights_sha256
+        self._config = model.config.get_text_config(decoder=True)
+        self._decoder = model.get_decoder()
+        self._device: torch.device = model.get_input_embeddings().weight.device
+        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cuda"])
+        self._ropes = [module for module in model.modules() if _original_frequencies(module)]
+        types = {kind for module in self._ropes for kind in _rope_types(module)}
+        # Their frequencies depend on the longest sequence of a forward pass: no padding, and no chunks.
+        self._by_length = any("dynamic" in kind or kind == "longrope" for kind in types)
+        self._stateful = any("dynamic" in kind for kind in types)
+        with self._running():
+            self._head = self._probe()
+
+    @cached_property
+    def info(self) -> ScorerInfo:
+        """What the run records of this model."""
+        return ScorerInfo(
+            name=self._name or self.model.name_or_path or type(self.model).__name__,
+            source=self._source,
+            architecture=type(self.model).__name__,
+            weights_sha256=self._weights_sha256 or hash_weights(self.model),
+            tokenizer_sha256=self._encoder.sha256,
+            max_length=getattr(self._config, "max_position_embeddings", None),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            device=str(self._device),
+            attention=str(self._config._attn_implementation),
+            bos_token_id=self._encoder.bos_token_id,
+            own_prefix=tuple(self._encoder.own_prefix),
+        )
+
+    def encode(self, document: Document) -> Encoded:
+        """Tokens of the document's text and their spans; no special tokens are added."""
+        return self._encoder.encode(document.text)
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Log-probabilities of each request's tokens from its start on, in any order.
+
+        Raises:
+            UserError: A request is longer than a model without rotary positions can take.
+        """
+        with self._running():
+            for batch in self._batches(requests):
+                try:
+                    yield from self._score(batch)
+                except torch.OutOfMemoryError as error:
+                    size = max(len(request.token_ids) for request in batch)
+                    raise UserError(
+                        f"{self.info.name} ran out of memory on {len(batch)} sequences of up to {size} tokens: use a "
+                        f"smaller --batch-tokens (it was {self._batch_tokens}), --max-length or --dtype bfloat16"
+                    ) from error
+
+    def _batches(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
+        waiting: list[Request] = []
+        tokens = 0
+        for request in requests:
+            waiting.append(request)
+            tokens += len(request.token_ids)
+            if tokens >= LOOK_AHEAD_BATCHES * self._batch_tokens:
+                yield from self._pack(waiting)
+                waiting, tokens = [], 0
+        yield from self._pack(waiting)
+
+    def _pack(self, requests: list[Request]) -> Iterator[list[Request]]:
+        batch: list[Request] = []
+        for request in sorted(requests, key=lambda r: -len(r.token_ids)):
+            longest = len(batch[0].token_ids) if batch else 0
+            full = longest * (len(batch) + 1) > self._batch_tokens
+            if batch and (full or (self._by_length and len(request.token_ids) != longest)):
+                yield batch
+                batch = []
+            batch.append(request)
+        if batch:
+            yield batch
+
+    def _score(self, batch: Sequence[Request]) -> Iterator[Result]:
+        longest = len(batch[0].token_ids)
+        limit = getattr(self._config, "max_position_embeddings", None)
+        if limit is not None and longest > limit and getattr(self._config, "rope_parameters", None) is None:
+            raise UserError(f"{self.info.name} has {limit} learned positions and cannot take {longest} tokens")
+        # Right padding: under causal attention no token sees what comes after it, so no mask is needed.
+        rows = [list(request.token_ids) + [0] * (longest - len(request.token_ids)) for request in batch]
+        input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        keep = torch.zeros_like(input_ids, dtype=torch.bool)
+        for row, request in zip(keep, batch, strict=True):
+            row[request.start - 1 : len(request.token_ids) - 1] = True
+        hidden = self._hidden(input_ids, keep)
+        device = self._head.weight.device
+        targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
+        scored = token_logprobs(hidden.to(device), targets, self._head).cpu()
+        sizes = [len(request.token_ids) - request.start for request in batch]
+        for request, logprobs in zip(batch, scored.split(sizes), strict=True):
+            yield Result(request.key, logprobs.numpy())
+
+    def _hidden(self, input_ids: Tensor, keep: Tensor) -> Tensor:
+        """Last hidden states of the kept positions, ``(number kept, H)``, row by row of the batch."""
+        self._reset_rope()
+        batch, length = input_ids.shape
+        chunk = self._chunk_tokens(batch, length)
+        if chunk >= length:
+            return self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state[keep]
+        cache = self._new_cache()
+        parts: list[list[Tensor]] = [[] for _ in range(batch)]
+        for start in range(0, length, chunk):
+            ids = input_ids[:, start : start + chunk]
+            states = self._decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            for row, wanted, part in zip(states, keep[:, start : start + chunk], parts, strict=True):
+                part.append(row[wanted])
+        return torch.cat([piece for part in parts for piece in part])
+
+    def _chunk_tokens(self, batch: int, length: int) -> int:
+        if self._by_length or self._window is None:
+            return length
+        if self._config._attn_implementation == "eager":
+            heads = getattr(self._config, "num_attention_heads", 1)
+            return max(16, min(length, ATTENTION_BYTES // (4 * batch * heads * length)))
+        return CHUNK_TOKENS if length > max(self._window, CHUNK_TOKENS) else length
+
+    @cached_property
+    def _window(self) -> int | None:
+        """Smallest attention window, 0 for eager attention; None where chunks gain nothing or cannot be had."""
+        if self._config._attn_implementation not in ("sdpa", "eager"):
+            return None
+        layers = self._new_cache().layers
+        attention = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+        if not layers or {type(layer).__name__ for layer in layers} - attention:
+            return None
+        if self._config._attn_implementation == "eager":
+            return 0
+        windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+        return min(windows) if windows else None
+
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
+    def _reset_rope(self) -> None:
+        """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far."""
+        if not self._stateful:
+            return
+        for module in self._ropes:
+            for name in _original_frequencies(module):
+                prefix = name.removesuffix("original_inv_freq")
+                current = getattr(module, f"{prefix}inv_freq")
+                original = getattr(module, name).to(current.device)
+                module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+            module.max_seq_len_cached = module.original_max_seq_len
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.model.train(training)
+
+    def _probe(self) -> Head:
+        """Holds our log-probabilities against the model's own logits once, on a few tokens."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=generator).to(self._device)
+        self._reset_rope()
+        logits = self.model(input_ids=ids, use_cache=False).logits[0]
+        everything = torch.ones_like(ids, dtype=torch.bool)
+        hidden = self._hidden(ids, everything)
+        if not torch.isfinite(logits).all():
+            raise UserError(
+                f"{type(self.model).__name__} gives logits that are not finite in {self.model.dtype}: use another "
+                "--dtype, or check the weights"
+            )
+        half = PROBE_TOKENS // 2
+        before = self._hidden(ids[:, :half], everything[:, :half])
+        tolerance = max(64 * torch.finfo(hidden.dtype).eps, 1e-3) * float(hidden.abs().max())
+        moved = float((before - hidden[:half]).abs().max())
+        if moved > tolerance and not self._by_length:
+            raise UserError(
+                f"{type(self.model).__name__} is not causal: hidden states of the first {half} tokens moved by "
+                f"{moved:.3g} when tokens were added after them. longlens needs a causal language model"
+            )
+        return find_head(self.model, hidden, logits)
+
+
+def _original_frequencies(module: torch.nn.Module) -> list[str]:
+    """Names under which a rotary embedding keeps its first frequencies, one a layer type in some models."""
+    return [name for name in {**vars(module), **module._buffers} if name.endswith("original_inv_freq")]
+
+
+def _rope_types(module: torch.nn.Module) -> list[str]:
+    kind = getattr(module, "rope_type", "default")
+    return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of a model's parameters, in the order of their names.
+
+    Raises:
+        UserError: Weights are offloaded and cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            raise UserError(f"weights of {type(model).__name__} are offloaded: load it by name, not as an object")
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

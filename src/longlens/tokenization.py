@@ -1,0 +1,225 @@
+"""Text to token ids and exact character spans, with any Hugging Face tokenizer. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+from longlens.spans import check_spans, extend_over_marks, inner, spans_of
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+Ints = npt.NDArray[np.int64]
+
+
+class Encoded(NamedTuple):
+    """The tokens of a text; n of them, without special tokens around it.
+
+    Attributes:
+        token_ids: ``(n,)`` int64.
+        char_spans: ``(n, 2)`` int64, ``[start, end)`` in Python characters (code points) of the text.
+    """
+
+    token_ids: Ints
+    char_spans: Ints
+
+
+class TextEncoder:
+    """A transformers tokenizer as text -> ids and spans; ids are ``tokenizer(text, add_special_tokens=False)``.
+
+    A span runs from the character of the token's first byte to the end of the character of its last byte, so tokens
+    that split a character overlap. Starts never decrease, and leading spaces belong to the token that spells them,
+    also where the tokenizer's own offsets leave them out (``trim_offsets``, as in GPT-2 and RoBERTa). Characters that
+    the tokenizer drops (an ignored space or control character) are in no span. A dummy prefix that is a token of its
+    own (``▁`` of Llama-2) has the character it stands before.
+
+    The tokenizer itself is not changed; later changes of its vocabulary are not seen here.
+
+    Attributes:
+        bos_token_id: What stands before every window by default; None where the tokenizer has none.
+        own_prefix: Special tokens that ``tokenizer(text)`` puts before a text.
+    """
+
+    bos_token_id: int | None
+    own_prefix: tuple[int, ...]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, spans: Literal["exact", "tokenizer"] = "exact") -> None:
+        """Prepares a tokenizer.
+
+        Args:
+            tokenizer: Any transformers tokenizer: fast, SentencePiece, tiktoken-type or Python.
+            spans: ``"tokenizer"`` takes its own ``offset_mapping`` unchanged, for parity with the published package.
+
+        Raises:
+            UserError: The tokenizer has no offsets of its own and is asked for them.
+        """
+        self._tokenizer: Any = tokenizer
+        self._name = type(tokenizer).__name__
+        self._exact = spans == "exact"
+        self._fast = _Fast(tokenizer) if getattr(tokenizer, "is_fast", False) else None
+        if self._fast is None and not self._exact:
+            raise UserError(
+                f"{self._name} is not a fast tokenizer and has no offsets of its own: use spans='exact', the default"
+            )
+        self.bos_token_id = getattr(tokenizer, "bos_token_id", None)
+        self.own_prefix = self._find_own_prefix()
+        if self._fast is not None and self._exact:
+            self._fast.untrim()
+
+    def encode(self, text: str) -> Encoded:
+        """Token ids and spans of a text.
+
+        Raises:
+            UserError: The text has a lone surrogate; or the tokenizer reports no offsets and its tokens do not spell
+                the text; or its offsets are out of order.
+        """
+        _require_unicode(text)
+        if self._fast is None:
+            token_ids = self._own_ids(text)
+            char_spans = spans_of(self._tokenizer, text, token_ids)
+        else:
+            encoding = self._fast.encode(text)
+            token_ids = np.array(encoding.ids, dtype=np.int64)
+            char_spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            if self._fast.may_differ and not np.array_equal(token_ids, self._own_ids(text)):
+                raise UserError(
+                    f"{self._name} changes the ids of its backend tokenizer, so that their characters are not known: "
+                    "load the model's tokenizer.json with transformers.PreTrainedTokenizerFast(tokenizer_file=...)"
+                )
+        if self._exact:
+            check_spans(char_spans, len(text), name=self._name)
+            if self._fast is not None:
+                char_spans = extend_over_marks(text, char_spans)
+        return Encoded(token_ids, char_spans)
+
+    def count(self, text: str) -> int:
+        """Number of tokens of a text, without special tokens.
+
+        Raises:
+            UserError: The text has a lone surrogate.
+        """
+        _require_unicode(text)
+        if self._fast is None or self._fast.may_differ:
+            return len(self._own_ids(text))
+        return self._fast.count(text)
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """The longest prefix whose characters the first ``max_tokens`` tokens spell completely.
+
+        A prefix can have other tokens than the text begins with (a pre-tokenizer looks ahead); where it has more than
+        ``max_tokens``, it is cut again. So ``count(result) <= max_tokens``, the result is a prefix, a text that has no
+        more tokens is returned as it is, and truncating again changes nothing.
+
+        Args:
+            text: The text.
+            max_tokens: At least 0; no special tokens are counted.
+
+        Raises:
+            UserError: ``max_tokens`` is negative, or `encode` raises it.
+        """
+        if max_tokens < 0:
+            raise UserError(f"max_tokens is {max_tokens}: a text cannot have fewer than 0 tokens")
+        while len((encoded := self.encode(text)).token_ids) > max_tokens:
+            begin_of_rest = int(encoded.char_spans[max_tokens, 0])
+            end_of_kept = int(encoded.char_spans[:max_tokens, 1].max(initial=0))
+            text = text[: min(begin_of_rest, end_of_kept, len(text) - 1)]
+        return text
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identifies what the tokenizer does: vocabulary, merges, normaliser, added tokens, as its library writes them.
+
+        The same tokenizer loaded as another class, or written by another version of `tokenizers`, can have another.
+        """
+        return hashlib.sha256(_description(self._tokenizer) if self._fast is None else self._fast.json()).hexdigest()
+
+    def _own_ids(self, text: str) -> Ints:
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.array(ids, dtype=np.int64)
+
+    def _find_own_prefix(self) -> tuple[int, ...]:
+        if self._fast is not None and not self._fast.may_differ:  # asking the tokenizer resets its own truncation
+            whole = self._fast.encode("text", special=True).ids
+            bare = self._fast.encode("text").ids
+        else:
+            whole = list(self._tokenizer("text", verbose=False)["input_ids"])
+            bare = self._own_ids("text").tolist()
+        starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+        return tuple(whole[: starts[0]]) if starts and bare else ()
+
+
+class _Fast:
+    """A copy of a fast tokenizer's backend, without truncation and padding.
+
+    Attributes:
+        may_differ: The tokenizer's class has an encoding of its own around the backend, so ids have to be compared.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+        kind = type(tokenizer)
+        self.may_differ = (
+            kind._encode_plus is not PreTrainedTokenizerFast._encode_plus
+            or kind.__call__ is not PreTrainedTokenizerBase.__call__
+        )
+        self._tokenizer = tokenizer
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._post_processor = self._backend.post_processor
+
+    def untrim(self) -> None:
+        """Takes the post-processor away: without special tokens, all that it does is to trim spaces off the offsets."""
+        self._backend.post_processor = None
+
+    def encode(self, text: str, *, special: bool = False) -> Encoding:
+        self._backend.encode_special_tokens = bool(self._tokenizer.split_special_tokens)
+        return self._backend.encode(text, add_special_tokens=special)
+
+    def count(self, text: str) -> int:
+        self._backend.encode_special_tokens = bool(self._tokenizer.split_special_tokens)
+        return len(self._backend.encode_batch_fast([text], add_special_tokens=False)[0])
+
+    def json(self) -> bytes:
+        """The backend as its library writes it, with the tokenizer's own post-processor."""
+        current, self._backend.post_processor = self._backend.post_processor, self._post_processor
+        try:
+            return self._backend.to_str().encode()
+        finally:
+            self._backend.post_processor = current
+
+
+def _description(tokenizer: Any) -> bytes:
+    """What identifies a tokenizer without a backend: class, vocabulary, added tokens and the model it wraps."""
+    vocabulary = {
+        token.hex() if isinstance(token, bytes) else str(token): i for token, i in tokenizer.get_vocab().items()
+    }
+    model = inner(tokenizer, "serialized_model_proto")
+    encoding = inner(tokenizer, "decode_single_token_bytes")
+    described = {
+        "class": type(tokenizer).__name__,
+        "vocabulary": vocabulary,
+        "sentencepiece": None if model is None else hashlib.sha256(model.serialized_model_proto()).hexdigest(),
+        "tiktoken": None if encoding is None else getattr(encoding, "_pat_str", None),
+    }
+    return json.dumps(described, sort_keys=True).encode()
+
+
+def _require_unicode(text: str) -> None:
+    """Raises the same error as `longlens.corpus.text_sha256` for a lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        from longlens.corpus import text_sha256
+
+        text_sha256(text)

@@ -1,0 +1,61 @@
+"""Which tokens are scored from which window: integers only, used by scoring and by the LongCE loss alike.
+
+With K = 4, d = 2 and n = 9 tokens (the short context of the paper's eq. 8 as its published code runs it)::
+
+    token       0  1  2  3  4  5  6  7  8
+    window 0    c  c  c  c  S  S                 context 4 and 5 tokens
+    window 1          c  c  c  c  S  S
+    window 2                c  c  c  c  S        ragged: one token is left
+
+c: input that is not scored, S: scored. Tokens 0 to 3 have no short score.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from longlens.errors import UserError
+
+
+class Window(NamedTuple):
+    """Tokens ``[start, stop)`` go into the model, ``[first, stop)`` of them are scored."""
+
+    start: int
+    first: int
+    stop: int
+
+
+def check_window_settings(context: int, stride: int) -> None:
+    """Refuses settings that no window can be made of.
+
+    Raises:
+        UserError: ``context < 1`` or ``stride < 1``.
+    """
+    if context < 1:
+        raise UserError(f"context is {context}; the short context K must be at least 1 token, such as --context 4096")
+    if stride < 1:
+        raise UserError(f"stride is {stride}; d must be at least 1 token, such as --stride 1024")
+
+
+def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:
+    """Windows in which every token from K on is scored once, with K to K + d - 1 tokens before it.
+
+    Equivalent code, for j = 0, 1, ... while K + j d < n::
+
+        Window(start=j * d, first=K + j * d, stop=min(K + (j + 1) * d, n))
+
+    Args:
+        num_tokens: n, tokens of the document.
+        context: K, tokens of context that every scored token has at least.
+        stride: d, tokens that share a window.
+
+    Raises:
+        UserError: ``context < 1`` or ``stride < 1``.
+
+    Source: paper, Appendix A.1, eq. 8.
+    """
+    check_window_settings(context, stride)
+    return [
+        Window(start=first - context, first=first, stop=min(first + stride, num_tokens))
+        for first in range(context, num_tokens, stride)
+    ]
