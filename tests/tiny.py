@@ -42,18 +42,47 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama-yarn": ("Llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                                                 "original_max_position_embeddings": 32}}),
-    "llama-dynamic-ntk": ("Llama", {"max_position_embeddings": 40,
-                                    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}}),
-    "phi3-longrope": ("Phi3", {"original_max_position_embeddings": 40, "rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0],
-        "original_max_position_embeddings": 40}}),
+    "llama-yarn": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "llama-dynamic-ntk": (
+        "Llama",
+        {"max_position_embeddings": 40, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}},
+    ),
+    "phi3-longrope": (
+        "Phi3",
+        {
+            "original_max_position_embeddings": 40,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [1.0, 2.0, 3.0, 4.0],
+                "original_max_position_embeddings": 40,
+            },
+        },
+    ),
     "mistral-sliding": ("Mistral", {"sliding_window": 24}),
     "qwen2": ("Qwen2", {}),
     "qwen3-tied": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 8}),
-    "gemma2": ("Gemma2", {"head_dim": 8, "sliding_window": 24, "final_logit_softcapping": 2.0,
-                          "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 8,
+            "sliding_window": 24,
+            "final_logit_softcapping": 2.0,
+            "attn_logit_softcapping": 5.0,
+            "query_pre_attn_scalar": 8,
+        },
+    ),
     "gemma3": ("Gemma3Text", {"head_dim": 8, "sliding_window": 24, "num_hidden_layers": 6, "query_pre_attn_scalar": 8}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "cohere2-sliding": ("Cohere2", {"logit_scale": 0.25, "sliding_window": 24, "num_hidden_layers": 4}),

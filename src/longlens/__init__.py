@@ -36,7 +36,7 @@ _HOME = {
     "select_key_tokens": "keytokens.selection",
     "write_keys": "keytokens.exchange",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 

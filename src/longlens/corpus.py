@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from longlens.errors import UserError
 
 if TYPE_CHECKING:
-    from longlens.corpus_hub import Row
+    from longlens.corpus_rows import Row
 
 JSONL_ENDINGS = frozenset({".jsonl", ".ndjson"})
 PARQUET_ENDINGS = frozenset({".parquet"})
@@ -182,7 +182,7 @@ class _Source:
 
 def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Source]:
     if isinstance(source, str) and source.startswith("hf:"):
-        from longlens.corpus_hub import open_dataset
+        from longlens.corpus_rows import open_dataset
 
         check_unicode(source, f"the name {shown(source)}", "rename the folder")
         yield _Source(id=source[3:], name=source, rows=open_dataset(source[3:], options))
@@ -208,7 +208,7 @@ def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Sou
 
 
 def _planned_file(id: str, path: Path, options: ReadOptions, *, in_folder: bool) -> _Source:
-    from longlens.corpus_hub import rows_reader
+    from longlens.corpus_rows import rows_reader
 
     check_unicode(id, f"the file name {shown(path)}", "rename the file")
     if not os.access(path, os.R_OK):
@@ -283,7 +283,7 @@ def _read(
     source: _Source, options: ReadOptions, decoder: Callable[[Sequence[int]], str] | None
 ) -> Iterator[tuple[str, Document]]:
     """The documents of one source, each with its place for messages."""
-    from longlens.corpus_hub import document_of_row
+    from longlens.corpus_rows import document_of_row
 
     if source.rows is None:
         text = _read_text(Path(source.name))

@@ -111,7 +111,9 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
             head = Head(weight=base.weight, bias=base.bias, scale=scale, softcap=softcap)
             error = float((head.logits(wide) - wanted).abs().max())
             if error <= tolerance:
-                return Head(weight=module.weight.detach(), bias=getattr(module, "bias", None), scale=scale, softcap=softcap)
+                return Head(
+                    weight=module.weight.detach(), bias=getattr(module, "bias", None), scale=scale, softcap=softcap
+                )
             worst = min(worst, error)
     raise UserError(
         f"{name} computes its logits in a way that longlens does not know: the nearest of "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from longlens.scoring.transformers import TransformersScorer
+    from longlens.tokenization import TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,6 @@ def load_scorer(
     chosen = _dtype(dtype, where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
-        require("gguf", extra="gguf", purpose=f"{name} (a .gguf file)")
         options["gguf_file"] = source.gguf
     if attention is not None:
         options["attn_implementation"] = attention
@@ -164,21 +164,33 @@ def load_scorer(
     )
 
 
-def load_encoder(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, as a `longlens.tokenization.TextEncoder`; the weights are not loaded.
+def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
+    """The tokenizer of a model as text to tokens and spans; the weights are not loaded.
 
     Raises:
         UserError: No such tokenizer.
     """
     from longlens.tokenization import TextEncoder
 
-    return TextEncoder(_tokenizer(resolve(name), trust_remote_code))
+    return TextEncoder(load_tokenizer(name, trust_remote_code=trust_remote_code))
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, of transformers.
+
+    Raises:
+        UserError: No such tokenizer.
+    """
+    return _tokenizer(resolve(name), trust_remote_code)
 
 
 def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    options: dict[str, Any] = {}
+    if source.gguf is not None:
+        require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
+        options["gguf_file"] = source.gguf
     with _explained(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
 

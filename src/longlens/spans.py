@@ -48,48 +48,6 @@ def spans_from_bytes(utf8: bytes, starts: Ints, ends: Ints) -> Ints:
     return np.stack([first, last], axis=1)
 
 
-def extend_over_marks(text: str, spans: Ints) -> Ints:
-    """Gives marks in no span to the token that ends before them: NFC makes one character of ``e`` and its accent.
-
-    The `tokenizers` library puts such a token on the first of the two characters alone.
-
-    Args:
-        text: The text.
-        spans: ``(n, 2)``, starts in order.
-    """
-    change = np.bincount(spans[:, 0], minlength=len(text) + 1) - np.bincount(spans[:, 1], minlength=len(text) + 1)
-    bare = np.flatnonzero(np.cumsum(change)[:-1] == 0)
-    if len(bare) == 0:
-        return spans
-    end_at = np.arange(len(text) + 1, dtype=np.int64)
-    previous, begin = -2, 0
-    for place in bare.tolist():
-        if place != previous + 1:
-            begin = place
-        if not _continues(text[place]):
-            continue  # previous stays behind, so that marks after it do not belong to what stood before
-        end_at[begin] = place + 1
-        previous = place
-    extended: Ints = spans.copy()
-    spelled = spans[:, 1] > spans[:, 0]
-    extended[spelled, 1] = end_at[spans[spelled, 1]]
-    return extended
-
-
-def check_spans(spans: Ints, length: int, *, name: str) -> None:
-    """Checks ``0 <= start <= end <= length`` and that starts do not decrease.
-
-    Raises:
-        UserError: They are not so; names the tokenizer.
-    """
-    inside = np.all((spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= length))
-    if not inside or np.any(np.diff(spans[:, 0]) < 0):
-        raise UserError(
-            f"{name} gives character spans that are out of order or outside the text of {length} characters, so they "
-            "cannot be relied on: use another tokenizer of this model, or spans='tokenizer' to take them as they are"
-        )
-
-
 def spans_of(tokenizer: Any, text: str, token_ids: Ints) -> Ints:
     """Spans ``(n, 2)`` for a tokenizer without offsets, from what its tokens spell.
 
@@ -103,6 +61,8 @@ def spans_of(tokenizer: Any, text: str, token_ids: Ints) -> Ints:
     spans = _by_sentencepiece(tokenizer, text, token_ids)
     if spans is None:
         spans = _by_spelling(tokenizer, text, token_ids)
+    if spans is None:
+        spans = _by_spelling_without_stripped(tokenizer, text, token_ids)
     if spans is None:
         raise UserError(
             f"{type(tokenizer).__name__} reports no character offsets, and its tokens do not spell the text, so exact "
@@ -120,11 +80,6 @@ def inner(tokenizer: Any, method: str) -> Any:
             if hasattr(found, method):
                 return found
     return None
-
-
-def _continues(character: str) -> bool:
-    """Whether it belongs to the character before it: a mark, or a vowel or final consonant of a Hangul syllable."""
-    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
 # Tokens that spell the text
@@ -153,6 +108,24 @@ def _by_spelling(tokenizer: Any, text: str, token_ids: Ints) -> Ints | None:
             if spans_of_spelled is not None:
                 return spans_of_spelled
     return None
+
+
+def _by_spelling_without_stripped(tokenizer: Any, text: str, token_ids: Ints) -> Ints | None:
+    """As `_by_spelling`, where added tokens take the spaces beside them, which no token then spells."""
+    kept: list[str] = []
+    begins: list[int] = []  # of the characters kept, in the text
+    ends = [0]  # of the character before
+    for start, end, added in _segments(tokenizer, text):
+        part = text[start:end] if added is None else text[start:end].strip()
+        if part:
+            kept.append(part)
+            places = range(start, start + len(part))
+            begins.extend(places)
+            ends.extend([*(place + 1 for place in places[:-1]), end])
+    spans = None if sum(map(len, kept)) == len(text) else _by_spelling(tokenizer, "".join(kept), token_ids)
+    if spans is None:
+        return None
+    return np.stack([np.array([*begins, len(text)])[spans[:, 0]], np.array(ends)[spans[:, 1]]], axis=1)
 
 
 def _readings(tokenizer: Any, utf8: bytes, marked: bytes) -> Iterator[tuple[Spell, bytes]]:
@@ -228,8 +201,7 @@ def _through_normal_form(text: str, spelled: bytes, starts: Ints, ends: Ints) ->
             of_bytes = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             if len(of_bytes) != len(spelled):  # another version of Unicode than Python's
                 return None
-            spans = np.stack([of_bytes[starts, 0], of_bytes[ends - 1, 1]], axis=1)
-            return extend_over_marks(text, spans)
+            return np.stack([of_bytes[starts, 0], of_bytes[ends - 1, 1]], axis=1)
     return None
 
 

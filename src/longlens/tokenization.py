@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
-from longlens.spans import check_spans, extend_over_marks, inner, spans_of
+from longlens.spans import inner, spans_of
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -96,8 +97,7 @@ class TextEncoder:
                 )
         if self._exact:
             check_spans(char_spans, len(text), name=self._name)
-            if self._fast is not None:
-                char_spans = extend_over_marks(text, char_spans)
+            char_spans = extend_over_marks(text, char_spans)
         return Encoded(token_ids, char_spans)
 
     def count(self, text: str) -> int:
@@ -127,7 +127,7 @@ class TextEncoder:
         """
         if max_tokens < 0:
             raise UserError(f"max_tokens is {max_tokens}: a text cannot have fewer than 0 tokens")
-        while len((encoded := self.encode(text)).token_ids) > max_tokens:
+        while text and len((encoded := self.encode(text)).token_ids) > max_tokens:
             begin_of_rest = int(encoded.char_spans[max_tokens, 0])
             end_of_kept = int(encoded.char_spans[:max_tokens, 1].max(initial=0))
             text = text[: min(begin_of_rest, end_of_kept, len(text) - 1)]
@@ -154,6 +154,53 @@ class TextEncoder:
             bare = self._own_ids("text").tolist()
         starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
         return tuple(whole[: starts[0]]) if starts and bare else ()
+
+
+def extend_over_marks(text: str, spans: Ints) -> Ints:
+    """Gives marks in no span to the token that ends before them: NFC makes one character of ``e`` and its accent.
+
+    The `tokenizers` library puts such a token on the first of the two characters alone.
+
+    Args:
+        text: The text.
+        spans: ``(n, 2)``, starts in order.
+    """
+    change = np.bincount(spans[:, 0], minlength=len(text) + 1) - np.bincount(spans[:, 1], minlength=len(text) + 1)
+    bare = np.flatnonzero(np.cumsum(change)[:-1] == 0)
+    if len(bare) == 0:
+        return spans
+    end_at = np.arange(len(text) + 1, dtype=np.int64)
+    previous, begin = -2, 0
+    for place in bare.tolist():
+        if place != previous + 1:
+            begin = place
+        if not _continues(text[place]):
+            continue  # previous stays behind, so that marks after it do not belong to what stood before
+        end_at[begin] = place + 1
+        previous = place
+    extended: Ints = spans.copy()
+    spelled = spans[:, 1] > spans[:, 0]
+    extended[spelled, 1] = end_at[spans[spelled, 1]]
+    return extended
+
+
+def check_spans(spans: Ints, length: int, *, name: str) -> None:
+    """Checks ``0 <= start <= end <= length`` and that starts do not decrease.
+
+    Raises:
+        UserError: They are not so; names the tokenizer.
+    """
+    inside = np.all((spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= length))
+    if not inside or np.any(np.diff(spans[:, 0]) < 0):
+        raise UserError(
+            f"{name} gives character spans that are out of order or outside the text of {length} characters, so they "
+            "cannot be relied on: use another tokenizer of this model, or spans='tokenizer' to take them as they are"
+        )
+
+
+def _continues(character: str) -> bool:
+    """Whether it belongs to the character before it: a mark, or a vowel or final consonant of a Hangul syllable."""
+    return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
 class _Fast:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ def tokenizations(draw, length):
     """Spans of a tokenizer: pieces in order, some without their blank, split into bytes, or empty."""
     cuts = sorted({0, length, *draw(st.lists(st.integers(0, length), max_size=12))})
     spans = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         kind = draw(st.sampled_from(["plain", "plain", "plain", "gap", "bytes", "empty", "overlapping", "special"]))
         spans += {
             "plain": [(start, end)],
@@ -79,6 +81,10 @@ def test_nothing_gives_nothing():
     assert tokens_in_runs(none, as_array([(0, 2)])).tolist() == []
     assert carry_weights(none, [], spans).tolist() == [0, 0]
     assert carry_weights(spans, [3, 4], none).tolist() == []
+
+
+def test_spans_within_a_longer_one_do_not_end_its_run():
+    assert merge_spans([(0, 5), (1, 2), (3, 4), (7, 8), (5, 6)]).tolist() == [[0, 6], [7, 8]]
 
 
 def test_eq_10_by_hand():

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -70,7 +71,7 @@ def test_soft_longppl_is_that_of_the_naive_oracle(gamma):
         text = "".join(rng.choice(list("abé 漢"), 60))
         for kept, k in ((rows, 7), (evaluated, 11)):
             cuts = [0, *sorted(rng.choice(np.arange(1, 60), k, replace=False)), 60]
-            pieces = [text[s:e] for s, e in zip(cuts, cuts[1:], strict=False)]
+            pieces = [text[s:e] for s, e in itertools.pairwise(cuts)]
             long, short = -3 * rng.random((2, len(pieces)))
             long[0], short[:4] = NAN, NAN
             kept.append(token_scores(pieces, long, short, id=id))
@@ -93,7 +94,7 @@ def test_a_key_run_at_token_0_without_a_score_is_not_key_where_published_takes_t
     row = token_scores(["ab", "cd"], [-1, -1], [-9, -1])  # the evaluator has a BOS, hence a score at token 0
     result = perplexity(scores(token_scores(["ab", "cd"], [NAN, -7])), evaluator_scores=scores(row, name="E"))
     assert (result.longppl, result.num_key_tokens) == (None, 0)
-    assert any("no token of this model is key" in note for note in result.warnings)
+    assert any("no token of toy is key" in note for note in result.warnings)
     with_bos = perplexity(scores(token_scores(["ab", "cd"], [-2, -7])), evaluator_scores=scores(row, name="E"))
     assert (with_bos.longppl, with_bos.num_key_tokens) == (pytest.approx(math.exp(2)), 1)
 
@@ -103,6 +104,12 @@ def test_bits_per_character_counts_from_the_first_scored_token():
     assert perplexity(scores(*rows)).bits_per_character == pytest.approx(5 / 5, rel=1e-6)
     rows = [token_scores(["abc", "de", "fgh"], [-math.log(8), -math.log(2), -math.log(16)])]
     assert perplexity(scores(*rows)).bits_per_character == pytest.approx(8 / 8, rel=1e-6)
+
+
+def test_bits_on_key_tokens_leave_out_characters_of_a_token_without_a_score():
+    run = scores(token_scores(["abcd", "ef"], [-1, -1], [-9, -9]), name="E")
+    result = perplexity(scores(token_scores(["abcd", "ef"], [NAN, -math.log(2)])), evaluator_scores=run)
+    assert result.key_bits_per_character == pytest.approx(1 / 2, rel=1e-6)
 
 
 def test_tokens_from_k_on_are_those_of_the_evaluated_model():
@@ -201,9 +208,10 @@ def test_neither_order_of_documents_nor_a_second_call_changes_anything():
 def test_json_has_the_documented_keys_and_nothing_that_json_does_not_know():
     result = perplexity(scores(*many(3), name="M"), evaluator_scores=scores(*many(3), name="E"), resamples=50)
     plain = json.loads(json.dumps(result.to_json(per_document=True), allow_nan=False))
-    documented = """schema_version model evaluator ppl longppl longppl_soft bits_per_character num_tokens num_key_tokens
-    num_documents truncated_documents intervals settings documents""".split()
-    assert set(documented) <= plain.keys()
+    documented = {"schema_version", "model", "evaluator", "ppl", "longppl", "longppl_soft", "bits_per_character"}
+    documented |= {"num_tokens", "num_key_tokens", "num_documents", "truncated_documents"}
+    documented |= {"intervals", "settings", "documents"}
+    assert documented <= plain.keys()
     assert list(plain["intervals"]) == ["ppl", "longppl", "longppl_soft"]
     assert [len(both) for both in plain["intervals"].values()] == [2, 2, 2]
     assert [list(document) for document in plain["documents"]] == [
@@ -293,7 +301,7 @@ def test_scores_of_different_texts_are_refused():
     model = scores(token_scores(["The code"], [NAN]), name="M")
     with pytest.raises(UserError, match=r"different texts .* same --max-length and --truncate-with$"):
         perplexity(model, evaluator_scores=evaluator())
-    with pytest.raises(UserError, match="the keys are of different texts .* or use keys of this text"):
+    with pytest.raises(UserError, match=r"the keys are of different texts .* or use keys of this text"):
         perplexity(model, keys=select_key_tokens(evaluator()))
 
 

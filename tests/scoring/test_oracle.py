@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from reference.scoring import naive_logprobs, naive_published_scores, naive_scores
-from tiny import FAMILIES, byte_tokenizer, tiny_model
 
 import longlens
 from longlens.scoring.transformers import TransformersScorer
+from reference.scoring import naive_logprobs, naive_published_scores, naive_scores
+from tiny import FAMILIES, byte_tokenizer, tiny_model
 
-TEXTS = ["It was the best of times, it was the worst of times, " * 3, "Straße 🙂 naïve", "x", "a document of a middle length" * 2]
+TEXTS = [
+    "It was the best of times, it was the worst of times, " * 3,
+    "Straße 🙂 naïve",
+    "x",
+    "a document of a middle length" * 2,
+]
 NATS = 1e-4
 
 
@@ -41,9 +46,7 @@ def test_every_family_equals_the_oracle(family, monkeypatch):
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_published_rule_of_an_evaluator(adds_bos):
     model = tiny_model("llama")
-    scores = longlens.score(
-        documents(), make_scorer(model, adds_bos=adds_bos), context=32, stride=12, bos="published"
-    )
+    scores = longlens.score(documents(), make_scorer(model, adds_bos=adds_bos), context=32, stride=12, bos="published")
     for row in scores:
         long, short = naive_published_scores(
             model, row.token_ids.tolist(), context=32, stride=12, prefix=[256] if adds_bos else []

@@ -154,7 +154,7 @@ def read_corpus(model_scores: Scores, influence: Influence, answers: AnswerSpans
         notes=[
             *_notes_on_evaluator(model_scores, influence),
             *filter(None, [near_threshold_message(near, total, dtype)]),
-            *_notes_on_documents(documents),
+            *_notes_on_documents(model, documents),
         ],
         near=(near, total, dtype),
     )
@@ -226,26 +226,26 @@ def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]
     return notes
 
 
-def _notes_on_documents(documents: Sequence[DocumentStatistics]) -> list[str]:
+def _notes_on_documents(model: str, documents: Sequence[DocumentStatistics]) -> list[str]:
     notes = []
     impossible = {document.id: document.num_impossible for document in documents if document.num_impossible}
     if impossible:
         notes.append(
-            f"{_names(impossible)}: {sum(impossible.values())} tokens have probability 0, so that every perplexity "
-            "they are part of is infinite and given as null"
+            f"{_names(impossible)}: {sum(impossible.values())} tokens have probability 0 under {model}, so that every "
+            "perplexity they are part of is infinite and given as null"
         )
     unscored = {document.id: document.num_unscored for document in documents if document.num_unscored > 1}
     if unscored:
         notes.append(
-            f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability, where only a first token "
-            "should have none; the model may have given NaN"
+            f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability under {model}, where only a "
+            "first token should have none; the model may have given NaN"
         )
     if all(document.ngram is None for document in documents):
-        notes.append("the text was not stored (--no-text), so there is no perplexity on re-occurred n-grams")
+        notes.append(f"{model} was scored with --no-text, so there is no perplexity on re-occurred n-grams")
     if all(document.num_key_tokens == 0 for document in documents):
         notes.append(
-            "no token of this model is key, so LongPPL does not exist; documents have to be longer than the short "
-            "context: try a smaller one (--context), or a lower --alpha"
+            f"no token of {model} is key, so it has no LongPPL; documents have to be longer than the short context: "
+            "try a smaller one (--context), or a lower --alpha"
         )
     return notes
 

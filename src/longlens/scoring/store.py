@@ -357,8 +357,11 @@ class StoredScores(Sequence[TokenScores]):
         for path in part_paths(self.folder / ("long" if short is None else short_folder(short))):
             rows = _read_columns(path, columns).to_pylist()
             metadata = pq.read_metadata(path)
-            places = ((group, row) for group in range(metadata.num_row_groups)
-                      for row in range(metadata.row_group(group).num_rows))
+            places = (
+                (group, row)
+                for group in range(metadata.num_row_groups)
+                for row in range(metadata.row_group(group).num_rows)
+            )
             for record, (group, row) in zip(rows, places, strict=True):
                 id = record["id"]
                 if short is None and hashes.setdefault(id, record["text_sha256"]) != record["text_sha256"]:
@@ -384,9 +387,7 @@ class StoredScores(Sequence[TokenScores]):
             token_ids=_array(long["token_ids"], np.int64),
             char_spans=spans,
             long_logprobs=_array(long["logprobs"], np.float32),
-            short={
-                s: _array(self._row(*place)["logprobs"], np.float32) for s, place in where.items() if s is not None
-            },
+            short={s: _array(self._row(*place)["logprobs"], np.float32) for s, place in where.items() if s is not None},
             selected=self._selected,
         )
 

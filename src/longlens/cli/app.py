@@ -1,0 +1,42 @@
+"""The commands, gathered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from longlens.cli.commands.compare import compare
+from longlens.cli.commands.demo import demo
+from longlens.cli.commands.keys import keys
+from longlens.cli.commands.longppl import longppl
+from longlens.cli.commands.perplexity import perplexity
+from longlens.cli.commands.score import score
+
+app = typer.Typer(
+    name="longlens",
+    help="Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, score, perplexity, longppl, keys, compare):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from longlens import __version__
+
+        typer.echo(f"longlens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them."""

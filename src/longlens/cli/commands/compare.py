@@ -1,0 +1,58 @@
+"""``longlens compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longlens.cli import options as o
+
+
+def compare(
+    scores: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
+    evaluator_scores: o.EvaluatorScores = None,
+    keys: o.Keys = None,
+    alpha: o.Alpha = o.ALPHA,
+    beta: o.Beta = o.BETA,
+    no_lcl: o.NoLcl = False,
+    gamma: o.Gamma = o.GAMMA,
+    context: o.AtContext = None,
+    stride: o.AtStride = None,
+    as_json: o.Json = False,
+) -> None:
+    """Paired differences between models on the same documents and key tokens, and how many documents would settle them.
+
+    Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
+    """
+    from longlens.cli.commands.perplexity import print_results
+    from longlens.cli.console import interval, number, print_json, print_table, say
+    from longlens.metrics.comparison import compare as compute
+    from longlens.scoring.store import open_scores
+
+    chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    found = compute([open_scores(path) for path in scores], **chosen)
+    if as_json:
+        print_json(found.to_json())
+        return
+    print_results(found.results)
+    names = {
+        "log_ppl": "log PPL, nats per token",
+        "log_longppl": "log LongPPL, nats per key token",
+        "bits_per_character": "bits per character",
+        "key_bits_per_character": "bits per character of key tokens",
+    }
+    for pair in found.pairs:
+        print()
+        rows = []
+        for field, name in names.items():
+            difference = getattr(pair, field)
+            if difference is not None:
+                needed = number(difference.documents_to_settle, 0)
+                verdict = "settled" if difference.settled else "open"
+                rows.append([name, number(difference.value), interval(difference.interval), verdict, needed])
+        columns = [f"{pair.model} minus {pair.baseline}", "difference", "95 % interval", "", "documents to settle"]
+        print_table(columns, rows)
+    for warning in found.warnings:
+        say(f"note: {warning}")

@@ -1,0 +1,98 @@
+"""``longlens demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from longlens.corpus import Document
+    from longlens.keytokens.selection import KeyTokens
+    from longlens.scoring.scores import TokenScores
+
+MODEL = "smollm2"
+CONTEXT, STRIDE, MAX_LENGTH = 512, 256, 6144
+NUM_SHOWN = 8
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path("longlens-demo"),
+) -> None:
+    """The whole story on a small real model and a real long text, offline: scores, key tokens, PPL and LongPPL.
+
+    Example: longlens demo -o longlens-demo
+    """
+    from longlens.cli.commands.perplexity import print_results
+    from longlens.cli.console import ScoringProgress, printable, say
+    from longlens.cli.options import announce
+    from longlens.keytokens.exchange import write_keys
+    from longlens.keytokens.selection import select_key_tokens
+    from longlens.metrics.perplexity import perplexity
+    from longlens.models import load_scorer
+    from longlens.scoring.scorer import own_limit, score
+    from longlens.scoring.store import write_json
+
+    document = demo_document()
+    scorer = load_scorer(MODEL)
+    limit = own_limit(scorer, MAX_LENGTH)
+    announce(scorer, limit)
+    with ScoringProgress("score", min(len(document.text), 4 * MAX_LENGTH)) as progress:
+        scores = score([document], scorer, context=CONTEXT, stride=STRIDE, out=out, limit=limit, progress=progress)
+    keys = select_key_tokens(scores)
+    write_keys(out / "keys.jsonl", keys, overwrite=True)
+    result = perplexity(scores, evaluator_scores=scores)
+    write_json(out / "perplexity.json", result.to_json(per_document=True))
+    print(
+        f"Text: {document.metadata['title']}, its first {len(scores[0].token_ids):,} tokens.\n"
+        f"A key token is one that {MODEL} predicts far better from all that stands before it than from the last "
+        f"{CONTEXT} to {CONTEXT + STRIDE - 1} tokens.\n"
+    )
+    print_results([result])
+    print(f"\nKey tokens with the largest long-short difference (LSD, nats), {NUM_SHOWN} of {result.num_key_tokens}:")
+    for lsd, before, token, after in excerpts(scores[0], keys[0], NUM_SHOWN):
+        print(f"  {lsd:5.2f}  …{printable(before)}[{printable(token)}]{printable(after)}…")
+    say(f"\nThe run is in {out}: its scores, keys.jsonl and perplexity.json.")
+
+
+def demo_document() -> Document:
+    """A real long text that is on every machine with Python: the help texts of the language reference.
+
+    Raises:
+        UserError: This Python comes without ``pydoc_data``.
+    """
+    from longlens.corpus import Document
+    from longlens.errors import UserError
+
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise UserError(
+            "this Python comes without pydoc_data.topics, the text of the demo: run "
+            "longlens longppl YOUR.txt --model smollm2 --evaluator self -o run"
+        ) from error
+    title = "the Python Language Reference on special method names (pydoc_data.topics)"
+    return Document(id="specialnames", text=topics["specialnames"], metadata={"title": title})
+
+
+def excerpts(scores: TokenScores, keys: KeyTokens, count: int, width: int = 48) -> list[tuple[float, str, str, str]]:
+    """The key tokens with the largest LSD, in the order of the text: LSD in nats, and the text around each.
+
+    Args:
+        scores: Of the evaluator, with the text.
+        keys: Its key tokens.
+        count: How many.
+        width: Characters on either side.
+    """
+    assert scores.text is not None
+    assert keys.token_indices is not None
+    largest = sorted(keys.token_indices.tolist(), key=lambda i: -scores.lsd[i])[:count]
+    rows = []
+    for index in sorted(largest):
+        start, end = scores.char_spans[index].tolist()
+        text = scores.text
+        around = text[max(0, start - width) : start], text[start:end], text[end : end + width]
+        before, token, after = (" ".join(part.split(" ")).replace("\n", " ") for part in around)
+        rows.append((float(scores.lsd[index]), before, token, after))
+    return rows

@@ -1,0 +1,156 @@
+"""``longlens longppl``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longlens.cli import options as o
+
+if TYPE_CHECKING:
+    from longlens.corpus import ReadOptions
+    from longlens.scoring.store import StoredScores
+    from longlens.scoring.truncation import Limit
+
+
+def longppl(
+    docs: o.Docs,
+    model: Annotated[str, typer.Option(help=f"The evaluated model. {o.MODEL_HELP}")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
+    evaluator: Annotated[
+        str | None, typer.Option(help="The model that selects key tokens; self for the evaluated one.")
+    ] = None,
+    keys: o.Keys = None,
+    context: Annotated[int, typer.Option(help="K, the short context in tokens.")] = 4096,
+    stride: Annotated[int, typer.Option(help="d, tokens that share a window.")] = 1024,
+    alpha: o.Alpha = o.ALPHA,
+    beta: o.Beta = o.BETA,
+    no_lcl: o.NoLcl = False,
+    gamma: o.Gamma = o.GAMMA,
+    max_length: o.MaxLength = None,
+    max_characters: o.MaxCharacters = None,
+    truncate_with: o.TruncateWith = None,
+    extrapolate: o.Extrapolate = False,
+    bos: o.Bos = "window",
+    no_text: o.NoText = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
+    attention: o.Attention = None,
+    batch_tokens: o.BatchTokens = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+    text_field: o.TextField = "text",
+    id_field: o.IdField = "id",
+    subset: o.Subset = None,
+    split: o.Split = "test",
+    tokenized_with: o.TokenizedWith = None,
+    min_tokens: o.MinTokens = None,
+    samples: o.Samples = None,
+    per_document: Annotated[bool, typer.Option(help="A line, or an entry of the JSON, for each document.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Score documents with the evaluator and the evaluated model, and compute LongPPL: the one-line way in.
+
+    Documents are cut to --max-length tokens of the evaluator, so that both models see the same text.
+
+    Example: longlens longppl books/ --model smollm2 --evaluator gemma3-270m --context 1024 --stride 256 -o run
+    """
+    from longlens.cli.commands.perplexity import print_results
+    from longlens.cli.console import print_json, say
+    from longlens.corpus import ReadOptions
+    from longlens.errors import UserError
+    from longlens.metrics.perplexity import perplexity
+    from longlens.scoring.store import write_json
+    from longlens.windows import check_window_settings
+
+    if (evaluator is None) == (keys is None):
+        raise UserError(
+            "LongPPL needs key tokens: give --evaluator MODEL or --keys FILE, one of them (--evaluator self selects "
+            "by the evaluated model, which the paper finds uninformative)"
+        )
+    check_window_settings(context, stride)
+    if evaluator == "self":
+        say("warning: the model is its own evaluator, for which the paper finds LongPPL uninformative (appendix B.2)")
+    loading = {
+        "dtype": dtype,
+        "device": device,
+        "device_map": device_map,
+        "attention": attention,
+        "batch_tokens": batch_tokens,
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+    }
+    cutting = {"max_length": max_length, "max_characters": max_characters, "truncate_with": truncate_with}
+    reading = ReadOptions(
+        text_field=text_field,
+        id_field=id_field,
+        subset=subset,
+        split=split,
+        tokenized_with=tokenized_with,
+        min_tokens=min_tokens,
+        samples=samples,
+    )
+    storing = {"bos": bos, "store_text": not no_text, "extrapolate": extrapolate}
+    windows = {"context": context, "stride": stride}
+    chosen = o.choice(None, keys, alpha, beta, gamma, no_lcl, None, None)
+    limit: Limit | None = None
+    # Under the window rule one run gives both sides of a model that is its own evaluator.
+    alone = evaluator == "self" and bos == "window"
+    if evaluator is not None and not alone:
+        name = model if evaluator == "self" else evaluator
+        selecting, limit = _run(docs, reading, name, out / "evaluator", None, loading, cutting, storing | windows)
+        chosen["evaluator_scores"] = selecting
+    scores, _ = _run(
+        docs,
+        reading,
+        model,
+        out / "model",
+        limit,
+        loading,
+        cutting,
+        storing | (windows if alone else {"context": None}),
+    )
+    if alone:
+        chosen["evaluator_scores"] = scores
+    result = perplexity(scores, **chosen)
+    write_json(out / "perplexity.json", result.to_json(per_document=True))
+    if as_json:
+        print_json(result.to_json(per_document=per_document))
+    else:
+        print_results([result], per_document=per_document)
+
+
+def _run(
+    docs: list[str],
+    reading: ReadOptions,
+    model: str,
+    out: Path,
+    limit: Limit | None,
+    loading: dict[str, Any],
+    cutting: dict[str, Any],
+    storing: dict[str, Any],
+) -> tuple[StoredScores, Limit | None]:
+    """Scores the documents with one model; gives back what they were cut to, for the next model."""
+    from longlens.cli.console import ScoringProgress
+    from longlens.models import load_encoder, load_scorer
+    from longlens.scoring.scorer import MAX_LENGTH, score
+    from longlens.scoring.store import StoredScores
+    from longlens.scoring.truncation import TokenLimit
+
+    trusted = loading["trust_remote_code"]
+    documents = o.documents(docs, reading, trust_remote_code=trusted)
+    scorer = load_scorer(model, **loading)
+    if limit is None:
+        limit = o.limit(scorer, **cutting, extrapolate=storing["extrapolate"], trust_remote_code=trusted)
+    o.announce(scorer, limit)
+    with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
+        scores = score(documents, scorer, out=out, limit=limit, progress=progress, **storing)
+    assert isinstance(scores, StoredScores)
+    if isinstance(limit, TokenLimit) and limit.counted_by == "own":
+        # The tokenizer alone goes on to the next model; the weights of this one are let go.
+        encoder = load_encoder(model, trust_remote_code=trusted)
+        limit = TokenLimit(max_tokens=limit.max_tokens, counted_by=model, encode=encoder.encode)
+    return scores, limit

@@ -1,0 +1,116 @@
+"""``longlens perplexity``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longlens.cli import options as o
+
+if TYPE_CHECKING:
+    from longlens.metrics.perplexity import PerplexityResult
+
+
+def perplexity(
+    scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score.")],
+    evaluator_scores: o.EvaluatorScores = None,
+    keys: o.Keys = None,
+    alpha: o.Alpha = o.ALPHA,
+    beta: o.Beta = o.BETA,
+    no_lcl: o.NoLcl = False,
+    gamma: o.Gamma = o.GAMMA,
+    context: o.AtContext = None,
+    stride: o.AtStride = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="JSONL with id and answer_spans: perplexity on answers and on the rest.")
+    ] = None,
+    per_document: Annotated[bool, typer.Option(help="A line, or an entry of the JSON, for each document.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Perplexity, LongPPL and LongPPL-soft from stored scores; no model is run.
+
+    Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
+    """
+    from longlens.cli.console import print_json
+    from longlens.metrics.perplexity import perplexity as compute
+    from longlens.scoring.store import open_scores
+
+    chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    spans = None if answers is None else read_answers(answers)
+    results = [compute(open_scores(path), answers=spans, **chosen) for path in scores]
+    if as_json:
+        listed = [result.to_json(per_document=per_document) for result in results]
+        print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})
+    else:
+        print_results(results, per_document=per_document)
+
+
+def print_results(results: Sequence[PerplexityResult], *, per_document: bool = False) -> None:
+    """The results as tables, and their warnings on stderr."""
+    from longlens.cli.console import interval, number, print_table, say
+
+    rows: list[tuple[str, list[str]]] = [
+        ("PPL", [number(r.ppl) for r in results]),
+        ("  95 % interval", [interval(r.intervals["ppl"]) for r in results]),
+        ("LongPPL", [number(r.longppl) for r in results]),
+        ("  95 % interval", [interval(r.intervals["longppl"]) for r in results]),
+        ("LongPPL-soft", [number(r.longppl_soft) for r in results]),
+        ("  95 % interval", [interval(r.intervals["longppl_soft"]) for r in results]),
+        ("bits per character", [number(r.bits_per_character) for r in results]),
+        ("PPL on tokens from K on", [number(r.ppl_from_context) for r in results]),
+        ("PPL on re-occurring 3-grams", [number(r.ppl_ngram) for r in results]),
+        ("PPL on answers", [number(r.ppl_answers) for r in results]),
+        ("PPL on the rest", [number(r.ppl_rest) for r in results]),
+        ("tokens", [number(r.num_tokens, 0) for r in results]),
+        ("key tokens", [number(r.num_key_tokens, 0) for r in results]),
+        ("documents", [number(r.num_documents, 0) for r in results]),
+        ("truncated documents", [number(r.truncated_documents, 0) for r in results]),
+        ("evaluator", [r.evaluator or "-" for r in results]),
+    ]
+    shown = [(name, cells) for name, cells in rows if any(cell != "-" for cell in cells) or name == "LongPPL"]
+    print_table(["", *(r.model for r in results)], [[name, *cells] for name, cells in shown])
+    for result in results:
+        if per_document:
+            print()
+            print_table(
+                ["document", "PPL", "LongPPL", "tokens", "key tokens"],
+                [
+                    [d.id, number(d.ppl), number(d.longppl), number(d.num_tokens, 0), number(d.num_key_tokens, 0)]
+                    for d in result.documents
+                ],
+            )
+        for warning in result.warnings:
+            say(f"note: {result.model}: {warning}")
+
+
+def read_answers(path: Path) -> Mapping[str, Any]:
+    """Answer spans by document id, from the JSONL that holds the documents or from one with id and answer_spans.
+
+    Raises:
+        UserError: No such file, a broken line, or no line has answer_spans.
+    """
+    import json
+
+    from longlens.errors import UserError
+
+    spans: dict[str, Any] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                row = json.loads(line) if line.strip() else {}
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}:{number}: expected a JSON object with id and answer_spans")
+                if row.get("answer_spans") is not None:
+                    if not isinstance(row.get("id"), (str, int)):
+                        raise UserError(f"{path}:{number}: answer_spans without an id, which says of which document")
+                    spans[str(row["id"])] = row["answer_spans"]
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {path}: {error}. Expected JSONL with id and answer_spans") from error
+    if not spans:
+        raise UserError(f"{path} has no answer_spans: expected lines such as {{'id': 'a', 'answer_spans': [[4, 9]]}}")
+    return spans

@@ -1,0 +1,121 @@
+"""``longlens score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longlens.cli import options as o
+
+
+def score(
+    docs: o.Docs,
+    model: Annotated[str, typer.Option(help=o.MODEL_HELP)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
+    context: o.Context = "4096",
+    stride: o.Stride = "1024",
+    long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
+    max_length: o.MaxLength = None,
+    max_characters: o.MaxCharacters = None,
+    truncate_with: o.TruncateWith = None,
+    extrapolate: o.Extrapolate = False,
+    bos: o.Bos = "window",
+    no_text: o.NoText = False,
+    shard: Annotated[str, typer.Option(help="RANK/WORLD: take every WORLD-th document.", metavar="RANK/WORLD")] = "0/1",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
+    attention: o.Attention = None,
+    batch_tokens: o.BatchTokens = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+    text_field: o.TextField = "text",
+    id_field: o.IdField = "id",
+    subset: o.Subset = None,
+    split: o.Split = "test",
+    tokenized_with: o.TokenizedWith = None,
+    min_tokens: o.MinTokens = None,
+    samples: o.Samples = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run a model over documents and store its token scores; the same command again goes on where it stopped.
+
+    Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
+    """
+    from longlens.cli.console import ScoringProgress, print_json, printable, say
+    from longlens.corpus import ReadOptions
+    from longlens.models import load_scorer
+    from longlens.scoring import scorer as scoring
+
+    contexts = None if long_only else o.integers(context, "--context")
+    strides = o.integers(stride, "--stride")
+    scoring.short_contexts(contexts, strides)
+    rank = parse_shard(shard)
+    reading = ReadOptions(
+        text_field=text_field,
+        id_field=id_field,
+        subset=subset,
+        split=split,
+        tokenized_with=tokenized_with,
+        min_tokens=min_tokens,
+        samples=samples,
+    )
+    # Sources are looked at before the model is loaded, so that a wrong name costs a second.
+    documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
+    loaded = load_scorer(
+        model,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        batch_tokens=batch_tokens,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    limit = o.limit(
+        loaded,
+        max_length,
+        max_characters,
+        truncate_with,
+        extrapolate=extrapolate,
+        trust_remote_code=trust_remote_code,
+    )
+    o.announce(loaded, limit)
+    with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * scoring.MAX_LENGTH)) as progress:
+        scores = scoring.score(
+            documents,
+            loaded,
+            context=contexts,
+            stride=strides,
+            out=out,
+            bos=bos,  # type: ignore[arg-type]  # checked by score
+            limit=limit,
+            extrapolate=extrapolate,
+            store_text=not no_text,
+            shard=rank,
+            progress=progress,
+        )
+    if as_json:
+        manifest = scores.manifest
+        shorts = [list(short) for short in scores.short_contexts]
+        content = {"schema_version": 1, "out": str(out), "num_documents": len(scores), "short_contexts": shorts}
+        print_json(content | {"model": manifest["model"]["name"], "settings": manifest["settings"]})
+    else:
+        say(f"{len(scores):,} documents in {out}")
+        print(f"next: longlens perplexity {printable(str(out))}")
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """``"1/4"`` to ``(1, 4)``.
+
+    Raises:
+        UserError: It is not ``RANK/WORLD`` with ``0 <= RANK < WORLD``.
+    """
+    from longlens.errors import UserError
+
+    rank, _, world = shard.partition("/")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise UserError(f"--shard is {shard!r}; expected RANK/WORLD with RANK below WORLD, such as 0/4")
+    return int(rank), int(world)

@@ -1,0 +1,125 @@
+"""Where commands print: results to stdout, everything else to stderr; names and texts are data, never markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0
+"""How often progress is a line where stderr is no terminal."""
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters escaped, so that a document or a name cannot steer a terminal.
+
+    Newlines become ``\n``; bidirectional overrides are escaped as well.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str) -> None:
+    """One line to stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """One JSON object to stdout."""
+    print(json.dumps(content, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table to stdout; the first column is left-aligned, the others right."""
+    table = Table(box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else 160
+    Console(file=sys.stdout, markup=False, highlight=False, width=width).print(table)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; ``-`` where it does not exist."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def interval(both: tuple[float, float] | None, digits: int = 3) -> str:
+    """An interval for a table."""
+    return "-" if both is None else f"[{both[0]:,.{digits}f}, {both[1]:,.{digits}f}]"
+
+
+class ScoringProgress:
+    """Tokens per second and time left of a scoring run, on stderr.
+
+    What is left is known from the characters that are left: the run's own tokens of model input per character so far.
+
+    Args:
+        title: Shown before the bar.
+        num_characters: Characters of all documents; None where they are not known beforehand.
+    """
+
+    def __init__(self, title: str, num_characters: int | None) -> None:
+        self._title, self._characters_left = title, num_characters
+        self._characters = self._cost = self._done = 0
+        self._started = self._told = time.monotonic()
+        console = Console(stderr=True, markup=False, highlight=False)
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[rate]}", markup=False),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(printable(title), total=None, rate="")
+
+    def encoded(self, num_characters: int, num_tokens: int) -> None:
+        """A document of so many characters will take so many tokens of model input."""
+        if num_tokens:
+            self._characters += num_characters
+            self._cost += num_tokens
+        if self._characters_left is not None:
+            self._characters_left = max(0, self._characters_left - num_characters)
+
+    def scored(self, num_tokens: int) -> None:
+        """So many tokens of model input are done."""
+        self._done += num_tokens
+        now = time.monotonic()
+        rate = self._done / max(now - self._started, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, total=self._total(), rate=f"{rate:,.0f} tokens/s")
+        elif now - self._told >= PLAIN_SECONDS:
+            self._told = now
+            total = self._total()
+            left = "" if total is None else f", about {max(0.0, total - self._done) / rate:,.0f} s left"
+            say(f"{self._title}: {self._done:,} tokens of model input, {rate:,.0f} tokens/s{left}")
+
+    def _total(self) -> float | None:
+        if self._characters_left is None or not self._characters:
+            return None
+        return self._cost + self._characters_left * self._cost / self._characters
+
+    def __enter__(self) -> ScoringProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        seconds = time.monotonic() - self._started
+        if error is None and self._done:
+            say(f"{self._title}: {self._done:,} tokens of model input in {seconds:,.1f} s")

@@ -1,0 +1,177 @@
+"""Options that several commands share, each with its one help text, and what they turn into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longlens.corpus import Document, ReadOptions, read_documents
+from longlens.errors import UserError
+from longlens.keytokens.influence import ALPHA, BETA, GAMMA
+
+if TYPE_CHECKING:
+    from longlens.scoring.scorer import Scorer
+    from longlens.scoring.store import StoredScores
+    from longlens.scoring.truncation import Limit
+
+MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
+Docs = Annotated[list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet) or hf:DATASET.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Context = Annotated[
+    str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
+]
+Stride = Annotated[
+    str, typer.Option(help="d, tokens that share a window; one, or one for each K.", metavar="TOKENS[,TOKENS...]")
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens that a document is cut to. [default: 32768, or what the model takes if that is less]"),
+]
+MaxCharacters = Annotated[int | None, typer.Option(help="Cut documents to so many characters instead.")]
+TruncateWith = Annotated[
+    str | None, typer.Option(help="Model whose tokenizer counts --max-length.  [default: the scored model's]")
+]
+Extrapolate = Annotated[bool, typer.Option(help="Allow more tokens than the model was made for.")]
+Bos = Annotated[str, typer.Option(help="window: BOS before every window. published: as the package longppl does.")]
+NoText = Annotated[bool, typer.Option("--no-text", help="Do not store the texts.")]
+
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU, else float32.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")]
+Attention = Annotated[str | None, typer.Option(help="Attention implementation of transformers, such as sdpa.")]
+BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.  [default: 8192, on a GPU 32768]")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
+AllowPickle = Annotated[bool, typer.Option(help="Read .bin weights, which can run code.")]
+
+TextField = Annotated[str, typer.Option(help="Field of a row that holds the text.")]
+IdField = Annotated[str, typer.Option(help="Field of a row that holds its id.")]
+Subset = Annotated[str | None, typer.Option(help="Subset of an hf: dataset.")]
+Split = Annotated[str, typer.Option(help="Split of an hf: dataset.")]
+TokenizedWith = Annotated[str | None, typer.Option(help="Model whose tokenizer made the rows' input_ids.")]
+MinTokens = Annotated[int | None, typer.Option(help="Leave out tokenized rows with fewer tokens.")]
+Samples = Annotated[int | None, typer.Option(help="Take the first so many documents.")]
+
+EvaluatorScores = Annotated[Path | None, typer.Option(help="Scores of the evaluator, which selects the key tokens.")]
+Keys = Annotated[Path | None, typer.Option(help="Key tokens in a file, from longlens keys.")]
+Alpha = Annotated[float, typer.Option(help="Key tokens have LSD > alpha, in nats.")]
+Beta = Annotated[float, typer.Option(help="Key tokens have LCL > beta, in nats.")]
+NoLcl = Annotated[bool, typer.Option("--no-lcl", help="Select by LSD alone (appendix B.2).")]
+Gamma = Annotated[float, typer.Option(help="Largest weight of LongPPL-soft.")]
+AtContext = Annotated[int | None, typer.Option("--context", help="Which K, of those scored.  [default: the largest]")]
+AtStride = Annotated[int | None, typer.Option("--stride", help="Which d, where one K was scored with several.")]
+
+__all__ = ["ALPHA", "BETA", "GAMMA"]
+
+
+def integers(text: str, name: str) -> list[int]:
+    """``"64,256"`` to ``[64, 256]``.
+
+    Raises:
+        UserError: It is not that.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"{name} is {text!r}; expected tokens, such as {name} 4096 or {name} 64,256,4096") from error
+
+
+def documents(docs: list[str], options: ReadOptions, *, trust_remote_code: bool = False) -> Iterable[Document]:
+    """The documents of the arguments, with a tokenizer to decode tokenized ones."""
+    if options.tokenized_with is None:
+        return read_documents(docs, options)
+    from longlens.models import load_tokenizer
+
+    tokenizer = load_tokenizer(options.tokenized_with, trust_remote_code=trust_remote_code)
+    return read_documents(docs, options, decoder=tokenizer.decode)
+
+
+def num_characters(docs: list[str], options: ReadOptions, longest: int) -> int | None:
+    """Characters of all documents, each counted up to ``longest``, for the time left; None for datasets."""
+    if any(doc.startswith("hf:") for doc in docs) or options.tokenized_with is not None:
+        return None
+    return sum(min(len(document.text), longest) for document in read_documents(docs, options))
+
+
+def limit(
+    scorer: Scorer | None,
+    max_length: int | None,
+    max_characters: int | None,
+    truncate_with: str | None,
+    *,
+    extrapolate: bool = False,
+    trust_remote_code: bool = False,
+) -> Limit | None:
+    """What documents are cut to; without a scorer, None where nothing says so.
+
+    Raises:
+        UserError: Two ways of cutting at once, or tokens that nobody counts.
+    """
+    from longlens.scoring.scorer import MAX_LENGTH, own_limit
+    from longlens.scoring.truncation import CharacterLimit, TokenLimit
+
+    if max_characters is not None:
+        if max_length is not None or truncate_with is not None:
+            raise UserError("--max-characters and --max-length (or --truncate-with) were both given: choose one")
+        return CharacterLimit(max_characters=max_characters)
+    if truncate_with is not None:
+        from longlens.models import load_encoder
+
+        encoder = load_encoder(truncate_with, trust_remote_code=trust_remote_code)
+        return TokenLimit(max_tokens=max_length or MAX_LENGTH, counted_by=truncate_with, encode=encoder.encode)
+    if scorer is not None:
+        return own_limit(scorer, max_length, extrapolate=extrapolate)
+    if max_length is not None:
+        raise UserError("--max-length counts tokens: name the model whose tokenizer counts, with --truncate-with")
+    return None
+
+
+def cut(found: Iterable[Document], limit: Limit | None) -> Iterable[Document]:
+    """The documents, cut as a scoring run would cut them."""
+    return found if limit is None else (replace(document, text=limit(document.text).text) for document in found)
+
+
+def announce(scorer: Scorer, limit: Limit | None) -> None:
+    """Says what was loaded and what was chosen for the user."""
+    from longlens.cli.console import say
+    from longlens.scoring.scorer import MAX_LENGTH
+    from longlens.scoring.truncation import TokenLimit
+
+    info = scorer.info
+    say(f"{info.name}: {info.architecture} from {info.source}, {info.dtype} on {info.device}")
+    if isinstance(limit, TokenLimit) and limit.counted_by == "own" and limit.max_tokens < MAX_LENGTH:
+        say(f"{info.name}: documents are cut to {limit.max_tokens:,} tokens (it takes {info.max_length:,})")
+
+
+def choice(
+    evaluator_scores: Path | None,
+    keys: Path | None,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    no_lcl: bool,
+    context: int | None,
+    stride: int | None,
+) -> dict[str, Any]:
+    """Arguments of `longlens.perplexity` and `longlens.compare` that say which tokens are key."""
+    from longlens.keytokens.exchange import read_keys
+    from longlens.scoring.store import open_scores
+
+    evaluator: StoredScores | None = None
+    if evaluator_scores is not None:
+        evaluator = open_scores(evaluator_scores, context=context, stride=stride)
+    return {
+        "evaluator_scores": evaluator,
+        "keys": None if keys is None else read_keys(keys),
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
+        "use_lcl": not no_lcl,
+        "context": context,
+        "stride": stride,
+    }
