@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Head:
     def to(self, dtype: torch.dtype) -> Head:
         """The same head in another dtype."""
         bias = None if self.bias is None else self.bias.to(dtype)
-        return Head(weight=self.weight.to(dtype), bias=bias, scale=self.scale, softcap=self.softcap)
+        return replace(self, weight=self.weight.to(dtype), bias=bias)
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
@@ -63,9 +63,9 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     wide = head.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     rows = max(1, block_bytes // (wide.weight.shape[0] * wide.weight.element_size()))
     blocks = []
-    for block, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = wide.logits(block.to(wide.weight.dtype))
-        chosen = logits.gather(-1, target[:, None])[:, 0]
+    for start in range(0, len(hidden), rows):
+        logits = wide.logits(hidden[start : start + rows].to(wide.weight.dtype))
+        chosen = logits.gather(-1, targets[start : start + rows, None])[:, 0]
         blocks.append((chosen - logits.logsumexp(-1)).float())
     return torch.cat(blocks) if blocks else hidden.new_zeros(0, dtype=torch.float32)
 
@@ -102,18 +102,16 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
     cap = getattr(config, "final_logit_softcapping", None)
     wanted = logits.to(module.weight.device, torch.float32)
     wide = hidden.to(module.weight.device, torch.float32)
-    base = Head(weight=module.weight.detach(), bias=getattr(module, "bias", None)).to(torch.float32)
+    raw = Head(weight=module.weight.detach(), bias=getattr(module, "bias", None))
+    base = raw.to(torch.float32)
     # The model rounds its logits to its dtype: 4 units in the last place, and no finer than fp32 products agree.
     tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(wanted.abs().max())
     worst = float("inf")
     for scale in [*scales, 1.0]:
         for softcap in [float(cap), None] if cap else [None]:
-            head = Head(weight=base.weight, bias=base.bias, scale=scale, softcap=softcap)
-            error = float((head.logits(wide) - wanted).abs().max())
+            error = float((replace(base, scale=scale, softcap=softcap).logits(wide) - wanted).abs().max())
             if error <= tolerance:
-                return Head(
-                    weight=module.weight.detach(), bias=getattr(module, "bias", None), scale=scale, softcap=softcap
-                )
+                return replace(raw, scale=scale, softcap=softcap)
             worst = min(worst, error)
     raise UserError(
         f"{name} computes its logits in a way that longlens does not know: the nearest of "

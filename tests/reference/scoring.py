@@ -31,7 +31,7 @@ def naive_scores(
     j = 0
     while context + j * stride < len(ids):
         window = prefix + ids[j * stride : context + (j + 1) * stride]
-        logprobs = [math.nan] + naive_logprobs(model, window)
+        logprobs = [math.nan, *naive_logprobs(model, window)]
         for i in range(context + j * stride, min(context + (j + 1) * stride, len(ids))):
             short[i] = logprobs[len(prefix) + i - j * stride]
         j += 1

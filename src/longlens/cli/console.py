@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from longlens.errors import LonglensWarning
 
 PLAIN_SECONDS = 10.0
 """How often progress is a line where stderr is no terminal."""
@@ -45,6 +49,14 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_row(*(Text(printable(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 160
     Console(file=sys.stdout, markup=False, highlight=False, width=width).print(table)
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Leaves out the warnings of a result, which holds them and is printed with them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LonglensWarning)
+        yield
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -83,9 +83,14 @@ class Scorer(Protocol):
     """What a Transformers model, an inference engine or a server has to give."""
 
     @property
-    def info(self) -> ScorerInfo: ...
-    def encode(self, document: Document) -> Encoded: ...
-    def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]: ...
+    def info(self) -> ScorerInfo:
+        """What a run records of the model."""
+
+    def encode(self, document: Document) -> Encoded:
+        """Token ids of the document's text and their character spans, no special tokens added."""
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """An answer to every request, in any order; requests are taken as they are needed."""
 
 
 class _Progress(Protocol):

@@ -112,12 +112,20 @@ class Scores(Protocol):
     """
 
     @property
-    def manifest(self) -> Mapping[str, Any]: ...
+    def manifest(self) -> Mapping[str, Any]:
+        """What manifest.json holds."""
+
     @property
-    def ids(self) -> Sequence[str]: ...
+    def ids(self) -> Sequence[str]:
+        """Ids of the documents, in order."""
+
     @property
-    def short_contexts(self) -> Sequence[ShortContext]: ...
-    def get(self, id: str) -> TokenScores: ...
+    def short_contexts(self) -> Sequence[ShortContext]:
+        """The short contexts that were scored."""
+
+    def get(self, id: str) -> TokenScores:
+        """The scores of the document with this id; KeyError where there is none."""
+
     def __len__(self) -> int: ...
     @overload
     def __getitem__(self, index: int) -> TokenScores: ...

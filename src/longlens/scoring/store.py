@@ -419,7 +419,8 @@ class StoredScores(Sequence[TokenScores]):
 
 
 def _array(value: pa.Scalar, dtype: Any) -> np.ndarray[Any, Any]:
-    return value.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    array: np.ndarray[Any, Any] = value.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return array
 
 
 def open_scores(path: str | os.PathLike[str], *, context: int | None = None, stride: int | None = None) -> StoredScores:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,10 +150,10 @@ class TransformersScorer:
         hidden = self._hidden(input_ids, keep)
         device = self._head.weight.device
         targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
-        scored = token_logprobs(hidden.to(device), targets, self._head).cpu()
-        sizes = [len(request.token_ids) - request.start for request in batch]
-        for request, logprobs in zip(batch, scored.split(sizes), strict=True):
-            yield Result(request.key, logprobs.numpy())
+        logprobs = token_logprobs(hidden.to(device), targets, self._head).cpu().numpy()
+        ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
+        for request, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
+            yield Result(request.key, part)
 
     def _hidden(self, input_ids: Tensor, keep: Tensor) -> Tensor:
         """Last hidden states of the kept positions, ``(number kept, H)``, row by row of the batch."""
@@ -160,7 +161,8 @@ class TransformersScorer:
         batch, length = input_ids.shape
         chunk = self._chunk_tokens(batch, length)
         if chunk >= length:
-            return self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state[keep]
+            states: Tensor = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+            return states[keep]
         cache = self._new_cache()
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
         for start in range(0, length, chunk):

@@ -27,12 +27,13 @@ def compare(
     Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import interval, number, print_json, print_table, say
+    from longlens.cli.console import interval, number, print_json, print_table, say, told_once
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.store import open_scores
 
     chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
-    found = compute([open_scores(path) for path in scores], **chosen)
+    with told_once():
+        found = compute([open_scores(path) for path in scores], **chosen)
     if as_json:
         print_json(found.to_json())
         return

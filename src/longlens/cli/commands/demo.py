@@ -25,7 +25,7 @@ def demo(
     Example: longlens demo -o longlens-demo
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import ScoringProgress, printable, say
+    from longlens.cli.console import ScoringProgress, printable, say, told_once
     from longlens.cli.options import announce
     from longlens.keytokens.exchange import write_keys
     from longlens.keytokens.selection import select_key_tokens
@@ -41,8 +41,9 @@ def demo(
     with ScoringProgress("score", min(len(document.text), 4 * MAX_LENGTH)) as progress:
         scores = score([document], scorer, context=CONTEXT, stride=STRIDE, out=out, limit=limit, progress=progress)
     keys = select_key_tokens(scores)
-    write_keys(out / "keys.jsonl", keys, overwrite=True)
-    result = perplexity(scores, evaluator_scores=scores)
+    with told_once():
+        write_keys(out / "keys.jsonl", keys, overwrite=True)
+        result = perplexity(scores, evaluator_scores=scores)
     write_json(out / "perplexity.json", result.to_json(per_document=True))
     print(
         f"Text: {document.metadata['title']}, its first {len(scores[0].token_ids):,} tokens.\n"

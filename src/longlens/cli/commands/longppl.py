@@ -59,7 +59,7 @@ def longppl(
     Example: longlens longppl books/ --model smollm2 --evaluator gemma3-270m --context 1024 --stride 256 -o run
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import print_json, say
+    from longlens.cli.console import print_json, say, told_once
     from longlens.corpus import ReadOptions
     from longlens.errors import UserError
     from longlens.metrics.perplexity import perplexity
@@ -103,19 +103,12 @@ def longppl(
         name = model if evaluator == "self" else evaluator
         selecting, limit = _run(docs, reading, name, out / "evaluator", None, loading, cutting, storing | windows)
         chosen["evaluator_scores"] = selecting
-    scores, _ = _run(
-        docs,
-        reading,
-        model,
-        out / "model",
-        limit,
-        loading,
-        cutting,
-        storing | (windows if alone else {"context": None}),
-    )
+    storing |= windows if alone else {"context": None}
+    scores, _ = _run(docs, reading, model, out / "model", limit, loading, cutting, storing)
     if alone:
         chosen["evaluator_scores"] = scores
-    result = perplexity(scores, **chosen)
+    with told_once():
+        result = perplexity(scores, **chosen)
     write_json(out / "perplexity.json", result.to_json(per_document=True))
     if as_json:
         print_json(result.to_json(per_document=per_document))

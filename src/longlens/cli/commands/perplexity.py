@@ -34,13 +34,14 @@ def perplexity(
 
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """
-    from longlens.cli.console import print_json
+    from longlens.cli.console import print_json, told_once
     from longlens.metrics.perplexity import perplexity as compute
     from longlens.scoring.store import open_scores
 
     chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     spans = None if answers is None else read_answers(answers)
-    results = [compute(open_scores(path), answers=spans, **chosen) for path in scores]
+    with told_once():
+        results = [compute(open_scores(path), answers=spans, **chosen) for path in scores]
     if as_json:
         listed = [result.to_json(per_document=per_document) for result in results]
         print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})
