@@ -100,39 +100,6 @@ class TextEncoder:
             char_spans = extend_over_marks(text, char_spans)
         return Encoded(token_ids, char_spans)
 
-    def count(self, text: str) -> int:
-        """Number of tokens of a text, without special tokens.
-
-        Raises:
-            UserError: The text has a lone surrogate.
-        """
-        _require_unicode(text)
-        if self._fast is None or self._fast.may_differ:
-            return len(self._own_ids(text))
-        return self._fast.count(text)
-
-    def truncate(self, text: str, max_tokens: int) -> str:
-        """The longest prefix whose characters the first ``max_tokens`` tokens spell completely.
-
-        A prefix can have other tokens than the text begins with (a pre-tokenizer looks ahead); where it has more than
-        ``max_tokens``, it is cut again. So ``count(result) <= max_tokens``, the result is a prefix, a text that has no
-        more tokens is returned as it is, and truncating again changes nothing.
-
-        Args:
-            text: The text.
-            max_tokens: At least 0; no special tokens are counted.
-
-        Raises:
-            UserError: ``max_tokens`` is negative, or `encode` raises it.
-        """
-        if max_tokens < 0:
-            raise UserError(f"max_tokens is {max_tokens}: a text cannot have fewer than 0 tokens")
-        while text and len((encoded := self.encode(text)).token_ids) > max_tokens:
-            begin_of_rest = int(encoded.char_spans[max_tokens, 0])
-            end_of_kept = int(encoded.char_spans[:max_tokens, 1].max(initial=0))
-            text = text[: min(begin_of_rest, end_of_kept, len(text) - 1)]
-        return text
-
     @cached_property
     def sha256(self) -> str:
         """Identifies what the tokenizer does: vocabulary, merges, normaliser, added tokens, as its library writes them.
@@ -232,10 +199,6 @@ class _Fast:
     def encode(self, text: str, *, special: bool = False) -> Encoding:
         self._backend.encode_special_tokens = bool(self._tokenizer.split_special_tokens)
         return self._backend.encode(text, add_special_tokens=special)
-
-    def count(self, text: str) -> int:
-        self._backend.encode_special_tokens = bool(self._tokenizer.split_special_tokens)
-        return len(self._backend.encode_batch_fast([text], add_special_tokens=False)[0])
 
     def json(self) -> bytes:
         """The backend as its library writes it, with the tokenizer's own post-processor."""

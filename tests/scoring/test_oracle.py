@@ -6,8 +6,8 @@ import torch
 
 import longlens
 from longlens.scoring.transformers import TransformersScorer
-from reference.scoring import naive_logprobs, naive_published_scores, naive_scores
-from tiny import FAMILIES, byte_tokenizer, tiny_model
+from tests.reference.scoring import naive_logprobs, naive_published_scores, naive_scores
+from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 
 TEXTS = [
     "It was the best of times, it was the worst of times, " * 3,
