@@ -98,7 +98,7 @@ def resolve(name: str) -> Source:
             return Source(name=name, path=str(file.parent), gguf=file.name, note=f"package {embedded.package}")
         note = f"hub id {embedded.hub_id} (the package {embedded.package} is not installed)"
         return Source(name=name, path=embedded.hub_id, gguf=None, note=note)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith(".gguf"):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(".gguf"):
         raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a hub id (owner/name)")
     return Source(name=name, path=name, gguf=None, note=f"hub id {name}")
 
@@ -130,12 +130,13 @@ def load_scorer(
     Raises:
         UserError: No such model, not a causal language model, or it cannot be loaded as asked.
     """
-    import torch
-
     from longlens.scoring.transformers import TransformersScorer
 
+    if batch_tokens is not None and batch_tokens < 1:
+        raise UserError(f"--batch-tokens is {batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
-    where = torch.device(_device(device))
+    _check_folder(source)
+    where = _device(device)
     chosen = _dtype(dtype, where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
@@ -220,7 +221,11 @@ def _explained(source: Source, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "trust_remote_code" in str(error):
+        if "attn_implementation" in str(error):
+            step = "give another --attention, or leave it out"
+        elif "device_map" in str(error):
+            step = "give another --device-map, or leave it out"
+        elif "trust_remote_code" in str(error):
             step = "it comes with code of its own, which runs only with --trust-remote-code"
         elif "safetensors" in str(error):
             step = "weights that are pickles are read only with --allow-pickle"
@@ -229,14 +234,26 @@ def _explained(source: Source, what: str) -> Iterator[None]:
         raise UserError(f"cannot load the {what} {source.name!r} ({source.note}): {reason} -> {step}") from error
 
 
-def _device(device: str) -> str:
+def _check_folder(source: Source) -> None:
+    """Refuses a folder that holds no model, which transformers would say less plainly."""
+    folder = Path(source.path)
+    if source.gguf is not None or not folder.is_dir():
+        return
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"the folder {source.name!r} holds no model (no config.json): give one made by save_pretrained")
+
+
+def _device(device: str) -> torch.device:
     import torch
 
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "cpu"
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).cpu()  # only use shows whether it can be used
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--device is {device!r}, which cannot be used: {reason}. Use auto, cpu or cuda") from error
+    return torch.device(device)
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -30,22 +31,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"warning: {message}" if issubclass(category, LonglensWarning) else f"{category.__name__}: {message}"
         )
         try:
-            code = command.main(
-                args=list(sys.argv[1:] if arguments is None else arguments), prog_name="longlens", standalone_mode=False
-            )
+            with command.make_context("longlens", list(sys.argv[1:] if arguments is None else arguments)) as context:
+                command.invoke(context)
+            sys.stdout.flush()
+        except typer.Exit as ended:
+            return ended.exit_code
         except UserError as error:
             say(f"error: {error}")
             return 2
         except typer.TyperException as error:
             text = getattr(error, "format_message", error.__str__)()
-            say(f"error: {text} See longlens --help")
+            say(f"error: {text.rstrip('.')}. See longlens --help")
             return 2
         except (KeyboardInterrupt, typer.Abort):
-            code = 130
+            say("interrupted; what was finished is kept, and the same command goes on from there")
+            return 130
         except BrokenPipeError:
             # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if code == 130:
-            say("interrupted; what was finished is kept, and the same command goes on from there")
-        return int(code or 0)
+            _drop_stdout()
+        except OSError as error:
+            name = error.filename2 or error.filename
+            if error.errno == errno.ENOSPC and name is None:
+                _drop_stdout()
+            elif name is None:
+                raise
+            what = "the output" if name is None else os.fsdecode(name)
+            say(f"error: {what}: {error.strerror}. Check the name, its permissions and the room on the disk")
+            return 2
+        return 0
+
+
+def _drop_stdout() -> None:
+    """What is still buffered goes nowhere, so that the interpreter does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

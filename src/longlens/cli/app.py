@@ -16,7 +16,6 @@ from longlens.cli.commands.score import score
 app = typer.Typer(
     name="longlens",
     help="Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

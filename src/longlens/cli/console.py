@@ -36,19 +36,22 @@ def say(text: str) -> None:
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One JSON object to stdout."""
-    print(json.dumps(content, ensure_ascii=False, allow_nan=False))
+    """One JSON object to stdout, in ASCII, so that no terminal is steered and any encoding of stdout will do."""
+    print(json.dumps(content, allow_nan=False))
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """A table to stdout; the first column is left-aligned, the others right."""
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(printable(column)), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 160
-    Console(file=sys.stdout, markup=False, highlight=False, width=width).print(table)
+    console = Console(file=sys.stdout, markup=False, highlight=False, width=width)
+    with console.capture() as rendered:
+        console.print(table)
+    print(rendered.get(), end="")
 
 
 @contextmanager

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
 Docs = Annotated[list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet) or hf:DATASET.")]
+PerDocument = Annotated[
+    bool, typer.Option("--per-document", help="A line, or an entry of the JSON, for each document.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Context = Annotated[
     str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
@@ -35,7 +38,7 @@ MaxCharacters = Annotated[int | None, typer.Option(help="Cut documents to so man
 TruncateWith = Annotated[
     str | None, typer.Option(help="Model whose tokenizer counts --max-length.  [default: the scored model's]")
 ]
-Extrapolate = Annotated[bool, typer.Option(help="Allow more tokens than the model was made for.")]
+Extrapolate = Annotated[bool, typer.Option("--extrapolate", help="Allow more tokens than the model was made for.")]
 Bos = Annotated[str, typer.Option(help="window: BOS before every window. published: as the package longppl does.")]
 NoText = Annotated[bool, typer.Option("--no-text", help="Do not store the texts.")]
 
@@ -46,8 +49,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")]
 Attention = Annotated[str | None, typer.Option(help="Attention implementation of transformers, such as sdpa.")]
 BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.  [default: 8192, on a GPU 32768]")]
-TrustRemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
-AllowPickle = Annotated[bool, typer.Option(help="Read .bin weights, which can run code.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, which can run code.")]
 
 TextField = Annotated[str, typer.Option(help="Field of a row that holds the text.")]
 IdField = Annotated[str, typer.Option(help="Field of a row that holds its id.")]
@@ -123,7 +126,8 @@ def limit(
         from longlens.models import load_encoder
 
         encoder = load_encoder(truncate_with, trust_remote_code=trust_remote_code)
-        return TokenLimit(max_tokens=max_length or MAX_LENGTH, counted_by=truncate_with, encode=encoder.encode)
+        max_tokens = MAX_LENGTH if max_length is None else max_length
+        return TokenLimit(max_tokens=max_tokens, counted_by=truncate_with, encode=encoder.encode)
     if scorer is not None:
         return own_limit(scorer, max_length, extrapolate=extrapolate)
     if max_length is not None:

@@ -244,12 +244,25 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
         imported[document.id] = KeyTokens(
             id=document.id,
             text_sha256=text_sha256(document.text),
-            char_runs=_published_runs(path, content, len(document.text)),
+            char_runs=parse_published_runs(path, content, len(document.text)),
         )
     return Keys(imported.values(), dict.fromkeys(SETTINGS) | {"evaluator": folder.resolve().name})
 
 
-def _published_runs(path: Path, content: str, length: int) -> npt.NDArray[np.int64]:
+def parse_published_runs(path: Path, content: str, length: int) -> npt.NDArray[np.int64]:
+    """The runs of one file of the published package; strict, and nothing of it is evaluated.
+
+    Args:
+        path: Where the content is from, for messages.
+        content: ``[start, end];[start, end];…``, or nothing.
+        length: Characters of the text that the runs are about.
+
+    Returns:
+        ``(m, 2)`` runs, merged; empty ones are dropped.
+
+    Raises:
+        UserError: It is not in this form, or a run is reversed, overlaps the one before or ends after the text.
+    """
     content = content.rstrip("\r\n")
     runs: list[tuple[int, int]] = []
     before = 0

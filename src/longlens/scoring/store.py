@@ -11,6 +11,7 @@ What is done is the ids in committed parts. A part is a temporary file (``.NAME.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -152,14 +153,17 @@ class PartWriter:
             use_dictionary=False,
             column_encoding=encodings,
             write_statistics=["id"],
+            write_page_checksum=True,
         )
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return UserError(
         f"cannot write {path}: {reason}; what was committed before is kept: "
-        "make room and run the same command again, it goes on from there"
+        + ("make room" if full else "check the folder and its permissions")
+        + " and run the same command again, it goes on from there"
     )
 
 
@@ -173,10 +177,11 @@ class RunWriter:
     def __init__(self, folder: Path, manifest: Mapping[str, Any], *, rank: int = 0) -> None:
         self.folder, self._rank = folder, rank
         self._writers: dict[ShortContext | None, PartWriter] = {}
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; give a folder for the scores, such as -o scores")
         try:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file; give a folder for the scores, such as -o scores")
             folder.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(folder)
         except OSError as error:
             raise _cannot_write(folder, error) from error
         self._lock = FileLock(folder / f".lock-{rank:05d}")
@@ -199,23 +204,14 @@ class RunWriter:
         path = self.folder / "manifest.json"
         if path.exists():
             check_same_run(self.folder, read_manifest(self.folder), manifest)
-            return
-        foreign = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
-        if foreign:
-            raise UserError(
-                f"{self.folder} is not empty and holds no run (it has {sorted(foreign)[0]!r}): give a new folder"
-            )
-        write_json(path, manifest)
+        else:
+            write_json(path, manifest)
 
     def done(self, short: ShortContext | None) -> Mapping[str, str | None]:
         """Ids in committed parts of a side (None is long), with the text's hash where the side has it."""
         if short not in self._done:
-            columns = ["id", "text_sha256"] if short is None else ["id"]
-            self._done[short] = {
-                row["id"]: row.get("text_sha256")
-                for path in part_paths(self.folder / ("long" if short is None else short_folder(short)))
-                for row in _read_columns(path, columns).to_pylist()
-            }
+            parts = _read_ids(self.folder, short)
+            self._done[short] = {row["id"]: row.get("text_sha256") for _, rows in parts for row in rows}
         return self._done[short]
 
     def add(self, short: ShortContext | None, row: dict[str, Any]) -> None:
@@ -237,14 +233,23 @@ class RunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Rows are whole documents, so what is finished is kept even when something else went wrong (Ctrl-C too).
+        failures: list[UserError] = []
         try:
             for writer in self._writers.values():
-                writer.commit()
-        except UserError:
-            if error is None:
-                raise
+                try:
+                    writer.commit()
+                except UserError as failure:
+                    failures.append(failure)
         finally:
             self._lock.release()
+        if failures and error is None:
+            raise failures[0]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    entries = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    if entries and "manifest.json" not in entries:
+        raise UserError(f"{folder} is not empty and holds no run (it has {min(entries)!r}): give a new folder")
 
 
 def check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -291,16 +296,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no scores (no manifest.json): expected a folder made by longlens score")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is broken ({error}): score again into a new folder") from error
-    if not isinstance(manifest, dict) or not {"schema_version", "model", "settings"} <= manifest.keys():
-        raise UserError(f"{path} is no manifest of longlens: expected schema_version, model and settings in it")
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    manifest: dict[str, Any] = content if isinstance(content, dict) else {}
+    version, model, settings = (manifest.get(name) for name in ("schema_version", "model", "settings"))
+    if version not in (None, SCHEMA_VERSION):
         raise UserError(
-            f"{path} has schema_version {manifest['schema_version']!r}, this longlens reads {SCHEMA_VERSION}: "
+            f"{path} has schema_version {version!r}, this longlens reads {SCHEMA_VERSION}: "
             "install the version of longlens that wrote it"
         )
+    if version is None or not isinstance(settings, dict) or not isinstance(model, dict) or "name" not in model:
+        raise UserError(f"{path} is no manifest of longlens: expected schema_version, model and settings in it")
     return manifest
 
 
@@ -309,14 +316,25 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def _read_columns(path: Path, columns: list[str], row_group: int | None = None) -> pa.Table:
+def _read_ids(folder: Path, short: ShortContext | None) -> Iterator[tuple[Path, list[dict[str, str]]]]:
+    """Of each part of a side its path, and the ids in it, with the hashes of the texts where the side has them."""
+    schema, columns = (LONG_SCHEMA, ["id", "text_sha256"]) if short is None else (SHORT_SCHEMA, ["id"])
+    for path in part_paths(folder / ("long" if short is None else short_folder(short))):
+        yield path, _read_part(path, schema, columns).to_pylist()
+
+
+def _read_part(path: Path, schema: pa.Schema, columns: list[str], row_group: int | None = None) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as parquet:
-            if row_group is None:
-                return parquet.read(columns=columns)
-            return parquet.read_row_group(row_group, columns=columns)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+            there = parquet.schema_arrow
+            if not there.equals(schema):
+                raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
+            groups = range(parquet.num_row_groups) if row_group is None else [row_group]
+            table = parquet.read_row_groups(groups, columns=columns)
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{path} is broken or not made by longlens ({reason}): delete that file and run the same longlens score "
             "command again, it scores what is missing"
@@ -353,9 +371,7 @@ class StoredScores(Sequence[TokenScores]):
         """Id to part, row group and row of one side."""
         where: dict[str, tuple[Path, int, int]] = {}
         hashes: dict[str, str] = {}
-        columns = ["id", "text_sha256"] if short is None else ["id"]
-        for path in part_paths(self.folder / ("long" if short is None else short_folder(short))):
-            rows = _read_columns(path, columns).to_pylist()
+        for path, rows in _read_ids(self.folder, short):
             metadata = pq.read_metadata(path)
             places = (
                 (group, row)
@@ -395,7 +411,7 @@ class StoredScores(Sequence[TokenScores]):
         table = self._cache.get((path, group))
         if table is None:
             schema = LONG_SCHEMA if path.parent == self.folder / "long" else SHORT_SCHEMA
-            table = self._cache[path, group] = _read_columns(path, schema.names, group)
+            table = self._cache[path, group] = _read_part(path, schema, schema.names, group)
             while len(self._cache) > CACHED_ROW_GROUPS * (1 + len(self.short_contexts)):
                 self._cache.popitem(last=False)
         else:

@@ -65,7 +65,9 @@ class TransformersScorer:
         self._name, self._source, self._weights_sha256 = name, source, weights_sha256
         self._config = model.config.get_text_config(decoder=True)
         self._decoder = model.get_decoder()
-        self._device: torch.device = model.get_input_embeddings().weight.device
+        device: torch.device = model.get_input_embeddings().weight.device
+        # Weights that accelerate offloads are on "meta" until they are needed; its hooks move the inputs to them.
+        self._device = torch.device("cpu") if device.type == "meta" else device
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cuda"])
         self._ropes = [module for module in model.modules() if _original_frequencies(module)]
         types = {kind for module in self._ropes for kind in _rope_types(module)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from longlens.cli import options as o
 
 if TYPE_CHECKING:
     from longlens.corpus import Document
@@ -19,14 +22,14 @@ NUM_SHOWN = 8
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path("longlens-demo"),
+    as_json: o.Json = False,
 ) -> None:
     """The whole story on a small real model and a real long text, offline: scores, key tokens, PPL and LongPPL.
 
     Example: longlens demo -o longlens-demo
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import ScoringProgress, printable, say, told_once
-    from longlens.cli.options import announce
+    from longlens.cli.console import ScoringProgress, print_json, printable, say, told_once
     from longlens.keytokens.exchange import write_keys
     from longlens.keytokens.selection import select_key_tokens
     from longlens.metrics.perplexity import perplexity
@@ -37,7 +40,7 @@ def demo(
     document = demo_document()
     scorer = load_scorer(MODEL)
     limit = own_limit(scorer, MAX_LENGTH)
-    announce(scorer, limit)
+    o.announce(scorer, limit)
     with ScoringProgress("score", min(len(document.text), 4 * MAX_LENGTH)) as progress:
         scores = score([document], scorer, context=CONTEXT, stride=STRIDE, out=out, limit=limit, progress=progress)
     keys = select_key_tokens(scores)
@@ -45,8 +48,11 @@ def demo(
         write_keys(out / "keys.jsonl", keys, overwrite=True)
         result = perplexity(scores, evaluator_scores=scores)
     write_json(out / "perplexity.json", result.to_json(per_document=True))
+    if as_json:
+        print_json(result.to_json(per_document=True))
+        return
     print(
-        f"Text: {document.metadata['title']}, its first {len(scores[0].token_ids):,} tokens.\n"
+        f"Text: the source of Python's typing module, its first {len(scores[0].token_ids):,} tokens.\n"
         f"A key token is one that {MODEL} predicts far better from all that stands before it than from the last "
         f"{CONTEXT} to {CONTEXT + STRIDE - 1} tokens.\n"
     )
@@ -54,27 +60,29 @@ def demo(
     print(f"\nKey tokens with the largest long-short difference (LSD, nats), {NUM_SHOWN} of {result.num_key_tokens}:")
     for lsd, before, token, after in excerpts(scores[0], keys[0], NUM_SHOWN):
         print(f"  {lsd:5.2f}  …{printable(before)}[{printable(token)}]{printable(after)}…")
-    say(f"\nThe run is in {out}: its scores, keys.jsonl and perplexity.json.")
+    say(f"The run is in {out}: its scores, keys.jsonl and perplexity.json.")
 
 
 def demo_document() -> Document:
-    """A real long text that is on every machine with Python: the help texts of the language reference.
+    """A real long text that is on every machine with Python: the source of the standard library's ``typing``.
+
+    Code makes key tokens easy to judge: a name that was defined thousands of tokens ago.
 
     Raises:
-        UserError: This Python comes without ``pydoc_data``.
+        UserError: This Python comes without sources.
     """
-    from longlens.corpus import Document
+    import typing
+
+    from longlens.corpus import read_documents
     from longlens.errors import UserError
 
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
+    source = typing.__file__
+    if not source.endswith(".py"):
         raise UserError(
-            "this Python comes without pydoc_data.topics, the text of the demo: run "
+            f"this Python comes without its sources ({source}), the text of the demo: run "
             "longlens longppl YOUR.txt --model smollm2 --evaluator self -o run"
-        ) from error
-    title = "the Python Language Reference on special method names (pydoc_data.topics)"
-    return Document(id="specialnames", text=topics["specialnames"], metadata={"title": title})
+        )
+    return replace(next(iter(read_documents([source]))), id="typing.py")
 
 
 def excerpts(scores: TokenScores, keys: KeyTokens, count: int, width: int = 48) -> list[tuple[float, str, str, str]]:

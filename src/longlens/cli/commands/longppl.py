@@ -49,7 +49,7 @@ def longppl(
     tokenized_with: o.TokenizedWith = None,
     min_tokens: o.MinTokens = None,
     samples: o.Samples = None,
-    per_document: Annotated[bool, typer.Option(help="A line, or an entry of the JSON, for each document.")] = False,
+    per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
     """Score documents with the evaluator and the evaluated model, and compute LongPPL: the one-line way in.

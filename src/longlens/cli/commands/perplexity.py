@@ -27,7 +27,7 @@ def perplexity(
     answers: Annotated[
         Path | None, typer.Option(help="JSONL with id and answer_spans: perplexity on answers and on the rest.")
     ] = None,
-    per_document: Annotated[bool, typer.Option(help="A line, or an entry of the JSON, for each document.")] = False,
+    per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
     """Perplexity, LongPPL and LongPPL-soft from stored scores; no model is run.

@@ -1,0 +1,219 @@
+"""The function of the published package ``longppl`` 0.3.0, computed by longlens. Importing this imports no torch.
+
+``from longppl.longppl import compute_longppl`` becomes ``from longlens.compat import compute_longppl``; arguments,
+settings and result keys are the same. What differs, and why, is in docs/compat.md.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.corpus import Document
+from longlens.errors import UserError
+from longlens.keytokens.alignment import tokens_in_runs
+from longlens.keytokens.exchange import parse_published_runs
+from longlens.keytokens.influence import check_thresholds
+from longlens.keytokens.selection import select_key_tokens
+from longlens.scoring.scorer import score
+from longlens.scoring.scores import TokenScores
+from longlens.scoring.truncation import CharacterLimit
+from longlens.windows import check_window_settings
+
+if TYPE_CHECKING:
+    from longlens.scoring.transformers import TransformersScorer
+
+StrPath = str | os.PathLike[str]
+
+
+class PublishedResult(TypedDict):
+    """What `compute_longppl` returns; a value that does not exist is None.
+
+    Keys:
+        longppl: LongPPL, a NumPy float64 (which is a float).
+        n_key_token: Key tokens of the evaluated model that have a score; None, as in the package, where there are none.
+        ppl: Perplexity over the text's n - 1 scored tokens.
+        n_token: n, all tokens of the text.
+    """
+
+    longppl: float | None
+    n_key_token: int | None
+    ppl: float | None
+    n_token: int
+
+
+def compute_longppl(
+    text: str,
+    model: Any,
+    evaluator_model: Any,
+    tokenizer: Any = None,
+    evaluator_tokenizer: Any = None,
+    save_path: StrPath | None = None,
+    trunc_len: int = 4096,
+    sliding_window: int = 1024,
+    alpha: float = 2,
+    beta: float = -2,
+) -> PublishedResult:
+    """LongPPL of one text, with the signature, the settings and the result keys of ``longppl`` 0.3.0.
+
+    With K = ``trunc_len``, d = ``sliding_window``, ``x = tokenizer(text, add_special_tokens=False)`` of n tokens and
+    ``y = evaluator_tokenizer(text)``, whose special tokens are part of y and counted in K::
+
+        long[i]  = log P(y[i] | y[:i])                                  evaluator, natural logarithms
+        short[i] = log P(y[i] | y[j d : i])    j = (i - K) // d, i >= K
+        runs     = characters of { y[i] : i >= K, long[i] - short[i] > alpha, long[i] > beta }, adjacent ones merged
+        loss[i]  = -log P(x[i] | x[:i])        i >= 1                   evaluated model, without BOS
+        ppl      = exp(mean(loss[1:]))
+        longppl  = exp(mean(loss[i] for i >= 1 where the characters of x[i] lie inside one of runs))
+
+    Same as the package: these formulas, spans that are the tokenizer's own ``offset_mapping``, `ppl` over n - 1 losses
+    beside an `n_token` of n, None for `longppl` and `n_key_token` without key tokens, texts that are not cut however
+    long they are for the model, and the format of `save_path`.
+
+    Different, and why:
+
+    - Log-probabilities are taken in fp32 whatever the model's dtype; there, they are taken in that dtype.
+    - Token 0 has no loss and is never key; there, it takes the last token's loss (index -1).
+    - A token without characters is never key; there, it is where its place lies inside a run or at its ends.
+    - Runs that overlap (a character split into several tokens) merge; there, a token over both is not key.
+    - A last window of one token is scored; there, ``(len(y) - K) % d == 1`` ends in a TypeError, as d = 1 does.
+    - Names and paths are loaded, as its docstring promises; there, they end in an AttributeError.
+    - Tokenizers without offsets get exact spans; there, spans drift with every character of several tokens, or the
+      missing offsets are a KeyError (transformers 5).
+    - Dynamic NTK starts afresh with every window; there, windows keep the frequencies of the whole text.
+    - `save_path` is matched against its format and has to fit the text; there, its content is run by ``eval``.
+    - Nothing is printed, and `ppl` of a text of one token is None instead of NaN.
+
+    Args:
+        text: The text, scored whole.
+        model: The evaluated model: an object of transformers, or its hub id, folder, ``.gguf`` file or embedded name.
+        evaluator_model: The evaluator, likewise; None takes the key tokens from `save_path`.
+        tokenizer: Of `model` where that is an object; else None, as it is loaded with the model.
+        evaluator_tokenizer: Of `evaluator_model`, likewise.
+        save_path: File of the evaluator's key tokens: written with an evaluator (replaced where it exists; whole or
+            not at all), read without.
+        trunc_len: K, tokens of the short context.
+        sliding_window: d, tokens that share a short context.
+        alpha: Threshold of the long-short difference, nats.
+        beta: Threshold of the long-context likelihood, nats.
+
+    Raises:
+        UserError: A model object without tokenizer, a name with one, neither evaluator nor `save_path`, settings
+            that cannot be, or a `save_path` that cannot be written, read or is of another text.
+
+    Source: paper, section 3.1 and appendix A.1; package ``longppl`` 0.3.0, ``longppl.py``.
+    """
+    check_window_settings(trunc_len, sliding_window)
+    check_thresholds(alpha, beta)
+    _check_pair(model, tokenizer, "model", "tokenizer")
+    if evaluator_model is None:
+        runs = _read_runs(save_path, text)
+        return _result(_score(text, _make_scorer(model, tokenizer), trunc_len), runs)
+    _check_pair(evaluator_model, evaluator_tokenizer, "evaluator_model", "evaluator_tokenizer")
+    _check_folder(save_path)
+    evaluator = _make_scorer(evaluator_model, evaluator_tokenizer)
+    scores = score(
+        [Document(id="text", text=text)],
+        evaluator,
+        context=trunc_len,
+        stride=sliding_window,
+        bos="published",
+        limit=_no_limit(text, trunc_len),
+        extrapolate=True,
+    )
+    runs = select_key_tokens(scores, alpha=alpha, beta=beta)[0].char_runs
+    if save_path is not None:
+        _write_runs(Path(save_path), runs)
+    if _is_name(model) and model == evaluator_model:
+        return _result(_score(text, evaluator, trunc_len), runs)
+    del evaluator  # so that a model loaded by name does not stay beside the next one
+    return _result(_score(text, _make_scorer(model, tokenizer), trunc_len), runs)
+
+
+def _score(text: str, scorer: TransformersScorer, trunc_len: int) -> TokenScores:
+    """The evaluated model's scores: no BOS, no short context."""
+    limit = _no_limit(text, trunc_len)
+    document = Document(id="text", text=text)
+    return score([document], scorer, context=None, bos="published", limit=limit, extrapolate=True)[0]
+
+
+def _no_limit(text: str, trunc_len: int) -> CharacterLimit:
+    # Above the short context too, which has to be below the limit also where the text is shorter than both.
+    return CharacterLimit(max_characters=max(len(text), trunc_len) + 1)
+
+
+def _result(row: TokenScores, runs: npt.NDArray[np.int64]) -> PublishedResult:
+    losses = -row.long_logprobs.astype(np.float64)
+    key = tokens_in_runs(row.char_spans, runs)
+    key[:1] = False  # nothing precedes token 0
+    number = int(np.count_nonzero(key))
+    return {
+        "longppl": np.exp(losses[key].mean()) if number else None,
+        "n_key_token": number or None,
+        "ppl": np.exp(losses[1:].mean()) if len(losses) > 1 else None,
+        "n_token": len(losses),
+    }
+
+
+def _is_name(model: Any) -> bool:
+    return isinstance(model, str | os.PathLike)
+
+
+def _check_pair(model: Any, tokenizer: Any, of_model: str, of_tokenizer: str) -> None:
+    if _is_name(model) and tokenizer is not None:
+        raise UserError(
+            f"{of_tokenizer} was given beside {of_model}={os.fspath(model)!r}, which is loaded with its own: leave "
+            f"{of_tokenizer} out, or give the model as an object"
+        )
+    if not _is_name(model) and tokenizer is None:
+        raise UserError(
+            f"{of_model} is a {type(model).__name__} without a tokenizer: give its tokenizer as {of_tokenizer}, or "
+            f"the name or path of the model as {of_model}"
+        )
+
+
+def _make_scorer(model: Any, tokenizer: Any) -> TransformersScorer:
+    """A scorer with the tokenizer's own offsets, or exact spans where it has none."""
+    from longlens.models import load_scorer, load_tokenizer
+    from longlens.scoring.transformers import TransformersScorer
+
+    if _is_name(model):
+        name = os.fspath(model)
+        model, tokenizer = load_scorer(name).model, load_tokenizer(name)
+    spans = "tokenizer" if getattr(tokenizer, "is_fast", False) else "exact"
+    # Nothing is stored, so that the weights need no hash, which takes minutes for a large model.
+    return TransformersScorer(model, tokenizer, spans=spans, weights_sha256="not computed")
+
+
+def _check_folder(save_path: StrPath | None) -> None:
+    if save_path is not None and not Path(save_path).parent.is_dir():
+        raise UserError(f"{Path(save_path).parent} is not a folder: create it, then write {Path(save_path).name} there")
+
+
+def _write_runs(path: Path, runs: npt.NDArray[np.int64]) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(";".join(f"[{start}, {end}]" for start, end in runs.tolist()), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_runs(save_path: StrPath | None, text: str) -> npt.NDArray[np.int64]:
+    if save_path is None:
+        raise UserError("neither an evaluator_model nor a save_path with its key tokens was given: give one of them")
+    path = Path(save_path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): write it by calling with an evaluator_model and this save_path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text, so it holds no key tokens: {error.reason}") from error
+    return parse_published_runs(path, content, len(text))

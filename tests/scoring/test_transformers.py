@@ -1,0 +1,146 @@
+"""What the engine refuses, what it bounds, and what it leaves as it was."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import longlens
+from longlens.logprobs import Head, token_logprobs
+from longlens.scoring.transformers import TransformersScorer
+from tests.tiny import VOCABULARY, byte_tokenizer, tiny_model
+
+TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 4
+
+
+def make_scorer(model, **options):
+    return TransformersScorer(model, byte_tokenizer(), name="tiny", weights_sha256="0", **options)
+
+
+def score(scorer, *texts, **options):
+    documents = [longlens.Document(id=str(i), text=text) for i, text in enumerate(texts)]
+    return longlens.score(documents, scorer, **{"context": 64, "stride": 32} | options)
+
+
+class Doubled(torch.nn.Module):
+    """A vocabulary head that a table of known transforms does not know."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.weight, self.bias = head.weight, None
+
+    def forward(self, hidden):
+        return torch.nn.functional.linear(hidden, self.weight) ** 3
+
+
+def test_a_model_whose_logits_are_made_in_an_unknown_way_is_refused():
+    model = tiny_model("llama")
+    model.lm_head = Doubled(model.lm_head)
+    with pytest.raises(longlens.UserError, match=r"LlamaForCausalLM computes its logits in a way .* off by"):
+        make_scorer(model)
+
+
+def test_a_model_that_is_not_causal_is_refused():
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    model = transformers.BertLMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    with pytest.raises(longlens.UserError, match="not causal"):
+        make_scorer(model)
+
+
+def test_a_model_without_a_vocabulary_head_is_refused():
+    class Headless(transformers.LlamaForCausalLM):
+        def get_output_embeddings(self):
+            return None
+
+    with pytest.raises(longlens.UserError, match="has no vocabulary head"):
+        make_scorer(Headless(tiny_model("llama").config).eval())
+
+
+def test_weights_that_overflow_are_refused():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0] = float("nan")
+    with pytest.raises(longlens.UserError, match="not finite"):
+        make_scorer(model)
+
+
+def test_learned_positions_cannot_be_exceeded():
+    scorer = make_scorer(tiny_model("gpt2", max_position_embeddings=100))
+    with pytest.raises(longlens.UserError, match="100 learned positions and cannot take"):
+        score(scorer, TEXT, extrapolate=True, max_length=4000)
+
+
+def test_logits_exist_for_scored_rows_alone_in_bounded_blocks(monkeypatch):
+    rows = []
+    original = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda self, hidden: rows.append(len(hidden)) or original(self, hidden))
+    monkeypatch.setattr("longlens.logprobs.token_logprobs.__kwdefaults__", {"block_bytes": 16 * VOCABULARY * 4})
+    scorer = make_scorer(tiny_model("llama"))
+    rows.clear()
+    n = len(score(scorer, TEXT)[0].token_ids)
+    assert max(rows) <= 16
+    assert sum(rows) == n + (n - 64)
+
+
+def test_blocks_of_any_size_give_the_same_log_probabilities():
+    torch.manual_seed(0)
+    head = Head(weight=torch.randn(VOCABULARY, 8), scale=0.5, softcap=3.0)
+    hidden, targets = torch.randn(37, 8), torch.randint(VOCABULARY, (37,))
+    whole = (torch.tanh(hidden @ head.weight.T * 0.5 / 3.0) * 3.0).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    for block_bytes in (1, 5 * VOCABULARY * 4, 2**30):
+        ours = token_logprobs(hidden, targets, head, block_bytes=block_bytes)
+        torch.testing.assert_close(ours, whole, atol=1e-5, rtol=0)
+    assert token_logprobs(hidden[:0], targets[:0], head).shape == (0,)
+
+
+def test_batches_are_bounded_and_sliding_layers_are_fed_in_chunks(monkeypatch):
+    monkeypatch.setattr("longlens.scoring.transformers.CHUNK_TOKENS", 32)
+    scorer = make_scorer(tiny_model("gemma3"), batch_tokens=300)
+    shapes = []
+    scorer._decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    score(scorer, TEXT, *["short text"] * 20)
+    assert max(length for _, length in shapes) <= 32
+    assert max(batch for batch, _ in shapes) > 4
+    assert all(batch * length <= 300 for batch, length in shapes)
+
+
+def test_a_model_in_training_mode_is_scored_without_dropout_and_left_training():
+    model = tiny_model("gpt2", resid_pdrop=0.5, attn_pdrop=0.5).train()
+    scorer = make_scorer(model)
+    first, second = score(scorer, TEXT)[0], score(scorer, TEXT)[0]
+    np.testing.assert_array_equal(first.long_logprobs, second.long_logprobs)
+    assert model.training
+
+
+def test_device_maps_give_the_same_scores_and_an_offloaded_head_is_refused(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    plain = longlens.load_scorer(str(tmp_path / "model"))
+    mapped = longlens.load_scorer(str(tmp_path / "model"), device_map={"": "cpu"})
+    np.testing.assert_allclose(score(plain, TEXT)[0].lsd, score(mapped, TEXT)[0].lsd, atol=1e-5)
+    assert plain.info.weights_sha256 == mapped.info.weights_sha256
+
+    from accelerate import cpu_offload
+
+    offloaded = cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
+    with pytest.raises(longlens.UserError, match="vocabulary head of LlamaForCausalLM is offloaded"):
+        make_scorer(offloaded)
+
+
+def test_out_of_memory_says_what_to_change(monkeypatch):
+    scorer = make_scorer(tiny_model("llama"))
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(scorer, "_hidden", fail)
+    with pytest.raises(longlens.UserError, match=r"tiny ran out of memory .* --batch-tokens \(it was 8192\)"):
+        score(scorer, TEXT)
