@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longlens.corpus import Document, ReadOptions, read_documents, shown, text_sha256
+from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
+from longlens.corpus.document import shown
 from longlens.errors import UserError
 
 

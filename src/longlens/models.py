@@ -75,7 +75,7 @@ EMBEDDED = {
 
 
 def resolve(name: str) -> Source:
-    """What the name of a model means here: an existing path, an embedded model, else a hub id.
+    """What the name of a model means here: an embedded model, an existing path, else a hub id.
 
     Raises:
         UserError: It is a path that does not exist, or a server, which this version does not score with.
@@ -85,19 +85,20 @@ def resolve(name: str) -> Source:
             f"{name}: scoring with a server is not there yet; give a hub id, a local folder or a .gguf file"
         )
     path = Path(name)
-    if path.is_dir():
-        return Source(name=name, path=str(path), gguf=None, note="local folder")
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UserError(f"{name} is a file, and no .gguf: give the model's folder, a hub id or a .gguf file")
-        return Source(name=name, path=str(path.parent), gguf=path.name, note="local .gguf file")
-    if name in EMBEDDED:
+    # A run folder may be named after the model it is of.
+    if name in EMBEDDED and not (path / "config.json").is_file():
         embedded = EMBEDDED[name]
         if importlib.util.find_spec(embedded.package.replace("-", "_")) is not None:
             file = embedded.gguf()
             return Source(name=name, path=str(file.parent), gguf=file.name, note=f"package {embedded.package}")
         note = f"hub id {embedded.hub_id} (the package {embedded.package} is not installed)"
         return Source(name=name, path=embedded.hub_id, gguf=None, note=note)
+    if name and path.is_dir():
+        return Source(name=name, path=str(path), gguf=None, note="local folder")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{name} is a file, and no .gguf: give the model's folder, a hub id or a .gguf file")
+        return Source(name=name, path=str(path.parent), gguf=path.name, note="local .gguf file")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(".gguf"):
         raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a hub id (owner/name)")
     return Source(name=name, path=name, gguf=None, note=f"hub id {name}")
@@ -215,11 +216,9 @@ def _load(
 @contextmanager
 def _explained(source: Source, what: str) -> Iterator[None]:
     """Turns what transformers raises on a name that cannot be loaded into one line that says what to do."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a broken file can raise anything; tokenizers and safetensors raise Exception itself
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "attn_implementation" in str(error):
             step = "give another --attention, or leave it out"
@@ -227,11 +226,15 @@ def _explained(source: Source, what: str) -> Iterator[None]:
             step = "give another --device-map, or leave it out"
         elif "trust_remote_code" in str(error):
             step = "it comes with code of its own, which runs only with --trust-remote-code"
-        elif "safetensors" in str(error):
+        elif "safetensors" in str(error) and not _has_no_pickle(source):
             step = "weights that are pickles are read only with --allow-pickle"
         else:
             step = "check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m"
         raise UserError(f"cannot load the {what} {source.name!r} ({source.note}): {reason} -> {step}") from error
+
+
+def _has_no_pickle(source: Source) -> bool:
+    return Path(source.path).is_dir() and not list(Path(source.path).glob("*.bin"))
 
 
 def _check_folder(source: Source) -> None:

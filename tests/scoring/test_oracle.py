@@ -27,11 +27,15 @@ def make_scorer(model, **options):
     return TransformersScorer(model, tokenizer, name="tiny", weights_sha256="0", batch_tokens=200)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_equals_the_oracle(family, monkeypatch):
-    # Small chunks, so that a sequence of a hundred tokens is fed in several.
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """So that a sequence of a hundred tokens is fed in several chunks where a family is fed in chunks."""
     monkeypatch.setattr("longlens.scoring.transformers.CHUNK_TOKENS", 32)
     monkeypatch.setattr("longlens.scoring.transformers.ATTENTION_BYTES", 32 * 4 * 4 * 200)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_equals_the_oracle(family, small_chunks):
     model = tiny_model(family)
     scores = longlens.score(documents(), make_scorer(model), context=32, stride=12, extrapolate=True, max_length=4000)
     for row in scores:
@@ -43,11 +47,12 @@ def test_every_family_equals_the_oracle(family, monkeypatch):
     assert np.isnan(scores.get("0").short_logprobs[:32]).all()
 
 
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_published_rule_of_an_evaluator(adds_bos):
-    model = tiny_model("llama")
-    scores = longlens.score(documents(), make_scorer(model, adds_bos=adds_bos), context=32, stride=12, bos="published")
-    for row in scores:
+@pytest.mark.parametrize(("family", "adds_bos"), [*((family, True) for family in FAMILIES), ("llama", False)])
+def test_published_rule_of_an_evaluator(family, adds_bos, small_chunks):
+    model = tiny_model(family)
+    scorer = make_scorer(model, adds_bos=adds_bos)
+    options = {"context": 32, "stride": 12, "extrapolate": True, "max_length": 4000}
+    for row in longlens.score(documents(), scorer, bos="published", **options):
         long, short = naive_published_scores(
             model, row.token_ids.tolist(), context=32, stride=12, prefix=[256] if adds_bos else []
         )

@@ -19,9 +19,10 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,14 @@ LONG_SCHEMA = pa.schema(
 SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
 
 
+class _Place(NamedTuple):
+    """Where a row is."""
+
+    path: Path
+    group: int
+    row: int
+
+
 def short_folder(short: ShortContext) -> str:
     """Where the scores of a short context are, inside the run: ``short/K4096-d1024``."""
     return f"short/K{short.context}-d{short.stride}"
@@ -71,6 +80,7 @@ class PartWriter:
         self._row_tokens = self._part_tokens = 0
         self._opened = 0.0
         self._writer: pq.ParquetWriter | None = None
+        self._file: pa.OSFile | None = None
         self._temporary = self._target = folder
 
     def add(self, row: dict[str, Any]) -> None:
@@ -100,26 +110,31 @@ class PartWriter:
             return
         try:
             self._writer.close()
+            assert self._file is not None
+            self._file.close()
             with self._temporary.open("rb") as written:
                 os.fsync(written.fileno())
             self._temporary.rename(self._target)
         except OSError as error:
             self.discard()
             raise _cannot_write(self._target, error) from error
-        self._writer, self._part_tokens = None, 0
+        self._writer = self._file = None
+        self._part_tokens = 0
 
     def discard(self) -> None:
         """Drops what is not committed."""
         writer, self._writer, self._rows = self._writer, None, []
+        file, self._file = self._file, None
         self._row_tokens = self._part_tokens = 0
+        # The disk that could not take the rows cannot take the footer either; the file goes away below.
         if writer is not None:
-            try:
+            with suppress(OSError):
                 writer.close()
-            except OSError:
-                # The disk that could not take the rows cannot take the footer either; the file goes away below.
-                pass
-            finally:
-                self._temporary.unlink(missing_ok=True)
+            writer.is_open = False  # its __del__ would try once more, and complain on stderr
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+            self._temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if not self._rows:
@@ -146,8 +161,9 @@ class PartWriter:
             f"{name}.list.element": "BYTE_STREAM_SPLIT" if name == "logprobs" else "DELTA_BINARY_PACKED"
             for name in lists
         }
+        self._file = _open_file(self._temporary, "wb")
         self._writer = pq.ParquetWriter(
-            self._temporary,
+            self._file,
             self._schema,
             compression="zstd",
             use_dictionary=False,
@@ -210,8 +226,8 @@ class RunWriter:
     def done(self, short: ShortContext | None) -> Mapping[str, str | None]:
         """Ids in committed parts of a side (None is long), with the text's hash where the side has it."""
         if short not in self._done:
-            parts = _read_ids(self.folder, short)
-            self._done[short] = {row["id"]: row.get("text_sha256") for _, rows in parts for row in rows}
+            rows = _read_ids(self.folder, short)
+            self._done[short] = {row["id"]: row.get("text_sha256") for _, row in rows}
         return self._done[short]
 
     def add(self, short: ShortContext | None, row: dict[str, Any]) -> None:
@@ -316,23 +332,29 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def _read_ids(folder: Path, short: ShortContext | None) -> Iterator[tuple[Path, list[dict[str, str]]]]:
-    """Of each part of a side its path, and the ids in it, with the hashes of the texts where the side has them."""
+def _open_file(path: Path, mode: str) -> pa.OSFile:
+    # By its bytes: as a string, pyarrow takes some names for URIs, and cannot encode those that are no Unicode.
+    return pa.OSFile(os.fsencode(path), mode)
+
+
+def _read_ids(folder: Path, short: ShortContext | None) -> Iterator[tuple[_Place, dict[str, str]]]:
+    """Of each row of a side its place and its id, with the hash of the text where the side has it."""
     schema, columns = (LONG_SCHEMA, ["id", "text_sha256"]) if short is None else (SHORT_SCHEMA, ["id"])
     for path in part_paths(folder / ("long" if short is None else short_folder(short))):
-        yield path, _read_part(path, schema, columns).to_pylist()
+        with _part(path, schema) as parquet:
+            for group in range(parquet.num_row_groups):
+                for row, record in enumerate(parquet.read_row_group(group, columns=columns).to_pylist()):
+                    yield _Place(path, group, row), record
 
 
-def _read_part(path: Path, schema: pa.Schema, columns: list[str], row_group: int | None = None) -> pa.Table:
+@contextmanager
+def _part(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+        with _open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             there = parquet.schema_arrow
             if not there.equals(schema):
                 raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
-            groups = range(parquet.num_row_groups) if row_group is None else [row_group]
-            table = parquet.read_row_groups(groups, columns=columns)
-            table.validate(full=True)
-            return table
+            yield parquet
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
@@ -367,22 +389,15 @@ class StoredScores(Sequence[TokenScores]):
         self.num_incomplete = len(sides[None]) - len(self.ids)
         self._cache: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
 
-    def _index(self, short: ShortContext | None) -> dict[str, tuple[Path, int, int]]:
-        """Id to part, row group and row of one side."""
-        where: dict[str, tuple[Path, int, int]] = {}
+    def _index(self, short: ShortContext | None) -> dict[str, _Place]:
+        """Where each id of one side is."""
+        where: dict[str, _Place] = {}
         hashes: dict[str, str] = {}
-        for path, rows in _read_ids(self.folder, short):
-            metadata = pq.read_metadata(path)
-            places = (
-                (group, row)
-                for group in range(metadata.num_row_groups)
-                for row in range(metadata.row_group(group).num_rows)
-            )
-            for record, (group, row) in zip(rows, places, strict=True):
-                id = record["id"]
-                if short is None and hashes.setdefault(id, record["text_sha256"]) != record["text_sha256"]:
-                    raise UserError(f"{self.folder} holds two texts with the id {id!r}: score them into two folders")
-                where.setdefault(id, (path, group, row))
+        for place, record in _read_ids(self.folder, short):
+            id = record["id"]
+            if short is None and hashes.setdefault(id, record["text_sha256"]) != record["text_sha256"]:
+                raise UserError(f"{self.folder} holds two texts with the id {id!r}: score them into two folders")
+            where.setdefault(id, place)
         return where
 
     def get(self, id: str) -> TokenScores:
@@ -411,7 +426,10 @@ class StoredScores(Sequence[TokenScores]):
         table = self._cache.get((path, group))
         if table is None:
             schema = LONG_SCHEMA if path.parent == self.folder / "long" else SHORT_SCHEMA
-            table = self._cache[path, group] = _read_part(path, schema, schema.names, group)
+            with _part(path, schema) as parquet:
+                table = parquet.read_row_group(group)
+                table.validate(full=True)
+            self._cache[path, group] = table
             while len(self._cache) > CACHED_ROW_GROUPS * (1 + len(self.short_contexts)):
                 self._cache.popitem(last=False)
         else:

@@ -1,23 +1,18 @@
-"""Documents, and the readers that make them from files, folders and datasets."""
+"""Reads documents from files, folders and datasets, one by one."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from longlens.corpus.document import Document, check_unicode, one_line, shown, system_errors, utf8
+from longlens.corpus.options import ReadOptions
+from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, document_of_row, open_dataset, rows_reader
 from longlens.errors import UserError
 
-if TYPE_CHECKING:
-    from longlens.corpus_rows import Row
-
-JSONL_ENDINGS = frozenset({".jsonl", ".ndjson"})
-PARQUET_ENDINGS = frozenset({".parquet"})
 # What a folder is searched for beside JSON Lines and Parquet; a file named by itself may have any ending.
 TEXT_ENDINGS = frozenset(
     """
@@ -28,80 +23,6 @@ TEXT_ENDINGS = frozenset(
     .ts .tsx .v .vb .vhd .vhdl .vue .zig .zsh
     """.split()  # noqa: SIM905
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
-    """A text to score.
-
-    Attributes:
-        id: Names the document in a run; unique there.
-        text: The text, any Unicode but lone surrogates (which no UTF-8 file can hold).
-        token_ids: The ids of another tokenizer that the text was decoded from, where it came tokenized; never scored.
-        answer_spans: ``[start, end)`` in characters of the parts that answer a question (paper, section 2.1).
-        metadata: Whatever else came with it.
-    """
-
-    id: str
-    text: str
-    token_ids: Sequence[int] | None = None
-    answer_spans: Sequence[tuple[int, int]] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-def text_sha256(text: str) -> str:
-    """``sha256(text.encode("utf-8")).hexdigest()``: what says that two scores, or keys and scores, are of one text.
-
-    Raises:
-        UserError: The text has a lone surrogate and is thus not valid Unicode.
-    """
-    try:
-        return hashlib.sha256(text.encode("utf-8")).hexdigest()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"text has a lone surrogate {text[error.start]!r} at character {error.start}, which is not valid Unicode: "
-            "replace it, for example with text.encode('utf-8', 'replace').decode()"
-        ) from error
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadOptions:
-    """How sources become documents; an option that cannot take effect is an error, not ignored.
-
-    Attributes:
-        text_field: The field of a JSONL, Parquet or dataset row that holds its text.
-        id_field: The field that holds its id. Rows without ``"id"`` are numbered; another name has to be there.
-        subset: Configuration of a dataset on the Hub.
-        split: Split of a dataset; one that was saved without splits is read whole.
-        tokenized_with: Name of the tokenizer that made the rows' ``input_ids``, which are then decoded to the text.
-        min_tokens: Rows with fewer ``input_ids`` are left out.
-        samples: Stop after so many documents, counted over all sources and after `min_tokens`.
-
-    Raises:
-        UserError: A value is out of range, or two contradict each other.
-    """
-
-    text_field: str = "text"
-    id_field: str = "id"
-    subset: str | None = None
-    split: str = "test"
-    tokenized_with: str | None = None
-    min_tokens: int | None = None
-    samples: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name in ("text_field", "id_field", "split", "subset", "tokenized_with"):
-            if getattr(self, name) == "":
-                raise UserError(f"{_flag(name)} is empty: give a name, or leave it out")
-        if self.text_field == self.id_field:
-            raise UserError(f"--text-field and --id-field are both {shown(self.text_field)}: they must differ")
-        for name in ("min_tokens", "samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{_flag(name)} is {value}, expected at least 1: leave it out to take every document")
-        if self.min_tokens is not None and self.tokenized_with is None:
-            raise UserError("--min-tokens counts the input_ids of tokenized rows: pass --tokenized-with TOKENIZER too")
 
 
 def read_documents(
@@ -154,22 +75,6 @@ def read_documents(
     return _documents(plan, options, decoder)
 
 
-def shown(name: str | bytes | os.PathLike[str]) -> str:
-    """A name for a message: quoted, one line, control characters and invalid Unicode escaped, cut if very long."""
-    text = os.fsdecode(name)
-    return repr(text if len(text) <= 300 else f"{text[:200]}…{text[-50:]}")
-
-
-def one_line(error: BaseException) -> str:
-    """What another library says, for the middle of a message: one line, at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:300]).rstrip(".:")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 @dataclass(frozen=True, slots=True)
 class _Source:
     """A file or a dataset that was found and not yet read; one text where `rows` is None."""
@@ -182,8 +87,6 @@ class _Source:
 
 def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Source]:
     if isinstance(source, str) and source.startswith("hf:"):
-        from longlens.corpus_rows import open_dataset
-
         check_unicode(source, f"the name {shown(source)}", "rename the folder")
         yield _Source(id=source[3:], name=source, rows=open_dataset(source[3:], options))
         return
@@ -208,8 +111,6 @@ def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Sou
 
 
 def _planned_file(id: str, path: Path, options: ReadOptions, *, in_folder: bool) -> _Source:
-    from longlens.corpus_rows import rows_reader
-
     check_unicode(id, f"the file name {shown(path)}", "rename the file")
     if not os.access(path, os.R_OK):
         raise UserError(f"cannot read {shown(path)}: permission denied: make it readable, or leave it out")
@@ -283,8 +184,6 @@ def _read(
     source: _Source, options: ReadOptions, decoder: Callable[[Sequence[int]], str] | None
 ) -> Iterator[tuple[str, Document]]:
     """The documents of one source, each with its place for messages."""
-    from longlens.corpus_rows import document_of_row
-
     if source.rows is None:
         text = _read_text(Path(source.name))
         if text and not text.isspace():
@@ -299,39 +198,6 @@ def _read(
             yield row.place, document
     if row is None:
         raise UserError(f"{shown(source.name)} is empty, it has no row: leave it out")
-
-
-def check_unicode(text: str, what: str, remedy: str) -> None:
-    """Raises UserError if `what` has a lone surrogate, which no file and no hash can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{what} is not valid Unicode (lone surrogate {text[error.start]!r} at character {error.start}): {remedy}"
-        ) from error
-
-
-@contextmanager
-def system_errors(path: Path) -> Iterator[None]:
-    """Turns what the system says about a file into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot read {shown(path)}: {error.strerror or one_line(error)}: check the file and its permissions"
-        ) from error
-
-
-def utf8(data: bytes, place: str, offset: int = 0) -> str:
-    """Decodes strictly; `data` begins at `offset` bytes of its file, at 0 perhaps with a byte order mark."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place} is binary: byte 0x{data[error.start]:02x} at offset {offset + error.start} is not valid UTF-8: "
-            "convert it, for example with iconv -f ENCODING -t UTF-8, or leave it out"
-        ) from error
-    return text.removeprefix("\ufeff") if offset == 0 else text
 
 
 def _read_text(path: Path) -> str:

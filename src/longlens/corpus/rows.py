@@ -9,19 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.corpus import (
-    JSONL_ENDINGS,
-    PARQUET_ENDINGS,
-    Document,
-    ReadOptions,
-    check_unicode,
-    one_line,
-    shown,
-    system_errors,
-    utf8,
-)
+from longlens.corpus.document import Document, check_unicode, one_line, shown, system_errors, utf8
+from longlens.corpus.options import ReadOptions
 from longlens.errors import UserError
 
+JSONL_ENDINGS = frozenset({".jsonl", ".ndjson"})
+PARQUET_ENDINGS = frozenset({".parquet"})
 METADATA_CHARACTERS = 1000  # a field goes into the metadata if it is no longer than this as JSON
 ROW_NUMBER_DIGITS = 9
 

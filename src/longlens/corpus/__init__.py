@@ -1,0 +1,6 @@
+"""Documents, and the readers that make them from files, folders, rows and datasets."""
+
+from longlens.corpus.document import Document as Document
+from longlens.corpus.document import text_sha256 as text_sha256
+from longlens.corpus.files import read_documents as read_documents
+from longlens.corpus.options import ReadOptions as ReadOptions

@@ -1,0 +1,42 @@
+"""Pages that are made from the code are up to date, and what the README and the examples show runs."""
+
+import re
+import runpy
+from pathlib import Path
+
+import docs.cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_command_line_page_is_what_the_commands_say():
+    assert docs.cli.PAGE.read_text(encoding="utf-8") == docs.cli.render(), "run: python -m docs.cli"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_generated_block_was_generated():
+    for page in PAGES:
+        for name, body in re.findall(r"<!-- (\w+): generated -->\n(.*?)<!-- end -->", page.read_text(), re.DOTALL):
+            assert body.strip(), f"{page.name}: run python -m benchmarks.{name}"
+
+
+def test_commands_in_the_pages_use_options_that_exist():
+    page = docs.cli.render()
+    sections = dict(zip(re.findall(r"## longlens (\w+)", page), re.split(r"## longlens \w+", page)[1:], strict=True))
+    recipes = sorted((ROOT / "src" / "longlens" / "recipes").glob("*.sh"))
+    for path in [*PAGES, *recipes]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command, rest in re.findall(r"^\s*longlens (\w+)(.*)$", text, re.MULTILINE):
+            for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
+                assert option in sections[command], f"{path.name}: longlens {command} has no {option}"
+
+
+def test_the_example_runs(capsys):
+    runpy.run_path(str(ROOT / "examples" / "key_tokens.py"))
+    assert re.search(r"PPL \d+\.\d+, LongPPL \d+\.\d+ on \d+ of 2048 tokens", capsys.readouterr().out)
