@@ -11,7 +11,7 @@ import numpy as np
 
 import longlens
 from benchmarks.tables import write_table
-from longlens.scoring.scorer import TokenLimit
+from longlens.scoring.truncation import TokenLimit
 
 MODELS = ("smollm2", "gemma3-270m")
 CONTEXT, STRIDE, TOKENS = 512, 256, 3000

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from longlens.metrics.comparison import compare as compare
     from longlens.metrics.perplexity import perplexity as perplexity
     from longlens.models import load_scorer as load_scorer
-    from longlens.scoring.scorer import score as score
-    from longlens.scoring.store import open_scores as open_scores
+    from longlens.scoring.reader import open_scores as open_scores
+    from longlens.scoring.run import score as score
 
 _HOME = {
     "Document": "corpus",
@@ -28,11 +28,11 @@ _HOME = {
     "UserError": "errors",
     "compare": "metrics.comparison",
     "load_scorer": "models",
-    "open_scores": "scoring.store",
+    "open_scores": "scoring.reader",
     "perplexity": "metrics.perplexity",
     "read_documents": "corpus",
     "read_keys": "keytokens.exchange",
-    "score": "scoring.scorer",
+    "score": "scoring.run",
     "select_key_tokens": "keytokens.selection",
     "write_keys": "keytokens.exchange",
 }

@@ -7,7 +7,6 @@ settings and result keys are the same. What differs, and why, is in docs/compat.
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,11 +15,12 @@ import numpy.typing as npt
 
 from longlens.corpus import Document
 from longlens.errors import UserError
+from longlens.files import replacing
 from longlens.keytokens.alignment import tokens_in_runs
 from longlens.keytokens.exchange import parse_published_runs
 from longlens.keytokens.influence import check_thresholds
 from longlens.keytokens.selection import select_key_tokens
-from longlens.scoring.scorer import score
+from longlens.scoring.run import score
 from longlens.scoring.scores import TokenScores
 from longlens.scoring.truncation import CharacterLimit
 from longlens.windows import check_window_settings
@@ -196,12 +196,8 @@ def _check_folder(save_path: StrPath | None) -> None:
 
 
 def _write_runs(path: Path, runs: npt.NDArray[np.int64]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(";".join(f"[{start}, {end}]" for start, end in runs.tolist()), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(";".join(f"[{start}, {end}]" for start, end in runs.tolist()))
 
 
 def _read_runs(save_path: StrPath | None, text: str) -> npt.NDArray[np.int64]:

@@ -14,8 +14,8 @@ from longlens.errors import UserError
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 
 if TYPE_CHECKING:
+    from longlens.scoring.reader import StoredScores
     from longlens.scoring.scorer import Scorer
-    from longlens.scoring.store import StoredScores
     from longlens.scoring.truncation import Limit
 
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
@@ -115,7 +115,7 @@ def limit(
     Raises:
         UserError: Two ways of cutting at once, or tokens that nobody counts.
     """
-    from longlens.scoring.scorer import MAX_LENGTH, own_limit
+    from longlens.scoring.run import MAX_LENGTH, own_limit
     from longlens.scoring.truncation import CharacterLimit, TokenLimit
 
     if max_characters is not None:
@@ -143,7 +143,7 @@ def cut(found: Iterable[Document], limit: Limit | None) -> Iterable[Document]:
 def announce(scorer: Scorer, limit: Limit | None) -> None:
     """Says what was loaded and what was chosen for the user."""
     from longlens.cli.console import say
-    from longlens.scoring.scorer import MAX_LENGTH
+    from longlens.scoring.run import MAX_LENGTH
     from longlens.scoring.truncation import TokenLimit
 
     info = scorer.info
@@ -164,7 +164,7 @@ def choice(
 ) -> dict[str, Any]:
     """Arguments of `longlens.perplexity` and `longlens.compare` that say which tokens are key."""
     from longlens.keytokens.exchange import read_keys
-    from longlens.scoring.store import open_scores
+    from longlens.scoring.reader import open_scores
 
     evaluator: StoredScores | None = None
     if evaluator_scores is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from longlens.corpus import Document, text_sha256
 from longlens.errors import UserError
+from longlens.files import replacing
 from longlens.keytokens.alignment import as_spans, merge_spans
 from longlens.keytokens.selection import KeySource, KeyTokens, warn_near_threshold
 
@@ -91,24 +91,19 @@ def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool
         raise UserError(f"no documents, so there are no key tokens to write to {path}: score documents first")
     shared = {name: keys.settings[name] for name in SETTINGS}
     near = total = 0
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-            for document in keys:
-                line = {
-                    "schema_version": SCHEMA_VERSION,
-                    "id": document.id,
-                    "text_sha256": document.text_sha256,
-                    **shared,
-                    "num_key_tokens": document.num_key_tokens,
-                    "char_runs": document.char_runs.tolist(),
-                }
-                file.write(json.dumps(line, allow_nan=False) + "\n")
-                near += document.num_near_threshold or 0
-                total += document.num_key_tokens or 0
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        for document in keys:
+            line = {
+                "schema_version": SCHEMA_VERSION,
+                "id": document.id,
+                "text_sha256": document.text_sha256,
+                **shared,
+                "num_key_tokens": document.num_key_tokens,
+                "char_runs": document.char_runs.tolist(),
+            }
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            near += document.num_near_threshold or 0
+            total += document.num_key_tokens or 0
     warn_near_threshold(near, total, keys.settings["dtype"])
 
 

@@ -68,6 +68,7 @@ class TransformersScorer:
         device: torch.device = model.get_input_embeddings().weight.device
         # Weights that accelerate offloads are on "meta" until they are needed; its hooks move the inputs to them.
         self._device = torch.device("cpu") if device.type == "meta" else device
+        self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cuda"])
         self._ropes = [module for module in model.modules() if _original_frequencies(module)]
         types = {kind for module in self._ropes for kind in _rope_types(module)}
@@ -146,6 +147,11 @@ class TransformersScorer:
         # Right padding: under causal attention no token sees what comes after it, so no mask is needed.
         rows = [list(request.token_ids) + [0] * (longest - len(request.token_ids)) for request in batch]
         input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
+        if int(input_ids.max()) >= self._vocabulary:
+            raise UserError(
+                f"the tokenizer gives token {int(input_ids.max())}, and {self.info.name} has embeddings for "
+                f"{self._vocabulary}: tokenizer and model do not belong together"
+            )
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, request in zip(keep, batch, strict=True):
             row[request.start - 1 : len(request.token_ids) - 1] = True
@@ -226,9 +232,8 @@ class TransformersScorer:
 
     def _probe(self) -> Head:
         """Holds our log-probabilities against the model's own logits once, on a few tokens."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=generator).to(self._device)
+        ids = torch.randint(self._vocabulary, (1, PROBE_TOKENS), generator=generator).to(self._device)
         self._reset_rope()
         logits = self.model(input_ids=ids, use_cache=False).logits[0]
         everything = torch.ones_like(ids, dtype=torch.bool)

@@ -29,7 +29,7 @@ def compare(
     from longlens.cli.commands.perplexity import print_results
     from longlens.cli.console import interval, number, print_json, print_table, say, told_once
     from longlens.metrics.comparison import compare as compute
-    from longlens.scoring.store import open_scores
+    from longlens.scoring.reader import open_scores
 
     chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     with told_once():

@@ -30,12 +30,12 @@ def demo(
     """
     from longlens.cli.commands.perplexity import print_results
     from longlens.cli.console import ScoringProgress, print_json, printable, say, told_once
+    from longlens.files import write_json
     from longlens.keytokens.exchange import write_keys
     from longlens.keytokens.selection import select_key_tokens
     from longlens.metrics.perplexity import perplexity
     from longlens.models import load_scorer
-    from longlens.scoring.scorer import own_limit, score
-    from longlens.scoring.store import write_json
+    from longlens.scoring.run import own_limit, score
 
     document = demo_document()
     scorer = load_scorer(MODEL)

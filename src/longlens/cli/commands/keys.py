@@ -43,7 +43,7 @@ def keys(
     from longlens.errors import UserError
     from longlens.keytokens.exchange import import_upstream, write_keys
     from longlens.keytokens.selection import KeySource, select_key_tokens
-    from longlens.scoring.store import open_scores
+    from longlens.scoring.reader import open_scores
 
     if from_upstream is not None:
         reading = ReadOptions(

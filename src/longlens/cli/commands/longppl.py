@@ -11,7 +11,7 @@ from longlens.cli import options as o
 
 if TYPE_CHECKING:
     from longlens.corpus import ReadOptions
-    from longlens.scoring.store import StoredScores
+    from longlens.scoring.reader import StoredScores
     from longlens.scoring.truncation import Limit
 
 
@@ -62,8 +62,8 @@ def longppl(
     from longlens.cli.console import print_json, say, told_once
     from longlens.corpus import ReadOptions
     from longlens.errors import UserError
+    from longlens.files import write_json
     from longlens.metrics.perplexity import perplexity
-    from longlens.scoring.store import write_json
     from longlens.windows import check_window_settings
 
     if (evaluator is None) == (keys is None):
@@ -129,8 +129,8 @@ def _run(
     """Scores the documents with one model; gives back what they were cut to, for the next model."""
     from longlens.cli.console import ScoringProgress
     from longlens.models import load_encoder, load_scorer
-    from longlens.scoring.scorer import MAX_LENGTH, score
-    from longlens.scoring.store import StoredScores
+    from longlens.scoring.reader import StoredScores
+    from longlens.scoring.run import MAX_LENGTH, score
     from longlens.scoring.truncation import TokenLimit
 
     trusted = loading["trust_remote_code"]

@@ -36,7 +36,7 @@ def perplexity(
     """
     from longlens.cli.console import print_json, told_once
     from longlens.metrics.perplexity import perplexity as compute
-    from longlens.scoring.store import open_scores
+    from longlens.scoring.reader import open_scores
 
     chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     spans = None if answers is None else read_answers(answers)

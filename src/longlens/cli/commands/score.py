@@ -47,7 +47,7 @@ def score(
     from longlens.cli.console import ScoringProgress, print_json, printable, say
     from longlens.corpus import ReadOptions
     from longlens.models import load_scorer
-    from longlens.scoring import scorer as scoring
+    from longlens.scoring import run as scoring
 
     contexts = None if long_only else o.integers(context, "--context")
     strides = o.integers(stride, "--stride")

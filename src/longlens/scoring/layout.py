@@ -1,0 +1,125 @@
+"""The layout of a run folder: its files, their schemas, and how each is read.
+
+::
+
+    RUN/manifest.json                        written once; a run with other settings is refused
+    RUN/long/part-00000-UUID.parquet         a row a document: its text, tokens, spans and long log-probabilities
+    RUN/short/K4096-d1024/part-....parquet   id and short log-probabilities; another K is another folder
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from longlens.errors import UserError
+from longlens.scoring.scores import ShortContext
+
+SCHEMA_VERSION = 1
+_floats = pa.list_(pa.float32())
+LONG_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text_sha256", pa.string()),
+        ("text", pa.string()),
+        ("total_tokens", pa.int64()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("char_start", pa.list_(pa.int64())),
+        ("char_end", pa.list_(pa.int64())),
+        ("logprobs", _floats),
+    ]
+)
+SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
+
+
+class Place(NamedTuple):
+    """Where a row is."""
+
+    path: Path
+    group: int
+    row: int
+
+
+def side_folder(short: ShortContext | None) -> str:
+    """Where a side is inside the run: ``long`` (None), or ``short/K4096-d1024``."""
+    return "long" if short is None else f"short/K{short.context}-d{short.stride}"
+
+
+def side_schema(short: ShortContext | None) -> pa.Schema:
+    """The columns of a side."""
+    return LONG_SCHEMA if short is None else SHORT_SCHEMA
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        UserError: There is no run, or it is of another schema version, or broken.
+    """
+    path = folder / "manifest.json"
+    if not folder.exists():
+        raise UserError(f"no such folder: {folder}. Make scores with: longlens score DOCS --model M -o {folder}")
+    if not path.is_file():
+        raise UserError(f"{folder} holds no scores (no manifest.json): expected a folder made by longlens score")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({error}): score again into a new folder") from error
+    manifest: dict[str, Any] = content if isinstance(content, dict) else {}
+    version, model, settings = (manifest.get(name) for name in ("schema_version", "model", "settings"))
+    if version not in (None, SCHEMA_VERSION):
+        raise UserError(
+            f"{path} has schema_version {version!r}, this longlens reads {SCHEMA_VERSION}: "
+            "install the version of longlens that wrote it"
+        )
+    if version is None or not isinstance(settings, dict) or not isinstance(model, dict) or "name" not in model:
+        raise UserError(f"{path} is no manifest of longlens: expected schema_version, model and settings in it")
+    return manifest
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Committed parts, in the order of their names."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def open_file(path: Path, mode: str) -> pa.OSFile:
+    """A file, by the bytes of its name: pyarrow takes some strings for URIs, and cannot encode all of them."""
+    return pa.OSFile(os.fsencode(path), mode)
+
+
+def read_ids(folder: Path, short: ShortContext | None) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Of each row of a side its place and its id, with the hash of the text where the side has it."""
+    columns = ["id", "text_sha256"] if short is None else ["id"]
+    for path in part_paths(folder / side_folder(short)):
+        with open_part(path, side_schema(short)) as parquet:
+            for group in range(parquet.num_row_groups):
+                for row, record in enumerate(parquet.read_row_group(group, columns=columns).to_pylist()):
+                    yield Place(path, group, row), record
+
+
+@contextmanager
+def open_part(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+    """A part with its checksums verified.
+
+    Raises:
+        UserError: It is broken, or has other columns.
+    """
+    try:
+        with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            there = parquet.schema_arrow
+            if not there.equals(schema):
+                raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
+            yield parquet
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{path} is broken or not made by longlens ({reason}): delete that file and run the same longlens score "
+            "command again, it scores what is missing"
+        ) from error

@@ -1,0 +1,360 @@
+"""The one loop that turns documents into token scores."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from longlens.corpus import Document, text_sha256
+from longlens.errors import UserError
+from longlens.scoring.layout import SCHEMA_VERSION, side_folder
+from longlens.scoring.reader import StoredScores, open_scores
+from longlens.scoring.scorer import Request, Scorer, ScorerInfo
+from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores
+from longlens.scoring.store import RunWriter
+from longlens.scoring.truncation import Cut, Limit, TokenLimit
+from longlens.windows import check_window_settings, plan_windows
+
+Bos = Literal["window", "published"]
+
+# Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens. We set the hyperparameters as
+# alpha = 2, beta = -2, K = 4096." Appendix A.1: "a step size d, which is smaller than the truncation length K (we set
+# it to d = 1024)".
+CONTEXT = 4096
+STRIDE = 1024
+MAX_LENGTH = 32768
+
+
+class _Progress(Protocol):
+    def encoded(self, num_characters: int, num_tokens: int) -> None:
+        """A document of so many characters will take so many tokens of model input."""
+
+    def scored(self, num_tokens: int) -> None:
+        """So many tokens of model input are done."""
+
+
+class _Key(NamedTuple):
+    """What a result is of: the document, its side, the first token that is scored; and what it cost."""
+
+    id: str
+    short: ShortContext | None
+    first: int
+    num_input: int
+
+
+@dataclass
+class _Side:
+    """One side of a document while its results come in: long (short is None) or one short context."""
+
+    row: dict[str, Any]
+    logprobs: Floats
+    waiting: int
+
+
+def score(
+    documents: Iterable[Document],
+    scorer: Scorer,
+    *,
+    context: int | Sequence[int] | None = CONTEXT,
+    stride: int | Sequence[int] = STRIDE,
+    out: str | PathLike[str] | None = None,
+    bos: Bos = "window",
+    max_length: int | None = None,
+    limit: Limit | None = None,
+    extrapolate: bool = False,
+    store_text: bool = True,
+    shard: tuple[int, int] = (0, 1),
+    progress: _Progress | None = None,
+) -> MemoryScores | StoredScores:
+    """Runs a model over documents: log-probabilities under the long and under the short contexts.
+
+    For every document of n tokens x and every K, d::
+
+        long_logprobs[i]  = log P(x[i] | bos, x[:i])                                      NaN where nothing precedes
+        short_logprobs[i] = log P(x[i] | bos, x[j d : i])   with j = (i - K) // d         NaN for i < K
+
+    Args:
+        documents: Any iterable; read lazily.
+        scorer: The model, from `longlens.load_scorer`.
+        context: K, or several, or None for long-context scores alone.
+        stride: d, one for all K or one a K.
+        out: Run folder; what is in it already is not scored again. None keeps the scores in memory.
+        bos: ``"window"``: the tokenizer's BOS, where it has one, stands before the long context and before every
+            window, is not scored and not counted in K. ``"published"``: as the published package does it; with
+            short contexts (an evaluator) what the tokenizer puts before a text stands before the long context
+            alone and counts as a token of it, without (an evaluated model) there is none.
+        max_length: Tokens that a document is cut to, counted by this model's tokenizer; None for the smaller of
+            32,768 and what the model takes.
+        limit: Cut otherwise instead: by another model's tokenizer, so that two models see the same text, or by
+            characters.
+        extrapolate: Allows more tokens than the model was made for.
+        store_text: False leaves the text out of the run folder.
+        shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on.
+        progress: Told of tokens as they are encoded and scored.
+
+    Returns:
+        `MemoryScores`, or the run folder opened. With ``out`` and nothing to do, the model is not run.
+
+    Raises:
+        UserError: Settings that cannot be, a document longer than the model takes, one id with two texts, or a run
+            folder made with other settings.
+    """
+    shorts = short_contexts(context, stride)
+    limit = limit or own_limit(scorer, max_length, extrapolate=extrapolate)
+    settings = run_settings(scorer.info, shorts, bos=bos, limit=limit)
+    run = _Run(scorer, shorts, bos, limit, extrapolate=extrapolate, store_text=store_text, progress=progress)
+    mine = (d for i, d in enumerate(documents) if i % shard[1] == shard[0])
+    manifest = make_manifest(scorer.info, settings | {"text": store_text})
+    if out is None:
+        memory = _MemoryWriter()
+        run.score(mine, memory)
+        return memory.finish(manifest, shorts)
+    with RunWriter(Path(out), manifest, rank=shard[0]) as writer:
+        run.score(mine, writer)
+    for short in shorts:  # also where this shard had no documents
+        (Path(out) / side_folder(short)).mkdir(parents=True, exist_ok=True)
+    return open_scores(out, context=shorts[0].context, stride=shorts[0].stride) if shorts else open_scores(out)
+
+
+def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[int]) -> list[ShortContext]:
+    """The short contexts that are meant by K and d, the largest K first.
+
+    Raises:
+        UserError: K or d below 1, or as many strides as fits neither one nor each K.
+    """
+    contexts = [] if context is None else [context] if isinstance(context, int) else list(context)
+    strides = [stride] if isinstance(stride, int) else list(stride)
+    if len(strides) not in (1, len(contexts)) and contexts:
+        raise UserError(
+            f"{len(strides)} strides for {len(contexts)} contexts: give one stride, or one for each context, such as "
+            "--context 64,256 --stride 16,64"
+        )
+    if len(strides) == 1:
+        strides = strides * len(contexts)
+    pairs = [ShortContext(k, d) for k, d in zip(contexts, strides, strict=False)]
+    for pair in pairs:
+        check_window_settings(*pair)
+    return sorted(set(pairs), key=lambda s: (-s.context, s.stride))
+
+
+def own_limit(scorer: Scorer, max_length: int | None = None, *, extrapolate: bool = False) -> TokenLimit:
+    """The limit in tokens of the scored model: ``max_length``, or the smaller of 32,768 and what the model takes.
+
+    Raises:
+        UserError: ``max_length`` is more than the model takes and ``extrapolate`` is off.
+    """
+    info = scorer.info
+    takes = None if info.max_length is None else info.max_length - (info.bos_token_id is not None)
+    if max_length is None:
+        max_length = MAX_LENGTH if takes is None else min(MAX_LENGTH, takes)
+    elif takes is not None and max_length > takes and not extrapolate:
+        raise UserError(
+            f"--max-length is {max_length}; {info.name} takes {takes} tokens"
+            + (" and a BOS" if info.bos_token_id is not None else "")
+            + ". Use a smaller one, or --extrapolate to score beyond what the model was made for"
+        )
+    return TokenLimit(
+        max_tokens=max_length,
+        counted_by="own",
+        encode=lambda text: scorer.encode(Document(id="", text=text)),
+    )
+
+
+def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, limit: Limit) -> dict[str, Any]:
+    """The settings that make two runs the same run, for the manifest.
+
+    Raises:
+        UserError: An unknown BOS rule, or K that leaves nothing to score.
+    """
+    if bos not in ("window", "published"):
+        raise UserError(f"bos is {bos!r}; expected 'window' or 'published'")
+    in_tokens = isinstance(limit, TokenLimit)
+    length = limit.max_tokens if isinstance(limit, TokenLimit) else limit.max_characters
+    for short in shorts:
+        if short.context >= length:
+            raise UserError(
+                f"--context {short.context} is not below the maximum length, {length} "
+                + ("tokens" if in_tokens else "characters")
+                + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
+                + f": no token would have a long context. Use a smaller one, such as --context {max(1, length // 4)}"
+            )
+    role = {} if bos == "window" else {"bos_role": "evaluator" if shorts else "evaluated"}
+    return {
+        "bos": bos,
+        **role,
+        "dtype": info.dtype,
+        "max_length": length,
+        "max_length_counted_by": limit.counted_by,
+    }
+
+
+def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What manifest.json holds."""
+    packages = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+    versions = {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    model = asdict(info) | {"own_prefix": list(info.own_prefix)}
+    return {"schema_version": SCHEMA_VERSION, "model": model, "settings": dict(settings), "versions": versions}
+
+
+class _Run:
+    """The loop: documents to requests, results to rows."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        shorts: Sequence[ShortContext],
+        bos: Bos,
+        limit: Limit,
+        *,
+        extrapolate: bool,
+        store_text: bool,
+        progress: _Progress | None,
+    ) -> None:
+        self._scorer, self._shorts, self._limit, self._progress = scorer, shorts, limit, progress
+        self._extrapolate, self._store_text = extrapolate, store_text
+        info = scorer.info
+        # `long` and `short` stand before the two contexts. What `counted` says: whether the prefix of the long
+        # context is a token of the sequence that windows are planned over, as in the published package.
+        window = (info.bos_token_id,) if info.bos_token_id is not None else ()
+        published = info.own_prefix if shorts else ()
+        self._long_prefix: tuple[int, ...] = window if bos == "window" else published
+        self._short_prefix: tuple[int, ...] = window if bos == "window" else ()
+        self._counted = 0 if bos == "window" else len(published)
+
+    def score(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> None:
+        self._open: dict[tuple[str, ShortContext | None], _Side] = {}
+        for result in self._scorer.logprobs(self._requests(documents, writer)):
+            key: _Key = result.key
+            side = self._open[key.id, key.short]
+            side.logprobs[key.first : key.first + len(result.logprobs)] = result.logprobs
+            side.waiting -= 1
+            if not side.waiting:
+                self._close(writer, key.id, key.short)
+            if self._progress:
+                self._progress.scored(key.num_input)
+            writer.tick()
+
+    def _requests(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> Iterator[Request]:
+        seen: set[str] = set()
+        sides = [None, *self._shorts]
+        for document in documents:
+            if document.id in seen:
+                raise UserError(f"two documents have the id {document.id!r}: ids name documents and must differ")
+            seen.add(document.id)
+            todo = [short for short in sides if document.id not in writer.done(short)]
+            stored = writer.done(None).get(document.id)
+            # The whole text's hash first: most documents are not cut, and a resumed run need not tokenize them again.
+            if not todo and stored == text_sha256(document.text):
+                cut = None
+            else:
+                cut = self._limit(document.text)
+                if stored not in (None, text_sha256(cut.text)):
+                    raise UserError(
+                        f"document {document.id!r} was scored before with another text: give its new text another "
+                        "id, or score into a new folder"
+                    )
+            if cut is not None and todo:
+                yield from self._document(document, cut, todo, writer)
+            elif self._progress:
+                self._progress.encoded(len(document.text), 0)
+
+    def _document(
+        self,
+        document: Document,
+        cut: Cut,
+        todo: Sequence[ShortContext | None],
+        writer: RunWriter | _MemoryWriter,
+    ) -> Iterator[Request]:
+        encoded = self._scorer.encode(Document(id=document.id, text=cut.text))
+        ids, n = encoded.token_ids.tolist(), len(encoded.token_ids)
+        # Another tokenizer's number of tokens says nothing of this one's.
+        total = cut.total_tokens if self._limit.counted_by == "own" else None
+        self._check_length(document.id, n)
+        row = {
+            "id": document.id,
+            "text_sha256": text_sha256(cut.text),
+            "text": cut.text if self._store_text else None,
+            "total_tokens": n if cut.text == document.text else total,
+            "token_ids": encoded.token_ids,
+            "char_start": encoded.char_spans[:, 0],
+            "char_end": encoded.char_spans[:, 1],
+        }
+        requests = [list(self._side(document.id, ids, short)) for short in todo]
+        if self._progress:
+            cost = sum(request.key.num_input for side in requests for request in side)
+            self._progress.encoded(len(document.text), cost)
+        for short, side in zip(todo, requests, strict=True):
+            start = row if short is None else {"id": document.id}
+            self._open[document.id, short] = _Side(start, np.full(n, np.nan, np.float32), len(side))
+            if not side:
+                self._close(writer, document.id, short)
+        for side in requests:
+            yield from side
+
+    def _side(self, id: str, ids: list[int], short: ShortContext | None) -> Iterator[Request]:
+        """Requests of one side."""
+        if short is None:
+            prefix = list(self._long_prefix)
+            tokens = prefix + ids
+            if len(tokens) > 1:
+                yield Request(_Key(id, None, 0 if prefix else 1, len(tokens)), tokens, max(1, len(prefix)))
+            return
+        # In the published package the evaluator's BOS is token 0 of what windows are planned over.
+        sequence = [*self._long_prefix[: self._counted], *ids]
+        prefix = list(self._short_prefix)
+        for window in plan_windows(len(sequence), *short):
+            tokens = prefix + sequence[window.start : window.stop]
+            key = _Key(id, short, window.first - self._counted, len(tokens))
+            yield Request(key, tokens, len(prefix) + window.first - window.start)
+
+    def _check_length(self, id: str, n: int) -> None:
+        info, fed = self._scorer.info, n + len(self._long_prefix)
+        if info.max_length is not None and fed > info.max_length and not self._extrapolate:
+            raise UserError(
+                f"document {id!r} has {fed} tokens of {info.name}, which takes {info.max_length} (the text was cut by "
+                f"{self._limit.counted_by}): use a smaller --max-length, or --extrapolate"
+            )
+
+    def _close(self, writer: RunWriter | _MemoryWriter, id: str, short: ShortContext | None) -> None:
+        side = self._open.pop((id, short))
+        writer.add(short, side.row | {"logprobs": side.logprobs})
+
+
+class _MemoryWriter:
+    """The writer's face for scores that stay in memory."""
+
+    def __init__(self) -> None:
+        self._sides: dict[ShortContext | None, dict[str, dict[str, Any]]] = {}
+
+    def done(self, short: ShortContext | None) -> Mapping[str, str]:
+        return {}
+
+    def add(self, short: ShortContext | None, row: dict[str, Any]) -> None:
+        self._sides.setdefault(short, {})[row["id"]] = row
+
+    def tick(self) -> None:
+        """Nothing is buffered."""
+
+    def finish(self, manifest: Mapping[str, Any], shorts: Sequence[ShortContext]) -> MemoryScores:
+        rows = [
+            TokenScores(
+                id=id,
+                text=row["text"],
+                text_sha256=row["text_sha256"],
+                total_tokens=row["total_tokens"],
+                token_ids=row["token_ids"],
+                char_spans=np.stack([row["char_start"], row["char_end"]], axis=1),
+                long_logprobs=row["logprobs"],
+                short={short: self._sides[short][id]["logprobs"] for short in shorts},
+                selected=shorts[0] if shorts else None,
+            )
+            for id, row in self._sides.get(None, {}).items()
+        ]
+        return MemoryScores(rows, manifest)

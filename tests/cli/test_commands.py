@@ -1,0 +1,242 @@
+"""Every command: its help, what it prints where, and its exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import longlens
+
+COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare"]
+RULE = ("--context", 32, "--stride", 16)
+JSON_KEYS = {
+    "schema_version",
+    *("model", "evaluator", "ppl", "longppl", "longppl_soft", "bits_per_character"),
+    *("num_tokens", "num_key_tokens", "num_documents", "truncated_documents", "intervals", "settings"),
+}
+SETTINGS = {"context", "stride", "alpha", "beta", "gamma", "lcl", "bos", "max_length", "dtype"}
+
+
+def test_the_commands_are_these():
+    from longlens.cli.app import app
+
+    assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, run):
+    ended = run(command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"Example: longlens {command} " in ended.out
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:])
+def test_an_example_has_the_options_that_there_are(command, run):
+    shown = run(command, "--help").out
+    example = shown[shown.index("Example:") : shown.index("Arguments:")].split()
+    for option in (word for word in example if word.startswith("-")):
+        assert f" {option} " in shown.split("Options:")[1].replace(",", " "), option
+
+
+def test_help_and_version(run):
+    ended = run("--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert all(f"\n  {command} " in ended.out for command in COMMANDS)
+    assert run("--version") == (0, f"longlens {longlens.__version__}\n", "")
+
+
+def test_score_says_what_it_does_on_stderr_and_the_next_step_on_stdout(work, run):
+    arguments = ("score", "a.txt", "b.txt", "--model", "llama", *RULE, "-o", "run")
+    quiet = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY")
+    environment = {name: value for name, value in os.environ.items() if name not in quiet}
+    command = [sys.executable, "-m", "longlens", *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout) == (0, "next: longlens perplexity run\n")
+    first, cut, scored, last = ended.stderr.splitlines()
+    assert first == "llama: LlamaForCausalLM from local folder, float32 on cpu"
+    assert cut == "llama: documents are cut to 4,095 tokens (it takes 4,096)"
+    assert re.fullmatch(r"score llama: [\d,]+ tokens of model input in [\d.]+ s", scored)
+    assert last == "2 documents in run"
+    again = run(*arguments)
+    assert again == (0, ended.stdout, "\n".join([first, cut, last]) + "\n")
+
+
+def test_score_as_json(work, run):
+    found = run.json("score", "a.txt", "b.txt", "--model", "llama", "--context", "16,32", "--stride", "8", "-o", "run")
+    assert found == {
+        "schema_version": 1,
+        "out": "run",
+        "num_documents": 2,
+        "short_contexts": [[16, 8], [32, 8]],
+        "model": "llama",
+        "settings": {
+            "bos": "window",
+            "dtype": "float32",
+            "max_length": 4095,
+            "max_length_counted_by": "own",
+            "text": True,
+        },
+    }
+    manifest = json.loads((work / "run" / "manifest.json").read_text())
+    assert manifest["settings"] == found["settings"]
+    assert manifest["model"]["dtype"] == "float32"
+    assert len(manifest["model"]["weights_sha256"]) == len(manifest["model"]["tokenizer_sha256"]) == 64
+    assert {"longlens", "torch", "transformers", "python"} <= manifest["versions"].keys()
+
+
+def test_options_of_score_reach_the_run(work, run):
+    (work / "rows.jsonl").write_text('{"name": "x", "body": "one two three"}\n{"name": "y", "body": "four"}\n')
+    run.json(
+        *("score", "rows.jsonl", "--model", "llama", "--long-only", "--no-text", "--max-length", 9, "-o", "run"),
+        *("--text-field", "body", "--id-field", "name", "--samples", 1, "--dtype", "bfloat16", "--bos", "published"),
+    )
+    scores = longlens.open_scores("run")
+    assert list(scores.ids) == ["x"]
+    assert (scores[0].text, len(scores[0].token_ids), scores[0].total_tokens) == (None, 9, 13)
+    assert scores.short_contexts == []
+    assert scores.manifest["settings"] == {
+        "bos": "published",
+        "bos_role": "evaluated",
+        "dtype": "bfloat16",
+        "max_length": 9,
+        "max_length_counted_by": "own",
+        "text": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--max-characters", 40], {"max_length": 40, "max_length_counted_by": "characters"}),
+        (["--truncate-with", "other", "--max-length", 40], {"max_length": 40, "max_length_counted_by": "other"}),
+        (["--extrapolate", "--max-length", 5000], {"max_length": 5000, "max_length_counted_by": "own"}),
+    ],
+)
+def test_documents_are_cut_as_asked(options, settings, work, run):
+    found = run.json("score", "a.txt", "--model", "llama", *RULE, "-o", "run", *options)
+    assert found["settings"] | settings == found["settings"]
+    assert len(longlens.open_scores("run")[0].text) == min(settings["max_length"], 212)
+
+
+def test_shards_fill_one_folder(work, run):
+    for shard, number in (("0/2", 1), ("1/2", 2)):
+        arguments = ("score", "a.txt", "b.txt", "--model", "llama", *RULE, "--shard", shard, "-o", "run")
+        assert run.json(*arguments)["num_documents"] == number
+
+
+def test_perplexity(scored, run):
+    found = run.json("perplexity", scored / "llama", "--evaluator-scores", scored / "other", "--no-lcl")
+    assert found.keys() >= JSON_KEYS
+    assert found["settings"].keys() >= SETTINGS
+    assert found["settings"] | {"context": 32, "stride": 16, "lcl": False} == found["settings"]
+    assert found["intervals"].keys() == {"ppl", "longppl", "longppl_soft"}
+    assert "documents" not in found
+    assert found["num_documents"] == 2
+    table = run("perplexity", scored / "llama", "--evaluator-scores", scored / "other", "--no-lcl")
+    assert f"{found['ppl']:,.3f}" in table.out
+    assert table.code == 0
+    both = run.json("perplexity", scored / "llama", scored / "other")
+    assert [result["model"].rsplit("/")[-1] for result in both["results"]] == ["llama", "other"]
+    assert both["results"][0]["longppl"] is None
+
+
+def test_perplexity_per_document(scored, run):
+    found = run.json("perplexity", scored / "llama", "--per-document")
+    assert [document["id"] for document in found["documents"]] == ["a.txt", "b.txt"]
+    assert found["documents"][0].keys() == {"id", "ppl", "longppl", "num_tokens", "num_key_tokens"}
+    shown = run("perplexity", scored / "llama", "--per-document").out
+    assert f"{found['documents'][0]['ppl']:,.3f}" in shown
+
+
+def test_perplexity_on_answers(scored, run, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"id": "a.txt", "answer_spans": [[2, 6]]}\n')
+    found = run.json("perplexity", scored / "llama", "--answers", tmp_path / "answers.jsonl")
+    assert found["num_answer_tokens"] == 4
+    assert found["ppl_answers"] > 1
+
+
+def test_keys_give_what_the_evaluator_gives(scored, run, tmp_path):
+    written = run("keys", scored / "other", "-o", tmp_path / "keys.jsonl", "--no-lcl", "--alpha", 0.5)
+    assert (written.code, written.out) == (0, "")
+    assert f"key tokens of 2 documents in {tmp_path / 'keys.jsonl'}" in written.err
+    by_keys = run.json("perplexity", scored / "llama", "--keys", tmp_path / "keys.jsonl")
+    options = ("--no-lcl", "--alpha", 0.5)
+    by_scores = run.json("perplexity", scored / "llama", "--evaluator-scores", scored / "other", *options)
+    assert by_keys["num_key_tokens"] == by_scores["num_key_tokens"] > 0
+    assert by_keys["longppl"] == by_scores["longppl"]
+    as_json = run.json("keys", scored / "other", "-o", tmp_path / "keys.jsonl", "--overwrite")
+    assert as_json.keys() == {"schema_version", "out", "num_documents", "settings"}
+
+
+def test_keys_of_the_published_package(work, run):
+    (work / "slices").mkdir()
+    (work / "slices" / "slice_0.txt").write_text("[0, 2];[7, 10]")
+    found = run.json("keys", "--from-upstream", "slices", "a.txt", "--max-characters", 20, "-o", "keys.jsonl")
+    assert (found["num_documents"], found["settings"]["evaluator"]) == (1, "slices")
+    assert json.loads((work / "keys.jsonl").read_text())["char_runs"] == [[0, 2], [7, 10]]
+
+
+def test_compare(scored, run):
+    found = run.json("compare", scored / "llama", scored / "other", "--evaluator-scores", scored / "other")
+    assert found.keys() == {"schema_version", "baseline", "num_documents", "results", "pairs", "warnings"}
+    assert found["pairs"][0]["log_ppl"].keys() == {"value", "interval", "settled", "documents_to_settle"}
+    shown = run("compare", scored / "llama", scored / "other", "--evaluator-scores", scored / "other")
+    assert shown.code == 0
+    assert "log PPL, nats per token" in shown.out
+    assert "note: " in shown.err
+
+
+@pytest.mark.parametrize("evaluator", ["other", "self"])
+def test_longppl(evaluator, work, run):
+    arguments = ("longppl", "a.txt", "b.txt", "--model", "llama", "--evaluator", evaluator, *RULE, "-o", "run")
+    found = run.json(*arguments)
+    assert found.keys() >= JSON_KEYS
+    assert found["settings"].keys() >= SETTINGS
+    assert found["evaluator"] == ("llama" if evaluator == "self" else "other")
+    assert found["settings"]["context"] == 32
+    again = run(*arguments)
+    assert again.code == 0
+    assert "tokens of model input in" not in again.err
+    warned = "warning: the model is its own evaluator, for which the paper finds LongPPL uninformative" in again.err
+    assert warned == (evaluator == "self")
+    stored = json.loads((work / "run" / "perplexity.json").read_text())
+    assert {name: stored[name] for name in found} == found
+    assert len(stored["documents"]) == 2
+    folders = {path.parent.name for path in (work / "run").rglob("manifest.json")}
+    assert folders == ({"model"} if evaluator == "self" else {"model", "evaluator"})
+
+
+def test_longppl_with_keys(work, run):
+    run("score", "a.txt", "--model", "other", *RULE, "-o", "scores")
+    run("keys", "scores", "-o", "keys.jsonl")
+    arguments = ("longppl", "a.txt", "--model", "llama", "--keys", "keys.jsonl", "-o", "run")
+    assert run.json(*arguments)["evaluator"] == "other"
+
+
+def test_a_reader_that_goes_away_is_no_error(scored):
+    longlens_command = f"{sys.executable} -m longlens perplexity {scored / 'llama'} --per-document"
+    program = f"{longlens_command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_one_line(scored):
+    command = [sys.executable, "-m", "longlens", "perplexity", str(scored / "llama")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: the output: No space left on device. Check the name, its permissions and the room on the disk\n"
+    )
+
+
+def test_output_where_the_terminal_knows_ascii_alone(work, scored):
+    (work / "naïve").symlink_to(scored / "llama")
+    command = [sys.executable, "-m", "longlens", "keys", "naïve", "-o", "clé.jsonl", "--json"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["out"] == "clé.jsonl"

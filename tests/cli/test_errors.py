@@ -1,0 +1,356 @@
+"""Bad input: one line that names the thing and says a next step, exit code 2, no traceback, nothing written."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longlens.corpus import text_sha256
+from longlens.scoring.layout import read_manifest
+from longlens.scoring.scores import ShortContext
+from longlens.scoring.store import RunWriter
+from tests.toys import manifest
+
+RULE = ("--context", 32, "--stride", 16)
+SCORE = ("score", "a.txt", "--model", "llama", *RULE, "-o", "out")
+
+
+def everything(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def score_of(file, **options):
+    model = options.get("model", "llama")
+    return ("score", file, "--model", model, *RULE, "-o", "out")
+
+
+FILES = {
+    "empty.txt": b"",
+    "blank.txt": b" \n\t\n",
+    "binary.txt": bytes(range(256)),
+    "broken.jsonl": b'{"text": "fine"}\n{"text": \n',
+    "other.jsonl": b'{"body": "fine"}\n',
+    "empty.jsonl": b"",
+    "fake.parquet": b"no parquet",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("nosuch.txt", "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written hf:NAME"),
+        ("empty.txt", "'empty.txt' is empty: leave it out, or give it text"),
+        ("blank.txt", "'blank.txt' is empty, it has only whitespace: leave it out, or give it text"),
+        ("binary.txt", "'binary.txt' is binary: byte 0x80 at offset 128 is not valid UTF-8: convert it, for example"),
+        ("broken.jsonl", "'broken.jsonl:2' is not JSON: "),
+        ("other.jsonl", "the field 'text' is missing in 'other.jsonl:1', which has 'body': pass --text-field"),
+        ("empty.jsonl", "'empty.jsonl' is empty: leave it out"),
+        ("fake.parquet", "cannot read 'fake.parquet' as Parquet, from row 1 on: "),
+        ("texts", "folder 'texts' has no text, Markdown, source, .jsonl or .parquet file (1 of other kinds)"),
+    ],
+)
+def test_documents(file, message, work, run):
+    for name, content in FILES.items():
+        (work / name).write_bytes(content)
+    (work / "texts").mkdir()
+    (work / "texts" / "a.xyz").touch()
+    before = everything(work)
+    assert run(*score_of(file)).error.startswith(f"error: {message}")
+    assert everything(work) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a hub id (owner/name)"),
+        ("a.txt", "a.txt is a file, and no .gguf: give the model's folder, a hub id or a .gguf file"),
+        ("nothing", "the folder 'nothing' holds no model (no config.json): give one made by save_pretrained"),
+        ("headless", "headless lacks weights of LlamaForCausalLM, such as 'lm_head.weight' (1 in all), which would be"),
+        ("bert", "bert lacks weights of BertLMHeadModel, such as 'cls.predictions.bias' (6 in all), which would be"),
+        ("bert-lm", "BertLMHeadModel is not causal: hidden states of the first 24 tokens moved by"),
+        ("pickled", "cannot load the model 'pickled' (local folder): "),
+        ("custom", "cannot load the model 'custom' (local folder): "),
+        ("http://localhost:1/v1#m", "http://localhost:1/v1#m: scoring with a server is not there yet; give a hub id"),
+    ],
+)
+def test_models(model, message, work, run, models):
+    before = everything(work)
+    error = run(*score_of("a.txt", model=model)).error
+    assert error.startswith(f"error: {message}")
+    if model == "pickled":
+        assert error.endswith("-> weights that are pickles are read only with --allow-pickle")
+    if model == "custom":
+        assert error.endswith("-> it comes with code of its own, which runs only with --trust-remote-code")
+        assert not (models / "RAN").exists()
+    assert everything(work) == before
+
+
+def test_pickles_and_code_are_used_when_allowed(work, run, models):
+    assert run(*score_of("a.txt", model="pickled"), "--allow-pickle").code == 0
+    assert run(*score_of("a.txt", model="custom"), "-o", "out2", "--trust-remote-code").code == 0
+    assert (models / "RAN").exists()
+    (models / "RAN").unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--context", 4095],
+            "--context 4095 is not below the maximum length, 4095 tokens (llama takes 4096): no token",
+        ),
+        (["--context", 50, "--max-length", 50], "--context 50 is not below the maximum length, 50 tokens"),
+        (["--context", 0], "context is 0; the short context K must be at least 1 token, such as --context 4096"),
+        (["--context", -1], "context is -1; the short context K must be at least 1 token"),
+        (["--context", "x"], "--context is 'x'; expected tokens, such as --context 4096 or --context 64,256,4096"),
+        (["--context", "1,"], "--context is '1,'; expected tokens"),
+        (["--stride", 0], "stride is 0; d must be at least 1 token, such as --stride 1024"),
+        (["--context", "8,16", "--stride", "1,2,3"], "3 strides for 2 contexts: give one stride, or one for each"),
+        (["--dtype", "nonsense"], "--dtype is 'nonsense'; expected auto, float32, bfloat16, float16"),
+        (["--device", "nonsense"], "--device is 'nonsense', which cannot be used: "),
+        (["--device", "cuda:99"], "--device is 'cuda:99', which cannot be used: "),
+        (["--attention", "nonsense"], "cannot load the model 'llama' (local folder): "),
+        (["--batch-tokens", 0], "--batch-tokens is 0; expected at least 1, or leave it out"),
+        (["--bos", "nonsense"], "bos is 'nonsense'; expected 'window' or 'published'"),
+        (["--shard", "nonsense"], "--shard is 'nonsense'; expected RANK/WORLD with RANK below WORLD, such as 0/4"),
+        (["--shard", "2/2"], "--shard is '2/2'; expected RANK/WORLD with RANK below WORLD"),
+        (["--shard", "-1/2"], "--shard is '-1/2'; expected RANK/WORLD"),
+        (["--max-length", 1], "--max-length is 1; a document needs at least 2 tokens"),
+        (["--max-length", 0, "--truncate-with", "other"], "--max-length is 0; a document needs at least 2 tokens"),
+        (["--max-length", 9999], "--max-length is 9999; llama takes 4095 tokens and a BOS. Use a smaller one, or"),
+        (
+            ["--max-length", 99, "--max-characters", 9],
+            "--max-characters and --max-length (or --truncate-with) were both",
+        ),
+        (["--max-characters", 0], "--max-characters is 0; expected at least 1"),
+        (["--samples", 0], "--samples is 0, expected at least 1"),
+        (["--min-tokens", 5], "--min-tokens counts the input_ids of tokenized rows: pass --tokenized-with"),
+        (["--samples", "x"], "Invalid value for '--samples': "),
+        (["--nosuch"], "No such option: --nosuch"),
+        (["-o", "a.txt"], "a.txt is a file; give a folder for the scores, such as -o scores"),
+        (
+            ["-o", "a.txt/in"],
+            "cannot write a.txt/in: Not a directory; what was committed before is kept: check the folder",
+        ),
+        (
+            ["-o", "x" * 300],
+            f"cannot write {'x' * 300}: File name too long; what was committed before is kept: check the",
+        ),
+        (["-o", "llama"], "llama is not empty and holds no run (it has 'config.json'): give a new folder"),
+    ],
+)
+def test_options_of_score(options, message, work, run):
+    before = everything(work)
+    assert run(*SCORE, *options).error.startswith(f"error: {message}")
+    assert everything(work) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command. See longlens --help"),
+        (["nosuch"], "No such command 'nosuch'. See longlens --help"),
+        (["--nosuch"], "No such option: --nosuch. See longlens --help"),
+        (["score"], "Missing argument "),
+        (["score", "a.txt"], "Missing option '--model'. See longlens --help"),
+        (["score", "a.txt", "--model", "llama"], "Missing option '--out' / '-o'. See longlens --help"),
+        (["perplexity"], "Missing argument "),
+        (["perplexity", "nosuch"], "no such folder: nosuch. Make scores with: longlens score DOCS --model M -o nosuch"),
+        (["perplexity", "llama"], "llama holds no scores (no manifest.json): expected a folder made by longlens score"),
+        (["perplexity", "a.txt"], "a.txt holds no scores (no manifest.json): expected a folder made by longlens score"),
+        (["perplexity", "x" * 300], f"{'x' * 300}: File name too long. Check the name, its permissions and the room"),
+        (["compare", "nosuch", "nosuch"], "no such folder: nosuch. Make scores with"),
+        (["keys", "nosuch", "-o", "keys.jsonl"], "no such folder: nosuch. Make scores with"),
+        (
+            ["keys", "a", "b", "-o", "k"],
+            "2 run folders were given; keys are of one: longlens keys SCORES -o keys.jsonl",
+        ),
+        (
+            ["keys", "--from-upstream", "nosuch", "a.txt", "-o", "k"],
+            "nosuch is not a folder: expected one with slice_0",
+        ),
+        (
+            ["keys", "--from-upstream", "nothing", "a.txt", "--max-length", "9", "-o", "k"],
+            "--max-length counts tokens: name the model whose tokenizer counts, with --truncate-with",
+        ),
+        (["longppl", "a.txt", "--model", "llama", "-o", "out"], "LongPPL needs key tokens: give --evaluator MODEL or"),
+        (
+            ["longppl", "a.txt", "--model", "llama", "--evaluator", "self", "--keys", "k", "-o", "out"],
+            "LongPPL needs key tokens: give --evaluator MODEL or --keys FILE, one of them",
+        ),
+        (
+            ["longppl", "a.txt", "--model", "llama", "--evaluator", "other", "--stride", "0", "-o", "out"],
+            "stride is 0; d must be at least 1 token",
+        ),
+        (
+            ["longppl", "a.txt", "--model", "llama", "--keys", "nosuch.jsonl", "-o", "out"],
+            "nosuch.jsonl does not exist: write it with longlens keys SCORES -o nosuch.jsonl",
+        ),
+        (["demo", "-o"], "Option '-o' requires an argument. See longlens --help"),
+    ],
+)
+def test_other_commands(arguments, message, work, run):
+    before = everything(work)
+    assert run(*arguments).error.startswith(f"error: {message}")
+    assert everything(work) == before
+
+
+def rows_of(*texts):
+    return [
+        {
+            "id": id,
+            "text_sha256": text_sha256(text),
+            "text": text,
+            "total_tokens": len(text),
+            "token_ids": np.arange(len(text)),
+            "char_start": np.arange(len(text)),
+            "char_end": np.arange(len(text)) + 1,
+            "logprobs": np.full(len(text), -1, np.float32),
+        }
+        for id, text in texts
+    ]
+
+
+def write_run(folder, *texts):
+    with RunWriter(Path(folder), manifest(str(folder))) as writer:
+        for row in rows_of(*texts):
+            writer.add(None, row)
+            writer.add(ShortContext(2, 1), {"id": row["id"], "logprobs": row["logprobs"] - 9})
+
+
+def test_two_runs_into_one_folder_at_once(work, run):
+    assert run(*SCORE).code == 0
+    with RunWriter(work / "out", read_manifest(work / "out")):
+        error = run(*SCORE).error
+    assert error == "error: another process is writing to out: wait for it, or give another folder"
+    assert run(*SCORE).code == 0
+
+
+def test_a_run_with_other_settings(work, run):
+    assert run(*SCORE).code == 0
+    before = everything(work)
+    error = run(*SCORE, "--dtype", "bfloat16", "--max-length", 100).error
+    assert error == (
+        "error: out holds scores made with other settings (llama there, llama here): dtype is 'float32' there and "
+        "'bfloat16' here; max_length is 4095 there and 100 here. Give another folder, or the settings of that run"
+    )
+    assert everything(work) == before
+
+
+def test_a_document_that_changed(work, run):
+    assert run(*SCORE).code == 0
+    (work / "a.txt").write_text("Something else.")
+    before = everything(work)
+    assert run(*SCORE).error.startswith(
+        "error: document 'a.txt' was scored before with another text: give its new text"
+    )
+    assert everything(work) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"random bytes", None])
+def test_a_broken_part(content, work, run):
+    assert run(*SCORE).code == 0
+    part = next((work / "out" / "long").glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-100] if content is None else content)
+    for arguments in (SCORE, ("perplexity", "out"), ("keys", "out", "-o", "keys.jsonl"), ("compare", "out", "out")):
+        error = run(*arguments).error
+        assert error.startswith(f"error: {part.relative_to(work)} is broken or not made by longlens (")
+        assert error.endswith(
+            "delete that file and run the same longlens score command again, it scores what is missing"
+        )
+
+
+def test_keys_and_scores_of_other_documents(work, run):
+    write_run("model", ("a", "some text"), ("b", "more text"))
+    write_run("evaluator", ("a", "some text"))
+    write_run("changed", ("a", "other text"), ("b", "more text"))
+    for name in ("evaluator", "changed"):
+        assert run("keys", name, "-o", f"{name}.jsonl").code == 0
+    before = everything(work)
+    told = {
+        ("--evaluator-scores", "evaluator"): "document 'b' was scored with model, and has no scores of the evaluator "
+        "evaluator: score the same documents with both",
+        ("--evaluator-scores", "changed"): "document 'a': model and the evaluator are of different texts (sha256 ",
+        ("--keys", "evaluator.jsonl"): "document 'b' was scored with model, and has no keys: select them for all",
+        ("--keys", "changed.jsonl"): "document 'a': model and the keys are of different texts (sha256 ",
+        ("--keys", "a.txt"): "a.txt:1: not JSON: ",
+        ("--keys", "nothing"): "nothing: Is a directory. Check the name, its permissions",
+        ("--keys", "changed.jsonl", "--alpha", 1): "alpha cannot be chosen with keys, which were selected already",
+        ("--keys", "changed.jsonl", "--evaluator-scores", "changed"): "both evaluator scores and keys were given",
+        ("--evaluator-scores", "evaluator", "--context", 9): "no scores at K=9; scored short contexts: K=2, d=1",
+        ("--answers", "nosuch"): "cannot read nosuch: ",
+        ("--answers", "a.txt"): "cannot read a.txt: ",
+        ("--gamma", -1, "--evaluator-scores", "changed"): "gamma is -1.0",
+    }
+    for options, message in told.items():
+        assert run("perplexity", "model", *options).error.startswith(f"error: {message}"), options
+    assert run("compare", "model").error.startswith("error: 1 run to compare, expected two or more")
+    assert run("compare", "model", "evaluator").error.startswith(
+        "error: document 'b' was scored with model and not with"
+    )
+    assert run("compare", "model", "changed").error.startswith("error: document 'a': model and changed were scored on")
+    assert everything(work) == before
+
+
+def test_a_file_of_keys_is_not_overwritten(work, run):
+    write_run("scores", ("a", "some text"))
+    (work / "keys.jsonl").write_text("precious")
+    before = everything(work)
+    assert run("keys", "scores", "-o", "keys.jsonl").error.startswith("error: keys.jsonl exists: name another file, or")
+    assert run("keys", "scores", "-o", "nosuch/keys").error.startswith("error: nosuch is not a folder: create it")
+    assert run("keys", "scores", "-o", "scores", "--overwrite").error.startswith(
+        "error: cannot write scores: Is a directory;"
+    )
+    assert everything(work) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(work, run):
+    (work / "closed").mkdir(mode=0o500)
+    error = run(*SCORE, "-o", "closed/run").error
+    assert error.startswith(
+        "error: cannot write closed/run: Permission denied; what was committed before is kept: check"
+    )
+    write_run("scores", ("a", "some text"))
+    assert "closed" in run("keys", "scores", "-o", "closed/keys.jsonl").error
+
+
+def test_a_disk_that_is_read_only(work, run):
+    """This one stops root as well."""
+    disk = work / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a read-only disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        for folder in ("disk", "disk/run"):
+            assert run(*SCORE, "-o", folder).error == (
+                f"error: cannot write {folder}: Read-only file system; what was committed before is kept: check the "
+                "folder and its permissions and run the same command again, it goes on from there"
+            )
+        write_run("scores", ("a", "some text"))
+        error = run("keys", "scores", "-o", "disk/keys.jsonl").error
+        assert error.startswith("error: disk/.keys.jsonl.")
+        assert error.endswith(".tmp: Read-only file system. Check the name, its permissions and the room on the disk")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_unknown_model_is_refused_at_once_when_offline_is_set(work, run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    start = time.monotonic()
+    error = run(*score_of("a.txt", model="nosuch/model")).error
+    assert time.monotonic() - start < 15  # nothing is retried; without the setting it takes 2 times 23 s
+    assert error.startswith("error: cannot load the tokenizer 'nosuch/model' (hub id nosuch/model): ")
+    assert error.endswith("-> check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m")
+    assert not (work / "out").exists()
+
+
+def test_a_bug_of_ours_keeps_its_traceback(work, run, monkeypatch):
+    monkeypatch.setattr("longlens.scoring.reader.open_scores", lambda *_, **__: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        run("perplexity", "out")

@@ -1,0 +1,48 @@
+"""`import longlens` and `longlens --help` are quick: nothing heavy is imported before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import longlens
+
+HEAVY = ("torch", "transformers", "pyarrow", "datasets", "scipy")
+
+
+def imported_by(program):
+    """Which of the heavy packages a fresh Python has imported after a program."""
+    report = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", f"{program}\n{report}"], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    assert imported_by("import longlens") == []
+
+
+def test_the_check_can_fail():
+    assert imported_by("import longlens\nlonglens.open_scores") == ["pyarrow"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["--version"], ["--nosuch"]])
+def test_asking_the_command_line_imports_nothing_heavy(arguments):
+    assert imported_by(f"import longlens.cli\nlonglens.cli.main({arguments!r})") == []
+
+
+def test_what_works_on_stored_scores_imports_no_torch():
+    modules = ["keytokens", "metrics", "metrics.perplexity", "metrics.comparison", "scoring.store", "scoring.scorer"]
+    program = "\n".join(f"import longlens.{module}" for module in modules)
+    assert set(imported_by(program)) <= {"pyarrow", "scipy"}
+
+
+def test_every_name_resolves():
+    assert sorted(longlens.__all__) == longlens.__all__
+    for name in longlens.__all__:
+        assert callable(getattr(longlens, name)), name
+    assert set(longlens.__all__) <= set(dir(longlens))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'longlens' has no attribute 'nosuch'"):
+        longlens.nosuch  # noqa: B018

