@@ -14,15 +14,14 @@ from typing import Any, TextIO
 from longlens.errors import UserError
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """What to say where a file cannot be written."""
+def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserError:
+    """What to say where a file cannot be written; ``resumes`` for a run that keeps what it committed."""
     reason = error.strerror or str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return UserError(
-        f"cannot write {path}: {reason}; what was committed before is kept: "
-        + ("make room" if full else "check the folder and its permissions")
-        + " and run the same command again, it goes on from there"
-    )
+    step = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and its permissions"
+    if resumes:
+        reason += "; what was committed before is kept"
+        step += " and run the same command again, it goes on from there"
+    return UserError(f"cannot write {path}: {reason}: {step}")
 
 
 @contextmanager

@@ -303,7 +303,7 @@ def test_a_file_of_keys_is_not_overwritten(work, run):
     assert run("keys", "scores", "-o", "keys.jsonl").error.startswith("error: keys.jsonl exists: name another file, or")
     assert run("keys", "scores", "-o", "nosuch/keys").error.startswith("error: nosuch is not a folder: create it")
     assert run("keys", "scores", "-o", "scores", "--overwrite").error.startswith(
-        "error: cannot write scores: Is a directory;"
+        "error: cannot write scores: Is a directory: check"
     )
     assert everything(work) == before
 

@@ -94,7 +94,7 @@ DTYPES = ("float32", "bfloat16")
 def test_the_warning_has_the_numbers_the_dtype_and_the_next_step():
     with pytest.warns(LonglensWarning, match=r"^3 tokens .* 0\.1 nats .* bfloat16, beside 40 key .* --dtype float32$"):
         warn_near_threshold(3, 40, "bfloat16")
-    assert "float64" in near_threshold_message(3, 40, "float32")
+    assert near_threshold_message(3, 40, "float32").endswith("take them as undecided")
     warn_near_threshold(0, 40, "bfloat16")  # an error in these tests if it warned
 
 

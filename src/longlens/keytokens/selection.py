@@ -206,11 +206,7 @@ def near_threshold_message(count: int, total: int, dtype: str | None) -> str | N
     if not count:
         return None
     error = logprob_error(str(dtype))
-    advice = (
-        "score in float64, or take them as the noise that they are"
-        if dtype in ("float32", "float64")
-        else "score the evaluator with --dtype float32"
-    )
+    advice = "take them as undecided" if dtype in ("float32", "float64") else "score the evaluator with --dtype float32"
     return (
         f"{count} tokens stand within {error:g} nats of alpha or beta, the error of a log-probability in "
         f"{dtype or 'an unknown dtype'}, beside {total} key tokens: on another machine or with another batch size they "

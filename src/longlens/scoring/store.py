@@ -78,7 +78,7 @@ class PartWriter:
             self._temporary.rename(self._target)
         except OSError as error:
             self.discard()
-            raise cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error, resumes=True) from error
         self._writer = self._file = None
         self._part_tokens = 0
 
@@ -108,7 +108,7 @@ class PartWriter:
             self._writer.write_table(table, row_group_size=len(self._rows))
         except OSError as error:
             self.discard()
-            raise cannot_write(self._target, error) from error
+            raise cannot_write(self._target, error, resumes=True) from error
         self._rows, self._part_tokens, self._row_tokens = [], self._part_tokens + self._row_tokens, 0
 
     def _open(self) -> None:
@@ -150,14 +150,14 @@ class RunWriter:
             folder.mkdir(parents=True, exist_ok=True)
             _refuse_foreign(folder)
         except OSError as error:
-            raise cannot_write(folder, error) from error
+            raise cannot_write(folder, error, resumes=True) from error
         self._lock = FileLock(folder / f".lock-{rank:05d}")
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another process is writing to {folder}: wait for it, or give another folder") from error
         except OSError as error:
-            raise cannot_write(folder, error) from error
+            raise cannot_write(folder, error, resumes=True) from error
         try:
             self._claim(manifest)
             for temporary in folder.glob(f"**/.part-{rank:05d}-*.parquet.tmp"):

@@ -61,7 +61,8 @@ class TransformersScorer:
         batch_tokens: int | None = None,
         spans: Any = "exact",
     ) -> None:
-        self.model, self._encoder = model, TextEncoder(tokenizer, spans=spans)
+        self.model, self.tokenizer = model, tokenizer
+        self._encoder = TextEncoder(tokenizer, spans=spans)
         self._name, self._source, self._weights_sha256 = name, source, weights_sha256
         self._config = model.config.get_text_config(decoder=True)
         self._decoder = model.get_decoder()
