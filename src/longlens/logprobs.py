@@ -10,7 +10,7 @@ from torch import Tensor
 from longlens.errors import UserError
 
 BLOCK_BYTES = 128 * 2**20
-"""Logits that exist at one time, in bytes; the exponentials inside logsumexp need as much again."""
+"""Logits that exist at one time, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,10 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     for start in range(0, len(hidden), rows):
         logits = wide.logits(hidden[start : start + rows].to(wide.weight.dtype))
         chosen = logits.gather(-1, targets[start : start + rows, None])[:, 0]
-        blocks.append((chosen - logits.logsumexp(-1)).float())
+        # In place, and several times faster than torch.logsumexp on the CPU, which took longer than the product itself.
+        peak = logits.amax(-1, keepdim=True)
+        normalizer = logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0]
+        blocks.append((chosen - normalizer).float())
     return torch.cat(blocks) if blocks else hidden.new_zeros(0, dtype=torch.float32)
 
 
