@@ -33,7 +33,9 @@ def write_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     ]
     text = "\n".join(lines) + "\n"
     print(text)
-    (ROOT / "benchmarks" / "results" / f"{name}.md").write_text(text, encoding="utf-8")
+    results = ROOT / "benchmarks" / "results"
+    results.mkdir(exist_ok=True)
+    (results / f"{name}.md").write_text(text, encoding="utf-8")
     fill_block(page, name, text)
 
 

@@ -177,6 +177,21 @@ def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
     return TextEncoder(load_tokenizer(name, trust_remote_code=trust_remote_code))
 
 
+def max_positions(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """Tokens that a model was made for, from its configuration; None where it names none.
+
+    Raises:
+        UserError: No such model.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(name)
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    with _explained(source, "model"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, of transformers.
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import longlens
+from tests.tiny import byte_tokenizer, tiny_model
 
 COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare"]
 RULE = ("--context", 32, "--stride", 16)
@@ -207,6 +208,21 @@ def test_longppl(evaluator, work, run):
     assert len(stored["documents"]) == 2
     folders = {path.parent.name for path in (work / "run").rglob("manifest.json")}
     assert folders == ({"model"} if evaluator == "self" else {"model", "evaluator"})
+
+
+def test_longppl_says_before_the_evaluator_runs_that_the_model_is_too_short(work, run, tmp_path):
+    tiny_model("llama", max_position_embeddings=60).save_pretrained(tmp_path / "short")
+    byte_tokenizer().save_pretrained(tmp_path / "short")
+    arguments = ("longppl", "a.txt", "--model", tmp_path / "short", "--evaluator", "other", *RULE, "-o", "run")
+    refused = run(*arguments)
+    assert refused.code == 2
+    assert "cut for the evaluator, has" in refused.error
+    assert f"tokens of {tmp_path / 'short'}, which takes 59: use a smaller --max-length" in refused.error
+    assert not (work / "run").exists()
+    assert run(*arguments, "--max-length", "59").code == 0
+    unknown = run("longppl", "a.txt", "--model", "./nosuch", "--evaluator", "other", *RULE, "-o", "run2")
+    assert unknown.code == 2
+    assert not (work / "run2").exists()
 
 
 def test_longppl_with_keys(work, run):

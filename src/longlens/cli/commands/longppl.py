@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from longlens.cli import options as o
 
 if TYPE_CHECKING:
-    from longlens.corpus import ReadOptions
+    from longlens.corpus import Document, ReadOptions
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.truncation import Limit
 
@@ -101,7 +102,9 @@ def longppl(
     alone = evaluator == "self" and bos == "window"
     if evaluator is not None and not alone:
         name = model if evaluator == "self" else evaluator
-        selecting, limit = _run(docs, reading, name, out / "evaluator", None, loading, cutting, storing | windows)
+        selecting, limit = _run(
+            docs, reading, name, out / "evaluator", None, loading, cutting, storing | windows, before=model
+        )
         chosen["evaluator_scores"] = selecting
     storing |= windows if alone else {"context": None}
     scores, _ = _run(docs, reading, model, out / "model", limit, loading, cutting, storing)
@@ -125,8 +128,10 @@ def _run(
     loading: dict[str, Any],
     cutting: dict[str, Any],
     storing: dict[str, Any],
+    *,
+    before: str | None = None,
 ) -> tuple[StoredScores, Limit | None]:
-    """Scores the documents with one model; gives back what they were cut to, for the next model."""
+    """Scores the documents with one model; gives back what they were cut to, for the next model (``before``)."""
     from longlens.cli.console import ScoringProgress
     from longlens.models import load_encoder, load_scorer
     from longlens.scoring.reader import StoredScores
@@ -139,6 +144,8 @@ def _run(
     if limit is None:
         limit = o.limit(scorer, **cutting, extrapolate=storing["extrapolate"], trust_remote_code=trusted)
     o.announce(scorer, limit)
+    if before is not None and not storing["extrapolate"]:
+        _check_fits(o.documents(docs, reading, trust_remote_code=trusted), before, limit, trusted)
     with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
         scores = score(documents, scorer, out=out, limit=limit, progress=progress, **storing)
     assert isinstance(scores, StoredScores)
@@ -147,3 +154,25 @@ def _run(
         encoder = load_encoder(model, trust_remote_code=trusted)
         limit = TokenLimit(max_tokens=limit.max_tokens, counted_by=model, encode=encoder.encode)
     return scores, limit
+
+
+def _check_fits(documents: Iterable[Document], model: str, limit: Limit | None, trusted: bool) -> None:
+    """Says before the evaluator runs, which takes longest, that the evaluated model is unknown or too short.
+
+    Raises:
+        UserError: A document, cut for the evaluator, has more tokens of the evaluated model than that takes.
+    """
+    from longlens.errors import UserError
+    from longlens.models import load_encoder, max_positions
+
+    takes, encoder = max_positions(model, trust_remote_code=trusted), load_encoder(model, trust_remote_code=trusted)
+    if takes is None:
+        return
+    room = takes - (encoder.bos_token_id is not None)
+    for document in o.cut(documents, limit):
+        tokens = len(encoder.encode(document.text).token_ids)
+        if tokens > room:
+            raise UserError(
+                f"document {document.id!r}, cut for the evaluator, has {tokens:,} tokens of {model}, which takes "
+                f"{room:,}: use a smaller --max-length, or --extrapolate"
+            )
