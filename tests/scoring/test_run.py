@@ -369,12 +369,15 @@ def test_settings_that_cannot_be(options, message, tmp_path):
 
 
 CLI_DRIVER = """
+import signal
 import sys
 import longlens.models
 from longlens.cli import main
 from longlens.scoring import store
 from tests.scoring.test_run import FakeScorer
 store.PART_SECONDS = 0.05
+# A test run in the background of a shell starts with SIGINT ignored, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 longlens.models.load_scorer = lambda *_, **__: FakeScorer(seconds=0.002)
 sys.exit(main(sys.argv[1:]))
 """
