@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sys
 import time
 import warnings
@@ -47,11 +49,11 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_column(Text(printable(column)), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 160
-    console = Console(file=sys.stdout, markup=False, highlight=False, width=width)
-    with console.capture() as rendered:
-        console.print(table)
-    print(rendered.get(), end="")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
+    # Not into stdout: where that is a closed pipe, rich would end the process with exit code 1.
+    rendered = io.StringIO()
+    Console(file=rendered, markup=False, highlight=False, width=width).print(table)
+    print(rendered.getvalue(), end="")
 
 
 @contextmanager
