@@ -26,8 +26,14 @@ def main() -> None:
             scorer = longlens.load_scorer(model, dtype="float32" if dtype == "float64" else dtype)
             if dtype == "float64":
                 scorer = TransformersScorer(scorer.model.double(), load_tokenizer(model), weights_sha256="float64")
-            found[dtype] = longlens.score(documents, scorer, context=CONTEXT, stride=STRIDE, max_length=TOKENS)[0]
+            try:
+                found[dtype] = longlens.score(documents, scorer, context=CONTEXT, stride=STRIDE, max_length=TOKENS)[0]
+            except longlens.UserError as error:
+                print(error)
         for dtype in ("float32", "float16", "bfloat16"):
+            if dtype not in found:
+                rows.append([model, dtype, *["nan"] * 5])
+                continue
             long = np.abs(found[dtype].long_logprobs - found["float64"].long_logprobs)
             lsd = np.abs(found[dtype].lsd - found["float64"].lsd)[CONTEXT:]
             quantiles = [np.mean(long), np.quantile(long, 0.95), np.max(long), np.quantile(lsd, 0.95), np.max(lsd)]

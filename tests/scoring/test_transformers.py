@@ -70,6 +70,13 @@ def test_weights_that_overflow_are_refused():
         make_scorer(model)
 
 
+def test_a_model_that_overflows_on_a_text_is_refused(monkeypatch):
+    scorer = make_scorer(tiny_model("llama"))
+    monkeypatch.setattr(scorer, "_hidden", lambda ids, keep: torch.full((int(keep.sum()), 32), float("nan")))
+    with pytest.raises(longlens.UserError, match="tiny overflows in float32"):
+        score(scorer, TEXT)
+
+
 def test_learned_positions_cannot_be_exceeded():
     scorer = make_scorer(tiny_model("gpt2", max_position_embeddings=100))
     with pytest.raises(longlens.UserError, match="100 learned positions and cannot take"):

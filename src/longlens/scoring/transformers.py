@@ -160,6 +160,11 @@ class TransformersScorer:
         device = self._head.weight.device
         targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
         logprobs = token_logprobs(hidden.to(device), targets, self._head).cpu().numpy()
+        if np.isnan(logprobs).any():
+            raise UserError(
+                f"{self.info.name} overflows in {self.info.dtype} (log-probabilities that are not numbers): use "
+                "--dtype float32 or bfloat16"
+            )
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
         for request, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
             yield Result(request.key, part)
