@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import longlens
 from longlens import UserError, open_scores
 from longlens.corpus import text_sha256
 from longlens.scoring import layout, reader, store
@@ -461,6 +462,7 @@ def test_documents_wait_for_the_side_that_is_missing(tmp_path):
         writer.add(OTHER, short_row("c"))
     scores = open_scores(tmp_path / "run", context=4)
     assert (list(scores.ids), scores.num_incomplete) == (["b"], 2)
+    assert any("2 documents lack the short context" in note for note in longlens.perplexity(scores).warnings)
     assert scores.short_contexts == [SHORT, OTHER]
     assert list(scores[0].short) == [SHORT]
     assert list(open_scores(tmp_path / "run").ids) == ["c"]  # the largest K unless named

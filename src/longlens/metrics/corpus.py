@@ -152,6 +152,7 @@ def read_corpus(model_scores: Scores, influence: Influence, answers: AnswerSpans
         documents=documents,
         settings=_settings(model_scores, influence, context),
         notes=[
+            *_notes_on_incomplete(model_scores),
             *_notes_on_evaluator(model_scores, influence),
             *filter(None, [near_threshold_message(near, total, dtype)]),
             *_notes_on_documents(model, documents),
@@ -208,6 +209,15 @@ def _settings(model_scores: Scores, influence: Influence, context: int | None) -
         if chosen.get(name) not in (None, settings[name]):
             settings[f"evaluator_{name}"] = chosen[name]
     return settings
+
+
+def _notes_on_incomplete(model_scores: Scores) -> list[str]:
+    if not model_scores.num_incomplete:
+        return []
+    return [
+        f"{model_scores.num_incomplete} documents lack the short context that is asked for and are left out: run the "
+        "same longlens score command again to finish them"
+    ]
 
 
 def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]:

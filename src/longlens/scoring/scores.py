@@ -123,6 +123,10 @@ class Scores(Protocol):
     def short_contexts(self) -> Sequence[ShortContext]:
         """The short contexts that were scored."""
 
+    @property
+    def num_incomplete(self) -> int:
+        """Documents that are left out, since an interrupted run has not scored them under the selected context."""
+
     def get(self, id: str) -> TokenScores:
         """The scores of the document with this id; KeyError where there is none."""
 
@@ -141,6 +145,7 @@ class MemoryScores(Sequence[TokenScores]):
         self._rows = list(rows)
         self._by_id = {row.id: row for row in self._rows}
         self.manifest = manifest
+        self.num_incomplete = 0
 
     @property
     def ids(self) -> Sequence[str]:
