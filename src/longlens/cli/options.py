@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,7 @@ Alpha = Annotated[float, typer.Option(help="Key tokens have LSD > alpha, in nats
 Beta = Annotated[float, typer.Option(help="Key tokens have LCL > beta, in nats.")]
 NoLcl = Annotated[bool, typer.Option("--no-lcl", help="Select by LSD alone (appendix B.2).")]
 Gamma = Annotated[float, typer.Option(help="Largest weight of LongPPL-soft.")]
+Answers = Annotated[Path | None, typer.Option(help="JSONL with id and answer_spans: answers apart from the rest.")]
 AtContext = Annotated[int | None, typer.Option("--context", help="Which K, of those scored.  [default: the largest]")]
 AtStride = Annotated[int | None, typer.Option("--stride", help="Which d, where one K was scored with several.")]
 
@@ -179,3 +181,29 @@ def choice(
         "context": context,
         "stride": stride,
     }
+
+
+def read_answers(path: Path) -> Mapping[str, Any]:
+    """Answer spans by document id, from the JSONL that holds the documents or from one with id and answer_spans.
+
+    Raises:
+        UserError: No such file, a broken line, or no line has answer_spans.
+    """
+    spans: dict[str, Any] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                row = json.loads(line) if line.strip() else {}
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}:{number}: expected a JSON object with id and answer_spans")
+                if row.get("answer_spans") is not None:
+                    if not isinstance(row.get("id"), (str, int)):
+                        raise UserError(f"{path}:{number}: answer_spans without an id, which says of which document")
+                    spans[str(row["id"])] = row["answer_spans"]
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {path}: {error}. Expected JSONL with id and answer_spans") from error
+    if not spans:
+        raise UserError(f"{path} has no answer_spans: expected lines such as {{'id': 'a', 'answer_spans': [[4, 9]]}}")
+    return spans

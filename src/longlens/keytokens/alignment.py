@@ -85,6 +85,15 @@ def tokens_touching(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
     return touching
 
 
+def characters_of(spans: Ints) -> Ints:
+    """The characters of every span, one span after the other: ``concatenate([arange(s, e) for s, e in spans])``."""
+    lengths = spans[:, 1] - spans[:, 0]
+    # each span's first character, plus 0, 1, ... within the span
+    before = np.cumsum(lengths) - lengths
+    characters: Ints = np.repeat(spans[:, 0] - before, lengths) + np.arange(lengths.sum())
+    return characters
+
+
 def carry_weights(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_spans: npt.ArrayLike) -> Doubles:
     """Weights of another tokenizer's tokens: the mean over a token's characters of the characters' weights (eq. 10).
 
@@ -103,10 +112,8 @@ def carry_weights(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_sp
     source, target = as_spans(source_spans), as_spans(target_spans)
     filled = source[:, 1] > source[:, 0]
     weight = np.asarray(weights, dtype=np.float64)[filled]
-    begins, lengths = source[filled, 0], (source[:, 1] - source[:, 0])[filled]
-    # characters of token 0, of token 1, ...: each token's first character, plus 0, 1, ... within the token
-    before = np.cumsum(lengths) - lengths
-    characters = np.repeat(begins - before, lengths) + np.arange(lengths.sum())
+    lengths = (source[:, 1] - source[:, 0])[filled]
+    characters = characters_of(source[filled])
     length = int(max(source[:, 1].max(initial=0), target[:, 1].max(initial=0))) + 1
     total = np.bincount(characters, weights=np.repeat(weight, lengths), minlength=length)
     number = np.bincount(characters, minlength=length)

@@ -181,7 +181,8 @@ def select_key_tokens(
         alpha: Threshold of the long-short difference, nats.
         beta: Threshold of the long-context likelihood, nats.
         use_lcl: False leaves the second criterion out.
-        context: Which of the scored short contexts, K tokens; the largest by default.
+        context: Which of the scored short contexts, K tokens; by default that with which the scores were opened, which
+            is the largest unless one was named there.
         stride: Which of its strides.
 
     Raises:
@@ -191,7 +192,9 @@ def select_key_tokens(
     available = scores.short_contexts
     if not available and len(scores):
         scores[0].short_logprobs  # noqa: B018  raises the error that says how to get them
-    short = choose_short_context(available, context, stride) if available else None
+    short = scores.selected if available else None
+    if available and (context is not None or stride is not None):
+        short = choose_short_context(available, context, stride)
     return KeyTokensView(scores, short, alpha=alpha, beta=beta, use_lcl=use_lcl)
 
 

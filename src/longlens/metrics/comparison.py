@@ -14,7 +14,7 @@ from longlens.metrics.corpus import Corpus, choose_influence, read_corpus
 from longlens.metrics.documents import DocumentStatistics, column
 from longlens.metrics.perplexity import PerplexityResult, character_column, key_character_column, summarize
 from longlens.metrics.uncertainty import RESAMPLES, Doubles, Interval, bootstrap_interval
-from longlens.scoring.scores import Scores
+from longlens.scoring.scores import Scores, names_of
 
 SCHEMA_VERSION = 1
 
@@ -61,6 +61,10 @@ class PairComparison:
     key_bits_per_character: Difference | None
     same_tokenizer: bool | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what does not exist is None."""
+        return _listed(asdict(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -87,7 +91,7 @@ class Comparison:
             "baseline": self.baseline,
             "num_documents": self.num_documents,
             "results": [result.to_json() for result in self.results],
-            "pairs": [_listed(asdict(pair)) for pair in self.pairs],
+            "pairs": [pair.to_json() for pair in self.pairs],
             "warnings": list(self.warnings),
         }
 
@@ -140,7 +144,7 @@ def compare(
         context=context,
         stride=stride,
     )
-    corpora = [read_corpus(run, influence, None) for run in runs]
+    corpora = [read_corpus(run, influence, None, name=name) for run, name in zip(runs, names_of(runs), strict=True)]
     for corpus in corpora[1:]:
         _check_same_documents(corpora[0], corpus)
     corpora[0].warn()

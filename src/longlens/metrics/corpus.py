@@ -21,7 +21,7 @@ from longlens.keytokens.selection import (
     warn_near_threshold,
 )
 from longlens.metrics.documents import DocumentStatistics, document_statistics
-from longlens.scoring.scores import Scores, TokenScores, choose_short_context
+from longlens.scoring.scores import Scores, TokenScores
 
 AnswerSpans = Mapping[str, Sequence[tuple[int, int]]]
 _MODEL_SETTINGS = ("bos", "max_length", "dtype")
@@ -113,21 +113,29 @@ class Corpus:
         warn_near_threshold(*self.near, stacklevel=4)
 
 
-def read_corpus(model_scores: Scores, influence: Influence, answers: AnswerSpans | None) -> Corpus:
+def read_corpus(
+    model_scores: Scores, influence: Influence, answers: AnswerSpans | None, *, name: str | None = None
+) -> Corpus:
     """The statistics of every document; one pass over the scores, one document in memory at a time.
+
+    Args:
+        model_scores: Of the evaluated model.
+        influence: What decides how much a token counts.
+        answers: As for `perplexity`.
+        name: What the model is called; its name in the manifest unless given.
 
     Raises:
         UserError: There are no documents, one has no keys or evaluator scores, or those are of another text; answers
             were given and are for none of the documents.
     """
-    model = str(model_scores.manifest["model"]["name"])
+    model = name or str(model_scores.manifest["model"]["name"])
     context = influence.context
-    if influence.keys is None and context is None and model_scores.short_contexts:
-        context = choose_short_context(model_scores.short_contexts).context
+    if influence.keys is None and context is None and model_scores.selected is not None:
+        context = model_scores.selected.context
     documents: list[DocumentStatistics] = []
     near = total = 0
     for row in model_scores:
-        found, weights = _influence_of(row, model, influence)
+        found, weights = influence_of(row, model, influence)
         if found is not None:
             near += found.num_near_threshold or 0
             total += found.num_key_tokens or 0
@@ -161,9 +169,19 @@ def read_corpus(model_scores: Scores, influence: Influence, answers: AnswerSpans
     )
 
 
-def _influence_of(
+def influence_of(
     row: TokenScores, model: str, influence: Influence
 ) -> tuple[KeyTokens | None, npt.NDArray[np.float64] | None]:
+    """The key tokens of a document, and the weights that carry over to its tokens; None without keys, without gamma.
+
+    Args:
+        row: The evaluated model's scores of it.
+        model: Its name, for messages.
+        influence: What decides.
+
+    Raises:
+        UserError: There are no keys or evaluator scores of this document, or they are of another text.
+    """
     keys, gamma = influence.keys, influence.gamma
     if keys is None:
         return None, None

@@ -123,7 +123,7 @@ def document_statistics(
     if weights is not None:
         weighty = scored & (weights > 0)  # else 0 * -inf
         soft = WeightedSum(float((weights[weighty] * logprobs[weighty]).sum()), float(weights[weighty].sum()))
-    answer = None if answer_spans is None else tokens_touching(row.char_spans, _answer_runs(row.id, answer_spans))
+    answer = None if answer_spans is None else tokens_touching(row.char_spans, answer_runs(row.id, answer_spans))
     ngram = None if row.text is None else reoccurred_ngram_mask(row.text, row.char_spans)
     covered = merge_spans(row.char_spans[scored])
     return DocumentStatistics(
@@ -144,7 +144,12 @@ def document_statistics(
     )
 
 
-def _answer_runs(id: str, answer_spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+def answer_runs(id: str, answer_spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """The runs of characters of the answers of a document.
+
+    Raises:
+        UserError: A span is reversed or negative.
+    """
     for start, end in answer_spans:
         if not 0 <= start <= end:
             raise UserError(f"document {id!r}: answer span [{start}, {end}) is reversed or negative; 0 <= start <= end")

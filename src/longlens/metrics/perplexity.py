@@ -123,8 +123,8 @@ def perplexity(
         beta: As in `select_key_tokens`, nats.
         gamma: Largest soft weight.
         use_lcl: As in `select_key_tokens`.
-        context: Which of the evaluator's short contexts, K tokens; the largest by default. Without evaluator and keys
-            it only says where `ppl_from_context` begins.
+        context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default. Without
+            evaluator and keys it only says where `ppl_from_context` begins.
         stride: Which of its strides.
         answers: `[start, end)` in characters of the answers, by document id; a document without is in neither
             `ppl_answers` nor `ppl_rest`.

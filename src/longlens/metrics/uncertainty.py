@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,23 +36,45 @@ def bootstrap_interval(
     """
     if any(np.count_nonzero(column[:, 1]) < 2 or not np.isfinite(column).all() for column in sums):
         return None
+    totals = resampled_sums(np.concatenate(sums, axis=1), seed=seed, resamples=resamples)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        drawn = statistic(*(total / weight for total, weight in zip(totals[::2], totals[1::2], strict=True)))
+    return percentile_interval(drawn[np.isfinite(drawn)])
+
+
+def resampled_sums(columns: Doubles, *, seed: int, resamples: int) -> Doubles:
+    """``columns[drawn].sum(axis=0)`` for each resample, n of the n documents being drawn with replacement.
+
+    The documents of a resample are the same for every column, and depend on the seed and n alone.
+
+    Args:
+        columns: ``(n, c)`` finite, a row a document; n >= 2.
+        seed: Of the resampling.
+        resamples: How many.
+
+    Returns:
+        ``(c, resamples)``.
+    """
     from scipy import stats  # half a second that not every command needs
 
-    def of_resamples(*columns: Doubles, axis: int) -> Any:
-        totals = [column.sum(axis=axis) for column in columns]
-        return statistic(*(total / weight for total, weight in zip(totals[::2], totals[1::2], strict=True)))
+    drawn: Doubles = stats.bootstrap(
+        list(columns.T),
+        lambda *chosen, axis: np.stack([column.sum(axis=axis) for column in chosen]),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _ELEMENTS_AT_ONCE // len(columns)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
+    return drawn
 
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # resamples without a value, see above
-        drawn = stats.bootstrap(
-            [column[:, i] for column in sums for i in (0, 1)],
-            of_resamples,
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            batch=max(1, _ELEMENTS_AT_ONCE // len(sums[0])),
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    low, high = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5])
+
+def percentile_interval(drawn: Doubles) -> Interval:
+    """The 2.5th and the 97.5th percentile of a value in the resamples that it exists in.
+
+    Args:
+        drawn: ``(r,)``, r >= 1.
+    """
+    low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)

@@ -32,14 +32,14 @@ class StoredScores(Sequence[TokenScores]):
         found = [re.fullmatch(r"K(\d+)-d(\d+)", entry.name) for entry in folder.glob("short/*")]
         self.short_contexts = sorted(ShortContext(int(m[1]), int(m[2])) for m in found if m)
         wanted = context is not None or stride is not None
-        self._selected = (
+        self.selected = (
             choose_short_context(self.short_contexts, context, stride) if self.short_contexts or wanted else None
         )
         sides = {short: self._index(short) for short in [None, *self.short_contexts]}
         self._where = {
             id: {short: side[id] for short, side in sides.items() if id in side}
             for id in sides[None]
-            if self._selected is None or id in sides[self._selected]
+            if self.selected is None or id in sides[self.selected]
         }
         self.ids = list(self._where)
         self.num_incomplete = len(sides[None]) - len(self.ids)
@@ -76,7 +76,7 @@ class StoredScores(Sequence[TokenScores]):
             char_spans=spans,
             long_logprobs=_array(long["logprobs"], np.float32),
             short={s: _array(self._row(*place)["logprobs"], np.float32) for s, place in where.items() if s is not None},
-            selected=self._selected,
+            selected=self.selected,
         )
 
     def _row(self, path: Path, group: int, row: int) -> dict[str, pa.Scalar]:

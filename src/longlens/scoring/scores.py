@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -124,6 +125,14 @@ class Scores(Protocol):
         """The short contexts that were scored."""
 
     @property
+    def selected(self) -> ShortContext | None:
+        """The short context that LSD is about unless another one is named; None in a run without short scores."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None for scores that are kept in memory."""
+
+    @property
     def num_incomplete(self) -> int:
         """Documents that are left out, since an interrupted run has not scored them under the selected context."""
 
@@ -145,6 +154,8 @@ class MemoryScores(Sequence[TokenScores]):
         self._rows = list(rows)
         self._by_id = {row.id: row for row in self._rows}
         self.manifest = manifest
+        self.folder = None
+        self.selected = self._rows[0].selected if self._rows else None
         self.num_incomplete = 0
 
     @property
@@ -174,3 +185,24 @@ class MemoryScores(Sequence[TokenScores]):
     def __getitem__(self, index: slice) -> Sequence[TokenScores]: ...
     def __getitem__(self, index: int | slice) -> TokenScores | Sequence[TokenScores]:
         return self._rows[index]
+
+
+def names_of(runs: Sequence[Scores]) -> list[str]:
+    """What to call runs that are shown together: their models, with the run folder where models share a name.
+
+    With its whole path where folders share a name as well; scores in memory have their place in the list instead.
+    """
+    models = [str(run.manifest["model"]["name"]) for run in runs]
+    folders = [run.folder.resolve() if run.folder else Path(str(place)) for place, run in enumerate(runs, start=1)]
+    tails = [folder.name for folder in folders]
+    return [
+        name if models.count(name) == 1 else f"{name} ({tail if tails.count(tail) == 1 else folder})"
+        for name, tail, folder in zip(models, tails, folders, strict=True)
+    ]
+
+
+def same_run(one: Scores, other: Scores) -> bool:
+    """Whether two scores are the same run: one object, or one folder."""
+    if one is other:
+        return True
+    return one.folder is not None and other.folder is not None and one.folder.resolve() == other.folder.resolve()

@@ -24,7 +24,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path("longlens-demo"),
     as_json: o.Json = False,
 ) -> None:
-    """The whole story on a small real model and a real long text, offline: scores, key tokens, PPL and LongPPL.
+    """The whole story on a small real model and a real long text, offline: scores, key tokens, LongPPL, a page.
 
     Example: longlens demo -o longlens-demo
     """
@@ -35,6 +35,7 @@ def demo(
     from longlens.keytokens.selection import select_key_tokens
     from longlens.metrics.perplexity import perplexity
     from longlens.models import load_scorer
+    from longlens.report import summarize_runs, write_report
     from longlens.scoring.run import own_limit, score
 
     document = demo_document()
@@ -47,6 +48,7 @@ def demo(
     with told_once():
         write_keys(out / "keys.jsonl", keys, overwrite=True)
         result = perplexity(scores, evaluator_scores=scores)
+        write_report(out / "report.html", summarize_runs([scores], evaluator_scores=scores))
     write_json(out / "perplexity.json", result.to_json(per_document=True))
     if as_json:
         print_json(result.to_json(per_document=True))
@@ -60,7 +62,7 @@ def demo(
     print(f"\nKey tokens with the largest long-short difference (LSD, nats), {NUM_SHOWN} of {result.num_key_tokens}:")
     for lsd, before, token, after in excerpts(scores[0], keys[0], NUM_SHOWN):
         print(f"  {lsd:5.2f}  …{printable(before)}[{printable(token)}]{printable(after)}…")
-    say(f"The run is in {out}: its scores, keys.jsonl and perplexity.json.")
+    say(f"The run is in {out}: its scores, keys.jsonl and perplexity.json. Open {out / 'report.html'} in a browser.")
 
 
 def demo_document() -> Document:

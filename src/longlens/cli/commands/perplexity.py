@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,9 +24,7 @@ def perplexity(
     gamma: o.Gamma = o.GAMMA,
     context: o.AtContext = None,
     stride: o.AtStride = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="JSONL with id and answer_spans: perplexity on answers and on the rest.")
-    ] = None,
+    answers: o.Answers = None,
     per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
@@ -39,7 +37,7 @@ def perplexity(
     from longlens.scoring.reader import open_scores
 
     chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
-    spans = None if answers is None else read_answers(answers)
+    spans = None if answers is None else o.read_answers(answers)
     with told_once():
         results = [compute(open_scores(path), answers=spans, **chosen) for path in scores]
     if as_json:
@@ -85,33 +83,3 @@ def print_results(results: Sequence[PerplexityResult], *, per_document: bool = F
             )
         for warning in result.warnings:
             say(f"note: {result.model}: {warning}")
-
-
-def read_answers(path: Path) -> Mapping[str, Any]:
-    """Answer spans by document id, from the JSONL that holds the documents or from one with id and answer_spans.
-
-    Raises:
-        UserError: No such file, a broken line, or no line has answer_spans.
-    """
-    import json
-
-    from longlens.errors import UserError
-
-    spans: dict[str, Any] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                row = json.loads(line) if line.strip() else {}
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: expected a JSON object with id and answer_spans")
-                if row.get("answer_spans") is not None:
-                    if not isinstance(row.get("id"), (str, int)):
-                        raise UserError(f"{path}:{number}: answer_spans without an id, which says of which document")
-                    spans[str(row["id"])] = row["answer_spans"]
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"cannot read {path}: {error}. Expected JSONL with id and answer_spans") from error
-    if not spans:
-        raise UserError(f"{path} has no answer_spans: expected lines such as {{'id': 'a', 'answer_spans': [[4, 9]]}}")
-    return spans

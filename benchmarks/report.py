@@ -1,0 +1,117 @@
+"""The example report, figures and reach table of docs/: twelve modules of Python's library, two real models.
+
+python -m benchmarks.report SCORES        (an hour or more on two cores; SCORES is a folder that is kept and resumed)
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from pathlib import Path
+from shutil import which
+
+import longlens
+from benchmarks.tables import ROOT, write_table
+from longlens.metrics.reach import Curve
+
+MODULES = ("_pydecimal", "argparse", "datetime", "difflib", "doctest", "inspect")
+MODULES += ("ipaddress", "optparse", "statistics", "tarfile", "turtle", "typing")
+MODELS = ("smollm2", "gemma3-270m")
+CONTEXTS = (64, 128, 256, 512, 1024, 2048)
+MAX_CHARACTERS = 16_000
+SHOWN = "typing.py"
+EVALUATOR, CONTEXT = "gemma3-270m", 1024
+
+
+def documents() -> list[longlens.Document]:
+    """Code, since it is on every machine with Python, and names that were defined long before are easy to judge."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    texts = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    return [longlens.Document(id=f"{name}.py", text=text) for name, text in texts.items()]
+
+
+def score(out: Path) -> None:
+    """Scores every model at every K, with d = K / 2, in bfloat16."""
+    from longlens.scoring.truncation import CharacterLimit
+
+    for name in MODELS:
+        longlens.score(
+            documents(),
+            longlens.load_scorer(name, dtype="bfloat16"),
+            context=list(CONTEXTS),
+            stride=[context // 2 for context in CONTEXTS],
+            limit=CharacterLimit(max_characters=MAX_CHARACTERS),
+            out=out / name,
+        )
+
+
+def report(folder: Path) -> None:
+    """The page and its charts, and pictures of the page."""
+    from longlens.report import summarize_runs, write_report
+    from longlens.report.charts import charts
+    from longlens.report.figures import write_figures
+
+    runs = {name: longlens.open_scores(folder / name, context=CONTEXT) for name in MODELS}
+    summary = summarize_runs(list(runs.values()), evaluator_scores=runs[EVALUATOR], context=CONTEXT)
+    page = ROOT / "docs" / "example_report.html"
+    write_report(page, summary, documents=[SHOWN])
+    write_figures(charts(summary), ROOT / "docs" / "figures", formats=("svg",))
+    photograph(page, ROOT / "docs" / "figures")
+
+
+def photograph(page: Path, out: Path) -> None:
+    """The text part as it is in a browser, light and dark, and at the width of a phone."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = which("chromium") or which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for name, scheme, width in (("light", "light", 1280), ("dark", "dark", 1280), ("phone", "light", 390)):
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 860})
+            tab = context.new_page()
+            tab.goto(page.resolve().as_uri())
+            if width > 1000:
+                tab.check("#beside")
+            for _ in range(4):
+                tab.click("#key-next")
+            tab.wait_for_timeout(500)
+            tab.screenshot(path=out / f"report-{name}.png")
+        browser.close()
+
+
+def reach(folder: Path) -> None:
+    """The table of effective reach; each model's key tokens are those of the other model at the smallest K."""
+    from longlens.metrics.reach import reach as compute
+
+    runs = {name: longlens.open_scores(folder / name) for name in MODELS}
+    rows = []
+    for name, other in zip(MODELS, reversed(MODELS), strict=True):
+        found = compute(runs[name], evaluator_scores=runs[other], reference_scores=runs[EVALUATOR])
+        rows += [_row(name, tokens, curve) for tokens, curve in (("all", found.all), ("key", found.keys)) if curve]
+    columns = ["model", "tokens", "effective reach R, tokens", "95 % interval", "max gain, nats", "95 % interval"]
+    write_table("report", [*columns, f"of {EVALUATOR}'s", "tokens in S"], rows, "docs/report.md")
+
+
+def _row(name: str, tokens: str, curve: Curve) -> list[object]:
+    from longlens.report.charts import reach_in_words
+
+    def between(both: tuple[float, float] | None, digits: int) -> str:
+        return "-" if both is None else f"{both[0]:,.{digits}f} to {both[1]:,.{digits}f}"
+
+    share = "-" if curve.reference_share is None else f"{curve.reference_share:.0%}"
+    gain = f"{curve.max_gain:.3f}", between(curve.max_gain_interval, 3)
+    return [
+        name,
+        tokens,
+        reach_in_words(curve),
+        between(curve.reach_interval, 0),
+        *gain,
+        share,
+        f"{curve.num_tokens:,}",
+    ]
+
+
+if __name__ == "__main__":
+    score(Path(sys.argv[1]))
+    report(Path(sys.argv[1]))
+    reach(Path(sys.argv[1]))

@@ -1,0 +1,122 @@
+"""``longlens reach``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longlens.cli import options as o
+
+if TYPE_CHECKING:
+    from longlens.metrics.reach import Curve, ReachResult
+    from longlens.scoring.reader import StoredScores
+
+
+def reach(
+    scores: Annotated[list[Path], typer.Argument(help="Run folders, each scored at three K or more with d <= K/2.")],
+    evaluator_scores: o.EvaluatorScores = None,
+    keys: o.Keys = None,
+    alpha: o.Alpha = o.ALPHA,
+    beta: o.Beta = o.BETA,
+    no_lcl: o.NoLcl = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Scores of a model to measure the gain by.  [default: of several runs the first]"),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Up to how many tokens of context a model gains, on all tokens and on key tokens, and how much.
+
+    Example: longlens reach scores/smollm2 --evaluator-scores scores/gemma3
+    """
+    from dataclasses import replace
+
+    from longlens.cli.console import print_json, say, told_once
+    from longlens.keytokens.exchange import read_keys
+    from longlens.metrics.reach import reach as compute
+    from longlens.scoring.reader import open_scores
+    from longlens.scoring.scores import names_of
+
+    runs = [open_scores(path) for path in scores]
+    evaluator = None if evaluator_scores is None else open_evaluator(evaluator_scores, runs[0])
+    selected = None if keys is None else read_keys(keys)
+    measure = open_scores(reference) if reference is not None else runs[0] if len(runs) > 1 else None
+    names = names_of(runs)
+    results = []
+    for run, name in zip(runs, names, strict=True):
+        with told_once():
+            found = compute(
+                run,
+                evaluator_scores=evaluator,
+                keys=selected,
+                alpha=alpha,
+                beta=beta,
+                use_lcl=not no_lcl,
+                reference_scores=None if run is measure else measure,
+            )
+        if found.reference is not None and measure is runs[0]:
+            found = replace(found, reference=names[0])
+        results.append(replace(found, model=name))
+    if as_json:
+        listed = [result.to_json() for result in results]
+        print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})
+        return
+    print_results(results)
+    for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
+        say(f"note: {warning}")
+
+
+def open_evaluator(path: Path, run: StoredScores) -> StoredScores:
+    """The evaluator's scores, with the documents that it was scored on at the smallest K of the run, if at any."""
+    from longlens.scoring.reader import open_scores
+
+    found = open_scores(path)
+    smallest = min((short.context for short in run.short_contexts), default=None)
+    scored = any(short.context == smallest for short in found.short_contexts)
+    return open_scores(path, context=smallest) if scored else found
+
+
+def print_results(results: Sequence[ReachResult]) -> None:
+    """A table for each set of tokens, the gains at every K, and the steps in which they fell."""
+    from longlens.cli.console import interval, number, print_table, printable
+
+    named = next((result.reference for result in results if result.reference is not None), None)
+    curves: list[tuple[str, Curve]] = []
+    for tokens in ("all tokens", "key tokens"):
+        rows = []
+        for result in results:
+            curve = result.all if tokens == "all tokens" else result.keys
+            if curve is not None:
+                curves.append((f"{result.model}, {tokens}", curve))
+                share = "reference" if named and result.reference is None else number(curve.reference_share, 2)
+                gain = [number(curve.max_gain), interval(curve.max_gain_interval)]
+                rows.append(
+                    [result.model, number(curve.num_tokens, 0), *reaches(curve), *gain, *([share] if named else [])]
+                )
+        if rows:
+            columns = [tokens, "tokens", "R", "95 % interval", "max gain, nats", "95 % interval"]
+            print_table([*columns, *([f"of {named}"] if named else [])], rows)
+            print()
+    contexts = [f"K={context}" for context in results[0].all.contexts]
+    print_table(
+        ["gain in nats, at", *contexts, "whole"],
+        [[name, *map(number, curve.gains), number(curve.whole_gain)] for name, curve in curves],
+    )
+    for name, curve in curves:
+        for drop in curve.drops:
+            step = f"from K={drop.from_context} to K={drop.to_context}"
+            print(printable(f"{name}: falls by {number(drop.nats)} nats {step}, {interval(drop.interval)}"))
+
+
+def reaches(curve: Curve) -> list[str]:
+    """R and its interval; ``>=`` before what a larger K could move."""
+    from longlens.cli.console import number
+
+    shown = (">= " if curve.censored else "") + number(curve.reach, 0)
+    if curve.reach_interval is None:
+        return [shown, "-"]
+    low, high = curve.reach_interval
+    return [shown, f"[{number(low, 0)}, {'>= ' if curve.reach_interval_censored else ''}{number(high, 0)}]"]

@@ -1,0 +1,74 @@
+"""``longlens report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longlens.cli import options as o
+
+
+def report(
+    scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score; the first is the baseline.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page; an older report there is replaced.")],
+    evaluator_scores: o.EvaluatorScores = None,
+    keys: o.Keys = None,
+    alpha: o.Alpha = o.ALPHA,
+    beta: o.Beta = o.BETA,
+    no_lcl: o.NoLcl = False,
+    gamma: o.Gamma = o.GAMMA,
+    context: o.AtContext = None,
+    stride: o.AtStride = None,
+    answers: o.Answers = None,
+    benchmarks: Annotated[
+        Path | None, typer.Option(help="CSV with a column model and one a benchmark: LongPPL against their scores.")
+    ] = None,
+    document: Annotated[
+        list[str] | None, typer.Option(help="Id of a document to show with its text; may be repeated.")
+    ] = None,
+    num_documents: Annotated[
+        int | None, typer.Option(help="Show the first so many documents.  [default: as many as keep it below 10 MB]")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the charts as PNG and SVG.")] = None,
+    as_json: o.Json = False,
+) -> None:
+    """One self-contained HTML page from stored scores: the text with its key tokens, and charts; no model is run.
+
+    Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
+    """
+    from longlens.cli.console import print_json, say, told_once
+    from longlens.errors import UserError, require
+    from longlens.report import summarize_runs, write_report
+    from longlens.report.benchmarks import read_benchmarks
+    from longlens.report.charts import charts
+    from longlens.report.figures import write_figures
+    from longlens.scoring.reader import open_scores
+    from longlens.scoring.scores import names_of
+
+    if num_documents is not None and num_documents < 1:
+        raise UserError(f"--num-documents is {num_documents}, expected 1 or more")
+    if figures is not None:
+        require("matplotlib", extra="figures", purpose="--figures")
+    chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    runs = [open_scores(path) for path in scores]
+    with told_once():
+        summary = summarize_runs(
+            runs,
+            answers=None if answers is None else o.read_answers(answers),
+            benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
+            **chosen,
+        )
+    shown = write_report(out, summary, documents=document or (), num_documents=num_documents)
+    drawn = [] if figures is None else write_figures(charts(summary), figures)
+    for note in summary.notes:
+        say(f"note: {note}")
+    if as_json:
+        print_json(
+            {"report": str(out), "documents": shown, "figures": [str(path) for path in drawn], **summary.to_json()}
+        )
+        return
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(shown)} of {len(runs[0])} documents with their text")
+    for path in drawn:
+        print(path)

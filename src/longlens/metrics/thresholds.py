@@ -1,0 +1,188 @@
+"""LongPPL at every pair of thresholds from one pass over the scores (the ablation of alpha and beta, appendix B.2)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+from longlens.keytokens.alignment import as_spans, characters_of
+from longlens.keytokens.influence import ALPHA, BETA, check_thresholds
+from longlens.keytokens.selection import select_key_tokens
+from longlens.metrics.corpus import Influence, influence_of
+from longlens.scoring.scores import Scores, TokenScores
+
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_SPLIT_TOKENS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ThresholdTable:
+    """What `threshold_table` finds, for A values of alpha and B values of beta.
+
+    Attributes:
+        alphas: ``(A,)`` nats.
+        betas: ``(B,)`` nats; -inf at the first place stands for no second criterion.
+        logprob: ``(A, B)`` nats: sum of the evaluated model's long scores over its scored key tokens.
+        num_tokens: ``(A, B)`` int64, the number of these tokens.
+    """
+
+    alphas: Doubles
+    betas: Doubles
+    logprob: Doubles
+    num_tokens: Ints
+
+    @property
+    def longppl(self) -> Doubles:
+        """``(A, B)``: ``exp(-logprob / num_tokens)`` (eq. 4); NaN where no token is key, or where it is infinite."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            value = np.exp(-self.logprob / self.num_tokens)
+        return np.where(np.isfinite(value), value, np.nan)
+
+
+def threshold_table(
+    model_scores: Scores,
+    evaluator_scores: Scores,
+    *,
+    alphas: Sequence[float] | Doubles,
+    betas: Sequence[float] | Doubles,
+    context: int | None = None,
+    stride: int | None = None,
+) -> ThresholdTable:
+    """LongPPL at every alpha and beta, reading every document once.
+
+    Entry ``[a, b]`` is of ``perplexity(model_scores, evaluator_scores=evaluator_scores, alpha=alphas[a],
+    beta=betas[b])``: its `longppl` and `num_key_tokens`, with ``use_lcl=False`` where the beta is -inf.
+
+    The evaluator's token passes the first i alphas and the first j betas, those below its LSD and its LCL. A token of
+    the evaluated model is key where each of its characters is covered by a key token of the evaluator (eq. 9). Where
+    every character has one, that is at the first ``min(i)`` alphas and ``min(j)`` betas over its characters, and a
+    table of how many tokens have each such pair is summed up from its far corner.
+
+    Args:
+        model_scores: Of the evaluated model.
+        evaluator_scores: Of the evaluator, on the same texts; more documents are fine.
+        alphas: Strictly increasing, nats.
+        betas: Strictly increasing, nats; the first may be -inf.
+        context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default.
+        stride: Which of its strides.
+
+    Raises:
+        UserError: Thresholds that do not increase or are not finite; no documents; a document without evaluator scores
+            or with those of another text; an evaluator without (such) short scores.
+    """
+    alphas, betas = _increasing("alphas", alphas), _increasing("betas", betas)
+    for alpha in alphas:
+        check_thresholds(alpha, BETA)
+    for beta in betas[1:] if betas[0] == -np.inf else betas:
+        check_thresholds(ALPHA, beta)
+    model = str(model_scores.manifest["model"]["name"])
+    keys = select_key_tokens(evaluator_scores, context=context, stride=stride)
+    influence = Influence(keys=keys, evaluator=evaluator_scores, gamma=None, context=context, stride=stride)
+    table = np.zeros((2, len(alphas), len(betas) + 1))
+    for row in model_scores:
+        influence_of(row, model, influence)  # for what it refuses
+        table += _document_table(row, keys.scores_of(row.id), alphas, betas)
+    if not len(model_scores):
+        raise UserError(f"the scores of {model} hold no documents: score some, with longlens score DOCS")
+    logprob, number = _at_least(table, axis=2)[:, :, 1:]
+    return ThresholdTable(alphas=alphas, betas=betas, logprob=logprob, num_tokens=number.astype(np.int64))
+
+
+def _increasing(name: str, values: Sequence[float] | Doubles) -> Doubles:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array):
+        raise UserError(f"{name} are {values}, expected a list of one threshold or more, in nats")
+    for before, after in itertools.pairwise(array):
+        if not before < after:
+            raise UserError(
+                f"{name} have {after} after {before}, expected strictly increasing thresholds: sort them, without "
+                "repeats and NaN"
+            )
+    return array
+
+
+def _document_table(row: TokenScores, evaluated: TokenScores, alphas: Doubles, betas: Doubles) -> Doubles:
+    """``(2, A, B + 1)``: at each alpha, nats and number of the tokens that pass 0, 1, …, B betas there.
+
+    Sums are added and never subtracted, so that a score of -inf makes no NaN and is only where its token is key.
+    """
+    spans, logprobs = as_spans(row.char_spans), row.long_logprobs.astype(np.float64)
+    asked = ~np.isnan(logprobs) & (spans[:, 1] > spans[:, 0])
+    spans, logprobs = spans[asked], logprobs[asked]
+    weights = np.stack([logprobs, np.ones(len(logprobs))])
+
+    # where LCL is -inf or NaN, LSD is too and passes no alpha; so -inf as a beta, which they do not pass, asks nothing
+    passed = np.stack([_num_below(alphas, evaluated.lsd), _num_below(betas, evaluated.lcl)])
+    source = as_spans(evaluated.char_spans)
+    length = int(max(spans[:, 1].max(initial=0), source[:, 1].max(initial=0))) + 1
+    tokens, first = _tokens_of_characters(source, length)
+    number = np.diff(first)
+    split = (-_least(-number, spans) > 1) & (_least(number, spans) > 0)
+
+    of_character = np.zeros((2, length), dtype=np.int64)  # an uncovered character passes none
+    of_character[:, np.repeat(np.arange(length), number)] = passed[:, tokens]
+    of_plain = _least(of_character, spans[~split])
+    table = _at_least(_histogram(of_plain, weights[:, ~split], (len(alphas) + 1, len(betas) + 1)), axis=1)[:, 1:]
+    for start in range(0, np.count_nonzero(split), _SPLIT_TOKENS_AT_ONCE):
+        some = np.flatnonzero(split)[start : start + _SPLIT_TOKENS_AT_ONCE]
+        of_split = _betas_at_alphas(spans[some], passed, tokens, first, len(alphas))
+        alpha, token = np.indices(of_split.shape).reshape(2, -1)
+        table += _histogram(np.stack([alpha, of_split.ravel()]), weights[:, some][:, token], table.shape[1:])
+    return table
+
+
+def _num_below(thresholds: Doubles, values: npt.ArrayLike) -> Ints:
+    """How many of the thresholds are below each value; none is below NaN."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isnan(values), 0, np.searchsorted(thresholds, values, side="left"))
+
+
+def _tokens_of_characters(spans: Ints, length: int) -> tuple[Ints, Ints]:
+    """The tokens that cover character c are ``tokens[first[c] : first[c + 1]]``; first is ``(length + 1,)``."""
+    characters = characters_of(spans)
+    tokens = np.repeat(np.arange(len(spans)), spans[:, 1] - spans[:, 0])
+    number = np.bincount(characters, minlength=length)
+    return tokens[np.argsort(characters, kind="stable")], np.concatenate([[0], np.cumsum(number)])
+
+
+def _least(of_character: Ints, spans: Ints) -> Ints:
+    """``(…, n)``: the least value in each of n spans, which are not empty and end before the last of the characters."""
+    least: Ints = np.minimum.reduceat(of_character, spans.ravel(), axis=-1)[..., ::2]  # the odd ones: between two spans
+    return least
+
+
+def _betas_at_alphas(spans: Ints, passed: Ints, tokens: Ints, first: Ints, num_alphas: int) -> Ints:
+    """``(A, n)``: how many betas each span passes at each alpha, where several tokens may cover a character.
+
+    A character is key with any of its tokens, so that it passes the most betas that one of those that pass the alpha
+    does; a span the least that one of its characters does. Every character is covered.
+    """
+    characters = characters_of(spans)
+    covering = tokens[characters_of(np.stack([first[characters], first[characters + 1]], axis=1))]
+    alphas, betas = passed[:, covering]
+    of_token = np.where(np.arange(num_alphas)[:, None] < alphas, betas, 0)
+    number = first[characters + 1] - first[characters]
+    of_character = np.maximum.reduceat(of_token, np.cumsum(number) - number, axis=1)
+    lengths = spans[:, 1] - spans[:, 0]
+    of_span: Ints = np.minimum.reduceat(of_character, np.cumsum(lengths) - lengths, axis=1)
+    return of_span
+
+
+def _histogram(places: Ints, weights: Doubles, shape: tuple[int, ...]) -> Doubles:
+    """``(2, *shape)``: sums of the ``(2, n)`` weights over the tokens at each of the ``(2, n)`` places."""
+    flat = np.ravel_multi_index(tuple(places), shape)
+    sums = [np.bincount(flat, weights=weight, minlength=math.prod(shape)) for weight in weights]
+    return np.stack(sums).astype(np.float64).reshape(-1, *shape)  # without tokens bincount gives integers
+
+
+def _at_least(table: Doubles, *, axis: int) -> Doubles:
+    """Sums over what is at a place or after it: ``flip(cumsum(flip(table)))``."""
+    return np.flip(np.cumsum(np.flip(table, axis), axis), axis)

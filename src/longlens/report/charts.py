@@ -1,0 +1,317 @@
+"""What each chart shows, as plain data: the page draws it as SVG, `longlens.report.figures` with matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.metrics.distributions import LSD_FLOOR, Classes
+from longlens.metrics.reach import Curve, ReachResult
+from longlens.report.summary import Run, Summary
+
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis.
+
+    Attributes:
+        label: What it shows, with its unit.
+        log: Whether it is logarithmic, with a tick at every x of the chart.
+        categories: Names of its places 0, 1, … instead of numbers.
+    """
+
+    label: str
+    log: bool = False
+    categories: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Points that belong together; a value of None is a gap.
+
+    Attributes:
+        name: For the legend.
+        x: Places.
+        y: Values.
+        low: Lower ends of 95 % intervals, where there are any.
+        high: Upper ends.
+        labels: Names of the points, where each has one.
+        color: Which colour; equal for series of one model.
+        style: How it is drawn.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Values
+    low: Values | None = None
+    high: Values | None = None
+    labels: Sequence[str] | None = None
+    color: int = 0
+    style: Literal["line", "dashed", "points", "bars"] = "line"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A vertical line at a place of the x axis."""
+
+    x: float
+    label: str
+    color: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        name: Of its file, and its anchor in the page.
+        title: What it shows.
+        caption: What one has to know to read it.
+        x: The horizontal axis.
+        y: The vertical axis.
+        series: What is drawn.
+        marks: Vertical lines.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    marks: Sequence[Mark] = field(default=())
+
+
+def charts(summary: Summary) -> list[Chart]:
+    """The charts of a report, those that its scores allow."""
+    colors = {run.name: index for index, run in enumerate(summary.runs)}
+    found = [
+        _lsd_classes(summary.runs, colors),
+        _lcl_classes(summary.runs, colors),
+        _logprob_by_position(summary.runs, colors),
+        _key_share_by_position(summary, colors),
+        *(_reach(summary.runs, colors, of) for of in ("all", "keys")),
+        *_benchmarks(summary, colors),
+    ]
+    return [chart for chart in found if chart is not None and chart.series]
+
+
+def _lsd_classes(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
+    return Chart(
+        name="lsd-classes",
+        title="Tokens by long-short difference (LSD)",
+        caption="How much the long context helps a token, in nats; as figures 3(a) and 4(a) of the paper. "
+        "Tokens with fewer than K tokens before them have no LSD and are left out.",
+        x=Axis(label="LSD, nats", categories=_class_names(runs, "lsd")),
+        y=Axis(label="share of tokens, %"),
+        series=_all_bars(runs, colors, "lsd"),
+    )
+
+
+def _lcl_classes(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
+    return Chart(
+        name="lcl-classes",
+        title=f"Tokens with LSD > {LSD_FLOOR:g} by long-context likelihood (LCL)",
+        caption="Of the tokens that the long context helps: how likely it makes them, in nats; as figure 3(b) of the "
+        "paper. Left: mispredicted under the long context too.",
+        x=Axis(label="LCL, nats", categories=_class_names(runs, "lcl")),
+        y=Axis(label=f"share of tokens with LSD > {LSD_FLOOR:g}, %"),
+        series=_all_bars(runs, colors, "lcl"),
+    )
+
+
+def _class_names(runs: Sequence[Run], which: str) -> list[str]:
+    classes: Classes | None = next((c for run in runs if (c := getattr(run.distributions, which)) is not None), None)
+    if classes is None:
+        return []
+    edges = [f"{edge:g}".replace("-", "−") for edge in classes.edges]
+    between = [f"{low} to {high}" for low, high in pairwise(edges)]
+    return [f"< {edges[0]}", *between, f"≥ {edges[-1]}"]
+
+
+def _all_bars(runs: Sequence[Run], colors: dict[str, int], which: str) -> list[Series]:
+    return [
+        series
+        for run in runs
+        for series in _bars(run, getattr(run.distributions, which), colors[run.name], colors[run.name] + len(runs))
+    ]
+
+
+def _bars(run: Run, classes: Classes | None, color: int, other_color: int) -> Iterator[Series]:
+    if classes is None:
+        return
+    groups = {"": classes.counts}
+    if classes.answers is not None and classes.rest is not None:
+        groups = {", answers": classes.answers, ", other tokens": classes.rest}
+    for (suffix, counts), own_color in zip(groups.items(), (color, other_color), strict=False):
+        total = int(np.sum(counts))
+        yield Series(
+            name=f"{run.name}{suffix} ({total:,} tokens)",
+            x=list(range(len(counts))),
+            y=[100 * int(count) / total if total else None for count in counts],
+            color=own_color,
+            style="bars",
+        )
+
+
+def _logprob_by_position(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
+    series = []
+    for run in runs:
+        positions = run.distributions.positions
+        middle = _middles(positions.edges)
+        color = colors[run.name]
+        long = _listed(positions.long_logprob)
+        series.append(Series(name=f"{run.name}, long context", x=middle, y=long, color=color))
+        if positions.short_logprob is not None:
+            short = _listed(positions.short_logprob)
+            series.append(Series(name=f"{run.name}, short context", x=middle, y=short, color=color, style="dashed"))
+    return Chart(
+        name="logprob-position",
+        title="Log-probability along the document",
+        caption="Mean over the tokens of all documents at this place. Where the long context is used, its line stays "
+        "above that of the short context, which begins at token K.",
+        x=Axis(label="position in the document, tokens of each model"),
+        y=Axis(label="mean log-probability, nats per token"),
+        series=series,
+    )
+
+
+def _key_share_by_position(summary: Summary, colors: dict[str, int]) -> Chart | None:
+    if summary.keys is None:
+        return None
+    settings = summary.keys.settings
+    rule = f"Key tokens of {settings['evaluator'] or 'the key file'}"
+    if settings["alpha"] is not None:
+        rule += f" at alpha {settings['alpha']:g}, "
+        rule += f"beta {settings['beta']:g}" if settings["lcl"] else "without beta"
+    return Chart(
+        name="key-share-position",
+        title="Share of key tokens along the document",
+        caption=f"{rule}. No token before the {settings['context'] or 'K'}th of the evaluator can be key.",
+        x=Axis(label="position in the document, tokens of each model"),
+        y=Axis(label="share of tokens that are key, %"),
+        series=[
+            Series(
+                name=run.name,
+                x=_middles(run.distributions.positions.edges),
+                y=_listed(100 * run.distributions.positions.key_share),
+                color=colors[run.name],
+            )
+            for run in summary.runs
+            if run.distributions.positions.key_share is not None
+        ],
+    )
+
+
+def _reach(runs: Sequence[Run], colors: dict[str, int], which: Literal["all", "keys"]) -> Chart | None:
+    curves = [(run, run.reach, curve) for run in runs if run.reach is not None and (curve := getattr(run.reach, which))]
+    if not curves:
+        return None
+    tokens = "all tokens" if which == "all" else "key tokens"
+    selected = "" if which == "all" else " Key at the smallest K, by " + " and ".join(_evaluators(curves)) + "."
+    return Chart(
+        name=f"reach-{which}",
+        title=f"Context reach, {tokens}",
+        caption=f"Gain G(K): by how much the last K tokens predict {tokens} better than the first K does. Points: "
+        "measured, with 95 % intervals over documents where there are 10 or more; lines: isotonic fit; vertical: "
+        f"effective reach, the smallest K with 90 % of the largest gain.{selected} {_reaches_in_words(curves)}",
+        x=Axis(label="short context K, tokens of each model", log=True),
+        y=Axis(label="gain over the smallest K, nats per token"),
+        series=[series for run, _, curve in curves for series in _gains(run.name, curve, colors[run.name])],
+        marks=[
+            Mark(x=curve.reach, label=f"{run.name}: {reach_in_words(curve)}", color=colors[run.name])
+            for run, _, curve in curves
+            if curve.reach is not None
+        ],
+    )
+
+
+def _gains(name: str, curve: Curve, color: int) -> Iterator[Series]:
+    intervals = curve.gain_intervals
+    yield Series(
+        name=name,
+        x=list(curve.contexts),
+        y=list(curve.gains),
+        low=None if intervals is None else [None if both is None else both[0] for both in intervals],
+        high=None if intervals is None else [None if both is None else both[1] for both in intervals],
+        color=color,
+        style="points",
+    )
+    yield Series(name=f"{name}, fit", x=list(curve.contexts), y=list(curve.fit), color=color)
+
+
+def reach_in_words(curve: Curve) -> str:
+    """The effective reach as a reader needs it: censored, or absent, or a number of tokens."""
+    if curve.reach is None:
+        return "none: no gain that can be told from 0"
+    return f"{'≥ ' if curve.censored else ''}{curve.reach:,.0f} tokens"
+
+
+def _evaluators(curves: Sequence[tuple[Run, ReachResult, Curve]]) -> list[str]:
+    return list(dict.fromkeys(reached.evaluator or "the key file" for _, reached, _ in curves))
+
+
+def _reaches_in_words(curves: Sequence[tuple[Run, ReachResult, Curve]]) -> str:
+    said = []
+    for run, reached, curve in curves:
+        share = ""
+        if curve.reference_share is not None:
+            share = f", {curve.reference_share:.0%} of {reached.reference}'s"
+        said.append(f"{run.name}: reach {reach_in_words(curve)}, largest gain {curve.max_gain:.3f} nats{share}")
+    return "; ".join(said) + "."
+
+
+def _benchmarks(summary: Summary, colors: dict[str, int]) -> Iterator[Chart]:
+    for number, (benchmark, scores) in enumerate(summary.benchmarks.items(), start=1):
+        for field_name, metric in (("longppl", "LongPPL"), ("ppl", "PPL")):
+            points = [
+                (run, value, scores[run.name])
+                for run in summary.compared
+                if run.name in scores and (value := getattr(run.result, field_name)) is not None
+            ]
+            if not points:
+                continue
+            yield Chart(
+                name=f"{field_name}-{number}-{_file_name(benchmark)}",
+                title=f"{metric} and {benchmark}",
+                caption=_correlation([value for _, value, _ in points], [score for _, _, score in points]),
+                x=Axis(label=f"{metric} (per token, lower is better)"),
+                y=Axis(label=f"{benchmark} score"),
+                series=[
+                    Series(name=run.name, x=[x], y=[y], labels=[run.name], color=colors[run.name], style="points")
+                    for run, x, y in points
+                ],
+            )
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> str:
+    """Pearson's r in words; it does not exist for fewer than three points, or where one side does not vary."""
+    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
+        return f"{len(x)} models: too few to correlate, or all alike."
+    from scipy import stats
+
+    found = stats.pearsonr(x, y)
+    low, high = found.confidence_interval() if len(x) > 3 else (math.nan, math.nan)
+    interval = f", 95 % interval [{low:.2f}, {high:.2f}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"Pearson r = {found.statistic:.2f} over {len(x)} models{interval}."
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())[:40]
+
+
+def _middles(edges: npt.ArrayLike) -> list[float]:
+    edges = np.asarray(edges, dtype=np.float64)
+    return [float(x) for x in (edges[:-1] + edges[1:]) / 2]
+
+
+def _listed(values: npt.ArrayLike) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in np.asarray(values, dtype=np.float64)]
