@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,32 +46,96 @@ class Head:
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
-    """Natural-log probability of each target, in fp32 whatever the model's dtype.
+    """Natural-log probability of each target, in fp32 whatever the model's dtype; with gradient where one is asked for.
 
     Equals ``head.logits(hidden.float()).log_softmax(-1).gather(-1, targets[:, None])[:, 0]`` with at most
-    ``block_bytes`` of logits at a time. The product is taken in fp32 as well: bf16 logits of 16 and more stand 0.125
-    apart, which would move tokens across the thresholds of eq. 4.
+    ``block_bytes`` of logits at a time, in the backward pass too. The product is taken in fp32 as well: bf16 logits of
+    16 and more stand 0.125 apart, which would move tokens across the thresholds of eq. 4.
 
     Args:
         hidden: ``(m, H)`` hidden states; row i predicts target i.
         targets: ``(m,)`` int64 token ids.
-        head: The vocabulary head.
+        head: The vocabulary head; its bias gets no gradient unless it is a parameter.
         block_bytes: Bound on the logits that exist at one time.
 
     Returns:
         ``(m,)`` float32, nats.
     """
-    wide = head.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-    rows = max(1, block_bytes // (wide.weight.shape[0] * wide.weight.element_size()))
-    blocks = []
-    for start in range(0, len(hidden), rows):
-        logits = wide.logits(hidden[start : start + rows].to(wide.weight.dtype))
-        chosen = logits.gather(-1, targets[start : start + rows, None])[:, 0]
-        # In place, and several times faster than torch.logsumexp on the CPU, which took longer than the product itself.
-        peak = logits.amax(-1, keepdim=True)
-        normalizer = logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0]
-        blocks.append((chosen - normalizer).float())
-    return torch.cat(blocks) if blocks else hidden.new_zeros(0, dtype=torch.float32)
+    width = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    rows = max(1, block_bytes // (head.weight.shape[0] * width.itemsize))
+    logprobs: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, head, rows
+    )
+    return logprobs.float()
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """The block loop. Backward computes the logits of a block again instead of keeping them.
+
+    With z the logits, p = softmax(z) and g the gradient of the log-probability: ``dz = g (onehot(target) - p)``,
+    through the cap ``dz *= 1 - (z / c)**2`` and the scale, then ``dh = dz @ weight``, ``dweight = dz.T @ h``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, rows: int
+    ) -> Tensor:
+        wide = _wide(head, hidden)
+        logprobs, normalizers = [], []
+        for start in range(0, len(hidden), rows):
+            logits = wide.logits(hidden[start : start + rows].to(wide.weight.dtype))
+            chosen = logits.gather(-1, targets[start : start + rows, None])[:, 0]
+            # In place, and several times faster than torch.logsumexp on the CPU, which took longer than the product.
+            peak = logits.amax(-1, keepdim=True)
+            normalizers.append(logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
+            logprobs.append(chosen - normalizers[-1])
+        empty = hidden.new_zeros(0, dtype=wide.weight.dtype)
+        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers) if normalizers else empty)
+        ctx.head, ctx.rows = head, rows
+        return torch.cat(logprobs) if logprobs else empty
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normalizers = ctx.saved_tensors
+        (gradient,) = gradients
+        # Of the saved tensors, so that a weight that was moved or gathered in between is the right one.
+        head = replace(ctx.head, weight=weight, bias=bias)
+        wide = _wide(head, hidden)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_hidden = torch.zeros_like(hidden) if wants_hidden else None
+        of_weight = torch.zeros_like(wide.weight) if wants_weight else None
+        of_bias = torch.zeros_like(wide.bias) if wants_bias and wide.bias is not None else None
+        for start in range(0, len(hidden), ctx.rows):
+            block = slice(start, start + ctx.rows)
+            states = hidden[block].to(wide.weight.dtype)
+            logits = wide.logits(states)
+            slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
+            # onehot - p, times the gradient
+            change = logits.sub_(normalizers[block, None]).exp_().neg_()
+            change.scatter_add_(-1, targets[block, None], torch.ones_like(change[:, :1]))
+            change.mul_(gradient[block, None].to(change.dtype))
+            if slope is not None:
+                change.mul_(slope)
+            if head.scale != 1.0:
+                change.mul_(head.scale)
+            if of_hidden is not None:
+                of_hidden[block] = (change @ wide.weight).to(of_hidden.dtype)
+            if of_weight is not None:
+                of_weight.addmm_(change.T, states)
+            if of_bias is not None:
+                of_bias += change.sum(0)
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _wide(head: Head, hidden: Tensor) -> Head:
+    return head.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
 
 
 def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
@@ -105,7 +170,7 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
     cap = getattr(config, "final_logit_softcapping", None)
     wanted = logits.to(module.weight.device, torch.float32)
     wide = hidden.to(module.weight.device, torch.float32)
-    raw = Head(weight=module.weight.detach(), bias=getattr(module, "bias", None))
+    raw = Head(weight=module.weight, bias=getattr(module, "bias", None))
     base = raw.to(torch.float32)
     # The model rounds its logits to its dtype: 4 units in the last place, and no finer than fp32 products agree.
     tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(wanted.abs().max())

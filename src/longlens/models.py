@@ -136,7 +136,7 @@ def load_scorer(
     if batch_tokens is not None and batch_tokens < 1:
         raise UserError(f"--batch-tokens is {batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
-    _check_folder(source)
+    check_folder(source)
     where = _device(device)
     chosen = _dtype(dtype, where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -147,7 +147,7 @@ def load_scorer(
     if device_map is not None:
         options["device_map"] = device_map
     tokenizer = _tokenizer(source, trust_remote_code)
-    model, problems = _load(source, options, chosen, allow_pickle)
+    model, problems = load_weights(source, options, chosen, allow_pickle=allow_pickle)
     missing = sorted(problems.get("missing_keys", ()))
     if missing:
         raise UserError(
@@ -187,7 +187,7 @@ def max_positions(name: str, *, trust_remote_code: bool = False) -> int | None:
 
     source = resolve(name)
     options = {} if source.gguf is None else {"gguf_file": source.gguf}
-    with _explained(source, "model"):
+    with explained(source, "model"):
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
@@ -208,31 +208,38 @@ def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
     if source.gguf is not None:
         require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
         options["gguf_file"] = source.gguf
-    with _explained(source, "tokenizer"):
+    with explained(source, "tokenizer"):
         return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
 
 
-def _load(
-    source: Source, options: dict[str, Any], dtype: torch.dtype, allow_pickle: bool
+def load_weights(
+    source: Source, options: dict[str, Any], dtype: torch.dtype, *, allow_pickle: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM, GgufConfig
+    """A causal language model of transformers with its weights, and what was missing in them.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from transformers import GgufConfig
+
+    from longlens.rope.folder import load_model
 
     if source.gguf is not None:
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     else:
         options = options | {"use_safetensors": None if allow_pickle else True}
-    with _explained(source, "model"):
-        model, problems = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype, output_loading_info=True, **options
-        )
+    with explained(source, "model"):
+        model, problems = load_model(source.path, dtype=dtype, output_loading_info=True, **options)
     return model, problems
 
 
 @contextmanager
-def _explained(source: Source, what: str) -> Iterator[None]:
+def explained(source: Source, what: str) -> Iterator[None]:
     """Turns what transformers raises on a name that cannot be loaded into one line that says what to do."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # a broken file can raise anything; tokenizers and safetensors raise Exception itself
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "attn_implementation" in str(error):
@@ -252,7 +259,7 @@ def _has_no_pickle(source: Source) -> bool:
     return Path(source.path).is_dir() and not list(Path(source.path).glob("*.bin"))
 
 
-def _check_folder(source: Source) -> None:
+def check_folder(source: Source) -> None:
     """Refuses a folder that holds no model, which transformers would say less plainly."""
     folder = Path(source.path)
     if source.gguf is not None or not folder.is_dir():

@@ -8,9 +8,12 @@ import typer
 
 from longlens.cli.commands.compare import compare
 from longlens.cli.commands.demo import demo
+from longlens.cli.commands.extend import extend
 from longlens.cli.commands.keys import keys
 from longlens.cli.commands.longppl import longppl
 from longlens.cli.commands.perplexity import perplexity
+from longlens.cli.commands.reach import reach
+from longlens.cli.commands.report import report
 from longlens.cli.commands.score import score
 
 app = typer.Typer(
@@ -20,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, score, perplexity, longppl, keys, compare):
+for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend):
     app.command()(command)
 
 

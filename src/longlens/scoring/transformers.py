@@ -15,6 +15,9 @@ from torch import Tensor
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.rope.base import CLEX_TYPE
+from longlens.rope.eabf import base_attention
+from longlens.rope.model import check_model
 from longlens.scoring.scorer import Request, Result, ScorerInfo
 from longlens.tokenization import Encoded, TextEncoder
 
@@ -64,7 +67,9 @@ class TransformersScorer:
         self.model, self.tokenizer = model, tokenizer
         self._encoder = TextEncoder(tokenizer, spans=spans)
         self._name, self._source, self._weights_sha256 = name, source, weights_sha256
+        check_model(model)
         self._config = model.config.get_text_config(decoder=True)
+        self._attention = base_attention(self._config._attn_implementation)
         self._decoder = model.get_decoder()
         device: torch.device = model.get_input_embeddings().weight.device
         # Weights that accelerate offloads are on "meta" until they are needed; its hooks move the inputs to them.
@@ -74,7 +79,7 @@ class TransformersScorer:
         self._ropes = [module for module in model.modules() if _original_frequencies(module)]
         types = {kind for module in self._ropes for kind in _rope_types(module)}
         # Their frequencies depend on the longest sequence of a forward pass: no padding, and no chunks.
-        self._by_length = any("dynamic" in kind or kind == "longrope" for kind in types)
+        self._by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in types)
         self._stateful = any("dynamic" in kind for kind in types)
         with self._running():
             self._head = self._probe()
@@ -189,7 +194,7 @@ class TransformersScorer:
     def _chunk_tokens(self, batch: int, length: int) -> int:
         if self._by_length or self._window is None:
             return length
-        if self._config._attn_implementation == "eager":
+        if self._attention == "eager":
             heads = getattr(self._config, "num_attention_heads", 1)
             return max(16, min(length, ATTENTION_BYTES // (4 * batch * heads * length)))
         return CHUNK_TOKENS if length > max(self._window, CHUNK_TOKENS) else length
@@ -197,13 +202,13 @@ class TransformersScorer:
     @cached_property
     def _window(self) -> int | None:
         """Smallest attention window, 0 for eager attention; None where chunks gain nothing or cannot be had."""
-        if self._config._attn_implementation not in ("sdpa", "eager"):
+        if self._attention not in ("sdpa", "eager"):
             return None
         layers = self._new_cache().layers
         attention = {"DynamicLayer", "DynamicSlidingWindowLayer"}
         if not layers or {type(layer).__name__ for layer in layers} - attention:
             return None
-        if self._config._attn_implementation == "eager":
+        if self._attention == "eager":
             return 0
         windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
         return min(windows) if windows else None
