@@ -96,17 +96,8 @@ def _row(tokens: str, curve: Curve) -> list[object]:
     def between(both: tuple[float, float] | None, digits: int) -> str:
         return "-" if both is None else f"{both[0]:,.{digits}f} to {both[1]:,.{digits}f}"
 
-    share = "-" if curve.reference_share is None else f"{curve.reference_share:.0%}"
     gain = f"{curve.max_gain:.3f}", between(curve.max_gain_interval, 3)
-    return [
-        name,
-        tokens,
-        reach_in_words(curve),
-        between(curve.reach_interval, 0),
-        *gain,
-        share,
-        f"{curve.num_tokens:,}",
-    ]
+    return [tokens, reach_in_words(curve), between(curve.reach_interval, 0), *gain, f"{curve.num_tokens:,}"]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,163 @@
+"""``longlens extend``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longlens.cli import options as o
+
+if TYPE_CHECKING:
+    from longlens.rope.base import Method
+
+
+def extend(
+    model: Annotated[str, typer.Argument(help=o.MODEL_HELP)],
+    method: Annotated[str, typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf or clex.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
+    factor: Annotated[float | None, typer.Option(help="How many times its length the model is to take.")] = None,
+    theta: Annotated[
+        float | None, typer.Option(help="Base: ntk (else from --factor) and eabf.  [default: eabf 500000]")
+    ] = None,
+    first_layer: Annotated[
+        int | None,
+        typer.Option(help="eabf scales queries from this layer on; its paper has 2.  [default: 0, the published code]"),
+    ] = None,
+    original_length: Annotated[
+        int | None, typer.Option(help="Tokens the model was trained at.  [default: its max_position_embeddings]")
+    ] = None,
+    beta_fast: Annotated[float | None, typer.Option(help="yarn.  [default: 32]")] = None,
+    beta_slow: Annotated[float | None, typer.Option(help="yarn.  [default: 1]")] = None,
+    low_freq_factor: Annotated[float | None, typer.Option(help="llama3.  [default: 1]")] = None,
+    high_freq_factor: Annotated[float | None, typer.Option(help="llama3.  [default: 4]")] = None,
+    attention_factor: Annotated[
+        float | None, typer.Option(help="yarn and longrope.  [default: the paper's, from --factor]")
+    ] = None,
+    factors: Annotated[
+        Path | None, typer.Option(help="longrope: JSON with short_factor and long_factor, as in a config.json.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="clex: hidden size of its layer.  [default: 1]")] = None,
+    step: Annotated[float | None, typer.Option(help="clex: step of its solver.  [default: 0.01]")] = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Write a model folder with extended context (position extrapolation), ready to load.
+
+    Example: longlens extend smollm2 --method yarn --factor 4 -o smollm2-yarn
+    """
+    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.rope.folder import extend as extend_folder
+
+    settings = {
+        "factor": factor,
+        "theta": theta,
+        "first_layer": first_layer,
+        "original_length": original_length,
+        "beta_fast": beta_fast,
+        "beta_slow": beta_slow,
+        "low_freq_factor": low_freq_factor,
+        "high_freq_factor": high_freq_factor,
+        "attention_factor": attention_factor,
+        "factors": factors,
+        "width": width,
+        "step": step,
+    }
+    chosen = parse_method(method, {name: value for name, value in settings.items() if value is not None})
+    extended = extend_folder(model, chosen, out, trust_remote_code=trust_remote_code)
+    if as_json:
+        print_json(extended.to_json())
+        return
+    before, after = extended.before, extended.after
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    rows = [(name, *(_shown(side.get(name)) for side in (before, after))) for name in changed]
+    print_table(("setting", "before", "after"), rows)
+    for note in extended.notes:
+        say(f"note: {note}")
+    print(f"next: longlens score DOCS --model {printable(str(out))} -o SCORES")
+
+
+def parse_method(name: str, settings: dict[str, Any]) -> Method:
+    """The method of that name with these settings.
+
+    Raises:
+        UserError: No such method, a setting that it does not have, or one that it needs.
+    """
+    import dataclasses
+
+    from longlens.errors import UserError
+    from longlens.rope.methods import METHODS
+
+    if name not in METHODS:
+        raise UserError(f"--method is {name!r}; expected one of {', '.join(METHODS)}")
+    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
+    # Options whose field is called otherwise.
+    spelled = {"factor": "max_factor"} if "max_factor" in fields else {}
+    options = [option for option in _OPTIONS if spelled.get(option, option) in fields]
+    if "short_factors" in fields:
+        options.append("factors")
+    known = ", ".join(_flag(option) for option in options)
+    for option in settings:
+        if option not in options:
+            raise UserError(f"{_flag(option)} is no setting of --method {name}, which has {known}: leave it out")
+    required = [
+        option for option in options if option == "factors" or _is_required(fields[spelled.get(option, option)])
+    ]
+    for option in required:
+        if option not in settings:
+            raise UserError(f"--method {name} needs {_flag(option)}; its settings are {known}")
+    values = {spelled.get(option, option): value for option, value in settings.items() if option != "factors"}
+    if "factors" in settings:
+        values["short_factors"], values["long_factors"] = _read_factors(settings["factors"])
+    return METHODS[name](**values)
+
+
+_OPTIONS = (
+    "factor",
+    "theta",
+    "first_layer",
+    "original_length",
+    "beta_fast",
+    "beta_slow",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "width",
+    "step",
+)
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def _is_required(field: Any) -> bool:
+    import dataclasses
+
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _read_factors(path: Path) -> tuple[list[float], list[float]]:
+    import json
+
+    from longlens.errors import UserError
+
+    expected = 'expected a JSON object such as {"short_factor": [1.0, ...], "long_factor": [1.0, ...]}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read --factors {path}: {error}; {expected}") from error
+    both = content if isinstance(content, dict) else {}
+    short, long = both.get("short_factor"), both.get("long_factor")
+    if not isinstance(short, list) or not isinstance(long, list):
+        raise UserError(f"--factors {path} lacks a list of factors; {expected}")
+    return short, long
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} values, {min(value):g} to {max(value):g}"
+    if isinstance(value, float):
+        return f"{value:,.10g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

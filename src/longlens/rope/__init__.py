@@ -1,0 +1,39 @@
+"""Position extrapolation: methods as settings, extended configs, models and folders.
+
+The methods need no torch; what touches a model brings it in when it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from longlens.rope.methods import CLEX as CLEX
+from longlens.rope.methods import EABF as EABF
+from longlens.rope.methods import NTK as NTK
+from longlens.rope.methods import DynamicNTK as DynamicNTK
+from longlens.rope.methods import Llama3 as Llama3
+from longlens.rope.methods import LongRoPE as LongRoPE
+from longlens.rope.methods import PositionInterpolation as PositionInterpolation
+from longlens.rope.methods import YaRN as YaRN
+
+if TYPE_CHECKING:
+    from longlens.rope.config import extend_config as extend_config
+    from longlens.rope.folder import extend as extend
+    from longlens.rope.folder import load_model as load_model
+    from longlens.rope.model import apply as apply
+    from longlens.rope.model import check_model as check_model
+
+_HOME = {
+    "apply": "model",
+    "check_model": "model",
+    "extend": "folder",
+    "extend_config": "config",
+    "load_model": "folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'longlens.rope' has no attribute {name!r}")
+    return getattr(import_module(f"longlens.rope.{_HOME[name]}"), name)

@@ -1,0 +1,109 @@
+"""What the methods of position extrapolation have in common, and the checks that they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from longlens.errors import UserError
+from longlens.rope.frequencies import Frequencies, Rope
+
+EABF_TYPE = "longlens_eabf"
+CLEX_TYPE = "longlens_clex"
+"""Types of rotary embedding that transformers does not know, and so refuses instead of computing something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What all methods have.
+
+    Attributes:
+        name: On the command line.
+        original_length: L0, tokens that the model was trained at; its ``max_position_embeddings`` unless given.
+    """
+
+    name: ClassVar[str]
+    original_length: int | None = None
+
+    def __post_init__(self) -> None:
+        length = self.original_length
+        if length is not None and (not isinstance(length, int) or length < 2):
+            raise UserError(f"original_length is {length}; expected the tokens that the model was trained at")
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """Inverse frequencies and attention factor for a sequence of so many tokens."""
+        raise NotImplementedError
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """``rope_parameters`` of the extended model, from those that it has."""
+        raise NotImplementedError
+
+    def max_length(self, rope: Rope) -> int:
+        """``max_position_embeddings`` of the extended model, tokens."""
+        raise NotImplementedError
+
+    def extends(self, rope_type: str) -> bool:
+        """Whether it may be put on a model that has this type of rotary embedding."""
+        return rope_type == "default"
+
+    def check(self, rope: Rope) -> None:
+        """Holds settings against the model.
+
+        Raises:
+            UserError: They do not fit it.
+        """
+        self.max_length(rope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled(Method):
+    """Methods with a factor s that multiplies the length.
+
+    Attributes:
+        factor: s, more than 1.
+    """
+
+    # "For PI (Chen et al., 2023), we set the scaling factor to 8 since we want to extend the context window from 4k
+    # to 32k." (LongPPL, appendix A.2). The factor follows from the lengths, so it has no default.
+    factor: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factor(self.factor)
+
+    def max_length(self, rope: Rope) -> int:
+        """See `Method`."""
+        return times(self.factor, rope.length)
+
+
+def check_factor(factor: float) -> None:
+    """Refuses a factor that extends nothing."""
+    if not (isinstance(factor, (int, float)) and 1 < factor < math.inf):
+        raise UserError(f"factor is {factor}; expected more than 1, such as 8 to go from 4,096 tokens to 32,768")
+
+
+def check_theta(theta: float) -> None:
+    """Refuses what is no base."""
+    if not (isinstance(theta, (int, float)) and 1 < theta < math.inf):
+        raise UserError(f"theta is {theta}; expected a base above 1, such as 500000")
+
+
+def check_attention_factor(value: float | None) -> None:
+    """Refuses what logits cannot be multiplied by."""
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"attention_factor is {value}; expected more than 0, or leave it out for the paper's")
+
+
+def given(**values: float | None) -> dict[str, float]:
+    """Those that are not None."""
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def times(factor: float, length: int) -> int:
+    """Tokens of the extended model, which have to be whole: transformers reads the factor back from the two lengths."""
+    product = factor * length
+    if product != round(product):
+        raise UserError(f"factor {factor:g} times {length} tokens is {product:g}; expected a whole number of tokens")
+    return round(product)

@@ -1,0 +1,75 @@
+"""EABF's queries: scaled by the log of their position, inside an attention function that is registered by its name."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from longlens.errors import UserError
+from longlens.rope.base import EABF_TYPE
+
+PREFIX = "longlens_eabf_"
+"""Before the name of the attention implementation that does the rest."""
+BASES = ("sdpa", "eager")
+
+
+def query_scale(position_ids: Tensor, length: int) -> Tensor:
+    """`longlens.rope.frequencies.eabf_query_scale` in torch: ``max(1, ln(m + 1) / ln L0)``, float32."""
+    return ((position_ids.float() + 1).log() / math.log(length)).clamp_min(1)
+
+
+def base_attention(implementation: str | None) -> str | None:
+    """``"sdpa"`` for ``"longlens_eabf_sdpa"``; other names as they are."""
+    return None if implementation is None else implementation.removeprefix(PREFIX)
+
+
+def scale_queries(model: Any) -> None:
+    """Has a model's attention scale its queries as its config says, through transformers' registries of attention.
+
+    Raises:
+        UserError: Its attention is not called through these registries, or is not one that longlens can wrap.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    decoder = model.get_decoder()
+    base = base_attention(decoder.config._attn_implementation)
+    if base not in BASES:
+        raise UserError(f"EABF runs with the attention implementations {' and '.join(BASES)}, and this one is {base!r}")
+    name = PREFIX + base
+    if name not in AttentionInterface._global_mapping:
+        AttentionInterface.register(name, _scaled(base))
+        # Without a mask of its own name, transformers would pass none at all.
+        AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[base])
+    decoder.set_attn_implementation(name)
+    if decoder.config._attn_implementation != name:
+        raise UserError(f"{type(model).__name__} has its own attention code, in which EABF cannot scale the queries")
+
+
+def _scaled(base: str) -> Callable[..., Any]:
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> Any:
+        """``base`` attention of ``(B, heads, n, head_dim)`` queries, scaled from the config's first layer on."""
+        config, layer = module.config, module.layer_idx
+        parameters = config.rope_parameters
+        nested = config.nested_rope_parameter_keys(parameters)
+        if nested:
+            parameters = parameters[config.layer_types[layer]]
+        if parameters["rope_type"] == EABF_TYPE and layer >= parameters["first_layer"]:
+            position_ids = options.get("position_ids")
+            if position_ids is None or position_ids.ndim != 2:
+                raise UserError(
+                    f"{type(module).__name__} is not told the positions of its queries, so EABF cannot scale them"
+                )
+            scale = query_scale(position_ids, parameters["original_max_position_embeddings"])
+            query = query * scale[:, None, :, None].to(query.dtype)
+        # Each modeling file has its own eager attention (caps, sinks) and may have its own entries in the registry.
+        own = sys.modules[type(module).__module__]
+        function = own.ALL_ATTENTION_FUNCTIONS.get_interface(base, own.eager_attention_forward)
+        return function(module, query, key, value, attention_mask, **options)
+
+    return attention

@@ -1,0 +1,230 @@
+"""Model folders with extended context: written from a model's files, and loaded again."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longlens.errors import UserError
+from longlens.files import cannot_write
+from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
+from longlens.rope.config import layer_type, own_type, prepare_config, rope_parameters, text_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longlens.models import Source
+
+CLEX_FILE = "longlens_rope.safetensors"
+"""Holds CLEX's own weights, until training saves them with the others."""
+COPIED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+NOT_COPIED = ("config.json", "adapter_config.json", "trainer_state.json", "*.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended:
+    """What `extend` did.
+
+    Attributes:
+        out: The new folder.
+        method: Name of the method.
+        before: ``rope_parameters`` of the layers that attend to everything, and ``max_position_embeddings``.
+        after: The same of the new folder.
+        notes: What has to be known before the folder is used.
+    """
+
+    out: Path
+    method: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``longlens extend --json`` prints."""
+        content = {"schema_version": 1, "out": str(self.out), "method": self.method}
+        return content | {"before": dict(self.before), "after": dict(self.after), "notes": list(self.notes)}
+
+
+def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: bool = False) -> Extended:
+    """Writes a model folder with extended context, ready to load.
+
+    The files of a folder or a hub model are copied, in the dtype that they have; those of a ``.gguf`` file are written
+    in float32. transformers loads the folder by itself, but for EABF and CLEX, which it refuses and `load_model` and
+    every command of longlens load.
+
+    Args:
+        name: As for `longlens.load_scorer`.
+        method: Such as ``YaRN(factor=4)``.
+        out: The new folder; it must not exist.
+        trust_remote_code: Allows configs that come with code.
+
+    Raises:
+        UserError: No such model, one that the method does not extend, an existing ``out``, or a disk that is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+
+    from longlens import models
+    from longlens.rope.clex import ClexRotary
+    from longlens.rope.model import build_rotary
+
+    out = Path(out)
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists: give a new folder for the extended model")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out.parent} is not a folder: create it first")
+    source = models.resolve(name)
+    models.check_folder(source)
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    with models.explained(source, "model"):
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+    new, rotary = build_rotary(config, method)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    clex_file = temporary / CLEX_FILE
+    try:
+        temporary.mkdir()
+        if source.gguf is None:
+            with models.explained(source, "model"):
+                files = local_folder(source.path)
+            _copy(files, temporary, name)
+        else:
+            _save_gguf(source, temporary)
+        new.save_pretrained(temporary)
+        if own_type(new) == CLEX_TYPE:
+            parameters = rope_parameters(text_config(new))
+            states = {key: ClexRotary(module, parameters).state_dict() for key, module in rotary.items()}
+            save_file({f"{key}.{part}": w for key, state in states.items() for part, w in state.items()}, clex_file)
+        os.rename(temporary, out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    except SafetensorError as error:
+        raise UserError(f"cannot write {out}: {error}: make room, or check the folder and its permissions") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Extended(
+        out=out, method=method.name, before=_described(config), after=_described(new), notes=_notes(config, new)
+    )
+
+
+def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
+    """``AutoModelForCausalLM.from_pretrained`` that knows EABF and CLEX as well.
+
+    Args:
+        path: Folder or hub id.
+        config: Instead of the one there, such as one of `extend_config`.
+        **options: As in transformers.
+
+    Returns:
+        The model; with ``output_loading_info=True`` a pair of it and the information.
+
+    Raises:
+        UserError: Weights of CLEX are missing, or its attention cannot be wrapped for EABF.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from longlens.rope.model import clex_names, prepare_model
+
+    trained = config is None
+    if config is None:
+        config = _own_config(path, options)
+    if config is None:
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(path, config=prepare_config(config), **options)
+    model = loaded[0] if options.get("output_loading_info") else loaded
+    weights = None
+    if own_type(config) == CLEX_TYPE:
+        names = clex_names(model)
+        weights = _read_weights(path, names)
+        if set(weights) != set(names):
+            if trained or weights:
+                raise UserError(f"{path} lacks weights of CLEX, {names[0]!r}: give the folder that longlens wrote")
+            weights = None
+    prepare_model(model, config, weights)
+    return loaded
+
+
+def local_folder(path: str) -> Path:
+    """The folder, or that of a hub model in the cache, with its files brought there."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, allow_patterns=[*COPIED]))
+
+
+def _own_config(path: str, options: Mapping[str, Any]) -> Any:
+    """The config at ``path`` where it is of EABF or CLEX, else None: transformers reads the others by itself."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if "gguf_file" in options:
+        return None
+    try:
+        content = json.dumps(PreTrainedConfig.get_config_dict(path)[0])
+    except (OSError, ValueError):  # such as an adapter's folder; transformers says what is wrong where something is
+        return None
+    if not any(kind in content for kind in (EABF_TYPE, CLEX_TYPE)):
+        return None
+    return AutoConfig.from_pretrained(path, trust_remote_code=options.get("trust_remote_code"))
+
+
+def _read_weights(path: str, names: list[str]) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    found: dict[str, tuple[str, Tensor]] = {}
+    for file in sorted(local_folder(path).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in set(names) & set(tensors.keys()):
+                if name in found:
+                    raise UserError(f"{path} has {name!r} in {found[name][0]} and in {file.name}: delete the older one")
+                found[name] = (file.name, tensors.get_tensor(name))
+    return {name: tensor for name, (_, tensor) in found.items()}
+
+
+def _copy(source: Path, target: Path, name: str) -> None:
+    """Copies weights, tokenizer and what else belongs to a model; pickles and what training left stay behind."""
+    if not any(source.glob("*.safetensors")):
+        raise UserError(f"{name} has no weights in safetensors, and longlens copies no pickles: convert them first")
+    for file in sorted(source.iterdir()):
+        wanted = any(fnmatch.fnmatch(file.name, pattern) for pattern in COPIED)
+        if file.is_file() and wanted and not any(fnmatch.fnmatch(file.name, pattern) for pattern in NOT_COPIED):
+            shutil.copyfile(file, target / file.name)
+
+
+def _save_gguf(source: Source, target: Path) -> None:
+    import torch
+
+    from longlens import models
+
+    model, _ = models.load_weights(source, {"gguf_file": source.gguf}, torch.float32)
+    model.save_pretrained(target)
+    models.load_tokenizer(source.name).save_pretrained(target)
+
+
+def _notes(old: Any, new: Any) -> list[str]:
+    notes = []
+    before, after = text_config(old), text_config(new)
+    kind = own_type(new)
+    if kind is not None:
+        notes.append(f"transformers alone refuses this folder (rope_type {kind!r}); longlens loads it")
+    if kind == CLEX_TYPE:
+        notes.append("CLEX starts on the ntk-aware trajectory, and is to be trained")
+    if getattr(before, "max_position_embeddings", None) == after.max_position_embeddings:
+        length = f"{after.max_position_embeddings:,}"
+        notes.append(f"max_position_embeddings stays {length}: score longer documents with --extrapolate")
+    window = getattr(after, "sliding_window", None)
+    if window and getattr(after, "use_sliding_window", True) and layer_type(after) is None:
+        notes.append(f"layers with a sliding window still attend to {window:,} tokens")
+    return notes
+
+
+def _described(config: Any) -> dict[str, Any]:
+    text = text_config(config)
+    return {**rope_parameters(text), "max_position_embeddings": getattr(text, "max_position_embeddings", None)}

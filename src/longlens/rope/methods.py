@@ -1,0 +1,372 @@
+"""The methods of position extrapolation as settings: what each needs, and what it writes into a model's config.
+
+Needs no torch. The equations are in `longlens.rope.frequencies`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longlens.errors import UserError
+from longlens.rope import frequencies as f
+from longlens.rope.base import (
+    CLEX_TYPE,
+    EABF_TYPE,
+    Method,
+    Scaled,
+    check_attention_factor,
+    check_factor,
+    check_theta,
+    given,
+    times,
+)
+from longlens.rope.frequencies import Frequencies, Rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionInterpolation(Scaled):
+    """Position Interpolation: positions divided by the factor (`frequencies.position_interpolation`)."""
+
+    name = "pi"
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.position_interpolation(rope, factor=self.factor)
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        return {**current, "rope_type": "linear", "factor": float(self.factor)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NTK(Method):
+    """Another base, by the ntk-aware formula or as given (`frequencies.ntk_theta`).
+
+    Attributes:
+        factor: How many times L0 the model is to take.
+        theta: The base; by the formula from the factor unless given. Without a factor,
+            ``max_position_embeddings`` stays.
+    """
+
+    name = "ntk"
+    factor: float | None = None
+    theta: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor is None and self.theta is None:
+            raise UserError("NTK needs a factor (factor=8), a base (theta=8e6), or both: a factor alone gives the base")
+        if self.factor is not None:
+            check_factor(self.factor)
+        if self.theta is not None:
+            check_theta(self.theta)
+
+    def base(self, rope: Rope) -> float:
+        """The base b'."""
+        if self.theta is not None:
+            return float(self.theta)
+        assert self.factor is not None
+        return f.ntk_theta(rope, factor=self.factor)
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.changed_base(rope, theta=self.base(rope))
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        return {**current, "rope_theta": self.base(rope)}
+
+    def max_length(self, rope: Rope) -> int:
+        """See `Method`."""
+        return rope.length if self.factor is None else times(self.factor, rope.length)
+
+    def extends(self, rope_type: str) -> bool:
+        """A given base may follow EABF.
+
+        "we extend the context window of both models by increasing their RoPE base from 500K to 2M" (LongPPL, B.5).
+        """
+        return rope_type == "default" or (rope_type == EABF_TYPE and self.theta is not None)
+
+    def check(self, rope: Rope) -> None:
+        """See `Method`."""
+        super().check(rope)
+        if self.theta is not None and self.theta <= rope.theta:
+            raise UserError(
+                f"theta is {self.theta:g}; the model's base is {rope.theta:g} already, and only a larger one reaches "
+                "further"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicNTK(Scaled):
+    """A base that grows with the sequence (`frequencies.dynamic_ntk`); ``max_position_embeddings`` stays L0.
+
+    transformers reads L0 from there, so the scorer takes more tokens only with ``extrapolate``.
+    """
+
+    name = "dynamic-ntk"
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.dynamic_ntk(rope, factor=self.factor, num_tokens=num_tokens)
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        return {**current, "rope_type": "dynamic", "factor": float(self.factor)}
+
+    def max_length(self, rope: Rope) -> int:
+        """See `Method`."""
+        return rope.length
+
+
+@dataclass(frozen=True, kw_only=True)
+class YaRN(Scaled):
+    """YaRN (`frequencies.yarn`).
+
+    Attributes:
+        beta_fast: Pairs that turn more often than this over L0 tokens stay.
+        beta_slow: Pairs that turn less often are interpolated.
+        attention_factor: ``0.1 ln s + 1`` unless given.
+    """
+
+    name = "yarn"
+    # The paper's values for the Llama family are alpha = 1 and beta = 32, here beta_slow and beta_fast (section 3.2).
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_attention_factor(self.attention_factor)
+        if not 0 < self.beta_slow < self.beta_fast < math.inf:
+            raise UserError(
+                f"beta_slow is {self.beta_slow} and beta_fast is {self.beta_fast}; expected 0 < beta_slow < beta_fast"
+            )
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.yarn(
+            rope,
+            factor=self.factor,
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+            attention_factor=self.attention_factor,
+        )
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        written = {
+            **current,
+            "rope_type": "yarn",
+            "factor": float(self.factor),
+            "original_max_position_embeddings": rope.length,
+            "beta_fast": float(self.beta_fast),
+            "beta_slow": float(self.beta_slow),
+        }
+        return written | given(attention_factor=self.attention_factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRoPE(Scaled):
+    """A divisor for each frequency, found by a search for the model (`frequencies.longrope`).
+
+    Attributes:
+        short_factors: ``(d/2,)`` for sequences up to L0.
+        long_factors: ``(d/2,)`` for longer ones.
+        attention_factor: ``sqrt(1 + ln s / ln L0)`` unless given.
+    """
+
+    name = "longrope"
+    short_factors: Sequence[float]
+    long_factors: Sequence[float]
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_attention_factor(self.attention_factor)
+        for name in ("short_factors", "long_factors"):
+            values = getattr(self, name)
+            wrong = [value for value in values if not (isinstance(value, (int, float)) and 0 < value < math.inf)]
+            if wrong or not len(values):
+                raise UserError(f"{name} has {wrong[0] if wrong else 'no value'}; expected numbers above 0")
+            object.__setattr__(self, name, tuple(float(value) for value in values))
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.longrope(
+            rope,
+            short_factors=self.short_factors,
+            long_factors=self.long_factors,
+            factor=self.factor,
+            attention_factor=self.attention_factor,
+            num_tokens=num_tokens,
+        )
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        written = {
+            **current,
+            "rope_type": "longrope",
+            "factor": float(self.factor),
+            "original_max_position_embeddings": rope.length,
+            "short_factor": list(self.short_factors),
+            "long_factor": list(self.long_factors),
+        }
+        return written | given(attention_factor=self.attention_factor)
+
+    def check(self, rope: Rope) -> None:
+        """See `Method`."""
+        super().check(rope)
+        for name in ("short_factors", "long_factors"):
+            if len(getattr(self, name)) != rope.dim // 2:
+                raise UserError(
+                    f"{name} has {len(getattr(self, name))} values; expected {rope.dim // 2}, one for each frequency "
+                    f"of the model's {rope.dim} rotary dimensions"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3(Scaled):
+    """The scaling of Llama 3.1 (`frequencies.llama3`).
+
+    Attributes:
+        low_freq_factor: Pairs that turn less often than this over L0 tokens are interpolated.
+        high_freq_factor: Pairs that turn more often stay.
+    """
+
+    name = "llama3"
+    # Llama 3.1's own: "low_freq_factor": 1.0, "high_freq_factor": 4.0 (its config.json, with factor 8 and L0 8192).
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise UserError(
+                f"low_freq_factor is {self.low_freq_factor} and high_freq_factor is {self.high_freq_factor}; expected "
+                "0 < low_freq_factor < high_freq_factor"
+            )
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.llama3(
+            rope,
+            factor=self.factor,
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
+        )
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        return {
+            **current,
+            "rope_type": "llama3",
+            "factor": float(self.factor),
+            "original_max_position_embeddings": rope.length,
+            "low_freq_factor": float(self.low_freq_factor),
+            "high_freq_factor": float(self.high_freq_factor),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EABF(Scaled):
+    """Entropy-aware adjusted base frequency: a larger base, and queries scaled by the log of their position.
+
+    See `frequencies.changed_base` and `frequencies.eabf_query_scale`.
+
+    Attributes:
+        theta: The base.
+        first_layer: Queries are scaled from this layer on, counted from 0.
+    """
+
+    name = "eabf"
+    # "For EABF (Zhang et al., 2024c), we adopt the identical settings in the original paper, with a RoPE base of 500k."
+    # (LongPPL, appendix A.2)
+    theta: float = 500_000.0
+    # The EABF paper leaves the first two layers as they are (first_layer=2). The published code means to do so, and its
+    # `apply_eabf` sets an attribute that attention does not read: all layers are scaled, and the numbers of both
+    # papers' code come from that (first_layer=0).
+    first_layer: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_theta(self.theta)
+        if not isinstance(self.first_layer, int) or self.first_layer < 0:
+            raise UserError(f"first_layer is {self.first_layer}; expected 0 (the published code), 2 (the paper) or so")
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """See `Method`."""
+        return f.changed_base(rope, theta=float(self.theta))
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        return {
+            **current,
+            "rope_type": EABF_TYPE,
+            "rope_theta": float(self.theta),
+            "original_max_position_embeddings": rope.length,
+            "first_layer": self.first_layer,
+        }
+
+    def check(self, rope: Rope) -> None:
+        """See `Method`."""
+        super().check(rope)
+        if self.theta < rope.theta:
+            raise UserError(
+                f"theta is {self.theta:g}; the model's base is {rope.theta:g} already, and EABF makes it larger: give "
+                "at least that"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLEX(Method):
+    """Continuous length extrapolation: frequencies follow a trained differential equation (`longlens.rope.clex`).
+
+    Attributes:
+        max_factor: The largest t, a whole number: the model is to take so many times L0.
+        width: Hidden size of the equation's layer over d (``param_factor`` of the published code).
+        step: Step of the solver (``time_dt`` of the published code).
+    """
+
+    name = "clex"
+    max_factor: int
+    # Defaults of the published code (DAMO-NLP-SG/CLEX, train/argument.py), which has 16 for max_factor.
+    width: int = 1
+    step: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_factor != int(self.max_factor) or self.max_factor < 2:
+            raise UserError(f"max_factor is {self.max_factor}; expected a whole number from 2 on, such as 16")
+        object.__setattr__(self, "max_factor", int(self.max_factor))
+        if not isinstance(self.width, int) or self.width < 1:
+            raise UserError(f"width is {self.width}; expected a whole number from 1 on")
+        if not 0 < self.step <= 1:
+            raise UserError(f"step is {self.step}; expected a number in (0, 1], such as 0.01")
+
+    def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
+        """Before training; see `Method`."""
+        return f.clex_start(rope, t=min(self.max_factor, max(1, math.ceil(num_tokens / rope.length))))
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Method`."""
+        return {
+            **current,
+            "rope_type": CLEX_TYPE,
+            "factor": float(self.max_factor),
+            "original_max_position_embeddings": rope.length,
+            "width": self.width,
+            "step": float(self.step),
+        }
+
+    def max_length(self, rope: Rope) -> int:
+        """See `Method`."""
+        return times(self.max_factor, rope.length)
+
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PositionInterpolation, NTK, DynamicNTK, YaRN, LongRoPE, Llama3, EABF, CLEX)
+}

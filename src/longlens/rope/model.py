@@ -1,0 +1,188 @@
+"""Position extrapolation on a model in memory: the one place that makes its modules agree with its config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longlens.errors import UserError
+from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
+from longlens.rope.clex import ClexRotary
+from longlens.rope.config import (
+    extend_config,
+    layer_type,
+    own_type,
+    prepare_config,
+    rope_of,
+    rope_parameters,
+    text_config,
+)
+from longlens.rope.eabf import PREFIX, scale_queries
+from longlens.rope.frequencies import Rope
+
+RTOL = 1e-5
+"""Between frequencies in fp32 that were computed in two ways."""
+
+
+def rotary_modules(model: Any) -> dict[str, Any]:
+    """Rotary embeddings of a model's decoder by their names in the model."""
+    decoder = set(model.get_decoder().modules())
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if module in decoder and any(key.endswith("original_inv_freq") for key in module._buffers)
+    }
+
+
+def apply(model: Any, method: Method) -> Any:
+    """Extends the context of a model that is loaded already; returns it.
+
+    Its config changes as by `extend_config`, and its rotary embeddings are made anew: transformers computes
+    frequencies when a model is made, so that editing ``model.config`` alone changes nothing.
+
+    Raises:
+        UserError: As `extend_config`; or the model's code does not compute what the method defines.
+    """
+    new = text_config(extend_config(model.config, method))
+    text = text_config(model.config)
+    rope = rope_of(text, method.original_length)
+    modules = rotary_modules(model)
+    fresh = {name: _made(module, new) for name, module in modules.items()}
+    _check_method(model, fresh.values(), method, rope, layer_type(new))
+    for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings", "head_dim"):
+        if getattr(new, name, None) != getattr(text, name, None):
+            setattr(text, name, getattr(new, name))
+    for name, module in fresh.items():
+        module.config = text
+        model.set_submodule(name, module.to(_device_of(modules[name])))
+    return prepare_model(model, model.config)
+
+
+def prepare_model(model: Any, config: Any, weights: Mapping[str, Tensor] | None = None) -> Any:
+    """Turns what was built from ``prepare_config(config)`` into the model that ``config`` describes; returns it.
+
+    The model has that config afterwards, so that saving it saves what it computes.
+
+    Args:
+        model: A model of transformers.
+        config: With any type of rotary embedding; most need nothing.
+        weights: Of CLEX, by their names in the model; those of an untrained one unless given.
+    """
+    kind = own_type(config)
+    if kind is None:
+        return model
+    text = text_config(model.config)
+    text.rope_parameters = text_config(config).rope_parameters
+    if kind == EABF_TYPE:
+        scale_queries(model)
+        return model
+    modules = rotary_modules(model)
+    if len(modules) != 1:
+        raise UserError(f"{type(model).__name__} has {len(modules)} rotary embeddings; CLEX replaces one")
+    for name, module in modules.items():
+        clex = ClexRotary(module, rope_parameters(text))
+        if weights is not None:
+            clex.load_state_dict({key: weights[f"{name}.{key}"] for key in ("up", "down")})
+        model.set_submodule(name, clex.train(model.training))
+    return model
+
+
+def clex_names(model: Any) -> list[str]:
+    """Names of CLEX's weights in a model that was built and is to be prepared."""
+    return [f"{name}.{key}" for name in rotary_modules(model) for key in ("up", "down")]
+
+
+def check_model(model: Any) -> None:
+    """Refuses a model whose rotary embeddings are not what its config says.
+
+    Raises:
+        UserError: The config was edited after the model was made, which transformers ignores.
+    """
+    text = text_config(model.config)
+    kind = own_type(text)
+    modules = rotary_modules(model)
+    scaled = str(text._attn_implementation).startswith(PREFIX)
+    right = scaled == (kind == EABF_TYPE)
+    for module in modules.values():
+        right &= isinstance(module, ClexRotary) == (kind == CLEX_TYPE)
+        # Code that comes with a model may make its embeddings in a way of its own.
+        made_of_config = set(inspect.signature(type(module)).parameters) <= {"config", "device"}
+        if type(module).__module__.startswith("transformers.") and made_of_config:
+            right &= _same(module, _made(module, module.config))
+    if not right:
+        raise UserError(
+            f"the rotary embedding of {type(model).__name__} is not the one of its config: the config was edited after "
+            "the model was made, which transformers ignores. Use longlens.rope.apply(model, method), or load the model "
+            "with longlens.rope.load_model(name, config=extend_config(config, method))"
+        )
+
+
+def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
+    """The extended config of a model that is not loaded, and its rotary embeddings by their names in the model.
+
+    Only the shape of the model is built, without memory for its weights; the embeddings are those of
+    ``prepare_config(config)``.
+
+    Raises:
+        UserError: As `extend_config`; or the model's code does not compute what the method defines.
+    """
+    from transformers import AutoModelForCausalLM
+
+    new = extend_config(config, method)
+    text = text_config(new)
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(prepare_config(new))
+    fresh = {name: _made(module, text) for name, module in rotary_modules(shape).items()}
+    rope = rope_of(text_config(config), method.original_length)
+    _check_method(shape, fresh.values(), method, rope, layer_type(text))
+    return new, fresh
+
+
+def _made(module: Any, text: Any) -> Any:
+    """A rotary embedding of the same class, made of a config."""
+    return type(module)(prepare_config(text))
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(buffer.device for buffer in module.buffers())
+
+
+def _check_method(model: Any, made: Iterable[Any], method: Method, rope: Rope, key: str | None) -> None:
+    name, prefix = type(model).__name__, "" if key is None else f"{key}_"
+    found = [module for module in made if hasattr(module, f"{prefix}original_inv_freq")]
+    if not found:
+        raise UserError(f"{name} has no rotary embedding of transformers' kind, which is what {method.name} changes")
+    wanted = method.frequencies(rope)
+    for module in found:
+        inv_freq = getattr(module, f"{prefix}original_inv_freq").double().numpy()
+        factor = getattr(module, f"{prefix}attention_scaling")
+        same = inv_freq.shape == wanted.inv_freq.shape and np.allclose(inv_freq, wanted.inv_freq, rtol=RTOL, atol=0)
+        if not same or not np.isclose(factor, wanted.attention_factor, rtol=RTOL):
+            raise UserError(
+                f"{name} does not compute its rotary embedding as {method.name} defines it: choose another method"
+            )
+
+
+def _same(module: Any, fresh: Any) -> bool:
+    """Whether two rotary embeddings of one class start with the same frequencies, factors and lengths."""
+    names = [key for key in module._buffers if key.endswith("original_inv_freq")]
+    others = [key for key in fresh._buffers if key.endswith("original_inv_freq")]
+    if names != others or getattr(module, "rope_type", None) != getattr(fresh, "rope_type", None):
+        return False
+    for name in names:
+        ours, theirs = getattr(module, name), getattr(fresh, name)
+        if ours.is_meta or ours.shape != theirs.shape:
+            return bool(ours.is_meta)
+        # A model that was cast as a whole has rounded frequencies.
+        rtol = max(RTOL, 2 * torch.finfo(ours.dtype).eps)
+        if not torch.allclose(ours.cpu().float(), theirs.float(), rtol=rtol, atol=0):
+            return False
+    numbers = [key for key in vars(fresh) if key.endswith("attention_scaling")]
+    if "dynamic" in str(fresh.rope_type):
+        numbers.append("original_max_seq_len")
+    return all(getattr(module, key, None) == getattr(fresh, key, None) for key in numbers)

@@ -1,0 +1,230 @@
+"""What an extended config holds, and which models and settings are refused."""
+
+import pytest
+import transformers
+
+from longlens import UserError
+from longlens.rope import CLEX, EABF, NTK, DynamicNTK, LongRoPE, PositionInterpolation, YaRN, extend_config
+from longlens.rope.config import prepare_config
+from tests.rope.conftest import KNOWN, LENGTH, METHODS
+from tests.tiny import tiny_model
+
+
+def llama(**changes):
+    settings = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": LENGTH, **changes}
+    return transformers.LlamaConfig(**settings)
+
+
+EXPECTED = {
+    "pi": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "ntk": {"rope_type": "default", "rope_theta": 1e4 * 4 ** (8 / 6)},
+    "ntk-theta": {"rope_type": "default", "rope_theta": 8e6},
+    "dynamic-ntk": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.0, 2.0, 3.0, 4.0],
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+    "eabf": {
+        "rope_type": "longlens_eabf",
+        "rope_theta": 2e6,
+        "original_max_position_embeddings": 64,
+        "first_layer": 0,
+    },
+    "clex": {
+        "rope_type": "longlens_clex",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "width": 1,
+        "step": 0.25,
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_config_becomes_and_the_given_one_stays(name):
+    config = llama()
+    before = config.to_dict()
+    new = extend_config(config, METHODS[name])
+    assert new.rope_parameters == EXPECTED[name] | {"rope_theta": pytest.approx(EXPECTED[name]["rope_theta"])}
+    assert new.max_position_embeddings == (LENGTH if name == "dynamic-ntk" else 4 * LENGTH)
+    assert type(new) is type(config)
+    assert config.to_dict() == before
+    assert {key for key, value in new.to_dict().items() if value != before[key]} <= {
+        "rope_parameters",
+        "max_position_embeddings",
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_config_is_read_again_as_it_was_written(name, tmp_path):
+    new = extend_config(llama(), METHODS[name])
+    new.save_pretrained(tmp_path)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == new.rope_parameters
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_with_a_window_keep_their_frequencies(name):
+    config = tiny_model("gemma3").config
+    local = dict(config.rope_parameters["sliding_attention"])
+    new = extend_config(config, METHODS[name])
+    assert new.rope_parameters["sliding_attention"] == local
+    assert new.rope_parameters["full_attention"]["rope_type"] == EXPECTED[name]["rope_type"]
+    assert new.rope_parameters["full_attention"] != config.rope_parameters["full_attention"]
+
+
+def test_the_text_part_of_a_multimodal_config_is_extended():
+    text = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 6, "head_dim": 8}
+    config = transformers.Gemma3Config(text_config=text | {"max_position_embeddings": LENGTH})
+    new = extend_config(config, YaRN(factor=4))
+    assert new.text_config.rope_parameters["full_attention"]["rope_type"] == "yarn"
+    assert new.text_config.max_position_embeddings == 4 * LENGTH
+    assert config.text_config.max_position_embeddings == LENGTH
+
+
+def test_a_partial_rotary_embedding_is_extended_in_its_own_dimensions():
+    config = transformers.GPTNeoXConfig(
+        hidden_size=128, num_attention_heads=4, rotary_pct=0.25, max_position_embeddings=64
+    )
+    new = extend_config(config, NTK(factor=4))
+    assert new.rope_parameters["rope_theta"] == pytest.approx(1e4 * 4 ** (8 / 6))
+    assert new.rope_parameters["partial_rotary_factor"] == 0.25
+    with pytest.raises(UserError, match="expected 4, one for each frequency of the model's 8 rotary dimensions"):
+        extend_config(config, LongRoPE(factor=4, short_factors=[1.0] * 16, long_factors=[1.0] * 16))
+
+
+def test_an_original_length_that_is_given_counts():
+    config = llama(max_position_embeddings=32768)
+    new = extend_config(config, EABF(factor=8, original_length=4096))
+    assert new.rope_parameters["original_max_position_embeddings"] == 4096
+    assert new.max_position_embeddings == 32768
+    assert extend_config(config, DynamicNTK(factor=8, original_length=4096)).max_position_embeddings == 4096
+
+
+def test_the_base_of_an_eabf_model_can_be_raised_afterwards():
+    """LongPPL, appendix B.5: 500K to 2M after training."""
+    trained = extend_config(llama(), EABF(factor=8, first_layer=2))
+    new = extend_config(trained, NTK(theta=2e6, factor=2))
+    assert new.rope_parameters == {**trained.rope_parameters, "rope_theta": 2e6}
+    assert new.max_position_embeddings == 2 * trained.max_position_embeddings
+    with pytest.raises(UserError, match="llama is extended already"):
+        extend_config(trained, NTK(factor=2))
+
+
+def test_a_base_without_a_factor_leaves_the_length():
+    assert extend_config(llama(), NTK(theta=5e5)).max_position_embeddings == LENGTH
+
+
+def test_phi3_has_its_original_length_in_two_places():
+    config = tiny_model("phi3-longrope").config
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    new = extend_config(config, METHODS["longrope"])
+    assert new.original_max_position_embeddings == 4096
+    assert new.rope_parameters["original_max_position_embeddings"] == 4096
+    with pytest.raises(UserError, match=r"phi3 does not take rope_type 'linear': .*must be one of \['longrope'\]"):
+        extend_config(config, PositionInterpolation(factor=4))
+
+
+def test_a_head_dimension_that_is_none_is_written_out():
+    """transformers multiplies by None otherwise, for these types."""
+    config = transformers.MixtralConfig(hidden_size=32, num_attention_heads=4, max_position_embeddings=64)
+    assert config.head_dim is None
+    for name in ("dynamic-ntk", "yarn", "longrope"):
+        assert extend_config(config, METHODS[name]).head_dim == 8
+
+
+NO_ROPE = "has no rotary position embedding (RoPE), which is what these methods change: take a model that has one"
+REFUSED = {
+    "learned": (lambda: tiny_model("gpt2").config, PositionInterpolation(factor=4), f"gpt2 {NO_ROPE}"),
+    "opt": (lambda: tiny_model("opt").config, CLEX(max_factor=4), f"opt {NO_ROPE}"),
+    "alibi": (lambda: transformers.FalconConfig(alibi=True), YaRN(factor=4), f"falcon {NO_ROPE}"),
+    "mpt": (lambda: transformers.MptConfig(), YaRN(factor=4), f"mpt {NO_ROPE}"),
+    "nope": (
+        lambda: transformers.GraniteMoeHybridConfig(position_embedding_type="nope"),
+        NTK(factor=4),
+        f"granitemoehybrid {NO_ROPE}",
+    ),
+    "encoder-decoder": (
+        lambda: transformers.T5Config(),
+        YaRN(factor=4),
+        "t5 is an encoder and a decoder: longlens extends decoders alone",
+    ),
+    "extended": (
+        lambda: tiny_model("llama-yarn").config,
+        PositionInterpolation(factor=4),
+        "llama is extended already (rope_type 'yarn' with factor 4): pi starts from the base model that it was made",
+    ),
+    "twice": (
+        lambda: extend_config(llama(), CLEX(max_factor=4)),
+        CLEX(max_factor=4),
+        "llama is extended already (rope_type 'longlens_clex' with factor 4): clex starts from the base model",
+    ),
+    "longrope lists": (
+        llama,
+        LongRoPE(factor=4, short_factors=[1.0] * 4, long_factors=[1.0] * 3),
+        "long_factors has 3 values; expected 4, one for each frequency of the model's 8 rotary dimensions",
+    ),
+    "no length": (
+        lambda: llama(max_position_embeddings=0),
+        YaRN(factor=4),
+        "the config of llama does not say at which length it was trained (no max_position_embeddings): give",
+    ),
+    "lengths that are not whole": (llama, YaRN(factor=1.3), "factor 1.3 times 64 tokens is 83.2; expected a whole"),
+    "smaller base": (
+        lambda: llama(rope_theta=1e6),
+        EABF(factor=4),
+        "theta is 500000; the model's base is 1e+06 already, and EABF makes it larger: give at least that",
+    ),
+    "the same base": (
+        lambda: llama(rope_theta=1e6),
+        NTK(theta=1e6),
+        "theta is 1e+06; the model's base is 1e+06 already, and only a larger one reaches further",
+    ),
+    "two dimensions": (
+        lambda: tiny_model("gpt-neox").config,
+        NTK(factor=2),
+        "gpt_neox has the base 10000.0 and 2 rotary dimensions; expected a base and an even number from 4 on",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_extended(name):
+    make, method, message = REFUSED[name]
+    config = make()
+    before = config.to_dict()
+    with pytest.raises(UserError) as refused:
+        extend_config(config, method)
+    assert str(refused.value).startswith(message)
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_transformers_can_build(name):
+    new = extend_config(llama(), METHODS[name])
+    prepared = prepare_config(new)
+    if name in KNOWN:
+        assert prepared is new
+    else:
+        assert prepared.rope_parameters == {"rope_type": "default", "rope_theta": new.rope_parameters["rope_theta"]}
+        assert new.rope_parameters == EXPECTED[name]
