@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from longlens.metrics.distributions import LSD_FLOOR, Classes
 from longlens.metrics.reach import Curve, ReachResult
+from longlens.metrics.uncertainty import Interval
 from longlens.report.summary import Run, Summary
 
 Values = Sequence[float | None]
@@ -262,11 +263,19 @@ def _evaluators(curves: Sequence[tuple[Run, ReachResult, Curve]]) -> list[str]:
 def _reaches_in_words(curves: Sequence[tuple[Run, ReachResult, Curve]]) -> str:
     said = []
     for run, reached, curve in curves:
-        share = ""
+        words = f"{run.name}: reach {reach_in_words(curve)}{_between(curve.reach_interval, 0)}, "
+        words += f"largest gain {curve.max_gain:.3f} nats{_between(curve.max_gain_interval, 3)}"
         if curve.reference_share is not None:
-            share = f", {curve.reference_share:.0%} of {reached.reference}'s"
-        said.append(f"{run.name}: reach {reach_in_words(curve)}, largest gain {curve.max_gain:.3f} nats{share}")
-    return "; ".join(said) + "."
+            words += f", {curve.reference_share:.0%} of {reached.reference}'s"
+        if curve.drops:
+            steps = (f"{d.from_context:,} to {d.to_context:,}: {d.nats:.3f} nats" for d in curve.drops)
+            words += f"; drops that the fit hides: {', '.join(steps)}"
+        said.append(words + ".")
+    return " ".join(said)
+
+
+def _between(interval: Interval | None, digits: int) -> str:
+    return "" if interval is None else f" ({interval[0]:,.{digits}f} to {interval[1]:,.{digits}f})"
 
 
 def _benchmarks(summary: Summary, colors: dict[str, int]) -> Iterator[Chart]:
