@@ -444,3 +444,10 @@ def test_r_is_where_the_fit_reaches_nine_tenths(contexts, rises):
     assert contexts[0] <= found <= contexts[-1]
     there = np.interp(math.log(found), np.log(contexts), fit)
     assert there == pytest.approx(0.9 * fit[-1], rel=1e-6)
+
+
+def test_there_is_no_share_of_a_gain_that_noise_could_make():
+    steady, noisy = run(), run([0, 0, 0], noise=1.0, name="N")
+    assert reach(noisy, resamples=200).all.max_gain > 0, "a gain that is not above 0 is refused anyway"
+    assert reach(steady, reference_scores=noisy, resamples=200).all.reference_share is None
+    assert reach(noisy, reference_scores=steady, resamples=200).all.reference_share is not None
