@@ -46,10 +46,7 @@ def write_report(
         UserError: The file cannot be written, or a document was not scored.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
-    if path.exists() and not _is_report(path):
-        raise UserError(f"{path} exists and is no report of longlens: name another file")
+    check_place(path)
     try:
         shown = choose_documents(summary, documents, num_documents, MAX_BYTES)
     except KeyError as error:
@@ -58,6 +55,18 @@ def write_report(
         # A folder's name may hold bytes that are no UTF-8, and a model may be called after it.
         file.writelines(piece.encode("utf-8", "replace").decode("utf-8") for piece in render(summary, shown))
     return shown
+
+
+def check_place(path: Path) -> None:
+    """Refuses a place where no report can be written, or where something else is.
+
+    Raises:
+        UserError: Its folder does not exist, or it exists and is no report.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
+    if path.exists() and not _is_report(path):
+        raise UserError(f"{path} exists and is no report of longlens: name another file")
 
 
 def _is_report(path: Path) -> bool:

@@ -44,6 +44,7 @@ def report(
     from longlens.report.benchmarks import read_benchmarks
     from longlens.report.charts import charts
     from longlens.report.figures import write_figures
+    from longlens.report.html import check_place
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
@@ -60,8 +61,9 @@ def report(
             benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
             **chosen,
         )
-    shown = write_report(out, summary, documents=document or (), num_documents=num_documents)
+    check_place(out)  # before figures are written, and again with the page
     drawn = [] if figures is None else write_figures(charts(summary), figures)
+    shown = write_report(out, summary, documents=document or (), num_documents=num_documents)
     for note in summary.notes:
         say(f"note: {note}")
     if as_json:
