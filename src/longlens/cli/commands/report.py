@@ -52,6 +52,7 @@ def report(
         raise UserError(f"--num-documents is {num_documents}, expected 1 or more")
     if figures is not None:
         require("matplotlib", extra="figures", purpose="--figures")
+    check_place(out)
     chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     runs = [open_scores(path) for path in scores]
     with told_once():
@@ -61,7 +62,6 @@ def report(
             benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
             **chosen,
         )
-    check_place(out)  # before figures are written, and again with the page
     drawn = [] if figures is None else write_figures(charts(summary), figures)
     shown = write_report(out, summary, documents=document or (), num_documents=num_documents)
     for note in summary.notes:
