@@ -13,6 +13,7 @@ from longlens.errors import UserError
 from longlens.keytokens.influence import soft_influence
 from longlens.logprobs import Head, token_logprobs
 from longlens.losses import longce_loss, longce_weights
+from longlens.losses.longce import LongCE, scored_labels, weighted_nll
 from tests.reference.longce import naive_longce
 from tests.tiny import FAMILIES, VOCABULARY, tiny_model
 
@@ -84,6 +85,79 @@ def test_packed_documents_are_as_if_each_were_alone():
     packed = longce_loss(model, ids, position_ids=positions, **RULE)
     assert abs(packed.item() - longce_loss(model, ids, **RULE).item()) > 1e-3, "packing that leaked would not be seen"
     assert_same(model, packed, alone)
+
+
+def test_documents_begin_where_positions_do_not_follow():
+    """As transformers builds its mask; some collators number documents from another position than 0."""
+    model = tiny_model("llama")
+    ids = tokens(2, 60)
+    positions = torch.stack([torch.arange(60) % 33, torch.cat([torch.arange(20), torch.arange(40)])])
+    alone = [(row, row) for row in (ids[0, :33], ids[0, 33:], ids[1, :20], ids[1, 20:])]
+    for start in (0, 2):
+        assert_same(model, longce_loss(model, ids, position_ids=positions + start, **RULE), alone)
+    assert int(scored_labels(ids, positions).sum()) == 116
+
+
+def test_a_model_that_does_not_keep_documents_apart_is_refused(monkeypatch):
+    model = tiny_model("llama")
+    decoder = model.get_decoder()
+    mask = torch.ones(1, 60, dtype=torch.int64)
+
+    def leaking(**given):
+        return decoder(**given, attention_mask=mask[:, : given["input_ids"].shape[1]])
+
+    monkeypatch.setattr(model, "get_decoder", lambda: leaking)
+    longce_loss(model, tokens(1, 60), **RULE)
+    with pytest.raises(UserError, match="not kept apart by LlamaForCausalLM with sdpa attention"):
+        longce_loss(model, tokens(1, 60), position_ids=(torch.arange(60) % 30)[None], **RULE)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_without_weights_it_is_the_loss_of_transformers(family):
+    """Also where labels are other tokens than the inputs."""
+    model = tiny_model(family)
+    ids, labels = tokens(2, 40), tokens(2, 40, seed=1)
+    labels[:, 5:9] = -100
+    found = weighted_nll(model, ids, labels, longce=None)
+    expected = model(input_ids=ids, labels=labels).loss
+    assert (found.total / len(found.weights)).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert set(found.weights.tolist()) == {1.0}
+    assert not found.has_short.any()
+
+
+def test_offline_scores_are_the_online_ones():
+    model = tiny_model("llama")
+    ids = tokens(2, 40)
+    settings = LongCE(**RULE)
+    online = weighted_nll(model, ids, longce=settings)
+    weights = torch.full((2, 40), math.nan)
+    weights[:, 1:] = online.weights.view(2, 39)
+    by_weight = weighted_nll(model, ids, longce=settings, token_weights=weights)
+    assert torch.equal(by_weight.total, online.total)
+    with pytest.raises(UserError, match="weights come from one of them"):
+        weighted_nll(model, ids, longce=settings, token_weights=weights, short_logprobs=weights)
+    with pytest.raises(UserError, match=r"token_weights have shape \(2, 39\), input_ids \(2, 40\)"):
+        weighted_nll(model, ids, longce=settings, token_weights=weights[:, 1:])
+
+
+def test_a_model_that_accelerate_prepared_runs_in_its_precision():
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    try:
+        model = tiny_model("llama")
+        plain = longce_loss(model, tokens(1, 60), **RULE).item()
+        prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+        inside = []
+        model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *given: inside.append(given[-1].dtype))
+        loss = longce_loss(prepared, tokens(1, 60), **RULE)
+        assert set(inside) == {torch.bfloat16}
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(plain, rel=0.02)
+        loss.backward()
+    finally:
+        AcceleratorState._reset_state(True)
 
 
 def test_accumulation_adds_up_to_the_whole_batch():

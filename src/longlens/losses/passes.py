@@ -1,0 +1,208 @@
+"""What a loss needs of a model: its forward pass through all wrappers, its vocabulary head, documents kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from longlens.errors import UserError
+from longlens.logprobs import Head, find_head, token_logprobs
+
+PROBE_TOKENS = 16
+
+
+def run_inside(model: Any, function: Any) -> Any:
+    """``function(inner)``, run as the forward pass of the outermost wrapper, so that the wrapper's hooks see it.
+
+    DistributedDataParallel prepares its gradient buckets, FSDP gathers weights and accelerate enters autocast in the
+    forward of what they wrap; a direct call of an inner module would go past them. ``inner`` is `innermost` of it.
+
+    Raises:
+        UserError: As `innermost`.
+    """
+    inner = innermost(model)
+    mine = inner.__dict__.get("forward")
+
+    def forward(*_: Any, **__: Any) -> Any:
+        with _precision(inner):
+            return function(inner)
+
+    inner.forward = forward
+    try:
+        return model()
+    finally:
+        if mine is None:
+            del inner.forward
+        else:
+            inner.forward = mine
+
+
+def innermost(model: Any) -> Any:
+    """The causal language model of transformers inside all wrappers; LoRA's layers are a part of it.
+
+    Raises:
+        UserError: PEFT's prompt learning, whose virtual tokens are no part of it.
+    """
+    while hasattr(model, "module") and isinstance(model.module, torch.nn.Module):
+        model = model.module
+    if not hasattr(model, "get_base_model"):
+        return model
+    settings: Any = getattr(model, "active_peft_config", None)
+    if getattr(settings, "is_prompt_learning", False):
+        raise UserError(
+            f"the loss passes by the virtual tokens of {settings.peft_type}, so that nothing would be trained: use an "
+            "adapter inside the model, such as LoRA"
+        )
+    return model.get_base_model()
+
+
+def _precision(inner: Any) -> AbstractContextManager[Any]:
+    """The autocast that accelerate put into the ``forward`` which `run_inside` takes the place of."""
+    if not hasattr(inner, "_original_forward"):
+        return nullcontext()
+    from accelerate.utils import get_mixed_precision_context_manager
+
+    autocast: AbstractContextManager[Any] = get_mixed_precision_context_manager(native_amp=True)
+    return autocast
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout and without gradient; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def head_of(model: Any) -> Head:
+    """The vocabulary head of a model, held once against its own logits on a few tokens (`find_head`).
+
+    Raises:
+        UserError: Its logits are computed in a way that longlens does not know, an adapter sits on its head, its loss
+            has a part that is none of a token, or its rotary embedding depends on what was computed before.
+    """
+    known = getattr(model, "_longlens_head", None)
+    module = model.get_output_embeddings()
+    if known is None:
+        _check_model(model, module)
+        with evaluating(model):
+            ids = _probe_ids(model, 1)
+            states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+            logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0]
+            with torch.autocast(states.device.type, enabled=False):
+                known = find_head(model, states, logits)
+        model._longlens_head = Head(weight=torch.empty(0), scale=known.scale, softcap=known.softcap)
+    return Head(weight=module.weight, bias=getattr(module, "bias", None), scale=known.scale, softcap=known.softcap)
+
+
+def _check_model(model: Any, module: Any) -> None:
+    name = type(model).__name__
+    refuse_dynamic_rope(model)
+    if hasattr(module, "base_layer") or hasattr(module, "token_adapter"):
+        raise UserError(
+            f"an adapter sits on the vocabulary head of {name}, and the loss uses the weight alone, so that it would "
+            "never be trained: take the head out of target_modules, or name it in modules_to_save"
+        )
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0.0):
+        raise UserError(
+            f"the router loss of {name} is on (router_aux_loss_coef {config.router_aux_loss_coef}), and it is no sum "
+            "over tokens that LongCE could weigh: set router_aux_loss_coef=0.0 in SFTConfig, or "
+            "model.config.output_router_logits = False"
+        )
+
+
+def refuse_dynamic_rope(model: Any) -> None:
+    """Refuses dynamic NTK, whose frequencies stay those of the longest sequence so far.
+
+    Raises:
+        UserError: A rotary embedding of the model is of that type.
+    """
+    for module in model.modules():
+        kind = getattr(module, "rope_type", "default")
+        if any("dynamic" in str(each) for each in (kind.values() if isinstance(kind, dict) else [kind])):
+            raise UserError(
+                f"{type(model).__name__} has dynamic NTK, whose frequencies stay those of the longest sequence so far: "
+                "short log-probabilities would depend on what was computed before. Extend the model by another method "
+                "for training: longlens extend --method pi, ntk or yarn"
+            )
+
+
+def check_packing(model: Any, rows: int) -> None:
+    """Holds a packed document against the same document alone, once a model: does attention stay in a document?
+
+    Args:
+        model: A causal language model of transformers, not wrapped.
+        rows: Of the batch; FlashAttention tells documents apart in a batch of one row alone.
+
+    Raises:
+        UserError: It does not.
+    """
+    shape = min(rows, 2)
+    passed = model.__dict__.setdefault("_longlens_packs", set())
+    if shape in passed:
+        return
+    with evaluating(model):
+        ids, half = _probe_ids(model, shape), PROBE_TOKENS // 2
+        positions = torch.arange(half, device=ids.device).repeat(shape, 2)
+        decoder = model.get_decoder()
+        packed = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, half:]
+        alone = decoder(input_ids=ids[:, half:], use_cache=False).last_hidden_state
+    moved = float((packed - alone).abs().max())
+    # As wide as half-precision products of the model differ; what leaks moves states by their own size.
+    kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else model.dtype
+    if not moved <= max(64 * torch.finfo(kind).eps, 1e-3) * float(alone.abs().max()):
+        raise UserError(
+            f"documents packed into {'rows' if shape > 1 else 'a row'} are not kept apart by {type(model).__name__} "
+            f"with {model.config.get_text_config(decoder=True)._attn_implementation} attention (hidden states of one "
+            f"moved by {moved:.3g} when another stood before it): "
+            + ("pack a batch into one row (padding_free=True), or " if shape > 1 else "")
+            + "train with one document a row"
+        )
+    passed.add(shape)
+
+
+def _probe_ids(model: Any, rows: int) -> Tensor:
+    """Random tokens, drawn without moving the generators that training draws from."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (rows, PROBE_TOKENS), generator=generator).to(model.device)
+
+
+def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) -> Tensor:
+    """Log-probabilities of the wanted labels, row by row; the state before a token predicts it.
+
+    Args:
+        states: ``(B, S, H)`` last hidden states.
+        labels: ``(B, S)``.
+        wanted: ``(B, S)`` bool; False in the first column.
+        head: The vocabulary head; applied to wanted rows alone, in fp32 under autocast as well.
+
+    Returns:
+        ``(number wanted,)`` float32, nats.
+    """
+    before = states[:, :-1][wanted[:, 1:]]
+    with torch.autocast(states.device.type, enabled=False):
+        return token_logprobs(before, labels[wanted], head)
+
+
+def most_over_ranks(number: int, model: Any) -> int:
+    """The largest such number over all ranks where a forward pass gathers weights (FSDP); the number itself elsewhere.
+
+    There, ranks that run unequal numbers of passes wait for each other for ever.
+    """
+    if not isinstance(model, FSDPModule):
+        return number
+    most = torch.tensor(number, device=model.device)  # type: ignore[attr-defined]
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)

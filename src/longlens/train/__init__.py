@@ -1,0 +1,35 @@
+"""Training with LongCE: trainers of transformers and TRL, and LongPPL as an evaluation during training.
+
+``LongCETrainer`` and ``LongCESFTTrainer`` take `LongCE` settings beside the arguments of the classes they extend. A
+loop of one's own, with accelerate or without, calls `longlens.losses.longce_loss`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longlens.losses.longce import LongCE as LongCE
+    from longlens.train.callback import LongPPLCallback as LongPPLCallback
+    from longlens.train.sft import LongCESFTTrainer as LongCESFTTrainer
+    from longlens.train.trainer import LongCETrainer as LongCETrainer
+
+# TRL takes seconds to import and is an extra, which transformers' own trainer does not need.
+_HOME = {
+    "LongCE": "losses.longce",
+    "LongCESFTTrainer": "train.sft",
+    "LongCETrainer": "train.trainer",
+    "LongPPLCallback": "train.callback",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'longlens.train' has no attribute {name!r}")
+    return getattr(import_module(f"longlens.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

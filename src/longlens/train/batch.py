@@ -1,0 +1,161 @@
+"""From what a collator gives to what the loss takes: which tokens are scored, where documents are, offline weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longlens.errors import UserError
+from longlens.losses.longce import IGNORED, document_starts, scored_labels
+
+# What a token that has no value of its own gets: a weight of 1, no short score.
+OFFLINE_COLUMNS = {"token_weights": 1.0, "short_logprobs": math.nan}
+"""Columns of a data set that take the place of the short pass, a number a token, and their padding."""
+_TOKENS = ("input_ids", "labels", "attention_mask", "position_ids")
+_BOUNDARIES = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The arguments of `longlens.losses.longce.weighted_nll` that come from data; ``(B, S)`` each.
+
+    Attributes:
+        input_ids: Token ids.
+        labels: -100 for context, padding and nothing else.
+        position_ids: None where no documents are packed and the collator gave none.
+        token_weights: Offline weights.
+        short_logprobs: Offline short log-probabilities, nats.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor | None
+    token_weights: Tensor | None
+    short_logprobs: Tensor | None
+
+    @property
+    def num_scored(self) -> Tensor:
+        """How many labels are in the loss, int64."""
+        return scored_labels(self.labels, self.position_ids).sum()
+
+
+def read_batch(inputs: Mapping[str, Any]) -> Batch:
+    """Reads a batch of a collator of transformers or TRL.
+
+    Causal attention needs no mask for padding on the right, and packed documents are told apart by their positions
+    only where no mask is given; so the mask decides which labels are padding, and goes no further. Where documents
+    begin may also come as ``seq_idx`` or ``cu_seq_lens_q``, which have to agree with the positions.
+
+    Raises:
+        UserError: Padding on the left or between tokens, boundaries of documents that differ, or an input that would
+            change what the model computes and that longlens does not know.
+    """
+    unknown = sorted(set(inputs) - {*_TOKENS, *_BOUNDARIES, *OFFLINE_COLUMNS})
+    if unknown:
+        raise UserError(
+            f"the batch has {', '.join(unknown)}, which longlens does not pass to the model: text of causal language "
+            f"models comes as {', '.join(_TOKENS)}; drop the others in the data set or the collator"
+        )
+    if "input_ids" not in inputs:
+        raise UserError("the batch has no input_ids: give a tokenized data set")
+    input_ids: Tensor = inputs["input_ids"]
+    labels: Tensor = inputs.get("labels", input_ids)
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        labels = labels.masked_fill(~_tokens(mask, input_ids), IGNORED)
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        position_ids=_positions(inputs, input_ids),
+        token_weights=inputs.get("token_weights"),
+        short_logprobs=inputs.get("short_logprobs"),
+    )
+
+
+def _tokens(mask: Tensor, input_ids: Tensor) -> Tensor:
+    """``(B, S)`` bool: what is no padding."""
+    if mask.shape != input_ids.shape or not ((mask == 0) | (mask == 1)).all():
+        raise UserError(
+            f"attention_mask has shape {tuple(mask.shape)} and values such as {mask.flatten()[:1].tolist()}; expected "
+            f"{tuple(input_ids.shape)} of 0 and 1: give packed documents as position_ids that start again"
+        )
+    tokens = mask.bool()
+    if (tokens[:, 1:] & ~tokens[:, :-1]).any():
+        raise UserError(
+            "the batch is padded on the left or between tokens, and LongCE counts context from the first token of a "
+            "row: pad on the right (tokenizer.padding_side = 'right')"
+        )
+    return tokens
+
+
+def _positions(inputs: Mapping[str, Any], input_ids: Tensor) -> Tensor | None:
+    positions: Tensor | None = inputs.get("position_ids")
+    found = {} if positions is None else {"position_ids": document_starts(input_ids, positions)}
+    if inputs.get("seq_idx") is not None:
+        starts = document_starts(input_ids, None)
+        starts[:, 1:] |= inputs["seq_idx"].diff(dim=-1) != 0
+        found["seq_idx"] = starts
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if inputs.get(name) is not None:
+            starts = document_starts(input_ids, None)
+            starts.view(-1)[torch.as_tensor(inputs[name]).flatten()[:-1].long()] = True
+            found[name] = starts
+    names = list(found)
+    for name in names[1:]:
+        if not torch.equal(found[name], found[names[0]]):
+            raise UserError(
+                f"{names[0]} and {name} of the batch disagree on where documents begin ({int(found[names[0]].sum())} "
+                f"and {int(found[name].sum())} of them): a collator is wrong, and windows would cross documents"
+            )
+    if positions is not None or not found:
+        return positions
+    place = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+    return place - torch.where(found[names[0]], place, 0).cummax(dim=-1).values
+
+
+class OfflineCollator:
+    """A collator that also takes `OFFLINE_COLUMNS`, which stand at the tokens that they are of.
+
+    Args:
+        collator: Makes the batch of everything else: a row a document, or all of them in one row.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], Any]) -> None:
+        self.collator = collator
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
+        """One batch.
+
+        Raises:
+            UserError: A column is not as long as its tokens, is missing in a row, or a weight is no finite number
+                from 0 on.
+        """
+        columns = [name for name in OFFLINE_COLUMNS if any(name in row for row in features)]
+        rest = [{name: value for name, value in row.items() if name not in OFFLINE_COLUMNS} for row in features]
+        batch = self.collator(rest)
+        for name in columns:
+            rows = [_column(name, row) for row in features]
+            if len(batch["input_ids"]) != len(rows):
+                rows = [torch.cat(rows)]
+            width = batch["input_ids"].shape[1]
+            padded = [torch.nn.functional.pad(row, (0, width - len(row)), value=OFFLINE_COLUMNS[name]) for row in rows]
+            batch[name] = torch.stack(padded)
+        return batch
+
+
+def _column(name: str, row: Mapping[str, Any]) -> Tensor:
+    values = [math.nan if value is None else value for value in row.get(name, ())]
+    if len(values) != len(row["input_ids"]):
+        raise UserError(
+            f"a row has {len(values)} {name} for {len(row['input_ids'])} tokens: there is one for each token, also "
+            "after rows are cut, so cut or pack them before they are weighed, and train with max_length=None"
+        )
+    column = torch.tensor(values, dtype=torch.float32)
+    if name == "token_weights" and not (column.isfinite() & (column >= 0)).all():
+        raise UserError("token_weights have a value that is no finite number from 0 on: weigh the data set again")
+    return column

@@ -1,0 +1,211 @@
+"""LongCE in the Trainer of transformers; TRL's SFTTrainer takes it from here (`longlens.train.sft`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from longlens.errors import LonglensWarning, UserError
+from longlens.losses.longce import LongCE, WeightedNLL, weighted_nll
+from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
+from longlens.train.callback import LongPPLCallback
+
+# Cross-entropy with the weights of the paper's settings.
+PAPER = LongCE()
+
+
+class LongCETrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss is LongCE, ``sum(weight * -logprob) / number of scored labels`` (eq. 6, 7).
+
+    The number is that of the whole step: all its micro-batches, and all processes (``average_tokens_across_devices``),
+    so that 1 x 4, 4 x 1 and two processes of 2 make the same update. Neither training nor evaluation computes the
+    logits of a whole sequence. The evaluation loss is plain cross-entropy in all cases, to compare runs by.
+
+    Rows may be padded on the right, or hold packed documents (``position_ids`` that start again, as the collators of
+    transformers and TRL make them); labels of -100 are context. A data set with the column ``token_weights``, or
+    ``short_logprobs`` (nats, null where a token has none), is trained on with these instead of the short pass.
+
+    While training, the log has ``longce_mean_weight``, ``longce_share_at_gamma``, ``longce_share_above_2`` and
+    ``longce_share_weighed`` (tokens with a short score), of all scored tokens since the log before.
+
+    Args:
+        model: As in transformers, and so are the others but for ``longce``.
+        args: Training arguments.
+        data_collator: Makes batches.
+        train_dataset: Tokenized rows.
+        *others: Further arguments by position.
+        longce: Settings of the loss; None for plain cross-entropy by the same path.
+        **settings: Further arguments by name.
+
+    Raises:
+        UserError: A setting that LongCE was not shown to be right with. What works is one process, or several with
+            DistributedDataParallel (torchrun, accelerate launch).
+    """
+
+    # The loss is divided by the labels of all micro-batches: no more division by their number.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        *others: Any,
+        longce: LongCE | None = PAPER,
+        **settings: Any,
+    ) -> None:
+        self.longce = longce
+        wanted = _offline_columns(train_dataset)
+        super().__init__(model, args, data_collator, train_dataset, *others, **settings)
+        self._refuse_unshown()
+        for column in wanted - _offline_columns(self.train_dataset):
+            raise UserError(
+                f"{column} got lost while the data set was prepared: TRL's packing keeps no such column. Pack first, "
+                "weigh the packed rows, and train on them with packing=False"
+            )
+        if wanted or not hasattr(self.train_dataset, "column_names"):
+            self.data_collator: Any = OfflineCollator(self.data_collator)
+        self._sums = torch.zeros(5, dtype=torch.float64)
+        for callback in self.callback_handler.callbacks:
+            self._bind(callback)
+
+    def _refuse_unshown(self) -> None:
+        parallel = self.accelerator.parallelism_config
+        refused = {
+            "DeepSpeed": self.is_deepspeed_enabled,
+            "FSDP": self.is_fsdp_enabled,
+            "tensor, context or sequence parallelism": parallel is not None
+            and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1,
+            "one model spread over devices (device_map)": self.is_model_parallel,
+            "nn.DataParallel, which Trainer uses where one process sees several GPUs,": self.args.n_gpu > 1,
+            "torch_compile": self.args.torch_compile,
+            "use_liger_kernel": self.args.use_liger_kernel,
+            "label_smoothing_factor": self.label_smoother is not None,
+            "compute_loss_func": self.compute_loss_func is not None,
+            "loss_type": getattr(self.args, "loss_type", "nll") != "nll",
+        }
+        for name, is_on in refused.items():
+            if is_on:
+                raise UserError(
+                    f"LongCE was not shown to be right with {name}: leave it out, and use one process, or "
+                    "DistributedDataParallel with torchrun --nproc-per-node N"
+                )
+
+    def _bind(self, callback: Any) -> None:
+        if isinstance(callback, LongPPLCallback):
+            callback.trainer = self
+
+    def add_callback(self, callback: Any) -> None:
+        """As in transformers; a `LongPPLCallback` logs through this trainer."""
+        super().add_callback(callback)
+        self._bind(self.callback_handler.callbacks[-1])
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        missing = [name for name in OFFLINE_COLUMNS if name not in self._signature_columns]
+        self._signature_columns += missing
+
+    def _get_num_items_in_batch(
+        self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device
+    ) -> Tensor | None:
+        """Scored labels of all micro-batches, and of all processes where the loss is averaged over them.
+
+        Transformers counts ``labels[..., 1:]``, which holds the first tokens of packed documents unless the collator
+        sets their labels to -100.
+        """
+        number = torch.zeros((), dtype=torch.int64, device=device)
+        for inputs in batch_samples:
+            number += read_batch(inputs).num_scored.to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            number = self.accelerator.gather(number).sum()
+        return number
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """LongCE of one micro-batch; with ``return_outputs`` also the model's outputs, which hold all logits."""
+        batch = read_batch(inputs)
+        found = _weighted(model, batch, self.longce)
+        if self.longce is not None:
+            self._count(found, self.longce)
+        loss = self._mean(found, num_items_in_batch)
+        return (loss, _outputs(model, batch)) if return_outputs else loss
+
+    def _mean(self, found: WeightedNLL, num_items: Tensor | int | None) -> Tensor:
+        number = len(found.weights) if num_items is None else num_items
+        loss = found.total / torch.as_tensor(number).clamp(min=1)
+        if num_items is not None and self.args.average_tokens_across_devices:
+            # The number is that of all processes, and DistributedDataParallel takes the mean of their gradients.
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Plain cross-entropy; logits are computed only for ``compute_metrics`` and ``predict``, which ask for all."""
+        with torch.no_grad():
+            batch = read_batch(self._prepare_inputs(inputs))
+            number = self._get_num_items_in_batch([inputs], self.args.device)
+            loss = self._mean(_weighted(model, batch, None), number).detach()
+            if prediction_loss_only:
+                return loss, None, None
+            return loss, _outputs(model, batch).logits, batch.labels
+
+    def _count(self, found: WeightedNLL, longce: LongCE) -> None:
+        weights = found.weights.double()
+        at_gamma = weights >= longce.gamma * (1 - 1e-6)  # exp(log(gamma)) is gamma but for rounding
+        parts = [torch.ones_like(weights), weights, at_gamma, weights > 2, found.has_short]
+        self._sums = self._sums.to(weights.device) + torch.stack([part.sum(dtype=torch.float64) for part in parts])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in transformers, with the weights since the log before where it is one of training."""
+        # Every process logs this one; others come from one process alone, and gathering would wait for ever.
+        if self.longce is not None and "loss" in logs and "learning_rate" in logs:
+            sums = self.accelerator.gather(self._sums.to(self.args.device)[None]).sum(dim=0).tolist()
+            self._sums = torch.zeros(5, dtype=torch.float64)
+            if sums[0]:
+                names = ("mean_weight", "share_at_gamma", "share_above_2", "share_weighed")
+                logs.update({f"longce_{name}": part / sums[0] for name, part in zip(names, sums[1:], strict=True)})
+            if sums[0] and not sums[4]:
+                warnings.warn(
+                    f"no token had a short score, so LongCE was CE: documents have at most {self.longce.context} "
+                    "tokens, which is the context K. Train on longer ones, or with a smaller context",
+                    LonglensWarning,
+                    stacklevel=2,
+                )
+        super().log(logs, start_time)
+
+
+def _weighted(model: Any, batch: Batch, longce: LongCE | None) -> WeightedNLL:
+    return weighted_nll(
+        model,
+        batch.input_ids,
+        batch.labels,
+        longce=longce,
+        position_ids=batch.position_ids,
+        token_weights=batch.token_weights,
+        short_logprobs=batch.short_logprobs,
+    )
+
+
+def _outputs(model: Any, batch: Batch) -> Any:
+    with torch.no_grad():
+        return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+
+
+def _offline_columns(dataset: Any) -> set[str]:
+    return set(getattr(dataset, "column_names", None) or ()) & OFFLINE_COLUMNS.keys()
