@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from longlens.cli.commands.compare import compare
+from longlens.cli.commands.data import data
 from longlens.cli.commands.demo import demo
 from longlens.cli.commands.extend import extend
 from longlens.cli.commands.keys import keys
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend):
     app.command()(command)
+app.add_typer(data)
 
 
 def _version(wanted: bool) -> None:

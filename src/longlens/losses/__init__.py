@@ -1,5 +1,5 @@
 """Training losses that ask for long context."""
 
-from longlens.losses.longce import longce_loss, longce_weights
+from longlens.losses.longce import LongCE, longce_loss, longce_weights
 
-__all__ = ["longce_loss", "longce_weights"]
+__all__ = ["LongCE", "longce_loss", "longce_weights"]
