@@ -1,0 +1,222 @@
+"""``longlens data mix``, ``longlens data pack`` and ``longlens data weigh``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longlens.cli import options as o
+
+data = typer.Typer(
+    name="data",
+    help="Training data: mixtures, packing, offline LongCE weights.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Tokenizer = Annotated[str, typer.Option(help="Model whose tokenizer makes the tokens; its weights are not loaded.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="New folder; datasets.load_dataset reads it.")]
+Tokenized = Annotated[bool, typer.Option("--tokenized", help="Rows hold input_ids of this tokenizer, not texts.")]
+NoBos = Annotated[bool, typer.Option("--no-bos", help="No BOS before each document.")]
+NoEos = Annotated[bool, typer.Option("--no-eos", help="No EOS behind each document.")]
+Packing = Annotated[str, typer.Option(help="best-fit: documents stay whole. fill: rows are full, as ProLong packs.")]
+
+
+@data.command()
+def mix(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a preset: prolong-64k, prolong-512k, shortmix, ...")],
+    tokenizer: Tokenizer,
+    out: Out,
+    length: Annotated[str | None, typer.Option(help="Tokens of a row.  [default: the recipe's]")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens of all rows, such as 1e9.  [default: the recipe's]")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Where a source of the recipe is read.", metavar="NAME=PATH")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Orders the rows.  [default: the recipe's, or 0]")] = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Pack the sources of a recipe and interleave their rows; the same command again goes on where it stopped.
+
+    Example: longlens data mix prolong-64k --tokenizer smollm2 --tokens 1e9 --source books=books/ -o mixture
+    """
+    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.data.mixture import mix as make
+    from longlens.data.recipe import read_mixture, whole_number
+    from longlens.models import load_tokenizer
+
+    mixture = read_mixture(
+        recipe,
+        length=None if length is None else whole_number(length, "--length"),
+        tokens=None if tokens is None else whole_number(tokens, "--tokens"),
+        seed=seed,
+        sources=parse_sources(source or []),
+    )
+    counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=trust_remote_code), out, told=say)
+    if as_json:
+        print_json({"schema_version": 1, "out": str(out), **counts})
+        return
+    columns = ("documents", "rows", "row_tokens", "split_documents", "cut_documents", "short_documents", "repeats")
+    rows = [
+        (name, f"{100 * found['row_tokens'] / counts['tokens']:.2f}", *(f"{found[column]:,}" for column in columns))
+        for name, found in counts["sources"].items()
+    ]
+    print_table(("source", "% of tokens", *(column.replace("_", " ") for column in columns)), rows)
+    print(f"{counts['rows']:,} rows, {counts['tokens']:,} tokens in {printable(str(out))}")
+
+
+@data.command()
+def pack(
+    docs: o.Docs,
+    tokenizer: Tokenizer,
+    length: Annotated[str, typer.Option(help="Tokens of a row, such as 65536.")],
+    out: Out,
+    packing: Packing = "best-fit",
+    drop_remainder: Annotated[bool, typer.Option("--drop-remainder", help="fill: leave out a last short row.")] = False,
+    too_long: Annotated[str, typer.Option(help="Documents longer than a row: split, cut or drop.")] = "split",
+    min_tokens: Annotated[int, typer.Option(help="Leave out documents with fewer tokens.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(help="Leave out documents with more tokens.")] = None,
+    no_bos: NoBos = False,
+    no_eos: NoEos = False,
+    tokenized: Tokenized = False,
+    text_field: o.TextField = "text",
+    id_field: o.IdField = "id",
+    subset: o.Subset = None,
+    split: o.Split = "train",
+    samples: o.Samples = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Pack documents into rows of one length; boundaries of documents are kept in position_ids.
+
+    Example: longlens data pack books/ --tokenizer smollm2 --length 65536 -o packed
+    """
+    from longlens.cli.console import print_json, print_table, printable
+    from longlens.corpus import ReadOptions
+    from longlens.data.folders import pack_folder
+    from longlens.data.recipe import whole_number
+    from longlens.models import load_tokenizer
+
+    counts = pack_folder(
+        docs,
+        load_tokenizer(tokenizer, trust_remote_code=trust_remote_code),
+        out,
+        length=whole_number(length, "--length"),
+        packing=parse_packing(packing, drop_remainder=drop_remainder),
+        too_long=too_long,  # type: ignore[arg-type]  # checked by pack
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        bos=not no_bos,
+        eos=not no_eos,
+        tokenized=tokenized,
+        reading=ReadOptions(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
+    )
+    if as_json:
+        print_json({"schema_version": 1, "out": str(out), **counts})
+        return
+    shown = [(name.replace("_", " "), f"{value:,}") for name, value in counts.items() if value or name == "documents"]
+    print_table(("", "number"), shown)
+    print(f"{counts['rows']:,} rows in {printable(str(out))}")
+
+
+@data.command()
+def weigh(
+    docs: o.Docs,
+    scores: Annotated[Path, typer.Option(help="Scores of the same documents, from longlens score.")],
+    out: Out,
+    gamma: Annotated[float, typer.Option(help="Largest weight of a token.")] = o.GAMMA,
+    short_logprobs: Annotated[
+        bool, typer.Option("--short-logprobs", help="Write short log-probabilities: the long side stays live.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model that is to be trained, if its tokenizer is not that of the scores.")
+    ] = None,
+    context: o.AtContext = None,
+    stride: o.AtStride = None,
+    tokenized: Tokenized = False,
+    text_field: o.TextField = "text",
+    id_field: o.IdField = "id",
+    subset: o.Subset = None,
+    split: o.Split = "train",
+    samples: o.Samples = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Write the tokens of scored documents with their LongCE weights, so that training has no short pass.
+
+    Example: longlens data weigh books/ --scores scores/smollm2 -o weighed
+    """
+    from longlens.cli.console import print_json, printable, say
+    from longlens.corpus import ReadOptions
+    from longlens.data.folders import weigh_folder
+    from longlens.errors import UserError
+    from longlens.scoring.reader import open_scores
+
+    if short_logprobs and gamma != o.GAMMA:
+        raise UserError("--gamma is of weights, and --short-logprobs writes none: give gamma to the training")
+    if tokenized and tokenizer is not None:
+        raise UserError("--tokenizer is for texts, and --tokenized rows have their tokens: leave one of them out")
+    encoder: Any = None
+    if tokenizer is not None:
+        from longlens.models import load_encoder
+
+        encoder = load_encoder(tokenizer, trust_remote_code=trust_remote_code)
+    counts = weigh_folder(
+        docs,
+        open_scores(scores, context=context, stride=stride),
+        out,
+        gamma=gamma,
+        what="short_logprobs" if short_logprobs else "token_weights",
+        encoder=encoder,
+        tokenized=tokenized,
+        reading=ReadOptions(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
+    )
+    if as_json:
+        print_json({"schema_version": 1, "out": str(out), **counts})
+        return
+    say(f"{counts['documents']:,} documents, {counts['tokens']:,} tokens in {out}")
+    if "mean_weight" in counts:
+        say(f"mean weight {counts['mean_weight']:.3f}, {counts['at_gamma']:,} tokens at gamma")
+    print(f"next: longlens data pack {printable(str(out))} --tokenizer MODEL --length LENGTH -o PACKED")
+
+
+def parse_sources(pairs: list[str]) -> dict[str, str]:
+    """``["books=/data/books"]`` to ``{"books": "/data/books"}``.
+
+    Raises:
+        UserError: One is not NAME=PATH, or a name is there twice.
+    """
+    from longlens.errors import UserError
+
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--source is {pair!r}; expected NAME=PATH, such as --source books=/data/books")
+        if name in found:
+            raise UserError(f"--source {name} is given twice: a source has one path")
+        found[name] = path
+    return found
+
+
+def parse_packing(name: str, *, drop_remainder: bool) -> Any:
+    """The packing of that name.
+
+    Raises:
+        UserError: There is none, or it has no remainder to drop.
+    """
+    from longlens.data.packing import BestFit, Fill
+    from longlens.errors import UserError
+
+    if name == "fill":
+        return Fill(keep_remainder=not drop_remainder)
+    if name != "best-fit":
+        raise UserError(f"--packing is {name!r}; expected best-fit or fill")
+    if drop_remainder:
+        raise UserError("--drop-remainder is for --packing fill, whose last row alone is short: leave it out")
+    return BestFit()

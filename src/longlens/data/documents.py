@@ -1,0 +1,177 @@
+"""From the files of a source to documents of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longlens.corpus import Document, ReadOptions, read_documents
+from longlens.corpus.document import shown
+from longlens.corpus.rows import Row, open_dataset, rows_reader
+from longlens.data.columns import NEUTRAL, Columns, columns_of
+from longlens.data.recipe import Source
+from longlens.errors import UserError
+from longlens.files import cannot_write
+
+BATCH = 64
+"""Documents that are tokenized at a time; the tokenizer's own threads share them, and change nothing in the result."""
+
+
+class Framing:
+    """A tokenizer, and what stands around each document: ``[BOS] + ids + [EOS]``.
+
+    A BOS or EOS that the tokenizer does not have is left out, as is one that a tokenized document has already. To a
+    token that is added here belong its id as label, the weight 1 and no short log-probability.
+
+    Attributes:
+        bos: The id before each document; None for none.
+        eos: The id behind each document; None for none.
+        tokenizer_sha256: What identifies the tokenizer, see `longlens.tokenization.TextEncoder`.
+    """
+
+    def __init__(self, tokenizer: Any, *, bos: bool = True, eos: bool = True) -> None:
+        from longlens.tokenization import TextEncoder
+
+        self._tokenizer = tokenizer
+        self.tokenizer_sha256 = TextEncoder(tokenizer).sha256
+        self.bos: int | None = tokenizer.bos_token_id if bos else None
+        self.eos: int | None = tokenizer.eos_token_id if eos else None
+
+    def encode(self, texts: Sequence[str]) -> list[Columns]:
+        """Tokens of texts, no special tokens added."""
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [{"input_ids": np.array(ids, dtype=np.int32)} for ids in encoded]
+
+    def framed(self, document: Columns) -> Columns:
+        """The document with BOS and EOS."""
+        ids = document["input_ids"]
+        before = [] if self.bos is None or (len(ids) and ids[0] == self.bos) else [self.bos]
+        after = [] if self.eos is None or (len(ids) and ids[-1] == self.eos) else [self.eos]
+        return {name: _between(values, before, after, NEUTRAL.get(name)) for name, values in document.items()}
+
+
+def _between(
+    values: npt.NDArray[Any], before: Sequence[int], after: Sequence[int], neutral: float | None
+) -> npt.NDArray[Any]:
+    """The values between those of added tokens: their ids, or the neutral value."""
+    ends = [ids if neutral is None else [neutral] * len(ids) for ids in (before, after)]
+    return np.concatenate([np.array(ends[0], dtype=values.dtype), values, np.array(ends[1], dtype=values.dtype)])
+
+
+def documents_of(source: Source, framing: Framing, *, seed: int, scratch: Path) -> Iterator[Columns]:
+    """The documents of a source, in its order; groups in an order that the seed decides.
+
+    Args:
+        source: With a path.
+        framing: The tokenizer, with what stands around a document.
+        seed: Orders groups, by ``sha256(f"{seed}:{group}")``: read in the order of their names, a part of them would
+            not be a sample.
+        scratch: Folder for a temporary copy of the texts of a grouped source, which have to be sorted.
+
+    Raises:
+        UserError: It cannot be read, or rows lack what is asked for.
+    """
+    assert source.path is not None
+    if source.tokenized:
+        rows = tokenized_rows([source.path], source.reading())
+        documents: Iterable[Columns] = (columns_of(row.values, row.place) for row in rows)
+        yield from map(framing.framed, documents)
+        return
+    read = read_documents([source.path], source.reading())
+    texts = (d.text for d in read) if source.group_by is None else _grouped(read, source, seed, scratch)
+    yield from texts_to_documents(texts, framing)
+
+
+def texts_to_documents(texts: Iterable[str], framing: Framing) -> Iterator[Columns]:
+    """Texts, tokenized and framed."""
+    waiting = iter(texts)
+    while batch := list(islice(waiting, BATCH)):
+        yield from map(framing.framed, framing.encode(batch))
+
+
+def tokenized_rows(sources: Sequence[str], options: ReadOptions) -> Iterator[Row]:
+    """Rows of tokenized datasets: ``hf:NAME``, JSON Lines or Parquet files, or folders of such.
+
+    Raises:
+        UserError: No such source, none with rows, or a row that is no mapping.
+    """
+    for source in sources:
+        none = True
+        for read in _readers(source, options):
+            for row in read():
+                none = False
+                if not isinstance(row.values, Mapping):
+                    raise UserError(f"{row.place} is a {type(row.values).__name__}, expected fields such as input_ids")
+                yield row
+        if none:
+            raise UserError(f"{shown(source)} is empty, it has no row: leave it out")
+
+
+def _readers(source: str, options: ReadOptions) -> list[Callable[[], Iterator[Row]]]:
+    if source.startswith("hf:"):
+        return [open_dataset(source[3:], options)]
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {shown(source)}; a dataset on the Hub is written hf:NAME")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not _hidden(file, path))
+    readers = [reader for file in files if file.is_file() and (reader := rows_reader(file)) is not None]
+    if not readers:
+        raise UserError(f"{shown(source)} has no .parquet or .jsonl file: tokenized rows are expected in such")
+    return readers
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+_TEXTS = pa.schema([("group", pa.string()), ("order", pa.string()), ("text", pa.string())])
+
+
+def _grouped(documents: Iterable[Document], source: Source, seed: int, scratch: Path) -> Iterator[str]:
+    """A text a group; of all documents only the group and order are held in memory."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder, "texts.arrow")
+        keys: list[tuple[bytes, str, str, int]] = []
+        try:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _TEXTS) as writer:
+                places = (_place(document, source) | {"text": document.text} for document in documents)
+                while batch := list(islice(places, BATCH)):
+                    for row in batch:
+                        rank = hashlib.sha256(f"{seed}:{row['group']}".encode()).digest()
+                        keys.append((rank, row["group"], row["order"], len(keys)))
+                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_TEXTS))
+        except OSError as error:
+            raise cannot_write(path, error, resumes=True) from error
+        keys.sort()
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as texts:
+            for _, group in groupby(keys, key=lambda key: key[:2]):
+                yield "\n".join(_text(texts, at) for *_, at in group)
+
+
+def _text(texts: Any, at: int) -> str:
+    text: str = texts.get_batch(at // BATCH).column("text")[at % BATCH].as_py()
+    return text
+
+
+def _place(document: Document, source: Source) -> dict[str, str]:
+    """The group of a document and its place in it: fields of its row, or folders of its file."""
+    assert source.path is not None
+    assert source.group_by is not None
+    # A file of a folder has the id FOLDER/PATH/IN/IT, see `longlens.corpus.read_documents`.
+    parts = Path(document.id).parts[1:]
+    if not document.metadata and parts and Path(source.path, *parts).is_file():
+        return {"group": parts[0], "order": "/".join(parts[1:])}
+    fields = {"group": source.group_by} | ({} if source.order_by is None else {"order": source.order_by})
+    for name in fields.values():
+        if name not in document.metadata:
+            there = ", ".join(map(repr, document.metadata)) or "none"
+            raise UserError(f"document {shown(document.id)} has no field {name!r} to group by; its fields: {there}")
+    return {"order": ""} | {key: str(document.metadata[name]) for key, name in fields.items()}

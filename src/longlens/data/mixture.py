@@ -1,0 +1,233 @@
+"""Mixtures: each source packed, then their rows interleaved, so that shares of rows are shares of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from longlens.data.columns import CARRIED, NEUTRAL, Columns
+from longlens.data.documents import Framing, documents_of
+from longlens.data.packing import Counts, pack, warn_divided
+from longlens.data.recipe import PACKINGS, Mixture, Source
+from longlens.data.store import DatasetFolder, packed_schema, read_json, read_manifest, read_rows
+from longlens.errors import UserError
+from longlens.files import write_json
+
+Row = dict[str, npt.NDArray[Any]]
+
+
+def mix(
+    mixture: Mixture,
+    tokenizer: Any,
+    out: str | os.PathLike[str],
+    *,
+    told: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Makes a mixture: a folder that ``datasets.load_dataset(out)`` reads, rows as `longlens.data.pack` gives them.
+
+    Each row has documents of one source, whose name is its column ``source``. The same recipe, tokenizer and files give
+    the same rows on any machine, however many threads tokenize, and however often the run was interrupted: sources that
+    are complete are not read again.
+
+    Args:
+        mixture: What to make.
+        tokenizer: Of transformers, such as `longlens.models.load_tokenizer` gives.
+        out: A new folder, or one that was begun with the same settings.
+        told: Told in a line of each source that is complete.
+
+    Returns:
+        What counts.json holds: ``rows``, ``tokens``, ``input_ids_sha256``, and `Counts` for each source.
+
+    Raises:
+        UserError: A source without path, with too few tokens or that cannot be read; a folder that holds something
+            else; a disk that is full.
+    """
+    wanted = allocate(mixture)
+    framing = Framing(tokenizer, bos=mixture.bos, eos=mixture.eos)
+    for name, source in mixture.sources.items():
+        _check_source(name, source, framing)
+    settings = mixture.resolved() | {
+        "tokenizer_sha256": framing.tokenizer_sha256,
+        "bos_token_id": framing.bos,
+        "eos_token_id": framing.eos,
+        "files_sha256": {name: fingerprint(str(source.path)) for name, source in mixture.sources.items()},
+    }
+    # As the manifest will be read again: tuples become lists there.
+    with DatasetFolder(Path(out), "mixture", json.loads(json.dumps(settings))) as folder:
+        if folder.counts is not None:
+            return folder.counts
+        counts = {}
+        for name in mixture.sources:
+            made = folder.work / name
+            if not (made / "counts.json").is_file():
+                shutil.rmtree(made, ignore_errors=True)
+                _make_source(mixture, name, wanted[name], framing, folder)
+            counts[name] = read_json(made / "counts.json")
+            told(f"{name}: {counts[name]['rows']:,} rows of {counts[name]['documents']:,} documents")
+        order = interleave(wanted, mixture.seed)
+        names = {column for name in wanted for column in counts[name].pop("columns")}
+        digest = hashlib.sha256()
+        # A run that was killed before it wrote its counts left this; the hash is taken as rows are written.
+        shutil.rmtree(folder.folder / "data", ignore_errors=True)
+        rows = _interleaved(folder.work, order, names, digest)
+        folder.write("data", rows, packed_schema(names, ("source", pa.string())))
+        total: dict[str, Any] = {"rows": len(order), "tokens": sum(c["row_tokens"] for c in counts.values())}
+        total |= {"input_ids_sha256": digest.hexdigest(), "sources": counts}
+        folder.finish(total)
+        return total
+
+
+def allocate(mixture: Mixture) -> dict[str, int]:
+    """Rows of each source: ``weight / 100 * rows`` rounded by largest remainder, so that each is within a row of it.
+
+    Raises:
+        UserError: A source would have none.
+    """
+    rows = mixture.tokens // mixture.length
+    weights = {name: Fraction(str(source.weight)) for name, source in mixture.sources.items()}
+    total = sum(weights.values())
+    exact = {name: weight * rows / total for name, weight in weights.items()}
+    whole = {name: int(share) for name, share in exact.items()}
+    missing = rows - sum(whole.values())
+    for name in sorted(exact, key=lambda name: whole[name] - exact[name])[:missing]:  # stable: ties in recipe order
+        whole[name] += 1
+    for name, count in whole.items():
+        if not count:
+            raise UserError(
+                f"{rows} rows leave none to the source {name} with {float(weights[name]):g} %: "
+                f"give at least --tokens {int(100 * mixture.length / weights[name]) + 1}"
+            )
+    return whole
+
+
+def interleave(rows: Mapping[str, int], seed: int) -> list[str]:
+    """The sources of all rows, in order: row k of n of a source stands at ``(k + u) / n``, u in [0, 1) by the seed.
+
+    So each source is spread evenly: of its first k rows and its last ones no more are together than by chance, and any
+    part of the mixture has about the shares of the whole. u is ``sha256(f"{seed}:{name}:{k}")`` as a fraction, equal on
+    any machine and with any version of a library.
+    """
+    places = [
+        ((k + _uniform(f"{seed}:{name}:{k}")) / count, name) for name, count in rows.items() for k in range(count)
+    ]
+    return [name for _, name in sorted(places)]
+
+
+def _uniform(key: str) -> float:
+    # 53 bits are what a float holds, so that it stays below 1.
+    return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 11) / 2**53
+
+
+def _make_source(mixture: Mixture, name: str, wanted: int, framing: Framing, folder: DatasetFolder) -> None:
+    source, counts = mixture.sources[name], Counts()
+    folder.work.mkdir(exist_ok=True)
+    rows = _source_rows(mixture, source, framing, folder.work, counts)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(_too_few(name, wanted, mixture, counts))
+    columns = [column for column in first if column not in ("position_ids", "labels")]
+
+    def all_rows() -> Iterator[Row]:
+        yield first
+        yield from islice(rows, wanted - 1)
+        if counts.rows < wanted:
+            raise UserError(_too_few(name, wanted, mixture, counts))
+
+    folder.write(f".work/{name}", all_rows(), packed_schema(columns))
+    warn_divided(counts, columns, f"the source {name}")
+    write_json(folder.work / name / "counts.json", counts.to_json() | {"columns": columns})
+
+
+def _source_rows(mixture: Mixture, source: Source, framing: Framing, scratch: Path, counts: Counts) -> Iterator[Row]:
+    def documents() -> Iterator[Columns]:
+        while True:
+            before = counts.packable_tokens
+            yield from documents_of(source, framing, seed=mixture.seed, scratch=scratch)
+            if not source.repeat or counts.packable_tokens == before:
+                return
+            counts.repeats += 1
+
+    assert isinstance(source.min_tokens, int)
+    return pack(
+        documents(),
+        mixture.length,
+        packing=PACKINGS[mixture.packing],
+        too_long=source.too_long,
+        piece_length=source.piece_length,
+        min_tokens=source.min_tokens,
+        max_tokens=source.max_tokens,
+        counts=counts,
+    )
+
+
+def _too_few(name: str, wanted: int, mixture: Mixture, counts: Counts) -> str:
+    source = mixture.sources[name]
+    filtered = counts.short_documents + counts.long_documents
+    return (
+        f"the source {name} ({source.path}) gives {counts.rows:,} rows of {mixture.length:,} tokens, and its share of "
+        f"{source.weight:g} % is {wanted:,} ({counts.documents:,} documents with {counts.tokens:,} tokens, "
+        f"{filtered:,} of them left out for their length): give it more text, ask for fewer --tokens"
+        + (", or check min_tokens" if filtered else "")
+        + ("" if source.repeat else ", or let it be read again with repeat: true")
+    )
+
+
+def _check_source(name: str, source: Source, framing: Framing) -> None:
+    if source.path is None:
+        raise UserError(f"the source {name} has no path: pass --source {name}=PATH, a file, a folder or hf:NAME")
+    if not source.path.startswith("hf:") and not Path(source.path).exists():
+        raise UserError(f"the source {name}: no such file or folder: {source.path!r}: pass --source {name}=PATH")
+    if source.tokenized:
+        check_tokenizer(source.path, framing)
+
+
+def check_tokenizer(path: str, framing: Framing) -> None:
+    """Refuses a tokenized dataset of longlens that another tokenizer made; of other datasets nothing is known.
+
+    Raises:
+        UserError: It did, or the rows are packed already.
+    """
+    manifest = None if path.startswith("hf:") else read_manifest(Path(path))
+    if manifest is None:
+        return
+    if manifest["kind"] != "weighed":
+        raise UserError(f"{path} is packed already (a {manifest['kind']} of longlens): give it to the trainer as it is")
+    made = manifest["settings"]["tokenizer_sha256"]
+    if made != framing.tokenizer_sha256:
+        raise UserError(
+            f"{path} was tokenized by another tokenizer (sha256 {made[:12]}…, and {framing.tokenizer_sha256[:12]}… "
+            "here): name the tokenizer that it was weighed for"
+        )
+
+
+def fingerprint(path: str) -> str:
+    """Says that files changed between two runs, by their names and sizes: reading them would take as long as mixing."""
+    folder = Path(path)
+    if path.startswith("hf:") and not Path(path[3:]).exists():
+        return path
+    folder = Path(path[3:]) if path.startswith("hf:") else folder
+    files = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+    listed = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files if file.is_file()]
+    return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
+
+
+def _interleaved(work: Path, order: Sequence[str], names: set[str], digest: Any) -> Iterator[dict[str, Any]]:
+    """The rows of the sources in this order; a column that a source lacks has what says nothing of a token."""
+    readers = {name: read_rows(work / name) for name in set(order)}
+    for name in order:
+        row = next(readers[name])
+        for column in names - set(row):
+            row[column] = np.full(len(row["input_ids"]), NEUTRAL[column], dtype=CARRIED[column])
+        digest.update(np.ascontiguousarray(row["input_ids"], dtype="<i4").tobytes())
+        yield {"source": name, **row}

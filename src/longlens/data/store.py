@@ -1,0 +1,285 @@
+"""A folder that holds a dataset: a manifest, Parquet shards that appear all or not at all, and counts at the end.
+
+::
+
+    OUT/manifest.json               kind, settings, versions; written first, and another recipe is refused
+    OUT/data/train-00000.parquet    rows; `datasets.load_dataset("OUT")` reads them
+    OUT/counts.json                 what became of documents and tokens; written last: where it is, all is done
+    OUT/.work/                      what an interrupted run keeps; gone at the end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from longlens.data.columns import row_types
+from longlens.errors import UserError
+from longlens.files import cannot_write, write_json
+from longlens.scoring.layout import open_file
+
+SCHEMA_VERSION = 1
+ROW_GROUP_TOKENS = 2**20
+SHARD_TOKENS = 2**24
+
+
+class DatasetFolder:
+    """The one writer of a dataset's folder, under an OS lock.
+
+    Attributes:
+        counts: Of a dataset that is complete already; else None.
+
+    Raises:
+        UserError: Another process writes there, or the folder holds something else, or was made with other settings.
+    """
+
+    def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
+        self.folder, self.work = folder, folder / ".work"
+        manifest = {"schema_version": SCHEMA_VERSION, "kind": kind, "settings": dict(settings)}
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file; give a folder for the dataset, such as -o packed")
+            entries = {entry.name for entry in folder.iterdir()} - {".lock", ".work"} if folder.exists() else set()
+            if entries and "manifest.json" not in entries:
+                raise UserError(
+                    f"{folder} is not empty and holds no dataset (it has {min(entries)!r}): give a new folder"
+                )
+            self._created = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is writing to {folder}: wait for it, or give another folder") from error
+        except OSError as error:
+            raise cannot_write(folder, error, resumes=True) from error
+        try:
+            self._claim(manifest)
+            self.counts = read_json(folder / "counts.json") if (folder / "counts.json").exists() else None
+        except BaseException:
+            self._release()
+            raise
+
+    def _claim(self, manifest: dict[str, Any]) -> None:
+        path = self.folder / "manifest.json"
+        have = read_json(path) if path.exists() else None
+        if have is None or ("kind" in have and not self._committed()):
+            write_json(path, manifest | {"versions": _versions()})
+            return
+        there, here = ({"kind": m.get("kind"), **(m.get("settings") or {})} for m in (have, manifest))
+        differs = [
+            f"{name} is {_brief(there.get(name))} there and {_brief(here.get(name))} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if differs:
+            raise UserError(
+                f"{self.folder} was made with other settings: {'; '.join(differs)}. Give another folder, or the same "
+                "settings"
+            )
+
+    def _committed(self) -> bool:
+        """Whether there is anything that another run could go on from."""
+        others = {entry.name for entry in self.folder.iterdir()} - {"manifest.json", ".lock", ".work"}
+        return bool(others) or any(self.work.glob("*/counts.json"))
+
+    def _release(self) -> None:
+        if self._created and not any(entry.name != ".lock" for entry in self.folder.iterdir()):
+            (self.folder / ".lock").unlink(missing_ok=True)
+            self.folder.rmdir()
+        self._lock.release()
+
+    def write(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+        """Writes rows to shards of the folder ``name``, which appears when all of them are there.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written; nothing of ``name`` is left then.
+        """
+        target = self.folder / name
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        try:
+            temporary.mkdir(parents=True)
+            with _Shards(temporary, schema) as shards:
+                for table, tokens in _row_groups(rows, schema):
+                    shards.add(table, tokens)
+            os.rename(temporary, target)
+        except OSError as error:
+            raise cannot_write(target, error, resumes=True) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def finish(self, counts: Mapping[str, Any]) -> None:
+        """Writes the counts, and drops what only an interrupted run would need."""
+        write_json(self.folder / "counts.json", counts)
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.counts = dict(counts)
+
+    def __enter__(self) -> DatasetFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error nothing stays that would bind the folder to settings of which nothing was made.
+        if error is not None and not self._committed():
+            shutil.rmtree(self.work, ignore_errors=True)
+            (self.folder / "manifest.json").unlink(missing_ok=True)
+        self._release()
+
+
+def packed_schema(names: Iterable[str], *more: tuple[str, pa.DataType]) -> pa.Schema:
+    """Of packed rows.
+
+    Args:
+        names: Columns of the documents.
+        more: Further columns, before the others.
+    """
+    lists = [(name, pa.list_(pa.from_numpy_dtype(np.dtype(kind)))) for name, kind in row_types(names)]
+    return pa.schema([*more, *lists])
+
+
+def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of shards, in order, one by one; lists as NumPy arrays.
+
+    Raises:
+        UserError: A shard is broken.
+    """
+    for path in sorted(folder.glob("train-*.parquet")):
+        try:
+            with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                for batch in parquet.iter_batches(batch_size=1):
+                    yield {name: _value(batch.column(name)[0]) for name in batch.schema.names}
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path} is broken ({error}): delete {folder} and run the same command again") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a dataset that longlens made, None of other folders.
+
+    Raises:
+        UserError: It is broken, or the dataset is not complete.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    if "kind" not in manifest:
+        return None
+    if not (folder / "counts.json").is_file():
+        raise UserError(f"{folder} is not complete: run the command that makes it again, it goes on from there")
+    return manifest
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is broken ({error}): give another folder") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is broken (no JSON object): give another folder")
+    return content
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    if not pa.types.is_list(scalar.type):
+        return scalar.as_py()
+    return None if scalar.values is None else scalar.values.to_numpy(zero_copy_only=False)
+
+
+def _row_groups(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
+    """Tables of about a million tokens, each with how many."""
+    group: list[Mapping[str, Any]] = []
+    tokens = 0
+    for row in rows:
+        size = len(row["input_ids"])
+        if group and tokens + size > ROW_GROUP_TOKENS:
+            yield pa.Table.from_pylist(group, schema=schema), tokens
+            group, tokens = [], 0
+        group.append(row)
+        tokens += size
+    if group:
+        yield pa.Table.from_pylist(group, schema=schema), tokens
+
+
+class _Shards:
+    """Writes tables into ``train-00000.parquet`` and so on, each of about `SHARD_TOKENS`."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._folder, self._schema = folder, schema
+        self._number = self._tokens = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._file: pa.OSFile | None = None
+
+    def add(self, table: pa.Table, tokens: int) -> None:
+        if self._writer is not None and self._tokens + tokens > SHARD_TOKENS:
+            self._close()
+        if self._writer is None:
+            self._open()
+        assert self._writer is not None
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        self._tokens += tokens
+
+    def _open(self) -> None:
+        floats = {field.name for field in self._schema if field.type == pa.list_(pa.float32())}
+        lists = [field.name for field in self._schema if pa.types.is_list(field.type)]
+        encodings = {
+            f"{name}.list.element": "BYTE_STREAM_SPLIT" if name in floats else "DELTA_BINARY_PACKED" for name in lists
+        }
+        self._file = open_file(self._folder / f"train-{self._number:05d}.parquet", "wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding=encodings,
+            write_page_checksum=True,
+        )
+        self._number, self._tokens = self._number + 1, 0
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is None or self._file is None:
+            return
+        try:
+            writer.close()
+        finally:
+            writer.is_open = False  # its __del__ would try once more, and complain on stderr
+            self._file.close()
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error the file goes away with its folder: what it says when it is closed is of no use.
+        with suppress(OSError) if error is not None else nullcontext():
+            self._close()
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _versions() -> dict[str, str]:
+    packages = ("longlens", "transformers", "tokenizers", "datasets", "numpy", "pyarrow")
+    return {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
