@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).with_name("cli.md")
 
@@ -21,10 +23,19 @@ def render() -> str:
         "Made from the code by `python -m docs.cli`. Results go to stdout, progress and notes to stderr. Exit codes: 0",
         "done, 2 a user's error (one line that names the thing and the next step), 130 interrupted.\n",
     ]
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        context = command.make_context(f"longlens {name}", [], resilient_parsing=True)
-        parts.append(f"## longlens {name}\n\n```\n{command.get_help(context).strip()}\n```\n")
+    for name, command in _commands("longlens", group):
+        context = command.make_context(name, [], resilient_parsing=True)
+        parts.append(f"## {name}\n\n```\n{command.get_help(context).strip()}\n```\n")
     return "\n".join(parts)
+
+
+def _commands(name: str, group: Any) -> Iterator[tuple[str, Any]]:
+    """Every command with its whole name, those of groups as well."""
+    for own, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(f"{name} {own}", command)
+        else:
+            yield f"{name} {own}", command
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ def test_every_generated_block_was_generated():
 
 def test_commands_in_the_pages_use_options_that_exist():
     page = docs.cli.render()
-    sections = dict(zip(re.findall(r"## longlens (\w+)", page), re.split(r"## longlens \w+", page)[1:], strict=True))
+    sections = dict(zip(re.findall(r"## longlens (.+)", page), re.split(r"## longlens .+", page)[1:], strict=True))
     recipes = sorted((ROOT / "src" / "longlens" / "recipes").glob("*.sh"))
     for path in [*PAGES, *recipes]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, rest in re.findall(r"^\s*longlens (\w+)(.*)$", text, re.MULTILINE):
+        for command, rest in re.findall(r"^\s*longlens ((?:data )?\w+)(.*)$", text, re.MULTILINE):
             for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
                 assert option in sections[command], f"{path.name}: longlens {command} has no {option}"
 

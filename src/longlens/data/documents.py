@@ -23,6 +23,8 @@ from longlens.files import cannot_write
 
 BATCH = 64
 """Documents that are tokenized at a time; the tokenizer's own threads share them, and change nothing in the result."""
+BATCH_CHARACTERS = 2**21
+"""Or fewer, since a tokenizer holds a few hundred bytes for each token while it works."""
 
 
 class Framing:
@@ -92,8 +94,13 @@ def documents_of(source: Source, framing: Framing, *, seed: int, scratch: Path) 
 
 def texts_to_documents(texts: Iterable[str], framing: Framing) -> Iterator[Columns]:
     """Texts, tokenized and framed."""
-    waiting = iter(texts)
-    while batch := list(islice(waiting, BATCH)):
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == BATCH or sum(map(len, batch)) >= BATCH_CHARACTERS:
+            yield from map(framing.framed, framing.encode(batch))
+            batch = []
+    if batch:
         yield from map(framing.framed, framing.encode(batch))
 
 
