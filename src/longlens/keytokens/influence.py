@@ -56,6 +56,16 @@ def check_thresholds(alpha: float, beta: float) -> None:
             raise UserError(f"{name} is {value}, expected a finite number of nats (to do without beta: use_lcl=False)")
 
 
+def check_gamma(gamma: float) -> None:
+    """Refuses a largest weight that is none.
+
+    Raises:
+        UserError: It is not a finite number above 0.
+    """
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")
+
+
 def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[np.float64]:
     """``min(exp(lsd), gamma)`` (eq. 7) as ``exp(minimum(lsd, log(gamma)))``, which cannot overflow; NaN has weight 0.
 
@@ -69,8 +79,7 @@ def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[n
     Raises:
         UserError: gamma is not a finite number above 0.
     """
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")
+    check_gamma(gamma)
     difference = np.asarray(lsd, dtype=np.float64)
     weight = np.exp(np.minimum(difference, math.log(gamma)))
     return np.where(np.isnan(difference), 0.0, weight)

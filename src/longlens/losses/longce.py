@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import UserError
-from longlens.keytokens.influence import GAMMA
+from longlens.keytokens.influence import GAMMA, check_gamma
 from longlens.logprobs import Head
 from longlens.losses.passes import check_packing, evaluating, head_of, most_over_ranks, run_inside, target_logprobs
 from longlens.windows import Window, check_window_settings, plan_windows
@@ -45,7 +45,7 @@ class LongCE:
 
     def __post_init__(self) -> None:
         check_window_settings(self.context, self.stride)
-        _check_gamma(self.gamma)
+        check_gamma(self.gamma)
 
 
 def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA) -> Tensor:
@@ -65,7 +65,7 @@ def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float =
     Raises:
         UserError: gamma is not a finite number above 0.
     """
-    _check_gamma(gamma)
+    check_gamma(gamma)
     difference = (long_logprobs - short_logprobs).detach()
     weights = difference.clamp(max=math.log(gamma)).exp()
     return torch.where(difference.isnan(), torch.ones_like(weights), weights)
@@ -310,11 +310,6 @@ def _score_windows(
         target = found[document.row, document.start + window.start : document.start + window.stop]
         target[row] = logprobs[place : place + count]
         place += count
-
-
-def _check_gamma(gamma: float) -> None:
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")
 
 
 def _unlike(name: str, other: Tensor, input_ids: Tensor) -> UserError:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import carry_weights
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA, soft_influence
+from longlens.keytokens.influence import ALPHA, BETA, GAMMA, check_gamma, soft_influence
 from longlens.keytokens.selection import (
     KeySource,
     KeyTokens,
@@ -21,7 +21,7 @@ from longlens.keytokens.selection import (
     warn_near_threshold,
 )
 from longlens.metrics.documents import DocumentStatistics, document_statistics
-from longlens.scoring.scores import Scores, TokenScores
+from longlens.scoring.scores import Scores, TokenScores, same_weights
 
 AnswerSpans = Mapping[str, Sequence[tuple[int, int]]]
 _MODEL_SETTINGS = ("bos", "max_length", "dtype")
@@ -66,7 +66,7 @@ def choose_influence(
         return Influence(keys=None, evaluator=None, gamma=None, context=context, stride=stride)
     if keys is None:
         assert evaluator_scores is not None
-        soft_influence(np.zeros(0), gamma=gamma)  # refuses a bad gamma before anything is read
+        check_gamma(gamma)  # before anything is read
         view = select_key_tokens(
             evaluator_scores, alpha=alpha, beta=beta, use_lcl=use_lcl, context=context, stride=stride
         )
@@ -242,8 +242,8 @@ def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]
     if influence.evaluator is None:
         return []
     notes = []
-    model, evaluator = (scores.manifest["model"] for scores in (model_scores, influence.evaluator))
-    if model.get("weights_sha256") is not None and model.get("weights_sha256") == evaluator.get("weights_sha256"):
+    model = model_scores.manifest["model"]
+    if same_weights(model_scores, influence.evaluator):
         notes.append(
             f"{model['name']} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
             "little of long-context ability; use a strong long-context model as the evaluator"

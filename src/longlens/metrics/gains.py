@@ -13,7 +13,7 @@ from longlens.errors import UserError
 from longlens.keytokens.alignment import merge_spans, tokens_in_runs
 from longlens.metrics.corpus import Influence, influence_of
 from longlens.metrics.uncertainty import Doubles
-from longlens.scoring.scores import Scores, ShortContext, TokenScores
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, same_weights
 
 MIN_CONTEXTS = 3
 
@@ -130,11 +130,3 @@ def read_reference_gains(scores: Scores, model: Gains, influence: Influence) -> 
                 "both, with the same --max-length and --truncate-with"
             )
     return reference
-
-
-def same_weights(scores: Scores, others: Scores | None) -> bool:
-    """Whether two runs are known to be of one model."""
-    if others is None:
-        return False
-    hash = scores.manifest["model"].get("weights_sha256")
-    return hash is not None and hash == others.manifest["model"].get("weights_sha256")

@@ -38,10 +38,9 @@ from longlens.metrics.gains import (
     read_gains,
     read_reference_gains,
     rising_contexts,
-    same_weights,
 )
 from longlens.metrics.uncertainty import RESAMPLES, Doubles, Interval, percentile_interval, resampled_sums
-from longlens.scoring.scores import Scores
+from longlens.scoring.scores import Scores, same_weights
 
 SCHEMA_VERSION = 1
 REACHED = 0.9

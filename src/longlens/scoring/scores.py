@@ -206,3 +206,11 @@ def same_run(one: Scores, other: Scores) -> bool:
     if one is other:
         return True
     return one.folder is not None and other.folder is not None and one.folder.resolve() == other.folder.resolve()
+
+
+def same_weights(scores: Scores, others: Scores | None) -> bool:
+    """Whether two runs are known to be of one model."""
+    if others is None:
+        return False
+    hash = scores.manifest["model"].get("weights_sha256")
+    return hash is not None and hash == others.manifest["model"].get("weights_sha256")
