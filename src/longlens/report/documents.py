@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from longlens.keytokens.selection import KeySource
 from longlens.report.summary import Summary
-from longlens.scoring.scores import TokenScores
+from longlens.scoring.scores import ShortContext, TokenScores
 
 BYTES_PER_TOKEN = 4 * 4 * 4 / 3
 """Of the page, for one token of one run: start, end, long and short, four bytes each, in base64."""
@@ -69,28 +69,24 @@ def page_documents(summary: Summary, ids: Sequence[str]) -> Iterator[dict[str, A
     UTF-16 and of float32 nats. ``keys`` are runs of key tokens, only where they are not the evaluator's to select.
     """
     for id in ids:
-        rows = [run.scores.get(id) if id in run.scores.ids else None for run in summary.runs]
-        text = next((row.text for row in rows if row is not None and row.text is not None), None)
+        rows = [(run, run.scores.get(id) if id in run.scores.ids else None) for run in summary.runs]
+        text = next((row.text for _, row in rows if row is not None and row.text is not None), None)
         offsets = None if text is None else utf16_offsets(text)
         yield {
             "id": id,
             "text": text,
-            "runs": [None if row is None or offsets is None else _tokens(row, summary.keys, offsets) for row in rows],
+            "runs": [None if row is None or offsets is None else _tokens(row, run.short, offsets) for run, row in rows],
             "keys": None if offsets is None or summary.evaluator is not None else _key_runs(summary.keys, id, offsets),
         }
 
 
-def _tokens(row: TokenScores, keys: KeySource | None, offsets: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _tokens(row: TokenScores, short: ShortContext | None, offsets: npt.NDArray[np.int64]) -> dict[str, Any]:
     spans = offsets[row.char_spans]
-    wanted = None if keys is None else (keys.settings["context"], keys.settings["stride"])
-    short = next((logprobs for short, logprobs in row.short.items() if short == wanted), None)
-    if short is None and row.selected is not None:
-        short = row.short_logprobs
     return {
         "start": base64_of(spans[:, 0], "<i4"),
         "end": base64_of(spans[:, 1], "<i4"),
         "long": base64_of(row.long_logprobs, "<f4"),
-        "short": None if short is None else base64_of(short, "<f4"),
+        "short": None if short is None else base64_of(row.short[short], "<f4"),
     }
 
 

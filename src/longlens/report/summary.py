@@ -34,6 +34,7 @@ class Run:
     Attributes:
         name: What it is called: its model, and its folder as well where two runs are of models of one name.
         scores: Its scores.
+        short: The short context that LSD is of here: that of the key tokens, or where it has not that, its own.
         distributions: Over all its documents.
         result: Its perplexities; None for an evaluator that is not compared itself.
         reach: How far back its context reaches; None where fewer than three K were scored.
@@ -43,6 +44,7 @@ class Run:
 
     name: str
     scores: Scores
+    short: ShortContext | None
     distributions: Distributions
     result: PerplexityResult | None
     reach: ReachResult | None
@@ -160,7 +162,8 @@ def summarize_runs(
         Run(
             name=name,
             scores=run,
-            distributions=distributions(run, keys=keys, short=_short(run, keys), answers=answers, name=name),
+            short=(short := _short(run, keys)),
+            distributions=distributions(run, keys=keys, short=short, answers=answers, name=name),
             result=result,
             reach=reached,
             thresholds=None
@@ -202,11 +205,9 @@ def positions(value: float, low: float, high: float) -> npt.NDArray[np.float64]:
 
 
 def _short(run: Scores, keys: KeySource | None) -> ShortContext | None:
-    """The short context of the key tokens, where the run has it."""
-    if keys is None:
-        return None
-    wanted = ShortContext(keys.settings["context"], keys.settings["stride"])
-    return wanted if wanted in run.short_contexts else None
+    """The short context of the key tokens; the run's own where it has not that, or there are none."""
+    wanted = None if keys is None else ShortContext(keys.settings["context"], keys.settings["stride"])
+    return next((short for short in run.short_contexts if short == wanted), run.selected)
 
 
 def _reaches(
