@@ -63,9 +63,11 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     """
     width = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     rows = max(1, block_bytes // (head.weight.shape[0] * width.itemsize))
-    logprobs: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, head, rows
-    )
+    # Autocast would take the product in half precision again.
+    with torch.autocast(hidden.device.type, enabled=False):
+        logprobs: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, targets, head, rows
+        )
     return logprobs.float()
 
 

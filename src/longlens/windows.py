@@ -59,3 +59,29 @@ def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:
         Window(start=first - context, first=first, stop=min(first + stride, num_tokens))
         for first in range(context, num_tokens, stride)
     ]
+
+
+def plan_chunks(num_tokens: int, context: int, stride: int, shift: int) -> list[Window]:
+    """Chunks of K + d tokens that do not overlap, in each of which the tokens from its K-th on are scored.
+
+    Equivalent code, for the boundaries b = shift + j (K + d) of all whole j::
+
+        Window(start=max(b, 0), first=max(b, 0) + K, stop=min(b + K + d, n))    # where first < stop
+
+    So a scored token has K to K + d - 1 tokens of context, as in `plan_windows`, and over ``ceil((K + d)/d)``
+    shifts that are d apart every token from K on is scored at least once.
+
+    Args:
+        num_tokens: n, tokens of the document.
+        context: K, tokens.
+        stride: d, tokens.
+        shift: Where a chunk begins; any whole number.
+
+    Raises:
+        UserError: ``context < 1`` or ``stride < 1``.
+    """
+    check_window_settings(context, stride)
+    chunk = context + stride
+    begins = range(shift % chunk - chunk, num_tokens, chunk)
+    ends = [(max(begin, 0), min(begin + chunk, num_tokens)) for begin in begins]
+    return [Window(start, start + context, stop) for start, stop in ends if start + context < stop]

@@ -13,7 +13,9 @@ from longlens.errors import UserError
 from longlens.keytokens.influence import soft_influence
 from longlens.logprobs import Head, token_logprobs
 from longlens.losses import longce_loss, longce_weights
-from longlens.losses.longce import LongCE, scored_labels, weighted_nll
+from longlens.losses.documents import scored_labels
+from longlens.losses.longce import weighted_nll
+from longlens.losses.settings import LongCE
 from tests.reference.longce import naive_longce
 from tests.tiny import FAMILIES, VOCABULARY, tiny_model
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import longlens
-from longlens.losses.longce import LongCE
+from longlens.losses.settings import LongCE
 from longlens.scoring.transformers import TransformersScorer
 from longlens.train import LongCETrainer
 from tests.tiny import VOCABULARY, byte_tokenizer, tiny_model

@@ -9,13 +9,11 @@ import transformers
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.logprobs import Head
-from longlens.losses.longce import LongCE
+from longlens.losses.settings import LongCE
 from longlens.train import LongCETrainer
 from tests.reference.longce import naive_longce
 from tests.tiny import VOCABULARY, tiny_model
 from tests.train.runs import LEARNING_RATE, RULE, losses, pad_right, rows, trained, weights_of
-
-CE = LongCE(context=16, stride=8, gamma=1e-30)
 
 
 def naive_step(model, documents, rule=RULE):

@@ -1,5 +1,6 @@
 """Training losses that ask for long context."""
 
-from longlens.losses.longce import LongCE, longce_loss, longce_weights
+from longlens.losses.longce import longce_loss
+from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE, longce_weights
 
-__all__ = ["LongCE", "longce_loss", "longce_weights"]
+__all__ = ["ChunkedLongCE", "LongCE", "SampledLongCE", "longce_loss", "longce_weights"]

@@ -192,8 +192,7 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
         ``(number wanted,)`` float32, nats.
     """
     before = states[:, :-1][wanted[:, 1:]]
-    with torch.autocast(states.device.type, enabled=False):
-        return token_logprobs(before, labels[wanted], head)
+    return token_logprobs(before, labels[wanted], head)
 
 
 def most_over_ranks(number: int, model: Any) -> int:

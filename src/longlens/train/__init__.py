@@ -10,14 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longlens.losses.longce import LongCE as LongCE
+    from longlens.losses.settings import ChunkedLongCE as ChunkedLongCE
+    from longlens.losses.settings import LongCE as LongCE
+    from longlens.losses.settings import SampledLongCE as SampledLongCE
     from longlens.train.callback import LongPPLCallback as LongPPLCallback
     from longlens.train.sft import LongCESFTTrainer as LongCESFTTrainer
     from longlens.train.trainer import LongCETrainer as LongCETrainer
 
 # TRL takes seconds to import and is an extra, which transformers' own trainer does not need.
 _HOME = {
-    "LongCE": "losses.longce",
+    "ChunkedLongCE": "losses.settings",
+    "LongCE": "losses.settings",
+    "SampledLongCE": "losses.settings",
     "LongCESFTTrainer": "train.sft",
     "LongCETrainer": "train.trainer",
     "LongPPLCallback": "train.callback",

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import Trainer
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.losses.longce import LongCE, WeightedNLL, weighted_nll
+from longlens.losses.longce import WeightedNLL, weighted_nll
+from longlens.losses.settings import LongCE
 from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
 from longlens.train.callback import LongPPLCallback
 
@@ -135,7 +136,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """LongCE of one micro-batch; with ``return_outputs`` also the model's outputs, which hold all logits."""
         batch = read_batch(inputs)
-        found = _weighted(model, batch, self.longce)
+        found = _weighted(model, batch, self.longce, self.state.global_step)
         if self.longce is not None:
             self._count(found, self.longce)
         loss = self._mean(found, num_items_in_batch)
@@ -160,7 +161,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             batch = read_batch(self._prepare_inputs(inputs))
             number = self._get_num_items_in_batch([inputs], self.args.device)
-            loss = self._mean(_weighted(model, batch, None), number).detach()
+            loss = self._mean(_weighted(model, batch, None, 0), number).detach()
             if prediction_loss_only:
                 return loss, None, None
             return loss, _outputs(model, batch).logits, batch.labels
@@ -190,7 +191,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _weighted(model: Any, batch: Batch, longce: LongCE | None) -> WeightedNLL:
+def _weighted(model: Any, batch: Batch, longce: LongCE | None, step: int) -> WeightedNLL:
     return weighted_nll(
         model,
         batch.input_ids,
@@ -199,6 +200,7 @@ def _weighted(model: Any, batch: Batch, longce: LongCE | None) -> WeightedNLL:
         position_ids=batch.position_ids,
         token_weights=batch.token_weights,
         short_logprobs=batch.short_logprobs,
+        step=step,
     )
 
 

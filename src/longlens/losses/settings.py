@@ -1,0 +1,144 @@
+"""Settings of LongCE: which windows of a document are scored at a step, and what a token weighs (eq. 6 to 8)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longlens.errors import LonglensWarning, UserError
+from longlens.keytokens.influence import GAMMA, check_gamma
+from longlens.windows import Window, check_window_settings, plan_chunks, plan_windows
+
+# Paper, section 4.2: "The context length of s_i is set to be K = 4096", with the stride of appendix A.1, d = 1024.
+CONTEXT = 4096
+STRIDE = 1024
+SHORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongCE:
+    """LongCE as the paper has it: every token from K on is weighed at every step (eq. 6 to 8).
+
+    The cost of a stride is that of ``(n - K) / d`` windows of K + d tokens, so that ``stride=context`` costs less: the
+    short context of a token is then K to 2 K - 1 tokens. `SampledLongCE` and `ChunkedLongCE` weigh a part of the tokens
+    at a step; docs/train.md has what each costs, and how far its weights are from these.
+
+    Attributes:
+        context: K, tokens of context that a short score has at least.
+        stride: d, tokens that share a window.
+        gamma: The largest weight.
+        short_dtype: ``bfloat16`` or ``float16``: the short pass runs in it by autocast, its vocabulary head in float32
+            nevertheless. The precision of the long pass unless given.
+
+    Raises:
+        UserError: Settings that no window can be made of, gamma is not a finite number above 0, or another dtype.
+    """
+
+    context: int = CONTEXT
+    stride: int = STRIDE
+    gamma: float = GAMMA
+    short_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        check_window_settings(self.context, self.stride)
+        check_gamma(self.gamma)
+        if self.gamma < 1:
+            warnings.warn(
+                f"gamma is {self.gamma}, the largest weight: tokens that the long context helps weigh less than those "
+                "without a short score, which weigh 1; the paper has gamma = 5",
+                LonglensWarning,
+                stacklevel=3,
+            )
+        if self.short_dtype is not None and self.short_dtype not in SHORT_DTYPES:
+            raise UserError(
+                f"short_dtype is {self.short_dtype!r}; expected {' or '.join(SHORT_DTYPES)}, or leave it out"
+            )
+
+    def windows(self, ids: Tensor, step: int) -> list[Window]:
+        """The windows of a document that are scored at a step.
+
+        Args:
+            ids: ``(n,)`` its tokens.
+            step: Counts updates from 0.
+        """
+        return plan_windows(len(ids), self.context, self.stride)
+
+    def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
+        """Weights of the scored tokens of a batch, `longce_weights`.
+
+        Args:
+            long_logprobs: ``(m,)`` nats.
+            short_logprobs: ``(m,)`` nats, NaN where a token has no short score.
+        """
+        return longce_weights(long_logprobs, short_logprobs, self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLongCE(LongCE):
+    """LongCE with the short scores of some windows alone, drawn anew at each step; all other tokens weigh 1.
+
+    A document with n windows has ``max(1, round(share * n))`` of them scored. Which ones is a function of the step and
+    of the document's tokens, so that neither a resumed run nor another split into micro-batches changes them.
+
+    Attributes:
+        share: Of the windows, above 0 and at most 1.
+    """
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise UserError(f"share is {self.share}; expected the share of windows that is scored, above 0, at most 1")
+
+    def windows(self, ids: Tensor, step: int) -> list[Window]:
+        """See `LongCE.windows`."""
+        every = super().windows(ids, step)
+        if not every:
+            return every
+        draw = np.random.default_rng([step, zlib.crc32(ids.cpu().numpy().tobytes())])
+        chosen = draw.choice(len(every), size=max(1, round(self.share * len(every))), replace=False)
+        return [every[index] for index in sorted(chosen)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkedLongCE(LongCE):
+    """LongCE on chunks of K + d tokens that do not overlap: the short pass runs each token once, whatever K and d are.
+
+    In each chunk the tokens from its K-th on are weighed, d/(K + d) of all; the others weigh 1. Chunks move by d at
+    every step, so that each token from K on is weighed at one of ``ceil((K + d)/d)`` steps: every other one where
+    d = K.
+    """
+
+    def windows(self, ids: Tensor, step: int) -> list[Window]:
+        """See `LongCE.windows`."""
+        return plan_chunks(len(ids), self.context, self.stride, step * self.stride)
+
+
+def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA) -> Tensor:
+    """``min(exp(long - short), gamma)`` (eq. 7) without gradient, 1 where there is no short score (NaN).
+
+    Computed as ``exp(minimum(long - short, log(gamma)))``, which cannot overflow; the torch side of
+    `longlens.keytokens.influence.soft_influence`.
+
+    Args:
+        long_logprobs: Any shape, nats.
+        short_logprobs: The same shape, nats; NaN where a token has no short score.
+        gamma: The largest weight.
+
+    Returns:
+        The same shape, weights without unit.
+
+    Raises:
+        UserError: gamma is not a finite number above 0.
+    """
+    check_gamma(gamma)
+    difference = (long_logprobs - short_logprobs).detach()
+    weights = difference.clamp(max=math.log(gamma)).exp()
+    return torch.where(difference.isnan(), torch.ones_like(weights), weights)
