@@ -34,7 +34,8 @@ def longce_loss(
     (eq. 8, `plan_windows`), both by the model itself as it is now. The short pass comes first, in eval mode and without
     gradient, and keeps nothing but its log-probabilities; neither pass has the logits of a whole sequence at one time.
     No BOS is added: training sequences are taken as they are. LongRoPE computes the windows with the factors of their
-    own length, so that its weights also hold the difference between its short and its long factors.
+    own length, so that its weights also hold the difference between its short and its long factors; CLEX in training
+    draws positions at random in the long pass alone, so that its weights hold that too.
 
     Args:
         model: A causal language model of transformers; also with LoRA, prepared by accelerate, in

@@ -66,7 +66,7 @@ def position_interpolation(rope: Rope, *, factor: float) -> Frequencies:
 def ntk_theta(rope: Rope, *, factor: float) -> float:
     """``b' = b * s ** (d / (d - 2))``: the lowest frequency is divided by s exactly, the highest stays.
 
-    Source: bloc97, 2023 ("NTK-aware scaled RoPE"); YaRN paper (arXiv:2309.00071), eq. 16.
+    Source: bloc97, 2023 ("NTK-aware scaled RoPE"); YaRN paper (arXiv:2309.00071), "NTK-aware" interpolation.
     """
     return rope.theta * math.pow(factor, rope.dim / (rope.dim - 2))
 
@@ -93,10 +93,11 @@ def yarn(
 
     The pair that turns n times over L0 tokens is ``p(n) = d ln(L0 / (2 pi n)) / (2 ln b)``, and
     ``r_i = clip((i - low) / (high - low), 0, 1)`` with ``low = floor(p(beta_fast))``, ``high = ceil(p(beta_slow))``,
-    both kept within [0, d-1]. The attention factor is ``0.1 ln s + 1`` (eq. 22) unless given.
+    both kept within [0, d-1]. The attention factor is ``0.1 ln s + 1`` unless given.
 
-    Source: Peng et al., 2023 (arXiv:2309.00071), section 3.2. The paper's ramp is linear in the number of turns and
-    not rounded; the published code, transformers (``yarn``) and this function use the one above.
+    Source: Peng et al., 2023 (arXiv:2309.00071), "NTK-by-parts" interpolation and YaRN (equations are numbered
+    differently in its versions). The paper's ramp is linear in the number of turns and not rounded; the published code,
+    transformers (``yarn``) and this function use the one above.
     """
     low, high = (
         rope.dim * math.log(rope.length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))

@@ -133,7 +133,7 @@ class YaRN(Scaled):
     """
 
     name = "yarn"
-    # The paper's values for the Llama family are alpha = 1 and beta = 32, here beta_slow and beta_fast (section 3.2).
+    # The paper's values for the Llama family: alpha = 1 and beta = 32, here beta_slow and beta_fast ("NTK-by-parts").
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None

@@ -246,7 +246,9 @@ class TransformersScorer:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self._vocabulary, (1, PROBE_TOKENS), generator=generator).to(self._device)
         self._reset_rope()
-        logits = self.model(input_ids=ids, use_cache=False).logits[0]
+        # accelerate may have left a forward whose autocast rounds logits, and not the hidden states that we ask for.
+        forward = getattr(self.model, "_original_forward", self.model)
+        logits = forward(input_ids=ids, use_cache=False).logits[0]
         everything = torch.ones_like(ids, dtype=torch.bool)
         hidden = self._hidden(ids, everything)
         if not torch.isfinite(logits).all():

@@ -85,7 +85,7 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
                 "LongPPL during training needs all weights in one process, and they are spread over several (FSDP): "
                 "save checkpoints, and score them with longlens score"
             )
-        with evaluating(inner), _own_forward(inner), _same_random_numbers():
+        with evaluating(inner), _same_random_numbers():
             # Hashing the weights of a large model takes longer than scoring, and nothing of this run is stored.
             scorer = TransformersScorer(inner, tokenizer, source="in training", weights_sha256="in training")
             scores = score(self.documents, scorer, context=None, max_length=self.max_length)
@@ -102,17 +102,6 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
             self.trainer.log(values)
         else:
             state.log_history.append({**values, "epoch": state.epoch, "step": state.global_step})
-
-
-@contextmanager
-def _own_forward(model: Any) -> Iterator[None]:
-    """The model's own forward: without accelerate's autocast, which would round logits but not hidden states."""
-    mine = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if mine is not None:
-            model.forward = mine
 
 
 @contextmanager

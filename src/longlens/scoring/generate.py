@@ -1,0 +1,143 @@
+"""Text that a causal language model of transformers writes in answer to prompts: greedy, one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from longlens.errors import UserError
+
+MAX_NEW_TOKENS = 256
+
+
+class Generated(NamedTuple):
+    """What a model wrote, and whether it came to an end by itself (not by the limit of tokens)."""
+
+    text: str
+    is_complete: bool
+
+
+class Generator(Protocol):
+    """Writes texts in answer to prompts.
+
+    Attributes:
+        name: What the rows that it writes say of it.
+        weights_sha256: Says which weights it has.
+    """
+
+    name: str
+    weights_sha256: str
+
+    def generate(self, prompts: Sequence[str]) -> list[Generated]:
+        """An answer to each prompt."""
+
+
+class TransformersGenerator:
+    """Greedy generation; a prompt is a user's message where the tokenizer has a chat template, else a text to go on.
+
+    Args:
+        model: A causal language model; in eval mode while it runs.
+        tokenizer: Its tokenizer.
+        name: See `Generator`.
+        weights_sha256: See `Generator`.
+        max_new_tokens: Where it is stopped.
+
+    Raises:
+        UserError: The limit is below 1, or no token ends a text.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, weights_sha256: str, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> None:
+        if max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens is {max_new_tokens}; expected at least 1, such as {MAX_NEW_TOKENS}")
+        self.model, self.tokenizer = model, tokenizer
+        self.name, self.weights_sha256 = name, weights_sha256
+        self._max_new_tokens = max_new_tokens
+        self._ends = _end_tokens(model, tokenizer)
+        if not self._ends:
+            raise UserError(f"{name} has no token that ends a text (EOS): give a model that has, such as a chat model")
+        self._max_length: int | None = getattr(
+            model.config.get_text_config(decoder=True), "max_position_embeddings", None
+        )
+
+    def generate(self, prompts: Sequence[str]) -> list[Generated]:
+        """An answer to each prompt, without special tokens.
+
+        Raises:
+            UserError: A prompt is too long for the model, or there is not enough memory.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                return [self._answer(prompt) for prompt in prompts]
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.name} ran out of memory: use fewer --passage-tokens, or --dtype bfloat16"
+            ) from error
+        finally:
+            self.model.train(training)
+
+    def _answer(self, prompt: str) -> Generated:
+        from transformers import GenerationConfig
+
+        ids = self._encode(prompt)
+        if self._max_length is not None and len(ids) + self._max_new_tokens > self._max_length:
+            raise UserError(
+                f"{self.name} takes {self._max_length:,} tokens, and a prompt has {len(ids):,} with "
+                f"{self._max_new_tokens:,} to write: use fewer --passage-tokens"
+            )
+        input_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)
+        # A config of its own: that of the model's folder may ask for sampling.
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self._max_new_tokens,
+            eos_token_id=sorted(self._ends),
+            pad_token_id=min(self._ends),
+        )
+        written = self.model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)[
+            0, len(ids) :
+        ].tolist()
+        text = self.tokenizer.decode(written, skip_special_tokens=True)
+        return Generated(text, bool(written) and written[-1] in self._ends)
+
+    def _encode(self, prompt: str) -> list[int]:
+        if getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": prompt}]
+            ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            return ids
+        ids = self.tokenizer(prompt)["input_ids"]
+        return ids
+
+
+def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **options: Any) -> TransformersGenerator:
+    """Loads a model to write with.
+
+    Args:
+        name: As in `longlens.load_scorer`.
+        max_new_tokens: Where a text is stopped.
+        **options: As in `longlens.load_scorer`: dtype, device, device_map, attention, trust_remote_code, allow_pickle.
+
+    Raises:
+        UserError: As in `longlens.load_scorer`.
+    """
+    from longlens.models import load_scorer
+
+    scorer = load_scorer(name, **options)
+    return TransformersGenerator(
+        scorer.model,
+        scorer.tokenizer,
+        name=name,
+        weights_sha256=scorer.info.weights_sha256,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a text: the tokenizer's, and those that the model's folder names (chat models have several)."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return {token for token in [tokenizer.eos_token_id, *listed] if token is not None}
