@@ -1,4 +1,4 @@
-"""``longlens data mix``, ``pack`` and ``weigh`` as a user has them."""
+"""``longlens data mix``, ``pack``, ``weigh`` and ``qa`` as a user has them."""
 
 import json
 import subprocess
@@ -22,10 +22,24 @@ def recipe(work):
 
 
 MIX = ("data", "mix", "recipe.yaml", "--tokenizer", "llama", "--source", "b=b.txt", "-o", "out")
+QA = (
+    "data",
+    "qa",
+    "a.txt",
+    "b.txt",
+    "--model",
+    "llama",
+    "--passage-tokens",
+    "50",
+    "--max-new-tokens",
+    "4",
+    "-o",
+    "out",
+)
 PACK = ("data", "pack", "a.txt", "b.txt", "--tokenizer", "llama", "--length", "64", "-o", "out")
 
 
-@pytest.mark.parametrize("command", ["mix", "pack", "weigh"])
+@pytest.mark.parametrize("command", ["mix", "pack", "weigh", "qa"])
 def test_help_has_an_example_with_options_that_there_are(command, run):
     ended = run("data", command, "--help")
     assert (ended.code, ended.err) == (0, "")
@@ -36,7 +50,7 @@ def test_help_has_an_example_with_options_that_there_are(command, run):
 
 def test_help_lists_the_commands(run):
     shown = run("data", "--help").out
-    assert all(f"\n  {command} " in shown for command in ("mix", "pack", "weigh"))
+    assert all(f"\n  {command} " in shown for command in ("mix", "pack", "weigh", "qa"))
     assert "\n  data " in run("--help").out
 
 
@@ -125,11 +139,18 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ),
         ([*PACK, "--too-long", "x"], "too_long is 'x'; expected split, cut or drop"),
         ([*PACK, "--min-tokens", "999"], "no row was made of 2 documents with "),
-        ([*PACK, "--tokenized"], "'a.txt' has no .parquet or .jsonl file: tokenized rows are expected in such"),
+        ([*PACK, "--tokenized"], "'a.txt' has no .parquet or .jsonl file: rows are expected in such"),
         (
             ["data", "pack", "nosuch", *PACK[4:]],
             "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:",
         ),
+        ([*QA, "--pairs", "0"], "--pairs is 0; expected at least 1 of each document"),
+        ([*QA, "--max-length", "99"], "--max-length is 99 and --passage-tokens 50: expected at least twice as many"),
+        ([*QA, "--max-new-tokens", "0"], "--max-new-tokens is 0; expected at least 1, such as 256"),
+        ([*QA, "--model", "nosuch/"], "no such model: 'nosuch/' is neither a folder, a .gguf file nor a hub id"),
+        (["data", "qa", "nosuch", *QA[4:]], "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:"),
+        ([*QA, "--split", ""], "--split is empty: give a name, or leave it out"),
+        ([*QA[:-1], "llama"], "llama is not empty and holds no dataset (it has 'config.json'): give a new folder"),
         (["data", "weigh", "a.txt", "--scores", "nosuch", "-o", "out"], "no such folder: nosuch. Make scores with: "),
     ],
 )
@@ -172,3 +193,48 @@ def test_other_documents_than_were_scored(scored, run, tmp_path, monkeypatch):
         error = run("data", "weigh", document, "--scores", scored / "llama", "-o", "out").error
         assert error.startswith(f"error: {message}")
         assert not (tmp_path / "out").exists()
+
+
+def test_qa(work, run, monkeypatch):
+    from longlens.scoring.generate import Generated, TransformersGenerator
+
+    def written(self, prompts):
+        return [Generated("Question: Which times?\nAnswer: The best." if "best" in p else "No.", True) for p in prompts]
+
+    monkeypatch.setattr(TransformersGenerator, "generate", written)
+    found = run.json(*QA)
+    assert found == {
+        "schema_version": 1,
+        "out": "out",
+        "documents": 2,
+        "pairs": 2,
+        "rows": 1,
+        "cut_rows": 0,
+        "refused": {"no question": 1},
+    }
+    (row,) = (json.loads(line) for line in (work / "out" / "train.jsonl").read_text().splitlines())
+    text = (work / "a.txt").read_text()
+    assert row["messages"][0]["content"] == f"{text}\n\nWhich times?"
+    assert row["generator"] == "llama"
+    (kept,) = datasets.load_dataset(str(work / "out"), split="train", cache_dir=str(work / "cache"))
+    assert kept["messages"] == row["messages"]
+    again = run(*QA)
+    assert again.code == 0
+    assert again.out.splitlines()[-1] == "1 of 2 pairs on 2 documents, 0 cut, in out"
+    assert "no question" in again.out
+    assert run(*QA, "--seed", "1").error.startswith("error: out was made with other settings: seed is 0 there and 1")
+    options = ("--grounded", "--pairs", "3", "--max-length", "150", "--tokenizer", "other", "-o", "out2")
+    other = run.json(*QA, *options)
+    assert (other["rows"], other["cut_rows"]) == (3, 3)
+
+
+def test_qa_with_what_a_model_writes(work, run):
+    """A random one, which writes no pair."""
+    ended = run(*QA)
+    assert ended.code == 0
+    assert "0 of 2 pairs on 2 documents" in ended.out
+    assert "warning: none of 2 pairs was accepted (" in ended.err
+    assert "2 documents: 0 pairs, 2 refused" in ended.err
+    lines = [json.loads(line) for line in (work / "out" / "refused.log").read_text().splitlines()]
+    assert [line["document_id"] for line in lines] == ["a.txt", "b.txt"]
+    assert all(line["text"] for line in lines)

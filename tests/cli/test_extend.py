@@ -188,9 +188,12 @@ def test_a_full_disk(work, run, monkeypatch):
 
 def test_an_option_for_every_setting_of_every_method():
     import dataclasses
+    import inspect
 
-    from longlens.cli.commands import extend
+    from longlens.cli.commands.extend import extend
     from longlens.rope.methods import METHODS as KINDS
+    from longlens.rope.settings import SETTINGS
 
     fields = {field.name for kind in KINDS.values() for field in dataclasses.fields(kind)}
-    assert fields - {"short_factors", "long_factors", "max_factor"} == set(extend._OPTIONS)
+    assert fields - {"short_factors", "long_factors", "max_factor"} == set(SETTINGS)
+    assert set(SETTINGS) < inspect.signature(extend).parameters.keys()

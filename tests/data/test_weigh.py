@@ -251,7 +251,6 @@ def test_the_file_in_the_docs_trains_with_weights(tmp_path):
     weights = np.random.default_rng(0).uniform(0.1, 5, (2, 16)).astype(np.float32).tolist()
     packed, _ = pack_dataset(dataset(input_ids=ids, token_weights=weights), 32)
     model = tiny_model("llama")
-    model.loss_function = offline["weighted_loss"]
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     arguments = TrainingArguments(
         str(tmp_path),
@@ -266,7 +265,9 @@ def test_the_file_in_the_docs_trains_with_weights(tmp_path):
         use_cpu=True,
         save_strategy="no",
     )
-    Trainer(model=model, args=arguments, train_dataset=packed, data_collator=offline["collate"]).train()
+    trainer = Trainer(model=model, args=arguments, train_dataset=packed)
+    offline["install"](trainer)
+    trainer.train()
     naive = tiny_model("llama")
     losses = [
         -(naive_logprobs(naive, torch.tensor(row)) * torch.tensor(weight[1:])).sum()

@@ -7,6 +7,7 @@ import sys
 import datasets
 import pytest
 import torch
+import transformers
 
 from longlens.errors import UserError
 from tests.reference.longce import naive_longce
@@ -176,3 +177,14 @@ def test_trl_is_imported_where_it_is_asked_for():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.split() == ["False", "False"]
+
+
+def test_rows_that_are_packed_already_need_a_collator_that_keeps_where_documents_begin(tmp_path):
+    packed = rows((60, 60)).map(lambda row: {"position_ids": [*range(40), *range(20)]})
+    with pytest.raises(UserError, match=r"begin again with each document \(2 in the first row\), and .* batches of 1"):
+        sft(tmp_path / "a", data=packed)
+    ids = [torch.tensor(row) for row in packed["input_ids"]]
+    labels = [torch.tensor(row) for row in packed["labels"]]
+    documents = [(i[part], k[part]) for i, k in zip(ids, labels, strict=True) for part in (slice(40), slice(40, 60))]
+    kept = sft(tmp_path / "b", data=packed, data_collator=transformers.default_data_collator)
+    assert_stepped(kept, naive_step(tiny_model("llama"), documents))

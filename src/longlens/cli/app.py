@@ -16,6 +16,8 @@ from longlens.cli.commands.perplexity import perplexity
 from longlens.cli.commands.reach import reach
 from longlens.cli.commands.report import report
 from longlens.cli.commands.score import score
+from longlens.cli.commands.study import study
+from longlens.cli.commands.train import train
 
 app = typer.Typer(
     name="longlens",
@@ -24,9 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend):
+for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend, train):
     app.command()(command)
 app.add_typer(data)
+app.add_typer(study)
 
 
 def _version(wanted: bool) -> None:

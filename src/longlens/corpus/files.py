@@ -11,6 +11,8 @@ from pathlib import Path
 from longlens.corpus.document import Document, check_unicode, one_line, shown, system_errors, utf8
 from longlens.corpus.options import ReadOptions
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, document_of_row, open_dataset, rows_reader
+from longlens.corpus.stdlib import PREFIX as STDLIB
+from longlens.corpus.stdlib import module_files
 from longlens.errors import UserError
 
 # What a folder is searched for beside JSON Lines and Parquet; a file named by itself may have any ending.
@@ -39,6 +41,7 @@ def read_documents(
     - A folder is walked in sorted order for files of `TEXT_ENDINGS`, JSON Lines and Parquet. Hidden entries, empty text
       files and folders that were already met (loops of links) are skipped.
     - ``hf:NAME`` is a dataset on the Hub, in a local folder of data files, or saved there with ``save_to_disk``.
+    - ``stdlib:NAME`` is the source of a module or package of Python's standard library, a file a document.
 
     Text is strict UTF-8; a byte order mark at its start is dropped, newlines and NUL stay as they are. JSON Lines end
     at ``\n`` alone. Of a row, `ReadOptions.text_field` (or the decoded ``input_ids``), `ReadOptions.id_field` and
@@ -48,7 +51,7 @@ def read_documents(
     ``FILE#000000012``, counted from 1 (in JSON Lines: the line), so that sorted ids are in the order of the file.
 
     Args:
-        sources: Files, folders and ``hf:NAME``.
+        sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
         options: Fields, split and filters; by default ``ReadOptions()``.
         decoder: Turns ``input_ids`` into text, with special tokens as the published script does
             (``tokenizer.decode``); goes with `ReadOptions.tokenized_with`.
@@ -89,6 +92,10 @@ def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Sou
     if isinstance(source, str) and source.startswith("hf:"):
         check_unicode(source, f"the name {shown(source)}", "rename the folder")
         yield _Source(id=source[3:], name=source, rows=open_dataset(source[3:], options))
+        return
+    if isinstance(source, str) and source.startswith(STDLIB):
+        for id, file in module_files(source.removeprefix(STDLIB)):
+            yield _planned_file(id, file, options, in_folder=True)
         return
     if not os.fspath(source):
         raise UserError("a document's name is empty: name a file, a folder or a dataset as hf:NAME")

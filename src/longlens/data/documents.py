@@ -83,7 +83,7 @@ def documents_of(source: Source, framing: Framing, *, seed: int, scratch: Path) 
     """
     assert source.path is not None
     if source.tokenized:
-        rows = tokenized_rows([source.path], source.reading())
+        rows = dataset_rows([source.path], source.reading())
         documents: Iterable[Columns] = (columns_of(row.values, row.place) for row in rows)
         yield from map(framing.framed, documents)
         return
@@ -104,8 +104,8 @@ def texts_to_documents(texts: Iterable[str], framing: Framing) -> Iterator[Colum
         yield from map(framing.framed, framing.encode(batch))
 
 
-def tokenized_rows(sources: Sequence[str], options: ReadOptions) -> Iterator[Row]:
-    """Rows of tokenized datasets: ``hf:NAME``, JSON Lines or Parquet files, or folders of such.
+def dataset_rows(sources: Sequence[str], options: ReadOptions) -> Iterator[Row]:
+    """Rows of datasets, tokenized or of conversations: ``hf:NAME``, JSON Lines or Parquet files, or folders of such.
 
     Raises:
         UserError: No such source, none with rows, or a row that is no mapping.
@@ -116,7 +116,7 @@ def tokenized_rows(sources: Sequence[str], options: ReadOptions) -> Iterator[Row
             for row in read():
                 none = False
                 if not isinstance(row.values, Mapping):
-                    raise UserError(f"{row.place} is a {type(row.values).__name__}, expected fields such as input_ids")
+                    raise UserError(f"{row.place} is a {type(row.values).__name__}, expected an object with fields")
                 yield row
         if none:
             raise UserError(f"{shown(source)} is empty, it has no row: leave it out")
@@ -131,7 +131,7 @@ def _readers(source: str, options: ReadOptions) -> list[Callable[[], Iterator[Ro
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not _hidden(file, path))
     readers = [reader for file in files if file.is_file() and (reader := rows_reader(file)) is not None]
     if not readers:
-        raise UserError(f"{shown(source)} has no .parquet or .jsonl file: tokenized rows are expected in such")
+        raise UserError(f"{shown(source)} has no .parquet or .jsonl file: rows are expected in such")
     return readers
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from longlens.corpus import ReadOptions, read_documents
 from longlens.data.columns import Columns, columns_of
-from longlens.data.documents import Framing, texts_to_documents, tokenized_rows
+from longlens.data.documents import Framing, dataset_rows, texts_to_documents
 from longlens.data.mixture import check_tokenizer, fingerprint
 from longlens.data.packing import Counts, Packing, TooLong, pack, warn_divided
 from longlens.data.store import DatasetFolder, packed_schema, read_manifest
@@ -69,7 +69,7 @@ def pack_folder(
         check_tokenizer(source, framing)
     tokenized = tokenized or (bool(sources) and all(_is_weighed(source) for source in sources))
     if tokenized:
-        rows = tokenized_rows(sources, reading)
+        rows = dataset_rows(sources, reading)
         documents: Iterable[Columns] = (framing.framed(columns_of(row.values, row.place)) for row in rows)
     else:
         documents = texts_to_documents((d.text for d in read_documents(sources, reading)), framing)
@@ -159,7 +159,7 @@ def weigh_folder(
     }
     if tokenized:
         rows: Iterable[tuple[str, Mapping[str, Any]]] = (
-            (row.place, row.values) for row in tokenized_rows(sources, reading)
+            (row.place, row.values) for row in dataset_rows(sources, reading)
         )
     else:
         found = read_documents(sources, reading)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from longlens import recipe_file
 from longlens.corpus import ReadOptions
 from longlens.data.packing import BestFit, Fill, Packing, TooLong
 from longlens.errors import UserError
+from longlens.recipe_file import check_keys, check_types, made, nearest, read_yaml
+from longlens.recipe_file import whole_number as whole_number
 
-Made = TypeVar("Made")
 PACKINGS: dict[str, Packing] = {"fill": Fill(keep_remainder=False), "best-fit": BestFit()}
 
 
@@ -60,7 +60,7 @@ class Source:
 
     def __post_init__(self) -> None:
         """Checks the values, one by one and together."""
-        _check_types(self, "a source")
+        check_types(self, "a source")
         if not 0 < self.weight <= 100:
             raise UserError(f"weight is {self.weight}, expected percent of the tokens, above 0 and at most 100")
         if self.too_long not in ("split", "cut", "drop"):
@@ -120,7 +120,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        _check_types(self, "a mixture")
+        check_types(self, "a mixture")
         if not self.sources:
             raise UserError("the mixture has no sources: give at least one, with its path and weight")
         for name in self.sources:
@@ -149,8 +149,7 @@ class Mixture:
 
 def presets() -> list[str]:
     """Names of the recipes that come with longlens."""
-    folder = resources.files("longlens") / "recipes" / "mixtures"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return recipe_file.presets("mixtures")
 
 
 def read_mixture(
@@ -174,10 +173,10 @@ def read_mixture(
     Raises:
         UserError: No such recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
     """
-    content = _read_yaml(recipe)
+    content = read_yaml(recipe, "mixtures", "length and sources")
     given = {name: v for name, v in {"length": length, "tokens": tokens, "seed": seed}.items() if v is not None}
     content |= given
-    _check_keys(content, Mixture, f"{recipe}")
+    check_keys(content, Mixture, f"{recipe}")
     for name in ("length", "tokens"):
         if name not in content:
             raise UserError(f"{recipe} says no {name}: pass --{name}, such as --{name} {_EXAMPLES[name]}")
@@ -188,78 +187,22 @@ def read_mixture(
     paths = dict(sources or {})
     for name in paths:
         if name not in listed:
-            raise UserError(f"--source {name}: {recipe} has no source of that name{_nearest(name, listed)}")
-    made = {str(name): _source(values, f"{recipe}: {name}", paths.get(name)) for name, values in listed.items()}
+            raise UserError(f"--source {name}: {recipe} has no source of that name{nearest(name, listed)}")
+    found = {str(name): _source(values, f"{recipe}: {name}", paths.get(name)) for name, values in listed.items()}
     with_length = {
         name: replace(source, min_tokens=content["length"]) if source.min_tokens == "length" else source
-        for name, source in made.items()
+        for name, source in found.items()
     }
-    return _made(Mixture, content | {"sources": with_length}, f"{recipe}")
+    return made(Mixture, content | {"sources": with_length}, f"{recipe}")
 
 
 _EXAMPLES = {"length": "65536", "tokens": "1e9"}
 
 
-def whole_number(value: Any, what: str) -> int:
-    """``1e9`` and ``"1e9"`` (which YAML takes for a string) to 1000000000.
-
-    Raises:
-        UserError: It is no whole number.
-    """
-    try:
-        number = float(value)
-        if isinstance(value, bool) or number != int(number):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{what} is {value!r}; expected a whole number, such as 65536 or 1e9") from error
-    return int(number)
-
-
-def _read_yaml(recipe: str | os.PathLike[str]) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped]
-
-    if str(recipe) in presets():
-        text = (resources.files("longlens") / "recipes" / "mixtures" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        try:
-            text = Path(recipe).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise UserError(f"no recipe {str(recipe)!r}: give a YAML file, or one of {', '.join(presets())}") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the recipe {recipe}: {error}: expected a YAML file") from error
-    try:
-        content = yaml.load(text, _loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{recipe} is no YAML: {' '.join(str(error).split())[:300]}: mend the file") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as length and sources")
-    return content
-
-
-def _loader(stream: Any) -> Any:
-    """The safe loader, which refuses a key that is there twice: YAML would silently take the last."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        pass
-
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no name", node.start_mark)
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
-        return dict(loader.construct_mapping(node, deep=True))
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    return Loader(stream)
-
-
 def _source(values: Any, place: str, path: str | None) -> Source:
     if not isinstance(values, dict):
         raise UserError(f"{place} is {values!r}; expected keys such as path and weight")
-    _check_keys(values, Source, place)
+    check_keys(values, Source, place)
     if "weight" not in values:
         raise UserError(f"{place} has no weight: give its share of the tokens, percent")
     numbers = {
@@ -270,44 +213,4 @@ def _source(values: Any, place: str, path: str | None) -> Source:
     if path is not None and not path.startswith("hf:"):
         # The recipe's subset and split are of the dataset that the path stands in for.
         values = {name: value for name, value in values.items() if name not in ("subset", "split")}
-    return _made(Source, values | numbers | ({} if path is None else {"path": path}), place)
-
-
-def _check_keys(values: Mapping[str, Any], kind: type, place: str) -> None:
-    known = [field.name for field in fields(kind)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"{place} has an unknown key {key!r}{_nearest(key, known)}; known are {', '.join(known)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (nearest: {close[0]!r})" if close else ""
-
-
-def _made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
-    try:
-        return kind(**values)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "float": (int, float),
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-    "TooLong": (str,),
-    "int | str": (int, str),
-    "str | None": (str, type(None)),
-    "int | None": (int, type(None)),
-}
-
-
-def _check_types(values: Any, what: str) -> None:
-    """A value of another type than its field's is refused: YAML makes numbers and booleans of what looks like them."""
-    for field in fields(values):
-        value, kinds = getattr(values, field.name), _TYPES.get(str(field.type))
-        is_bool = isinstance(value, bool)
-        if kinds is not None and (not isinstance(value, kinds) or (is_bool and bool not in kinds)):
-            raise UserError(f"{field.name} of {what} is {value!r}; expected {field.type}")
+    return made(Source, values | numbers | ({} if path is None else {"path": path}), place)

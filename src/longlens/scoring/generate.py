@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,29 +19,16 @@ class Generated(NamedTuple):
     is_complete: bool
 
 
-class Generator(Protocol):
-    """Writes texts in answer to prompts.
-
-    Attributes:
-        name: What the rows that it writes say of it.
-        weights_sha256: Says which weights it has.
-    """
-
-    name: str
-    weights_sha256: str
-
-    def generate(self, prompts: Sequence[str]) -> list[Generated]:
-        """An answer to each prompt."""
-
-
 class TransformersGenerator:
-    """Greedy generation; a prompt is a user's message where the tokenizer has a chat template, else a text to go on.
+    """A `longlens.data.qa.Generator`.
+
+    Greedy generation; a prompt is a user's message where the tokenizer has a chat template, else a text to go on.
 
     Args:
         model: A causal language model; in eval mode while it runs.
         tokenizer: Its tokenizer.
-        name: See `Generator`.
-        weights_sha256: See `Generator`.
+        name: What the rows say of it.
+        weights_sha256: Says which weights it has.
         max_new_tokens: Where it is stopped.
 
     Raises:

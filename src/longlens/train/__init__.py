@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from longlens.losses.settings import LongCE as LongCE
     from longlens.losses.settings import SampledLongCE as SampledLongCE
     from longlens.train.callback import LongPPLCallback as LongPPLCallback
+    from longlens.train.collate import pad_right as pad_right
     from longlens.train.sft import LongCESFTTrainer as LongCESFTTrainer
     from longlens.train.trainer import LongCETrainer as LongCETrainer
 
@@ -25,6 +26,7 @@ _HOME = {
     "LongCESFTTrainer": "train.sft",
     "LongCETrainer": "train.trainer",
     "LongPPLCallback": "train.callback",
+    "pad_right": "train.collate",
 }
 __all__ = sorted(_HOME)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from longlens.errors import LonglensWarning, UserError
+from longlens.losses.documents import document_starts
 from longlens.losses.longce import WeightedNLL, weighted_nll
 from longlens.losses.settings import LongCE
 from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
@@ -72,9 +73,30 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             )
         if wanted or not hasattr(self.train_dataset, "column_names"):
             self.data_collator: Any = OfflineCollator(self.data_collator)
+        self._check_collator()
         self._sums = torch.zeros(5, dtype=torch.float64)
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
+
+    def _check_collator(self) -> None:
+        """Refuses a collator that loses where packed documents begin, as TRL's does: they would see each other."""
+        if "position_ids" not in (getattr(self.train_dataset, "column_names", None) or ()):
+            return
+        row = self.train_dataset[0]
+        if row["position_ids"] is None:
+            return
+        starts = document_starts(*(torch.tensor(row[name])[None] for name in ("input_ids", "position_ids")))
+        self._set_signature_columns_if_needed()
+        kept = [name for name in row if not self.args.remove_unused_columns or name in self._signature_columns]
+        batch = read_batch(self.data_collator([{name: row[name] for name in kept}]))
+        found = document_starts(batch.input_ids, batch.position_ids)
+        if found.sum() < starts.sum():
+            raise UserError(
+                f"rows have position_ids that begin again with each document ({int(starts.sum())} in the first row), "
+                f"and {type(self.data_collator).__name__} makes batches of {int(found.sum())}, in which packed "
+                "documents would see each other: give a data_collator that keeps position_ids, such as "
+                "longlens.train.pad_right"
+            )
 
     def _refuse_unshown(self) -> None:
         parallel = self.accelerator.parallelism_config
@@ -109,7 +131,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        missing = [name for name in OFFLINE_COLUMNS if name not in self._signature_columns]
+        wanted = (*OFFLINE_COLUMNS, "position_ids")  # the latter is no column of TRL's
+        missing = [name for name in wanted if name not in self._signature_columns]
         self._signature_columns += missing
 
     def _get_num_items_in_batch(

@@ -1,4 +1,4 @@
-"""``longlens data mix``, ``longlens data pack`` and ``longlens data weigh``."""
+"""``longlens data mix``, ``pack``, ``weigh`` and ``qa``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from longlens.cli import options as o
 
 data = typer.Typer(
     name="data",
-    help="Training data: mixtures, packing, offline LongCE weights.",
+    help="Training data: mixtures, packing, offline LongCE weights, synthetic long questions.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -183,6 +183,80 @@ def weigh(
     if "mean_weight" in counts:
         say(f"mean weight {counts['mean_weight']:.3f}, {counts['at_gamma']:,} tokens at gamma")
     print(f"next: longlens data pack {printable(str(out))} --tokenizer MODEL --length LENGTH -o PACKED")
+
+
+@data.command()
+def qa(
+    docs: o.Docs,
+    model: Annotated[str, typer.Option(help=f"Model that writes the questions. {o.MODEL_HELP}")],
+    out: Out,
+    pairs: Annotated[int, typer.Option(help="Questions on each document, each on a passage of its own.")] = 1,
+    passage_tokens: Annotated[int, typer.Option(help="Tokens of a passage, at most.")] = 384,
+    max_length: Annotated[int, typer.Option(help="Tokens of a row; longer documents are cut around the passage.")] = (
+        32768
+    ),
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer counts: the one to train.  [default: --model]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides where the passages are, with the documents' ids.")] = 0,
+    grounded: Annotated[
+        bool, typer.Option("--grounded", help="Refuse answers with words that are not in the passage.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a pair is stopped, and refused.")] = 256,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
+    attention: o.Attention = None,
+    text_field: o.TextField = "text",
+    id_field: o.IdField = "id",
+    subset: o.Subset = None,
+    split: o.Split = "train",
+    samples: o.Samples = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+    as_json: o.Json = False,
+) -> None:
+    """Let a model write questions on passages of documents, for fine-tuning; the same command again goes on.
+
+    Example: longlens data qa books/ --model smollm2 --pairs 2 -o long-qa
+    """
+    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.corpus import ReadOptions, read_documents
+    from longlens.data.qa import QASettings
+    from longlens.data.qa_folder import qa_folder
+
+    settings = QASettings(
+        pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
+    )
+    reading = ReadOptions(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples)
+    read_documents(docs, reading)  # which sees what is missing before a model is loaded
+
+    from longlens.models import load_tokenizer
+    from longlens.scoring.generate import load_generator
+
+    generator = load_generator(
+        model,
+        max_new_tokens=max_new_tokens,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    counted_by = generator.tokenizer
+    if tokenizer is not None:
+        counted_by = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    counts = qa_folder(docs, generator, counted_by, out, settings, reading=reading, told=say)
+    if as_json:
+        print_json({"schema_version": 1, "out": str(out), **counts})
+        return
+    if counts["refused"]:
+        print_table(("refused", "pairs"), [(reason, f"{number:,}") for reason, number in counts["refused"].items()])
+    print(
+        f"{counts['rows']:,} of {counts['pairs']:,} pairs on {counts['documents']:,} documents, "
+        f"{counts['cut_rows']:,} cut, in {printable(str(out))}"
+    )
 
 
 def parse_sources(pairs: list[str]) -> dict[str, str]:

@@ -73,18 +73,9 @@ def demo_document() -> Document:
     Raises:
         UserError: This Python comes without sources.
     """
-    import typing
-
     from longlens.corpus import read_documents
-    from longlens.errors import UserError
 
-    source = typing.__file__
-    if not source.endswith(".py"):
-        raise UserError(
-            f"this Python comes without its sources ({source}), the text of the demo: run "
-            "longlens longppl YOUR.txt --model smollm2 --evaluator self -o run"
-        )
-    return replace(next(iter(read_documents([source]))), id="typing.py")
+    return replace(next(iter(read_documents(["stdlib:typing"]))), id="typing.py")
 
 
 def excerpts(scores: TokenScores, keys: KeyTokens, count: int, width: int = 48) -> list[tuple[float, str, str, str]]:

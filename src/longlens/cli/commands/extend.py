@@ -84,75 +84,9 @@ def parse_method(name: str, settings: dict[str, Any]) -> Method:
     Raises:
         UserError: No such method, a setting that it does not have, or one that it needs.
     """
-    import dataclasses
+    from longlens.rope.settings import parse_method
 
-    from longlens.errors import UserError
-    from longlens.rope.methods import METHODS
-
-    if name not in METHODS:
-        raise UserError(f"--method is {name!r}; expected one of {', '.join(METHODS)}")
-    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
-    # Options whose field is called otherwise.
-    spelled = {"factor": "max_factor"} if "max_factor" in fields else {}
-    options = [option for option in _OPTIONS if spelled.get(option, option) in fields]
-    if "short_factors" in fields:
-        options.append("factors")
-    known = ", ".join(_flag(option) for option in options)
-    for option in settings:
-        if option not in options:
-            raise UserError(f"{_flag(option)} is no setting of --method {name}, which has {known}: leave it out")
-    required = [
-        option for option in options if option == "factors" or _is_required(fields[spelled.get(option, option)])
-    ]
-    for option in required:
-        if option not in settings:
-            raise UserError(f"--method {name} needs {_flag(option)}; its settings are {known}")
-    values = {spelled.get(option, option): value for option, value in settings.items() if option != "factors"}
-    if "factors" in settings:
-        values["short_factors"], values["long_factors"] = _read_factors(settings["factors"])
-    return METHODS[name](**values)
-
-
-_OPTIONS = (
-    "factor",
-    "theta",
-    "first_layer",
-    "original_length",
-    "beta_fast",
-    "beta_slow",
-    "low_freq_factor",
-    "high_freq_factor",
-    "attention_factor",
-    "width",
-    "step",
-)
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
-
-
-def _is_required(field: Any) -> bool:
-    import dataclasses
-
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _read_factors(path: Path) -> tuple[list[float], list[float]]:
-    import json
-
-    from longlens.errors import UserError
-
-    expected = 'expected a JSON object such as {"short_factor": [1.0, ...], "long_factor": [1.0, ...]}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read --factors {path}: {error}; {expected}") from error
-    both = content if isinstance(content, dict) else {}
-    short, long = both.get("short_factor"), both.get("long_factor")
-    if not isinstance(short, list) or not isinstance(long, list):
-        raise UserError(f"--factors {path} lacks a list of factors; {expected}")
-    return short, long
+    return parse_method(name, settings, lambda option: "--" + option.replace("_", "-"))
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,71 @@
+"""``longlens study reproduce``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longlens.cli import options as o
+
+study = typer.Typer(
+    name="study",
+    help="Studies: experiments that anyone can repeat.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+STUDIES = ("longce",)
+
+
+@study.callback()
+def _root() -> None:
+    """Studies: experiments that anyone can repeat."""
+
+
+@study.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="longce: does LongCE help, in a model that two cores train?")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, runs and result.json.")],
+    recipe: Annotated[str, typer.Option(help="A YAML file with other settings.")] = "longce",
+    seeds: Annotated[str | None, typer.Option(help="Such as 1,2,3.  [default: the recipe's]")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Prose: a file or a folder.  [default: Python's standard library]")
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run a small experiment from scratch; the same command again goes on where it stopped.
+
+    Example: longlens study reproduce longce -o longce-study
+    """
+    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.errors import UserError
+    from longlens.study.run import reproduce_longce
+    from longlens.study.settings import read_study
+    from longlens.study.summary import difference_table, mean_table
+    from longlens.study.text import read_text
+
+    if name not in STUDIES:
+        raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
+    chosen = None if seeds is None else parse_seeds(seeds)
+    settings = read_study(recipe)
+    result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen, told=say)
+    if as_json:
+        print_json({"out": str(out), **result})
+        return
+    print_table(*mean_table(result))
+    print()
+    print_table(*difference_table(result))
+    print(f"{len(result['seeds'])} seeds, all numbers in {printable(str(out / 'result.json'))}")
+
+
+def parse_seeds(listed: str) -> list[int]:
+    """``"1,2,3"`` to ``[1, 2, 3]``.
+
+    Raises:
+        UserError: One is no whole number.
+    """
+    from longlens.recipe_file import whole_number
+
+    return [whole_number(seed.strip(), "--seeds") for seed in listed.split(",")]

@@ -1,0 +1,247 @@
+"""Conversations to token ids and labels for supervised fine-tuning: only what the assistant says is learned."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from longlens.corpus import ReadOptions
+from longlens.corpus.document import shown
+from longlens.data.columns import Columns
+from longlens.data.conversation import ASSISTANT, ChatEncoder, ChatRow, Conversation, read_conversation
+from longlens.data.documents import dataset_rows
+from longlens.data.store import read_manifest
+from longlens.data.template import Turns
+from longlens.errors import LonglensWarning, UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TooLong = Literal["cut", "drop"]
+
+
+@dataclass(slots=True)
+class ChatCounts:
+    """What became of conversations.
+
+    With ``turns="together"``, ``conversations == rows + long_conversations + unanswered_conversations``.
+
+    Attributes:
+        conversations: That were read.
+        rows: That were made.
+        tokens: In them.
+        learned_tokens: Of those, with a label.
+        cut_conversations: Of which whole turns were left out at the end, for the rest to fit.
+        cut_answers: Turns of the assistant that were left out so.
+        long_conversations: Left out, since not even the first answer fits (or all do not, with ``too_long="drop"``).
+        unanswered_conversations: Left out, having no turn of the assistant to learn.
+        merged_turns: Whose first token holds characters of the prompt as well. It is learned, but after the prompt
+            alone a model would have to begin with another token.
+    """
+
+    conversations: int = 0
+    rows: int = 0
+    tokens: int = 0
+    learned_tokens: int = 0
+    cut_conversations: int = 0
+    cut_answers: int = 0
+    long_conversations: int = 0
+    unanswered_conversations: int = 0
+    merged_turns: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """All of it."""
+        return asdict(self)
+
+
+def chat_dataset(
+    sources: Sequence[str],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    reading: ReadOptions | None = None,
+    too_long: TooLong = "cut",
+    turns: Turns = "together",
+    counts: ChatCounts | None = None,
+) -> Dataset:
+    """Conversations as rows to train on: ``input_ids``, and ``labels`` that are -100 but at the assistant's turns.
+
+    A turn is what the template writes between the prompt for it and the next turn: the content, and the token that
+    ends it. Of ``U A U A``, each a turn with its header (``h``) and end (``e``)::
+
+        input_ids   h U e   h A e   h U e   h A e
+        labels      - - -   - A e   - - -   - A e
+
+    A row is ``{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}``, or has
+    ``prompt`` and ``completion``, as messages or as strings (a user's turn and the answer to it). A list of functions
+    under ``tools``, and further keys of a message, go to the template. What follows the last answer is left out, and a
+    first message of the assistant is context, since there is no prompt for it.
+
+    Args:
+        sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
+        tokenizer: Of transformers, with a chat template.
+        max_length: Tokens of a row.
+        reading: Subset, split (``train`` unless given) and number of conversations.
+        too_long: Of a conversation with more tokens, ``cut`` keeps the whole turns that fit, ``drop`` nothing.
+        turns: ``together`` makes a row of a conversation. ``apart`` makes one of each answer, behind the conversation
+            before it as the template writes it there: for templates that write an answer otherwise once it is not the
+            last, as those do that remove earlier reasoning (Qwen3).
+        counts: Is added to.
+
+    Returns:
+        Rows in the order of the conversations, none longer than ``max_length`` and each with something to learn.
+
+    Raises:
+        UserError: No chat template, or one whose turns cannot be told apart (see `ChatTemplate`); a row that is no
+            conversation; no row is left.
+
+    Warns:
+        LonglensWarning: Conversations were cut or left out, or answers begin inside a token of the prompt.
+    """
+    import datasets
+
+    counts = ChatCounts() if counts is None else counts
+    rows = chat_rows(
+        sources, tokenizer, max_length=max_length, reading=reading, too_long=too_long, turns=turns, counts=counts
+    )
+    ids = datasets.List(datasets.Value("int32"))
+    # The fingerprint is given, since the library would hash the generator, which holds the tokenizer, for one.
+    try:
+        made = datasets.Dataset.from_generator(
+            lambda: rows,
+            features=datasets.Features({"input_ids": ids, "labels": ids}),
+            fingerprint=uuid.uuid4().hex,
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):  # which the library wraps
+            raise error.__cause__ from None
+        raise
+    warn_left_out(counts, max_length)
+    return made
+
+
+def chat_rows(
+    sources: Sequence[str],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    reading: ReadOptions | None = None,
+    too_long: TooLong = "cut",
+    turns: Turns = "together",
+    counts: ChatCounts | None = None,
+) -> Iterator[Columns]:
+    """The rows of `chat_dataset`, one by one; arguments are checked at once.
+
+    Args:
+        sources: As in `chat_dataset`.
+        tokenizer: As in `chat_dataset`.
+        max_length: As in `chat_dataset`.
+        reading: As in `chat_dataset`.
+        too_long: As in `chat_dataset`.
+        turns: As in `chat_dataset`.
+        counts: Is added to as rows are made.
+
+    Raises:
+        UserError: See `chat_dataset`; also where no row was made, when the last conversation was read.
+    """
+    if max_length < 2:
+        raise UserError(f"max_length is {max_length}; a row needs at least 2 tokens, such as 4096")
+    if too_long not in ("cut", "drop"):
+        raise UserError(f"too_long is {too_long!r}; expected cut or drop")
+    if turns not in ("together", "apart"):
+        raise UserError(f"turns is {turns!r}; expected together or apart")
+    if isinstance(sources, (str, bytes, Path)):
+        raise UserError(f"sources is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
+    if not sources:
+        raise UserError("no conversations given: name JSON Lines or Parquet files, folders or hf:NAME")
+    for source in sources:
+        if not source.startswith("hf:"):
+            read_manifest(Path(source))  # refuses what `longlens data qa` has not finished
+    reading = ReadOptions(split="train") if reading is None else reading
+    encoder = ChatEncoder(tokenizer, turns=turns)
+    counts = ChatCounts() if counts is None else counts
+    found = islice(dataset_rows(sources, reading), reading.samples)
+    conversations = (read_conversation(row.values, row.place) for row in found)
+    return _counted_rows(conversations, encoder, max_length, too_long, counts)
+
+
+def _counted_rows(
+    conversations: Iterable[Conversation],
+    encoder: ChatEncoder,
+    max_length: int,
+    too_long: TooLong,
+    counts: ChatCounts,
+) -> Iterator[Columns]:
+    for conversation in conversations:
+        counts.conversations += 1
+        answers = conversation.answers()
+        rows = _fitting_rows(conversation, encoder, max_length, too_long)
+        left_out = len(answers) - sum(row.answers for row in rows)
+        rows = [row for row in rows if row.learned]
+        if answers and left_out == len(answers):
+            counts.long_conversations += 1
+        elif not rows:
+            counts.unanswered_conversations += 1
+        elif left_out:
+            counts.cut_conversations += 1
+            counts.cut_answers += left_out
+        for row in rows:
+            counts.rows += 1
+            counts.tokens += row.size
+            counts.learned_tokens += row.learned
+            counts.merged_turns += row.merged_turns
+            yield row.columns
+    if not counts.rows:
+        raise UserError(
+            f"no row was made of {counts.conversations:,} conversations: {counts.long_conversations:,} are longer than "
+            f"{max_length:,} tokens, {counts.unanswered_conversations:,} have no turn of the role {ASSISTANT!r} after "
+            "another: raise max_length, or check the roles"
+        )
+
+
+def _fitting_rows(
+    conversation: Conversation, encoder: ChatEncoder, max_length: int, too_long: TooLong
+) -> list[ChatRow]:
+    """Rows of a conversation as far as they fit; none where nothing does, or there is no answer."""
+    answers = conversation.answers()
+    if encoder.turns == "apart":
+        rows = [encoder.encode(conversation.until(answer)) for answer in answers]
+        fitting = [row for row in rows if row.size <= max_length]
+        return [] if too_long == "drop" and len(fitting) < len(rows) else fitting
+    for answer in reversed(answers):
+        row = encoder.encode(conversation.until(answer))
+        if row.size <= max_length:
+            return [row]
+        if too_long == "drop":
+            break
+    return []
+
+
+def warn_left_out(counts: ChatCounts, max_length: int) -> None:
+    """Says what was cut, left out or merged, if anything was.
+
+    Args:
+        counts: Of all rows.
+        max_length: Tokens of a row.
+    """
+    happened = [
+        (counts.cut_conversations, f"cut to {max_length:,} tokens ({counts.cut_answers:,} answers)"),
+        (counts.long_conversations, f"left out, being longer than {max_length:,} tokens"),
+        (counts.unanswered_conversations, "left out, having nothing to learn"),
+    ]
+    told = [f"{number:,} were {what}" for number, what in happened if number]
+    if told:
+        warnings.warn(f"of {counts.conversations:,} conversations {', '.join(told)}", LonglensWarning, stacklevel=3)
+    if counts.merged_turns:
+        warnings.warn(
+            f"{counts.merged_turns:,} answers begin inside a token that began in the prompt, which ends with other "
+            "tokens where it stands alone: strip white space off the answers, or set a tokenizer.chat_template whose "
+            "prompt ends with a special token",
+            LonglensWarning,
+            stacklevel=3,
+        )

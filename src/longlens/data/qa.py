@@ -1,0 +1,298 @@
+"""Synthetic long questions: a passage of a long document, a question on it by a language model, and the document again.
+
+The recipe of the lecture ("How to do supervised fine-tuning"): "Sample a long document from the pre-training corpus.
+Sample a short paragraph from the document. Prompt an existing LM (can be short-context) to generate a QA pair.
+Concatenate the original document and the QA pair."
+
+All here are functions of texts and integers; what runs a model is behind `Generator`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+
+PROMPT = """\
+Here is a passage from a longer document.
+
+{passage}
+
+Write one question that this passage answers, and its answer. The question has to be clear to a reader who has the \
+whole document and does not know which passage is meant; the answer has to be in the passage. Reply in exactly this \
+form:
+Question: <the question>
+Answer: <the answer>"""
+"""What a generator is asked; the words are ours, the paper does not give its own."""
+
+DRAWS = 100
+"""Places that are tried for each pair, until one is clear of the passages before it."""
+
+Spans = npt.NDArray[np.int64]
+
+
+class Generated(Protocol):
+    """What a model wrote: its text, and whether it came to an end by itself (not by a limit of tokens)."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it came to an end."""
+
+
+class Generator(Protocol):
+    """Writes texts in answer to prompts; `longlens.scoring.generate` has one that runs a model of transformers.
+
+    Attributes:
+        name: What the rows say of it.
+        weights_sha256: Says which weights it has.
+    """
+
+    name: str
+    weights_sha256: str
+
+    def generate(self, prompts: Sequence[str]) -> Sequence[Generated]:
+        """An answer to each prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QASettings:
+    """How pairs are made.
+
+    Attributes:
+        pairs: Of each document.
+        passage_tokens: Tokens of a passage, at most.
+        max_length: Tokens of a conversation, template included; longer documents are cut around the passage.
+        seed: Decides, with a document's id, where its passages are.
+        grounded: Whether an answer is refused that has words which are not in its passage, see `is_grounded`.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    pairs: int = 1
+    passage_tokens: int = 384
+    max_length: int = 32768
+    seed: int = 0
+    grounded: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.pairs < 1:
+            raise UserError(f"--pairs is {self.pairs}; expected at least 1 of each document")
+        if self.passage_tokens < 8:
+            raise UserError(f"--passage-tokens is {self.passage_tokens}; expected at least 8, such as 384")
+        if self.max_length < 2 * self.passage_tokens:
+            raise UserError(
+                f"--max-length is {self.max_length} and --passage-tokens {self.passage_tokens}: expected at least "
+                "twice as many, for the passage to be a part of its document"
+            )
+
+
+class Span(NamedTuple):
+    """Characters ``[start, end)``, or tokens."""
+
+    start: int
+    end: int
+
+
+class Pair(NamedTuple):
+    """A question and its answer."""
+
+    question: str
+    answer: str
+
+
+class Refused(NamedTuple):
+    """Why there is no pair."""
+
+    reason: str
+
+
+def sample_passages(text: str, char_spans: Spans, document_id: str, settings: QASettings) -> list[Span]:
+    """Passages of a document, in characters: the same for a seed, id and text, wherever and in whatever order.
+
+    Draw i takes the tokens ``[p, p + passage_tokens)`` with ``p = sha256(f"{seed}:{i}:{id}") % (n - passage_tokens +
+    1)``; of them the whole paragraphs (runs of lines that are not blank), where these are at least half of the tokens,
+    else the whole words. Draws that overlap a passage before are passed over.
+
+    Args:
+        text: The text.
+        char_spans: Of its tokens, ``(n, 2)``.
+        document_id: Its id.
+        settings: Number, length and seed.
+
+    Returns:
+        ``settings.pairs`` of them, or fewer where no further one was found in `DRAWS` draws for each; none where the
+        text has fewer tokens than a passage.
+    """
+    places = len(char_spans) - settings.passage_tokens + 1
+    paragraphs = list(_paragraphs(text)) if places > 0 else []
+    found: list[Span] = []
+    for draw in range(DRAWS * settings.pairs if places > 0 else 0):
+        digest = hashlib.sha256(f"{settings.seed}:{draw}:{document_id}".encode()).digest()
+        first = int.from_bytes(digest, "big") % places
+        window = Span(int(char_spans[first, 0]), int(char_spans[first + settings.passage_tokens - 1, 1]))
+        passage = _whole_paragraphs(window, paragraphs, char_spans) or _whole_words(text, window)
+        if passage is not None and all(passage.end <= other.start or other.end <= passage.start for other in found):
+            found.append(passage)
+            if len(found) == settings.pairs:
+                break
+    return found
+
+
+def _paragraphs(text: str) -> Iterator[Span]:
+    for match in re.finditer(r"[^\S\n]*\S[^\n]*(?:\n[^\S\n]*\S[^\n]*)*", text):
+        yield Span(*match.span())
+
+
+def _whole_paragraphs(window: Span, paragraphs: Sequence[Span], char_spans: Spans) -> Span | None:
+    inside = [one for one in paragraphs if window.start <= one.start and one.end <= window.end]
+    if not inside:
+        return None
+    passage = Span(inside[0].start, inside[-1].end)
+    (first, last), (begin, end) = (tokens_of(span, char_spans) for span in (passage, window))
+    return passage if 2 * (last - first) >= end - begin else None
+
+
+def _whole_words(text: str, window: Span) -> Span | None:
+    start, end = window
+    while 0 < start < end and not text[start - 1].isspace():
+        start += 1
+    while start < end < len(text) and not text[end].isspace():
+        end -= 1
+    inner = text[start:end]
+    start += len(inner) - len(inner.lstrip())
+    end -= len(inner) - len(inner.rstrip())
+    return Span(start, end) if start < end else None
+
+
+def tokens_of(span: Span, char_spans: Spans) -> Span:
+    """Tokens that hold characters of a span.
+
+    Args:
+        span: Characters.
+        char_spans: Of the tokens, ``(n, 2)``, starts in order.
+    """
+    first = int(np.searchsorted(np.maximum.accumulate(char_spans[:, 1]), span.start, side="right"))
+    return Span(first, max(first, int(np.searchsorted(char_spans[:, 0], span.end, side="left"))))
+
+
+def part_around(passage: Span, number: int, budget: int) -> Span:
+    """Which ``budget`` of ``number`` tokens are kept, such that the passage is inside, as deep as in the whole.
+
+    ``start = p * (n - b) // (n - l)`` for a passage of l tokens that begins at token p: 0 where it stands first, n - b
+    where it stands last.
+
+    Args:
+        passage: Its tokens, at most ``budget``.
+        number: Tokens of the document.
+        budget: At most ``number``.
+    """
+    length = passage.end - passage.start
+    if budget >= number:
+        return Span(0, number)
+    start = passage.start * (number - budget) // (number - length)
+    return Span(start, start + budget)
+
+
+def messages_of(document: str, pair: Pair) -> list[dict[str, str]]:
+    """The conversation: the document and the question from the user, the answer from the assistant."""
+    return [
+        {"role": "user", "content": f"{document}\n\n{pair.question}"},
+        {"role": "assistant", "content": pair.answer},
+    ]
+
+
+_FIELD = re.compile(r"^[ \t]*[*_#]*[ \t]*(question|answer)[ \t]*[*_]*:[*_]*", re.IGNORECASE | re.MULTILINE)
+
+
+def read_pair(generated: Generated, passage: str, settings: QASettings) -> Pair | Refused:
+    """The pair that a model wrote: one line that begins with ``Question:``, then one with ``Answer:``.
+
+    What stands before the question is passed over, both may have several lines and be in bold. Refused is what has
+    another number of either, an empty one, or did not come to an end.
+
+    Args:
+        generated: What the model wrote.
+        passage: What it was asked about.
+        settings: Says whether the answer has to be grounded.
+    """
+    text = generated.text
+    fields = list(_FIELD.finditer(text))
+    names = [match[1].lower() for match in fields]
+    # Several pairs in a text that was stopped are the reason why it was.
+    for name in ("question", "answer"):
+        if names.count(name) > 1:
+            return Refused(f"several {name}s")
+    if not generated.is_complete:
+        return Refused("stopped by --max-new-tokens")
+    for name in ("question", "answer"):
+        if name not in names:
+            return Refused(f"no {name}")
+    if names[0] != "question":
+        return Refused("the answer comes first")
+    question = text[fields[0].end() : fields[1].start()].strip().strip("*_").strip()
+    answer = text[fields[1].end() :].strip().strip("*_").strip()
+    if not question or not answer:
+        return Refused("empty question" if not question else "empty answer")
+    if settings.grounded and not is_grounded(answer, passage):
+        return Refused("answer is not in the passage")
+    return Pair(question, answer)
+
+
+def is_grounded(answer: str, passage: str) -> bool:
+    """Whether every word of an answer is in the passage, but for those of at most three letters.
+
+    ``words(answer) - short <= words(passage)``, of letters and digits, in small letters; numbers are never short. An
+    answer without other words has to be in the passage as it is.
+
+    Args:
+        answer: The answer.
+        passage: The passage.
+    """
+    said, there = (set(re.findall(r"\w+", text.casefold())) for text in (answer, passage))
+    words = {word for word in said if len(word) > 3 or any(character.isdigit() for character in word)}
+    return words <= there if words else answer.casefold() in passage.casefold()
+
+
+def row_of(
+    document: Mapping[str, Any],
+    number: int,
+    kept: Span,
+    passage: Span,
+    text: str,
+    pair: Pair,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A row of the data set.
+
+    Args:
+        document: ``document_id`` and ``document_sha256``.
+        number: Which pair of the document it is.
+        kept: Characters of the document that are in the row.
+        passage: Characters of the document that the question is of.
+        text: The document.
+        pair: The question and its answer.
+        origin: Generator, seed and prompt.
+    """
+    return {
+        "id": f"{document['document_id']}#qa{number}",
+        "messages": messages_of(text[kept.start : kept.end], pair),
+        **document,
+        "pair": number,
+        "document_characters": len(text),
+        "document_span": list(kept),
+        "passage_span": list(passage),
+        **origin,
+    }

@@ -1,0 +1,275 @@
+"""What ``longlens data qa`` writes: a folder of conversations, line by line, so that a killed run loses no pair."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
+from longlens.corpus.document import shown
+from longlens.data.mixture import fingerprint
+from longlens.data.qa import (
+    PROMPT,
+    Generator,
+    Pair,
+    QASettings,
+    Refused,
+    Span,
+    Spans,
+    messages_of,
+    part_around,
+    read_pair,
+    row_of,
+    sample_passages,
+    tokens_of,
+)
+from longlens.data.store import DatasetFolder
+from longlens.errors import LonglensWarning, UserError
+from longlens.files import cannot_write
+from longlens.tokenization import TextEncoder
+
+ROWS = "train.jsonl"
+REFUSED = "refused.log"
+RESERVED_TOKENS = 64
+"""For a template that is not known: the tokenizer that counts has none."""
+
+
+def qa_folder(
+    sources: Sequence[str],
+    generator: Generator,
+    tokenizer: Any,
+    out: str | os.PathLike[str],
+    settings: QASettings,
+    *,
+    reading: ReadOptions | None = None,
+    told: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Writes a pair on a passage of each document, behind the document: rows of ``messages`` for `chat_dataset`.
+
+    ::
+
+        OUT/manifest.json    settings, generator, prompt; other settings are refused
+        OUT/train.jsonl      a line a pair, written when it is there; a run that was killed goes on after the last one
+        OUT/refused.log      a line for each pair that is not there: the reason, and what the model wrote
+        OUT/counts.json      what is returned; where it is, all is done
+
+    A row has ``messages``; ``document_id``, ``document_sha256``, ``document_characters``; ``document_span`` and
+    ``passage_span``, characters ``[start, end)`` of the document that are in the row, and that the question is of;
+    ``generator``, ``generator_sha256``, ``seed`` and ``prompt_sha256``, of the whole prompt.
+
+    Args:
+        sources: As in `longlens.read_documents`.
+        generator: Writes the pairs.
+        tokenizer: Counts the tokens of passages and rows: of the model that is to be trained, or the generator's.
+        out: A new folder, or one of the same settings.
+        settings: See `QASettings`.
+        reading: Fields and split.
+        told: Is given a line after each document.
+
+    Returns:
+        ``documents``, ``pairs`` (asked for), ``rows`` (accepted), ``cut_rows`` (of documents that were cut),
+        ``refused`` (pairs by reason).
+
+    Raises:
+        UserError: Documents that cannot be read or have changed since, a folder that holds something else, a full disk.
+
+    Warns:
+        LonglensWarning: No pair was accepted.
+    """
+    reading = ReadOptions(split="train") if reading is None else reading
+    maker = _Maker(generator, tokenizer, settings)
+    documents = read_documents(sources, reading)
+    manifest = {
+        "sources": {source: fingerprint(source) for source in sources},
+        "generator": generator.name,
+        "generator_sha256": generator.weights_sha256,
+        "tokenizer_sha256": maker.encoder.sha256,
+        "prompt_sha256": _sha256(PROMPT),
+        **asdict(settings),
+        "text_field": reading.text_field,
+        "id_field": reading.id_field,
+        "subset": reading.subset,
+        "split": reading.split,
+        "samples": reading.samples,
+    }
+    with DatasetFolder(Path(out), "qa", manifest) as folder:
+        if folder.counts is not None:
+            return folder.counts
+        log = _Log(folder.folder)
+        number = 0
+        for number, document in enumerate(documents, start=1):
+            for line in maker.lines(document, log.done(document)):
+                log.write(line)
+            if told is not None:
+                told(f"{number:,} documents: {log.rows:,} pairs, {sum(log.refused.values()):,} refused")
+        counts = {
+            "documents": number,
+            "pairs": log.rows + sum(log.refused.values()),
+            "rows": log.rows,
+            "cut_rows": log.cut_rows,
+            "refused": dict(log.refused.most_common()),
+        }
+        folder.finish(counts)
+    if not log.rows:
+        warnings.warn(
+            f"none of {counts['pairs']:,} pairs was accepted ({', '.join(log.refused) or 'no document'}): read "
+            f"{folder.folder / REFUSED}, and try another generator in another folder",
+            LonglensWarning,
+            stacklevel=2,
+        )
+    return counts
+
+
+class _Maker:
+    """Makes the lines of a document: rows, or what says why there is none."""
+
+    def __init__(self, generator: Generator, tokenizer: Any, settings: QASettings) -> None:
+        self._generator, self._tokenizer, self._settings = generator, tokenizer, settings
+        self.encoder = TextEncoder(tokenizer)
+
+    def lines(self, document: Document, done: set[int]) -> Iterator[dict[str, Any]]:
+        """A line for each pair that is not done."""
+        wanted = [number for number in range(self._settings.pairs) if number not in done]
+        if not wanted:
+            return
+        char_spans = self.encoder.encode(document.text).char_spans
+        passages = sample_passages(document.text, char_spans, document.id, self._settings)
+        named = {"document_id": document.id, "document_sha256": text_sha256(document.text)}
+        for number in wanted:
+            if number < len(passages):
+                yield self._line(document, named, number, passages[number], char_spans)
+            else:
+                enough = len(char_spans) >= self._settings.passage_tokens
+                reason = "no further passage" if enough else "document shorter than a passage"
+                yield {**named, "pair": number, "reason": reason}
+
+    def _line(
+        self, document: Document, named: Mapping[str, Any], number: int, passage: Span, char_spans: Spans
+    ) -> dict[str, Any]:
+        text = document.text[passage.start : passage.end]
+        prompt = PROMPT.format(passage=text)
+        (generated,) = self._generator.generate([prompt])
+        found = read_pair(generated, text, self._settings)
+        kept = found if isinstance(found, Refused) else self._kept(document.text, passage, char_spans, found)
+        if isinstance(found, Refused) or isinstance(kept, Refused):
+            reason = found.reason if isinstance(found, Refused) else "too long for --max-length"
+            return {**named, "pair": number, "reason": reason, "passage_span": list(passage), "text": generated.text}
+        origin = {
+            "generator": self._generator.name,
+            "generator_sha256": self._generator.weights_sha256,
+            "seed": self._settings.seed,
+            "prompt_sha256": _sha256(prompt),
+        }
+        return row_of(named, number, kept, passage, document.text, found, origin)
+
+    def _kept(self, text: str, passage: Span, char_spans: Spans, pair: Pair) -> Span | Refused:
+        """Characters of the document that fit beside the pair."""
+        inside = tokens_of(passage, char_spans)
+        kept = Span(0, len(text))
+        budget = len(char_spans)
+        while (excess := self._size(text[kept.start : kept.end], pair) - self._settings.max_length) > 0:
+            budget -= excess
+            if budget < inside.end - inside.start:
+                return Refused("too long")
+            part = part_around(inside, len(char_spans), budget)
+            kept = Span(int(char_spans[part.start, 0]), int(char_spans[part.start : part.end, 1].max()))
+        return kept
+
+    def _size(self, document: str, pair: Pair) -> int:
+        """Tokens of the conversation."""
+        messages = messages_of(document, pair)
+        if getattr(self._tokenizer, "chat_template", None):
+            return len(self._tokenizer.apply_chat_template(messages)["input_ids"])
+        texts = [message["content"] for message in messages]
+        return sum(len(self.encoder.encode(text).token_ids) for text in texts) + RESERVED_TOKENS
+
+
+class _Log:
+    """The lines of a folder: those that are there, and new ones at their end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done: dict[str, tuple[str, set[int]]] = {}
+        self.rows = self.cut_rows = 0
+        self.refused: Counter[str] = Counter()
+        for name in (ROWS, REFUSED):
+            for line in _whole_lines(folder / name):
+                self._add(line)
+
+    def done(self, document: Document) -> set[int]:
+        """Pairs of a document that are there.
+
+        Raises:
+            UserError: They are of another text.
+        """
+        digest, pairs = self._done.get(document.id, ("", set()))
+        if pairs and digest != text_sha256(document.text):
+            raise UserError(
+                f"document {shown(document.id)} has changed since {self._folder} has pairs on it: give another folder"
+            )
+        return pairs
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Adds a line, which is on the disk when this returns.
+
+        Raises:
+            UserError: It cannot be written; what was written before is kept.
+        """
+        path = self._folder / (REFUSED if "reason" in line else ROWS)
+        try:
+            with path.open("ab") as file:
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error, resumes=True) from error
+        self._add(line)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        self._done.setdefault(line["document_id"], (line["document_sha256"], set()))[1].add(line["pair"])
+        if "reason" in line:
+            self.refused[line["reason"]] += 1
+        else:
+            self.rows += 1
+            self.cut_rows += line["document_span"] != [0, line["document_characters"]]
+
+
+def _whole_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Lines of a file, whose end is cut off where a run was killed while it wrote.
+
+    Raises:
+        UserError: A line is broken.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open("rb+") as file:
+            for number, line in enumerate(iter(file.readline, b""), start=1):
+                if not line.endswith(b"\n"):
+                    file.truncate(file.tell() - len(line))
+                    return
+                yield _line_of(line, f"{path}:{number}")
+    except OSError as error:
+        raise cannot_write(path, error, resumes=True) from error
+
+
+def _line_of(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+        if not {"document_id", "document_sha256", "pair"} <= content.keys():
+            raise ValueError("it names no document")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{place} is broken ({error}): give another folder") from error
+    found: dict[str, Any] = content
+    return found
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

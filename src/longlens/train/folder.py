@@ -1,0 +1,247 @@
+"""The folder of a training run: whose it is, which checkpoints are whole, and the log.
+
+::
+
+    OUT/recipe.yaml             all settings; written first, and another recipe is refused
+    OUT/data/                   the rows, where the recipe makes them (`longlens.data`)
+    OUT/evaluation/             scores and key tokens of an evaluator
+    OUT/manifest.json           what the run is of: weights, tokenizer, rows, processes; versions
+    OUT/checkpoints/            those of the Trainer; one that has longlens.json is whole
+    OUT/log.jsonl               a line a logged step
+    OUT/model/                  the trained model; and OUT/model-after/ of `after`
+    OUT/result.json             written last: where it is, all is done
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from longlens.data.store import read_json
+from longlens.errors import LonglensWarning, UserError
+from longlens.files import cannot_write, replacing, write_json
+from longlens.recipe_file import parse_yaml, write_yaml
+
+SCHEMA_VERSION = 1
+WHOLE = "longlens.json"
+"""In a checkpoint, written when all else is."""
+_OWN = {".lock", "cache"}
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class RunFolder:
+    """The one writer of a run, under an OS lock.
+
+    Attributes:
+        path: The folder.
+        result: Of a run that is done; else None.
+
+    Raises:
+        UserError: Another process writes there, or the folder holds something else, or was begun with another recipe.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self._settings = path, dict(settings)
+        self.checkpoints, self.log = path / "checkpoints", path / "log.jsonl"
+        try:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file; give a folder for the run, such as -o run")
+            entries = {entry.name for entry in path.iterdir()} - _OWN if path.exists() else set()
+            if entries and "recipe.yaml" not in entries:
+                raise UserError(f"{path} is not empty and holds no run (it has {min(entries)!r}): give a new folder")
+            self._created = not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is training in {path}: wait for it, or give another folder") from error
+        except OSError as error:
+            raise cannot_write(path, error, resumes=True) from error
+        try:
+            self._claim()
+            done = path / "result.json"
+            self.result = read_json(done) if done.exists() else None
+        except BaseException:
+            self._release()
+            raise
+
+    def _claim(self) -> None:
+        recipe = self.path / "recipe.yaml"
+        if recipe.exists():
+            text = recipe.read_text(encoding="utf-8")
+            have = parse_yaml(text, f"{recipe}", "give another folder")
+            refuse_other(self.path, _flat(have), _flat(self._settings))
+            return
+        with replacing(recipe) as file:
+            file.write("# All settings of this run.\n" + write_yaml(self._settings))
+
+    def bind(self, manifest: Mapping[str, Any]) -> None:
+        """Writes what the run is of, or refuses what is not the same as before.
+
+        Raises:
+            UserError: The weights, the tokenizer, the rows or the number of processes are others.
+        """
+        path = self.path / "manifest.json"
+        if path.exists():
+            have = read_json(path)
+            refuse_other(self.path, have["run"], manifest)
+            _warn_of_versions(self.path, have["versions"])
+            return
+        write_json(path, {"schema_version": SCHEMA_VERSION, "run": dict(manifest), "versions": versions()})
+
+    def last_checkpoint(self, run: str) -> Path | None:
+        """The newest whole checkpoint; those that a killed run left half-written are deleted.
+
+        Args:
+            run: What identifies the run.
+
+        Raises:
+            UserError: It is of another run.
+        """
+        whole = []
+        for step, folder in self._all_checkpoints():
+            if (folder / WHOLE).is_file():
+                whole.append((step, folder))
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not whole:
+            return None
+        folder = whole[-1][1]
+        if read_json(folder / WHOLE).get("run") != run:
+            raise UserError(
+                f"{folder} is a checkpoint of another run: take it out of {self.checkpoints}, or give another folder"
+            )
+        return folder
+
+    def commit_checkpoint(self, step: int, run: str, keep: int) -> None:
+        """Says that the checkpoint of a step is whole, and deletes all but the newest ``keep``."""
+        write_json(self.checkpoints / f"checkpoint-{step}" / WHOLE, {"schema_version": 1, "run": run, "step": step})
+        for _, folder in self._all_checkpoints()[:-keep]:
+            # First what makes it whole: a deletion may be killed half-way as well.
+            (folder / WHOLE).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _all_checkpoints(self) -> list[tuple[int, Path]]:
+        folders = self.checkpoints.glob("checkpoint-*") if self.checkpoints.is_dir() else ()
+        found = [(int(match[1]), folder) for folder in folders if (match := _CHECKPOINT.fullmatch(folder.name))]
+        return sorted(found)
+
+    def drop_half_written(self) -> None:
+        """Deletes checkpoints that are not whole, so that a full disk has their room back."""
+        for _, folder in self._all_checkpoints():
+            if not (folder / WHOLE).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def cut_log(self, step: int) -> None:
+        """Keeps the lines of the log up to a step, which the run goes on from."""
+        lines = [line for line in read_log(self.log) if line["step"] <= step]
+        with replacing(self.log) as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def add_to_log(self, line: Mapping[str, Any]) -> None:
+        """Appends a line; numbers that are not finite become null.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        plain = {name: None if _is_endless(value) else value for name, value in line.items()}
+        try:
+            with self.log.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(plain) + "\n")
+        except OSError as error:
+            raise cannot_write(self.log, error, resumes=True) from error
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the result, and drops what only training needed."""
+        write_json(self.path / "result.json", result)
+        shutil.rmtree(self.path / "cache", ignore_errors=True)
+        self.result = dict(result)
+
+    def _release(self) -> None:
+        if self._created and not any(entry.name != ".lock" for entry in self.path.iterdir()):
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.path.rmdir()
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error nothing stays that would bind the folder to settings of which nothing was made.
+        if error is not None and not self._has_begun():
+            shutil.rmtree(self.path / "cache", ignore_errors=True)
+            for name in ("recipe.yaml", "manifest.json"):
+                (self.path / name).unlink(missing_ok=True)
+        self._release()
+
+    def _has_begun(self) -> bool:
+        others = {entry.name for entry in self.path.iterdir()} - _OWN - {"recipe.yaml", "manifest.json"}
+        return bool(others)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last one that a killed run did not finish is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuses settings that are not those of a folder.
+
+    Raises:
+        UserError: Says which differ.
+    """
+    differs = [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+    if differs:
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(differs[:5])}. Give another folder (-o), or the same settings"
+        )
+
+
+def _warn_of_versions(folder: Path, there: Mapping[str, str]) -> None:
+    here = versions()
+    names = [name for name in here if there.get(name) != here[name]]
+    if names:
+        changes = ", ".join(f"{name} {there.get(name)} -> {here[name]}" for name in names)
+        warnings.warn(
+            f"{folder} was begun with other versions ({changes}): losses may differ from those of a run without a stop",
+            LonglensWarning,
+            stacklevel=2,
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    packages = ("longlens", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+    return {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
+    if not isinstance(content, dict):
+        return {prefix.rstrip("."): content}
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= _flat(value, f"{prefix}{name}.")
+    return found
+
+
+def _is_endless(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

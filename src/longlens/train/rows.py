@@ -1,0 +1,181 @@
+"""The rows of a recipe: made in the run's folder, or found in another, and read as a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from longlens.corpus import ReadOptions, text_sha256
+from longlens.data.packing import BestFit, Counts, pack
+from longlens.data.recipe import PACKINGS
+from longlens.data.store import DatasetFolder, packed_schema, read_json, read_manifest
+from longlens.errors import UserError
+from longlens.files import cannot_write
+from longlens.train.batch import OFFLINE_COLUMNS
+from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
+from longlens.train.recipe import Recipe, mixture_of
+from longlens.train.settings import Offline
+
+Told = Callable[[str], None]
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Says before anything is loaded or written what of the data is missing.
+
+    Raises:
+        UserError: A source of the mixture has no path, or a folder holds no rows.
+    """
+    data = recipe.data
+    if isinstance(data, MixtureData):
+        for name, source in mixture_of(data).sources.items():
+            if source.path is None:
+                raise UserError(
+                    f"the source {name} of {data.mixture} has no path: pass --set data.sources.{name}=PATH, a file, a "
+                    "folder or hf:NAME"
+                )
+    if isinstance(data, PackedData):
+        _read_packed(data)
+
+
+def _read_packed(data: PackedData) -> Mapping[str, Any]:
+    manifest = read_manifest(Path(data.packed))
+    if manifest is None or manifest["kind"] not in ("mixture", "packed", "chat"):
+        raise UserError(
+            f"{data.packed} holds no rows of longlens data mix or longlens data pack: make them, or give data.mixture "
+            "or data.documents"
+        )
+    return manifest
+
+
+def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
+    """Makes the rows, or finishes them; returns their folder.
+
+    Args:
+        recipe: Says which.
+        tokenizer: Of the model.
+        out: The folder they are made in.
+        told: Told of what is finished.
+
+    Raises:
+        UserError: They cannot be made, or are of another tokenizer.
+    """
+    from longlens.data.folders import pack_folder
+    from longlens.data.mixture import mix
+    from longlens.tokenization import TextEncoder
+
+    data = recipe.data
+    if isinstance(data, PackedData):
+        made, mine = _read_packed(data)["settings"].get("tokenizer_sha256"), TextEncoder(tokenizer).sha256
+        if made is not None and made != mine:
+            raise UserError(
+                f"{data.packed} was tokenized by another tokenizer (sha256 {made[:12]}…, and {mine[:12]}… of "
+                f"{recipe.model}): make the rows with --tokenizer {recipe.model}"
+            )
+        return Path(data.packed)
+    if isinstance(data, MixtureData):
+        mix(mixture_of(data), tokenizer, out, told=told)
+    elif isinstance(data, DocumentsData):
+        pack_folder(
+            data.documents,
+            tokenizer,
+            out,
+            length=data.length,
+            packing=PACKINGS[data.packing],
+            too_long=data.too_long,
+            min_tokens=data.min_tokens,
+            reading=ReadOptions(text_field=data.text_field, split=data.split),
+        )
+    else:
+        _chat_folder(data, tokenizer, out)
+    return out
+
+
+def _chat_folder(data: ChatData, tokenizer: Any, out: Path) -> None:
+    """Conversations as rows with labels, whole or not at all."""
+    from longlens.data.chat import ChatCounts, chat_rows, warn_left_out
+    from longlens.data.mixture import fingerprint
+    from longlens.tokenization import TextEncoder
+
+    settings = {
+        "sources": {source: fingerprint(source) for source in data.chat},
+        "tokenizer_sha256": TextEncoder(tokenizer).sha256,
+        "chat_template_sha256": text_sha256(str(tokenizer.chat_template)),
+        "length": data.length,
+        "pack": data.pack,
+        "too_long": data.too_long,
+        "turns": data.turns,
+        "subset": data.subset,
+        "split": data.split,
+        "samples": data.samples,
+    }
+    counts, packed = ChatCounts(), Counts()
+    with DatasetFolder(out, "chat", settings) as folder:
+        if folder.counts is not None:
+            return
+        rows = chat_rows(
+            data.chat,
+            tokenizer,
+            max_length=data.length,
+            reading=ReadOptions(subset=data.subset, split=data.split, samples=data.samples),
+            too_long=data.too_long,  # type: ignore[arg-type]  # checked by ChatData
+            turns=data.turns,  # type: ignore[arg-type]
+            counts=counts,
+        )
+        # A packing of one conversation a row would be this as well, but for positions, which padding has no need of.
+        found: Iterator[Mapping[str, Any]] = rows
+        if data.pack:
+            found = pack(rows, data.length, packing=BestFit(), counts=packed)
+        schema = packed_schema(["input_ids", "labels"])
+        folder.write("data", found, schema)
+        warn_left_out(counts, data.length)
+        folder.finish(counts.to_json() | ({"packed_rows": packed.rows} if data.pack else {}))
+
+
+def rows_sha256(folder: Path) -> str:
+    """What says that rows are the same: how they were made, their counts, and the sizes of their files."""
+    shards = sorted((folder / "data").glob("train-*.parquet"))
+    parts = [f"{shard.name} {shard.stat().st_size}" for shard in shards]
+    parts += [str(read_json(folder / "manifest.json")["settings"]), str(read_json(folder / "counts.json"))]
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
+    """The rows as a `datasets.Dataset` with the columns that training takes.
+
+    Args:
+        folder: Of `prepare_rows`.
+        cache: Where the library may put what it maps into memory.
+        recipe: Says whether offline weights are used.
+
+    Raises:
+        UserError: Offline weights that are missing, or there without being used; K is not shorter than the rows.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    shards = [str(shard) for shard in sorted((folder / "data").glob("train-*.parquet"))]
+    if not shards:
+        raise UserError(f"{folder} has no rows: delete it, and run the same command again")
+    try:
+        rows = datasets.load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):  # which the library wraps
+            raise cannot_write(cache, error.__cause__, resumes=True) from error
+        raise
+    offline = [name for name in OFFLINE_COLUMNS if name in rows.column_names]
+    if isinstance(recipe.loss, Offline) and not offline:
+        raise UserError(
+            f"loss is offline, and {folder} has neither {' nor '.join(OFFLINE_COLUMNS)}: see longlens data weigh"
+        )
+    if recipe.loss is not None and not isinstance(recipe.loss, Offline) and offline:
+        raise UserError(
+            f"{folder} has {offline[0]}, which would take the place of the short pass, so that context and stride "
+            "would be of no use: set loss to {offline: {}}, or take rows without"
+        )
+    recipe.check_length(max(len(row) for row in rows.select(range(min(len(rows), 64)))["input_ids"]))
+    wanted = ["input_ids", "labels", "position_ids", *(offline if isinstance(recipe.loss, Offline) else ())]
+    # Conversations that are not packed have no positions: the column is there and null.
+    empty = {"position_ids"} if "position_ids" in rows.column_names and rows[0]["position_ids"] is None else set()
+    return rows.select_columns([name for name in wanted if name in rows.column_names and name not in empty])

@@ -1,0 +1,319 @@
+"""One training run: everything that can be wrong first, then rows, then the Trainer, then the trained model."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from longlens.errors import UserError
+from longlens.files import cannot_write
+from longlens.losses.settings import LongCE
+from longlens.train.arguments import accumulation, training_arguments
+from longlens.train.collate import pad_right
+from longlens.train.data_settings import ChatData
+from longlens.train.folder import RunFolder, read_log
+from longlens.train.held_out import HeldOut, prepare_evaluation
+from longlens.train.loading import load_for_training, plan_config
+from longlens.train.processes import Processes
+from longlens.train.recipe import Recipe, RecipeFile
+from longlens.train.recorder import Committer, Progress, Recorder, Silent
+from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha256
+from longlens.train.settings import Offline
+
+SCHEMA_VERSION = 1
+Told = Callable[[str], None]
+
+
+def run_file(
+    found: RecipeFile, out: str | os.PathLike[str], *, told: Told = lambda line: None, progress: Progress | None = None
+) -> dict[str, dict[str, Any]]:
+    """Runs a recipe, or those of a sweep one after the other.
+
+    Args:
+        found: Of `longlens.train.recipe.read_recipe`.
+        out: Folder of the run, or of those of a sweep; the same call again goes on where it stopped.
+        told: Told in a line of what is finished.
+        progress: Told of steps.
+
+    Returns:
+        Results of `run` by the names of the runs.
+
+    Raises:
+        UserError: See `run`.
+    """
+    shared = Path(out) / "data" if found.shares_data else None
+    if "." not in found.runs and (Path(out) / "recipe.yaml").exists():
+        raise UserError(f"{out} holds another run, and this recipe is a sweep of several: give another folder (-o)")
+    results = {}
+    for label, recipe in found.runs.items():
+        if label != ".":
+            told(f"run {label}")
+        results[label] = run(recipe, Path(out) / label, rows=shared, told=told, progress=progress)
+    return results
+
+
+def run(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    rows: Path | None = None,
+    told: Told = lambda line: None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains a model as a recipe says; the same call again goes on from the last checkpoint, to the same losses.
+
+    Args:
+        recipe: What to do.
+        out: A new folder, or one of this recipe; see `longlens.train.folder` for what it holds.
+        rows: Where rows are made, instead of ``out/data``.
+        told: Told in a line of what is finished.
+        progress: Told of steps.
+
+    Returns:
+        What result.json holds: the model's folder, steps, the loss of the first and the last line of the log, and the
+        first and the last evaluation. Empty in other processes than the first.
+
+    Raises:
+        UserError: Settings, a model, data or a checkpoint that cannot be used, or a disk that is full.
+    """
+    from transformers.utils import logging
+
+    from longlens.models import load_tokenizer
+
+    logging.disable_progress_bar()
+    out, processes = Path(out), Processes()
+    micro_batches = accumulation(recipe, processes.size)
+    arguments = training_arguments(recipe, out / "checkpoints", micro_batches, out.name or "run")
+    processes.connect()
+    check_sources(recipe)
+    config = plan_config(recipe)
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.load.trust_remote_code)
+    rows = rows or out / "data"
+    if processes.rank > 0:
+        plan = processes.hear()
+        if not plan["done"]:
+            start = _start(recipe, load_for_training(recipe, config), tokenizer, plan, out)
+            committer = Committer(None, "", recipe.training.keep)
+            _train(_trainer(recipe, start, tokenizer, arguments, [committer]), start)
+        return {}
+    with processes.leading(), RunFolder(out, recipe.resolved()) as folder, _writing(out, folder):
+        if folder.result is not None:
+            processes.tell({"done": True})
+            told(f"{out}: done already, nothing was changed")
+            return folder.result
+        model = load_for_training(recipe, config)
+        plan = _prepare(recipe, tokenizer, folder, rows, processes.size, told)
+        processes.tell(plan)
+        start = _start(recipe, model, tokenizer, plan, out)
+        if start.checkpoint is not None:
+            told(f"goes on after {start.checkpoint.name}")
+        recorder = Recorder(folder, progress or Silent(), out.name or "run")
+        # The line of a step is written before its checkpoint is whole.
+        callbacks = [recorder, Committer(folder, plan["run"], recipe.training.keep)]
+        trainer = _trainer(recipe, start, tokenizer, arguments, callbacks)
+        try:
+            _train(trainer, start)
+        finally:
+            recorder.ended()
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        trained.config.use_cache = start.use_cache
+        _save(trained, tokenizer, recipe, out)
+        result = _result(out, read_log(folder.log))
+        folder.finish(result)
+        return result
+
+
+def _prepare(
+    recipe: Recipe, tokenizer: Any, folder: RunFolder, rows: Path, processes: int, told: Told
+) -> dict[str, Any]:
+    """What the first process does alone: rows, key tokens, and where the run goes on."""
+    made = prepare_rows(recipe, tokenizer, rows, told)
+    load_rows(made, folder.path / "cache", recipe)
+    if recipe.evaluation is not None:
+        prepare_evaluation(recipe, tokenizer, _length(recipe, made, folder.path), folder.path / "evaluation", told)
+    manifest = _manifest(recipe, tokenizer, made) | {"processes": processes}
+    folder.bind(manifest)
+    run_id = hashlib.sha256(json.dumps([recipe.resolved(), manifest], sort_keys=True).encode()).hexdigest()
+    checkpoint = folder.last_checkpoint(run_id)
+    folder.cut_log(-1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
+    return {"done": False, "rows": str(made), "run": run_id, "checkpoint": checkpoint and str(checkpoint)}
+
+
+def _length(recipe: Recipe, rows: Path, out: Path) -> int:
+    """Tokens of the longest row, as far as the first ones say it."""
+    if recipe.length is not None:
+        return recipe.length
+    first = load_rows(rows, out / "cache", recipe)[:16]["input_ids"]
+    return max(len(row) for row in first)
+
+
+def _manifest(recipe: Recipe, tokenizer: Any, rows: Path) -> dict[str, Any]:
+    """What the run is of, beside its recipe."""
+    from longlens import models
+    from longlens.tokenization import TextEncoder
+
+    found = {
+        "weights_sha256": models.hash_files(models.resolve(recipe.model)),
+        "tokenizer_sha256": TextEncoder(tokenizer).sha256,
+        "rows_sha256": rows_sha256(rows),
+    }
+    return {"model": recipe.model} | found
+
+
+class _Start(NamedTuple):
+    """What training starts from, in each process."""
+
+    model: Any
+    rows: Any
+    held_out: HeldOut | None
+    checkpoint: Path | None
+    use_cache: bool
+
+
+def _start(recipe: Recipe, model: Any, tokenizer: Any, plan: Mapping[str, Any], out: Path) -> _Start:
+    rows = load_rows(Path(plan["rows"]), out / "cache", recipe)
+    held_out = None
+    if recipe.evaluation is not None:
+        length = _length(recipe, Path(plan["rows"]), out)
+        held_out = prepare_evaluation(recipe, tokenizer, length, out / "evaluation", lambda line: None)
+    if held_out is not None:
+        _check_room(model, tokenizer, held_out)
+    return _Start(
+        model=model,
+        rows=rows,
+        held_out=held_out,
+        checkpoint=None if plan["checkpoint"] is None else Path(plan["checkpoint"]),
+        use_cache=bool(getattr(model.config, "use_cache", True)),
+    )
+
+
+def _check_room(model: Any, tokenizer: Any, held_out: HeldOut) -> None:
+    takes = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    needed = held_out.max_length + (tokenizer.bos_token_id is not None)
+    if takes is not None and needed > takes:
+        raise UserError(
+            f"a held-out document has {needed:,} tokens, and the model takes {takes:,}: make evaluation.max_length "
+            "smaller, or extend the model further"
+        )
+
+
+def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, callbacks: list[Any]) -> Any:
+    from transformers import PrinterCallback
+
+    from longlens.train.callback import LongPPLCallback
+    from longlens.train.trainer import LongCETrainer
+
+    kind: Any = LongCETrainer
+    if isinstance(recipe.data, ChatData):
+        from longlens.train.sft import LongCESFTTrainer
+
+        kind = LongCESFTTrainer
+    held_out = start.held_out
+    arguments.eval_on_start = held_out is not None and start.checkpoint is None
+    if held_out is not None:
+        longppl = LongPPLCallback(held_out.documents, keys=held_out.keys, max_length=held_out.max_length)
+        callbacks = [longppl, *callbacks]
+    loss = recipe.loss
+    trainer = kind(
+        model=start.model,
+        args=arguments,
+        data_collator=pad_right,
+        train_dataset=start.rows,
+        eval_dataset=None if held_out is None else held_out.rows,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        longce=LongCE(gamma=loss.gamma) if isinstance(loss, Offline) else loss,
+    )
+    trainer.remove_callback(PrinterCallback)  # it would print to stdout
+    return trainer
+
+
+def _train(trainer: Any, start: _Start) -> None:
+    checkpoint = start.checkpoint
+    if checkpoint is not None:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if state["global_step"] >= state["max_steps"]:
+            # All steps are done, and the model was not saved yet: the Trainer would make one step more.
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _save(model: Any, tokenizer: Any, recipe: Recipe, out: Path) -> None:
+    """The trained model, whole or not at all; adapters merged into it; and the folder of ``after``."""
+    from longlens.rope.folder import extend
+
+    target, after = out / "model", recipe.method("after")
+    if not target.exists():
+        temporary = out / f".model.{uuid.uuid4().hex}.tmp"
+        try:
+            merged = model.merge_and_unload() if recipe.lora is not None else model
+            merged.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            os.rename(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    further = out / "model-after"
+    if after is not None and not further.exists():
+        extend(str(target), after, further, trust_remote_code=recipe.load.trust_remote_code)
+
+
+def _result(out: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = [line for line in log if "loss" in line]
+    evaluations = [line for line in log if "eval_loss" in line]
+    names = {"eval_loss": "loss", "eval_ppl": "ppl", "eval_longppl": "longppl", "eval_num_key_tokens": "num_key_tokens"}
+    ends = {
+        end: {"step": line["step"]} | {short: line.get(name) for name, short in names.items()}
+        for end, line in zip(("first", "last"), (evaluations[:1] + evaluations[-1:]), strict=False)
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "out": str(out),
+        "model": str(out / "model"),
+        "steps": log[-1]["step"] if log else 0,
+        "loss": {"first": losses[0]["loss"], "last": losses[-1]["loss"]} if losses else None,
+        "evaluation": ends or None,
+    }
+
+
+@contextmanager
+def _writing(out: Path, folder: RunFolder) -> Iterator[None]:
+    """Turns what a full disk makes the libraries raise into a UserError; half a checkpoint gives its room back."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        folder.drop_half_written()
+        raise
+    except OSError as error:
+        folder.drop_half_written()
+        if error.errno is None:
+            raise
+        raise cannot_write(Path(error.filename or out), error, resumes=True) from error
+    except (SafetensorError, RuntimeError) as error:
+        if not _is_writing(error):
+            raise
+        folder.drop_half_written()
+        # They do not say what it was; a full disk is what it is most often.
+        reason = OSError(errno.ENOSPC, f"the disk is full, or writing failed ({_first_line(error)})")
+        raise cannot_write(out / "checkpoints", reason, resumes=True) from error
+
+
+def _is_writing(error: Exception) -> bool:
+    # torch.save says no more than that.
+    return type(error).__name__ == "SafetensorError" or any(
+        word in str(error) for word in ("PytorchStreamWriter", "inline_container", "No space left")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200].rstrip(".")

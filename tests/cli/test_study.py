@@ -1,0 +1,99 @@
+"""``longlens study reproduce`` as a user has it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from longlens.study.settings import read_study
+from tests.study.toys import toy_study, toy_text
+
+
+def everything(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def prose(work):
+    """Words in files, and a recipe of toys."""
+    folder = work / "prose"
+    folder.mkdir()
+    for name, words in toy_text().documents.items():
+        (folder / f"{name}.txt").write_text(" ".join(words))
+    content = toy_study(seeds=(1,)).resolved()
+    for method in content["extensions"].values():
+        for key in ("original_length", "first_layer"):
+            method.pop(key, None)
+    content["longce"].pop("short_dtype")
+    (work / "toy.yaml").write_text(yaml.safe_dump(content))
+    assert read_study("toy.yaml").seeds == (1,)
+    return work
+
+
+REPRODUCE = ("study", "reproduce", "longce", "-o", "out", "--recipe", "toy.yaml", "--text", "prose")
+
+
+def test_help_has_an_example_and_imports_nothing_heavy(run):
+    shown = run("study", "reproduce", "--help").out
+    assert "Example: longlens study reproduce longce -o " in shown
+    assert all(
+        f" {option} " in shown.replace(",", " ") for option in ("--out", "--recipe", "--seeds", "--text", "--json")
+    )
+    assert "\n  reproduce " in run("study", "--help").out
+    program = (
+        "import sys, longlens.cli\nlonglens.cli.main(['study', 'reproduce', '--help'])\n"
+        "print({'torch', 'transformers', 'pyarrow', 'longlens.study'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
+    first = run(*REPRODUCE)
+    assert first.code == 0
+    assert "pi longce seed 1: step 2, answers " in first.err
+    rows = [line.split() for line in first.out.splitlines()]
+    assert rows[0][:3] == ["extension", "loss", "steps"]
+    assert ["eabf", "permuted", "2"] in [row[:3] for row in rows]
+    assert ["pi", "longce", "-", "ce", "2", "equal", "steps", "(2)"] in [row[:8] for row in rows]
+    assert first.out.splitlines()[-1] == "1 seeds, all numbers in out/result.json"
+    again = run.json(*REPRODUCE)
+    assert again.items() == {"out": "out", **json.loads((prose / "out" / "result.json").read_text())}.items()
+    assert again["text"]["name"] == "prose"
+    assert run(*REPRODUCE).err == ""
+    more = run.json(*REPRODUCE, "--seeds", "1, 5")
+    assert more["seeds"] == [1, 5]
+    assert len(list((prose / "out" / "runs").iterdir())) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study"], "Missing command. See longlens --help"),
+        (["study", "reproduce", "longppl", "-o", "out"], "no study 'longppl'; expected one of longce"),
+        ([*REPRODUCE, "--seeds", "1,x"], "--seeds is 'x'; expected a whole number, such as "),
+        ([*REPRODUCE, "--seeds", "-1"], "seeds are [-1]; expected different whole numbers from 0 on, such as 1,2,3"),
+        ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': give a YAML file, or one of longce"),
+        ([*REPRODUCE, "--text", "nosuch"], "no such file or folder: 'nosuch'"),
+        ([*REPRODUCE, "--text", "a.txt"], "the text has "),
+        ([*REPRODUCE, "-o", "a.txt"], "a.txt is a file; give a folder for the run"),
+        ([*REPRODUCE, "-o", "llama"], "llama is not empty and holds no run (it has "),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(arguments, message, prose, run):
+    before = everything(prose)
+    assert run(*arguments).error.startswith(f"error: {message}")
+    assert everything(prose) == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(prose, run):
+    assert run(*REPRODUCE).code == 0
+    text = (prose / "toy.yaml").read_text()
+    (prose / "toy.yaml").write_text(text.replace("ce_steps: 3", "ce_steps: 4"))
+    before = everything(prose / "out")
+    assert run(*REPRODUCE).error.startswith(
+        "error: out holds another run: ce_steps is 3 there and 4 here. Give another "
+    )
+    assert everything(prose / "out") == before

@@ -1,0 +1,116 @@
+"""A whole study on toys: what is in its folder, that it goes on where it was stopped, and that it repeats."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from longlens.errors import UserError
+from longlens.study import reproduce as models
+from longlens.study.run import reproduce_longce
+from tests.study.toys import toy_study, toy_text
+
+RUNS = sorted(
+    f"{method}-{arm}-{seed}.json"
+    for method in ("pi", "eabf")
+    for arm in ("ce", "longce", "permuted", "normalised")
+    for seed in (1, 2)
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study, its result and what it told."""
+    out, told = tmp_path_factory.mktemp("study") / "out", []
+    return out, reproduce_longce(toy_study(), out, text=toy_text(), told=told.append), told
+
+
+def again(done, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    return out
+
+
+def test_the_folder_holds_a_file_for_each_run(done):
+    out, result, told = done
+    assert sorted(path.name for path in (out / "runs").iterdir()) == RUNS
+    assert json.loads((out / "result.json").read_text()) == result
+    assert (out / "base" / "model.safetensors").is_file()
+    assert result["text"] == {"name": "toy", "sha256": toy_text().sha256}
+    assert result["base"]["parameters"] > 1000
+    assert any("ratio" in line for line in told)
+
+
+def test_ce_goes_on_to_equal_time_and_the_others_stop(done):
+    out, result, _ = done
+    for method, timing in result["timing"].items():
+        assert timing["ratio"] > 0
+        ce = json.loads((out / "runs" / f"{method}-ce-1.json").read_text())
+        wanted = {1, 2, 3} | {max(1, round(step * timing["ratio"])) for step in (1, 2)}
+        assert [point["step"] for point in ce["points"]] == sorted(wanted)
+        longce = json.loads((out / "runs" / f"{method}-longce-1.json").read_text())
+        assert [point["step"] for point in longce["points"]] == [1, 2]
+
+
+def test_arms_of_a_seed_begin_alike_and_then_differ(done):
+    out, result, _ = done
+    losses = {
+        arm: [json.loads((out / "runs" / f"pi-{arm}-{seed}.json").read_text())["points"][-1]["ppl"] for seed in (1, 2)]
+        for arm in ("longce", "permuted", "normalised")
+    }
+    assert len({tuple(values) for values in losses.values()}) == 3
+    assert losses["longce"][0] != losses["longce"][1]
+    weights = {(row["method"], row["arm"]): row for row in result["weights"]}
+    assert weights["pi", "normalised"]["mean"] == pytest.approx(1)
+    assert weights["pi", "longce"]["mean"] != pytest.approx(1, abs=1e-6)
+
+
+def test_a_finished_study_is_not_run_again(done, tmp_path, monkeypatch):
+    out = again(done, tmp_path)
+    for name in ("train", "score", "make_model", "time_steps"):
+        monkeypatch.setattr(models, name, None)
+    assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
+
+
+def test_a_stopped_study_goes_on_and_says_the_same(done, tmp_path, monkeypatch):
+    out, calls = again(done, tmp_path), []
+    for name in ("runs/eabf-longce-2.json", "runs/pi-permuted-1.json", "result.json"):
+        (out / name).unlink()
+    train = models.train
+    monkeypatch.setattr(models, "train", lambda *a: calls.append(a[1].steps) or train(*a))
+    assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
+    assert calls == [2, 2]
+
+
+def test_a_killed_base_is_begun_again(tmp_path, monkeypatch, done):
+    out = again(done, tmp_path)
+    shutil.rmtree(out / "base")
+    (out / ".base.tmp").mkdir()
+    (out / ".base.tmp" / "half").touch()
+    before = (done[0] / "base" / "model.safetensors").read_bytes()
+    assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
+    assert (out / "base" / "model.safetensors").read_bytes() == before
+    assert not (out / ".base.tmp").exists()
+
+
+def test_other_seeds_join_the_folder_and_development_documents_are_others(done, tmp_path):
+    out = again(done, tmp_path)
+    result = reproduce_longce(toy_study(seeds=(7,)), out, text=toy_text(), seeds=[0])
+    assert result["seeds"] == [0]
+    assert {row["documents"] for row in result["start"]} == {"development"}
+    assert len(list((out / "runs").iterdir())) == len(RUNS) + 8
+    assert done[1]["start"][0]["metrics"]["ppl"]["mean"] != result["start"][0]["metrics"]["ppl"]["mean"]
+
+
+def test_another_study_or_text_is_refused_and_nothing_changes(done, tmp_path):
+    out = again(done, tmp_path)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other = toy_study(training=replace(toy_study().training, learning_rate=0.5))
+    with pytest.raises(UserError, match=r"holds another run: training.learning_rate is 0.01 there and 0.5 here"):
+        reproduce_longce(other, out, text=toy_text())
+    with pytest.raises(UserError, match=r"holds another run: text.sha256 is "):
+        reproduce_longce(toy_study(), out, text=toy_text(seed=1))
+    with pytest.raises(UserError, match=r"seeds are \[1, 1\]; expected different whole numbers from 0 on"):
+        reproduce_longce(toy_study(), out, text=toy_text(), seeds=[1, 1])
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -1,0 +1,96 @@
+"""Recipes of studies: the shipped one is read, and a wrong one says what is wrong."""
+
+import pytest
+import yaml
+
+from longlens.errors import UserError
+from longlens.recipe_file import presets
+from longlens.study.settings import read_study
+from tests.study.toys import toy_study
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes the toy study as YAML with some changes, ``{"training.steps": 3}``; None takes a key away."""
+
+    def write(changes):
+        content = toy_study().resolved()
+        for method in content["extensions"].values():
+            for key in ("original_length", "first_layer"):
+                method.pop(key, None)
+        content["longce"].pop("short_dtype")
+        for name, value in changes.items():
+            *parents, last = name.split(".")
+            place = content
+            for parent in parents:
+                place = place[parent]
+            if value is None:
+                del place[last]
+            else:
+                place[last] = value
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", presets("studies"))
+def test_a_shipped_recipe_is_read(name):
+    study = read_study(name)
+    assert study.length > study.model.length
+    assert study.development_seed not in study.seeds
+    assert study.evaluation.facts.distance >= study.longce.context + study.longce.stride
+    assert study.training.facts.distance >= study.longce.context + study.longce.stride
+
+
+def test_what_is_written_is_what_is_read(recipe):
+    assert read_study(recipe({})) == toy_study()
+    assert read_study(recipe({"training.learning_rate": "1e-3"})).training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"traning": 1}, "recipe.yaml has an unknown key 'traning' (nearest: 'training'); known are words, model, "),
+        ({"training": None}, "recipe.yaml has no training: give it"),
+        ({"training.steps": None}, "recipe.yaml: training has no steps: give it"),
+        ({"training.steps": "many"}, "recipe.yaml: training: steps is 'many'; expected a whole number, such as "),
+        ({"training.facts.stated": 0}, "recipe.yaml: training: facts: repeated is 1 and stated 0: expected 0 <= "),
+        ({"training.facts": 3}, "recipe.yaml: training: facts is 3; expected keys such as stated"),
+        ({"training.end": 0.5}, "recipe.yaml: training has end or drills: CE goes on for longer than LongCE, and both"),
+        ({"training.repeats": 0.5}, "recipe.yaml: training has an unknown key 'repeats'"),
+        ({"training.learning_rate": 0}, "recipe.yaml: training: learning_rate must be above 0, and weight_decay not"),
+        ({"base.drills": 2}, "recipe.yaml: base: drills is 2.0; expected a share between 0 and 1"),
+        ({"model.hidden": 18}, "recipe.yaml: model: hidden is 18 and heads 2: a head needs an even, equal share of it"),
+        ({"words.held_out": 0.5}, "recipe.yaml: words: held_out is 0.5; expected a share of the words between 0 and"),
+        ({"words.keys": 0}, "recipe.yaml: words: keys is 0; expected at least 1"),
+        ({"longce.gamma": 0}, "recipe.yaml: longce: gamma is 0.0, expected a finite number above 0"),
+        ({"longce.context": 64}, "recipe.yaml: context of longce is 64; documents have 64 tokens"),
+        ({"checkpoints": 2}, "recipe.yaml: checkpoints is 2; expected a list of whole numbers"),
+        ({"checkpoints": [2, 1]}, "recipe.yaml: checkpoints are [2, 1]; expected steps in order, such as [20, 40]"),
+        (
+            {"checkpoints": [1]},
+            "recipe.yaml: checkpoints are [1], steps 2 and ce_steps 3: expected the last checkpoint",
+        ),
+        ({"ce_steps": 1}, "recipe.yaml: checkpoints are [1, 2], steps 2 and ce_steps 1: expected the last checkpoint"),
+        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seed is 0: expected different seeds, none"),
+        ({"evaluator_method": "yarn"}, "recipe.yaml: evaluator_method is 'yarn'; expected one of "),
+        ({"extensions.pi.factor": 2}, "recipe.yaml: extensions have the factors ['2.0', '4.0']; expected one that all"),
+        ({"extensions.pi.method": "pie"}, "recipe.yaml: extensions: pi: method is 'pie'; expected one of pi, "),
+        ({"extensions.pi.theta": 3}, "recipe.yaml: extensions: pi: theta is no setting of "),
+        ({"extensions": ["pi"]}, "recipe.yaml: extensions is ['pi']; expected names, each with its method and factor"),
+        ({"evaluation.documents": 1}, "recipe.yaml: evaluation: documents is 1; expected at least 2"),
+        ({"evaluation.facts.distance": 62}, "recipe.yaml: documents of 64 tokens have no room for 2 facts"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(changes, message, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        read_study(recipe(changes).name)
+    assert str(raised.value).startswith(message)
+
+
+def test_an_unknown_recipe_lists_those_that_there_are():
+    with pytest.raises(UserError, match="no recipe 'nosuch': give a YAML file, or one of longce"):
+        read_study("nosuch")

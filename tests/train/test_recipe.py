@@ -1,0 +1,269 @@
+"""Training recipes: shipped ones are the published settings, and every key is known and used."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from longlens.errors import UserError
+from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
+from longlens.rope import EABF, NTK, PositionInterpolation
+from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
+from longlens.train.recipe import made_of, presets, read_recipe
+from longlens.train.settings import Offline
+
+GOOD = {
+    "model": "llama",
+    "data": {"documents": ["a.txt"], "length": 64},
+    "loss": {"longce": {"context": 16, "stride": 8}},
+    "training": {"steps": 4, "batch_size": 2, "learning_rate": 1e-3},
+}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes a recipe, some of its sections changed, to r.yaml of the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**changes):
+        content = json.loads(json.dumps(GOOD))
+        for key, value in changes.items():
+            content[key] = content[key] | value if isinstance(value, dict) and key in content else value
+        Path("r.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return "r.yaml"
+
+    return write
+
+
+def only(recipe, *changes):
+    return read_recipe(recipe, changes).runs["."]
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_shipped_recipes_resolve_and_say_the_same_again(preset):
+    for recipe in read_recipe(preset).runs.values():
+        again = made_of(recipe.resolved(), "again")
+        assert again.resolved() == recipe.resolved()
+        assert json.loads(json.dumps(recipe.resolved())) == recipe.resolved()
+
+
+def test_the_shipped_recipes_are_these():
+    longce = ["arxiv-eabf", "llama2-13b", "mistral", "pg19-eabf", "pg19-pi"]
+    prolong = ["512k", "512k-theta", "64k", "64k-theta", "sft"]
+    assert presets() == [*(f"longce-{n}" for n in longce), *(f"prolong-{n}" for n in prolong), "smollm2-cpu"]
+
+
+def test_settings_of_the_longce_paper():
+    settings = {"pg19-eabf": (64, 2e-5), "pg19-pi": (64, 2e-5), "arxiv-eabf": (8, 2e-5), "llama2-13b": (8, 2e-5)}
+    for name, (batch, rate) in {**settings, "mistral": (8, 1e-6)}.items():
+        recipe = only(f"longce-{name}")
+        training = recipe.training
+        assert (training.batch_size, training.learning_rate, training.steps) == (batch, rate, 200)
+        assert (training.warmup_steps, training.weight_decay, list(training.betas)) == (20, 0, [0.9, 0.95])
+        assert recipe.loss == LongCE(context=4096, stride=1024, gamma=5)
+        assert recipe.length == 32768
+        assert recipe.load.full_attention == (name == "mistral")
+        expected = PositionInterpolation(factor=8) if name == "pg19-pi" else EABF(factor=8, theta=5e5)
+        if name != "mistral":
+            assert recipe.method("extend") == expected
+    assert only("longce-mistral").method("extend") == EABF(factor=8, theta=5e5, original_length=4096)
+    assert only("longce-pg19-eabf").method("after") == NTK(theta=2e6, factor=2)
+    assert only("longce-pg19-eabf", "loss=ce").loss is None
+
+
+def test_settings_of_prolong():
+    for name, steps, tokens, rate, theta in [("64k", 5000, 2**22, 1e-5, 8e6), ("512k", 2500, 2**23, 5e-6, 1.28e8)]:
+        recipe = only(f"prolong-{name}")
+        training = recipe.training
+        assert (training.steps, training.batch_size * recipe.length, training.learning_rate) == (steps, tokens, rate)
+        assert (training.schedule, training.final_share, training.warmup_ratio) == ("cosine", 0.1, 0.1)
+        assert (training.weight_decay, training.clip, recipe.loss) == (0.1, 1.0, None)
+        assert recipe.method("extend") == NTK(theta=theta, factor=8)
+    sft = only("prolong-sft")
+    assert (sft.training.steps, sft.training.learning_rate, sft.training.warmup_ratio) == (250, 2e-5, 0.05)
+    assert (sft.extend, sft.loss, sft.training.batch_size * sft.length) == (None, None, 2**22)
+    assert isinstance(sft.data, ChatData)
+
+
+@pytest.mark.parametrize(("name", "thetas"), [("64k", [4e6, 8e6]), ("512k", [64e6, 128e6, 256e6])])
+def test_sweeps_of_tables_18_and_19(name, thetas):
+    found, base = read_recipe(f"prolong-{name}-theta"), only(f"prolong-{name}")
+    assert [recipe.method("extend").theta for recipe in found.runs.values()] == thetas
+    assert found.shares_data
+    for recipe in found.runs.values():
+        assert recipe.training == base.training
+        assert recipe.data == base.data
+
+
+def test_a_sweep_is_all_combinations(written):
+    sweep = {"loss.longce.gamma": [2, 5], "training.seed": [0, 1]}
+    found = read_recipe(written(sweep=sweep))
+    assert [(r.loss.gamma, r.training.seed) for r in found.runs.values()] == [(2, 0), (2, 1), (5, 0), (5, 1)]
+    assert next(iter(found.runs)) == "loss.longce.gamma=2,training.seed=0"
+    assert found.shares_data
+    assert not read_recipe("r.yaml", ["sweep.data.length=[32, 64]"]).shares_data
+    with pytest.raises(UserError, match="sweep: 'model=a/b' cannot name a folder of its own: choose other values"):
+        read_recipe(written(sweep={"model": ["a/b"]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "value"),
+    [
+        ("training.steps=20", ("training", "steps"), 20),
+        ("training.steps=2e1", ("training", "steps"), 20),
+        ("training.learning_rate=1e-5", ("training", "learning_rate"), 1e-5),
+        ("training.clip=null", ("training", "clip"), None),
+        ("training.arguments.optim=sgd", ("training", "arguments"), {"optim": "sgd"}),
+        ("training.report_to=wandb", ("training", "report_to"), ["wandb"]),
+        ("loss.longce.context=32", ("loss", "longce", "context"), 32),
+        ("lora={r: 4, alpha: 8}", ("lora", "r"), 4),
+        ("load.dtype=bfloat16", ("load", "dtype"), "bfloat16"),
+        ("data.documents=[b.txt, stdlib:email]", ("data", "documents"), ["b.txt", "stdlib:email"]),
+        ("model=other", ("model",), "other"),
+    ],
+)
+def test_set(change, path, value, written):
+    found = only(written(), change).resolved()
+    for key in path:
+        found = found[key]
+    assert found == value
+
+
+def test_null_takes_a_section_away(written):
+    recipe = written(extend={"method": "pi", "factor": 8}, out="run")
+    assert only(recipe).method("extend") == PositionInterpolation(factor=8)
+    assert only(recipe, "extend=null").extend is None
+    assert read_recipe(recipe).out == "run"
+    assert read_recipe(recipe, ["out=other"]).out == "other"
+
+
+@pytest.mark.parametrize(
+    ("loss", "made"),
+    [
+        ("ce", None),
+        ({"ce": None}, None),
+        ({"longce": None}, LongCE(context=16, stride=8)),
+        (
+            {"sampled-longce": {"context": 16, "stride": 8, "share": 0.25}},
+            SampledLongCE(context=16, stride=8, share=0.25),
+        ),
+        (
+            {"chunked-longce": {"context": 16, "stride": 8, "gamma": "2e0"}},
+            ChunkedLongCE(context=16, stride=8, gamma=2),
+        ),
+        ({"offline": {"gamma": 3}}, Offline(gamma=3.0)),
+    ],
+)
+def test_losses(loss, made):
+    content = GOOD | {"loss": loss}
+    if loss == {"longce": None}:
+        content = GOOD | {"data": GOOD["data"] | {"length": 8192}, "loss": loss}
+        made = LongCE()
+    assert made_of(content, "r").loss == made
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ({"mixture": "pg19", "sources": {"pg19": "x"}, "tokens": "1e6"}, MixtureData),
+        ({"packed": "folder"}, PackedData),
+        ({"documents": "a.txt", "length": 64}, DocumentsData),
+        ({"chat": "chat.jsonl", "length": 64}, ChatData),
+    ],
+)
+def test_data(data, kind):
+    assert type(made_of(GOOD | {"data": data}, "r").data) is kind
+
+
+WRONG = [
+    ({"trainng": {}}, "r.yaml has an unknown key 'trainng' (nearest: 'training'); known are model, data, training"),
+    ({"model": None}, "r.yaml says no model: see docs/recipes.md, or start from one of longce-arxiv-eabf, "),
+    ({"model": 3}, "r.yaml: model is 3; expected a hub id, folder, .gguf file or smollm2"),
+    ({"training": {"stepps": 3}}, "r.yaml: training has an unknown key 'stepps' (nearest: 'steps'); known are batch_"),
+    ({"training": {"steps": None}}, "r.yaml: training: give steps or epochs, one of them"),
+    ({"training": {"epochs": 1}}, "r.yaml: training: give steps or epochs, one of them"),
+    ({"training": {"steps": "many"}}, "r.yaml: training: steps is 'many'; expected a whole number, such as 65536"),
+    ({"training": {"steps": 0}}, "r.yaml: training: steps is 0; expected at least 1"),
+    ({"training": {"learning_rate": "big"}}, "r.yaml: training: learning_rate is 'big'; expected a number, such as"),
+    ({"training": {"learning_rate": -1}}, "r.yaml: training: learning_rate is -1.0; expected more than 0, such as"),
+    ({"training": {"batch_size": 3, "per_device_batch_size": 2}}, "r.yaml: training: batch_size is 3 rows, which are"),
+    (
+        {"training": {"save_every": 5, "log_every": 2}},
+        "r.yaml: training: save_every is 5 and log_every 2: a checkpoint",
+    ),
+    (
+        {"training": {"final_share": 0.1}},
+        "r.yaml: training: final_share is for schedule cosine, and schedule is linear",
+    ),
+    ({"training": {"warmup_steps": 2, "warmup_ratio": 0.1}}, "r.yaml: training: warmup_steps and warmup_ratio were bo"),
+    ({"training": {"betas": [0.9]}}, "r.yaml: training: betas is [0.9]; expected two numbers from 0 to below 1, such"),
+    ({"training": {"precision": "fp8"}}, "r.yaml: training: precision is 'fp8'; expected float32, bfloat16 or float16"),
+    ({"training": {"seed": True}}, "r.yaml: training: seed is True; expected a whole number"),
+    (
+        {"training": {"gradient_checkpointing": 1}},
+        "r.yaml: training: gradient_checkpointing of training is 1; expected",
+    ),
+    ({"data": {"packed": "x"}}, "r.yaml: data has packed and documents; expected one of mixture, packed, documents, c"),
+    ({"data": {"documents": None}}, "r.yaml: data has none of them; expected one of mixture, packed, documents, chat,"),
+    ({"data": {"seed": 3}}, "r.yaml: data has an unknown key 'seed'; known are documents, length, packing, "),
+    ({"data": {"length": None}}, "r.yaml: data: length of data is None; expected int"),
+    ({"data": {"packing": "tight"}}, "r.yaml: data: packing is 'tight'; expected fill or best-fit"),
+    ({"data": {"length": 16}}, "r.yaml: the context K of the loss is 16 and rows have 16 tokens, so that no token"),
+    ({"loss": None}, "r.yaml says no loss: see docs/recipes.md"),
+    (
+        {"loss": {"ce": {}}},
+        "r.yaml: loss is {'longce': {'context': 16, 'stride': 8}, 'ce': {}}; expected one of longce",
+    ),
+    ({"loss": "longec"}, "r.yaml: loss is 'longec' (nearest: 'longce'); expected one of longce, sampled-longce, "),
+    ({"loss": {"longce": {"contxt": 3}}}, "r.yaml: loss: longce has an unknown key 'contxt' (nearest: 'context'); kno"),
+    ({"loss": {"longce": {"gamma": 0}}}, "r.yaml: loss: longce: gamma is 0.0, expected a finite number above 0"),
+    ({"loss": {"longce": {"share": 0.5}}}, "r.yaml: loss: longce has an unknown key 'share'"),
+    ({"extend": {"factor": 8}}, "r.yaml: extend is {'factor': 8}; expected a method and its settings, such as"),
+    ({"extend": {"method": "yan", "factor": 8}}, "r.yaml: extend.method is 'yan'; expected one of pi, ntk, "),
+    ({"extend": {"method": "pi"}}, "r.yaml: extend.method pi needs extend.factor; its settings are extend.factor, "),
+    ({"extend": {"method": "pi", "factor": 8, "theta": 1e6}}, "r.yaml: extend.theta is no setting of extend.method pi"),
+    ({"extend": {"method": "pi", "fctor": 8}}, "r.yaml: extend has an unknown key 'fctor' (nearest: 'factor')"),
+    ({"lora": {"r": 4}}, "r.yaml: lora says no alpha: it is needed"),
+    ({"evaluation": {"documents": "b.txt", "every": 2}}, "r.yaml: evaluation: LongPPL needs key tokens: give keys (a "),
+    (
+        {"evaluation": {"documents": "b.txt", "every": 2, "keys": "k", "max_length": 9}},
+        "r.yaml: evaluation: max_length cuts documents, and keys are of documents as they were scored: leave it out",
+    ),
+    (
+        {"evaluation": {"documents": "a.txt", "every": 2, "keys": "k"}},
+        "r.yaml: 'a.txt' is in data and in evaluation: evaluate on documents not trained on",
+    ),
+    ({"sweep": {"extend.theta": 3}}, "r.yaml: sweep.extend.theta is 3; expected a list of values"),
+    ({"sweep": {"nosuch.key": [3]}}, "r.yaml: sweep nosuch.key: no such key"),
+    ({"out": 3}, "out of r.yaml is 3; expected a folder"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_what_is_wrong_with_a_recipe(changes, message, written):
+    with pytest.raises(UserError) as refused:
+        read_recipe(written(**changes))
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.steps", "--set is 'training.steps'; expected KEY=VALUE, such as --set training.steps=20"),
+        ("trainig.steps=3", "--set trainig.steps: no such key (nearest: 'training'); known are model, data, training"),
+        ("training.step=3", "r.yaml: training has an unknown key 'step' (nearest: 'steps')"),
+        ("model.x=3", "--set model.x: model is 'llama' and has no keys: set model itself"),
+        ("loss={a", "--set loss is no YAML: while parsing a flow mapping"),
+    ],
+)
+def test_what_is_wrong_with_set(change, message, written):
+    with pytest.raises(UserError) as refused:
+        read_recipe(written(), [change])
+    assert str(refused.value).startswith(message)
+
+
+def test_no_such_recipe():
+    with pytest.raises(UserError, match="no recipe 'prolong': give a YAML file, or one of longce-arxiv-eabf, "):
+        read_recipe("prolong")
