@@ -1,0 +1,99 @@
+"""Tasks: benchmarks as builders of samples and scores of predictions. No model is run here.
+
+```python
+task = get_task("niah_single_2", haystack="essays/")
+samples = task.build(length=32768, samples=100, seed=42, tokenizer=tokenizer)
+scores = [task.score(sample, answer) for sample, answer in zip(samples, answers)]
+task.aggregate(scores)
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from longlens.errors import UserError
+from longlens.tasks.base import Sample as Sample
+from longlens.tasks.base import Task as Task
+from longlens.tasks.json_kv import JsonKV
+from longlens.tasks.longeval import PAPER_LINES, LongEvalLines
+from longlens.tasks.longeval_topics import LongEvalTopics
+from longlens.tasks.niah import NeedleGrid
+from longlens.tasks.ruler import CommonWords, FrequentWords, QuestionAnswering, VariableTracking
+from longlens.tasks.ruler.needles import (
+    NUMBERS,
+    UUIDS,
+    WORDS,
+    DistractorNeedles,
+    Kind,
+    Needles,
+    NoiseNeedles,
+    ProseNeedles,
+)
+from longlens.tasks.ruler.qa import HOTPOTQA, SQUAD, read_hotpotqa, read_squad
+
+
+def _needles(
+    kind: type[Needles], keys: int = 1, values: int = 1, queries: int = 1, of: Kind = WORDS, to: Kind = NUMBERS
+) -> Callable[..., Task]:
+    return partial(kind, keys=keys, values=values, queries=queries, key_kind=of, value_kind=to)
+
+
+RULER: dict[str, Callable[..., Task]] = {  # scripts/synthetic.yaml
+    "niah_single_1": _needles(NoiseNeedles),
+    "niah_single_2": _needles(ProseNeedles),
+    "niah_single_3": _needles(ProseNeedles, to=UUIDS),
+    "niah_multikey_1": _needles(ProseNeedles, keys=4),
+    "niah_multikey_2": _needles(DistractorNeedles),
+    "niah_multikey_3": _needles(DistractorNeedles, of=UUIDS, to=UUIDS),
+    "niah_multivalue": _needles(ProseNeedles, values=4),
+    "niah_multiquery": _needles(ProseNeedles, queries=4),
+    "vt": VariableTracking,
+    "cwe": CommonWords,
+    "fwe": FrequentWords,
+    "qa_1": partial(QuestionAnswering, file=SQUAD, read=read_squad),
+    "qa_2": partial(QuestionAnswering, file=HOTPOTQA, read=read_hotpotqa),
+}
+"""RULER's 13 tasks, in its order."""
+
+_TASKS: dict[str, Callable[..., Task]] = {
+    "longeval_lines": LongEvalLines,
+    "longeval_lines_1350": partial(LongEvalLines, lines=PAPER_LINES),
+    "longeval_topics": LongEvalTopics,
+    "niah_grid": NeedleGrid,
+    **RULER,
+    "json_kv": JsonKV,
+}
+
+
+def list_tasks() -> list[str]:
+    """Names that `get_task` knows."""
+    return list(_TASKS)
+
+
+def get_task(name: str, **settings: Any) -> Task:
+    """A task.
+
+    Args:
+        name: One of `list_tasks`.
+        settings: Of the task, such as ``haystack``, ``data_dir``, ``lines``, ``depths``; docs/tasks.md lists them.
+
+    Raises:
+        UserError: No such task or setting, or a value that makes no sense.
+    """
+    if name not in _TASKS:
+        close = difflib.get_close_matches(name, _TASKS, n=1)
+        known = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TASKS)}"
+        raise UserError(f"no task {name!r}: {known}")
+    made = _TASKS[name]
+    fixed = made.keywords if isinstance(made, partial) else {}
+    kind: Any = made.func if isinstance(made, partial) else made
+    free = [field for field in kind.__dataclass_fields__ if field != "name" and field not in fixed]
+    for setting in settings:
+        if setting not in free:
+            known = f"it has {', '.join(free)}" if free else "it has none"
+            raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
+    return made(name=name, **settings)

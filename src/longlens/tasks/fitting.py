@@ -1,0 +1,155 @@
+"""The largest sample that a budget of tokens holds: estimated from the sizes of its units, then counted exactly."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from longlens.errors import UserError
+
+UNBOUNDED = 2**40
+"""Maximum of a plan that can always be made longer."""
+_CACHED = 2**18
+"""Texts whose sizes are kept."""
+_ESTIMATED = 12
+"""Guesses by estimate, after which the bracket is halved; two or three are usual."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """What a sample says, see `longlens.tasks.base.Sample`."""
+
+    prompt: str
+    answer_prefix: str
+    answers: Sequence[str]
+    answer_spans: Sequence[tuple[int, int]]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Plan(ABC):
+    """A sample whose random choices are made, but not its number of units (lines, words, documents).
+
+    Attributes:
+        minimum: Units at least.
+        maximum: Units at most.
+    """
+
+    minimum: int
+    maximum: int = UNBOUNDED
+
+    @abstractmethod
+    def unit(self, index: int) -> str:
+        """About the text by which unit ``index`` makes the sample longer; for an estimate of its tokens alone."""
+
+    @abstractmethod
+    def draft(self, units: int) -> Draft:
+        """The sample with that many units."""
+
+
+class Fitted(NamedTuple):
+    """The largest sample that fits, and its tokens without those of the answer."""
+
+    units: int
+    tokens: int
+    draft: Draft
+
+
+class Tokens:
+    """Counts tokens.
+
+    Raises:
+        UserError: This is no tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not callable(tokenizer):
+            raise UserError(
+                f"tokenizer is {tokenizer!r}; expected a tokenizer of transformers, such as "
+                "longlens.models.load_tokenizer('smollm2')"
+            )
+        self._tokenizer = tokenizer
+        self._sizes: dict[str, int] = {}
+
+    def count(self, text: str) -> int:
+        """``len(tokenizer(text).input_ids)``: with the special tokens that the tokenizer puts around a text."""
+        return len(self._tokenizer(text, verbose=False)["input_ids"])
+
+    def sizes(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text alone; a text is tokenized once."""
+        new = list(dict.fromkeys(text for text in texts if text not in self._sizes))
+        if new:
+            if len(self._sizes) > _CACHED:
+                self._sizes.clear()
+                new = list(dict.fromkeys(texts))
+            ids = self._tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
+            self._sizes.update(zip(new, map(len, ids), strict=True))
+        return [self._sizes[text] for text in texts]
+
+
+def fit(plan: Plan, tokens: Tokens, budget: int | None) -> Fitted | None:
+    """The sample with n units that fits where n + 1 units do not: ``count(n) <= budget < count(n + 1)``.
+
+    Both counts are of the whole text. Between them only estimates are used, so that a sample costs two to four
+    tokenizations of its whole text, however long it is.
+
+    Args:
+        plan: The sample; fixed where its minimum is its maximum.
+        tokens: Counts.
+        budget: Of tokens; None for a plan that is fixed.
+
+    Returns:
+        None if not even the minimum fits.
+    """
+    best = _counted(plan, tokens, plan.minimum)
+    if budget is None:
+        return best
+    if best.tokens > budget:
+        return None
+    sizes = _Sizes(plan, tokens)
+    at, at_tokens = best.units, best.tokens
+    too_many, guesses = plan.maximum + 1, 0
+    while too_many - best.units > 1:
+        guess = sizes.reach(at, budget - at_tokens) if guesses < _ESTIMATED else (best.units + too_many) // 2
+        trial = _counted(plan, tokens, min(max(guess, best.units + 1), too_many - 1))
+        at, at_tokens, guesses = trial.units, trial.tokens, guesses + 1
+        if trial.tokens <= budget:
+            best = trial
+        else:
+            too_many = trial.units
+    return best
+
+
+def shortest(plan: Plan, tokens: Tokens) -> int:
+    """Tokens of the smallest sample, without those of the answer."""
+    return _counted(plan, tokens, plan.minimum).tokens
+
+
+def _counted(plan: Plan, tokens: Tokens, units: int) -> Fitted:
+    draft = plan.draft(units)
+    return Fitted(units, tokens.count(draft.prompt + draft.answer_prefix), draft)
+
+
+class _Sizes:
+    """Estimated tokens of the first n units, for as many n as were asked for."""
+
+    def __init__(self, plan: Plan, tokens: Tokens) -> None:
+        self._plan, self._tokens = plan, tokens
+        self._sums = [0]
+
+    def reach(self, units: int, more: int) -> int:
+        """The number of units, after which ``more`` tokens further (or earlier) no unit fits any more."""
+        self._extend(units)
+        wanted = self._sums[units] + more
+        while self._sums[-1] <= wanted and len(self._sums) <= self._plan.maximum:
+            done = len(self._sums) - 1
+            mean = max(1.0, self._sums[-1] / max(1, done))
+            self._extend(done + 16 + int((wanted - self._sums[-1]) / mean) if done else 16)
+        return bisect_right(self._sums, wanted) - 1
+
+    def _extend(self, units: int) -> None:
+        first, last = len(self._sums) - 1, min(units, self._plan.maximum)
+        for size in self._tokens.sizes([self._plan.unit(index) for index in range(first, last)]):
+            self._sums.append(self._sums[-1] + size)

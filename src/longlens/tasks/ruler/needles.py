@@ -1,0 +1,274 @@
+"""RULER's eight needle tasks: three ``niah_single``, three ``niah_multikey``, ``niah_multivalue``, ``niah_multiquery``.
+
+Prompts: ``niah`` in scripts/data/synthetic/constants.py and niah.py (NVIDIA/RULER c3f5e3b, Apache-2.0), with its
+singular where there is one answer. Metric: ``string_match_all``. Known differences, beside those of all tasks: the
+default haystack of the essay tasks is not Graham's essays, which are not free (give them by ``haystack=``); sentences
+end by the rule of `longlens.tasks.haystack.sentence_ends`; at depths 0 and 100 there is no stray space.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, repeat
+from random import Random
+
+from longlens.errors import UserError
+from longlens.tasks.base import draws
+from longlens.tasks.fitting import Draft, Plan, Tokens
+from longlens.tasks.haystack import Haystack, open_haystack
+from longlens.tasks.layout import Context, Needle, between, needle
+from longlens.tasks.ruler.base import NOISE, RulerTask
+from longlens.tasks.words import distinct, longest, numbers, uuids, words
+
+BEFORE = (
+    "Some special magic {value_kind} are hidden within the following text. Make sure to memorize it. I will quiz you "
+    "about the {value_kind} afterwards.\n"
+)
+AFTER = "\nWhat are all the special magic {value_kind} for {query} mentioned in the provided text?"
+PREFIX = " The special magic {value_kind} for {query} mentioned in the provided text are"
+SINGULAR = (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer"))
+DEPTHS = [round(100 * step / 39) for step in range(40)]
+"""Percent; niah.py: ``np.round(np.linspace(0, 100, num=40, endpoint=True))``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What keys or values are.
+
+    Attributes:
+        name: As the prompt says it, in the plural.
+        draw: Draws one.
+        longest: Bytes of the longest.
+    """
+
+    name: str
+    draw: Callable[[Random], str]
+    longest: Callable[[], int]
+
+
+WORDS = Kind("words", words, lambda: longest("adjective", "noun"))
+NUMBERS = Kind("numbers", numbers, lambda: 7)
+UUIDS = Kind("uuids", uuids, lambda: 36)
+
+
+def needle_text(kind: Kind, key: str, value: str, *, asked: bool = True) -> Needle:
+    """``One of the special magic numbers for KEY is: VALUE.``"""
+    hidden = needle(f"One of the special magic {kind.name} for {key} is: ", value, ".")
+    return hidden if asked else Needle(hidden.text)
+
+
+class Hay(ABC):
+    """A kind of haystack, for one sample.
+
+    Attributes:
+        least: Units at least.
+    """
+
+    least: int
+
+    @abstractmethod
+    def unit(self, index: int) -> str:
+        """Unit ``index`` with its separator."""
+
+    @abstractmethod
+    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
+        """Puts needles into so many units."""
+
+
+class Prose(Hay):
+    """Words; needles stand between sentences, at depths drawn from `DEPTHS` without replacement."""
+
+    least = 1
+
+    def __init__(self, haystack: Haystack) -> None:
+        self._haystack = haystack
+
+    def unit(self, index: int) -> str:
+        """A word."""
+        return " " + self._haystack.words[index % len(self._haystack.words)]
+
+    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
+        """Each at sentence ``int(sentences * depth / 100)``."""
+        sentences = self._haystack.sentences(units)
+        depths = sorted(rng.sample(DEPTHS, len(needles)))
+        places = [sentences[int((len(sentences) - 1) * (depth / 100))] for depth in depths]
+        return between(self._haystack.take(units), needles, places, " ")
+
+
+class Lines(Hay):
+    """Lines; needles are lines among them, at random places of which no two are the same."""
+
+    def __init__(self, lines: Iterator[str], needles: int) -> None:
+        self._lines = lines
+        self._drawn: list[str] = []
+        self.least = needles
+
+    def unit(self, index: int) -> str:
+        """A line."""
+        self._draw(index + 1)
+        return "\n" + self._drawn[index]
+
+    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
+        """Each before one of the lines."""
+        self._draw(units)
+        return between(self._drawn[:units], needles, sorted(rng.sample(range(units), len(needles))), "\n")
+
+    def _draw(self, count: int) -> None:
+        self._drawn += islice(self._lines, max(0, count - len(self._drawn)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needles(RulerTask):
+    """A needle task; its subclasses say what the haystack is.
+
+    Attributes:
+        name: RULER's name.
+        keys: Keys that have values in the text; as many as are asked for at least.
+        values: Values of each key.
+        queries: Keys that are asked for.
+        key_kind: What keys are.
+        value_kind: What values are.
+    """
+
+    name: str
+    keys: int = 1
+    values: int = 1
+    queries: int = 1
+    key_kind: Kind = WORDS
+    value_kind: Kind = NUMBERS
+
+    max_new_tokens = 128  # constants.py: 'tokens_to_generate': 128
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for what in ("keys", "values", "queries"):
+            if getattr(self, what) < 1:
+                raise UserError(f"{what}={getattr(self, what)}; expected at least 1")
+        if max(self.keys, self.queries) * self.values > len(DEPTHS):
+            raise UserError(f"{max(self.keys, self.queries) * self.values} needles; expected {len(DEPTHS)} at most")
+
+    @abstractmethod
+    def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
+        """The haystack of one sample, without keys and values that are ``taken``."""
+
+    @property
+    @abstractmethod
+    def described(self) -> str | dict[str, str]:
+        """What a sample's metadata says of the haystack."""
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+        """Draws keys and values."""
+        return _Plan(self, (self.name, seed, index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProseNeedles(Needles):
+    """Needles in prose, RULER's ``essay``.
+
+    Attributes:
+        haystack: A file or folder, or None for `longlens.tasks.haystack`'s own text.
+    """
+
+    haystack: str | os.PathLike[str] | None = None
+
+    @cached_property
+    def text(self) -> Haystack:
+        """The prose."""
+        return open_haystack(self.haystack)
+
+    @property
+    def unit_tokens(self) -> int:
+        """A word."""
+        return 1 + max(len(word.encode()) for word in self.text.words)
+
+    @property
+    def described(self) -> str | dict[str, str]:
+        """Name and hash."""
+        return self.text.described()
+
+    def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
+        """Nothing of it is drawn."""
+        return Prose(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseNeedles(Needles):
+    """Needles in lines of filler that are all the same, RULER's ``noise``."""
+
+    described = "noise"
+
+    @property
+    def unit_tokens(self) -> int:
+        """A line."""
+        return 1 + len(NOISE)
+
+    def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
+        """Nothing of it is drawn."""
+        return Lines(repeat(NOISE), needles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistractorNeedles(Needles):
+    """Needles among needles with other keys, RULER's ``needle``."""
+
+    described = "needle"
+
+    @property
+    def unit_tokens(self) -> int:
+        """A needle."""
+        bare = len(needle_text(self.value_kind, "", "").text)
+        return 1 + bare + self.key_kind.longest() + self.value_kind.longest()
+
+    def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
+        """Draws the other needles."""
+        pairs = zip(distinct(self.key_kind.draw, rng, taken), distinct(self.value_kind.draw, rng, taken), strict=True)
+        return Lines((needle_text(self.value_kind, key, value).text for key, value in pairs), needles)
+
+
+class _Plan(Plan):
+    def __init__(self, task: Needles, sample: tuple[str, int, int]) -> None:
+        self._task, self._sample = task, sample
+        rng = draws(*sample, "needles")
+        keys = list(islice(distinct(task.key_kind.draw, rng), max(task.keys, task.queries)))
+        drawn = distinct(task.value_kind.draw, rng, set(keys))
+        values = {key: list(islice(drawn, task.values)) for key in keys}
+        self._asked = rng.sample(keys, task.queries)
+        self._answers = [value for key in self._asked for value in values[key]]
+        self._needles = [
+            needle_text(task.value_kind, key, value, asked=key in self._asked) for key in keys for value in values[key]
+        ]
+        rng.shuffle(self._needles)
+        taken = {*keys, *(value for of_key in values.values() for value in of_key)}
+        self._hay = task.hay(draws(*sample, "haystack"), len(self._needles), taken)
+        self.minimum = self._hay.least
+
+    def unit(self, index: int) -> str:
+        return self._hay.unit(index)
+
+    def draft(self, units: int) -> Draft:
+        context = self._hay.hide(units, self._needles, draws(*self._sample, "places"))
+        *first, last = self._asked
+        query = f"{', '.join(first)}, and {last}" if first else last
+        before, after, prefix = _worded(self._task.value_kind.name, query, single=len(self._answers) == 1)
+        return Draft(
+            prompt=before + context.text + after,
+            answer_prefix=prefix,
+            answers=self._answers,
+            answer_spans=context.answers(self._needles, len(before)),
+            metadata={"depths": context.depths(self._needles), "haystack": self._task.described},
+        )
+
+
+def _worded(kind: str, query: str, *, single: bool) -> tuple[str, str, str]:
+    """The template's parts, made singular as niah.py does where there is one answer."""
+    parts = [BEFORE, AFTER, PREFIX]
+    if single:
+        kind = kind[:-1]
+        for plural, singular in SINGULAR:
+            parts = [part.replace(plural, singular) for part in parts]
+    before, after, prefix = (part.format(value_kind=kind, query=query) for part in parts)
+    return before, after, prefix

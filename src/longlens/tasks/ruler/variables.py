@@ -1,0 +1,99 @@
+"""RULER's variable tracking, ``vt``: find the names that are given one value along a chain of assignments.
+
+Prompt: ``variable_tracking`` in scripts/data/synthetic/constants.py and variable_tracking.py (NVIDIA/RULER c3f5e3b,
+Apache-2.0): one chain of 4 hops, thus 5 names, in the noise haystack, after one worked example with names of 3 letters.
+Metric: ``string_match_all``. Known differences, beside those of all tasks: the example is drawn anew for each sample
+with its own places (RULER changes its names and value alone), and has 5 lines of filler where 500 tokens hold fewer;
+names are all different, those of the example too.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from longlens.tasks.base import draws
+from longlens.tasks.fitting import Draft, Plan, Tokens, fit
+from longlens.tasks.layout import Context, Needle, between
+from longlens.tasks.ruler.base import NOISE, RulerTask
+
+BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+AFTER = "\nQuestion: Find all variables that are assigned the value {value} in the text above."
+PREFIX = (
+    " Answer: According to the chain(s) of variable assignment in the text above, {count} variables are assigned the "
+    "value {value}, they are: "
+)
+EXAMPLE_TOKENS = 500  # variable_tracking.py, main: sys_vartrack_w_noise_random(num_samples=1, max_seq_length=500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariableTracking(RulerTask):
+    """Variable tracking.
+
+    Attributes:
+        name: RULER's name.
+        hops: Assignments of one variable to the next.
+    """
+
+    name: str = "vt"
+    hops: int = 4  # synthetic.yaml, vt: num_hops: 4
+
+    max_new_tokens = 30  # constants.py: 'tokens_to_generate': 30
+
+    @property
+    def unit_tokens(self) -> int:
+        """A line of filler."""
+        return 1 + len(NOISE)
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+        """Draws the chain, and the example before it."""
+        rng = draws(self.name, seed, index, "example")
+        shown = Chain(_names(rng, self.hops + 1, letters=3), rng.randint(10000, 99998), draws_key(self, seed, index, 1))
+        fitted = fit(shown, tokens, EXAMPLE_TOKENS)
+        draft = shown.draft(shown.minimum) if fitted is None else fitted.draft
+        example = f"{draft.prompt}{draft.answer_prefix} {' '.join(draft.answers)}\n\n"
+        rng = draws(self.name, seed, index, "chain")
+        names = _names(rng, self.hops + 1, letters=5)
+        return Chain(names, rng.randint(10000, 99998), draws_key(self, seed, index, 0), example)
+
+
+def draws_key(task: VariableTracking, seed: int, index: int, example: int) -> tuple[str, int, int, str]:
+    """What the places of a chain are drawn with."""
+    return task.name, seed, index, ("places", "example places")[example]
+
+
+class Chain(Plan):
+    """``VAR A = 12345``, ``VAR B = VAR A``, … among lines of filler, and the question."""
+
+    def __init__(self, names: Sequence[str], value: int, key: tuple[str, int, int, str], example: str = "") -> None:
+        self._names, self._value, self._key, self._example = names, value, key, example
+        self.minimum = len(names)
+        heads = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a} " for a, b in pairwise(names))]
+        self._lines = [Needle(line, (4, 4 + len(name))) for line, name in zip(heads, names, strict=True)]
+
+    def unit(self, index: int) -> str:
+        """A line of filler."""
+        return f"\n{NOISE}"
+
+    def draft(self, units: int) -> Draft:
+        """The lines of the chain stand in order, before lines drawn without replacement."""
+        places = sorted(draws(*self._key).sample(range(units), len(self._lines)))
+        context: Context = between([NOISE] * units, self._lines, places, "\n")
+        before = self._example + BEFORE
+        return Draft(
+            prompt=before + context.text + AFTER.format(value=self._value),
+            answer_prefix=PREFIX.format(value=self._value, count=len(self._names)),
+            answers=self._names,
+            answer_spans=context.answers(self._lines, len(before)),
+            metadata={"depths": context.depths(self._lines), "haystack": "noise"},
+        )
+
+
+def _names(rng: Random, count: int, *, letters: int) -> list[str]:
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names["".join(rng.choices(string.ascii_uppercase, k=letters))] = None
+    return list(names)

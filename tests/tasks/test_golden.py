@@ -1,0 +1,49 @@
+"""Samples are the same as they ever were: a change to a generator shows here.
+
+``python -m tests.tasks.test_golden`` writes tests/golden/tasks.json anew; say so in CHANGELOG.md if you do, since
+scores of before and after are then of other samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from longlens.tasks import list_tasks
+from tests.tasks.fixtures import LENGTH, TOKENIZER, task, write
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tasks.json"
+
+
+def summary(name: str, folder: Path) -> dict:
+    length = {"longeval_topics": 3000, "longeval_lines_1350": None}.get(name, LENGTH)
+    samples = task(name, folder).build(length=length, samples=2, seed=42, tokenizer=TOKENIZER)
+    content = json.dumps([asdict(sample) for sample in samples], sort_keys=True)
+    return {
+        "lengths": [sample.length for sample in samples],
+        "units": [sample.metadata["units"] for sample in samples],
+        "answers": [sample.answers for sample in samples],
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize("name", list_tasks())
+def test_samples_are_the_golden_ones(name, folder):
+    assert summary(name, folder) == json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = write(Path(place))
+        rows = {name: summary(name, folder) for name in list_tasks()}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
