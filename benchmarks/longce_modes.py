@@ -18,8 +18,6 @@ ONLINE: dict[str, LongCE] = {
     "exact, K=256 d=64": EXACT,
     "exact, bf16 short pass": LongCE(context=CONTEXT, stride=STRIDE, short_dtype="bfloat16"),
     "d=K=256": LongCE(context=CONTEXT, stride=CONTEXT),
-    "d=K=256, bf16 short pass": LongCE(context=CONTEXT, stride=CONTEXT, short_dtype="bfloat16"),
-    "sampled windows, d=K=256, share 0.5": SampledLongCE(context=CONTEXT, stride=CONTEXT, share=0.5),
     "sampled windows, d=K=256, share 0.25": SampledLongCE(context=CONTEXT, stride=CONTEXT, share=0.25),
     "chunks, K=256 d=256": ChunkedLongCE(context=CONTEXT, stride=CONTEXT),
     "chunks, K=256 d=768": ChunkedLongCE(context=CONTEXT, stride=3 * CONTEXT),

@@ -228,3 +228,11 @@ def test_what_transformers_can_build(name):
     else:
         assert prepared.rope_parameters == {"rope_type": "default", "rope_theta": new.rope_parameters["rope_theta"]}
         assert new.rope_parameters == EXPECTED[name]
+
+
+def test_a_model_may_keep_its_base_at_a_longer_length():
+    config = tiny_model("llama").config
+    theta = config.rope_parameters["rope_theta"]
+    longer = extend_config(config, NTK(factor=4, theta=theta))
+    assert longer.max_position_embeddings == 4 * config.max_position_embeddings
+    assert longer.rope_parameters["rope_theta"] == theta

@@ -86,7 +86,7 @@ def test_settings_of_prolong():
     assert isinstance(sft.data, ChatData)
 
 
-@pytest.mark.parametrize(("name", "thetas"), [("64k", [4e6, 8e6]), ("512k", [64e6, 128e6, 256e6])])
+@pytest.mark.parametrize(("name", "thetas"), [("64k", [5e5, 4e6, 8e6]), ("512k", [64e6, 128e6, 256e6])])
 def test_sweeps_of_tables_18_and_19(name, thetas):
     found, base = read_recipe(f"prolong-{name}-theta"), only(f"prolong-{name}")
     assert [recipe.method("extend").theta for recipe in found.runs.values()] == thetas

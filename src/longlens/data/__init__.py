@@ -1,5 +1,7 @@
-"""Training data: mixtures, packing, and offline LongCE weights. No torch is imported here."""
+"""Training data: mixtures, packing, offline LongCE weights, conversations. No torch is imported here."""
 
+from longlens.data.chat import ChatCounts as ChatCounts
+from longlens.data.chat import chat_dataset as chat_dataset
 from longlens.data.mixture import mix as mix
 from longlens.data.packing import BestFit as BestFit
 from longlens.data.packing import Fill as Fill

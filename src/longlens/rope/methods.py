@@ -93,7 +93,8 @@ class NTK(Method):
     def check(self, rope: Rope) -> None:
         """See `Method`."""
         super().check(rope)
-        if self.theta is not None and self.theta <= rope.theta:
+        # With a factor the base may stay: the model is trained at the new length with its own (ProLong, table 18).
+        if self.theta is not None and (self.theta < rope.theta or (self.theta == rope.theta and self.factor is None)):
             raise UserError(
                 f"theta is {self.theta:g}; the model's base is {rope.theta:g} already, and only a larger one reaches "
                 "further"
