@@ -92,6 +92,7 @@ def test_a_killed_base_is_begun_again(tmp_path, monkeypatch, done):
     assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
     assert (out / "base" / "model.safetensors").read_bytes() == before
     assert not (out / ".base.tmp").exists()
+    assert not (out / "base" / "half").exists()
 
 
 def test_other_seeds_join_the_folder_and_development_documents_are_others(done, tmp_path):
