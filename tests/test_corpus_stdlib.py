@@ -3,6 +3,7 @@
 import json.decoder
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,13 @@ def test_a_python_without_sources(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="this Python comes without its sources"):
         read_documents(["stdlib:typing"])
     assert json.decoder
+
+
+def test_another_version_of_a_module_is_seen_in_a_data_set(monkeypatch):
+    from longlens.data import mixture
+
+    before = mixture.fingerprint("stdlib:shlex")
+    assert before != mixture.fingerprint("stdlib:textwrap")
+    assert before == mixture.fingerprint("stdlib:shlex")
+    monkeypatch.setattr(mixture, "module_files", lambda name: [("stdlib:shlex.py", Path(__file__))])
+    assert mixture.fingerprint("stdlib:shlex") != before
