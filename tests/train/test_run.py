@@ -459,7 +459,6 @@ def test_a_sweep_runs_one_after_the_other_on_the_same_rows(place):
 
 
 def test_tensorboard(place):
-    pytest.importorskip("tensorboard")
     run(recipe(training={"report_to": ["tensorboard"]}), "out")
     assert list(Path("out/checkpoints").rglob("events.out.tfevents*"))
 
