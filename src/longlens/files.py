@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders with one writer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
 
 from longlens.errors import UserError
 
@@ -50,3 +52,59 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """
     with replacing(path) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def hold(lock: Path, doing: str) -> FileLock:
+    """Takes an OS lock, which ends with the process at the latest.
+
+    Args:
+        lock: The lock's file.
+        doing: What its holder does in the folder, such as ``writing to``.
+
+    Raises:
+        UserError: Another process has it, or the file cannot be made.
+    """
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process is {doing} {lock.parent}: wait for it, or give another folder") from error
+    except OSError as error:
+        raise cannot_write(lock.parent, error, resumes=True) from error
+    return held
+
+
+class OwnFolder:
+    """A folder with one writer: made where it is not there, locked, and taken away again if nothing came of it.
+
+    Args:
+        path: The folder.
+        what: What it holds, such as ``dataset``.
+        marker: A file that every such folder has; one that is not empty and has it not is foreign.
+        own: Names in it that do not count.
+        doing: As in `hold`.
+        example: A name for the message.
+
+    Raises:
+        UserError: It is a file or a foreign folder, another process has it, or it cannot be made.
+    """
+
+    def __init__(self, path: Path, what: str, *, marker: str, own: Collection[str], doing: str, example: str) -> None:
+        try:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file; give a folder for the {what}, such as -o {example}")
+            entries = {entry.name for entry in path.iterdir()} - {".lock", *own} if path.exists() else set()
+            if entries and marker not in entries:
+                raise UserError(f"{path} is not empty and holds no {what} (it has {min(entries)!r}): give a new folder")
+            self._path, self._created = path, not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error, resumes=True) from error
+        self._lock = hold(path / ".lock", doing)
+
+    def release(self) -> None:
+        """Lets go of the folder; it is gone where it was made here and holds nothing."""
+        if self._created and not any(entry.name != ".lock" for entry in self._path.iterdir()):
+            (self._path / ".lock").unlink(missing_ok=True)
+            self._path.rmdir()
+        self._lock.release()

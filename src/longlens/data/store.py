@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from longlens.data.columns import row_types
 from longlens.errors import UserError
-from longlens.files import cannot_write, write_json
+from longlens.files import OwnFolder, cannot_write, write_json
 from longlens.scoring.layout import open_file
 
 SCHEMA_VERSION = 1
@@ -49,27 +48,14 @@ class DatasetFolder:
     def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         self.folder, self.work = folder, folder / ".work"
         manifest = {"schema_version": SCHEMA_VERSION, "kind": kind, "settings": dict(settings)}
-        try:
-            if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder} is a file; give a folder for the dataset, such as -o packed")
-            entries = {entry.name for entry in folder.iterdir()} - {".lock", ".work"} if folder.exists() else set()
-            if entries and "manifest.json" not in entries:
-                raise UserError(
-                    f"{folder} is not empty and holds no dataset (it has {min(entries)!r}): give a new folder"
-                )
-            self._created = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process is writing to {folder}: wait for it, or give another folder") from error
-        except OSError as error:
-            raise cannot_write(folder, error, resumes=True) from error
+        self._own = OwnFolder(
+            folder, "dataset", marker="manifest.json", own={".work"}, doing="writing to", example="packed"
+        )
         try:
             self._claim(manifest)
             self.counts = read_json(folder / "counts.json") if (folder / "counts.json").exists() else None
         except BaseException:
-            self._release()
+            self._own.release()
             raise
 
     def _claim(self, manifest: dict[str, Any]) -> None:
@@ -94,12 +80,6 @@ class DatasetFolder:
         """Whether there is anything that another run could go on from."""
         others = {entry.name for entry in self.folder.iterdir()} - {"manifest.json", ".lock", ".work"}
         return bool(others) or any(self.work.glob("*/counts.json"))
-
-    def _release(self) -> None:
-        if self._created and not any(entry.name != ".lock" for entry in self.folder.iterdir()):
-            (self.folder / ".lock").unlink(missing_ok=True)
-            self.folder.rmdir()
-        self._lock.release()
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
         """Writes rows to shards of the folder ``name``, which appears when all of them are there.
@@ -137,7 +117,7 @@ class DatasetFolder:
         if error is not None and not self._committed():
             shutil.rmtree(self.work, ignore_errors=True)
             (self.folder / "manifest.json").unlink(missing_ok=True)
-        self._release()
+        self._own.release()
 
 
 def packed_schema(names: Iterable[str], *more: tuple[str, pa.DataType]) -> pa.Schema:

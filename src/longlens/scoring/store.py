@@ -16,10 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from longlens.errors import UserError
-from longlens.files import cannot_write, write_json
+from longlens.files import cannot_write, hold, write_json
 from longlens.scoring.layout import open_file, read_ids, read_manifest, side_folder, side_schema
 from longlens.scoring.scores import ShortContext
 
@@ -151,13 +150,7 @@ class RunWriter:
             _refuse_foreign(folder)
         except OSError as error:
             raise cannot_write(folder, error, resumes=True) from error
-        self._lock = FileLock(folder / f".lock-{rank:05d}")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process is writing to {folder}: wait for it, or give another folder") from error
-        except OSError as error:
-            raise cannot_write(folder, error, resumes=True) from error
+        self._lock = hold(folder / f".lock-{rank:05d}", "writing to")
         try:
             self._claim(manifest)
             for temporary in folder.glob(f"**/.part-{rank:05d}-*.parquet.tmp"):

@@ -26,11 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from longlens.data.store import read_json
 from longlens.errors import LonglensWarning, UserError
-from longlens.files import cannot_write, replacing, write_json
+from longlens.files import OwnFolder, cannot_write, replacing, write_json
 from longlens.recipe_file import parse_yaml, write_yaml
 
 SCHEMA_VERSION = 1
@@ -54,26 +52,13 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self._settings = path, dict(settings)
         self.checkpoints, self.log = path / "checkpoints", path / "log.jsonl"
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{path} is a file; give a folder for the run, such as -o run")
-            entries = {entry.name for entry in path.iterdir()} - _OWN if path.exists() else set()
-            if entries and "recipe.yaml" not in entries:
-                raise UserError(f"{path} is not empty and holds no run (it has {min(entries)!r}): give a new folder")
-            self._created = not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / ".lock")
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(f"another process is training in {path}: wait for it, or give another folder") from error
-        except OSError as error:
-            raise cannot_write(path, error, resumes=True) from error
+        self._own = OwnFolder(path, "run", marker="recipe.yaml", own=_OWN, doing="training in", example="run")
         try:
             self._claim()
             done = path / "result.json"
             self.result = read_json(done) if done.exists() else None
         except BaseException:
-            self._release()
+            self._own.release()
             raise
 
     def _claim(self) -> None:
@@ -168,12 +153,6 @@ class RunFolder:
         shutil.rmtree(self.path / "cache", ignore_errors=True)
         self.result = dict(result)
 
-    def _release(self) -> None:
-        if self._created and not any(entry.name != ".lock" for entry in self.path.iterdir()):
-            (self.path / ".lock").unlink(missing_ok=True)
-            self.path.rmdir()
-        self._lock.release()
-
     def __enter__(self) -> RunFolder:
         return self
 
@@ -185,7 +164,7 @@ class RunFolder:
             shutil.rmtree(self.path / "cache", ignore_errors=True)
             for name in ("recipe.yaml", "manifest.json"):
                 (self.path / name).unlink(missing_ok=True)
-        self._release()
+        self._own.release()
 
     def _has_begun(self) -> bool:
         others = {entry.name for entry in self.path.iterdir()} - _OWN - {"recipe.yaml", "manifest.json"}
