@@ -1,6 +1,6 @@
 """How far the weights of LongCE's cheaper forms are from the exact ones: SmolLM2, four modules of 2,048 tokens.
 
-python -m benchmarks.longce_agreement [TRAINED]      (about ten minutes on one core)
+python -m benchmarks.longce_agreement [TRAINED]      (about ten minutes on two cores)
 
 With TRAINED, a folder of the same model after training, there are rows of offline columns too: what was computed with
 the base model, held against the trained model's own exact weights.
@@ -64,7 +64,6 @@ def agreement(exact: Tensor, found: Tensor) -> list[str]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     base, ids = load(), texts(ROWS)
     long, short = long_logprobs(base, ids), {}
     rows = []
