@@ -11,7 +11,7 @@ import pytest
 import longlens
 from tests.tiny import byte_tokenizer, tiny_model
 
-COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare", "reach", "report", "extend"]
+COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare", "reach", "report", "extend", "train"]
 RULE = ("--context", 32, "--stride", 16)
 JSON_KEYS = {
     "schema_version",
