@@ -183,13 +183,21 @@ def max_positions(name: str, *, trust_remote_code: bool = False) -> int | None:
     Raises:
         UserError: No such model.
     """
+    config = load_config(resolve(name), trust_remote_code=trust_remote_code)
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model, of transformers.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
     from transformers import AutoConfig
 
-    source = resolve(name)
     options = {} if source.gguf is None else {"gguf_file": source.gguf}
     with explained(source, "model"):
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -70,7 +70,6 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    from transformers import AutoConfig
 
     from longlens import models
     from longlens.rope.clex import ClexRotary
@@ -83,9 +82,7 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
         raise UserError(f"{out.parent} is not a folder: create it first")
     source = models.resolve(name)
     models.check_folder(source)
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
-    with models.explained(source, "model"):
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+    config = models.load_config(source, trust_remote_code=trust_remote_code)
     new, rotary = build_rotary(config, method)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     clex_file = temporary / CLEX_FILE

@@ -53,9 +53,7 @@ def parse_method(name: str, settings: Mapping[str, Any], shown: Callable[[str], 
             raise UserError(
                 f"{shown(option)} is no setting of {shown('method')} {name}, which has {known}: leave it out"
             )
-    required = [
-        option for option in options if option == "factors" or _is_required(fields[spelled.get(option, option)])
-    ]
+    required = [option for option in options if option == "factors" or is_required(fields[spelled.get(option, option)])]
     for option in required:
         if option not in settings:
             raise UserError(f"{shown('method')} {name} needs {shown(option)}; its settings are {known}")
@@ -65,7 +63,8 @@ def parse_method(name: str, settings: Mapping[str, Any], shown: Callable[[str], 
     return METHODS[name](**values)
 
 
-def _is_required(field: Any) -> bool:
+def is_required(field: Any) -> bool:
+    """Whether a field of a dataclass has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

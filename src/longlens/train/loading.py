@@ -15,17 +15,13 @@ def plan_config(recipe: Recipe) -> Any:
     Raises:
         UserError: No such model, one that the method does not extend, or one without a sliding window to turn off.
     """
-    from transformers import AutoConfig
-
     from longlens import models
     from longlens.rope.config import extend_config
     from longlens.rope.model import build_rotary
 
     source = models.resolve(recipe.model)
     models.check_folder(source)
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
-    with models.explained(source, "model"):
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=recipe.load.trust_remote_code, **options)
+    config = models.load_config(source, trust_remote_code=recipe.load.trust_remote_code)
     plain, extend, after = config, recipe.method("extend"), recipe.method("after")
     if recipe.load.full_attention:
         config = without_sliding_window(config)

@@ -16,7 +16,7 @@ from longlens.errors import UserError
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
 from longlens.recipe_file import made, nearest, parse_yaml, read_yaml, real_number, whole_number, with_numbers
 from longlens.rope.base import Method
-from longlens.rope.settings import SETTINGS, parse_method
+from longlens.rope.settings import SETTINGS, is_required, parse_method
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
 from longlens.train.settings import Evaluation, Evaluator, Load, Lora, Offline, Training
 
@@ -260,15 +260,9 @@ def _section(kind: type[Any], values: Any, place: str) -> Any:
         raise UserError(f"{place} is {values!r}; expected keys such as {fields(kind)[0].name}")
     found = with_numbers(values, kind, place)
     for field in fields(kind):
-        if field.name not in found and _is_required(field):
+        if field.name not in found and is_required(field):
             raise UserError(f"{place} says no {field.name}: it is needed")
     return made(kind, found, place)
-
-
-def _is_required(field: Any) -> bool:
-    import dataclasses
-
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _variant(values: Any, kinds: Mapping[str, type[Any]], place: str) -> Any:
