@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import uuid
@@ -52,6 +53,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """
     with replacing(path) as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def hold(lock: Path, doing: str) -> FileLock:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longlens.errors import UserError, require
+from longlens.files import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -324,14 +325,6 @@ def hash_files(source: Source) -> str:
     digest = hashlib.sha256()
     for file in files:
         blob = file.resolve().name
-        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else _sha256(file)
+        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_sha256(file)
         digest.update(f"{file.name} {content}\n".encode())
-    return digest.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**22):
-            digest.update(block)
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from longlens.tasks import get_task, list_tasks
+from longlens.tasks import get_task, list_tasks, task_settings
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -78,13 +78,13 @@ def write(folder: Path) -> Path:
 
 def settings(name: str, folder: Path) -> dict:
     """What a task has to be told, so that its samples are the same on every machine."""
-    if name in ("niah_grid", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery"):
-        return {"haystack": folder / "prose.txt"}
-    return {"data_dir": folder} if name in ("qa_1", "qa_2", "longeval_topics") else {}
+    given = {"haystack": folder / "prose.txt", "data_dir": folder}
+    return {setting: value for setting, value in given.items() if setting in task_settings(name)}
 
 
 def task(name: str, folder: Path):
     return get_task(name, **settings(name, folder))
 
 
-WITH_LENGTH = [name for name in list_tasks() if name != "longeval_lines_1350"]
+FILLED = [name for name in list_tasks() if get_task(name).fills]
+WITH_LENGTH = [name for name in FILLED if name != "longeval_lines_1350"]

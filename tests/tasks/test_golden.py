@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tasks.json"
 def summary(name: str, folder: Path) -> dict:
     length = {"longeval_topics": 3000, "longeval_lines_1350": None}.get(name, LENGTH)
     samples = task(name, folder).build(length=length, samples=2, seed=42, tokenizer=TOKENIZER)
-    content = json.dumps([asdict(sample) for sample in samples], sort_keys=True)
+    rows = [{key: value for key, value in asdict(sample).items() if value is not None} for sample in samples]
+    content = json.dumps(rows, sort_keys=True)
     return {
         "lengths": [sample.length for sample in samples],
         "units": [sample.metadata["units"] for sample in samples],

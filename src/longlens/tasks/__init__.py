@@ -74,6 +74,22 @@ def list_tasks() -> list[str]:
     return list(_TASKS)
 
 
+def task_settings(name: str) -> list[str]:
+    """Names of the settings that `get_task` takes for a task.
+
+    Raises:
+        UserError: No such task.
+    """
+    if name not in _TASKS:
+        close = difflib.get_close_matches(name, _TASKS, n=1)
+        known = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TASKS)}"
+        raise UserError(f"no task {name!r}: {known}")
+    made = _TASKS[name]
+    fixed = made.keywords if isinstance(made, partial) else {}
+    kind: Any = made.func if isinstance(made, partial) else made
+    return [field for field in kind.__dataclass_fields__ if field != "name" and field not in fixed]
+
+
 def get_task(name: str, **settings: Any) -> Task:
     """A task.
 
@@ -84,16 +100,9 @@ def get_task(name: str, **settings: Any) -> Task:
     Raises:
         UserError: No such task or setting, or a value that makes no sense.
     """
-    if name not in _TASKS:
-        close = difflib.get_close_matches(name, _TASKS, n=1)
-        known = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TASKS)}"
-        raise UserError(f"no task {name!r}: {known}")
-    made = _TASKS[name]
-    fixed = made.keywords if isinstance(made, partial) else {}
-    kind: Any = made.func if isinstance(made, partial) else made
-    free = [field for field in kind.__dataclass_fields__ if field != "name" and field not in fixed]
+    free = task_settings(name)
     for setting in settings:
         if setting not in free:
             known = f"it has {', '.join(free)}" if free else "it has none"
             raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
-    return made(name=name, **settings)
+    return _TASKS[name](name=name, **settings)

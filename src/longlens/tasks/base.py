@@ -29,8 +29,11 @@ class Sample:
         answer_spans: ``[start, end)`` in characters of ``prompt + answer_prefix``: where the answers stand in it.
         length: Tokens of ``prompt + answer_prefix`` as the tokenizer counts a text by default (thus with the BOS that
             it puts there), plus the task's `max_new_tokens`.
+        context_span: ``[start, end)`` in characters of ``prompt``: the long text that the question is about, without
+            instructions and demonstrations; None where a task has no such part.
         metadata: Task and settings, seed, index, requested length, units, depths of the needles in percent of the
-            text, hashes of haystack or data.
+            text, hashes of haystack or data; ``distractors`` where a task has wrong answers of the right kind to
+            choose from; ``cut`` where the text was shortened, see `longlens.tasks.overlong`.
     """
 
     id: str
@@ -39,6 +42,7 @@ class Sample:
     answers: list[str]
     answer_spans: list[tuple[int, int]]
     length: int
+    context_span: tuple[int, int] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,10 +52,27 @@ class Task(ABC):
     Attributes:
         name: As in `longlens.tasks.list_tasks`.
         max_new_tokens: Tokens that an answer may have; part of a sample's length.
+        suite: The benchmark that it is a part of, such as ``ruler``; its own name where it is one by itself.
+        category: Its part of the suite's average, such as HELMET's ``rag``; empty where the suite has no parts.
+        metric: The score that the benchmark reports, a key of what `score` gives.
+        stop: Where an answer ends, besides at the end of text.
+        chat: Whether the benchmark puts its prompts into a model's chat template, where there is one.
+        fills: Whether samples are made as long as asked for; else they are as long as their data, and
+            `overlong` says what is done with one that is longer.
+        overlong: The benchmark's own policy for samples that are too long, one of `longlens.tasks.overlong.POLICIES`.
+        omission: What stands in a context in place of what was cut off its end.
     """
 
     name: str
     max_new_tokens: int
+    suite: str
+    metric: str
+    category: str = ""
+    stop: tuple[str, ...] = ()
+    chat: bool = True
+    fills: bool = True
+    overlong: str = "error"
+    omission: str = ""
 
     @property
     @abstractmethod
@@ -78,15 +99,26 @@ class Task(ABC):
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Numbers from 0 to 1 for what a model wrote after the answer prefix."""
 
+    def target(self, sample: Sample) -> str | None:
+        """What a model that answers rightly continues with; None where no single text is the right one.
+
+        It begins as the answer would, thus with a space where the answer prefix ends in a word.
+        """
+        return (" " if sample.answer_prefix else "") + sample.answers[0] if len(sample.answers) == 1 else None
+
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Means over samples, in percent: ``{name: 100 * mean of scores[i][name]}``.
+        """Means in percent over the samples that have a score: ``{name: 100 * mean of scores[i][name]}``.
 
         Raises:
             UserError: There are none.
         """
         if not scores:
             raise UserError(f"{self.name}: no scores to sum up; score at least one sample")
-        return {name: sum(row[name] for row in scores) / len(scores) * 100 for name in scores[0]}
+        values: dict[str, list[float]] = {}
+        for row in scores:
+            for name, value in row.items():
+                values.setdefault(name, []).append(value)
+        return {name: sum(column) / len(column) * 100 for name, column in values.items()}
 
     def build(
         self,
@@ -96,17 +128,21 @@ class Task(ABC):
         seed: int = SEED,
         tokenizer: Any,
         reserve: int = 0,
+        overlong: str | None = None,
     ) -> list[Sample]:
         """Samples 0 to ``samples - 1``; each is a function of the task, length, seed, its index and the tokenizer.
 
-        ``length - reserve - unit_tokens < sample.length <= length - reserve``, unless settings fix the units.
+        ``length - reserve - unit_tokens < sample.length <= length - reserve``, unless settings or data fix the units.
 
         Args:
-            length: Tokens of prompt, answer prefix and answer, at most. None only where settings fix the units.
+            length: Tokens of prompt, answer prefix and answer, at most. None only where settings or data fix the units.
             samples: The benchmark's own number unless given.
             seed: Of all random choices.
             tokenizer: Of transformers.
             reserve: Tokens that are left for a chat template.
+            overlong: What to do with a sample that settings or data make too long, one of
+                `longlens.tasks.overlong.POLICIES`; the benchmark's own policy unless given. With ``skip`` there are
+                fewer samples, and the indexes in their ids have gaps.
 
         Raises:
             UserError: The length is too short, which the message says how long it has to be; or values that make no
@@ -114,7 +150,9 @@ class Task(ABC):
         """
         from longlens.tasks.building import built
 
-        return built(self, length=length, samples=samples, seed=seed, tokenizer=tokenizer, reserve=reserve)
+        return built(
+            self, length=length, samples=samples, seed=seed, tokenizer=tokenizer, reserve=reserve, overlong=overlong
+        )
 
 
 def draws(task: str, seed: int, index: int, stream: str) -> Random:

@@ -8,14 +8,23 @@ from typing import Any
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Fitted, Tokens, fit, shortest
+from longlens.tasks.overlong import check_policy, shortened
 
 _NO_SETTING = frozenset(("name", "data_dir", "haystack"))  # files are told by what is in them, not by their places
 
 
 def built(
-    task: Task, *, length: int | None, samples: int | None, seed: int, tokenizer: Any, reserve: int
+    task: Task,
+    *,
+    length: int | None,
+    samples: int | None,
+    seed: int,
+    tokenizer: Any,
+    reserve: int,
+    overlong: str | None,
 ) -> list[Sample]:
     """What `Task.build` says."""
+    policy = check_policy(task.overlong if overlong is None else overlong)
     samples = task.default_samples if samples is None else samples
     for what, value, least in (("samples", samples, 1), ("reserve", reserve, 0), ("length", length, 1)):
         if value is not None and value < least:
@@ -25,9 +34,14 @@ def built(
     rows = []
     for index in range(samples):
         fitted = _fitted(task, length, seed, index, tokens, spent)
-        if fitted is None:
-            raise _too_short(task, length, samples, seed, tokens, spent)
         draft = fitted.draft
+        if length is not None and fitted.tokens > length - spent:
+            if policy == "skip":
+                continue
+            if policy == "error" or task.fills:
+                raise _too_short(task, length, samples, seed, tokens, spent)
+            draft, counted = shortened(draft, tokens, length - spent, policy, task.omission)
+            fitted = fitted._replace(tokens=counted)
         made = {"task": task.name, "settings": _settings(task), "seed": seed, "index": index}
         made |= {"requested_length": length, "reserve": reserve, "units": fitted.units}
         rows.append(
@@ -37,6 +51,7 @@ def built(
                 answer_prefix=draft.answer_prefix,
                 answers=list(draft.answers),
                 answer_spans=list(draft.answer_spans),
+                context_span=draft.context_span,
                 length=fitted.tokens + task.max_new_tokens,
                 metadata=made | dict(draft.metadata),
             )
@@ -44,7 +59,7 @@ def built(
     return rows
 
 
-def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Tokens, spent: int) -> Fitted | None:
+def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Tokens, spent: int) -> Fitted:
     room = None if length is None else length - spent + task.max_new_tokens
     plan = task.plan(length=room, seed=seed, index=index, tokens=tokens)
     fixed = plan.minimum == plan.maximum
@@ -53,7 +68,7 @@ def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Token
             raise UserError(f"{task.name} needs a length in tokens, such as length=4096")
         return fit(plan, tokens, None)
     fitted = fit(plan, tokens, length - spent)
-    if fitted is not None and fitted.units == plan.maximum and not fixed:
+    if fitted.units == plan.maximum and not fixed:
         slack = length - spent - fitted.tokens
         if slack >= task.unit_tokens:
             raise UserError(

@@ -1,17 +1,32 @@
-"""Files of other people's data that a task reads: found in a folder, hashed, checked."""
+"""Files of other people's data that a task reads: from a folder or the hub, hashed, checked."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from longlens.corpus.document import shown, system_errors, utf8
+from longlens.corpus.document import one_line, shown, system_errors, utf8
 from longlens.errors import UserError
+from longlens.files import file_sha256
+
+DATASET_FOLDER = "@"
+"""In a hub file's name: ends the name of the data set, as in ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
+
+
+class Found(NamedTuple):
+    """A file of data.
+
+    Attributes:
+        path: Where it is.
+        described: Its name, sha256 and, if it is from the hub, the data set and the commit; for a sample's metadata.
+    """
+
+    path: Path
+    described: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,32 +34,113 @@ class DataFile:
     """A file that a task needs.
 
     Attributes:
-        names: Names that it may have in the folder, the first one wins.
+        names: Names that it may have in the folder, with ``/`` for folders within it; the first one found wins.
         source: Where it can be had.
         schema: What is in it, in a line.
+        hub: Data set on the hub and file in it, as ``owner/name@path/in/it``, which is taken where no folder is given;
+            empty where there is none.
     """
 
     names: tuple[str, ...]
     source: str
     schema: str
+    hub: str = ""
 
-    def read(self, task: str, folder: str | os.PathLike[str] | None) -> tuple[str, dict[str, str]]:
-        """The text of the file, and its name and sha256.
+    def find(self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None) -> Found:
+        """The file and what describes it.
+
+        Args:
+            task: Which task wants it, for messages.
+            folder: The user's, or None for the hub's.
+            revision: Branch, tag or commit of the hub's data set.
 
         Raises:
-            UserError: It is not there, or is not UTF-8; says where it can be had and what is in it.
+            UserError: It is not there; says where it can be had and what is in it.
         """
         wanted = f"{' or '.join(self.names)} ({self.schema}), from {self.source}"
         if folder is None:
+            if self.hub:
+                return self._download(task, revision, wanted)
             raise UserError(
                 f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir="
             )
         path = next((found for name in self.names if (found := Path(folder, name)).is_file()), None)
         if path is None:
             raise UserError(f"{task}: no {' or '.join(self.names)} in {shown(folder)}: put there {wanted}")
-        with system_errors(path):
-            data = path.read_bytes()
-        return utf8(data, shown(path)), {"file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+        return Found(path, {"file": path.name, "sha256": hashed(path)})
+
+    def read(
+        self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None
+    ) -> tuple[str, dict[str, str]]:
+        """The text of the file, and what describes it.
+
+        Raises:
+            UserError: It is not there (see `find`), or is not UTF-8.
+        """
+        found = self.find(task, folder, revision)
+        with system_errors(found.path):
+            data = found.path.read_bytes()
+        return utf8(data, shown(found.path)), found.described
+
+    def rows(
+        self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The rows of the file, and what describes it.
+
+        A file that ends in ``.parquet`` is that; any other one is JSON Lines, a JSON list, or a JSON object whose
+        ``data`` is a list.
+
+        Raises:
+            UserError: It is not there (see `find`), is broken, has no rows, or a row is no object.
+        """
+        found = self.find(task, folder, revision)
+        name = found.described["file"]
+        if found.path.suffix == ".parquet":
+            rows = self._parquet(found.path, name)
+        else:
+            with system_errors(found.path):
+                data = found.path.read_bytes()
+            rows = self._json_rows(utf8(data, shown(found.path)), name)
+        if not rows:
+            raise self.wrong(name, "no rows")
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict):
+                raise self.wrong(f"{name}, row {number}", f"a {type(row).__name__} where an object should be")
+        return rows, found.described
+
+    def _json_rows(self, text: str, name: str) -> list[Any]:
+        if text.lstrip()[:1] == "[":
+            return list(self.parse(text, name))
+        try:
+            whole = json.loads(text)
+        except json.JSONDecodeError:  # several lines, each one a value
+            lines = enumerate(text.split("\n"), start=1)
+            return [self.parse(line, f"{name}, line {number}") for number, line in lines if line.strip()]
+        return list(whole["data"]) if isinstance(whole, dict) and isinstance(whole.get("data"), list) else [whole]
+
+    def _parquet(self, path: Path, name: str) -> list[Any]:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            return list(parquet.read_table(path).to_pylist())
+        except (ArrowException, OSError) as error:
+            raise self.wrong(name, f"not Parquet: {one_line(error)}") from error
+
+    def _download(self, task: str, revision: str | None, wanted: str) -> Found:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        repo, _, name = self.hub.partition(DATASET_FOLDER)
+        try:
+            path = Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+            raise UserError(
+                f"{task}: cannot get {name} of the hub's data set {repo} ({one_line(error)}): check the network and "
+                f"the revision, or put into a folder {wanted}, and pass data_dir="
+            ) from error
+        # The hub's cache is snapshots/COMMIT/path/in/it.
+        commit = path.parts[-1 - len(Path(name).parts)]
+        return Found(path, {"file": path.name, "sha256": hashed(path), "hub": repo, "commit": commit})
 
     def wrong(self, name: str, what: str) -> UserError:
         """What to say where the file does not have the schema."""
@@ -72,11 +168,11 @@ class DataFile:
         return value[key]
 
 
-def jsonl(file: DataFile, text: str, name: str) -> Sequence[Any]:
-    """The values of a text with one JSON value a line; empty lines are left out.
+def hashed(path: Path) -> str:
+    """sha256 of a file.
 
     Raises:
-        UserError: A line is no JSON.
+        UserError: It cannot be read.
     """
-    lines = enumerate(text.split("\n"), start=1)
-    return [file.parse(line, f"{name}, line {number}") for number, line in lines if line.strip()]
+    with system_errors(path):
+        return file_sha256(path)

@@ -6,9 +6,14 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longlens.errors import UserError
+
+if TYPE_CHECKING:
+    from longlens.tokenization import Ints, TextEncoder
+
 
 UNBOUNDED = 2**40
 """Maximum of a plan that can always be made longer."""
@@ -26,6 +31,7 @@ class Draft:
     answer_prefix: str
     answers: Sequence[str]
     answer_spans: Sequence[tuple[int, int]]
+    context_span: tuple[int, int] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -47,6 +53,23 @@ class Plan(ABC):
     @abstractmethod
     def draft(self, units: int) -> Draft:
         """The sample with that many units."""
+
+
+class Whole(Plan):
+    """A sample that its data makes, all of it: one unit, no more and no less."""
+
+    minimum = maximum = 1
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    def unit(self, index: int) -> str:
+        """All of it."""
+        return self._draft.prompt
+
+    def draft(self, units: int) -> Draft:
+        """The sample."""
+        return self._draft
 
 
 class Fitted(NamedTuple):
@@ -77,6 +100,16 @@ class Tokens:
         """``len(tokenizer(text).input_ids)``: with the special tokens that the tokenizer puts around a text."""
         return len(self._tokenizer(text, verbose=False)["input_ids"])
 
+    def spans(self, text: str) -> Ints:
+        """``(n, 2)``: ``[start, end)`` in characters of each token of the text, without special tokens."""
+        return self._encoder.encode(text).char_spans
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        from longlens.tokenization import TextEncoder
+
+        return TextEncoder(self._tokenizer)
+
     def sizes(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text alone; a text is tokenized once."""
         new = list(dict.fromkeys(text for text in texts if text not in self._sizes))
@@ -89,7 +122,7 @@ class Tokens:
         return [self._sizes[text] for text in texts]
 
 
-def fit(plan: Plan, tokens: Tokens, budget: int | None) -> Fitted | None:
+def fit(plan: Plan, tokens: Tokens, budget: int | None) -> Fitted:
     """The sample with n units that fits where n + 1 units do not: ``count(n) <= budget < count(n + 1)``.
 
     Both counts are of the whole text. Between them only estimates are used, so that a sample costs two to four
@@ -101,13 +134,11 @@ def fit(plan: Plan, tokens: Tokens, budget: int | None) -> Fitted | None:
         budget: Of tokens; None for a plan that is fixed.
 
     Returns:
-        None if not even the minimum fits.
+        The sample; the smallest one, which has more tokens than the budget, if not even that fits.
     """
     best = _counted(plan, tokens, plan.minimum)
-    if budget is None:
+    if budget is None or best.tokens > budget:
         return best
-    if best.tokens > budget:
-        return None
     sizes = _Sizes(plan, tokens)
     at, at_tokens = best.units, best.tokens
     too_many, guesses = plan.maximum + 1, 0

@@ -40,6 +40,9 @@ class JsonKV(Task):
     pairs: int | None = None
     shots: int = 2  # recall.yaml: shots: 2
 
+    suite = "helmet"
+    category = "recall"
+    metric = "substring_exact_match"
     max_new_tokens = 100  # recall.yaml: generation_max_length, fourth value
     default_samples = 100  # recall.yaml: max_test_samples: 100
 

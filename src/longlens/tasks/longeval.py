@@ -86,6 +86,8 @@ class LongEvalLines(Task):
     lines: int | None = None
     answer_prefix: str = ""
 
+    suite = "longeval"
+    metric = "accuracy"
     max_new_tokens = 100  # utils.py, test_lines_one_sample: max_new_tokens=100
     default_samples = 50  # generate_testcases_configs.yaml: num_test_samples: 50
 

@@ -15,7 +15,7 @@ from functools import cached_property
 
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task, draws
-from longlens.tasks.data import DataFile, jsonl
+from longlens.tasks.data import DataFile
 from longlens.tasks.fitting import Draft, Plan, Tokens
 
 HEADER = (
@@ -51,6 +51,8 @@ class LongEvalTopics(Task):
     answer_prefix: str = ""
     data_dir: str | os.PathLike[str] | None = None
 
+    suite = "longeval"
+    metric = "accuracy"
     max_new_tokens = 50  # utils.py, test_topics_one_sample: max_new_tokens=50
     default_samples = 50  # generate_testcases_configs.yaml: num_test_samples: 50
 
@@ -66,11 +68,11 @@ class LongEvalTopics(Task):
         Raises:
             UserError: It is missing, has another schema, or too few conversations.
         """
-        text, described = CONVERSATIONS.read(self.name, self.data_dir)
+        found, described = CONVERSATIONS.rows(self.name, self.data_dir)
         name = described["file"]
         rows = [
             (CONVERSATIONS.get(row, "topic", str, name), CONVERSATIONS.get(row, "conversation", str, name))
-            for row in jsonl(CONVERSATIONS, text, name)
+            for row in found
         ]
         if len(rows) < (self.topics or 1):
             raise UserError(f"{self.name}: {name} has {len(rows)} conversations; expected at least {self.topics or 1}")

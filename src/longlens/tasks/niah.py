@@ -58,6 +58,8 @@ class NeedleGrid(Task):
     answer_prefix: str = ""
     haystack: str | os.PathLike[str] | None = None
 
+    suite = "niah_grid"
+    metric = "exact"
     max_new_tokens = 300  # providers/openai.py: DEFAULT_MODEL_KWARGS: dict = dict(max_tokens = 300, temperature = 0)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,8 @@ def cleaned(prediction: str) -> str:
 class RulerTask(Task):
     """A task of RULER."""
 
+    suite = "ruler"
+    metric = "string_match_all"
     default_samples = 500  # config_tasks.sh: NUM_SAMPLES=500
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:

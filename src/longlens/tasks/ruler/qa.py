@@ -87,6 +87,7 @@ class QuestionAnswering(RulerTask):
     read: Read
     data_dir: str | os.PathLike[str] | None = None
 
+    metric = "string_match_part"
     max_new_tokens = 32  # constants.py: 'tokens_to_generate': 32
 
     @cached_property

@@ -52,8 +52,7 @@ class VariableTracking(RulerTask):
         """Draws the chain, and the example before it."""
         rng = draws(self.name, seed, index, "example")
         shown = Chain(_names(rng, self.hops + 1, letters=3), rng.randint(10000, 99998), draws_key(self, seed, index, 1))
-        fitted = fit(shown, tokens, EXAMPLE_TOKENS)
-        draft = shown.draft(shown.minimum) if fitted is None else fitted.draft
+        draft = fit(shown, tokens, EXAMPLE_TOKENS).draft
         example = f"{draft.prompt}{draft.answer_prefix} {' '.join(draft.answers)}\n\n"
         rng = draws(self.name, seed, index, "chain")
         names = _names(rng, self.hops + 1, letters=5)
