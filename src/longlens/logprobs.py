@@ -71,6 +71,26 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     return logprobs.float()
 
 
+def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
+    """The token that greedy decoding takes after each hidden state: ``head.logits(hidden).argmax(-1)``.
+
+    In the model's own dtype, as generation takes it: in half precision the largest logits are often equal, and then the
+    first of them is taken.
+
+    Args:
+        hidden: ``(m, H)`` hidden states.
+        head: The vocabulary head.
+        block_bytes: Bound on the logits that exist at one time.
+
+    Returns:
+        ``(m,)`` int64.
+    """
+    rows = max(1, block_bytes // (head.weight.shape[0] * head.weight.itemsize))
+    own = hidden.to(head.weight.dtype)
+    blocks = [head.logits(own[start : start + rows]).argmax(-1) for start in range(0, len(own), rows)]
+    return torch.cat(blocks)
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """The block loop. Backward computes the logits of a block again instead of keeping them.
 
