@@ -18,6 +18,7 @@ from typing import Any
 from longlens.errors import UserError
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
+from longlens.tasks.helmet import TASKS as HELMET_TASKS
 from longlens.tasks.json_kv import JsonKV
 from longlens.tasks.longeval import PAPER_LINES, LongEvalLines
 from longlens.tasks.longeval_topics import LongEvalTopics
@@ -66,6 +67,7 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "niah_grid": NeedleGrid,
     **RULER,
     "json_kv": JsonKV,
+    **HELMET_TASKS,
 }
 
 

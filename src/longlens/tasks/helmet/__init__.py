@@ -1,0 +1,15 @@
+"""HELMET's seven categories: recall, RAG, re-ranking, citations, long questions, summaries, many-shot ICL.
+
+Paper: Yen et al., HELMET: How to Evaluate Long-Context Language Models Effectively and Thoroughly, arXiv 2410.02694.
+Prompts, settings and metrics: github.com/princeton-nlp/HELMET at 4526dfb, MIT. `longlens.tasks.json_kv` is its fourth
+recall task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from longlens.tasks.base import Task
+
+TASKS: dict[str, Callable[..., Task]] = {}
+"""HELMET's tasks without ``json_kv``."""
