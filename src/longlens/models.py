@@ -138,8 +138,8 @@ def load_scorer(
         raise UserError(f"--batch-tokens is {batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
     check_folder(source)
-    where = _device(device)
-    chosen = _dtype(dtype, where)
+    where = find_device(device)
+    chosen = find_dtype(dtype, where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if source.gguf is not None:
         options["gguf_file"] = source.gguf
@@ -277,7 +277,12 @@ def check_folder(source: Source) -> None:
         raise UserError(f"the folder {source.name!r} holds no model (no config.json): give one made by save_pretrained")
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """Where a model is put: ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        UserError: It cannot be used.
+    """
     import torch
 
     if device == "auto":
@@ -290,7 +295,12 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Type of the weights: ``auto`` is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        UserError: Neither that nor one of ``float32``, ``bfloat16`` and ``float16``.
+    """
     import torch
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
