@@ -1,0 +1,222 @@
+"""Whether a text entails a claim, asked of a model of natural language inference of transformers.
+
+Two kinds are known: sequence classification with a label ``entailment``, and sequence-to-sequence trained as
+google/t5_xxl_true_nli_mixture (Honovich et al., TRUE, arXiv 2204.04991), which HELMET and ALCE score citations with.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from longlens.errors import LonglensWarning, UserError
+from longlens.models import check_folder, explained, find_device, find_dtype, hash_files, load_config, resolve
+from longlens.models import load_tokenizer as load_tokenizer_of
+from longlens.tokenization import TextEncoder
+
+HELMET_MODEL = "google/t5_xxl_true_nli_mixture"
+"""What HELMET asks (eval_alce.py, AUTOAIS_MODEL): 11 billion parameters."""
+# eval_alce.py, _run_nli_autoais: the text, its generate(…, max_new_tokens=10), and the reply that means entailed
+PROMPT = "premise: {} hypothesis: {}"
+MAX_NEW_TOKENS = 10
+ENTAILED, NOT_ENTAILED = "1", "0"
+LABEL = "entailment"
+
+
+class EntailmentModel(ABC):
+    """``entails(premise, claim)``: whether the claim follows from the premise.
+
+    Args:
+        model: Of transformers, in eval mode.
+        tokenizer: Its tokenizer.
+        name: What messages call it.
+        weights_sha256: Says which weights it has.
+        max_tokens: Of premise and claim together with special tokens; a longer premise loses its end. Nothing is cut
+            unless given, as in HELMET.
+
+    Raises:
+        UserError: ``max_tokens`` is below 1, or the model is of the wrong kind.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, weights_sha256: str, max_tokens: int | None = None
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"max_tokens={max_tokens}; expected at least 1, or None to cut nothing")
+        self.model, self.tokenizer = model, tokenizer
+        self.name, self.weights_sha256 = name, weights_sha256
+        self._max_tokens = max_tokens
+        self._positions = _positions(model)
+        self._encoder = TextEncoder(tokenizer)
+
+    def __call__(self, premise: str, claim: str) -> bool:
+        """Asks the model once.
+
+        Raises:
+            UserError: The text is longer than the model takes and may not be cut, the claim alone is, or there is not
+                enough memory.
+        """
+        inputs = self._fitted(premise, claim).to(self.model.device)
+        try:
+            with torch.inference_mode():
+                return self._decide(inputs)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{self.name} ran out of memory: use max_tokens=, or dtype='bfloat16'") from error
+
+    @abstractmethod
+    def _encode(self, premise: str, claim: str) -> Any:
+        """What the model is given: tensors of one row."""
+
+    @abstractmethod
+    def _decide(self, inputs: Any) -> bool:
+        """What it says."""
+
+    def _fitted(self, premise: str, claim: str) -> Any:
+        inputs = self._encode(premise, claim)
+        limits = [limit for limit in (self._max_tokens, self._positions) if limit is not None]
+        count = inputs["input_ids"].shape[1]
+        if not limits or count <= min(limits):
+            return inputs
+        limit = min(limits)
+        if self._max_tokens is None:
+            raise UserError(
+                f"{self.name} takes {limit:,} tokens, and premise and claim have {count:,}: pass max_tokens={limit} to "
+                "cut the premise at its end, which HELMET does not, or take a model for longer texts"
+            )
+        ends = self._encoder.encode(premise).char_spans[:, 0]
+        removed = count - limit
+        while removed <= len(ends):
+            inputs = self._encode(premise[: ends[len(ends) - removed]], claim)
+            over = inputs["input_ids"].shape[1] - limit
+            if over <= 0:
+                return inputs
+            removed += over  # a cut can change how the text around it is tokenized
+        raise UserError(f"{self.name}: a claim does not fit into {limit:,} tokens: pass a larger max_tokens, or None")
+
+
+class EntailmentClassifier(EntailmentModel):
+    """Sequence classification: the claim follows where the label ``entailment``, in any case, is the likeliest."""
+
+    def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(model, tokenizer, **options)
+        labels: dict[int, str] = {index: str(label) for index, label in model.config.id2label.items()}
+        wanted = [index for index, label in labels.items() if label.lower() == LABEL]
+        if len(wanted) != 1 or len(labels) < 2:
+            raise UserError(
+                f"{self.name} tells {', '.join(labels.values())} apart; expected one label {LABEL!r} among others, as "
+                "models of natural language inference have: take such a model, or name its labels in config.json"
+            )
+        self._wanted = wanted[0]
+
+    def _encode(self, premise: str, claim: str) -> Any:
+        return self.tokenizer(premise, claim, return_tensors="pt", verbose=False)
+
+    def _decide(self, inputs: Any) -> bool:
+        return int(self.model(**inputs).logits[0].argmax()) == self._wanted
+
+
+class EntailmentWriter(EntailmentModel):
+    """Sequence to sequence: the claim follows where the model writes ``1`` after premise and hypothesis."""
+
+    def _encode(self, premise: str, claim: str) -> Any:
+        return self.tokenizer(PROMPT.format(premise, claim), return_tensors="pt", verbose=False)
+
+    def _decide(self, inputs: Any) -> bool:
+        # Greedy, whatever the config of the model's folder asks for.
+        settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1}
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        written = self.model.generate(ids, attention_mask=mask, **settings)[0]
+        reply: str = self.tokenizer.decode(written, skip_special_tokens=True)
+        if reply not in (ENTAILED, NOT_ENTAILED):
+            warnings.warn(
+                f"{self.name} writes something else than {ENTAILED} and {NOT_ENTAILED}, which counts as not entailed, "
+                f"as in HELMET: is it trained as {HELMET_MODEL} is?",
+                LonglensWarning,
+                stacklevel=3,
+            )
+        return reply == ENTAILED
+
+
+def load_entails(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    max_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> EntailmentModel:
+    """Loads a model of natural language inference, as `longlens.tasks.judged.CitedTask` asks for one.
+
+    Args:
+        name: Hub id or local folder; HELMET's is `HELMET_MODEL`, in bfloat16 about 22 GB.
+        dtype: As in `longlens.load_scorer`.
+        device: As in `longlens.load_scorer`.
+        device_map: As in `longlens.load_scorer`.
+        max_tokens: Cuts a longer premise at its end; None cuts nothing, as HELMET.
+        trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
+        allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors alone.
+
+    Raises:
+        UserError: No such model; it is of neither kind; it has no label ``entailment``; or it cannot be loaded so.
+    """
+    import transformers
+
+    source = resolve(name)
+    if source.gguf is not None:
+        raise UserError(f"{name} is a .gguf file: give the folder or hub id of a model of natural language inference")
+    check_folder(source)
+    kind, auto = _kind(name, load_config(source, trust_remote_code=trust_remote_code))
+    where = find_device(device)
+    chosen = find_dtype(dtype, where)
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": None if allow_pickle else True,
+    }
+    if device_map is not None:
+        options["device_map"] = device_map
+    tokenizer = load_tokenizer_of(name, trust_remote_code=trust_remote_code)
+    with explained(source, "model"):
+        model, problems = getattr(transformers, auto).from_pretrained(
+            source.path, dtype=chosen, output_loading_info=True, **options
+        )
+    missing = sorted(problems.get("missing_keys", ()))
+    if missing:
+        raise UserError(
+            f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
+            "would be random: give a model that is trained to tell entailment"
+        )
+    if device_map is None:
+        model = model.to(where)
+    return kind(model, tokenizer, name=name, weights_sha256=hash_files(source), max_tokens=max_tokens)
+
+
+_KINDS: dict[str, tuple[type[EntailmentModel], str]] = {
+    "ForSequenceClassification": (EntailmentClassifier, "AutoModelForSequenceClassification"),
+    "ForConditionalGeneration": (EntailmentWriter, "AutoModelForSeq2SeqLM"),
+}
+
+
+def _kind(name: str, config: Any) -> tuple[type[EntailmentModel], str]:
+    architectures = config.architectures or ()
+    for ending, kind in _KINDS.items():
+        if any(architecture.endswith(ending) for architecture in architectures):
+            return kind
+    raise UserError(
+        f"{name} is {' or '.join(architectures) or 'of no named architecture'}; expected a model for sequence "
+        f"classification with a label {LABEL!r}, or one such as {HELMET_MODEL}"
+    )
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens that the model has positions for; None where it is not bounded, as T5."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        is_table = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        if limit is not None and is_table and module.padding_idx is not None:
+            return limit - int(module.padding_idx) - 1  # RoBERTa and its kin count positions from there
+    return limit
