@@ -72,13 +72,17 @@ def substring_exact_match(prediction: str, answers: Answers) -> float:
     return float(any(normalize_answer(answer) in given for answer in flat_answers(answers)))
 
 
-def _longbench_f1(prediction: str, answer: str) -> float:
-    given, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+def words_f1(given: Sequence[str], wanted: Sequence[str]) -> float:
+    """The formula of `token_f1`."""
     common = (Counter(given) & Counter(wanted)).total()
     if not common:
         return 0.0
     precision, recall = common / len(given), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
+
+
+def _longbench_f1(prediction: str, answer: str) -> float:
+    return words_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
 
 
 def _helmet_f1(prediction: str, answer: str) -> float:

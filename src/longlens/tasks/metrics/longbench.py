@@ -14,6 +14,13 @@ def _share_of_numbers(prediction: str, wanted: str) -> float:
     return numbers.count(wanted) / len(numbers) if numbers else 0.0
 
 
+def _paragraph(answer: str, name: str) -> str:
+    found = re.search(rf"{name}(\d+)", answer)
+    if found is None:
+        raise UserError(f"answer {answer!r} names no paragraph: expected '{name}N'")
+    return found[1]
+
+
 def count_score(prediction: str, answer: str | int) -> float:
     r"""Share of the prediction's numbers (``\d+``) that are the answer, 0 to 1; 0 without a number.
 
@@ -36,10 +43,18 @@ def retrieval_score(prediction: str, answer: str) -> float:
     Raises:
         UserError: The answer names no paragraph.
     """
-    paragraph = re.search(r"Paragraph (\d+)", answer)
-    if paragraph is None:
-        raise UserError(f"answer {answer!r} names no paragraph: expected 'Paragraph N'")
-    return _share_of_numbers(prediction, paragraph[1])
+    return _share_of_numbers(prediction, _paragraph(answer, "Paragraph "))
+
+
+def retrieval_score_zh(prediction: str, answer: str) -> float:
+    """`retrieval_score`, for an answer that holds ``段落N``.
+
+    Source: LongBench ``LongBench/metrics.py``, `retrieval_zh_score` (passage_retrieval_zh).
+
+    Raises:
+        UserError: The answer names no paragraph.
+    """
+    return _share_of_numbers(prediction, _paragraph(answer, "段落"))
 
 
 def code_similarity(prediction: str, answer: str) -> float:

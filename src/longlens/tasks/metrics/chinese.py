@@ -1,0 +1,81 @@
+"""LongBench's scores of Chinese answers, whose words have to be found first."""
+
+from __future__ import annotations
+
+import string
+from functools import lru_cache
+from typing import Any
+
+from longlens.errors import require
+from longlens.tasks.metrics.answers import Answers, flat_answers, words_f1
+from longlens.tasks.metrics.rouge import rouge_l
+
+# metrics.py, normalize_zh_answer: cn_punctuation
+_PUNCTUATION = str.maketrans(
+    "",
+    "",
+    string.punctuation
+    + "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》"
+    + "「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏.",
+)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    jieba = require("jieba", extra="tasks", purpose="splitting Chinese text into words")
+    tokenizer = jieba.Tokenizer()
+    # What initialize() does without its cache: a file in the shared temp folder, which anyone may have put there.
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer
+
+
+def split_words(text: str) -> list[str]:
+    """``list(jieba.cut(text, cut_all=False))`` with jieba's own dictionary: the words, blanks and marks, in order.
+
+    The first call reads the dictionary, for about half a second.
+
+    Raises:
+        UserError: jieba is not installed.
+    """
+    return list(_tokenizer().cut(text, cut_all=False))
+
+
+def _normal_words(text: str) -> list[str]:
+    words = ("".join(word.lower().translate(_PUNCTUATION).split()) for word in split_words(text))
+    return [word for word in words if word]
+
+
+def token_f1_zh(prediction: str, answers: Answers) -> float:
+    """F1 of the words that prediction and answer share, best over the answers, 0 to 1.
+
+    As `token_f1`, with words from `split_words`, each in lower case and without punctuation, ASCII or Chinese, and
+    blanks; words of which nothing is left do not count. Two texts without words score 0.
+
+    Oddity: LongBench's list of Chinese punctuation lacks ``《`` and ``·``, which stay.
+
+    Source: LongBench ``LongBench/metrics.py``, `qa_f1_zh_score` (multifieldqa_zh).
+
+    Raises:
+        UserError: No answers, or jieba is not installed.
+    """
+    given = _normal_words(prediction)
+    return max(words_f1(given, _normal_words(answer)) for answer in flat_answers(answers))
+
+
+def rouge_l_zh(prediction: str, reference: str) -> float:
+    """``rouge_l(" ".join(split_words(prediction)), " ".join(split_words(reference)), variant="longbench")``.
+
+    Oddity: ``。`` ends no sentence there, so a whole answer is one sentence unless it has a ``.``, and those of some
+    700 words and more score 0, see `rouge_l`.
+
+    Source: LongBench ``LongBench/metrics.py``, `rouge_zh_score` (dureader, vcsum).
+
+    Raises:
+        UserError: jieba is not installed.
+
+    Warns:
+        LonglensWarning: A pair was counted as 0 for its length.
+    """
+    given, wanted = (" ".join(split_words(text)) for text in (prediction, reference))
+    return rouge_l(given, wanted, variant="longbench")
