@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from longlens.tasks import get_task, list_tasks, task_settings
+from tests.tasks.longbench import rows as longbench
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -73,6 +74,7 @@ def write(folder: Path) -> Path:
     (folder / "hotpotqa.json").write_text(json.dumps(HOTPOTQA), encoding="utf-8")
     lines = "".join(json.dumps(row) + "\n" for row in CONVERSATIONS)
     (folder / "conversations.jsonl").write_text(lines, encoding="utf-8")
+    longbench.write(folder)
     return folder
 
 

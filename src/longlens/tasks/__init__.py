@@ -20,6 +20,7 @@ from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
 from longlens.tasks.helmet import TASKS as HELMET_TASKS
 from longlens.tasks.json_kv import JsonKV
+from longlens.tasks.longbench import TASKS as LONGBENCH_TASKS
 from longlens.tasks.longeval import PAPER_LINES, LongEvalLines
 from longlens.tasks.longeval_topics import LongEvalTopics
 from longlens.tasks.niah import NeedleGrid
@@ -68,6 +69,7 @@ _TASKS: dict[str, Callable[..., Task]] = {
     **RULER,
     "json_kv": JsonKV,
     **HELMET_TASKS,
+    **LONGBENCH_TASKS,
 }
 
 

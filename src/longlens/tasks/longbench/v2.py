@@ -1,0 +1,168 @@
+"""LongBench v2: 503 questions with four choices, on contexts from 8k to 2M words.
+
+Paper: Bai et al., LongBench v2: Towards Deeper Understanding and Reasoning on Realistic Long-context Multitasks, arXiv
+2412.15204. Prompts: ``prompts/0shot.txt`` and ``0shot_no_context.txt`` of THUDM/LongBench at 2e00731, MIT; answer
+tokens and reading of an answer: ``pred.py``. Data: ``data.json`` of the hub's data set zai-org/LongBench-v2 (formerly
+THUDM/LongBench-v2), whose card has its licence. Sample i is row i of the file. Known differences:
+
+- Upstream draws answers at temperature 0.1; a run that is to be repeated is greedy.
+- ``length`` is the budget for prompt and answer; upstream's is for the prompt alone.
+- An empty reply is wrong here; upstream leaves its sample out of the accuracy.
+- Chain of thought (``--cot``) is not there: it asks the model twice, the second time with its own first reply.
+  ``--rag`` is not there: it reads chunks that the data set does not have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from longlens.errors import UserError
+from longlens.tasks.base import Sample, Task
+from longlens.tasks.data import DataFile
+from longlens.tasks.fitting import Draft, Plan, Tokens, Whole
+from longlens.tasks.longbench.summary import DIFFICULTIES, LENGTHS
+
+LETTERS = ("A", "B", "C", "D")
+_QUESTION = "What is the correct answer to this question: $Q$\n"
+_CHOICES = "Choices:\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\n"
+_FORMAT = 'Format your response as follows: "The correct answer is (insert answer here)".'
+DOCUMENT = "$DOC$"
+PROMPT = (
+    f"Please read the following text and answer the question below.\n\n<text>\n{DOCUMENT}\n</text>\n\n"
+    f"{_QUESTION}{_CHOICES}{_FORMAT}"
+)
+"""prompts/0shot.txt"""
+PROMPT_WITHOUT_CONTEXT = f"{_QUESTION}{_CHOICES}What is the single, most likely answer choice? {_FORMAT}"
+"""prompts/0shot_no_context.txt"""
+STATEMENT = "The correct answer is"
+FILE = DataFile(
+    names=("longbench_v2.json", "data.json", "longbench_v2.jsonl", "longbench_v2.parquet"),
+    source="data.json of the hub's data set zai-org/LongBench-v2",
+    schema="a list of questions, with the texts _id, domain, sub_domain, difficulty (easy or hard), length (short, "
+    "medium or long), question, choice_A to choice_D, answer (A to D) and context",
+    hub="zai-org/LongBench-v2@data.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongBenchV2(Task):
+    r"""LongBench v2.
+
+    Attributes:
+        name: Of the task.
+        context: Whether the prompt has the text; without it (upstream's ``--no_context``) the task shows what a model
+            knows by heart.
+        answer_prefix: What the model continues; upstream has none for chat models. For base ones, say,
+            ``"\n\nThe correct answer is"``.
+        data_dir: The folder that has the file; the hub's unless given.
+        revision: Of the hub's data set.
+    """
+
+    name: str = "longbench_v2"
+    context: bool = True
+    answer_prefix: str = ""
+    data_dir: str | os.PathLike[str] | None = None
+    revision: str | None = None
+
+    suite = "longbench_v2"
+    metric = "accuracy"
+    max_new_tokens = 128  # pred.py, get_pred: max_new_tokens=128
+    default_samples = 503  # README: "503 challenging multiple-choice questions"
+    fills = False
+    template = "prefill"  # of the empty prefix: pred.py, query_llm: messages=[{"role": "user", "content": prompt}]
+    overlong = "middle"  # pred.py, query_llm: input_ids[:max_len//2] + input_ids[-max_len//2:]
+    unit_tokens = 0  # a sample is all of its row
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.answer_prefix != self.answer_prefix.rstrip():
+            raise UserError(f"answer_prefix is {self.answer_prefix!r}; expected one that does not end in white space")
+
+    @cached_property
+    def data(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The rows, and what describes the file.
+
+        Raises:
+            UserError: It is missing, or is broken.
+        """
+        return FILE.rows(self.name, self.data_dir, self.revision)
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+        """The row's prompt, all of it."""
+        rows, described = self.data
+        if index >= len(rows):
+            raise UserError(
+                f"{self.name}: {described['file']} has {len(rows)} rows; expected {self.default_samples}: ask for as "
+                "many samples at most as there are, or get the whole file"
+            )
+        place = f"{described['file']}, row {index + 1}"
+        row = rows[index]
+        answer = _one_of(row, "answer", LETTERS, place)
+        document = FILE.get(row, "context", str, place).strip()
+        fill = _Filled(row, place)
+        start = PROMPT.index(DOCUMENT)
+        return Whole(
+            Draft(
+                prompt=fill(PROMPT.replace(DOCUMENT, document) if self.context else PROMPT_WITHOUT_CONTEXT),
+                answer_prefix=self.answer_prefix,
+                answers=[answer],
+                answer_spans=[],
+                context_span=(start, start + len(fill(document))) if self.context else None,
+                metadata={
+                    "row_id": FILE.get(row, "_id", str, place),
+                    "domain": FILE.get(row, "domain", str, place),
+                    "sub_domain": FILE.get(row, "sub_domain", str, place),
+                    "difficulty": _one_of(row, "difficulty", DIFFICULTIES, place),
+                    "length_label": _one_of(row, "length", LENGTHS, place),
+                    "distractors": [letter for letter in LETTERS if letter != answer],
+                    "data": described,
+                },
+            )
+        )
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """Whether the letter is right; ``compensated`` gives a quarter where none can be read, as guessing would.
+
+        The letter is read from answer prefix and prediction, so that a prefix may begin the statement.
+        """
+        from longlens.tasks import metrics
+
+        letter = metrics.extract_choice(sample.answer_prefix + prediction)
+        right = float(letter in sample.answers)
+        # result.py: if compensated and pred["pred"] == None: acc = 0.25
+        return {"accuracy": right, "compensated": 0.25 if letter is None else right}
+
+    def target(self, sample: Sample) -> str:
+        """The statement that the prompt asks for, or what is left of it after the answer prefix."""
+        letter = f"({sample.answers[0]})"
+        if sample.answer_prefix.endswith(STATEMENT):
+            return f" {letter}"
+        return f"{' ' if sample.answer_prefix else ''}{STATEMENT} {letter}"
+
+
+class _Filled:
+    """Puts question and choices into a text.
+
+    As ``pred.py`` does it: one after the other, wherever the mark stands, in the document too. A text in LaTeX that has
+    ``$Q$`` has the question there; published numbers have it so.
+    """
+
+    def __init__(self, row: Mapping[str, Any], place: str) -> None:
+        self._marks = [("$Q$", FILE.get(row, "question", str, place).strip())]
+        self._marks += [(f"$C_{letter}$", FILE.get(row, f"choice_{letter}", str, place).strip()) for letter in LETTERS]
+
+    def __call__(self, text: str) -> str:
+        for mark, value in self._marks:
+            text = text.replace(mark, value)
+        return text
+
+
+def _one_of(row: Mapping[str, Any], key: str, values: tuple[str, ...], place: str) -> str:
+    value = str(FILE.get(row, key, str, place))
+    if value not in values:
+        raise FILE.wrong(place, f"{key} is {value!r}")
+    return value
