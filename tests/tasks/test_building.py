@@ -8,6 +8,8 @@ import re
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks
@@ -150,6 +152,49 @@ def test_a_sample_says_what_made_it(folder):
 def test_what_makes_no_sense_is_refused(folder, arguments, message):
     with pytest.raises(UserError, match=message):
         built("fwe", folder, **arguments)
+
+
+def wrong_tokenizers():
+    whole = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = [Tokenizer(models.BPE()), whole, words]
+    return [PreTrainedTokenizerFast(tokenizer_object=tokenizer) for tokenizer in made]
+
+
+@pytest.mark.parametrize("tokenizer", wrong_tokenizers(), ids=["empty", "one unknown text", "unknown words"])
+def test_a_tokenizer_that_knows_no_words_is_refused(tokenizer, folder):
+    """No number of units would fill a length."""
+    with pytest.raises(UserError, match=r"makes [01] different tokens of 'Each of .*: it has no vocabulary"):
+        built("longeval_lines", folder, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("tokenizer", [None, 3, ["a"], len, str.split, PreTrainedTokenizerFast, lambda text, **_: text])
+def test_what_is_no_tokenizer_is_refused(tokenizer, folder):
+    with pytest.raises(UserError, match=r"expected a tokenizer of transformers, such as longlens\.models") as error:
+        built("longeval_lines", folder, tokenizer=tokenizer)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", WITH_LENGTH)
+def test_distractors_are_a_choice_of_wrong_answers(name, folder):
+    for sample in built(name, folder, length=3000 if name == "longeval_topics" else LENGTH):
+        wrong = sample.metadata.get("distractors")
+        if wrong is None:
+            continue
+        assert 1 <= len(wrong) == len(set(wrong)) <= 15
+        assert not set(wrong) & set(sample.answers)
+        assert all(task(name, folder).score(sample, f" {text}")[task(name, folder).metric] == 0 for text in wrong)
+
+
+@pytest.mark.parametrize("name", WITH_LENGTH)
+def test_the_target_is_a_right_answer(name, folder):
+    made = task(name, folder)
+    for sample in built(name, folder, length=3000 if name == "longeval_topics" else LENGTH):
+        target = made.target(sample)
+        if target is not None:
+            assert made.score(sample, target)[made.metric] == 1
+            assert target.startswith(" ") == bool(sample.answer_prefix)
 
 
 def test_bos_counts_where_the_tokenizer_puts_one():

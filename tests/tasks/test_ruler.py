@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -11,7 +12,7 @@ import pytest
 
 from longlens.errors import UserError
 from longlens.tasks import RULER, get_task
-from longlens.tasks.ruler import effective_length, mean_over_tasks, weighted_average
+from longlens.tasks.ruler import effective_length, mean_over_tasks, summarise, weighted_average
 from longlens.tasks.ruler.base import NOISE
 from longlens.tasks.ruler.frequent import FrequentWords
 from longlens.tasks.ruler.needles import NUMBERS, UUIDS, WORDS, Kind, NoiseNeedles
@@ -55,6 +56,16 @@ def test_needles_answer_the_question_and_no_two_are_alike(name, keys, answers, k
     assert sorted(itertools.chain.from_iterable(by_key[key] for key in asked.split(", "))) == sorted(sample.answers)
     assert len(sample.answers) == answers == len(sample.answer_spans)
     assert len(sample.metadata["depths"]) == (4 if name == "niah_multikey_1" else answers)
+    others = {value for _, _, value in found} - set(sample.answers)
+    if answers > 1:
+        assert "distractors" not in sample.metadata
+        assert task(name, folder).target(sample) is None
+        return
+    wrong = sample.metadata["distractors"]
+    assert len(set(wrong) - set(sample.answers)) == len(wrong) == (min(15, len(others)) if others else 15)
+    assert set(wrong) <= others or not others
+    assert {len(value) for value in wrong} == {len(sample.answers[0])}
+    assert task(name, folder).target(sample) == f" {sample.answers[0]}"
 
 
 def test_the_wording_is_singular_for_one_answer(folder):
@@ -107,6 +118,7 @@ def test_variables_lead_back_to_the_value(folder):
     shown = re.findall(r"^VAR ([A-Z]{3}) = ", example, flags=re.MULTILINE)
     assert example.endswith(f", they are:  {' '.join(shown)}")
     assert example.count(NOISE) >= 5
+    assert task("vt", folder).target(sample) == f" {' '.join(sample.answers)}"
 
 
 @pytest.mark.parametrize(("length", "common", "uncommon"), [(4000, 6, 1), (9000, 30, 3)])
@@ -128,6 +140,9 @@ def test_common_words_are_the_most_frequent(length, common, uncommon, folder):
     top = " ".join(f"{number}. {word}" for number, (word, _) in enumerate(shown.most_common(10), start=1))
     said = sample.prompt.split("words that appear most often in the list are: ")[1].partition("\nBelow")[0]
     assert sorted(re.findall(r"\d+\. (.*?)(?= \d|$)", said)) == sorted(re.findall(r"\d+\. (.*?)(?= \d|$)", top))
+    target = task("cwe", folder).target(sample)
+    assert re.findall(r" \d+\. (.*?)(?= \d|$)", target) == sample.answers
+    assert target.startswith(" 1. ")
 
 
 def test_more_words_than_there_are_become_pairs(monkeypatch, folder):
@@ -149,6 +164,10 @@ def test_frequent_words_have_zetas_counts(folder):
     assert [count for _, count in words.most_common(5)] == [607, 151, 67, 37, 24]
     assert [word for word, _ in words.most_common(4)] == ["...", *draft.answers]
     assert len(draft.answer_spans) == 151 + 67 + 37
+
+
+def test_frequent_words_have_no_one_right_text(folder):
+    assert task("fwe", folder).target(one("fwe", folder)) is None
 
 
 def test_frequent_words_are_never_in_doubt():
@@ -243,9 +262,22 @@ def test_scores_are_shares_of_answers_and_any_answer(folder):
     assert qa.score(one("qa_1", folder), "it is ADA 00, I think") == {"string_match_part": 1.0}
 
 
+def test_the_target_of_a_question_is_the_answer_of_most(folder):
+    sample = one("qa_1", folder)
+    assert task("qa_1", folder).target(sample) == " Ada 00"
+    votes = dataclasses.replace(sample, answers=["in May", "May", "the 5th", "May"])
+    assert task("qa_1", folder).target(votes) == " May"
+    assert task("qa_1", folder).target(dataclasses.replace(sample, answers=["in May", "May"])) == " in May"
+
+
 # Rows of RULER's README: model, scores at 4k to 128k, average, weighted averages, effective length.
 PUBLISHED = [
     ("Llama3.1 (8B)", (95.5, 93.8, 91.6, 87.4, 84.7, 77.0), 88.3, 85.4, 91.3, 32),
+    ("Gemini-1.5-pro", (96.7, 95.8, 96.0, 95.9, 95.9, 94.4), 95.8, 95.5, 96.1, 128),
+    ("GPT-4-1106-preview", (96.6, 96.3, 95.2, 93.2, 87.0, 81.2), 91.6, 89.0, 94.1, 64),
+    ("Mistral-Large-2407", (96.2, 96.1, 95.1, 93.0, 78.8, 23.7), 80.5, 70.6, 90.4, 32),
+    ("MegaBeam-Mistral (7B)", (93.8, 92.5, 92.0, 89.2, 83.7, 83.7), 89.1, 87.3, 91.0, 32),
+    ("Together (7B)", (88.2, 81.1, 69.4, 63.0, 0.0, 0.0), 50.3, 33.8, 66.7, 4),
     ("GLM4 (9B)", (94.7, 92.8, 92.1, 89.9, 86.7, 83.1), 89.9, 88.0, 91.7, 64),
     ("Mistral-Nemo", (87.8, 87.2, 87.7, 69.0, 46.8, 19.0), 66.2, 54.7, 77.8, 16),
     ("InternLM2.5 (7B)", (88.1, 85.5, 84.5, 82.7, 75.5, 68.9), 80.9, 77.8, 83.9, 4),
@@ -270,3 +302,59 @@ def test_the_threshold_can_be_chosen_and_a_gap_ends_the_effective_length():
     for summary in (mean_over_tasks, effective_length, lambda scores: weighted_average(scores, increasing=True)):
         with pytest.raises(UserError, match="no scores to sum up"):
             summary({})
+
+
+@pytest.mark.parametrize(("model", "scores", "mean", "increasing", "decreasing", "effective"), PUBLISHED)
+def test_a_summary_is_a_row_of_the_published_table(model, scores, mean, increasing, decreasing, effective):
+    # Thirteen scores around each published mean.
+    by_length = dict(zip((4096, 8192, 16384, 32768, 65536, 131072), scores, strict=True))
+    by_task = {
+        length: {task: score + (place - 6) * min(score, 100 - score) / 6 for place, task in enumerate(RULER)}
+        for length, score in reversed(by_length.items())
+    }
+    row = summarise(by_task)
+    assert row.means == {length: pytest.approx(score) for length, score in by_length.items()}
+    assert list(row.means) == sorted(by_length)
+    assert row.average == pytest.approx(mean, abs=0.06)
+    assert row.weighted_increasing == pytest.approx(increasing, abs=0.06)
+    assert row.weighted_decreasing == pytest.approx(decreasing, abs=0.06)
+    assert row.effective_length == (None if effective is None else effective * 1024)
+    assert row.gaps == {}
+
+
+def test_a_missing_task_is_an_error_or_a_gap_without_a_mean():
+    full = dict.fromkeys(RULER, 90.0)
+    scores = {4096: full, 8192: {**full, "cwe": None}, 16384: {name: 90.0 for name in RULER if "qa" not in name}}
+    message = r"over 13 tasks, and there is no score of cwe at length 8192; qa_1, qa_2 at length 16384: run what"
+    with pytest.raises(UserError, match=message):
+        summarise(scores)
+    row = summarise(scores, allow_gaps=True)
+    assert row.means == {4096: 90.0, 8192: None, 16384: None}
+    assert row.gaps == {8192: ("cwe",), 16384: ("qa_1", "qa_2")}
+    assert (row.average, row.weighted_increasing, row.weighted_decreasing, row.effective_length) == (None,) * 4
+
+
+def test_the_effective_length_is_known_where_the_gap_comes_after_its_end():
+    full, low = dict.fromkeys(RULER, 90.0), dict.fromkeys(RULER, 50.0)
+    gap = {"vt": 90.0}
+    assert summarise({4: full, 8: low, 16: gap}, allow_gaps=True).effective_length == 4
+    assert summarise({4: full, 8: gap, 16: low}, allow_gaps=True).effective_length is None
+    assert summarise({4: gap, 8: full}, allow_gaps=True).effective_length is None
+    assert summarise({4: full, 8: low}, threshold=40.0).effective_length == 8
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({}, "no scores to sum up"),
+        (
+            {4096: {"niah_grid": 50.0}},
+            r"niah_grid is not of RULER's tasks, so not of its mean; expected niah_single_1, ",
+        ),
+        ({4096: {"vt": 101.0}}, r"score=101\.0 of vt at length 4096; expected percent, 0 to 100"),
+        ({4096: {"vt": float("nan")}}, "score=nan of vt at length 4096"),
+    ],
+)
+def test_a_summary_of_what_makes_no_sense_is_refused(scores, message):
+    with pytest.raises(UserError, match=message):
+        summarise(scores, allow_gaps=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from longlens.corpus.document import one_line
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Fitted, Tokens, fit, shortest
 from longlens.tasks.overlong import check_policy, shortened
 
+_PROBE = "Each of these words is another one, and so are 7 numbers."
 _NO_SETTING = frozenset(("name", "data_dir", "haystack"))  # files are told by what is in them, not by their places
 
 
@@ -30,6 +32,7 @@ def built(
         if value is not None and value < least:
             raise UserError(f"{what}={value}; expected at least {least}")
     tokens = Tokens(tokenizer)
+    _require_vocabulary(tokenizer)
     spent = task.max_new_tokens + reserve
     rows = []
     for index in range(samples):
@@ -57,6 +60,24 @@ def built(
             )
         )
     return rows
+
+
+def _require_vocabulary(tokenizer: Any) -> None:
+    """Without one a text is as long as any other, and no number of units would ever fill a length."""
+    try:
+        known = len(
+            {int(token) for token in tokenizer([_PROBE], add_special_tokens=False, verbose=False)["input_ids"][0]}
+        )
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"tokenizer {type(tokenizer).__name__} gives no token ids for a text ({one_line(error)}); expected a "
+            "tokenizer of transformers, such as longlens.models.load_tokenizer('smollm2')"
+        ) from error
+    if known < 4:
+        raise UserError(
+            f"tokenizer {type(tokenizer).__name__} makes {known} different tokens of {_PROBE!r}: it has no vocabulary "
+            "for English text: load the one of the model, such as longlens.models.load_tokenizer('smollm2')"
+        )
 
 
 def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Tokens, spent: int) -> Fitted:

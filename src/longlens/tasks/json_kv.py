@@ -15,6 +15,7 @@ from itertools import islice
 
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task, draws
+from longlens.tasks.distractors import distractors
 from longlens.tasks.fitting import Draft, Plan, Tokens
 from longlens.tasks.words import distinct, uuids
 
@@ -78,6 +79,7 @@ def _pair(key: str, value: str) -> str:
 
 class _Pairs(Plan):
     def __init__(self, task: JsonKV, key: tuple[str, int, int]) -> None:
+        self._sample = key
         drawn = distinct(uuids, draws(*key, "pairs"))
         self._source = zip(drawn, drawn, strict=True)  # two draws a pair
         self._depth = key[2] % DEPTHS / (DEPTHS - 1)
@@ -108,5 +110,11 @@ class _Pairs(Plan):
             answer_prefix=PREFIX,
             answers=[value],
             answer_spans=[(end - len(value), end)],
-            metadata={"depths": [round(100 * asked / max(1, units - 1), 2)], "pairs": units},
+            metadata={
+                "depths": [round(100 * asked / max(1, units - 1), 2)],
+                "pairs": units,
+                "distractors": distractors(
+                    [other for _, other in pairs], [value], draws(*self._sample, "distractors"), uuids
+                ),
+            },
         )

@@ -18,6 +18,7 @@ from random import Random
 
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task, draws
+from longlens.tasks.distractors import distractors
 from longlens.tasks.fitting import Draft, Plan, Tokens
 from longlens.tasks.layout import starts_of
 from longlens.tasks.words import distinct, longest, uuids, word_list
@@ -30,6 +31,9 @@ HEADER = (
 )
 QUESTION = "\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {line}? I need the number."
 PAPER_LINES = 1350
+# utils.py, test_lines_one_sample, for MPT-StoryWriter; there it follows the question without a line end
+BASE_PREFIX = "\nLine <{line}>: <REGISTER_CONTENT> is"
+"""An answer prefix for base models: ``get_task("longeval_lines", answer_prefix=BASE_PREFIX)``."""
 
 
 def _numbered(rng: Random) -> Iterator[str]:
@@ -78,7 +82,7 @@ class LongEvalLines(Task):
         ids: A key of `IDS`.
         lines: So many lines, whatever their tokens; as many as the length holds unless given.
         answer_prefix: What the model continues, ``{line}`` being the id that is asked for; upstream has none for chat
-            models, and ``"Line <{line}>: <REGISTER_CONTENT> is"`` for base ones.
+            models. A base model needs one, such as `BASE_PREFIX`, or it does not know that an answer is due.
     """
 
     name: str = "longeval_lines"
@@ -113,6 +117,17 @@ class LongEvalLines(Task):
 
         return {"accuracy": float(metrics.last_integer(prediction) == int(sample.answers[0]))}
 
+    def target(self, sample: Sample) -> str | None:
+        """The number; after a prefix that ends like the lines do before theirs, in their angle brackets."""
+        number = sample.answers[0]
+        if sample.answer_prefix.endswith("REGISTER_CONTENT> is"):
+            return f" <{number}>"
+        return Task.target(self, sample)
+
+
+def _number(rng: Random) -> str:
+    return str(rng.randint(1, 50000))
+
 
 def _line(line: str, number: str) -> str:
     return f"line {line}: REGISTER_CONTENT is <{number}>\n"
@@ -130,7 +145,7 @@ class _Lines(Plan):
 
     def _draw(self, lines: int) -> None:
         more = islice(self._ids, max(0, lines - len(self._drawn)))
-        self._drawn += [(line, str(self._numbers.randint(1, 50000))) for line in more]
+        self._drawn += [(line, _number(self._numbers)) for line in more]
 
     def unit(self, index: int) -> str:
         self._draw(index + 1)
@@ -148,5 +163,12 @@ class _Lines(Plan):
             answer_prefix=self._task.answer_prefix.replace("{line}", line),
             answers=[number],
             answer_spans=[(end - len(number), end)],
-            metadata={"depths": [round(100 * asked / max(1, units - 1), 2)], "lines": units, "asked": line},
+            metadata={
+                "depths": [round(100 * asked / max(1, units - 1), 2)],
+                "lines": units,
+                "asked": line,
+                "distractors": distractors(
+                    [other for _, other in pairs], [number], draws(*self._key, "distractors"), _number
+                ),
+            },
         )

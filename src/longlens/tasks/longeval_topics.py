@@ -16,6 +16,7 @@ from functools import cached_property
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task, draws
 from longlens.tasks.data import DataFile
+from longlens.tasks.distractors import distractors
 from longlens.tasks.fitting import Draft, Plan, Tokens
 
 HEADER = (
@@ -27,6 +28,9 @@ QUESTION = (
     " Now the record ends. What is the first topic(s) we discussed? Only give me the topic name. Do not summarize "
     "yourself."
 )
+# utils.py, test_topics_one_sample, for MPT-StoryWriter
+BASE_PREFIX = "\n ASSISTANT: The first topic is"
+"""An answer prefix for base models: ``get_task("longeval_topics", answer_prefix=BASE_PREFIX)``."""
 CONVERSATIONS = DataFile(
     names=("conversations.jsonl",),
     source="github.com/DachengLi1/LongChat, longeval/evaluation/topics/conversations.jsonl",
@@ -42,7 +46,8 @@ class LongEvalTopics(Task):
         name: Of the task.
         topics: So many conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); as many as the length holds
             unless given.
-        answer_prefix: What the model continues; upstream has none for chat models.
+        answer_prefix: What the model continues; upstream has none for chat models. A base model needs one, such as
+            `BASE_PREFIX`.
         data_dir: The folder that has the conversations.
     """
 
@@ -96,7 +101,7 @@ class LongEvalTopics(Task):
 
 class _Topics(Plan):
     def __init__(self, task: LongEvalTopics, key: tuple[str, int, int]) -> None:
-        self._task = task
+        self._task, self._key = task, key
         rows, self._described = task.data
         self._rows = draws(*key, "conversations").sample(list(rows), len(rows))
         self.minimum = task.topics or 1
@@ -108,6 +113,7 @@ class _Topics(Plan):
     def draft(self, units: int) -> Draft:
         header = HEADER.format(count=units)
         topic, first = self._rows[0]
+        others = [other for other, _ in self._rows[1:units] or self._rows]
         at = first.lower().find(topic.lower()) if len(first.lower()) == len(first) else first.find(topic)
         return Draft(
             prompt=header + "".join(text for _, text in self._rows[:units]) + QUESTION,
@@ -117,6 +123,7 @@ class _Topics(Plan):
             metadata={
                 "depths": [0.0],
                 "topics": [topic for topic, _ in self._rows[:units]],
+                "distractors": distractors(others, [topic], draws(*self._key, "distractors")),
                 "data": self._described,
             },
         )

@@ -2,24 +2,28 @@
 
 Source: github.com/gkamradt/needle-in-a-haystack at 7b90d28, MIT (``llm_needle_haystack_tester.py``; prompt:
 ``providers/openai.py``, its three messages one after the other). Haystack: `longlens.tasks.haystack`'s own text, or the
-user's. Known differences: upstream's judge is GPT-4, which gives 1 to 10 points; here the score is whether the answer's
-part of the needle is in the reply, word for word after normalisation, and which share of its words is. The needle
-stands at the last sentence end at or before the depth, counted in words and not in tokens. Upstream leaves 200 tokens
-of a length for prompt and reply; here the length counts all, as for every task.
+user's. Known differences: upstream's score is the 1 to 10 points of an OpenAI model; here it is whether the answer's
+part of the needle is in the reply, word for word after normalisation, and which share of its words is, and a judge is
+asked only where there is one: with upstream's rubric (``evaluators/openai.py``), in a prompt of ours (upstream's is
+langchain's, and asks for an explanation in one sentence and for a number alone in the next). The needle stands at the
+last sentence end at or before the depth, counted in words and not in tokens. Upstream leaves 200 tokens of a length for
+prompt and reply; here the length counts all, as for every task.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from longlens.errors import UserError
-from longlens.tasks.base import Sample, Task
+from longlens.tasks.base import Sample
 from longlens.tasks.fitting import Draft, Plan, Tokens
 from longlens.tasks.haystack import Haystack, open_haystack
+from longlens.tasks.judged import JudgedTask
 from longlens.tasks.layout import Needle, between, boundary_at
 
 SYSTEM = "You are a helpful AI bot that answers questions for a user. Keep your response short and direct\n\n"
@@ -27,6 +31,38 @@ ASK = "\n\n{question} Don't give information outside the document or repeat your
 ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day"
 NEEDLE = f"The best thing to do in San Francisco is {ANSWER}."
 QUESTION = "What is the best thing to do in San Francisco?"
+# evaluators/openai.py, CRITERIA
+RUBRIC = """Score 1: The answer is completely unrelated to the reference.
+Score 3: The answer has minor relevance but does not align with the reference.
+Score 5: The answer has moderate relevance but contains inaccuracies.
+Score 7: The answer aligns with the reference but has minor omissions.
+Score 10: The answer is completely accurate and aligns perfectly with the reference."""
+JUDGE = f"""Rate how accurate an answer to a question is, given a reference, on a scale of 1 to 10:
+{RUBRIC}
+Reply with the rating alone, in this format: Rating: [[5]]
+
+[Question]
+{{question}}
+
+[Reference]
+{{reference}}
+
+[Answer]
+{{answer}}
+[End of the answer]"""
+_POINTS = r"(?<![\d.\-])(\d+(?:\.\d+)?)(?![\d.]*\d|\s*(?:-|–|to)\s*\d)"
+_SAID = r"(?:rating|score|points|accuracy)"
+# From the surest way to give a rating to the least; of several the last one counts, which comes after the reasons.
+_RATINGS = [
+    re.compile(pattern, flags=re.IGNORECASE)
+    for pattern in (
+        rf"\[\[\s*{_POINTS}\s*(?:/\s*10\s*)?\]\]",
+        rf"{_SAID}[\"'*_\s]*[:=][\"'*_\s\[(]*{_POINTS}",
+        rf"{_SAID}\s+(?:is|of)\s+[*_\[]*{_POINTS}",
+        rf"\A\W*(?:{_SAID}\W+)?{_POINTS}(?:\s*/\s*10)?\W*\Z",
+        rf"{_POINTS}\s*(?:/|out of)\s*10\b",
+    )
+]
 # llm_needle_haystack_tester.py: np.round(np.linspace(context_lengths_min=1000, …max=16000, …num_intervals=35))
 LENGTHS = tuple(round(1000 + 15000 * step / 34) for step in range(35))
 # The same: np.round(np.linspace(document_depth_percent_min=0, …max=100, document_depth_percent_intervals=35))
@@ -34,7 +70,7 @@ DEPTHS = tuple(round(100 * step / 34) for step in range(35))
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeedleGrid(Task):
+class NeedleGrid(JudgedTask):
     """A row of the grid: samples of one length, sample i at depth ``depths[i % len(depths)]``.
 
     The whole grid is one ``build(length=…)`` for each of `LENGTHS`. Nothing is drawn: a depth has the same sample
@@ -60,6 +96,7 @@ class NeedleGrid(Task):
 
     suite = "niah_grid"
     metric = "exact"
+    judged_metric = "judge"
     max_new_tokens = 300  # providers/openai.py: DEFAULT_MODEL_KWARGS: dict = dict(max_tokens = 300, temperature = 0)
 
     def __post_init__(self) -> None:
@@ -96,6 +133,26 @@ class NeedleGrid(Task):
         found = wanted & Counter(metrics.normalize_answer(prediction).split())
         exact = metrics.substring_exact_match(prediction, sample.answers)
         return {"exact": exact, "recall": found.total() / max(1, wanted.total())}
+
+    def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:
+        """The question, the needle as reference, the prediction, and the rubric."""
+        return [JUDGE.format(question=self.question, reference=self.needle, answer=prediction)]
+
+    def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
+        """``judge``: a tenth of the points; nothing where the reply has none from 1 to 10."""
+        points = rating(replies[0])
+        return {} if points is None else {"judge": points / 10}
+
+
+def rating(reply: str) -> float | None:
+    """The points in a judge's reply, such as ``Rating: [[7]]``, ``Score: 7/10``, ``{"score": 7}`` or ``7``.
+
+    Returns:
+        1 to 10; None where none are found, or others.
+    """
+    found = next((every for pattern in _RATINGS if (every := pattern.findall(reply))), None)
+    points = float(found[-1]) if found else 0.0
+    return points if 1 <= points <= 10 else None
 
 
 class _Cell(Plan):

@@ -12,8 +12,10 @@ Prompts, settings and metrics: github.com/NVIDIA/RULER at c3f5e3b, ``scripts/syn
 """
 
 from longlens.tasks.ruler.aggregate import THRESHOLD as THRESHOLD
+from longlens.tasks.ruler.aggregate import Summary as Summary
 from longlens.tasks.ruler.aggregate import effective_length as effective_length
 from longlens.tasks.ruler.aggregate import mean_over_tasks as mean_over_tasks
+from longlens.tasks.ruler.aggregate import summarise as summarise
 from longlens.tasks.ruler.aggregate import weighted_average as weighted_average
 from longlens.tasks.ruler.common import CommonWords as CommonWords
 from longlens.tasks.ruler.frequent import FrequentWords as FrequentWords

@@ -3,12 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from longlens.errors import UserError
 
 # README, "only half of them can effectively handle sequence length of 32K by exceeding a qualitative threshold,
 # Llama-2-7b performance at 4K (85.6%)"; paper, section 4.
 THRESHOLD = 85.6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """A row of RULER's table; all scores in percent.
+
+    Attributes:
+        means: By length, over the 13 tasks; None at a length at which one of them has no score.
+        average: Of the means; None if one of them is.
+        weighted_increasing: ``wAvg. (inc)``; None if a mean is.
+        weighted_decreasing: ``wAvg. (dec)``; None if a mean is.
+        effective_length: As the function of that name; None as well where a mean that it depends on is None.
+        threshold: What means have to be above, for that.
+        gaps: By length, the tasks that have no score; only lengths at which there are any.
+    """
+
+    means: Mapping[int, float | None]
+    average: float | None
+    weighted_increasing: float | None
+    weighted_decreasing: float | None
+    effective_length: int | None
+    threshold: float
+    gaps: Mapping[int, tuple[str, ...]]
+
+
+def summarise(
+    scores: Mapping[int, Mapping[str, float | None]], *, threshold: float = THRESHOLD, allow_gaps: bool = False
+) -> Summary:
+    """All summaries of the scores by length and task.
+
+    A mean is over all 13 tasks or is none: over fewer it would be another number under the same name.
+
+    Args:
+        scores: By length, then by task; in percent, None where there is none.
+        threshold: RULER's, unless given.
+        allow_gaps: Whether a length may lack tasks, which the summary then names.
+
+    Raises:
+        UserError: There are no scores, one is not from 0 to 100, a task is not one of the 13, or is missing and that is
+            not allowed.
+    """
+    from longlens.tasks import RULER
+
+    found = {length: _scored(length, scores[length]) for length in sorted(scores)}
+    if not found:
+        raise UserError("no scores to sum up; give at least one length")
+    missing = {length: tuple(task for task in RULER if task not in own) for length, own in found.items()}
+    gaps = {length: tasks for length, tasks in missing.items() if tasks}
+    if gaps and not allow_gaps:
+        named = "; ".join(f"{', '.join(tasks)} at length {length}" for length, tasks in gaps.items())
+        raise UserError(
+            f"RULER's mean is over {len(RULER)} tasks, and there is no score of {named}: run what is missing, or pass "
+            "allow_gaps=True for a summary that has no mean there"
+        )
+    means = {length: None if length in gaps else mean_over_tasks(own) for length, own in found.items()}
+    whole = {length: mean for length, mean in means.items() if mean is not None}
+    before_gap = {length: mean for length, mean in whole.items() if not gaps or length < min(gaps)}
+    reached = effective_length(before_gap, threshold) if before_gap else None
+    depends_on_gap = bool(gaps) and reached == max(before_gap, default=None)
+    return Summary(
+        means=means,
+        average=None if gaps else _mean(list(whole.values())),
+        weighted_increasing=None if gaps else weighted_average(whole, increasing=True),
+        weighted_decreasing=None if gaps else weighted_average(whole, increasing=False),
+        effective_length=None if depends_on_gap else reached,
+        threshold=threshold,
+        gaps=gaps,
+    )
+
+
+def _scored(length: int, scores: Mapping[str, float | None]) -> dict[str, float]:
+    """The tasks that have a score, checked."""
+    from longlens.tasks import RULER
+
+    for task, score in scores.items():
+        if task not in RULER:
+            raise UserError(f"{task} is not of RULER's tasks, so not of its mean; expected {', '.join(RULER)}")
+        if score is not None and not 0 <= score <= 100:
+            raise UserError(f"score={score} of {task} at length {length}; expected percent, 0 to 100")
+    return {task: score for task, score in scores.items() if score is not None}
 
 
 def mean_over_tasks(scores: Mapping[str, float]) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from random import Random
 
-from longlens.tasks.base import draws
+from longlens.tasks.base import Sample, draws
 from longlens.tasks.fitting import Draft, Plan, Tokens, shortest
 from longlens.tasks.layout import starts_of
 from longlens.tasks.ruler.base import RulerTask
@@ -77,6 +77,10 @@ class CommonWords(RulerTask):
                 return plan
         return _Plan(sample, SHORT)
 
+    def target(self, sample: Sample) -> str | None:
+        """All words numbered as in the worked example; in which order, the question leaves open."""
+        return _listed(sample.answers)
+
 
 class _Plan(Plan):
     minimum = 1
@@ -88,8 +92,7 @@ class _Plan(Plan):
         rng = draws(*key, "example")
         shown = rng.sample(_all_words(), repeats.example_words)
         items = _shuffled(shown, repeats.example_common, repeats.example_uncommon, rng)
-        answer = " ".join(f"{number}. {word}" for number, word in enumerate(shown[:COMMON], start=1))
-        self._example = f"{BEFORE}{' '.join(_numbered(items))}{AFTER}{PREFIX} {answer}\n"
+        self._example = f"{BEFORE}{' '.join(_numbered(items))}{AFTER}{PREFIX}{_listed(shown[:COMMON])}\n"
 
     def unit(self, index: int) -> str:
         times = self._repeats.uncommon
@@ -132,6 +135,10 @@ def _shuffled(chosen: Sequence[str], common: int, uncommon: int, rng: Random) ->
     items = list(chosen[:COMMON]) * common + list(chosen[COMMON:]) * uncommon
     rng.shuffle(items)
     return items
+
+
+def _listed(answers: Sequence[str]) -> str:
+    return f" {' '.join(_numbered(answers))}"
 
 
 def _numbered(items: Sequence[str]) -> list[str]:

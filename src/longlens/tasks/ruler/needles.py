@@ -18,6 +18,7 @@ from random import Random
 
 from longlens.errors import UserError
 from longlens.tasks.base import draws
+from longlens.tasks.distractors import distractors
 from longlens.tasks.fitting import Draft, Plan, Tokens
 from longlens.tasks.haystack import Haystack, open_haystack
 from longlens.tasks.layout import Context, Needle, between, needle
@@ -78,6 +79,10 @@ class Hay(ABC):
     def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
         """Puts needles into so many units."""
 
+    def values(self, units: int) -> list[str]:
+        """Values that stand in so many units."""
+        return []
+
 
 class Prose(Hay):
     """Words; needles stand between sentences, at depths drawn from `DEPTHS` without replacement."""
@@ -102,20 +107,26 @@ class Prose(Hay):
 class Lines(Hay):
     """Lines; needles are lines among them, at random places of which no two are the same."""
 
-    def __init__(self, lines: Iterator[str], needles: int) -> None:
+    def __init__(self, lines: Iterator[Needle], needles: int) -> None:
         self._lines = lines
-        self._drawn: list[str] = []
+        self._drawn: list[Needle] = []
         self.least = needles
 
     def unit(self, index: int) -> str:
         """A line."""
         self._draw(index + 1)
-        return "\n" + self._drawn[index]
+        return "\n" + self._drawn[index].text
 
     def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
         """Each before one of the lines."""
         self._draw(units)
-        return between(self._drawn[:units], needles, sorted(rng.sample(range(units), len(needles))), "\n")
+        lines = [line.text for line in self._drawn[:units]]
+        return between(lines, needles, sorted(rng.sample(range(units), len(needles))), "\n")
+
+    def values(self, units: int) -> list[str]:
+        """Those of the lines that are needles."""
+        self._draw(units)
+        return [line.text[slice(*line.answer)] for line in self._drawn[:units] if line.answer is not None]
 
     def _draw(self, count: int) -> None:
         self._drawn += islice(self._lines, max(0, count - len(self._drawn)))
@@ -208,7 +219,7 @@ class NoiseNeedles(Needles):
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
         """Nothing of it is drawn."""
-        return Lines(repeat(NOISE), needles)
+        return Lines(repeat(Needle(NOISE)), needles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +237,7 @@ class DistractorNeedles(Needles):
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
         """Draws the other needles."""
         pairs = zip(distinct(self.key_kind.draw, rng, taken), distinct(self.value_kind.draw, rng, taken), strict=True)
-        return Lines((needle_text(self.value_kind, key, value).text for key, value in pairs), needles)
+        return Lines((needle_text(self.value_kind, key, value) for key, value in pairs), needles)
 
 
 class _Plan(Plan):
@@ -242,7 +253,8 @@ class _Plan(Plan):
             needle_text(task.value_kind, key, value, asked=key in self._asked) for key in keys for value in values[key]
         ]
         rng.shuffle(self._needles)
-        taken = {*keys, *(value for of_key in values.values() for value in of_key)}
+        self._values = [value for of_key in values.values() for value in of_key]
+        taken = {*keys, *self._values}
         self._hay = task.hay(draws(*sample, "haystack"), len(self._needles), taken)
         self.minimum = self._hay.least
 
@@ -253,14 +265,20 @@ class _Plan(Plan):
         context = self._hay.hide(units, self._needles, draws(*self._sample, "places"))
         *first, last = self._asked
         query = f"{', '.join(first)}, and {last}" if first else last
-        before, after, prefix = _worded(self._task.value_kind.name, query, single=len(self._answers) == 1)
+        single = len(self._answers) == 1
+        before, after, prefix = _worded(self._task.value_kind.name, query, single=single)
         return Draft(
             prompt=before + context.text + after,
             answer_prefix=prefix,
             answers=self._answers,
             answer_spans=context.answers(self._needles, len(before)),
-            metadata={"depths": context.depths(self._needles), "haystack": self._task.described},
+            metadata={"depths": context.depths(self._needles), "haystack": self._task.described}
+            | ({"distractors": self._distractors(units)} if single else {}),
         )
+
+    def _distractors(self, units: int) -> list[str]:
+        inside = self._values + self._hay.values(units)
+        return distractors(inside, self._answers, draws(*self._sample, "distractors"), self._task.value_kind.draw)
 
 
 def _worded(kind: str, query: str, *, single: bool) -> tuple[str, str, str]:

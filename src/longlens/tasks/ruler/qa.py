@@ -123,6 +123,10 @@ class QuestionAnswering(RulerTask):
 
         return {"string_match_part": metrics.string_match_part([cleaned(prediction)], [sample.answers]) / 100}
 
+    def target(self, sample: Sample) -> str | None:
+        """The answer that most annotators gave, of equally frequent ones the first; others are right too."""
+        return f" {max(sample.answers, key=sample.answers.count)}"
+
 
 class _Plan(Plan):
     minimum = 0

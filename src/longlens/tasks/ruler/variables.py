@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from longlens.tasks.base import draws
+from longlens.tasks.base import Sample, draws
 from longlens.tasks.fitting import Draft, Plan, Tokens, fit
 from longlens.tasks.layout import Context, Needle, between
 from longlens.tasks.ruler.base import NOISE, RulerTask
@@ -57,6 +57,10 @@ class VariableTracking(RulerTask):
         rng = draws(self.name, seed, index, "chain")
         names = _names(rng, self.hops + 1, letters=5)
         return Chain(names, rng.randint(10000, 99998), draws_key(self, seed, index, 0), example)
+
+    def target(self, sample: Sample) -> str | None:
+        """All names in the order of the chain, as in the worked example."""
+        return f" {' '.join(sample.answers)}"
 
 
 def draws_key(task: VariableTracking, seed: int, index: int, example: int) -> tuple[str, int, int, str]:
