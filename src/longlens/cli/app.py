@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from longlens.cli.commands.bench import bench
 from longlens.cli.commands.compare import compare
 from longlens.cli.commands.data import data
 from longlens.cli.commands.demo import demo
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend, train):
     app.command()(command)
+app.add_typer(bench)
 app.add_typer(data)
 app.add_typer(study)
 

@@ -21,9 +21,9 @@ from longlens.data.columns import CARRIED, NEUTRAL, Columns
 from longlens.data.documents import Framing, documents_of
 from longlens.data.packing import Counts, pack, warn_divided
 from longlens.data.recipe import PACKINGS, Mixture, Source
-from longlens.data.store import DatasetFolder, packed_schema, read_json, read_manifest, read_rows
+from longlens.data.store import DatasetFolder, packed_schema, read_manifest, read_rows
 from longlens.errors import UserError
-from longlens.files import write_json
+from longlens.files import read_json, write_json
 
 Row = dict[str, npt.NDArray[Any]]
 

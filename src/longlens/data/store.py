@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 
 from longlens.data.columns import row_types
 from longlens.errors import UserError
-from longlens.files import OwnFolder, cannot_write, write_json
+from longlens.files import OwnFolder, cannot_write, read_json, write_json
 from longlens.scoring.layout import open_file
 
 SCHEMA_VERSION = 1
@@ -161,21 +160,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not (folder / "counts.json").is_file():
         raise UserError(f"{folder} is not complete: run the command that makes it again, it goes on from there")
     return manifest
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: It is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is broken ({error}): give another folder") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is broken (no JSON object): give another folder")
-    return content
 
 
 def _value(scalar: pa.Scalar) -> Any:

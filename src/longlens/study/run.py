@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longlens.data.store import read_json
 from longlens.errors import UserError
-from longlens.files import cannot_write, write_json
+from longlens.files import cannot_write, read_json, write_json
 from longlens.study import reproduce as models
 from longlens.study.arms import ARMS
 from longlens.study.evaluation import (

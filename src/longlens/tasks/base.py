@@ -56,7 +56,9 @@ class Task(ABC):
         category: Its part of the suite's average, such as HELMET's ``rag``; empty where the suite has no parts.
         metric: The score that the benchmark reports, a key of what `score` gives.
         stop: Where an answer ends, besides at the end of text.
-        chat: Whether the benchmark puts its prompts into a model's chat template, where there is one.
+        template: How the benchmark puts its prompts to a chat model: ``none``, as they are; ``chat``, the prompt as a
+            user's message; ``chat-prefix``, with the answer prefix at its end; ``prefill``, with the answer prefix as
+            the begin of the reply.
         fills: Whether samples are made as long as asked for; else they are as long as their data, and
             `overlong` says what is done with one that is longer.
         overlong: The benchmark's own policy for samples that are too long, one of `longlens.tasks.overlong.POLICIES`.
@@ -69,7 +71,7 @@ class Task(ABC):
     metric: str
     category: str = ""
     stop: tuple[str, ...] = ()
-    chat: bool = True
+    template: str = "prefill"
     fills: bool = True
     overlong: str = "error"
     omission: str = ""

@@ -49,7 +49,7 @@ def built(
         made |= {"requested_length": length, "reserve": reserve, "units": fitted.units}
         rows.append(
             Sample(
-                id=f"{task.name}-{length or f'{fitted.units}units'}-{seed}-{index}",
+                id=f"{task.name}-{length or _size(task, fitted.units)}-{seed}-{index}",
                 prompt=draft.prompt,
                 answer_prefix=draft.answer_prefix,
                 answers=list(draft.answers),
@@ -78,6 +78,10 @@ def _require_vocabulary(tokenizer: Any) -> None:
             f"tokenizer {type(tokenizer).__name__} makes {known} different tokens of {_PROBE!r}: it has no vocabulary "
             "for English text: load the one of the model, such as longlens.models.load_tokenizer('smollm2')"
         )
+
+
+def _size(task: Task, units: int) -> str:
+    return f"{units}units" if task.fills else "whole"
 
 
 def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Tokens, spent: int) -> Fitted:

@@ -26,9 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from longlens.data.store import read_json
 from longlens.errors import LonglensWarning, UserError
-from longlens.files import OwnFolder, cannot_write, replacing, write_json
+from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
 from longlens.recipe_file import parse_yaml, write_yaml
 
 SCHEMA_VERSION = 1

@@ -10,9 +10,9 @@ from typing import Any
 from longlens.corpus import ReadOptions, text_sha256
 from longlens.data.packing import BestFit, Counts, pack
 from longlens.data.recipe import PACKINGS
-from longlens.data.store import DatasetFolder, packed_schema, read_json, read_manifest
+from longlens.data.store import DatasetFolder, packed_schema, read_manifest
 from longlens.errors import UserError
-from longlens.files import cannot_write
+from longlens.files import cannot_write, read_json
 from longlens.train.batch import OFFLINE_COLUMNS
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
 from longlens.train.recipe import Recipe, mixture_of

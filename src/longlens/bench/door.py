@@ -1,0 +1,103 @@
+"""Our tasks as tasks of lm-evaluation-harness's own command line: a folder of YAML that calls the functions below.
+
+That command line warns and cuts where a prompt is too long; samples that the model could not take are refused
+here, when they are built. It knows no other guard of ours: `longlens bench run` has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from longlens.bench.samples import as_sample, make_tasks, task_of
+from longlens.errors import UserError
+from longlens.files import cache_folder, replacing
+from longlens.tasks import get_task, list_tasks, task_settings
+from longlens.tasks.base import SEED, Task
+
+PREFIX = "longlens_"
+LENGTH = 4096
+
+
+def write_tasks() -> Path:
+    """A folder with a YAML file for each task, in the user's cache; made where it is not there."""
+    texts = {f"{PREFIX}{name}.yaml": _yaml(get_task(name)) for name in list_tasks()}
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"lm_eval-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        if not (folder / name).is_file():
+            with replacing(folder / name) as file:
+                file.write(text)
+    return folder
+
+
+def _yaml(task: Task) -> str:
+    here = "longlens.bench.door"
+    return f"""task: {PREFIX}{task.name}
+tag: longlens_{task.suite}
+custom_dataset: !function {here}.dataset
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{input}}}}"
+doc_to_target: ""
+gen_prefix: "{{{{prefix}}}}"
+target_delimiter: ""
+process_results: !function {here}.process_results
+metric_list:
+  - {{metric: {json.dumps(task.metric)}, aggregation: mean, higher_is_better: true}}
+generation_kwargs: {{do_sample: false, max_gen_toks: {task.max_new_tokens}, until: {json.dumps(list(task.stop))},
+  repetition_penalty: 1.0}}
+metadata: {{version: 1.0, longlens_task: {task.name}}}
+"""
+
+
+def dataset(**given: Any) -> dict[str, Any]:
+    """Samples as lm-evaluation-harness wants them.
+
+    Args:
+        given: Metadata of the YAML, ``--model_args`` and ``--metadata``: ``lengths`` (or ``max_seq_lengths``), default
+            4096; ``samples``, default the benchmark's own number; ``seed``; settings of the task.
+
+    Raises:
+        UserError: No tokenizer, a length that the model does not take, or as `Task.build` says.
+    """
+    import datasets
+
+    from longlens.models import load_tokenizer, max_positions
+
+    model = given.get("pretrained") or given.get("model")
+    name = given.get("tokenizer") or model
+    if not isinstance(name, str):
+        raise UserError('no tokenizer to count with: pass --metadata \'{"tokenizer": "NAME"}\'')
+    lengths = given.get("lengths") or given.get("max_seq_lengths") or [LENGTH]
+    lengths = [int(length) for length in (lengths if isinstance(lengths, list) else [lengths])]
+    limit = given.get("max_length") or (max_positions(model) if isinstance(model, str) else None)
+    if limit is not None and max(lengths) > int(limit):
+        raise UserError(f"length {max(lengths)} is more than the {limit} tokens that the model takes: use less")
+    own = task_settings(str(given["longlens_task"]))
+    settings = {key: value for key, value in given.items() if key in own}
+    (task,) = make_tasks([str(given["longlens_task"])], settings)
+    tokenizer = load_tokenizer(name)
+    count, seed = given.get("samples"), int(given.get("seed", SEED))
+    built = [task.build(length=length, samples=count, seed=seed, tokenizer=tokenizer) for length in lengths]
+    # One of each length in turn, so that --limit, which takes the first ones, does not drop whole lengths.
+    rows = [_row(sample) for of_all in zip(*built, strict=True) for sample in of_all]
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def _row(sample: Any) -> dict[str, str]:
+    plain = asdict(sample) | {"prompt": None}
+    return {"id": sample.id, "input": sample.prompt, "prefix": sample.answer_prefix, "sample": json.dumps(plain)}
+
+
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Scores of an answer, from 0 to 1, of all lengths together and as ``metric@length``."""
+    sample = as_sample(json.loads(doc["sample"]), doc["id"])
+    scores = task_of(sample).score(sample, results[0])
+    length = sample.metadata.get("requested_length")
+    return dict(scores) | {f"{name}@{length}": score for name, score in scores.items() if length is not None}

@@ -1,0 +1,67 @@
+"""Tasks that lm-evaluation-harness has as it is: short-context suites, InfiniteBench, BABILong, SCROLLS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from longlens.bench.names import HarnessTask
+from longlens.bench.store import BenchRun
+from longlens.errors import UserError
+
+if TYPE_CHECKING:
+    from longlens.bench.run import BenchSettings, Progress
+
+
+def run_harness(
+    run: BenchRun,
+    engine: Any,
+    task: HarnessTask,
+    settings: BenchSettings,
+    *,
+    told: Callable[[str], None],
+    progress: Progress,
+) -> None:
+    """Runs a task and keeps its answers as they come, and its results.
+
+    An answer is looked up by a hash of what is asked, with all options, so that the same call goes on after a kill.
+
+    Raises:
+        UserError: The data cannot be had, a prompt is too long, or a policy cannot be followed here.
+    """
+    from longlens.bench.lm_eval.tasks import run_task
+
+    if settings.mode != "generate":
+        raise UserError(f"{task.name} is lm-evaluation-harness's and has a mode of its own: leave --mode out")
+    if settings.overlong in ("skip", "context-only"):
+        raise UserError(
+            f"{task.name} is lm-evaluation-harness's: --overlong {settings.overlong} is not possible, as its prompts "
+            "are whole texts: use error, middle or left"
+        )
+    if task.by_length and not settings.lengths:
+        raise UserError(f"{task.name} has data of several lengths: pass --length, such as --length 4096")
+    known = {row["key"]: row["answer"] for row in run.read("harness") if row.get("kind") == "answer"}
+
+    def keep(key: str, answer: Any) -> None:
+        run.append("harness", {"kind": "answer", "key": key, "answer": answer})
+        progress.answered()
+
+    for length in [f"{length // 1024}k" for length in settings.lengths] if task.by_length else [None]:
+        name = task.name if length is None else f"{task.name}-{length}"
+        result = run_task(
+            engine,
+            task,
+            length=length,
+            samples=settings.samples,
+            few_shot=task.few_shot if settings.few_shot is None else settings.few_shot,
+            chat_template=settings.template not in ("none", "auto"),
+            overlong=settings.overlong or "error",
+            data_dir=settings.settings.get("data_dir"),
+            known=known,
+            keep=keep,
+            asked=partial(progress.asked, name),
+        )
+        if result["num_cut"]:
+            told(f"{name}: {result['num_cut']} prompts were too long and are shortened")
+        run.append("harness", {"kind": "result", "name": name, **result})

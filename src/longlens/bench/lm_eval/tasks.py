@@ -1,0 +1,224 @@
+"""Tasks that lm-evaluation-harness has as it is, with answers kept as they come and data from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+
+from longlens.bench.engine import prompt_tokens
+from longlens.bench.lm_eval.engine import HarnessEngine, quiet
+from longlens.bench.names import HarnessTask
+from longlens.corpus.document import one_line, shown
+from longlens.errors import UserError
+from longlens.tasks.fitting import Draft, Tokens
+from longlens.tasks.overlong import shortened
+
+Keep = Callable[[str, Any], None]
+
+
+def run_task(
+    engine: HarnessEngine,
+    task: HarnessTask,
+    *,
+    length: str | None,
+    samples: int | None,
+    few_shot: int | None,
+    chat_template: bool,
+    overlong: str,
+    data_dir: str | None,
+    known: Mapping[str, Any],
+    keep: Keep,
+    asked: Callable[[int], None],
+) -> dict[str, Any]:
+    """Runs a task or group.
+
+    Args:
+        engine: The model.
+        task: What is run.
+        length: Of its data, such as ``4k``, where that comes in lengths.
+        samples: The first so many of each of its tasks.
+        few_shot: Examples in a prompt; its own number unless given.
+        chat_template: Whether prompts are put into the tokenizer's chat template.
+        overlong: ``error``, ``middle`` or ``left``.
+        data_dir: Folder with copies of the hub's data sets, ``DIR/owner/name``; the hub unless given.
+        known: Answers of before, by `request_key`.
+        keep: Takes each new answer.
+        asked: Hears how many requests are about to be answered.
+
+    Returns:
+        ``results``: task -> metric -> score and interval in percent; ``num_samples``, ``versions`` of tasks,
+        ``few_shot`` and ``num_cut``.
+
+    Raises:
+        UserError: There is no such task, its data cannot be had, or a prompt is too long.
+    """
+    recorded = Recorded(engine, known, keep, asked, overlong)
+    metadata: dict[str, Any] = {"tokenizer": engine.info["model"]}
+    if length is not None:
+        metadata["max_seq_lengths"] = length
+    manager = TaskManager(metadata=metadata)
+    if data_dir is not None:
+        manager._factory = LocalFactory(Path(data_dir), meta=metadata)
+    if task.task not in manager.all_tasks:
+        raise UserError(f"lm-evaluation-harness has no task {task.task!r}: see lm_eval ls tasks")
+    options = {"gen_kwargs": {"repetition_penalty": 1.0}} if engine.takes_penalty else {}
+    try:
+        with quiet():
+            found = lm_eval.simple_evaluate(
+                model=recorded,
+                tasks=[task.task],
+                task_manager=manager,
+                num_fewshot=few_shot,
+                limit=samples,
+                apply_chat_template=chat_template,
+                fewshot_as_multiturn=chat_template,
+                log_samples=False,
+                # Its seeding of the whole process's random numbers is switched off.
+                random_seed=None,
+                numpy_random_seed=None,
+                torch_random_seed=None,
+                **options,
+            )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ModuleNotFoundError, RuntimeError) as error:
+        raise UserError(
+            f"{task.name}: lm-evaluation-harness cannot run it ({one_line(error)}): check the network, or pass "
+            "--set data_dir=DIR with copies of the hub's data sets as DIR/owner/name"
+        ) from error
+    return {
+        "results": {name: _scores(row) for name, row in found["results"].items()},
+        "num_samples": found["n-samples"],
+        "versions": found["versions"],
+        "few_shot": found["n-shot"],
+        "metric": task.metric,
+        "length": length,
+        "num_cut": recorded.num_cut,
+    }
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Metrics of a task in percent, each with the interval of its standard error."""
+    scores = {}
+    for key, value in row.items():
+        metric, _, which = key.partition(",")
+        if not which or "_stderr" in metric or not isinstance(value, (int, float)):
+            continue
+        error = row.get(f"{metric}_stderr,{which}")
+        name = metric if which == "none" else f"{metric} ({which})"
+        half = 1.96 * error * 100 if isinstance(error, (int, float)) else None
+        interval = None if half is None else [100 * value - half, 100 * value + half]
+        scores[name] = {"score": 100 * value, "interval": interval}
+    return scores
+
+
+class LocalFactory(TaskFactory):  # type: ignore[misc]
+    """Takes data sets from a folder: ``DIR/owner/name`` in the place of the hub's ``owner/name``."""
+
+    def __init__(self, folder: Path, *, meta: dict[str, Any]) -> None:
+        super().__init__(meta=meta)
+        self._folder = folder
+
+    def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None) -> dict[str, Any]:
+        config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        name = config.get("dataset_path")
+        if isinstance(name, str):
+            if not (self._folder / name).is_dir():
+                raise UserError(
+                    f"{shown(self._folder)} has no folder {name}: put there a copy of the hub's data set {name}, which "
+                    f"{config.get('task', 'the task')} reads"
+                )
+            config["dataset_path"] = str(self._folder / name)
+        return config
+
+
+class Recorded(LM):  # type: ignore[misc]
+    """A backend whose answers are kept as they come, and not asked for again.
+
+    Attributes:
+        num_cut: Prompts that were too long and are shortened.
+    """
+
+    def __init__(
+        self, engine: HarnessEngine, known: Mapping[str, Any], keep: Keep, asked: Callable[[int], None], overlong: str
+    ) -> None:
+        super().__init__()
+        self._engine, self._asked, self._keep, self._overlong = engine, asked, keep, overlong
+        self._known = dict(known)
+        self.num_cut = 0
+
+    def generate_until(self, requests: Sequence[Any], **options: Any) -> list[str]:
+        """See `lm_eval.api.model.LM`."""
+        return self._answers("generate_until", [self._fitting(request) for request in requests])
+
+    def loglikelihood(self, requests: Sequence[Any], **options: Any) -> list[tuple[float, bool]]:
+        """See `lm_eval.api.model.LM`."""
+        found = self._answers("loglikelihood", [self._fitting(request) for request in requests])
+        return [(float(logprob), bool(is_greedy)) for logprob, is_greedy in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
+        """See `lm_eval.api.model.LM`; texts are cut into windows, so that none is too long."""
+        return self._answers("loglikelihood_rolling", requests)
+
+    def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
+        keys = [request_key(kind, request.args) for request in requests]
+        owed = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._known}
+        if owed:
+            self._asked(len(owed))
+            self._engine.lm.exact_pairs = False
+            self._engine.ask(kind, {key: request.args for key, request in owed.items()}, self._take)
+        return [self._known[key] for key in keys]
+
+    def _take(self, key: str, answer: Any, has_ended: bool | None) -> None:
+        self._known[key] = answer
+        self._keep(key, answer)
+
+    def _fitting(self, request: Any) -> Any:
+        """The request with a prompt that the backend will not cut."""
+        context, other = request.args
+        text, texts = getattr(context, "prompt", context), self._engine.texts
+        count = len(prompt_tokens(texts.tokenizer, text))
+        if isinstance(other, str):
+            room = texts.max_length - len(texts.tokenizer(other, add_special_tokens=False)["input_ids"])
+        else:
+            room = texts.max_length - int(other.get("max_gen_toks", self._engine.lm.max_gen_toks))
+        if count <= room:
+            return request
+        if self._overlong == "error" or text is not context:
+            raise UserError(
+                f"a prompt of {request.task_name} has {count:,} tokens, and {max(0, room):,} are left for it: choose "
+                "with --overlong middle or left what is done with it, or take a model with more"
+            )
+        draft = Draft(prompt=text, answer_prefix="", answers=[], answer_spans=[])
+        cut, _ = shortened(draft, Tokens(texts.tokenizer), room, self._overlong)
+        self.num_cut += 1
+        return replace(request, arguments=(cut.prompt, other), resps=[], filtered_resps={})
+
+    @property
+    def tokenizer_name(self) -> str:
+        """See `lm_eval.api.model.TemplateLM`."""
+        return str(self._engine.lm.tokenizer_name)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """See `lm_eval.api.model.TemplateLM`."""
+        found: str | None = self._engine.lm.chat_template(chat_template)
+        return found
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
+        """See `lm_eval.api.model.LM`."""
+        return self._engine.lm.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+
+
+def request_key(kind: str, arguments: tuple[Any, ...]) -> str:
+    """Names a request: a hash of what is asked, with all options."""
+    plain = [getattr(argument, "prompt", argument) for argument in arguments]
+    return hashlib.sha256(json.dumps([kind, *plain], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,182 @@
+"""From a sample to the exact text that a model gets: chat template, BOS, and what is done where it is too long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from longlens.bench.engine import Request, check_border, own_bos, prompt_tokens
+from longlens.errors import UserError
+from longlens.tasks.base import Sample, Task
+from longlens.tasks.fitting import Draft, Tokens
+from longlens.tasks.overlong import shortened
+
+TEMPLATES = ("auto", "none", "chat", "chat-prefix", "prefill")
+"""How a sample becomes a text. ``none``: prompt and answer prefix, as they are. ``chat``: the prompt is a user's
+message. ``chat-prefix``: the answer prefix stands at its end. ``prefill``: the prompt is a user's message, and the
+reply begins with the answer prefix. ``auto``: the benchmark's own way with chat models where the tokenizer has a chat
+template, else ``none``."""
+MODES = ("generate", "teacher-forced", "choice")
+"""``generate``: the model writes an answer. ``teacher-forced``: would greedy decoding write the right one?
+``choice``: is the right answer more likely than wrong ones?"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompted:
+    """A sample and what a model is asked.
+
+    Attributes:
+        sample: The sample, shortened where its text was.
+        prompt: The exact text; for a chat engine the messages, as JSON.
+        prompt_tokens: Its tokens.
+        requests: One, or one for each choice, the right one first.
+        skipped: Whether it is left out for its length; then there is nothing to ask.
+    """
+
+    sample: Sample
+    prompt: str
+    prompt_tokens: int
+    requests: tuple[Request, ...]
+    skipped: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Of the exact prompt and all continuations."""
+        parts = [self.prompt, *(request.continuation or "" for request in self.requests)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asking:
+    """How samples are put to a model.
+
+    Attributes:
+        tokenizer: Of the model.
+        mode: One of `MODES`.
+        template: One of `TEMPLATES`.
+        is_chat: Whether the engine takes messages.
+        max_length: Tokens that prompt and answer may have.
+        overlong: One of `longlens.tasks.overlong.POLICIES`; a task's own unless given.
+        think_tokens: More tokens for an answer, for reasoning before it.
+    """
+
+    tokenizer: Any
+    mode: str
+    template: str
+    is_chat: bool
+    max_length: int
+    overlong: str | None = None
+    think_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, value, known in (("mode", self.mode, MODES), ("template", self.template, TEMPLATES)):
+            if value not in known:
+                raise UserError(f"--{name} is {value!r}; expected one of {', '.join(known)}")
+        if self.think_tokens < 0:
+            raise UserError(f"--think-tokens is {self.think_tokens}; expected 0 or more")
+        has_template = self.is_chat or bool(getattr(self.tokenizer, "chat_template", None))
+        if self.template not in ("auto", "none") and not has_template:
+            raise UserError(
+                f"--template is {self.template!r}, and this tokenizer has no chat template: use --template none"
+            )
+        if self.is_chat and self.template in ("none", "prefill"):
+            raise UserError(f"--template is {self.template!r}, and this backend takes messages alone: use chat-prefix")
+        if self.is_chat and self.mode != "generate":
+            raise UserError(f"--mode {self.mode} needs log-probabilities, which chat completions do not give")
+
+    def template_of(self, task: Task) -> str:
+        """The template of a task's prompts."""
+        if self.template != "auto":
+            return self.template
+        if self.is_chat:
+            return "chat" if task.template == "chat" else "chat-prefix"
+        return task.template if getattr(self.tokenizer, "chat_template", None) else "none"
+
+    def reserve(self, task: Task) -> int:
+        """Tokens that the template puts around a prompt."""
+        if self.is_chat or self.template_of(task) == "none":
+            return 0
+        plain = Sample(id="", prompt="a", answer_prefix="", answers=[], answer_spans=[], length=0)
+        around = len(prompt_tokens(self.tokenizer, self.text(plain, self.template_of(task))))
+        return around - len(prompt_tokens(self.tokenizer, "a"))
+
+    def text(self, sample: Sample, template: str) -> str:
+        """The exact text of a sample."""
+        prefix = sample.answer_prefix
+        if template == "none":
+            return sample.prompt + prefix
+        messages = [{"role": "user", "content": sample.prompt + (prefix if template == "chat-prefix" else "")}]
+        if self.is_chat:
+            return json.dumps(messages, ensure_ascii=False)
+        opened: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # The BOS that the tokenizer puts before a text itself, which the template has written as well.
+        opened = opened.removeprefix(own_bos(self.tokenizer))
+        return opened + (prefix if template == "prefill" else "")
+
+    def ask(self, task: Task, sample: Sample) -> Prompted:
+        """What a model is asked for a sample.
+
+        Raises:
+            UserError: It is too long and the policy is to say so, or the mode does not go with the task.
+        """
+        template = self.template_of(task)
+        policy = task.overlong if self.overlong is None else self.overlong
+        answer_tokens = task.max_new_tokens + self.think_tokens
+        prompt = self.text(sample, template)
+        counted = len(prompt_tokens(self.tokenizer, prompt))
+        if counted + answer_tokens > self.max_length:
+            if policy == "skip":
+                return Prompted(sample=sample, prompt=prompt, prompt_tokens=counted, requests=(), skipped=True)
+            if policy == "error":
+                raise UserError(
+                    f"{sample.id} has {counted:,} tokens and wants {answer_tokens:,} for the answer, and the model "
+                    f"takes {self.max_length:,}: ask for shorter samples, or say by --overlong what is done with it"
+                )
+            around = counted - len(prompt_tokens(self.tokenizer, sample.prompt + sample.answer_prefix))
+            sample = self._cut(sample, self.max_length - answer_tokens - max(0, around), policy, task.omission)
+            prompt = self.text(sample, template)
+            counted = len(prompt_tokens(self.tokenizer, prompt))
+        return Prompted(
+            sample=sample, prompt=prompt, prompt_tokens=counted, requests=self._requests(task, sample, prompt)
+        )
+
+    def _cut(self, sample: Sample, budget: int, policy: str, omission: str) -> Sample:
+        draft = Draft(
+            prompt=sample.prompt,
+            answer_prefix=sample.answer_prefix,
+            answers=sample.answers,
+            answer_spans=sample.answer_spans,
+            context_span=sample.context_span,
+            metadata=sample.metadata,
+        )
+        cut, _ = shortened(draft, Tokens(self.tokenizer), budget, policy, omission)
+        return replace(
+            sample,
+            prompt=cut.prompt,
+            answer_spans=list(cut.answer_spans),
+            context_span=cut.context_span,
+            metadata=dict(cut.metadata),
+        )
+
+    def _requests(self, task: Task, sample: Sample, prompt: str) -> tuple[Request, ...]:
+        if self.mode == "generate":
+            # A stop may stand in the reasoning before an answer; then answers are cut at it afterwards.
+            stop = () if self.think_tokens else task.stop
+            return (Request(sample.id, prompt, None, task.max_new_tokens + self.think_tokens, stop),)
+        target = task.target(sample)
+        if target is None:
+            raise UserError(f"{task.name} has no single right answer that could be scored: use --mode generate")
+        wrong: Sequence[str] = ()
+        if self.mode == "choice":
+            wrong = sample.metadata.get("distractors", ())
+            if not wrong or sample.answers[0] not in target:
+                raise UserError(f"{task.name} has no wrong answers to choose from: use --mode generate")
+        texts = [target, *(target.replace(sample.answers[0], text) for text in wrong)]
+        before = prompt_tokens(self.tokenizer, prompt)
+        for text in texts:
+            check_border(self.tokenizer, sample.id, prompt, before, text)
+        return tuple(Request(f"{sample.id}#{number}", prompt, text) for number, text in enumerate(texts))

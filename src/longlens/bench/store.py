@@ -1,0 +1,206 @@
+"""The folder of a run: what was asked, and what was answered, written as it comes.
+
+::
+
+    RUN/manifest.json                      the model and how it is asked; another one is refused
+    RUN/samples/TASK-LENGTH-SEED.jsonl     a line a sample: id, exact prompt, tokens, what is scored; written whole
+    RUN/answers/part-RANK-UUID.jsonl       a line an answer, appended as it comes; one that a kill broke off is none
+    RUN/harness/part-RANK-UUID.jsonl       the same for tasks of lm-evaluation-harness, whose samples are its own
+    RUN/judged/part-RANK-UUID.jsonl        a line a sample that a judge or an NLI model scored
+    RUN/results.json                       what the answers come to; made anew from them at any time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from longlens.corpus.document import shown, system_errors
+from longlens.errors import UserError
+from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RESULTS = "results.json"
+FOLDERS = ("samples", "answers", "harness", "judged")
+IDENTITY = (
+    "schema_version",
+    "engine",
+    "model",
+    "mode",
+    "template",
+    "overlong",
+    "think_tokens",
+    "versions",
+    "code_sha256",
+)
+"""What a run folder is of; numbers of another one are not put beside them."""
+
+
+class BenchRun:
+    """A run folder that answers are written to, one process of the run at a time in each part.
+
+    Args:
+        folder: A new folder, or one of the same run.
+        manifest: What the run is of; `IDENTITY` has to agree with what is there.
+        rank: Of this process; the first one alone writes manifest, samples and results.
+
+    Raises:
+        UserError: The folder holds something else, another run, or cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any], *, rank: int = 0) -> None:
+        self.path, self.rank = Path(folder), rank
+        self._stack = ExitStack()
+        self._parts: dict[str, Write] = {}
+        self._held: OwnFolder | None = None
+        if rank == 0:
+            self._held = OwnFolder(
+                self.path, "benchmark run", marker=MANIFEST, own=FOLDERS, doing="running a benchmark in", example="run"
+            )
+        try:
+            self.manifest = self._agreed(dict(manifest))
+            for name in FOLDERS:
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            self.release()
+            raise
+
+    def _agreed(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        there = self.path / MANIFEST
+        if there.is_file():
+            found = read_json(there)
+            for name in IDENTITY:
+                if found.get(name) != manifest.get(name):
+                    raise UserError(
+                        f"{self.path} holds a run with another {name.replace('_', ' ')} "
+                        f"({_short(found.get(name))}, now {_short(manifest.get(name))}): give a new folder"
+                    )
+            return found
+        if self.rank == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(there, manifest)
+        return manifest
+
+    def keep_samples(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes what is asked, whole; a file that is there has to begin alike.
+
+        Raises:
+            UserError: Other samples of that name are there.
+        """
+        path = self.path / "samples" / f"{name}.jsonl"
+        wanted = {str(row["id"]): row for row in rows}
+        there = {str(row["id"]): row for row in read_lines(path)} if path.is_file() else {}
+        for key in there.keys() & wanted.keys():
+            if there[key]["prompt_sha256"] != wanted[key]["prompt_sha256"]:
+                raise UserError(
+                    f"{self.path} holds another sample {key} (other settings, data or haystack): give a new folder"
+                )
+        if self.rank == 0 and not wanted.keys() <= there.keys():
+            merged = {**there, **wanted}
+            with replacing(path) as file:
+                for row in merged.values():
+                    file.write(json.dumps(row, ensure_ascii=True) + "\n")
+
+    def append(self, kind: str, row: Mapping[str, Any]) -> None:
+        """Adds a line to this process's part of ``answers`` or ``harness``; it is on its way to the disk at once.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if kind not in self._parts:
+            self._parts[kind] = self._stack.enter_context(part_writer(self.path, kind, rank=self.rank))
+        self._parts[kind](row)
+
+    def read(self, kind: str) -> Iterator[dict[str, Any]]:
+        """All lines of all parts."""
+        return read_parts(self.path, kind)
+
+    def release(self) -> None:
+        """Lets go of the folder."""
+        self._stack.close()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+
+Write = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Iterator[Write]:
+    """A new part of a run, made with its first line; each line is on its way to the disk at once.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with ExitStack() as stack:
+        files: list[TextIO] = []
+
+        def write(row: Mapping[str, Any]) -> None:
+            try:
+                if not files:
+                    (folder / kind).mkdir(exist_ok=True)
+                    path = folder / kind / f"part-{rank}-{uuid.uuid4().hex}.jsonl"
+                    files.append(stack.enter_context(path.open("x", encoding="utf-8", newline="\n")))
+                files[0].write(json.dumps(row, ensure_ascii=True) + "\n")
+                files[0].flush()
+            except OSError as error:
+                raise cannot_write(folder / kind, error, resumes=True) from error
+
+        yield write
+
+
+def open_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        UserError: The folder holds none.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file() or not (Path(folder) / "samples").is_dir():
+        raise UserError(f"{shown(folder)} is no benchmark run: give the folder of longlens bench run")
+    return read_json(path)
+
+
+def read_samples(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """What was asked in a run, task after task."""
+    for path in sorted((Path(folder) / "samples").glob("*.jsonl")):
+        yield from read_lines(path)
+
+
+def read_parts(folder: str | os.PathLike[str], kind: str) -> Iterator[dict[str, Any]]:
+    """All lines of the parts of a run; the last one of a part, if a kill broke it off, is left out."""
+    for path in sorted((Path(folder) / kind).glob("part-*.jsonl")):
+        yield from read_lines(path, may_be_broken_off=True)
+
+
+def read_lines(path: Path, *, may_be_broken_off: bool = False) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file.
+
+    Raises:
+        UserError: A line is none.
+    """
+    with system_errors(path), path.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            if may_be_broken_off and not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete it") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{shown(path)}, line {number}: expected a JSON object, it is a {type(row).__name__}")
+            yield row
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,161 @@
+"""What the answers of a run come to: scores with intervals by task and length, by depth, and by suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longlens.bench.grading import Graded, graded_run
+from longlens.bench.store import SCHEMA_VERSION, open_run, read_parts
+from longlens.bench.suites import suite_summaries
+from longlens.metrics.uncertainty import Interval, bootstrap_interval
+from longlens.tasks.judged import JudgedTask
+
+DEPTH_PARTS = 5
+"""Parts of the text that scores are shown for, where needles stand at any depth."""
+
+
+def summarise_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The results of a run, from the answers that are there.
+
+    Returns:
+        ``tasks``: for each task, length and seed what `summarise_batch` says; ``harness``: results of tasks of
+        lm-evaluation-harness; ``suites``: see `longlens.bench.suites.suite_summaries`; and what the run is of.
+
+    Raises:
+        UserError: The folder holds no run, or is damaged.
+    """
+    path = Path(folder)
+    manifest = open_run(path)
+    graded = list(graded_run(path, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"]))
+    tasks = summarise(graded, judged=_judged(path), mode=manifest["mode"])
+    harness = {row["name"]: row for row in read_parts(path, "harness") if row.get("kind") == "result"}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": manifest["model"],
+        "mode": manifest["mode"],
+        "template": manifest["template"],
+        "tasks": tasks,
+        "harness": harness,
+        "suites": suite_summaries(tasks, graded) if manifest["mode"] == "generate" else {},
+    }
+
+
+def summarise(
+    graded: Iterable[Graded], *, judged: Mapping[str, Mapping[str, float]] | None = None, mode: str = "generate"
+) -> dict[str, dict[str, Any]]:
+    """`summarise_batch` of each task, length and seed."""
+    batches: dict[str, list[Graded]] = {}
+    for one in graded:
+        batches.setdefault(one.batch, []).append(one)
+    return {name: summarise_batch(rows, judged or {}, mode) for name, rows in batches.items()}
+
+
+def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, float]], mode: str) -> dict[str, Any]:
+    """Scores of one task at one length.
+
+    Returns:
+        ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all; numbers of samples that were scored, that
+        have no answer yet, were left out for their length, were shortened, and of answers that were cut short;
+        ``depths``; and which text or data the samples were made of.
+    """
+    first = rows[0]
+    task = first.task
+    merged = [dict(row.scores) | dict(judged.get(row.sample.id, {})) for row in rows if row.scores is not None]
+    metric = {"teacher-forced": "teacher_forced", "choice": "choice_accuracy"}.get(mode, task.metric)
+    if isinstance(task, JudgedTask) and any(task.judged_metric in scores for scores in merged):
+        metric = task.judged_metric
+    values = [scores[metric] for scores in merged if metric in scores]
+    scores = {} if not merged else (task.aggregate(merged) if mode == "generate" else _means(merged))
+    nll = [row.nll for row in rows if row.nll is not None]
+    made = first.sample.metadata
+    return {
+        "task": task.name,
+        "suite": task.suite,
+        "category": task.category,
+        "length": made.get("requested_length"),
+        "seed": made.get("seed"),
+        "metric": metric,
+        "score": scores.get(metric),
+        "interval": percent_interval(values),
+        "scores": scores,
+        "num_samples": len(merged),
+        "num_scored": len(values),
+        "num_missing": sum(row.scores is None and not row.is_skipped for row in rows),
+        "num_skipped": sum(row.is_skipped for row in rows),
+        "num_cut": sum("cut" in row.sample.metadata for row in rows),
+        "num_truncated_answers": sum(row.is_truncated for row in rows),
+        "is_lower_bound": mode == "teacher-forced" and task.metric not in ("exact_match", "accuracy"),
+        "answer_nll": sum(nll) / len(nll) if nll else None,
+        "num_choices": 1 + len(made["distractors"]) if mode == "choice" and "distractors" in made else None,
+        "depths": by_depth(rows, metric),
+        "made_of": {key: made[key] for key in ("settings", "haystack", "data") if key in made},
+    }
+
+
+def by_depth(rows: Sequence[Graded], metric: str) -> list[dict[str, Any]]:
+    """Scores by where the one needle of a sample stands: at each depth of a grid, else in fifths of the text.
+
+    Returns:
+        ``from``, ``to`` (percent of the text), ``num_samples``, ``score`` and ``interval``; nothing for tasks whose
+        samples have several needles or none.
+    """
+    found: dict[tuple[float, float], list[float]] = {}
+    for row in rows:
+        depth = row.sample.metadata.get("depth")
+        depths = row.sample.metadata.get("depths", [])
+        if row.scores is None or metric not in row.scores or (depth is None and len(depths) != 1):
+            continue
+        found.setdefault(_part(depth, depths), []).append(row.scores[metric])
+    return [
+        {
+            "from": low,
+            "to": high,
+            "num_samples": len(values),
+            "score": 100 * sum(values) / len(values),
+            "interval": percent_interval(values),
+        }
+        for (low, high), values in sorted(found.items())
+    ]
+
+
+def _part(depth: float | None, depths: Sequence[float]) -> tuple[float, float]:
+    if depth is not None:
+        return float(depth), float(depth)
+    width = 100 / DEPTH_PARTS
+    part = min(DEPTH_PARTS - 1, int(depths[0] / width))
+    return part * width, (part + 1) * width
+
+
+def percent_interval(values: Sequence[float]) -> Interval | None:
+    """95 % interval of a mean of scores, in percent.
+
+    Wilson's where every score is 0 or 1 (it does not shrink to a point where all are the same), else the bootstrap over
+    samples of `longlens.metrics.uncertainty`. None for fewer than two samples.
+    """
+    if len(values) < 2:
+        return None
+    if all(value in (0.0, 1.0) for value in values):
+        from scipy.stats import binomtest
+
+        found = binomtest(int(sum(values)), len(values)).proportion_ci(method="wilson")
+        return 100 * float(found.low), 100 * float(found.high)
+    sums = np.array([[value, 1.0] for value in values])
+    drawn = bootstrap_interval(lambda means: means, sums)
+    return None if drawn is None else (100 * drawn[0], 100 * drawn[1])
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: 100 * sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _judged(path: Path) -> dict[str, dict[str, float]]:
+    """Scores of judges and NLI models by sample, the last ones given."""
+    found: dict[str, dict[str, float]] = {}
+    for row in read_parts(path, "judged"):
+        found.setdefault(row["id"], {}).update(row["scores"])
+    return found

@@ -1,0 +1,331 @@
+"""``longlens bench``: benchmarks, from their samples to a table across models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longlens.cli import options as o
+
+bench = typer.Typer(
+    name="bench",
+    help="Benchmarks: RULER, HELMET, LongBench, LongEval, needle in a haystack, and lm-evaluation-harness's tasks.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Tasks = Annotated[list[str], typer.Argument(help="Tasks or suites (longlens bench list), or files of bench build.")]
+Length = Annotated[
+    str | None, typer.Option(help="Tokens of prompt and answer; several as 4096,8192.", metavar="TOKENS[,TOKENS...]")
+]
+Samples = Annotated[int | None, typer.Option(help="Of each task and length.  [default: the benchmark's own number]")]
+Seed = Annotated[int, typer.Option(help="Of the samples.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of tasks, such as haystack=essays/ or data_dir=data.", metavar="KEY=VALUE"),
+]
+Overlong = Annotated[
+    str | None,
+    typer.Option(help="Samples too long: error, skip, middle, left, context-only.  [default: the benchmark's own way]"),
+]
+
+
+@bench.callback()
+def _root() -> None:
+    """Benchmarks: RULER, HELMET, LongBench, LongEval, needle in a haystack, and lm-evaluation-harness's tasks."""
+
+
+@bench.command("list")
+def list_(as_json: o.Json = False) -> None:
+    """Show all tasks and suites.
+
+    Example: longlens bench list
+    """
+    from longlens.bench.names import HARNESS, suites
+    from longlens.cli.console import print_json, print_table
+    from longlens.tasks import get_task, task_settings
+
+    rows = []
+    for names in suites().values():
+        for name in names:
+            task = get_task(name)
+            rows.append((name, task.suite, task.category, task.metric, task_settings(name)))
+    if as_json:
+        keys = ("task", "suite", "category", "metric", "settings")
+        tasks = [dict(zip(keys, row, strict=True)) for row in rows]
+        print_json({"schema_version": 1, "tasks": tasks, "lm_eval": {name: t.task for name, t in HARNESS.items()}})
+        return
+    print_table(("task", "suite", "category", "metric", "settings"), [(*row[:4], ", ".join(row[4])) for row in rows])
+    print("\nOf lm-evaluation-harness (any other one of its tasks as lm_eval:NAME):")
+    print_table(
+        ("task", "its name", "metric", "examples"),
+        [(t.name, t.task, t.metric, "" if t.few_shot is None else str(t.few_shot)) for t in HARNESS.values()],
+    )
+
+
+@bench.command()
+def build(
+    tasks: Tasks,
+    tokenizer: Annotated[str, typer.Option(help=f"Whose tokenizer counts. {o.MODEL_HELP}")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines to write.")],
+    length: Length = None,
+    samples: Samples = None,
+    seed: Seed = 42,
+    settings: Set = None,
+    overlong: Overlong = None,
+    reserve: Annotated[int, typer.Option(help="Tokens that are left for a chat template.")] = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.Json = False,
+) -> None:
+    """Build samples and write them as JSON Lines.
+
+    Example: longlens bench build niah_single_1 vt --length 4096,8192 --samples 5 --tokenizer smollm2 -o samples.jsonl
+    """
+    from longlens.bench.names import choose
+    from longlens.bench.samples import build_batches, make_tasks, write_samples
+    from longlens.cli.console import print_json, printable
+    from longlens.errors import UserError
+    from longlens.models import load_tokenizer
+
+    chosen = choose(tasks)
+    if chosen.harness:
+        raise UserError(f"{chosen.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
+    found = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    batches = build_batches(
+        make_tasks(chosen.tasks, parse_settings(settings)),
+        lengths=parse_lengths(length),
+        samples=samples,
+        seed=seed,
+        tokenizer=found,
+        overlong=overlong,
+        reserve=lambda task: reserve,
+    )
+    count = write_samples(out, batches)
+    if as_json:
+        sizes = {batch.name: len(batch.samples) for batch in batches}
+        print_json({"schema_version": 1, "out": str(out), "num_samples": count, "batches": sizes})
+        return
+    print(f"{count} samples of {len(batches)} tasks and lengths are in {printable(str(out))}")
+
+
+@bench.command()
+def run(
+    tasks: Tasks,
+    model: Annotated[str, typer.Option(help=f"{o.MODEL_HELP} Or a server, http://HOST:PORT/v1#NAME.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
+    length: Length = None,
+    samples: Samples = None,
+    seed: Seed = 42,
+    mode: Annotated[str, typer.Option(help="generate, teacher-forced or choice.")] = "generate",
+    template: Annotated[str, typer.Option(help="auto, none, chat, chat-prefix or prefill.")] = "auto",
+    overlong: Overlong = None,
+    think_tokens: Annotated[int, typer.Option(help="More tokens for an answer, for reasoning before it.")] = 0,
+    few_shot: Annotated[int | None, typer.Option(help="Examples, for lm-evaluation-harness's tasks.")] = None,
+    settings: Set = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens that the model takes.  [default: its own]")] = None,
+    backend: Annotated[
+        str, typer.Option(help="hf, vllm, sglang, local-completions, ...: lm-evaluation-harness's.")
+    ] = "",
+    model_args: Annotated[
+        list[str] | None,
+        typer.Option("--model-arg", help="Of the backend, such as num_concurrent=8.", metavar="KEY=VALUE"),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Whose tokenizer counts; needed for a server.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Prompts at a time, or auto.")] = "1",
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
+    attention: o.Attention = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+    no_prompts: Annotated[
+        bool, typer.Option("--no-prompts", help="Do not store the prompts, only their hashes.")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Let a model answer, and score it; the same command again goes on where it stopped.
+
+    Example: longlens bench run longeval_lines niah_single_1 --length 512,1024 --samples 20 --model smollm2 -o run
+    """
+    from longlens.bench.engine import EngineSettings
+    from longlens.bench.run import BenchSettings, run_bench
+    from longlens.cli.console import print_json, say
+    from longlens.cli.progress import CountProgress
+    from longlens.train.processes import Processes
+
+    processes = Processes()
+    engine = EngineSettings(
+        model=model,
+        backend=backend,
+        arguments=parse_settings(model_args),
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attention=attention,
+        batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    asked = BenchSettings(
+        tasks=tasks,
+        lengths=parse_lengths(length),
+        samples=samples,
+        seed=seed,
+        mode=mode,
+        template=template,
+        overlong=overlong,
+        think_tokens=think_tokens,
+        few_shot=few_shot,
+        settings=parse_settings(settings),
+        keep_prompts=not no_prompts,
+    )
+    with CountProgress("samples") as progress:
+        results = run_bench(
+            engine, asked, out, rank=processes.rank, processes=processes.size, told=say, progress=progress
+        )
+    if processes.rank > 0:
+        return
+    if as_json:
+        print_json({"out": str(out), **results})
+        return
+    _show({str(out): results}, by_depth=False)
+
+
+@bench.command()
+def grade(
+    what: Annotated[Path, typer.Argument(help="A run's folder, or JSON Lines with id and prediction.")],
+    samples: Annotated[Path | None, typer.Option(help="What the predictions are of: a file of bench build.")] = None,
+    judge: Annotated[str | None, typer.Option(help=f"Judges answers of a run. {o.MODEL_HELP}")] = None,
+    nli: Annotated[
+        str | None, typer.Option(help="Folder or hub id of an NLI model: does a citation support it?")
+    ] = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+    as_json: o.Json = False,
+) -> None:
+    """Score a file of predictions, or a run again, perhaps by a judge.
+
+    Example: longlens bench grade predictions.jsonl --samples samples.jsonl
+    """
+    from longlens.bench.grading import graded_predictions
+    from longlens.bench.judging import judge_run
+    from longlens.bench.samples import read_sample_file
+    from longlens.bench.store import RESULTS
+    from longlens.bench.suites import suite_summaries
+    from longlens.bench.summary import summarise, summarise_run
+    from longlens.cli.console import print_json, say
+    from longlens.errors import UserError
+    from longlens.files import write_json
+
+    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    if what.is_dir():
+        if samples is not None:
+            raise UserError(f"{what} is a run's folder, which has its samples: leave --samples out")
+        if judge is not None or nli is not None:
+            judge_run(what, judge=judge, nli=nli, options=options, told=say)
+        results = summarise_run(what)
+        write_json(what / RESULTS, results)
+    else:
+        if samples is None:
+            raise UserError(f"{what} holds predictions: say what they are of with --samples, a file of bench build")
+        if judge is not None or nli is not None:
+            raise UserError("--judge and --nli score the answers of a run: give its folder")
+        graded = graded_predictions(read_sample_file(samples), what)
+        tasks = summarise(graded)
+        suites = suite_summaries(tasks, graded)
+        results = {"schema_version": 1, "model": what.stem, "mode": "generate", "tasks": tasks}
+        results |= {"harness": {}, "suites": suites}
+    if as_json:
+        print_json(results)
+        return
+    _show({str(what): results}, by_depth=False)
+
+
+@bench.command()
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    by_depth: Annotated[bool, typer.Option("--by-depth", help="Scores by where the needle stands as well.")] = False,
+    format_: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
+    figures: Annotated[Path | None, typer.Option(help="Folder for heatmaps of needle grids, as PNG and SVG.")] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Show what models score, side by side.
+
+    Example: longlens bench table runs/base runs/extended --by-depth
+    """
+    from longlens.bench.heatmaps import write_heatmaps
+    from longlens.bench.summary import summarise_run
+    from longlens.bench.table import FORMATS, results_table
+    from longlens.cli.console import print_json, say
+    from longlens.errors import UserError
+
+    if format_ not in FORMATS:
+        raise UserError(f"--format is {format_!r}; expected one of {', '.join(FORMATS)}")
+    results = {str(folder): summarise_run(folder) for folder in runs}
+    if figures is not None:
+        for path in write_heatmaps(results, figures):
+            say(f"wrote {path}")
+    if as_json:
+        print_json({"schema_version": 1, "runs": results})
+        return
+    if format_ == "text":
+        _show(results, by_depth=by_depth)
+        return
+    made = results_table(results, by_depth=by_depth)
+    print(made.markdown() if format_ == "markdown" else made.csv(), end="")
+
+
+@bench.command()
+def path() -> None:
+    """Print the folder for lm-evaluation-harness's --include_path.
+
+    Example: lm_eval --include_path "$(longlens bench path)" --tasks longlens_longeval_lines --model hf ...
+    """
+    from longlens.bench.door import write_tasks
+
+    print(write_tasks())
+
+
+def _show(results: dict[str, Any], *, by_depth: bool) -> None:
+    from longlens.bench.table import results_table
+    from longlens.cli.console import print_table, printable
+
+    made = results_table(results, by_depth=by_depth)
+    print_table(made.columns, made.rows)
+    for note in made.notes:
+        print(printable(note))
+
+
+def parse_lengths(text: str | None) -> list[int]:
+    """``"4096,8192"`` to numbers.
+
+    Raises:
+        UserError: It is not that.
+    """
+    return [] if text is None else o.integers(text, "--length")
+
+
+def parse_settings(changes: Sequence[str] | None) -> dict[str, Any]:
+    """``["pairs=105", "haystack=essays/"]`` to values: numbers, lists and truth values as YAML writes them, else text.
+
+    Raises:
+        UserError: One is no ``KEY=VALUE``.
+    """
+    from longlens.errors import UserError
+    from longlens.recipe_file import parse_yaml
+
+    found: dict[str, Any] = {}
+    for change in changes or ():
+        key, sign, value = change.partition("=")
+        if not sign or not key.isidentifier():
+            raise UserError(f"{change!r}: expected KEY=VALUE, such as haystack=essays/")
+        found[key] = parse_yaml(value, f"{key}={value}", "write the value as YAML does") if value else ""
+    return found
