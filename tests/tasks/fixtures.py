@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from longlens.tasks import get_task, list_tasks, task_settings
+from tests.tasks.helmet.rows_rag_rerank_icl import write_rag_rerank_icl
 from tests.tasks.longbench import rows as longbench
 from tests.tiny import byte_tokenizer
 
@@ -75,6 +76,7 @@ def write(folder: Path) -> Path:
     lines = "".join(json.dumps(row) + "\n" for row in CONVERSATIONS)
     (folder / "conversations.jsonl").write_text(lines, encoding="utf-8")
     longbench.write(folder)
+    write_rag_rerank_icl(folder)
     return folder
 
 

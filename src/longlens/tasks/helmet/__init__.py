@@ -10,6 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from longlens.tasks.base import Task
+from longlens.tasks.helmet import icl, rag, recall
+from longlens.tasks.helmet.rerank import Rerank
+from longlens.tasks.helmet.summary import CATEGORIES as CATEGORIES
+from longlens.tasks.helmet.summary import Summary as Summary
+from longlens.tasks.helmet.summary import summarise as summarise
 
-TASKS: dict[str, Callable[..., Task]] = {}
+TASKS: dict[str, Callable[..., Task]] = {
+    **recall.TASKS,
+    **rag.TASKS,
+    "helmet_msmarco": Rerank,
+    **icl.TASKS,
+}
 """HELMET's tasks without ``json_kv``."""

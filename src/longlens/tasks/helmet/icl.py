@@ -1,0 +1,287 @@
+"""HELMET's many-shot learning: give a text the number of its class, which hundreds of examples show.
+
+Tasks: ``helmet_trec_coarse``, ``helmet_trec_fine``, ``helmet_banking77``, ``helmet_clinic150`` and ``helmet_nlu``.
+Paper: HELMET, arXiv 2410.02694. Prompt, balancing and metric: ``load_icl`` in data.py of princeton-nlp/HELMET at
+4526dfb, MIT; settings: configs/icl.yaml, scripts/generate_configs.py. Data: files of the user, with the fields of the
+hub's data sets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC names no licence. Classes are whole
+numbers, drawn anew for each sample, so that only the examples tell them. Examples come in rounds: each has one of every
+class, in random order; a class's texts are all used before one comes again. Metric: ``exact_match`` of what stands
+after ``label:``. Known differences:
+
+- Unless ``shots`` says how many, there are as many examples as the length holds, each class once at least; HELMET has
+  fixed numbers, fitted with Llama 2's tokenizer (`SHOTS`).
+- Random numbers are our own, and so is NLU's test set, a tenth of its one file.
+- A reply ends at the first line end, see `longlens.tasks.helmet.rag`; the score is of that line in both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain, islice
+from random import Random
+from typing import NamedTuple
+
+from longlens.errors import UserError
+from longlens.tasks.base import Sample, Task, draws
+from longlens.tasks.data import DataFile
+from longlens.tasks.distractors import distractors
+from longlens.tasks.fitting import UNBOUNDED, Draft, Plan, Tokens
+from longlens.tasks.helmet.lengths import by_length
+from longlens.tasks.helmet.questions import parted
+from longlens.tasks.layout import starts_of
+
+INSTRUCTION = (  # data.py, load_icl, its blank before the line end included
+    'Use the provided mapping from the text to label to assign a label to the text. Only output "label: {label}" and '
+    "nothing else. \n\n"
+)
+PREFIX = "\nlabel:"
+# generate_configs.py, icl_*: "name_postfix"
+SHOTS = {
+    "helmet_trec_coarse": by_length(200, 400, 800, 1600, 3300, 6600),
+    "helmet_trec_fine": by_length(200, 400, 800, 1600, 3200, 6400),
+    "helmet_banking77": by_length(180, 360, 720, 1450, 2900, 5900),
+    "helmet_clinic150": by_length(220, 440, 880, 1750, 3525, 7050),
+    "helmet_nlu": by_length(250, 510, 1020, 2040, 4080, 8296),
+}
+"""HELMET's examples by nominal length: ``get_task("helmet_nlu", shots=SHOTS["helmet_nlu"][131072])``."""
+
+
+class Example(NamedTuple):
+    """A text and its class."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """A data set of texts with classes.
+
+    Attributes:
+        folder: Where its files are in the user's folder.
+        hub: Its name on the hub.
+        field: Which field of a row is the class.
+        labels: Number of classes, some of which may have no text.
+        test: The split that is asked; a tenth of the one split there is where this is empty.
+    """
+
+    folder: str
+    hub: str
+    field: str
+    labels: int
+    test: str
+
+    def file(self, split: str) -> DataFile:
+        """A split."""
+        return DataFile(
+            names=(f"{self.folder}/{split}.jsonl", f"{self.folder}/{split}.parquet"),
+            source=f"the hub's data set {self.hub}, split {split}",
+            schema=f"rows with a text and {self.field}, a whole number from 0 to {self.labels - 1}",
+        )
+
+
+# data.py, load_icl
+TREC_COARSE = Labelled(folder="trec", hub="CogComp/trec", field="coarse_label", labels=6, test="test")
+TREC_FINE = Labelled(folder="trec", hub="CogComp/trec", field="fine_label", labels=50, test="test")
+BANKING77 = Labelled(folder="banking77", hub="PolyAI/banking77", field="label", labels=77, test="test")
+CLINIC150 = Labelled(folder="clinc_oos", hub="clinc_oos, subset plus", field="intent", labels=151, test="validation")
+NLU = Labelled(
+    folder="nlu_evaluation_data", hub="xingkunliuxtracta/nlu_evaluation_data", field="label", labels=68, test=""
+)
+
+
+class Split(NamedTuple):
+    """What examples are drawn from, what is asked in order, and what describes the files."""
+
+    train: Mapping[int, Sequence[str]]
+    test: Sequence[Example]
+    described: dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyShot(Task):
+    """Classes of texts from examples.
+
+    Attributes:
+        name: Of the task.
+        labelled: The data.
+        shots: So many examples, whatever their tokens, as HELMET has them; as many as the length holds unless given.
+        data_dir: The folder that has the data's folder.
+    """
+
+    name: str
+    labelled: Labelled
+    shots: int | None = None
+    data_dir: str | os.PathLike[str] | None = None
+
+    suite = "helmet"
+    category = "icl"
+    metric = "exact_match"
+    max_new_tokens = 20  # icl.yaml: generation_max_length
+    default_samples = 500  # icl.yaml: max_test_samples: 500
+    stop = ("\n",)  # icl.yaml: stop_new_line: true
+    template = "none"  # icl.yaml: use_chat_template: false
+    overlong = "context-only"  # model_utils.py, tokenize: the context loses its end
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.shots is not None and self.shots < 1:
+            raise UserError(f"shots={self.shots}; expected at least 1")
+
+    @property
+    def fills(self) -> bool:  # type: ignore[override]
+        """Unless the number of examples is given."""
+        return self.shots is None
+
+    @property
+    def unit_tokens(self) -> int:
+        """An example, at most the longest one."""
+        return max(len(one.text.encode()) for one in self._train) + len(f"\n\n{PREFIX} {self.labelled.labels}")
+
+    def split(self, seed: int) -> Split:
+        """The data; what the seed decides is the order of the test set, and for NLU what is in it.
+
+        Raises:
+            UserError: A file is missing, or has another schema.
+        """
+        if seed not in self._splits:
+            self._splits[seed] = self._made(draws(self.name, seed, 0, "split"))
+        return self._splits[seed]
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+        """Draws examples and numbers of the classes."""
+        split = self.split(seed)
+        if index >= len(split.test):
+            raise UserError(f"{self.name}: there are {len(split.test)} texts to ask: ask for as many samples at most")
+        return _Examples(self, split, (self.name, seed, index))
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """Whether the number after the last part of the prompt is the class."""
+        from longlens.tasks import metrics
+
+        # eval.py, run_test: without a chat template the answer prefix is put before the output
+        parsed = metrics.parse_output(PREFIX.strip() + prediction, PREFIX.strip())
+        return {"exact_match": metrics.exact_match(parsed, sample.answers)}
+
+    @cached_property
+    def _splits(self) -> dict[int, Split]:
+        return {}
+
+    @cached_property
+    def _train_file(self) -> tuple[list[Example], dict[str, str]]:
+        return self._examples("train")
+
+    @property
+    def _train(self) -> list[Example]:
+        return self._train_file[0]
+
+    @cached_property
+    def _test_file(self) -> tuple[list[Example], dict[str, str]]:
+        return self._examples(self.labelled.test)
+
+    def _examples(self, split: str) -> tuple[list[Example], dict[str, str]]:
+        file = self.labelled.file(split)
+        rows, described = file.rows(self.name, self.data_dir)
+        examples = []
+        for number, row in enumerate(rows, start=1):
+            place = f"{described['file']}, row {number}"
+            label = file.get(row, self.labelled.field, int, place)
+            if not 0 <= label < self.labelled.labels:
+                raise file.wrong(place, f"{self.labelled.field} is {label}")
+            examples.append(Example(file.get(row, "text", str, place), label))
+        return examples, described
+
+    def _made(self, rng: Random) -> Split:
+        train, described = self._train_file
+        if self.labelled.test:
+            test, test_described = self._test_file
+            files = {"train": described, self.labelled.test: test_described}
+        else:
+            mixed = rng.sample(train, len(train))
+            cut = -(-len(mixed) // 10)  # train_test_split(test_size=0.1): the test set is rounded up
+            test, train, files = mixed[:cut], mixed[cut:], {"train": described}
+        if len(test) > self.default_samples:  # load_icl balances the test set only where it has to leave some out
+            order = list(islice(chain.from_iterable(rounds(by_label(test), rng)), len(test)))
+        else:
+            order = rng.sample(test, len(test))
+        return Split(by_label(train), order, files)
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "helmet_trec_coarse": partial(ManyShot, labelled=TREC_COARSE),
+    "helmet_trec_fine": partial(ManyShot, labelled=TREC_FINE),
+    "helmet_banking77": partial(ManyShot, labelled=BANKING77),
+    "helmet_clinic150": partial(ManyShot, labelled=CLINIC150),
+    "helmet_nlu": partial(ManyShot, labelled=NLU),
+}
+
+
+def by_label(examples: Sequence[Example]) -> dict[int, list[str]]:
+    """Texts of each class that has some."""
+    grouped: dict[int, list[str]] = {}
+    for text, label in sorted(examples, key=lambda one: one.label):
+        grouped.setdefault(label, []).append(text)
+    return grouped
+
+
+def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[Example]]:
+    """Endless rounds of one example of each class, in random order; a text comes again when its class is used up."""
+    left: dict[int, list[str]] = {label: [] for label in texts}
+    while True:
+        one_each = []
+        for label, own in texts.items():
+            if not left[label]:
+                left[label] = rng.sample(own, len(own))
+            one_each.append(Example(left[label].pop(), label))
+        rng.shuffle(one_each)
+        yield one_each
+
+
+class _Examples(Plan):
+    def __init__(self, task: ManyShot, split: Split, key: tuple[str, int, int]) -> None:
+        self._split, self._key = split, key
+        self._asked = split.test[key[2]]
+        self._numbers = list(range(task.labelled.labels))
+        draws(*key, "labels").shuffle(self._numbers)
+        self._source = chain.from_iterable(rounds(split.train, draws(*key, "examples")))
+        self._drawn: list[Example] = []
+        self.minimum = len(split.train) if task.shots is None else task.shots
+        self.maximum = UNBOUNDED if task.shots is None else task.shots
+
+    def _draw(self, examples: int) -> list[Example]:
+        self._drawn += islice(self._source, max(0, examples - len(self._drawn)))
+        return self._drawn[:examples]
+
+    def _shown(self, example: Example) -> str:
+        return f"{example.text}{PREFIX} {self._numbers[example.label]}"
+
+    def unit(self, index: int) -> str:
+        return f"\n\n{self._shown(self._draw(index + 1)[index])}"
+
+    def draft(self, units: int) -> Draft:
+        examples = self._draw(units)
+        shown = [self._shown(one) for one in examples]
+        context = "\n\n".join(shown)
+        answer = str(self._numbers[self._asked.label])
+        ends = [
+            len(INSTRUCTION) + start + len(text)
+            for start, text, one in zip(starts_of(shown, "\n\n"), shown, examples, strict=True)
+            if one.label == self._asked.label
+        ]
+        prompt, prefix = parted(f"{INSTRUCTION}{context}\n\n{self._asked.text}", PREFIX)
+        numbers = [str(self._numbers[one.label]) for one in examples]
+        return Draft(
+            prompt=prompt,
+            answer_prefix=prefix,
+            answers=[answer],
+            answer_spans=[(end - len(answer), end) for end in ends],
+            context_span=(len(INSTRUCTION), len(INSTRUCTION) + len(context)),
+            metadata={
+                "shots": units,
+                "distractors": distractors(numbers, [answer], draws(*self._key, "distractors")),
+                "data": self._split.described,
+            },
+        )
