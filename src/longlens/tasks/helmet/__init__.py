@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from longlens.tasks.base import Task
-from longlens.tasks.helmet import icl, rag, recall
+from longlens.tasks.helmet import cite, icl, longqa, rag, recall, summ
 from longlens.tasks.helmet.rerank import Rerank
 from longlens.tasks.helmet.summary import CATEGORIES as CATEGORIES
 from longlens.tasks.helmet.summary import Summary as Summary
@@ -20,6 +20,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     **recall.TASKS,
     **rag.TASKS,
     "helmet_msmarco": Rerank,
+    **cite.TASKS,
+    **longqa.TASKS,
+    **summ.TASKS,
     **icl.TASKS,
 }
 """HELMET's tasks without ``json_kv``."""
