@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longlens.bench.engine import Request, check_border, own_bos, prompt_tokens
@@ -57,6 +57,7 @@ class Asking:
         tokenizer: Of the model.
         mode: One of `MODES`.
         template: One of `TEMPLATES`.
+        template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
         is_chat: Whether the engine takes messages.
         max_length: Tokens that prompt and answer may have.
         overlong: One of `longlens.tasks.overlong.POLICIES`; a task's own unless given.
@@ -70,6 +71,7 @@ class Asking:
     max_length: int
     overlong: str | None = None
     think_tokens: int = 0
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -112,7 +114,9 @@ class Asking:
         messages = [{"role": "user", "content": sample.prompt + (prefix if template == "chat-prefix" else "")}]
         if self.is_chat:
             return json.dumps(messages, ensure_ascii=False)
-        opened: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        opened: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.template_arguments
+        )
         # The BOS that the tokenizer puts before a text itself, which the template has written as well.
         opened = opened.removeprefix(own_bos(self.tokenizer))
         return opened + (prefix if template == "prefill" else "")
@@ -168,7 +172,9 @@ class Asking:
             stop = () if self.think_tokens else task.stop
             return (Request(sample.id, prompt, None, task.max_new_tokens + self.think_tokens, stop),)
         target = task.target(sample)
-        if target is None:
+        if target is not None and self.template_of(task) in ("chat", "chat-prefix"):
+            target = target.lstrip()  # a reply begins with it, and nothing stands before it
+        if not target:
             raise UserError(f"{task.name} has no single right answer that could be scored: use --mode generate")
         wrong: Sequence[str] = ()
         if self.mode == "choice":

@@ -34,6 +34,7 @@ class BenchSettings:
         seed: Of the samples.
         mode: One of `longlens.bench.prompts.MODES`.
         template: One of `longlens.bench.prompts.TEMPLATES`.
+        template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
         overlong: One of `longlens.tasks.overlong.POLICIES`; each task's own unless given.
         think_tokens: More tokens for an answer, for reasoning before it.
         few_shot: Examples of tasks of lm-evaluation-harness, instead of their own number.
@@ -47,6 +48,7 @@ class BenchSettings:
     seed: int = SEED
     mode: str = "generate"
     template: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     overlong: str | None = None
     think_tokens: int = 0
     few_shot: int | None = None
@@ -119,6 +121,7 @@ def run_bench(
         max_length=texts.max_length,
         overlong=settings.overlong,
         think_tokens=settings.think_tokens,
+        template_arguments=settings.template_arguments,
     )
     batches = build_batches(
         make_tasks(chosen.tasks, settings.settings),
@@ -215,6 +218,7 @@ def _manifest(engine: EngineSettings, settings: BenchSettings, info: Mapping[str
         "engine_info": dict(info),
         "mode": settings.mode,
         "template": settings.template,
+        "template_arguments": dict(settings.template_arguments),
         "overlong": settings.overlong,
         "think_tokens": settings.think_tokens,
         "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},

@@ -34,6 +34,7 @@ IDENTITY = (
     "model",
     "mode",
     "template",
+    "template_arguments",
     "overlong",
     "think_tokens",
     "versions",

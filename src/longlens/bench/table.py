@@ -73,7 +73,9 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
         for key, score in _suite_rows(result["suites"]).items():
             cells.setdefault(key, {})[name] = "-" if score is None else f"{score:.2f}"
         notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _gaps(result["suites"]))
-    rows = [[*key, *(found.get(name, "-") for name in results)] for key, found in cells.items()]
+    # Averages that no run has are left out; what they lack is in the notes.
+    known = {key: found for key, found in cells.items() if any(cell != "-" for cell in found.values())}
+    rows = [[*key, *(found.get(name, "-") for name in results)] for key, found in known.items()]
     return Table(columns=["task", "length", "metric", *labels.values()], rows=rows, notes=list(notes))
 
 

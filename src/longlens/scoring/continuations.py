@@ -69,7 +69,7 @@ class ContinuationScorer(TransformersScorer):
         ids = torch.tensor([list(text)], dtype=torch.int64, device=self._device)
         chunk = self._chunk_tokens(1, len(text)) if self._window is not None else max(CHUNK_TOKENS, len(text))
         for start in range(0, len(text), max(1, chunk)):
-            self._decoder(input_ids=ids[:, start : start + chunk], past_key_values=cache, use_cache=True)
+            self._go_on(ids[:, start : start + chunk], cache)
         return cache
 
     def _beside(self, cache: Any, last: int, continuations: Sequence[Sequence[int]]) -> list[Continuation]:
@@ -79,7 +79,7 @@ class ContinuationScorer(TransformersScorer):
         own = copy.deepcopy(cache)
         own.batch_repeat_interleave(len(rows))
         input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
-        states = self._decoder(input_ids=input_ids, past_key_values=own, use_cache=True).last_hidden_state
+        states = self._go_on(input_ids, own)
         return [self._answer(row[: len(tokens)], tokens) for row, tokens in zip(states, continuations, strict=True)]
 
     def _answer(self, hidden: Tensor, tokens: Sequence[int]) -> Continuation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -71,6 +72,9 @@ class TransformersScorer:
         self._config = model.config.get_text_config(decoder=True)
         self._attention = base_attention(self._config._attn_implementation)
         self._decoder = model.get_decoder()
+        # transformers 5.24 renamed it.
+        renamed = "cache" in inspect.signature(type(self._decoder).forward).parameters
+        self._cache_argument = "cache" if renamed else "past_key_values"
         device: torch.device = model.get_input_embeddings().weight.device
         # Weights that accelerate offloads are on "meta" until they are needed; its hooks move the inputs to them.
         self._device = torch.device("cpu") if device.type == "meta" else device
@@ -186,10 +190,16 @@ class TransformersScorer:
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
         for start in range(0, length, chunk):
             ids = input_ids[:, start : start + chunk]
-            states = self._decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            states = self._go_on(ids, cache)
             for row, wanted, part in zip(states, keep[:, start : start + chunk], parts, strict=True):
                 part.append(row[wanted])
         return torch.cat([piece for part in parts for piece in part])
+
+    def _go_on(self, input_ids: Tensor, cache: Any) -> Tensor:
+        """Last hidden states of tokens that follow those in a key-value cache, which takes them in."""
+        with_cache = {self._cache_argument: cache}
+        states: Tensor = self._decoder(input_ids=input_ids, use_cache=True, **with_cache).last_hidden_state
+        return states
 
     def _chunk_tokens(self, batch: int, length: int) -> int:
         if self._by_length or self._window is None:

@@ -15,8 +15,10 @@ from longlens.bench.engine import HF, EngineSettings, Texts, own_bos
 from longlens.bench.lm_eval.engine import HarnessEngine, quiet
 from longlens.errors import UserError
 
+HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
+"""Of the Hugging Face backend: what does not belong to loading a model or to the chat template, which are ours."""
 FULL_LOGITS_BYTES = 2**28
-"""Continuations of prompts whose logits would take more are scored by `longlens.scoring.continuations`."""
+"""Continuations in lm-evaluation-harness's own tasks whose logits would take more are scored as ours are."""
 
 
 class Exact:
@@ -72,7 +74,8 @@ class LensHFLM(Exact, HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         row_bytes = 4 * self.model.get_input_embeddings().weight.shape[0]
         lengths = [(len(before) + len(after)) * row_bytes for _, before, after in requests]
-        is_long = [length > FULL_LOGITS_BYTES for length in lengths]
+        # lm-evaluation-harness's own tasks keep its own arithmetic where that fits.
+        is_long = [self.exact_pairs or length > FULL_LOGITS_BYTES for length in lengths]
         short = [request for request, long in zip(requests, is_long, strict=True) if not long]
         answers = iter(super()._loglikelihood_tokens(short, disable_tqdm, override_bs) if short else ())
         long_ones = iter(self._scored([request for request, long in zip(requests, is_long, strict=True) if long]))
@@ -116,6 +119,9 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )
+    for name in settings.arguments:
+        if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
+            raise UserError(f"--model-arg {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
     arguments = {"max_length": texts.max_length, "batch_size": settings.batch_size}
     with _explained(settings), quiet():
         lm = LensHFLM(pretrained=loaded.model, tokenizer=texts.tokenizer, **arguments, **settings.arguments)

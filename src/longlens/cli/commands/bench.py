@@ -122,6 +122,10 @@ def run(
     seed: Seed = 42,
     mode: Annotated[str, typer.Option(help="generate, teacher-forced or choice.")] = "generate",
     template: Annotated[str, typer.Option(help="auto, none, chat, chat-prefix or prefill.")] = "auto",
+    template_args: Annotated[
+        list[str] | None,
+        typer.Option("--template-arg", help="Of the chat template, as enable_thinking=false.", metavar="KEY=VALUE"),
+    ] = None,
     overlong: Overlong = None,
     think_tokens: Annotated[int, typer.Option(help="More tokens for an answer, for reasoning before it.")] = 0,
     few_shot: Annotated[int | None, typer.Option(help="Examples, for lm-evaluation-harness's tasks.")] = None,
@@ -179,6 +183,7 @@ def run(
         seed=seed,
         mode=mode,
         template=template,
+        template_arguments=parse_settings(template_args),
         overlong=overlong,
         think_tokens=think_tokens,
         few_shot=few_shot,

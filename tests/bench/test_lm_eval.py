@@ -1,0 +1,224 @@
+"""The adapter of lm-evaluation-harness: what it hands on and when, and the private names that it relies on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+
+import pytest
+import torch
+
+from longlens.bench.engine import Answer, EngineSettings, Request, open_texts, prompt_tokens
+from longlens.bench.lm_eval import backends, engine, open_engine
+from longlens.errors import UserError
+from tests.tiny import byte_tokenizer, tiny_model
+
+TEXT = "The keeper of the mill counts the lamps"
+
+
+def opened(name, **options):
+    settings = EngineSettings(model=name, **options)
+    return open_engine(settings, open_texts(settings))
+
+
+@pytest.fixture(scope="module")
+def made(model):
+    return opened(model, batch_size=2)
+
+
+def answers(made, requests) -> list[Answer]:
+    found: list[Answer] = []
+    made.answer(requests, found.append)
+    return sorted(found)
+
+
+def greedy(prompt, tokens):
+    """What transformers' own generate writes, one prompt at a time."""
+    tokenizer, model = byte_tokenizer(), tiny_model("llama")
+    ids = torch.tensor([prompt_tokens(tokenizer, prompt)])
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_pinned_version_has_the_names_that_are_used():
+    assert metadata.version("lm_eval") == "0.4.13"
+    names = {"_model_generate", "_loglikelihood_tokens", "_encode_pair", "set_cache_hook", "generate_until"}
+    assert all(hasattr(backends.HFLM, name) for name in names)
+    assert list(inspect.signature(backends.HFLM._loglikelihood_tokens).parameters)[1:] == [
+        "requests",
+        "disable_tqdm",
+        "override_bs",
+    ]
+    assert engine.api_models.LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER == engine.NO_ANSWER
+
+
+def test_answers_are_those_of_greedy_generation(made):
+    prompts = [TEXT, TEXT + " and waits", "On day 7"]
+    found = answers(made, [Request(f"k{n}", prompt, None, 6) for n, prompt in enumerate(prompts)])
+    assert [answer.text for answer in found] == [greedy(prompt, 6) for prompt in prompts]
+    assert [answer.is_truncated for answer in found] == [True] * 3
+
+
+def test_an_answer_ends_at_its_stop_and_is_not_truncated_then(made):
+    whole = greedy(TEXT, 6)
+    stop = next(c for c in whole[1:] if c not in whole[:1] and c.isprintable())
+    (found,) = answers(made, [Request("k", TEXT, None, 6, (stop,))])
+    assert found.text == whole.partition(stop)[0]
+    assert found.is_truncated is False
+
+
+def test_requests_of_one_prompt_are_all_answered(made):
+    found = answers(made, [Request(f"k{n}", TEXT, None, 4) for n in range(3)])
+    assert len(found) == 3
+    assert len({answer.text for answer in found}) == 1
+
+
+def test_an_answer_is_handed_on_before_the_next_batch_is_asked(made, monkeypatch):
+    events = []
+    generate = made.lm._model_generate
+    monkeypatch.setattr(
+        made.lm, "_model_generate", lambda *args, **options: events.append("asked") or generate(*args, **options)
+    )
+    made.answer([Request(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], lambda answer: events.append(answer.key))
+    assert events == ["asked", "k3", "k2", "asked", "k1", "k0"]
+
+
+def naive(prompt, continuation):
+    tokenizer, model = byte_tokenizer(), tiny_model("llama")
+    before, whole = prompt_tokens(tokenizer, prompt), prompt_tokens(tokenizer, prompt + continuation)
+    with torch.no_grad():
+        logits = model(torch.tensor([whole])).logits[0, len(before) - 1 : -1]
+    targets = torch.tensor(whole[len(before) :])
+    return float(logits.log_softmax(-1).gather(-1, targets[:, None]).sum()), bool((logits.argmax(-1) == targets).all())
+
+
+CONTINUATIONS = [" at dawn", " at noon, and then rests", "\n"]
+
+
+def test_continuations_are_those_of_one_pass(made):
+    found = answers(made, [Request(f"k{n}", TEXT, text) for n, text in enumerate(CONTINUATIONS)])
+    for answer, text in zip(found, CONTINUATIONS, strict=True):
+        logprob, is_greedy = naive(TEXT, text)
+        assert answer.logprob == pytest.approx(logprob, abs=0.01)
+        assert answer.is_greedy == is_greedy
+
+
+@pytest.mark.parametrize("bytes_at_once", [0, 2**28], ids=["ours", "harness"])
+def test_the_harnesss_own_tasks_have_the_same_continuations_either_way(made, monkeypatch, bytes_at_once):
+    monkeypatch.setattr(backends, "FULL_LOGITS_BYTES", bytes_at_once)
+    monkeypatch.setattr(made.lm, "exact_pairs", False)
+    found: dict = {}
+    asked = {str(n): (TEXT, text) for n, text in enumerate(CONTINUATIONS)}
+    made.ask("loglikelihood", asked, lambda key, answer, ended: found.update({key: answer}))
+    for key, (prompt, text) in asked.items():
+        logprob, is_greedy = naive(prompt, text)
+        assert found[key] == (pytest.approx(logprob, abs=0.01), is_greedy)
+
+
+def test_a_prompt_may_end_in_a_line_end(made):
+    """As chat templates do; lm-evaluation-harness would move it to the continuation and score it too."""
+    (found,) = answers(made, [Request("k", TEXT + "\n", "at dawn")])
+    assert found.logprob == pytest.approx(naive(TEXT + "\n", "at dawn")[0], abs=0.01)
+
+
+@pytest.mark.parametrize("continuation", [None, " at dawn"])
+def test_a_prompt_that_would_be_cut_is_refused_before_anything_is_asked(made, monkeypatch, continuation):
+    monkeypatch.setattr(made.lm, "generate_until", lambda *args: pytest.fail("asked"))
+    long = Request("long", "x" * 4100, continuation, 5)
+    with pytest.raises(UserError, match=r"long needs 4,1\d\d tokens and .* takes 4,096: use a shorter --length"):
+        made.answer([Request("short", TEXT, None, 5), long], lambda answer: pytest.fail("answered"))
+
+
+def test_a_models_own_repetition_penalty_is_off(model, tmp_path):
+    made = opened(model)
+    made.lm.model.generation_config.repetition_penalty = 5.0
+    (found,) = answers(made, [Request("k", TEXT, None, 8)])
+    assert found.text == greedy(TEXT, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "vlm"}, "no backend 'vlm'; lm-evaluation-harness has"),
+        ({"backend": "vllm"}, r"the backend 'vllm' cannot be made ready for .*: check the model, --model-args"),
+        ({"arguments": {"nosuch": 1}}, "--model-arg nosuch: the backend 'hf' takes logits_cache"),
+        ({"batch_size": "many"}, "--batch-size is 'many'; expected a number from 1 on, or auto"),
+        ({"max_length": 0}, "--max-length is 0; expected at least 1"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(model, options, message):
+    with pytest.raises(UserError, match=message):
+        opened(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("http://localhost:1/v1", "expected a server and its model, such as http://localhost:8000/v1#NAME"),
+        ("http://localhost:1/v1#m", "a server does not say how it counts: name its model with --tokenizer"),
+    ],
+)
+def test_a_server_has_to_be_named_in_full(name, message):
+    with pytest.raises(UserError, match=message):
+        opened(name)
+
+
+class Server(BaseHTTPRequestHandler):
+    """A server of completions that answers with the number of the tokens it was sent."""
+
+    sent: list[dict] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.sent.append({"path": self.path, **body})
+        if "messages" in body:
+            text = None if "empty" in body["messages"][0]["content"] else "a message"
+            choices = [{"index": 0, "message": {"role": "assistant", "content": text}}]
+        else:
+            prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+            choices = [{"index": n, "text": f"{len(ids)} tokens"} for n, ids in enumerate(prompts)]
+        reply = json.dumps({"choices": choices}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def do_GET(self):
+        self.send_error(404)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    Server.sent = []
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_address[1]}/v1"
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.mark.parametrize("concurrent", [1, 4])
+def test_a_server_is_sent_all_tokens_with_bos(server, model, concurrent):
+    made = opened(f"{server}#tiny", tokenizer=model, max_length=512, arguments={"num_concurrent": concurrent})
+    found = answers(made, [Request("a", "x" * 500, None, 5), Request("b", TEXT, None, 5)])
+    assert [answer.text for answer in found] == ["501 tokens", f"{len(TEXT) + 1} tokens"]
+    request = next(row for row in Server.sent if len(row["prompt"]) == 501 or len(row["prompt"][0]) == 501)
+    assert request["path"] == "/v1/completions"
+    assert (request["model"], request["max_tokens"], request["temperature"]) == ("tiny", 5, 0)
+    assert request["repetition_penalty"] == 1.0
+
+
+def test_a_chat_server_is_sent_messages_and_an_answer_left_out_is_a_truncated_one(server, model):
+    made = opened(f"{server}#tiny", backend="local-chat-completions", tokenizer=model, max_length=512)
+    messages = [json.dumps([{"role": "user", "content": text}]) for text in ("one", "empty")]
+    found = answers(made, [Request(f"k{n}", text, None, 5) for n, text in enumerate(messages)])
+    assert [(answer.text, answer.is_truncated) for answer in found] == [("a message", True), ("", True)]
+    assert Server.sent[0]["messages"][0]["content"] in ("one", "empty")
+    assert Server.sent[0]["path"] == "/v1/chat/completions"
