@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -91,7 +92,7 @@ def task_settings(name: str) -> list[str]:
     made = _TASKS[name]
     fixed = made.keywords if isinstance(made, partial) else {}
     kind: Any = made.func if isinstance(made, partial) else made
-    return [field for field in kind.__dataclass_fields__ if field != "name" and field not in fixed]
+    return [field.name for field in fields(kind) if field.name != "name" and field.name not in fixed]
 
 
 def get_task(name: str, **settings: Any) -> Task:
