@@ -44,6 +44,7 @@ class JsonKV(Task):
     suite = "helmet"
     category = "recall"
     metric = "substring_exact_match"
+    template = "none"  # recall.yaml: use_chat_template: false
     max_new_tokens = 100  # recall.yaml: generation_max_length, fourth value
     default_samples = 100  # recall.yaml: max_test_samples: 100
 
