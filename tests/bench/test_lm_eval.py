@@ -222,3 +222,12 @@ def test_a_chat_server_is_sent_messages_and_an_answer_left_out_is_a_truncated_on
     assert [(answer.text, answer.is_truncated) for answer in found] == [("a message", True), ("", True)]
     assert Server.sent[0]["messages"][0]["content"] in ("one", "empty")
     assert Server.sent[0]["path"] == "/v1/chat/completions"
+
+
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backends.own_device("auto") == "auto"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [backends.own_device(device) for device in ("auto", "cpu", "cuda:1")] == ["cuda:3", "cpu", "cuda:1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backends.own_device("auto") == "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -113,7 +114,7 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     loaded = load_scorer(
         settings.model,
         dtype=settings.dtype,
-        device=settings.device,
+        device=own_device(settings.device),
         device_map=settings.device_map,
         attention=settings.attention,
         trust_remote_code=settings.trust_remote_code,
@@ -129,6 +130,15 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     lm.scorer = ContinuationScorer(loaded.model, texts.tokenizer, weights_sha256=info.weights_sha256)
     names = ("source", "architecture", "weights_sha256", "dtype", "device", "attention")
     return HarnessEngine(lm, settings, texts, {name: getattr(info, name) for name in names})
+
+
+def own_device(device: str) -> str:
+    """The device of this process: with ``auto``, each of the processes that torchrun started has a GPU of its own."""
+    import torch
+
+    if device != "auto" or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+        return device
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
