@@ -4,23 +4,27 @@
 
     RUN/manifest.json                      the model and how it is asked; another one is refused
     RUN/samples/TASK-LENGTH-SEED.jsonl     a line a sample: id, exact prompt, tokens, what is scored; written whole
-    RUN/answers/part-RANK-UUID.jsonl       a line an answer, appended as it comes; one that a kill broke off is none
-    RUN/harness/part-RANK-UUID.jsonl       the same for tasks of lm-evaluation-harness, whose samples are its own
-    RUN/judged/part-RANK-UUID.jsonl        a line a sample that a judge or an NLI model scored
+    RUN/answers/part-….jsonl               a line an answer, appended as it comes; one that a kill broke off is none
+    RUN/harness/part-….jsonl               the same for tasks of lm-evaluation-harness, whose samples are its own
+    RUN/judged/part-….jsonl                a line a sample that a judge or an NLI model scored
     RUN/results.json                       what the answers come to; made anew from them at any time
+
+A part is of one process and is named ``part-RANK-TIME-UUID``, so that those of a process stand in the order in which
+they were begun: of two results of one thing the last one counts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from longlens.corpus.document import shown, system_errors
+from longlens.corpus.document import shown, system_errors, utf8
 from longlens.errors import UserError
 from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
 
@@ -41,6 +45,8 @@ IDENTITY = (
     "code_sha256",
 )
 """What a run folder is of; numbers of another one are not put beside them."""
+SAMPLE = ("prompt_sha256", "answers", "max_new_tokens", "stop")
+"""What a sample is, beside the settings of its task: answers to another one, and scores of them, are not its own."""
 
 
 class BenchRun:
@@ -98,7 +104,7 @@ class BenchRun:
         wanted = {str(row["id"]): row for row in rows}
         there = {str(row["id"]): row for row in read_lines(path)} if path.is_file() else {}
         for key in there.keys() & wanted.keys():
-            if there[key]["prompt_sha256"] != wanted[key]["prompt_sha256"]:
+            if _identity(there[key]) != _identity(wanted[key]):
                 raise UserError(
                     f"{self.path} holds another sample {key} (other settings, data or haystack): give a new folder"
                 )
@@ -147,7 +153,7 @@ def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Iterator[Write]:
             try:
                 if not files:
                     (folder / kind).mkdir(exist_ok=True)
-                    path = folder / kind / f"part-{rank}-{uuid.uuid4().hex}.jsonl"
+                    path = folder / kind / f"part-{rank}-{time.time_ns()}-{uuid.uuid4().hex}.jsonl"
                     files.append(stack.enter_context(path.open("x", encoding="utf-8", newline="\n")))
                 files[0].write(json.dumps(row, ensure_ascii=True) + "\n")
                 files[0].flush()
@@ -187,19 +193,26 @@ def read_lines(path: Path, *, may_be_broken_off: bool = False) -> Iterator[dict[
     Raises:
         UserError: A line is none.
     """
-    with system_errors(path), path.open(encoding="utf-8", newline="\n") as lines:
+    with system_errors(path), path.open("rb") as lines:
+        offset = 0
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if may_be_broken_off and not line.endswith("\n"):
+            if may_be_broken_off and not line.endswith(b"\n"):
                 return
+            text = utf8(line, f"{shown(path)}, line {number}", offset)
+            offset += len(line)
+            if not text.strip():
+                continue
             try:
-                row = json.loads(line)
+                row = json.loads(text)
             except json.JSONDecodeError as error:
                 raise UserError(f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete it") from error
             if not isinstance(row, dict):
                 raise UserError(f"{shown(path)}, line {number}: expected a JSON object, it is a {type(row).__name__}")
             yield row
+
+
+def _identity(row: Mapping[str, Any]) -> list[Any]:
+    return [*(row.get(name) for name in SAMPLE), row.get("metadata", {}).get("settings")]
 
 
 def _short(value: Any) -> str:
