@@ -33,7 +33,7 @@ def test_commands_in_the_pages_use_options_that_exist():
     recipes = sorted((ROOT / "src" / "longlens" / "recipes").glob("*.sh"))
     for path in [*PAGES, *recipes]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, rest in re.findall(r"^\s*longlens ((?:data |study )?\w+)(.*)$", text, re.MULTILINE):
+        for command, rest in re.findall(r"^\s*longlens ((?:bench |data |study )?\w+)(.*)$", text, re.MULTILINE):
             for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
                 assert option in sections[command], f"{path.name}: longlens {command} has no {option}"
 
@@ -41,3 +41,8 @@ def test_commands_in_the_pages_use_options_that_exist():
 def test_the_example_runs(capsys):
     runpy.run_path(str(ROOT / "examples" / "key_tokens.py"))
     assert re.search(r"PPL \d+\.\d+, LongPPL \d+\.\d+ on \d+ of 2048 tokens", capsys.readouterr().out)
+
+
+def test_the_example_of_a_benchmark_runs(capsys):
+    runpy.run_path(str(ROOT / "examples" / "benchmark.py"))
+    assert re.search(r"niah_single_1: \d+\.0 % of 20 samples", capsys.readouterr().out)

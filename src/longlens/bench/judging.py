@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from longlens.bench.grading import Graded, graded_run
+from longlens.bench.samples import check_settings
 from longlens.bench.store import open_run, part_writer, read_parts
 from longlens.errors import UserError
 from longlens.tasks.judged import CitedTask, Entails, Judge, JudgedTask
 
-JUDGE_TOKENS = 512
-"""Tokens of a judge's reply, in which it may give reasons first."""
+Row = Mapping[str, Any]
+"""What is kept of a sample: its id, ``by`` (the model), ``prompts`` (whose, for a judge), ``scores``, ``replies`` and
+``round``, the number of the call that wrote it."""
 
 
 def judge_run(
@@ -21,68 +23,45 @@ def judge_run(
     judge: str | None,
     nli: str | None,
     options: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
     told: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Scores what these models have not scored yet.
+    """Scores what these models have not scored yet, with these prompts; their scores are then those of the run.
 
     Args:
         folder: Of a run in mode ``generate``.
         judge: A model as in `longlens.load_scorer`, for tasks whose benchmark asks a judge.
         nli: A model as in `longlens.scoring.entailment.load_entails`, for tasks with citations.
         options: dtype, device, trust_remote_code, allow_pickle.
+        settings: Where tasks find files that a judge needs, ``data_dir`` and ``prompts_dir``: samples do not say.
         told: Takes lines about what was scored.
 
     Raises:
-        UserError: The run has no such tasks, or a model cannot be loaded.
+        UserError: The run has no such tasks, or a model cannot be loaded, or a file is missing.
     """
     manifest = open_run(folder)
-    rows = list(graded_run(folder, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"]))
-    done = {(row["by"], row["id"]) for row in read_parts(folder, "judged")}
+    given = settings or {}
+    rows = list(graded_run(folder, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"], settings=given))
+    known = list(read_parts(folder, "judged"))
+    number = 1 + max((row.get("round", 0) for row in known), default=0)
+    asked: list[Graded] = []
     for name, kind, score in ((judge, JudgedTask, _by_judge), (nli, CitedTask, _by_nli)):
         if name is None:
             continue
         mine = [row for row in rows if isinstance(row.task, kind) and row.prediction is not None]
         if not mine:
             raise UserError(f"{folder} has no answers that {name} could score: no task of it is scored by such a model")
-        owed = [row for row in mine if (name, row.sample.id) not in done]
+        asked += mine
+        check_settings(dict.fromkeys(row.task.name for row in asked), given)
+        done = {_key(row): row for row in known}
+        owed = [row for row in mine if (row.sample.id, *_asker(name, row)) not in done]
         told(f"{name}: {len(owed)} of {len(mine)} answers to score")
-        if owed:
-            with part_writer(folder, "judged") as write:
-                for row, scores, replies in score(name, owed, options):
-                    write({"id": row.sample.id, "by": name, "scores": dict(scores), "replies": list(replies)})
-
-
-def _by_judge(
-    name: str, rows: list[Graded], options: Mapping[str, Any]
-) -> Iterator[tuple[Graded, Mapping[str, float], list[str]]]:
-    from longlens.scoring.generate import load_generator
-
-    generator = load_generator(name, max_new_tokens=JUDGE_TOKENS, **options)
-
-    def judge(prompts: Any) -> list[str]:
-        return [written.text for written in generator.generate(prompts)]
-
-    for row in rows:
-        yield (row, *judged(row, judge))
-
-
-def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
-    """Scores of a judge for one answer, and what it replied; no scores where a reply cannot be read."""
-    task = row.task
-    assert isinstance(task, JudgedTask)
-    assert row.prediction is not None
-    prompts = task.judge_prompts(row.sample, row.prediction)
-    replies = list(judge(prompts)) if prompts else []
-    return (task.judged(row.sample, row.prediction, replies) if prompts else {}), replies
-
-
-def _by_nli(
-    name: str, rows: list[Graded], options: Mapping[str, Any]
-) -> Iterator[tuple[Graded, Mapping[str, float], list[str]]]:
-    from longlens.scoring.entailment import load_entails
-
-    entails: Entails = load_entails(name, **options)
-    for row in rows:
-        assert isinstance(row.task, CitedTask)
-        assert row.prediction is not None
-        yield row, row.task.cited(row.sample, row.prediction, entails), []
+        with part_writer(folder, "judged") as write:
+            for old in _overtaken(name, mine, known):
+                write({**old, "round": number})
+            for row, scores, replies in score(name, owed, options) if owed else ():
+                by, prompts = _asker(name, row)
+                write(
+                    {"id": row.sample.id, "by": by, "prompts": prompts, "scores": dict(scores)}
+                    | {"replies": list(replies), "round": number}
+                )

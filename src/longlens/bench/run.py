@@ -123,8 +123,11 @@ def run_bench(
         think_tokens=settings.think_tokens,
         template_arguments=settings.template_arguments,
     )
+    # Tasks of lm-evaluation-harness read from that folder too, and have no other settings.
+    own = {key: value for key, value in settings.settings.items() if key != "data_dir" or not chosen.harness}
+    shared = {key: value for key, value in settings.settings.items() if key not in own}
     batches = build_batches(
-        make_tasks(chosen.tasks, settings.settings),
+        make_tasks(chosen.tasks, own, shared),
         lengths=settings.lengths,
         samples=settings.samples,
         seed=settings.seed,

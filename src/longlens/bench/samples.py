@@ -86,8 +86,15 @@ def build_batches(
     return batches
 
 
-def make_tasks(names: Iterable[str], settings: Mapping[str, Any]) -> list[Task]:
+def make_tasks(
+    names: Iterable[str], settings: Mapping[str, Any], shared: Mapping[str, Any] | None = None
+) -> list[Task]:
     """Tasks, each with those of the settings that are its own.
+
+    Args:
+        names: Of the tasks.
+        settings: Each of them has to be one of a task at least.
+        shared: Settings that no task needs to have.
 
     Raises:
         UserError: A setting is of none of them.
@@ -97,9 +104,9 @@ def make_tasks(names: Iterable[str], settings: Mapping[str, Any]) -> list[Task]:
         if chosen and not any(setting in task_settings(name) for name in chosen):
             known = sorted({own for name in chosen for own in task_settings(name)})
             raise UserError(f"none of {', '.join(chosen)} has a setting {setting!r}: they have {', '.join(known)}")
+    given = {**(shared or {}), **settings}
     return [
-        get_task(name, **{key: value for key, value in settings.items() if key in task_settings(name)})
-        for name in chosen
+        get_task(name, **{key: value for key, value in given.items() if key in task_settings(name)}) for name in chosen
     ]
 
 

@@ -62,7 +62,7 @@ class DataFile:
             if self.hub:
                 return self._download(task, revision, wanted)
             raise UserError(
-                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir="
+                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir= (--data-dir)"
             )
         path = next((found for name in self.names if (found := Path(folder, name)).is_file()), None)
         if path is None:
@@ -136,7 +136,7 @@ class DataFile:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
                 f"{task}: cannot get {name} of the hub's data set {repo} ({one_line(error)}): check the network and "
-                f"the revision, or put into a folder {wanted}, and pass data_dir="
+                f"the revision, or put into a folder {wanted}, and pass data_dir= (--data-dir)"
             ) from error
         # The hub's cache is snapshots/COMMIT/path/in/it.
         commit = path.parts[-1 - len(Path(name).parts)]

@@ -93,7 +93,7 @@ def run_task(
     except (OSError, ValueError, KeyError, ModuleNotFoundError, RuntimeError) as error:
         raise UserError(
             f"{task.name}: lm-evaluation-harness cannot run it ({one_line(error)}): check the network, or pass "
-            "--set data_dir=DIR with copies of the hub's data sets as DIR/owner/name"
+            "--data-dir DIR with copies of the hub's data sets as DIR/owner/name"
         ) from error
     return {
         "results": {name: _scores(row) for name, row in found["results"].items()},

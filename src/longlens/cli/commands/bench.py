@@ -26,7 +26,13 @@ Samples = Annotated[int | None, typer.Option(help="Of each task and length.  [de
 Seed = Annotated[int, typer.Option(help="Of the samples.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of tasks, such as haystack=essays/ or data_dir=data.", metavar="KEY=VALUE"),
+    typer.Option("--set", help="Another setting of tasks, as lines=1350.", metavar="KEY=VALUE"),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with the data of benchmarks, in their published form.  [default: the hub]")
+]
+Haystack = Annotated[
+    Path | None, typer.Option(help="Text, file or folder, that needles are hidden in.  [default: state_of_the_union]")
 ]
 Overlong = Annotated[
     str | None,
@@ -75,6 +81,8 @@ def build(
     length: Length = None,
     samples: Samples = None,
     seed: Seed = 42,
+    data_dir: DataDir = None,
+    haystack: Haystack = None,
     settings: Set = None,
     overlong: Overlong = None,
     reserve: Annotated[int, typer.Option(help="Tokens that are left for a chat template.")] = 0,
@@ -96,7 +104,7 @@ def build(
         raise UserError(f"{chosen.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
     found = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
     batches = build_batches(
-        make_tasks(chosen.tasks, parse_settings(settings)),
+        make_tasks(chosen.tasks, task_options(settings, data_dir, haystack)),
         lengths=parse_lengths(length),
         samples=samples,
         seed=seed,
@@ -129,6 +137,8 @@ def run(
     overlong: Overlong = None,
     think_tokens: Annotated[int, typer.Option(help="More tokens for an answer, for reasoning before it.")] = 0,
     few_shot: Annotated[int | None, typer.Option(help="Examples, for lm-evaluation-harness's tasks.")] = None,
+    data_dir: DataDir = None,
+    haystack: Haystack = None,
     settings: Set = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens that the model takes.  [default: its own]")] = None,
     backend: Annotated[
@@ -187,7 +197,7 @@ def run(
         overlong=overlong,
         think_tokens=think_tokens,
         few_shot=few_shot,
-        settings=parse_settings(settings),
+        settings=task_options(settings, data_dir, haystack),
         keep_prompts=not no_prompts,
     )
     with CountProgress("samples") as progress:
@@ -318,6 +328,12 @@ def parse_lengths(text: str | None) -> list[int]:
     return [] if text is None else o.integers(text, "--length")
 
 
+def task_options(changes: Sequence[str] | None, data_dir: Path | None, haystack: Path | None) -> dict[str, Any]:
+    """Settings of tasks, those with options of their own among them."""
+    own = {"data_dir": data_dir, "haystack": haystack}
+    return parse_settings(changes) | {name: str(path) for name, path in own.items() if path is not None}
+
+
 def parse_settings(changes: Sequence[str] | None) -> dict[str, Any]:
     """``["pairs=105", "haystack=essays/"]`` to values: numbers, lists and truth values as YAML writes them, else text.
 
@@ -331,6 +347,6 @@ def parse_settings(changes: Sequence[str] | None) -> dict[str, Any]:
     for change in changes or ():
         key, sign, value = change.partition("=")
         if not sign or not key.isidentifier():
-            raise UserError(f"{change!r}: expected KEY=VALUE, such as haystack=essays/")
+            raise UserError(f"{change!r}: expected KEY=VALUE, such as lines=1350")
         found[key] = parse_yaml(value, f"{key}={value}", "write the value as YAML does") if value else ""
     return found
