@@ -194,7 +194,7 @@ def test_scores_of_a_file_are_those_of_the_task(tmp_path, name, data):
     task = with_data(name, data)
     made = task.build(length=LONG.get(name, 6000), samples=2, tokenizer=byte_tokenizer())
     path = tmp_path / "samples.jsonl"
-    assert write_samples(path, [Batch(name="a", task=task, samples=made, asked_for=2, skipped=0)]) == 2
+    assert write_samples(path, [Batch(name="a", task=task, samples=made)]) == 2
     read = read_sample_file(path)
     assert read == [type(one)(**json.loads(json.dumps(asdict(one))) | spans(one)) for one in made]
     texts = [f" {made[0].answers[0]}" if made[0].answers else "", "The answer is 12345, perhaps [1]."]

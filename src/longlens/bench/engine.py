@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from longlens.errors import UserError
 
 HF = "hf"
-SECRET = ("auth_token", "header")
+SECRET = ("auth_token", "header", "api_key", "hf_token")
 """Arguments of a backend that are never written down."""
 
 

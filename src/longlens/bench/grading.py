@@ -54,20 +54,24 @@ def answer_text(output: str, stop: Sequence[str] = (), *, is_truncated: bool = F
         is_truncated: Whether it ended for its number of tokens.
         thinks: Whether reasoning was wanted.
     """
-    before, end, after = output.rpartition(THINK_END)
-    if end:
-        answer = after.lstrip()
-    elif THINK_BEGIN in before + after or (thinks and is_truncated):
+    _, end, after = output.rpartition(THINK_END)
+    if THINK_BEGIN in after or (thinks and is_truncated and not end):
         return ""
-    else:
-        answer = output
+    answer = after.lstrip() if end else output
     for term in stop:
         answer = answer.partition(term)[0]
     return answer
 
 
-def graded_run(folder: Path, *, thinks: bool, mode: str) -> Iterator[Graded]:
-    """The samples of a run with what their answers score, in the order in which they were asked."""
+def graded_run(folder: Path, *, thinks: bool, mode: str, places: Mapping[str, Any] | None = None) -> Iterator[Graded]:
+    """The samples of a run with what their answers score, in the order in which they were asked.
+
+    Args:
+        folder: Of the run.
+        thinks: Whether reasoning was wanted.
+        mode: How the model was asked.
+        places: Where files are that tasks need for more than that, see `task_of`.
+    """
     answers: dict[str, dict[str, Any]] = {}
     for row in read_parts(folder, "answers"):
         answers.setdefault(f"{row['key']} {row['prompt_sha256']}", row)
@@ -75,7 +79,7 @@ def graded_run(folder: Path, *, thinks: bool, mode: str) -> Iterator[Graded]:
     for row in read_samples(folder):
         sample = as_sample(row, f"{shown(folder)}, sample {row.get('id')!r}")
         if row["batch"] not in tasks:
-            tasks[row["batch"]] = task_of(sample)
+            tasks[row["batch"]] = task_of(sample, places)
         made = {"sample": sample, "task": tasks[row["batch"]], "batch": row["batch"], "is_skipped": row["skipped"]}
         keys = [sample.id] if mode == "generate" else [f"{sample.id}#{n}" for n in range(len(row["continuations"]))]
         found = [answers.get(f"{key} {row['prompt_sha256']}") for key in keys]
@@ -122,10 +126,11 @@ def graded_predictions(samples: Iterable[Sample], path: Path) -> list[Graded]:
     asked = {sample.id: sample for sample in samples}
     said: dict[str, str] = {}
     for number, row in enumerate(read_lines(path), start=1):
-        place = f"{shown(path)}, line {number}"
+        place = f"{shown(path)}, prediction {number}"
         key, text = row.get("id"), row.get("prediction")
         if not isinstance(key, str) or not isinstance(text, str):
-            raise UserError(f'{place}: expected {{"id": "…", "prediction": "…"}}, got the fields {", ".join(row)}')
+            fields = f"the fields {', '.join(row)}" if row else "no fields"
+            raise UserError(f'{place}: expected {{"id": "…", "prediction": "…"}}, two texts; got {fields}')
         if key in said:
             raise UserError(f"{place}: the id {key!r} is there twice: give one prediction for each sample")
         if key not in asked:

@@ -14,6 +14,26 @@ if TYPE_CHECKING:
     from longlens.bench.run import BenchSettings, Progress
 
 
+def check_harness(task: HarnessTask, settings: BenchSettings) -> None:
+    """Checks what can be known before a model is loaded.
+
+    Raises:
+        UserError: The task cannot be asked in that way.
+    """
+    if settings.mode != "generate":
+        raise UserError(f"{task.name} is lm-evaluation-harness's and has a mode of its own: leave --mode out")
+    if settings.overlong in ("skip", "context-only"):
+        raise UserError(
+            f"{task.name} is lm-evaluation-harness's: --overlong {settings.overlong} is not possible, as its prompts "
+            "are whole texts: use error, middle or left"
+        )
+    if task.by_length and not settings.lengths:
+        raise UserError(f"{task.name} has data of several lengths: pass --length, such as --length 4096")
+    for what, value, least in (("samples", settings.samples, 1), ("few_shot", settings.few_shot, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{what}={value}; expected at least {least}")
+
+
 def run_harness(
     run: BenchRun,
     engine: Any,
@@ -28,19 +48,10 @@ def run_harness(
     An answer is looked up by a hash of what is asked, with all options, so that the same call goes on after a kill.
 
     Raises:
-        UserError: The data cannot be had, a prompt is too long, or a policy cannot be followed here.
+        UserError: The data cannot be had, or a prompt is too long.
     """
     from longlens.bench.lm_eval.tasks import run_task
 
-    if settings.mode != "generate":
-        raise UserError(f"{task.name} is lm-evaluation-harness's and has a mode of its own: leave --mode out")
-    if settings.overlong in ("skip", "context-only"):
-        raise UserError(
-            f"{task.name} is lm-evaluation-harness's: --overlong {settings.overlong} is not possible, as its prompts "
-            "are whole texts: use error, middle or left"
-        )
-    if task.by_length and not settings.lengths:
-        raise UserError(f"{task.name} has data of several lengths: pass --length, such as --length 4096")
     known = {row["key"]: row["answer"] for row in run.read("harness") if row.get("kind") == "answer"}
 
     def keep(key: str, answer: Any) -> None:

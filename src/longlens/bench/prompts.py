@@ -49,6 +49,11 @@ class Prompted:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def nothing_asked(sample: Sample) -> Prompted:
+    """Of a sample that was left out before it had a prompt."""
+    return Prompted(sample=sample, prompt="", prompt_tokens=0, requests=(), skipped=True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asking:
     """How samples are put to a model.

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from longlens.bench.engine import SECRET, Answer, Engine, EngineSettings, Request, Texts, open_texts
+from longlens.bench.harness import check_harness, run_harness
 from longlens.bench.names import HarnessTask, choose
-from longlens.bench.prompts import Asking, Prompted
+from longlens.bench.prompts import Asking, Prompted, nothing_asked
 from longlens.bench.samples import Batch, build_batches, file_batches, make_tasks, sample_row
 from longlens.bench.store import RESULTS, SCHEMA_VERSION, BenchRun
 from longlens.bench.summary import summarise_run
@@ -102,7 +103,8 @@ def run_bench(
         open_engine: Loads the model; `longlens.bench.lm_eval.open_engine` unless given.
 
     Returns:
-        What results.json holds, see `longlens.bench.summary.summarise_run`.
+        What results.json holds, see `longlens.bench.summary.summarise_run`: of the answers that are there when this
+        process ends.
 
     Raises:
         UserError: As `build_batches`, `Asking.ask`, `BenchRun` and the engine say.
@@ -112,6 +114,13 @@ def run_bench(
     chosen = choose(name for name in settings.tasks if not name.endswith(".jsonl"))
     if chosen.harness and processes > 1:
         raise UserError("tasks of lm-evaluation-harness run in one process: leave torchrun out, or those tasks")
+    for task in chosen.harness:
+        check_harness(task, settings)
+    # Tasks of lm-evaluation-harness read from that folder too, and have no other settings.
+    own = {key: value for key, value in settings.settings.items() if key != "data_dir" or not chosen.harness}
+    shared = {key: value for key, value in settings.settings.items() if key not in own}
+    if own and not chosen.tasks:
+        raise UserError(f"no task has a setting {next(iter(own))!r}: files of samples have theirs in them")
     texts = open_texts(engine_settings)
     asking = Asking(
         tokenizer=texts.tokenizer,
@@ -123,9 +132,6 @@ def run_bench(
         think_tokens=settings.think_tokens,
         template_arguments=settings.template_arguments,
     )
-    # Tasks of lm-evaluation-harness read from that folder too, and have no other settings.
-    own = {key: value for key, value in settings.settings.items() if key != "data_dir" or not chosen.harness}
-    shared = {key: value for key, value in settings.settings.items() if key not in own}
     batches = build_batches(
         make_tasks(chosen.tasks, own, shared),
         lengths=settings.lengths,
@@ -153,9 +159,10 @@ def run_bench(
             work.answer(batch, questions, rank, processes)
         for task in chosen.harness:
             work.harness(task, settings)
+        if not run.is_begun:  # by the first process, which will find these answers
+            return {}
         results = summarise_run(run.path)
-        if rank == 0:
-            write_json(run.path / RESULTS, results)
+        write_json(run.path / RESULTS, results)  # each process: the last one finds the answers of all
         return results
     finally:
         run.release()
@@ -171,13 +178,13 @@ class _Work:
     def keep(self, batch: Batch, questions: Sequence[Prompted], *, keep_prompts: bool) -> None:
         """Writes down all that is asked before any of it is answered."""
         template = self._asking.template_of(batch.task)
-        rows = [sample_row(question, batch, template, keep_prompt=keep_prompts) for question in questions]
+        left_out = [nothing_asked(sample) for sample in batch.left_out]
+        rows = [sample_row(question, batch, template, keep_prompt=keep_prompts) for question in [*questions, *left_out]]
         self._run.keep_samples(batch.name, rows)
-        skipped = batch.skipped + sum(question.skipped for question in questions)
+        skipped = sum(question.skipped for question in questions)
         cut = sum("cut" in question.sample.metadata for question in questions)
-        for count, what in ((skipped, "left out"), (cut, "shortened")):
-            if count:
-                self._told(f"{batch.name}: {count} of {batch.asked_for} samples were too long and are {what}")
+        for line in batch.too_long(skipped, cut):
+            self._told(line)
 
     def answer(self, batch: Batch, questions: Sequence[Prompted], rank: int, processes: int) -> None:
         """Asks what has no answer yet."""
@@ -203,8 +210,6 @@ class _Work:
 
     def harness(self, task: HarnessTask, settings: BenchSettings) -> None:
         """A task of lm-evaluation-harness, whose prompts and scores are its own."""
-        from longlens.bench.harness import run_harness
-
         run_harness(self._run, self._engine, task, settings, told=self._told, progress=self._progress)
 
 

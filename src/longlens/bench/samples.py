@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,15 +33,19 @@ class Batch:
         name: Task, length and seed, as in the samples' ids.
         task: Their task.
         samples: Those that were built.
-        asked_for: How many were wanted.
-        skipped: How many of them were left out for their length.
+        left_out: In the places of those that were too long to be built, with nothing in them.
     """
 
     name: str
     task: Task
     samples: Sequence[Sample]
-    asked_for: int
-    skipped: int
+    left_out: Sequence[Sample] = ()
+
+    def too_long(self, skipped: int, cut: int) -> list[str]:
+        """Lines that say how many samples were too long."""
+        count = len(self.samples) + len(self.left_out)
+        counts = ((skipped + len(self.left_out), "left out"), (cut, "shortened"))
+        return [f"{self.name}: {n} of {count} samples were too long and are {what}" for n, what in counts if n]
 
 
 def build_batches(
@@ -81,9 +86,15 @@ def build_batches(
                 overlong=overlong,
             )
             name = built[0].id.rpartition("-")[0] if built else f"{task.name}-{length}-{seed}"
-            skipped = wanted - len(built)
-            batches.append(Batch(name=name, task=task, samples=built, asked_for=wanted, skipped=skipped))
+            made = {"task": task.name, "seed": seed, "requested_length": length}
+            gone = sorted(set(range(wanted)) - {sample.metadata["index"] for sample in built})
+            left_out = [_nothing(f"{name}-{index}", made | {"index": index}) for index in gone]
+            batches.append(Batch(name=name, task=task, samples=built, left_out=left_out))
     return batches
+
+
+def _nothing(name: str, metadata: dict[str, Any]) -> Sample:
+    return Sample(id=name, prompt="", answer_prefix="", answers=[], answer_spans=[], length=0, metadata=metadata)
 
 
 def make_tasks(
@@ -100,18 +111,32 @@ def make_tasks(
         UserError: A setting is of none of them.
     """
     chosen = list(names)
-    for setting in settings:
-        if chosen and not any(setting in task_settings(name) for name in chosen):
-            known = sorted({own for name in chosen for own in task_settings(name)})
-            raise UserError(f"none of {', '.join(chosen)} has a setting {setting!r}: they have {', '.join(known)}")
+    check_settings(chosen, settings)
     given = {**(shared or {}), **settings}
     return [
         get_task(name, **{key: value for key, value in given.items() if key in task_settings(name)}) for name in chosen
     ]
 
 
-def task_of(sample: Sample) -> Task:
-    """The task that scores a sample, from its metadata: no files are needed for that.
+def check_settings(names: Iterable[str], settings: Iterable[str]) -> None:
+    """Checks that each setting is one of a task at least.
+
+    Raises:
+        UserError: One is of none of them.
+    """
+    chosen = list(names)
+    for setting in settings:
+        if chosen and not any(setting in task_settings(name) for name in chosen):
+            known = sorted({own for name in chosen for own in task_settings(name)})
+            raise UserError(f"none of {', '.join(chosen)} has a setting {setting!r}: they have {', '.join(known)}")
+
+
+def task_of(sample: Sample, places: Mapping[str, Any] | None = None) -> Task:
+    """The task that scores a sample, from its metadata: no files are needed for that, unless a judge needs some.
+
+    Args:
+        sample: The sample.
+        places: Where files are, for the tasks that have such a setting; samples do not say.
 
     Raises:
         UserError: It names no task.
@@ -120,8 +145,8 @@ def task_of(sample: Sample) -> Task:
     if not isinstance(name, str):
         raise UserError(f"sample {sample.id!r} names no task in its metadata: give a file of longlens bench build")
     own = task_settings(name)
-    plain = {key: value for key, value in sample.metadata.get("settings", {}).items() if key in own}
-    return get_task(name, **plain)
+    given = {**sample.metadata.get("settings", {}), **(places or {})}
+    return get_task(name, **{key: value for key, value in given.items() if key in own})
 
 
 def write_samples(path: Path, batches: Iterable[Batch]) -> int:
@@ -135,14 +160,22 @@ def write_samples(path: Path, batches: Iterable[Batch]) -> int:
     return count
 
 
-def read_sample_file(path: Path) -> list[Sample]:
+def read_sample_file(path: Path, *, to_ask: bool = False) -> list[Sample]:
     """Samples from JSON Lines.
+
+    Args:
+        path: Of `longlens bench build`, or, where they are not asked, of a run.
+        to_ask: Whether a model is to be asked them.
 
     Raises:
         UserError: There is no such file, a line is no sample, or two have one id.
     """
     samples: dict[str, Sample] = {}
     for number, row in enumerate(read_lines(path), start=1):
+        if to_ask and "prompt_sha256" in row:
+            raise UserError(
+                f"{shown(path)} has the exact prompts of a run, or none: give a file of longlens bench build"
+            )
         sample = as_sample(row, f"{shown(path)}, sample {number}")
         if sample.id in samples:
             raise UserError(f"{shown(path)}: the id {sample.id!r} is there twice: each sample needs one of its own")
@@ -159,12 +192,14 @@ def file_batches(path: Path) -> list[Batch]:
         UserError: As `read_sample_file` and `task_of`.
     """
     groups: dict[str, list[Sample]] = {}
-    for sample in read_sample_file(path):
-        groups.setdefault(sample.id.rpartition("-")[0] or sample.id, []).append(sample)
-    return [
-        Batch(name=name, task=task_of(samples[0]), samples=samples, asked_for=len(samples), skipped=0)
-        for name, samples in groups.items()
-    ]
+    for sample in read_sample_file(path, to_ask=True):
+        name = sample.id.rpartition("-")[0]
+        if not re.fullmatch(r"\w[^/\\\0]{0,150}", name):  # a run names files so
+            raise UserError(
+                f"{shown(path)}: expected an id such as vt-4096-42-0, TASK-LENGTH-SEED-INDEX: {sample.id!r}"
+            )
+        groups.setdefault(name, []).append(sample)
+    return [Batch(name=name, task=task_of(samples[0]), samples=samples) for name, samples in groups.items()]
 
 
 def as_sample(row: Mapping[str, Any], place: str) -> Sample:
@@ -176,18 +211,27 @@ def as_sample(row: Mapping[str, Any], place: str) -> Sample:
     for name, kind in _FIELDS.items():
         if not isinstance(row.get(name), kind) and not (name == "prompt" and row.get(name, "") is None):
             raise UserError(f"{place}: no {kind.__name__} {name!r}; expected a sample of longlens bench build")
-    spans = row.get("answer_spans") or []
-    context = row.get("context_span")
+    spans, context = row.get("answer_spans") or [], row.get("context_span")
+    if not isinstance(spans, list):
+        raise UserError(f"{place}: answer_spans is no list; expected a sample of longlens bench build")
+    if not all(isinstance(answer, str) for answer in row["answers"]):
+        raise UserError(f"{place}: answers that are no texts; expected a sample of longlens bench build")
     return Sample(
         id=row["id"],
         prompt=row["prompt"] or "",
         answer_prefix=row["answer_prefix"],
         answers=list(row["answers"]),
-        answer_spans=[(int(start), int(end)) for start, end in spans],
+        answer_spans=[_span(span, f"{place}: answer_spans") for span in spans],
         length=row["length"],
-        context_span=None if context is None else (int(context[0]), int(context[1])),
+        context_span=None if context is None else _span(context, f"{place}: context_span"),
         metadata=dict(row["metadata"]),
     )
+
+
+def _span(value: Any, place: str) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(end, int) for end in value):
+        raise UserError(f"{place}: expected [start, end] in characters, as a sample of longlens bench build has")
+    return value[0], value[1]
 
 
 def sample_row(question: Prompted, batch: Batch, template: str, *, keep_prompt: bool) -> dict[str, Any]:

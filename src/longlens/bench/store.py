@@ -78,6 +78,11 @@ class BenchRun:
             self.release()
             raise
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the first process has written what the run is of."""
+        return (self.path / MANIFEST).is_file()
+
     def _agreed(self, manifest: dict[str, Any]) -> dict[str, Any]:
         there = self.path / MANIFEST
         if there.is_file():

@@ -1,0 +1,397 @@
+"""A run as a whole: what is asked, what is kept, and that nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from longlens.bench.engine import EngineSettings
+from longlens.bench.lm_eval import open_engine
+from longlens.bench.run import BenchSettings, run_bench
+from longlens.bench.samples import build_batches, make_tasks, write_samples
+from longlens.bench.store import read_samples
+from longlens.errors import UserError
+from tests.bench.fakes import FakeEngine, rows
+from tests.tiny import byte_tokenizer
+
+TASKS = ("longeval_lines", "vt")
+
+
+class Progress:
+    def __init__(self):
+        self.told = []
+
+    def asked(self, title, requests):
+        self.told.append((title, requests))
+
+    def answered(self):
+        self.told[-1] += (1,)
+
+
+def bench(model, folder, engine=None, *, tasks=TASKS, engine_settings=None, **changes):
+    """A run of two tasks, three samples each, with the engine's answers."""
+    options = {name: changes.pop(name) for name in ("rank", "processes", "told", "progress") if name in changes}
+    settings = BenchSettings(**{"tasks": tasks, "lengths": [2000], "samples": 3} | changes)
+    made = EngineSettings(**{"model": model} | (engine_settings or {}))
+    return run_bench(made, settings, folder, open_engine=engine, **options)
+
+
+def without_run(results):
+    return {name: value for name, value in results.items() if name != "model"}
+
+
+def test_each_sample_is_asked_once_with_its_exact_prompt(model, tmp_path):
+    engine, progress = FakeEngine(), Progress()
+    results = bench(model, tmp_path / "run", engine, progress=progress)
+    names = [f"{task}-2000-42-{number}" for task in TASKS for number in range(3)]
+    assert engine.keys == names
+    stored = {row["id"]: row for row in read_samples(tmp_path / "run")}
+    for request in engine.asked:
+        row = stored[request.key]
+        assert row["prompt"] == request.prompt
+        assert row["prompt_tokens"] == len(byte_tokenizer()(request.prompt)["input_ids"])
+        assert (row["max_new_tokens"], tuple(row["stop"])) == (request.max_new_tokens, request.stop)
+    assert progress.told == [(f"{task}-2000-42", 3, 1, 1, 1) for task in TASKS]
+    assert list(results["tasks"]) == [f"{task}-2000-42" for task in sorted(TASKS)]
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(results))
+
+
+@pytest.mark.parametrize("mode", ["generate", "choice"])
+def test_nothing_is_asked_when_all_is_answered(model, tmp_path, mode):
+    tasks = ("longeval_lines",)
+    first = bench(model, tmp_path / "run", FakeEngine(), tasks=tasks, mode=mode)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.jsonl")}
+    engine, progress = FakeEngine(), Progress()
+    assert bench(model, tmp_path / "run", engine, tasks=tasks, mode=mode, progress=progress) == first
+    assert (engine.calls, progress.told) == (0, [])
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.jsonl")} == before
+
+
+def test_samples_tasks_lengths_and_seeds_may_be_added(model, tmp_path):
+    engine = FakeEngine()
+    folder = tmp_path / "run"
+    bench(model, folder, engine, tasks=["vt"])
+    bench(model, folder, engine, tasks=["vt"], samples=5)
+    assert engine.keys == [f"vt-2000-42-{number}" for number in range(5)]
+    bench(model, folder, engine, tasks=["vt", "longeval_lines"], lengths=[2000, 2500], samples=2)
+    bench(model, folder, engine, tasks=["vt"], seed=7, samples=1)
+    results = bench(model, folder, engine, tasks=["vt"])
+    assert max(Counter(engine.keys).values()) == 1
+    sizes = {name: batch["num_samples"] for name, batch in results["tasks"].items()}
+    assert sizes == {
+        "longeval_lines-2000-42": 2,
+        "longeval_lines-2500-42": 2,
+        "vt-2000-42": 5,
+        "vt-2000-7": 1,
+        "vt-2500-42": 2,
+    }
+
+
+def test_a_crash_of_the_engine_loses_no_answer(model, tmp_path):
+    for fails_after in (0, 2, 3):
+        failing = FakeEngine(fails_after=fails_after)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            bench(model, tmp_path / str(fails_after), failing, tasks=["vt"], samples=4)
+        assert [row["key"] for row in rows(tmp_path / str(fails_after))] == failing.keys
+        after = FakeEngine()
+        results = bench(model, tmp_path / str(fails_after), after, tasks=["vt"], samples=4)
+        assert failing.keys + after.keys == [f"vt-2000-42-{number}" for number in range(4)]
+        assert results["tasks"]["vt-2000-42"]["num_missing"] == 0
+
+
+def test_of_a_choice_only_what_is_missing_is_asked_again(model, tmp_path):
+    failing = FakeEngine(fails_after=7)
+    with pytest.raises(RuntimeError):
+        bench(model, tmp_path / "run", failing, tasks=["longeval_lines"], mode="choice")
+    after = FakeEngine()
+    bench(model, tmp_path / "run", after, tasks=["longeval_lines"], mode="choice")
+    assert max(Counter(failing.keys + after.keys).values()) == 1
+    assert len(failing.keys) == 7
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_processes_share_the_samples(model, tmp_path, order):
+    engines = [FakeEngine(), FakeEngine()]
+    for rank in order:
+        bench(model, tmp_path / "run", engines[rank], rank=rank, processes=2)
+    asked = [[int(key.rpartition("-")[2]) for key in engine.keys if key.startswith("vt")] for engine in engines]
+    assert asked == [[0, 2], [1]]
+    alone = FakeEngine()
+    results = bench(model, tmp_path / "alone", alone)
+    assert sorted(engines[0].keys + engines[1].keys) == sorted(alone.keys)
+    # Whoever ends last sums all up.
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert {path.name.split("-")[1] for path in (tmp_path / "run" / "answers").iterdir()} == {"0", "1"}
+    nobody = FakeEngine()
+    for processes in (1, 3):
+        for rank in range(processes):
+            bench(model, tmp_path / "run", nobody, rank=rank, processes=processes)
+    assert nobody.keys == []
+
+
+def test_prompts_may_be_left_out(model, tmp_path):
+    bench(model, tmp_path / "with", FakeEngine())
+    results = bench(model, tmp_path / "without", FakeEngine("never written"), keep_prompts=False)
+    prompts = [row["prompt"] for row in read_samples(tmp_path / "with")]
+    text = "".join(path.read_text() for path in (tmp_path / "without").rglob("*.json*"))
+    begins = [json.dumps(prompt)[1:60] for prompt in prompts]
+    assert all(begin not in text for begin in begins)
+    assert any(begin in path.read_text() for path in (tmp_path / "with").rglob("*.jsonl") for begin in begins)
+    hashes = [[row["prompt_sha256"] for row in read_samples(tmp_path / name)] for name in ("with", "without")]
+    assert hashes[0] == hashes[1]
+    engine = FakeEngine()
+    assert bench(model, tmp_path / "without", engine, keep_prompts=False) == results
+    assert engine.keys == []
+
+
+SECRETS = {
+    "auth_token": "sesame-1",
+    "header": {"Authorization": "Bearer sesame-2"},
+    "api_key": "sesame-3",
+    "hf_token": "sesame-4",
+}
+
+
+def test_secrets_are_written_nowhere(model, tmp_path):
+    arguments = {**SECRETS, "num_concurrent": 8}
+    told = []
+    for _ in range(2):
+        settings = {"arguments": arguments, "backend": "local-completions"}
+        results = bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings, told=told.append)
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or b"sesame" not in path.read_bytes(), path
+    assert "sesame" not in json.dumps(results) + "".join(told)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["engine"]["arguments"]["num_concurrent"] == 8
+    # Another key is not another run.
+    settings = {"arguments": arguments | {"auth_token": "new"}, "backend": "local-completions"}
+    bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings)
+    settings = {"arguments": arguments | {"num_concurrent": 4}, "backend": "local-completions"}
+    with pytest.raises(UserError, match="holds a run with another engine"):
+        bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "message"),
+    [
+        ({"weights_sha256": "x"}, {}, "holds a run with another engine"),
+        ({"tokenizer_sha256": "x"}, {}, "holds a run with another engine"),
+        ({"dtype": "bfloat16"}, {}, "holds a run with another engine"),
+        ({}, {"mode": "teacher-forced", "tasks": ["longeval_lines"]}, "holds a run with another mode"),
+        ({}, {"think_tokens": 9}, "holds a run with another think tokens"),
+        ({}, {"overlong": "skip"}, "holds a run with another overlong"),
+        ({}, {"template": "none"}, "holds a run with another template"),
+        ({}, {"template_arguments": {"a": 1}}, "holds a run with another template arguments"),
+        ({}, {"settings": {"hops": 2}}, r"holds another sample vt-2000-42-\d \(other settings, data or haystack\)"),
+        ({}, {"tasks": ["longeval_lines"], "settings": {"ids": "LRT"}}, "holds another sample longeval_lines-2000-42-"),
+    ],
+)
+def test_a_folder_is_of_one_model_asked_in_one_way(model, tmp_path, engine, changes, message):
+    bench(model, tmp_path / "run", FakeEngine())
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
+    other = FakeEngine(**engine)
+    with pytest.raises(UserError, match=message):
+        bench(model, tmp_path / "run", other, **changes)
+    assert other.keys == []
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")} == before
+
+
+def test_another_answer_in_the_data_is_another_sample(model, tmp_path):
+    conversations = tmp_path / "conversations.jsonl"
+    row = {"topic": "old mills", "conversation": "USER: I would like to discuss the topic of old mills. \n "}
+    asked = {"tasks": ["longeval_topics"], "settings": {"data_dir": str(tmp_path), "topics": 1}, "samples": 1}
+    conversations.write_text(json.dumps(row))
+    bench(model, tmp_path / "run", FakeEngine(), **asked)
+    conversations.write_text(json.dumps(row | {"topic": "the mills"}))
+    with pytest.raises(UserError, match="holds another sample longeval_topics-2000-42-0"):
+        bench(model, tmp_path / "run", FakeEngine(), **asked)
+
+
+def test_all_is_checked_before_the_model_is_loaded(model, tmp_path, monkeypatch):
+    def never(*args):
+        pytest.fail("loaded")
+
+    for changes, message in [
+        ({"tasks": ["vt", "nosuch"]}, "no task or suite 'nosuch'"),
+        ({"lengths": [100]}, "length=100 is too short for 3 samples of"),
+        ({"lengths": [5000]}, "has .* tokens and wants .* for the answer, and the model takes 4,096"),
+        ({"mode": "choose"}, "--mode is 'choose'"),
+        ({"mode": "choice"}, "vt has no wrong answers to choose from"),
+        ({"template": "chat"}, "this tokenizer has no chat template"),
+        ({"overlong": "cut"}, "overlong is 'cut'"),
+        ({"settings": {"nosuch": 1}}, "none of longeval_lines, vt has a setting 'nosuch'"),
+        ({"samples": 0}, "samples=0; expected at least 1"),
+        ({"tasks": [str(tmp_path / "none.jsonl")]}, "cannot read"),
+        ({"tasks": ["gsm8k"], "mode": "choice"}, "gsm8k is lm-evaluation-harness's and has a mode of its own"),
+        ({"tasks": ["vt", "gsm8k"], "overlong": "skip"}, "--overlong skip is not possible"),
+        ({"tasks": ["babilong"], "lengths": []}, "babilong has data of several lengths: pass --length"),
+        ({"tasks": ["gsm8k"], "samples": 0}, "samples=0; expected at least 1"),
+        ({"tasks": ["gsm8k"], "settings": {"nosuch": 1}}, "no task has a setting 'nosuch'"),
+        ({"tasks": ["gsm8k"], "processes": 2}, "run in one process"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            bench(model, tmp_path / "run", never, **changes)
+        assert not (tmp_path / "run").exists()
+
+
+def test_samples_too_long_are_counted(model, tmp_path):
+    """Those that the length is too short for, and those that the model is."""
+    told = []
+    asked = {"tasks": ["longeval_lines"], "lengths": [], "settings": {"lines": 20}, "told": told.append}
+    results = bench(
+        model, tmp_path / "cut", FakeEngine(), **asked, overlong="middle", engine_settings={"max_length": 1200}
+    )
+    (batch,) = results["tasks"].values()
+    assert (batch["num_samples"], batch["num_cut"], batch["num_skipped"]) == (3, 3, 0)
+    assert told == ["longeval_lines-20units-42: 3 of 3 samples were too long and are shortened"]
+    engine = FakeEngine()
+    results = bench(model, tmp_path / "skip", engine, **asked, overlong="skip", engine_settings={"max_length": 1200})
+    (batch,) = results["tasks"].values()
+    assert (batch["num_samples"], batch["num_cut"], batch["num_skipped"], batch["score"]) == (0, 0, 3, None)
+    assert (engine.keys, told[-1]) == ([], "longeval_lines-20units-42: 3 of 3 samples were too long and are left out")
+
+
+def sizes_of(task, count, settings):
+    made = make_tasks([task], settings)[0].build(length=None, samples=count, tokenizer=byte_tokenizer())
+    return [sample.length for sample in made]
+
+
+def test_samples_that_are_left_out_when_they_are_built_are_counted_too(model, tmp_path):
+    sizes = sizes_of("longeval_lines", 6, {"lines": 20})
+    limit = sorted(sizes)[2]
+    assert len(set(sizes)) > 3
+    fits = sum(size <= limit for size in sizes)
+    told = []
+    asked = {"tasks": ["longeval_lines"], "samples": 6, "settings": {"lines": 20}, "overlong": "skip"}
+    engine = FakeEngine()
+    results = bench(model, tmp_path / "run", engine, **asked, lengths=[limit], told=told.append)
+    (batch,) = results["tasks"].values()
+    assert (batch["num_samples"], batch["num_skipped"], batch["num_missing"]) == (fits, 6 - fits, 0)
+    assert [int(key.rpartition("-")[2]) for key in engine.keys] == [n for n, size in enumerate(sizes) if size <= limit]
+    assert told == [f"longeval_lines-{limit}-42: {6 - fits} of 6 samples were too long and are left out"]
+    # All of them, too: a task is not gone because nothing of it fits.
+    results = bench(model, tmp_path / "none", FakeEngine(), **asked, lengths=[min(sizes) - 1])
+    (batch,) = results["tasks"].values()
+    assert (batch["task"], batch["score"], batch["num_samples"], batch["num_skipped"]) == ("longeval_lines", None, 0, 6)
+    assert batch["length"] == min(sizes) - 1
+
+
+def test_a_file_of_samples_is_asked_as_the_task_is(model, tmp_path):
+    batches = build_batches(
+        make_tasks(TASKS, {}), lengths=[2000], samples=3, seed=42, tokenizer=byte_tokenizer(), overlong=None
+    )
+    write_samples(tmp_path / "samples.jsonl", batches)
+    engines = [FakeEngine(), FakeEngine()]
+    results = [
+        bench(model, tmp_path / "a", engines[0]),
+        bench(model, tmp_path / "b", engines[1], tasks=[str(tmp_path / "samples.jsonl")]),
+    ]
+    assert engines[0].asked == engines[1].asked
+    assert results[0]["tasks"] == results[1]["tasks"]
+
+
+@pytest.mark.parametrize("name", ["../../outside-0", "a/b-0", "/tmp/x-0", ".-0", "a\\b-0", "..-0", ""])
+def test_a_file_of_samples_writes_nothing_outside_of_the_run(model, tmp_path, name):
+    (batch,) = build_batches(make_tasks(["vt"], {}), lengths=[2000], samples=1, seed=42, tokenizer=byte_tokenizer())
+    write_samples(tmp_path / "samples.jsonl", [batch])
+    row = json.loads((tmp_path / "samples.jsonl").read_text()) | {"id": name}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="id"):
+        bench(model, tmp_path / "run", FakeEngine(), tasks=[str(tmp_path / "samples.jsonl")])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_samples_of_a_run_are_no_file_of_samples(model, tmp_path):
+    """Their prompts have template and answer prefix already, or are left out."""
+    for keep in (True, False):
+        bench(model, tmp_path / f"{keep}", FakeEngine(), tasks=["vt"], keep_prompts=keep)
+        file = tmp_path / f"{keep}" / "samples" / "vt-2000-42.jsonl"
+        with pytest.raises(
+            UserError, match="has the exact prompts of a run, or none: give a file of longlens bench build"
+        ):
+            bench(model, tmp_path / "other", FakeEngine(), tasks=[str(file)])
+
+
+# --- with a real model ------------------------------------------------------------------------------------------------
+
+
+def opened(counted):
+    """The real engine, which writes down what it is asked."""
+
+    def open_counting(settings, texts):
+        made = open_engine(settings, texts)
+        answer = made.answer
+
+        def counting(requests, take):
+            counted.extend(request.key for request in requests)
+            answer(requests, take)
+
+        made.answer = counting
+        return made
+
+    return open_counting
+
+
+REAL = {"tasks": ["vt"], "lengths": [1800], "samples": 24}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return folder, bench(model, folder, open_engine, **REAL)
+
+
+def texts_of(folder):
+    return {row["key"]: row["text"] for row in rows(folder)}
+
+
+def test_a_killed_run_goes_on_where_it_was(model, tmp_path, undisturbed):
+    folder = tmp_path / "run"
+    command = ["bench", "run", "vt", "--length", "1800", "--samples", "24", "--model", model, "-o", folder]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "longlens", *map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        until = time.monotonic() + 120
+        while len(rows(folder)) < 3 and started.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        started.send_signal(signal.SIGKILL)
+    finally:
+        _, said = started.communicate()
+    assert started.returncode == -signal.SIGKILL, said.decode()
+    kept = [row["key"] for row in rows(folder)]
+    assert 3 <= len(kept) < 24
+    assert not (folder / "results.json").exists()
+    again = []
+    results = bench(model, folder, opened(again), **REAL)
+    assert sorted(kept + again) == sorted(f"vt-1800-42-{number}" for number in range(24))
+    assert texts_of(folder) == texts_of(undisturbed[0])
+    assert results == undisturbed[1]
+    assert len(set(texts_of(folder).values())) > 1
+
+
+def test_results_do_not_depend_on_the_size_of_a_batch(model, tmp_path, undisturbed):
+    results = bench(model, tmp_path / "run", open_engine, **REAL, engine_settings={"batch_size": 5})
+    assert texts_of(tmp_path / "run") == texts_of(undisturbed[0])
+    assert results == undisturbed[1]
+
+
+def test_likelihoods_do_not_depend_on_the_size_of_a_batch(model, tmp_path):
+    asked = {"tasks": ["longeval_lines"], "mode": "choice", "samples": 2, "lengths": [800]}
+    logprobs = []
+    for size in (1, 7):
+        bench(model, tmp_path / str(size), open_engine, **asked, engine_settings={"batch_size": size})
+        logprobs.append({row["key"]: row["logprob"] for row in rows(tmp_path / str(size))})
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+    assert len(set(logprobs[0].values())) == 8
