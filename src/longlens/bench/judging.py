@@ -1,8 +1,13 @@
-"""Answers of a run scored by models: a judge, and an NLI model for citations; kept, so that none is asked twice."""
+"""Answers of a run scored by models: a judge, and an NLI model for citations; kept, so that none is asked twice.
+
+A line has a sample's ``id``, ``by`` (the model), ``prompts`` (whose the judge got; null for an NLI model), ``scores``
+and ``replies``. Scores of several judges, or by several prompts, stay side by side; those that were asked for last are
+the run's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ from longlens.bench.store import open_run, part_writer, read_parts
 from longlens.errors import UserError
 from longlens.tasks.judged import CitedTask, Entails, Judge, JudgedTask
 
-Row = Mapping[str, Any]
-"""What is kept of a sample: its id, ``by`` (the model), ``prompts`` (whose, for a judge), ``scores``, ``replies`` and
-``round``, the number of the call that wrote it."""
+JUDGE_TOKENS = 512
+"""Tokens of a judge's reply, in which it may give reasons first; more where the benchmark gives more."""
+Line = Mapping[str, Any]
+Scored = Iterator[tuple[Graded, Mapping[str, float], list[str]]]
 
 
 def judge_run(
@@ -23,45 +29,115 @@ def judge_run(
     judge: str | None,
     nli: str | None,
     options: Mapping[str, Any],
-    settings: Mapping[str, Any] | None = None,
+    places: Mapping[str, Any] | None = None,
     told: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Scores what these models have not scored yet, with these prompts; their scores are then those of the run.
+    """Scores what these models have not scored yet by these prompts; what they have scored is the run's again.
 
     Args:
         folder: Of a run in mode ``generate``.
         judge: A model as in `longlens.load_scorer`, for tasks whose benchmark asks a judge.
         nli: A model as in `longlens.scoring.entailment.load_entails`, for tasks with citations.
         options: dtype, device, trust_remote_code, allow_pickle.
-        settings: Where tasks find files that a judge needs, ``data_dir`` and ``prompts_dir``: samples do not say.
+        places: Where tasks find what a judge needs, ``data_dir`` and ``prompts_dir``; a run does not say.
         told: Takes lines about what was scored.
 
     Raises:
-        UserError: The run has no such tasks, or a model cannot be loaded, or a file is missing.
+        UserError: The run has no such tasks, none of them looks in such a place, a file of theirs is missing, or a
+            model cannot be loaded.
     """
     manifest = open_run(folder)
-    given = settings or {}
-    rows = list(graded_run(folder, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"], settings=given))
+    rows = list(graded_run(folder, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"], places=places))
     known = list(read_parts(folder, "judged"))
-    number = 1 + max((row.get("round", 0) for row in known), default=0)
-    asked: list[Graded] = []
-    for name, kind, score in ((judge, JudgedTask, _by_judge), (nli, CitedTask, _by_nli)):
-        if name is None:
-            continue
-        mine = [row for row in rows if isinstance(row.task, kind) and row.prediction is not None]
+    asked = [
+        (name, [row for row in rows if isinstance(row.task, kind) and row.prediction is not None], score)
+        for name, kind, score in ((judge, JudgedTask, _by_judge), (nli, CitedTask, _by_nli))
+        if name is not None
+    ]
+    check_settings(dict.fromkeys(row.task.name for _, mine, _ in asked for row in mine), places or {})
+    for name, mine, score in asked:
         if not mine:
             raise UserError(f"{folder} has no answers that {name} could score: no task of it is scored by such a model")
-        asked += mine
-        check_settings(dict.fromkeys(row.task.name for row in asked), given)
-        done = {_key(row): row for row in known}
-        owed = [row for row in mine if (row.sample.id, *_asker(name, row)) not in done]
+        again, owed = _split(name, mine, known)
         told(f"{name}: {len(owed)} of {len(mine)} answers to score")
         with part_writer(folder, "judged") as write:
-            for old in _overtaken(name, mine, known):
-                write({**old, "round": number})
+            for line in again:
+                write(line)
             for row, scores, replies in score(name, owed, options) if owed else ():
                 by, prompts = _asker(name, row)
-                write(
-                    {"id": row.sample.id, "by": by, "prompts": prompts, "scores": dict(scores)}
-                    | {"replies": list(replies), "round": number}
-                )
+                said = {"scores": dict(scores), "replies": list(replies)}
+                write({"id": row.sample.id, "by": by, "prompts": prompts} | said)
+
+
+def last_judged(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
+    """The lines of these samples by the judge and by the NLI model that were asked last.
+
+    Args:
+        ids: Samples of one task and length.
+        known: All lines of a run, in their order.
+    """
+    mine = [line for line in known if line["id"] in ids]
+    last = {line.get("prompts") is None: _asker_of(line) for line in mine}
+    return [line for line in mine if _asker_of(line) in last.values()]
+
+
+def _split(name: str, rows: Sequence[Graded], known: Sequence[Line]) -> tuple[list[Line], list[Graded]]:
+    """Lines of a model that another one came after, and rows that it has not scored."""
+    batches: dict[str, list[Graded]] = {}
+    for row in rows:
+        batches.setdefault(row.batch, []).append(row)
+    again: list[Line] = []
+    owed: list[Graded] = []
+    for batch in batches.values():
+        ids = {row.sample.id for row in batch}
+        asker = _asker(name, batch[0])
+        scored = {line["id"]: line for line in known if line["id"] in ids and _asker_of(line) == asker}
+        if asker not in map(_asker_of, last_judged(ids, known)):
+            again += scored.values()
+        owed += [row for row in batch if row.sample.id not in scored]
+    return again, owed
+
+
+def _asker(name: str, row: Graded) -> tuple[str, str | None]:
+    return name, row.task.prompts_by if isinstance(row.task, JudgedTask) else None
+
+
+def _asker_of(line: Line) -> tuple[str, str | None]:
+    return line["by"], line.get("prompts")
+
+
+def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
+    from longlens.scoring.generate import load_generator
+
+    tokens = JUDGE_TOKENS
+    for row in rows:
+        assert isinstance(row.task, JudgedTask)
+        row.task.judge_prompts(row.sample, row.prediction or "")  # a missing file is told before the model is loaded
+        tokens = max(tokens, row.task.judge_tokens)
+    generator = load_generator(name, max_new_tokens=tokens, **options)
+
+    def judge(prompts: Any) -> list[str]:
+        return [written.text for written in generator.generate(prompts)]
+
+    for row in rows:
+        yield (row, *judged(row, judge))
+
+
+def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
+    """Scores of a judge for one answer, and what it replied; no scores where a reply cannot be read."""
+    task = row.task
+    assert isinstance(task, JudgedTask)
+    assert row.prediction is not None
+    prompts = task.judge_prompts(row.sample, row.prediction)
+    replies = list(judge(prompts)) if prompts else []
+    return (task.judged(row.sample, row.prediction, replies) if prompts else {}), replies
+
+
+def _by_nli(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
+    from longlens.scoring.entailment import load_entails
+
+    entails: Entails = load_entails(name, **options)
+    for row in rows:
+        assert isinstance(row.task, CitedTask)
+        assert row.prediction is not None
+        yield row, row.task.cited(row.sample, row.prediction, entails), []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from longlens.bench.grading import Graded, graded_run
+from longlens.bench.judging import last_judged
 from longlens.bench.store import SCHEMA_VERSION, open_run, read_parts
 from longlens.bench.suites import suite_summaries
 from longlens.metrics.uncertainty import Interval, bootstrap_interval
@@ -23,7 +24,8 @@ def summarise_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The results of a run, from the answers that are there.
 
     Returns:
-        ``tasks``: for each task, length and seed what `summarise_batch` says; ``harness``: results of tasks of
+        ``tasks``: for each task, length and seed what `summarise_batch` says, and ``judged_by``: the models whose
+        scores are among them, ``by`` and, of a judge, whose ``prompts``; ``harness``: results of tasks of
         lm-evaluation-harness; ``suites``: see `longlens.bench.suites.suite_summaries`; and what the run is of.
 
     Raises:
@@ -32,7 +34,10 @@ def summarise_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder)
     manifest = open_run(path)
     graded = list(graded_run(path, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"]))
-    tasks = summarise(graded, judged=_judged(path), mode=manifest["mode"])
+    judged, judges = _judged(path, graded)
+    tasks = summarise(graded, judged=judged, mode=manifest["mode"])
+    for name, batch in tasks.items():
+        batch["judged_by"] = judges[name]
     harness = {row["name"]: row for row in read_parts(path, "harness") if row.get("kind") == "result"}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -153,9 +158,20 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: 100 * sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _judged(path: Path) -> dict[str, dict[str, float]]:
-    """Scores of judges and NLI models by sample, the last ones given."""
-    found: dict[str, dict[str, float]] = {}
-    for row in read_parts(path, "judged"):
-        found.setdefault(row["id"], {}).update(row["scores"])
-    return found
+def _judged(
+    path: Path, graded: Sequence[Graded]
+) -> tuple[dict[str, dict[str, float]], dict[str, list[dict[str, str | None]]]]:
+    """Scores of the judge and the NLI model that were asked last, by sample; and which ones those are, by batch."""
+    known = list(read_parts(path, "judged"))
+    batches: dict[str, set[str]] = {}
+    for row in graded:
+        batches.setdefault(row.batch, set()).add(row.sample.id)
+    scores: dict[str, dict[str, float]] = {}
+    judges: dict[str, list[dict[str, str | None]]] = {}
+    for name, ids in batches.items():
+        lines = last_judged(ids, known)
+        for line in lines:
+            scores.setdefault(line["id"], {}).update(line["scores"])
+        askers = dict.fromkeys((line["by"], line.get("prompts")) for line in lines)
+        judges[name] = [{"by": by, "prompts": prompts} for by, prompts in askers]
+    return scores, judges

@@ -113,7 +113,8 @@ def _notes(batch: Mapping[str, Any]) -> list[str]:
     told = [f"{place}: {batch[key]} {what}" for key, what in counts.items() if batch[key]]
     if batch["num_scored"] != batch["num_samples"]:
         told.append(f"{place}: {batch['metric']} is of {batch['num_scored']} of {batch['num_samples']} samples")
-    return told
+    judges = [one for one in batch.get("judged_by", ()) if one["prompts"] is not None]
+    return told + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]
 
 
 def _harness(result: Mapping[str, Any]) -> dict[tuple[str, str, str], Mapping[str, Any]]:

@@ -12,7 +12,8 @@ from longlens.tasks.fitting import Fitted, Tokens, fit, shortest
 from longlens.tasks.overlong import check_policy, shortened
 
 _PROBE = "Each of these words is another one, and so are 7 numbers."
-_NO_SETTING = frozenset(("name", "data_dir", "haystack"))  # files are told by what is in them, not by their places
+# Files are told by what is in them, not by their places.
+_NO_SETTING = frozenset(("name", "data_dir", "haystack", "prompts_dir"))
 
 
 def built(

@@ -25,9 +25,16 @@ class JudgedTask(Task):
 
     Attributes:
         judged_metric: The score that the benchmark reports, a key of what `judged` gives.
+        judge_tokens: Tokens that the benchmark gives a judge's reply; 0 where it does not say.
     """
 
     judged_metric: str
+    judge_tokens: int = 0
+
+    @property
+    def prompts_by(self) -> str:
+        """Whose prompts the judge gets; scores by different ones are not put together."""
+        return "own"
 
     @abstractmethod
     def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:

@@ -220,6 +220,10 @@ def grade(
     nli: Annotated[
         str | None, typer.Option(help="Folder or hub id of an NLI model: does a citation support it?")
     ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with HELMET's key points, for a judge.")] = None,
+    judge_prompts: Annotated[
+        Path | None, typer.Option(help="Folder with a judge's prompts, such as HELMET's.  [default: ours]")
+    ] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
@@ -241,11 +245,15 @@ def grade(
     from longlens.files import write_json
 
     options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
+    places = {name: str(path) for name, path in found.items() if path is not None}
+    if places and judge is None:
+        raise UserError("--data-dir and --judge-prompts are for a judge: give it as --judge")
     if what.is_dir():
         if samples is not None:
             raise UserError(f"{what} is a run's folder, which has its samples: leave --samples out")
         if judge is not None or nli is not None:
-            judge_run(what, judge=judge, nli=nli, options=options, told=say)
+            judge_run(what, judge=judge, nli=nli, options=options, places=places, told=say)
         results = summarise_run(what)
         write_json(what / RESULTS, results)
     else:

@@ -4,8 +4,9 @@ Prompts: ``load_narrativeqa`` and ``load_infbench`` in data.py of princeton-nlp/
 configs/longqa.yaml. Metrics: a judge's points for NarrativeQA (scripts/eval_gpt4_longqa.py), ROUGE-L for the questions
 of InfiniteBench, exact match for its choices (scripts/collect_results.py). Data: NarrativeQA, Kočiský et al., arXiv
 1712.07040, Apache-2.0; InfiniteBench, Zhang et al., arXiv 2402.13718, MIT. Known differences, beside those of
-`longlens.tasks.helmet.documents`: without a judge NarrativeQA has ROUGE-L, which HELMET does not report; a judge's
-points that cannot be make a sample unreadable.
+`longlens.tasks.helmet.documents`: the judge's prompt is ours unless the user gives HELMET's, see
+`longlens.tasks.helmet.judging`; without a judge NarrativeQA has ROUGE-L, which HELMET does not report; a judge's points
+that cannot be make a sample unreadable.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from typing import Any
 from longlens.tasks.base import Sample
 from longlens.tasks.data import DataFile
 from longlens.tasks.helmet.documents import Document, Documents, DocumentTask
-from longlens.tasks.helmet.judging import judge_prompt, last_object, number
+from longlens.tasks.helmet.judging import HelmetJudged, last_object, number
 from longlens.tasks.helmet.replies import best_scores
-from longlens.tasks.judged import JudgedTask
 
 QA_SCORES = ("rougeL_f1", "f1", "exact_match", "substring_exact_match")
 LETTERS = ("A", "B", "C", "D")
-POINTS = 3  # judge_prompt: correctness is 0 to 3
+POINTS = 3  # eval_gpt4_longqa.py, judge_prompt: correctness is 0 to 3
 
 NARRATIVEQA = DataFile(
     names=("narrativeqa_test.jsonl", "narrativeqa_test.parquet"),
@@ -45,7 +45,7 @@ def infinitebench(name: str, schema: str) -> DataFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarrativeQA(DocumentTask, JudgedTask):
+class NarrativeQA(DocumentTask, HelmetJudged):
     """Questions on novels and film scripts."""
 
     name: str = "helmet_narrativeqa"
@@ -53,6 +53,7 @@ class NarrativeQA(DocumentTask, JudgedTask):
     category = "longqa"
     metric = "rougeL_f1"
     judged_metric = "judge"
+    judge_tokens = 2048  # model_utils.py, OpenAIModel: generation_max_length, as eval_gpt4_longqa.py gives none
     max_new_tokens = 100  # longqa.yaml: generation_max_length, first value
     file = NARRATIVEQA
     instruction = (
@@ -64,6 +65,7 @@ class NarrativeQA(DocumentTask, JudgedTask):
     ends = "\n\nNow, use the following story to answer the question:\n\n"
     asks = "\n\nQuestion: {question}"
     prefix = "\nAnswer:"
+    prompts = ("narrativeqa",)
 
     @cached_property
     def examples(self) -> Documents:
@@ -90,7 +92,7 @@ class NarrativeQA(DocumentTask, JudgedTask):
         from longlens.tasks import metrics
 
         return [
-            judge_prompt(
+            self.asked(
                 "narrativeqa",
                 question=sample.metadata["question"],
                 correct_answers=list(sample.answers),

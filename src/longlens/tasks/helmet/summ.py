@@ -3,8 +3,9 @@
 Prompts: ``load_infbench`` and ``load_multi_lexsum`` in data.py of princeton-nlp/HELMET at 4526dfb, MIT; settings:
 configs/summ.yaml. Metric: three questions to a judge (scripts/eval_gpt4_summ.py). Data: InfiniteBench, Zhang et al.,
 arXiv 2402.13718, MIT; Multi-LexSum, Shen et al., arXiv 2206.10883, ODC-By; the key points that a judge looks for are
-HELMET's. Known differences, beside those of `longlens.tasks.helmet.documents`: a judge's counts that cannot be make a
-sample unreadable; the judge sees the reply without the prefix that stands in the prompt.
+HELMET's. Known differences, beside those of `longlens.tasks.helmet.documents`: the judge's prompts are ours unless the
+user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's counts that cannot be make a sample unreadable; the
+judge sees the reply without the prefix that stands in the prompt.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from longlens.errors import UserError
 from longlens.tasks.base import Sample
 from longlens.tasks.data import DataFile
 from longlens.tasks.helmet.documents import Document, Documents, DocumentTask
-from longlens.tasks.helmet.judging import judge_prompt, last_object, number
+from longlens.tasks.helmet.judging import HelmetJudged, last_object, number
 from longlens.tasks.helmet.longqa import InfiniteBenchTask, infinitebench
 from longlens.tasks.helmet.replies import best_scores
-from longlens.tasks.judged import JudgedTask
 
 SCORES = ("rougeL_f1", "f1")
 _HELMET_DATA = "data.tar.gz of the hub's princeton-nlp/HELMET, file"
@@ -49,11 +49,11 @@ CASES_TRAIN = DataFile(
 )
 
 
-class SummaryTask(JudgedTask):
+class SummaryTask(HelmetJudged):
     """How a summary is scored.
 
     Attributes:
-        prompts: Which of the judge's prompts.
+        prompts: Those that ask for fluency, recall and precision.
         keypoints: The file of what a summary should say.
         keypoints_field: Their name there.
         parsed_after: The prefix that HELMET looks for in a reply.
@@ -61,7 +61,7 @@ class SummaryTask(JudgedTask):
 
     name: str
     data_dir: Any
-    prompts: ClassVar[str]
+    prompts: ClassVar[tuple[str, str, str]]
     keypoints: ClassVar[DataFile]
     keypoints_field: ClassVar[str]
     parsed_after: ClassVar[str]
@@ -69,6 +69,7 @@ class SummaryTask(JudgedTask):
     category = "summ"
     metric = "rougeL_f1"
     judged_metric = "judge"
+    judge_tokens = 4096  # eval_gpt4_summ.py: generation_max_length=4096
 
     def expert(self, sample: Sample) -> str:
         """The summary that precision is judged by."""
@@ -82,14 +83,15 @@ class SummaryTask(JudgedTask):
         """Three prompts: is it fluent, which key points are in it, which of its sentences are in the expert's summary.
 
         Raises:
-            UserError: The file of key points is missing or broken, or has none for this document.
+            UserError: The file of key points is missing or broken, or has none for this document; or as `asked` says.
         """
         listed = "\n".join(f"{number}. {point}" for number, point in enumerate(self._points(sample), start=1))
         summary = prediction.strip()
+        fluency, recall, precision = self.prompts
         return [
-            judge_prompt(f"{self.prompts}_fluency", text=summary),
-            judge_prompt(f"{self.prompts}_recall", keypoints=listed, summary=summary),
-            judge_prompt(f"{self.prompts}_precision", expert_summary=self.expert(sample), summary=summary),
+            self.asked(fluency, text=summary),
+            self.asked(recall, keypoints=listed, summary=summary),
+            self.asked(precision, expert_summary=self.expert(sample), summary=summary),
         ]
 
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
@@ -154,7 +156,7 @@ class InfiniteBenchSummary(InfiniteBenchTask, SummaryTask):
     shown = "[story text]\nSummary: {answer}"
     asks = "\n\nNow summarize the book."
     prefix = "\n\nSummary:"
-    prompts = "infbench_sum"
+    prompts = ("infbench_sum_fluency", "infbench_sum_recall", "infbench_sum_precision")
     keypoints = BOOK_KEYPOINTS
     keypoints_field = "keypoints"
     parsed_after = "Answer:"  # data.py, load_infbench: default_post_process, whose prefix is that of questions
@@ -188,7 +190,7 @@ class MultiLexSum(DocumentTask, SummaryTask):
     lead = "Legal documents:\n"
     asks = "\n\nNow please summarize the case."
     prefix = "\n\nSummary:"
-    prompts = "multi_lexsum"
+    prompts = ("multi_lexsum_fluency", "multi_lexsum_recall", "multi_lexsum_precision")
     keypoints = CASE_KEYPOINTS
     keypoints_field = "summary/short_keypoints"
     parsed_after = "Summary:"
