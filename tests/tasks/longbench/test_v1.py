@@ -1,7 +1,8 @@
-"""LongBench v1 and LongBench-E, against the files and rules of THUDM/LongBench at 2e00731."""
+"""LongBench v1 and LongBench-E, against hashes of the prompts, numbers and rules of THUDM/LongBench at 2e00731."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,9 +15,7 @@ from longlens.tasks.longbench.sets import DOMAINS
 from tests.tasks.fixtures import TOKENIZER
 from tests.tasks.longbench.rows import FIRST, LENGTHS, TREC_CLASSES, rows_of
 
-UPSTREAM = Path(__file__).parent / "upstream"
-PROMPTS = json.loads((UPSTREAM / "dataset2prompt.json").read_text(encoding="utf-8"))
-MAX_TOKENS = json.loads((UPSTREAM / "dataset2maxlen.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "longbench.json").read_text(encoding="utf-8"))["v1"]
 # pred.py, main: the sets of --e; and in get_pred: those without build_chat
 E = [
     "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "gov_report", "multi_news", "trec", "triviaqa", "samsum",
@@ -28,8 +27,15 @@ FIRST_LINE = ["trec", "triviaqa", "samsum", "lsht"]
 
 
 def test_the_table_is_upstreams():
-    assert {name: facts.prompt + facts.prefix for name, facts in SETS.items()} == PROMPTS
-    assert {name: facts.max_new_tokens for name, facts in SETS.items()} == MAX_TOKENS
+    said = {
+        name: {
+            "max_new_tokens": facts.max_new_tokens,
+            "sha256": hashlib.sha256(f"{facts.prompt}{facts.prefix}".encode()).hexdigest(),
+        }
+        for name, facts in SETS.items()
+    }
+    assert said == GOLDEN
+    assert list(said) == list(GOLDEN)
     assert [name for name, facts in SETS.items() if facts.samples_e] == E
     assert [name for name, facts in SETS.items() if facts.template == "none"] == NO_CHAT
     assert [name for name, facts in SETS.items() if facts.first_line] == FIRST_LINE
@@ -64,7 +70,7 @@ def built(name, folder, **arguments):
 def test_prompts_are_upstreams_up_to_white_space_at_the_end(name, folder):
     _, samples = built(f"longbench_{name}", folder)
     for sample, row in zip(samples, rows_of(name), strict=True):
-        whole = PROMPTS[name].format(**row)
+        whole = f"{SETS[name].prompt}{SETS[name].prefix}".format(**row)  # upstream's, as the hashes say
         assert sample.prompt + sample.answer_prefix == whole.rstrip()
         assert sample.prompt == sample.prompt.rstrip()
         assert sample.prompt + sample.answer_prefix + sample.metadata["white_space"] == whole

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import pytest
 from longlens.errors import UserError
 from longlens.tasks import get_task
 from longlens.tasks.longbench import summarise_v2
+from longlens.tasks.longbench.v2 import PROMPT, PROMPT_WITHOUT_CONTEXT
 from tests.tasks.fixtures import TOKENIZER
 from tests.tasks.longbench.rows import V2
 
-UPSTREAM = Path(__file__).parent / "upstream"
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "longbench.json").read_text(encoding="utf-8"))["v2"]
 
 
 def built(folder, **settings):
@@ -30,9 +31,12 @@ def as_pred_py(template, row):
     return prompt
 
 
-@pytest.mark.parametrize(("context", "file"), [(True, "0shot.txt"), (False, "0shot_no_context.txt")])
-def test_prompts_are_upstreams_its_marks_in_the_text_too(context, file, folder):
-    template = (UPSTREAM / file).read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("context", "template", "file"),
+    [(True, PROMPT, "0shot.txt"), (False, PROMPT_WITHOUT_CONTEXT, "0shot_no_context.txt")],
+)
+def test_prompts_are_upstreams_its_marks_in_the_text_too(context, template, file, folder):
+    assert hashlib.sha256(template.encode()).hexdigest() == GOLDEN[file]["sha256"]
     _, samples = built(folder, context=context)
     for sample, row in zip(samples, V2, strict=True):
         assert sample.prompt == as_pred_py(template, row)
@@ -57,26 +61,27 @@ def test_a_sample_knows_its_groups_and_the_wrong_letters(folder):
     assert made.metric in made.score(samples[0], "")
 
 
-def as_extract_answer(response):
-    response = response.replace("*", "")
-    match = re.search(r"The correct answer is \(([A-D])\)", response)
-    if match:
-        return match.group(1)
-    match = re.search(r"The correct answer is ([A-D])", response)
-    return match.group(1) if match else None
-
-
+# pred.py, extract_answer: the statement with a letter in parentheses, else with a bare one; stars do not count.
 @pytest.mark.parametrize(
-    "reply",
+    ("reply", "letter"),
     [
-        "The correct answer is (B).", "**The correct answer is (B)**", "The correct answer is B", "(B)", "B", "",
-        "The correct answer is (A)", "the correct answer is (B)",
-        "The correct answer is A or The correct answer is (B)",
+        ("The correct answer is (B).", "B"),
+        ("**The correct answer is (B)**", "B"),
+        ("The correct answer is **B**", "B"),
+        ("The correct answer is B", "B"),
+        ("The correct answer is (A)", "A"),
+        ("The correct answer is A or The correct answer is (B)", "B"),
+        ("The correct answer is (C). No: The correct answer is (B)", "C"),
+        ("the correct answer is (B)", None),
+        ("The correct answer is: B", None),
+        ("The correct answer is (E)", None),
+        ("(B)", None),
+        ("B", None),
+        ("", None),
     ],
-)  # fmt: skip
-def test_replies_are_read_as_upstream_does(reply, folder):
+)
+def test_replies_are_read_as_upstream_does(reply, letter, folder):
     made, samples = built(folder)
-    letter = as_extract_answer(reply)
     right = float(letter == "B")
     assert made.score(samples[1], reply) == {"accuracy": right, "compensated": 0.25 if letter is None else right}
 
