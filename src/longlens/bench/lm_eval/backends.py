@@ -13,7 +13,7 @@ from lm_eval.models import MODEL_MAPPING
 from lm_eval.models.huggingface import HFLM
 
 from longlens.bench.engine import HF, EngineSettings, Texts, own_bos
-from longlens.bench.lm_eval.engine import HarnessEngine, quiet
+from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.errors import UserError
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
@@ -146,16 +146,20 @@ def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     arguments: dict[str, Any] = {"batch_size": settings.batch_size, "add_bos_token": bool(own_bos(texts.tokenizer))}
     if server:
         path = "chat/completions" if settings.is_chat else "completions"
-        arguments |= {"model": server.name, "base_url": f"{server.address}/{path}", "tokenizer": settings.tokenizer}
+        arguments |= {"model": server.name, "base_url": f"{server.address}/{path}", "tokenizer_backend": "none"}
         # Its own maximum is one less, for a token to write.
         arguments |= {"max_length": texts.max_length + 1}
-        arguments |= {"tokenizer_backend": "none" if settings.is_chat else "huggingface"}
     else:
         arguments |= {"pretrained": settings.model, "max_model_len": texts.max_length}
         arguments |= {} if settings.dtype == "auto" else {"dtype": settings.dtype}
     with _explained(settings), quiet():
         base = get_model(settings.backend)
-        lm = type(f"Exact{base.__name__}", (Exact, base), {})(**(arguments | dict(settings.arguments)))
+        given = {name: value for name, value in settings.arguments.items() if name != PENALTY}
+        lm = type(f"Exact{base.__name__}", (Exact, base), {})(**(arguments | given))
+    if server and not settings.is_chat:
+        # It would load a tokenizer by its name on the hub; this is the one that counts.
+        lm.tokenizer, lm.tokenizer_backend = texts.tokenizer, "huggingface"
+        lm.tokenized_requests = bool(given.get("tokenized_requests", True))
     described = {"source": settings.backend if server is None else server.address, "dtype": settings.dtype}
     return HarnessEngine(lm, settings, texts, described)
 

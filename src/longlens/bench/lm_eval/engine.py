@@ -14,9 +14,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models import api_models
 
 from longlens.bench.engine import Answer, EngineSettings, Request, Texts, own_bos, prompt_tokens
+from longlens.corpus.document import one_line
 from longlens.errors import UserError
 from longlens.tokenization import TextEncoder
 
+PENALTY = "repetition_penalty"
 NO_ANSWER = "\x00no answer"
 # What stands for an answer that a server left out, which is the empty string otherwise, as if the model had said that.
 api_models.LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER = NO_ANSWER
@@ -81,15 +83,19 @@ class HarnessEngine:
 
     @property
     def takes_penalty(self) -> bool:
-        """Whether a repetition penalty can be switched off; a model's generation_config may ask for one."""
-        return not self._settings.backend.startswith(("openai", "anthropic"))
+        """Whether a repetition penalty can be switched off; a model's generation_config may ask for one.
+
+        Servers that refuse what they do not know get none with ``repetition_penalty`` None among the arguments.
+        """
+        is_refused = self._settings.arguments.get(PENALTY, 1.0) is None
+        return not is_refused and not self._settings.backend.startswith(("openai", "anthropic"))
 
     def _generate(
         self, requests: Sequence[Request], tokens: int, stop: tuple[str, ...], take: Callable[[Answer], None]
     ) -> None:
         options: dict[str, Any] = {"until": list(stop), "max_gen_toks": tokens, "do_sample": False}
         if self.takes_penalty:
-            options["repetition_penalty"] = 1.0
+            options[PENALTY] = 1.0
         same = _by_prompt(requests)
 
         def taken(key: str, text: Any, has_ended: bool | None) -> None:
@@ -125,13 +131,33 @@ class HarnessEngine:
         self.lm.set_cache_hook(hook)
         run = getattr(self.lm, kind)
         without_bar = {"disable_tqdm": True} if "disable_tqdm" in inspect.signature(run).parameters else {}
-        with quiet():
+        with quiet(), self._server_errors():
             answers = run(
                 [Instance(kind, {}, arguments, at) for at, arguments in enumerate(asked.values())], **without_bar
             )
         for key, answer in zip(asked, answers, strict=True):
             if key not in hook.taken:
                 take(key, answer, None)
+
+    @contextmanager
+    def _server_errors(self) -> Iterator[None]:
+        """Turns what goes wrong on the way to a server into one line."""
+        from aiohttp import ClientError
+        from requests import RequestException
+        from tenacity import RetryError
+
+        try:
+            yield
+        except (RequestException, ClientError, RetryError, TimeoutError) as error:
+            if not self._settings.server:
+                raise
+            said = getattr(getattr(error, "response", None), "text", "")
+            reason = f"{one_line(error)}: {said[:200]}" if said else one_line(error)
+            hint = f", or leave out what it does not know: --model-arg {PENALTY}=null" if PENALTY in said else ""
+            raise UserError(
+                f"{self._settings.model} did not answer ({reason}): what was answered is kept; check it and run "
+                f"the same command again{hint}"
+            ) from error
 
     def _is_truncated(self, text: str, tokens: int, has_ended: bool | None) -> bool:
         if has_ended is not None:

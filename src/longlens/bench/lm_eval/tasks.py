@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 
 from longlens.bench.engine import prompt_tokens
-from longlens.bench.lm_eval.engine import HarnessEngine, quiet
+from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.bench.names import HarnessTask
 from longlens.corpus.document import one_line, shown
 from longlens.errors import UserError
@@ -70,7 +70,7 @@ def run_task(
         manager._factory = LocalFactory(Path(data_dir), meta=metadata)
     if task.task not in manager.all_tasks:
         raise UserError(f"lm-evaluation-harness has no task {task.task!r}: see lm_eval ls tasks")
-    options = {"gen_kwargs": {"repetition_penalty": 1.0}} if engine.takes_penalty else {}
+    options = {"gen_kwargs": {PENALTY: 1.0}} if engine.takes_penalty else {}
     try:
         with quiet():
             found = lm_eval.simple_evaluate(
