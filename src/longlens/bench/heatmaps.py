@@ -25,6 +25,7 @@ def write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> li
     from longlens.report.heatmap import write_heatmap
 
     written: list[Path] = []
+    stems: list[str] = []
     for name, result in results.items():
         cells = [
             (batch["length"], part["from"], part["score"])
@@ -34,6 +35,8 @@ def write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> li
         ]
         if cells:
             stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+            stems.append(stem)
+            stem += f"-{stems.count(stem)}" if stems.count(stem) > 1 else ""
             title = f"{Path(str(result['model'])).name}, needle in a haystack"
             written += write_heatmap(cells, folder, name=f"heatmap-{stem}", title=title)
     if not written:

@@ -181,9 +181,7 @@ class _Work:
         left_out = [nothing_asked(sample) for sample in batch.left_out]
         rows = [sample_row(question, batch, template, keep_prompt=keep_prompts) for question in [*questions, *left_out]]
         self._run.keep_samples(batch.name, rows)
-        skipped = sum(question.skipped for question in questions)
-        cut = sum("cut" in question.sample.metadata for question in questions)
-        for line in batch.too_long(skipped, cut):
+        for line in batch.too_long(questions):
             self._told(line)
 
     def answer(self, batch: Batch, questions: Sequence[Prompted], rank: int, processes: int) -> None:

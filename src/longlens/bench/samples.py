@@ -41,10 +41,12 @@ class Batch:
     samples: Sequence[Sample]
     left_out: Sequence[Sample] = ()
 
-    def too_long(self, skipped: int, cut: int) -> list[str]:
-        """Lines that say how many samples were too long."""
+    def too_long(self, questions: Sequence[Prompted] = ()) -> list[str]:
+        """Lines that say how many samples were too long, of those that were built or of those that are asked."""
         count = len(self.samples) + len(self.left_out)
-        counts = ((skipped + len(self.left_out), "left out"), (cut, "shortened"))
+        skipped = len(self.left_out) + sum(question.skipped for question in questions)
+        cut = sum("cut" in one.metadata for one in [question.sample for question in questions] or self.samples)
+        counts = ((skipped, "left out"), (cut, "shortened"))
         return [f"{self.name}: {n} of {count} samples were too long and are {what}" for n, what in counts if n]
 
 

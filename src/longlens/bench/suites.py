@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,9 @@ from longlens.tasks.ruler import aggregate as ruler
 
 Batches = Mapping[str, Mapping[str, Any]]
 """What `longlens.bench.summary.summarise_batch` says, by batch."""
+Tasks = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""The batches of each task, at one length."""
+Lengths = dict[int, dict[str, dict[str, Mapping[str, Any]]]]
 
 
 def suite_summaries(
@@ -25,65 +28,73 @@ def suite_summaries(
         threshold: What RULER's means have to be above, for its effective length.
 
     Returns:
-        By suite: ``ruler`` as `longlens.tasks.ruler.aggregate.summarise`; ``helmet`` by length as
+        By suite: ``ruler`` as `longlens.tasks.ruler.aggregate.summarise`; the others by length, 0 where data fixes it,
+        since samples that are cut to another length are other ones: ``helmet`` as
         `longlens.tasks.helmet.summary.summarise`; ``longbench``, ``longbench_e`` and ``longbench_v2`` as in
-        `longlens.tasks.longbench.summary`. ``gaps`` in each names what is missing.
+        `longlens.tasks.longbench.summary`. ``gaps`` in each names what is missing. Several seeds of a task count as
+        more samples of it.
     """
-    there = {batch["suite"] for batch in batches.values() if batch["score"] is not None}
-    made: dict[str, Callable[[], Any]] = {
-        "ruler": lambda: asdict(ruler.summarise(_by_length(batches, "ruler"), threshold=threshold, allow_gaps=True)),
-        "helmet": lambda: {
-            str(length): asdict(helmet.summary.summarise(scores, allow_gaps=True))
-            for length, scores in _all_scores(batches, "helmet").items()
-        },
-        "longbench": lambda: asdict(longbench.summary.summarise(_flat(batches, "longbench"), allow_gaps=True)),
-        "longbench_e": lambda: {
-            bucket: asdict(summary)
-            for bucket, summary in longbench.summary.summarise_e(_buckets(batches, graded), allow_gaps=True).items()
-        },
-        "longbench_v2": lambda: _v2(graded),
+    made: dict[str, Callable[[Lengths], Any]] = {
+        "ruler": lambda found: asdict(
+            ruler.summarise(
+                {length: _scores(tasks) for length, tasks in found.items()}, threshold=threshold, allow_gaps=True
+            )
+        ),
+        "helmet": _each(lambda tasks: asdict(helmet.summary.summarise(_all_scores(tasks), allow_gaps=True))),
+        "longbench": _each(lambda tasks: asdict(longbench.summary.summarise(_scores(tasks), allow_gaps=True))),
+        "longbench_e": _each(lambda tasks: _e(tasks, graded)),
+        "longbench_v2": _each(lambda tasks: _v2(tasks, graded)),
     }
-    return {suite: make() for suite, make in made.items() if suite in there}
+    found: dict[str, Lengths] = {}
+    for name, batch in batches.items():
+        if batch["score"] is not None:
+            of_length = found.setdefault(batch["suite"], {}).setdefault(batch["length"] or 0, {})
+            of_length.setdefault(batch["task"], {})[name] = batch
+    return {suite: make(found[suite]) for suite, make in made.items() if suite in found}
 
 
-def _of(batches: Batches, suite: str) -> list[Mapping[str, Any]]:
-    return [batch for batch in batches.values() if batch["suite"] == suite and batch["score"] is not None]
+def _each(make: Callable[[Tasks], Any]) -> Callable[[Lengths], dict[str, Any]]:
+    return lambda found: {str(length): make(tasks) for length, tasks in found.items()}
 
 
-def _by_length(batches: Batches, suite: str) -> dict[int, dict[str, float | None]]:
-    found: dict[int, dict[str, float | None]] = {}
-    for batch in _of(batches, suite):
-        found.setdefault(batch["length"] or 0, {})[batch["task"]] = batch["score"]
-    return found
+def _scores(tasks: Tasks) -> dict[str, float | None]:
+    return {task: _mean((batch["score"], batch["num_scored"]) for batch in own.values()) for task, own in tasks.items()}
 
 
-def _all_scores(batches: Batches, suite: str) -> dict[int, dict[str, Mapping[str, float | None]]]:
-    found: dict[int, dict[str, Mapping[str, float | None]]] = {}
-    for batch in _of(batches, suite):
-        found.setdefault(batch["length"] or 0, {})[batch["task"]] = batch["scores"]
-    return found
-
-
-def _flat(batches: Batches, suite: str) -> dict[str, float | None]:
-    return {batch["task"]: batch["score"] for batch in _of(batches, suite)}
-
-
-def _buckets(batches: Batches, graded: Sequence[Graded]) -> dict[str, dict[str, float | None]]:
+def _all_scores(tasks: Tasks) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = {}
-    for batch in _of(batches, "longbench_e"):
-        rows = [
-            row for row in graded if row.task.name == batch["task"] and row.scores and batch["metric"] in row.scores
-        ]
-        metadata = [row.sample.metadata for row in rows]
-        scores = [(row.scores or {})[batch["metric"]] for row in rows]
-        found[batch["task"]] = longbench.summary.bucket_means(metadata, scores)
+    for task, own in tasks.items():
+        names = dict.fromkeys(name for batch in own.values() for name in batch["scores"])
+        found[task] = {
+            name: _mean(
+                (batch["scores"][name], batch["num_samples"]) for batch in own.values() if name in batch["scores"]
+            )
+            for name in names
+        }
     return found
 
 
-def _v2(graded: Sequence[Graded]) -> dict[str, dict[str, float | None]]:
-    rows = [row for row in graded if row.task.suite == "longbench_v2" and row.scores]
+def _mean(pairs: Iterable[tuple[float, int]]) -> float:
+    """The mean of means over so many samples each."""
+    known = list(pairs)
+    return sum(mean * count for mean, count in known) / sum(count for _, count in known)
+
+
+def _e(tasks: Tasks, graded: Sequence[Graded]) -> dict[str, Any]:
+    buckets: dict[str, dict[str, float | None]] = {}
+    for task, own in tasks.items():
+        rows = [row for row in graded if row.batch in own and row.scores]
+        scores = [(row.scores or {})[row.task.metric] for row in rows]
+        buckets[task] = longbench.summary.bucket_means([row.sample.metadata for row in rows], scores)
+    summaries = longbench.summary.summarise_e(buckets, allow_gaps=True)
+    return {bucket: asdict(summary) for bucket, summary in summaries.items()}
+
+
+def _v2(tasks: Tasks, graded: Sequence[Graded]) -> dict[str, dict[str, float | None]]:
+    names = {name for own in tasks.values() for name in own}
+    rows = [row for row in graded if row.batch in names and row.scores]
     metadata = [row.sample.metadata for row in rows]
-    names = ("accuracy", "compensated")
     return {
-        name: longbench.summary.summarise_v2(metadata, [(row.scores or {})[name] for row in rows]) for name in names
+        name: longbench.summary.summarise_v2(metadata, [(row.scores or {})[name] for row in rows])
+        for name in ("accuracy", "compensated")
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, fl
     """
     first = rows[0]
     task = first.task
-    merged = [dict(row.scores) | dict(judged.get(row.sample.id, {})) for row in rows if row.scores is not None]
+    rows = [
+        row if row.scores is None else replace(row, scores={**row.scores, **judged.get(row.sample.id, {})})
+        for row in rows
+    ]
+    merged = [row.scores for row in rows if row.scores is not None]
     metric = {"teacher-forced": "teacher_forced", "choice": "choice_accuracy"}.get(mode, task.metric)
     if isinstance(task, JudgedTask) and any(task.judged_metric in scores for scores in merged):
         metric = task.judged_metric

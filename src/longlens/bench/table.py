@@ -55,28 +55,44 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
     """
     if not results:
         raise UserError("no runs to put into a table: give folders of longlens bench run")
-    labels = _labels(results)
+    labels, lengths = _labels(results), _lengths(results)
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     notes: dict[str, None] = {}
     for name, result in results.items():
-        for batch in result["tasks"].values():
-            length = "" if batch["length"] is None else f"{batch['length']:,}"
+        for key, batch in result["tasks"].items():
+            length = lengths[key]
             bound = ">= " if batch["is_lower_bound"] else ""
             cells.setdefault((batch["task"], length, batch["metric"]), {})[name] = _cell(batch, bound)
             for part in batch["depths"] if by_depth else ():
-                place = f"{length} depth {_span(part)}"
+                place = f"{length} depth {_span(part)}".lstrip()
                 cells.setdefault((batch["task"], place, batch["metric"]), {})[name] = _cell(part, bound)
-            notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _notes(batch))
+            notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _notes(batch, length))
         for harness in result["harness"].values():
             for key, value in _harness(harness).items():
                 cells.setdefault(key, {})[name] = _number(value["score"], value["interval"])
         for key, score in _suite_rows(result["suites"]).items():
-            cells.setdefault(key, {})[name] = "-" if score is None else f"{score:.2f}"
+            shown = f"{score:,}" if isinstance(score, int) else f"{score:.2f}" if score is not None else "-"
+            cells.setdefault(key, {})[name] = shown
         notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _gaps(result["suites"]))
     # Averages that no run has are left out; what they lack is in the notes.
     known = {key: found for key, found in cells.items() if any(cell != "-" for cell in found.values())}
     rows = [[*key, *(found.get(name, "-") for name in results)] for key, found in known.items()]
     return Table(columns=["task", "length", "metric", *labels.values()], rows=rows, notes=list(notes))
+
+
+def _lengths(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The length of each batch; with its seed, or as its samples are named, where a run has several of that length."""
+    lengths: dict[str, str] = {}
+    twice: set[str] = set()
+    for result in results.values():
+        seen: dict[tuple[str, Any], list[str]] = {}
+        for key, batch in result["tasks"].items():
+            lengths[key] = "" if batch["length"] is None else f"{batch['length']:,}"
+            seen.setdefault((batch["task"], batch["length"]), []).append(key)
+        twice |= {key for keys in seen.values() if len(keys) > 1 for key in keys}
+        names = {key: key.removeprefix(f"{batch['task']}-") for key, batch in result["tasks"].items()}
+        lengths |= {key: name for key, name in names.items() if key in twice}
+    return lengths
 
 
 def _labels(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -102,8 +118,8 @@ def _span(part: Mapping[str, Any]) -> str:
     return f"{part['from']:g}" if part["from"] == part["to"] else f"{part['from']:g}-{part['to']:g}"
 
 
-def _notes(batch: Mapping[str, Any]) -> list[str]:
-    place = batch["task"] if batch["length"] is None else f"{batch['task']} at {batch['length']:,}"
+def _notes(batch: Mapping[str, Any], length: str) -> list[str]:
+    place = f"{batch['task']} at {length}" if length else batch["task"]
     counts = {
         "num_missing": "samples have no answer yet",
         "num_skipped": "samples were too long and are not counted",
@@ -134,32 +150,39 @@ def _suite_rows(suites: Mapping[str, Any]) -> dict[tuple[str, str, str], float |
             rows[("RULER", "all", name)] = found[key]
         rows[("RULER", "all", f"effective length (> {found['threshold']:g})")] = found["effective_length"]
     for length, found in suites.get("helmet", {}).items():
-        shown = f"{int(length):,}" if int(length) else ""
-        rows |= {("HELMET", shown, category): score for category, score in found["categories"].items()}
-        rows[("HELMET", shown, "overall")] = found["overall"]
-    if "longbench" in suites:
-        for part, domains in suites["longbench"]["domains"].items():
-            rows |= {("LongBench", part, domain): score for domain, score in domains.items()}
-            rows[("LongBench", part, "overall")] = suites["longbench"]["overall"][part]
-    for bucket, found in suites.get("longbench_e", {}).items():
-        rows[("LongBench-E", bucket, "overall")] = found["overall"]["en"]
-    for name, groups in suites.get("longbench_v2", {}).items():
-        rows |= {("LongBench v2", group, name): score for group, score in groups.items()}
+        rows |= {("HELMET", _at(length), category): score for category, score in found["categories"].items()}
+        rows[("HELMET", _at(length), "overall")] = found["overall"]
+    for length, found in suites.get("longbench", {}).items():
+        for part, domains in found["domains"].items():
+            rows |= {("LongBench", _at(length, part), domain): score for domain, score in domains.items()}
+            rows[("LongBench", _at(length, part), "overall")] = found["overall"][part]
+    for length, buckets in suites.get("longbench_e", {}).items():
+        for bucket, found in buckets.items():
+            rows[("LongBench-E", _at(length, bucket), "overall")] = found["overall"]["en"]
+    for length, numbers in suites.get("longbench_v2", {}).items():
+        for name, groups in numbers.items():
+            rows |= {("LongBench v2", _at(length, group), name): score for group, score in groups.items()}
     return rows
+
+
+def _at(length: str, part: str = "") -> str:
+    """A length, which may be none, and a part of what is asked at it."""
+    return " ".join(word for word in (f"{int(length):,}" if int(length) else "", part) if word)
 
 
 def _gaps(suites: Mapping[str, Any]) -> list[str]:
     told = []
     if "ruler" in suites:
         told += [f"RULER at {length}: no {', '.join(tasks)}" for length, tasks in suites["ruler"]["gaps"].items()]
-    for length, found in suites.get("helmet", {}).items():
-        told += [f"HELMET at {length}: no {', '.join(found['gaps'])}"] if found["gaps"] else []
-    if suites.get("longbench", {}).get("gaps"):
-        told.append(f"LongBench: no {', '.join(suites['longbench']['gaps'])}")
-    for bucket, found in suites.get("longbench_e", {}).items():
-        told += [f"LongBench-E, {bucket}: no {', '.join(found['gaps'])}"] if found["gaps"] else []
+    lacking = {("HELMET", length, ""): found["gaps"] for length, found in suites.get("helmet", {}).items()}
+    lacking |= {("LongBench", length, ""): found["gaps"] for length, found in suites.get("longbench", {}).items()}
+    for length, buckets in suites.get("longbench_e", {}).items():
+        lacking |= {("LongBench-E", length, bucket): found["gaps"] for bucket, found in buckets.items()}
+    for (name, length, part), gaps in lacking.items():
+        if gaps:
+            told.append(f"{name}{' at ' if int(length) or part else ''}{_at(length, part)}: no {', '.join(gaps)}")
     return told
 
 
 def _markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

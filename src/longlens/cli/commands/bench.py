@@ -95,7 +95,7 @@ def build(
     """
     from longlens.bench.names import choose
     from longlens.bench.samples import build_batches, make_tasks, write_samples
-    from longlens.cli.console import print_json, printable
+    from longlens.cli.console import print_json, printable, say
     from longlens.errors import UserError
     from longlens.models import load_tokenizer
 
@@ -113,6 +113,8 @@ def build(
         reserve=lambda task: reserve,
     )
     count = write_samples(out, batches)
+    for line in (line for batch in batches for line in batch.too_long()):
+        say(line)
     if as_json:
         sizes = {batch.name: len(batch.samples) for batch in batches}
         print_json({"schema_version": 1, "out": str(out), "num_samples": count, "batches": sizes})
