@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longlens.bench.names import HarnessTask
+from longlens.bench.settings import BenchSettings, Progress
 from longlens.bench.store import BenchRun
 from longlens.errors import UserError
-
-if TYPE_CHECKING:
-    from longlens.bench.run import BenchSettings, Progress
 
 
 def check_harness(task: HarnessTask, settings: BenchSettings) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
@@ -19,10 +22,13 @@ from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.bench.names import HarnessTask
 from longlens.corpus.document import one_line, shown
 from longlens.errors import UserError
+from longlens.files import cache_folder
 from longlens.tasks.fitting import Draft, Tokens
 from longlens.tasks.overlong import shortened
 
 Keep = Callable[[str, Any], None]
+ROWS = (DatasetsError, TemplateError)
+"""What is said of a broken file, and of rows that lack what a prompt is made of."""
 
 
 def run_task(
@@ -68,14 +74,16 @@ def run_task(
     manager = TaskManager(metadata=metadata)
     if data_dir is not None:
         manager._factory = LocalFactory(Path(data_dir), meta=metadata)
-    if task.task not in manager.all_tasks:
-        raise UserError(f"lm-evaluation-harness has no task {task.task!r}: see lm_eval ls tasks")
+    names = task.task.split(",")
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UserError(f"lm-evaluation-harness has no task {name!r}: see lm_eval ls tasks")
     options = {"gen_kwargs": {PENALTY: 1.0}} if engine.takes_penalty else {}
     try:
         with quiet():
             found = lm_eval.simple_evaluate(
                 model=recorded,
-                tasks=[task.task],
+                tasks=names,
                 task_manager=manager,
                 num_fewshot=few_shot,
                 limit=samples,
@@ -90,7 +98,7 @@ def run_task(
             )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ModuleNotFoundError, RuntimeError) as error:
+    except (*ROWS, OSError, ValueError, LookupError, AssertionError, ModuleNotFoundError, RuntimeError) as error:
         raise UserError(
             f"{task.name}: lm-evaluation-harness cannot run it ({one_line(error)}): check the network, or pass "
             "--data-dir DIR with copies of the hub's data sets as DIR/owner/name"
@@ -138,7 +146,21 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
                     f"{config.get('task', 'the task')} reads"
                 )
             config["dataset_path"] = str(self._folder / name)
+            own_cache = {"cache_dir": str(_rows_cache(self._folder / name))}
+            config["dataset_kwargs"] = {**(config.get("dataset_kwargs") or {}), **own_cache}
         return config
+
+
+def _rows_cache(folder: Path) -> Path:
+    """Where `datasets` puts a folder's rows: a place for each state of the folder.
+
+    Its own cache goes by the folder's name and would give the rows of another one, or those of before a change.
+    """
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found = path.stat()
+        digest.update(os.fsencode(path.relative_to(folder)) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return cache_folder() / "datasets" / digest.hexdigest()[:16]
 
 
 class Recorded(LM):  # type: ignore[misc]

@@ -168,7 +168,8 @@ def run(
     Example: longlens bench run longeval_lines niah_single_1 --length 512,1024 --samples 20 --model smollm2 -o run
     """
     from longlens.bench.engine import EngineSettings
-    from longlens.bench.run import BenchSettings, run_bench
+    from longlens.bench.run import run_bench
+    from longlens.bench.settings import BenchSettings
     from longlens.cli.console import print_json, say
     from longlens.cli.progress import CountProgress
     from longlens.train.processes import Processes
