@@ -62,7 +62,8 @@ class DataFile:
             if self.hub:
                 return self._download(task, revision, wanted)
             raise UserError(
-                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir= (--data-dir)"
+                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir= "
+                "(--data-dir)"
             )
         path = next((found for name in self.names if (found := Path(folder, name)).is_file()), None)
         if path is None:
