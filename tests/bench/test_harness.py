@@ -1,0 +1,320 @@
+"""lm-evaluation-harness's own tasks, on rows written for these tests in the schemas of the hub's data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+
+from longlens.bench.engine import EngineSettings, prompt_tokens
+from longlens.bench.lm_eval import open_engine
+from longlens.bench.lm_eval import tasks as adapter
+from longlens.bench.names import HARNESS, choose
+from longlens.bench.run import BenchSettings, run_bench
+from longlens.bench.table import results_table
+from longlens.errors import UserError
+from tests.bench.conftest import CHAT
+from tests.bench.fakes import rows
+from tests.tiny import byte_tokenizer
+
+TASKS = Path(lm_eval.__file__).parent / "tasks"
+LETTERS = "ABCD"
+
+
+def arc_row(number, text="", choices=4):
+    texts = [f"{place} {number}" for place in ("mill", "harbour", "well", "tower")[:choices]]
+    return {
+        "id": f"q{number}",
+        "question": f"{text}Where does keeper {number} wait?",
+        "choices": {"text": texts, "label": list(LETTERS[:choices])},
+        "answerKey": LETTERS[number % choices],
+    }
+
+
+def gsm_row(number, text=""):
+    return {"question": f"{text}What is {number} and 1?", "answer": f"It is one more. #### {number + 1}"}
+
+
+def write_set(folder, name, configs):
+    """A data set as the hub's: files of rows, and a README that says which is which."""
+    place = folder / name
+    place.mkdir(parents=True)
+    lines = ["---", "configs:"]
+    for config, splits in configs.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split, found in splits.items():
+            lines += [f"  - split: {split}", f"    path: {config}-{split}.jsonl"]
+            (place / f"{config}-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    (place / "README.md").write_text("\n".join([*lines, "---", "# rows"]))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    arc = {split: [arc_row(number) for number in range(4)] for split in ("train", "validation", "test")}
+    write_set(folder, "allenai/ai2_arc", {"ARC-Challenge": arc, "ARC-Easy": arc})
+    gsm = {"train": [gsm_row(n) for n in range(10, 16)], "test": [gsm_row(n) for n in range(3)]}
+    write_set(folder, "openai/gsm8k", {"main": gsm})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path_factory, monkeypatch):
+    """A folder for what `datasets` caches, and an index of two folders of tasks, since the whole one takes seconds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+    monkeypatch.setattr(
+        adapter,
+        "TaskManager",
+        lambda metadata: TaskManager(
+            include_path=[str(TASKS / "arc"), str(TASKS / "gsm8k")], include_defaults=False, metadata=metadata
+        ),
+    )
+
+
+class Counting:
+    """The real engine, which writes down what it is asked, and fails after so many answers where told so."""
+
+    def __init__(self, fails_after=None):
+        self.asked, self.fails_after = [], fails_after
+
+    def __call__(self, settings, texts):
+        made = open_engine(settings, texts)
+        ask = made.ask
+
+        def counting(kind, asked, take):
+            def taken(key, *answer):
+                if self.fails_after is not None and len(self.asked) >= self.fails_after:
+                    raise RuntimeError("out of memory")
+                self.asked.append((kind, *asked[key]))
+                take(key, *answer)
+
+            ask(kind, asked, taken)
+
+        made.ask = counting
+        return made
+
+
+def bench(model, folder, hub, *tasks, engine=None, engine_settings=None, **changes):
+    settings = {"few_shot": 1, "settings": {"data_dir": str(hub)}} | changes
+    told = settings.pop("told", lambda line: None)
+    made = EngineSettings(**{"model": model, "batch_size": 4} | (engine_settings or {}))
+    return run_bench(made, BenchSettings(tasks=tasks, **settings), folder, open_engine=engine or Counting(), told=told)
+
+
+def known(folder):
+    return {row["key"]: row["answer"] for row in rows(folder, "harness") if row["kind"] == "answer"}
+
+
+def test_all_names_are_those_of_the_pinned_version():
+    names = TaskManager().all_tasks
+    assert [name for task in HARNESS.values() for name in task.task.split(",") if name not in names] == []
+
+
+def test_any_name_of_the_harness_may_be_given():
+    (found,) = choose(["lm_eval:arc_easy"]).harness
+    assert (found.name, found.task, found.few_shot) == ("lm_eval:arc_easy", "arc_easy", None)
+    with pytest.raises(UserError, match=r"no task or suite 'lm_eval:'"):
+        choose(["lm_eval:"])
+
+
+def test_choices_are_scored_as_by_hand(model, tmp_path, hub):
+    engine = Counting()
+    result = bench(model, tmp_path / "run", hub, "arc_challenge", engine=engine)["harness"]["arc_challenge"]
+    # One example from the train split, in the words of the harness's YAML.
+    contexts = sorted({asked[1] for asked in engine.asked})
+    assert len(contexts) == 4
+    answers = known(tmp_path / "run")
+    right, right_by_length = 0, 0
+    for number in range(4):
+        row = arc_row(number)
+        (context,) = [text for text in contexts if text.endswith(f"\n\nQuestion: {row['question']}\nAnswer:")]
+        assert context.startswith("Question: Where does keeper")
+        found = [
+            answers[adapter.request_key("loglikelihood", (context, f" {text}"))][0] for text in row["choices"]["text"]
+        ]
+        by_length = [value / len(text) for value, text in zip(found, row["choices"]["text"], strict=True)]
+        gold = LETTERS.index(row["answerKey"])
+        right += found.index(max(found)) == gold
+        right_by_length += by_length.index(max(by_length)) == gold
+    scores = result["results"]["arc_challenge"]
+    assert scores["acc"]["score"] == pytest.approx(25 * right)
+    assert scores["acc_norm"]["score"] == pytest.approx(25 * right_by_length)
+    assert (result["few_shot"], result["num_samples"]) == (
+        {"arc_challenge": 1},
+        {"arc_challenge": {"original": 4, "effective": 4}},
+    )
+    assert (result["metric"], result["num_cut"], result["length"]) == ("acc_norm", 0, None)
+
+
+def test_an_interval_is_that_of_the_standard_error(model, tmp_path, hub):
+    results = bench(model, tmp_path / "run", hub, "arc_challenge")
+    found = results["harness"]["arc_challenge"]["results"]["arc_challenge"]["acc"]
+    share = found["score"] / 100
+    half = 196 * (share * (1 - share) / 3) ** 0.5  # of 4 samples, by the unbiased variance
+    assert found["interval"] == pytest.approx([100 * share - half, 100 * share + half])
+    (row,) = [row for row in results_table({"run": results}).rows if row[2] == "acc"]
+    assert row[:2] == ["arc_challenge", ""]
+    assert row[3].startswith(f"{found['score']:.1f} [")
+
+
+def test_texts_are_greedy_and_scored(model, tmp_path, hub):
+    engine = Counting()
+    results = bench(model, tmp_path / "run", hub, "gsm8k", engine=engine, samples=2)
+    assert [asked[0] for asked in engine.asked] == ["generate_until"] * 2
+    _, context, options = engine.asked[0]
+    assert context.count("#### ") == 1  # one example
+    assert (options["do_sample"], options["repetition_penalty"]) == (False, 1.0)
+    assert "Question:" in options["until"]
+    scores = results["harness"]["gsm8k"]["results"]["gsm8k"]
+    assert set(scores) == {"exact_match (strict-match)", "exact_match (flexible-extract)"}
+    json.dumps(results, allow_nan=False)
+    again = Counting()
+    assert bench(model, tmp_path / "run", hub, "gsm8k", engine=again, samples=2) == results
+    assert again.asked == []
+
+
+def test_nothing_is_asked_twice_after_a_crash(model, tmp_path, hub):
+    failing, after, nobody = Counting(fails_after=5), Counting(), Counting()
+    with pytest.raises(UserError, match=r"cannot run it \(out of memory\)"):
+        bench(model, tmp_path / "run", hub, "arc_challenge", engine=failing)
+    assert len(known(tmp_path / "run")) == 5
+    results = bench(model, tmp_path / "run", hub, "arc_challenge", engine=after)
+    asked = [tuple(one[1:]) for one in failing.asked + after.asked]
+    assert len(asked) == len(set(asked)) == 16
+    assert len(failing.asked) == 5
+    undisturbed = bench(model, tmp_path / "other", hub, "arc_challenge")
+    assert results["harness"] == undisturbed["harness"]
+    bench(model, tmp_path / "run", hub, "arc_challenge", engine=nobody)
+    assert nobody.asked == []
+
+
+def test_more_samples_and_our_own_tasks_may_be_added(model, tmp_path, hub):
+    engine = Counting()
+    first = bench(model, tmp_path / "run", hub, "arc_challenge", engine=engine, samples=1)
+    assert first["harness"]["arc_challenge"]["results"]["arc_challenge"]["acc"]["interval"] is None
+    json.dumps(first, allow_nan=False)
+    both = bench(model, tmp_path / "run", hub, "longeval_lines", "arc_challenge", samples=3, lengths=[800])
+    assert both["harness"]["arc_challenge"]["num_samples"]["arc_challenge"]["effective"] == 3
+    assert both["tasks"]["longeval_lines-800-42"]["num_samples"] == 3
+    assert len(known(tmp_path / "run")) == 12
+
+
+def test_a_tag_is_all_of_its_tasks(model, tmp_path, hub):
+    results = bench(model, tmp_path / "run", hub, "lm_eval:ai2_arc", samples=2)["harness"]["lm_eval:ai2_arc"]
+    assert set(results["results"]) == {"arc_easy", "arc_challenge"}
+
+
+def long_hub(folder, number=1):
+    arc = {split: [arc_row(n, "Much is said. " * 40 * (n == number)) for n in range(3)] for split in ("train", "test")}
+    write_set(folder, "allenai/ai2_arc", {"ARC-Challenge": arc | {"validation": arc["test"]}})
+    gsm = {"train": [gsm_row(9)], "test": [gsm_row(n, "Much is said. " * 40 * (n == number)) for n in range(3)]}
+    write_set(folder, "openai/gsm8k", {"main": gsm})
+    return folder
+
+
+LIMIT = {"max_length": 400}
+
+
+@pytest.mark.parametrize("task", ["arc_challenge", "gsm8k"])
+def test_a_prompt_too_long_is_an_error(model, tmp_path, task):
+    engine = Counting()
+    message = rf"a prompt of {task} has \d+ tokens, and \d+ are left for it: choose with --overlong middle or left"
+    with pytest.raises(UserError, match=message):
+        bench(model, tmp_path / "run", long_hub(tmp_path), task, engine=engine, engine_settings=LIMIT, few_shot=0)
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("policy", ["middle", "left"])
+@pytest.mark.parametrize(("task", "prompts"), [("arc_challenge", 4), ("gsm8k", 1)])
+def test_prompts_are_shortened_only_where_that_is_asked_for(model, tmp_path, task, prompts, policy):
+    engine, told = Counting(), []
+    results = bench(
+        model,
+        tmp_path / "run",
+        long_hub(tmp_path),
+        task,
+        engine=engine,
+        engine_settings=LIMIT,
+        few_shot=0,
+        overlong=policy,
+        told=told.append,
+    )
+    assert results["harness"][task]["num_cut"] == prompts
+    assert told == [f"{task}: {prompts} prompts were too long and are shortened"]
+    question = "Much is said. " * 40 + ("Where does keeper 1 wait?" if task == "arc_challenge" else "What is 1 and 1?")
+    whole = f"Question: {question}\nAnswer:"
+    cut = [asked for asked in engine.asked if "Much is said" in asked[1]]
+    assert len(cut) == prompts
+    for _, prompt, other in cut:
+        more = len(other.encode()) if isinstance(other, str) else 256
+        kept = LIMIT["max_length"] - more - 1  # BOS
+        half = kept // 2
+        assert prompt == (whole[len(whole) - kept :] if policy == "left" else whole[:half] + whole[len(whole) - half :])
+    untouched = [asked[1] for asked in engine.asked if "Much is said" not in asked[1]]
+    assert all(prompt.startswith("Question: W") and prompt.endswith("\nAnswer:") for prompt in untouched)
+
+
+def test_chat_models_get_their_template_when_asked_for(chat_model, tmp_path, hub):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    for template, is_chat in (("auto", False), ("chat", True)):
+        engine = Counting()
+        bench(chat_model, tmp_path / template, hub, "gsm8k", engine=engine, samples=1, template=template)
+        (_, prompt, _), *_ = engine.asked
+        text = getattr(prompt, "prompt", prompt)
+        assert ("[assistant]" in text) == is_chat
+        assert prompt_tokens(tokenizer, text).count(256) <= 2
+        if is_chat:
+            assert text.count("[user]") == 2  # the example, and the question
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("lm_eval:nosuch", {}, "lm-evaluation-harness has no task 'nosuch': see lm_eval ls tasks"),
+        ("gsm8k", {"settings": {"data_dir": "nowhere"}}, "'nowhere' has no folder openai/gsm8k: put there a copy of"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(model, tmp_path, hub, task, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        bench(model, tmp_path / "run", hub, task, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_of_another_schema_is_one_line(model, tmp_path):
+    write_set(tmp_path, "openai/gsm8k", {"other": {"test": [gsm_row(1)]}})
+    with pytest.raises(UserError, match=r"gsm8k: lm-evaluation-harness cannot run it \(.*main.*\)") as caught:
+        bench(model, tmp_path / "run", tmp_path, "gsm8k")
+    assert "\n" not in str(caught.value)
+    wrong = tmp_path / "wrong"
+    write_set(wrong, "openai/gsm8k", {"main": {"train": [{"a": "b"}], "test": [{"a": "b"}]}})
+    for text in (None, '{"question": '):
+        if text is not None:
+            (wrong / "openai" / "gsm8k" / "main-test.jsonl").write_text(text)
+        with pytest.raises(UserError, match="gsm8k: lm-evaluation-harness cannot run it") as caught:
+            bench(model, tmp_path / "again", wrong, "gsm8k", few_shot=0)
+        assert "\n" not in str(caught.value)
+
+
+def test_rows_are_those_of_the_folder_as_it_is_now(model, tmp_path):
+    """`datasets` would give those of any folder of that name, or of before a change."""
+    prompts = []
+    for folder, number in (("a", 3), ("b", 4), ("a", 5)):
+        if not (tmp_path / folder).exists():
+            write_set(tmp_path / folder, "openai/gsm8k", {"main": {"train": [], "test": []}})
+        for split in ("train", "test"):
+            (tmp_path / folder / "openai" / "gsm8k" / f"main-{split}.jsonl").write_text(json.dumps(gsm_row(number)))
+        engine = Counting()
+        bench(model, tmp_path / f"run{number}", tmp_path / folder, "gsm8k", engine=engine, few_shot=0)
+        prompts += [asked[1] for asked in engine.asked]
+    assert prompts == [f"Question: What is {number} and 1?\nAnswer:" for number in (3, 4, 5)]
+
+
+def test_too_few_examples_are_one_line(model, tmp_path, hub):
+    with pytest.raises(UserError, match="gsm8k: lm-evaluation-harness cannot run it"):
+        bench(model, tmp_path / "run", hub, "gsm8k", few_shot=50, samples=1)
