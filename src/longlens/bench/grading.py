@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlens.bench.samples import as_sample, task_of
+from longlens.bench.samples import run_sample, task_of
 from longlens.bench.store import read_lines, read_parts, read_samples
 from longlens.corpus.document import shown
 from longlens.errors import UserError
@@ -22,7 +22,7 @@ class Graded:
     """A sample and its scores.
 
     Attributes:
-        sample: The sample; its prompt is the exact text that the model got.
+        sample: The sample; its prompt is empty where it was not asked for, or not stored.
         task: Its task.
         batch: Task, length and seed.
         prediction: The answer without reasoning; None in other modes, or where there is none.
@@ -63,7 +63,14 @@ def answer_text(output: str, stop: Sequence[str] = (), *, is_truncated: bool = F
     return answer
 
 
-def graded_run(folder: Path, *, thinks: bool, mode: str, places: Mapping[str, Any] | None = None) -> Iterator[Graded]:
+def graded_run(
+    folder: Path,
+    *,
+    thinks: bool,
+    mode: str,
+    places: Mapping[str, Any] | None = None,
+    with_prompts: bool = False,
+) -> Iterator[Graded]:
     """The samples of a run with what their answers score, in the order in which they were asked.
 
     Args:
@@ -71,13 +78,14 @@ def graded_run(folder: Path, *, thinks: bool, mode: str, places: Mapping[str, An
         thinks: Whether reasoning was wanted.
         mode: How the model was asked.
         places: Where files are that tasks need for more than that, see `task_of`.
+        with_prompts: Whether samples have their own prompts, which scores do not need and judges may.
     """
     answers: dict[str, dict[str, Any]] = {}
     for row in read_parts(folder, "answers"):
         answers.setdefault(f"{row['key']} {row['prompt_sha256']}", row)
     tasks: dict[str, Task] = {}
     for row in read_samples(folder):
-        sample = as_sample(row, f"{shown(folder)}, sample {row.get('id')!r}")
+        sample = run_sample(row, f"{shown(folder)}, sample {row.get('id')!r}", with_prompt=with_prompts)
         if row["batch"] not in tasks:
             tasks[row["batch"]] = task_of(sample, places)
         made = {"sample": sample, "task": tasks[row["batch"]], "batch": row["batch"], "is_skipped": row["skipped"]}

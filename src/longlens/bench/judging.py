@@ -47,7 +47,8 @@ def judge_run(
             model cannot be loaded.
     """
     manifest = open_run(folder)
-    rows = list(graded_run(folder, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"], places=places))
+    thinks = manifest["think_tokens"] > 0
+    rows = list(graded_run(folder, thinks=thinks, mode=manifest["mode"], places=places, with_prompts=nli is not None))
     known = list(read_parts(folder, "judged"))
     asked = [
         (name, [row for row in rows if isinstance(row.task, kind) and row.prediction is not None], score)
@@ -136,6 +137,12 @@ def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
 def _by_nli(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
     from longlens.scoring.entailment import load_entails
 
+    for row in rows:
+        if not row.sample.prompt:
+            raise UserError(
+                f"{row.sample.id}: its prompt, with the documents that are cited, was not stored: run it again without "
+                "--no-prompts"
+            )
     entails: Entails = load_entails(name, **options)
     for row in rows:
         assert isinstance(row.task, CitedTask)

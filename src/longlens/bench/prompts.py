@@ -34,6 +34,7 @@ class Prompted:
         prompt_tokens: Its tokens.
         requests: One, or one for each choice, the right one first.
         skipped: Whether it is left out for its length; then there is nothing to ask.
+        is_messages: Whether the prompt is messages, as JSON.
     """
 
     sample: Sample
@@ -41,6 +42,7 @@ class Prompted:
     prompt_tokens: int
     requests: tuple[Request, ...]
     skipped: bool = False
+    is_messages: bool = False
 
     @property
     def sha256(self) -> str:
@@ -139,18 +141,32 @@ class Asking:
         counted = len(prompt_tokens(self.tokenizer, prompt))
         if counted + answer_tokens > self.max_length:
             if policy == "skip":
-                return Prompted(sample=sample, prompt=prompt, prompt_tokens=counted, requests=(), skipped=True)
+                return Prompted(
+                    sample=sample,
+                    prompt=prompt,
+                    prompt_tokens=counted,
+                    requests=(),
+                    skipped=True,
+                    is_messages=self.is_chat,
+                )
             if policy == "error":
                 raise UserError(
                     f"{sample.id} has {counted:,} tokens and wants {answer_tokens:,} for the answer, and the model "
                     f"takes {self.max_length:,}: ask for shorter samples, or say by --overlong what is done with it"
                 )
-            around = counted - len(prompt_tokens(self.tokenizer, sample.prompt + sample.answer_prefix))
-            sample = self._cut(sample, self.max_length - answer_tokens - max(0, around), policy, task.omission)
-            prompt = self.text(sample, template)
-            counted = len(prompt_tokens(self.tokenizer, prompt))
+            whole, budget = sample, self.max_length - answer_tokens
+            around = max(0, counted - len(prompt_tokens(self.tokenizer, sample.prompt + sample.answer_prefix)))
+            while counted > budget:
+                sample = self._cut(whole, budget - around, policy, task.omission)
+                prompt = self.text(sample, template)
+                counted = len(prompt_tokens(self.tokenizer, prompt))
+                around += 1  # where a template's text makes other tokens beside the cut one
         return Prompted(
-            sample=sample, prompt=prompt, prompt_tokens=counted, requests=self._requests(task, sample, prompt)
+            sample=sample,
+            prompt=prompt,
+            prompt_tokens=counted,
+            requests=self._requests(task, sample, prompt),
+            is_messages=self.is_chat,
         )
 
     def _cut(self, sample: Sample, budget: int, policy: str, omission: str) -> Sample:

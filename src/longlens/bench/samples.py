@@ -236,16 +236,43 @@ def _span(value: Any, place: str) -> tuple[int, int]:
     return value[0], value[1]
 
 
+def run_sample(row: Mapping[str, Any], place: str, *, with_prompt: bool) -> Sample:
+    """A sample from the line that a run keeps of it.
+
+    Args:
+        row: The line, as `sample_row` makes it.
+        place: Where it is, for messages.
+        with_prompt: Whether its own prompt is wanted, which spans count in; without it, it is empty.
+
+    Raises:
+        UserError: A field is missing or of another type.
+    """
+    text, span = row.get("prompt"), row.get("own_prompt_span")
+    own = None
+    if with_prompt and isinstance(text, str) and span is not None:
+        start, end = _span(span, f"{place}: own_prompt_span")
+        own = _content(text, is_messages=bool(row.get("is_messages")))[start:end]
+    return as_sample({**row, "prompt": own}, place)
+
+
+def _content(prompt: str, *, is_messages: bool) -> str:
+    return str(json.loads(prompt)[0]["content"]) if is_messages else prompt
+
+
 def sample_row(question: Prompted, batch: Batch, template: str, *, keep_prompt: bool) -> dict[str, Any]:
-    """What a run keeps of a sample: the exact prompt instead of the sample's own, and what is asked about it."""
+    """What a run keeps of a sample: the exact prompt, where the sample's own is in it, and what is asked about it."""
     row = asdict(question.sample)
     row["prompt"] = question.prompt if keep_prompt else None
+    at = _content(question.prompt, is_messages=question.is_messages).find(question.sample.prompt)
     request = question.requests[0] if question.requests else None
     return row | {
         "batch": batch.name,
         "task": batch.task.name,
         "template": template,
         "prompt_sha256": question.sha256,
+        "is_messages": question.is_messages,
+        # A template that changes what it is given leaves no such place.
+        "own_prompt_span": [at, at + len(question.sample.prompt)] if at >= 0 else None,
         "text_sha256": hashlib.sha256(question.prompt.encode()).hexdigest(),
         "prompt_tokens": question.prompt_tokens,
         "skipped": question.skipped,

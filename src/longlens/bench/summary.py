@@ -16,13 +16,18 @@ from longlens.bench.store import SCHEMA_VERSION, open_run, read_parts
 from longlens.bench.suites import suite_summaries
 from longlens.metrics.uncertainty import Interval, bootstrap_interval
 from longlens.tasks.judged import JudgedTask
+from longlens.tasks.ruler.aggregate import THRESHOLD
 
 DEPTH_PARTS = 5
 """Parts of the text that scores are shown for, where needles stand at any depth."""
 
 
-def summarise_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def summarise_run(folder: str | os.PathLike[str], *, threshold: float = THRESHOLD) -> dict[str, Any]:
     """The results of a run, from the answers that are there.
+
+    Args:
+        folder: Of the run.
+        threshold: What RULER's means have to be above, for its effective length.
 
     Returns:
         ``tasks``: for each task, length and seed what `summarise_batch` says, and ``judged_by``: the models whose
@@ -47,7 +52,7 @@ def summarise_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
         "template": manifest["template"],
         "tasks": tasks,
         "harness": harness,
-        "suites": suite_summaries(tasks, graded) if manifest["mode"] == "generate" else {},
+        "suites": suite_summaries(tasks, graded, threshold=threshold) if manifest["mode"] == "generate" else {},
     }
 
 

@@ -280,6 +280,7 @@ def table(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     by_depth: Annotated[bool, typer.Option("--by-depth", help="Scores by where the needle stands as well.")] = False,
     format_: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
+    threshold: Annotated[float, typer.Option(help="Of RULER's effective length, in percent.")] = 85.6,
     figures: Annotated[Path | None, typer.Option(help="Folder for heatmaps of needle grids, as PNG and SVG.")] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -295,7 +296,7 @@ def table(
 
     if format_ not in FORMATS:
         raise UserError(f"--format is {format_!r}; expected one of {', '.join(FORMATS)}")
-    results = {str(folder): summarise_run(folder) for folder in runs}
+    results = {str(folder): summarise_run(folder, threshold=threshold) for folder in runs}
     if figures is not None:
         for path in write_heatmaps(results, figures):
             say(f"wrote {path}")

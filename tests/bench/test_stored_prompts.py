@@ -1,0 +1,70 @@
+"""A run keeps the exact prompts; the sample's own, which its spans count in, is found in them again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from longlens.bench.prompts import Asking
+from longlens.bench.samples import Batch, run_sample, sample_row
+from longlens.tasks import get_task
+from longlens.tasks.judged import CitedTask
+from tests.bench.conftest import CHAT
+from tests.tiny import byte_tokenizer
+
+
+def asking(template, *, chat=CHAT, is_chat=False):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat
+    return Asking(tokenizer=tokenizer, mode="generate", template=template, is_chat=is_chat, max_length=9000)
+
+
+def stored(asked, task, sample, **options):
+    question = asked.ask(task, sample)
+    batch = Batch(name="b", task=task, samples=[sample])
+    row = sample_row(question, batch, asked.template_of(task), **({"keep_prompt": True} | options))
+    return json.loads(json.dumps(row))
+
+
+@pytest.mark.parametrize(
+    ("template", "is_chat"),
+    [
+        ("none", False),
+        ("chat", False),
+        ("chat-prefix", False),
+        ("prefill", False),
+        ("chat", True),
+        ("chat-prefix", True),
+    ],
+)
+def test_the_own_prompt_comes_back(data, template, is_chat):
+    task = get_task("niah_multikey_2")
+    (sample,) = task.build(length=4000, samples=1, tokenizer=byte_tokenizer())
+    row = stored(asking(template, is_chat=is_chat), task, sample)
+    assert run_sample(row, "here", with_prompt=True) == sample
+    assert run_sample(row, "here", with_prompt=False).prompt == ""
+    assert run_sample(stored(asking(template), task, sample, keep_prompt=False), "here", with_prompt=True).prompt == ""
+
+
+def test_a_template_that_changes_the_prompt_leaves_none():
+    task = get_task("niah_single_1")
+    (sample,) = task.build(length=2000, samples=1, tokenizer=byte_tokenizer())
+    row = stored(asking("chat", chat=CHAT.replace("m['content']", "m['content'] | upper")), task, sample)
+    assert row["own_prompt_span"] is None
+    assert run_sample(row, "here", with_prompt=True).prompt == ""
+
+
+def test_cited_documents_are_those_of_the_sample_whatever_the_template(data):
+    task = get_task("helmet_asqa", data_dir=data, docs=3)
+    assert isinstance(task, CitedTask)
+    (sample,) = task.build(samples=1, tokenizer=byte_tokenizer())
+    again = run_sample(stored(asking("chat"), task, sample), "here", with_prompt=True)
+    assert premises(task, again) == premises(task, sample)
+    assert all(premise.startswith("Title: ") and len(premise) > 20 for premise in premises(task, again))
+
+
+def premises(task, sample) -> list[str]:
+    found: list[str] = []
+    task.cited(sample, "It is so, they say [1]. And so is this [2].", lambda premise, claim: found.append(premise))
+    return found
