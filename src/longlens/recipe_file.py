@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -125,6 +125,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "TooLong": (str,),
     "int | str": (int, str),
     "str | None": (str, type(None)),
+    "str | os.PathLike[str] | None": (str, os.PathLike, type(None)),
     "int | None": (int, type(None)),
     "float | None": (int, float, type(None)),
     "Mapping[str, Any]": (dict,),
@@ -138,10 +139,26 @@ def check_types(values: Any, what: str) -> None:
         UserError: One is of another type.
     """
     for field in fields(values):
-        value, kinds = getattr(values, field.name), _TYPES.get(str(field.type))
-        is_bool = isinstance(value, bool)
-        if kinds is not None and (not isinstance(value, kinds) or (is_bool and bool not in kinds)):
-            raise UserError(f"{field.name} of {what} is {value!r}; expected {field.type}")
+        check_type(field.name, str(field.type), getattr(values, field.name), what)
+
+
+def check_type(name: str, expected: str, value: Any, what: str) -> None:
+    """Refuses a value that is not of its field's type; a type that is not known here takes all.
+
+    Raises:
+        UserError: It is of another type.
+    """
+    kinds, is_bool = _TYPES.get(expected), isinstance(value, bool)
+    if expected == "Sequence[float]":
+        is_wrong = isinstance(value, str) or not isinstance(value, Sequence) or not all(map(_is_number, value))
+    else:
+        is_wrong = kinds is not None and (not isinstance(value, kinds) or (is_bool and bool not in kinds))
+    if is_wrong:
+        raise UserError(f"{name} of {what} is {value!r}; expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def whole_number(value: Any, what: str) -> int:

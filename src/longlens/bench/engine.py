@@ -103,11 +103,13 @@ def open_texts(settings: EngineSettings) -> Texts:
     Raises:
         UserError: There is none, or nothing says how long.
     """
-    from longlens.models import load_tokenizer, max_positions
+    from longlens.models import check_folder, load_tokenizer, max_positions, resolve
 
     name = settings.tokenizer or (None if settings.server else settings.model)
     if name is None:
         raise UserError(f"{settings.model}: a server does not say how it counts: name its model with --tokenizer")
+    if name == settings.model:
+        check_folder(resolve(name))
     tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
     positions = None
     if settings.max_length is None and not settings.server:

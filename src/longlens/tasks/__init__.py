@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from longlens.errors import UserError
+from longlens.recipe_file import check_type
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
 from longlens.tasks.helmet import TASKS as HELMET_TASKS
@@ -85,6 +86,11 @@ def task_settings(name: str) -> list[str]:
     Raises:
         UserError: No such task.
     """
+    return list(_types(name))
+
+
+def _types(name: str) -> dict[str, str]:
+    """The settings of a task, and their types as they are written."""
     if name not in _TASKS:
         close = difflib.get_close_matches(name, _TASKS, n=1)
         known = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TASKS)}"
@@ -92,7 +98,7 @@ def task_settings(name: str) -> list[str]:
     made = _TASKS[name]
     fixed = made.keywords if isinstance(made, partial) else {}
     kind: Any = made.func if isinstance(made, partial) else made
-    return [field.name for field in fields(kind) if field.name != "name" and field.name not in fixed]
+    return {field.name: str(field.type) for field in fields(kind) if field.name != "name" and field.name not in fixed}
 
 
 def get_task(name: str, **settings: Any) -> Task:
@@ -105,9 +111,10 @@ def get_task(name: str, **settings: Any) -> Task:
     Raises:
         UserError: No such task or setting, or a value that makes no sense.
     """
-    free = task_settings(name)
-    for setting in settings:
+    free = _types(name)
+    for setting, value in settings.items():
         if setting not in free:
             known = f"it has {', '.join(free)}" if free else "it has none"
             raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
+        check_type(setting, free[setting], value, f"task {name!r}")
     return _TASKS[name](name=name, **settings)

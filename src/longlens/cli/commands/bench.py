@@ -244,12 +244,15 @@ def grade(
     from longlens.bench.suites import suite_summaries
     from longlens.bench.summary import summarise, summarise_run
     from longlens.cli.console import print_json, say
+    from longlens.corpus.document import shown
     from longlens.errors import UserError
     from longlens.files import write_json
 
     options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
     places = {name: str(path) for name, path in found.items() if path is not None}
+    if not what.exists():
+        raise UserError(f"no such file or folder: {shown(what)}; give a run's folder, or a file of predictions")
     if places and judge is None:
         raise UserError("--data-dir and --judge-prompts are for a judge: give it as --judge")
     if what.is_dir():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
+from longlens.errors import UserError
 from longlens.tasks.base import Sample, draws
 from longlens.tasks.fitting import Draft, Plan, Tokens, fit
 from longlens.tasks.layout import Context, Needle, between
@@ -42,6 +43,11 @@ class VariableTracking(RulerTask):
     hops: int = 4  # synthetic.yaml, vt: num_hops: 4
 
     max_new_tokens = 30  # constants.py: 'tokens_to_generate': 30
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.hops < 0:
+            raise UserError(f"hops={self.hops}; expected at least 0")
 
     @property
     def unit_tokens(self) -> int:
