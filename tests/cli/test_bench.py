@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from longlens.bench.engine import EngineSettings
+from longlens.bench.run import run_bench
+from longlens.bench.settings import BenchSettings
 from longlens.bench.store import BenchRun
 from longlens.cli import console, main
 from longlens.cli.progress import CountProgress
+from longlens.scoring import generate
 from longlens.tasks import list_tasks
-from tests.bench.fakes import sample
+from tests.bench.fakes import FakeEngine, sample
+from tests.bench.test_grading import FakeJudge
 from tests.bench.test_store import MANIFEST
 from tests.tasks.longbench import rows as longbench
 
@@ -188,6 +193,9 @@ def test_runs_stand_side_by_side(runs, run, monkeypatch):
     found = run.json("bench", "table", "llama", "other")
     assert list(found["runs"]) == ["llama", "other"]
     assert found["runs"]["other"]["tasks"]["vt-1800-42"]["num_samples"] == 2
+    assert found["runs"]["other"]["suites"]["ruler"]["threshold"] == 85.6
+    found = run.json("bench", "table", "other", "--threshold", "50")
+    assert found["runs"]["other"]["suites"]["ruler"]["threshold"] == 50
     lines = run("bench", "table", "llama", "other", "--by-depth").out.splitlines()
     assert lines[0].split() == ["task", "length", "metric", "llama", "other"]
     assert any(" depth " in line for line in lines)
@@ -208,6 +216,32 @@ def test_a_grid_has_its_map(work, run):
     ended = run("bench", "table", "run", "--figures", "figures")
     assert sorted(path.name for path in Path("figures").iterdir()) == ["heatmap-run.png", "heatmap-run.svg"]
     assert ended.err.splitlines() == ["wrote figures/heatmap-run.png", "wrote figures/heatmap-run.svg"]
+
+
+def test_processes_of_torchrun_share_the_samples(work, run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        ended = run(*RUN, "--json")
+        assert (ended.code, ended.out == "") == (0, rank == "1")
+        assert "vt-1800-42: 1 samples to answer" in ended.err.splitlines()
+    assert json.loads(ended.out)["tasks"]["vt-1800-42"]["num_samples"] == 2
+
+
+def test_a_judge_scores_a_run(work, run, monkeypatch):
+    asked = BenchSettings(tasks=["niah_grid"], lengths=[1400], settings={"depths": [0, 100]})
+    run_bench(EngineSettings(model="llama"), asked, "run", open_engine=FakeEngine("In the park."))
+    judge = FakeJudge("Rating: [[7]]", "Rating: [[1]]")
+    monkeypatch.setattr(generate, "load_generator", judge.load)
+    ended = run("bench", "grade", "run", "--judge", "J", "--dtype", "float32", "--json")
+    batch = json.loads(ended.out)["tasks"]["niah_grid-1400-42"]
+    assert (batch["metric"], batch["score"]) == ("judge", pytest.approx(40.0))
+    assert [(part["from"], part["score"]) for part in batch["depths"]] == [(0, pytest.approx(70)), (100, 10.0)]
+    assert ended.err == "J: 2 of 2 answers to score\n"
+    name, options = judge.opened[0]
+    assert (name, options["dtype"], options["allow_pickle"]) == ("J", "float32", False)
+    assert json.loads(Path("run/results.json").read_text())["tasks"]["niah_grid-1400-42"] == batch
+    assert run("bench", "grade", "run", "--nli", "N").error.startswith("error: run has no answers that N could score")
 
 
 def test_path_is_a_folder_of_tasks(work, run, monkeypatch):
