@@ -15,6 +15,7 @@ from longlens.bench.judging import last_judged
 from longlens.bench.store import SCHEMA_VERSION, open_run, read_parts
 from longlens.bench.suites import suite_summaries
 from longlens.metrics.uncertainty import Interval, bootstrap_interval
+from longlens.tasks import list_tasks
 from longlens.tasks.judged import JudgedTask
 from longlens.tasks.ruler.aggregate import THRESHOLD
 
@@ -59,11 +60,13 @@ def summarise_run(folder: str | os.PathLike[str], *, threshold: float = THRESHOL
 def summarise(
     graded: Iterable[Graded], *, judged: Mapping[str, Mapping[str, float]] | None = None, mode: str = "generate"
 ) -> dict[str, dict[str, Any]]:
-    """`summarise_batch` of each task, length and seed."""
+    """`summarise_batch` of each task, length and seed, in the order of the tasks and by length."""
     batches: dict[str, list[Graded]] = {}
     for one in graded:
         batches.setdefault(one.batch, []).append(one)
-    return {name: summarise_batch(rows, judged or {}, mode) for name, rows in batches.items()}
+    made = [(name, summarise_batch(rows, judged or {}, mode)) for name, rows in batches.items()]
+    known = list_tasks()
+    return dict(sorted(made, key=lambda pair: (known.index(pair[1]["task"]), pair[1]["length"] or 0)))
 
 
 def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, float]], mode: str) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""Benchmarks on a real model: teacher forcing says what generation does, and a choice is that of single passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from longlens.bench.engine import EngineSettings
+from longlens.bench.run import run_bench
+from longlens.bench.settings import BenchSettings
+from longlens.bench.store import read_parts, read_samples
+from longlens.tasks.longeval import BASE_PREFIX
+
+pytestmark = pytest.mark.real
+ENGINE = EngineSettings(model="smollm2", dtype="float32")
+
+
+def asked(folder, mode, **changes):
+    settings = BenchSettings(
+        **{"tasks": ["longeval_lines"], "lengths": [330], "samples": 12, "mode": mode, "template": "none"}
+        | {"settings": {"answer_prefix": BASE_PREFIX}}
+        | changes
+    )
+    return run_bench(ENGINE, settings, folder)
+
+
+def test_teacher_forcing_says_what_generation_does(tmp_path):
+    asked(tmp_path / "forced", "teacher-forced")
+    asked(tmp_path / "written", "generate")
+    greedy = {row["key"].partition("#")[0]: row["is_greedy"] for row in read_parts(tmp_path / "forced", "answers")}
+    targets = {row["id"]: row["continuations"][0] for row in read_samples(tmp_path / "forced")}
+    written = {row["key"]: row["text"] for row in read_parts(tmp_path / "written", "answers")}
+    assert greedy.keys() == written.keys() == targets.keys()
+    assert greedy == {key: text.startswith(targets[key]) for key, text in written.items()}
+    assert 0 < sum(greedy.values()) < len(greedy)  # both happen, so that agreement says something
+
+
+def test_a_choice_is_easier_than_writing_the_answer(tmp_path):
+    (chosen,) = asked(tmp_path / "choice", "choice")["tasks"].values()
+    (forced,) = asked(tmp_path / "forced", "teacher-forced")["tasks"].values()
+    assert chosen["num_choices"] > 2
+    assert chosen["score"] >= forced["score"]
+    assert chosen["answer_nll"] == pytest.approx(forced["answer_nll"], abs=1e-3)
