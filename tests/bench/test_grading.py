@@ -237,6 +237,16 @@ def test_answers_of_a_run_are_scored_by_its_samples(model, tmp_path):
         assert (row.is_truncated, row.is_skipped, row.nll) == (False, False, None)
 
 
+def test_an_answer_after_reasoning_ends_at_the_tasks_stop(model, data, tmp_path):
+    """The model is not stopped there, since the stop may stand in the reasoning."""
+    engine = FakeEngine("<think>one\ntwo</think>\n\nthree\nfour")
+    asked = {"settings": {"data_dir": str(data)}, "samples": 1, "lengths": [3000], "think_tokens": 50}
+    run(model, tmp_path, engine, "longbench_samsum", **asked)
+    assert engine.asked[0].stop == ()
+    (found,) = graded_run(tmp_path, thinks=True, mode="generate")
+    assert found.prediction == "three"
+
+
 def test_an_answer_to_another_prompt_is_none(model, tmp_path):
     run(model, tmp_path, FakeEngine(), "longeval_lines", lengths=[1000], samples=2)
     (part,) = (tmp_path / "answers").iterdir()
