@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -287,6 +287,17 @@ def test_the_right_answer_has_to_be_likelier_than_all_wrong_ones(model, tmp_path
     }
     assert by_byte in (None, found.scores["choice_accuracy_by_byte"])
     assert found.nll == -right
+
+
+def test_likelihoods_are_divided_by_bytes(model, tmp_path):
+    (one,) = get_task("longeval_lines").build(length=1000, samples=1, tokenizer=byte_tokenizer())
+    one = replace(one, answers=["日本"], metadata={**one.metadata, "distractors": ["aaaaa"]})
+    write_samples(tmp_path / "s.jsonl", [Batch(name="a", task=get_task("longeval_lines"), samples=[one])])
+    # 6 bytes and 5; by character the second one would be the likelier.
+    engine = FakeEngine(logprob=lambda request: -6.0 if request.continuation == "日本" else -5.5)
+    run(model, tmp_path / "run", engine, str(tmp_path / "s.jsonl"), mode="choice")
+    (found,) = graded_run(tmp_path / "run", thinks=False, mode="choice")
+    assert found.scores == {"choice_accuracy": 0.0, "choice_accuracy_by_byte": 1.0}
 
 
 def test_a_choice_with_an_answer_missing_has_no_score(model, tmp_path):
