@@ -225,6 +225,8 @@ def test_json_is_scored_as_helmet_does():
     best = {"substring_exact_match": 1.0, "exact_match": 1.0}
     assert made.score(sample, f"Corresponding value: {value}\nKey: x") == best
     assert made.score(sample, f"It is {value}.") == best | {"exact_match": 0.0}
+    assert made.score(sample, f" {value}\n\nKey: x\nCorresponding value: y") == best  # a base model goes on with pairs
+    assert made.score(sample, f" y\n\nKey: x\nCorresponding value: {value}") == best | {"exact_match": 0.0}
 
 
 def test_sentences_end_at_marks_before_no_small_letter():

@@ -68,9 +68,11 @@ class JsonKV(Task):
         """HELMET's main metric, and whether the parsed reply is the value and nothing else."""
         from longlens.tasks import metrics
 
-        parsed = metrics.parse_output(prediction, "corresponding value:") or ""
-        best = max(metrics.substring_exact_match(text, sample.answers) for text in (prediction, parsed))
-        exact = max(metrics.exact_match(text, sample.answers) for text in (prediction, parsed))
+        # eval.py, run_test: without a chat template the answer prefix is put before the output
+        reply = PREFIX.strip() + prediction
+        readings = (reply, metrics.parse_output(reply, PREFIX.strip()))
+        best = max(metrics.substring_exact_match(text, sample.answers) for text in readings)
+        exact = max(metrics.exact_match(text, sample.answers) for text in readings)
         return {"substring_exact_match": best, "exact_match": exact}
 
 
