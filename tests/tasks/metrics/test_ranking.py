@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,17 @@ def test_a_repeated_id_keeps_its_first_place_and_counts():
 def test_a_ranking_of_nothing_is_the_text():
     assert parse_ranking("I cannot.") == {"i cannot.": 1}
     assert ndcg_at_k(parse_ranking("I cannot."), {"1": 1}) == 0.0
+
+
+@given(st.dictionaries(ids, st.integers(0, 3), min_size=1), st.dictionaries(ids, st.integers(-3, 3), min_size=1))
+def test_relevance_below_0_gains_nothing(ranking, relevance):
+    """trec_eval says so for -1; below that it ends the program, which no data file should do."""
+    assert ndcg_at_k(ranking, relevance) == ndcg_at_k(ranking, {one: max(0, grade) for one, grade in relevance.items()})
+
+
+def test_half_a_surrogate_pair_is_a_text_like_any_other():
+    reply = json.loads(r'"\ud83d"')  # what is left of an emoji where a reply was cut
+    assert ndcg_at_k(parse_ranking(reply), {"1": 1}) == 0.0
 
 
 def test_what_cannot_be_scored_is_said():

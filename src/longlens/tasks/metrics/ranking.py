@@ -38,8 +38,8 @@ def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int
         DCG = sum(rel(document at place i) / log2(i + 1) for i in 1..k)
         nDCG = DCG / (DCG of the documents by falling relevance);  0 where nothing is relevant
 
-    The gain is linear. Oddity: of equal scores the greater id, compared as a string, comes first, whatever the order
-    in the mapping.
+    The gain is linear; relevance below 0 gains nothing. Oddity: of equal scores the greater id, compared as a string,
+    comes first, whatever the order in the mapping.
 
     Source: HELMET ``utils.py``, `calculate_retrieval_metrics`, which calls pytrec_eval (trec_eval's ``ndcg_cut``).
 
@@ -59,7 +59,13 @@ def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int
         if not float(grade).is_integer():
             raise UserError(f"relevance of document {document!r} is {grade}, expected a whole number")
     trec = require("pytrec_eval", extra="tasks", purpose="nDCG")
-    grades = {str(document): int(grade) for document, grade in relevance.items()}
-    run = {str(document): float(score) for document, score in ranking.items()}
+    # trec_eval gives a gain to relevance above 0 alone, and crashes on some below -1.
+    grades = {_name(document): max(0, int(grade)) for document, grade in relevance.items()}
+    run = {_name(document): float(score) for document, score in ranking.items()}
     result = trec.RelevanceEvaluator({"q": grades}, {f"ndcg_cut.{k}"}).evaluate({"q": run})
     return round(float(result["q"][f"ndcg_cut_{k}"]), 5)
+
+
+def _name(document: object) -> str:
+    """An id; half a surrogate pair, which JSON can hold and pytrec_eval crashes on, is written as an escape."""
+    return str(document).encode("utf-8", "backslashreplace").decode("utf-8")
