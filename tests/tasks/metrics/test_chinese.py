@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longlens.errors import UserError
+from longlens.errors import LonglensWarning, UserError
 from longlens.tasks.metrics import chinese, retrieval_score_zh, rouge_l, rouge_l_zh, token_f1_zh
 
 texts = st.text(alphabet="我们来到北京大学研究的，。《》 \nAI3.", max_size=20)
@@ -51,6 +51,15 @@ def test_words_are_jiebas_and_the_scores_are_made_of_them(prediction, answer):
     assert token_f1_zh(prediction, [answer, answer]) == pytest.approx(naive_f1(prediction, answer))
     given_words, wanted = (" ".join(jieba_words(text)) for text in (prediction, answer))
     assert rouge_l_zh(prediction, answer) == rouge_l(given_words, wanted, variant="longbench")
+
+
+def test_a_long_answer_fails_a_step_earlier_than_an_english_one():
+    """Where LongBench's own `rouge_zh_score` and `rouge_score`, called from its `scorer`, went from a score to 0."""
+    last, first = (" ".join(f"w{n}" for n in range(count)) for count in (992, 993))
+    assert rouge_l_zh(last, "w3") > 0
+    with pytest.warns(LonglensWarning, match="fails above 989 steps"):
+        assert rouge_l_zh(first, "w3") == 0.0
+    assert rouge_l(first, "w3", variant="longbench") > 0
 
 
 def test_the_dictionary_is_read_without_a_file_in_the_temp_folder(monkeypatch, tmp_path):

@@ -29,9 +29,9 @@ def _sentences(text: str) -> list[list[str]]:
     return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
 
 
-def _common_words(reference: list[str], prediction: list[str]) -> set[str] | None:
-    """Words of one longest common subsequence; None where the way back through the table is over `MAX_STEPS` long."""
-    if min(len(reference), len(prediction)) > MAX_STEPS:
+def _common_words(reference: list[str], prediction: list[str], max_steps: int) -> set[str] | None:
+    """Words of one longest common subsequence; None where the way back through the table is over `max_steps` long."""
+    if min(len(reference), len(prediction)) > max_steps:
         return None
     lengths = [[0] * (len(prediction) + 1)]
     for word in reference:
@@ -50,21 +50,22 @@ def _common_words(reference: list[str], prediction: list[str]) -> set[str] | Non
         else:
             j -= 1
         steps += 1
-    return common if steps <= MAX_STEPS else None
+    return common if steps <= max_steps else None
 
 
-def _longbench(prediction: str, reference: str) -> float:
+def longbench_rouge_l(prediction: str, reference: str, max_steps: int = MAX_STEPS) -> float:
+    """`rouge_l` in the variant ``longbench``, whose code may fail above another number of steps."""
     given, wanted = _sentences(prediction), _sentences(reference)
     if not given or not wanted:
         return 0.0
     union: set[str] = set()
     for reference_words in wanted:
         for words in given:
-            common = _common_words(reference_words, words)
+            common = _common_words(reference_words, words, max_steps)
             if common is None:
                 warnings.warn(
                     f"LongBench's ROUGE-L gives 0 to a sentence of {max(len(words), len(reference_words))} words: "
-                    f"its code fails above {MAX_STEPS} steps and counts that as 0, and so it is counted here",
+                    f"its code fails above {max_steps} steps and counts that as 0, and so it is counted here",
                     LonglensWarning,
                     stacklevel=3,
                 )
@@ -75,7 +76,7 @@ def _longbench(prediction: str, reference: str) -> float:
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
-_ROUGE: dict[str, Callable[[str, str], float]] = {"rouge_score": _rouge_score, "longbench": _longbench}
+_ROUGE: dict[str, Callable[[str, str], float]] = {"rouge_score": _rouge_score, "longbench": longbench_rouge_l}
 
 
 def rouge_l(prediction: str, reference: str, variant: str = "rouge_score") -> float:
