@@ -3,7 +3,8 @@
 Prompts: ``load_alce`` in data.py of princeton-nlp/HELMET at 4526dfb, MIT; settings: configs/cite.yaml. Known
 differences: a length is filled with as many documents as it holds, unless ``docs`` fixes their number as HELMET does;
 demonstrations are drawn for each sample, where HELMET draws them from Python's global random numbers; documents lose
-white space at their ends.
+white space at their ends; a number cited that the prompt does not have is out of range, where HELMET looks it up among
+all 2,000 documents of the row, so that one that the model has not seen may support a claim, and counts for precision.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ def readings(reply: str, prefix: str) -> list[str]:
 
     These are the reply, the rest of the line after the first ``prefix`` in it (else its first line), and its first
     line. HELMET puts the prefix before the reply of a model that continues the prompt, so that its first line is read,
-    and leaves that of a chat model as it is, so that the line after its own prefix is; here both are read.
+    and leaves that of a chat model as it is, so that the line after its own prefix is; here both are read. The whole
+    reply has no prefix before it here, so that an answer like ``E``, a part of ``Answer:``, is not in every reply.
 
     Source: HELMET ``data.py``, `default_post_process`, and ``eval.py``, `run_test`.
     """
