@@ -25,14 +25,14 @@ def test_the_check_can_fail():
     assert imported_by("import longlens\nlonglens.open_scores") == ["pyarrow"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["--version"], ["--nosuch"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["bench", "list"], ["--version"], ["--nosuch"]])
 def test_asking_the_command_line_imports_nothing_heavy(arguments):
     assert imported_by(f"import longlens.cli\nlonglens.cli.main({arguments!r})") == []
 
 
 def test_what_works_on_stored_scores_imports_no_torch():
     modules = ["keytokens", "metrics", "metrics.perplexity", "metrics.comparison", "scoring.store", "scoring.scorer"]
-    modules += ["metrics.reach", "report", "report.figures"]
+    modules += ["metrics.reach", "report", "report.figures", "bench.run", "bench.summary", "bench.table", "tasks"]
     program = "\n".join(f"import longlens.{module}" for module in modules)
     assert set(imported_by(program)) <= {"pyarrow", "scipy", "jinja2"}
 
