@@ -100,6 +100,13 @@ def test_all_that_was_not_scored_is_counted_and_not_in_the_mean():
     assert found["score"] == pytest.approx(100 * 2 / 3, abs=0.01)
 
 
+def test_tasks_come_in_the_order_of_the_registry_and_lengths_by_size():
+    rows = [graded(1, 0, task, length) for length in (16384, 8192) for task in ("vt", TASK, "longeval_lines")]
+    assert list(summarise(rows)) == [
+        f"{task}-{length}-42" for task in ("longeval_lines", TASK, "vt") for length in (8192, 16384)
+    ]
+
+
 def test_where_nothing_is_answered_there_is_no_score():
     found = batch([graded(None, 0), graded(None, 1, is_skipped=True)])
     assert (found["score"], found["interval"], found["scores"], found["depths"]) == (None, None, {}, [])
