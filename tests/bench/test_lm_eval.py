@@ -231,3 +231,18 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
     assert [backends.own_device(device) for device in ("auto", "cpu", "cuda:1")] == ["cuda:3", "cpu", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert backends.own_device("auto") == "auto"
+
+
+def test_too_little_memory_is_one_line_and_what_was_answered_stays(made, monkeypatch):
+    generate = made.lm._model_generate
+
+    def short_of_memory(context, *args, **options):
+        if context.shape[1] < len(TEXT) + 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(context, *args, **options)
+
+    monkeypatch.setattr(made.lm, "_model_generate", short_of_memory)
+    found: list[Answer] = []
+    with pytest.raises(UserError, match="ran out of memory; what was answered is kept: use a smaller --batch-size"):
+        made.answer([Request(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], found.append)
+    assert {answer.key for answer in found} == {"k3", "k2"}

@@ -131,7 +131,7 @@ class HarnessEngine:
         self.lm.set_cache_hook(hook)
         run = getattr(self.lm, kind)
         without_bar = {"disable_tqdm": True} if "disable_tqdm" in inspect.signature(run).parameters else {}
-        with quiet(), self._server_errors():
+        with quiet(), self._engine_errors():
             answers = run(
                 [Instance(kind, {}, arguments, at) for at, arguments in enumerate(asked.values())], **without_bar
             )
@@ -140,14 +140,20 @@ class HarnessEngine:
                 take(key, answer, None)
 
     @contextmanager
-    def _server_errors(self) -> Iterator[None]:
-        """Turns what goes wrong on the way to a server into one line."""
+    def _engine_errors(self) -> Iterator[None]:
+        """Turns a lack of memory, and what goes wrong on the way to a server, into one line."""
         from aiohttp import ClientError
         from requests import RequestException
         from tenacity import RetryError
+        from torch import OutOfMemoryError
 
         try:
             yield
+        except OutOfMemoryError as error:
+            raise UserError(
+                f"{self._settings.model} ran out of memory; what was answered is kept: use a smaller --batch-size (it "
+                f"was {self._settings.batch_size}), --dtype bfloat16 or --device-map auto, and run it again"
+            ) from error
         except (RequestException, ClientError, RetryError, TimeoutError) as error:
             if not self._settings.server:
                 raise
