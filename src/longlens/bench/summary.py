@@ -19,6 +19,9 @@ from longlens.tasks import list_tasks
 from longlens.tasks.judged import JudgedTask
 from longlens.tasks.ruler.aggregate import THRESHOLD
 
+NOT_BOUNDED = ("exact_match", "accuracy")
+"""Metrics of which teacher forcing is no lower bound: it equals the first, where an answer ends; the second wants the
+right thing last, or a letter."""
 DEPTH_PARTS = 5
 """Parts of the text that scores are shown for, where needles stand at any depth."""
 
@@ -107,7 +110,7 @@ def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, fl
         "num_skipped": sum(row.is_skipped for row in rows),
         "num_cut": sum("cut" in row.sample.metadata for row in rows),
         "num_truncated_answers": sum(row.is_truncated for row in rows),
-        "is_lower_bound": mode == "teacher-forced" and task.metric not in ("exact_match", "accuracy"),
+        "is_lower_bound": mode == "teacher-forced" and task.metric not in NOT_BOUNDED,
         "answer_nll": sum(nll) / len(nll) if nll else None,
         "num_choices": 1 + len(made["distractors"]) if mode == "choice" and "distractors" in made else None,
         "depths": by_depth(rows, metric),
