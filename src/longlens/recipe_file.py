@@ -63,6 +63,23 @@ def parse_yaml(text: str, place: str, step: str) -> Any:
         raise UserError(f"{place} is no YAML: {' '.join(str(error).split())[:300]}: {step}") from error
 
 
+def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
+    """``"pairs=105"`` to ``("pairs", 105)``: the value is YAML, thus None where nothing stands after the sign.
+
+    Args:
+        change: What was given.
+        option: Of the command line, for messages.
+        example: Of such an assignment, for messages.
+
+    Raises:
+        UserError: It is no KEY=VALUE, or the value is no YAML.
+    """
+    key, sign, text = change.partition("=")
+    if not (key and sign):
+        raise UserError(f"{option} is {change!r}; expected KEY=VALUE, such as {option} {example}")
+    return key, parse_yaml(text, f"{option} {key}", "quote the value as in YAML")
+
+
 def write_yaml(content: Mapping[str, Any]) -> str:
     """The text that `parse_yaml` reads as the same, keys in their order."""
     import yaml

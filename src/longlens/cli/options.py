@@ -86,6 +86,17 @@ def integers(text: str, name: str) -> list[int]:
         raise UserError(f"{name} is {text!r}; expected tokens, such as {name} 4096 or {name} 64,256,4096") from error
 
 
+def assignments(changes: Iterable[str] | None, option: str, example: str) -> dict[str, Any]:
+    """``["pairs=105", "shots=0"]`` to ``{"pairs": 105, "shots": 0}``.
+
+    Raises:
+        UserError: One is no KEY=VALUE.
+    """
+    from longlens.recipe_file import assignment
+
+    return dict(assignment(change, option, example) for change in changes or ())
+
+
 def documents(docs: list[str], options: ReadOptions, *, trust_remote_code: bool = False) -> Iterable[Document]:
     """The documents of the arguments, with a tokenizer to decode tokenized ones."""
     if options.tokenized_with is None:

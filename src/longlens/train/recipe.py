@@ -14,7 +14,7 @@ from longlens import recipe_file
 from longlens.data.recipe import Mixture, read_mixture
 from longlens.errors import UserError
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
-from longlens.recipe_file import made, nearest, parse_yaml, read_yaml, real_number, whole_number, with_numbers
+from longlens.recipe_file import assignment, made, nearest, read_yaml, real_number, whole_number, with_numbers
 from longlens.rope.base import Method
 from longlens.rope.settings import SETTINGS, is_required, parse_method
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
@@ -155,10 +155,7 @@ def read_recipe(recipe: str | os.PathLike[str], changes: Sequence[str] = ()) -> 
     """
     content = read_yaml(recipe, "train", "model, data and training")
     for change in changes:
-        key, equals, text = change.partition("=")
-        if not (key and equals):
-            raise UserError(f"--set is {change!r}; expected KEY=VALUE, such as --set training.steps=20")
-        _set(content, key, parse_yaml(text, f"--set {key}", "quote the value as in YAML"), "--set")
+        _set(content, *assignment(change, "--set", "training.steps=20"), "--set")
     out, sweep = content.pop("out", None), content.pop("sweep", None)
     if out is not None and not (isinstance(out, str) and out):
         raise UserError(f"out of {recipe} is {out!r}; expected a folder")

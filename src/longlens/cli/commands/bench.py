@@ -178,7 +178,7 @@ def run(
     engine = EngineSettings(
         model=model,
         backend=backend,
-        arguments=parse_settings(model_args),
+        arguments=o.assignments(model_args, "--model-arg", "num_concurrent=8"),
         tokenizer=tokenizer,
         dtype=dtype,
         device=device,
@@ -196,7 +196,7 @@ def run(
         seed=seed,
         mode=mode,
         template=template,
-        template_arguments=parse_settings(template_args),
+        template_arguments=o.assignments(template_args, "--template-arg", "enable_thinking=false"),
         overlong=overlong,
         think_tokens=think_tokens,
         few_shot=few_shot,
@@ -346,22 +346,6 @@ def parse_lengths(text: str | None) -> list[int]:
 def task_options(changes: Sequence[str] | None, data_dir: Path | None, haystack: Path | None) -> dict[str, Any]:
     """Settings of tasks, those with options of their own among them."""
     own = {"data_dir": data_dir, "haystack": haystack}
-    return parse_settings(changes) | {name: str(path) for name, path in own.items() if path is not None}
-
-
-def parse_settings(changes: Sequence[str] | None) -> dict[str, Any]:
-    """``["pairs=105", "haystack=essays/"]`` to values: numbers, lists and truth values as YAML writes them, else text.
-
-    Raises:
-        UserError: One is no ``KEY=VALUE``.
-    """
-    from longlens.errors import UserError
-    from longlens.recipe_file import parse_yaml
-
-    found: dict[str, Any] = {}
-    for change in changes or ():
-        key, sign, value = change.partition("=")
-        if not sign or not key.isidentifier():
-            raise UserError(f"{change!r}: expected KEY=VALUE, such as lines=1350")
-        found[key] = parse_yaml(value, f"{key}={value}", "write the value as YAML does") if value else ""
-    return found
+    return o.assignments(changes, "--set", "lines=1350") | {
+        name: str(path) for name, path in own.items() if path is not None
+    }
