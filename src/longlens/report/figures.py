@@ -72,28 +72,60 @@ def write_figures(
     Raises:
         UserError: matplotlib is not installed, a format is unknown, or a file cannot be written.
     """
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise UserError(f"format {unknown[0]!r} is unknown: choose from {', '.join(FORMATS)}")
+    check_formats(formats)
     folder = Path(folder)
     if not folder.parent.is_dir():
         raise UserError(f"{folder.parent} is not a folder: create it, then write {folder.name} there")
     written = []
-    with _style():
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+    with style():
+        _make(folder)
         for chart, name in zip(charts, _file_names(charts), strict=True):
-            figure = draw(chart)
-            about = {"Title": _plain(chart.title), "Description": _plain(chart.caption)}
-            # What would differ from one day, and from one version of matplotlib, to the next.
-            unstable = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-            for kind in dict.fromkeys(formats):
-                path = folder / f"{name}.{kind}"
-                with replacing(path) as file:
-                    figure.savefig(file.buffer, format=kind, metadata={**about, **unstable[kind]})
-                written.append(path)
+            written += save(draw(chart), folder, name, title=chart.title, caption=chart.caption, formats=formats)
     return written
+
+
+def save(
+    figure: Figure, folder: Path, name: str, *, title: str, caption: str, formats: Sequence[str] = FORMATS
+) -> list[Path]:
+    """Writes a figure as ``NAME.FORMAT``, which replaces a file of that name; the same figure gives the same bytes.
+
+    Args:
+        figure: Of matplotlib.
+        folder: Where; created if it is missing.
+        name: Of the files.
+        title: In the metadata of the files.
+        caption: In the metadata of the files.
+        formats: Of ``png`` and ``svg``.
+
+    Raises:
+        UserError: A format is unknown, or a file cannot be written.
+    """
+    check_formats(formats)
+    about = {"Title": plain(title), "Description": plain(caption)}
+    # What would differ from one day, and from one version of matplotlib, to the next.
+    unstable: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    written = []
+    with style():
+        _make(folder)
+        for kind in dict.fromkeys(formats):
+            path = folder / f"{name}.{kind}"
+            with replacing(path) as file:
+                figure.savefig(file.buffer, format=kind, metadata={**about, **unstable[kind]})
+            written.append(path)
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuses formats that are not of `FORMATS`."""
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UserError(f"format {unknown[0]!r} is unknown: choose from {', '.join(FORMATS)}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def draw(chart: Chart) -> Figure:
@@ -105,14 +137,14 @@ def draw(chart: Chart) -> Figure:
     Raises:
         UserError: matplotlib is not installed.
     """
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=_INCHES)
-        figure.suptitle(_plain(chart.title, 74))
+        figure.suptitle(plain(chart.title, 74))
         axes = figure.add_subplot()
-        axes.set_xlabel(_plain(chart.x.label, 80))
-        axes.set_ylabel(_plain(chart.y.label, 48))
+        axes.set_xlabel(plain(chart.x.label, 80))
+        axes.set_ylabel(plain(chart.y.label, 48))
         if chart.x.log:
             axes.set_xscale("log", base=2)
         handles = _draw_series(axes, chart.series)
@@ -128,7 +160,7 @@ def draw(chart: Chart) -> Figure:
         if any(series.labels for series in chart.series):
             axes.margins(y=0.12)  # Room for names above the highest point.
         if len(handles) > 1:
-            _add_legend(figure, handles, [_plain(series.name, 56) for series in chart.series])
+            _add_legend(figure, handles, [plain(series.name, 56) for series in chart.series])
         figure.draw_without_rendering()  # From here on places are known in pixels.
         _label_points(axes, chart.series)
         _label_marks(axes, chart)
@@ -136,7 +168,7 @@ def draw(chart: Chart) -> Figure:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """The look of all figures, whatever the user's matplotlibrc says; missing glyphs are no news."""
     require("matplotlib", extra="figures", purpose="drawing figures")
     import matplotlib.style
@@ -204,7 +236,7 @@ def _set_ticks(axes: Axes, axis: Axis, xs: Sequence[float]) -> None:
     axes.autoscale_view(scaley=False)
     if axis.categories:
         places: list[float] = list(range(len(axis.categories)))
-        labels = [_plain(name, 16) for name in axis.categories]
+        labels = [plain(name, 16) for name in axis.categories]
         axes.set_xlim(-0.5, len(places) - 0.5)
     elif axis.log:
         places = sorted({x for x in xs if x > 0})
@@ -246,7 +278,7 @@ def _label_points(axes: Axes, all_series: Sequence[Series]) -> None:
     from matplotlib.transforms import Bbox
 
     named = [
-        (x, y, _plain(label, 32))
+        (x, y, plain(label, 32))
         for series in all_series
         for x, y, label in zip(series.x, _numbers(series.y), series.labels or (), strict=False)
         if math.isfinite(y)
@@ -287,7 +319,7 @@ def _label_marks(axes: Axes, chart: Chart) -> None:
     row_ends: list[float] = []
     for mark in sorted(chart.marks, key=lambda mark: mark.x):
         text = axes.annotate(
-            _plain(mark.label, 40),
+            plain(mark.label, 40),
             (mark.x, 1),
             xycoords=axes.get_xaxis_transform(),
             xytext=(0, 0),
@@ -317,7 +349,7 @@ def _file_names(charts: Sequence[Chart]) -> list[str]:
     return names
 
 
-def _plain(text: str, most: int | None = None) -> str:
+def plain(text: str, most: int | None = None) -> str:
     """The text in one line that XML and matplotlib take, cut in the middle to `most` characters."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

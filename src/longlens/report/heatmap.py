@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from longlens.errors import UserError
-from longlens.files import cannot_write, replacing
-from longlens.report.figures import FORMATS, _plain, _style
+from longlens.report.figures import FORMATS, check_formats, plain, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,12 +74,12 @@ def heatmap(cells: Iterable[tuple[int, float, float | None]], *, title: str = ""
         UserError: As `grid`; or matplotlib is not installed.
     """
     found = grid(cells)
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.0 if len(found.depths) <= _WITH_NUMBERS else 4.8))
         if title:
-            figure.suptitle(_plain(title, 74))
+            figure.suptitle(plain(title, 74))
         axes = figure.add_subplot()
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -112,24 +111,8 @@ def write_heatmap(
     Raises:
         UserError: As `heatmap`; or a format is unknown, or a file cannot be written.
     """
-    if unknown := [kind for kind in formats if kind not in FORMATS]:
-        raise UserError(f"format {unknown[0]!r} is unknown: choose from {', '.join(FORMATS)}")
-    figure = heatmap(cells, title=title)
-    about = {"Title": _plain(title), "Description": _plain(caption)}
-    # What would differ from one day, and from one version of matplotlib, to the next.
-    unstable: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    written = []
-    with _style():
-        try:
-            Path(folder).mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(Path(folder), error) from error
-        for kind in dict.fromkeys(formats):
-            path = Path(folder) / f"{name}.{kind}"
-            with replacing(path) as file:
-                figure.savefig(file.buffer, format=kind, metadata={**about, **unstable[kind]})
-            written.append(path)
-    return written
+    check_formats(formats)
+    return save(heatmap(cells, title=title), Path(folder), name, title=title, caption=caption, formats=formats)
 
 
 def _mean(values: Sequence[float]) -> float:
