@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -155,6 +155,13 @@ class Task(ABC):
         return built(
             self, length=length, samples=samples, seed=seed, tokenizer=tokenizer, reserve=reserve, overlong=overlong
         )
+
+
+def complete_mean(values: Iterable[float | None]) -> float | None:
+    """The mean, where no value is missing: over the others it would be another number under the same name."""
+    known = list(values)
+    there = [value for value in known if value is not None]
+    return sum(there) / len(there) if len(there) == len(known) else None
 
 
 def draws(task: str, seed: int, index: int, stream: str) -> Random:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from longlens.errors import UserError
+from longlens.tasks.base import complete_mean
 
 # collect_results.py, custom_avgs and dataset_to_metrics, by our names
 CATEGORIES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -102,12 +103,9 @@ def summarise(scores: Mapping[str, Mapping[str, float | None]], *, allow_gaps: b
             "that are complete"
         )
     categories = {
-        name: _mean([tasks.get(task, {}).get(metric) for task, metric in numbers])
+        name: complete_mean([tasks.get(task, {}).get(metric) for task, metric in numbers])
         for name, numbers in CATEGORIES.items()
     }
-    return Summary(tasks=tasks, categories=categories, overall=_mean(list(categories.values())), gaps=tuple(gaps))
-
-
-def _mean(values: list[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return sum(there) / len(there) if len(there) == len(values) else None
+    return Summary(
+        tasks=tasks, categories=categories, overall=complete_mean(list(categories.values())), gaps=tuple(gaps)
+    )

@@ -5,11 +5,12 @@ Nothing that is missing changes an average silently: it is an error, or the aver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from longlens.errors import UserError
+from longlens.tasks.base import complete_mean
 from longlens.tasks.longbench.sets import CHINESE, DOMAINS, ENGLISH, PROGRAMS, SETS
 
 NAME = "longbench_"
@@ -158,13 +159,9 @@ def _summary(
     for part, languages in parts.items():
         inside = {task: SETS[name] for task, name in sets.items() if SETS[name].language in languages}
         domains[part] = {
-            domain: _mean(scores.get(task) for task, facts in inside.items() if facts.domain == domain)
+            domain: complete_mean(scores.get(task) for task, facts in inside.items() if facts.domain == domain)
             for domain in DOMAINS
         }
-    return Summary(overall={part: _mean(row.values()) for part, row in domains.items()}, domains=domains, gaps=gaps)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    numbers = [value for value in known if value is not None]
-    return sum(numbers) / len(numbers) if len(numbers) == len(known) else None
+    return Summary(
+        overall={part: complete_mean(row.values()) for part, row in domains.items()}, domains=domains, gaps=gaps
+    )

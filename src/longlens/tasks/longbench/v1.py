@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task, draws
 from longlens.tasks.data import DataFile
 from longlens.tasks.distractors import distractors
 from longlens.tasks.fitting import Draft, Plan, Tokens, Whole
+from longlens.tasks.longbench.rows import row_at
 from longlens.tasks.longbench.scores import CLASSIFICATION
 from longlens.tasks.longbench.sets import CHINESE, CONTEXT, SETS, Facts
 from longlens.tasks.longbench.summary import bucket_of, percent
@@ -99,13 +99,7 @@ class LongBench(Task):
     def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
         """The row's prompt, all of it."""
         rows, described = self.data
-        if index >= len(rows):
-            raise UserError(
-                f"{self.name}: {described['file']} has {len(rows)} rows; expected {self.default_samples}: ask for as "
-                "many samples at most as there are, or get the whole file"
-            )
-        place = f"{described['file']}, row {index + 1}"
-        row = rows[index]
+        row, place = row_at(self, index, rows, described)
         context, asked = self.file.get(row, "context", str, place), self.file.get(row, "input", str, place)
         answers = self._texts(row, "answers", place)
         begun = self.facts.prompt.format(context=context, input=asked)

@@ -24,6 +24,7 @@ from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.data import DataFile
 from longlens.tasks.fitting import Draft, Plan, Tokens, Whole
+from longlens.tasks.longbench.rows import row_at
 from longlens.tasks.longbench.summary import DIFFICULTIES, LENGTHS
 
 LETTERS = ("A", "B", "C", "D")
@@ -94,13 +95,7 @@ class LongBenchV2(Task):
     def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
         """The row's prompt, all of it."""
         rows, described = self.data
-        if index >= len(rows):
-            raise UserError(
-                f"{self.name}: {described['file']} has {len(rows)} rows; expected {self.default_samples}: ask for as "
-                "many samples at most as there are, or get the whole file"
-            )
-        place = f"{described['file']}, row {index + 1}"
-        row = rows[index]
+        row, place = row_at(self, index, rows, described)
         answer = _one_of(row, "answer", LETTERS, place)
         document = FILE.get(row, "context", str, place).strip()
         fill = _Filled(row, place)
