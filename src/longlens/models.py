@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +149,7 @@ def load_scorer(
         options["device_map"] = device_map
     tokenizer = _tokenizer(source, trust_remote_code)
     model, problems = load_weights(source, options, chosen, allow_pickle=allow_pickle)
-    missing = sorted(problems.get("missing_keys", ()))
-    if missing:
-        raise UserError(
-            f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
-            "would be random: longlens needs a causal language model with its vocabulary head"
-        )
+    refuse_missing(name, model, problems, "longlens needs a causal language model with its vocabulary head")
     if device_map is None:
         model = model.to(where)
     return TransformersScorer(
@@ -240,6 +235,26 @@ def load_weights(
     with explained(source, "model"):
         model, problems = load_model(source.path, dtype=dtype, output_loading_info=True, **options)
     return model, problems
+
+
+def refuse_missing(name: str, model: Any, problems: Mapping[str, Any], step: str) -> None:
+    """Refuses a model whose files lack weights, which transformers fills with random ones.
+
+    Args:
+        name: As the user gave it.
+        model: What was loaded.
+        problems: What transformers says of the loading.
+        step: What to do, for the message.
+
+    Raises:
+        UserError: Weights are missing.
+    """
+    missing = sorted(problems.get("missing_keys", ()))
+    if missing:
+        raise UserError(
+            f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
+            f"would be random: {step}"
+        )
 
 
 @contextmanager

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.models import check_folder, explained, find_device, find_dtype, hash_files, load_config, resolve
+from longlens.models import (
+    check_folder,
+    explained,
+    find_device,
+    find_dtype,
+    hash_files,
+    load_config,
+    refuse_missing,
+    resolve,
+)
 from longlens.models import load_tokenizer as load_tokenizer_of
 from longlens.tokenization import TextEncoder
 
@@ -184,12 +193,7 @@ def load_entails(
         model, problems = getattr(transformers, auto).from_pretrained(
             source.path, dtype=chosen, output_loading_info=True, **options
         )
-    missing = sorted(problems.get("missing_keys", ()))
-    if missing:
-        raise UserError(
-            f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
-            "would be random: give a model that is trained to tell entailment"
-        )
+    refuse_missing(name, model, problems, "give a model that is trained to tell entailment")
     if device_map is None:
         model = model.to(where)
     return kind(model, tokenizer, name=name, weights_sha256=hash_files(source), max_tokens=max_tokens)
