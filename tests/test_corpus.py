@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
-from longlens.corpus.document import shown
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 
 
 @pytest.fixture(autouse=True)

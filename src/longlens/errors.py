@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 
@@ -31,3 +36,83 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         raise UserError(
             f"{purpose} needs the package {module!r}, which is not installed: pip install 'longlens[{extra}]'"
         ) from error
+
+
+def shown(name: str | bytes | os.PathLike[str]) -> str:
+    """A name for a message: quoted, one line, control characters and invalid Unicode escaped, cut if very long."""
+    text = os.fsdecode(name)
+    return repr(text if len(text) <= 300 else f"{text[:200]}…{text[-50:]}")
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says, for the middle of a message: one line, at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:300]).rstrip(".:")
+
+
+def check_unicode(text: str, what: str, remedy: str) -> None:
+    """Raises UserError if `what` has a lone surrogate, which no file and no hash can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} is not valid Unicode (lone surrogate {text[error.start]!r} at character {error.start}): {remedy}"
+        ) from error
+
+
+class _Shortened(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        # repr() of an integer with thousands of digits is an error itself.
+        return repr(value) if value.bit_length() < 256 else f"<an integer of {value.bit_length()} bits>"
+
+
+_shortened = _Shortened()
+_shortened.maxstring = _shortened.maxother = 160
+_shortened.maxlevel = 3
+
+
+def shown_value(value: object) -> str:
+    """A value that someone else wrote, for a message: its repr, one line, about 200 characters at most."""
+    text = _shortened.repr(value)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+@contextmanager
+def library_errors(what: str, step: str) -> Iterator[None]:
+    """Turns whatever another library raises on data that is not ours into one line: ``{what}: {reason}: {step}``.
+
+    Rust extensions (tokenizers, safetensors) panic with a class that is a BaseException and no Exception. An
+    interrupt passes, and so does a UserError.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what}: {one_line(error)}: {step}") from error
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Turns what the system says about a file into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read {shown(path)}: {error.strerror or one_line(error)}: check the file and its permissions"
+        ) from error
+
+
+def utf8(data: bytes, place: str, offset: int = 0) -> str:
+    """Decodes strictly; `data` begins at `offset` bytes of its file, at 0 perhaps with a byte order mark."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} is binary: byte 0x{data[error.start]:02x} at offset {offset + error.start} is not valid UTF-8: "
+            "convert it, for example with iconv -f ENCODING -t UTF-8, or leave it out"
+        ) from error
+    return text.removeprefix("\ufeff") if offset == 0 else text

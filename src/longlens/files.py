@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line, system_errors
 
 
 def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserError:
@@ -55,18 +55,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def parse_json(text: str | bytes, place: str, step: str) -> Any:
+    """A JSON value from a text that may be anyone's; the one place that calls ``json.loads``.
+
+    Args:
+        text: The text.
+        place: What it is, for the message, such as ``answers.jsonl line 3``.
+        step: What to do where it is broken.
+
+    Raises:
+        UserError: It is not JSON, is nested too deeply, or has an integer with thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is broken ({one_line(error)}): {step}") from error
+
+
+def read_json(path: Path, step: str = "give another folder") -> dict[str, Any]:
+    """A JSON object from a file.
 
     Raises:
         UserError: It is none.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is broken ({error}): give another folder") from error
+    with system_errors(path):
+        data = path.read_bytes()
+    content = parse_json(data, str(path), step)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is broken (no JSON object): give another folder")
+        raise UserError(f"{path} is broken (no JSON object): {step}")
     return content
 
 

@@ -14,7 +14,7 @@ from longlens.bench.run import BenchSettings, run_bench
 from longlens.bench.samples import Batch, read_sample_file, task_of, write_samples
 from longlens.bench.summary import summarise_run
 from longlens.errors import UserError
-from longlens.scoring import entailment, generate
+from longlens.models import entailment, generate
 from longlens.tasks import get_task, list_tasks
 from longlens.tasks.judged import CitedTask, JudgedTask
 from tests.bench.fakes import FakeEngine, rows, sample
@@ -323,7 +323,7 @@ def judgeable(model, data, tmp_path):
 
 
 class FakeJudge:
-    """In the place of `longlens.scoring.generate.TransformersGenerator`."""
+    """In the place of `longlens.models.generate.TransformersGenerator`."""
 
     def __init__(self, *replies):
         self.replies, self.prompts, self.opened = list(replies), [], []

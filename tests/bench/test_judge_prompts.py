@@ -13,7 +13,7 @@ from longlens.bench.summary import summarise_run
 from longlens.bench.table import results_table
 from longlens.cli import main
 from longlens.errors import UserError
-from longlens.scoring import generate
+from longlens.models import generate
 from longlens.tasks import get_task
 from tests.bench.fakes import FakeEngine, rows
 

@@ -16,7 +16,7 @@ from longlens.bench.settings import BenchSettings
 from longlens.bench.store import BenchRun
 from longlens.cli import console, main
 from longlens.cli.progress import CountProgress
-from longlens.scoring import generate
+from longlens.models import generate
 from longlens.tasks import list_tasks
 from tests.bench.fakes import FakeEngine, sample
 from tests.bench.test_grading import FakeJudge

@@ -196,7 +196,7 @@ def test_other_documents_than_were_scored(scored, run, tmp_path, monkeypatch):
 
 
 def test_qa(work, run, monkeypatch):
-    from longlens.scoring.generate import Generated, TransformersGenerator
+    from longlens.models.generate import Generated, TransformersGenerator
 
     def written(self, prompts):
         return [Generated("Question: Which times?\nAnswer: The best." if "best" in p else "No.", True) for p in prompts]

@@ -434,7 +434,7 @@ def test_a_tokenizer_without_a_template_and_documents_with_marks_and_emoji(books
 
 
 def generator(model=None, tokenizer=TOKENIZER, **changes):
-    from longlens.scoring.generate import TransformersGenerator
+    from longlens.models.generate import TransformersGenerator
 
     model = tiny_model("llama") if model is None else model
     return TransformersGenerator(model, tokenizer, name="tiny", weights_sha256="0", **changes)

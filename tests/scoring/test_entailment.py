@@ -11,7 +11,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.scoring.entailment import PROMPT, load_entails
+from longlens.models.entailment import PROMPT, load_entails
 from tests.tiny import VOCABULARY, byte_tokenizer
 
 PREMISE, CLAIM = "Title: Mill\nThe mill grinds corn.", "The mill grinds."

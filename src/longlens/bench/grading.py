@@ -9,8 +9,7 @@ from typing import Any
 
 from longlens.bench.samples import run_sample, task_of
 from longlens.bench.store import read_lines, read_parts, read_samples
-from longlens.corpus.document import shown
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 from longlens.tasks.base import Sample, Task
 
 THINK_BEGIN, THINK_END = "<think>", "</think>"

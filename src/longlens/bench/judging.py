@@ -37,7 +37,7 @@ def judge_run(
     Args:
         folder: Of a run in mode ``generate``.
         judge: A model as in `longlens.load_scorer`, for tasks whose benchmark asks a judge.
-        nli: A model as in `longlens.scoring.entailment.load_entails`, for tasks with citations.
+        nli: A model as in `longlens.models.entailment.load_entails`, for tasks with citations.
         options: dtype, device, trust_remote_code, allow_pickle.
         places: Where tasks find what a judge needs, ``data_dir`` and ``prompts_dir``; a run does not say.
         told: Takes lines about what was scored.
@@ -108,7 +108,7 @@ def _asker_of(line: Line) -> tuple[str, str | None]:
 
 
 def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
-    from longlens.scoring.generate import load_generator
+    from longlens.models.generate import load_generator
 
     tokens = JUDGE_TOKENS
     for row in rows:
@@ -135,7 +135,7 @@ def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
 
 
 def _by_nli(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
-    from longlens.scoring.entailment import load_entails
+    from longlens.models.entailment import load_entails
 
     for row in rows:
         if not row.sample.prompt:

@@ -16,8 +16,7 @@ from typing import Any
 
 from longlens.bench.prompts import Prompted
 from longlens.bench.store import read_lines
-from longlens.corpus.document import shown
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 from longlens.files import replacing
 from longlens.tasks import get_task, task_settings
 from longlens.tasks.base import Sample, Task

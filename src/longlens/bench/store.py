@@ -24,8 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from longlens.corpus.document import shown, system_errors, utf8
-from longlens.errors import UserError
+from longlens.errors import UserError, shown, system_errors, utf8
 from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
 
 SCHEMA_VERSION = 1

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longlens.corpus.document import Document, check_unicode, one_line, shown, system_errors, utf8
+from longlens.corpus.document import Document
 from longlens.corpus.options import ReadOptions
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, document_of_row, open_dataset, rows_reader
 from longlens.corpus.stdlib import PREFIX as STDLIB
 from longlens.corpus.stdlib import module_files
-from longlens.errors import UserError
+from longlens.errors import UserError, check_unicode, one_line, shown, system_errors, utf8
 
 # What a folder is searched for beside JSON Lines and Parquet; a file named by itself may have any ending.
 TEXT_ENDINGS = frozenset(

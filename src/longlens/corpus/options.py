@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longlens.corpus.document import shown
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

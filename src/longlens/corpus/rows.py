@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.corpus.document import Document, check_unicode, one_line, shown, system_errors, utf8
+from longlens.corpus.document import Document
 from longlens.corpus.options import ReadOptions
-from longlens.errors import UserError
+from longlens.errors import UserError, check_unicode, one_line, shown, system_errors, utf8
 
 JSONL_ENDINGS = frozenset({".jsonl", ".ndjson"})
 PARQUET_ENDINGS = frozenset({".parquet"})

@@ -7,8 +7,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from longlens.corpus.document import shown
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 
 PREFIX = "stdlib:"
 

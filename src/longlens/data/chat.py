@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from longlens.corpus import ReadOptions
-from longlens.corpus.document import shown
 from longlens.data.columns import Columns
 from longlens.data.conversation import ASSISTANT, ChatEncoder, ChatRow, Conversation, read_conversation
 from longlens.data.documents import dataset_rows
 from longlens.data.store import read_manifest
 from longlens.data.template import Turns
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning, UserError, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longlens.corpus.document import shown
 from longlens.data.columns import Columns, size_of
 from longlens.data.packing import IGNORED
 from longlens.data.template import ChatTemplate, Span, Turns
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 from longlens.tokenization import TextEncoder
 
 ASSISTANT = "assistant"

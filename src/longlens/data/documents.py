@@ -14,11 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longlens.corpus import Document, ReadOptions, read_documents
-from longlens.corpus.document import shown
 from longlens.corpus.rows import Row, open_dataset, rows_reader
 from longlens.data.columns import NEUTRAL, Columns, columns_of
 from longlens.data.recipe import Source
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 from longlens.files import cannot_write
 
 BATCH = 64

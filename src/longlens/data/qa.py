@@ -51,7 +51,7 @@ class Generated(Protocol):
 
 
 class Generator(Protocol):
-    """Writes texts in answer to prompts; `longlens.scoring.generate` has one that runs a model of transformers.
+    """Writes texts in answer to prompts; `longlens.models.generate` has one that runs a model of transformers.
 
     Attributes:
         name: What the rows say of it.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
-from longlens.corpus.document import shown
 from longlens.data.mixture import fingerprint
 from longlens.data.qa import (
     PROMPT,
@@ -31,7 +30,7 @@ from longlens.data.qa import (
     tokens_of,
 )
 from longlens.data.store import DatasetFolder
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning, UserError, shown
 from longlens.files import cannot_write
 from longlens.tokenization import TextEncoder
 

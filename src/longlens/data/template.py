@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from longlens.corpus.document import one_line
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line
 
 Turns = Literal["together", "apart"]
 Messages = Sequence[Mapping[str, Any]]

@@ -20,7 +20,7 @@ from longlens.rope.methods import YaRN as YaRN
 if TYPE_CHECKING:
     from longlens.rope.config import extend_config as extend_config
     from longlens.rope.folder import extend as extend
-    from longlens.rope.folder import load_model as load_model
+    from longlens.rope.load import load_model as load_model
     from longlens.rope.model import apply as apply
     from longlens.rope.model import check_model as check_model
 
@@ -29,7 +29,7 @@ _HOME = {
     "check_model": "model",
     "extend": "folder",
     "extend_config": "config",
-    "load_model": "folder",
+    "load_model": "load",
 }
 
 

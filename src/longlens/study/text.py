@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.corpus import read_documents
-from longlens.corpus.document import shown
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 
 Ids = npt.NDArray[np.int64]
 SPLITS = ("test", "development", "train")

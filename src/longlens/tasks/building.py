@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from longlens.corpus.document import one_line
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Fitted, Tokens, fit, shortest
 from longlens.tasks.overlong import check_policy, shortened

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.corpus.document import one_line, shown, system_errors, utf8
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line, shown, system_errors, utf8
 from longlens.files import file_sha256
 
 DATASET_FOLDER = "@"

@@ -17,8 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from longlens.corpus import read_documents
-from longlens.corpus.document import one_line
-from longlens.errors import UserError, require
+from longlens.errors import UserError, one_line, require
 
 DEFAULT = "state_of_the_union"
 SPEECHES_VERSION = "0.1.2"

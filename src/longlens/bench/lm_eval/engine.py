@@ -14,8 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models import api_models
 
 from longlens.bench.engine import Answer, EngineSettings, Request, Texts, own_bos, prompt_tokens
-from longlens.corpus.document import one_line
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line
 from longlens.tokenization import TextEncoder
 
 PENALTY = "repetition_penalty"

@@ -20,8 +20,7 @@ from lm_eval.tasks._factory import TaskFactory
 from longlens.bench.engine import prompt_tokens
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.bench.names import HarnessTask
-from longlens.corpus.document import one_line, shown
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line, shown
 from longlens.files import cache_folder
 from longlens.tasks.fitting import Draft, Tokens
 from longlens.tasks.overlong import shortened

@@ -244,8 +244,7 @@ def grade(
     from longlens.bench.suites import suite_summaries
     from longlens.bench.summary import summarise, summarise_run
     from longlens.cli.console import print_json, say
-    from longlens.corpus.document import shown
-    from longlens.errors import UserError
+    from longlens.errors import UserError, shown
     from longlens.files import write_json
 
     options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}

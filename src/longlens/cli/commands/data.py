@@ -232,7 +232,7 @@ def qa(
     read_documents(docs, reading)  # which sees what is missing before a model is loaded
 
     from longlens.models import load_tokenizer
-    from longlens.scoring.generate import load_generator
+    from longlens.models.generate import load_generator
 
     generator = load_generator(
         model,

