@@ -69,7 +69,7 @@ def parse_json(text: str | bytes, place: str, step: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is broken ({one_line(error)}): {step}") from error
+        raise UserError(f"{place} is broken (not JSON: {one_line(error)}): {step}") from error
 
 
 def read_json(path: Path, step: str = "give another folder") -> dict[str, Any]:

@@ -102,14 +102,14 @@ def test_writing_warns_once_of_tokens_near_a_threshold(tmp_path):
     ("line", "message"),
     [
         ("{", "not JSON"),
-        ("[1]", "expected a JSON object"),
+        ("[1]", "is a JSON list, expected an object with the key tokens"),
         ("[" * 100_000, "not JSON"),
         (LINE | {"schema_version": 2}, "schema_version is 2, expected 1"),
         ({k: v for k, v in LINE.items() if k != "beta"}, "field 'beta' is missing"),
         ({k: v for k, v in LINE.items() if k != "char_runs"}, "field 'char_runs' is missing"),
         (LINE | {"id": 3}, "id is 3, expected a string"),
         (LINE | {"lcl": 1}, "lcl is 1, expected bool or null"),
-        (LINE | {"alpha": float("nan")}, "NaN is not JSON"),
+        (LINE | {"alpha": float("nan")}, "alpha is nan, expected float or null"),
         (LINE | {"num_key_tokens": -1}, "expected a whole number or null"),
         (LINE | {"char_runs": 3}, "expected a list"),
         (LINE | {"char_runs": [[1]]}, r"run \[1\] is not \[start, end\] in whole numbers"),
@@ -127,7 +127,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     path = tmp_path / "keys.jsonl"
     text = line if isinstance(line, str) else json.dumps(line)
     path.write_text(json.dumps(LINE | {"id": "first"}) + "\n" + text + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"keys\.jsonl:2: .*{message}"):
+    with pytest.raises(UserError, match=rf"keys\.jsonl:2'.*{message}"):
         read_keys(path)
 
 
@@ -139,7 +139,7 @@ def test_files_that_hold_no_keys_are_refused(tmp_path):
     with pytest.raises(UserError, match="is empty"):
         read_keys(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is not UTF-8"):
+    with pytest.raises(UserError, match="is not valid UTF-8"):
         read_keys(path)
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from longlens.corpus.document import Document
 from longlens.corpus.options import ReadOptions
-from longlens.errors import UserError, check_unicode, one_line, shown, system_errors, utf8
+from longlens.errors import UserError, check_unicode, one_line, shown
+from longlens.runs.jsonl import read_lines
 
 JSONL_ENDINGS = frozenset({".jsonl", ".ndjson"})
 PARQUET_ENDINGS = frozenset({".parquet"})
@@ -121,22 +122,12 @@ def _dataset_errors(name: str) -> Iterator[None]:
         raise UserError(f"cannot read {dataset}: {one_line(error)}: check the name, --subset and --split") from error
 
 
+_NOT_ROWS = "correct the line, or rename the file to .txt if it is a text"
+
+
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    offset = 0
-    with system_errors(path), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):  # a binary file ends its lines at \n alone
-            place = shown(f"{path}:{number}")
-            text = utf8(line, place, offset)
-            offset += len(line)
-            if not text.strip(" \t\r\n"):
-                continue
-            try:
-                values = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"{place} is not JSON: {one_line(error)}: mend the line, or rename the file to .txt if it is a text"
-                ) from error
-            yield Row(number, place, values)
+    for line in read_lines(path, step=_NOT_ROWS):
+        yield Row(line.number, line.place, line.value)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -177,8 +168,7 @@ def document_of_row(
     number, place, values = row
     if not isinstance(values, dict):
         raise UserError(
-            f"{place} is a JSON {type(values).__name__}, expected an object such as "
-            '{"text": "…"}: mend the line, or rename the file to .txt if it is a text'
+            f'{place} is a JSON {type(values).__name__}, expected an object such as {{"text": "…"}}: {_NOT_ROWS}'
         )
     token_ids = None
     if decoder is None:

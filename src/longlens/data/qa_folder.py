@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from longlens.data.qa import (
     tokens_of,
 )
 from longlens.data.store import DatasetFolder
-from longlens.errors import LonglensWarning, UserError, shown
-from longlens.files import cannot_write
+from longlens.errors import LonglensWarning, UserError, shown, shown_value
+from longlens.runs.jsonl import Line, append_line, read_lines
 from longlens.tokenization import TextEncoder
 
 ROWS = "train.jsonl"
@@ -199,8 +198,9 @@ class _Log:
         self.rows = self.cut_rows = 0
         self.refused: Counter[str] = Counter()
         for name in (ROWS, REFUSED):
-            for line in _whole_lines(folder / name):
-                self._add(line)
+            if (folder / name).exists():
+                for line in read_lines(folder / name, step="give another folder", unfinished=True):
+                    self._add(_fields(line))
 
     def done(self, document: Document) -> set[int]:
         """Pairs of a document that are there.
@@ -221,14 +221,7 @@ class _Log:
         Raises:
             UserError: It cannot be written; what was written before is kept.
         """
-        path = self._folder / (REFUSED if "reason" in line else ROWS)
-        try:
-            with path.open("ab") as file:
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(path, error, resumes=True) from error
+        append_line(self._folder / (REFUSED if "reason" in line else ROWS), line, sync=True)
         self._add(line)
 
     def _add(self, line: Mapping[str, Any]) -> None:
@@ -240,34 +233,19 @@ class _Log:
             self.cut_rows += line["document_span"] != [0, line["document_characters"]]
 
 
-def _whole_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """Lines of a file, whose end is cut off where a run was killed while it wrote.
+def _fields(line: Line) -> dict[str, Any]:
+    """A line of the folder, with the types that `_Log` relies on.
 
     Raises:
-        UserError: A line is broken.
+        UserError: It has others.
     """
-    if not path.exists():
-        return
-    try:
-        with path.open("rb+") as file:
-            for number, line in enumerate(iter(file.readline, b""), start=1):
-                if not line.endswith(b"\n"):
-                    file.truncate(file.tell() - len(line))
-                    return
-                yield _line_of(line, f"{path}:{number}")
-    except OSError as error:
-        raise cannot_write(path, error, resumes=True) from error
-
-
-def _line_of(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-        if not {"document_id", "document_sha256", "pair"} <= content.keys():
-            raise ValueError("it names no document")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{place} is broken ({error}): give another folder") from error
-    found: dict[str, Any] = content
-    return found
+    fields = line.fields()
+    types = {"document_id": str, "document_sha256": str, "pair": int}
+    types |= {"reason": str} if "reason" in fields else {"document_span": list, "document_characters": int}
+    for name, kind in types.items():
+        if not isinstance(fields.get(name), kind):
+            raise UserError(f"{line.place} is broken ({name} is {shown_value(fields.get(name))}): give another folder")
+    return fields
 
 
 def _sha256(text: str) -> str:

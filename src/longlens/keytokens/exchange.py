@@ -11,6 +11,7 @@ The settings from ``evaluator`` to ``dtype`` are the same on every line, and nul
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.corpus import Document, text_sha256
-from longlens.errors import UserError
+from longlens.errors import UserError, shown, shown_value
 from longlens.files import replacing
 from longlens.keytokens.alignment import as_spans, merge_spans
 from longlens.keytokens.selection import KeySource, KeyTokens, warn_near_threshold
+from longlens.runs.jsonl import read_lines
 
 SCHEMA_VERSION = 1
 SETTINGS: Mapping[str, tuple[type, ...]] = {
@@ -116,62 +118,45 @@ def read_keys(path: str | os.PathLike[str]) -> Keys:
     path = Path(path)
     documents: dict[str, KeyTokens] = {}
     settings: dict[str, Any] | None = None
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    line = _parse(text)
-                    document, here = _document(line), _settings(line)
-                    if document.id in documents:
-                        raise ValueError(f"id {document.id!r} is a second time in this file")
-                    differing = [name for name in SETTINGS if settings is not None and settings[name] != here[name]]
-                    if settings is not None and differing:
-                        name = differing[0]
-                        raise ValueError(
-                            f"{name} is {here[name]!r} and {settings[name]!r} before: one file holds one selection"
-                        )
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: {error}") from error
-                documents[document.id], settings = document, here
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: write it with longlens keys SCORES -o {path}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, so it holds no key tokens: {error.reason}") from error
+    if not path.exists():
+        raise UserError(f"{path} does not exist: write it with longlens keys SCORES -o {path}")
+    for line in read_lines(path, step="expected a file that longlens keys wrote"):
+        fields = line.fields("an object with the key tokens of a document")
+        try:
+            _check_fields(fields)
+            document, here = _document(fields), _settings(fields)
+            if document.id in documents:
+                raise ValueError(f"id {shown(document.id)} is a second time in this file")
+            for name, value in here.items():
+                if settings is not None and settings[name] != value:
+                    raise ValueError(
+                        f"{name} is {shown_value(value)} and {shown_value(settings[name])} before: "
+                        "one file holds one selection"
+                    )
+        except ValueError as error:
+            raise UserError(f"{line.place}: {error}") from error
+        documents[document.id], settings = document, here
     if settings is None:
         raise UserError(f"{path} is empty: write it with longlens keys SCORES -o {path}")
     return Keys(documents.values(), settings)
 
 
-def _parse(text: str) -> Mapping[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        line = json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError("not JSON that holds key tokens: nested too deep") from error
-    if not isinstance(line, dict):
-        raise ValueError(f"expected a JSON object, got {text.strip()[:40]!r}")
+def _check_fields(line: Mapping[str, Any]) -> None:
     version = line.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version!r}, expected {SCHEMA_VERSION}")
+        raise ValueError(f"schema_version is {shown_value(version)}, expected {SCHEMA_VERSION}")
     for name in ("id", "text_sha256", *SETTINGS, "num_key_tokens", "char_runs"):
         if name not in line:
             raise ValueError(f"field {name!r} is missing")
-    return line
 
 
 def _document(line: Mapping[str, Any]) -> KeyTokens:
     for name in ("id", "text_sha256"):
         if type(line[name]) is not str:
-            raise ValueError(f"{name} is {line[name]!r}, expected a string")
+            raise ValueError(f"{name} is {shown_value(line[name])}, expected a string")
     number = line["num_key_tokens"]
     if number is not None and (type(number) is not int or number < 0):
-        raise ValueError(f"num_key_tokens is {number!r}, expected a whole number or null")
+        raise ValueError(f"num_key_tokens is {shown_value(number)}, expected a whole number or null")
     return KeyTokens(
         id=line["id"],
         text_sha256=line["text_sha256"],
@@ -182,21 +167,22 @@ def _document(line: Mapping[str, Any]) -> KeyTokens:
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
     for name, types in SETTINGS.items():
-        if line[name] is not None and type(line[name]) not in types:
-            raise ValueError(f"{name} is {line[name]!r}, expected {types[-1].__name__} or null")
+        value = line[name]
+        if value is not None and (type(value) not in types or (type(value) is float and not math.isfinite(value))):
+            raise ValueError(f"{name} is {shown_value(value)}, expected {types[-1].__name__} or null")
     return {name: line[name] for name in SETTINGS}
 
 
 def _runs(runs: Any) -> npt.NDArray[np.int64]:
     if not isinstance(runs, list):
-        raise ValueError(f"char_runs is {runs!r}, expected a list of [start, end]")
+        raise ValueError(f"char_runs is {shown_value(runs)}, expected a list of [start, end]")
     before = 0
     for run in runs:
         if not (isinstance(run, list) and len(run) == 2 and all(type(place) is int for place in run)):
-            raise ValueError(f"run {run!r} is not [start, end] in whole numbers")
+            raise ValueError(f"run {shown_value(run)} is not [start, end] in whole numbers")
         start, end = run
         if not 0 <= start < end < 2**63:
-            raise ValueError(f"run {run} is empty, reversed or negative; expected 0 <= start < end")
+            raise ValueError(f"run {shown_value(run)} is empty, reversed or negative; expected 0 <= start < end")
         if start < before:
             raise ValueError(f"run {run} begins before the run before it ends: runs go in the order of the text")
         before = end

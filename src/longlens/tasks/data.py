@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.errors import UserError, one_line, shown, system_errors, utf8
-from longlens.files import file_sha256
+from longlens.files import file_sha256, parse_json
+from longlens.runs.jsonl import parse_lines
 
 DATASET_FOLDER = "@"
 """In a hub file's name: ends the name of the data set, as in ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
@@ -44,6 +45,11 @@ class DataFile:
     source: str
     schema: str
     hub: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What is in it, for messages."""
+        return f"expected {self.schema}, as {self.source} has it"
 
     def find(self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None) -> Found:
         """The file and what describes it.
@@ -100,7 +106,7 @@ class DataFile:
         else:
             with system_errors(found.path):
                 data = found.path.read_bytes()
-            rows = self._json_rows(utf8(data, shown(found.path)), name)
+            rows = self._json_rows(data, name)
         if not rows:
             raise self.wrong(name, "no rows")
         for number, row in enumerate(rows, start=1):
@@ -108,14 +114,14 @@ class DataFile:
                 raise self.wrong(f"{name}, row {number}", f"a {type(row).__name__} where an object should be")
         return rows, found.described
 
-    def _json_rows(self, text: str, name: str) -> list[Any]:
+    def _json_rows(self, data: bytes, name: str) -> list[Any]:
+        text = utf8(data, name)
         if text.lstrip()[:1] == "[":
             return list(self.parse(text, name))
         try:
-            whole = json.loads(text)
-        except json.JSONDecodeError:  # several lines, each one a value
-            lines = enumerate(text.split("\n"), start=1)
-            return [self.parse(line, f"{name}, line {number}") for number, line in lines if line.strip()]
+            whole = self.parse(text, name)
+        except UserError:  # several lines, each one a value
+            return [line.value for line in parse_lines(BytesIO(data), name, step=self.expected)]
         return list(whole["data"]) if isinstance(whole, dict) and isinstance(whole.get("data"), list) else [whole]
 
     def _parquet(self, path: Path, name: str) -> list[Any]:
@@ -144,7 +150,7 @@ class DataFile:
 
     def wrong(self, name: str, what: str) -> UserError:
         """What to say where the file does not have the schema."""
-        return UserError(f"{name}: {what}; expected {self.schema}, as {self.source} has it")
+        return UserError(f"{name}: {what}; {self.expected}")
 
     def parse(self, text: str, name: str) -> Any:
         """A JSON value.
@@ -152,10 +158,7 @@ class DataFile:
         Raises:
             UserError: It is none.
         """
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise self.wrong(name, f"not JSON at line {error.lineno}: {error.msg}") from error
+        return parse_json(text, name, self.expected)
 
     def get(self, value: Any, key: str, kind: type, place: str) -> Any:
         """``value[key]``, checked to be of a type.

@@ -313,9 +313,9 @@ def test_lines_are_read_when_they_are_wanted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"k": "a"}\n{"k": ', r"rows\.jsonl, line 2: not JSON at line 1.*expected rows with a k"),
+        (b'{"k": "a"}\n{"k": ', r"rows\.jsonl:2' is broken \(not JSON: .*expected rows with a k"),
         (b'{"k": "a"}\n[1]\n', r"rows\.jsonl, line 2: a list where an object should be"),
-        (b'{"k": "a"}\n{"k": "\xff"}\n', r"rows\.jsonl, line 2 is binary: byte 0xff at offset 18"),
+        (b'{"k": "a"}\n{"k": "\xff"}\n', r"rows\.jsonl:2' is binary: byte 0xff at offset 18"),
         (b'\n{"n": 1}\n', "no rows; expected rows with a k"),
         (b"", "no rows"),
     ],

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from longlens.errors import shown, system_errors, utf8
+from longlens.files import parse_json
+from longlens.runs import jsonl
 from longlens.tasks.data import DataFile
 
 Key = Callable[[dict[str, Any], str], "str | None"]
@@ -44,8 +46,9 @@ class Lines:
         start, place = self.starts[index], self.place(index)
         with system_errors(self.path), self.path.open("rb") as stream:
             stream.seek(start)
-            line = stream.readline()
-        return _parsed(self.file, line, place, start)
+            text = utf8(stream.readline(), place, start)
+        found: dict[str, Any] = parse_json(text, place, self.file.expected)  # an object when its key was read
+        return found
 
 
 def read_lines(file: DataFile, task: str, folder: str | os.PathLike[str] | None, key: Key) -> Lines:
@@ -57,24 +60,15 @@ def read_lines(file: DataFile, task: str, folder: str | os.PathLike[str] | None,
     found = file.find(task, folder)
     name = found.described["file"]
     starts, numbers, keys = [], [], []
-    start = 0
-    with system_errors(found.path), found.path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                place = f"{name}, line {number}"
-                wanted = key(_parsed(file, line, place, start), place)
-                if wanted is not None:
-                    starts.append(start)
-                    numbers.append(number)
-                    keys.append(wanted)
-            start += len(line)
+    for line in jsonl.read_lines(found.path, step=file.expected):
+        place = f"{name}, line {line.number}"
+        if not isinstance(line.value, dict):
+            raise file.wrong(place, f"a {type(line.value).__name__} where an object should be")
+        wanted = key(line.value, place)
+        if wanted is not None:
+            starts.append(line.start)
+            numbers.append(line.number)
+            keys.append(wanted)
     if not keys:
         raise file.wrong(shown(found.path), "no rows")
     return Lines(file, found.path, found.described, starts, numbers, keys)
-
-
-def _parsed(file: DataFile, line: bytes, place: str, start: int) -> dict[str, Any]:
-    row = file.parse(utf8(line, place, start), place)
-    if not isinstance(row, dict):
-        raise file.wrong(place, f"a {type(row).__name__} where an object should be")
-    return row

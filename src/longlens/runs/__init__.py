@@ -1,0 +1,1 @@
+"""What all folders that a command writes have in common."""
