@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longlens.bench.engine import Request, check_border, own_bos, prompt_tokens
+from longlens.chat_template import render
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Draft, Tokens
@@ -121,9 +122,7 @@ class Asking:
         messages = [{"role": "user", "content": sample.prompt + (prefix if template == "chat-prefix" else "")}]
         if self.is_chat:
             return json.dumps(messages, ensure_ascii=False)
-        opened: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.template_arguments
-        )
+        opened = render(self.tokenizer, messages, add_generation_prompt=True, arguments=self.template_arguments).text
         # The BOS that the tokenizer puts before a text itself, which the template has written as well.
         opened = opened.removeprefix(own_bos(self.tokenizer))
         return opened + (prefix if template == "prefill" else "")

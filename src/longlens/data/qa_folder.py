@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from longlens.chat_template import template_tokens
 from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
 from longlens.data.mixture import fingerprint
 from longlens.data.qa import (
@@ -184,7 +185,7 @@ class _Maker:
         """Tokens of the conversation."""
         messages = messages_of(document, pair)
         if getattr(self._tokenizer, "chat_template", None):
-            return len(self._tokenizer.apply_chat_template(messages)["input_ids"])
+            return len(template_tokens(self._tokenizer, messages))
         texts = [message["content"] for message in messages]
         return sum(len(self.encoder.encode(text).token_ids) for text in texts) + RESERVED_TOKENS
 

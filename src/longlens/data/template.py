@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from longlens.chat_template import render
 from longlens.errors import UserError, one_line
 
 Turns = Literal["together", "apart"]
@@ -125,25 +126,8 @@ class ChatTemplate:
     def _render(
         self, messages: Messages, tools: Sequence[Any] | None, *, prompt: bool = False, marks: bool = False
     ) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            texts, spans = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
-                tools=None if tools is None else list(tools),
-                chat_template=self._source,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=marks and self._has_marks,
-                **self._tokenizer.special_tokens_map,
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:  # a template is a program, and may meet any
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(
-                f"the chat template cannot write messages of {roles[:200]}: {one_line(error)}: mend the conversation, "
-                "or set another tokenizer.chat_template"
-            ) from error
-        return texts[0], [Span(*span) for span in spans[0]] if spans else []
+        found = render(self._tokenizer, messages, tools=tools, add_generation_prompt=prompt, source=self._source)
+        return found.text, [Span(*span) for span in found.generated] if marks else []
 
 
 def _difference(expected: str, found: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from longlens.chat_template import template_tokens
 from longlens.errors import UserError
 
 MAX_NEW_TOKENS = 256
@@ -94,9 +95,8 @@ class TransformersGenerator:
     def _encode(self, prompt: str) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None):
             messages = [{"role": "user", "content": prompt}]
-            ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-            return ids
-        ids = self.tokenizer(prompt)["input_ids"]
+            return template_tokens(self.tokenizer, messages, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
         return ids
 
 
