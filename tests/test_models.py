@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from longlens import UserError, load_scorer, models
-from longlens.models import Source, hash_files, load_encoder, resolve
+from longlens import LonglensWarning, UserError, load_scorer, models
+from longlens.models import Source, hash_files, load_encoder, load_tokenizer, resolve
+from longlens.models.gguf import _RULES
 
 
 def test_a_folder_and_a_gguf_file_come_before_a_hub_id(tmp_path, monkeypatch):
@@ -135,6 +136,107 @@ def test_a_gguf_file_needs_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match=r"needs the package 'gguf', .*: pip install 'longlens\[gguf\]'"):
         load_scorer(str(tmp_path / "x.gguf"))
+
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+BLANKS = ["ĠĠ", "ĠĠĠ", "12", "123"]
+BLANK_MERGES = ["Ġ Ġ", "ĠĠ Ġ", "1 2", "12 3"]
+
+
+def write_gguf(path, *, pre=None, more=(), merges=BLANK_MERGES, keys=None):
+    """A file of a byte-level vocabulary: bytes, runs of blanks and digits, and then `more`, tokens with their types."""
+    gguf = pytest.importorskip("gguf")
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = [(token, NORMAL) for token in [*sorted(ByteLevel.alphabet()), *BLANKS]] + list(more)
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_token_merges(merges)
+    for key, value in (keys or {}).items():
+        getattr(writer, f"add_{key}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize(
+    ("pre", "tokens"),
+    [
+        ("gpt-2", "a ĠĠ Ġ 123"),
+        ("olmo", "a ĠĠ Ġ 123"),
+        ("smollm", "a ĠĠĠ 1 2 3"),
+        ("starcoder", "a ĠĠĠ 1 2 3"),
+        ("command-r", "a ĠĠĠ 1 2 3"),
+        ("llama-bpe", "a ĠĠ Ġ 123"),
+        ("qwen2", "a ĠĠ Ġ 1 2 3"),
+        ("deepseek-v3", "a ĠĠĠ 123"),
+        ("deepseek-coder", "a ĠĠĠ 1 2 3"),
+        ("kimi-k2", "a ĠĠ Ġ 123"),
+        ("tekken", "a ĠĠ Ġ 1 2 3"),
+    ],
+)
+def test_the_text_of_a_gguf_file_is_split_by_the_rule_it_names(pre, tokens, tmp_path):
+    assert write_gguf(tmp_path / "x.gguf", pre=pre).tokenize("a   123") == tokens.split()
+
+
+def test_every_rule_keeps_every_character(tmp_path):
+    text = "It's  a\t42nd test: naïve 中文字 日本 mIxEd;\r\n\n    x1234567 ½ _-- 😀 'LL\u3000."
+    for pre in sorted(_RULES.keys() - {"default"}):
+        tokenizer = write_gguf(tmp_path / "x.gguf", pre=pre)
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text, pre
+
+
+def test_special_tokens_of_a_gguf_file_keep_their_ids(tmp_path):
+    more = [("<｜begin｜>", CONTROL), ("<|eot|>", CONTROL), ("<think>", USER_DEFINED), ("  \n", USER_DEFINED)]
+    tokenizer = write_gguf(
+        tmp_path / "x.gguf", pre="llama-bpe", more=more, keys={"bos_token_id": 260, "eos_token_id": 261}
+    )
+    assert (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id) == (264, 260, 261)
+    assert tokenizer("a<think><|eot|>  \n")["input_ids"][-3:] == [262, 261, 263]
+    assert max(tokenizer("<|endoftext|></s><s><unk>")["input_ids"]) < 264
+    assert models.load_encoder(str(tmp_path / "x.gguf")).own_prefix == (260,)  # as Llama-3's, where no key says it
+    silent = {"bos_token_id": 260, "add_bos_token": False}
+    write_gguf(tmp_path / "y.gguf", pre="llama-bpe", more=more, keys=silent)
+    assert models.load_encoder(str(tmp_path / "y.gguf")).own_prefix == ()
+
+
+def test_a_gguf_file_is_read_as_the_models_own_tokenizer_does(tmp_path):
+    composed = write_gguf(tmp_path / "x.gguf", pre="qwen2")
+    assert composed("e\u0301")["input_ids"] == composed("é")["input_ids"]
+    # In the vocabulary, and out of reach of the merges: Llama-3's takes it, Qwen's does not.
+    kept = [write_gguf(tmp_path / "x.gguf", pre=pre, more=[("abc", NORMAL)]) for pre in ("llama-bpe", "qwen2")]
+    assert [tokenizer.tokenize("abc") for tokenizer in kept] == [["abc"], ["a", "b", "c"]]
+
+
+def test_a_gguf_file_whose_rule_is_not_known_is_refused_and_one_without_is_warned_of(tmp_path):
+    with pytest.raises(
+        UserError, match=r"x\.gguf' names the pre-tokenizer 'nosuch', .*: give the model's folder or hub"
+    ):
+        write_gguf(tmp_path / "x.gguf", pre="nosuch")
+    with pytest.warns(LonglensWarning, match=r"names no pre-tokenizer .*: its tokens may not be the model's own"):
+        write_gguf(tmp_path / "x.gguf")
+
+
+def test_runs_of_blanks_of_a_gemma_file_are_taken_longest_first(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    runs = [" " * count for count in range(2, 32)]
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", *runs, "▁", "a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "gemma3")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 4 + [USER_DEFINED] * 30 + [NORMAL] * 2 + [6] * 256)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_bos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    pieces = load_tokenizer(str(tmp_path / "x.gguf")).tokenize("a" + " " * 36)
+    assert [len(piece) for piece in pieces] == [1, 31, 5]
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 40, b"something else, and longer than a header"])

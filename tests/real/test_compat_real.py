@@ -187,3 +187,8 @@ def test_the_package_merges_no_overlapping_runs_and_keeps_empty_ones(package):
     runs = torch.tensor([[0, 3], [3, 4], [3, 4], [4, 7], [9, 9]])
     assert package.merge_intervals(runs).tolist() == [[0, 4], [3, 7], [9, 9]]
     assert package.cal_overlap([(0, 1), (2, 5), (5, 5), (7, 7), (9, 9)], [[0, 4], [3, 7], [9, 9]]) == [-1, 1, 2, 3]
+
+
+def test_the_embedded_smollm2_is_split_as_its_tokenizer_json_says() -> None:
+    """SmolLM2's pre-tokenizer is Digits(individual_digits=True), then ByteLevel."""
+    assert load_tokenizer("smollm2").tokenize("a   1") == ["a", "ĠĠĠ", "1"]

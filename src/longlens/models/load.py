@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from longlens.errors import UserError, require
 from longlens.files import file_sha256
+from longlens.models.gguf import load_gguf_tokenizer
 from longlens.models.resolve import Source, check_folder, resolve
 
 if TYPE_CHECKING:
@@ -123,12 +124,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
 def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    options: dict[str, Any] = {}
-    if source.gguf is not None:
-        require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
-        options["gguf_file"] = source.gguf
     with explained(source, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+        if source.gguf is not None:
+            require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
+            return load_gguf_tokenizer(Path(source.path) / source.gguf)
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
 
 
 def load_weights(
