@@ -106,11 +106,32 @@ def system_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+_PDF = b"%PDF-"
+_BINARY = {
+    _PDF: "a PDF: extract its text, for example with pdftotext",
+    b"PK\x03\x04": "a ZIP archive (or .docx, .xlsx, .epub): unpack it, or save the document as text",
+    b"\xd0\xcf\x11\xe0": "an Office document: save it as text",
+    b"\x1f\x8b": "compressed by gzip: unpack it (gunzip), or let its name end in .gz",
+    b"BZh": "compressed by bzip2: unpack it (bunzip2), or let its name end in .bz2",
+    b"\xfd7zXZ": "compressed by xz: unpack it (unxz), or let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it (unzstd), or let its name end in .zst",
+    b"PAR1": "Parquet: let its name end in .parquet",
+    b"ARROW1": "an Arrow file: put it into a folder and give hf:FOLDER",
+    b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+}
+
+
 def utf8(data: bytes, place: str, offset: int = 0) -> str:
     """Decodes strictly; `data` begins at `offset` bytes of its file, at 0 perhaps with a byte order mark."""
+    if offset == 0 and data.startswith(_PDF):  # which may be ASCII throughout
+        raise UserError(f"{place} is {_BINARY[_PDF]}, or leave it out")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
+        for start, advice in _BINARY.items():
+            if offset == 0 and data.startswith(start):
+                raise UserError(f"{place} is {advice}, or leave it out") from error
         raise UserError(
             f"{place} is binary: byte 0x{data[error.start]:02x} at offset {offset + error.start} is not valid UTF-8: "
             "convert it, for example with iconv -f ENCODING -t UTF-8, or leave it out"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from filelock import FileLock, Timeout
 
-from longlens.errors import UserError, one_line, system_errors
+from longlens.errors import UserError, library_errors, one_line, shown, system_errors
 
 
 def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserError:
@@ -84,6 +86,43 @@ def read_json(path: Path, step: str = "give another folder") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is broken (no JSON object): {step}")
     return content
+
+
+COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
+
+
+def ending_of(path: Path) -> str:
+    """The ending that says what is in a file, lower-case: ``.jsonl`` for ``a.jsonl`` and for ``a.jsonl.gz``."""
+    ending = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if ending in COMPRESSED else ending
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read, decompressed if its ending is one of `COMPRESSED`.
+
+    Raises:
+        UserError: It cannot be read, or what is compressed is broken.
+    """
+    ending = path.suffix.lower()
+    if ending not in COMPRESSED:
+        with system_errors(path), path.open("rb") as file:
+            yield file
+        return
+    with library_errors(f"cannot decompress {shown(path)}", "make the file again"), _decompressed(path, ending) as file:
+        yield file
+
+
+def _decompressed(path: Path, ending: str) -> BinaryIO:
+    if ending == ".zst":
+        import pyarrow as pa
+
+        # A pyarrow stream has what BufferedReader needs of a raw file.
+        stream = pa.CompressedInputStream(pa.OSFile(os.fsencode(path), "rb"), "zstd")
+        return BufferedReader(stream, 2**20)
+    module = importlib.import_module({".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}[ending])
+    found: BinaryIO = module.open(path, "rb")
+    return found
 
 
 def cache_folder() -> Path:

@@ -139,7 +139,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ),
         ([*PACK, "--too-long", "x"], "too_long is 'x'; expected split, cut or drop"),
         ([*PACK, "--min-tokens", "999"], "no row was made of 2 documents with "),
-        ([*PACK, "--tokenized"], "'a.txt' has no .parquet or .jsonl file: rows are expected in such"),
+        ([*PACK, "--tokenized"], "'a.txt' is no .jsonl, .json or .parquet file: rows are expected in such"),
         (
             ["data", "pack", "nosuch", *PACK[4:]],
             "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:",

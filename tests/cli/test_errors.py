@@ -50,7 +50,7 @@ FILES = {
         ("other.jsonl", "the field 'text' is missing in 'other.jsonl:1', which has 'body': pass --text-field"),
         ("empty.jsonl", "'empty.jsonl' is empty: leave it out"),
         ("fake.parquet", "cannot read 'fake.parquet' as Parquet, from row 1 on: "),
-        ("texts", "folder 'texts' has no text, Markdown, source, .jsonl or .parquet file (1 of other kinds)"),
+        ("texts", "folder 'texts' has no text, Markdown, source, .jsonl or .parquet file, it has 1 .xyz"),
     ],
 )
 def test_documents(file, message, work, run):

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -440,3 +441,34 @@ def test_the_code_in_the_docs_trains(tmp_path, monkeypatch):
     trainer = runpy.run_path("sft.py")["trainer"]
     assert trainer.state.global_step == 2
     assert (tmp_path / "tuned" / "model.safetensors").is_file()
+
+
+def test_tool_calls_and_tools_are_learned_as_they_were_written_whatever_the_file(tmp_path):
+    def row(name, arguments):
+        schema = {"type": "object", "properties": {key: {"type": type(arguments[key]).__name__} for key in arguments}}
+        call = {"function": {"name": name, "arguments": arguments}}
+        return {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}],
+            "tools": [{"type": "function", "function": {"name": name, "parameters": schema}}],
+        }
+
+    rows = [row("weather", {"city": "Bergen"}), row("add", {"a": 2, "b": [{"x": 1}, {"y": 2}]}), row("none", {"n": 1})]
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}[{{ m.role }}]{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d" / "train.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "s")
+    datasets.Dataset.from_list(rows, on_mixed_types="use_json").save_to_disk(tmp_path / "j")
+
+    def texts(source):
+        return [tokenizer.decode(row["input_ids"]) for row in chat_rows([source], tokenizer, max_length=999)]
+
+    expected = texts(f"{tmp_path}/t.jsonl")
+    assert '{"name": "weather", "arguments": {"city": "Bergen"}}' in expected[0]
+    for source in ("{}/d/train.parquet", "{}/d", "hf:{}/d", "hf:{}/s", "hf:{}/j"):
+        assert texts(source.format(tmp_path)) == expected

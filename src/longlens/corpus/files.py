@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from longlens.corpus.options import ReadOptions
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, document_of_row, open_dataset, rows_reader
 from longlens.corpus.stdlib import PREFIX as STDLIB
 from longlens.corpus.stdlib import module_files
-from longlens.errors import UserError, check_unicode, one_line, shown, system_errors, utf8
+from longlens.errors import LonglensWarning, UserError, check_unicode, one_line, shown, utf8
+from longlens.files import COMPRESSED, ending_of, opened
 
 # What a folder is searched for beside JSON Lines and Parquet; a file named by itself may have any ending.
 TEXT_ENDINGS = frozenset(
@@ -37,9 +39,12 @@ def read_documents(
 
     A source is a file, a folder or a dataset:
 
-    - A file with the ending ``.jsonl``, ``.ndjson`` or ``.parquet`` has a document a row, any other file is one text.
+    - A file with the ending ``.jsonl``, ``.ndjson``, ``.json`` (an array of objects, or JSON Lines) or ``.parquet`` has
+      a document a row; tables (``.csv``, ``.tsv``, ``.arrow``) are refused; any other file is one text.
+    - Texts and JSON may be compressed: ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` after the ending.
     - A folder is walked in sorted order for files of `TEXT_ENDINGS`, JSON Lines and Parquet. Hidden entries, empty text
-      files and folders that were already met (loops of links) are skipped.
+      files and folders that were already met (loops of links) are skipped. A warning says which other files were left
+      out, and whether links lead out of the folder, which are followed.
     - ``hf:NAME`` is a dataset on the Hub, in a local folder of data files, or saved there with ``save_to_disk``.
     - ``stdlib:NAME`` is the source of a module or package of Python's standard library, a file a document.
 
@@ -62,6 +67,9 @@ def read_documents(
     Raises:
         UserError: At once for a source that is missing, unreadable, empty, of no readable kind or an unknown dataset;
             when reached for contents that are not as expected, and for two documents with one id.
+
+    Warns:
+        LonglensWarning: Files of a folder were left out, or links in it lead out of it.
     """
     options = ReadOptions() if options is None else options
     if isinstance(sources, (str, bytes, os.PathLike)):
@@ -102,16 +110,17 @@ def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Sou
     path = Path(os.fsdecode(source))
     try:
         if path.is_dir():
-            files = _files_of_folder(path)
+            endings = TEXT_ENDINGS | JSONL_ENDINGS | PARQUET_ENDINGS
+            files = files_of_folder(path, endings, "text, Markdown, source, .jsonl or .parquet")
         elif path.is_file():
             files = [(path.as_posix(), path)]
         elif not path.exists():
             raise UserError(f"no such file or folder: {shown(source)}; a dataset on the Hub is written hf:NAME")
         else:
             raise UserError(f"{shown(source)} is neither a file nor a folder: copy what it gives into a file")
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"cannot read {shown(source)}: {one_line(error)}: check the name and permissions") from error
     for id, file in files:
         yield _planned_file(id, file, options, in_folder=file != path)
@@ -130,14 +139,30 @@ def _planned_file(id: str, path: Path, options: ReadOptions, *, in_folder: bool)
     return _Source(id=id, name=str(path), rows=rows, skip_empty=skip_empty)
 
 
-def _files_of_folder(folder: Path) -> list[tuple[str, Path]]:
-    """Id and path of the files to read, sorted; raises UserError where there is none."""
+def files_of_folder(
+    folder: Path, endings: Collection[str], wanted: str, *, says: bool = True
+) -> list[tuple[str, Path]]:
+    """Id and path of the files of a folder that have one of the endings, sorted by id.
+
+    Args:
+        folder: Where they are.
+        endings: Lower-case; see `longlens.files.ending_of`.
+        wanted: What the endings mean, for messages.
+        says: Whether to warn of files that are left out.
+
+    Raises:
+        UserError: There is none, a link leads to nothing, or the folder is a saved dataset.
+
+    Warns:
+        LonglensWarning: Files were left out, or links lead out of the folder.
+    """
     if (folder / "dataset_dict.json").exists() or {"dataset_info.json", "state.json"} <= set(os.listdir(folder)):
         raise UserError(f"{shown(folder)} is a dataset saved with save_to_disk: write {shown(f'hf:{folder}')}")
-    root = folder.resolve().name if folder.name in ("", "..") else folder.name
-    endings = TEXT_ENDINGS | JSONL_ENDINGS | PARQUET_ENDINGS
+    base = Path(os.path.realpath(folder))
+    root = base.name if folder.name in ("", "..") else folder.name
     found: list[tuple[str, Path]] = []
-    other = 0
+    others: Counter[str] = Counter()
+    outside: list[Path] = []
     met: set[tuple[int, int]] = set()
     pending = deque([folder])
     while pending:
@@ -149,19 +174,40 @@ def _files_of_folder(folder: Path) -> list[tuple[str, Path]]:
         for path in sorted(here.iterdir()):
             if path.name.startswith("."):
                 continue
+            leads_out = path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(base)
             if path.is_dir():
                 # Links come last, so that a folder has the name under which it really stands.
                 (pending.append if path.is_symlink() else pending.appendleft)(path)
-            elif path.suffix.lower() not in endings:
-                other += 1
+            elif ending_of(path) not in endings:
+                others["".join(path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffix).lower()] += 1
+                leads_out = False
             elif path.is_file():
                 found.append((Path(root, path.relative_to(folder)).as_posix(), path))
             elif not os.path.lexists(os.path.realpath(path)):
                 raise UserError(f"{shown(path)} is a link to nothing: fetch what it stands for, or remove it")
+            if leads_out:
+                outside.append(path)
+    kinds = [f"{number} {ending or 'without ending'}" for ending, number in others.most_common(8)]
+    left_out = ", ".join(kinds) + (", …" if len(others) > len(kinds) else "")
     if not found:
         raise UserError(
-            f"folder {shown(folder)} has no text, Markdown, source, .jsonl or .parquet file ({other} of other kinds): "
+            f"folder {shown(folder)} has no {wanted} file{left_out and f', it has {left_out}'}: "
             "name text files of other endings one by one"
+        )
+    if left_out and says:
+        warnings.warn(
+            f"folder {shown(folder)}: {len(found):,} files are read, {others.total():,} are left out ({left_out}): "
+            "name those that are wanted one by one",
+            LonglensWarning,
+            stacklevel=2,
+        )
+    if outside:
+        example = f"{shown(outside[0])} -> {shown(os.path.realpath(outside[0]))}"
+        warnings.warn(
+            f"folder {shown(folder)}: links that lead out of it are followed ({len(outside):,}, such as {example}): "
+            "remove those that are not meant",
+            LonglensWarning,
+            stacklevel=2,
         )
     return sorted(found)
 
@@ -208,6 +254,5 @@ def _read(
 
 
 def _read_text(path: Path) -> str:
-    with system_errors(path):
-        data = path.read_bytes()
-    return utf8(data, shown(path))
+    with opened(path) as file:
+        return utf8(file.read(), shown(path))

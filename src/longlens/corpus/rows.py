@@ -1,23 +1,32 @@
-"""Rows that become documents: of JSON Lines, Parquet and Hugging Face datasets, on the Hub or on disk."""
+"""Rows that become documents: of JSON, JSON Lines, Parquet and Hugging Face datasets, on the Hub or on disk."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longlens.corpus.document import Document
 from longlens.corpus.options import ReadOptions
-from longlens.errors import UserError, check_unicode, one_line, shown
+from longlens.errors import UserError, check_unicode, library_errors, one_line, shown, shown_value, utf8
+from longlens.files import ending_of, opened, parse_json
 from longlens.runs.jsonl import read_lines
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 JSONL_ENDINGS = frozenset({".jsonl", ".ndjson"})
 PARQUET_ENDINGS = frozenset({".parquet"})
+TABLE_ENDINGS = frozenset({".csv", ".tsv", ".arrow", ".feather"})
 METADATA_CHARACTERS = 1000  # a field goes into the metadata if it is no longer than this as JSON
 ROW_NUMBER_DIGITS = 9
+MAX_TOKEN_ID = 2**31 - 1
+"""Token ids are int32 wherever they are stored."""
+_BATCH_ROWS = 16
 
 
 class Row(NamedTuple):
@@ -35,11 +44,23 @@ class Row(NamedTuple):
 
 
 def rows_reader(path: Path) -> Callable[[], Iterator[Row]] | None:
-    """What reads the rows of a file, chosen by its ending; None for a file that is one text."""
-    ending = path.suffix.lower()
+    """What reads the rows of a file, chosen by its ending; None for a file that is one text.
+
+    Raises:
+        UserError: It is a table of a kind that only the library ``datasets`` reads.
+    """
+    ending = ending_of(path)
+    if ending in TABLE_ENDINGS:
+        raise UserError(
+            f"{shown(path)} is a table: put it into a folder and give hf:FOLDER with --split train, or write its rows "
+            "as JSON Lines (.jsonl)"
+        )
     if ending in JSONL_ENDINGS:
         return partial(_jsonl_rows, path)
-    return partial(_parquet_rows, path) if ending in PARQUET_ENDINGS else None
+    if ending == ".json":
+        return partial(_json_rows, path)
+    # A compressed Parquet file is no text either, and the error says so: its bytes are not UTF-8.
+    return partial(_parquet_rows, path) if path.suffix.lower() in PARQUET_ENDINGS else None
 
 
 def open_dataset(name: str, options: ReadOptions) -> Callable[[], Iterator[Row]]:
@@ -50,18 +71,61 @@ def open_dataset(name: str, options: ReadOptions) -> Callable[[], Iterator[Row]]
         options: Says the subset and the split.
 
     Raises:
-        UserError: There is none of that name, subset or split, or it cannot be reached.
+        UserError: There is none of that name, subset or split, it cannot be reached, or it is a folder whose
+            description names files elsewhere.
     """
     if not name:
         raise UserError("hf: has no name after it: write hf:NAME, such as hf:emozilla/govreport-test-tokenized")
+    _refuse_files_elsewhere(Path(name))
     with _dataset_errors(name):
         dataset = (_load_saved if _is_saved(Path(name)) else _load)(name, options)
-        # Drops a format such as torch that it was saved with: rows are plain Python values.
-        return partial(_dataset_rows, name, dataset.with_format(None))
+        if dataset.features is not None:
+            # Columns of images, sound or dates cost time to read, and are of no use here.
+            used = [field.name for field in dataset.features.arrow_schema if _is_used(field.type)]
+            dataset = dataset.select_columns(used) if used else dataset
+        # Arrow is what the library reads; asked for Python values it would decode images and sound.
+        return partial(_dataset_rows, name, dataset.with_format("arrow"))
 
 
 def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """Refuses a local folder whose description makes the library read other files, or ask a server for them.
+
+    Raises:
+        UserError: It does, or the description is broken.
+    """
+    import yaml  # type: ignore[import-untyped]
+    from huggingface_hub import DatasetCard
+
+    for name in ("README.md", ".huggingface.yaml"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        with library_errors(f"cannot read {shown(path)}", "correct or delete it"):
+            text = path.read_text(encoding="utf-8")
+            # As the library reads them.
+            content = yaml.safe_load(text) if name != "README.md" else vars(DatasetCard(text).data)
+        configs = content.get("configs") if isinstance(content, dict) else None
+        configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+        for pattern in _texts([[config.get("data_files"), config.get("data_dir")] for config in configs], set()):
+            if "://" in pattern or "::" in pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
+                raise UserError(
+                    f"{shown(path)} names data outside of its folder ({shown(pattern)}): fetch it into the folder, "
+                    f"and change data_files in {name}"
+                )
+
+
+def _texts(value: Any, seen: set[int]) -> Iterator[str]:
+    """All strings of a YAML value, each list and mapping once, however often aliases repeat it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item, seen)
 
 
 def _load_saved(name: str, options: ReadOptions) -> Any:
@@ -91,38 +155,45 @@ def _load(name: str, options: ReadOptions) -> Any:
 
 
 def _dataset_rows(name: str, dataset: Any) -> Iterator[Row]:
-    with _dataset_errors(name):
-        for number, values in enumerate(dataset, start=1):
-            yield Row(number, f"row {number} of {shown(f'hf:{name}')}", values)
+    rows = (values for table in dataset.iter(batch_size=_BATCH_ROWS) for values in _python_rows(table))
+    yield from _numbered(rows, shown(f"hf:{name}"), lambda number: _dataset_errors(name, f", from row {number} on"))
+
+
+def _numbered(
+    rows: Iterator[dict[str, Any]], source: str, guard: Callable[[int], AbstractContextManager[None]]
+) -> Iterator[Row]:
+    """Rows with their numbers; whatever fails on the way to row n fails inside of ``guard(n)``."""
+    for number in count(1):
+        with guard(number):
+            values = next(rows, None)
+        if values is None:
+            return
+        yield Row(number, f"row {number} of {source}", values)
 
 
 @contextmanager
-def _dataset_errors(name: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+def _dataset_errors(name: str, where: str = "") -> Iterator[None]:
+    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, whichever it was built on
-    from pyarrow import ArrowException
 
     dataset = f"dataset {shown(name)}"
-    try:
-        yield
-    except UserError:
-        raise
-    except DatasetNotFoundError as error:
-        raise UserError(
-            f"{dataset} is neither a folder nor on the Hub, or not open to you: {one_line(error)}"
-        ) from error
-    except (ConnectionError, HTTPError) as error:
-        raise UserError(
-            f"{dataset} is no folder here, and the Hub cannot be reached: {one_line(error)}: "
-            "check the network, or pass hf:FOLDER of a copy"
-        ) from error
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, DatasetsError, ArrowException) as error:
-        # The library has no narrower types: a bad subset or split is a ValueError, a script a RuntimeError, a broken
-        # description on disk a KeyError or TypeError.
-        raise UserError(f"cannot read {dataset}: {one_line(error)}: check the name, --subset and --split") from error
+    # The library raises whatever its readers do: a ValueError for a bad split, an EOFError for half a file.
+    with library_errors(f"cannot read {dataset}{where}", "check its files, the name, --subset and --split"):
+        try:
+            yield
+        except DatasetNotFoundError as error:
+            raise UserError(
+                f"{dataset} is neither a folder nor on the Hub, or not open to you: {one_line(error)}"
+            ) from error
+        except (ConnectionError, HTTPError) as error:
+            raise UserError(
+                f"{dataset} is no folder here, and the Hub cannot be reached: {one_line(error)}: "
+                "check the network, or pass hf:FOLDER of a copy"
+            ) from error
 
 
 _NOT_ROWS = "correct the line, or rename the file to .txt if it is a text"
+_NOT_JSON_ROWS = "expected an array of objects, or JSON Lines; rename the file to .txt if it is a text"
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -130,25 +201,91 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         yield Row(line.number, line.place, line.value)
 
 
+def _json_rows(path: Path) -> Iterator[Row]:
+    """An array of objects, which is parsed as a whole; or else JSON Lines, as many files of this ending are."""
+    with opened(path) as file:
+        data = file.read(2**12)
+        if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            data += file.read()
+            items = parse_json(utf8(data, shown(path)), shown(path), _NOT_JSON_ROWS)
+            for number, value in enumerate(items, start=1):
+                yield Row(number, f"item {number} of {shown(path)}", value)
+            return
+    for line in read_lines(path, step=_NOT_JSON_ROWS):
+        yield Row(line.number, line.place, line.value)
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
+    source = shown(path)
+
+    def guard(number: int) -> AbstractContextManager[None]:
+        return library_errors(f"cannot read {source} as Parquet, from row {number} on", "write the file again")
+
+    yield from _numbered(_rows_of_parquet(path), source, guard)
+
+
+def _rows_of_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    number = 0
-    try:
-        # Without these two a whole row group, often the whole file, is read into memory.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            # Dates and bytes cannot be metadata, and some of them cannot be Python values.
-            columns = [column.name for column in file.schema_arrow if not pa.types.is_temporal(column.type)]
-            for batch in file.iter_batches(batch_size=16, columns=columns, use_threads=False):
-                for index in range(batch.num_rows):
-                    values = batch.slice(index, 1).to_pylist()[0]
-                    number += 1
-                    yield Row(number, f"row {number} of {shown(path)}", values)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {shown(path)} as Parquet, from row {number + 1} on: {one_line(error)}: write the file anew"
-        ) from error
+    # Without these two a whole row group, often the whole file, is read into memory.
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as file:
+        columns = [field.name for field in file.schema_arrow if _is_used(field.type)]
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
+            yield from _python_rows(batch)
+
+
+def _is_used(kind: pa.DataType) -> bool:
+    """Whether a column can hold what rows are read for: not dates, images or sound, nor lists of them."""
+    import pyarrow as pa
+
+    while isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return not any(_is_bytes(field.type) for field in kind)
+    return not pa.types.is_temporal(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in types)
+
+
+def _python_rows(table: Any) -> Iterator[dict[str, Any]]:
+    """Rows of an Arrow table or batch, converted one at a time.
+
+    Arrow gives every struct all keys that the struct of any row has. Such nulls are left out at any depth, since a
+    null that was written cannot be told from one that was filled in. Dates and bytes inside of structs are left out.
+    """
+    for at in range(table.num_rows):
+        row = table.slice(at, 1)
+        row.validate(full=True)  # a damaged file can have offsets that lead out of its memory
+        yield {name: _python_value(column[0]) for name, column in zip(row.schema.names, row.columns, strict=True)}
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    import pyarrow as pa
+
+    kind = scalar.type
+    if not scalar.is_valid:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return parse_json(scalar.as_py(), "a JSON value", "correct the dataset")
+    if isinstance(kind, pa.BaseExtensionType):
+        return _python_value(scalar.value)
+    if pa.types.is_struct(kind):
+        fields = [field.name for field in kind if not (pa.types.is_temporal(field.type) or _is_bytes(field.type))]
+        return {name: _python_value(scalar[name]) for name in fields if scalar[name].is_valid}
+    if isinstance(scalar, pa.ListScalar) and _is_nested(kind.value_type):
+        return [_python_value(value) for value in scalar]
+    return scalar.as_py()
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
 
 
 def document_of_row(
@@ -218,8 +355,10 @@ def _token_ids_of_row(row: Mapping[str, Any], place: str) -> tuple[int, ...]:
     ids = row.get("input_ids")
     if ids is None:
         raise _missing_field(row, "input_ids", place, "tokenized rows, or leave out --tokenized-with")
-    if not isinstance(ids, list) or not all(type(id) is int and id >= 0 for id in ids):
-        raise UserError(f"input_ids of {place} is not a flat list of token ids: expected integers, none below 0")
+    if not isinstance(ids, list) or not all(type(id) is int and 0 <= id <= MAX_TOKEN_ID for id in ids):
+        raise UserError(
+            f"input_ids of {place} is {shown_value(ids)}, expected a flat list of integers from 0 to 2^31 - 1"
+        )
     return tuple(ids)
 
 
@@ -247,7 +386,7 @@ def _answer_spans(value: Any, characters: int, place: str) -> tuple[tuple[int, i
         pair = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
         if not pair or not 0 <= span[0] <= span[1] <= characters:
             raise UserError(
-                f"answer_spans of {place} has {repr(span)[:100]}, "
+                f"answer_spans of {place} has {shown_value(span)}, "
                 f"expected [start, end) in characters with 0 <= start <= end <= {characters}: mend the row"
             )
     return tuple((start, end) for start, end in spans)

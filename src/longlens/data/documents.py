@@ -14,10 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longlens.corpus import Document, ReadOptions, read_documents
-from longlens.corpus.rows import Row, open_dataset, rows_reader
+from longlens.corpus.files import files_of_folder
+from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, open_dataset, rows_reader
 from longlens.data.columns import NEUTRAL, Columns, columns_of
 from longlens.data.recipe import Source
-from longlens.errors import UserError, shown
+from longlens.data.store import read_manifest
+from longlens.errors import UserError, shown, system_errors
 from longlens.files import cannot_write
 
 BATCH = 64
@@ -127,15 +129,19 @@ def _readers(source: str, options: ReadOptions) -> list[Callable[[], Iterator[Ro
     path = Path(source)
     if not path.exists():
         raise UserError(f"no such file or folder: {shown(source)}; a dataset on the Hub is written hf:NAME")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if not _hidden(file, path))
-    readers = [reader for file in files if file.is_file() and (reader := rows_reader(file)) is not None]
-    if not readers:
-        raise UserError(f"{shown(source)} has no .parquet or .jsonl file: rows are expected in such")
+    files = [path]
+    if path.is_dir():
+        is_own = read_manifest(path) is not None  # whose other files are known
+        with system_errors(path):
+            found = files_of_folder(path, JSONL_ENDINGS | PARQUET_ENDINGS, ".jsonl or .parquet", says=not is_own)
+        files = sorted(file for _, file in found)
+    readers = []
+    for file in files:
+        reader = rows_reader(file)
+        if reader is None:
+            raise UserError(f"{shown(file)} is no .jsonl, .json or .parquet file: rows are expected in such")
+        readers.append(reader)
     return readers
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 _TEXTS = pa.schema([("group", pa.string()), ("order", pa.string()), ("text", pa.string())])

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.errors import UserError, shown, system_errors, utf8
-from longlens.files import cannot_write, parse_json
+from longlens.errors import UserError, shown, utf8
+from longlens.files import cannot_write, opened, parse_json
 
 STEP = "correct or delete the line"
 
@@ -44,14 +44,15 @@ def read_lines(path: Path, *, step: str = STEP, unfinished: bool = False) -> Ite
     r"""The values of a file, one line in memory at a time. Lines end at ``\n`` alone; blank ones are skipped.
 
     Args:
-        path: The file, strict UTF-8; a byte order mark at its start is dropped.
+        path: The file, strict UTF-8, perhaps compressed (see `longlens.files.opened`); a byte order mark at its start
+            is dropped.
         step: What to do about a broken line, for messages.
         unfinished: Whether a last line without ``\n`` is left out, as a killed process leaves one.
 
     Raises:
         UserError: The file cannot be read, or a line is not UTF-8 or not JSON.
     """
-    with system_errors(path), path.open("rb") as file:
+    with opened(path) as file:
         yield from parse_lines(file, str(path), step=step, unfinished=unfinished)
 
 
