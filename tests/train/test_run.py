@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import longlens
 from longlens.data.folders import pack_folder, weigh_folder
-from longlens.data.packing import BestFit
+from longlens.data.packing import BestFit, packing_of
 from longlens.errors import LonglensWarning, UserError
 from longlens.losses.longce import weighted_nll
 from longlens.models import load_scorer
@@ -26,7 +26,7 @@ from longlens.scoring.reader import open_scores
 from longlens.train.folder import WHOLE, RunFolder, read_log
 from longlens.train.loading import load_for_training, plan_config
 from longlens.train.recipe import made_of, read_recipe
-from longlens.train.rows import load_rows
+from longlens.train.rows import load_rows, prepare_rows
 from longlens.train.run import run, run_file
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -340,6 +340,15 @@ def test_a_mixture(place):
     run(made_of({**BASE, "data": data}, "r"), "out")
     assert json.loads(Path("out/data/counts.json").read_text())["rows"] == 10
     assert read_log(Path("out/log.jsonl"))[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("packing", ["fill", "best-fit"])
+def test_documents_are_packed_as_data_pack_does(place, packing):
+    prepare_rows(recipe(data={"packing": packing}), byte_tokenizer(), Path("rows"), print)
+    counts = pack_folder(["a.txt"], byte_tokenizer(), "packed", length=32, packing=packing_of(packing))
+    assert json.loads(Path("rows/counts.json").read_text()) == counts
+    assert counts["row_tokens"] == counts["tokens"]
+    assert counts["tokens"] % 32
 
 
 def test_packed_rows_are_used_where_they_are(place):

@@ -19,8 +19,8 @@ import pyarrow as pa
 from longlens.corpus.stdlib import PREFIX, module_files
 from longlens.data.columns import CARRIED, NEUTRAL, Columns
 from longlens.data.documents import Framing, documents_of
-from longlens.data.packing import Counts, pack, warn_divided
-from longlens.data.recipe import PACKINGS, Mixture, Source
+from longlens.data.packing import Counts, pack, packing_of, warn_divided
+from longlens.data.recipe import Mixture, Source
 from longlens.data.store import DatasetFolder, packed_schema, read_manifest, read_rows
 from longlens.errors import UserError
 from longlens.files import read_json, write_json
@@ -163,7 +163,7 @@ def _source_rows(mixture: Mixture, source: Source, framing: Framing, scratch: Pa
     return pack(
         documents(),
         mixture.length,
-        packing=PACKINGS[mixture.packing],
+        packing=packing_of(mixture.packing, keep_remainder=mixture.packing != "fill"),
         too_long=source.too_long,
         piece_length=source.piece_length,
         min_tokens=source.min_tokens,

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.data.columns import NEUTRAL, Columns, columns_of, part_of, row_types, size_of
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning, UserError, shown_value
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -158,6 +158,29 @@ class BestFit:
                 tokens = sum(map(size_of, waiting))
                 yield from rows
         yield from _best_fit(waiting, length)
+
+
+PACKINGS = ("fill", "best-fit")
+
+
+def packing_of(name: str, *, keep_remainder: bool = True) -> Packing:
+    """The packing of a name, for commands and recipes alike.
+
+    Args:
+        name: Of `PACKINGS`.
+        keep_remainder: Whether ``fill`` keeps a last row that is not full. Mixtures do not, since rows of one length
+            are what makes shares of rows shares of tokens.
+
+    Raises:
+        UserError: There is no such packing, or it has no remainder to drop.
+    """
+    if name == "fill":
+        return Fill(keep_remainder=keep_remainder)
+    if name != "best-fit":
+        raise UserError(f"packing is {shown_value(name)}; expected {' or '.join(PACKINGS)}")
+    if not keep_remainder:
+        raise UserError("packing best-fit has no remainder to drop, as fill has: leave --drop-remainder out")
+    return BestFit()
 
 
 def _best_fit(pieces: Sequence[Columns], length: int) -> list[list[Columns]]:

@@ -10,12 +10,10 @@ from typing import Any
 
 from longlens import recipe_file
 from longlens.corpus import ReadOptions
-from longlens.data.packing import BestFit, Fill, Packing, TooLong
+from longlens.data.packing import TooLong, packing_of
 from longlens.errors import UserError
 from longlens.recipe_file import check_keys, check_types, made, nearest, read_yaml
 from longlens.recipe_file import whole_number as whole_number
-
-PACKINGS: dict[str, Packing] = {"fill": Fill(keep_remainder=False), "best-fit": BestFit()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,8 +127,7 @@ class Mixture:
         total = sum(source.weight for source in self.sources.values())
         if abs(total - 100) > 1e-6:
             raise UserError(f"the weights of the sources sum to {total:g}; they are percent: expected 100")
-        if self.packing not in PACKINGS:
-            raise UserError(f"packing is {self.packing!r}; expected {' or '.join(PACKINGS)}")
+        packing_of(self.packing)
         if self.length < 2:
             raise UserError(f"length is {self.length}; a row needs at least 2 tokens, such as 65536")
         if self.tokens < self.length:

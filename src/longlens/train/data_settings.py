@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longlens.data.packing import TooLong
-from longlens.data.recipe import PACKINGS
+from longlens.data.packing import PACKINGS, TooLong
 from longlens.errors import UserError
 from longlens.recipe_file import at_least, check_types, names, one_of
 

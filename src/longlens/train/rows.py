@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longlens.corpus import ReadOptions, text_sha256
-from longlens.data.packing import BestFit, Counts, pack
-from longlens.data.recipe import PACKINGS
+from longlens.data.packing import BestFit, Counts, pack, packing_of
 from longlens.data.store import DatasetFolder, packed_schema, read_manifest
 from longlens.errors import UserError
 from longlens.files import cannot_write, read_json
@@ -82,7 +81,7 @@ def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
             tokenizer,
             out,
             length=data.length,
-            packing=PACKINGS[data.packing],
+            packing=packing_of(data.packing),
             too_long=data.too_long,
             min_tokens=data.min_tokens,
             reading=ReadOptions(text_field=data.text_field, split=data.split),

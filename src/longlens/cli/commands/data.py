@@ -99,6 +99,7 @@ def pack(
     from longlens.cli.console import print_json, print_table, printable
     from longlens.corpus import ReadOptions
     from longlens.data.folders import pack_folder
+    from longlens.data.packing import packing_of
     from longlens.data.recipe import whole_number
     from longlens.models import load_tokenizer
 
@@ -107,7 +108,7 @@ def pack(
         load_tokenizer(tokenizer, trust_remote_code=trust_remote_code),
         out,
         length=whole_number(length, "--length"),
-        packing=parse_packing(packing, drop_remainder=drop_remainder),
+        packing=packing_of(packing, keep_remainder=not drop_remainder),
         too_long=too_long,  # type: ignore[arg-type]  # checked by pack
         min_tokens=min_tokens,
         max_tokens=max_tokens,
@@ -276,21 +277,3 @@ def parse_sources(pairs: list[str]) -> dict[str, str]:
             raise UserError(f"--source {name} is given twice: a source has one path")
         found[name] = path
     return found
-
-
-def parse_packing(name: str, *, drop_remainder: bool) -> Any:
-    """The packing of that name.
-
-    Raises:
-        UserError: There is none, or it has no remainder to drop.
-    """
-    from longlens.data.packing import BestFit, Fill
-    from longlens.errors import UserError
-
-    if name == "fill":
-        return Fill(keep_remainder=not drop_remainder)
-    if name != "best-fit":
-        raise UserError(f"--packing is {name!r}; expected best-fit or fill")
-    if drop_remainder:
-        raise UserError("--drop-remainder is for --packing fill, whose last row alone is short: leave it out")
-    return BestFit()
