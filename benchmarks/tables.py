@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,20 +20,34 @@ def machine() -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), no GPU, {versions}"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {gpu}, {versions}"
 
 
-def write_table(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], page: str) -> None:
-    """Writes ``benchmarks/results/NAME.md`` and the block ``<!-- NAME: generated -->`` of a page."""
-    today = datetime.datetime.now(tz=datetime.timezone.utc).date()
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, numbers to the right."""
     lines = [
-        f"Measured on {today} with `python -m benchmarks.{name}`: {machine()}.",
-        "",
         "| " + " | ".join(columns) + " |",
         "| " + " | ".join(["---"] + ["---:"] * (len(columns) - 1)) + " |",
         *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows),
     ]
-    text = "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def write_table(
+    name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], page: str, *, by: str | None = None
+) -> None:
+    """Writes ``benchmarks/results/NAME.md`` and the block ``<!-- NAME: generated -->`` of a page.
+
+    Args:
+        name: Of the table.
+        columns: Its head.
+        rows: Its cells.
+        page: The page with the block.
+        by: Module of `benchmarks` that makes it, where it is not called like the table.
+    """
+    today = datetime.datetime.now(tz=datetime.timezone.utc).date()
+    text = f"Measured on {today} with `python -m benchmarks.{by or name}`: {machine()}.\n\n{markdown(columns, rows)}"
     print(text)
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)

@@ -23,16 +23,29 @@ class Head:
         bias: ``(V,)`` or None.
         scale: Cohere's ``logit_scale``, or 1 over Granite's ``logits_scaling``.
         softcap: Gemma 2's ``final_logit_softcapping`` c, as ``c * tanh(z / c)``; None for no cap.
+        wide_weight: ``weight`` in fp32, kept for many calls; None where it is made for each call (see `keep_wide`).
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    wide_weight: Tensor | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of ``(m, H)`` hidden states, ``(m, V)``, in the dtype of ``hidden`` (which weight must share)."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+    def logits(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Logits of ``(m, H)`` hidden states, ``(m, V)``.
+
+        Args:
+            hidden: In the dtype of ``weight``.
+            dtype: Of the logits; that of ``hidden`` unless given. Half-precision inputs with float32 logits are
+                multiplied exactly and accumulated in float32 (CUDA alone, see `_multiplies_exactly`).
+        """
+        if dtype in (None, hidden.dtype):
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        else:
+            logits = torch.mm(hidden, self.weight.T, out_dtype=dtype)
+            if self.bias is not None:
+                logits += self.bias.to(dtype)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -42,7 +55,17 @@ class Head:
     def to(self, dtype: torch.dtype) -> Head:
         """The same head in another dtype."""
         bias = None if self.bias is None else self.bias.to(dtype)
-        return replace(self, weight=self.weight.to(dtype), bias=bias)
+        weight = self.weight.to(dtype) if self.wide_weight is None or dtype != torch.float32 else self.wide_weight
+        return replace(self, weight=weight, bias=bias, wide_weight=None)
+
+    def keep_wide(self) -> Head:
+        """The same head with its fp32 copy made once, where each call would make one; for weights that do not change.
+
+        Takes ``4 V H`` bytes where the weights are of half precision and the device has no exact product of such.
+        """
+        if self.weight.dtype == torch.float32 or _multiplies_exactly(self.weight, self.weight):
+            return self
+        return replace(self, wide_weight=self.weight.to(torch.float32))
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
@@ -61,8 +84,7 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     Returns:
         ``(m,)`` float32, nats.
     """
-    width = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    rows = max(1, block_bytes // (head.weight.shape[0] * width.itemsize))
+    rows = max(1, block_bytes // (head.weight.shape[0] * _width(hidden).itemsize))
     # Autocast would take the product in half precision again.
     with torch.autocast(hidden.device.type, enabled=False):
         logprobs: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
@@ -102,18 +124,20 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, rows: int
     ) -> Tensor:
-        wide = _wide(head, hidden)
+        width = _width(hidden)
+        head = _operand(head, hidden)
         logprobs, normalizers = [], []
         for start in range(0, len(hidden), rows):
-            logits = wide.logits(hidden[start : start + rows].to(wide.weight.dtype))
+            logits = head.logits(hidden[start : start + rows].to(head.weight.dtype), width)
             chosen = logits.gather(-1, targets[start : start + rows, None])[:, 0]
             # In place, and several times faster than torch.logsumexp on the CPU, which took longer than the product.
             peak = logits.amax(-1, keepdim=True)
             normalizers.append(logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
             logprobs.append(chosen - normalizers[-1])
-        empty = hidden.new_zeros(0, dtype=wide.weight.dtype)
+        empty = hidden.new_zeros(0, dtype=width)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers) if normalizers else empty)
-        ctx.head, ctx.rows = head, rows
+        # Its weights are among the saved tensors.
+        ctx.head, ctx.rows = replace(head, weight=weight, bias=None, wide_weight=None), rows
         return torch.cat(logprobs) if logprobs else empty
 
     @staticmethod
@@ -122,7 +146,7 @@ class _TokenLogprobs(torch.autograd.Function):
         (gradient,) = gradients
         # Of the saved tensors, so that a weight that was moved or gathered in between is the right one.
         head = replace(ctx.head, weight=weight, bias=bias)
-        wide = _wide(head, hidden)
+        operand, wide = _operand(head, hidden), head.to(_width(hidden))
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.zeros_like(hidden) if wants_hidden else None
         of_weight = torch.zeros_like(wide.weight) if wants_weight else None
@@ -130,7 +154,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.rows):
             block = slice(start, start + ctx.rows)
             states = hidden[block].to(wide.weight.dtype)
-            logits = wide.logits(states)
+            logits = operand.logits(hidden[block].to(operand.weight.dtype), wide.weight.dtype)
             slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
             # onehot - p, times the gradient
             change = logits.sub_(normalizers[block, None]).exp_().neg_()
@@ -156,8 +180,24 @@ class _TokenLogprobs(torch.autograd.Function):
         )
 
 
-def _wide(head: Head, hidden: Tensor) -> Head:
-    return head.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
+def _width(hidden: Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def _operand(head: Head, hidden: Tensor) -> Head:
+    """The head whose product with hidden states is exact to fp32: as it is where the device has one, else widened."""
+    return head if _multiplies_exactly(hidden, head.weight) else head.to(_width(hidden))
+
+
+def _multiplies_exactly(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether ``torch.mm(hidden, weight.T, out_dtype=torch.float32)`` exists: CUDA, operands of one half precision.
+
+    A product of two float16 or bfloat16 numbers is exact in float32, and so is accumulation in it as far as it is in
+    the product of widened operands; no fp32 copy of the weight is needed (torch 2.8 on, cuBLAS).
+    """
+    halves = (torch.float16, torch.bfloat16)
+    is_cuda = hidden.is_cuda and weight.is_cuda and torch.version.hip is None
+    return is_cuda and hidden.dtype == weight.dtype and weight.dtype in halves
 
 
 def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:

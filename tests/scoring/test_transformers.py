@@ -151,3 +151,34 @@ def test_out_of_memory_says_what_to_change(monkeypatch):
     monkeypatch.setattr(scorer, "_hidden", fail)
     with pytest.raises(longlens.UserError, match=r"tiny ran out of memory .* --batch-tokens \(it was 8192\)"):
         score(scorer, TEXT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_of_half_precision_is_widened_once_for_all_calls(dtype):
+    scorer = TransformersScorer(tiny_model("llama", dtype), byte_tokenizer())
+    first, second = (scorer._head.to(torch.float32).weight for _ in range(2))
+    assert first is second
+    assert torch.equal(first, scorer.model.lm_head.weight.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_half_precision_with_float32_results_are_those_of_widened_operands(dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    weight, hidden = (torch.randn(n, 64, generator=generator).to(dtype) for n in (VOCABULARY, 40))
+    weight.requires_grad_()
+    targets = torch.randint(VOCABULARY, (40,), generator=generator)
+    head = Head(weight=weight, bias=torch.randn(VOCABULARY, generator=generator).to(dtype), softcap=3.0)
+    expected = token_logprobs(hidden, targets, head)
+    (gradient,) = torch.autograd.grad(expected.sum(), weight)
+    used = []
+
+    def mm(a, b, out_dtype):  # CUDA's overload, which the CPU lacks
+        used.append((a.dtype, b.dtype))
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr("longlens.logprobs._multiplies_exactly", lambda hidden, weight: hidden.dtype == weight.dtype)
+    ours = token_logprobs(hidden, targets, head, block_bytes=4 * VOCABULARY * 16)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(ours.sum(), weight)[0], gradient)
+    assert set(used) == {(dtype, dtype)}

@@ -49,7 +49,7 @@ Dtype = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")]
 Attention = Annotated[str | None, typer.Option(help="Attention implementation of transformers, such as sdpa.")]
-BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.  [default: 8192, on a GPU 32768]")]
+BatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch.  [default: 1024, on a GPU 32768]")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, which can run code.")]
 

@@ -14,10 +14,8 @@ from longlens.logprobs import Head
 from longlens.losses.documents import Span
 from longlens.losses.passes import evaluating, most_over_ranks, target_logprobs
 from longlens.losses.settings import SHORT_DTYPES, LongCE
+from longlens.scoring.transformers import default_batch_tokens
 from longlens.windows import Window
-
-BATCH_TOKENS = 8192
-"""Tokens of a batch of short windows, unless one window is longer."""
 
 
 def score_short(
@@ -50,9 +48,11 @@ def score_short(
         for window in longce.windows(input_ids[document.row, document.start : document.stop], step)
         if wanted[document.row, document.start + window.first : document.start + window.stop].any()
     ]
-    batches = list(_batches(windows, max(1, BATCH_TOKENS // (longce.context + longce.stride))))
+    at_once = max(1, default_batch_tokens(input_ids.device) // (longce.context + longce.stride))
+    batches = list(_batches(windows, at_once))
     missing = most_over_ranks(len(batches), model) - len(batches)
     with evaluating(model), _precision(input_ids, longce):
+        head = head.keep_wide()
         for batch in batches:
             _score_windows(model, head, input_ids, labels, scored, batch, found)
         for _ in range(missing):

@@ -22,8 +22,12 @@ from longlens.rope.model import check_model
 from longlens.scoring.scorer import Request, Result, ScorerInfo
 from longlens.tokenization import Encoded, TextEncoder
 
-BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
-"""Tokens of a batch, padding included; a longer request is a batch of its own."""
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Tokens of a batch, padding included; a longer request is a batch of its own.
+
+On a CPU the activations of a larger batch leave the caches: 640 to 2,048 tokens take equal time, and 8,192 take 1.5
+times as long (`python -m benchmarks.scoring`, docs/precision.md).
+"""
 LOOK_AHEAD_BATCHES = 8
 """Requests of so many batches are read ahead and sorted by length, so that little is padded."""
 CHUNK_TOKENS = 1024
@@ -79,14 +83,14 @@ class TransformersScorer:
         # Weights that accelerate offloads are on "meta" until they are needed; its hooks move the inputs to them.
         self._device = torch.device("cpu") if device.type == "meta" else device
         self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
-        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cuda"])
+        self._batch_tokens = batch_tokens or default_batch_tokens(self._device)
         self._ropes = [module for module in model.modules() if _original_frequencies(module)]
         types = {kind for module in self._ropes for kind in _rope_types(module)}
         # Their frequencies depend on the longest sequence of a forward pass: no padding, and no chunks.
         self._by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in types)
         self._stateful = any("dynamic" in kind for kind in types)
         with self._running():
-            self._head = self._probe()
+            self._head = self._probe().keep_wide()
 
     @cached_property
     def info(self) -> ScorerInfo:
@@ -276,6 +280,11 @@ class TransformersScorer:
                 f"{moved:.3g} when tokens were added after them. longlens needs a causal language model"
             )
         return find_head(self.model, hidden, logits)
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """`BATCH_TOKENS` of a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
 
 
 def _original_frequencies(module: torch.nn.Module) -> list[str]:

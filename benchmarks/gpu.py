@@ -1,0 +1,347 @@
+"""Does longlens work, and how fast, on this GPU: correctness against the CPU, scoring, LongCE, attention backends.
+
+    PYTHONPATH=src python -m benchmarks.gpu [-o DIR]        (under four minutes on a data-center GPU)
+
+Runs from a checkout, without a network and without an installed longlens: it needs torch (2.8 or later), transformers
+(5.17 or later), numpy and pyarrow. Weights are random, made on the device in the shapes of published models: time and
+memory do not depend on their values. Writes DIR/gpu.json and DIR/gpu.md. Without a GPU it runs to the end on the CPU
+with tiny shapes, which tests the script and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tests.tiny import byte_tokenizer
+
+import longlens
+from benchmarks.tables import machine, markdown
+from longlens.losses import LongCE
+from longlens.losses.longce import weighted_nll
+from longlens.scoring.transformers import TransformersScorer
+from longlens.windows import plan_windows
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.2-1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.1-8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+BUDGET_SECONDS = 200.0
+"""After so long no further measurement is started; what was left out is listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What is measured: full size on a GPU, tiny on a CPU."""
+
+    shapes: dict[str, dict[str, Any]]
+    lengths: tuple[int, ...]
+    context: int
+    stride: int
+    train_length: int
+    product: int
+    trained: tuple[str, ...]
+
+
+FULL = Scale(
+    shapes=SHAPES,
+    lengths=(8192, 32768),
+    context=4096,
+    stride=1024,
+    train_length=8192,
+    product=8192,
+    trained=("SmolLM2-135M", "Llama-3.2-1B"),
+)
+SMALL = Scale(
+    shapes={"tiny": TINY}, lengths=(256, 512), context=64, stride=32, train_length=128, product=256, trained=("tiny",)
+)
+
+
+@dataclass
+class Report:
+    """Rows of each table, checks that failed, and what was left out."""
+
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, table: str, **row: Any) -> None:
+        self.tables.setdefault(table, []).append(row)
+        print(table, row, flush=True)
+
+
+def llama(shape: dict[str, Any], device: torch.device, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    config = transformers.LlamaConfig(
+        **shape, max_position_embeddings=131072, bos_token_id=256, eos_token_id=257, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return model.eval()
+
+
+def text(length: int) -> str:
+    """Random letters, a token each for a tokenizer of bytes."""
+    generator = torch.Generator().manual_seed(1)
+    return "".join(chr(97 + letter) for letter in torch.randint(26, (length,), generator=generator).tolist())
+
+
+def scored(model: Any, length: int, context: int | None, stride: int) -> Any:
+    scorer = TransformersScorer(model, byte_tokenizer(), weights_sha256="random weights")
+    documents = [longlens.Document(id="a", text=text(length))]
+    return longlens.score(documents, scorer, context=context, stride=stride, max_length=length)
+
+
+def measured(device: torch.device, call: Callable[..., Any], *arguments: Any) -> tuple[float, float | None]:
+    """Seconds of a call, after one that warms up, and peak GiB of GPU memory, weights included (None on a CPU)."""
+    call(*arguments)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    call(*arguments)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return seconds, round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None
+
+
+def product_flops(device: torch.device, size: int) -> float:
+    """FLOP/s of a bfloat16 matrix product, best of five."""
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    return max(2 * size**3 / measured(device, torch.mm, a, b)[0] for _ in range(5))
+
+
+def forward_flops(model: Any, length: int, logits: int) -> float:
+    """Multiply-adds times two of a causal forward pass over ``length`` tokens with ``logits`` rows of logits."""
+    config = model.config
+    layers = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
+    width = config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    head = config.vocab_size * config.hidden_size
+    return 2.0 * (length * (layers + width * length) + logits * head)
+
+
+def scoring_flops(model: Any, length: int, context: int, stride: int) -> float:
+    """Of the long pass and of all short windows."""
+    windows = plan_windows(length, context, stride)
+    short = sum(forward_flops(model, w.stop - w.start + 1, w.stop - w.first) for w in windows)
+    return forward_flops(model, length + 1, length) + short
+
+
+def check_numbers(report: Report, device: torch.device) -> None:
+    """Scores, LongCE loss and gradients of one small model: the device against the CPU in float32.
+
+    Allowed in float32: 1e-4 nats (1e-4 of the largest gradient). In bfloat16: twice the error that the CPU makes in
+    bfloat16, plus 1e-3.
+    """
+    longce = LongCE(context=64, stride=16)
+    ids = torch.randint(26, (2, 192), generator=torch.Generator().manual_seed(2)) + 97
+    found: dict[tuple[str, torch.dtype], dict[str, torch.Tensor]] = {}
+    for side, where in (("cpu", torch.device("cpu")), ("device", device)):
+        for dtype in (torch.float32, torch.bfloat16):
+            model = llama(TINY, torch.device("cpu"), torch.float32).to(where, dtype)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(4.0)
+            row = scored(model, 300, 64, 16)[0]
+            loss = weighted_nll(model.train(), ids.to(where), longce=longce).total
+            loss.backward()
+            gradients = [p.grad.float().cpu() for p in model.parameters() if p.grad is not None]
+            found[side, dtype] = {
+                "long log-probabilities": torch.from_numpy(row.long_logprobs),
+                "short log-probabilities": torch.from_numpy(row.short_logprobs),
+                "LongCE loss, per token": loss.detach().float().cpu() / ids.numel(),
+                "LongCE gradients": torch.cat([g.flatten() / g.abs().max() for g in gradients]),
+            }
+    truth = found["cpu", torch.float32]
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, expected in truth.items():
+            error, of_cpu = (
+                float((found[side, dtype][name] - expected).abs().nan_to_num(0.0).max()) for side in ("device", "cpu")
+            )
+            allowed = 1e-4 if dtype == torch.float32 else 2 * of_cpu + 1e-3
+            holds = error <= allowed and bool((found["device", dtype][name].isnan() == expected.isnan()).all())
+            kind = str(dtype).removeprefix("torch.")
+            report.add("numbers", what=name, dtype=kind, error=f"{error:.2e}", allowed=f"{allowed:.2e}", holds=holds)
+            if not holds:
+                report.failed.append(f"{name} in {kind}: error {error:.2e}, allowed {allowed:.2e}")
+
+
+def time_scoring(report: Report, device: torch.device, scale: Scale, peak: float, deadline: float) -> None:
+    for name, shape in scale.shapes.items():
+        try:
+            model = llama(shape, device, torch.bfloat16)
+            for length in scale.lengths:
+                if time.monotonic() > deadline:
+                    report.left_out.append(f"scoring {name} at {length}")
+                else:
+                    time_lengths(report, device, scale, peak, name, model, length)
+        except torch.OutOfMemoryError:
+            report.left_out.append(f"scoring {name}: out of memory")
+        model = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def time_lengths(
+    report: Report, device: torch.device, scale: Scale, peak: float, name: str, model: Any, length: int
+) -> None:
+    """Scoring of one document, and its long pass alone beside a plain forward pass with full logits."""
+    row: dict[str, Any] = {"model": name, "tokens": length}
+    seconds, gib = measured(device, scored, model, length, scale.context, scale.stride)
+    share = scoring_flops(model, length, scale.context, scale.stride) / seconds / peak
+    speed = {"tokens_per_second": round(length / seconds), "share_of_peak": round(share, 3)}
+    report.add("scoring", **row, seconds=round(seconds, 3), **speed, peak_gib=gib)
+    seconds, gib = measured(device, scored, model, length, None, scale.stride)
+    row |= {"ours_s": round(seconds, 3), "ours_gib": gib}
+    try:
+        ids = torch.randint(97, 123, (1, length), device=device)
+        seconds, gib = measured(device, plain_logprobs, model, ids)
+        row |= {"full_logits_s": round(seconds, 3), "full_logits_gib": gib}
+    except torch.OutOfMemoryError:
+        row |= {"full_logits_s": "does not fit", "full_logits_gib": "does not fit"}
+    report.add("long pass alone", **row)
+
+
+@torch.inference_mode()
+def plain_logprobs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """A plain forward pass with all logits, in fp32 as ours are."""
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])
+
+
+def time_training(report: Report, device: torch.device, scale: Scale, deadline: float) -> None:
+    longce = LongCE(context=scale.context if device.type == "cuda" else 32, stride=scale.stride)
+    for name in scale.trained:
+        if time.monotonic() > deadline:
+            report.left_out.append(f"training {name}")
+            continue
+        model = llama(scale.shapes[name], device, torch.bfloat16).train()
+        model.gradient_checkpointing_enable()
+        ids = torch.randint(97, 123, (1, scale.train_length), device=device)
+        seconds: dict[str, float] = {}
+        for loss, settings in (("CE", None), ("LongCE", longce)):
+            seconds[loss], gib = measured(device, train_step, model, ids, settings)
+            report.add(
+                "training step",
+                model=name,
+                tokens=scale.train_length,
+                loss=loss,
+                seconds=round(seconds[loss], 3),
+                over_ce=f"{100 * (seconds[loss] / seconds['CE'] - 1):+.0f} %",
+                peak_gib=gib,
+            )
+        del model
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def train_step(model: Any, ids: torch.Tensor, settings: LongCE | None) -> None:
+    model.zero_grad(set_to_none=True)
+    (weighted_nll(model, ids, longce=settings).total / ids.numel()).backward()
+
+
+def time_attention(report: Report, device: torch.device, scale: Scale, deadline: float) -> None:
+    name, shape = next(iter(scale.shapes.items()))
+    length = scale.lengths[0]
+    reference = None
+    for attention in ATTENTION:
+        if time.monotonic() > deadline:
+            report.left_out.append(f"attention {attention}")
+            continue
+        row: dict[str, Any] = {"attention": attention, "model": name, "tokens": length}
+        try:
+            model = llama(shape, device, torch.bfloat16, attention)
+            values = torch.from_numpy(scored(model, length, scale.context, scale.stride)[0].lsd)
+            reference = values if reference is None else reference
+            seconds, gib = measured(device, scored, model, length, scale.context, scale.stride)
+            row |= {"seconds": round(seconds, 3), "peak_gib": gib}
+            row["lsd_from_sdpa"] = f"{float((values - reference).abs().nan_to_num(0.0).max()):.2g}"
+        # What is not installed, or has no kernel for this device, is a row that says so.
+        except (ImportError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            row["not_available"] = " ".join(str(error).split())[:120] or type(error).__name__
+        report.add("attention", **row)
+
+
+def tables(report: Report) -> Iterator[str]:
+    for name, rows in report.tables.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        yield f"### {name}\n\n" + markdown(columns, [[row.get(column, "-") for column in columns] for row in rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, default=Path("gpu-check"))
+    out: Path = parser.parse_args(arguments).out
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scale = FULL if device.type == "cuda" else SMALL
+    start, report = time.monotonic(), Report()
+    deadline = start + BUDGET_SECONDS
+    peak = product_flops(device, scale.product)
+    report.add("peak", product=f"bfloat16 {scale.product}^3", tflops=round(peak / 1e12, 3))
+    check_numbers(report, device)
+    time_scoring(report, device, scale, peak, deadline)
+    time_training(report, device, scale, deadline)
+    time_attention(report, device, scale, deadline)
+    seconds = time.monotonic() - start
+    content = {
+        "schema_version": 1,
+        "machine": machine(),
+        "seconds": round(seconds, 1),
+        "settings": {"context": scale.context, "stride": scale.stride},
+        "failed": report.failed,
+        "left_out": report.left_out,
+        "tables": report.tables,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gpu.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    heading = f"`python -m benchmarks.gpu`: {machine()}; {seconds:.0f} s; K = {scale.context}, d = {scale.stride}.\n\n"
+    notes = "".join(f"\nFailed: {line}\n" for line in report.failed)
+    notes += "".join(f"\nNot measured: {line}\n" for line in report.left_out)
+    (out / "gpu.md").write_text(heading + "\n".join(tables(report)) + notes, encoding="utf-8")
+    print(f"{out / 'gpu.md'}: {seconds:.0f} s, {len(report.failed)} checks failed", flush=True)
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
