@@ -214,7 +214,9 @@ def test_no_logits_of_a_whole_sequence_exist(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda *_, **__: pytest.fail("the model's own forward makes all logits"))
     monkeypatch.setattr("longlens.logprobs.token_logprobs.__kwdefaults__", {"block_bytes": 8 * VOCABULARY * 4})
     logits = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, hidden: sizes.append(len(hidden)) or logits(self, hidden))
+    monkeypatch.setattr(
+        Head, "logits", lambda self, hidden, *to: sizes.append(len(hidden)) or logits(self, hidden, *to)
+    )
     longce_loss(model, tokens(1, 200), **RULE).backward()
     assert max(sizes) == 8
     assert sum(sizes) == 184 + 2 * 199  # scored rows of the short pass; the long one, and again in its backward

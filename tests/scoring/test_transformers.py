@@ -86,7 +86,9 @@ def test_learned_positions_cannot_be_exceeded():
 def test_logits_exist_for_scored_rows_alone_in_bounded_blocks(monkeypatch):
     rows = []
     original = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, hidden: rows.append(len(hidden)) or original(self, hidden))
+    monkeypatch.setattr(
+        Head, "logits", lambda self, hidden, *to: rows.append(len(hidden)) or original(self, hidden, *to)
+    )
     monkeypatch.setattr("longlens.logprobs.token_logprobs.__kwdefaults__", {"block_bytes": 16 * VOCABULARY * 4})
     scorer = make_scorer(tiny_model("llama"))
     rows.clear()
@@ -149,7 +151,7 @@ def test_out_of_memory_says_what_to_change(monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(scorer, "_hidden", fail)
-    with pytest.raises(longlens.UserError, match=r"tiny ran out of memory .* --batch-tokens \(it was 8192\)"):
+    with pytest.raises(longlens.UserError, match=r"tiny ran out of memory .* --batch-tokens \(it was 1024\)"):
         score(scorer, TEXT)
 
 

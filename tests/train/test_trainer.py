@@ -190,7 +190,9 @@ def test_dropout_is_in_the_long_pass_alone(tmp_path):
 def test_autocast_runs_the_model_in_bf16_and_the_head_in_fp32(tmp_path, monkeypatch):
     seen = set()
     logits = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, h: seen.add(logits(self, h).dtype) or logits(self, h))
+    monkeypatch.setattr(
+        Head, "logits", lambda self, h, *to: seen.add(logits(self, h, *to).dtype) or logits(self, h, *to)
+    )
     model = tiny_model("llama")
     inside = []
     model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *a: inside.append(a[-1].dtype))
