@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parent.parent
 
 
 def machine() -> str:
     """What the numbers were measured on."""
+    import torch
+
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None

@@ -208,7 +208,7 @@ def test_no_logits_of_a_whole_sequence_exist(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr("longlens.logprobs.token_logprobs.__kwdefaults__", {"block_bytes": 8 * VOCABULARY * 4})
     logits = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda self, h: sizes.append(len(h)) or logits(self, h))
+    monkeypatch.setattr(Head, "logits", lambda self, h, *to: sizes.append(len(h)) or logits(self, h, *to))
     monkeypatch.setattr(
         type(model), "forward", lambda *_, **__: pytest.fail("the model's own forward makes all logits")
     )
