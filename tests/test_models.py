@@ -138,6 +138,47 @@ def test_a_gguf_file_needs_the_extra(tmp_path, monkeypatch):
         load_scorer(str(tmp_path / "x.gguf"))
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("Llama", {"rope_parameters": YARN}, 16_384),  # the recipe of Qwen's model cards
+        ("Llama", {"rope_parameters": YARN | {"original_max_position_embeddings": 2048}}, 8192),
+        ("Llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}, 16_384),
+        ("Llama", {"rope_parameters": LINEAR}, 4096),  # the length before, or the one after: nothing says which
+        ("Llama", {"rope_parameters": LINEAR | {"original_max_position_embeddings": 4096}}, 32_768),
+        ("Llama", {"rope_parameters": LINEAR | {"rope_type": "dynamic"}}, 4096),
+        ("Gemma3Text", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": YARN}}, 16_384),
+        ("GPT2", {"n_positions": 77}, 77),
+        ("Mpt", {"max_seq_len": 77}, 77),
+        ("Mamba", {}, None),
+        ("XLNet", {}, None),
+    ],
+)
+def test_the_length_of_a_model_is_what_its_configuration_makes_of_it(kind, settings, expected):
+    import transformers
+
+    if kind in ("Llama", "Gemma3Text"):
+        settings = {"max_position_embeddings": 4096} | settings
+    assert models.positions_of(getattr(transformers, f"{kind}Config")(**settings)) == expected
+
+
+def test_every_limit_of_a_yarn_model_is_the_extended_length(models, tmp_path):
+    import shutil
+
+    from longlens.models import max_positions
+    from longlens.models.generate import load_generator
+
+    shutil.copytree(models / "llama", tmp_path / "yarn")
+    config = json.loads((models / "llama" / "config.json").read_text())
+    (tmp_path / "yarn" / "config.json").write_text(json.dumps(config | {"rope_parameters": YARN}))
+    name = str(tmp_path / "yarn")
+    assert max_positions(name) == load_scorer(name).info.max_length == load_generator(name)._max_length == 16_384
+
+
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 BLANKS = ["ĠĠ", "ĠĠĠ", "12", "123"]
 BLANK_MERGES = ["Ġ Ġ", "ĠĠ Ġ", "1 2", "12 3"]

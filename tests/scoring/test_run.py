@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import longlens
-from longlens import Document, UserError, open_scores, score
+from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
 from longlens.scoring import store
 from longlens.scoring.run import own_limit
@@ -320,6 +320,23 @@ def words(text):
     return Encoded(np.arange(len(starts)), np.array(list(zip(starts, [*starts[1:], len(text)], strict=True))))
 
 
+@pytest.mark.parametrize("max_length", [None, 30])
+def test_a_text_that_begins_with_the_bos_has_it_once_and_unscored(models, max_length):
+    scorer = longlens.load_scorer(str(models / "llama"))
+    text = "Call me Ishmael. Some years ago, never mind how long"
+    two = [Document(id="plain", text=text), Document(id="own", text="<s>" + text)]
+    settings = {"context": 8, "stride": 4, "max_length": max_length}
+    plain, own = score(two, scorer, **settings)
+    assert own.token_ids.tolist() == [BOS, *plain.token_ids.tolist()]
+    for side in ("long_logprobs", "short_logprobs"):
+        assert np.isnan(getattr(own, side)[0])
+        np.testing.assert_array_equal(getattr(own, side)[1:], getattr(plain, side))
+    # The published package puts its own before it all the same.
+    plain, own = score(two, scorer, bos="published", **settings)
+    assert np.isfinite(own.long_logprobs[0])
+    assert not np.array_equal(own.long_logprobs[1:], plain.long_logprobs)
+
+
 def test_the_maximum_length_is_what_the_model_takes_without_its_bos():
     assert own_limit(FakeScorer(max_length=100)).max_tokens == 99
     assert own_limit(FakeScorer(max_length=100, bos=None)).max_tokens == 100
@@ -330,9 +347,11 @@ def test_the_maximum_length_is_what_the_model_takes_without_its_bos():
 
 def test_more_than_the_model_takes_needs_a_word():
     with pytest.raises(
-        UserError, match=r"--max-length is 100; fake takes 99 tokens and a BOS\. Use a smaller one, or --e"
+        UserError, match=r"--max-length is 101; fake takes 99 tokens and a BOS\. Use a smaller one, or --e"
     ):
-        own_limit(FakeScorer(max_length=100), 100)
+        own_limit(FakeScorer(max_length=100), 101)
+    with pytest.warns(LonglensWarning, match=r"fake takes 100 tokens, its BOS among them: documents are cut to 99"):
+        assert own_limit(FakeScorer(max_length=100), 100).max_tokens == 99
     assert own_limit(FakeScorer(max_length=100), 100, extrapolate=True).max_tokens == 100
     with pytest.raises(UserError, match=r"--max-length is 101; fake takes 100 tokens\. Use a smaller one"):
         own_limit(FakeScorer(max_length=100, bos=None), 101)

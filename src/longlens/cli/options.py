@@ -140,7 +140,12 @@ def limit(
 
         encoder = load_encoder(truncate_with, trust_remote_code=trust_remote_code)
         max_tokens = MAX_LENGTH if max_length is None else max_length
-        return TokenLimit(max_tokens=max_tokens, counted_by=truncate_with, encode=encoder.encode)
+        return TokenLimit(
+            max_tokens=max_tokens,
+            counted_by=truncate_with,
+            encode=encoder.encode,
+            bos_token_id=encoder.bos_token_id,
+        )
     if scorer is not None:
         return own_limit(scorer, max_length, extrapolate=extrapolate)
     if max_length is not None:

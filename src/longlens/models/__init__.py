@@ -10,6 +10,7 @@ from longlens.models.load import load_scorer as load_scorer
 from longlens.models.load import load_tokenizer as load_tokenizer
 from longlens.models.load import load_weights as load_weights
 from longlens.models.load import max_positions as max_positions
+from longlens.models.load import positions_of as positions_of
 from longlens.models.load import refuse_missing as refuse_missing
 from longlens.models.resolve import EMBEDDED as EMBEDDED
 from longlens.models.resolve import Source as Source

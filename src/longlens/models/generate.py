@@ -9,6 +9,7 @@ import torch
 
 from longlens.chat_template import template_tokens
 from longlens.errors import UserError
+from longlens.models.load import positions_of
 
 MAX_NEW_TOKENS = 256
 
@@ -47,9 +48,7 @@ class TransformersGenerator:
         self._ends = _end_tokens(model, tokenizer)
         if not self._ends:
             raise UserError(f"{name} has no token that ends a text (EOS): give a model that has, such as a chat model")
-        self._max_length: int | None = getattr(
-            model.config.get_text_config(decoder=True), "max_position_embeddings", None
-        )
+        self._max_length = positions_of(model.config)
 
     def generate(self, prompts: Sequence[str]) -> list[Generated]:
         """An answer to each prompt, without special tokens.

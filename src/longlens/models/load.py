@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from longlens.errors import UserError, require
 from longlens.files import file_sha256
@@ -95,8 +96,41 @@ def max_positions(name: str, *, trust_remote_code: bool = False) -> int | None:
     Raises:
         UserError: No such model.
     """
-    config = load_config(resolve(name), trust_remote_code=trust_remote_code)
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return positions_of(load_config(resolve(name), trust_remote_code=trust_remote_code))
+
+
+# As vLLM looks for it (vllm/config/model.py, _get_and_verify_max_len); the first is mapped to the others by the
+# transformers classes of GPT-2, OPT and their kin.
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens that a model of this configuration was made for; None where it names none, as recurrent models.
+
+    With RoPE scaling, ``max(max_position_embeddings, factor * original_max_position_embeddings)``: the model cards of
+    Qwen2.5 and Qwen3 add YaRN and leave ``max_position_embeddings``. Dynamic NTK has no length that it is made for
+    beyond its original one. A linear factor without an original length says nothing: ``max_position_embeddings`` is
+    the length before in Vicuna 1.5 16k, and the length after in Gemma 3.
+    """
+    text = config.get_text_config(decoder=True)
+    length = next((value for key in _LENGTH_KEYS if _is_count(value := getattr(text, key, None))), None)
+    if length is None:
+        return None
+    scaling = getattr(text, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    for rope in [scaling, *(value for value in scaling.values() if isinstance(value, dict))]:
+        factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+        if rope.get("rope_type") != "dynamic" and _is_count(original) and _is_factor(factor):
+            length = max(length, int(factor * original))
+    return length
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_factor(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
 
 
 def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:

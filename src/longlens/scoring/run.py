@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -13,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from longlens.corpus import Document, text_sha256
-from longlens.errors import UserError
+from longlens.errors import LonglensWarning, UserError
 from longlens.scoring.layout import SCHEMA_VERSION, side_folder
 from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.scorer import Request, Scorer, ScorerInfo
@@ -87,7 +88,8 @@ def score(
         stride: d, one for all K or one a K.
         out: Run folder; what is in it already is not scored again. None keeps the scores in memory.
         bos: ``"window"``: the tokenizer's BOS, where it has one, stands before the long context and before every
-            window, is not scored and not counted in K. ``"published"``: as the published package does it; with
+            window, is not scored and not counted in K; a text that begins with it has it once. ``"published"``: as
+            the published package does it, which does not look at how a text begins; with
             short contexts (an evaluator) what the tokenizer puts before a text stands before the long context
             alone and counts as a token of it, without (an evaluated model) there is none.
         max_length: Tokens that a document is cut to, counted by this model's tokenizer; None for the smaller of
@@ -147,6 +149,8 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
 def own_limit(scorer: Scorer, max_length: int | None = None, *, extrapolate: bool = False) -> TokenLimit:
     """The limit in tokens of the scored model: ``max_length``, or the smaller of 32,768 and what the model takes.
 
+    Where the model has ``max_length`` positions and the tokenizer a BOS, the limit is one token less, with a warning.
+
     Raises:
         UserError: ``max_length`` is more than the model takes and ``extrapolate`` is off.
     """
@@ -155,15 +159,23 @@ def own_limit(scorer: Scorer, max_length: int | None = None, *, extrapolate: boo
     if max_length is None:
         max_length = MAX_LENGTH if takes is None else min(MAX_LENGTH, takes)
     elif takes is not None and max_length > takes and not extrapolate:
-        raise UserError(
-            f"--max-length is {max_length}; {info.name} takes {takes} tokens"
-            + (" and a BOS" if info.bos_token_id is not None else "")
-            + ". Use a smaller one, or --extrapolate to score beyond what the model was made for"
+        if max_length != info.max_length:
+            raise UserError(
+                f"--max-length is {max_length}; {info.name} takes {takes} tokens"
+                + (" and a BOS" if info.bos_token_id is not None else "")
+                + ". Use a smaller one, or --extrapolate to score beyond what the model was made for"
+            )
+        warnings.warn(
+            f"{info.name} takes {max_length:,} tokens, its BOS among them: documents are cut to {takes:,}",
+            LonglensWarning,
+            stacklevel=2,
         )
+        max_length = takes
     return TokenLimit(
         max_tokens=max_length,
         counted_by="own",
         encode=lambda text: scorer.encode(Document(id="", text=text)),
+        bos_token_id=info.bos_token_id,
     )
 
 
@@ -227,6 +239,7 @@ class _Run:
         self._long_prefix: tuple[int, ...] = window if bos == "window" else published
         self._short_prefix: tuple[int, ...] = window if bos == "window" else ()
         self._counted = 0 if bos == "window" else len(published)
+        self._own_bos = list(window) if bos == "window" else []
 
     def score(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> None:
         self._open: dict[tuple[str, ShortContext | None], _Side] = {}
@@ -276,7 +289,7 @@ class _Run:
         ids, n = encoded.token_ids.tolist(), len(encoded.token_ids)
         # Another tokenizer's number of tokens says nothing of this one's.
         total = cut.total_tokens if self._limit.counted_by == "own" else None
-        self._check_length(document.id, n)
+        self._check_length(document.id, n + len(self._long_prefix) - self._num_own_bos(ids))
         row = {
             "id": document.id,
             "text_sha256": text_sha256(cut.text),
@@ -300,22 +313,28 @@ class _Run:
 
     def _side(self, id: str, ids: list[int], short: ShortContext | None) -> Iterator[Request]:
         """Requests of one side."""
+        own = self._num_own_bos(ids)
+        ids = ids[own:]
         if short is None:
             prefix = list(self._long_prefix)
             tokens = prefix + ids
             if len(tokens) > 1:
-                yield Request(_Key(id, None, 0 if prefix else 1, len(tokens)), tokens, max(1, len(prefix)))
+                yield Request(_Key(id, None, own if prefix else 1, len(tokens)), tokens, max(1, len(prefix)))
             return
         # In the published package the evaluator's BOS is token 0 of what windows are planned over.
         sequence = [*self._long_prefix[: self._counted], *ids]
         prefix = list(self._short_prefix)
         for window in plan_windows(len(sequence), *short):
             tokens = prefix + sequence[window.start : window.stop]
-            key = _Key(id, short, window.first - self._counted, len(tokens))
+            key = _Key(id, short, window.first - self._counted + own, len(tokens))
             yield Request(key, tokens, len(prefix) + window.first - window.start)
 
-    def _check_length(self, id: str, n: int) -> None:
-        info, fed = self._scorer.info, n + len(self._long_prefix)
+    def _num_own_bos(self, ids: list[int]) -> int:
+        """1 where the text itself begins with the BOS that would be put before it, which then stands there once."""
+        return int(bool(self._own_bos) and ids[:1] == self._own_bos)
+
+    def _check_length(self, id: str, fed: int) -> None:
+        info = self._scorer.info
         if info.max_length is not None and fed > info.max_length and not self._extrapolate:
             raise UserError(
                 f"document {id!r} has {fed} tokens of {info.name}, which takes {info.max_length} (the text was cut by "

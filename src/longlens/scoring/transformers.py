@@ -16,6 +16,7 @@ from torch import Tensor
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.models.load import positions_of
 from longlens.rope.base import CLEX_TYPE
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
@@ -101,7 +102,7 @@ class TransformersScorer:
             architecture=type(self.model).__name__,
             weights_sha256=self._weights_sha256 or hash_weights(self.model),
             tokenizer_sha256=self._encoder.sha256,
-            max_length=getattr(self._config, "max_position_embeddings", None),
+            max_length=positions_of(self._config),
             dtype=str(self.model.dtype).removeprefix("torch."),
             device=str(self._device),
             attention=str(self._config._attn_implementation),

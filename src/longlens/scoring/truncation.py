@@ -30,11 +30,13 @@ class TokenLimit:
         max_tokens: The limit, without BOS.
         counted_by: Name of the tokenizer, for the manifest; ``"own"`` for the scored model's.
         encode: Text to tokens and spans.
+        bos_token_id: Is not counted where a text begins with it; None where the tokenizer has none.
     """
 
     max_tokens: int
     counted_by: str
     encode: Callable[[str], Encoded]
+    bos_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -42,6 +44,8 @@ class TokenLimit:
 
     def __call__(self, text: str) -> Cut:
         """The longest prefix that ends with one of the first ``max_tokens`` tokens and has no more than that many.
+
+        A BOS that the text itself begins with is one more.
 
         The prefix is tokenized again, since a tokenizer may treat the new end otherwise; while that gives more
         tokens than allowed, it is cut again.
@@ -51,16 +55,19 @@ class TokenLimit:
         while len(text) > size:
             head, counted = text[:size], False
             # Spaces can make tokens of more characters than that; then look further.
-            if len(self.encode(head).token_ids) > self.max_tokens:
+            if len(self.encode(head).token_ids) > self.max_tokens + 1:
                 break
             size *= 2
             head, counted = text, True
         encoded = self.encode(head)
         total = len(encoded.token_ids) if counted else None
-        while len(encoded.token_ids) > self.max_tokens:
+        most = self.max_tokens + (
+            self.bos_token_id is not None and encoded.token_ids[:1].tolist() == [self.bos_token_id]
+        )
+        while len(encoded.token_ids) > most:
             # A character that is split over the limit belongs to later tokens too, and is left out.
-            end = int(np.min(encoded.char_spans[self.max_tokens :, 0]))
-            end = min(end, int(encoded.char_spans[self.max_tokens - 1, 1]))
+            end = int(np.min(encoded.char_spans[most:, 0]))
+            end = min(end, int(encoded.char_spans[most - 1, 1]))
             head = head[: end if end < len(head) else len(head) - 1]
             encoded = self.encode(head)
         return Cut(head, total)

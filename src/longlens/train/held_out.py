@@ -52,7 +52,9 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
     if evaluation.evaluator is not None:
         # A model may take no more than a row, and BOS comes before the document.
         most = evaluation.max_length or length - len(bos)
-        limit = TokenLimit(max_tokens=most, counted_by=recipe.model, encode=encoder.encode)
+        limit = TokenLimit(
+            max_tokens=most, counted_by=recipe.model, encode=encoder.encode, bos_token_id=encoder.bos_token_id
+        )
         documents = [replace(document, text=limit(document.text).text) for document in documents]
         path = out / "keys.jsonl"
         if not path.is_file():
@@ -62,6 +64,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
         keys = read_keys(str(evaluation.keys))
     _check_keys_of(keys, documents)
     encoded = [encoder.encode(document.text).token_ids.tolist() for document in documents]
+    encoded = [ids[1:] if bos and ids[:1] == bos else ids for ids in encoded]  # it may be in the text already
     return HeldOut(
         documents=documents,
         keys=keys,

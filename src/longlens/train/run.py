@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from longlens.errors import UserError
 from longlens.files import cannot_write
 from longlens.losses.settings import LongCE
+from longlens.models.load import positions_of
 from longlens.train.arguments import accumulation, training_arguments
 from longlens.train.collate import pad_right
 from longlens.train.data_settings import ChatData
@@ -196,7 +197,7 @@ def _start(recipe: Recipe, model: Any, tokenizer: Any, plan: Mapping[str, Any], 
 
 
 def _check_room(model: Any, tokenizer: Any, held_out: HeldOut) -> None:
-    takes = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    takes = positions_of(model.config)
     needed = held_out.max_length + (tokenizer.bos_token_id is not None)
     if takes is not None and needed > takes:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,7 +153,7 @@ def _run(
     if isinstance(limit, TokenLimit) and limit.counted_by == "own":
         # The tokenizer alone goes on to the next model; the weights of this one are let go.
         encoder = load_encoder(model, trust_remote_code=trusted)
-        limit = TokenLimit(max_tokens=limit.max_tokens, counted_by=model, encode=encoder.encode)
+        limit = replace(limit, counted_by=model, encode=encoder.encode)
     return scores, limit
 
 
@@ -170,7 +171,8 @@ def _check_fits(documents: Iterable[Document], model: str, limit: Limit | None, 
         return
     room = takes - (encoder.bos_token_id is not None)
     for document in o.cut(documents, limit):
-        tokens = len(encoder.encode(document.text).token_ids)
+        ids = encoder.encode(document.text).token_ids
+        tokens = len(ids) - (len(ids) > 0 and int(ids[0]) == encoder.bos_token_id)
         if tokens > room:
             raise UserError(
                 f"document {document.id!r}, cut for the evaluator, has {tokens:,} tokens of {model}, which takes "
