@@ -19,9 +19,10 @@ from transformers import AddedToken, ByT5Tokenizer
 from longlens.errors import UserError
 from longlens.scoring.truncation import TokenLimit
 from longlens.spans import spans_from_bytes
-from longlens.tokenization import TextEncoder, check_spans, extend_over_marks
+from longlens.tokenization import TextEncoder, check_spans, decoder_of, extend_over_marks
 from tests import test_tokenization_toys as toys
 from tests.reference.spans import spans_of_pieces, uncovered
+from tests.tiny import byte_tokenizer
 
 FRAGMENTS = [
     *[
@@ -387,3 +388,10 @@ def test_marks_go_to_the_token_that_ends_before_them_and_not_over_a_gap() -> Non
     before = np.array([[0, 1], [2, 3], [4, 5], [6, 7]])
     assert extend_over_marks(text, before).tolist() == [[0, 2], [2, 3], [4, 6], [6, 7]]
     assert before.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_not_left_out_of_a_text():
+    decode = decoder_of(byte_tokenizer())
+    assert decode([72, 256, 257]) == byte_tokenizer().decode([72, 256, 257])
+    with pytest.raises(UserError, match="input_ids has 258, and the tokenizer has the ids 0 to 257"):
+        decode([72, 258])

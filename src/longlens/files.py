@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -44,7 +44,8 @@ def replacing(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk: the first error is the one to say
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -186,10 +187,34 @@ class OwnFolder:
         except OSError as error:
             raise cannot_write(path, error, resumes=True) from error
         self._lock = hold(path / ".lock", doing)
+        self._identity = self._found()
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder is still the one that was locked: not deleted, moved or replaced."""
+        return self._identity is not None and self._found() == self._identity
+
+    def check(self) -> None:
+        """Refuses to write into a folder that has been deleted or replaced, which would be a new and incomplete one.
+
+        Raises:
+            UserError: It has.
+        """
+        if not self.is_there:
+            raise UserError(
+                f"{self._path} was deleted or moved while this process was writing to it: run the same command again"
+            )
 
     def release(self) -> None:
         """Lets go of the folder; it is gone where it was made here and holds nothing."""
-        if self._created and not any(entry.name != ".lock" for entry in self._path.iterdir()):
+        if self._created and self.is_there and not any(entry.name != ".lock" for entry in self._path.iterdir()):
             (self._path / ".lock").unlink(missing_ok=True)
             self._path.rmdir()
         self._lock.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -207,6 +208,31 @@ class _Fast:
             return self._backend.to_str().encode()
         finally:
             self._backend.post_processor = current
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """The smallest number that all ids of a tokenizer are below; ids can have gaps."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+def decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
+    """``tokenizer.decode`` for `longlens.read_documents`, which refuses ids that the tokenizer does not have.
+
+    The tokenizer itself would leave them out of the text.
+    """
+    size = vocabulary_size(tokenizer)
+
+    def decode(token_ids: Sequence[int]) -> str:
+        wrong = max(token_ids, default=-1)
+        if wrong >= size:
+            raise UserError(
+                f"input_ids has {wrong}, and the tokenizer has the ids 0 to {size - 1}: name the tokenizer that made "
+                "the rows with --tokenized-with"
+            )
+        text: str = tokenizer.decode(token_ids)
+        return text
+
+    return decode
 
 
 def _description(tokenizer: Any) -> bytes:

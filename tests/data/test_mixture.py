@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,15 +13,19 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlens.data import mixture as mixing
+from longlens.data.documents import Framing
+from longlens.data.folders import pack_folder
 from longlens.data.mixture import allocate, interleave, mix
+from longlens.data.packing import BestFit
 from longlens.data.recipe import Mixture, Source
-from longlens.data.store import DatasetFolder
+from longlens.data.store import DatasetFolder, check_rows
 from longlens.errors import UserError
 from tests.tiny import byte_tokenizer
 
@@ -354,3 +359,69 @@ def test_a_full_disk(texts, monkeypatch, at):
     mix(recipe(), byte_tokenizer(), "out")
     mix(recipe(), byte_tokenizer(), "whole")
     assert files("out") == files("whole")
+
+
+def test_a_folder_that_is_deleted_while_it_is_written_to_is_not_made_anew(texts, monkeypatch):
+    made = Framing.encode
+    tokenizer = byte_tokenizer()
+
+    def deleting(self, batch):
+        shutil.rmtree("out")
+        monkeypatch.setattr(Framing, "encode", made)
+        return made(self, batch)
+
+    monkeypatch.setattr(Framing, "encode", deleting)
+    with pytest.raises(UserError, match="out was deleted or moved while this process was writing to it"):
+        pack_folder(["books"], tokenizer, "out", length=64, packing=BestFit())
+    assert not Path("out").exists()
+    assert pack_folder(["books"], tokenizer, "out", length=64, packing=BestFit())["documents"] == 2
+
+
+@pytest.mark.parametrize("name", ["a\0b", "", ".", "a/b", "a\nb", "x" * 300])
+def test_names_of_sources_that_name_no_folder(name, texts):
+    with pytest.raises(UserError, match="which cannot name a folder: choose a plain word"):
+        recipe(sources={name: Source(weight=100, path="books")})
+    with pytest.raises(UserError, match="no such file or folder"):
+        mix(one("a\0b"), byte_tokenizer(), "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(1, "manifest.json is broken .settings is 1."), (None, "another tokenizer .sha256 None"), ({}, "another tokeniz")],
+)
+def test_a_weighed_folder_with_other_settings_than_ours(settings, message, texts):
+    Path("w").mkdir()
+    Path("w/counts.json").write_text("{}")
+    Path("w/manifest.json").write_text(json.dumps({"kind": "weighed", "settings": settings}))
+    for make in (
+        lambda: mix(one("w", tokenized=True), byte_tokenizer(), "out"),
+        lambda: pack_folder(["w"], byte_tokenizer(), "out", length=64, packing=BestFit()),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()
+
+
+def test_shards_are_checked_before_they_are_trained_on(texts):
+    pack_folder(["books", "code"], byte_tokenizer(), "out", length=64, packing=BestFit())
+    data = Path("out/data")
+    check_rows(data, 300)
+    with pytest.raises(
+        UserError, match=r"of out/data has 25[67], and the tokenizer has the ids 0 to 199"
+    ):
+        check_rows(data, 200)
+    (shard,) = data.iterdir()
+    whole = shard.read_bytes()
+    for at in range(4, len(whole), max(1, len(whole) // 60)):
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            check_rows(data, 300)
+        except UserError as error:
+            assert re.search("is broken|of out/data", str(error))  # noqa: PT017
+            assert len(str(error)) < 600  # noqa: PT017
+        else:  # the byte says nothing of the rows
+            assert [row["input_ids"] for row in pq.read_table(shard).to_pylist()]
+    table = pq.read_table(pa.BufferReader(whole))
+    short = pa.array([ids[:-1] for ids in table["labels"].to_pylist()], pa.list_(pa.int32()))
+    pq.write_table(table.set_column(table.schema.get_field_index("labels"), "labels", short), shard)
+    with pytest.raises(UserError, match=r"labels of rows 1 to .* has nulls, or not one entry for each token"):
+        check_rows(data, 300)

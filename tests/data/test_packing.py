@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longlens.data.columns import columns_of
 from longlens.data.packing import BestFit, Counts, Fill, pack, pack_dataset
 from longlens.errors import LonglensWarning, UserError
 
@@ -177,5 +178,49 @@ def test_a_dataset_that_is_not_tokenized():
     with pytest.raises(UserError, match="row 0 has no input_ids, it has 'text': tokenize it first"):
         pack_dataset(datasets.Dataset.from_dict({"text": ["a"]}), 4)
     uneven = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1]]})
-    with pytest.raises(UserError, match=r"labels of row 0 has the shape \[1\] beside 2 input_ids"):
+    with pytest.raises(UserError, match="labels of row 0 has 1 entries beside 2 input_ids"):
         pack_dataset(uneven, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": 5}, "input_ids of r is 5, expected a flat list of integers"),
+        ({"input_ids": [[1, 2]]}, r"input_ids of r is \[\[1, 2\]\], expected a flat list"),
+        ({"input_ids": [[1], [1, 2]]}, "expected a flat list"),
+        ({"input_ids": [1.5, 2]}, "expected a flat list of integers"),
+        ({"input_ids": ["5", "6"]}, "expected a flat list of integers"),
+        ({"input_ids": [True, False]}, "expected a flat list of integers"),
+        ({"input_ids": [1, None]}, "expected a flat list of integers"),
+        ({"input_ids": [1, 2**31]}, "beyond int32"),
+        ({"input_ids": [1, 10**30]}, "expected a flat list of integers|beyond int32"),
+        ({"input_ids": [1, -1]}, "input_ids of r has -1, and token ids of this tokenizer are 0 to 299"),
+        ({"input_ids": [1, 300]}, "input_ids of r has 300, and token ids of this tokenizer are 0 to 299"),
+        ({"labels": [1, 300]}, "labels of r has 300, and token ids"),
+        ({"labels": [1, -101]}, "labels of r has -101, and token ids"),
+        ({"labels": {"a": 1}}, "labels of r is {'a': 1}, expected a flat list of integers"),
+        ({"token_weights": [1.0]}, "token_weights of r has 1 entries beside 2"),
+        ({"token_weights": [1.0, None]}, "token_weights of r has nan, expected a number of 0 or more"),
+        ({"token_weights": [1.0, -1]}, "token_weights of r has -1.0, expected"),
+        ({"token_weights": "ab"}, "token_weights of r is 'ab', expected a flat list of numbers"),
+        ({"short_logprobs": [None, 0.5]}, "short_logprobs of r has 0.5, expected a log-probability of 0 or less"),
+    ],
+)
+def test_columns_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        columns_of({"input_ids": [1, 2]} | changes, "r", vocabulary=300)
+    assert len(str(caught.value)) < 300
+
+
+def test_columns_that_can_be():
+    row = {"input_ids": [0, 299], "labels": [-100, 299], "token_weights": [1, 0], "short_logprobs": [None, -1]}
+    columns = columns_of(row, "r", vocabulary=300)
+    assert {name: values.dtype.name for name, values in columns.items()} == {
+        "input_ids": "int32",
+        "labels": "int32",
+        "token_weights": "float32",
+        "short_logprobs": "float32",
+    }
+    assert columns["labels"].tolist() == [-100, 299]
+    np.testing.assert_equal(columns["short_logprobs"], np.array([np.nan, -1], dtype=np.float32))
+    assert len(columns_of({"input_ids": []}, "r", vocabulary=300)["input_ids"]) == 0

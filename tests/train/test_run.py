@@ -342,6 +342,21 @@ def test_a_mixture(place):
     assert read_log(Path("out/log.jsonl"))[-1]["step"] == 5
 
 
+def test_damaged_rows_are_refused_before_training(place):
+    pack_folder(["a.txt"], byte_tokenizer(), "rows", length=32, packing=BestFit())
+    (shard,) = Path("rows/data").iterdir()
+    whole = bytearray(shard.read_bytes())
+    whole[60] ^= 255
+    shard.write_bytes(whole)
+    with pytest.raises(UserError, match=r"rows/data/train-00000\.parquet is broken: .*: delete rows/data and run the"):
+        run(recipe(data={"packed": "rows"}), "out")
+    assert not Path("out").exists()
+    for damaged in (b"PAR1", bytes(whole[: len(whole) // 2])):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot read the rows of rows: .*: delete it, and run"):
+            load_rows(Path("rows"), place / "cache", recipe(data={"packed": "rows"}))
+
+
 @pytest.mark.parametrize("packing", ["fill", "best-fit"])
 def test_documents_are_packed_as_data_pack_does(place, packing):
     prepare_rows(recipe(data={"packing": packing}), byte_tokenizer(), Path("rows"), print)

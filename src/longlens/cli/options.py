@@ -102,9 +102,10 @@ def documents(docs: list[str], options: ReadOptions, *, trust_remote_code: bool 
     if options.tokenized_with is None:
         return read_documents(docs, options)
     from longlens.models import load_tokenizer
+    from longlens.tokenization import decoder_of
 
     tokenizer = load_tokenizer(options.tokenized_with, trust_remote_code=trust_remote_code)
-    return read_documents(docs, options, decoder=tokenizer.decode)
+    return read_documents(docs, options, decoder=decoder_of(tokenizer))
 
 
 def num_characters(docs: list[str], options: ReadOptions, longest: int) -> int | None:

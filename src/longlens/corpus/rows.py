@@ -314,7 +314,8 @@ def document_of_row(
         token_ids = _token_ids_of_row(values, place)
         if options.min_tokens is not None and len(token_ids) < options.min_tokens:
             return None
-        text = decoder(token_ids)
+        with library_errors(f"{place} cannot be decoded", "name the tokenizer that made the rows"):
+            text = decoder(token_ids)
     if not text or text.isspace():
         raise UserError(f"{place} has an empty text: remove the row, or pass another --text-field")
     check_unicode(text, f"the text of {place}", "replace it")

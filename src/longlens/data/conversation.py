@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from longlens.data.columns import Columns, size_of
-from longlens.data.packing import IGNORED
+from longlens.data.columns import IGNORED, Columns, size_of
 from longlens.data.template import ChatTemplate, Span, Turns
 from longlens.errors import UserError, shown
 from longlens.tokenization import TextEncoder

@@ -38,12 +38,14 @@ class Framing:
         bos: The id before each document; None for none.
         eos: The id behind each document; None for none.
         tokenizer_sha256: What identifies the tokenizer, see `longlens.tokenization.TextEncoder`.
+        vocabulary: Its ids are below this number.
     """
 
     def __init__(self, tokenizer: Any, *, bos: bool = True, eos: bool = True) -> None:
-        from longlens.tokenization import TextEncoder
+        from longlens.tokenization import TextEncoder, vocabulary_size
 
         self._tokenizer = tokenizer
+        self.vocabulary = vocabulary_size(tokenizer)
         self.tokenizer_sha256 = TextEncoder(tokenizer).sha256
         self.bos: int | None = tokenizer.bos_token_id if bos else None
         self.eos: int | None = tokenizer.eos_token_id if eos else None
@@ -59,6 +61,14 @@ class Framing:
         before = [] if self.bos is None or (len(ids) and ids[0] == self.bos) else [self.bos]
         after = [] if self.eos is None or (len(ids) and ids[-1] == self.eos) else [self.eos]
         return {name: _between(values, before, after, NEUTRAL.get(name)) for name, values in document.items()}
+
+    def framed_row(self, row: Row) -> Columns:
+        """The document of a tokenized row, with BOS and EOS.
+
+        Raises:
+            UserError: It has no tokens of this tokenizer, see `longlens.data.columns.columns_of`.
+        """
+        return self.framed(columns_of(row.values, row.place, vocabulary=self.vocabulary))
 
 
 def _between(
@@ -85,8 +95,7 @@ def documents_of(source: Source, framing: Framing, *, seed: int, scratch: Path) 
     assert source.path is not None
     if source.tokenized:
         rows = dataset_rows([source.path], source.reading())
-        documents: Iterable[Columns] = (columns_of(row.values, row.place) for row in rows)
-        yield from map(framing.framed, documents)
+        yield from (framing.framed_row(row) for row in rows)
         return
     read = read_documents([source.path], source.reading())
     texts = (d.text for d in read) if source.group_by is None else _grouped(read, source, seed, scratch)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from longlens.corpus import ReadOptions, read_documents
-from longlens.data.columns import Columns, columns_of
+from longlens.data.columns import Columns
 from longlens.data.documents import Framing, dataset_rows, texts_to_documents
 from longlens.data.mixture import check_tokenizer, fingerprint
 from longlens.data.packing import Counts, Packing, TooLong, pack, warn_divided
@@ -70,7 +70,7 @@ def pack_folder(
     tokenized = tokenized or (bool(sources) and all(_is_weighed(source) for source in sources))
     if tokenized:
         rows = dataset_rows(sources, reading)
-        documents: Iterable[Columns] = (framing.framed(columns_of(row.values, row.place)) for row in rows)
+        documents: Iterable[Columns] = map(framing.framed_row, rows)
     else:
         documents = texts_to_documents((d.text for d in read_documents(sources, reading)), framing)
     settings = {

@@ -204,11 +204,11 @@ def check_tokenizer(path: str, framing: Framing) -> None:
         return
     if manifest["kind"] != "weighed":
         raise UserError(f"{path} is packed already (a {manifest['kind']} of longlens): give it to the trainer as it is")
-    made = manifest["settings"]["tokenizer_sha256"]
+    made = (manifest.get("settings") or {}).get("tokenizer_sha256")
     if made != framing.tokenizer_sha256:
         raise UserError(
-            f"{path} was tokenized by another tokenizer (sha256 {made[:12]}…, and {framing.tokenizer_sha256[:12]}… "
-            "here): name the tokenizer that it was weighed for"
+            f"{path} was tokenized by another tokenizer (sha256 {str(made)[:12]}…, and here "
+            f"{framing.tokenizer_sha256[:12]}…): name the tokenizer that it was weighed for"
         )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from longlens.data.columns import NEUTRAL, Columns, columns_of, part_of, row_types, size_of
+from longlens.data.columns import IGNORED, NEUTRAL, Columns, columns_of, part_of, row_types, size_of
 from longlens.errors import LonglensWarning, UserError, shown_value
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 TooLong = Literal["split", "cut", "drop"]
 
-IGNORED = -100
-"""Label of a token that is not in the loss, as in torch and transformers."""
 BUFFER_ROWS = 64
 
 

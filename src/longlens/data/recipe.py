@@ -11,7 +11,7 @@ from typing import Any
 from longlens import recipe_file
 from longlens.corpus import ReadOptions
 from longlens.data.packing import TooLong, packing_of
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 from longlens.recipe_file import check_keys, check_types, made, nearest, read_yaml
 from longlens.recipe_file import whole_number as whole_number
 
@@ -122,8 +122,8 @@ class Mixture:
         if not self.sources:
             raise UserError("the mixture has no sources: give at least one, with its path and weight")
         for name in self.sources:
-            if not name or name != Path(name).name or name.startswith("."):
-                raise UserError(f"a source is called {name!r}, which cannot name a folder: choose a plain word")
+            if not name or not name.isprintable() or name != Path(name).name or name.startswith(".") or len(name) > 100:
+                raise UserError(f"a source is called {shown(name)}, which cannot name a folder: choose a plain word")
         total = sum(source.weight for source in self.sources.values())
         if abs(total - 100) > 1e-6:
             raise UserError(f"the weights of the sources sum to {total:g}; they are percent: expected 100")

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longlens.data.columns import row_types
-from longlens.errors import UserError
+from longlens.data.columns import IGNORED, row_types
+from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import OwnFolder, cannot_write, read_json, write_json
 from longlens.scoring.layout import open_file
 
@@ -63,7 +63,7 @@ class DatasetFolder:
         if have is None or ("kind" in have and not self._committed()):
             write_json(path, manifest | {"versions": _versions()})
             return
-        there, here = ({"kind": m.get("kind"), **(m.get("settings") or {})} for m in (have, manifest))
+        there, here = ({"kind": m.get("kind"), **_settings_of(m, path)} for m in (have, manifest))
         differs = [
             f"{name} is {_brief(there.get(name))} there and {_brief(here.get(name))} here"
             for name in {**there, **here}
@@ -86,6 +86,7 @@ class DatasetFolder:
         Raises:
             UserError: The disk is full or the folder cannot be written; nothing of ``name`` is left then.
         """
+        self._own.check()
         target = self.folder / name
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
@@ -94,6 +95,7 @@ class DatasetFolder:
             with _Shards(temporary, schema) as shards:
                 for table, tokens in _row_groups(rows, schema):
                     shards.add(table, tokens)
+            self._own.check()
             os.rename(temporary, target)
         except OSError as error:
             raise cannot_write(target, error, resumes=True) from error
@@ -101,7 +103,12 @@ class DatasetFolder:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def finish(self, counts: Mapping[str, Any]) -> None:
-        """Writes the counts, and drops what only an interrupted run would need."""
+        """Writes the counts, and drops what only an interrupted run would need.
+
+        Raises:
+            UserError: The folder was deleted meanwhile, or cannot be written.
+        """
+        self._own.check()
         write_json(self.folder / "counts.json", counts)
         shutil.rmtree(self.work, ignore_errors=True)
         self.counts = dict(counts)
@@ -113,7 +120,7 @@ class DatasetFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error nothing stays that would bind the folder to settings of which nothing was made.
-        if error is not None and not self._committed():
+        if error is not None and self._own.is_there and not self._committed():
             shutil.rmtree(self.work, ignore_errors=True)
             (self.folder / "manifest.json").unlink(missing_ok=True)
         self._own.release()
@@ -136,13 +143,61 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: A shard is broken.
     """
+    for batch in _batches(folder, 1):
+        yield {name: _value(batch.column(name)[0]) for name in batch.schema.names}
+
+
+def check_rows(folder: Path, vocabulary: int) -> None:
+    """Reads all shards of a folder and checks what training relies on, checksums first.
+
+    Args:
+        folder: With the shards.
+        vocabulary: Token ids are below it.
+
+    Raises:
+        UserError: A shard is broken; lists of a row have nulls or differ in length; an id is not in the vocabulary.
+    """
+    number = 0
+    for batch in _batches(folder, 1024):
+        table = {name: batch.column(name) for name, _ in row_types(batch.schema.names) if name in batch.schema.names}
+        rows = f"rows {number + 1} to {number + batch.num_rows} of {folder}"
+        number += batch.num_rows
+        lists = {name: column for name, column in table.items() if pa.types.is_list(column.type)}
+        if "input_ids" not in lists or lists["input_ids"].null_count:
+            raise UserError(f"{rows} have no input_ids in each row: make the rows again")
+        sizes = lists["input_ids"].value_lengths()
+        for name, column in lists.items():
+            if name == "position_ids" and column.null_count == len(column):  # conversations that are not packed
+                continue
+            values = column.flatten()
+            if not column.value_lengths().equals(sizes) or values.null_count:
+                raise UserError(f"{name} of {rows} has nulls, or not one entry for each token: make the rows again")
+            if name in ("input_ids", "labels"):
+                ids = values.to_numpy(zero_copy_only=False)
+                wrong = (ids >= vocabulary) | (ids < 0) & ((ids != IGNORED) | (name == "input_ids"))
+                if wrong.any():
+                    raise UserError(
+                        f"{name} of {rows} has {ids[wrong][0]}, and the tokenizer has the ids 0 to {vocabulary - 1}: "
+                        "make the rows with the model's own tokenizer"
+                    )
+
+
+def _batches(folder: Path, size: int) -> Iterator[pa.RecordBatch]:
     for path in sorted(folder.glob("train-*.parquet")):
-        try:
-            with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                for batch in parquet.iter_batches(batch_size=1):
-                    yield {name: _value(batch.column(name)[0]) for name in batch.schema.names}
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is broken ({error}): delete {folder} and run the same command again") from error
+        batches = _read_shard(path, size)
+        while True:
+            with library_errors(f"{path} is broken", f"delete {folder} and run the same command again"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            yield batch
+
+
+def _read_shard(path: Path, size: int) -> Iterator[pa.RecordBatch]:
+    with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        for batch in parquet.iter_batches(batch_size=size):
+            batch.validate(full=True)
+            yield batch
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -157,9 +212,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     manifest = read_json(path)
     if "kind" not in manifest:
         return None
+    if not isinstance(manifest["kind"], str):
+        raise UserError(f"{path} is broken (kind is {shown_value(manifest['kind'])}): make the dataset again")
+    _settings_of(manifest, path)
     if not (folder / "counts.json").is_file():
         raise UserError(f"{folder} is not complete: run the command that makes it again, it goes on from there")
     return manifest
+
+
+def _settings_of(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    settings = manifest.get("settings")
+    if settings is not None and not isinstance(settings, dict):
+        raise UserError(f"{path} is broken (settings is {shown_value(settings)}): make the dataset again")
+    return settings or {}
 
 
 def _value(scalar: pa.Scalar) -> Any:

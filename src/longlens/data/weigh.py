@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.corpus import text_sha256
-from longlens.data.columns import CARRIED, NEUTRAL
+from longlens.data.columns import CARRIED, NEUTRAL, columns_of
 from longlens.errors import UserError
 from longlens.keytokens.alignment import carry_weights
 from longlens.keytokens.influence import GAMMA, soft_influence
@@ -118,8 +118,8 @@ def weigh_row(
                 f"{place} has input_ids and was scored with another tokenizer: only weights of a text can be carried "
                 "over, so give the texts, or score with a model of this tokenizer"
             )
-        ids = np.asarray(row["input_ids"], dtype=np.int64)
-        return {"input_ids": ids.astype(np.int32), what: _beside(ids, scored, place, what, gamma)}
+        ids = columns_of({"input_ids": row["input_ids"]}, place)["input_ids"]
+        return {"input_ids": ids, what: _beside(ids, scored, place, what, gamma)}
     _check_text(row.get(text_field), scored, place, text_field)
     if same:
         return {"input_ids": scored.token_ids.astype(np.int32), what: weights_of(scored, what=what, gamma=gamma)}
@@ -194,7 +194,7 @@ def _check_text(text: Any, scored: TokenScores, place: str, text_field: str) -> 
         )
 
 
-def _beside(ids: npt.NDArray[np.int64], scored: TokenScores, place: str, what: What, gamma: float) -> Floats:
+def _beside(ids: npt.NDArray[Any], scored: TokenScores, place: str, what: What, gamma: float) -> Floats:
     """What is known of tokenized rows, which may have a token such as BOS or EOS around those that were scored."""
     n = len(scored.token_ids)
     for before in (0, 1):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from longlens.errors import UserError
+from longlens.files import read_json
 from longlens.rope.base import Method
 from longlens.rope.methods import METHODS
 
@@ -70,11 +70,7 @@ def is_required(field: Any) -> bool:
 
 def _read_factors(path: str | PathLike[str], option: str) -> tuple[list[float], list[float]]:
     expected = 'expected a JSON object such as {"short_factor": [1.0, ...], "long_factor": [1.0, ...]}'
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {option} {path}: {error}; {expected}") from error
-    both = content if isinstance(content, dict) else {}
+    both = read_json(Path(path), expected)
     short, long = both.get("short_factor"), both.get("long_factor")
     if not isinstance(short, list) or not isinstance(long, list):
         raise UserError(f"{option} {path} lacks a list of factors; {expected}")

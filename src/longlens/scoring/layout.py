@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longlens.errors import UserError
+from longlens.files import read_json
 from longlens.scoring.scores import ShortContext
 
 SCHEMA_VERSION = 1
@@ -68,11 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"no such folder: {folder}. Make scores with: longlens score DOCS --model M -o {folder}")
     if not path.is_file():
         raise UserError(f"{folder} holds no scores (no manifest.json): expected a folder made by longlens score")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is broken ({error}): score again into a new folder") from error
-    manifest: dict[str, Any] = content if isinstance(content, dict) else {}
+    manifest = read_json(path, "score again into a new folder")
     version, model, settings = (manifest.get(name) for name in ("schema_version", "model", "settings"))
     if version not in (None, SCHEMA_VERSION):
         raise UserError(

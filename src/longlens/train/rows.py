@@ -9,8 +9,8 @@ from typing import Any
 
 from longlens.corpus import ReadOptions, text_sha256
 from longlens.data.packing import BestFit, Counts, pack, packing_of
-from longlens.data.store import DatasetFolder, packed_schema, read_manifest
-from longlens.errors import UserError
+from longlens.data.store import DatasetFolder, check_rows, packed_schema, read_manifest
+from longlens.errors import UserError, library_errors
 from longlens.files import cannot_write, read_json
 from longlens.train.batch import OFFLINE_COLUMNS
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
@@ -58,18 +58,27 @@ def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
         told: Told of what is finished.
 
     Raises:
-        UserError: They cannot be made, or are of another tokenizer.
+        UserError: They cannot be made, are broken, or are of another tokenizer.
     """
+    from longlens.tokenization import vocabulary_size
+
+    made = _prepared(recipe, tokenizer, out, told)
+    check_rows(made / "data", vocabulary_size(tokenizer))
+    return made
+
+
+def _prepared(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
     from longlens.data.folders import pack_folder
     from longlens.data.mixture import mix
     from longlens.tokenization import TextEncoder
 
     data = recipe.data
     if isinstance(data, PackedData):
-        made, mine = _read_packed(data)["settings"].get("tokenizer_sha256"), TextEncoder(tokenizer).sha256
+        made = (_read_packed(data).get("settings") or {}).get("tokenizer_sha256")
+        mine = TextEncoder(tokenizer).sha256
         if made is not None and made != mine:
             raise UserError(
-                f"{data.packed} was tokenized by another tokenizer (sha256 {made[:12]}…, and {mine[:12]}… of "
+                f"{data.packed} was tokenized by another tokenizer (sha256 {str(made)[:12]}…, and {mine[:12]}… of "
                 f"{recipe.model}): make the rows with --tokenizer {recipe.model}"
             )
         return Path(data.packed)
@@ -157,12 +166,14 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
     shards = [str(shard) for shard in sorted((folder / "data").glob("train-*.parquet"))]
     if not shards:
         raise UserError(f"{folder} has no rows: delete it, and run the same command again")
-    try:
-        rows = datasets.load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, OSError):  # which the library wraps
-            raise cannot_write(cache, error.__cause__, resumes=True) from error
-        raise
+    with library_errors(f"cannot read the rows of {folder}", "delete it, and run the same command again"):
+        try:
+            rows = datasets.load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
+        except (datasets.exceptions.DatasetGenerationError, OSError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # which the library wraps
+            if isinstance(cause, OSError) and cause.errno is not None:  # Parquet's own errors have none
+                raise cannot_write(cache, cause, resumes=True) from error
+            raise
     offline = [name for name in OFFLINE_COLUMNS if name in rows.column_names]
     if isinstance(recipe.loss, Offline) and not offline:
         raise UserError(

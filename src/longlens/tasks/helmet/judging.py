@@ -127,7 +127,7 @@ def last_object(reply: str, *, fenced: bool = False) -> Mapping[str, Any] | None
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # thousands of digits are a ValueError
         return None
 
 
