@@ -405,9 +405,7 @@ def test_shards_are_checked_before_they_are_trained_on(texts):
     pack_folder(["books", "code"], byte_tokenizer(), "out", length=64, packing=BestFit())
     data = Path("out/data")
     check_rows(data, 300)
-    with pytest.raises(
-        UserError, match=r"of out/data has 25[67], and the tokenizer has the ids 0 to 199"
-    ):
+    with pytest.raises(UserError, match=r"of out/data has 25[67], and the tokenizer has the ids 0 to 199"):
         check_rows(data, 200)
     (shard,) = data.iterdir()
     whole = shard.read_bytes()

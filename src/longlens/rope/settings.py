@@ -70,7 +70,7 @@ def is_required(field: Any) -> bool:
 
 def _read_factors(path: str | PathLike[str], option: str) -> tuple[list[float], list[float]]:
     expected = 'expected a JSON object such as {"short_factor": [1.0, ...], "long_factor": [1.0, ...]}'
-    both = read_json(Path(path), expected)
+    both = read_json(Path(path), f"{option}: {expected}")
     short, long = both.get("short_factor"), both.get("long_factor")
     if not isinstance(short, list) or not isinstance(long, list):
         raise UserError(f"{option} {path} lacks a list of factors; {expected}")
