@@ -16,8 +16,13 @@ NAN = float("nan")
 def manifest(name: str = "toy", **settings: Any) -> dict[str, Any]:
     base = {"bos": "window", "dtype": "float32", "max_length": 32768}
     return {
-        "schema_version": 1,
-        "model": {"name": name, "weights_sha256": f"weights-{name}", "tokenizer_sha256": "tokenizer"},
+        "schema_version": 2,
+        "model": {
+            "name": name,
+            "weights_sha256": f"weights-{name}",
+            "config": {"model_type": "toy"},
+            "tokenizer_sha256": "tokenizer",
+        },
         "settings": base | settings,
         "versions": {},
     }

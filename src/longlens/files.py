@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 from filelock import FileLock, Timeout
 
-from longlens.errors import UserError, library_errors, one_line, shown, system_errors
+from longlens.errors import UserError, check_unicode, library_errors, one_line, shown, system_errors
 
 
 def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserError:
@@ -58,6 +58,43 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def create_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """Writes a JSON object where no file of that name is, whole or not at all; of several processes one does.
+
+    Returns:
+        Whether this call wrote it.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    write_json(temporary, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if not temporary.exists() or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise cannot_write(path, error) from error
+        return _create_without_links(path, temporary)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return True
+
+
+def _create_without_links(path: Path, temporary: Path) -> bool:
+    """As `create_json` on a file system without hard links, where a kill can leave half of the file."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(temporary.read_text(encoding="utf-8"))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
+
+
 def parse_json(text: str | bytes, place: str, step: str) -> Any:
     """A JSON value from a text that may be anyone's; the one place that calls ``json.loads``.
 
@@ -86,6 +123,7 @@ def read_json(path: Path, step: str = "give another folder") -> dict[str, Any]:
     content = parse_json(data, str(path), step)
     if not isinstance(content, dict):
         raise UserError(f"{path} is broken (no JSON object): {step}")
+    check_unicode(json.dumps(content, ensure_ascii=False), str(path), step)
     return content
 
 

@@ -18,11 +18,11 @@ from longlens.bench.store import (
     read_parts,
     read_samples,
 )
-from longlens.errors import UserError
+from longlens.errors import LonglensWarning, UserError
 
 MANIFEST = {
-    "schema_version": 1,
-    "engine": {"backend": "hf", "weights_sha256": "1234", "arguments": {}},
+    "schema_version": 2,
+    "engine": {"backend": "hf", "weights_sha256": "1234", "config": {"sliding_window": 8}, "arguments": {}},
     "model": "tiny",
     "mode": "generate",
     "template": "auto",
@@ -30,7 +30,6 @@ MANIFEST = {
     "overlong": None,
     "think_tokens": 0,
     "versions": {"torch": "2"},
-    "code_sha256": "abc",
     "engine_info": {"device": "cpu"},
 }
 
@@ -131,12 +130,13 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("name", IDENTITY)
+@pytest.mark.parametrize("name", [*IDENTITY, "engine"])
 def test_a_run_of_another_kind_is_refused(tmp_path, name, rank):
     opened(tmp_path / "run").release()
     before = (tmp_path / "run" / "manifest.json").read_bytes()
-    words = f"holds a run with another {name.replace('_', ' ')} .*, now .*: give a new folder"
-    for changes in ({name: {"another": 1}}, {name: None if MANIFEST[name] is not None else "skip"}):
+    words = f"holds a run with another {name.replace('_', ' ')} .*: give a new folder"
+    other = {"engine": MANIFEST["engine"] | {"config": {"sliding_window": 9}}}.get(name, {"another": 1})
+    for changes in ({name: other}, {name: None if MANIFEST[name] is not None else "skip"}):
         with pytest.raises(UserError, match=words):
             opened(tmp_path / "run", rank=rank, **changes)
     opened(tmp_path / "run").release()  # the lock of the refused one is gone
@@ -145,9 +145,30 @@ def test_a_run_of_another_kind_is_refused(tmp_path, name, rank):
 
 def test_what_does_not_change_answers_may_change(tmp_path):
     opened(tmp_path / "run").release()
-    run = opened(tmp_path / "run", engine_info={"device": "cuda:1"})
-    assert run.manifest == MANIFEST  # as it was begun
-    run.release()
+    for changes in ({"engine_info": {"device": "cuda:1"}}, {"model": "elsewhere/tiny"}):
+        run = opened(tmp_path / "run", **changes)
+        assert run.manifest == MANIFEST  # as it was begun
+        run.release()
+    with pytest.warns(LonglensWarning, match=r"begun with other versions \(torch 2 -> 3\)"):
+        opened(tmp_path / "run", versions={"torch": "3"}).release()
+
+
+def test_a_server_is_told_by_its_name(tmp_path):
+    engine = {"backend": "local-completions", "weights_sha256": None, "config": None, "arguments": {}}
+    opened(tmp_path / "run", engine=engine).release()
+    with pytest.raises(
+        UserError, match="another engine \\(model is 'tiny' there and 'other' here\\): give a new folder"
+    ):
+        opened(tmp_path / "run", engine=engine, model="other")
+
+
+def test_a_run_of_an_older_longlens_goes_on_and_is_told_by_its_weights(tmp_path):
+    old = {"backend": "hf", "weights_sha256": "1234", "arguments": {}}
+    opened(tmp_path / "run", schema_version=1, code_sha256="abc", engine=old).release()
+    with pytest.warns(LonglensWarning, match="was made by an older longlens, which recorded no configuration"):
+        opened(tmp_path / "run").release()
+    with pytest.raises(UserError, match="weights_sha256 is '1234' there and '5678' here"):
+        opened(tmp_path / "run", engine=old | {"weights_sha256": "5678"})
 
 
 def test_a_broken_manifest_is_an_error(tmp_path):

@@ -45,7 +45,7 @@ class Written(NamedTuple):
 class Parrot:
     """Asks for the first word of a passage; and what `answers` says of passages that hold a word."""
 
-    name, weights_sha256 = "parrot", "0"
+    name, identity_sha256 = "parrot", "0"
 
     def __init__(self, answers=None):
         self.answers, self.prompts = answers or {}, []
@@ -366,7 +366,7 @@ def test_another_run_is_refused_its_folder(change, books):
     with pytest.raises(UserError, match=f"out was made with other settings: {next(iter(change))} is"):
         made(**change)
     other = Parrot()
-    other.weights_sha256 = "1"
+    other.identity_sha256 = "1"
     with pytest.raises(UserError, match="other settings: generator_sha256 is '0' there and '1' here"):
         made(generator=other)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
@@ -437,7 +437,7 @@ def generator(model=None, tokenizer=TOKENIZER, **changes):
     from longlens.models.generate import TransformersGenerator
 
     model = tiny_model("llama") if model is None else model
-    return TransformersGenerator(model, tokenizer, name="tiny", weights_sha256="0", **changes)
+    return TransformersGenerator(model, tokenizer, name="tiny", identity_sha256="0", **changes)
 
 
 def naive_greedy(model, ids, number, ends):

@@ -5,6 +5,7 @@ import pytest
 from longlens.corpus import Document, text_sha256
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import import_upstream, read_keys, select_key_tokens, write_keys
+from longlens.scoring.scores import identity_of
 from tests.toys import NAN, scores, token_scores
 
 
@@ -34,7 +35,8 @@ LINE = {
 def test_what_is_written_is_the_documented_line(tmp_path):
     write_keys(tmp_path / "keys.jsonl", select_key_tokens(run()))
     first, second = (tmp_path / "keys.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(first) == LINE | {"text_sha256": text_sha256("abcdef"), "char_runs": [[2, 5]]}
+    evaluator = {"evaluator_sha256": identity_of(run()).sha256}
+    assert json.loads(first) == LINE | evaluator | {"text_sha256": text_sha256("abcdef"), "char_runs": [[2, 5]]}
     assert json.loads(second)["char_runs"] == []
     assert [path.name for path in tmp_path.iterdir()] == ["keys.jsonl"]
 

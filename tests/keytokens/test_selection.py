@@ -7,7 +7,7 @@ import pytest
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import select_key_tokens
 from longlens.keytokens.selection import near_threshold_message, warn_near_threshold
-from longlens.scoring.scores import ShortContext
+from longlens.scoring.scores import ShortContext, identity_of
 from tests.toys import NAN, scores, token_scores
 
 PIECES = ["The ", "code ", "is ", "45", "129", ".", " Bye"]
@@ -50,9 +50,11 @@ def test_the_view_is_a_sequence_in_the_order_of_the_scores():
 
 
 def test_settings_say_how_they_were_selected():
-    keys = select_key_tokens(run(dtype="bfloat16"), alpha=1, beta=-1, use_lcl=False)
+    scored = run(dtype="bfloat16")
+    keys = select_key_tokens(scored, alpha=1, beta=-1, use_lcl=False)
     assert keys.settings == {
         "evaluator": "toy",
+        "evaluator_sha256": identity_of(scored).sha256,
         "alpha": 1,
         "beta": -1,
         "lcl": False,

@@ -222,10 +222,11 @@ def test_a_model_that_is_its_own_evaluator_has_no_curve_of_key_tokens():
     (note,) = found.warnings
     assert note.startswith("M is its own evaluator")
     assert "regression to the mean" in note
-    own.manifest["model"]["weights_sha256"] = None  # not recorded, so not known to be the same
+    for part in ("weights_sha256", "config"):
+        own.manifest["model"][part] = None  # not recorded, so not known to be the same
     assert reach(run(), evaluator_scores=own, resamples=20).keys is not None
     model = run()
-    model.manifest["model"]["weights_sha256"] = None
+    model.manifest["model"] |= {"weights_sha256": None, "config": None}
     assert reach(model, evaluator_scores=own, resamples=20).keys is not None
 
 
@@ -235,7 +236,11 @@ def test_keys_at_another_context_are_told():
     assert note.startswith("the keys were selected at K=8, and the smallest K of M is 4")
     keys.settings = {**keys.settings, "context": None}
     assert reach(run(), keys=keys, resamples=20).warnings == []
-    (note,) = reach(run(), keys=select_key_tokens(evaluator(name="M")), resamples=20).warnings
+    keys = select_key_tokens(evaluator(name="M"))
+    (note,) = reach(run(), keys=keys, resamples=20).warnings
+    assert note.startswith("M is its own evaluator")
+    keys.settings = {**keys.settings, "evaluator_sha256": None}  # of an older file
+    (note,) = reach(run(), keys=keys, resamples=20).warnings
     assert note.startswith("the keys were selected by an evaluator that is called M too")
 
 

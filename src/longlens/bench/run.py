@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,12 @@ from longlens.bench.names import HarnessTask, choose
 from longlens.bench.prompts import Asking, Prompted, nothing_asked
 from longlens.bench.samples import Batch, build_batches, file_batches, make_tasks, sample_row
 from longlens.bench.settings import BenchSettings, Progress
-from longlens.bench.store import RESULTS, SCHEMA_VERSION, BenchRun
+from longlens.bench.store import MANIFEST_VERSION, RESULTS, BenchRun
 from longlens.bench.summary import summarise_run
 from longlens.errors import UserError
 from longlens.files import write_json
+from longlens.runs.folder import versions
+from longlens.runs.identity import ModelIdentity
 from longlens.tasks.overlong import check_policy
 
 
@@ -171,10 +170,9 @@ class _Work:
 def _manifest(engine: EngineSettings, settings: BenchSettings, info: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: value for name, value in asdict(engine).items() if name not in ("arguments", "max_length")}
     arguments = {name: "(not written down)" if name in SECRET else value for name, value in engine.arguments.items()}
-    identity = {name: info.get(name) for name in ("backend", "weights_sha256", "tokenizer_sha256", "dtype")}
-    packages = ("longlens", "lm_eval", "transformers", "torch", "tokenizers")
+    identity = {"backend": info.get("backend"), **ModelIdentity.read(info).to_json()}
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": MANIFEST_VERSION,
         "model": engine.model,
         "engine": {**identity, "arguments": arguments},
         "engine_settings": plain,
@@ -184,16 +182,5 @@ def _manifest(engine: EngineSettings, settings: BenchSettings, info: Mapping[str
         "template_arguments": dict(settings.template_arguments),
         "overlong": settings.overlong,
         "think_tokens": settings.think_tokens,
-        "versions": {name: metadata.version(name) for name in packages} | {"python": platform.python_version()},
-        "code_sha256": code_sha256(),
+        "versions": versions("lm_eval"),
     }
-
-
-def code_sha256() -> str:
-    """sha256 over the sources that decide what a model is asked and how it answers."""
-    digest = hashlib.sha256()
-    package = Path(str(resources.files("longlens")))
-    places = [*sorted((package / "bench" / "lm_eval").glob("*.py")), package / "bench" / "prompts.py"]
-    for place in [*places, package / "bench" / "engine.py", package / "scoring" / "continuations.py"]:
-        digest.update(f"{place.name}\n".encode() + place.read_bytes())
-    return digest.hexdigest()

@@ -24,26 +24,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from longlens.errors import UserError, shown, system_errors, utf8
+from longlens.errors import UserError, shown, shown_value, system_errors, utf8
 from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
+from longlens.runs.folder import warn_by_weights, warn_of_versions
+from longlens.runs.identity import model_differences
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RESULTS = "results.json"
 FOLDERS = ("samples", "answers", "harness", "judged")
-IDENTITY = (
-    "schema_version",
-    "engine",
-    "model",
-    "mode",
-    "template",
-    "template_arguments",
-    "overlong",
-    "think_tokens",
-    "versions",
-    "code_sha256",
-)
-"""What a run folder is of; numbers of another one are not put beside them."""
+MANIFEST_VERSION = 2
+"""2: ``engine`` has the model's configuration, see `longlens.runs.identity`."""
+IDENTITY = ("mode", "template", "template_arguments", "overlong", "think_tokens")
+"""How a model is asked. With ``engine`` it is what a run folder is of; numbers of another one are not put beside them.
+"""
 SAMPLE = ("prompt_sha256", "answers", "max_new_tokens", "stop")
 """What a sample is, beside the settings of its task: answers to another one, and scores of them, are not its own."""
 
@@ -53,7 +47,7 @@ class BenchRun:
 
     Args:
         folder: A new folder, or one of the same run.
-        manifest: What the run is of; `IDENTITY` has to agree with what is there.
+        manifest: What the run is of; ``engine`` and `IDENTITY` have to agree with what is there.
         rank: Of this process; the first one alone writes manifest, samples and results.
 
     Raises:
@@ -86,12 +80,16 @@ class BenchRun:
         there = self.path / MANIFEST
         if there.is_file():
             found = read_json(there)
-            for name in IDENTITY:
-                if found.get(name) != manifest.get(name):
-                    raise UserError(
-                        f"{self.path} holds a run with another {name.replace('_', ' ')} "
-                        f"({_short(found.get(name))}, now {_short(manifest.get(name))}): give a new folder"
-                    )
+            version = found.get("schema_version")
+            if version not in (1, MANIFEST_VERSION):
+                raise UserError(
+                    f"{there} has schema_version {shown_value(version)}, this longlens reads {MANIFEST_VERSION}: "
+                    "install the version of longlens that wrote it, or give a new folder"
+                )
+            _refuse_other(self.path, found, manifest)
+            if version == 1:
+                warn_by_weights(self.path)
+            warn_of_versions(self.path, found.get("versions") or {}, manifest["versions"])
             return found
         if self.rank == 0:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -213,6 +211,27 @@ def read_lines(path: Path, *, may_be_broken_off: bool = False) -> Iterator[dict[
             if not isinstance(row, dict):
                 raise UserError(f"{shown(path)}, line {number}: expected a JSON object, it is a {type(row).__name__}")
             yield row
+
+
+def _refuse_other(folder: Path, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Raises UserError where a run is of another model, or asked in another way; names and paths do not count."""
+    there, here = (dict(record.get("engine") or {}) for record in (found, manifest))
+    differs = model_differences(there, here)
+    if here.get("weights_sha256") is None and found.get("model") != manifest.get("model"):  # a server's, by its name
+        differs.append(
+            f"model is {shown_value(found.get('model'))} there and {shown_value(manifest.get('model'))} here"
+        )
+    for name in ("backend", "arguments"):
+        if there.get(name) != here.get(name):
+            differs.append(f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here")
+    if differs:
+        raise UserError(f"{folder} holds a run with another engine ({'; '.join(differs)}): give a new folder")
+    for name in IDENTITY:
+        if found.get(name) != manifest.get(name):
+            raise UserError(
+                f"{folder} holds a run with another {name.replace('_', ' ')} ({_short(found.get(name))}, now "
+                f"{_short(manifest.get(name))}): give a new folder"
+            )
 
 
 def _identity(row: Mapping[str, Any]) -> list[Any]:

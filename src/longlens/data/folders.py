@@ -21,7 +21,7 @@ from longlens.data.store import DatasetFolder, packed_schema, read_manifest
 from longlens.data.weigh import What, weigh_row
 from longlens.errors import UserError
 from longlens.keytokens.influence import GAMMA
-from longlens.scoring.scores import Scores
+from longlens.scoring.scores import Scores, identity_of
 from longlens.tokenization import TextEncoder
 
 
@@ -153,7 +153,7 @@ def weigh_folder(
         "what": what,
         "gamma": gamma if what == "token_weights" else None,
         "short_context": None if scores.selected is None else list(scores.selected),
-        "scored_with": {name: model.get(name) for name in ("name", "weights_sha256", "tokenizer_sha256")},
+        "scored_with": identity_of(scores).sha256,
         "scored_as": scores.manifest["settings"],
         "tokenizer_sha256": model["tokenizer_sha256"] if encoder is None else encoder.sha256,
     }

@@ -55,11 +55,11 @@ class Generator(Protocol):
 
     Attributes:
         name: What the rows say of it.
-        weights_sha256: Says which weights it has.
+        identity_sha256: Says which model it is.
     """
 
     name: str
-    weights_sha256: str
+    identity_sha256: str
 
     def generate(self, prompts: Sequence[str]) -> Sequence[Generated]:
         """An answer to each prompt."""

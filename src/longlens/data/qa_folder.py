@@ -88,7 +88,7 @@ def qa_folder(
     manifest = {
         "sources": {source: fingerprint(source) for source in sources},
         "generator": generator.name,
-        "generator_sha256": generator.weights_sha256,
+        "generator_sha256": generator.identity_sha256,
         "tokenizer_sha256": maker.encoder.sha256,
         "prompt_sha256": _sha256(PROMPT),
         **asdict(settings),
@@ -162,7 +162,7 @@ class _Maker:
             return {**named, "pair": number, "reason": reason, "passage_span": list(passage), "text": generated.text}
         origin = {
             "generator": self._generator.name,
-            "generator_sha256": self._generator.weights_sha256,
+            "generator_sha256": self._generator.identity_sha256,
             "seed": self._settings.seed,
             "prompt_sha256": _sha256(prompt),
         }

@@ -2,8 +2,9 @@
 
 One line of ours is one document::
 
-    {"schema_version": 1, "id": "a", "text_sha256": "…", "evaluator": "NAME", "alpha": 2.0, "beta": -2.0, "lcl": true,
-     "context": 4096, "stride": 1024, "bos": "window", "dtype": "float32", "num_key_tokens": 2, "char_runs": [[7, 12]]}
+    {"schema_version": 1, "id": "a", "text_sha256": "…", "evaluator": "NAME", "evaluator_sha256": "…",
+     "alpha": 2.0, "beta": -2.0, "lcl": true, "context": 4096, "stride": 1024, "bos": "window", "dtype": "float32",
+     "num_key_tokens": 2, "char_runs": [[7, 12]]}
 
 The settings from ``evaluator`` to ``dtype`` are the same on every line, and null where they were not recorded.
 """
@@ -31,6 +32,7 @@ from longlens.runs.jsonl import read_lines
 SCHEMA_VERSION = 1
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     "evaluator": (str,),
+    "evaluator_sha256": (str,),
     "alpha": (int, float),
     "beta": (int, float),
     "lcl": (bool,),
@@ -39,6 +41,8 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "bos": (str,),
     "dtype": (str,),
 }
+OPTIONAL = ("evaluator_sha256",)
+"""What files of longlens 0.1 and of others may lack."""
 # 18 digits fit an int64, and no number in a file can make int() slow
 PUBLISHED_RUN = re.compile(r"\[(\d{1,18}), (\d{1,18})\]", re.ASCII)
 
@@ -146,7 +150,7 @@ def _check_fields(line: Mapping[str, Any]) -> None:
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema_version is {shown_value(version)}, expected {SCHEMA_VERSION}")
     for name in ("id", "text_sha256", *SETTINGS, "num_key_tokens", "char_runs"):
-        if name not in line:
+        if name not in line and name not in OPTIONAL:
             raise ValueError(f"field {name!r} is missing")
 
 
@@ -167,10 +171,10 @@ def _document(line: Mapping[str, Any]) -> KeyTokens:
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
     for name, types in SETTINGS.items():
-        value = line[name]
+        value = line.get(name)
         if value is not None and (type(value) not in types or (type(value) is float and not math.isfinite(value))):
             raise ValueError(f"{name} is {shown_value(value)}, expected {types[-1].__name__} or null")
-    return {name: line[name] for name in SETTINGS}
+    return {name: line.get(name) for name in SETTINGS}
 
 
 def _runs(runs: Any) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ from longlens.keytokens.influence import (
     logprob_error,
     num_near_threshold,
 )
-from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context, identity_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,8 +47,9 @@ class KeyTokens:
 class KeySource(Protocol):
     """What perplexity takes as keys: `KeyTokensView`, or `longlens.keytokens.exchange.Keys` read from a file.
 
-    ``settings`` has ``evaluator``, ``alpha``, ``beta``, ``lcl``, ``context``, ``stride``, ``bos`` and ``dtype``,
-    each None where it was not recorded; ``get`` raises KeyError where there is no such document.
+    ``settings`` has ``evaluator``, ``evaluator_sha256`` (`ModelIdentity.sha256`), ``alpha``, ``beta``, ``lcl``,
+    ``context``, ``stride``, ``bos`` and ``dtype``, each None where it was not recorded; ``get`` raises KeyError where
+    there is no such document.
     """
 
     @property
@@ -108,6 +109,7 @@ class KeyTokensView(Sequence[KeyTokens]):
         }
         self.settings: Mapping[str, Any] = {
             "evaluator": scores.manifest["model"]["name"],
+            "evaluator_sha256": identity_of(scores).sha256,
             "alpha": alpha,
             "beta": beta,
             "lcl": use_lcl,

@@ -21,7 +21,7 @@ from longlens.keytokens.selection import (
     warn_near_threshold,
 )
 from longlens.metrics.documents import DocumentStatistics, document_statistics
-from longlens.scoring.scores import Scores, TokenScores, same_weights
+from longlens.scoring.scores import Scores, TokenScores, identity_of, same_model
 
 AnswerSpans = Mapping[str, Sequence[tuple[int, int]]]
 _MODEL_SETTINGS = ("bos", "max_length", "dtype")
@@ -86,6 +86,14 @@ def choose_influence(
         context=keys.settings["context"],
         stride=keys.settings["stride"],
     )
+
+
+def is_evaluator(scores: Scores, evaluator_scores: Scores | None, keys: KeySource | None) -> bool:
+    """Whether the key tokens are known to have been selected by the model of these scores."""
+    if evaluator_scores is not None:
+        return same_model(scores, evaluator_scores)
+    sha256 = None if keys is None else keys.settings.get("evaluator_sha256")
+    return sha256 is not None and sha256 == identity_of(scores).sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,16 +247,14 @@ def _notes_on_incomplete(model_scores: Scores) -> list[str]:
 
 
 def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]:
-    if influence.evaluator is None:
-        return []
     notes = []
     model = model_scores.manifest["model"]
-    if same_weights(model_scores, influence.evaluator):
+    if is_evaluator(model_scores, influence.evaluator, influence.keys):
         notes.append(
             f"{model['name']} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
             "little of long-context ability; use a strong long-context model as the evaluator"
         )
-    extra = len(influence.evaluator) - len(model_scores)
+    extra = 0 if influence.evaluator is None else len(influence.evaluator) - len(model_scores)
     if extra > 0:
         notes.append(f"{extra} documents of the evaluator were not scored with {model['name']} and are left out")
     return notes

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import merge_spans, tokens_in_runs
-from longlens.metrics.corpus import Influence, influence_of
+from longlens.metrics.corpus import Influence, influence_of, is_evaluator
 from longlens.metrics.uncertainty import Doubles
-from longlens.scoring.scores import Scores, ShortContext, TokenScores, same_weights
+from longlens.scoring.scores import Scores, ShortContext, TokenScores
 
 MIN_CONTEXTS = 3
 
@@ -119,7 +119,7 @@ def read_reference_gains(scores: Scores, model: Gains, influence: Influence) -> 
             f"the reference {name} was scored at K={have} and {model.name} at K={wanted}: score both with the same "
             f"contexts, such as --context {wanted}"
         )
-    own = same_weights(scores, influence.evaluator)
+    own = is_evaluator(scores, influence.evaluator, influence.keys)
     reference = read_gains(scores, shorts, replace(influence, keys=None) if own else influence)
     for id in sorted(model.texts.keys() | reference.texts.keys()):
         pair = model.texts.get(id), reference.texts.get(id)

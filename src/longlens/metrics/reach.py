@@ -31,7 +31,7 @@ import numpy.typing as npt
 from longlens.errors import UserError
 from longlens.keytokens.influence import ALPHA, BETA
 from longlens.keytokens.selection import KeySource, near_threshold_message, warn_near_threshold
-from longlens.metrics.corpus import Influence, choose_influence
+from longlens.metrics.corpus import Influence, choose_influence, is_evaluator
 from longlens.metrics.gains import (
     DocumentGains,
     Gains,
@@ -40,7 +40,7 @@ from longlens.metrics.gains import (
     rising_contexts,
 )
 from longlens.metrics.uncertainty import RESAMPLES, Doubles, Interval, percentile_interval, resampled_sums
-from longlens.scoring.scores import Scores, same_weights
+from longlens.scoring.scores import Scores
 
 SCHEMA_VERSION = 1
 REACHED = 0.9
@@ -174,9 +174,10 @@ def reach(
     """
     shorts = rising_contexts(model_scores)
     contexts = tuple(short.context for short in shorts)
-    own = keys is None and same_weights(model_scores, evaluator_scores)
+    own = None in (evaluator_scores, keys) and is_evaluator(model_scores, evaluator_scores, keys)
     chosen = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
-    influence = _influence(None if own else evaluator_scores, keys, model_scores, contexts[0], **chosen)
+    given = (None, None) if own else (evaluator_scores, keys)
+    influence = _influence(given[0], given[1], model_scores, contexts[0], **chosen)
     model = read_gains(model_scores, shorts, influence)
     rule = {} if influence.keys is None else influence.keys.settings
     warn_near_threshold(*model.near, rule.get("dtype"))

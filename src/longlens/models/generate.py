@@ -10,6 +10,7 @@ import torch
 from longlens.chat_template import template_tokens
 from longlens.errors import UserError
 from longlens.models.load import positions_of
+from longlens.runs.identity import canonical_sha256
 
 MAX_NEW_TOKENS = 256
 
@@ -30,7 +31,7 @@ class TransformersGenerator:
         model: A causal language model; in eval mode while it runs.
         tokenizer: Its tokenizer.
         name: What the rows say of it.
-        weights_sha256: Says which weights it has.
+        identity_sha256: Says which model it is.
         max_new_tokens: Where it is stopped.
 
     Raises:
@@ -38,12 +39,12 @@ class TransformersGenerator:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, weights_sha256: str, max_new_tokens: int = MAX_NEW_TOKENS
+        self, model: Any, tokenizer: Any, *, name: str, identity_sha256: str, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> None:
         if max_new_tokens < 1:
             raise UserError(f"--max-new-tokens is {max_new_tokens}; expected at least 1, such as {MAX_NEW_TOKENS}")
         self.model, self.tokenizer = model, tokenizer
-        self.name, self.weights_sha256 = name, weights_sha256
+        self.name, self.identity_sha256 = name, identity_sha256
         self._max_new_tokens = max_new_tokens
         self._ends = _end_tokens(model, tokenizer)
         if not self._ends:
@@ -117,7 +118,7 @@ def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **options
         scorer.model,
         scorer.tokenizer,
         name=name,
-        weights_sha256=scorer.info.weights_sha256,
+        identity_sha256=canonical_sha256(scorer.info.identity.to_json()),
         max_new_tokens=max_new_tokens,
     )
 

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from longlens.errors import UserError, require
-from longlens.files import file_sha256
+from longlens.files import file_sha256, read_json
 from longlens.models.gguf import load_gguf_tokenizer
 from longlens.models.resolve import Source, check_folder, resolve
+from longlens.runs.identity import ModelIdentity, functional_config
 
 if TYPE_CHECKING:
     import torch
 
     from longlens.scoring.transformers import TransformersScorer
     from longlens.tokenization import TextEncoder
+
+ADAPTER = "adapter_config.json"
 
 
 def load_scorer(
@@ -76,6 +79,31 @@ def load_scorer(
         source=source.note,
         weights_sha256=hash_files(source),
         batch_tokens=batch_tokens,
+    )
+
+
+def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = False) -> ModelIdentity:
+    """Which model a name is, where another engine loads its weights.
+
+    Args:
+        name: Of a local model, as in `load_scorer`.
+        tokenizer: The model's.
+        dtype: Of its weights.
+        trust_remote_code: As in `load_scorer`.
+
+    Raises:
+        UserError: It has no configuration or no weights.
+    """
+    from longlens.tokenization import TextEncoder
+
+    source, encoder = resolve(name), TextEncoder(tokenizer)
+    return ModelIdentity(
+        weights_sha256=hash_files(source),
+        config=functional_config(load_config(source, trust_remote_code=trust_remote_code)),
+        tokenizer_sha256=encoder.sha256,
+        bos_token_id=encoder.bos_token_id,
+        own_prefix=encoder.own_prefix,
+        dtype=dtype,
     )
 
 
@@ -270,7 +298,8 @@ def find_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def hash_files(source: Source) -> str:
     """sha256 over the names and hashes of a model's weight files, in the order of their names.
 
-    The hub's cache names large files by their sha256, which is used where it is there.
+    Of an adapter's folder those of its base come first. The hub's cache names large files by their sha256, which is
+    used where it is there.
 
     Raises:
         UserError: No weight files are found.
@@ -282,12 +311,18 @@ def hash_files(source: Source) -> str:
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            patterns = ["*.safetensors", "*.bin"]
+            patterns = ["*.safetensors", "*.bin", ADAPTER]
             folder = Path(snapshot_download(source.path, local_files_only=True, allow_patterns=patterns))
         files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
         raise UserError(f"{source.name}: no weight files (*.safetensors) in {source.path}")
     digest = hashlib.sha256()
+    adapter = files[0].parent / ADAPTER
+    if source.gguf is None and adapter.is_file():
+        base = read_json(adapter, "give an adapter that peft saved").get("base_model_name_or_path")
+        if not isinstance(base, str):
+            raise UserError(f"{adapter} names no base model (base_model_name_or_path): give an adapter that does")
+        digest.update(f"base {hash_files(resolve(base))}\n".encode())
     for file in files:
         blob = file.resolve().name
         content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_sha256(file)

@@ -5,18 +5,32 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 
-from longlens.errors import UserError
-from longlens.scoring.layout import LONG_SCHEMA, SHORT_SCHEMA, Place, open_part, read_ids, read_manifest
-from longlens.scoring.scores import ShortContext, TokenScores, choose_short_context
+from longlens.corpus import text_sha256
+from longlens.errors import UserError, shown
+from longlens.scoring.layout import (
+    LONG_SCHEMA,
+    SHORT_SCHEMA,
+    Place,
+    broken,
+    open_part,
+    read_ids,
+    read_manifest,
+    run_sha256,
+)
+from longlens.scoring.scores import Floats, ShortContext, TokenScores, choose_short_context, identity_of, wrong_logprobs
 
 CACHED_ROW_GROUPS = 2
+MAX_CHARACTERS = 1024
+"""Characters that n tokens of a text that was not stored can have: so many for each, and for as many more."""
 
 
 class StoredScores(Sequence[TokenScores]):
@@ -29,6 +43,10 @@ class StoredScores(Sequence[TokenScores]):
     def __init__(self, folder: Path, *, context: int | None = None, stride: int | None = None) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
+        self._run = run_sha256(self.manifest)
+        # As published, windows are planned over the tokenizer's own prefix and the text, see `longlens.scoring.run`.
+        is_published = self.manifest["settings"].get("bos") == "published"
+        self._num_counted = len(identity_of(self).own_prefix) if is_published else 0
         found = [re.fullmatch(r"K(\d+)-d(\d+)", entry.name) for entry in folder.glob("short/*")]
         self.short_contexts = sorted(ShortContext(int(m[1]), int(m[2])) for m in found if m)
         wanted = context is not None or stride is not None
@@ -49,7 +67,7 @@ class StoredScores(Sequence[TokenScores]):
         """Where each id of one side is."""
         where: dict[str, Place] = {}
         hashes: dict[str, str] = {}
-        for place, record in read_ids(self.folder, short):
+        for place, record in read_ids(self.folder, short, self._run):
             id = record["id"]
             if short is None and hashes.setdefault(id, record["text_sha256"]) != record["text_sha256"]:
                 raise UserError(f"{self.folder} holds two texts with the id {id!r}: score them into two folders")
@@ -65,25 +83,55 @@ class StoredScores(Sequence[TokenScores]):
             UserError: A part is broken.
         """
         where = self._where[id]
-        long = self._row(*where[None])
-        spans = np.stack([_array(long["char_start"], np.int64), _array(long["char_end"], np.int64)], axis=1)
+        place = where[None]
+        with _checked(id, place):
+            row = self._long(id, self._row(*place))
+        short: dict[ShortContext, Floats] = {}
+        for side, place in where.items():
+            if side is not None:
+                with _checked(id, place):
+                    short[side] = self._short(side, self._row(*place), len(row.token_ids))
+        return replace(row, short=short)
+
+    def _long(self, id: str, long: Mapping[str, pa.Scalar]) -> TokenScores:
+        text, total = long["text"].as_py(), long["total_tokens"].as_py()
+        token_ids = _array(long, "token_ids", np.int64)
+        n = len(token_ids)
+        spans = np.stack([_array(long, name, np.int64, n) for name in ("char_start", "char_end")], axis=1)
+        logprobs = _array(long, "logprobs", np.float32, n)
+        _require(not (token_ids < 0).any(), "a token id is below 0")
+        _require(total is None or total >= n, f"total_tokens is {total}, and there are {n}")
+        length = MAX_CHARACTERS * (n + MAX_CHARACTERS) if text is None else len(text)
+        inside = (spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= length)
+        _require(inside.all(), f"a span is reversed or ends after {length} characters")
+        _require(text is None or text_sha256(text) == long["text_sha256"].as_py(), "the text has another hash")
+        # Nothing may precede the first token; every other one has a score.
+        first = 1 if n and np.isnan(logprobs[0]) else 0
+        _check_logprobs(logprobs[first:])
         return TokenScores(
             id=id,
-            text=long["text"].as_py(),
+            text=text,
             text_sha256=long["text_sha256"].as_py(),
-            total_tokens=long["total_tokens"].as_py(),
-            token_ids=_array(long["token_ids"], np.int64),
+            total_tokens=total,
+            token_ids=token_ids,
             char_spans=spans,
-            long_logprobs=_array(long["logprobs"], np.float32),
-            short={s: _array(self._row(*place)["logprobs"], np.float32) for s, place in where.items() if s is not None},
+            long_logprobs=logprobs,
+            short={},
             selected=self.selected,
         )
+
+    def _short(self, short: ShortContext, row: Mapping[str, pa.Scalar], n: int) -> Floats:
+        logprobs = _array(row, "logprobs", np.float32, n)
+        first = min(n, max(0, short.context - self._num_counted))
+        _require(np.isnan(logprobs[:first]).all(), f"there are scores before token {first}, the first after K")
+        _check_logprobs(logprobs[first:])
+        return logprobs
 
     def _row(self, path: Path, group: int, row: int) -> dict[str, pa.Scalar]:
         table = self._cache.get((path, group))
         if table is None:
             schema = LONG_SCHEMA if path.parent.name == "long" else SHORT_SCHEMA
-            with open_part(path, schema) as parquet:
+            with open_part(path, schema, self._run) as parquet:
                 table = parquet.read_row_group(group)
                 table.validate(full=True)
             self._cache[path, group] = table
@@ -109,9 +157,34 @@ class StoredScores(Sequence[TokenScores]):
         return (self.get(id) for id in self.ids)
 
 
-def _array(value: pa.Scalar, dtype: Any) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = value.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+class _Damaged(ValueError):
+    """A row whose values do not belong together."""
+
+
+@contextmanager
+def _checked(id: str, place: Place) -> Iterator[None]:
+    try:
+        yield
+    except _Damaged as error:
+        raise broken(place.path, f"document {shown(id)}: {error}") from error
+
+
+def _require(holds: Any, otherwise: str) -> None:
+    if not holds:
+        raise _Damaged(otherwise)
+
+
+def _array(row: Mapping[str, pa.Scalar], name: str, dtype: Any, length: int | None = None) -> np.ndarray[Any, Any]:
+    values = row[name].values
+    _require(values is not None and not values.null_count, f"{name} is null, or something in it is")
+    _require(length in (None, len(values)), f"{name} has {len(values)} entries for {length} tokens")
+    array: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
     return array
+
+
+def _check_logprobs(logprobs: Floats) -> None:
+    wrong = wrong_logprobs(logprobs)
+    _require(wrong is None, f"a log-probability is {wrong}")
 
 
 def open_scores(path: str | os.PathLike[str], *, context: int | None = None, stride: int | None = None) -> StoredScores:

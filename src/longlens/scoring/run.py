@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,11 +12,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from longlens.corpus import Document, text_sha256
-from longlens.errors import LonglensWarning, UserError
-from longlens.scoring.layout import SCHEMA_VERSION, side_folder
+from longlens.errors import LonglensWarning, UserError, shown
+from longlens.runs.folder import versions
+from longlens.scoring.layout import SCHEMA_VERSION
 from longlens.scoring.reader import StoredScores, open_scores
-from longlens.scoring.scorer import Request, Scorer, ScorerInfo
-from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores
+from longlens.scoring.scorer import Request, Result, Scorer, ScorerInfo
+from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, wrong_logprobs
 from longlens.scoring.store import RunWriter
 from longlens.scoring.truncation import Cut, Limit, TokenLimit
 from longlens.windows import check_window_settings, plan_windows
@@ -120,8 +119,8 @@ def score(
         return memory.finish(manifest, shorts)
     with RunWriter(Path(out), manifest, rank=shard[0]) as writer:
         run.score(mine, writer)
-    for short in shorts:  # also where this shard had no documents
-        (Path(out) / side_folder(short)).mkdir(parents=True, exist_ok=True)
+        for short in shorts:  # also where this shard had no documents
+            writer.make_side(short)
     return open_scores(out, context=shorts[0].context, stride=shorts[0].stride) if shorts else open_scores(out)
 
 
@@ -209,10 +208,8 @@ def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, 
 
 def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What manifest.json holds."""
-    packages = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
-    versions = {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
-    model = asdict(info) | {"own_prefix": list(info.own_prefix)}
-    return {"schema_version": SCHEMA_VERSION, "model": model, "settings": dict(settings), "versions": versions}
+    model = asdict(info) | info.identity.to_json()
+    return {"schema_version": SCHEMA_VERSION, "model": model, "settings": dict(settings), "versions": versions()}
 
 
 class _Run:
@@ -246,6 +243,7 @@ class _Run:
         for result in self._scorer.logprobs(self._requests(documents, writer)):
             key: _Key = result.key
             side = self._open[key.id, key.short]
+            self._check(result, key)
             side.logprobs[key.first : key.first + len(result.logprobs)] = result.logprobs
             side.waiting -= 1
             if not side.waiting:
@@ -253,6 +251,15 @@ class _Run:
             if self._progress:
                 self._progress.scored(key.num_input)
             writer.tick()
+
+    def _check(self, result: Result, key: _Key) -> None:
+        """An engine may be anybody's: what it gives is checked before it is stored."""
+        wrong = wrong_logprobs(result.logprobs)
+        if wrong:
+            raise UserError(
+                f"{self._scorer.info.name} gives log-probabilities of document {shown(key.id)} that cannot be stored "
+                f"({wrong}): check the engine, or use --dtype float32"
+            )
 
     def _requests(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> Iterator[Request]:
         seen: set[str] = set()

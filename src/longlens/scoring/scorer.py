@@ -5,11 +5,12 @@ Above it: windows, BOS, truncation, resume, storage. Below it: batching and bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from longlens.corpus import Document
+from longlens.runs.identity import ModelIdentity
 from longlens.scoring.scores import Floats
 from longlens.tokenization import Encoded
 
@@ -37,7 +38,7 @@ class ScorerInfo:
         name: As the user gave it.
         source: Where it came from, such as a hub id with its revision or ``embedded``.
         architecture: Class of the model.
-        weights_sha256: Hash of the weights.
+        weights_sha256: Hash of the weights; None for a server.
         tokenizer_sha256: Hash of the tokenizer.
         max_length: Positions the model was made for, in tokens; None where it names none.
         dtype: RESOLVED dtype of the weights, such as ``float32``, never ``auto``.
@@ -45,12 +46,15 @@ class ScorerInfo:
         attention: Attention implementation.
         bos_token_id: The tokenizer's BOS; None where it has none.
         own_prefix: Ids that the tokenizer itself puts before a text; what ``bos="published"`` uses.
+        config: The configuration in force, `longlens.runs.identity.functional_config`; of a server what it says of
+            itself. None where nothing is known.
+        cache: Policy of the key-value cache; None where it keeps everything.
     """
 
     name: str
     source: str
     architecture: str
-    weights_sha256: str
+    weights_sha256: str | None
     tokenizer_sha256: str
     max_length: int | None
     dtype: str
@@ -58,6 +62,13 @@ class ScorerInfo:
     attention: str
     bos_token_id: int | None
     own_prefix: tuple[int, ...] = ()
+    config: Mapping[str, Any] | None = None
+    cache: str | None = None
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What makes another model the same one."""
+        return ModelIdentity.read(vars(self))
 
 
 class Scorer(Protocol):

@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
+from longlens.runs.identity import ModelIdentity
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+LOGPROB_ROUNDING = 1e-3
+"""Nats by which a log-probability may be above 0: engines other than ours may round in half precision."""
 
 
 class ShortContext(NamedTuple):
@@ -208,9 +211,22 @@ def same_run(one: Scores, other: Scores) -> bool:
     return one.folder is not None and other.folder is not None and one.folder.resolve() == other.folder.resolve()
 
 
-def same_weights(scores: Scores, others: Scores | None) -> bool:
-    """Whether two runs are known to be of one model."""
+def same_model(scores: Scores, others: Scores | None) -> bool:
+    """Whether two runs are known to be of one model, see `longlens.runs.identity`; in whatever dtype."""
     if others is None:
         return False
-    hash = scores.manifest["model"].get("weights_sha256")
-    return hash is not None and hash == others.manifest["model"].get("weights_sha256")
+    return identity_of(scores).is_same_model(identity_of(others))
+
+
+def identity_of(scores: Scores) -> ModelIdentity:
+    """Which model a run is of."""
+    return ModelIdentity.read(scores.manifest["model"])
+
+
+def wrong_logprobs(logprobs: Floats) -> str | None:
+    """What log-probabilities cannot be: NaN, or above 0 by more than rounding; None where they are neither."""
+    if np.isnan(logprobs).any():
+        return "NaN"
+    if logprobs.size and float(logprobs.max()) > LOGPROB_ROUNDING:
+        return f"{float(logprobs.max()):g}, which is above 0"
+    return None

@@ -17,9 +17,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longlens.errors import UserError
-from longlens.files import cannot_write, hold, write_json
-from longlens.scoring.layout import open_file, read_ids, read_manifest, side_folder, side_schema
+from longlens.errors import UserError, shown_value
+from longlens.files import cannot_write, create_json, hold
+from longlens.runs.folder import OpenedFolder, warn_of_versions
+from longlens.runs.identity import model_differences
+from longlens.scoring.layout import (
+    RUN_KEY,
+    open_file,
+    read_ids,
+    read_manifest,
+    run_sha256,
+    side_folder,
+    side_schema,
+)
 from longlens.scoring.scores import ShortContext
 
 ROW_GROUP_TOKENS = 2**20
@@ -34,14 +44,14 @@ class PartWriter:
     a kill loses half a minute of work.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, rank: int) -> None:
-        self._folder, self._schema, self._rank = folder, schema, rank
+    def __init__(self, opened: OpenedFolder, side: str, schema: pa.Schema, rank: int) -> None:
+        self._opened_folder, self._folder, self._schema, self._rank = opened, opened.path / side, schema, rank
         self._rows: list[dict[str, Any]] = []
         self._row_tokens = self._part_tokens = 0
         self._opened = 0.0
         self._writer: pq.ParquetWriter | None = None
         self._file: pa.OSFile | None = None
-        self._temporary = self._target = folder
+        self._temporary = self._target = self._folder
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends one document's row.
@@ -72,6 +82,7 @@ class PartWriter:
             self._writer.close()
             assert self._file is not None
             self._file.close()
+            self._opened_folder.check()
             with self._temporary.open("rb") as written:
                 os.fsync(written.fileno())
             self._temporary.rename(self._target)
@@ -94,7 +105,8 @@ class PartWriter:
         if file is not None:
             with suppress(OSError):
                 file.close()
-            self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._temporary.unlink()
 
     def _flush(self) -> None:
         if not self._rows:
@@ -111,6 +123,7 @@ class PartWriter:
         self._rows, self._part_tokens, self._row_tokens = [], self._part_tokens + self._row_tokens, 0
 
     def _open(self) -> None:
+        self._opened_folder.check()
         self._folder.mkdir(parents=True, exist_ok=True)
         # The name begins with the time (as UUID version 7 does), so that the order of names is the order of writing.
         unique = f"{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}"
@@ -152,7 +165,8 @@ class RunWriter:
             raise cannot_write(folder, error, resumes=True) from error
         self._lock = hold(folder / f".lock-{rank:05d}", "writing to")
         try:
-            self._claim(manifest)
+            self._opened = OpenedFolder(folder)
+            self._run = self._claim(manifest)
             for temporary in folder.glob(f"**/.part-{rank:05d}-*.parquet.tmp"):
                 temporary.unlink(missing_ok=True)
             self._done: dict[ShortContext | None, dict[str, str]] = {}
@@ -160,12 +174,15 @@ class RunWriter:
             self._lock.release()
             raise
 
-    def _claim(self, manifest: Mapping[str, Any]) -> None:
+    def _claim(self, manifest: Mapping[str, Any]) -> str | None:
+        """Writes the manifest, or holds this run's against the one that is there; returns `run_sha256`."""
         path = self.folder / "manifest.json"
-        if path.exists():
-            check_same_run(self.folder, read_manifest(self.folder), manifest)
-        else:
-            write_json(path, manifest)
+        if not path.exists() and create_json(path, manifest):
+            return run_sha256(manifest)
+        have = read_manifest(self.folder)
+        check_same_run(self.folder, have, manifest)
+        warn_of_versions(self.folder, have.get("versions") or {}, manifest["versions"])
+        return run_sha256(have)
 
     def done(self, short: ShortContext | None) -> Mapping[str, str]:
         """Ids in committed parts of a side (None is long), with their texts' hashes.
@@ -173,7 +190,7 @@ class RunWriter:
         A short row whose long row was lost is not done: without the hash nothing says of which text it is.
         """
         if short not in self._done:
-            rows = read_ids(self.folder, short)
+            rows = read_ids(self.folder, short, self._run)
             if short is None:
                 self._done[short] = {row["id"]: row["text_sha256"] for _, row in rows}
             else:
@@ -184,9 +201,24 @@ class RunWriter:
     def add(self, short: ShortContext | None, row: dict[str, Any]) -> None:
         """Appends a row to a side."""
         if short not in self._writers:
-            folder = self.folder / side_folder(short)
-            self._writers[short] = PartWriter(folder, side_schema(short), self._rank)
+            schema = side_schema(short)
+            if self._run is not None:
+                schema = schema.with_metadata({RUN_KEY: self._run})
+            self._writers[short] = PartWriter(self._opened, side_folder(short), schema, self._rank)
         self._writers[short].add(row)
+
+    def make_side(self, short: ShortContext) -> None:
+        """Makes the folder of a side, which says that it was scored also where no document has rows of it.
+
+        Raises:
+            UserError: It cannot be made.
+        """
+        self._opened.check()
+        folder = self.folder / side_folder(short)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error, resumes=True) from error
 
     def tick(self) -> None:
         """Commits the parts whose oldest row is old enough."""
@@ -225,16 +257,16 @@ def check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, A
     Raises:
         UserError: Model, tokenizer or settings differ; both values are shown.
     """
-    pairs = [("model", key) for key in ("weights_sha256", "tokenizer_sha256")]
-    pairs += [("settings", key) for key in sorted({*have["settings"], *wanted["settings"]})]
-    differs = [
-        f"{key} is {have[part].get(key)!r} there and {wanted[part].get(key)!r} here"
-        for part, key in pairs
-        if have[part].get(key) != wanted[part].get(key)
+    there, here = have["settings"], wanted["settings"]
+    differs = model_differences(have["model"], wanted["model"])
+    differs += [
+        f"{key} is {shown_value(there.get(key))} there and {shown_value(here.get(key))} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
     ]
     if differs:
         name = f"{have['model'].get('name')} there, {wanted['model'].get('name')} here"
         raise UserError(
-            f"{folder} holds scores made with other settings ({name}): {'; '.join(differs)}. "
+            f"{folder} holds scores made with other settings ({name}): {'; '.join(dict.fromkeys(differs))}. "
             "Give another folder, or the settings of that run"
         )

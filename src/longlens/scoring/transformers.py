@@ -20,6 +20,7 @@ from longlens.models.load import positions_of
 from longlens.rope.base import CLEX_TYPE
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
+from longlens.runs.identity import functional_config
 from longlens.scoring.scorer import Request, Result, ScorerInfo
 from longlens.tokenization import Encoded, TextEncoder
 
@@ -90,6 +91,8 @@ class TransformersScorer:
         # Their frequencies depend on the longest sequence of a forward pass: no padding, and no chunks.
         self._by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in types)
         self._stateful = any("dynamic" in kind for kind in types)
+        # Now: what is edited later is not what was checked here.
+        self._functional_config = functional_config(model)
         with self._running():
             self._head = self._probe().keep_wide()
 
@@ -108,6 +111,7 @@ class TransformersScorer:
             attention=str(self._config._attn_implementation),
             bos_token_id=self._encoder.bos_token_id,
             own_prefix=tuple(self._encoder.own_prefix),
+            config=self._functional_config,
         )
 
     def encode(self, document: Document) -> Encoded:

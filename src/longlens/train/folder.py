@@ -16,21 +16,22 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import re
 import shutil
-import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import UserError
 from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
 from longlens.recipe_file import parse_yaml, write_yaml
+from longlens.runs.folder import versions, warn_by_weights, warn_of_versions
 
-SCHEMA_VERSION = 1
+MANIFEST_VERSION = 2
+"""2: ``run`` has the model's configuration, see `longlens.runs.identity`."""
+PACKAGES = ("accelerate", "datasets")
+"""Those beside the usual ones that compute."""
 WHOLE = "longlens.json"
 """In a checkpoint, written when all else is."""
 _OWN = {".lock", "cache"}
@@ -70,19 +71,33 @@ class RunFolder:
         with replacing(recipe) as file:
             file.write("# All settings of this run.\n" + write_yaml(self._settings))
 
-    def bind(self, manifest: Mapping[str, Any]) -> None:
+    def bind(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         """Writes what the run is of, or refuses what is not the same as before.
 
+        Returns:
+            What the manifest has, which is less in a run of an older longlens.
+
         Raises:
-            UserError: The weights, the tokenizer, the rows or the number of processes are others.
+            UserError: The model, the tokenizer, the rows or the number of processes are others.
+
+        Warns:
+            LonglensWarning: The run was begun with other versions, or by a longlens that recorded no configuration.
         """
-        path = self.path / "manifest.json"
-        if path.exists():
-            have = read_json(path)
-            refuse_other(self.path, have["run"], manifest)
-            _warn_of_versions(self.path, have["versions"])
-            return
-        write_json(path, {"schema_version": SCHEMA_VERSION, "run": dict(manifest), "versions": versions()})
+        path, here = self.path / "manifest.json", versions(*PACKAGES)
+        if not path.exists():
+            write_json(path, {"schema_version": MANIFEST_VERSION, "run": dict(manifest), "versions": here})
+            return manifest
+        have = read_json(path)
+        there = have.get("run")
+        if not isinstance(there, dict):
+            raise UserError(f"{path} says of no run what it is (run): give another folder (-o)")
+        is_old = "config" not in there
+        known = {name: value for name, value in manifest.items() if name in there or not is_old}
+        refuse_other(self.path, _flat(there), _flat(known))
+        if is_old:
+            warn_by_weights(self.path)
+        warn_of_versions(self.path, have.get("versions") or {}, here)
+        return there
 
     def last_checkpoint(self, run: str) -> Path | None:
         """The newest whole checkpoint; those that a killed run left half-written are deleted.
@@ -191,24 +206,6 @@ def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]
         raise UserError(
             f"{folder} holds another run: {'; '.join(differs[:5])}. Give another folder (-o), or the same settings"
         )
-
-
-def _warn_of_versions(folder: Path, there: Mapping[str, str]) -> None:
-    here = versions()
-    names = [name for name in here if there.get(name) != here[name]]
-    if names:
-        changes = ", ".join(f"{name} {there.get(name)} -> {here[name]}" for name in names)
-        warnings.warn(
-            f"{folder} was begun with other versions ({changes}): losses may differ from those of a run without a stop",
-            LonglensWarning,
-            stacklevel=2,
-        )
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    packages = ("longlens", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-    return {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

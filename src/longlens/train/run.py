@@ -111,7 +111,7 @@ def run(
             told(f"{out}: done already, nothing was changed")
             return folder.result
         model = load_for_training(recipe, config)
-        plan = _prepare(recipe, tokenizer, folder, rows, processes.size, told)
+        plan = _prepare(recipe, model, tokenizer, folder, rows, processes.size, told)
         processes.tell(plan)
         start = _start(recipe, model, tokenizer, plan, out)
         if start.checkpoint is not None:
@@ -133,15 +133,14 @@ def run(
 
 
 def _prepare(
-    recipe: Recipe, tokenizer: Any, folder: RunFolder, rows: Path, processes: int, told: Told
+    recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, rows: Path, processes: int, told: Told
 ) -> dict[str, Any]:
     """What the first process does alone: rows, key tokens, and where the run goes on."""
     made = prepare_rows(recipe, tokenizer, rows, told)
     load_rows(made, folder.path / "cache", recipe)
     if recipe.evaluation is not None:
         prepare_evaluation(recipe, tokenizer, _length(recipe, made, folder.path), folder.path / "evaluation", told)
-    manifest = _manifest(recipe, tokenizer, made) | {"processes": processes}
-    folder.bind(manifest)
+    manifest = folder.bind(_manifest(recipe, model, tokenizer, made) | {"processes": processes})
     run_id = hashlib.sha256(json.dumps([recipe.resolved(), manifest], sort_keys=True).encode()).hexdigest()
     checkpoint = folder.last_checkpoint(run_id)
     folder.cut_log(-1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
@@ -156,13 +155,15 @@ def _length(recipe: Recipe, rows: Path, out: Path) -> int:
     return max(len(row) for row in first)
 
 
-def _manifest(recipe: Recipe, tokenizer: Any, rows: Path) -> dict[str, Any]:
+def _manifest(recipe: Recipe, model: Any, tokenizer: Any, rows: Path) -> dict[str, Any]:
     """What the run is of, beside its recipe."""
     from longlens import models
+    from longlens.runs.identity import functional_config
     from longlens.tokenization import TextEncoder
 
     found = {
         "weights_sha256": models.hash_files(models.resolve(recipe.model)),
+        "config": functional_config(model),
         "tokenizer_sha256": TextEncoder(tokenizer).sha256,
         "rows_sha256": rows_sha256(rows),
     }

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any, cast
 
 from lm_eval.api.registry import get_model
@@ -15,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from longlens.bench.engine import HF, EngineSettings, Texts, own_bos
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.errors import UserError
+from longlens.runs.identity import ModelIdentity
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
 """Of the Hugging Face backend: what does not belong to loading a model or to the chat template, which are ours."""
@@ -128,8 +130,9 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
         lm = LensHFLM(pretrained=loaded.model, tokenizer=texts.tokenizer, **arguments, **settings.arguments)
     info = loaded.info
     lm.scorer = ContinuationScorer(loaded.model, texts.tokenizer, weights_sha256=info.weights_sha256)
-    names = ("source", "architecture", "weights_sha256", "dtype", "device", "attention")
-    return HarnessEngine(lm, settings, texts, {name: getattr(info, name) for name in names})
+    names = ("source", "architecture", "device", "attention")
+    described = {name: getattr(info, name) for name in names} | info.identity.to_json()
+    return HarnessEngine(lm, settings, texts, described)
 
 
 def own_device(device: str) -> str:
@@ -142,6 +145,8 @@ def own_device(device: str) -> str:
 
 
 def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
+    from longlens.models import identify
+
     server = settings.server
     arguments: dict[str, Any] = {"batch_size": settings.batch_size, "add_bos_token": bool(own_bos(texts.tokenizer))}
     if server:
@@ -160,8 +165,11 @@ def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
         # It would load a tokenizer by its name on the hub; this is the one that counts.
         lm.tokenizer, lm.tokenizer_backend = texts.tokenizer, "huggingface"
         lm.tokenized_requests = bool(given.get("tokenized_requests", True))
-    described = {"source": settings.backend if server is None else server.address, "dtype": settings.dtype}
-    return HarnessEngine(lm, settings, texts, described)
+    described = {"source": settings.backend if server is None else server.address}
+    identity = ModelIdentity(dtype=settings.dtype)
+    if server is None and Path(settings.model).is_dir():
+        identity = identify(settings.model, texts.tokenizer, settings.dtype, settings.trust_remote_code)
+    return HarnessEngine(lm, settings, texts, described | identity.to_json())
 
 
 @contextmanager

@@ -1,0 +1,154 @@
+"""Which model a run is of. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from longlens.errors import shown_value
+
+_NAMES = (
+    "_name_or_path name_or_path transformers_version architectures auto_map custom_pipelines _commit_hash "
+    "base_model_name_or_path revision peft_version auto_mapping"
+)
+_WAYS_TO_RUN = (
+    "dtype torch_dtype use_cache return_dict output_attentions output_hidden_states chunk_size_feed_forward "
+    "pretraining_tp inference_mode runtime_config _attn_implementation _attn_implementation_internal "
+    "attn_implementation _experts_implementation experts_implementation"
+)
+_OTHER_USES = (
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id id2label label2id problem_type "
+    "initializer_range init_lora_weights task_type"
+)
+NOT_FUNCTION = frozenset(f"{_NAMES} {_WAYS_TO_RUN} {_OTHER_USES}".split())
+"""Keys of a configuration, at any depth, that do not change what a model computes."""
+MAX_DIFFERENCES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What makes two models the same model.
+
+    A server has no weights and is told by what it says of itself, which is its `config`. Runs of schema version 1
+    recorded no `config`; it is compared where both sides know it.
+
+    Attributes:
+        weights_sha256: Hash of the weights, adapters and their base included; None where there are none here.
+        config: The configuration in force, see `functional_config`; None where it is not known.
+        tokenizer_sha256: Hash of the tokenizer.
+        bos_token_id: The tokenizer's BOS; None where it has none.
+        own_prefix: Ids that the tokenizer puts before a text.
+        cache: Policy of the key-value cache; None where it keeps everything.
+        dtype: Of the weights.
+    """
+
+    weights_sha256: str | None = None
+    config: Mapping[str, Any] | None = None
+    tokenizer_sha256: str | None = None
+    bos_token_id: int | None = None
+    own_prefix: tuple[int, ...] = ()
+    cache: str | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> ModelIdentity:
+        """From the ``model`` of a manifest, or any record that `to_json` was merged into."""
+        known = {field.name: record[field.name] for field in fields(cls) if record.get(field.name) is not None}
+        prefix = known.get("own_prefix", ())
+        known["own_prefix"] = tuple(prefix) if isinstance(prefix, (list, tuple)) else (prefix,)
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a manifest."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        return content | {"own_prefix": list(self.own_prefix)}
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of everything but the dtype, which rounds a model; None where neither weights nor config are known."""
+        if self.weights_sha256 is None and self.config is None:
+            return None
+        return canonical_sha256({name: value for name, value in self.to_json().items() if name != "dtype"})
+
+    def is_same_model(self, other: ModelIdentity) -> bool:
+        """Whether both are known to be one model, in whatever dtype."""
+        is_known = self.sha256 is not None and other.sha256 is not None
+        return is_known and not [name for name, _, _ in self._different_parts(other) if name != "dtype"]
+
+    def _different_parts(self, other: ModelIdentity) -> Iterator[tuple[str, Any, Any]]:
+        for field in fields(self):
+            one, another = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "config":
+                if one != another:
+                    yield field.name, one, another
+            elif one is not None and another is not None:
+                flat = [dict(_flat(part, "config")) for part in (one, another)]
+                for name in {**flat[0], **flat[1]}:
+                    if flat[0].get(name) != flat[1].get(name):
+                        yield name, flat[0].get(name), flat[1].get(name)
+
+
+def model_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """How the model of a folder is another one than that of this process, ``NAME is X there and Y here`` each.
+
+    Args:
+        there: The model's record in a manifest; parts that it lacks were not recorded and are not compared.
+        here: The record that would be written now.
+    """
+    one, other = ModelIdentity.read(there), ModelIdentity.read({n: v for n, v in here.items() if n in there})
+    said = [f"{name} is {shown_value(a)} there and {shown_value(b)} here" for name, a, b in one._different_parts(other)]
+    return said if len(said) <= MAX_DIFFERENCES else [*said[:MAX_DIFFERENCES], f"{len(said) - MAX_DIFFERENCES} more"]
+
+
+def functional_config(model: Any) -> dict[str, Any]:
+    """The part of a model's configuration in force that changes what it computes, as plain JSON values.
+
+    Left out are `NOT_FUNCTION` and what is None or False, so that a library version that adds an option which is off
+    leaves a model as it was.
+
+    Args:
+        model: Of transformers, with ``config`` and perhaps adapters of PEFT; or a configuration alone.
+    """
+    config = _plain(getattr(model, "config", model))
+    adapters = getattr(model, "peft_config", None)
+    if not adapters:
+        return dict(config)
+    # Of the adapted layers: transformers' own method of that name refuses some versions of peft.
+    layers = (m for m in model.modules() if isinstance(getattr(type(m), "active_adapters", None), property))
+    active: list[str] = next((layer.active_adapters for layer in layers), [])
+    return {**config, "adapters": [_plain(adapters[name]) for name in sorted(active)]}
+
+
+def canonical_sha256(content: Any) -> str:
+    """sha256 of JSON values with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        parts = {str(key): _plain(part) for key, part in value.items() if str(key) not in NOT_FUNCTION}
+        return {key: part for key, part in parts.items() if part is not None and part is not False}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, float):
+        # JSON has no infinity; and 10000.0 is 10000, whichever of them a file says.
+        return str(value) if not math.isfinite(value) else int(value) if value.is_integer() else value
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    return str(getattr(value, "value", value))
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, part in value.items():
+            yield from _flat(part, f"{prefix}.{name}")
+    else:
+        yield prefix, value
