@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from longlens.errors import UserError
+from longlens.errors import UserError, library_errors, one_line, shown_value
 
 Made = TypeVar("Made")
 
@@ -42,7 +43,7 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
             known = ", ".join(presets(kind))
             raise UserError(f"no recipe {str(recipe)!r}: give a YAML file, or one of {known}") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the recipe {recipe}: {error}: expected a YAML file") from error
+            raise UserError(f"cannot read the recipe {recipe}: {one_line(error)}: expected a YAML file") from error
     content = parse_yaml(text, f"{recipe}", "mend the file")
     if not isinstance(content, dict):
         raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as {keys}")
@@ -50,17 +51,17 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
 
 
 def parse_yaml(text: str, place: str, step: str) -> Any:
-    """What a YAML text says.
+    """What a YAML text says: mappings, lists, strings, integers below 2^63, floats, booleans and null.
 
     Raises:
-        UserError: It is none, or a key of it is no name or there twice.
+        UserError: It is not YAML, has another type, a key that is no name or there twice, an alias to a mapping or a
+            list (a few hundred bytes of them expand to gigabytes), or a string with NUL or invalid Unicode.
     """
     import yaml  # type: ignore[import-untyped]
 
-    try:
+    # Constructors of PyYAML raise what int(), float() and their own tables raise.
+    with library_errors(f"{place} is no YAML", step):
         return yaml.load(text, _loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{place} is no YAML: {' '.join(str(error).split())[:300]}: {step}") from error
 
 
 def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
@@ -76,7 +77,7 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
     """
     key, sign, text = change.partition("=")
     if not (key and sign):
-        raise UserError(f"{option} is {change!r}; expected KEY=VALUE, such as {option} {example}")
+        raise UserError(f"{option} is {shown_value(change)}; expected KEY=VALUE, such as {option} {example}")
     return key, parse_yaml(text, f"{option} {key}", "quote the value as in YAML")
 
 
@@ -89,22 +90,55 @@ def write_yaml(content: Mapping[str, Any]) -> str:
 
 
 def _loader(stream: Any) -> Any:
-    """The safe loader, which refuses a key that is there twice: YAML would silently take the last."""
+    """PyYAML's safe loader, restricted as `parse_yaml` says; of a key that is there twice YAML would take the last."""
     import yaml
 
+    def refuse(node: Any, reason: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        pass
+        # Dates are strings here, so that a name such as 2001-01-01 needs no quotes.
+        yaml_implicit_resolvers: ClassVar = {
+            first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+        yaml_constructors: ClassVar = {
+            tag: constructor
+            for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+            if tag is None or tag.rpartition(":")[2] not in ("timestamp", "binary", "set", "omap", "pairs")
+        }
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+                    refuse(event, f"the alias *{event.anchor} is of a mapping or a list: write it out")
+            return super().compose_node(parent, index)
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
+        keys: set[str] = set()
+        for key in (loader.construct_object(key, deep=True) for key, _ in node.value):
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no name", node.start_mark)
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+                refuse(node, f"the key {shown_value(key)} is no name")
+            if key in keys:
+                refuse(node, f"the key {shown_value(key)} is there twice")
+            keys.add(key)
         return dict(loader.construct_mapping(node, deep=True))
 
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    def integer(loader: Any, node: Any) -> int:
+        value: int = loader.construct_yaml_int(node)
+        if value.bit_length() > 63:
+            refuse(node, f"{shown_value(value)} is too large")
+        return value
+
+    def string(loader: Any, node: Any) -> str:
+        value: str = loader.construct_yaml_str(node)
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            refuse(node, f"the string {shown_value(value)} has NUL or half of a surrogate pair")
+        return value
+
+    for tag, constructor in (("map", mapping), ("int", integer), ("str", string)):
+        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", constructor)
     return Loader(stream)
 
 
@@ -117,7 +151,9 @@ def check_keys(values: Mapping[str, Any], kind: type, place: str) -> None:
     known = [field.name for field in fields(kind)]
     for key in values:
         if key not in known:
-            raise UserError(f"{place} has an unknown key {key!r}{nearest(key, known)}; known are {', '.join(known)}")
+            raise UserError(
+                f"{place} has an unknown key {shown_value(key)}{nearest(key, known)}; known are {', '.join(known)}"
+            )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -127,55 +163,63 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def made(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:
-    """The dataclass of these values; what it refuses is said with its place."""
+    """The dataclass of these values, their types checked first; what it refuses is said with its place."""
     try:
+        check_fields(values, kind)
         return kind(**values)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "float": (int, float),
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-    "TooLong": (str,),
-    "int | str": (int, str),
-    "str | None": (str, type(None)),
-    "str | os.PathLike[str] | None": (str, os.PathLike, type(None)),
-    "int | None": (int, type(None)),
-    "float | None": (int, float, type(None)),
-    "Mapping[str, Any]": (dict,),
-}
-
-
-def check_types(values: Any, what: str) -> None:
+def check_types(values: Any) -> None:
     """A value of another type than its field's is refused: YAML makes numbers and booleans of what looks like them.
 
     Raises:
         UserError: One is of another type.
     """
-    for field in fields(values):
-        check_type(field.name, str(field.type), getattr(values, field.name), what)
+    check_fields({field.name: getattr(values, field.name) for field in fields(values)}, type(values))
 
 
-def check_type(name: str, expected: str, value: Any, what: str) -> None:
-    """Refuses a value that is not of its field's type; a type that is not known here takes all.
+def check_fields(values: Mapping[str, Any], kind: type, of: str = "") -> None:
+    """`check_types` of values that a dataclass is about to be made of.
+
+    Args:
+        values: By the names of fields.
+        kind: The dataclass.
+        of: What follows a field's name in messages.
 
     Raises:
-        UserError: It is of another type.
+        UserError: One is of another type than its field.
     """
-    kinds, is_bool = _TYPES.get(expected), isinstance(value, bool)
-    if expected == "Sequence[float]":
-        is_wrong = isinstance(value, str) or not isinstance(value, Sequence) or not all(map(_is_number, value))
-    else:
-        is_wrong = kinds is not None and (not isinstance(value, kinds) or (is_bool and bool not in kinds))
-    if is_wrong:
-        raise UserError(f"{name} of {what} is {value!r}; expected {expected}")
+    types, spelled = get_type_hints(kind), {field.name: field.type for field in fields(kind)}
+    for name, value in values.items():
+        if not _fits(value, types[name]):
+            choices = get_args(types[name]) if get_origin(types[name]) is Literal else ()
+            expected = " or ".join((", ".join(choices[:-1]), choices[-1])) if choices else spelled[name]
+            raise UserError(f"{name}{of} is {shown_value(value)}; expected {expected}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a value has a type as annotations write it; a boolean is no number, an integer is a float."""
+    origin, parts = get_origin(expected), get_args(expected)
+    if expected is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if isinstance(value, bool) and expected in (int, float):
+        return False
+    if origin in (Sequence, tuple, list):
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        return is_list and all(_fits(item, parts[0]) for item in value)
+    if origin in (Mapping, dict):
+        return isinstance(value, Mapping) and all(
+            _fits(name, parts[0]) and _fits(item, parts[1]) for name, item in value.items()
+        )
+    if expected is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, origin or expected)
 
 
 def whole_number(value: Any, what: str) -> int:
@@ -184,12 +228,14 @@ def whole_number(value: Any, what: str) -> int:
     Raises:
         UserError: It is no whole number.
     """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     try:
         number = float(value)
         if isinstance(value, bool) or number != int(number):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{what} is {value!r}; expected a whole number, such as 65536 or 1e9") from error
+        raise UserError(f"{what} is {shown_value(value)}; expected a whole number, such as 65536 or 1e9") from error
     return int(number)
 
 
@@ -204,7 +250,7 @@ def real_number(value: Any, what: str) -> float:
         if isinstance(value, bool) or not math.isfinite(number):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{what} is {value!r}; expected a number, such as 0.1 or 1e-5") from error
+        raise UserError(f"{what} is {shown_value(value)}; expected a number, such as 0.1 or 1e-5") from error
     return number
 
 
@@ -233,7 +279,7 @@ def one_of(name: str, value: object, known: Iterable[str]) -> None:
     """
     known = list(known)
     if value not in known:
-        raise UserError(f"{name} is {value!r}; expected {', '.join(known[:-1])} or {known[-1]}")
+        raise UserError(f"{name} is {shown_value(value)}; expected {', '.join(known[:-1])} or {known[-1]}")
 
 
 def at_least(name: str, value: int, least: int) -> None:
@@ -254,4 +300,4 @@ def names(name: str, values: Any, *, empty: bool = False) -> None:
     """
     is_list = isinstance(values, (list, tuple))
     if not is_list or not all(isinstance(value, str) and value for value in values) or not (empty or values):
-        raise UserError(f"{name} is {values!r}; expected a list of names, such as [{name}]")
+        raise UserError(f"{name} is {shown_value(values)}; expected a list of names, such as [{name}]")

@@ -19,6 +19,7 @@ GOOD = {
     "loss": {"longce": {"context": 16, "stride": 8}},
     "training": {"steps": 4, "batch_size": 2, "learning_rate": 1e-3},
 }
+EVALUATION = {"documents": ["b.txt"], "every": 2, "keys": "keys.jsonl"}
 
 
 @pytest.fixture
@@ -103,8 +104,13 @@ def test_a_sweep_is_all_combinations(written):
     assert next(iter(found.runs)) == "loss.longce.gamma=2,training.seed=0"
     assert found.shares_data
     assert not read_recipe("r.yaml", ["sweep.data.length=[32, 64]"]).shares_data
-    with pytest.raises(UserError, match="sweep: 'model=a/b' cannot name a folder of its own: choose other values"):
-        read_recipe(written(sweep={"model": ["a/b"]}))
+    # Paths and long values are shortened, to names that differ where the values do.
+    paths = read_recipe(written(sweep={"data.documents": [["a/b.txt"], ["a-b.txt"], ["x" * 300]]})).runs
+    assert [Path(label).name == label and len(label) < 200 for label in paths] == [True] * 3
+    assert next(iter(paths)).startswith("data.documents=a-b.txt-")
+    assert list(read_recipe(written(sweep={"model": ["org/name"]})).runs) == ["model=org-name-e821b0"]
+    with pytest.raises(UserError, match="sweep: 'model=a' is there twice: give each value once"):
+        read_recipe(written(sweep={"model": ["a", "a"]}))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,8 @@ def test_a_sweep_is_all_combinations(written):
         ("training.steps=2e1", ("training", "steps"), 20),
         ("training.learning_rate=1e-5", ("training", "learning_rate"), 1e-5),
         ("training.clip=null", ("training", "clip"), None),
-        ("training.arguments.optim=sgd", ("training", "arguments"), {"optim": "sgd"}),
+        ("training.arguments.optim=adamw_8bit", ("training", "arguments"), {"optim": "adamw_8bit"}),
+        ("training.seed=9007199254740993", ("training", "seed"), 2**53 + 1),
         ("training.report_to=wandb", ("training", "report_to"), ["wandb"]),
         ("loss.longce.context=32", ("loss", "longce", "context"), 32),
         ("lora={r: 4, alpha: 8}", ("lora", "r"), 4),
@@ -202,18 +209,18 @@ WRONG = [
     ({"training": {"seed": True}}, "r.yaml: training: seed is True; expected a whole number"),
     (
         {"training": {"gradient_checkpointing": 1}},
-        "r.yaml: training: gradient_checkpointing of training is 1; expected",
+        "r.yaml: training: gradient_checkpointing is 1; expected",
     ),
     ({"data": {"packed": "x"}}, "r.yaml: data has packed and documents; expected one of mixture, packed, documents, c"),
     ({"data": {"documents": None}}, "r.yaml: data has none of them; expected one of mixture, packed, documents, chat,"),
     ({"data": {"seed": 3}}, "r.yaml: data has an unknown key 'seed'; known are documents, length, packing, "),
-    ({"data": {"length": None}}, "r.yaml: data: length of data is None; expected int"),
+    ({"data": {"length": None}}, "r.yaml: data: length is None; expected int"),
     ({"data": {"packing": "tight"}}, "r.yaml: data: packing is 'tight'; expected fill or best-fit"),
     ({"data": {"length": 16}}, "r.yaml: the context K of the loss is 16 and rows have 16 tokens, so that no token"),
     ({"loss": None}, "r.yaml says no loss: see docs/recipes.md"),
     (
         {"loss": {"ce": {}}},
-        "r.yaml: loss is {'longce': {'context': 16, 'stride': 8}, 'ce': {}}; expected one of longce",
+        "r.yaml: loss is {'ce': {}, 'longce': {'context': 16, 'stride': 8}}; expected one of longce",
     ),
     ({"loss": "longec"}, "r.yaml: loss is 'longec' (nearest: 'longce'); expected one of longce, sampled-longce, "),
     ({"loss": {"longce": {"contxt": 3}}}, "r.yaml: loss: longce has an unknown key 'contxt' (nearest: 'context'); kno"),
@@ -262,6 +269,98 @@ def test_what_is_wrong_with_set(change, message, written):
     with pytest.raises(UserError) as refused:
         read_recipe(written(), [change])
     assert str(refused.value).startswith(message)
+
+
+BOMB = "{a0: &a0 [x], " + ", ".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)) + "}"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(BOMB, "&a [*a]", "{<<: &a {x: 1}, y: *a}", "9" * 5000, "0x" + "f" * 5000, "!!int x", "!!float x", "!!bool x"),
+        *("!!timestamp x", "!!binary x", "!!set {a}", "!!omap [a: 1]", "!!python/object/apply:os.system [true]"),
+        *('"a\\0b"', '"\\ud800"', "{[]: 1}", "{1: 2}", "{a: 1, a: 2}", "[" * 3000, "2001-99-99", "1:99:99e9"),
+        "x" * 100_000,
+    ],
+)
+def test_no_yaml_is_a_traceback_or_a_bomb(value, written):
+    recipe = written()
+    for key in ("training.seed", "loss"):
+        with pytest.raises(UserError) as refused:
+            read_recipe(recipe, [f"{key}={value}"])
+        assert len(str(refused.value)) < 600
+        assert str(refused.value).isprintable()
+    Path(recipe).write_text(f"{Path(recipe).read_text()}\nload: {value}\n")
+    with pytest.raises(UserError) as refused:
+        read_recipe(recipe)
+    assert len(str(refused.value)) < 600
+
+
+def test_an_alias_to_a_plain_value_is_one(written):
+    assert only(written(), "training={steps: &n 3, save_every: *n, batch_size: 1, learning_rate: 1}").training.keep == 1
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "allow_pickle"])
+def test_code_of_others_is_confirmed_outside_of_the_recipe(name, written):
+    option = name.replace("_", "-")
+    for recipe in (written(load={name: True}), written(sweep={f"load.{name}": [False, True]})):
+        with pytest.raises(
+            UserError, match=rf"r.yaml sets load.{name}, .* and confirm with --{option} \({name}=True\)"
+        ):
+            read_recipe(recipe, **{("allow_pickle" if name[0] == "t" else "trust_remote_code"): True})
+        assert getattr(list(read_recipe(recipe, **{name: True}).runs.values())[-1].load, name)
+    assert getattr(read_recipe(written(), **{name: True}).runs["."].load, name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.arguments.hub_token=SECRET1",
+        "training.arguments.hub_token=3",
+        "sweep={training.arguments.hub_token: [SECRET1]}",
+        "training.arguments.hub_model_id=hf_SECRET1SECRET1SECRET1",
+        "model=https://me:SECRET1@host/model",
+        "data.documents=[hf_SECRET1SECRET1SECRET1]",
+    ],
+)
+def test_no_secret_is_taken_or_repeated(change, written):
+    with pytest.raises(UserError, match="set the environment variable") as refused:
+        read_recipe(written(), [change])
+    assert "SECRET1" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"split": "train"}}, "split is for hf: datasets, and 'a.txt' is none: leave it out"),
+        (
+            {"data": {"text_field": "text"}},
+            "text_field is for rows of datasets, JSON Lines and Parquet, and 'a.txt' is",
+        ),
+        ({"data": {"documents": ["stdlib:email"], "text_field": "x"}}, "text_field is for rows of datasets"),
+        ({"evaluation": EVALUATION | {"split": "test"}}, "split is for hf: datasets, and 'b.txt' is none"),
+        ({"evaluation": EVALUATION | {"text_field": "x"}}, "text_field is for rows of datasets"),
+        ({"evaluation": EVALUATION | {"samples": 0}}, "samples is 0; expected at least 1"),
+        ({"data": {"min_tokens": 0}}, "min_tokens is 0; expected at least 1"),
+        ({"data": {"too_long": "trim"}}, "too_long is 'trim'; expected split, cut or drop"),
+        ({"loss": {"longce": {"short_dtype": ["bfloat16"]}}}, "short_dtype is ['bfloat16']; expected str | None"),
+        ({"loss": {"longce": {"gamma": [5]}}}, "gamma is [5]; expected a number"),
+        ({"training": {"report_to": [3]}}, "report_to is [3]; expected Sequence[str]"),
+        ({"lora": {"r": 4, "alpha": 8, "target_modules": [3]}}, "target_modules is [3]; expected str | Sequence[str]"),
+    ],
+)
+def test_what_would_have_no_effect_or_has_another_type(changes, message, written):
+    with pytest.raises(UserError) as refused:
+        read_recipe(written(**changes))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["subset", "split"])
+def test_keys_of_datasets_for_conversations_in_files(key):
+    with pytest.raises(UserError, match=f"{key} is for hf: datasets, and 'chat.jsonl' is none: leave it out"):
+        made_of(GOOD | {"data": {"chat": ["chat.jsonl"], "length": 64, key: "x"}}, "r")
+    for sources, given in ((["hf:a/b"], {key: "x"}), (["chat.jsonl", "hf:a/b"], {key: "x"})):
+        assert getattr(made_of(GOOD | {"data": {"chat": sources, "length": 64, **given}}, "r").data, key) == "x"
 
 
 def test_no_such_recipe():

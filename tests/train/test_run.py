@@ -306,8 +306,50 @@ WRONG = [
     ({"training": {"report_to": ["wandbb"]}}, "training.report_to is 'wandbb' (nearest: 'wandb'); expected one of "),
     ({"training": {"report_to": ["comet_ml"]}}, "training.report_to has 'comet_ml', which is not installed: pip insta"),
     ({"training": {"arguments": {"optm": "sgd"}}}, "training.arguments has 'optm', which TrainingArguments of transfo"),
-    ({"training": {"arguments": {"max_steps": 3}}}, "training.arguments has 'max_steps', which longlens sets itself ("),
-    ({"training": {"arguments": {"save_only_model": True}}}, "training.arguments has 'save_only_model', which longlen"),
+    *(
+        ({"training": {"arguments": {name: value}}}, f"training.arguments has '{name}', which a recipe cannot set (")
+        for name, value in {
+            "max_steps": 3,
+            "save_only_model": True,
+            "fsdp": "full_shard",
+            "deepspeed": {},
+            "torch_compile": True,
+            "label_smoothing_factor": 0.1,
+            "do_train": True,
+            "metric_for_best_model": "eval_longppl",
+            "accelerator_config": {"split_batches": True},
+            "gradient_checkpointing": True,
+        }.items()
+    ),
+    *(
+        ({"training": {"arguments": {name: value}}}, f"training.arguments has {name}, which has no effect without ")
+        for name, value in {"hub_model_id": "a/b", "eval_delay": 3, "project": "p"}.items()
+    ),
+    ({"training": {"arguments": {"optim": "sgd"}}}, "training.arguments.optim is 'sgd', and training.betas are of Ada"),
+    *(
+        ({"training": {"arguments": {name: value}}}, f"{name} of training.arguments is ")
+        for name, value in {
+            "adam_epsilon": "x",
+            "optim_args": 3,
+            "neftune_noise_alpha": [1],
+            "ddp_timeout": "x",
+        }.items()
+    ),
+    (
+        {"training": {"arguments": {"train_sampling_strategy": "x"}}},
+        "training.arguments.train_sampling_strategy is 'x'",
+    ),
+    # What transformers, accelerate or a scheduler raise on a value is one line.
+    *(
+        ({"training": {"arguments": {name: value}}}, "training: ")
+        for name, value in {
+            "dataloader_prefetch_factor": 3,
+            "debug": "nosuch",
+            "log_level": "nosuch",
+            "optim_args": "nosuch",
+            "optim": "grokadamw",
+        }.items()
+    ),
     (
         {"training": {"arguments": {"optim": "nosuch"}}},
         "training: nosuch is not a valid OptimizerNames, please select ",
@@ -388,6 +430,11 @@ def test_offline_weights(place):
     with pytest.raises(UserError, match=r"rows has token_weights, which would take the place of the short pass"):
         run(live, "live")
     assert result["loss"]["first"] != run(recipe(**{"data": {"packed": "rows"}, "loss": "ce"}), "ce")["loss"]["first"]
+    # gamma of the recipe counts: the weights reach up to 5, and a smaller gamma reduces them.
+    content = {"data": {"packed": "rows"}, "training": {"steps": 1, "batch_size": 1}}
+    with pytest.warns(LonglensWarning, match="larger weights are reduced to gamma"):
+        capped = run(recipe(**content, loss={"offline": {"gamma": 1.0}}), "capped")
+    assert capped["loss"]["first"] < result["loss"]["first"]
 
 
 @pytest.mark.parametrize("pack", [True, False])

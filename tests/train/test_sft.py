@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from longlens.errors import UserError
+from longlens.losses.settings import LongCE
 from tests.reference.longce import naive_longce
 from tests.tiny import byte_tokenizer, tiny_model
 from tests.train.runs import RULE, arguments, losses, pad_right, rows, trained, weights_of
@@ -167,7 +168,7 @@ def test_offline_weights_in_trl(tmp_path):
     lengths = [len(ids) - 1 for ids, _ in documents()]
     weighed = rows(token_weights=[[1.0, *w.tolist()] for w in expected[1].split(lengths)])
     for args in ({}, {"padding_free": True}):
-        assert_stepped(sft(tmp_path, data=weighed, args=args), expected)
+        assert_stepped(sft(tmp_path, data=weighed, args=args, longce=LongCE(gamma=RULE.gamma)), expected)
 
 
 def test_trl_is_imported_where_it_is_asked_for():

@@ -3,17 +3,20 @@
 import copy
 import math
 
+import datasets
 import pytest
 import torch
 import transformers
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.logprobs import Head
-from longlens.losses.settings import LongCE
+from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
 from longlens.train import LongCETrainer
 from tests.reference.longce import naive_longce
 from tests.tiny import VOCABULARY, tiny_model
 from tests.train.runs import LEARNING_RATE, RULE, losses, pad_right, rows, trained, weights_of
+
+OFFLINE = LongCE(gamma=RULE.gamma)
 
 
 def naive_step(model, documents, rule=RULE):
@@ -134,11 +137,24 @@ def test_weights_of_the_batch_replace_the_short_pass(tmp_path, monkeypatch):
             tmp_path,
             train_dataset=data,
             data_collator=collator,
+            longce=OFFLINE,
             args={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
         )
         assert_stepped(trainer, expected)
     plain = trained(tmp_path, train_dataset=rows(token_weights=per_token), longce=None)
     assert losses(plain)[0] != pytest.approx(expected[0], rel=1e-4)
+    # gamma caps weights that were made with a larger one; nothing else of the loss's settings would have an effect.
+    larger = [[w * (2.0 if w > 1.0999 else 1.0) for w in row] for row in per_token]
+    with pytest.warns(LonglensWarning, match=r"token_weights go up to 2\.2 and gamma is 1\.1: larger weights are redu"):
+        capped = trained(tmp_path, train_dataset=rows(token_weights=larger), longce=OFFLINE)
+    assert_stepped(capped, expected)
+    for dead in (RULE, SampledLongCE(share=0.25), ChunkedLongCE(), LongCE(short_dtype="bfloat16")):
+        with pytest.raises(UserError, match="so there is no short pass, and only gamma of"):
+            trained(tmp_path, train_dataset=rows(token_weights=per_token), longce=dead)
+        stream = datasets.IterableDataset.from_generator(lambda: iter(rows(token_weights=per_token)))
+        assert stream.column_names is None  # so that only a batch shows that there are weights
+        with pytest.raises(UserError, match="so there is no short pass, and only gamma of"):
+            trained(tmp_path, train_dataset=stream, longce=dead)
 
 
 def test_short_logprobs_of_the_batch_replace_the_short_pass(tmp_path, monkeypatch):
@@ -148,7 +164,7 @@ def test_short_logprobs_of_the_batch_replace_the_short_pass(tmp_path, monkeypatc
     short = [[None, *naive_short(model, ids, 16, 8).tolist()] for ids, _ in documents()]
     short = [[None if v is None or math.isnan(v) else v for v in row] for row in short]
     monkeypatch.setattr("longlens.losses.longce.score_short", lambda *_: pytest.fail("the short pass ran"))
-    trainer = trained(tmp_path, train_dataset=rows(short_logprobs=short))
+    trainer = trained(tmp_path, train_dataset=rows(short_logprobs=short), longce=OFFLINE)
     assert_stepped(trainer, naive_step(tiny_model("llama"), documents()))
 
 

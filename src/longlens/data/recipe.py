@@ -11,7 +11,7 @@ from typing import Any
 from longlens import recipe_file
 from longlens.corpus import ReadOptions
 from longlens.data.packing import TooLong, packing_of
-from longlens.errors import UserError, shown
+from longlens.errors import UserError, shown, shown_value
 from longlens.recipe_file import check_keys, check_types, made, nearest, read_yaml
 from longlens.recipe_file import whole_number as whole_number
 
@@ -58,13 +58,13 @@ class Source:
 
     def __post_init__(self) -> None:
         """Checks the values, one by one and together."""
-        check_types(self, "a source")
+        check_types(self)
         if not 0 < self.weight <= 100:
             raise UserError(f"weight is {self.weight}, expected percent of the tokens, above 0 and at most 100")
-        if self.too_long not in ("split", "cut", "drop"):
-            raise UserError(f"too_long is {self.too_long!r}; expected split, cut or drop")
         if isinstance(self.min_tokens, str) and self.min_tokens != "length":
-            raise UserError(f"min_tokens is {self.min_tokens!r}; expected a number of tokens, or the word length")
+            raise UserError(
+                f"min_tokens is {shown_value(self.min_tokens)}; expected a number of tokens, or the word length"
+            )
         for name in ("min_tokens", "max_tokens", "piece_length"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
@@ -78,7 +78,7 @@ class Source:
         if self.path is not None and not self.path.startswith("hf:"):
             for name in ("subset", "split"):
                 if getattr(self, name) is not None:
-                    raise UserError(f"{name} is for hf: datasets, and path is {self.path!r}: leave it out")
+                    raise UserError(f"{name} is for hf: datasets, and path is {shown_value(self.path)}: leave it out")
 
     def reading(self) -> ReadOptions:
         """How its documents are read."""
@@ -118,7 +118,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "a mixture")
+        check_types(self)
         if not self.sources:
             raise UserError("the mixture has no sources: give at least one, with its path and weight")
         for name in self.sources:
@@ -198,7 +198,7 @@ _EXAMPLES = {"length": "65536", "tokens": "1e9"}
 
 def _source(values: Any, place: str, path: str | None) -> Source:
     if not isinstance(values, dict):
-        raise UserError(f"{place} is {values!r}; expected keys such as path and weight")
+        raise UserError(f"{place} is {shown_value(values)}; expected keys such as path and weight")
     check_keys(values, Source, place)
     if "weight" not in values:
         raise UserError(f"{place} has no weight: give its share of the tokens, percent")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from longlens.errors import UserError
+from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens.influence import GAMMA
 from longlens.losses.documents import scored_labels, split_documents, unlike
 from longlens.losses.passes import check_packing, head_of, run_inside, target_logprobs
@@ -108,7 +109,8 @@ def weighted_nll(
         labels: As in `longce_loss`.
         longce: None for weights that are all 1, which is CE.
         position_ids: As in `longce_loss`.
-        token_weights: ``(B, S)`` offline weights, which stand at the tokens they are of; instead of the short pass.
+        token_weights: ``(B, S)`` offline weights, one at each token; instead of the short pass. Those above gamma are
+            reduced to it, with a warning.
         short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN where a token has none; instead of the
             short pass.
         step: As in `longce_loss`.
@@ -138,7 +140,7 @@ def weighted_nll(
         long = target_logprobs(states, labels, scored, head)
         weights, has_short = torch.ones_like(long.detach()), torch.zeros_like(long, dtype=torch.bool)
         if longce is not None and token_weights is not None:
-            weights, has_short = token_weights[scored].to(long.dtype), ~has_short
+            weights, has_short = _capped(token_weights[scored].to(long.dtype), longce.gamma), ~has_short
         elif longce is not None and short is not None:
             chosen = short[scored].to(long.dtype)
             weights, has_short = longce.weights(long.detach(), chosen), ~chosen.isnan()
@@ -147,3 +149,14 @@ def weighted_nll(
 
     total: Tensor = run_inside(model, loss)
     return WeightedNLL(total, *kept)
+
+
+def _capped(weights: Tensor, gamma: float) -> Tensor:
+    if (weights > gamma * (1 + 1e-6)).any():  # float32 rounds gamma itself
+        warnings.warn(
+            f"token_weights go up to {weights.max():g} and gamma is {gamma:g}: larger weights are reduced to gamma; "
+            "for weights as they were made, set gamma as in longlens data weigh",
+            LonglensWarning,
+            stacklevel=2,
+        )
+    return weights.clamp(max=gamma)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning, UserError, shown_value
 from longlens.keytokens.influence import GAMMA, check_gamma
 from longlens.windows import Window, check_window_settings, plan_chunks, plan_windows
 
@@ -57,7 +57,7 @@ class LongCE:
             )
         if self.short_dtype is not None and self.short_dtype not in SHORT_DTYPES:
             raise UserError(
-                f"short_dtype is {self.short_dtype!r}; expected {' or '.join(SHORT_DTYPES)}, or leave it out"
+                f"short_dtype is {shown_value(self.short_dtype)}; expected {' or '.join(SHORT_DTYPES)}, or leave it out"
             )
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
@@ -119,6 +119,20 @@ class ChunkedLongCE(LongCE):
     def windows(self, ids: Tensor, step: int) -> list[Window]:
         """See `LongCE.windows`."""
         return plan_chunks(len(ids), self.context, self.stride, step * self.stride)
+
+
+def check_offline(longce: LongCE) -> None:
+    """Refuses settings of the short pass where offline columns replace it; gamma alone still has an effect.
+
+    Raises:
+        UserError: Settings other than gamma were given.
+    """
+    has_form = isinstance(longce, (SampledLongCE, ChunkedLongCE))
+    if has_form or (longce.context, longce.stride, longce.short_dtype) != (CONTEXT, STRIDE, None):
+        raise UserError(
+            f"the batch has offline weights, so there is no short pass, and only gamma of {longce} would have an "
+            f"effect: pass LongCE(gamma={longce.gamma:g}), or drop the offline columns"
+        )
 
 
 def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA) -> Tensor:

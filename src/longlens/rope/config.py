@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
 from longlens.rope.frequencies import Rope
 
@@ -103,8 +103,8 @@ def extend_config(config: Any, method: Method) -> Any:
     if not method.extends(kind):
         factor = f" with factor {current['factor']:g}" if isinstance(current.get("factor"), (int, float)) else ""
         raise UserError(
-            f"{text.model_type} is extended already (rope_type {kind!r}{factor}): {method.name} starts from the base "
-            "model that it was made from, whose rope_type is 'default'"
+            f"{text.model_type} is extended already (rope_type {shown_value(kind)}{factor}): {method.name} starts from "
+            "the base model that it was made from, whose rope_type is 'default'"
         )
     method.check(rope)
     parameters = method.parameters(rope, current)
@@ -127,12 +127,14 @@ def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
         read = rope_parameters(text_config(type(config).from_dict(config.to_dict())))
     except Exception as error:  # config classes raise what they like
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{name} does not take rope_type {kind!r}: {reason}. Choose another method") from error
+        raise UserError(
+            f"{name} does not take rope_type {shown_value(kind)}: {reason}. Choose another method"
+        ) from error
     wrong = [key for key, value in parameters.items() if read.get(key) != value]
     if wrong:
         raise UserError(
-            f"{name} reads {wrong[0]} of rope_type {kind!r} as {read.get(wrong[0])!r} instead of "
-            f"{parameters[wrong[0]]!r}: choose another method"
+            f"{name} reads {wrong[0]} of rope_type {shown_value(kind)} as {shown_value(read.get(wrong[0]))} instead of "
+            f"{shown_value(parameters[wrong[0]])}: choose another method"
         )
 
 

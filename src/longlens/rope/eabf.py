@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.rope.base import EABF_TYPE
 
 PREFIX = "longlens_eabf_"
@@ -38,7 +38,9 @@ def scale_queries(model: Any) -> None:
     decoder = model.get_decoder()
     base = base_attention(decoder.config._attn_implementation)
     if base not in BASES:
-        raise UserError(f"EABF runs with the attention implementations {' and '.join(BASES)}, and this one is {base!r}")
+        raise UserError(
+            f"EABF runs with the attention implementations {' and '.join(BASES)}, and this one is {shown_value(base)}"
+        )
     name = PREFIX + base
     if name not in AttentionInterface._global_mapping:
         AttentionInterface.register(name, _scaled(base))

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.files import read_json
 from longlens.rope.base import Method
 from longlens.rope.methods import METHODS
@@ -40,7 +40,7 @@ def parse_method(name: str, settings: Mapping[str, Any], shown: Callable[[str], 
         UserError: No such method, a setting that it does not have, or one that it needs.
     """
     if name not in METHODS:
-        raise UserError(f"{shown('method')} is {name!r}; expected one of {', '.join(METHODS)}")
+        raise UserError(f"{shown('method')} is {shown_value(name)}; expected one of {', '.join(METHODS)}")
     fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
     # Settings whose field is called otherwise.
     spelled = {"factor": "max_factor"} if "max_factor" in fields else {}

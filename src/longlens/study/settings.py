@@ -8,10 +8,10 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.keytokens.influence import ALPHA, BETA, check_thresholds
 from longlens.losses.settings import LongCE
-from longlens.recipe_file import check_types, made, read_yaml, real_number, whole_number, with_numbers
+from longlens.recipe_file import made, read_yaml, real_number, whole_number, with_numbers
 from longlens.rope.base import Method
 from longlens.rope.settings import parse_method
 from longlens.study.facts import Facts
@@ -178,7 +178,8 @@ class Study:
             raise UserError(f"extensions have the factors {sorted(map(str, factors))}; expected one that all share")
         if self.evaluator_method not in self.extensions:
             raise UserError(
-                f"evaluator_method is {self.evaluator_method!r}; expected one of {', '.join(self.extensions)}"
+                f"evaluator_method is {shown_value(self.evaluator_method)}; expected one of "
+                f"{', '.join(self.extensions)}"
             )
         if self.training.end != 1 or self.training.drills:
             raise UserError(
@@ -232,7 +233,7 @@ def read_study(recipe: str | os.PathLike[str]) -> Study:
 def _read(kind: type[Made], values: Any, place: str) -> Made:
     """A dataclass from a mapping, and its parts likewise."""
     if not isinstance(values, dict):
-        raise UserError(f"{place} is {values!r}; expected keys such as {fields(kind)[0].name}")  # type: ignore[arg-type]
+        raise UserError(f"{place} is {shown_value(values)}; expected keys such as {fields(kind)[0].name}")  # type: ignore[arg-type]
     found = with_numbers(values, kind, place)
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in found:
@@ -240,23 +241,18 @@ def _read(kind: type[Made], values: Any, place: str) -> Made:
                 raise UserError(f"{place} has no {field.name}: give it")
         elif field.type in _PARTS:
             found[field.name] = _PARTS[str(field.type)](found[field.name], f"{place}: {field.name}")
-    made_of = made(kind, found, place)
-    try:
-        check_types(made_of, place)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
-    return made_of
+    return made(kind, found, place)
 
 
 def _numbers(values: Any, place: str) -> tuple[int, ...]:
     if not isinstance(values, list):
-        raise UserError(f"{place} is {values!r}; expected a list of whole numbers")
+        raise UserError(f"{place} is {shown_value(values)}; expected a list of whole numbers")
     return tuple(whole_number(value, place) for value in values)
 
 
 def _methods(values: Any, place: str) -> dict[str, Method]:
     if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
-        raise UserError(f"{place} is {values!r}; expected names, each with its method and factor")
+        raise UserError(f"{place} is {shown_value(values)}; expected names, each with its method and factor")
     return {
         name: parse_method(
             str(settings.get("method")),

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from longlens.errors import UserError
-from longlens.recipe_file import check_type
+from longlens.recipe_file import check_fields
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
 from longlens.tasks.helmet import TASKS as HELMET_TASKS
@@ -86,19 +86,18 @@ def task_settings(name: str) -> list[str]:
     Raises:
         UserError: No such task.
     """
-    return list(_types(name))
+    kind, fixed = _kind(name)
+    return [field.name for field in fields(kind) if field.name != "name" and field.name not in fixed]
 
 
-def _types(name: str) -> dict[str, str]:
-    """The settings of a task, and their types as they are written."""
+def _kind(name: str) -> tuple[Any, dict[str, Any]]:
+    """The dataclass of a task, and those of its fields that are fixed."""
     if name not in _TASKS:
         close = difflib.get_close_matches(name, _TASKS, n=1)
         known = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TASKS)}"
         raise UserError(f"no task {name!r}: {known}")
     made = _TASKS[name]
-    fixed = made.keywords if isinstance(made, partial) else {}
-    kind: Any = made.func if isinstance(made, partial) else made
-    return {field.name: str(field.type) for field in fields(kind) if field.name != "name" and field.name not in fixed}
+    return (made.func, made.keywords) if isinstance(made, partial) else (made, {})
 
 
 def get_task(name: str, **settings: Any) -> Task:
@@ -111,10 +110,10 @@ def get_task(name: str, **settings: Any) -> Task:
     Raises:
         UserError: No such task or setting, or a value that makes no sense.
     """
-    free = _types(name)
-    for setting, value in settings.items():
+    free = task_settings(name)
+    for setting in settings:
         if setting not in free:
             known = f"it has {', '.join(free)}" if free else "it has none"
             raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
-        check_type(setting, free[setting], value, f"task {name!r}")
+    check_fields(settings, _kind(name)[0], f" of task {name!r}")
     return _TASKS[name](name=name, **settings)

@@ -6,13 +6,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from longlens.errors import UserError, require
-from longlens.recipe_file import nearest
+from longlens.errors import UserError, library_errors, require, shown_value
+from longlens.recipe_file import check_fields, nearest, one_of
 from longlens.train.data_settings import ChatData
 from longlens.train.recipe import Recipe
 
-# They would break what a run promises: checkpoints that are whole, a log without gaps, the same losses when resumed.
+_UNSHOWN = "training was not shown to be right with it"
+_NO_METRICS = "a recipe has no metrics but cross-entropy, PPL and LongPPL, so it would have no effect"
+_NO_EFFECT = "it would have no effect on a run"
+# What would break what a run promises (whole checkpoints, a log without gaps, the same losses when resumed), or would
+# have no effect.
 REFUSED = {
+    "accelerator_config": "the batches would not be the recipe's",
     "auto_find_batch_size": "the batch size would not be the recipe's",
     "dataloader_in_order": "the order of rows would not be the same twice",
     "enable_jit_checkpoint": "checkpoints are written by training.save_every",
@@ -24,6 +29,56 @@ REFUSED = {
     "save_only_model": "a run could not resume",
     "save_total_limit": "use training.keep",
     "save_on_each_node": "the first process alone writes",
+    "gradient_checkpointing": "use training.gradient_checkpointing",
+    "local_rank": "torchrun sets it",
+    "length_column_name": _NO_EFFECT,
+    "use_cache": _NO_EFFECT,
+    "skip_memory_metrics": _NO_EFFECT,
+    **dict.fromkeys(("do_train", "do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval"), _NO_EFFECT),
+    **dict.fromkeys(
+        (
+            "batch_eval_metrics",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "greater_is_better",
+            "include_for_metrics",
+            "label_names",
+            "metric_for_best_model",
+            "prediction_loss_only",
+        ),
+        _NO_METRICS,
+    ),
+    **dict.fromkeys(
+        (
+            "deepspeed",
+            "fsdp",
+            "fsdp_config",
+            "label_smoothing_factor",
+            "liger_kernel_config",
+            "parallelism_config",
+            "torch_compile",
+            "torch_compile_backend",
+            "torch_compile_mode",
+            "use_liger_kernel",
+        ),
+        _UNSHOWN,
+    ),
+}
+# Those that another key has to switch on.
+_GOES_WITH = {
+    "activation_checkpointing_kwargs": "training.gradient_checkpointing",
+    "gradient_checkpointing_kwargs": "training.gradient_checkpointing",
+    "eval_delay": "evaluation",
+    "project": "training.report_to: [trackio]",
+    "trackio_space_id": "training.report_to: [trackio]",
+    "trackio_bucket_id": "training.report_to: [trackio]",
+    "trackio_static_space_id": "training.report_to: [trackio]",
+    "hub_private_repo": "push_to_hub",
+    "hub_model_id": "push_to_hub",
+    "hub_strategy": "push_to_hub",
+    "hub_always_push": "push_to_hub",
+    "hub_revision": "push_to_hub",
 }
 
 
@@ -56,32 +111,56 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
         UserError: Arguments that there are not, that longlens sets, or a reporter that is not there.
     """
     import torch
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
 
     chosen = _chosen(recipe, folder, micro_batches, name)
     has_device = torch.accelerator.is_available()
     # Without a device, transformers takes bf16 for a mistake unless it is told to use the CPU.
     preferred = {"dataloader_pin_memory": has_device, "use_cpu": not has_device}
     known = {field.name for field in fields(TrainingArguments)}
-    for key in recipe.training.arguments:
+    given = recipe.training.arguments
+    on = {
+        "training.gradient_checkpointing": recipe.training.gradient_checkpointing,
+        "evaluation": recipe.evaluation is not None,
+        "training.report_to: [trackio]": "trackio" in recipe.training.report_to,
+        "push_to_hub": bool(given.get("push_to_hub")),
+    }
+    for key in given:
         if key not in known:
             raise UserError(
-                f"training.arguments has {key!r}, which TrainingArguments of transformers does not{nearest(key, known)}"
+                f"training.arguments has {shown_value(key)}, which TrainingArguments of transformers does not"
+                f"{nearest(key, known)}"
             )
         if key in chosen or key in REFUSED:
             why = REFUSED.get(key, "it follows from the other keys of the recipe")
-            raise UserError(f"training.arguments has {key!r}, which longlens sets itself ({why}): leave it out")
+            raise UserError(
+                f"training.arguments has {shown_value(key)}, which a recipe cannot set ({why}): leave it out"
+            )
+        if key in _GOES_WITH and not on[_GOES_WITH[key]]:
+            raise UserError(
+                f"training.arguments has {key}, which has no effect without {_GOES_WITH[key]}: leave it out"
+            )
+    if given.get("optim") in [name.value for name in OptimizerNames if "adam" not in name.value]:
+        raise UserError(
+            f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: take one of "
+            "its forms, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
+        )
+    check_fields(given, TrainingArguments, " of training.arguments")
+    strategies = ("random", "sequential", "group_by_length", "batch_rebalance")
+    one_of("training.arguments.train_sampling_strategy", given.get("train_sampling_strategy", "random"), strategies)
     _check_reporters(recipe)
     kind: Any = TrainingArguments
     if isinstance(recipe.data, ChatData):
         kind = require("trl", extra="train", purpose="data.chat").SFTConfig
         # The rows are tokens already, with labels.
         chosen |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    try:
-        return kind(**preferred | chosen | dict(recipe.training.arguments))
-    except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"training: {reason}: change precision or arguments") from error
+    with library_errors("training", "change precision or arguments"):
+        made = kind(**preferred | chosen | dict(given))
+        made.get_process_log_level()
+        if not made.optim_target_modules:  # else the model is needed
+            Trainer.get_optimizer_cls_and_kwargs(made)
+    return made
 
 
 def _chosen(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> dict[str, Any]:
@@ -136,7 +215,8 @@ def _check_reporters(recipe: Recipe) -> None:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise UserError(
-                f"training.report_to is {name!r}{nearest(name, INTEGRATION_TO_CALLBACK)}; expected one of {known}"
+                f"training.report_to is {shown_value(name)}{nearest(name, INTEGRATION_TO_CALLBACK)}; expected one of "
+                f"{known}"
             )
         if name not in there:
-            raise UserError(f"training.report_to has {name!r}, which is not installed: pip install {name}")
+            raise UserError(f"training.report_to has {shown_value(name)}, which is not installed: pip install {name}")

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from longlens.corpus.files import TEXT_ENDINGS
+from longlens.corpus.stdlib import PREFIX as STDLIB
 from longlens.data.packing import PACKINGS, TooLong
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.recipe_file import at_least, check_types, names, one_of
+
+
+def check_reading(
+    sources: Sequence[str], *, text_field: str | None = None, subset: str | None = None, split: str | None = None
+) -> None:
+    """Refuses settings of reading that none of the sources has a use for.
+
+    Raises:
+        UserError: A subset or a split without an ``hf:`` dataset, or a text field where no source has rows.
+    """
+    datasets = [source for source in sources if source.startswith("hf:")]
+    for name, value in (("subset", subset), ("split", split)):
+        if value is not None and not datasets:
+            raise UserError(f"{name} is for hf: datasets, and {shown_value(sources[0])} is none: leave it out")
+    if text_field is not None and all(s.startswith(STDLIB) or Path(s).suffix.lower() in TEXT_ENDINGS for s in sources):
+        raise UserError(
+            f"text_field is for rows of datasets, JSON Lines and Parquet, and {shown_value(sources[0])} is a text: "
+            "leave it out"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +53,10 @@ class MixtureData:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "data")
+        check_types(self)
         for name, path in self.sources.items():
             if not isinstance(path, str):
-                raise UserError(f"sources.{name} is {path!r}; expected a file, a folder or hf:NAME")
+                raise UserError(f"sources.{name} is {shown_value(path)}; expected a file, a folder or hf:NAME")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +71,7 @@ class PackedData:
 
     def __post_init__(self) -> None:
         """Checks the value."""
-        check_types(self, "data")
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +84,8 @@ class DocumentsData:
         packing: ``best-fit`` (documents stay whole) or ``fill`` (full rows).
         too_long: What becomes of longer documents: ``split``, ``cut`` or ``drop``.
         min_tokens: Documents with fewer tokens are left out.
-        text_field: Field of a row that holds its text.
-        split: Split of an ``hf:`` dataset.
+        text_field: Field of a row that holds its text; ``text`` unless given.
+        split: Split of an ``hf:`` dataset; ``train`` unless given.
     """
 
     documents: Sequence[str]
@@ -71,15 +93,17 @@ class DocumentsData:
     packing: str = "best-fit"
     too_long: TooLong = "split"
     min_tokens: int = 1
-    text_field: str = "text"
-    split: str = "train"
+    text_field: str | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "data")
+        check_types(self)
         names("documents", self.documents)
         at_least("length", self.length, 2)
         one_of("packing", self.packing, PACKINGS)
+        at_least("min_tokens", self.min_tokens, 1)
+        check_reading(self.documents, text_field=self.text_field, split=self.split)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +117,8 @@ class ChatData:
         too_long: Of longer conversations ``cut`` keeps the whole turns that fit, ``drop`` nothing.
         turns: ``together`` or ``apart``, as in `longlens.data.chat.chat_dataset`.
         subset: Subset of an ``hf:`` dataset.
-        split: Its split.
-        samples: Take the first so many conversations.
+        split: Its split; ``train`` unless given.
+        samples: Number of conversations, from the first on; all unless given.
     """
 
     chat: Sequence[str]
@@ -103,13 +127,16 @@ class ChatData:
     too_long: str = "cut"
     turns: str = "together"
     subset: str | None = None
-    split: str = "train"
+    split: str | None = None
     samples: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "data")
+        check_types(self)
         names("chat", self.chat)
         at_least("length", self.length, 2)
         one_of("too_long", self.too_long, ("cut", "drop"))
         one_of("turns", self.turns, ("together", "apart"))
+        if self.samples is not None:
+            at_least("samples", self.samples, 1)
+        check_reading(self.chat, subset=self.subset, split=self.split)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
 from longlens.recipe_file import parse_yaml, write_yaml
 from longlens.runs.folder import versions, warn_by_weights, warn_of_versions
@@ -198,7 +198,7 @@ def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]
         UserError: Says which differ.
     """
     differs = [
-        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
         for name in {**there, **here}
         if there.get(name) != here.get(name)
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
@@ -46,7 +46,9 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
 
     evaluation, encoder = recipe.evaluation, TextEncoder(tokenizer)
     assert evaluation is not None
-    reading = ReadOptions(text_field=evaluation.text_field, split=evaluation.split, samples=evaluation.samples)
+    reading = ReadOptions(
+        text_field=evaluation.text_field or "text", split=evaluation.split or "test", samples=evaluation.samples
+    )
     documents = list(read_documents(evaluation.documents, reading))
     bos = [] if encoder.bos_token_id is None else [encoder.bos_token_id]
     if evaluation.evaluator is not None:
@@ -91,14 +93,15 @@ def _check_keys_of(keys: Any, documents: Sequence[Document]) -> None:
     for document in documents:
         if document.id not in ids:
             raise UserError(
-                f"the held-out document {document.id!r} has no key tokens in the keys: give the documents that the "
-                "evaluator scored, with the same ids"
+                f"the held-out document {shown_value(document.id)} has no key tokens in the keys: give the documents "
+                "that the evaluator scored, with the same ids"
             )
         found = keys.get(document.id)
         if found.text_sha256 != text_sha256(document.text):
             raise UserError(
-                f"the keys of {document.id!r} are of another text: give the documents as the evaluator scored them (an "
-                "evaluator that takes fewer tokens than evaluation.max_length cuts them: make that smaller)"
+                f"the keys of {shown_value(document.id)} are of another text: give the documents as the evaluator "
+                "scored them (an evaluator that takes fewer tokens than evaluation.max_length cuts them: make that "
+                "smaller)"
             )
         number += len(found.char_runs)
     if not number:

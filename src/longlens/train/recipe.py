@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 from longlens import recipe_file
 from longlens.data.recipe import Mixture, read_mixture
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
 from longlens.recipe_file import assignment, made, nearest, read_yaml, real_number, whole_number, with_numbers
 from longlens.rope.base import Method
@@ -74,7 +76,9 @@ class Recipe:
         if isinstance(self.data, DocumentsData) and self.evaluation is not None:
             both = set(self.data.documents) & set(self.evaluation.documents)
             if both:
-                raise UserError(f"{min(both)!r} is in data and in evaluation: evaluate on documents not trained on")
+                raise UserError(
+                    f"{shown_value(min(both))} is in data and in evaluation: evaluate on documents not trained on"
+                )
 
     @property
     def length(self) -> int | None:
@@ -142,24 +146,44 @@ def presets() -> list[str]:
     return recipe_file.presets("train")
 
 
-def read_recipe(recipe: str | os.PathLike[str], changes: Sequence[str] = ()) -> RecipeFile:
+def read_recipe(
+    recipe: str | os.PathLike[str],
+    changes: Sequence[str] = (),
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> RecipeFile:
     """Reads a recipe.
 
     Args:
         recipe: Name of a preset, or a YAML file: the keys of `Recipe`, ``out`` and ``sweep`` (lists of values by
             keys such as ``extend.theta``; all combinations are run).
         changes: Such as ``training.steps=20``; values are YAML, and null takes a key away.
+        trust_remote_code: Sets ``load.trust_remote_code``. A recipe may come from anyone, so that it alone cannot.
+        allow_pickle: The same for ``load.allow_pickle``.
 
     Raises:
-        UserError: No such recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
+        UserError: No such recipe, no YAML, a key that is unknown or missing, a value that cannot be, a secret, or a
+            recipe that lets code of others run without `trust_remote_code` or `allow_pickle`.
     """
     content = read_yaml(recipe, "train", "model, data and training")
     for change in changes:
         _set(content, *assignment(change, "--set", "training.steps=20"), "--set")
+    consents = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    for name, is_given in consents.items():
+        if is_given:
+            _set(content, f"load.{name}", True, name)
     out, sweep = content.pop("out", None), content.pop("sweep", None)
     if out is not None and not (isinstance(out, str) and out):
-        raise UserError(f"out of {recipe} is {out!r}; expected a folder")
+        raise UserError(f"out of {recipe} is {shown_value(out)}; expected a folder")
     runs = {label: made_of(values, f"{recipe}") for label, values in _combinations(content, sweep, f"{recipe}").items()}
+    for run in runs.values():
+        for name, is_given in consents.items():
+            if getattr(run.load, name) and not is_given:
+                raise UserError(
+                    f"{recipe} sets load.{name}, so that code of the model's authors could run: check the recipe and "
+                    f"the model, and confirm with --{name.replace('_', '-')} ({name}=True)"
+                )
     swept = [key.partition(".")[0] for key in sweep or {}]
     return RecipeFile(
         name=str(recipe), out=out, runs=runs, shares_data=bool(swept) and not {"data", "model", "load"} & set(swept)
@@ -173,6 +197,7 @@ def made_of(content: Mapping[str, Any], place: str) -> Recipe:
         UserError: A key that is unknown or missing, or a value that cannot be.
     """
     _check_sections(content, place)
+    _refuse_secrets(content, place)
     values: dict[str, Any] = {
         "model": content["model"],
         "data": _variant(content["data"], DATA, f"{place}: data"),
@@ -181,7 +206,9 @@ def made_of(content: Mapping[str, Any], place: str) -> Recipe:
         "load": _section(Load, content.get("load", {}), f"{place}: load"),
     }
     if not (isinstance(values["model"], str) and values["model"]):
-        raise UserError(f"{place}: model is {values['model']!r}; expected a hub id, folder, .gguf file or smollm2")
+        raise UserError(
+            f"{place}: model is {shown_value(values['model'])}; expected a hub id, folder, .gguf file or smollm2"
+        )
     if content.get("lora") is not None:
         values["lora"] = _section(Lora, content["lora"], f"{place}: lora")
     if content.get("evaluation") is not None:
@@ -199,30 +226,65 @@ def _check_sections(content: Mapping[str, Any], place: str) -> None:
             raise UserError(f"{place} says no {name}: see docs/recipes.md, or start from one of {', '.join(presets())}")
 
 
+_SECRET_NAME = re.compile(r"(^|_)(hub_token|api_?key|password|secret|credentials?)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|://[^/\s:@]+:[^/\s@]+@")
+
+
+def _refuse_secrets(value: Any, place: str) -> None:
+    """All of a recipe is written into the run's folder, so no secret may be in it; the message does not repeat it."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if _SECRET_NAME.search(str(name)) and inner is not None:
+                raise UserError(
+                    f"{place} has {shown_value(name)}, a secret that would be written into the run's folder: leave it "
+                    "out, and set the environment variable (HF_TOKEN, WANDB_API_KEY) or log in"
+                )
+            _refuse_secrets(inner, f"{place}: {name}")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _refuse_secrets(inner, place)
+    elif isinstance(value, str) and _SECRET_VALUE.search(value):
+        raise UserError(
+            f"{place} holds a token or a password, which would be written into the run's folder: leave it out, and set "
+            "the environment variable (HF_TOKEN) or log in"
+        )
+
+
 def _combinations(content: dict[str, Any], sweep: Any, place: str) -> dict[str, dict[str, Any]]:
     """The settings of each run of a sweep, by the name of its folder."""
     if sweep is None:
         return {".": content}
     if not isinstance(sweep, dict) or not sweep:
-        raise UserError(f"{place}: sweep is {sweep!r}; expected keys with lists, such as extend.theta: [8e6, 64e6]")
+        raise UserError(
+            f"{place}: sweep is {shown_value(sweep)}; expected keys with lists, such as extend.theta: [8e6, 64e6]"
+        )
     for key, values in sweep.items():
         if not isinstance(values, list) or not values:
-            raise UserError(f"{place}: sweep.{key} is {values!r}; expected a list of values")
+            raise UserError(f"{place}: sweep.{key} is {shown_value(values)}; expected a list of values")
     runs = {}
     for chosen in itertools.product(*sweep.values()):
         pairs = dict(zip(sweep, chosen, strict=True))
         settings = json.loads(json.dumps(content))
         for key, value in pairs.items():
             _set(settings, key, value, f"{place}: sweep")
-        label = ",".join(f"{key}={_label(value)}" for key, value in pairs.items())
-        if label != Path(label).name or label in runs:
-            raise UserError(f"{place}: sweep: {label!r} cannot name a folder of its own: choose other values")
+        label = _label(pairs)
+        if label in runs:
+            raise UserError(f"{place}: sweep: {shown_value(label)} is there twice: give each value once")
         runs[label] = settings
     return runs
 
 
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+def _label(pairs: Mapping[str, Any]) -> str:
+    """The name of a run's folder; values that cannot be in one, such as paths, are shortened and hashed."""
+    parts = [(key, v if isinstance(v, str) else json.dumps(v).replace('"', "")) for key, v in pairs.items()]
+    label = ",".join(f"{key}={part}" for key, part in parts)
+    if label == Path(label).name and label.isprintable() and len(label.encode()) <= 200:
+        return label
+    short = ",".join(f"{key}={_NO_NAME.sub('-', part).strip('-')[-40:]}" for key, part in parts)
+    return f"{_NO_NAME.sub('-', short)[:160]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+
+
+_NO_NAME = re.compile(r"[^\w.+,=-]+", re.ASCII)
 
 
 def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
@@ -241,7 +303,7 @@ def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
             inner[section] = {}
         inner = inner[section]
         if not isinstance(inner, dict):
-            raise UserError(f"{place} {key}: {section} is {inner!r} and has no keys: set {section} itself")
+            raise UserError(f"{place} {key}: {section} is {shown_value(inner)} and has no keys: set {section} itself")
     if value is None and name not in _NULLABLE:
         inner.pop(name, None)
     else:
@@ -254,7 +316,7 @@ _NULLABLE = {"clip"}
 
 def _section(kind: type[Any], values: Any, place: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"{place} is {values!r}; expected keys such as {fields(kind)[0].name}")
+        raise UserError(f"{place} is {shown_value(values)}; expected keys such as {fields(kind)[0].name}")
     found = with_numbers(values, kind, place)
     for field in fields(kind):
         if field.name not in found and is_required(field):
@@ -279,11 +341,11 @@ def _loss(values: Any, place: str) -> Any:
         values = {values: {}}
     if not isinstance(values, dict) or len(values) != 1:
         raise UserError(
-            f"{place} is {values!r}; expected one of {', '.join(LOSSES)} with its keys, such as longce: {{}}"
+            f"{place} is {shown_value(values)}; expected one of {', '.join(LOSSES)} with its keys, such as longce: {{}}"
         )
     ((name, settings),) = values.items()
     if name not in LOSSES:
-        raise UserError(f"{place} is {name!r}{nearest(name, LOSSES)}; expected one of {', '.join(LOSSES)}")
+        raise UserError(f"{place} is {shown_value(name)}{nearest(name, LOSSES)}; expected one of {', '.join(LOSSES)}")
     kind = LOSSES[name]
     if kind is not None:
         return _section(kind, {} if settings is None else settings, f"{place}: {name}")
@@ -319,11 +381,15 @@ def _method(values: Any, place: str) -> dict[str, Any]:
     """``method`` and its settings, with numbers as numbers."""
     known = ("method", *SETTINGS, "factors")
     if not isinstance(values, dict) or not values.get("method"):
-        raise UserError(f"{place} is {values!r}; expected a method and its settings, such as {{method: pi, factor: 8}}")
+        raise UserError(
+            f"{place} is {shown_value(values)}; expected a method and its settings, such as {{method: pi, factor: 8}}"
+        )
     found: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            raise UserError(f"{place} has an unknown key {name!r}{nearest(name, known)}; known are {', '.join(known)}")
+            raise UserError(
+                f"{place} has an unknown key {shown_value(name)}{nearest(name, known)}; known are {', '.join(known)}"
+            )
         if name in ("first_layer", "original_length", "width"):
             found[name] = whole_number(value, f"{place}: {name}")
         else:

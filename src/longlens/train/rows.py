@@ -93,7 +93,7 @@ def _prepared(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
             packing=packing_of(data.packing),
             too_long=data.too_long,
             min_tokens=data.min_tokens,
-            reading=ReadOptions(text_field=data.text_field, split=data.split),
+            reading=ReadOptions(text_field=data.text_field or "text", split=data.split or "train"),
         )
     else:
         _chat_folder(data, tokenizer, out)
@@ -115,7 +115,7 @@ def _chat_folder(data: ChatData, tokenizer: Any, out: Path) -> None:
         "too_long": data.too_long,
         "turns": data.turns,
         "subset": data.subset,
-        "split": data.split,
+        "split": data.split or "train",
         "samples": data.samples,
     }
     counts, packed = ChatCounts(), Counts()
@@ -126,7 +126,7 @@ def _chat_folder(data: ChatData, tokenizer: Any, out: Path) -> None:
             data.chat,
             tokenizer,
             max_length=data.length,
-            reading=ReadOptions(subset=data.subset, split=data.split, samples=data.samples),
+            reading=ReadOptions(subset=data.subset, split=data.split or "train", samples=data.samples),
             too_long=data.too_long,  # type: ignore[arg-type]  # checked by ChatData
             turns=data.turns,  # type: ignore[arg-type]
             counts=counts,

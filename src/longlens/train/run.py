@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.errors import UserError
+from longlens.errors import UserError, library_errors
 from longlens.files import cannot_write
 from longlens.losses.settings import LongCE
 from longlens.models.load import positions_of
@@ -224,16 +224,18 @@ def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, call
         longppl = LongPPLCallback(held_out.documents, keys=held_out.keys, max_length=held_out.max_length)
         callbacks = [longppl, *callbacks]
     loss = recipe.loss
-    trainer = kind(
-        model=start.model,
-        args=arguments,
-        data_collator=pad_right,
-        train_dataset=start.rows,
-        eval_dataset=None if held_out is None else held_out.rows,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        longce=LongCE(gamma=loss.gamma) if isinstance(loss, Offline) else loss,
-    )
+    with library_errors("training", "change training.arguments or precision"):
+        trainer = kind(
+            model=start.model,
+            args=arguments,
+            data_collator=pad_right,
+            train_dataset=start.rows,
+            eval_dataset=None if held_out is None else held_out.rows,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            longce=LongCE(gamma=loss.gamma) if isinstance(loss, Offline) else loss,
+        )
+        trainer.create_optimizer()  # which may need a package, or refuse optim_args
     trainer.remove_callback(PrinterCallback)  # it would print to stdout
     return trainer
 

@@ -9,6 +9,7 @@ from typing import Any
 from longlens.errors import UserError
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA, check_gamma, check_thresholds
 from longlens.recipe_file import at_least, check_types, names, one_of
+from longlens.train.data_settings import check_reading
 from longlens.windows import check_window_settings
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -34,7 +35,7 @@ class Load:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "load")
+        check_types(self)
         one_of("dtype", self.dtype, PRECISIONS)
 
 
@@ -43,14 +44,14 @@ class Offline:
     """LongCE with the weights, or the short log-probabilities, that ``longlens data weigh`` wrote beside the tokens.
 
     Attributes:
-        gamma: The largest weight.
+        gamma: The largest weight; larger ones of ``token_weights`` are reduced to it.
     """
 
     gamma: float = GAMMA
 
     def __post_init__(self) -> None:
         """Checks the value."""
-        check_types(self, "offline")
+        check_types(self)
         check_gamma(self.gamma)
 
 
@@ -106,7 +107,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Checks the values, one by one and together."""
-        check_types(self, "training")
+        check_types(self)
         for name in ("batch_size", "per_device_batch_size", "save_every", "keep", "log_every"):
             at_least(name, getattr(self, name), 1)
         if (self.steps is None) == (self.epochs is None):
@@ -171,7 +172,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "lora")
+        check_types(self)
         at_least("r", self.r, 1)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; expected 0 to below 1")
@@ -200,7 +201,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "evaluator")
+        check_types(self)
         check_window_settings(self.context, self.stride)
         check_thresholds(self.alpha, self.beta)
 
@@ -216,9 +217,9 @@ class Evaluation:
             documents are those that were scored.
         keys: Key tokens, from ``longlens keys``.
         evaluator: Selects the key tokens instead.
-        text_field: Field of a row that holds its text.
-        split: Split of an ``hf:`` dataset.
-        samples: Take the first so many documents.
+        text_field: Field of a row that holds its text; ``text`` unless given.
+        split: Split of an ``hf:`` dataset; ``test`` unless given.
+        samples: Number of documents, from the first on; all unless given.
     """
 
     documents: Sequence[str]
@@ -226,13 +227,13 @@ class Evaluation:
     max_length: int | None = None
     keys: str | None = None
     evaluator: Evaluator | None = None
-    text_field: str = "text"
-    split: str = "test"
+    text_field: str | None = None
+    split: str | None = None
     samples: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        check_types(self, "evaluation")
+        check_types(self)
         names("documents", self.documents)
         at_least("every", self.every, 1)
         if self.max_length is not None:
@@ -241,3 +242,6 @@ class Evaluation:
             raise UserError("LongPPL needs key tokens: give keys (a file of longlens keys) or evaluator, one of them")
         if self.keys is not None and self.max_length is not None:
             raise UserError("max_length cuts documents, and keys are of documents as they were scored: leave it out")
+        if self.samples is not None:
+            at_least("samples", self.samples, 1)
+        check_reading(self.documents, text_field=self.text_field, split=self.split)

@@ -13,7 +13,7 @@ from transformers import Trainer
 from longlens.errors import LonglensWarning, UserError
 from longlens.losses.documents import document_starts
 from longlens.losses.longce import WeightedNLL, weighted_nll
-from longlens.losses.settings import LongCE
+from longlens.losses.settings import LongCE, check_offline
 from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
 from longlens.train.callback import LongPPLCallback
 
@@ -30,7 +30,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
 
     Rows may be padded on the right, or hold packed documents (``position_ids`` that start again, as the collators of
     transformers and TRL make them); labels of -100 are context. A data set with the column ``token_weights``, or
-    ``short_logprobs`` (nats, null where a token has none), is trained on with these instead of the short pass.
+    ``short_logprobs`` (nats, null where a token has none), is trained on with these instead of the short pass, of
+    whose settings gamma alone applies.
 
     While training, the log has ``longce_mean_weight``, ``longce_share_at_gamma``, ``longce_share_above_2`` and
     ``longce_share_weighed`` (tokens with a short score), of all scored tokens since the log before.
@@ -64,6 +65,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self.longce = longce
         wanted = _offline_columns(train_dataset)
+        if longce is not None and wanted:
+            check_offline(longce)
         super().__init__(model, args, data_collator, train_dataset, *others, **settings)
         self._refuse_unshown()
         for column in wanted - _offline_columns(self.train_dataset):
@@ -71,7 +74,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
                 f"{column} got lost while the data set was prepared: TRL's packing keeps no such column. Pack first, "
                 "weigh the packed rows, and train on them with packing=False"
             )
-        if wanted or not hasattr(self.train_dataset, "column_names"):
+        if wanted or getattr(self.train_dataset, "column_names", None) is None:  # a stream may not know its columns
             self.data_collator: Any = OfflineCollator(self.data_collator)
         self._check_collator()
         self._sums = torch.zeros(5, dtype=torch.float64)
@@ -159,6 +162,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         """LongCE of one micro-batch; with ``return_outputs`` also the model's outputs, which hold all logits."""
         batch = read_batch(inputs)
+        if self.longce is not None and not (batch.token_weights is None and batch.short_logprobs is None):
+            check_offline(self.longce)  # an iterable data set shows its columns here for the first time
         found = _weighted(model, batch, self.longce, self.state.global_step)
         if self.longce is not None:
             self._count(found, self.longce)

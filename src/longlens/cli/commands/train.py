@@ -21,6 +21,8 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Instead of the recipe's, such as training.steps=20.", metavar="KEY=VALUE"),
     ] = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
     as_json: o.Json = False,
 ) -> None:
     """Train a model as a recipe says; the same command again goes on where it stopped.
@@ -33,7 +35,7 @@ def train(
     from longlens.train.recipe import read_recipe
     from longlens.train.run import run_file
 
-    found = read_recipe(recipe, changes or [])
+    found = read_recipe(recipe, changes or [], trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     folder = out or (None if found.out is None else Path(found.out))
     if folder is None:
         raise UserError(f"{recipe} names no folder for the run: pass -o, such as -o run")
