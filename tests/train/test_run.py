@@ -260,6 +260,71 @@ def test_what_is_not_of_this_run_is_refused(place, monkeypatch):
         run(made, "out")
 
 
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    for at in range(len(content) // 3, len(content) // 3 + 40):
+        content[at] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+DAMAGE = {
+    "optimizer.pt": lambda path: path.write_bytes(b"half"),
+    "scheduler.pt": flipped,
+    "rng_state.pth": lambda path: path.unlink(),
+    "model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "trainer_state.json": lambda path: path.write_text("{}"),
+    "config.json": lambda path: path.write_text('{"model_type": "llama"}'),
+    "longlens.json": lambda path: path.write_text("{"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_named_with_the_cure(place, monkeypatch, name):
+    made = recipe(training={"keep": 2, "save_every": 1})
+    died(made, monkeypatch)
+    newest = Path("out/checkpoints/checkpoint-3")
+    DAMAGE[name](newest / name)
+    with pytest.raises(UserError) as refused:
+        run(made, "out")
+    assert str(refused.value).startswith(f"{newest / name} is ")
+    assert str(refused.value).endswith(
+        f": delete {newest}, and run the same command again, it resumes from checkpoint-2"
+    )
+    shutil.rmtree(newest)
+    assert run(made, "out")["steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.jsonl", '{"step": 1, "loss": 3}\n{"st\n', "log.jsonl:2' is broken ("),
+        ("log.jsonl", "[3]\n", "'out/log.jsonl:1' is a JSON list, expected an object with \"step\""),
+        ("log.jsonl", '{"loss": 3}\n', "'out/log.jsonl:1' has no number as \"step\": delete the line; nothing but"),
+        ("manifest.json", '{"run": 3, "versions": {}}', "out/manifest.json says of no run what it is (run): give "),
+        ("recipe.yaml", b"\xff\xfe", "out/recipe.yaml is "),
+        ("recipe.yaml", "3", "out holds another run: "),
+        ("result.json", "{}", "out/result.json is broken (it has no evaluation): delete out/result.json, and run the"),
+        ("checkpoints/checkpoint-2/trainer_state.json", '{"global_step": 2}', "trainer_state.json is broken (no glo"),
+        ("data/data/train-00000.parquet", flipped, "out/data"),
+        ("data/data/train-00000.parquet", b"half", "out/data"),
+    ],
+)
+def test_a_damaged_run_folder_is_one_line(place, monkeypatch, name, content, message):
+    died(recipe(), monkeypatch)
+    marker = Path("out/checkpoints/checkpoint-2") / WHOLE
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "files": {}}))  # as without hashes
+    path = Path("out") / name
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    shutil.rmtree("out/cache", ignore_errors=True)
+    with pytest.raises(UserError) as refused:
+        run(recipe(), "out")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_other_versions_are_said(place, monkeypatch):
     died(recipe(), monkeypatch)
     manifest = json.loads(Path("out/manifest.json").read_text())

@@ -23,10 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from longlens.errors import UserError, shown_value
-from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
+from longlens.errors import UserError, shown_value, system_errors, utf8
+from longlens.files import OwnFolder, cannot_write, file_sha256, read_json, replacing, write_json
 from longlens.recipe_file import parse_yaml, write_yaml
 from longlens.runs.folder import versions, warn_by_weights, warn_of_versions
+from longlens.runs.jsonl import read_lines
 
 MANIFEST_VERSION = 2
 """2: ``run`` has the model's configuration, see `longlens.runs.identity`."""
@@ -34,6 +35,8 @@ PACKAGES = ("accelerate", "datasets")
 """Those beside the usual ones that compute."""
 WHOLE = "longlens.json"
 """In a checkpoint, written when all else is."""
+RESULT = {"model", "steps", "loss", "evaluation"}
+STEP = "delete the line; nothing but the log itself is lost"
 _OWN = {".lock", "cache"}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -56,7 +59,10 @@ class RunFolder:
         try:
             self._claim()
             done = path / "result.json"
-            self.result = read_json(done) if done.exists() else None
+            step = f"delete {done}, and run the same command again"
+            self.result = read_json(done, step) if done.exists() else None
+            if self.result is not None and not self.result.keys() >= RESULT:
+                raise UserError(f"{done} is broken (it has no {min(RESULT - self.result.keys())}): {step}")
         except BaseException:
             self._own.release()
             raise
@@ -64,7 +70,8 @@ class RunFolder:
     def _claim(self) -> None:
         recipe = self.path / "recipe.yaml"
         if recipe.exists():
-            text = recipe.read_text(encoding="utf-8")
+            with system_errors(recipe):
+                text = utf8(recipe.read_bytes(), str(recipe))
             have = parse_yaml(text, f"{recipe}", "give another folder")
             refuse_other(self.path, _flat(have), _flat(self._settings))
             return
@@ -106,26 +113,41 @@ class RunFolder:
             run: What identifies the run.
 
         Raises:
-            UserError: It is of another run.
+            UserError: It is of another run, or a file of it is not as it was written.
         """
         whole = []
-        for step, folder in self._all_checkpoints():
+        for _, folder in self._all_checkpoints():
             if (folder / WHOLE).is_file():
-                whole.append((step, folder))
+                whole.append(folder)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
         if not whole:
             return None
-        folder = whole[-1][1]
-        if read_json(folder / WHOLE).get("run") != run:
+        folder = whole[-1]
+        before = whole[-2].name if len(whole) > 1 else "the start"
+        step = f"delete {folder}, and run the same command again, it resumes from {before}"
+        content = read_json(folder / WHOLE, step)
+        if content.get("run") != run:
             raise UserError(
                 f"{folder} is a checkpoint of another run: take it out of {self.checkpoints}, or give another folder"
             )
+        files = content.get("files", {})  # longlens 0.1 wrote none
+        for name, sha256 in files.items() if isinstance(files, dict) else ():
+            file = folder / name
+            with system_errors(file):
+                if not file.is_file() or file_sha256(file) != sha256:
+                    raise UserError(f"{file} is damaged (not as it was written): {step}")
         return folder
 
     def commit_checkpoint(self, step: int, run: str, keep: int) -> None:
         """Says that the checkpoint of a step is whole, and deletes all but the newest ``keep``."""
-        write_json(self.checkpoints / f"checkpoint-{step}" / WHOLE, {"schema_version": 1, "run": run, "step": step})
+        folder = self.checkpoints / f"checkpoint-{step}"
+        files = {
+            path.relative_to(folder).as_posix(): file_sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        write_json(folder / WHOLE, {"schema_version": 1, "run": run, "step": step, "files": files})
         for _, folder in self._all_checkpoints()[:-keep]:
             # First what makes it whole: a deletion may be killed half-way as well.
             (folder / WHOLE).unlink(missing_ok=True)
@@ -143,7 +165,11 @@ class RunFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def cut_log(self, step: int) -> None:
-        """Keeps the lines of the log up to a step, which the run goes on from."""
+        """Keeps the lines of the log up to a step, which the run resumes from.
+
+        Raises:
+            UserError: A line is broken.
+        """
         lines = [line for line in read_log(self.log) if line["step"] <= step]
         with replacing(self.log) as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -186,9 +212,18 @@ class RunFolder:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that a killed run did not finish is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    return [json.loads(line) for line in lines[:-1] if line]
+    """The lines of a log; a last one that a killed run did not finish is left out.
+
+    Raises:
+        UserError: Another one is broken.
+    """
+    found = []
+    for line in read_lines(path, step=STEP, unfinished=True) if path.is_file() else ():
+        content = line.fields('an object with "step"')
+        if type(content.get("step")) is not int:
+            raise UserError(f'{line.place} has no number as "step": {STEP}')
+        found.append(content)
+    return found
 
 
 def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.errors import UserError, library_errors
-from longlens.files import cannot_write
+from longlens.files import cannot_write, read_json
 from longlens.losses.settings import LongCE
 from longlens.models.load import positions_of
 from longlens.train.arguments import accumulation, training_arguments
@@ -243,8 +243,12 @@ def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, call
 def _train(trainer: Any, start: _Start) -> None:
     checkpoint = start.checkpoint
     if checkpoint is not None:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        if state["global_step"] >= state["max_steps"]:
+        step = f"delete {checkpoint}, and run the same command again"
+        state = read_json(checkpoint / "trainer_state.json", step)
+        done, total = state.get("global_step"), state.get("max_steps")
+        if not isinstance(done, int) or not isinstance(total, int):
+            raise UserError(f"{checkpoint / 'trainer_state.json'} is broken (no global_step or max_steps): {step}")
+        if done >= total:
             # All steps are done, and the model was not saved yet: the Trainer would make one step more.
             trainer._load_from_checkpoint(str(checkpoint))
             return
