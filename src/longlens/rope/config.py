@@ -18,13 +18,19 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def nested_keys(text: Any) -> list[str]:
+    """Keys of ``rope_parameters``, such as layer types, where they are nested; transformers 5.17 has no such method."""
+    labels = getattr(text, "_rope_type_labels", None) or getattr(text, "layer_types", None) or ()
+    return [key for key in getattr(text, "rope_parameters", None) or {} if key in labels]
+
+
 def layer_type(text: Any) -> str | None:
     """Key of ``rope_parameters`` under which the layers that attend to everything are; None where they are not nested.
 
     Local layers of Gemma 3 and its like see a few thousand tokens whatever the length, so their frequencies stay.
     """
     parameters = getattr(text, "rope_parameters", None) or {}
-    nested = text.nested_rope_parameter_keys(parameters)
+    nested = nested_keys(text)
     if not nested:
         return None
     if parameters.get("full_attention") is None:
@@ -142,7 +148,7 @@ def own_type(config: Any) -> str | None:
     """The type of rotary embedding, where it is one of ours, which transformers does not know."""
     text = text_config(config)
     parameters = getattr(text, "rope_parameters", None) or {}
-    entries = [parameters[key] for key in text.nested_rope_parameter_keys(parameters)] or [parameters]
+    entries = [parameters[key] for key in nested_keys(text)] or [parameters]
     types = [entry.get("rope_type") for entry in entries if entry]
     return next((kind for kind in types if kind in (EABF_TYPE, CLEX_TYPE)), None)
 

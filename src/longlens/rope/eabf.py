@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longlens.errors import UserError, shown_value
 from longlens.rope.base import EABF_TYPE
+from longlens.rope.config import nested_keys
 
 PREFIX = "longlens_eabf_"
 """Before the name of the attention implementation that does the rest."""
@@ -58,8 +59,7 @@ def _scaled(base: str) -> Callable[..., Any]:
         """``base`` attention of ``(B, heads, n, head_dim)`` queries, scaled from the config's first layer on."""
         config, layer = module.config, module.layer_idx
         parameters = config.rope_parameters
-        nested = config.nested_rope_parameter_keys(parameters)
-        if nested:
+        if nested_keys(config):
             parameters = parameters[config.layer_types[layer]]
         if parameters["rope_type"] == EABF_TYPE and layer >= parameters["first_layer"]:
             position_ids = options.get("position_ids")
