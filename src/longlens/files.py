@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders with one writer."""
+"""Files that appear whole or not at all, and how they are read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import importlib
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
-
-from filelock import FileLock, Timeout
 
 from longlens.errors import UserError, check_unicode, library_errors, one_line, shown, system_errors
 
@@ -176,83 +174,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def hold(lock: Path, doing: str) -> FileLock:
-    """Takes an OS lock, which ends with the process at the latest.
-
-    Args:
-        lock: The lock's file.
-        doing: What its holder does in the folder, such as ``writing to``.
-
-    Raises:
-        UserError: Another process has it, or the file cannot be made.
-    """
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is {doing} {lock.parent}: wait for it, or give another folder") from error
-    except OSError as error:
-        raise cannot_write(lock.parent, error, resumes=True) from error
-    return held
-
-
-class OwnFolder:
-    """A folder with one writer: made where it is not there, locked, and taken away again if nothing came of it.
-
-    Args:
-        path: The folder.
-        what: What it holds, such as ``dataset``.
-        marker: A file that every such folder has; one that is not empty and has it not is foreign.
-        own: Names in it that do not count.
-        doing: As in `hold`.
-        example: A name for the message.
-
-    Raises:
-        UserError: It is a file or a foreign folder, another process has it, or it cannot be made.
-    """
-
-    def __init__(self, path: Path, what: str, *, marker: str, own: Collection[str], doing: str, example: str) -> None:
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{path} is a file; give a folder for the {what}, such as -o {example}")
-            entries = {entry.name for entry in path.iterdir()} - {".lock", *own} if path.exists() else set()
-            if entries and marker not in entries:
-                raise UserError(f"{path} is not empty and holds no {what} (it has {min(entries)!r}): give a new folder")
-            self._path, self._created = path, not path.exists()
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error, resumes=True) from error
-        self._lock = hold(path / ".lock", doing)
-        self._identity = self._found()
-
-    def _found(self) -> tuple[int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the folder is still the one that was locked: not deleted, moved or replaced."""
-        return self._identity is not None and self._found() == self._identity
-
-    def check(self) -> None:
-        """Refuses to write into a folder that has been deleted or replaced, which would be a new and incomplete one.
-
-        Raises:
-            UserError: It has.
-        """
-        if not self.is_there:
-            raise UserError(
-                f"{self._path} was deleted or moved while this process was writing to it: run the same command again"
-            )
-
-    def release(self) -> None:
-        """Lets go of the folder; it is gone where it was made here and holds nothing."""
-        if self._created and self.is_there and not any(entry.name != ".lock" for entry in self._path.iterdir()):
-            (self._path / ".lock").unlink(missing_ok=True)
-            self._path.rmdir()
-        self._lock.release()

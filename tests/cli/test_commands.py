@@ -1,5 +1,6 @@
 """Every command: its help, what it prints where, and its exit code."""
 
+import errno
 import json
 import os
 import re
@@ -247,6 +248,34 @@ def test_output_that_cannot_be_written_is_one_line(scored):
     assert done.returncode == 2
     assert done.stderr == (
         "error: the output: No space left on device. Check the name, its permissions and the room on the disk\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the output: Disk quota exceeded"),
+        (OSError(errno.EIO, "Input/output error"), "the output: Input/output error"),
+        (OSError("a library's own words\nand more"), "the output: a library's own words and more"),
+        (OSError(errno.EIO, "Input/output error", "disk/x"), "disk/x: Input/output error"),
+    ],
+)
+def test_what_the_system_says_is_one_line_with_a_name_or_without(error, reason, scored, run, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("longlens.scoring.reader.StoredScores.__init__", fail)
+    assert run("perplexity", scored / "llama").error == (
+        f"error: {reason}. Check the name, its permissions and the room on the disk"
+    )
+
+
+def test_output_that_is_closed_is_no_traceback(scored):
+    command = f"{sys.executable} -m longlens perplexity {scored / 'llama'} >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the output (stdout) is closed: redirect it to a file, or to /dev/null\n",
     )
 
 

@@ -1,8 +1,12 @@
 """The run folder: what is written comes back, and what is not as expected is refused in one line."""
 
+import errno
 import hashlib
 import json
+import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import longlens
-from longlens import UserError, open_scores
+from longlens import UserError, open_scores, score
+from longlens.cli import main
 from longlens.corpus import text_sha256
+from longlens.files import create_json, read_json
 from longlens.scoring import layout, reader, store
 from longlens.scoring.layout import LONG_SCHEMA, SHORT_SCHEMA
 from longlens.scoring.scores import ShortContext
 from longlens.scoring.store import RunWriter
+from longlens.scoring.transformers import TransformersScorer
+from tests.scoring.test_run import FakeScorer
+from tests.tiny import byte_tokenizer, tiny_model
 from tests.toys import NAN, manifest
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +253,9 @@ HOLD = """
 import sys
 from pathlib import Path
 from longlens.scoring.store import RunWriter
+from longlens.scoring.transformers import TransformersScorer
+from tests.scoring.test_run import FakeScorer
+from tests.tiny import byte_tokenizer, tiny_model
 from tests.toys import manifest
 writer = RunWriter(Path(sys.argv[1]), manifest())
 print("held", flush=True)
@@ -312,7 +324,7 @@ def test_an_empty_folder_and_hidden_files_are_fine(tmp_path):
 @pytest.mark.parametrize("name", ["file", "file/in", "x" * 300])
 def test_a_place_where_no_folder_can_be(name, tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match=r"is a file; give a folder for the scores|cannot write"):
+    with pytest.raises(UserError, match=r"is a file; give a folder for the run|cannot write"):
         RunWriter(tmp_path / name, manifest())
     assert everything(tmp_path) == {Path("file"): b"precious"}
 
@@ -519,3 +531,137 @@ def test_columns_and_their_types_are_frozen():
         "logprobs": floats,
     }
     assert {field.name: field.type for field in SHORT_SCHEMA} == {"id": pa.string(), "logprobs": floats}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A run of a model, with one document that is longer than K and one that is not."""
+    folder = tmp_path_factory.mktemp("real") / "run"
+    documents = [longlens.Document(id=id, text="It was the best of times. " * n) for id, n in (("a", 3), ("b", 1))]
+    scorer = TransformersScorer(tiny_model("llama"), byte_tokenizer(), name="tiny", weights_sha256="0")
+    score(documents, scorer, context=32, stride=16, out=folder)
+    return folder
+
+
+def changed(folder, side, column, change):
+    """Rewrites the row of document a in a part, whose checksums and metadata are right."""
+    (part,) = (folder / side).glob("part-*")
+    table = pq.read_table(part)
+    rows = table.to_pylist()
+    (row,) = (row for row in rows if row["id"] == "a")
+    row[column] = change(row[column])
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+
+
+LISTS = ["token_ids", "char_start", "char_end", "logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("side", "column", "change", "message"),
+    [
+        *[("long", name, lambda values: values[:1], "for 78 tokens|entries for 1 tokens") for name in LISTS],
+        *[("long", name, lambda _: None, f"{name} is null, or something in it") for name in LISTS],
+        *[("long", name, lambda values: [None, *values[1:]], f"{name} is null, or something in it") for name in LISTS],
+        ("short/K32-d16", "logprobs", lambda _: [-20.0], "logprobs has 1 entries for 78 tokens"),
+        ("short/K32-d16", "logprobs", lambda _: None, "logprobs is null"),
+        ("short/K32-d16", "logprobs", lambda values: [-20.0, *values[1:]], "scores before token 32"),
+        ("short/K32-d16", "logprobs", lambda values: [*values[:-1], NAN], "a log-probability is NaN"),
+        ("short/K32-d16", "id", lambda _: None, "has no id"),
+        ("long", "id", lambda _: None, "has no id"),
+        ("long", "text_sha256", lambda _: None, "has no id or no text_sha256"),
+        ("long", "text", lambda text: text.upper(), "the text has another hash"),
+        ("long", "total_tokens", lambda n: n - 1, "total_tokens is 77, and there are 78"),
+        ("long", "token_ids", lambda values: [-1, *values[1:]], "a token id is below 0"),
+        ("long", "char_start", lambda values: [-1, *values[1:]], "a span is reversed or ends after 78 characters"),
+        ("long", "char_end", lambda values: [*values[:-1], 10**9], "a span is reversed or ends after 78 characters"),
+        ("long", "logprobs", lambda values: [5.0] * len(values), "a log-probability is 5, which is above 0"),
+        ("long", "logprobs", lambda values: [*values[:-1], float("inf")], "a log-probability is inf"),
+        ("long", "logprobs", lambda values: [values[0], NAN, *values[2:]], "a log-probability is NaN"),
+    ],
+)
+def test_a_row_that_cannot_be_right_is_named_with_its_part(real, side, column, change, message, tmp_path, capsys):
+    shutil.copytree(real, tmp_path / "run")
+    changed(tmp_path / "run", side, column, change)
+    command = ["perplexity", str(tmp_path / "run"), "--evaluator-scores", str(real), "--context", "32", "--beta", "-50"]
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert (out, line[:7]) == ("", "error: ")
+    assert re.search(rf"part-\S+ is broken or not made by longlens \(.*({message}).*\): delete that file and run", line)
+
+
+def test_without_its_text_a_span_still_has_a_bound(tmp_path):
+    with RunWriter(tmp_path / "run", manifest()) as writer:
+        writer.add(None, long_row("a", store_text=False) | {"char_end": np.array([1, 2, 3, 10**9])})
+    with pytest.raises(UserError, match="a span is reversed or ends after 1052672 characters"):
+        open_scores(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize(("value", "message"), [(NAN, "NaN"), (0.5, "0.5, which is above 0")])
+def test_an_engine_that_gives_what_cannot_be_is_refused_before_it_is_stored(value, message, tmp_path):
+    class Wrong(FakeScorer):
+        def _answers(self, batch):
+            for result in super()._answers(batch):
+                yield result._replace(logprobs=np.full_like(result.logprobs, value))
+
+    documents = [longlens.Document(id="a", text="some text")]
+    with pytest.raises(UserError, match=rf"fake gives log-probabilities of document 'a' .* \({message}\)"):
+        score(documents, Wrong(), context=4, stride=2, out=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*/*"))
+
+
+def test_shards_of_two_models_cannot_claim_one_folder(tmp_path, monkeypatch):
+    """Both find no manifest; the second one is about to write its own when the first one has done so."""
+    create, waiting = store.create_json, []
+
+    def late(path, content):
+        if not waiting:
+            waiting.append(path)
+            with RunWriter(tmp_path / "run", manifest("other"), rank=1) as writer:
+                writer.add(None, long_row("b"))
+        return create(path, content)
+
+    monkeypatch.setattr(store, "create_json", late)
+    with pytest.raises(UserError, match="weights_sha256 is 'weights-other' there and 'weights-toy' here"):
+        RunWriter(tmp_path / "run", manifest(), rank=0)
+    assert open_scores(tmp_path / "run").manifest["model"]["name"] == "other"
+    assert not list((tmp_path / "run").glob(".manifest*"))
+
+
+def test_a_manifest_is_claimed_once_also_without_hard_links(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", none)
+    made = [create_json(tmp_path / "manifest.json", {"number": number}) for number in range(2)]
+    assert (made, read_json(tmp_path / "manifest.json")) == ([True, False], {"number": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("changes", [{"name": "other"}, {"dtype": "bfloat16"}])
+def test_a_part_of_another_run_is_not_taken(changes, tmp_path):
+    write(tmp_path / "run", "a")
+    with RunWriter(tmp_path / "other", manifest(**changes)) as writer:
+        writer.add(None, long_row("b"))
+    (part,) = (tmp_path / "other").glob("long/part-*")
+    shutil.copy(part, tmp_path / "run" / "long")
+    with pytest.raises(
+        UserError, match=r"\(it is of a run of another model or with other settings\): delete that file"
+    ):
+        open_scores(tmp_path / "run")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_deleted_meanwhile_is_not_made_anew(replaced, tmp_path):
+    def delete():
+        with RunWriter(tmp_path / "run", manifest()) as writer:
+            writer.add(None, long_row("a"))
+            (tmp_path / "run").rename(tmp_path / "moved")
+            if replaced:
+                (tmp_path / "run").mkdir()
+            writer.add(SHORT, short_row("a"))
+
+    with pytest.raises(UserError, match="run was deleted or moved while this process was writing to it: run the same"):
+        delete()
+    assert list(tmp_path.glob("run/**/*")) == []
+    write(tmp_path / "run")

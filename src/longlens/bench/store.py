@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from longlens.errors import UserError, shown, shown_value, system_errors, utf8
-from longlens.files import OwnFolder, cannot_write, read_json, replacing, write_json
-from longlens.runs.folder import warn_by_weights, warn_of_versions
+from longlens.files import cannot_write, read_json, replacing, write_json
+from longlens.runs.folder import OwnFolder, warn_by_weights, warn_of_versions
 from longlens.runs.identity import model_differences
 
 SCHEMA_VERSION = 1

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,11 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from longlens.cli.app import app
     from longlens.cli.console import say
-    from longlens.errors import LonglensWarning, UserError
+    from longlens.errors import LonglensWarning, UserError, one_line
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    if sys.stdout is None:  # the next file to be opened would take its place and get what is printed
+        say("error: the output (stdout) is closed: redirect it to a file, or to /dev/null")
+        return 2
     command = typer.main.get_command(app)
     with warnings.catch_warnings():
         warnings.simplefilter("once", LonglensWarning)
@@ -51,16 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_stdout()
         except OSError as error:
             name = error.filename2 or error.filename
-            if error.errno == errno.ENOSPC and name is None:
+            if name is None:
                 _drop_stdout()
-            elif name is None:
-                raise
+            # Without a name it is most often stdout; libraries raise some without a number as well.
             what = "the output" if name is None else os.fsdecode(name)
-            say(f"error: {what}: {error.strerror}. Check the name, its permissions and the room on the disk")
+            reason = error.strerror or one_line(error)
+            say(f"error: {what}: {reason}. Check the name, its permissions and the room on the disk")
             return 2
         return 0
 
 
 def _drop_stdout() -> None:
     """What is still buffered goes nowhere, so that the interpreter does not fail on it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError, AttributeError):  # it may be closed, or be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from longlens.data.columns import IGNORED, row_types
 from longlens.errors import UserError, library_errors, shown_value
-from longlens.files import OwnFolder, cannot_write, read_json, write_json
+from longlens.files import cannot_write, read_json, write_json
+from longlens.runs.folder import OwnFolder
 from longlens.scoring.layout import open_file
 
 SCHEMA_VERSION = 1

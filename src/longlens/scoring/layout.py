@@ -24,6 +24,7 @@ from longlens.runs.folder import warn_by_weights
 from longlens.runs.identity import ModelIdentity, canonical_sha256
 from longlens.scoring.scores import ShortContext
 
+MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
 """2: the model's record has its configuration, and each part names its run."""
 BY_WEIGHTS = 1
@@ -73,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Warns:
         LonglensWarning: It is of schema version 1.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not folder.exists():
         raise UserError(f"no such folder: {folder}. Make scores with: longlens score DOCS --model M -o {folder}")
     if not path.is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longlens.errors import UserError, shown_value
-from longlens.files import cannot_write, create_json, hold
-from longlens.runs.folder import OpenedFolder, warn_of_versions
+from longlens.files import cannot_write, create_json
+from longlens.runs.folder import OwnFolder, warn_of_versions
 from longlens.runs.identity import model_differences
 from longlens.scoring.layout import (
+    MANIFEST,
     RUN_KEY,
     open_file,
     read_ids,
@@ -42,10 +43,16 @@ class PartWriter:
 
     A row group is closed at about 2^20 tokens; a part by size, or by `tick` once its oldest row is 30 s old, so that
     a kill loses half a minute of work.
+
+    Args:
+        folder: Of the side.
+        schema: Its columns, with the metadata of each part.
+        rank: Of this process, in the names of parts.
+        check: Raises UserError where the run folder is gone.
     """
 
-    def __init__(self, opened: OpenedFolder, side: str, schema: pa.Schema, rank: int) -> None:
-        self._opened_folder, self._folder, self._schema, self._rank = opened, opened.path / side, schema, rank
+    def __init__(self, folder: Path, schema: pa.Schema, rank: int, check: Callable[[], None]) -> None:
+        self._folder, self._schema, self._rank, self._check = folder, schema, rank, check
         self._rows: list[dict[str, Any]] = []
         self._row_tokens = self._part_tokens = 0
         self._opened = 0.0
@@ -82,7 +89,7 @@ class PartWriter:
             self._writer.close()
             assert self._file is not None
             self._file.close()
-            self._opened_folder.check()
+            self._check()
             with self._temporary.open("rb") as written:
                 os.fsync(written.fileno())
             self._temporary.rename(self._target)
@@ -123,7 +130,7 @@ class PartWriter:
         self._rows, self._part_tokens, self._row_tokens = [], self._part_tokens + self._row_tokens, 0
 
     def _open(self) -> None:
-        self._opened_folder.check()
+        self._check()
         self._folder.mkdir(parents=True, exist_ok=True)
         # The name begins with the time (as UUID version 7 does), so that the order of names is the order of writing.
         unique = f"{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}"
@@ -156,27 +163,20 @@ class RunWriter:
     def __init__(self, folder: Path, manifest: Mapping[str, Any], *, rank: int = 0) -> None:
         self.folder, self._rank = folder, rank
         self._writers: dict[ShortContext | None, PartWriter] = {}
+        lock = f".lock-{rank:05d}"
+        self._own = OwnFolder(folder, "run", marker=MANIFEST, doing="writing to", example="scores", lock=lock)
         try:
-            if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder} is a file; give a folder for the scores, such as -o scores")
-            folder.mkdir(parents=True, exist_ok=True)
-            _refuse_foreign(folder)
-        except OSError as error:
-            raise cannot_write(folder, error, resumes=True) from error
-        self._lock = hold(folder / f".lock-{rank:05d}", "writing to")
-        try:
-            self._opened = OpenedFolder(folder)
             self._run = self._claim(manifest)
             for temporary in folder.glob(f"**/.part-{rank:05d}-*.parquet.tmp"):
                 temporary.unlink(missing_ok=True)
             self._done: dict[ShortContext | None, dict[str, str]] = {}
         except BaseException:
-            self._lock.release()
+            self._own.release()
             raise
 
     def _claim(self, manifest: Mapping[str, Any]) -> str | None:
         """Writes the manifest, or holds this run's against the one that is there; returns `run_sha256`."""
-        path = self.folder / "manifest.json"
+        path = self.folder / MANIFEST
         if not path.exists() and create_json(path, manifest):
             return run_sha256(manifest)
         have = read_manifest(self.folder)
@@ -204,7 +204,7 @@ class RunWriter:
             schema = side_schema(short)
             if self._run is not None:
                 schema = schema.with_metadata({RUN_KEY: self._run})
-            self._writers[short] = PartWriter(self._opened, side_folder(short), schema, self._rank)
+            self._writers[short] = PartWriter(self.folder / side_folder(short), schema, self._rank, self._own.check)
         self._writers[short].add(row)
 
     def make_side(self, short: ShortContext) -> None:
@@ -213,7 +213,7 @@ class RunWriter:
         Raises:
             UserError: It cannot be made.
         """
-        self._opened.check()
+        self._own.check()
         folder = self.folder / side_folder(short)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -240,15 +240,9 @@ class RunWriter:
                 except UserError as failure:
                     failures.append(failure)
         finally:
-            self._lock.release()
+            self._own.release()
         if failures and error is None:
             raise failures[0]
-
-
-def _refuse_foreign(folder: Path) -> None:
-    entries = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    if entries and "manifest.json" not in entries:
-        raise UserError(f"{folder} is not empty and holds no run (it has {min(entries)!r}): give a new folder")
 
 
 def check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

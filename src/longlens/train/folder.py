@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Any
 
 from longlens.errors import UserError, shown_value, system_errors, utf8
-from longlens.files import OwnFolder, cannot_write, file_sha256, read_json, replacing, write_json
+from longlens.files import cannot_write, file_sha256, read_json, replacing, write_json
 from longlens.recipe_file import parse_yaml, write_yaml
-from longlens.runs.folder import versions, warn_by_weights, warn_of_versions
+from longlens.runs.folder import OwnFolder, versions, warn_by_weights, warn_of_versions
 from longlens.runs.jsonl import read_lines
 
 MANIFEST_VERSION = 2
