@@ -110,6 +110,7 @@ def test_writing_warns_once_of_tokens_near_a_threshold(tmp_path):
         ({k: v for k, v in LINE.items() if k != "beta"}, "field 'beta' is missing"),
         ({k: v for k, v in LINE.items() if k != "char_runs"}, "field 'char_runs' is missing"),
         (LINE | {"id": 3}, "id is 3, expected a string"),
+        (LINE | {"text_sha256": "0"}, "text_sha256 is '0', expected 64 hexadecimal digits"),
         (LINE | {"lcl": 1}, "lcl is 1, expected bool or null"),
         (LINE | {"alpha": float("nan")}, "alpha is nan, expected float or null"),
         (LINE | {"num_key_tokens": -1}, "expected a whole number or null"),
@@ -141,7 +142,7 @@ def test_files_that_hold_no_keys_are_refused(tmp_path):
     with pytest.raises(UserError, match="is empty"):
         read_keys(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is not valid UTF-8"):
+    with pytest.raises(UserError, match="UTF-16"):
         read_keys(path)
 
 

@@ -22,7 +22,7 @@ from longlens.data.documents import Framing, documents_of
 from longlens.data.packing import Counts, pack, packing_of, warn_divided
 from longlens.data.recipe import Mixture, Source
 from longlens.data.store import DatasetFolder, packed_schema, read_manifest, read_rows
-from longlens.errors import UserError
+from longlens.errors import UserError, shown, shown_value
 from longlens.files import read_json, write_json
 
 Row = dict[str, npt.NDArray[Any]]
@@ -188,7 +188,7 @@ def _check_source(name: str, source: Source, framing: Framing) -> None:
     if source.path is None:
         raise UserError(f"the source {name} has no path: pass --source {name}=PATH, a file, a folder or hf:NAME")
     if not source.path.startswith("hf:") and not Path(source.path).exists():
-        raise UserError(f"the source {name}: no such file or folder: {source.path!r}: pass --source {name}=PATH")
+        raise UserError(f"the source {name}: no such file or folder: {shown(source.path)}: pass --source {name}=PATH")
     if source.tokenized:
         check_tokenizer(source.path, framing)
 
@@ -203,11 +203,12 @@ def check_tokenizer(path: str, framing: Framing) -> None:
     if manifest is None:
         return
     if manifest["kind"] != "weighed":
-        raise UserError(f"{path} is packed already (a {manifest['kind']} of longlens): give it to the trainer as it is")
+        kind = shown_value(manifest["kind"])
+        raise UserError(f"{path} is packed already (a {kind} of longlens): give it to the trainer as it is")
     made = (manifest.get("settings") or {}).get("tokenizer_sha256")
     if made != framing.tokenizer_sha256:
         raise UserError(
-            f"{path} was tokenized by another tokenizer (sha256 {str(made)[:12]}…, and here "
+            f"{path} was tokenized by another tokenizer (sha256 {shown_value(made)[:13]}…, and here "
             f"{framing.tokenizer_sha256[:12]}…): name the tokenizer that it was weighed for"
         )
 

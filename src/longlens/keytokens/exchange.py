@@ -158,6 +158,8 @@ def _document(line: Mapping[str, Any]) -> KeyTokens:
     for name in ("id", "text_sha256"):
         if type(line[name]) is not str:
             raise ValueError(f"{name} is {shown_value(line[name])}, expected a string")
+    if not re.fullmatch("[0-9a-f]{64}", line["text_sha256"]):
+        raise ValueError(f"text_sha256 is {shown_value(line['text_sha256'])}, expected 64 hexadecimal digits")
     number = line["num_key_tokens"]
     if number is not None and (type(number) is not int or number < 0):
         raise ValueError(f"num_key_tokens is {shown_value(number)}, expected a whole number or null")

@@ -10,7 +10,7 @@ from typing import Any
 from longlens.corpus import ReadOptions, text_sha256
 from longlens.data.packing import BestFit, Counts, pack, packing_of
 from longlens.data.store import DatasetFolder, check_rows, packed_schema, read_manifest
-from longlens.errors import UserError, library_errors
+from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json
 from longlens.train.batch import OFFLINE_COLUMNS
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
@@ -78,8 +78,8 @@ def _prepared(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
         mine = TextEncoder(tokenizer).sha256
         if made is not None and made != mine:
             raise UserError(
-                f"{data.packed} was tokenized by another tokenizer (sha256 {str(made)[:12]}…, and {mine[:12]}… of "
-                f"{recipe.model}): make the rows with --tokenizer {recipe.model}"
+                f"{data.packed} was tokenized by another tokenizer (sha256 {shown_value(made)[:13]}…, and that of "
+                f"{recipe.model} is {mine[:12]}…): make the rows with --tokenizer {recipe.model}"
             )
         return Path(data.packed)
     if isinstance(data, MixtureData):

@@ -1,0 +1,318 @@
+"""Damaged and hostile input of every kind: a result, or one short line that says what is wrong; never anything else.
+
+Each case is made from real input by a seeded mutation, so that a failure names the seed that repeats it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import longlens
+from longlens.corpus import Document, ReadOptions, read_documents
+from longlens.data.chat import chat_rows
+from longlens.data.documents import Framing, dataset_rows
+from longlens.data.folders import pack_folder, weigh_folder
+from longlens.data.packing import BestFit
+from longlens.data.store import check_rows
+from longlens.errors import UserError
+from longlens.keytokens.exchange import read_keys, write_keys
+from longlens.models import load_scorer
+from longlens.tokenization import decoder_of
+from tests.tiny import byte_tokenizer
+
+DEEP: Any = []
+for _ in range(60):
+    DEEP = [DEEP]
+HOSTILE: list[Any] = [None, True, -1, 0, 7, 2**31, 10**30, 1.5, 1e308, float("nan"), "", "x", "\ud800", "\0\x1b[31m"]
+HOSTILE += ["long " * 4000, "1" * 5000, [], {}, [None], [[]], ["a", 1], {"a": {"b": []}}, DEEP, [-(2**63)], "../../x"]
+BYTES = [
+    b"",
+    b"\0",
+    b"\xff",
+    b"[" * 3000,
+    b"1" * 5000,
+    b"null",
+    b"NaN",
+    b'"',
+    b"}",
+    b"\n",
+    b"\xef\xbb\xbf",
+    b"\\ud800",
+]
+
+
+def text_of(seed: int, words: int = 60) -> str:
+    rng = random.Random(seed)
+    return " ".join(rng.choice(["time", "Straße", "🙂", "it\nwas", "best", "of"]) for _ in range(words))
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """Bytes that were flipped, taken out, put in, repeated or cut off."""
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        at = rng.randrange(len(data) + 1)
+        some = rng.randrange(1, 20)
+        data = rng.choice(
+            [
+                data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :],
+                data[:at] + data[at + some :],
+                data[:at] + rng.choice(BYTES) + data[at:],
+                data[:at] + data[at : at + some] * 3 + data[at + some :],
+                data[:at],
+            ]
+        )
+    return data
+
+
+def changed(rng: random.Random, value: Any, hostile: list[Any]) -> Any:
+    """A JSON value with another value, key or length somewhere in it."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(list(value))
+        some = rng.random()
+        if some < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if some < 0.15:
+            return {**value, rng.choice(["x" * 5000, "", "\n", "id", "type"]): rng.choice(hostile)}
+        return {**value, key: changed(rng, value[key], hostile)}
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        at = rng.randrange(len(value))
+        some = rng.random()
+        if some < 0.2:
+            return value[:at] + value[at + 1 :]
+        if some < 0.3:
+            return [*value[:at], rng.choice(hostile), *value[at:]]
+        return [*value[:at], changed(rng, value[at], hostile), *value[at + 1 :]]
+    return rng.choice(hostile)
+
+
+def mutated(rng: random.Random, name: str, data: bytes, hostile: list[Any]) -> bytes:
+    """A file's content, damaged as bytes or changed as what it holds."""
+    if rng.random() < 0.4:
+        return damaged(rng, data)
+    if name.endswith(".gz"):
+        return gzip.compress(mutated(rng, name[:-3], gzip.decompress(data), hostile))
+    if name.endswith(".json"):
+        return json.dumps(changed(rng, json.loads(data), hostile)).encode()
+    if name.endswith(".jsonl"):
+        lines = data.split(b"\n")
+        at = rng.randrange(len(lines) - 1)
+        lines[at] = json.dumps(changed(rng, json.loads(lines[at]), hostile)).encode()
+        return b"\n".join(lines)
+    if name.endswith(".yaml"):
+        value = changed(rng, yaml.safe_load(data), [v for v in hostile if v != "\ud800"])
+        return yaml.safe_dump(value, allow_unicode=False).encode()
+    if name.endswith(".parquet"):
+        return changed_table(rng, data, hostile)
+    return damaged(rng, data)
+
+
+def changed_table(rng: random.Random, data: bytes, hostile: list[Any]) -> bytes:
+    table = pq.read_table(io.BytesIO(data))
+    rows = table.to_pylist()
+    at = rng.randrange(len(rows))
+    rows[at] = changed(rng, rows[at], hostile)
+    schema = table.schema
+    for kept in (True, False):
+        try:
+            made = pa.Table.from_pylist(rows, schema=schema if kept else None)
+        except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError):
+            continue
+        out = io.BytesIO()
+        pq.write_table(made, out, write_page_checksum=True)
+        return out.getvalue()
+    return damaged(rng, data)
+
+
+class Kind(NamedTuple):
+    """A kind of input: its files, and what reads them."""
+
+    files: list[str]
+    read: Callable[[], Any]
+    number: int
+    hostile: list[Any] = HOSTILE
+
+
+def write_rows(name: str, rows: list[dict[str, Any]]) -> str:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path, write_page_checksum=True)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+TEXTS = [{"text": text_of(n), "id": f"d{n}", "answer_spans": [[0, 3]], "meta": {"n": [n]}} for n in range(4)]
+TOKENIZED = [{"input_ids": list(range(n, n + 20)), "labels": [-100, *range(n + 1, n + 20)]} for n in range(4)]
+for row in TOKENIZED:
+    row |= {"token_weights": [1.0] * 20, "short_logprobs": [None, *[-1.0] * 19]}
+CALL = {"function": {"name": "f", "arguments": {"city": "B"}}}
+CHAT = [
+    {
+        "messages": [
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": f"here {n}", "tool_calls": [CALL]},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    }
+    for n in range(3)
+]
+TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' + m.role + m.content }}{{ m.tool_calls | tojson if m.tool_calls }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant{% endif %}"
+)
+SMALL = [None, True, -1, 0, 7, 300, 1.5, float("nan"), "", "x", "long " * 4000, "1" * 5000, [], {}, [None], DEEP]
+
+
+def kinds_of_data() -> Iterator[tuple[str, Kind]]:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    framing = Framing(tokenizer)
+
+    def documents(name: str, **options: Any) -> Callable[[], Any]:
+        def read() -> None:
+            decoder = decoder_of(tokenizer) if options else None
+            for document in read_documents([name], ReadOptions(**options), decoder=decoder):
+                assert document.text.strip()
+                document.text.encode()
+
+        return read
+
+    def tokens(name: str) -> Callable[[], Any]:
+        def read() -> None:
+            for row in dataset_rows([name], ReadOptions()):
+                columns = framing.framed_row(row)
+                assert len({len(values) for values in columns.values()}) == 1
+                assert columns["input_ids"].max(initial=0) < 258
+
+        return read
+
+    Path("a.txt").write_text(text_of(0))
+    yield "text", Kind(["a.txt"], documents("a.txt"), 300)
+    for name in ("a.jsonl", "a.parquet"):
+        yield name, Kind([write_rows(name, TEXTS)], documents(name), 300)
+    Path("a.json").write_text(json.dumps(TEXTS))
+    yield "a.json", Kind(["a.json"], documents("a.json"), 300)
+    Path("b.jsonl.gz").write_bytes(gzip.compress(Path("a.jsonl").read_bytes()))
+    yield "b.jsonl.gz", Kind(["b.jsonl.gz"], documents("b.jsonl.gz"), 200)
+    for name in ("t.jsonl", "t.parquet"):
+        yield f"tokens of {name}", Kind([write_rows(name, TOKENIZED)], tokens(name), 300)
+        yield f"texts of {name}", Kind([name], documents(name, tokenized_with="t"), 200)
+    for name in ("c.jsonl", "c.parquet"):
+        read = partial(read_chat, name, tokenizer)
+        yield f"chat {name}", Kind([write_rows(name, CHAT)], read, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        datasets.Dataset.from_list(TEXTS).save_to_disk("s")
+    yield "saved dataset", Kind([path.as_posix() for path in Path("s").iterdir()], documents("hf:s"), 100)
+    write_rows("d/test.parquet", TEXTS)
+    Path("d/README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: [{split: test, path: test.parquet}]\n---\n# Card\n"
+    )
+    yield "hf folder", Kind(["d/test.parquet", "d/README.md"], documents("hf:d"), 60)
+
+
+def read_chat(name: str, tokenizer: Any) -> None:
+    for row in chat_rows([name], tokenizer, max_length=500):
+        assert len(row["input_ids"]) == len(row["labels"])
+
+
+def check(name: str, kind: Kind) -> None:
+    """Mutates the files one at a time; whatever is no UserError of one short line is collected and shown."""
+    contents = {file: Path(file).read_bytes() for file in kind.files}
+    kind.read()
+    wrong = []
+    refused = 0
+    for number in range(kind.number):
+        rng = random.Random(f"{name} {number}")
+        file = rng.choice(kind.files)
+        Path(file).write_bytes(mutated(rng, file, contents[file], kind.hostile))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kind.read()
+        except UserError as error:
+            refused += 1
+            if not (str(error).isprintable() and len(str(error)) < 600):
+                wrong.append(f"{number} ({file}): {len(str(error))} characters: {str(error)[:300]!r}")
+        except BaseException as error:  # a panic of a Rust extension is no Exception
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            wrong.append(f"{number} ({file}): {type(error).__name__}: {str(error)[:300]!r}")
+        finally:
+            Path(file).write_bytes(contents[file])
+    kind.read()
+    assert not wrong, f"{name}: {len(wrong)} of {kind.number}\n" + "\n".join(wrong[:8])
+    assert refused > kind.number / 20, (
+        f"{name}: {refused} of {kind.number} were refused, so hardly anything was damaged"
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    return tmp_path
+
+
+def test_data(place: Path, subtests: Any) -> None:
+    for name, kind in kinds_of_data():
+        with subtests.test(name):
+            check(name, kind)
+
+
+def kinds_of_folders(model: Path) -> Iterator[tuple[str, Kind]]:
+    """What our own commands write, and somebody else may have changed."""
+    tokenizer = byte_tokenizer()
+    documents = [Document(id=f"d{n}", text=text_of(n, 30)) for n in range(4)]
+    write_rows("docs.jsonl", [{"id": d.id, "text": d.text} for d in documents])
+    scorer = load_scorer(str(model))
+    scores = longlens.score(documents, scorer, context=16, stride=8, out="run")
+    write_keys("keys.jsonl", longlens.select_key_tokens(scores, alpha=0.01, beta=-20))
+    weigh_folder(["docs.jsonl"], scores, "weighed")
+    pack_folder(["weighed"], tokenizer, "packed", length=512, packing=BestFit())
+
+    def keys() -> None:
+        longlens.perplexity(scores, keys=read_keys("keys.jsonl"))
+
+    def weighed() -> None:
+        shutil.rmtree("out", ignore_errors=True)
+        pack_folder(["weighed"], tokenizer, "out", length=512, packing=BestFit())
+        check_rows(Path("out/data"), 258)
+
+    def parts(folder: str) -> list[str]:
+        return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
+
+    yield "keys", Kind(["keys.jsonl"], keys, 300)
+    yield "weighed", Kind(parts("weighed"), weighed, 200)
+    yield (
+        "packed",
+        Kind([path for path in parts("packed") if path.endswith(".parquet")], partial(packed, "packed"), 200),
+    )
+
+
+def packed(folder: str) -> None:
+    check_rows(Path(folder, "data"), 258)
+
+
+def test_folders(place: Path, models: Path, subtests: Any) -> None:
+    for name, kind in kinds_of_folders(models / "llama"):
+        with subtests.test(name):
+            check(name, kind)
