@@ -203,7 +203,7 @@ def test_bos_and_eos_are_around_packed_weights(trained, tmp_path, monkeypatch):
         pack_folder(["weighed"], tokenizer, "short", length=20, packing=BestFit())
     with pytest.raises(UserError, match="weighed was tokenized by another tokenizer"):
         pack_folder(["weighed"], byte_tokenizer(), "other", length=99, packing=BestFit())
-    with pytest.raises(UserError, match=r"packed is packed already \(a packed of longlens\): give it to the trainer"):
+    with pytest.raises(UserError, match=r"packed is packed already \(a 'packed' of longlens\): give it to the trainer"):
         pack_folder(["packed"], tokenizer, "twice", length=99, packing=BestFit())
 
 
