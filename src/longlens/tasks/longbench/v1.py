@@ -18,25 +18,23 @@ Sample i is row i of the file; nothing is drawn but the wrong answers to choose 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from longlens.tasks.base import Sample, Task, draws
+from longlens.tasks.base import Sample, draws
 from longlens.tasks.data import DataFile
 from longlens.tasks.distractors import distractors
-from longlens.tasks.fitting import Draft, Plan, Tokens, Whole
-from longlens.tasks.longbench.rows import row_at
+from longlens.tasks.fitting import Draft
 from longlens.tasks.longbench.scores import CLASSIFICATION
 from longlens.tasks.longbench.sets import CHINESE, CONTEXT, SETS, Facts
 from longlens.tasks.longbench.summary import bucket_of, percent
+from longlens.tasks.rows import Row, RowsTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongBench(Task):
+class LongBench(RowsTask):
     """A set of LongBench v1.
 
     Attributes:
@@ -45,14 +43,9 @@ class LongBench(Task):
         data_dir: The folder that has the file, or its folder ``data``.
     """
 
-    name: str
     dataset: str
-    data_dir: str | os.PathLike[str] | None = None
 
-    suite = "longbench"
-    fills = False
-    overlong = "middle"  # pred.py, get_pred: "we suggest truncate in the middle"
-    unit_tokens = 0  # a sample is all of its row
+    suite = "longbench"  # overlong is "middle": pred.py, get_pred: "we suggest truncate in the middle"
 
     def __post_init__(self) -> None:
         """Takes over what the table says of the set."""
@@ -87,64 +80,34 @@ class LongBench(Task):
             "length (a number)",
         )
 
-    @cached_property
-    def data(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The rows, and what describes the file.
-
-        Raises:
-            UserError: It is missing, or is broken.
-        """
-        return self.file.rows(self.name, self.data_dir)
-
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
-        """The row's prompt, all of it."""
-        rows, described = self.data
-        row, place = row_at(self, index, rows, described)
-        context, asked = self.file.get(row, "context", str, place), self.file.get(row, "input", str, place)
-        answers = self._texts(row, "answers", place)
-        begun = self.facts.prompt.format(context=context, input=asked)
-        prompt, whole = begun.rstrip(), begun + self.facts.prefix
-        prefix = whole.rstrip()[len(prompt) :]
-        start = self.facts.prompt.index(CONTEXT)
-        words = self.file.get(row, "length", int, place)
+    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+        """The row's prompt."""
+        context, answers = self.text(row, "context"), self.texts(row, "answers")
+        words = self.file.get(row.values, "length", int, row.place)
         metadata = {
-            "row_id": self.file.get(row, "_id", str, place),
+            "row_id": self.text(row, "_id"),
             "row_length": words,
             "bucket": bucket_of(words),
             "language": self.facts.language,
-            "white_space": whole[len(prompt + prefix) :],
-            "data": described,
         }
-        metadata |= self._others(row, context, answers, (seed, index), place)
-        span = (start, min(start + len(context), len(prompt)))
-        return Whole(
-            Draft(
-                prompt=prompt,
-                answer_prefix=prefix,
-                answers=answers,
-                answer_spans=[],
-                context_span=span,
-                metadata=metadata,
-            )
+        start = self.facts.prompt.index(CONTEXT)
+        return self.draft(
+            self.facts.prompt.format(context=context, input=self.text(row, "input")),
+            self.facts.prefix,
+            answers=answers,
+            context=(start, start + len(context)),
+            metadata=metadata | self._others(row, context, answers, key),
         )
 
-    def _others(
-        self, row: Mapping[str, Any], context: str, answers: Sequence[str], key: tuple[int, int], place: str
-    ) -> dict[str, list[str]]:
+    def _others(self, row: Row, context: str, answers: Sequence[str], key: tuple[int, int]) -> dict[str, list[str]]:
         """The classes, and wrong answers of the right kind, for the sets that have any."""
         rng = draws(self.name, *key, "distractors")
         if self.facts.metric is CLASSIFICATION:
-            classes = self._texts(row, "all_classes", place)
+            classes = self.texts(row, "all_classes")
             return {"all_classes": classes, "distractors": distractors(classes, answers, rng)}
         if self.facts.inside:
             return {"distractors": distractors(re.findall(self.facts.inside, context), answers, rng)}
         return {}
-
-    def _texts(self, row: Mapping[str, Any], key: str, place: str) -> list[str]:
-        values = self.file.get(row, key, list, place)
-        if not values or not all(isinstance(value, str) for value in values):
-            raise self.file.wrong(place, f"{key} is no list of at least one text")
-        return list(values)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """The set's metric, best over the answers; of the prediction's first line where LongBench takes that alone."""
@@ -154,11 +117,10 @@ class LongBench(Task):
         return {self.metric: max(self.facts.metric.score(prediction, answer, classes) for answer in sample.answers)}
 
     def target(self, sample: Sample) -> str | None:
-        """The answer after the white space that upstream's prompt ends with; else after a space, unless in Chinese."""
-        if len(sample.answers) != 1:
-            return None
-        space = "" if self.facts.language == CHINESE else " "
-        return (sample.metadata["white_space"] or space) + sample.answers[0]
+        """As `RowsTask.target`; no space before Chinese."""
+        if self.facts.language == CHINESE and not sample.metadata["white_space"]:
+            return sample.answers[0] if len(sample.answers) == 1 else None
+        return super().target(sample)
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The mean in percent, rounded to two places as LongBench's.

@@ -14,20 +14,15 @@ THUDM/LongBench-v2), whose card has its licence. Sample i is row i of the file. 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from longlens.errors import UserError
-from longlens.tasks.base import Sample, Task
+from longlens.tasks.base import Sample
 from longlens.tasks.data import DataFile
-from longlens.tasks.fitting import Draft, Plan, Tokens, Whole
-from longlens.tasks.longbench.rows import row_at
+from longlens.tasks.fitting import Draft
 from longlens.tasks.longbench.summary import DIFFICULTIES, LENGTHS
+from longlens.tasks.rows import LETTERS, Row, RowsTask, other_letters
 
-LETTERS = ("A", "B", "C", "D")
 _QUESTION = "What is the correct answer to this question: $Q$\n"
 _CHOICES = "Choices:\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\n"
 _FORMAT = 'Format your response as follows: "The correct answer is (insert answer here)".'
@@ -50,7 +45,7 @@ FILE = DataFile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongBenchV2(Task):
+class LongBenchV2(RowsTask):
     r"""LongBench v2.
 
     Attributes:
@@ -66,57 +61,46 @@ class LongBenchV2(Task):
     name: str = "longbench_v2"
     context: bool = True
     answer_prefix: str = ""
-    data_dir: str | os.PathLike[str] | None = None
     revision: str | None = None
 
     suite = "longbench_v2"
     metric = "accuracy"
     max_new_tokens = 128  # pred.py, get_pred: max_new_tokens=128
     default_samples = 503  # README: "503 challenging multiple-choice questions"
-    fills = False
     template = "prefill"  # of the empty prefix: pred.py, query_llm: messages=[{"role": "user", "content": prompt}]
-    overlong = "middle"  # pred.py, query_llm: input_ids[:max_len//2] + input_ids[-max_len//2:]
-    unit_tokens = 0  # a sample is all of its row
+    # overlong is "middle": pred.py, query_llm: input_ids[:max_len//2] + input_ids[-max_len//2:]
 
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.answer_prefix != self.answer_prefix.rstrip():
             raise UserError(f"answer_prefix is {self.answer_prefix!r}; expected one that does not end in white space")
 
-    @cached_property
-    def data(self) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The rows, and what describes the file.
+    @property
+    def file(self) -> DataFile:
+        """The file."""
+        return FILE
 
-        Raises:
-            UserError: It is missing, or is broken.
-        """
-        return FILE.rows(self.name, self.data_dir, self.revision)
-
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
-        """The row's prompt, all of it."""
-        rows, described = self.data
-        row, place = row_at(self, index, rows, described)
-        answer = _one_of(row, "answer", LETTERS, place)
-        document = FILE.get(row, "context", str, place).strip()
-        fill = _Filled(row, place)
+    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+        """The row's prompt."""
+        answer = _one_of(row, "answer", LETTERS)
+        document = self.text(row, "context").strip()
+        fill = _Filled(row)
         start = PROMPT.index(DOCUMENT)
-        return Whole(
-            Draft(
-                prompt=fill(PROMPT.replace(DOCUMENT, document) if self.context else PROMPT_WITHOUT_CONTEXT),
-                answer_prefix=self.answer_prefix,
-                answers=[answer],
-                answer_spans=[],
-                context_span=(start, start + len(fill(document))) if self.context else None,
-                metadata={
-                    "row_id": FILE.get(row, "_id", str, place),
-                    "domain": FILE.get(row, "domain", str, place),
-                    "sub_domain": FILE.get(row, "sub_domain", str, place),
-                    "difficulty": _one_of(row, "difficulty", DIFFICULTIES, place),
-                    "length_label": _one_of(row, "length", LENGTHS, place),
-                    "distractors": [letter for letter in LETTERS if letter != answer],
-                    "data": described,
-                },
-            )
+        return Draft(
+            prompt=fill(PROMPT.replace(DOCUMENT, document) if self.context else PROMPT_WITHOUT_CONTEXT),
+            answer_prefix=self.answer_prefix,
+            answers=[answer],
+            answer_spans=[],
+            context_span=(start, start + len(fill(document))) if self.context else None,
+            metadata={
+                "row_id": self.text(row, "_id"),
+                "domain": self.text(row, "domain"),
+                "sub_domain": self.text(row, "sub_domain"),
+                "difficulty": _one_of(row, "difficulty", DIFFICULTIES),
+                "length_label": _one_of(row, "length", LENGTHS),
+                "distractors": other_letters(answer),
+                "data": self.data[1],
+            },
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
@@ -146,9 +130,10 @@ class _Filled:
     ``$Q$`` has the question there; published numbers have it so.
     """
 
-    def __init__(self, row: Mapping[str, Any], place: str) -> None:
-        self._marks = [("$Q$", FILE.get(row, "question", str, place).strip())]
-        self._marks += [(f"$C_{letter}$", FILE.get(row, f"choice_{letter}", str, place).strip()) for letter in LETTERS]
+    def __init__(self, row: Row) -> None:
+        self._marks = [("$Q$", FILE.get(row.values, "question", str, row.place).strip())]
+        for letter in LETTERS:
+            self._marks.append((f"$C_{letter}$", FILE.get(row.values, f"choice_{letter}", str, row.place).strip()))
 
     def __call__(self, text: str) -> str:
         for mark, value in self._marks:
@@ -156,8 +141,8 @@ class _Filled:
         return text
 
 
-def _one_of(row: Mapping[str, Any], key: str, values: tuple[str, ...], place: str) -> str:
-    value = str(FILE.get(row, key, str, place))
+def _one_of(row: Row, key: str, values: tuple[str, ...]) -> str:
+    value = str(FILE.get(row.values, key, str, row.place))
     if value not in values:
-        raise FILE.wrong(place, f"{key} is {value!r}")
+        raise FILE.wrong(row.place, f"{key} is {value!r}")
     return value
