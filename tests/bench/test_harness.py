@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -67,13 +68,16 @@ def small(tmp_path_factory, monkeypatch):
     """A folder for what `datasets` caches, and an index of two folders of tasks, since the whole one takes seconds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.setattr(
-        adapter,
-        "TaskManager",
-        lambda metadata: TaskManager(
-            include_path=[str(TASKS / "arc"), str(TASKS / "gsm8k")], include_defaults=False, metadata=metadata
-        ),
-    )
+    index_only(monkeypatch, "arc", "gsm8k")
+
+
+def index_only(monkeypatch, *folders):
+    def manager(metadata):
+        return TaskManager(
+            include_path=[str(TASKS / name) for name in folders], include_defaults=False, metadata=metadata
+        )
+
+    monkeypatch.setattr(adapter, "TaskManager", manager)
 
 
 class Counting:
@@ -120,6 +124,125 @@ def test_any_name_of_the_harness_may_be_given():
     assert (found.name, found.task, found.few_shot) == ("lm_eval:arc_easy", "arc_easy", None)
     with pytest.raises(UserError, match=r"no task or suite 'lm_eval:'"):
         choose(["lm_eval:"])
+
+
+def folder_names(folder):
+    """The configurations that tasks of a folder name."""
+    found = [
+        re.search(r'^"?dataset_name"?: *"?(\w+)', path.read_text(), re.MULTILINE) for path in folder.glob("*.yaml")
+    ]
+    return sorted({name[1] for name in found if name})
+
+
+def splits(*found):
+    return {name: list(found) for name in ("train", "validation", "test")}
+
+
+MMLU = {"question": "Which is it?", "subject": "x", "choices": ["mill", "well", "tower", "yard"], "answer": 2}
+PROBLEM = {"question": "Where is the keeper?", "options": ["mill", "well", "tower", "yard"], "answer": "B"}
+COMMON = {
+    "id": "a",
+    "question": "Where does a keeper wait?",
+    "question_concept": "keeper",
+    "choices": {"label": list("ABCDE"), "text": ["mill", "well", "tower", "yard", "sea"]},
+    "answerKey": "A",
+}
+TRUTH = {"choices": ["Nothing happens.", "You fall ill.", "You grow."], "labels": [1, 0, 0]}
+HELLA = {
+    "ind": 1,
+    "activity_label": "Sweeping",
+    "ctx_a": "A keeper takes a broom.",
+    "ctx_b": "he",
+    "ctx": "A keeper takes a broom. he",
+    "endings": ["sweeps the yard.", "eats it.", "sings [title] on.", "sleeps."],
+    "source_id": "a",
+    "split": "val",
+    "split_type": "indomain",
+    "label": "0",
+}
+WINO = {
+    "sentence": "Ada gave Ben the key because _ had to leave.",
+    "option1": "Ada",
+    "option2": "Ben",
+    "answer": "1",
+}
+# Task -> its folder in lm-evaluation-harness, its data set, and its rows in the hub's schema: configuration -> split.
+SETS = {
+    "mmlu": ("mmlu/default", "cais/mmlu", lambda names: {name: {"test": [MMLU], "dev": [MMLU]} for name in names}),
+    "arc_challenge": ("arc", "allenai/ai2_arc", lambda _: {"ARC-Challenge": splits(arc_row(1), arc_row(2))}),
+    "race": (
+        "race",
+        "EleutherAI/race",
+        lambda _: {"high": {"test": [{"article": "Long.", "problems": str([PROBLEM])}]}},
+    ),
+    "bbh": (
+        "bbh/cot_fewshot",
+        "SaylorTwift/bbh",
+        lambda names: {name: {"test": [{"input": f"Is it {name}?", "target": "Yes"}]} for name in names},
+    ),
+    "truthfulqa": (
+        "truthfulqa",
+        "truthfulqa/truthful_qa",
+        lambda _: {
+            "multiple_choice": {
+                "validation": [{"question": "What if one eats seeds?", "mc1_targets": TRUTH, "mc2_targets": TRUTH}]
+            }
+        },
+    ),
+    "commonsense_qa": (
+        "commonsense_qa",
+        "tau/commonsense_qa",
+        lambda _: {"default": splits(COMMON, {**COMMON, "question": "Where is it wet?"})},
+    ),
+    "hellaswag": (
+        "hellaswag",
+        "Rowan/hellaswag",
+        lambda _: {"default": splits(HELLA, {**HELLA, "ctx_a": "A dog runs."})},
+    ),
+    "winogrande": (
+        "winogrande",
+        "allenai/winogrande",
+        lambda _: {"winogrande_xl": splits(WINO, {**WINO, "sentence": "Ada saw Ben as _ left."})},
+    ),
+    "gsm8k": ("gsm8k", "openai/gsm8k", lambda _: {"main": {"train": [gsm_row(1)], "test": [gsm_row(2)]}}),
+    "babilong": (
+        "babilong",
+        "RMT-team/babilong-1k-samples",
+        lambda _: {
+            "1k": {
+                f"qa{n}": [{"input": f"Ada went to the mill {n}.", "question": "Where is Ada?", "target": "mill"}]
+                for n in range(1, 6)
+            }
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARNESS)
+def test_each_task_that_we_name_runs_on_rows_in_the_schema_of_the_hub(name, model, tmp_path, monkeypatch):
+    folder, dataset, configs = SETS[name]
+    index_only(monkeypatch, folder)
+    write_set(tmp_path, dataset, configs(folder_names(TASKS / folder)))
+    engine, task = Counting(), HARNESS[name]
+    found = bench(
+        model,
+        tmp_path / "run",
+        tmp_path,
+        name,
+        engine=engine,
+        few_shot=0 if name == "bbh" else task.few_shot and 1,  # its examples are 3,000 tokens here
+        lengths=[1024] if task.by_length else [],
+        engine_settings={"batch_size": 32},
+    )["harness"]
+    (result,) = found.values()
+    assert result["results"][task.task][FILTERED.get(name, task.metric)]["score"] >= 0
+    assert len(result["num_samples"]) == {"mmlu": 57, "bbh": 27, "babilong": 5}.get(name, 1)
+    assert len(engine.asked) >= len(result["num_samples"])
+    if name == "babilong":  # of the folder, not of the hub
+        assert all(any(f"the mill {n}." in asked[1] for asked in engine.asked) for n in range(1, 6))
+
+
+FILTERED = {"bbh": "exact_match (get-answer)", "gsm8k": "exact_match (strict-match)"}
 
 
 def test_choices_are_scored_as_by_hand(model, tmp_path, hub):
@@ -180,7 +303,7 @@ def test_texts_are_greedy_and_scored(model, tmp_path, hub):
 
 def test_nothing_is_asked_twice_after_a_crash(model, tmp_path, hub):
     failing, after, nobody = Counting(fails_after=5), Counting(), Counting()
-    with pytest.raises(UserError, match=r"cannot run it \(out of memory\)"):
+    with pytest.raises(UserError, match="the model could not answer: out of memory: the same command resumes"):
         bench(model, tmp_path / "run", hub, "arc_challenge", engine=failing)
     assert len(known(tmp_path / "run")) == 5
     results = bench(model, tmp_path / "run", hub, "arc_challenge", engine=after)
@@ -278,6 +401,17 @@ def test_chat_models_get_their_template_when_asked_for(chat_model, tmp_path, hub
     [
         ("lm_eval:nosuch", {}, "lm-evaluation-harness has no task 'nosuch': see lm_eval ls tasks"),
         ("gsm8k", {"settings": {"data_dir": "nowhere"}}, "'nowhere' has no folder openai/gsm8k: put there a copy of"),
+        ("gsm8k", {"lengths": [1024]}, "gsm8k has prompts of one length, which --length does not change: leave it out"),
+        (
+            "lm_eval:arc_easy",
+            {"lengths": [1024]},
+            "lm_eval:arc_easy has prompts of one length, which --length does not",
+        ),
+        (
+            "babilong",
+            {"lengths": [1024, 3000]},
+            "babilong has no data of length 3000: pass --length with some of 1024,",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_one_line(model, tmp_path, hub, task, changes, message):
@@ -286,9 +420,53 @@ def test_what_cannot_be_run_is_one_line(model, tmp_path, hub, task, changes, mes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "settings", "message"),
+    [
+        # Its task imports a module that transformers no longer has.
+        (
+            "scrolls_quality",
+            "scrolls",
+            {},
+            r"0\.4\.13 cannot run it: .*transformers\.data\.metrics.*: check the columns",
+        ),
+        # It gives datasets features in a form that they do not take.
+        (
+            "infinitebench_passkey",
+            "infinitebench",
+            None,
+            r"0\.4\.13 cannot run it: .*: check the columns of the folders",
+        ),
+    ],
+)
+def test_a_task_that_the_installed_packages_cannot_run_is_not_blamed_on_the_network(
+    name, folder, settings, message, model, tmp_path, monkeypatch
+):
+    index_only(monkeypatch, folder)
+    write_set(tmp_path, "xinrongzhang2022/InfiniteBench", {"default": {"passkey": [{"id": 1}]}})
+    given = {"data_dir": str(tmp_path)} if settings is None else settings
+    with pytest.raises(UserError, match=message) as caught:
+        bench(model, tmp_path / "run", tmp_path, f"lm_eval:{name}", settings=given)
+    assert "network" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_network_keeps_back_is_said(model, tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(
+        UserError, match=r"gsm8k: cannot get its data \(Couldn't reach .*\): check the network, or pass"
+    ):
+        bench(model, tmp_path / "run", tmp_path, "gsm8k", settings={})
+
+
 def test_data_of_another_schema_is_one_line(model, tmp_path):
     write_set(tmp_path, "openai/gsm8k", {"other": {"test": [gsm_row(1)]}})
-    with pytest.raises(UserError, match=r"gsm8k: lm-evaluation-harness cannot run it \(.*main.*\)") as caught:
+    with pytest.raises(
+        UserError, match=r"lm-evaluation-harness 0\.4\.13 cannot run it: .*main.*: check the columns"
+    ) as caught:
         bench(model, tmp_path / "run", tmp_path, "gsm8k")
     assert "\n" not in str(caught.value)
     wrong = tmp_path / "wrong"
@@ -296,7 +474,7 @@ def test_data_of_another_schema_is_one_line(model, tmp_path):
     for text in (None, '{"question": '):
         if text is not None:
             (wrong / "openai" / "gsm8k" / "main-test.jsonl").write_text(text)
-        with pytest.raises(UserError, match="gsm8k: lm-evaluation-harness cannot run it") as caught:
+        with pytest.raises(UserError, match=r"cannot run it: .*: check the columns of the folders in") as caught:
             bench(model, tmp_path / "again", wrong, "gsm8k", few_shot=0)
         assert "\n" not in str(caught.value)
 
@@ -316,5 +494,5 @@ def test_rows_are_those_of_the_folder_as_it_is_now(model, tmp_path):
 
 
 def test_too_few_examples_are_one_line(model, tmp_path, hub):
-    with pytest.raises(UserError, match="gsm8k: lm-evaluation-harness cannot run it"):
+    with pytest.raises(UserError, match=r"cannot run it: .*: check the columns of the folders in"):
         bench(model, tmp_path / "run", hub, "gsm8k", few_shot=50, samples=1)

@@ -1,4 +1,4 @@
-"""Tasks that lm-evaluation-harness has as it is: short-context suites, InfiniteBench, BABILong, SCROLLS."""
+"""Tasks that lm-evaluation-harness has as it is: short-context suites and BABILong."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from longlens.bench.names import HarnessTask
+from longlens.bench.names import HarnessTask, choose
 from longlens.bench.settings import BenchSettings, Progress
 from longlens.bench.store import BenchRun
 from longlens.errors import UserError
+
+LENGTHS = tuple(1024 * thousands for thousands in (1, 2, 4, 8, 16, 32, 64, 128))
+"""Lengths of which BABILong has data on the hub, RMT-team/babilong-1k-samples."""
 
 
 def check_harness(task: HarnessTask, settings: BenchSettings) -> None:
@@ -27,9 +30,22 @@ def check_harness(task: HarnessTask, settings: BenchSettings) -> None:
         )
     if task.by_length and not settings.lengths:
         raise UserError(f"{task.name} has data of several lengths: pass --length, such as --length 4096")
+    if task.by_length:
+        for length in settings.lengths:
+            if length not in LENGTHS:
+                known = ", ".join(map(str, LENGTHS))
+                raise UserError(f"{task.name} has no data of length {length}: pass --length with some of {known}")
+    elif settings.lengths and not _takes_length(settings):
+        raise UserError(f"{task.name} has prompts of one length, which --length does not change: leave it out")
     for what, value, least in (("samples", settings.samples, 1), ("few_shot", settings.few_shot, 0)):
         if value is not None and value < least:
             raise UserError(f"{what}={value}; expected at least {least}")
+
+
+def _takes_length(settings: BenchSettings) -> bool:
+    """Whether a length is for another one of the tasks that are run."""
+    found = choose(name for name in settings.tasks if not name.endswith(".jsonl"))
+    return bool(found.tasks) or any(task.by_length for task in found.harness)
 
 
 def run_harness(

@@ -20,6 +20,7 @@ from longlens.errors import UserError, shown
 from longlens.files import replacing
 from longlens.tasks import get_task, task_settings
 from longlens.tasks.base import Sample, Task
+from longlens.tasks.data import check_files
 
 _FIELDS = {"id": str, "prompt": str, "answer_prefix": str, "answers": list, "length": int, "metadata": dict}
 
@@ -114,9 +115,11 @@ def make_tasks(
     chosen = list(names)
     check_settings(chosen, settings)
     given = {**(shared or {}), **settings}
-    return [
+    tasks = [
         get_task(name, **{key: value for key, value in given.items() if key in task_settings(name)}) for name in chosen
     ]
+    check_files(tasks)
+    return tasks
 
 
 def check_settings(names: Iterable[str], settings: Iterable[str]) -> None:

@@ -18,13 +18,17 @@ from typing import Any
 
 from longlens.errors import UserError
 from longlens.recipe_file import check_fields
+from longlens.tasks.bamboo import TASKS as BAMBOO_TASKS
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
 from longlens.tasks.helmet import TASKS as HELMET_TASKS
+from longlens.tasks.infinitebench import TASKS as INFINITEBENCH_TASKS
 from longlens.tasks.json_kv import JsonKV
+from longlens.tasks.leval import TASKS as LEVAL_TASKS
 from longlens.tasks.longbench import TASKS as LONGBENCH_TASKS
 from longlens.tasks.longeval import PAPER_LINES, LongEvalLines
 from longlens.tasks.longeval_topics import LongEvalTopics
+from longlens.tasks.loogle import TASKS as LOOGLE_TASKS
 from longlens.tasks.niah import NeedleGrid
 from longlens.tasks.ruler import CommonWords, FrequentWords, QuestionAnswering, VariableTracking
 from longlens.tasks.ruler.needles import (
@@ -38,6 +42,7 @@ from longlens.tasks.ruler.needles import (
     ProseNeedles,
 )
 from longlens.tasks.ruler.qa import HOTPOTQA, SQUAD, read_hotpotqa, read_squad
+from longlens.tasks.scrolls import TASKS as SCROLLS_TASKS
 
 
 def _needles(
@@ -72,6 +77,11 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "json_kv": JsonKV,
     **HELMET_TASKS,
     **LONGBENCH_TASKS,
+    **INFINITEBENCH_TASKS,
+    **SCROLLS_TASKS,
+    **LEVAL_TASKS,
+    **BAMBOO_TASKS,
+    **LOOGLE_TASKS,
 }
 
 

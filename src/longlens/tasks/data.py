@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 from longlens.errors import UserError, one_line, shown, system_errors, utf8
 from longlens.files import file_sha256, parse_json
@@ -39,12 +42,17 @@ class DataFile:
         schema: What is in it, in a line.
         hub: Data set on the hub and file in it, as ``owner/name@path/in/it``, which is taken where no folder is given;
             empty where there is none.
+        member: The file in a ``.zip``, where one of the names is that.
+        raw_controls: Whether texts in its JSON Lines may have control characters that JSON wants escaped, since the
+            published file has some.
     """
 
     names: tuple[str, ...]
     source: str
     schema: str
     hub: str = ""
+    member: str = ""
+    raw_controls: bool = False
 
     @property
     def expected(self) -> str:
@@ -70,10 +78,14 @@ class DataFile:
                 f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir= "
                 "(--data-dir)"
             )
-        path = next((found for name in self.names if (found := Path(folder, name)).is_file()), None)
+        path = self.place(folder)
         if path is None:
             raise UserError(f"{task}: no {' or '.join(self.names)} in {shown(folder)}: put there {wanted}")
         return Found(path, {"file": path.name, "sha256": hashed(path)})
+
+    def place(self, folder: str | os.PathLike[str]) -> Path | None:
+        """Where the file is in a folder; None where it is not there."""
+        return next((found for name in self.names if (found := Path(folder, name)).is_file()), None)
 
     def read(
         self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None
@@ -93,8 +105,8 @@ class DataFile:
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """The rows of the file, and what describes it.
 
-        A file that ends in ``.parquet`` is that; any other one is JSON Lines, a JSON list, or a JSON object whose
-        ``data`` is a list.
+        A file that ends in ``.parquet`` is that, one that ends in ``.zip`` has `member`; any other one is JSON Lines, a
+        JSON list, or a JSON object whose ``data`` is a list.
 
         Raises:
             UserError: It is not there (see `find`), is broken, has no rows, or a row is no object.
@@ -105,8 +117,8 @@ class DataFile:
             rows = self._parquet(found.path, name)
         else:
             with system_errors(found.path):
-                data = found.path.read_bytes()
-            rows = self._json_rows(data, name)
+                data = self._member(found.path) if found.path.suffix == ".zip" else found.path.read_bytes()
+            rows = self._json_rows(_escaped(data) if self.raw_controls else data, name)
         if not rows:
             raise self.wrong(name, "no rows")
         for number, row in enumerate(rows, start=1):
@@ -123,6 +135,15 @@ class DataFile:
         except UserError:  # several lines, each one a value
             return [line.value for line in parse_lines(BytesIO(data), name, step=self.expected)]
         return list(whole["data"]) if isinstance(whole, dict) and isinstance(whole.get("data"), list) else [whole]
+
+    def _member(self, path: Path) -> bytes:
+        try:
+            with ZipFile(path) as archive:
+                return archive.read(self.member)
+        except KeyError as error:
+            raise self.wrong(path.name, f"no {self.member} in it") from error
+        except (BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
+            raise self.wrong(path.name, f"not a ZIP file that can be read ({one_line(error)})") from error
 
     def _parquet(self, path: Path, name: str) -> list[Any]:
         from pyarrow import ArrowException, parquet
@@ -169,6 +190,33 @@ class DataFile:
         if not isinstance(value, Mapping) or not isinstance(value.get(key), kind):
             raise self.wrong(place, f"no {kind.__name__} {key!r}")
         return value[key]
+
+
+def _escaped(data: bytes) -> bytes:
+    """JSON Lines whose control characters, but line ends, are escaped."""
+    return re.sub(rb"[\x00-\x09\x0b-\x1f]", lambda found: b"\\u%04x" % found[0][0], data.replace(b"\r\n", b"\n"))
+
+
+def check_files(tasks: Iterable[Any]) -> None:
+    """Names all missing data files of several tasks at once; a single one is left to `DataFile.find`.
+
+    Raises:
+        UserError: Two files or more are missing.
+    """
+    missing: dict[str, str] = {}
+    folder = None
+    for task in tasks:
+        file = getattr(task, "file", None)
+        if isinstance(file, DataFile):
+            given = task.data_dir
+            if not file.hub if given is None else file.place(given) is None:
+                missing[file.names[0]], folder = file.source, given
+    if len(missing) > 1:
+        sources = " and from ".join(dict.fromkeys(missing.values()))
+        place = "no folder of data is given" if folder is None else f"{shown(folder)} lacks {len(missing)} files"
+        raise UserError(
+            f"{place}: put {', '.join(missing)} into a folder, from {sources}, and pass data_dir= (--data-dir)"
+        )
 
 
 def hashed(path: Path) -> str:

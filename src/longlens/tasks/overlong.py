@@ -53,7 +53,7 @@ def shortened(draft: Draft, tokens: Tokens, budget: int, policy: str, omission: 
         tokens: Counts.
         budget: Tokens of prompt and answer prefix at most.
         policy: ``middle``, ``left`` or ``context-only``.
-        omission: What ``context-only`` puts in the place of what it cuts off.
+        omission: What ``context-only`` puts in the place of what it cuts off, unless the draft's metadata have one.
 
     Returns:
         The draft, whose metadata says under ``cut`` which policy took how many characters and tokens; and its tokens.
@@ -61,6 +61,7 @@ def shortened(draft: Draft, tokens: Tokens, budget: int, policy: str, omission: 
     Raises:
         UserError: The draft has no context to cut, or what must stay does not fit.
     """
+    omission = str(draft.metadata.get("omission", omission))
     whole = tokens.count(draft.prompt + draft.answer_prefix)
     spans = tokens.spans(draft.prompt)
     removed = whole - budget

@@ -85,7 +85,7 @@ class RowsTask(Task):
             key: Seed and index, for what is drawn.
         """
 
-    def split(self, rows: Sequence[Row]) -> list[Row]:
+    def questions(self, rows: Sequence[Row]) -> list[Row]:
         """One `Row` a question."""
         return list(rows)
 
@@ -98,7 +98,7 @@ class RowsTask(Task):
         """
         rows, described = self.file.rows(self.name, self.data_dir, getattr(self, "revision", None))
         found = [Row(values=row, place=f"{described['file']}, row {n}") for n, row in enumerate(rows, start=1)]
-        return self.split(found), described
+        return self.questions(found), described
 
     @property
     def default_samples(self) -> int:
@@ -109,9 +109,10 @@ class RowsTask(Task):
         """The row's prompt, all of it."""
         rows, described = self.data
         if index >= len(rows):
+            wanted = max(index + 1, self.default_samples)
             raise UserError(
-                f"{self.name}: {described['file']} has {len(rows)} rows; expected {max(index + 1, self.default_samples)}: "
-                "ask for as many samples at most as there are, or get the whole file"
+                f"{self.name}: {described['file']} has {len(rows)} rows; expected {wanted}: ask for as "
+                "many samples at most as there are, or get the whole file"
             )
         return Whole(self.asked(rows[index], (seed, index)))
 
@@ -196,7 +197,8 @@ class SubsetTask(RowsTask):
         before, _, after = self.facts.prompt.partition("{context}")
         before, after = before.format(**fields), after.format(**fields)
         span = (len(before), len(before) + len(context))
-        return self.draft(before + context + after, self.facts.prefix, answers=answers, context=span, metadata=metadata)
+        prefix = self.facts.prefix.format(**fields)
+        return self.draft(before + context + after, prefix, answers=answers, context=span, metadata=metadata)
 
 
 def letter_of(task: RowsTask, row: Row, answer: Any, options: Sequence[str]) -> str:
@@ -207,14 +209,14 @@ def letter_of(task: RowsTask, row: Row, answer: Any, options: Sequence[str]) -> 
     """
     if answer in options:
         return LETTERS[options.index(answer)]
-    if answer in LETTERS[: len(options)]:
+    if answer in LETTERS:
         return str(answer)
     raise task.file.wrong(row.place, f"the answer {shown_value(answer)} is none of the options")
 
 
-def other_letters(letter: str, count: int = len(LETTERS)) -> list[str]:
+def other_letters(letter: str) -> list[str]:
     """The wrong ones."""
-    return [other for other in LETTERS[:count] if other != letter]
+    return [other for other in LETTERS if other != letter]
 
 
 def corpus_means(scores: Sequence[Mapping[str, float]], *names: str) -> list[float]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
-from datasets.exceptions import DatasetsError
-from jinja2 import TemplateError
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
@@ -20,14 +20,14 @@ from lm_eval.tasks._factory import TaskFactory
 from longlens.bench.engine import prompt_tokens
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.bench.names import HarnessTask
-from longlens.errors import UserError, one_line, shown
+from longlens.errors import UserError, library_errors, one_line, shown
 from longlens.files import cache_folder
 from longlens.tasks.fitting import Draft, Tokens
 from longlens.tasks.overlong import shortened
 
 Keep = Callable[[str, Any], None]
-ROWS = (DatasetsError, TemplateError)
-"""What is said of a broken file, and of rows that lack what a prompt is made of."""
+OFFLINE = (ConnectionError, TimeoutError, DatasetNotFoundError, HfHubHTTPError)
+"""What is said where a data set cannot be had from the hub."""
 
 
 def run_task(
@@ -78,8 +78,10 @@ def run_task(
         if name not in manager.all_tasks:
             raise UserError(f"lm-evaluation-harness has no task {name!r}: see lm_eval ls tasks")
     options = {"gen_kwargs": {PENALTY: 1.0}} if engine.takes_penalty else {}
-    try:
-        with quiet():
+    place = "the hub's data set" if data_dir is None else f"the folders in {shown(data_dir)}"
+    step = f"check the columns of {place}, or take another task (longlens bench list)"
+    with library_errors(f"{task.name}: lm-evaluation-harness {lm_eval.__version__} cannot run it", step), quiet():
+        try:
             found = lm_eval.simple_evaluate(
                 model=recorded,
                 tasks=names,
@@ -95,13 +97,13 @@ def run_task(
                 torch_random_seed=None,
                 **options,
             )
-    except UserError:
-        raise
-    except (*ROWS, OSError, ValueError, LookupError, AssertionError, ModuleNotFoundError, RuntimeError) as error:
-        raise UserError(
-            f"{task.name}: lm-evaluation-harness cannot run it ({one_line(error)}): check the network, or pass "
-            "--data-dir DIR with copies of the hub's data sets as DIR/owner/name"
-        ) from error
+        except OFFLINE as error:
+            if data_dir is not None:
+                raise
+            raise UserError(
+                f"{task.name}: cannot get its data ({one_line(error)}): check the network, or pass --data-dir DIR with "
+                "copies of the hub's data sets as DIR/owner/name"
+            ) from error
     return {
         "results": {name: _scores(row) for name, row in found["results"].items()},
         "num_samples": found["n-samples"],
@@ -145,8 +147,15 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
                     f"{config.get('task', 'the task')} reads"
                 )
             config["dataset_path"] = str(self._folder / name)
-            own_cache = {"cache_dir": str(_rows_cache(self._folder / name))}
-            config["dataset_kwargs"] = {**(config.get("dataset_kwargs") or {}), **own_cache}
+            kwargs = dict(config.get("dataset_kwargs") or {})
+            if config.pop("custom_dataset", None) is not None:
+                # A function that asks the hub, whatever the path: BABILong's, for the rows of a length and a question.
+                if kwargs.pop("qa_split", None) is None:
+                    raise UserError(
+                        f"{config.get('task')} reads the hub by a function of its own: leave --data-dir out"
+                    )
+                config["dataset_name"] = self._meta["max_seq_lengths"]
+            config["dataset_kwargs"] = {**kwargs, "cache_dir": str(_rows_cache(self._folder / name))}
         return config
 
 
@@ -196,7 +205,8 @@ class Recorded(LM):  # type: ignore[misc]
         if owed:
             self._asked(len(owed))
             self._engine.lm.exact_pairs = False
-            self._engine.ask(kind, {key: request.args for key, request in owed.items()}, self._take)
+            with library_errors("the model could not answer", "the same command resumes; see --batch-size for memory"):
+                self._engine.ask(kind, {key: request.args for key, request in owed.items()}, self._take)
         return [self._known[key] for key in keys]
 
     def _take(self, key: str, answer: Any, has_ended: bool | None) -> None:

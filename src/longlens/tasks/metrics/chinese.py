@@ -63,6 +63,25 @@ def token_f1_zh(prediction: str, answers: Answers) -> float:
     return max(words_f1(given, _normal_words(answer)) for answer in flat_answers(answers))
 
 
+def character_f1_zh(prediction: str, answers: Answers) -> float:
+    """F1 of the characters that prediction and answer share, best over the answers, 0 to 1.
+
+    As `token_f1`, with every character a word, in lower case and without punctuation and blanks. Two texts without
+    characters score 0.
+
+    Source: InfiniteBench ``src/compute_scores.py``, `qa_f1_score_zh` (longbook_qa_chn).
+
+    Raises:
+        UserError: No answers.
+    """
+    given = _normal_characters(prediction)
+    return max(words_f1(given, _normal_characters(answer)) for answer in flat_answers(answers))
+
+
+def _normal_characters(text: str) -> list[str]:
+    return list("".join(text.lower().translate(_PUNCTUATION).split()))
+
+
 def rouge_l_zh(prediction: str, reference: str) -> float:
     """``rouge_l(" ".join(split_words(prediction)), " ".join(split_words(reference)), variant="longbench")``.
 

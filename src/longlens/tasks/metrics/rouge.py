@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +18,38 @@ from longlens.tasks.metrics.variants import chosen
 MAX_STEPS = 990
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
-    module = require("rouge_score.rouge_scorer", extra="tasks", purpose="ROUGE-L")
-    return module.RougeScorer(["rougeL"], use_stemmer=True)
+@lru_cache(maxsize=4)
+def _scorer(*kinds: str, stems: bool) -> Any:
+    module = require("rouge_score.rouge_scorer", extra="tasks", purpose="ROUGE")
+    return module.RougeScorer(list(kinds), use_stemmer=stems)
 
 
 def _rouge_score(prediction: str, reference: str) -> float:
-    return float(_scorer().score(target=reference, prediction=prediction)["rougeL"].fmeasure)
+    return float(_scorer("rougeL", stems=True).score(target=reference, prediction=prediction)["rougeL"].fmeasure)
+
+
+def rouge_f(prediction: str, references: Sequence[str], *kinds: str) -> dict[str, float]:
+    """F of kinds of ROUGE without stemming, each the best over the references, 0 to 1.
+
+    ``{kind: max(RougeScorer([kind], use_stemmer=False).score(reference, prediction)[kind].fmeasure …)}`` of the package
+    rouge-score. Source: `compute_rouge` under `max` of SCROLLS', ZeroSCROLLS' and L-Eval's metrics; and
+    ``evaluate.load("rouge")`` of InfiniteBench.
+
+    Args:
+        prediction: What the model said.
+        references: The right texts.
+        kinds: ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum`` (whose sentences end at line ends).
+
+    Raises:
+        UserError: rouge-score is not installed.
+    """
+    found = _scorer(*kinds, stems=False).score_multi(list(references), prediction)
+    return {kind: float(found[kind].fmeasure) for kind in kinds}
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """``(v1 * v2 * v3) ** (1 / 3)``, as SCROLLS, ZeroSCROLLS and L-Eval sum up ROUGE-1, 2 and L of a whole set."""
+    return float(math.prod(values) ** (1 / len(values)))
 
 
 def _sentences(text: str) -> list[list[str]]:
@@ -55,9 +82,15 @@ def _common_words(reference: list[str], prediction: list[str], max_steps: int) -
 
 def longbench_rouge_l(prediction: str, reference: str, max_steps: int = MAX_STEPS) -> float:
     """`rouge_l` in the variant ``longbench``, whose code may fail above another number of steps."""
+    precision, recall = _union_l(prediction, reference, max_steps)
+    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
+
+
+def _union_l(prediction: str, reference: str, max_steps: int) -> tuple[float, float]:
+    """Precision and recall of ROUGE-L as the package rouge has it."""
     given, wanted = _sentences(prediction), _sentences(reference)
     if not given or not wanted:
-        return 0.0
+        return 0.0, 0.0
     union: set[str] = set()
     for reference_words in wanted:
         for words in given:
@@ -67,13 +100,49 @@ def longbench_rouge_l(prediction: str, reference: str, max_steps: int = MAX_STEP
                     f"LongBench's ROUGE-L gives 0 to a sentence of {max(len(words), len(reference_words))} words: "
                     f"its code fails above {max_steps} steps and counts that as 0, and so it is counted here",
                     LonglensWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
-                return 0.0
+                return 0.0, 0.0
             union |= common
     precision = len(union) / len({word for words in given for word in words})
     recall = len(union) / len({word for words in wanted for word in words})
-    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
+    return precision, recall
+
+
+def rouge_recall(prediction: str, reference: str) -> dict[str, float]:
+    """Recall of ROUGE-1, 2 and L as the package rouge 1.0.1 has it, 0 to 1: ``rouge_1``, ``rouge_2``, ``rouge_l``.
+
+    Words are those between blanks, full stops taken away; each different n-gram counts once, over the ends of
+    sentences too; ROUGE-L as in `rouge_l` for ``longbench``. Oddities: letter case and commas count; a text of less
+    than n words has no n-gram, and scores 0.
+
+    Source: LooGLE ``Evaluation/automatic_metrics.py``, `get_rouge_score` with its ``metric="r"``.
+    """
+    given, wanted = ([word for words in _sentences(text) for word in words] for text in (prediction, reference))
+    found = {f"rouge_{n}": _ngram_recall(given, wanted, n) for n in (1, 2)}
+    return found | {"rouge_l": _union_l(prediction, reference, max_steps=sys.maxsize)[1]}
+
+
+def _ngram_recall(given: Sequence[str], wanted: Sequence[str], n: int) -> float:
+    have, want = ({tuple(words[at : at + n]) for at in range(len(words) - n + 1)} for words in (given, wanted))
+    return len(have & want) / len(want) if want else 0.0
+
+
+def bleu(prediction: str, reference: str, n: int) -> float:
+    """Precision of n-grams alone, times BLEU's brevity penalty, 0 to 1; words are those between blanks.
+
+    With c the clipped count of n-grams and h, r the words of prediction and reference::
+
+        c / max(1, h - n + 1) * (1 if h > r else exp(1 - r / h)), 0 for an empty prediction
+
+    Source: LooGLE ``Evaluation/automatic_metrics.py``, `get_bleu_score`: NLTK's `sentence_bleu` with all weight on n.
+    """
+    given, wanted = prediction.split(), reference.split()
+    have, want = (Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1)) for words in (given, wanted))
+    if not given:
+        return 0.0
+    penalty = 1.0 if len(given) > len(wanted) else math.exp(1 - len(wanted) / len(given))
+    return (have & want).total() / max(1, len(given) - n + 1) * penalty
 
 
 _ROUGE: dict[str, Callable[[str, str], float]] = {"rouge_score": _rouge_score, "longbench": longbench_rouge_l}
