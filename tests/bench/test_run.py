@@ -17,11 +17,25 @@ from longlens.bench.lm_eval import open_engine
 from longlens.bench.run import BenchSettings, run_bench
 from longlens.bench.samples import build_batches, make_tasks, write_samples
 from longlens.bench.store import read_samples
+from longlens.bench.summary import summarise_run
+from longlens.bench.table import results_table
 from longlens.errors import UserError
 from tests.bench.fakes import FakeEngine, rows
 from tests.tiny import byte_tokenizer
 
 TASKS = ("longeval_lines", "vt")
+PUBLISHED = {
+    "infinitebench_passkey": ("generate", "accuracy"),
+    "infinitebench_longbook_choice_eng": ("choice", "choice_accuracy"),
+    "scrolls_narrative_qa": ("generate", "f1"),
+    "scrolls_contract_nli": ("choice", "choice_accuracy"),
+    "zero_scrolls_space_digest": ("generate", "exp_similarity"),
+    "leval_news_summ": ("generate", "rouge"),
+    "bamboo_senhallu_4k": ("generate", "f1"),
+    "bamboo_altqa_16k": ("teacher-forced", "teacher_forced"),
+    "loogle_shortdep_cloze": ("generate", "exact_match"),
+}
+"""Tasks of published rows, how each is asked here, and its score."""
 
 
 class Progress:
@@ -395,3 +409,17 @@ def test_likelihoods_do_not_depend_on_the_size_of_a_batch(model, tmp_path):
         logprobs.append({row["key"]: row["logprob"] for row in rows(tmp_path / str(size))})
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
     assert len(set(logprobs[0].values())) == 8
+
+
+@pytest.mark.parametrize("mode", ["generate", "choice", "teacher-forced"])
+def test_suites_of_published_rows_run_with_a_model_to_their_scores(mode, model, tmp_path, data):
+    names = [name for name, (way, _) in PUBLISHED.items() if way == mode]
+    settings = BenchSettings(tasks=names, samples=2, mode=mode, settings={"data_dir": str(data)})
+    made = EngineSettings(model=model, batch_size=8)
+    batches = run_bench(made, settings, tmp_path / "run")["tasks"].values()
+    assert {batch["task"]: batch["metric"] for batch in batches} == {name: PUBLISHED[name][1] for name in names}
+    for batch in batches:
+        assert 0 <= batch["score"] <= 100
+        assert (batch["num_samples"], batch["num_scored"]) == (2, 2)
+    page = results_table({"run": summarise_run(tmp_path / "run")}).rows
+    assert {row[0] for row in page} >= set(names)

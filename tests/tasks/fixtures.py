@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from longlens.tasks import get_task, list_tasks, task_settings
+from tests.tasks import published
 from tests.tasks.helmet.rows_cite_longqa_summ import write_cite_longqa_summ
 from tests.tasks.helmet.rows_rag_rerank_icl import write_rag_rerank_icl
 from tests.tasks.longbench import rows as longbench
@@ -79,6 +80,7 @@ def write(folder: Path) -> Path:
     longbench.write(folder)
     write_rag_rerank_icl(folder)
     write_cite_longqa_summ(folder)
+    published.write(folder)
     return folder
 
 

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tasks.json"
 
 
 def summary(name: str, folder: Path) -> dict:
-    length = {"longeval_topics": 3000, "longeval_lines_1350": None}.get(name, LENGTH)
+    length = {"longeval_topics": 3000, "longeval_lines_1350": None, "infinitebench_math_calc": None}.get(name, LENGTH)
     samples = task(name, folder).build(length=length, samples=2, seed=42, tokenizer=TOKENIZER)
     rows = [{key: value for key, value in asdict(sample).items() if value is not None} for sample in samples]
     content = json.dumps(rows, sort_keys=True)

@@ -84,8 +84,10 @@ class DataFile:
         return Found(path, {"file": path.name, "sha256": hashed(path)})
 
     def place(self, folder: str | os.PathLike[str]) -> Path | None:
-        """Where the file is in a folder; None where it is not there."""
-        return next((found for name in self.names if (found := Path(folder, name)).is_file()), None)
+        """Where the file is in a folder, or in a copy of the hub's data set as ``folder/owner/name``; else None."""
+        repo, _, on_hub = self.hub.partition(DATASET_FOLDER)
+        copies = [f"{repo}/{name}" for name in (on_hub, *self.names)] if repo else []
+        return next((found for name in (*self.names, *copies) if (found := Path(folder, name)).is_file()), None)
 
     def read(
         self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None

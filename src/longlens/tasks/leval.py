@@ -168,7 +168,8 @@ class LEval(SubsetTask):
         """The question on the row's document."""
         question, output = row.item
         metadata: dict[str, object] = {"output": output}
-        answer = READ[self.dataset][0](output) if self.dataset in READ else output
+        # What codeU compares is not what a model would write.
+        answer = READ[self.dataset][0](output) if self.dataset in READ and self.dataset != "codeU" else output
         if self.dataset in OPTIONS and len(answer) == 1:
             metadata["distractors"] = [letter for letter in "ABCD" if letter != answer]
         elif self.dataset == "sci_fi":
@@ -180,9 +181,11 @@ class LEval(SubsetTask):
         """The task's score."""
         if self.category == OPEN:
             return scores_of(self.metric, prediction, sample.answers)
+        answer = output = str(sample.metadata["output"])
         if self.dataset in READ:
-            prediction = READ[self.dataset][1](prediction, str(sample.metadata["output"]))
-        return {self.metric: exact_match(prediction, sample.answers[0])}
+            read_output, read = READ[self.dataset]
+            answer, prediction = read_output(output), read(prediction, output)
+        return {self.metric: exact_match(prediction, answer)}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means in percent; of ROUGE also the geometric mean of the three means.
