@@ -275,9 +275,9 @@ def _debug(prediction: str, answers: Sequence[str], metadata: Mapping[str, objec
 
 
 def _summary(prediction: str, answers: Sequence[str], metadata: Mapping[str, object]) -> float:
-    from longlens.tasks import metrics
+    from longlens.tasks.metrics.rouge import rouge_f
 
-    return metrics.rouge_f(prediction, answers, "rougeLsum")["rougeLsum"]
+    return rouge_f(prediction, answers, "rougeLsum")["rougeLsum"]
 
 
 def _f1(prediction: str, answers: Sequence[str], metadata: Mapping[str, object]) -> float:
@@ -287,9 +287,9 @@ def _f1(prediction: str, answers: Sequence[str], metadata: Mapping[str, object])
 
 
 def _f1_zh(prediction: str, answers: Sequence[str], metadata: Mapping[str, object]) -> float:
-    from longlens.tasks import metrics
+    from longlens.tasks.metrics.chinese import character_f1_zh
 
-    return metrics.character_f1_zh(prediction, answers)
+    return character_f1_zh(prediction, answers)
 
 
 CHOICES = ("longbook_choice_eng", "code_debug")

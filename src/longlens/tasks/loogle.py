@@ -167,11 +167,11 @@ class LooGLEAnswers(LooGLE, JudgedTask):
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """ROUGE's recall and BLEU of single n-grams, as the package rouge and NLTK have them."""
-        from longlens.tasks import metrics
+        from longlens.tasks.metrics.rouge import bleu, rouge_recall
 
         given, wanted = prediction or "None", sample.answers[0]  # automatic_eval.py: if hyp == '': hyp = 'None'
-        found = metrics.rouge_recall(given, wanted)
-        return {**found, "bleu_1": metrics.bleu(given, wanted, 1), "bleu_4": metrics.bleu(given, wanted, 4)}
+        found = rouge_recall(given, wanted)
+        return {**found, "bleu_1": bleu(given, wanted, 1), "bleu_4": bleu(given, wanted, 4)}
 
     def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:
         """Upstream's, its system message before the other one."""

@@ -21,6 +21,7 @@ letters stay.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -230,20 +231,18 @@ class ZeroScrolls(Scrolls):
 
 def scores_of(metric: str, prediction: str, answers: Sequence[str]) -> dict[str, float]:
     """Scores of a data set of SCROLLS, ZeroSCROLLS or L-Eval by the name of its metric, best over the answers."""
-    from longlens.tasks import metrics
-
     if metric == GEOMETRIC:
-        found = metrics.rouge_f(prediction, answers, *ROUGE.values())
+        from longlens.tasks.metrics.rouge import rouge_f
+
+        found = rouge_f(prediction, answers, *ROUGE.values())
         return {name: found[kind] for name, kind in ROUGE.items()}
     return {metric: max(float(_SCORES[metric](prediction, answer)) for answer in answers)}
 
 
 def with_geometric_mean(means: dict[str, float]) -> dict[str, float]:
     """Means in percent, and the geometric mean of those of ROUGE where they are there."""
-    from longlens.tasks import metrics
-
     if set(ROUGE) <= set(means):
-        means[GEOMETRIC] = metrics.geometric_mean([means[name] for name in ROUGE])
+        means[GEOMETRIC] = math.prod(means[name] for name in ROUGE) ** (1 / len(ROUGE))
     return means
 
 

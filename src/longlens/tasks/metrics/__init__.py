@@ -5,7 +5,7 @@ docstring names that code and lists the oddities. A name that ends in ``_words``
 that no benchmark publishes numbers for.
 
 Code and commits: princeton-nlp/HELMET at 4526dfb, NVIDIA/RULER at c3f5e3b, THUDM/LongBench at 2e00731,
-DachengLi1/LongChat (LongEval) at 4b5faa5, OpenBMB/InfiniteBench at 88b3daa, bigai-nlco/LooGLE at 6734382.
+DachengLi1/LongChat (LongEval) at 4b5faa5.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from longlens.tasks.metrics.answers import normalize_answer as normalize_answer
 from longlens.tasks.metrics.answers import parse_output as parse_output
 from longlens.tasks.metrics.answers import substring_exact_match as substring_exact_match
 from longlens.tasks.metrics.answers import token_f1 as token_f1
-from longlens.tasks.metrics.chinese import character_f1_zh as character_f1_zh
 from longlens.tasks.metrics.chinese import rouge_l_zh as rouge_l_zh
 from longlens.tasks.metrics.chinese import token_f1_zh as token_f1_zh
 from longlens.tasks.metrics.citations import citation_scores as citation_scores
@@ -30,11 +29,7 @@ from longlens.tasks.metrics.longeval import last_integer as last_integer
 from longlens.tasks.metrics.longeval import last_integer_with_commas as last_integer_with_commas
 from longlens.tasks.metrics.ranking import ndcg_at_k as ndcg_at_k
 from longlens.tasks.metrics.ranking import parse_ranking as parse_ranking
-from longlens.tasks.metrics.rouge import bleu as bleu
-from longlens.tasks.metrics.rouge import geometric_mean as geometric_mean
-from longlens.tasks.metrics.rouge import rouge_f as rouge_f
 from longlens.tasks.metrics.rouge import rouge_l as rouge_l
-from longlens.tasks.metrics.rouge import rouge_recall as rouge_recall
 from longlens.tasks.metrics.ruler import string_match_all as string_match_all
 from longlens.tasks.metrics.ruler import string_match_all_words as string_match_all_words
 from longlens.tasks.metrics.ruler import string_match_part as string_match_part

@@ -47,11 +47,6 @@ def rouge_f(prediction: str, references: Sequence[str], *kinds: str) -> dict[str
     return {kind: float(found[kind].fmeasure) for kind in kinds}
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """``(v1 * v2 * v3) ** (1 / 3)``, as SCROLLS, ZeroSCROLLS and L-Eval sum up ROUGE-1, 2 and L of a whole set."""
-    return float(math.prod(values) ** (1 / len(values)))
-
-
 def _sentences(text: str) -> list[list[str]]:
     return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
 
