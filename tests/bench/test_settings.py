@@ -14,7 +14,18 @@ from tests.tasks.fixtures import settings
 from tests.tiny import byte_tokenizer
 
 NUMBERS = ("hops", "lines", "topics", "pairs", "shots", "passages", "docs", "min_characters", "alpha")
-TEXTS = ("ids", "answer_prefix", "needle", "question", "answer", "data_dir", "haystack", "prompts_dir", "revision", "split")
+TEXTS = (
+    "ids",
+    "answer_prefix",
+    "needle",
+    "question",
+    "answer",
+    "data_dir",
+    "haystack",
+    "prompts_dir",
+    "revision",
+    "split",
+)
 
 
 @pytest.mark.parametrize("name", list_tasks())
