@@ -104,7 +104,7 @@ def _kind(name: str) -> tuple[Any, dict[str, Any]]:
     """The dataclass of a task, and those of its fields that are fixed."""
     if name not in _TASKS:
         close = difflib.get_close_matches(name, _TASKS, n=1)
-        known = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_TASKS)}"
+        known = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
         raise UserError(f"no task {name!r}: {known}")
     made = _TASKS[name]
     return (made.func, made.keywords) if isinstance(made, partial) else (made, {})
