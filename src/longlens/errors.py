@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +47,11 @@ def shown(name: str | bytes | os.PathLike[str]) -> str:
 def one_line(error: BaseException) -> str:
     """What another library says, for the middle of a message: one line, at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:300]).rstrip(".:")
+    if isinstance(error, KeyError):
+        text = f"no entry {text}"
+    if "weights_only" in text:  # torch, which goes on to say how to run the code in it
+        text = "a pickle that holds more than tensors, which is not read"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:300]).rstrip(" .,:;")
 
 
 def check_unicode(text: str, what: str, remedy: str) -> None:
@@ -79,8 +83,10 @@ def shown_value(value: object) -> str:
 
 
 @contextmanager
-def library_errors(what: str, step: str) -> Iterator[None]:
+def library_errors(what: str, step: str | Callable[[BaseException], str]) -> Iterator[None]:
     """Turns whatever another library raises on data that is not ours into one line: ``{what}: {reason}: {step}``.
+
+    The step may depend on what was raised.
 
     Rust extensions (tokenizers, safetensors) panic with a class that is a BaseException and no Exception. An
     interrupt passes, and so does a UserError.
@@ -92,7 +98,7 @@ def library_errors(what: str, step: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{what}: {one_line(error)}: {step}") from error
+        raise UserError(f"{what}: {one_line(error)}: {step if isinstance(step, str) else step(error)}") from error
 
 
 @contextmanager

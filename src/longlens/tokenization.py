@@ -6,13 +6,14 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import UserError
+from longlens.errors import UserError, library_errors
 from longlens.spans import inner, spans_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class TextEncoder:
                 f"{self._name} is not a fast tokenizer and has no offsets of its own: use spans='exact', the default"
             )
         self.bos_token_id = getattr(tokenizer, "bos_token_id", None)
-        self.own_prefix = self._find_own_prefix()
+        with self._errors():
+            self.own_prefix = self._find_own_prefix()
         if self._fast is not None and self._exact:
             self._fast.untrim()
 
@@ -84,18 +86,20 @@ class TextEncoder:
                 the text; or its offsets are out of order.
         """
         _require_unicode(text)
-        if self._fast is None:
-            token_ids = self._own_ids(text)
-            char_spans = spans_of(self._tokenizer, text, token_ids)
-        else:
-            encoding = self._fast.encode(text)
-            token_ids = np.array(encoding.ids, dtype=np.int64)
-            char_spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            if self._fast.may_differ and not np.array_equal(token_ids, self._own_ids(text)):
-                raise UserError(
-                    f"{self._name} changes the ids of its backend tokenizer, so that their characters are not known: "
-                    "load the model's tokenizer.json with transformers.PreTrainedTokenizerFast(tokenizer_file=...)"
-                )
+        with self._errors():
+            if self._fast is None:
+                token_ids = self._own_ids(text)
+                char_spans = spans_of(self._tokenizer, text, token_ids)
+            else:
+                encoding = self._fast.encode(text)
+                token_ids = np.array(encoding.ids, dtype=np.int64)
+                char_spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                if self._fast.may_differ and not np.array_equal(token_ids, self._own_ids(text)):
+                    raise UserError(
+                        f"{self._name} changes the ids of its backend tokenizer, so that their characters are not "
+                        "known: load the model's tokenizer.json with "
+                        "transformers.PreTrainedTokenizerFast(tokenizer_file=...)"
+                    )
         if self._exact:
             check_spans(char_spans, len(text), name=self._name)
             char_spans = extend_over_marks(text, char_spans)
@@ -108,6 +112,10 @@ class TextEncoder:
         The same tokenizer loaded as another class, or written by another version of `tokenizers`, can have another.
         """
         return hashlib.sha256(_description(self._tokenizer) if self._fast is None else self._fast.json()).hexdigest()
+
+    def _errors(self) -> AbstractContextManager[None]:
+        # The files of a tokenizer are anyone's, and its Rust code panics on some of them.
+        return library_errors(f"{self._name} cannot tokenize a text", "use another tokenizer of this model")
 
     def _own_ids(self, text: str) -> Ints:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -15,6 +15,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 user error (one line on stderr), 130 interrupted.
     """
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # also while modules are imported, when nothing else can be relied on
+        print(_INTERRUPTED, file=sys.stderr)
+        return 130
+
+
+_INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on from there"
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed, as by >&-
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     import typer
 
     from longlens.cli.app import app
@@ -46,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = getattr(error, "format_message", error.__str__)()
             say(f"error: {text.rstrip('.')}. See longlens --help")
             return 2
-        except (KeyboardInterrupt, typer.Abort):
-            say("interrupted; what was finished is kept, and the same command goes on from there")
-            return 130
+        except typer.Abort:
+            raise KeyboardInterrupt from None
         except BrokenPipeError:
             # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
             _drop_stdout()

