@@ -321,18 +321,19 @@ def words(text):
 
 
 @pytest.mark.parametrize("max_length", [None, 30])
-def test_a_text_that_begins_with_the_bos_has_it_once_and_unscored(models, max_length):
+@pytest.mark.parametrize("out", [None, "run"])
+def test_a_text_that_begins_with_the_bos_has_it_once_and_unscored(models, max_length, out, tmp_path):
     scorer = longlens.load_scorer(str(models / "llama"))
     text = "Call me Ishmael. Some years ago, never mind how long"
     two = [Document(id="plain", text=text), Document(id="own", text="<s>" + text)]
     settings = {"context": 8, "stride": 4, "max_length": max_length}
-    plain, own = score(two, scorer, **settings)
+    plain, own = score(two, scorer, **settings, out=out and tmp_path / out)
     assert own.token_ids.tolist() == [BOS, *plain.token_ids.tolist()]
     for side in ("long_logprobs", "short_logprobs"):
         assert np.isnan(getattr(own, side)[0])
         np.testing.assert_array_equal(getattr(own, side)[1:], getattr(plain, side))
     # The published package puts its own before it all the same.
-    plain, own = score(two, scorer, bos="published", **settings)
+    plain, own = score(two, scorer, bos="published", **settings, out=out and tmp_path / "published")
     assert np.isfinite(own.long_logprobs[0])
     assert not np.array_equal(own.long_logprobs[1:], plain.long_logprobs)
 

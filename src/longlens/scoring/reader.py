@@ -46,7 +46,9 @@ class StoredScores(Sequence[TokenScores]):
         self._run = run_sha256(self.manifest)
         # As published, windows are planned over the tokenizer's own prefix and the text, see `longlens.scoring.run`.
         is_published = self.manifest["settings"].get("bos") == "published"
-        self._num_counted = len(identity_of(self).own_prefix) if is_published else 0
+        identity = identity_of(self)
+        self._num_counted = len(identity.own_prefix) if is_published else 0
+        self._bos_token_id = None if is_published else identity.bos_token_id
         found = [re.fullmatch(r"K(\d+)-d(\d+)", entry.name) for entry in folder.glob("short/*")]
         self.short_contexts = sorted(ShortContext(int(m[1]), int(m[2])) for m in found if m)
         wanted = context is not None or stride is not None
@@ -86,11 +88,14 @@ class StoredScores(Sequence[TokenScores]):
         place = where[None]
         with _checked(id, place):
             row = self._long(id, self._row(*place))
+        # A text that itself begins with BOS has windows over what comes after it.
+        begins = len(row.token_ids) > 0 and row.token_ids[0] == self._bos_token_id and np.isnan(row.long_logprobs[0])
+        before = int(begins) - self._num_counted
         short: dict[ShortContext, Floats] = {}
         for side, place in where.items():
             if side is not None:
                 with _checked(id, place):
-                    short[side] = self._short(side, self._row(*place), len(row.token_ids))
+                    short[side] = self._short(side, self._row(*place), len(row.token_ids), before)
         return replace(row, short=short)
 
     def _long(self, id: str, long: Mapping[str, pa.Scalar]) -> TokenScores:
@@ -120,9 +125,9 @@ class StoredScores(Sequence[TokenScores]):
             selected=self.selected,
         )
 
-    def _short(self, short: ShortContext, row: Mapping[str, pa.Scalar], n: int) -> Floats:
+    def _short(self, short: ShortContext, row: Mapping[str, pa.Scalar], n: int, before: int) -> Floats:
         logprobs = _array(row, "logprobs", np.float32, n)
-        first = min(n, max(0, short.context - self._num_counted))
+        first = min(n, max(0, short.context + before))
         _require(np.isnan(logprobs[:first]).all(), f"there are scores before token {first}, the first after K")
         _check_logprobs(logprobs[first:])
         return logprobs
