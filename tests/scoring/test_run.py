@@ -331,11 +331,11 @@ def test_a_text_that_begins_with_the_bos_has_it_once_and_unscored(models, max_le
     assert own.token_ids.tolist() == [BOS, *plain.token_ids.tolist()]
     for side in ("long_logprobs", "short_logprobs"):
         assert np.isnan(getattr(own, side)[0])
-        np.testing.assert_array_equal(getattr(own, side)[1:], getattr(plain, side))
+        np.testing.assert_allclose(getattr(own, side)[1:], getattr(plain, side), atol=1e-4)
     # The published package puts its own before it all the same.
     plain, own = score(two, scorer, bos="published", **settings, out=out and tmp_path / "published")
     assert np.isfinite(own.long_logprobs[0])
-    assert not np.array_equal(own.long_logprobs[1:], plain.long_logprobs)
+    assert np.abs(own.long_logprobs[1:] - plain.long_logprobs).max() > 1e-2
 
 
 def test_the_maximum_length_is_what_the_model_takes_without_its_bos():
