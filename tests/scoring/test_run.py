@@ -327,13 +327,14 @@ def test_a_text_that_begins_with_the_bos_has_it_once_and_unscored(models, max_le
     text = "Call me Ishmael. Some years ago, never mind how long"
     two = [Document(id="plain", text=text), Document(id="own", text="<s>" + text)]
     settings = {"context": 8, "stride": 4, "max_length": max_length}
-    plain, own = score(two, scorer, **settings, out=out and tmp_path / out)
+    plain, own = map(score(two, scorer, **settings, out=out and tmp_path / out).get, ("plain", "own"))
     assert own.token_ids.tolist() == [BOS, *plain.token_ids.tolist()]
     for side in ("long_logprobs", "short_logprobs"):
         assert np.isnan(getattr(own, side)[0])
         np.testing.assert_allclose(getattr(own, side)[1:], getattr(plain, side), atol=1e-4)
     # The published package puts its own before it all the same.
-    plain, own = score(two, scorer, bos="published", **settings, out=out and tmp_path / "published")
+    published = score(two, scorer, bos="published", **settings, out=out and tmp_path / "published")
+    plain, own = map(published.get, ("plain", "own"))
     assert np.isfinite(own.long_logprobs[0])
     assert np.abs(own.long_logprobs[1:] - plain.long_logprobs).max() > 1e-2
 
