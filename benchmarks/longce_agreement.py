@@ -22,6 +22,7 @@ from longlens.losses import LongCE
 from longlens.losses.documents import scored_labels, split_documents
 from longlens.losses.passes import head_of, target_logprobs
 from longlens.losses.short import score_short
+from longlens.models.forward import Forward
 from longlens.rope import load_model
 
 ROWS = 4
@@ -33,7 +34,7 @@ def long_logprobs(model: Any, ids: Tensor) -> Tensor:
     head, found = head_of(model), []
     with torch.no_grad():
         for row in ids[:, None]:
-            states = model.get_decoder()(input_ids=row, use_cache=False).last_hidden_state
+            states = Forward(model).hidden(row)
             found.append(target_logprobs(states, row, scored_labels(row), head))
     return torch.stack(found)[:, CONTEXT - 1 :]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longlens.losses import ChunkedLongCE, LongCE, SampledLongCE
 from longlens.models import load_scorer
+from longlens.models.forward import find_decoder
 
 LENGTH, CONTEXT, STRIDE = 2048, 256, 64
 
@@ -52,7 +53,7 @@ def floor(model: Any, ids: Tensor, longce: LongCE, step: int = 0) -> float:
     """
     config = model.config
     head = config.vocab_size * config.hidden_size
-    layers = sum(p.numel() for n, p in model.get_decoder().named_parameters() if "embed" not in n)
+    layers = sum(p.numel() for n, p in find_decoder(model).named_parameters() if "embed" not in n)
     width = config.num_attention_heads * config.head_dim * config.num_hidden_layers
 
     def body(size: int) -> float:

@@ -23,6 +23,30 @@ _SMALL = {
     "eos_token_id": 257,
 }
 
+# What a model's generation_config.json may ask for, and greedy decoding does not do.
+OWN_GENERATION = {
+    "do_sample": True,
+    "temperature": 9.0,
+    "top_k": 3,
+    "num_beams": 3,
+    "length_penalty": 5.0,
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(0, 250, 2)),
+    "begin_suppress_tokens": list(range(1, 250, 2)),
+    "bad_words_ids": [[7]],
+    "sequence_bias": [[[9], 20.0]],
+    "forced_eos_token_id": 9,
+    "exponential_decay_length_penalty": [1, 5.0],
+    "min_new_tokens": 3,
+    "max_new_tokens": 2,
+    "max_time": 0.0,
+    "stop_strings": ["a"],
+    "guidance_scale": 2.0,
+    "prompt_lookup_num_tokens": 3,
+    "cache_implementation": "static",
+}
+
 
 def byte_tokenizer(*, bos: bool = True, adds_bos: bool = True) -> Any:
     """256 byte tokens and `<s>` (256), `</s>` (257); puts `<s>` before a text as Llama's does."""
@@ -92,6 +116,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 4096}),
     "gpt-neox": ("GPTNeoX", {}),
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "modernbert-decoder": ("ModernBertDecoder", {"local_attention": 24}),
+    "llama4": (
+        "Llama4Text",
+        {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 24},
+    ),
     "gpt-oss-sinks": ("GptOss", {"num_local_experts": 4, "sliding_window": 24, "head_dim": 8}),
 }
 
@@ -101,7 +130,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) 
     kind, settings = FAMILIES[family]
     config = getattr(transformers, f"{kind}Config")(**{**_SMALL, **settings, **changes})
     torch.manual_seed(0)
-    names = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
+    names = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel", "Llama4Text": "Llama4ForCausalLM"}
     model = getattr(transformers, names.get(kind, f"{kind}ForCausalLM"))(config)
     with torch.no_grad():
         for parameter in model.parameters():

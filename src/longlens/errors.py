@@ -83,20 +83,21 @@ def shown_value(value: object) -> str:
 
 
 @contextmanager
-def library_errors(what: str, step: str | Callable[[BaseException], str]) -> Iterator[None]:
+def library_errors(
+    what: str, step: str | Callable[[BaseException], str], *, passing: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
     """Turns whatever another library raises on data that is not ours into one line: ``{what}: {reason}: {step}``.
 
     The step may depend on what was raised.
 
     Rust extensions (tokenizers, safetensors) panic with a class that is a BaseException and no Exception. An
-    interrupt passes, and so does a UserError.
+    interrupt passes, and so do a UserError and the types in ``passing``.
     """
     try:
         yield
-    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        is_theirs = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_theirs or isinstance(error, (UserError, *passing)):
             raise
         raise UserError(f"{what}: {one_line(error)}: {step if isinstance(step, str) else step(error)}") from error
 

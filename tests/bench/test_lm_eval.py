@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -14,9 +15,12 @@ import torch
 from longlens.bench.engine import Answer, EngineSettings, Request, open_texts, prompt_tokens
 from longlens.bench.lm_eval import backends, engine, open_engine
 from longlens.errors import UserError
-from tests.tiny import byte_tokenizer, tiny_model
+from longlens.scoring.transformers import BATCH_TOKENS
+from tests.families import family_model
+from tests.tiny import OWN_GENERATION, byte_tokenizer, tiny_model
 
 TEXT = "The keeper of the mill counts the lamps"
+NEIGHBOURS = ["llama", "llama-dynamic-ntk", "phi3-longrope", "gemma3", "any-rwkv", "any-jamba", "any-qwen3_next"]
 
 
 def opened(name, **options):
@@ -45,7 +49,7 @@ def greedy(prompt, tokens):
 
 def test_the_pinned_version_has_the_names_that_are_used():
     assert metadata.version("lm_eval") == "0.4.13"
-    names = {"_model_generate", "_loglikelihood_tokens", "_encode_pair", "set_cache_hook", "generate_until"}
+    names = {"_detect_batch_size", "_loglikelihood_tokens", "_encode_pair", "set_cache_hook", "generate_until"}
     assert all(hasattr(backends.HFLM, name) for name in names)
     assert list(inspect.signature(backends.HFLM._loglikelihood_tokens).parameters)[1:] == [
         "requests",
@@ -78,9 +82,9 @@ def test_requests_of_one_prompt_are_all_answered(made):
 
 def test_an_answer_is_handed_on_before_the_next_batch_is_asked(made, monkeypatch):
     events = []
-    generate = made.lm._model_generate
+    generate = made.lm.forward.generate
     monkeypatch.setattr(
-        made.lm, "_model_generate", lambda *args, **options: events.append("asked") or generate(*args, **options)
+        made.lm.forward, "generate", lambda *args, **options: events.append("asked") or generate(*args, **options)
     )
     made.answer([Request(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], lambda answer: events.append(answer.key))
     assert events == ["asked", "k3", "k2", "asked", "k1", "k0"]
@@ -132,11 +136,48 @@ def test_a_prompt_that_would_be_cut_is_refused_before_anything_is_asked(made, mo
         made.answer([Request("short", TEXT, None, 5), long], lambda answer: pytest.fail("answered"))
 
 
-def test_a_models_own_repetition_penalty_is_off(model, tmp_path):
-    made = opened(model)
-    made.lm.model.generation_config.repetition_penalty = 5.0
-    (found,) = answers(made, [Request("k", TEXT, None, 8)])
-    assert found.text == greedy(TEXT, 8)
+def test_settings_of_the_models_folder_are_not_in_force(model, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(OWN_GENERATION))
+    made = opened(str(tmp_path / "m"), batch_size=2)
+    found = answers(made, [Request(f"k{n}", TEXT + "." * n, None, 8) for n in range(2)])
+    assert [answer.text for answer in found] == [greedy(TEXT + "." * n, 8) for n in range(2)]
+    recorded = made.info["generation"]
+    assert recorded["in_force"].items() >= {"do_sample": False, "num_beams": 1, "eos_token_id": [257]}.items()
+    assert recorded["ignored"].keys() == OWN_GENERATION.keys()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
+@pytest.mark.parametrize("family", NEIGHBOURS)
+def test_an_answer_depends_on_its_prompt_alone(tmp_path, family, batch_size):
+    """On no longer prompt that was asked before, on no neighbour in a batch, and not on how its neighbour begins."""
+    made = family_model(family.removeprefix("any-")) if family.startswith("any-") else tiny_model(family)
+    made.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    prompts = ["<s>" + TEXT * 2, TEXT * 2, TEXT * 2 + "!", TEXT[:20], "<s>" + TEXT[:17], TEXT[:29]]
+    requests = [Request(f"k{n}", prompt, None, 6) for n, prompt in enumerate(prompts)]
+    together = answers(opened(str(tmp_path), max_length=400, batch_size=batch_size), requests)
+    assert together == [answers(opened(str(tmp_path), max_length=400), [request])[0] for request in requests]
+
+
+def test_an_automatic_batch_is_sized_by_tokens(model, monkeypatch):
+    """Not by trying out logits of 64 rows of the model's maximum length."""
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 200)
+    made, shapes = opened(model, batch_size="auto"), []
+    made.lm.model.register_forward_pre_hook(
+        lambda module, args, inputs: shapes.append(tuple((inputs.get("input_ids", args[0] if args else None)).shape)),
+        with_kwargs=True,
+    )
+    found = answers(made, [Request(f"k{n}", TEXT + "." * n, None, 4) for n in range(6)])
+    assert [answer.text for answer in found] == [greedy(TEXT + "." * n, 4) for n in range(6)]
+    assert max(rows * length for rows, length in shapes) <= 200
+    assert max(rows for rows, _ in shapes) > 2
+    made.lm.exact_pairs = False  # as lm-evaluation-harness's own tasks are scored
+    monkeypatch.setattr(backends, "FULL_LOGITS_BYTES", 4 * 300 * 150)
+    shapes.clear()
+    made.ask("loglikelihood", {f"k{n}": (TEXT + "." * n, " at dawn") for n in range(6)}, lambda *taken: None)
+    assert max(rows * length for rows, length in shapes) <= 150
+    assert max(rows for rows, _ in shapes) > 1
 
 
 @pytest.mark.parametrize(
@@ -234,14 +275,14 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_too_little_memory_is_one_line_and_what_was_answered_stays(made, monkeypatch):
-    generate = made.lm._model_generate
+    generate = made.lm.model.generate
 
-    def short_of_memory(context, *args, **options):
-        if context.shape[1] < len(TEXT) + 3:
+    def short_of_memory(input_ids, **options):
+        if input_ids.shape[1] < len(TEXT) + 3:
             raise torch.OutOfMemoryError("out of memory")
-        return generate(context, *args, **options)
+        return generate(input_ids, **options)
 
-    monkeypatch.setattr(made.lm, "_model_generate", short_of_memory)
+    monkeypatch.setattr(made.lm.model, "generate", short_of_memory)
     found: list[Answer] = []
     with pytest.raises(UserError, match="ran out of memory; what was answered is kept: use a smaller --batch-size"):
         made.answer([Request(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], found.append)

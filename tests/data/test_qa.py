@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ from longlens.data.qa import (
 from longlens.data.qa_folder import REFUSED, ROWS, qa_folder
 from longlens.errors import LonglensWarning, UserError
 from tests.data.test_chat import CHATML, tokenizer_of
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import OWN_GENERATION, byte_tokenizer, tiny_model
 
 TOKENIZER = tokenizer_of(CHATML)
 
@@ -45,7 +46,7 @@ class Written(NamedTuple):
 class Parrot:
     """Asks for the first word of a passage; and what `answers` says of passages that hold a word."""
 
-    name, identity_sha256 = "parrot", "0"
+    name, identity_sha256, generation = "parrot", "0", {"in_force": {"do_sample": False}}
 
     def __init__(self, answers=None):
         self.answers, self.prompts = answers or {}, []
@@ -238,6 +239,7 @@ def test_rows_are_the_document_the_question_and_the_answer(books):
         assert row["messages"] == messages_of(text, Pair(f"What begins with {first[0]}?", first))
         assert (row["document_span"], row["document_characters"]) == ([0, len(text)], len(text))
         assert (row["generator"], row["generator_sha256"], row["seed"], row["pair"]) == ("parrot", "0", 0, 0)
+        assert row["generation"] == Parrot.generation
     assert len({row["prompt_sha256"] for row in rows} | {row["document_sha256"] for row in rows}) == 6
     assert [(line["document_id"], line["reason"]) for line in lines("out", REFUSED)] == [("books/short.txt", short)]
     assert len(chat_dataset(["out"], TOKENIZER, max_length=4000)) == 3
@@ -468,6 +470,25 @@ def test_the_generator_is_greedy_and_says_whether_a_text_came_to_an_end(template
     model.train()
     generator(model, tokenizer, max_new_tokens=2).generate(["Why?"])
     assert model.training
+
+
+def test_settings_of_the_models_folder_are_not_in_force(models, tmp_path):
+    from longlens.models.generate import load_generator
+
+    shutil.copytree(models / "llama", tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(OWN_GENERATION))
+    made = load_generator(str(tmp_path / "m"), max_new_tokens=8)
+    assert made.generate(["Why?"]) == load_generator(str(models / "llama"), max_new_tokens=8).generate(["Why?"])
+    assert made.generation["in_force"].items() >= {"do_sample": False, "num_beams": 1, "max_new_tokens": 8}.items()
+    assert made.generation["ignored"].keys() == OWN_GENERATION.keys()
+
+
+def test_a_longer_prompt_before_does_not_change_an_answer():
+    model = tiny_model("llama-dynamic-ntk", max_position_embeddings=60)
+    asked = ["Why? " * 30, "Why? " * 20]
+    writing = generator(model, max_new_tokens=8)
+    writing._max_length = None  # dynamic NTK is made for texts that are longer than its config says
+    assert writing.generate(asked)[1] == writing.generate(asked[1:])[0]
 
 
 def test_what_a_generator_cannot_do_is_said():

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.reference.scoring import start_afresh
+
 
 def naive_logprobs(model: Any, ids: Tensor) -> Tensor:
     """log P(ids[i] | ids[:i]) for i = 1, ..., from the model's own logits."""
+    start_afresh(model)
     logits = model(input_ids=ids[None], use_cache=False).logits[0]
     return logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
 

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 
-def naive_logprobs(model: Any, ids: list[int]) -> list[float]:
-    """log P(ids[i] | ids[:i]) for i >= 1, from the model's own logits over the whole sequence."""
+def start_afresh(model: Any) -> None:
+    """Forgets the sequences before: transformers keeps dynamic NTK's frequencies between calls."""
     for module in model.modules():
         if "dynamic" in str(getattr(module, "rope_type", "")):
-            # transformers keeps dynamic NTK's frequencies between calls; start each sequence afresh.
             module.register_buffer("inv_freq", module.original_inv_freq.clone(), persistent=False)
             module.max_seq_len_cached = module.original_max_seq_len
+
+
+def naive_logprobs(model: Any, ids: list[int]) -> list[float]:
+    """log P(ids[i] | ids[:i]) for i >= 1, from the model's own logits over the whole sequence."""
+    start_afresh(model)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
     logprobs = logits.log_softmax(-1)

@@ -48,11 +48,13 @@ def test_what_is_most_likely_is_greedy(family, attention, batch_tokens):
     assert [answer.is_greedy for answer in scorer.continuations(TEXT, [best, other, best[:2]])] == [True, False, True]
 
 
-def test_a_text_goes_through_the_model_once(monkeypatch):
+def test_a_text_goes_through_the_model_once():
     model = tiny_model("llama")
     scorer = ContinuationScorer(model, byte_tokenizer())
+    assert scorer._forward.has_cache
     fed = []
-    decoder = scorer._decoder
-    monkeypatch.setattr(scorer, "_decoder", lambda **inputs: fed.append(inputs["input_ids"].shape) or decoder(**inputs))
+    model.model.register_forward_pre_hook(
+        lambda module, args, inputs: fed.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
     scorer.continuations(TEXT, CONTINUATIONS)
-    assert [tuple(shape) for shape in fed] == [(1, len(TEXT) - 1), (len(CONTINUATIONS), max(map(len, CONTINUATIONS)))]
+    assert fed == [(1, len(TEXT) - 1), (len(CONTINUATIONS), max(map(len, CONTINUATIONS)))]

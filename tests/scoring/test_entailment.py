@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.models.entailment import PROMPT, load_entails
-from tests.tiny import VOCABULARY, byte_tokenizer
+from tests.tiny import OWN_GENERATION, VOCABULARY, byte_tokenizer
 
 PREMISE, CLAIM = "Title: Mill\nThe mill grinds corn.", "The mill grinds."
 LABELS = ["contradiction", "Entailment", "neutral"]
@@ -123,7 +123,7 @@ def test_a_folder_that_asks_for_sampling_is_still_greedy(t5, tmp_path):
     folder = tmp_path / "t5"
     shutil.copytree(t5, folder)
     path = folder / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 50.0}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | OWN_GENERATION))
     entails = load_entails(str(folder))
     assert all(entails(PREMISE, "mill, mill, mill") for _ in range(5))
 

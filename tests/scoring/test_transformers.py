@@ -1,5 +1,7 @@
 """What the engine refuses, what it bounds, and what it leaves as it was."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,12 @@ import transformers
 
 import longlens
 from longlens.logprobs import Head, token_logprobs
+from longlens.losses import longce_loss
+from longlens.models.forward import find_decoder
+from longlens.scoring.scorer import Request
 from longlens.scoring.transformers import TransformersScorer
+from tests.families import family_model
+from tests.reference.scoring import naive_logprobs
 from tests.tiny import VOCABULARY, byte_tokenizer, tiny_model
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 4
@@ -112,7 +119,8 @@ def test_batches_are_bounded_and_sliding_layers_are_fed_in_chunks(monkeypatch):
     monkeypatch.setattr("longlens.scoring.transformers.CHUNK_TOKENS", 32)
     scorer = make_scorer(tiny_model("gemma3"), batch_tokens=300)
     shapes = []
-    scorer._decoder.register_forward_pre_hook(
+    assert scorer._forward.has_cache
+    scorer.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     score(scorer, TEXT, *["short text"] * 20)
@@ -121,12 +129,94 @@ def test_batches_are_bounded_and_sliding_layers_are_fed_in_chunks(monkeypatch):
     assert all(batch * length <= 300 for batch, length in shapes)
 
 
-def test_a_model_in_training_mode_is_scored_without_dropout_and_left_training():
+def test_a_model_in_training_mode_is_scored_without_dropout_and_left_as_it_was():
     model = tiny_model("gpt2", resid_pdrop=0.5, attn_pdrop=0.5).train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
     scorer = make_scorer(model)
     first, second = score(scorer, TEXT)[0], score(scorer, TEXT)[0]
     np.testing.assert_array_equal(first.long_logprobs, second.long_logprobs)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_scorers_that_are_read_in_turn_leave_no_mode_on():
+    model = tiny_model("llama").train()
+    scorers = [make_scorer(each, batch_tokens=20) for each in (model, tiny_model("qwen2"))]
+    requests = [Request(str(n), (1, 2, 3 + n), 1) for n in range(40)]
+    for _ in zip(*(scorer.logprobs(requests) for scorer in scorers), strict=True):
+        assert model.training
+        assert not torch.is_inference_mode_enabled()
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    abandoned = [scorer.logprobs(requests) for scorer in scorers]
+    for each in abandoned:
+        next(each)
+    for each in abandoned:
+        each.close()
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"sliding_window": "x"}),
+        ("llama", {"layer_types": ["sliding_attention"] * 3, "sliding_window": "x"}),
+        ("mixtral", {"num_experts_per_tok": 9}),
+        ("gemma3", {"layer_types": ["full_attention"]}),
+        ("mamba", {"layer_types": ["no such"]}),
+    ],
+)
+def test_a_broken_configuration_is_one_line(tmp_path, family, changes):
+    (family_model("mamba") if family == "mamba" else tiny_model(family)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(longlens.UserError, match=r"cannot be run (on|with)|cannot load the ") as told:
+        score(longlens.load_scorer(str(tmp_path), attention="eager"), TEXT)
+    assert "\n" not in str(told.value)
+
+
+def llama4(*, nested):
+    text = {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 24}
+    if not nested:
+        return tiny_model("llama4", **text)
+    eyes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.Llama4Config(
+        text_config=tiny_model("llama4", **text).config.to_dict(),
+        vision_config={**eyes, "image_size": 8, "patch_size": 4, "vision_output_dim": 16, "projector_input_dim": 16},
+    )
+    torch.manual_seed(0)
+    return transformers.Llama4ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_decoder_of_llama_4_is_found_where_get_decoder_finds_the_whole(nested):
+    model = llama4(nested=nested)
+    assert type(find_decoder(model)) is transformers.Llama4TextModel
+    if nested:  # transformers 5.24 cannot compute its logits without an image
+        with pytest.raises(longlens.UserError, match="Llama4ForConditionalGeneration cannot be run on 48 tokens: "):
+            make_scorer(model)
+        return
+    row = score(make_scorer(model), TEXT, context=None)[0]
+    ids = torch.tensor([[256, *row.token_ids.tolist()]])
+    with torch.no_grad():
+        loss = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    np.testing.assert_allclose(row.long_logprobs, loss.numpy(), atol=1e-4)
+    longce_loss(model.train(), ids, context=8, stride=4).backward()
+
+
+def test_a_model_without_such_a_decoder_is_refused():
+    model = tiny_model("llama")
+    model.model.forward = lambda inputs_embeds: None
+    with pytest.raises(longlens.UserError, match="LlamaForCausalLM has no part that turns token ids into hidden"):
+        make_scorer(model)
+
+
+def test_a_model_that_takes_a_cache_and_ignores_it_is_fed_whole(monkeypatch):
+    monkeypatch.setattr("longlens.scoring.transformers.ATTENTION_BYTES", 4 * 4 * 8 * 100)
+    model = family_model("openai-gpt")
+    model.set_attn_implementation("eager")
+    row = score(make_scorer(model), TEXT, context=None)[0]
+    np.testing.assert_allclose(row.long_logprobs, naive_logprobs(model, [256, *row.token_ids.tolist()]), atol=1e-4)
 
 
 def test_device_maps_give_the_same_scores_and_an_offloaded_head_is_refused(tmp_path):

@@ -56,10 +56,12 @@ class Generator(Protocol):
     Attributes:
         name: What the rows say of it.
         identity_sha256: Says which model it is.
+        generation: The settings of generation.
     """
 
     name: str
     identity_sha256: str
+    generation: Mapping[str, Any]
 
     def generate(self, prompts: Sequence[str]) -> Sequence[Generated]:
         """An answer to each prompt."""

@@ -89,6 +89,7 @@ def qa_folder(
         "sources": {source: fingerprint(source) for source in sources},
         "generator": generator.name,
         "generator_sha256": generator.identity_sha256,
+        "generation": generator.generation,
         "tokenizer_sha256": maker.encoder.sha256,
         "prompt_sha256": _sha256(PROMPT),
         **asdict(settings),
@@ -163,6 +164,7 @@ class _Maker:
         origin = {
             "generator": self._generator.name,
             "generator_sha256": self._generator.identity_sha256,
+            "generation": self._generator.generation,
             "seed": self._settings.seed,
             "prompt_sha256": _sha256(prompt),
         }

@@ -14,6 +14,7 @@ from longlens.losses.documents import scored_labels, split_documents, unlike
 from longlens.losses.passes import check_packing, head_of, run_inside, target_logprobs
 from longlens.losses.settings import CONTEXT, STRIDE, LongCE
 from longlens.losses.short import score_short
+from longlens.models.forward import Forward
 
 
 def longce_loss(
@@ -34,9 +35,10 @@ def longce_loss(
     ``long`` is ``log P(token | its document so far)`` and ``short`` the same under the last K to K + d - 1 tokens
     (eq. 8, `plan_windows`), both by the model itself as it is now. The short pass comes first, in eval mode and without
     gradient, and keeps nothing but its log-probabilities; neither pass has the logits of a whole sequence at one time.
-    No BOS is added: training sequences are taken as they are. LongRoPE computes the windows with the factors of their
-    own length, so that its weights also hold the difference between its short and its long factors; CLEX in training
-    draws positions at random in the long pass alone, so that its weights hold that too.
+    No BOS is added: training sequences are taken as they are. LongRoPE and dynamic NTK compute the windows with the
+    frequencies of their own length, so that their weights also hold the difference between these and those of the
+    rows, which go by the length of the batch, padding included, as in transformers; CLEX in training draws positions at
+    random in the long pass alone, so that its weights hold that too.
 
     Args:
         model: A causal language model of transformers; also with LoRA, prepared by accelerate, in
@@ -136,8 +138,7 @@ def weighted_nll(
         short = short_logprobs
         if longce is not None and token_weights is None and short is None:
             short = score_short(inner, head, input_ids, labels, scored, documents, longce, step)
-        states = inner.get_decoder()(input_ids=input_ids, position_ids=positions, use_cache=False).last_hidden_state
-        long = target_logprobs(states, labels, scored, head)
+        long = target_logprobs(Forward(inner).hidden(input_ids, positions), labels, scored, head)
         weights, has_short = torch.ones_like(long.detach()), torch.zeros_like(long, dtype=torch.bool)
         if longce is not None and token_weights is not None:
             weights, has_short = _capped(token_weights[scored].to(long.dtype), longce.gamma), ~has_short

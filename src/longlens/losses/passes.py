@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.models.forward import Forward, probe_ids, running
 
 PROBE_TOKENS = 16
 
@@ -71,34 +71,21 @@ def _precision(inner: Any) -> AbstractContextManager[Any]:
     return autocast
 
 
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout and without gradient; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def head_of(model: Any) -> Head:
     """The vocabulary head of a model, held once against its own logits on a few tokens (`find_head`).
 
     Raises:
-        UserError: Its logits are computed in a way that longlens does not know, an adapter sits on its head, its loss
-            has a part that is none of a token, or its rotary embedding depends on what was computed before.
+        UserError: Its logits are computed in a way that longlens does not know, an adapter sits on its head, or its
+            loss has a part that is none of a token.
     """
     known = getattr(model, "_longlens_head", None)
     module = model.get_output_embeddings()
     if known is None:
         _check_model(model, module)
-        with evaluating(model):
-            ids = _probe_ids(model, 1)
-            states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-            logits = type(model).forward(model, input_ids=ids, use_cache=False).logits[0]
+        with running(model, inference=False):
+            ids = probe_ids(model, tokens=PROBE_TOKENS)
+            forward = Forward(model)
+            states, logits = forward.hidden(ids)[0], forward.logits(ids)[0]
             with torch.autocast(states.device.type, enabled=False):
                 known = find_head(model, states, logits)
         model._longlens_head = Head(weight=torch.empty(0), scale=known.scale, softcap=known.softcap)
@@ -107,7 +94,6 @@ def head_of(model: Any) -> Head:
 
 def _check_model(model: Any, module: Any) -> None:
     name = type(model).__name__
-    refuse_dynamic_rope(model)
     if hasattr(module, "base_layer") or hasattr(module, "token_adapter"):
         raise UserError(
             f"an adapter sits on the vocabulary head of {name}, and the loss uses the weight alone, so that it would "
@@ -120,22 +106,6 @@ def _check_model(model: Any, module: Any) -> None:
             "over tokens that LongCE could weigh: set router_aux_loss_coef=0.0 in SFTConfig, or "
             "model.config.output_router_logits = False"
         )
-
-
-def refuse_dynamic_rope(model: Any) -> None:
-    """Refuses dynamic NTK, whose frequencies stay those of the longest sequence so far.
-
-    Raises:
-        UserError: A rotary embedding of the model is of that type.
-    """
-    for module in model.modules():
-        kind = getattr(module, "rope_type", "default")
-        if any("dynamic" in str(each) for each in (kind.values() if isinstance(kind, dict) else [kind])):
-            raise UserError(
-                f"{type(model).__name__} has dynamic NTK, whose frequencies stay those of the longest sequence so far: "
-                "short log-probabilities would depend on what was computed before. Extend the model by another method "
-                "for training: longlens extend --method pi, ntk or yarn"
-            )
 
 
 def check_packing(model: Any, rows: int) -> None:
@@ -152,12 +122,11 @@ def check_packing(model: Any, rows: int) -> None:
     passed = model.__dict__.setdefault("_longlens_packs", set())
     if shape in passed:
         return
-    with evaluating(model):
-        ids, half = _probe_ids(model, shape), PROBE_TOKENS // 2
-        positions = torch.arange(half, device=ids.device).repeat(shape, 2)
-        decoder = model.get_decoder()
-        packed = decoder(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state[:, half:]
-        alone = decoder(input_ids=ids[:, half:], use_cache=False).last_hidden_state
+    forward = Forward(model)
+    with running(model, inference=False):
+        ids, half = probe_ids(model, shape, PROBE_TOKENS), PROBE_TOKENS // 2
+        packed = forward.hidden(ids, torch.arange(half, device=ids.device).repeat(shape, 2))[:, half:]
+        alone = forward.hidden(ids[:, half:])
     moved = float((packed - alone).abs().max())
     # As wide as half-precision products of the model differ; what leaks moves states by their own size.
     kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else model.dtype
@@ -170,13 +139,6 @@ def check_packing(model: Any, rows: int) -> None:
             + "train with one document a row"
         )
     passed.add(shape)
-
-
-def _probe_ids(model: Any, rows: int) -> Tensor:
-    """Random tokens, drawn without moving the generators that training draws from."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary, (rows, PROBE_TOKENS), generator=generator).to(model.device)
 
 
 def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from longlens.logprobs import Head
 from longlens.losses.documents import Span
-from longlens.losses.passes import evaluating, most_over_ranks, target_logprobs
+from longlens.losses.passes import most_over_ranks, target_logprobs
 from longlens.losses.settings import SHORT_DTYPES, LongCE
+from longlens.models.forward import Forward, running
 from longlens.scoring.transformers import default_batch_tokens
 from longlens.windows import Window
 
@@ -51,12 +52,13 @@ def score_short(
     at_once = max(1, default_batch_tokens(input_ids.device) // (longce.context + longce.stride))
     batches = list(_batches(windows, at_once))
     missing = most_over_ranks(len(batches), model) - len(batches)
-    with evaluating(model), _precision(input_ids, longce):
+    forward = Forward(model)
+    with running(model, inference=False), _precision(input_ids, longce):
         head = head.keep_wide()
         for batch in batches:
-            _score_windows(model, head, input_ids, labels, scored, batch, found)
+            _score_windows(forward, head, input_ids, labels, scored, batch, found)
         for _ in range(missing):
-            model.get_decoder()(input_ids=input_ids[:1, :1], use_cache=False)
+            forward.hidden(input_ids[:1, :1])
     return found
 
 
@@ -67,7 +69,7 @@ def _precision(input_ids: Tensor, longce: LongCE) -> AbstractContextManager[Any]
 
 
 def _batches(windows: list[tuple[Span, Window]], size: int) -> Iterator[list[tuple[Span, Window]]]:
-    # Equal lengths together: a ragged window would be padded, and LongRoPE goes by the longest of a batch.
+    # Equal lengths together: a ragged window would be padded, and some frequencies go by the longest of a batch.
     by_length: dict[int, list[tuple[Span, Window]]] = {}
     for document, window in windows:
         by_length.setdefault(window.stop - window.start, []).append((document, window))
@@ -77,7 +79,7 @@ def _batches(windows: list[tuple[Span, Window]], size: int) -> Iterator[list[tup
 
 
 def _score_windows(
-    model: Any,
+    forward: Forward,
     head: Head,
     input_ids: Tensor,
     labels: Tensor,
@@ -92,8 +94,7 @@ def _score_windows(
     )
     for row, (_, window) in zip(wanted, batch, strict=True):
         row[: window.first - window.start] = False
-    states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    logprobs = target_logprobs(states, targets, wanted, head)
+    logprobs = target_logprobs(forward.hidden(ids), targets, wanted, head)
     place = 0
     for row, (document, window) in zip(wanted, batch, strict=True):
         count = int(row.sum())

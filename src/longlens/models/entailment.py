@@ -24,6 +24,7 @@ from longlens.models import (
     resolve,
 )
 from longlens.models import load_tokenizer as load_tokenizer_of
+from longlens.models.forward import greedy, reset_rope, running
 from longlens.tokenization import TextEncoder
 
 HELMET_MODEL = "google/t5_xxl_true_nli_mixture"
@@ -70,7 +71,8 @@ class EntailmentModel(ABC):
         """
         inputs = self._fitted(premise, claim).to(self.model.device)
         try:
-            with torch.inference_mode():
+            with running(self.model):
+                reset_rope(self.model)
                 return self._decide(inputs)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{self.name} ran out of memory: use max_tokens=, or dtype='bfloat16'") from error
@@ -134,10 +136,9 @@ class EntailmentWriter(EntailmentModel):
         return self.tokenizer(PROMPT.format(premise, claim), return_tensors="pt", verbose=False)
 
     def _decide(self, inputs: Any) -> bool:
-        # Greedy, whatever the config of the model's folder asks for.
-        settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1}
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        written = self.model.generate(ids, attention_mask=mask, **settings)[0]
+        with greedy(self.model, max_new_tokens=MAX_NEW_TOKENS) as config:
+            written = self.model.generate(ids, attention_mask=mask, generation_config=config)[0]
         reply: str = self.tokenizer.decode(written, skip_special_tokens=True)
         if reply not in (ENTAILED, NOT_ENTAILED):
             warnings.warn(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from longlens.chat_template import template_tokens
 from longlens.errors import UserError
+from longlens.models.forward import Forward, generation_record, greedy, running
 from longlens.models.load import positions_of
 from longlens.runs.identity import canonical_sha256
 
@@ -25,7 +26,8 @@ class Generated(NamedTuple):
 class TransformersGenerator:
     """A `longlens.data.qa.Generator`.
 
-    Greedy generation; a prompt is a user's message where the tokenizer has a chat template, else a text to go on.
+    Greedy generation, whatever the model's own generation_config asks for; a prompt is a user's message where the
+    tokenizer has a chat template, else a text to go on.
 
     Args:
         model: A causal language model; in eval mode while it runs.
@@ -33,6 +35,9 @@ class TransformersGenerator:
         name: What the rows say of it.
         identity_sha256: Says which model it is.
         max_new_tokens: Where it is stopped.
+
+    Attributes:
+        generation: The settings of generation that are in force, and those of the model's folder that are not.
 
     Raises:
         UserError: The limit is below 1, or no token ends a text.
@@ -46,10 +51,17 @@ class TransformersGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.name, self.identity_sha256 = name, identity_sha256
         self._max_new_tokens = max_new_tokens
+        self._forward = Forward(model)
         self._ends = _end_tokens(model, tokenizer)
         if not self._ends:
             raise UserError(f"{name} has no token that ends a text (EOS): give a model that has, such as a chat model")
         self._max_length = positions_of(model.config)
+        self._settings = {
+            "max_new_tokens": max_new_tokens,
+            "eos_token_id": sorted(self._ends),
+            "pad_token_id": min(self._ends),
+        }
+        self.generation: Mapping[str, Any] = generation_record(model, **self._settings)
 
     def generate(self, prompts: Sequence[str]) -> list[Generated]:
         """An answer to each prompt, without special tokens.
@@ -57,38 +69,23 @@ class TransformersGenerator:
         Raises:
             UserError: A prompt is too long for the model, or there is not enough memory.
         """
-        training = self.model.training
-        self.model.eval()
         try:
-            with torch.inference_mode():
+            with running(self.model):
                 return [self._answer(prompt) for prompt in prompts]
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{self.name} ran out of memory: use fewer --passage-tokens, or --dtype bfloat16"
             ) from error
-        finally:
-            self.model.train(training)
 
     def _answer(self, prompt: str) -> Generated:
-        from transformers import GenerationConfig
-
         ids = self._encode(prompt)
         if self._max_length is not None and len(ids) + self._max_new_tokens > self._max_length:
             raise UserError(
                 f"{self.name} takes {self._max_length:,} tokens, and a prompt has {len(ids):,} with "
                 f"{self._max_new_tokens:,} to write: use fewer --passage-tokens"
             )
-        input_ids = torch.tensor([ids], device=self.model.get_input_embeddings().weight.device)
-        # A config of its own: that of the model's folder may ask for sampling.
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self._max_new_tokens,
-            eos_token_id=sorted(self._ends),
-            pad_token_id=min(self._ends),
-        )
-        written = self.model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)[
-            0, len(ids) :
-        ].tolist()
+        with greedy(self.model, **self._settings) as config:
+            (written,) = self._forward.generate([ids], config)
         text = self.tokenizer.decode(written, skip_special_tokens=True)
         return Generated(text, bool(written) and written[-1] in self._ends)
 

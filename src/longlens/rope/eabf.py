@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from longlens.errors import UserError, shown_value
+from longlens.models.forward import find_decoder
 from longlens.rope.base import EABF_TYPE
 from longlens.rope.config import nested_keys
 
@@ -36,7 +37,7 @@ def scale_queries(model: Any) -> None:
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    decoder = model.get_decoder()
+    decoder = find_decoder(model)
     base = base_attention(decoder.config._attn_implementation)
     if base not in BASES:
         raise UserError(

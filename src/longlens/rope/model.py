@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import UserError
+from longlens.models.forward import find_decoder
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
 from longlens.rope.clex import ClexRotary
 from longlens.rope.config import (
@@ -31,7 +32,7 @@ RTOL = 1e-5
 
 def rotary_modules(model: Any) -> dict[str, Any]:
     """Rotary embeddings of a model's decoder by their names in the model."""
-    decoder = set(model.get_decoder().modules())
+    decoder = set(find_decoder(model).modules())
     return {
         name: module
         for name, module in model.named_modules()

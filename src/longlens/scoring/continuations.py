@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longlens.logprobs import greedy_tokens, token_logprobs
+from longlens.models.forward import running
 from longlens.scoring.transformers import CHUNK_TOKENS, TransformersScorer
 
 
@@ -34,9 +35,9 @@ class ContinuationScorer(TransformersScorer):
         logprob = logits.float().log_softmax(-1).gather(-1, c).sum()
         is_greedy = (logits.argmax(-1) == c).all()
 
-    but logits exist for the continuation's tokens alone, and the key-value cache of p serves each continuation. Where a
-    model's rotary frequencies depend on the length of the whole (dynamic NTK, LongRoPE), each one takes a pass of its
-    own.
+    but logits exist for the continuation's tokens alone, and the key-value cache of p serves each continuation. Each
+    one takes a pass of its own where the model has no such cache (state-space and hybrid models), or its rotary
+    frequencies depend on the length of the whole (dynamic NTK, LongRoPE).
     """
 
     def continuations(self, text: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Continuation]:
@@ -46,8 +47,8 @@ class ContinuationScorer(TransformersScorer):
             text: Tokens, at least one, special ones included.
             continuations: Tokens, each at least one.
         """
-        with self._running():
-            if len(continuations) == 1 or self._by_length:
+        with running(self.model):
+            if len(continuations) == 1 or not self._forward.has_cache:
                 return [self._alone(text, tokens) for tokens in continuations]
             cache = self._read(text[:-1])
             answers: list[Continuation] = []
@@ -64,12 +65,11 @@ class ContinuationScorer(TransformersScorer):
 
     def _read(self, text: Sequence[int]) -> Any:
         """The key-value cache of a text."""
-        self._reset_rope()
-        cache = self._new_cache()
+        cache = self._forward.new_cache()
         ids = torch.tensor([list(text)], dtype=torch.int64, device=self._device)
         chunk = self._chunk_tokens(1, len(text)) if self._window is not None else max(CHUNK_TOKENS, len(text))
         for start in range(0, len(text), max(1, chunk)):
-            self._go_on(ids[:, start : start + chunk], cache)
+            self._forward.extend(ids[:, start : start + chunk], cache)
         return cache
 
     def _beside(self, cache: Any, last: int, continuations: Sequence[Sequence[int]]) -> list[Continuation]:
@@ -79,7 +79,7 @@ class ContinuationScorer(TransformersScorer):
         own = copy.deepcopy(cache)
         own.batch_repeat_interleave(len(rows))
         input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
-        states = self._go_on(input_ids, own)
+        states = self._forward.extend(input_ids, own)
         return [self._answer(row[: len(tokens)], tokens) for row, tokens in zip(states, continuations, strict=True)]
 
     def _answer(self, hidden: Tensor, tokens: Sequence[int]) -> Continuation:

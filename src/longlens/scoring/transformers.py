@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +14,8 @@ from torch import Tensor
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.models.forward import PROBE_TOKENS, Forward, device_of, is_close, pack, probe_ids, running
 from longlens.models.load import positions_of
-from longlens.rope.base import CLEX_TYPE
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
 from longlens.runs.identity import functional_config
@@ -36,7 +34,6 @@ CHUNK_TOKENS = 1024
 """Rows of a chunk where a sequence is fed in chunks (sliding-window layers, eager attention)."""
 ATTENTION_BYTES = 256 * 2**20
 """Bound on the attention matrix of a chunk under eager attention, fp32."""
-PROBE_TOKENS = 48
 
 
 class TransformersScorer:
@@ -77,23 +74,14 @@ class TransformersScorer:
         check_model(model)
         self._config = model.config.get_text_config(decoder=True)
         self._attention = base_attention(self._config._attn_implementation)
-        self._decoder = model.get_decoder()
-        # transformers 5.24 renamed it.
-        renamed = "cache" in inspect.signature(type(self._decoder).forward).parameters
-        self._cache_argument = "cache" if renamed else "past_key_values"
-        device: torch.device = model.get_input_embeddings().weight.device
-        # Weights that accelerate offloads are on "meta" until they are needed; its hooks move the inputs to them.
-        self._device = torch.device("cpu") if device.type == "meta" else device
+        self._forward = Forward(model)
+        self._device = device_of(model)
         self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self._batch_tokens = batch_tokens or default_batch_tokens(self._device)
-        self._ropes = [module for module in model.modules() if _original_frequencies(module)]
-        types = {kind for module in self._ropes for kind in _rope_types(module)}
-        # Their frequencies depend on the longest sequence of a forward pass: no padding, and no chunks.
-        self._by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in types)
-        self._stateful = any("dynamic" in kind for kind in types)
+        self._pads = not self._forward.by_length
         # Now: what is edited later is not what was checked here.
         self._functional_config = functional_config(model)
-        with self._running():
+        with running(model):
             self._head = self._probe().keep_wide()
 
     @cached_property
@@ -124,16 +112,18 @@ class TransformersScorer:
         Raises:
             UserError: A request is longer than a model without rotary positions can take.
         """
-        with self._running():
-            for batch in self._batches(requests):
+        for batch in self._batches(requests):
+            # No mode is held while the caller has the results: it may be reading another scorer in turn.
+            with running(self.model):
                 try:
-                    yield from self._score(batch)
+                    results = self._score(batch)
                 except torch.OutOfMemoryError as error:
                     size = max(len(request.token_ids) for request in batch)
                     raise UserError(
                         f"{self.info.name} ran out of memory on {len(batch)} sequences of up to {size} tokens: use a "
                         f"smaller --batch-tokens (it was {self._batch_tokens}), --max-length or --dtype bfloat16"
                     ) from error
+            yield from results
 
     def _batches(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
         waiting: list[Request] = []
@@ -147,18 +137,11 @@ class TransformersScorer:
         yield from self._pack(waiting)
 
     def _pack(self, requests: list[Request]) -> Iterator[list[Request]]:
-        batch: list[Request] = []
-        for request in sorted(requests, key=lambda r: -len(r.token_ids)):
-            longest = len(batch[0].token_ids) if batch else 0
-            full = longest * (len(batch) + 1) > self._batch_tokens
-            if batch and (full or (self._by_length and len(request.token_ids) != longest)):
-                yield batch
-                batch = []
-            batch.append(request)
-        if batch:
-            yield batch
+        lengths = [len(request.token_ids) for request in requests]
+        for numbers in pack(lengths, pads=self._pads, tokens=self._batch_tokens):
+            yield [requests[number] for number in numbers]
 
-    def _score(self, batch: Sequence[Request]) -> Iterator[Result]:
+    def _score(self, batch: Sequence[Request]) -> list[Result]:
         longest = len(batch[0].token_ids)
         limit = getattr(self._config, "max_position_embeddings", None)
         if limit is not None and longest > limit and getattr(self._config, "rope_parameters", None) is None:
@@ -184,34 +167,26 @@ class TransformersScorer:
                 "--dtype float32 or bfloat16"
             )
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
-        for request, part in zip(batch, np.split(logprobs, ends[:-1]), strict=True):
-            yield Result(request.key, part)
+        parts = np.split(logprobs, ends[:-1])
+        return [Result(request.key, part) for request, part in zip(batch, parts, strict=True)]
 
     def _hidden(self, input_ids: Tensor, keep: Tensor) -> Tensor:
         """Last hidden states of the kept positions, ``(number kept, H)``, row by row of the batch."""
-        self._reset_rope()
         batch, length = input_ids.shape
         chunk = self._chunk_tokens(batch, length)
-        if chunk >= length:
-            states: Tensor = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-            return states[keep]
-        cache = self._new_cache()
+        if chunk >= length or not self._forward.has_cache:
+            return self._forward.hidden(input_ids)[keep]
+        cache = self._forward.new_cache()
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
         for start in range(0, length, chunk):
             ids = input_ids[:, start : start + chunk]
-            states = self._go_on(ids, cache)
+            states = self._forward.extend(ids, cache)
             for row, wanted, part in zip(states, keep[:, start : start + chunk], parts, strict=True):
                 part.append(row[wanted])
         return torch.cat([piece for part in parts for piece in part])
 
-    def _go_on(self, input_ids: Tensor, cache: Any) -> Tensor:
-        """Last hidden states of tokens that follow those in a key-value cache, which takes them in."""
-        with_cache = {self._cache_argument: cache}
-        states: Tensor = self._decoder(input_ids=input_ids, use_cache=True, **with_cache).last_hidden_state
-        return states
-
     def _chunk_tokens(self, batch: int, length: int) -> int:
-        if self._by_length or self._window is None:
+        if self._window is None:
             return length
         if self._attention == "eager":
             heads = getattr(self._config, "num_attention_heads", 1)
@@ -223,83 +198,41 @@ class TransformersScorer:
         """Smallest attention window, 0 for eager attention; None where chunks gain nothing or cannot be had."""
         if self._attention not in ("sdpa", "eager"):
             return None
-        layers = self._new_cache().layers
-        attention = {"DynamicLayer", "DynamicSlidingWindowLayer"}
-        if not layers or {type(layer).__name__ for layer in layers} - attention:
+        windows = self._forward.attention_windows
+        if windows is None:
             return None
         if self._attention == "eager":
             return 0
-        windows = [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
         return min(windows) if windows else None
-
-    def _new_cache(self) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.config)
-
-    def _reset_rope(self) -> None:
-        """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far."""
-        if not self._stateful:
-            return
-        for module in self._ropes:
-            for name in _original_frequencies(module):
-                prefix = name.removesuffix("original_inv_freq")
-                current = getattr(module, f"{prefix}inv_freq")
-                original = getattr(module, name).to(current.device)
-                module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
-                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
-            module.max_seq_len_cached = module.original_max_seq_len
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.model.train(training)
 
     def _probe(self) -> Head:
         """Holds our log-probabilities against the model's own logits once, on a few tokens."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self._vocabulary, (1, PROBE_TOKENS), generator=generator).to(self._device)
-        self._reset_rope()
-        # accelerate may have left a forward whose autocast rounds logits, and not the hidden states that we ask for.
-        forward = getattr(self.model, "_original_forward", self.model)
-        logits = forward(input_ids=ids, use_cache=False).logits[0]
-        everything = torch.ones_like(ids, dtype=torch.bool)
-        hidden = self._hidden(ids, everything)
+        ids = probe_ids(self.model)
+        hidden = self._forward.hidden(ids)[0]
+        logits = self._forward.logits(ids)[0]
         if not torch.isfinite(logits).all():
             raise UserError(
                 f"{type(self.model).__name__} gives logits that are not finite in {self.model.dtype}: use another "
                 "--dtype, or check the weights"
             )
         half = PROBE_TOKENS // 2
-        before = self._hidden(ids[:, :half], everything[:, :half])
         tolerance = max(64 * torch.finfo(hidden.dtype).eps, 1e-3) * float(hidden.abs().max())
+        before = self._forward.hidden(ids[:, :half])[0]
         moved = float((before - hidden[:half]).abs().max())
-        if moved > tolerance and not self._by_length:
+        if moved > tolerance and not self._forward.by_length:
             raise UserError(
                 f"{type(self.model).__name__} is not causal: hidden states of the first {half} tokens moved by "
                 f"{moved:.3g} when tokens were added after them. longlens needs a causal language model"
             )
+        if self._pads:
+            padded = torch.cat([ids, torch.where(torch.arange(PROBE_TOKENS, device=ids.device) < half, ids, 0)])
+            self._pads = is_close(self._forward.hidden(padded)[1, :half], before)
         return find_head(self.model, hidden, logits)
 
 
 def default_batch_tokens(device: torch.device) -> int:
     """`BATCH_TOKENS` of a device."""
     return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
-
-
-def _original_frequencies(module: torch.nn.Module) -> list[str]:
-    """Names under which a rotary embedding keeps its first frequencies, one a layer type in some models."""
-    return [name for name in {**vars(module), **module._buffers} if name.endswith("original_inv_freq")]
-
-
-def _rope_types(module: torch.nn.Module) -> list[str]:
-    kind = getattr(module, "rope_type", "default")
-    return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
 
 
 def hash_weights(model: torch.nn.Module) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 from longlens.errors import UserError
 from longlens.losses.documents import scored_labels, split_documents
 from longlens.losses.longce import weighted_nll
-from longlens.losses.passes import evaluating, head_of, target_logprobs
+from longlens.losses.passes import head_of, target_logprobs
 from longlens.losses.settings import LongCE
 from longlens.losses.short import score_short
+from longlens.models.forward import Forward, running
 from longlens.rope import apply, load_model
 from longlens.rope.base import Method
 from longlens.study.evaluation import Batch
@@ -169,8 +170,8 @@ def score(model: Any, documents: Ids) -> TokenLogprobs:
     predicted = []
     for first, ids, scored in _rows(documents):
         head = head_of(model)
-        with evaluating(model):
-            states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        with running(model):
+            states = Forward(model).hidden(ids)
             long[first : first + len(ids)][scored] = target_logprobs(states, ids, scored, head)
             predicted.append(model.get_output_embeddings()(states[:, -2]).argmax(-1))
     return TokenLogprobs(long.numpy(), torch.cat(predicted).numpy())

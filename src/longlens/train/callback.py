@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
-from longlens.losses.passes import evaluating, innermost, refuse_dynamic_rope
+from longlens.losses.passes import innermost
 from longlens.metrics.perplexity import perplexity
 from longlens.scoring.run import score
 from longlens.scoring.transformers import TransformersScorer
@@ -79,13 +79,12 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
 
     def _evaluate(self, model: Any, tokenizer: Any) -> dict[str, float]:
         inner = innermost(model)
-        refuse_dynamic_rope(inner)
         if any(hasattr(parameter, "full_tensor") for parameter in inner.parameters()):
             raise UserError(
                 "LongPPL during training needs all weights in one process, and they are spread over several (FSDP): "
                 "save checkpoints, and score them with longlens score"
             )
-        with evaluating(inner), _same_random_numbers():
+        with _same_random_numbers():
             # Hashing the weights of a large model takes longer than scoring, and nothing of this run is stored.
             scorer = TransformersScorer(inner, tokenizer, source="in training", weights_sha256="in training")
             scores = score(self.documents, scorer, context=None, max_length=self.max_length)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lm_eval.api.registry import get_model
 from lm_eval.models import MODEL_MAPPING
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from longlens.bench.engine import HF, EngineSettings, Texts, own_bos
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
+from longlens.models.forward import Forward, generation_record, greedy, pack, running
 from longlens.runs.identity import ModelIdentity
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
@@ -58,16 +63,82 @@ class LensHFLM(Exact, HFLM):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.ended = []
+        self.forward = Forward(self.model)
 
-    def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
-        written = super()._model_generate(context, max_length, stop, **options)
-        self.ended = [self._has_ended(row[context.shape[1] :].tolist(), stop) for row in written]
-        return written
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The settings of generation that are in force unless a task of lm-evaluation-harness sets others."""
+        return generation_record(self.model, **self._end_settings())
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """See `lm_eval.api.model.LM`; an answer depends neither on other prompts nor on the model's own settings."""
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        rows = [self.tok_encode(request.args[0]) for request in requests]
+        kinds: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            kinds.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(number)
+        answers = [""] * len(requests)
+        for numbers in kinds.values():
+            options = normalize_gen_kwargs(requests[numbers[0]].args[1], self.max_gen_toks)
+            stop, tokens = handle_stop_sequences(options.pop("until", None), eos=eos), options.pop("max_gen_toks")
+            room = self.max_length - tokens
+            if room < 1:
+                raise UserError(f"an answer of {tokens:,} tokens leaves no room for a prompt in {self.max_length:,}")
+            # The command's own prompts are held against the limit before; others are cut as lm-evaluation-harness does.
+            prompts = [rows[number][-room:] for number in numbers]
+            for batch in self._batches([len(prompt) + tokens for prompt in prompts]):
+                written = self._written([prompts[place] for place in batch], tokens, stop, options)
+                self.ended = [self._has_ended(row, stop) for row in written]
+                for place, row in zip(batch, written, strict=True):
+                    text = postprocess_generated_text(self.tok_decode(row), stop=stop, think_end_token=None)
+                    answers[numbers[place]] = text
+                    self.cache_hook.add_partial("generate_until", requests[numbers[place]].args, text)
+        return answers
+
+    def _written(
+        self, prompts: list[list[int]], tokens: int, stop: list[str], options: Mapping[str, Any]
+    ) -> list[list[int]]:
+        """The tokens after each prompt."""
+        from transformers import GenerationConfig
+
+        unknown = sorted(set(options) - set(vars(GenerationConfig())))
+        if unknown:
+            raise UserError(f"transformers has no setting of generation {shown_value(unknown[0])}, which the task sets")
+        settings: dict[str, Any] = {**options, "max_new_tokens": tokens}
+        if not settings.get("do_sample"):
+            settings.pop("temperature", None)  # 0 stands for greedy
+        autocast = torch.autocast(
+            self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
+        )
+        criteria = stop_sequences_criteria(self.tokenizer, stop, max(map(len, prompts)), len(prompts))
+        with running(self.model), autocast, greedy(self.model, **self._end_settings(), **settings) as config:
+            return self.forward.generate(prompts, config, stopping_criteria=criteria)
+
+    def _end_settings(self) -> dict[str, Any]:
+        named = self.model.generation_config.eos_token_id
+        ends = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id} - {None}
+        return {"eos_token_id": sorted(ends), "pad_token_id": min(ends, default=0)}
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of prompts that are answered together; with ``auto`` by their tokens, answers included."""
+        if len(lengths) == 1 or self.batch_size == 1 or not self.forward.generates_batches:
+            return pack(lengths, pads=False, rows=1)
+        pads = len(set(lengths)) == 1 or self.forward.pads_left
+        if self.batch_size == "auto":
+            return pack(lengths, pads=pads, tokens=self.scorer._batch_tokens)
+        return pack(lengths, pads=pads, rows=self.batch_size)
+
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        """Rows whose logits stay in bounds; lm-evaluation-harness tries out 64 rows of the model's maximum length."""
+        length = self.max_length if not requests else len(requests[pos][1]) + len(requests[pos][2])
+        return max(1, min(int(self.max_batch_size), FULL_LOGITS_BYTES // (length * self._row_bytes)))
+
+    @property
+    def _row_bytes(self) -> int:
+        return 4 * int(self.model.get_input_embeddings().weight.shape[0])
 
     def _has_ended(self, tokens: list[int], stop: Sequence[str]) -> bool:
-        ends = self.model.generation_config.eos_token_id
-        ids = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
-        if not ids.isdisjoint(tokens):
+        if not set(self._end_settings()["eos_token_id"]).isdisjoint(tokens):
             return True
         text = self.tokenizer.decode(tokens, skip_special_tokens=False)
         return any(term in text for term in stop if term)
@@ -75,8 +146,7 @@ class LensHFLM(Exact, HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        row_bytes = 4 * self.model.get_input_embeddings().weight.shape[0]
-        lengths = [(len(before) + len(after)) * row_bytes for _, before, after in requests]
+        lengths = [(len(before) + len(after)) * self._row_bytes for _, before, after in requests]
         # lm-evaluation-harness's own tasks keep its own arithmetic where that fits.
         is_long = [self.exact_pairs or length > FULL_LOGITS_BYTES for length in lengths]
         short = [request for request, long in zip(requests, is_long, strict=True) if not long]
@@ -131,14 +201,12 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     info = loaded.info
     lm.scorer = ContinuationScorer(loaded.model, texts.tokenizer, weights_sha256=info.weights_sha256)
     names = ("source", "architecture", "device", "attention")
-    described = {name: getattr(info, name) for name in names} | info.identity.to_json()
+    described = {name: getattr(info, name) for name in names} | info.identity.to_json() | {"generation": lm.generation}
     return HarnessEngine(lm, settings, texts, described)
 
 
 def own_device(device: str) -> str:
     """The device of this process: with ``auto``, each of the processes that torchrun started has a GPU of its own."""
-    import torch
-
     if device != "auto" or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return device
     return f"cuda:{os.environ['LOCAL_RANK']}"

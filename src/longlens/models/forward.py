@@ -1,0 +1,373 @@
+"""One way to run a model: what a sequence gives depends on that sequence alone.
+
+It depends neither on the other rows of a batch, nor on padding, nor on how it is cut into chunks, nor on what was run
+before. Everything in this package that runs a model goes through here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longlens.errors import UserError, library_errors
+
+PROBE_TOKENS = 48
+KEPT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""What `greedy` takes from a model's own generation_config: tokens that its format is made of."""
+
+
+class Forward:
+    """A causal language model, and how it may be run.
+
+    Attributes:
+        model: Of transformers.
+        decoder: The part of it that turns token ids into hidden states, see `find_decoder`.
+        by_length: Whether its rotary frequencies depend on the longest sequence of a forward pass (dynamic NTK,
+            LongRoPE, CLEX): then batches hold equal lengths, and a sequence is never fed in chunks.
+
+    Raises:
+        UserError: It has no such part.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from longlens.rope.base import CLEX_TYPE
+
+        self.model, self.decoder = model, find_decoder(model)
+        # ModernBERT's decoder calls what comes between its hidden states and its vocabulary head "lm_head".
+        between = getattr(model, "lm_head", None)
+        head = model.get_output_embeddings()
+        is_between = isinstance(between, nn.Module) and not any(module is head for module in between.modules())
+        self._between = between if is_between and head is not None else None
+        # transformers 5.24 renamed it.
+        renamed = "cache" in inspect.signature(type(self.decoder).forward).parameters
+        self._cache_argument = "cache" if renamed else "past_key_values"
+        kinds = {kind for module in model.modules() for kind in _rope_types(module)}
+        self.by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in kinds)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Last hidden states of whole sequences, padded on the right: what the vocabulary head is applied to.
+
+        Args:
+            input_ids: ``(B, S)``.
+            position_ids: ``(B, S)``; 0, 1, ... unless given.
+
+        Returns:
+            ``(B, S, H)``.
+
+        Raises:
+            UserError: The model cannot be run on them.
+        """
+        reset_rope(self.model)
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        return self._states(input_ids=input_ids, use_cache=False, **positions)
+
+    def extend(self, input_ids: Tensor, cache: Any) -> Tensor:
+        """``(B, S, H)`` last hidden states of tokens that follow those in a cache (`new_cache`), which takes them in.
+
+        Only where `has_cache` is true.
+        """
+        return self._states(input_ids=input_ids, use_cache=True, **{self._cache_argument: cache})
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """``(B, S, V)``: what the model itself makes of the sequences, without the autocast of accelerate.
+
+        Raises:
+            UserError: The model cannot be run on them.
+        """
+        reset_rope(self.model)
+        # Of its class: what training puts in its place rounds logits, or is the loss. Hooks of a device map stay.
+        own = self.model if hasattr(self.model, "_hf_hook") else functools.partial(type(self.model).forward, self.model)
+        with self._model_errors(f"run on {input_ids.shape[1]:,} tokens"):
+            found: Tensor = own(input_ids=input_ids, use_cache=False).logits
+            return found
+
+    def _model_errors(self, what: str) -> AbstractContextManager[None]:
+        """What a model's code raises is mostly for a value in its config.json, and becomes one line."""
+        return library_errors(
+            f"{type(self.model).__name__} cannot be {what}",
+            "check the model's config.json and its weights",
+            passing=(torch.OutOfMemoryError,),
+        )
+
+    def _states(self, **inputs: Any) -> Tensor:
+        name = type(self.model).__name__
+        with self._model_errors(f"run on {inputs['input_ids'].shape[1]:,} tokens"):
+            output = self.decoder(**inputs)
+        states = getattr(output, "last_hidden_state", None)
+        if not isinstance(states, Tensor):
+            raise UserError(
+                f"{type(self.decoder).__name__} of {name} gives no last hidden state, from which longlens computes "
+                "log-probabilities: take a model whose code follows transformers"
+            )
+        return states if self._between is None else self._between(states)
+
+    def new_cache(self) -> Any:
+        """An empty cache for `extend`."""
+        from transformers import DynamicCache
+
+        with self._model_errors("run with a cache"):
+            return DynamicCache(config=self.model.config)
+
+    @cached_property
+    def attention_windows(self) -> list[int] | None:
+        """Windows of the layers with sliding or chunked attention; None where a layer keeps other state than keys and
+        values (state-space and hybrid models), or rotary frequencies go by length.
+        """
+        if self.by_length:
+            return None
+        layers = self.new_cache().layers
+        if not layers or {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
+            return None
+        return [layer.sliding_window for layer in layers if getattr(layer, "is_sliding", False)]
+
+    @cached_property
+    def has_cache(self) -> bool:
+        """Whether tokens after a cache have the hidden states that they have in one pass; tried once on a few tokens.
+
+        Some models take a cache and ignore it (OpenAI GPT).
+        """
+        if self.attention_windows is None:
+            return False
+        ids, half = probe_ids(self.model), PROBE_TOKENS // 2
+        with running(self.model):
+            whole = self.hidden(ids)
+            cache = self.new_cache()
+            self.extend(ids[:, :half], cache)
+            return is_close(self.extend(ids[:, half:], cache), whole[:, half:])
+
+    @cached_property
+    def generates_batches(self) -> bool:
+        """Whether prompts of one length are answered together as each is alone; tried once on a few tokens.
+
+        Not so for RWKV in transformers 5.24, which mixes the states of the rows.
+        """
+        ids, half = probe_ids(self.model)[0].tolist(), PROBE_TOKENS // 2
+        return self._answers_alike([ids[:half], ids[half:]])
+
+    @cached_property
+    def pads_left(self) -> bool:
+        """Whether prompts of several lengths, padded on the left, are; tried once on a few tokens.
+
+        False without trying for models with other state than keys and values, and where frequencies go by length.
+        Models with learned positions (BART's decoder) count the padding.
+        """
+        ids = probe_ids(self.model)[0].tolist()
+        is_plain = self.attention_windows is not None and self.generates_batches
+        return is_plain and self._answers_alike([ids[: PROBE_TOKENS // 2], ids])
+
+    def _answers_alike(self, rows: list[list[int]]) -> bool:
+        settings = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 0}
+        options = {"output_logits": True, "return_dict_in_generate": True}
+        with running(self.model), greedy(self.model, **settings) as config:
+            together, *alone = (
+                torch.stack(self._written(some, config, **options).logits, dim=1)
+                for some in (rows, *([row] for row in rows))
+            )
+        return all(is_close(row, one[0]) for row, one in zip(together, alone, strict=True))
+
+    def generate(self, rows: Sequence[Sequence[int]], config: Any, **options: Any) -> list[list[int]]:
+        """What the model writes after each prompt, up to and with the first token that ends a text.
+
+        Args:
+            rows: Token ids of prompts; of one length unless `pads_left`.
+            config: Of `greedy`, inside which this is called.
+            **options: More of transformers' ``generate``.
+
+        Raises:
+            UserError: The model cannot be run on them.
+        """
+        longest = max(map(len, rows))
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        written = []
+        for row in self._written(rows, config, **options)[:, longest:].tolist():
+            end = next((place for place, token in enumerate(row) if token in ends), len(row))
+            written.append(row[: end + 1])
+        return written
+
+    def _written(self, rows: Sequence[Sequence[int]], config: Any, **options: Any) -> Any:
+        longest, pad = max(map(len, rows)), config.pad_token_id or 0
+        ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device_of(self.model))
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=ids.device)
+        reset_rope(self.model)
+        with self._model_errors(f"run on {longest:,} tokens to generate"):
+            return self.model.generate(ids, attention_mask=mask, generation_config=config, **options)
+
+
+def find_decoder(model: Any) -> Any:
+    """The part of a causal language model whose input is token ids and whose output has ``last_hidden_state``.
+
+    ``model.get_decoder()`` alone is not to be relied on: it finds the vocabulary head of some models (ModernBERT's
+    decoder) and the whole model of others (Llama 4). The part looked for holds the token embeddings and not the head.
+
+    Raises:
+        UserError: There is none.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    found = [model.get_decoder()] if hasattr(model, "get_decoder") else []
+    found += [getattr(model, name, None) for name in (getattr(model, "base_model_prefix", ""), "model", "transformer")]
+    for part in found:
+        if part is model or not isinstance(part, nn.Module):
+            continue
+        modules = list(part.modules())
+        if not any(module is embeddings for module in modules):
+            continue
+        if head is not None and any(module is head for module in modules):
+            return find_decoder(part)  # a causal language model inside of another
+        if "input_ids" in inspect.signature(part.forward).parameters:
+            return part
+    raise UserError(
+        f"{type(model).__name__} has no part that turns token ids into hidden states, which longlens computes "
+        "log-probabilities from: take a causal language model whose code follows transformers"
+    )
+
+
+@contextmanager
+def running(model: Any, *, inference: bool = True) -> Iterator[None]:
+    """Eval mode and no gradient; afterwards each module has its own mode back, and rotary embeddings their state.
+
+    Never held while a generator yields: modes are the model's and inference mode is the thread's, so that two
+    generators that are read in turn would leave them on.
+
+    Args:
+        model: Of transformers.
+        inference: Inference mode; off inside a training step, where tensors made here may be used with gradient.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    states = [(module, _rope_state(module)) for module in model.modules() if _is_dynamic(module)]
+    model.eval()
+    try:
+        with torch.inference_mode() if inference else torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, state in states:
+            for name, value in state.items():
+                (module._buffers if name in module._buffers else vars(module))[name] = value
+
+
+def reset_rope(model: Any) -> None:
+    """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far."""
+    for module in model.modules():
+        if not _is_dynamic(module):
+            continue
+        for name in original_frequencies(module):
+            prefix = name.removesuffix("original_inv_freq")
+            original = getattr(module, name).to(getattr(module, f"{prefix}inv_freq").device, copy=True)
+            module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
+            setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+        module.max_seq_len_cached = module.original_max_seq_len
+
+
+def original_frequencies(module: nn.Module) -> list[str]:
+    """Names under which a rotary embedding keeps its first frequencies, one a layer type in some models."""
+    return [name for name in {**vars(module), **module._buffers} if name.endswith("original_inv_freq")]
+
+
+def _rope_types(module: nn.Module) -> list[str]:
+    if not original_frequencies(module):
+        return []
+    kind = getattr(module, "rope_type", "default")
+    return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
+
+
+def _is_dynamic(module: nn.Module) -> bool:
+    return any("dynamic" in kind for kind in _rope_types(module))
+
+
+def _rope_state(module: nn.Module) -> dict[str, Any]:
+    changing = ("inv_freq", "max_seq_len_cached", "attention_scaling")
+    return {name: value for name, value in {**vars(module), **module._buffers}.items() if name.endswith(changing)}
+
+
+def pack(
+    lengths: Sequence[int], *, pads: bool, tokens: int | None = None, rows: int | None = None
+) -> Iterator[list[int]]:
+    """Numbers of sequences in batches, longest first, so that what is too large fails at once.
+
+    Args:
+        lengths: Of the sequences, in tokens.
+        pads: Whether a batch may hold several lengths.
+        tokens: Of a batch, padding included; a longer sequence is a batch of its own.
+        rows: Sequences of a batch.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        longest = lengths[batch[0]] if batch else 0
+        full = tokens is not None and longest * (len(batch) + 1) > tokens
+        if batch and (full or len(batch) == rows or (not pads and lengths[number] != longest)):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def greedy(model: Any, **settings: Any) -> Iterator[Any]:
+    """A configuration with which ``model.generate`` takes the most likely token at each step, and does nothing else.
+
+    transformers fills what a configuration leaves open from the model's own ``generation_config``
+    (``repetition_penalty``, ``num_beams``, ``no_repeat_ngram_size``, ``suppress_tokens``, ``min_new_tokens``,
+    ``forced_eos_token_id``, ...), and for many settings no value means "off". So the model has this configuration as
+    its own inside of the context, and gets its own back.
+
+    Args:
+        model: Of transformers.
+        **settings: Of ``transformers.GenerationConfig``, such as ``max_new_tokens``.
+
+    Yields:
+        ``transformers.GenerationConfig``.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    tokens = {name: getattr(own, name, None) for name in KEPT_TOKEN_IDS}
+    config = GenerationConfig(**{"do_sample": False, "num_beams": 1, **tokens, **settings})
+    model.generation_config = config
+    try:
+        yield config
+    finally:
+        model.generation_config = own
+
+
+def generation_record(model: Any, **settings: Any) -> dict[str, Any]:
+    """What is recorded of a generation: the settings in force inside of `greedy`, and those of the model's own
+    configuration that are ignored.
+    """
+    own = _plain(model.generation_config)
+    with greedy(model, **settings) as config:
+        in_force = _plain(config)
+    ignored = {name: own[name] for name in own if name not in KEPT_TOKEN_IDS and own[name] != in_force.get(name)}
+    return {"in_force": in_force, "ignored": ignored}
+
+
+def _plain(config: Any) -> Mapping[str, Any]:
+    unset = {"transformers_version", "_from_model_config"}
+    return {name: value for name, value in config.to_dict().items() if value is not None and name not in unset}
+
+
+def probe_ids(model: Any, rows: int = 1, tokens: int = PROBE_TOKENS) -> Tensor:
+    """``(rows, tokens)`` random token ids, drawn without moving the generators that others draw from."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (rows, tokens), generator=generator).to(device_of(model))
+
+
+def is_close(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two ways to compute the same states differ by rounding alone: what leaks moves them by their own size."""
+    allowed = max(16 * torch.finfo(theirs.dtype).eps, 1e-3)
+    return bool((ours - theirs).float().norm() <= allowed * theirs.float().norm())
+
+
+def device_of(model: Any) -> torch.device:
+    """Where token ids go. Weights that accelerate offloads are on "meta" until needed; its hooks move the inputs."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
