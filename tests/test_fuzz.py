@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,16 @@ from longlens.data.chat import chat_rows
 from longlens.data.documents import Framing, dataset_rows
 from longlens.data.folders import pack_folder, weigh_folder
 from longlens.data.packing import BestFit
+from longlens.data.recipe import read_mixture
 from longlens.data.store import check_rows
 from longlens.errors import UserError
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.models import load_scorer
+from longlens.recipe_file import presets
+from longlens.scoring.reader import open_scores
+from longlens.study.settings import read_study
 from longlens.tokenization import decoder_of
+from longlens.train.recipe import read_recipe
 from tests.tiny import byte_tokenizer
 
 DEEP: Any = []
@@ -289,6 +295,13 @@ def kinds_of_folders(model: Path) -> Iterator[tuple[str, Kind]]:
     weigh_folder(["docs.jsonl"], scores, "weighed")
     pack_folder(["weighed"], tokenizer, "packed", length=512, packing=BestFit())
 
+    def perplexity(**options: Any) -> None:
+        opened = open_scores("run")
+        for scored in opened:
+            assert len(scored.long_logprobs) == len(scored.short_logprobs) == len(scored.token_ids)
+        result = longlens.perplexity(opened, **options)
+        assert result.num_tokens <= sum(len(scored.token_ids) for scored in opened)
+
     def keys() -> None:
         longlens.perplexity(scores, keys=read_keys("keys.jsonl"))
 
@@ -301,6 +314,7 @@ def kinds_of_folders(model: Path) -> Iterator[tuple[str, Kind]]:
         return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
 
     yield "keys", Kind(["keys.jsonl"], keys, 300)
+    yield "run", Kind(parts("run"), partial(perplexity, evaluator_scores=scores), 300)
     yield "weighed", Kind(parts("weighed"), weighed, 200)
     yield (
         "packed",
@@ -314,5 +328,46 @@ def packed(folder: str) -> None:
 
 def test_folders(place: Path, models: Path, subtests: Any) -> None:
     for name, kind in kinds_of_folders(models / "llama"):
+        with subtests.test(name):
+            check(name, kind)
+
+
+def recipe_text(folder: str, name: str) -> str:
+    return resources.files("longlens").joinpath("recipes", folder, f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def kinds_of_recipes() -> Iterator[tuple[str, Kind]]:
+    folders: dict[str, Callable[[str], Any]] = {"train": read_recipe, "mixtures": read_mixture, "studies": read_study}
+    for folder, read in folders.items():
+        for number, name in enumerate(presets(folder)):
+            content = recipe_text(folder, name)
+            file = f"{folder}-{number}.yaml"
+            Path(file).write_text(content)
+            options = {"length": 2**19, "tokens": 10**9} if folder == "mixtures" else {}
+            yield f"{folder}/{name}", Kind([file], partial(read, file, **options), 40)
+
+
+def test_recipes(place: Path, subtests: Any) -> None:
+    for name, kind in kinds_of_recipes():
+        with subtests.test(name):
+            check(name, kind)
+
+
+def kinds_of_models(model: Path) -> Iterator[tuple[str, Kind]]:
+    shutil.copytree(model, "model")
+    document = [Document(id="a", text=text_of(1, 8))]
+
+    def score() -> None:
+        scores = longlens.score(document, load_scorer("model"), context=16, stride=8)
+        assert len(scores[0].long_logprobs) == len(scores[0].char_spans)
+
+    # Not the numbers that would make a model of any size.
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        yield file, Kind([f"model/{file}"], score, 40, SMALL)
+    yield "weights", Kind(["model/model.safetensors"], score, 30)
+
+
+def test_models(place: Path, models: Path, subtests: Any) -> None:
+    for name, kind in kinds_of_models(models / "llama"):
         with subtests.test(name):
             check(name, kind)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from longlens.errors import UserError, library_errors, one_line, shown_value
+from longlens.errors import UserError, library_errors, one_line, shown, shown_value
 
 Made = TypeVar("Made")
 
@@ -41,9 +41,10 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
             text = Path(recipe).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             known = ", ".join(presets(kind))
-            raise UserError(f"no recipe {str(recipe)!r}: give a YAML file, or one of {known}") from error
+            raise UserError(f"no recipe {shown(recipe)}: give a YAML file, or one of {known}") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the recipe {recipe}: {one_line(error)}: expected a YAML file") from error
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
+            raise UserError(f"cannot read the recipe {shown(recipe)}: {reason}: expected a YAML file") from error
     content = parse_yaml(text, f"{recipe}", "mend the file")
     if not isinstance(content, dict):
         raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as {keys}")

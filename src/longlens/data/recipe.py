@@ -122,8 +122,7 @@ class Mixture:
         if not self.sources:
             raise UserError("the mixture has no sources: give at least one, with its path and weight")
         for name in self.sources:
-            if not name or not name.isprintable() or name != Path(name).name or name.startswith(".") or len(name) > 100:
-                raise UserError(f"a source is called {shown(name)}, which cannot name a folder: choose a plain word")
+            _check_name(name)
         total = sum(source.weight for source in self.sources.values())
         if abs(total - 100) > 1e-6:
             raise UserError(f"the weights of the sources sum to {total:g}; they are percent: expected 100")
@@ -185,7 +184,9 @@ def read_mixture(
     for name in paths:
         if name not in listed:
             raise UserError(f"--source {name}: {recipe} has no source of that name{nearest(name, listed)}")
-    found = {str(name): _source(values, f"{recipe}: {name}", paths.get(name)) for name, values in listed.items()}
+    for name in listed:
+        _check_name(name)
+    found = {name: _source(values, f"{recipe}: {name}", paths.get(name)) for name, values in listed.items()}
     with_length = {
         name: replace(source, min_tokens=content["length"]) if source.min_tokens == "length" else source
         for name, source in found.items()
@@ -194,6 +195,11 @@ def read_mixture(
 
 
 _EXAMPLES = {"length": "65536", "tokens": "1e9"}
+
+
+def _check_name(name: str) -> None:
+    if not name or not name.isprintable() or name != Path(name).name or name.startswith(".") or len(name) > 100:
+        raise UserError(f"a source is called {shown(name)}, which cannot name a folder: choose a plain word")
 
 
 def _source(values: Any, place: str, path: str | None) -> Source:
