@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from longlens.bench.samples import build_batches, make_tasks, write_samples
 from longlens.bench.store import read_samples
 from longlens.bench.summary import summarise_run
 from longlens.bench.table import results_table
-from longlens.errors import UserError
+from longlens.errors import LonglensWarning, UserError
+from longlens.rope import YaRN, extend
 from tests.bench.fakes import FakeEngine, rows
 from tests.tiny import byte_tokenizer
 
@@ -55,6 +57,21 @@ def bench(model, folder, engine=None, *, tasks=TASKS, engine_settings=None, **ch
     settings = BenchSettings(**{"tasks": tasks, "lengths": [2000], "samples": 3} | changes)
     made = EngineSettings(**{"model": model} | (engine_settings or {}))
     return run_bench(made, settings, folder, open_engine=engine, **options)
+
+
+def test_a_folder_is_of_one_configuration_wherever_it_lies(model, tmp_path, monkeypatch):
+    """The weights of both are the same; a copy under another name is the same model, also for other versions."""
+    settings = {"tasks": ["longeval_lines"], "samples": 1, "lengths": [700]}
+    bench(model, tmp_path / "run", open_engine, **settings)
+    before = rows(tmp_path / "run")
+    extend(model, YaRN(factor=4), tmp_path / "yarn")
+    shutil.copytree(model, tmp_path / "copy")
+    with pytest.raises(UserError, match=r"engine \(config\.max_position_embeddings is 4096 there and 16384 here"):
+        bench(str(tmp_path / "yarn"), tmp_path / "run", open_engine, **settings)
+    monkeypatch.setattr("longlens.bench.run.versions", lambda *_: {"lm_eval": "9"})
+    with pytest.warns(LonglensWarning, match=r"begun with other versions \(lm_eval \S+ -> 9\)"):
+        bench(str(tmp_path / "copy"), tmp_path / "run", open_engine, **settings)
+    assert rows(tmp_path / "run") == before
 
 
 def without_run(results):

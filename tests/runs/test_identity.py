@@ -9,8 +9,10 @@ import torch
 
 import longlens
 from longlens import Document, UserError, load_scorer, open_scores, perplexity, score
+from longlens.data.folders import weigh_folder
 from longlens.keytokens import read_keys, select_key_tokens, write_keys
 from longlens.metrics.reach import reach
+from longlens.models.generate import load_generator
 from longlens.rope import extend
 from longlens.runs.identity import ModelIdentity, functional_config, model_differences
 from longlens.scoring import run as scoring_run
@@ -21,6 +23,7 @@ from tests.tiny import byte_tokenizer, tiny_model
 
 TEXTS = ["It was a dark and stormy night; the rain fell in torrents, but not everywhere at once. " * 3] * 2
 DOCUMENTS = [Document(id=f"d{i}", text=text[i:]) for i, text in enumerate(TEXTS)]
+DTYPES = ("float32", "bfloat16")
 FAMILIES = {"llama": "llama", "gemma2": "gemma2", "mistral": "mistral-sliding"}
 EDITS = {
     "theta": ("llama", lambda c: c["rope_parameters"].update(rope_theta=20000.0)),
@@ -212,3 +215,18 @@ def test_a_configuration_is_plain_json_whatever_is_in_it():
         "e": [1, 0.5],
     }
     assert identity_of(scored(TransformersScorer(tiny_model("llama"), byte_tokenizer()))).config
+
+
+def test_data_is_of_one_model(folders, scorers, tmp_path):
+    documents = [Document(id=d.id, text=d.text[:60]) for d in DOCUMENTS]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"id": d.id, "text": d.text}) + "\n" for d in documents))
+    of = {
+        name: score(documents, scorers[name], context=16, stride=8, extrapolate=True, out=tmp_path / name)
+        for name in ("pi", "yarn")
+    }
+    weigh_folder([str(texts)], of["pi"], tmp_path / "weighed")
+    with pytest.raises(UserError, match=r"was made with other settings: scored_with is '.*' there and '.*' here"):
+        weigh_folder([str(texts)], of["yarn"], tmp_path / "weighed")
+    hashes = {load_generator(str(folders / name), dtype=dtype).identity_sha256 for name in of for dtype in DTYPES}
+    assert len(hashes) == 4

@@ -236,6 +236,30 @@ def died(made, monkeypatch, step=4):
             run(made, "out")
 
 
+def test_a_configuration_that_was_edited_is_another_run(place, monkeypatch):
+    """Its weights are the same; and a run of an older longlens, which recorded none, goes on with a warning."""
+    copy = place / "copy"
+    shutil.copytree(place / "llama", copy)
+    made = recipe(model="copy")
+    died(made, monkeypatch)
+    config, manifest = (json.loads(path.read_text()) for path in (copy / "config.json", Path("out/manifest.json")))
+    edited = config | {"rope_parameters": {**config["rope_parameters"], "rope_theta": 20000.0}}
+    (copy / "config.json").write_text(json.dumps(edited))
+    with pytest.raises(
+        UserError, match=r"out holds another run: config\.rope_parameters\.rope_theta is 10000 there and"
+    ):
+        run(made, "out")
+    (copy / "config.json").write_text(json.dumps(config))
+    shutil.copytree("out", "old")
+    parts = ("model", "weights_sha256", "tokenizer_sha256", "rows_sha256", "processes")
+    old = manifest | {"schema_version": 1, "run": {name: manifest["run"][name] for name in parts}}
+    Path("old/manifest.json").write_text(json.dumps(old))
+    shutil.rmtree("old/checkpoints")  # they name a run with a configuration
+    with pytest.warns(LonglensWarning, match="was made by an older longlens, which recorded no configuration"):
+        run(made, "old")
+    run(made, "out")
+
+
 def test_what_is_not_of_this_run_is_refused(place, monkeypatch):
     made = recipe()
     died(made, monkeypatch)
