@@ -15,7 +15,7 @@ import torch
 from longlens.bench.engine import Answer, EngineSettings, Request, open_texts, prompt_tokens
 from longlens.bench.lm_eval import backends, engine, open_engine
 from longlens.errors import UserError
-from longlens.scoring.transformers import BATCH_TOKENS
+from longlens.models.forward import BATCH_TOKENS
 from tests.families import family_model
 from tests.tiny import OWN_GENERATION, byte_tokenizer, tiny_model
 

@@ -11,11 +11,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +25,7 @@ import pyarrow.parquet as pq
 from longlens.data.columns import IGNORED, row_types
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json, write_json
-from longlens.runs.folder import OwnFolder
+from longlens.runs.folder import OwnFolder, versions
 from longlens.scoring.layout import open_file
 
 SCHEMA_VERSION = 1
@@ -62,11 +60,11 @@ class DatasetFolder:
         path = self.folder / "manifest.json"
         have = read_json(path) if path.exists() else None
         if have is None or ("kind" in have and not self._committed()):
-            write_json(path, manifest | {"versions": _versions()})
+            write_json(path, manifest | {"versions": versions("datasets")})
             return
         there, here = ({"kind": m.get("kind"), **_settings_of(m, path)} for m in (have, manifest))
         differs = [
-            f"{name} is {_brief(there.get(name))} there and {_brief(here.get(name))} here"
+            f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
             for name in {**there, **here}
             if there.get(name) != here.get(name)
         ]
@@ -303,13 +301,3 @@ class _Shards:
         # After an error the file goes away with its folder: what it says when it is closed is of no use.
         with suppress(OSError) if error is not None else nullcontext():
             self._close()
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _versions() -> dict[str, str]:
-    packages = ("longlens", "transformers", "tokenizers", "datasets", "numpy", "pyarrow")
-    return {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}

@@ -14,8 +14,7 @@ from longlens.logprobs import Head
 from longlens.losses.documents import Span
 from longlens.losses.passes import most_over_ranks, target_logprobs
 from longlens.losses.settings import SHORT_DTYPES, LongCE
-from longlens.models.forward import Forward, running
-from longlens.scoring.transformers import default_batch_tokens
+from longlens.models.forward import Forward, default_batch_tokens, running
 from longlens.windows import Window
 
 

@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from longlens.errors import UserError, library_errors
 
 PROBE_TOKENS = 48
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Tokens of a batch, padding included; a longer request is a batch of its own.
+
+On a CPU the activations of a larger batch leave the caches: 640 to 2,048 tokens take equal time, and 8,192 take 1.5
+times as long (`python -m benchmarks.scoring`, docs/precision.md).
+"""
 KEPT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """What `greedy` takes from a model's own generation_config: tokens that its format is made of."""
 
@@ -371,3 +377,8 @@ def device_of(model: Any) -> torch.device:
     """Where token ids go. Weights that accelerate offloads are on "meta" until needed; its hooks move the inputs."""
     device: torch.device = model.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """`BATCH_TOKENS` of a device."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])

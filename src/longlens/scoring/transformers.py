@@ -14,7 +14,16 @@ from torch import Tensor
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
-from longlens.models.forward import PROBE_TOKENS, Forward, device_of, is_close, pack, probe_ids, running
+from longlens.models.forward import (
+    PROBE_TOKENS,
+    Forward,
+    default_batch_tokens,
+    device_of,
+    is_close,
+    pack,
+    probe_ids,
+    running,
+)
 from longlens.models.load import positions_of
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
@@ -22,12 +31,6 @@ from longlens.runs.identity import functional_config
 from longlens.scoring.scorer import Request, Result, ScorerInfo
 from longlens.tokenization import Encoded, TextEncoder
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Tokens of a batch, padding included; a longer request is a batch of its own.
-
-On a CPU the activations of a larger batch leave the caches: 640 to 2,048 tokens take equal time, and 8,192 take 1.5
-times as long (`python -m benchmarks.scoring`, docs/precision.md).
-"""
 LOOK_AHEAD_BATCHES = 8
 """Requests of so many batches are read ahead and sorted by length, so that little is padded."""
 CHUNK_TOKENS = 1024
@@ -228,11 +231,6 @@ class TransformersScorer:
             padded = torch.cat([ids, torch.where(torch.arange(PROBE_TOKENS, device=ids.device) < half, ids, 0)])
             self._pads = is_close(self._forward.hidden(padded)[1, :half], before)
         return find_head(self.model, hidden, logits)
-
-
-def default_batch_tokens(device: torch.device) -> int:
-    """`BATCH_TOKENS` of a device."""
-    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
 
 
 def hash_weights(model: torch.nn.Module) -> str:
