@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 
 from benchmarks.tables import write_table
-from longlens.bench.store import open_run, read_parts, read_samples
+from longlens.bench.store import open_run, read_answers, read_samples
 
 
 def main() -> None:
     pairs = list(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     rows = []
     for forced, generated in pairs:
-        greedy = {row["key"].rpartition("#")[0]: row["is_greedy"] for row in read_parts(forced, "answers")}
-        targets = {row["id"]: row["continuations"][0] for row in read_samples(forced)}
-        written = {row["key"]: row["text"] for row in read_parts(generated, "answers")}
+        greedy = {row["key"].rpartition("#")[0]: row["is_greedy"] for row in read_answers(forced, "teacher-forced")}
+        targets = {row["id"]: row["continuations"][0] for _, row in read_samples(forced)}
+        written = {row["key"]: row["text"] for row in read_answers(generated, "generate")}
         both = sorted(greedy.keys() & written.keys())
         begins = {key: written[key].startswith(targets[key]) for key in both}
         alike = sum(begins[key] == greedy[key] for key in both)

@@ -11,7 +11,8 @@ from longlens.bench.engine import EngineSettings
 from longlens.bench.grading import answer_text, graded_predictions, graded_run
 from longlens.bench.judging import JUDGE_TOKENS, judge_run, judged
 from longlens.bench.run import BenchSettings, run_bench
-from longlens.bench.samples import Batch, read_sample_file, task_of, write_samples
+from longlens.bench.samples import read_sample_file, task_of
+from longlens.bench.store import open_run
 from longlens.bench.summary import summarise_run
 from longlens.errors import UserError
 from longlens.models import entailment, generate
@@ -20,6 +21,16 @@ from longlens.tasks.judged import CitedTask, JudgedTask
 from tests.bench.fakes import FakeEngine, rows, sample
 from tests.tasks.fixtures import task as with_data
 from tests.tiny import byte_tokenizer
+
+
+def graded(folder):
+    return list(graded_run(folder, open_run(folder)))
+
+
+def written(path, samples):
+    path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in samples))
+    return path
+
 
 # --- which text is the answer -----------------------------------------------------------------------------------------
 
@@ -111,22 +122,22 @@ def test_predictions_are_scored_in_the_order_of_the_samples(tmp_path):
         ),
         (
             [said(IDS[0]), said("other-0")],
-            "prediction 2: no sample has the id 'other-0': are these predictions of other",
+            "predictions.jsonl:2.: no sample has the id 'other-0': are these predictions of other",
         ),
         (
             [said(IDS[0]), "", said(IDS[0])],
-            f"prediction 2: the id '{IDS[0]}' is there twice: give one prediction for each",
+            f"predictions.jsonl:3.: the id '{IDS[0]}' is there twice: give one prediction for each",
         ),
         (
             [said(IDS[0], 7)],
-            r'prediction 1: expected \{"id": "…", "prediction": "…"\}, two texts; got the fields id, prediction',
+            r'predictions.jsonl:1.: expected \{"id": "…", "prediction": "…"\}, two texts; got the fields',
         ),
-        ([said(IDS[0], None)], "prediction 1: expected"),
-        ([said(7)], "prediction 1: expected"),
-        ([{"id": IDS[0], "answer": "7"}], "prediction 1: expected .*; got the fields id, answer"),
-        ([{}], "prediction 1: expected .*got no fields"),
-        ([said(IDS[0]), '{"id": "a", '], "line 2: not JSON"),
-        ([said(IDS[0]), "[]"], "line 2: expected a JSON object, it is a list"),
+        ([said(IDS[0], None)], "predictions.jsonl:1.: expected"),
+        ([said(7)], "predictions.jsonl:1.: expected"),
+        ([{"id": IDS[0], "answer": "7"}], "predictions.jsonl:1.: expected .*; got the fields \\['id', 'answer'"),
+        ([{}], "predictions.jsonl:1.: expected .*got no fields"),
+        ([said(IDS[0]), '{"id": "a", '], r"predictions.jsonl:2' is broken"),
+        ([said(IDS[0]), "[]"], r"predictions.jsonl:2' is a JSON list, expected .*prediction"),
         ([], "has no prediction for 3 of 3 samples"),
     ],
 )
@@ -139,7 +150,7 @@ def test_a_wrong_file_of_predictions_is_one_line(tmp_path, lines, message):
 def test_a_line_that_is_broken_off_is_an_error_in_a_file_of_predictions(tmp_path):
     path = predictions(tmp_path, *[said(key) for key in IDS])
     path.write_text(path.read_text().rstrip()[:-3])
-    with pytest.raises(UserError, match="line 3: not JSON"):
+    with pytest.raises(UserError, match="predictions.jsonl:3. is broken"):
         graded_predictions(SAMPLES, path)
 
 
@@ -156,17 +167,37 @@ def test_samples_of_no_task_are_an_error(tmp_path, metadata, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 7}, "sample 2: no str 'id'; expected a sample of longlens bench build"),
-        ({"prompt": 7}, "sample 2: no str 'prompt'"),
-        ({"answers": "7"}, "sample 2: no list 'answers'"),
-        ({"answers": [7]}, "sample 2: answers that are no texts"),
-        ({"metadata": []}, "sample 2: no dict 'metadata'"),
-        ({"length": "9"}, "sample 2: no int 'length'"),
-        ({"answer_spans": 7}, "sample 2: .*answer_spans"),
-        ({"answer_spans": [[1]]}, "sample 2: .*answer_spans"),
-        ({"answer_spans": [["a", "b"]]}, "sample 2: .*answer_spans"),
-        ({"context_span": [7]}, "sample 2: .*context_span"),
-        ({"context_span": "none"}, "sample 2: .*context_span"),
+        ({"id": 7}, "id is 7, expected a JSON string: give a file of longlens bench build"),
+        ({"prompt": 7}, "prompt is 7, expected a JSON string"),
+        ({"answers": "7"}, "answers is '7', expected a list of strings"),
+        ({"answers": [7]}, r"answers is \[7\], expected a list of strings"),
+        ({"answers": []}, "answers is empty, expected at least one right answer"),
+        ({"metadata": []}, r"metadata is \[\], expected a JSON object"),
+        ({"length": "9"}, "length is '9', expected a JSON integer"),
+        ({"length": True}, "length is True, expected a JSON integer"),
+        *(
+            ({"metadata": SAMPLES[1].metadata | change}, f"metadata.*{next(iter(change))} is ")
+            for change in (
+                {"settings": []},
+                {"settings": "a"},
+                {"task": 7},
+                {"seed": "x"},
+                {"index": [1]},
+                {"requested_length": "4096"},
+                {"depth": "top"},
+                {"depths": 5},
+                {"depths": ["a"]},
+                {"distractors": "abc"},
+                {"distractors": [5]},
+                {"cut": 3},
+                {"data": "x"},
+            )
+        ),
+        ({"answer_spans": 7}, "samples.jsonl:2.*answer_spans"),
+        ({"answer_spans": [[1]]}, "samples.jsonl:2.*answer_spans"),
+        ({"answer_spans": [["a", "b"]]}, "samples.jsonl:2.*answer_spans"),
+        ({"context_span": [7]}, "samples.jsonl:2.*context_span"),
+        ({"context_span": "none"}, "samples.jsonl:2.*context_span"),
         ({"id": IDS[0]}, f"the id '{IDS[0]}' is there twice"),
     ],
 )
@@ -193,10 +224,8 @@ def test_scores_of_a_file_are_those_of_the_task(tmp_path, name, data):
     """What a sample's JSON holds is all that its score needs."""
     task = with_data(name, data)
     made = task.build(length=LONG.get(name, 6000), samples=2, tokenizer=byte_tokenizer())
-    path = tmp_path / "samples.jsonl"
-    assert write_samples(path, [Batch(name="a", task=task, samples=made)]) == 2
-    read = read_sample_file(path)
-    assert read == [type(one)(**json.loads(json.dumps(asdict(one))) | spans(one)) for one in made]
+    read = read_sample_file(written(tmp_path / "samples.jsonl", made))
+    assert read == [type(one)(**json.loads(json.dumps(asdict(one))) | spans(one) | {"prompt": ""}) for one in made]
     texts = [f" {made[0].answers[0]}" if made[0].answers else "", "The answer is 12345, perhaps [1]."]
     found = graded_predictions(read, predictions(tmp_path, *map(said, [one.id for one in made], texts)))
     for row, one, text in zip(found, made, texts, strict=True):
@@ -229,7 +258,7 @@ def test_answers_of_a_run_are_scored_by_its_samples(model, tmp_path):
         return f"<think>12\n</think>{'7' if '42-0' in request.key else '8'}"
 
     run(model, tmp_path, FakeEngine(text), "longeval_lines", lengths=[1000], samples=3)
-    found = list(graded_run(tmp_path, thinks=False, mode="generate"))
+    found = graded(tmp_path)
     assert [row.prediction for row in found] == ["7", "8", "8"]
     for row in found:
         right = float(row.sample.answers[0] == row.prediction)
@@ -243,7 +272,7 @@ def test_an_answer_after_reasoning_ends_at_the_tasks_stop(model, data, tmp_path)
     asked = {"settings": {"data_dir": str(data)}, "samples": 1, "lengths": [3000], "think_tokens": 50}
     run(model, tmp_path, engine, "longbench_samsum", **asked)
     assert engine.asked[0].stop == ()
-    (found,) = graded_run(tmp_path, thinks=True, mode="generate")
+    (found,) = graded(tmp_path)
     assert found.prediction == "three"
 
 
@@ -253,13 +282,13 @@ def test_an_answer_to_another_prompt_is_none(model, tmp_path):
     changed = [json.loads(line) for line in part.read_text().splitlines()]
     changed[0]["prompt_sha256"] = "of another"
     part.write_text("".join(json.dumps(row) + "\n" for row in changed))
-    assert [row.prediction for row in graded_run(tmp_path, thinks=False, mode="generate")] == [None, "no idea"]
+    assert [row.prediction for row in graded(tmp_path)] == [None, "no idea"]
 
 
 def test_the_likelihood_of_the_right_answer_is_kept(model, tmp_path):
     engine = FakeEngine(logprob=lambda request: -0.25 if "42-1#" in request.key else -3.5)
     run(model, tmp_path, engine, "longeval_lines", lengths=[1000], samples=2, mode="teacher-forced")
-    found = list(graded_run(tmp_path, thinks=False, mode="teacher-forced"))
+    found = graded(tmp_path)
     assert [(row.scores, row.nll, row.prediction) for row in found] == [
         ({"teacher_forced": 0.0}, 3.5, None),
         ({"teacher_forced": 1.0}, 0.25, None),
@@ -276,7 +305,7 @@ def test_the_right_answer_has_to_be_likelier_than_all_wrong_ones(model, tmp_path
     right, wrong = logprobs
     engine = FakeEngine(logprob=lambda request: right if request.key.endswith("#0") else wrong)
     run(model, tmp_path, engine, "longeval_lines", lengths=[1000], samples=1, mode="choice")
-    (found,) = graded_run(tmp_path, thinks=False, mode="choice")
+    (found,) = graded(tmp_path)
     texts = [request.continuation for request in engine.asked]
     assert len(texts) > 2
     assert texts[0] == found.sample.answers[0]
@@ -292,11 +321,11 @@ def test_the_right_answer_has_to_be_likelier_than_all_wrong_ones(model, tmp_path
 def test_likelihoods_are_divided_by_bytes(model, tmp_path):
     (one,) = get_task("longeval_lines").build(length=1000, samples=1, tokenizer=byte_tokenizer())
     one = replace(one, answers=["日本"], metadata={**one.metadata, "distractors": ["aaaaa"]})
-    write_samples(tmp_path / "s.jsonl", [Batch(name="a", task=get_task("longeval_lines"), samples=[one])])
+    written(tmp_path / "s.jsonl", [one])
     # 6 bytes and 5; by character the second one would be the likelier.
     engine = FakeEngine(logprob=lambda request: -6.0 if request.continuation == "日本" else -5.5)
     run(model, tmp_path / "run", engine, str(tmp_path / "s.jsonl"), mode="choice")
-    (found,) = graded_run(tmp_path / "run", thinks=False, mode="choice")
+    (found,) = graded(tmp_path / "run")
     assert found.scores == {"choice_accuracy": 0.0, "choice_accuracy_by_byte": 1.0}
 
 
@@ -305,7 +334,7 @@ def test_a_choice_with_an_answer_missing_has_no_score(model, tmp_path):
     run(model, tmp_path, engine, "longeval_lines", lengths=[1000], samples=1, mode="choice")
     (part,) = (tmp_path / "answers").iterdir()
     part.write_text("".join(part.read_text().splitlines(keepends=True)[:-1]))
-    (found,) = graded_run(tmp_path, thinks=False, mode="choice")
+    (found,) = graded(tmp_path)
     assert (found.scores, found.nll) == (None, None)
 
 
@@ -344,7 +373,7 @@ def test_a_judge_scores_each_answer_once(judgeable, monkeypatch):
     judge_run(judgeable, judge="j", nli=None, options={"dtype": "float32"}, told=told.append)
     assert judge.opened == [("j", {"max_new_tokens": JUDGE_TOKENS, "dtype": "float32"})]
     assert told == ["j: 2 of 2 answers to score"]
-    answers = [row for row in graded_run(judgeable, thinks=False, mode="generate") if isinstance(row.task, JudgedTask)]
+    answers = [row for row in graded(judgeable) if isinstance(row.task, JudgedTask)]
     assert judge.prompts == [row.task.judge_prompts(row.sample, "It is Ada [1]. So it is.")[0] for row in answers]
     assert [(row["id"], row["by"], row["scores"], row["replies"]) for row in rows(judgeable, "judged")] == [
         (answers[0].sample.id, "j", {"judge": 0.7}, ["Rating: [[7]]"]),
@@ -384,7 +413,7 @@ def test_citations_are_scored_by_a_model_of_entailment(judgeable, monkeypatch):
         lambda name, **options: lambda premise, claim: asked.append((premise, claim)) or claim.startswith("It is Ada"),
     )
     judge_run(judgeable, judge=None, nli="n", options={})
-    answers = [row for row in graded_run(judgeable, thinks=False, mode="generate") if isinstance(row.task, CitedTask)]
+    answers = [row for row in graded(judgeable) if isinstance(row.task, CitedTask)]
     assert len(answers) == 2
     for row, answer in zip(rows(judgeable, "judged"), answers, strict=True):
         by_hand = answer.task.cited(answer.sample, answer.prediction, lambda premise, claim: "Ada" in claim)
@@ -408,7 +437,7 @@ def test_a_run_that_no_judge_could_score_is_an_error(model, tmp_path, monkeypatc
 
 
 def test_what_there_is_nothing_to_ask_about_has_no_score(judgeable):
-    row = next(r for r in graded_run(judgeable, thinks=False, mode="generate") if isinstance(r.task, JudgedTask))
+    row = next(r for r in graded(judgeable) if isinstance(r.task, JudgedTask))
     silent = type("Silent", (type(row.task),), {"judge_prompts": lambda self, sample, prediction: []})()
     mine = type(row)(sample=row.sample, task=silent, batch=row.batch, prediction="")
     assert judged(mine, lambda prompts: pytest.fail("asked")) == ({}, [])

@@ -322,7 +322,8 @@ def test_reasoning_has_tokens_of_its_own_and_no_stop(tokens):
 
 def test_the_right_answer_is_scored_as_it_would_follow():
     found, sample = asked({"mode": "teacher-forced"})
-    assert found.requests == (Request(f"{sample.id}#0", sample.prompt + PREFIX, " 0"),)
+    count = len(byte_tokenizer()(sample.prompt + PREFIX + " 0")["input_ids"])
+    assert found.requests == (Request(f"{sample.id}#0", sample.prompt + PREFIX, " 0", num_tokens=count),)
 
 
 def test_wrong_answers_stand_where_the_right_one_does():

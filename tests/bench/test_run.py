@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -10,18 +11,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import safetensors.torch
+import transformers
 
-from longlens.bench.engine import EngineSettings
+import longlens.bench.run
+from longlens.bench.engine import EngineSettings, Request
 from longlens.bench.lm_eval import open_engine
+from longlens.bench.prompts import Prompted
 from longlens.bench.run import BenchSettings, run_bench
-from longlens.bench.samples import build_batches, make_tasks, write_samples
+from longlens.bench.samples import file_batches, make_tasks, task_batches, write_samples
 from longlens.bench.store import read_samples
 from longlens.bench.summary import summarise_run
 from longlens.bench.table import results_table
 from longlens.errors import LonglensWarning, UserError
 from longlens.rope import YaRN, extend
+from longlens.tasks.base import Sample
+from longlens.tasks.building import Builder
 from tests.bench.fakes import FakeEngine, rows
 from tests.tiny import byte_tokenizer
 
@@ -55,7 +63,7 @@ def bench(model, folder, engine=None, *, tasks=TASKS, engine_settings=None, **ch
     """A run of two tasks, three samples each, with the engine's answers."""
     options = {name: changes.pop(name) for name in ("rank", "processes", "told", "progress") if name in changes}
     settings = BenchSettings(**{"tasks": tasks, "lengths": [2000], "samples": 3} | changes)
-    made = EngineSettings(**{"model": model} | (engine_settings or {}))
+    made = EngineSettings(**{"model": str(model)} | (engine_settings or {}))
     return run_bench(made, settings, folder, open_engine=engine, **options)
 
 
@@ -74,8 +82,129 @@ def test_a_folder_is_of_one_configuration_wherever_it_lies(model, tmp_path, monk
     assert rows(tmp_path / "run") == before
 
 
-def without_run(results):
-    return {name: value for name, value in results.items() if name != "model"}
+def never(*args):
+    pytest.fail("the model was loaded")
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The samples that are built."""
+    made = []
+    build = Builder.sample
+    monkeypatch.setattr(Builder, "sample", lambda self, at: (made.append(f"{self.name}-{at}"), build(self, at))[1])
+    return made
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(longlens.bench.run, "CHUNK_SAMPLES", 4)
+
+
+@pytest.mark.parametrize(("keep", "again"), [(True, 0), (False, 7)])
+def test_a_resumed_run_builds_only_what_is_not_stored(model, tmp_path, builds, small_chunks, keep, again):
+    """Where prompts are not stored, it builds those of its chunk that have no answer."""
+    asked = {"tasks": ["vt"], "samples": 11, "keep_prompts": keep}
+    with pytest.raises(RuntimeError):
+        bench(model, tmp_path / "run", FakeEngine(fails_after=5), **asked)
+    names = [f"vt-2000-42-{number}" for number in range(11)]
+    assert builds == names[:8]  # two chunks
+    assert [row["id"] for _, row in read_samples(tmp_path / "run")] == names[:8]
+    builds.clear()
+    engine = FakeEngine()
+    bench(model, tmp_path / "run", engine, **asked)
+    assert engine.keys == names[5:]
+    assert builds == (names[8:] if keep else names[5:])
+
+
+@pytest.mark.parametrize("mode", ["generate", "choice"])
+def test_a_finished_run_builds_nothing_and_loads_no_model(model, tmp_path, builds, mode):
+    asked = {"tasks": ["longeval_lines"], "mode": mode, "lengths": [1800, 2000]}
+    results = bench(model, tmp_path / "run", FakeEngine(), **asked)
+    builds.clear()
+    assert bench(model, tmp_path / "run", never, **asked) == results
+    for rank in range(3):
+        assert bench(model, tmp_path / "run", never, **asked, rank=rank, processes=3) == results
+    assert builds == []
+
+
+def test_processes_build_their_share(model, tmp_path, builds, small_chunks):
+    for rank in (1, 0, 2):
+        builds.clear()
+        bench(model, tmp_path / "run", FakeEngine(), samples=10, rank=rank, processes=3)
+        assert sorted(builds) == sorted(f"{task}-2000-42-{at}" for task in TASKS for at in range(rank, 10, 3))
+    assert bench(model, tmp_path / "run", never, samples=10)["tasks"]["vt-2000-42"]["num_samples"] == 10
+
+
+def test_a_chunk_of_prompts_is_in_memory(model, tmp_path, small_chunks):
+    class Counting(FakeEngine):
+        most = 0
+
+        def answer(self, requests, take):
+            gc.collect()
+            held = [one.prompt for one in gc.get_objects() if type(one) in (Prompted, Sample, Request)]
+            self.most = max(self.most, len({prompt for prompt in held if prompt}))
+            super().answer(requests, take)
+            self.asked.clear()
+
+    for samples in (12, 24):
+        engine = Counting()
+        bench(model, tmp_path / str(samples), engine, samples=samples)
+        assert engine.most <= 4 + len(TASKS)  # a chunk, and the one of each task that was checked first
+
+
+def test_a_run_of_before_and_one_whose_files_were_touched_go_on(model, tmp_path, builds):
+    (tmp_path / "hay.txt").write_text("The sky is wide and blue. A bird sings. " * 200)
+    asked = {"tasks": ["niah_single_2"], "settings": {"haystack": str(tmp_path / "hay.txt")}}
+    results = bench(model, tmp_path / "run", FakeEngine(), **asked)
+    os.utime(tmp_path / "hay.txt", (1, 1))
+    builds.clear()
+    assert bench(model, tmp_path / "run", never, **asked) == results
+    assert len(builds) == 3  # they were compared
+    path = tmp_path / "run" / "samples" / "niah_single_2-2000-42.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "recipe"}) + "\n" for line in lines))
+    assert bench(model, tmp_path / "run", never, **asked) == results
+    (tmp_path / "hay.txt").write_text("The sky is wide and grey. A bird sings. " * 200)
+    with pytest.raises(UserError, match="holds another sample niah_single_2-2000-42-0"):
+        bench(model, tmp_path / "run", never, **asked)
+    # Also where what is stored need not be compared.
+    with pytest.raises(UserError, match="holds another sample niah_single_2-2000-42-"):
+        bench(model, tmp_path / "run", never, **asked | {"samples": 5}, rank=3, processes=4)
+
+
+def test_of_a_file_the_longest_sample_is_checked_first_and_one_that_changes_is_said(model, tmp_path):
+    batches = task_batches(make_tasks(["vt"], {}), lengths=[2000], samples=3, seed=42, tokenizer=byte_tokenizer())
+    path = tmp_path / "samples.jsonl"
+    write_samples(path, batches, print)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    longer = lines[2] | {"prompt": "word " * 1000, "length": 5030}
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines[:2], longer]))
+    with pytest.raises(UserError, match="vt-2000-42-2 has 5,130 tokens and wants 30 for the answer"):
+        bench(model, tmp_path / "run", never, tasks=[str(path)])
+    assert not (tmp_path / "run").exists()
+    (batch,) = file_batches(path)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    with pytest.raises(UserError, match="has changed while it was read"):
+        batch.sample(0)
+
+
+def test_a_prompt_is_tokenized_once_after_it_is_built(chat_model, tmp_path, monkeypatch):
+    asked = {"tasks": ["longeval_lines"], "samples": 2, "lengths": [900]}
+    for template, count in (("none", 0), ("prefill", 1)):
+        bench(chat_model, tmp_path / template, engine := FakeEngine(), **asked, template=template)
+        prompts = [request.prompt for request in engine.asked]
+        counted = Counter()
+        encode = transformers.PreTrainedTokenizerFast.__call__
+
+        def counting(self, text, *args, encode=encode, counted=counted, **kwargs):
+            counted.update([text] if isinstance(text, str) else text)
+            return encode(self, text, *args, **kwargs)
+
+        monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "__call__", counting)
+        bench(chat_model, tmp_path / f"{template} again", FakeEngine(), **asked, template=template)
+        built = 1 if template == "none" else 0  # to fit it into the length, several sizes are tried
+        assert [counted[prompt] for prompt in prompts] == [count + built] * 2
+        monkeypatch.undo()
 
 
 def test_each_sample_is_asked_once_with_its_exact_prompt(model, tmp_path):
@@ -83,7 +212,7 @@ def test_each_sample_is_asked_once_with_its_exact_prompt(model, tmp_path):
     results = bench(model, tmp_path / "run", engine, progress=progress)
     names = [f"{task}-2000-42-{number}" for task in TASKS for number in range(3)]
     assert engine.keys == names
-    stored = {row["id"]: row for row in read_samples(tmp_path / "run")}
+    stored = {row["id"]: row for _, row in read_samples(tmp_path / "run")}
     for request in engine.asked:
         row = stored[request.key]
         assert row["prompt"] == request.prompt
@@ -170,12 +299,12 @@ def test_processes_share_the_samples(model, tmp_path, order):
 def test_prompts_may_be_left_out(model, tmp_path):
     bench(model, tmp_path / "with", FakeEngine())
     results = bench(model, tmp_path / "without", FakeEngine("never written"), keep_prompts=False)
-    prompts = [row["prompt"] for row in read_samples(tmp_path / "with")]
+    prompts = [row["prompt"] for _, row in read_samples(tmp_path / "with")]
     text = "".join(path.read_text() for path in (tmp_path / "without").rglob("*.json*"))
     begins = [json.dumps(prompt)[1:60] for prompt in prompts]
     assert all(begin not in text for begin in begins)
     assert any(begin in path.read_text() for path in (tmp_path / "with").rglob("*.jsonl") for begin in begins)
-    hashes = [[row["prompt_sha256"] for row in read_samples(tmp_path / name)] for name in ("with", "without")]
+    hashes = [[row["prompt_sha256"] for _, row in read_samples(tmp_path / name)] for name in ("with", "without")]
     assert hashes[0] == hashes[1]
     engine = FakeEngine()
     assert bench(model, tmp_path / "without", engine, keep_prompts=False) == results
@@ -210,28 +339,43 @@ def test_secrets_are_written_nowhere(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "changes", "message"),
+    ("changes", "message"),
     [
-        ({"weights_sha256": "x"}, {}, "holds a run with another engine"),
-        ({"tokenizer_sha256": "x"}, {}, "holds a run with another engine"),
-        ({"dtype": "bfloat16"}, {}, "holds a run with another engine"),
-        ({}, {"mode": "teacher-forced", "tasks": ["longeval_lines"]}, "holds a run with another mode"),
-        ({}, {"think_tokens": 9}, "holds a run with another think tokens"),
-        ({}, {"overlong": "skip"}, "holds a run with another overlong"),
-        ({}, {"template": "none"}, "holds a run with another template"),
-        ({}, {"template_arguments": {"a": 1}}, "holds a run with another template arguments"),
-        ({}, {"settings": {"hops": 2}}, r"holds another sample vt-2000-42-\d \(other settings, data or haystack\)"),
-        ({}, {"tasks": ["longeval_lines"], "settings": {"ids": "LRT"}}, "holds another sample longeval_lines-2000-42-"),
+        ({"engine_settings": {"dtype": "bfloat16"}}, "holds a run with another engine"),
+        ({"engine_settings": {"arguments": {"logits_cache": False}}}, "holds a run with another engine"),
+        ({"mode": "teacher-forced", "tasks": ["longeval_lines"]}, "holds a run with another mode"),
+        ({"think_tokens": 9}, "holds a run with another think tokens"),
+        ({"overlong": "skip"}, "holds a run with another overlong"),
+        ({"template": "none"}, "holds a run with another template"),
+        ({"template_arguments": {"a": 1}}, "holds a run with another template arguments"),
+        ({"settings": {"hops": 2}}, r"holds another sample vt-2000-42-\d \(other settings, data or haystack\)"),
+        ({"tasks": ["longeval_lines"], "settings": {"ids": "LRT"}}, "holds another sample longeval_lines-2000-42-"),
     ],
 )
-def test_a_folder_is_of_one_model_asked_in_one_way(model, tmp_path, engine, changes, message):
+def test_a_folder_is_of_one_model_asked_in_one_way(model, tmp_path, changes, message):
     bench(model, tmp_path / "run", FakeEngine())
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
-    other = FakeEngine(**engine)
+    other = FakeEngine()
     with pytest.raises(UserError, match=message):
         bench(model, tmp_path / "run", other, **changes)
     assert other.keys == []
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")} == before
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer"])
+def test_another_model_of_the_same_name_is_refused_before_it_is_loaded(model, tmp_path, part):
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    bench(folder, tmp_path / "run", FakeEngine(), tasks=["vt"])
+    if part == "weights":
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] *= 2
+        safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        tokenizer = byte_tokenizer()
+        tokenizer.add_tokens(["<other>"])
+        tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="holds a run with another engine"):
+        bench(folder, tmp_path / "run", never, tasks=["vt"])
 
 
 def test_another_answer_in_the_data_is_another_sample(model, tmp_path):
@@ -245,10 +389,7 @@ def test_another_answer_in_the_data_is_another_sample(model, tmp_path):
         bench(model, tmp_path / "run", FakeEngine(), **asked)
 
 
-def test_all_is_checked_before_the_model_is_loaded(model, tmp_path, monkeypatch):
-    def never(*args):
-        pytest.fail("loaded")
-
+def test_all_is_checked_before_the_model_is_loaded(model, tmp_path):
     for changes, message in [
         ({"tasks": ["vt", "nosuch"]}, "no task or suite 'nosuch'"),
         ({"lengths": [100]}, "length=100 is too short for 3 samples of"),
@@ -263,9 +404,12 @@ def test_all_is_checked_before_the_model_is_loaded(model, tmp_path, monkeypatch)
         ({"tasks": ["gsm8k"], "mode": "choice"}, "gsm8k is lm-evaluation-harness's and has a mode of its own"),
         ({"tasks": ["vt", "gsm8k"], "overlong": "skip"}, "--overlong skip is not possible"),
         ({"tasks": ["babilong"], "lengths": []}, "babilong has data of several lengths: pass --length"),
-        ({"tasks": ["gsm8k"], "samples": 0}, "samples=0; expected at least 1"),
-        ({"tasks": ["gsm8k"], "settings": {"nosuch": 1}}, "no task has a setting 'nosuch'"),
-        ({"tasks": ["gsm8k"], "processes": 2}, "run in one process"),
+        ({"tasks": ["gsm8k"]}, "gsm8k is lm-evaluation-harness's, and its data fixes its lengths: leave --length out"),
+        ({"tasks": ["lm_eval:coqa"]}, "lm_eval:coqa is .*, and its data fixes its lengths: leave --length out"),
+        ({"tasks": ["babilong"], "lengths": [5000]}, "babilong has data of whole multiples of 1024 tokens"),
+        ({"tasks": ["gsm8k"], "lengths": [], "samples": 0}, "samples=0; expected at least 1"),
+        ({"tasks": ["gsm8k"], "lengths": [], "settings": {"nosuch": 1}}, "no task has a setting 'nosuch'"),
+        ({"tasks": ["gsm8k"], "lengths": [], "processes": 2}, "run in one process"),
     ]:
         with pytest.raises(UserError, match=message):
             bench(model, tmp_path / "run", never, **changes)
@@ -315,10 +459,10 @@ def test_samples_that_are_left_out_when_they_are_built_are_counted_too(model, tm
 
 
 def test_a_file_of_samples_is_asked_as_the_task_is(model, tmp_path):
-    batches = build_batches(
+    batches = task_batches(
         make_tasks(TASKS, {}), lengths=[2000], samples=3, seed=42, tokenizer=byte_tokenizer(), overlong=None
     )
-    write_samples(tmp_path / "samples.jsonl", batches)
+    write_samples(tmp_path / "samples.jsonl", batches, print)
     engines = [FakeEngine(), FakeEngine()]
     results = [
         bench(model, tmp_path / "a", engines[0]),
@@ -330,8 +474,8 @@ def test_a_file_of_samples_is_asked_as_the_task_is(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["../../outside-0", "a/b-0", "/tmp/x-0", ".-0", "a\\b-0", "..-0", ""])
 def test_a_file_of_samples_writes_nothing_outside_of_the_run(model, tmp_path, name):
-    (batch,) = build_batches(make_tasks(["vt"], {}), lengths=[2000], samples=1, seed=42, tokenizer=byte_tokenizer())
-    write_samples(tmp_path / "samples.jsonl", [batch])
+    (batch,) = task_batches(make_tasks(["vt"], {}), lengths=[2000], samples=1, seed=42, tokenizer=byte_tokenizer())
+    write_samples(tmp_path / "samples.jsonl", [batch], print)
     row = json.loads((tmp_path / "samples.jsonl").read_text()) | {"id": name}
     (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
     before = sorted(tmp_path.rglob("*"))

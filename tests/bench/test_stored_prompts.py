@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from longlens.bench.prompts import Asking
-from longlens.bench.samples import Batch, run_sample, sample_row
+from longlens.bench.samples import FileBatch, run_sample, sample_row
 from longlens.tasks import get_task
 from longlens.tasks.judged import CitedTask
 from tests.bench.conftest import CHAT
@@ -22,8 +23,8 @@ def asking(template, *, chat=CHAT, is_chat=False):
 
 def stored(asked, task, sample, **options):
     question = asked.ask(task, sample)
-    batch = Batch(name="b", task=task, samples=[sample])
-    row = sample_row(question, batch, asked.template_of(task), **({"keep_prompt": True} | options))
+    batch = FileBatch(Path("samples.jsonl"), "b", task, [])
+    row = sample_row(question, batch, asked.template_of(task), **({"recipe": "", "keep_prompt": True} | options))
     return json.loads(json.dumps(row))
 
 

@@ -9,14 +9,13 @@ import pytest
 
 from longlens.bench.grading import Graded
 from longlens.bench.heatmaps import write_heatmaps
-from longlens.bench.store import BenchRun
 from longlens.bench.suites import suite_summaries
 from longlens.bench.summary import by_depth, percent_interval, summarise, summarise_batch, summarise_run
 from longlens.errors import UserError
 from longlens.tasks import RULER, get_task, list_tasks
 from longlens.tasks.helmet.summary import CATEGORIES
 from tests.bench.fakes import sample
-from tests.bench.test_store import MANIFEST
+from tests.bench.test_store import opened
 
 TASK = "niah_single_1"  # its score is string_match_all
 
@@ -345,7 +344,7 @@ def test_other_suites_have_no_average():
 
 
 def test_a_run_without_samples_has_no_results(tmp_path):
-    BenchRun(tmp_path / "run", MANIFEST).release()
+    opened(tmp_path / "run").release()
     assert summarise_run(tmp_path / "run") == {
         "schema_version": 1,
         "model": "tiny",
@@ -359,12 +358,12 @@ def test_a_run_without_samples_has_no_results(tmp_path):
 
 def test_of_results_of_lm_evaluation_harness_the_last_one_counts(tmp_path):
     for count in range(6):
-        run = BenchRun(tmp_path / "run", MANIFEST)
+        run = opened(tmp_path / "run")
         run.append("harness", {"kind": "answer", "key": "k", "answer": [0, True]})
-        run.append("harness", {"kind": "result", "name": "mmlu", "num_samples": count})
+        run.append("harness", {"kind": "result", "name": "mmlu", "results": {}, "num_samples": count})
         run.release()
     assert summarise_run(tmp_path / "run")["harness"] == {
-        "mmlu": {"kind": "result", "name": "mmlu", "num_samples": 5},
+        "mmlu": {"kind": "result", "name": "mmlu", "results": {}, "num_samples": 5},
     }
 
 

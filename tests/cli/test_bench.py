@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,13 @@ import pytest
 from longlens.bench.engine import EngineSettings
 from longlens.bench.run import run_bench
 from longlens.bench.settings import BenchSettings
-from longlens.bench.store import BenchRun
 from longlens.cli import console, main
 from longlens.cli.progress import CountProgress
 from longlens.models import generate
 from longlens.tasks import list_tasks
 from tests.bench.fakes import FakeEngine, sample
 from tests.bench.test_grading import FakeJudge
-from tests.bench.test_store import MANIFEST
+from tests.bench.test_store import opened, row
 from tests.tasks.longbench import rows as longbench
 
 VT = ("vt", "--length", "1800", "--samples", "2")
@@ -252,18 +252,12 @@ def test_path_is_a_folder_of_tasks(work, run, monkeypatch):
 
 
 def test_names_that_steer_a_terminal_are_escaped(work, run):
-    BenchRun("odd", MANIFEST | {"model": "m\x1b[31m"}).release()
-    row = json.loads(json.dumps({**vars_of(sample()), "batch": "b", "skipped": True, "prompt_sha256": "x"}))
-    Path("odd/samples/b.jsonl").write_text(json.dumps(row | {"continuations": []}) + "\n")
+    opened("odd", model="m\x1b[31m").release()
+    made = row("a", skipped=True) | asdict(sample())
+    Path("odd/samples/b.jsonl").write_text(json.dumps(made) + "\n")
     ended = run("bench", "table", "odd")
     assert ended.code == 0
     assert "\x1b" not in ended.out
-
-
-def vars_of(one):
-    from dataclasses import asdict
-
-    return asdict(one)
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
@@ -322,7 +316,7 @@ def vars_of(one):
             ["bench", "grade", "llama", "--samples", "a.txt"],
             "llama is a run's folder, which has its samples: leave --s",
         ),
-        (["bench", "grade", "a.txt", "--samples", "a.txt"], "'a.txt', line 1: not JSON"),
+        (["bench", "grade", "a.txt", "--samples", "a.txt"], "'a.txt:1' is broken"),
         (
             ["bench", "grade", "a.txt", "--samples", "a.txt", "--judge", "llama"],
             "--judge and --nli score the answers o",
@@ -345,9 +339,9 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, work, run):
     ("change", "message"),
     [
         (lambda ids: ids[:1], "'predictions.jsonl' has no prediction for 1 of 2 samples, such as 'vt-1800-42-1'"),
-        (lambda ids: [*ids, "vt-1800-42-9"], "'predictions.jsonl', prediction 3: no sample has the id 'vt-1800-42-9'"),
-        (lambda ids: [*ids, ids[0]], "'predictions.jsonl', prediction 3: the id 'vt-1800-42-0' is there twice"),
-        (lambda ids: [7, *ids], "'predictions.jsonl', prediction 1: expected"),
+        (lambda ids: [*ids, "vt-1800-42-9"], "'predictions.jsonl:3': no sample has the id 'vt-1800-42-9'"),
+        (lambda ids: [*ids, ids[0]], "'predictions.jsonl:3': the id 'vt-1800-42-0' is there twice"),
+        (lambda ids: [7, *ids], "'predictions.jsonl:1': expected"),
     ],
 )
 def test_wrong_predictions_are_one_line(change, message, work, run):

@@ -7,7 +7,7 @@ import pytest
 from longlens.bench.engine import EngineSettings
 from longlens.bench.run import run_bench
 from longlens.bench.settings import BenchSettings
-from longlens.bench.store import read_parts, read_samples
+from longlens.bench.store import read_answers, read_samples
 from longlens.tasks.longeval import BASE_PREFIX
 
 pytestmark = pytest.mark.real
@@ -26,9 +26,11 @@ def asked(folder, mode, **changes):
 def test_teacher_forcing_says_what_generation_does(tmp_path):
     asked(tmp_path / "forced", "teacher-forced")
     asked(tmp_path / "written", "generate")
-    greedy = {row["key"].partition("#")[0]: row["is_greedy"] for row in read_parts(tmp_path / "forced", "answers")}
-    targets = {row["id"]: row["continuations"][0] for row in read_samples(tmp_path / "forced")}
-    written = {row["key"]: row["text"] for row in read_parts(tmp_path / "written", "answers")}
+    greedy = {
+        row["key"].partition("#")[0]: row["is_greedy"] for row in read_answers(tmp_path / "forced", "teacher-forced")
+    }
+    targets = {row["id"]: row["continuations"][0] for _, row in read_samples(tmp_path / "forced")}
+    written = {row["key"]: row["text"] for row in read_answers(tmp_path / "written", "generate")}
     assert greedy.keys() == written.keys() == targets.keys()
     assert greedy == {key: text.startswith(targets[key]) for key, text in written.items()}
     assert 0 < sum(greedy.values()) < len(greedy)  # both happen, so that agreement says something

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from longlens.bench.grading import answer_text
 from longlens.bench.samples import as_sample, make_tasks, task_of
 from longlens.errors import UserError
 from longlens.files import cache_folder, replacing
@@ -98,6 +99,7 @@ def _row(sample: Any) -> dict[str, str]:
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Scores of an answer, from 0 to 1, of all lengths together and as ``metric@length``."""
     sample = as_sample(json.loads(doc["sample"]), doc["id"])
-    scores = task_of(sample).score(sample, results[0])
+    task = task_of(sample)
+    scores = task.score(sample, answer_text(results[0], task.stop))
     length = sample.metadata.get("requested_length")
     return dict(scores) | {f"{name}@{length}": score for name, score in scores.items() if length is not None}

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from longlens.errors import UserError
+from longlens.errors import UserError, one_line, shown_value
+from longlens.runs.identity import ModelIdentity
 
 HF = "hf"
-SECRET = ("auth_token", "header", "api_key", "hf_token")
-"""Arguments of a backend that are never written down."""
+_HOW_IT_RUNS = """
+num_concurrent max_retries timeout batch_size max_batch_size logits_cache tokenized_requests tensor_parallel_size
+data_parallel_size pipeline_parallel_size tp_size dp_size max_num_seqs gpu_memory_utilization mem_fraction_static
+swap_space enforce_eager enable_prefix_caching max_num_batched_tokens enable_chunked_prefill device parallelize
+distributed_executor_backend
+"""
+_WHAT_IT_COMPUTES = """
+dtype quantization kv_cache_dtype mixed_precision_dtype softmax_dtype load_in_4bit load_in_8bit revision subfolder peft
+lora_local_path seed max_model_len max_length max_gen_toks truncation add_bos_token prefix_token_id eos_string
+repetition_penalty enable_thinking think_end_token reasoning_effort trust_remote_code tokenizer_backend
+"""
+WRITTEN = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
+"""Arguments of a backend that are written down where they are numbers, texts or yes and no; others may be secrets."""
+NOT_WRITTEN = "(not written down)"
+KEY = "OPENAI_API_KEY"
+KEY_HOSTS = ("api.openai.com",)
+"""Hosts that the key in `KEY` is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +48,8 @@ class EngineSettings:
         attention: As there.
         batch_size: Prompts at a time, or ``auto``.
         max_length: Tokens that prompt and answer may have; what the model was made for unless given.
+        api_key_env: Environment variable with the key that is sent to the server; without it, `KEY` is sent to
+            `KEY_HOSTS` alone.
         trust_remote_code: As in `longlens.load_scorer`.
         allow_pickle: As there.
     """
@@ -44,6 +64,7 @@ class EngineSettings:
     attention: str | None = None
     batch_size: int | str = 1
     max_length: int | None = None
+    api_key_env: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
@@ -57,6 +78,11 @@ class EngineSettings:
             object.__setattr__(self, "backend", "local-completions" if self.server else HF)
         if self.backend == HF and self.server:
             raise UserError(f"{self.model} is a server: leave --backend out, or give local-chat-completions")
+        if "base_url" in self.arguments:
+            raise UserError("--model-arg base_url: give the server as --model http://HOST:PORT/v1#NAME instead")
+        if self.api_key_env is not None and not (self.server and os.environ.get(self.api_key_env)):
+            what = "is not set in the environment" if self.server else "is for a server, and --model is none"
+            raise UserError(f"--api-key-env {shown_value(self.api_key_env)} {what}: leave it out, or correct it")
 
     @property
     def server(self) -> Server | None:
@@ -68,14 +94,75 @@ class EngineSettings:
         if not self.model.startswith(("http://", "https://")):
             return None
         address, _, name = self.model.partition("#")
-        if not name or not urlsplit(address).netloc:
-            raise UserError(f"{self.model}: expected a server and its model, such as http://localhost:8000/v1#NAME")
+        expected = "expected a server and its model, such as http://localhost:8000/v1#NAME"
+        try:
+            parts = urlsplit(address)
+            _ = parts.port
+        except ValueError as error:
+            raise UserError(f"--model is a broken address ({one_line(error)}); {expected}") from error
+        if "@" in address or parts.query or "?" in address:
+            raise UserError(
+                f"--model has a user name, a password or a query in the address of {shown_value(parts.hostname)}, "
+                "which would be written down: leave them out, and name the environment variable that holds the key "
+                "with --api-key-env"
+            )
+        if not name or not parts.netloc:
+            raise UserError(f"{shown_value(self.model)}: {expected}")
         return Server(address.rstrip("/"), name)
+
+    @property
+    def api_key(self) -> str:
+        """The key that is sent to the server; empty where none is."""
+        if self.api_key_env is not None:
+            return os.environ.get(self.api_key_env, "")
+        return os.environ.get(KEY, "") if self._is_key_host else ""
+
+    @property
+    def _is_key_host(self) -> bool:
+        parts = urlsplit(self.server.address if self.server else "")
+        return parts.scheme == "https" and parts.hostname in KEY_HOSTS
+
+    def notes(self) -> list[str]:
+        """What a user should know before a server is asked."""
+        has_header = any(name in self.arguments for name in ("header", "auth_token"))
+        if self.server and os.environ.get(KEY) and not (self.api_key or has_header):
+            host = urlsplit(self.server.address).hostname
+            return [f"{KEY} is set and not sent to {host}: pass --api-key-env {KEY} if the key is for that server"]
+        return []
+
+    def written_arguments(self) -> dict[str, Any]:
+        """The arguments as they may be written down."""
+        return {
+            name: value if name in WRITTEN and isinstance(value, (str, int, float, type(None))) else NOT_WRITTEN
+            for name, value in self.arguments.items()
+        }
+
+    def redacted(self, text: str) -> str:
+        """A text of someone else without the secrets of these settings and of the environment."""
+        found = {os.environ.get(name, "") for name in (KEY, "HF_TOKEN", self.api_key_env or KEY)}
+        for name, value in self.arguments.items():
+            found |= set() if name in WRITTEN else set(_texts(value))
+        for secret in sorted(found, key=len, reverse=True):
+            for form in {secret, quote(secret, safe="")} if len(secret) > 3 else ():
+                text = text.replace(form, "***")
+        return text
 
     @property
     def is_chat(self) -> bool:
         """Whether the engine takes messages and puts them into a template itself."""
         return self.backend.endswith("chat-completions")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value
+        yield from value.split()  # the key in "Bearer KEY"
 
 
 class Server(NamedTuple):
@@ -120,6 +207,36 @@ def open_texts(settings: EngineSettings) -> Texts:
     return Texts(tokenizer, max_length)
 
 
+def describe(settings: EngineSettings, texts: Texts) -> dict[str, Any] | None:
+    """What is recorded of an engine, as far as it is known before the model is loaded: enough to tell models apart.
+
+    None where it is not known yet, since the weights are still to be downloaded.
+
+    Raises:
+        UserError: A folder has no weight files.
+    """
+    from longlens.models import find_device, find_dtype, identify, resolve
+    from longlens.tokenization import TextEncoder
+
+    identity, source = ModelIdentity(dtype=settings.dtype), settings.backend
+    if settings.server:
+        source = settings.server.address
+    elif settings.backend == HF or Path(settings.model).is_dir():
+        found = resolve(settings.model)
+        dtype = settings.dtype
+        if settings.backend == HF:
+            dtype = str(find_dtype(dtype, find_device(settings.device))).removeprefix("torch.")
+            source = found.note
+        try:
+            identity = identify(settings.model, texts.tokenizer, dtype, settings.trust_remote_code)
+        except (UserError, FileNotFoundError):
+            if Path(found.path).is_dir():
+                raise
+            return None
+    info = {"model": settings.model, "backend": settings.backend, "source": source, **identity.to_json()}
+    return info | {"tokenizer_sha256": TextEncoder(texts.tokenizer).sha256, "max_length": texts.max_length}
+
+
 class Request(NamedTuple):
     """A question to a model.
 
@@ -129,6 +246,7 @@ class Request(NamedTuple):
         continuation: Is to be scored; None asks for an answer.
         max_new_tokens: Tokens that an answer may have.
         stop: Where an answer ends.
+        num_tokens: Of prompt and continuation; None where they were not counted.
     """
 
     key: str
@@ -136,6 +254,7 @@ class Request(NamedTuple):
     continuation: str | None = None
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    num_tokens: int | None = None
 
 
 class Answer(NamedTuple):
@@ -186,8 +305,8 @@ def own_bos(tokenizer: Any) -> str:
     return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""
 
 
-def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], continuation: str) -> None:
-    """Checks that no token reaches from the prompt into the continuation.
+def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], continuation: str) -> int:
+    """Checks that no token reaches from the prompt into the continuation; returns the tokens of both.
 
     Args:
         tokenizer: Of the model.
@@ -205,3 +324,4 @@ def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], c
             f"{key}: {continuation[:20]!r} merges with the end of the prompt {prompt[-20:]!r} into one token, so that "
             "it cannot be scored as what comes next: use --mode generate for this task and tokenizer"
         )
+    return len(whole)

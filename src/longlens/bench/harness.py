@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from longlens.bench.names import HarnessTask, choose
+from longlens.bench.samples import files_sha256
 from longlens.bench.settings import BenchSettings, Progress
-from longlens.bench.store import BenchRun
+from longlens.bench.store import BenchRun, read_harness
 from longlens.errors import UserError
 
 LENGTHS = tuple(1024 * thousands for thousands in (1, 2, 4, 8, 16, 32, 64, 128))
@@ -48,9 +50,15 @@ def _takes_length(settings: BenchSettings) -> bool:
     return bool(found.tasks) or any(task.by_length for task in found.harness)
 
 
+def harness_notes(tasks: Iterable[HarnessTask], settings: BenchSettings) -> list[str]:
+    """What a user should know before these tasks are run."""
+    fixed = [task.name for task in tasks if settings.lengths and not task.by_length]
+    return [f"--length is not for {', '.join(fixed)}, whose data fixes its lengths"] if fixed else []
+
+
 def run_harness(
     run: BenchRun,
-    engine: Any,
+    open_engine: Callable[[], Any],
     task: HarnessTask,
     settings: BenchSettings,
     *,
@@ -59,14 +67,21 @@ def run_harness(
 ) -> None:
     """Runs a task and keeps its answers as they come, and its results.
 
-    An answer is looked up by a hash of what is asked, with all options, so that the same call goes on after a kill.
+    An answer is looked up by a hash of what is asked, with all options, so that the same call goes on after a kill. A
+    task whose result is there, of the same settings and files, is not run again.
 
     Raises:
         UserError: The data cannot be had, or a prompt is too long.
     """
-    from longlens.bench.lm_eval.tasks import run_task
-
-    known = {row["key"]: row["answer"] for row in run.read("harness") if row.get("kind") == "answer"}
+    data_dir = settings.settings.get("data_dir")
+    asked: dict[str, Any] = {
+        "samples": settings.samples,
+        "few_shot": task.few_shot if settings.few_shot is None else settings.few_shot,
+        "chat_template": settings.template not in ("none", "auto"),
+        "overlong": settings.overlong or "error",
+    }
+    files = files_sha256(Path(data_dir)) if data_dir is not None and Path(data_dir).exists() else None
+    results = {row["name"]: row for row in read_harness(run.path, "result")}
 
     def keep(key: str, answer: Any) -> None:
         run.append("harness", {"kind": "answer", "key": key, "answer": answer})
@@ -74,19 +89,26 @@ def run_harness(
 
     for length in [f"{length // 1024}k" for length in settings.lengths] if task.by_length else [None]:
         name = task.name if length is None else f"{task.name}-{length}"
-        result = run_task(
-            engine,
-            task,
-            length=length,
-            samples=settings.samples,
-            few_shot=task.few_shot if settings.few_shot is None else settings.few_shot,
-            chat_template=settings.template not in ("none", "auto"),
-            overlong=settings.overlong or "error",
-            data_dir=settings.settings.get("data_dir"),
-            known=known,
-            keep=keep,
-            asked=partial(progress.asked, name),
-        )
+        result = results.get(name, {})
+        if result.get("asked") != asked | {"files": files}:
+            result = _run(run, open_engine(), task, length, asked, data_dir, keep, partial(progress.asked, name))
+            run.append("harness", {"kind": "result", "name": name, "asked": asked | {"files": files}, **result})
         if result["num_cut"]:
             told(f"{name}: {result['num_cut']} prompts were too long and are shortened")
-        run.append("harness", {"kind": "result", "name": name, **result})
+
+
+def _run(
+    run: BenchRun,
+    engine: Any,
+    task: HarnessTask,
+    length: str | None,
+    asked: dict[str, Any],
+    data_dir: str | None,
+    keep: Callable[[str, Any], None],
+    begun: Callable[[int], None],
+) -> dict[str, Any]:
+    from longlens.bench.lm_eval.tasks import run_task
+
+    run.begin(engine.info)
+    known = {row["key"]: row["answer"] for row in read_harness(run.path, "answer")}
+    return run_task(engine, task, length=length, data_dir=data_dir, known=known, keep=keep, asked=begun, **asked)

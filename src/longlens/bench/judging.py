@@ -13,8 +13,9 @@ from typing import Any
 
 from longlens.bench.grading import Graded, graded_run
 from longlens.bench.samples import check_settings
-from longlens.bench.store import open_run, part_writer, read_parts
+from longlens.bench.store import open_run, part_writer, read_judged
 from longlens.errors import UserError
+from longlens.reasoning import final_answer
 from longlens.tasks.judged import CitedTask, Entails, Judge, JudgedTask
 
 JUDGE_TOKENS = 512
@@ -47,9 +48,8 @@ def judge_run(
             model cannot be loaded.
     """
     manifest = open_run(folder)
-    thinks = manifest["think_tokens"] > 0
-    rows = list(graded_run(folder, thinks=thinks, mode=manifest["mode"], places=places, with_prompts=nli is not None))
-    known = list(read_parts(folder, "judged"))
+    rows = list(graded_run(folder, manifest, places=places, with_prompts=nli is not None))
+    known = list(read_judged(folder))
     asked = [
         (name, [row for row in rows if isinstance(row.task, kind) and row.prediction is not None], score)
         for name, kind, score in ((judge, JudgedTask, _by_judge), (nli, CitedTask, _by_nli))
@@ -61,13 +61,13 @@ def judge_run(
             raise UserError(f"{folder} has no answers that {name} could score: no task of it is scored by such a model")
         again, owed = _split(name, mine, known)
         told(f"{name}: {len(owed)} of {len(mine)} answers to score")
-        with part_writer(folder, "judged") as write:
-            for line in again:
-                write(line)
-            for row, scores, replies in score(name, owed, options) if owed else ():
-                by, prompts = _asker(name, row)
-                said = {"scores": dict(scores), "replies": list(replies)}
-                write({"id": row.sample.id, "by": by, "prompts": prompts} | said)
+        write = part_writer(folder, "judged")
+        for line in again:
+            write(line)
+        for row, scores, replies in score(name, owed, options) if owed else ():
+            by, prompts = _asker(name, row)
+            said = {"scores": dict(scores), "replies": list(replies)}
+            write({"id": row.sample.id, "by": by, "prompts": prompts} | said)
 
 
 def last_judged(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
@@ -125,13 +125,17 @@ def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> 
 
 
 def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
-    """Scores of a judge for one answer, and what it replied; no scores where a reply cannot be read."""
+    """Scores of a judge for one answer, and what it replied; no scores where a reply cannot be read.
+
+    What a judge says after its reasoning counts.
+    """
     task = row.task
     assert isinstance(task, JudgedTask)
     assert row.prediction is not None
     prompts = task.judge_prompts(row.sample, row.prediction)
     replies = list(judge(prompts)) if prompts else []
-    return (task.judged(row.sample, row.prediction, replies) if prompts else {}), replies
+    said = [final_answer(reply) for reply in replies]
+    return (task.judged(row.sample, row.prediction, said) if prompts else {}), replies
 
 
 def _by_nli(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:

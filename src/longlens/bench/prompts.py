@@ -127,8 +127,13 @@ class Asking:
         opened = opened.removeprefix(own_bos(self.tokenizer))
         return opened + (prefix if template == "prefill" else "")
 
-    def ask(self, task: Task, sample: Sample) -> Prompted:
+    def ask(self, task: Task, sample: Sample, *, own_tokens: bool = False) -> Prompted:
         """What a model is asked for a sample.
+
+        Args:
+            task: Its task.
+            sample: The sample.
+            own_tokens: Whether the length of the sample was counted by this tokenizer.
 
         Raises:
             UserError: It is too long and the policy is to say so, or the mode does not go with the task.
@@ -137,7 +142,10 @@ class Asking:
         policy = task.overlong if self.overlong is None else self.overlong
         answer_tokens = task.max_new_tokens + self.think_tokens
         prompt = self.text(sample, template)
-        counted = len(prompt_tokens(self.tokenizer, prompt))
+        if own_tokens and template == "none":
+            counted = sample.length - task.max_new_tokens
+        else:
+            counted = len(prompt_tokens(self.tokenizer, prompt))
         if counted + answer_tokens > self.max_length:
             if policy == "skip":
                 return Prompted(
@@ -164,7 +172,7 @@ class Asking:
             sample=sample,
             prompt=prompt,
             prompt_tokens=counted,
-            requests=self._requests(task, sample, prompt),
+            requests=self._requests(task, sample, prompt, counted),
             is_messages=self.is_chat,
         )
 
@@ -186,11 +194,11 @@ class Asking:
             metadata=dict(cut.metadata),
         )
 
-    def _requests(self, task: Task, sample: Sample, prompt: str) -> tuple[Request, ...]:
+    def _requests(self, task: Task, sample: Sample, prompt: str, counted: int) -> tuple[Request, ...]:
         if self.mode == "generate":
             # A stop may stand in the reasoning before an answer; then answers are cut at it afterwards.
             stop = () if self.think_tokens else task.stop
-            return (Request(sample.id, prompt, None, task.max_new_tokens + self.think_tokens, stop),)
+            return (Request(sample.id, prompt, None, task.max_new_tokens + self.think_tokens, stop, counted),)
         target = task.target(sample)
         if target is not None and self.template_of(task) in ("chat", "chat-prefix"):
             target = target.lstrip()  # a reply begins with it, and nothing stands before it
@@ -203,6 +211,8 @@ class Asking:
                 raise UserError(f"{task.name} has no wrong answers to choose from: use --mode generate")
         texts = [target, *(target.replace(sample.answers[0], text) for text in wrong)]
         before = prompt_tokens(self.tokenizer, prompt)
-        for text in texts:
-            check_border(self.tokenizer, sample.id, prompt, before, text)
-        return tuple(Request(f"{sample.id}#{number}", prompt, text) for number, text in enumerate(texts))
+        sizes = [check_border(self.tokenizer, sample.id, prompt, before, text) for text in texts]
+        return tuple(
+            Request(f"{sample.id}#{number}", prompt, text, num_tokens=size)
+            for number, (text, size) in enumerate(zip(texts, sizes, strict=True))
+        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from longlens.reasoning import Marks
 from longlens.tasks.base import SEED
 
 
@@ -23,6 +24,7 @@ class BenchSettings:
         template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
         overlong: One of `longlens.tasks.overlong.POLICIES`; each task's own unless given.
         think_tokens: More tokens for an answer, for reasoning before it.
+        think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
         few_shot: Examples of tasks of lm-evaluation-harness, instead of their own number.
         settings: Of tasks, such as ``haystack`` and ``data_dir``; each has to be one of at least one task.
         keep_prompts: Whether the exact prompts are stored.
@@ -37,6 +39,7 @@ class BenchSettings:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     overlong: str | None = None
     think_tokens: int = 0
+    think_marks: Marks | None = None
     few_shot: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     keep_prompts: bool = True

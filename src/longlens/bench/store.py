@@ -3,31 +3,35 @@
 ::
 
     RUN/manifest.json                      the model and how it is asked; another one is refused
-    RUN/samples/TASK-LENGTH-SEED.jsonl     a line a sample: id, exact prompt, tokens, what is scored; written whole
-    RUN/answers/part-….jsonl               a line an answer, appended as it comes; one that a kill broke off is none
+    RUN/samples/TASK-LENGTH-SEED.jsonl     a line a sample: id, exact prompt, tokens, what is scored; appended before
+                                           it is asked; those of further processes are in samples/rank-R/
+    RUN/answers/part-….jsonl               a line an answer, appended as it comes
     RUN/harness/part-….jsonl               the same for tasks of lm-evaluation-harness, whose samples are its own
     RUN/judged/part-….jsonl                a line a sample that a judge or an NLI model scored
     RUN/results.json                       what the answers come to; made anew from them at any time
 
-A part is of one process and is named ``part-RANK-TIME-UUID``, so that those of a process stand in the order in which
-they were begun: of two results of one thing the last one counts.
+A last line that a kill or a full disk broke off does not count. A part is of one process and is named
+``part-RANK-TIME-UUID``, so that those of a process stand in the order in which they were begun: of two results of one
+thing the last one counts.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
-from longlens.errors import UserError, shown, shown_value, system_errors, utf8
-from longlens.files import cannot_write, read_json, replacing, write_json
+from longlens.errors import UserError, shown, shown_value, system_errors
+from longlens.files import cannot_write, parse_json, read_json, write_json
+from longlens.reasoning import Marks
 from longlens.runs.folder import OwnFolder, warn_by_weights, warn_of_versions
 from longlens.runs.identity import model_differences
+from longlens.runs.jsonl import append_line, read_lines
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -42,13 +46,60 @@ SAMPLE = ("prompt_sha256", "answers", "max_new_tokens", "stop")
 """What a sample is, beside the settings of its task: answers to another one, and scores of them, are not its own."""
 
 
+Row = dict[str, Any]
+Number = (int, float)
+_RUN_STEP = "give another folder, or run the benchmark again in a new one"
+
+
+class Stored(NamedTuple):
+    """A sample in the folder; its text stays there.
+
+    Attributes:
+        path: The file.
+        start: Offset of its line.
+        recipe: Hash of all that it was made of; empty in runs of before 0.2.
+        identity: What it is, see `SAMPLE`.
+        keys: Of its requests.
+        prompt_sha256: Of its exact prompt and continuations.
+        is_skipped: Whether it was left out for its length.
+        is_cut: Whether it was shortened.
+        made_of: Hashes of data and haystack.
+    """
+
+    path: Path
+    start: int
+    recipe: str
+    identity: list[Any]
+    keys: tuple[str, ...]
+    prompt_sha256: str
+    is_skipped: bool
+    is_cut: bool
+    made_of: dict[str, Any]
+
+    def read(self) -> Row:
+        """The whole row.
+
+        Raises:
+            UserError: The file has changed meanwhile.
+        """
+        with system_errors(self.path), self.path.open("rb") as file:
+            file.seek(self.start)
+            row = parse_json(file.readline(), shown(self.path), _RUN_STEP)
+        if not isinstance(row, dict) or identity(row) != self.identity:
+            raise UserError(f"{shown(self.path)} has changed while it was read: run the same command again")
+        return row
+
+
 class BenchRun:
     """A run folder that answers are written to, one process of the run at a time in each part.
+
+    The folder is locked at once; what the run is of is written with its first sample or answer, so that a run that
+    fails before leaves no folder.
 
     Args:
         folder: A new folder, or one of the same run.
         manifest: What the run is of; ``engine`` and `IDENTITY` have to agree with what is there.
-        rank: Of this process; the first one alone writes manifest, samples and results.
+        rank: Of this process; the first one alone writes manifest and results.
 
     Raises:
         UserError: The folder holds something else, another run, or cannot be written.
@@ -56,17 +107,20 @@ class BenchRun:
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any], *, rank: int = 0) -> None:
         self.path, self.rank = Path(folder), rank
-        self._stack = ExitStack()
+        self.manifest = dict(manifest)
         self._parts: dict[str, Write] = {}
-        self._held: OwnFolder | None = None
-        if rank == 0:
-            self._held = OwnFolder(
-                self.path, "benchmark run", marker=MANIFEST, own=FOLDERS, doing="running a benchmark in", example="run"
-            )
+        self._is_begun = self._is_compared = False
+        self._held = OwnFolder(
+            self.path,
+            "benchmark run",
+            marker=MANIFEST,
+            own=FOLDERS,
+            doing="running a benchmark in",
+            example="run",
+            lock=f".lock-{rank}" if rank else ".lock",
+        )
         try:
-            self.manifest = self._agreed(dict(manifest))
-            for name in FOLDERS:
-                (self.path / name).mkdir(parents=True, exist_ok=True)
+            self.check()
         except BaseException:
             self.release()
             raise
@@ -76,45 +130,76 @@ class BenchRun:
         """Whether the first process has written what the run is of."""
         return (self.path / MANIFEST).is_file()
 
-    def _agreed(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        there = self.path / MANIFEST
-        if there.is_file():
-            found = read_json(there)
-            version = found.get("schema_version")
-            if version not in (1, MANIFEST_VERSION):
-                raise UserError(
-                    f"{there} has schema_version {shown_value(version)}, this longlens reads {MANIFEST_VERSION}: "
-                    "install the version of longlens that wrote it, or give a new folder"
-                )
-            _refuse_other(self.path, found, manifest)
-            if version == 1:
-                warn_by_weights(self.path)
-            warn_of_versions(self.path, found.get("versions") or {}, manifest["versions"])
-            return found
-        if self.rank == 0:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(there, manifest)
-        return manifest
-
-    def keep_samples(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes what is asked, whole; a file that is there has to begin alike.
+    def check(self) -> None:
+        """Compares what this run is of with what the folder is of.
 
         Raises:
-            UserError: Other samples of that name are there.
+            UserError: It is of another model, or was asked in another way.
         """
-        path = self.path / "samples" / f"{name}.jsonl"
-        wanted = {str(row["id"]): row for row in rows}
-        there = {str(row["id"]): row for row in read_lines(path)} if path.is_file() else {}
-        for key in there.keys() & wanted.keys():
-            if _identity(there[key]) != _identity(wanted[key]):
-                raise UserError(
-                    f"{self.path} holds another sample {key} (other settings, data or haystack): give a new folder"
-                )
-        if self.rank == 0 and not wanted.keys() <= there.keys():
-            merged = {**there, **wanted}
-            with replacing(path) as file:
-                for row in merged.values():
-                    file.write(json.dumps(row, ensure_ascii=True) + "\n")
+        if not self.is_begun:
+            return
+        there = self.path / MANIFEST
+        found = read_json(there)
+        version = found.get("schema_version")
+        if version not in (1, MANIFEST_VERSION):
+            raise UserError(
+                f"{there} has schema_version {shown_value(version)}, this longlens reads {MANIFEST_VERSION}: install "
+                "the version of longlens that wrote it, or give a new folder"
+            )
+        _refuse_other(self.path, found, self.manifest)
+        if not self._is_compared:
+            if version == 1:
+                warn_by_weights(self.path)
+            warn_of_versions(self.path, found.get("versions") or {}, self.manifest["versions"])
+        self._is_compared = True
+        self.manifest = found
+
+    def begin(self, info: Mapping[str, Any] | None = None) -> None:
+        """Writes down what the run is of, where that is not done.
+
+        Args:
+            info: All that is known of the engine, once it is there.
+        """
+        if self._is_begun:
+            return
+        self.check()
+        try:
+            for name in FOLDERS:
+                (self.path / name).mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error, resumes=True) from error
+        if self.rank == 0 and not self.is_begun:
+            self.manifest |= {} if info is None else {"engine_info": dict(info)}
+            write_json(self.path / MANIFEST, self.manifest)
+        self._is_begun = True
+
+    def stored(self, name: str) -> dict[str, Stored]:
+        """The samples of a batch that are in the folder, by id.
+
+        Raises:
+            UserError: A file is damaged.
+        """
+        found: dict[str, Stored] = {}
+        for path in sorted((self.path / "samples").glob("rank-*")):
+            found |= _stored(path / f"{name}.jsonl")
+        return found | _stored(self.path / "samples" / f"{name}.jsonl")
+
+    def keep(self, name: str, row: Mapping[str, Any]) -> None:
+        """Writes a sample down, before it is asked.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        self.begin()
+        self._held.check()
+        folder = self.path / "samples"
+        try:
+            if self.rank > 0:
+                folder /= f"rank-{self.rank}"
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error, resumes=True) from error
+        append_line(folder / f"{name}.jsonl", row)
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
         """Adds a line to this process's part of ``answers`` or ``harness``; it is on its way to the disk at once.
@@ -122,95 +207,222 @@ class BenchRun:
         Raises:
             UserError: It cannot be written.
         """
+        self.begin()
+        self._held.check()
         if kind not in self._parts:
-            self._parts[kind] = self._stack.enter_context(part_writer(self.path, kind, rank=self.rank))
+            self._parts[kind] = part_writer(self.path, kind, rank=self.rank)
         self._parts[kind](row)
-
-    def read(self, kind: str) -> Iterator[dict[str, Any]]:
-        """All lines of all parts."""
-        return read_parts(self.path, kind)
 
     def release(self) -> None:
         """Lets go of the folder."""
-        self._stack.close()
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        self._held.release()
 
 
 Write = Callable[[Mapping[str, Any]], None]
 
 
-@contextmanager
-def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Iterator[Write]:
-    """A new part of a run, made with its first line; each line is on its way to the disk at once.
+def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Write:
+    """Writes lines into a new part of a run, made with the first line; each is on its way to the disk at once."""
+    path = folder / kind / f"part-{rank}-{time.time_ns()}-{uuid.uuid4().hex}.jsonl"
 
-    Raises:
-        UserError: It cannot be written.
-    """
-    with ExitStack() as stack:
-        files: list[TextIO] = []
+    def write(row: Mapping[str, Any]) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path.parent, error, resumes=True) from error
+        append_line(path, row)
 
-        def write(row: Mapping[str, Any]) -> None:
-            try:
-                if not files:
-                    (folder / kind).mkdir(exist_ok=True)
-                    path = folder / kind / f"part-{rank}-{time.time_ns()}-{uuid.uuid4().hex}.jsonl"
-                    files.append(stack.enter_context(path.open("x", encoding="utf-8", newline="\n")))
-                files[0].write(json.dumps(row, ensure_ascii=True) + "\n")
-                files[0].flush()
-            except OSError as error:
-                raise cannot_write(folder / kind, error, resumes=True) from error
-
-        yield write
+    return write
 
 
 def open_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a run.
 
     Raises:
-        UserError: The folder holds none.
+        UserError: The folder holds none, or it is damaged.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file() or not (Path(folder) / "samples").is_dir():
         raise UserError(f"{shown(folder)} is no benchmark run: give the folder of longlens bench run")
-    return read_json(path)
+    wanted = {"model": str, "mode": str, "template": str, "think_tokens": int}
+    manifest = read_json(path)
+    checked(manifest, shown(path), wanted, _RUN_STEP)
+    return manifest
 
 
-def read_samples(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """What was asked in a run, task after task."""
-    for path in sorted((Path(folder) / "samples").glob("*.jsonl")):
-        yield from read_lines(path)
-
-
-def read_parts(folder: str | os.PathLike[str], kind: str) -> Iterator[dict[str, Any]]:
-    """All lines of the parts of a run; the last one of a part, if a kill broke it off, is left out."""
-    for path in sorted((Path(folder) / kind).glob("part-*.jsonl")):
-        yield from read_lines(path, may_be_broken_off=True)
-
-
-def read_lines(path: Path, *, may_be_broken_off: bool = False) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file.
+def set_think_marks(folder: str | os.PathLike[str], marks: Marks) -> None:
+    """Writes down which marks the reasoning of a run's answers stands in.
 
     Raises:
-        UserError: A line is none.
+        UserError: The folder holds no run, or cannot be written.
     """
-    with system_errors(path), path.open("rb") as lines:
-        offset = 0
-        for number, line in enumerate(lines, start=1):
-            if may_be_broken_off and not line.endswith(b"\n"):
-                return
-            text = utf8(line, f"{shown(path)}, line {number}", offset)
-            offset += len(line)
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{shown(path)}, line {number}: not JSON ({error.msg}): mend or delete it") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{shown(path)}, line {number}: expected a JSON object, it is a {type(row).__name__}")
-            yield row
+    manifest = open_run(folder)
+    if manifest.get("think_marks") != list(marks):
+        write_json(Path(folder) / MANIFEST, manifest | {"think_marks": list(marks)})
+
+
+def read_samples(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
+    """Places and rows of what was asked in a run, task after task, each id once.
+
+    Raises:
+        UserError: A row is damaged.
+    """
+    ids: set[str] = set()
+    for path in sorted((Path(folder) / "samples").rglob("*.jsonl")):
+        for line in read_lines(path, step=_RUN_STEP, unfinished=True):
+            row = as_row(line.fields(), line.place)
+            if row["id"] not in ids:
+                ids.add(row["id"])
+                yield line.place, row
+
+
+def read_answers(folder: str | os.PathLike[str], mode: str) -> Iterator[Row]:
+    """The answers of a run in a mode.
+
+    Raises:
+        UserError: A row is damaged.
+    """
+    wanted: dict[str, Any] = {"key": str, "prompt_sha256": str}
+    wanted |= {"text": str, "is_truncated": bool} if mode == "generate" else {"logprob": Number, "is_greedy": bool}
+    for place, row in _parts(folder, "answers"):
+        yield checked(row, place, wanted, _RUN_STEP)
+
+
+def read_judged(folder: str | os.PathLike[str]) -> Iterator[Row]:
+    """Scores of judges and NLI models.
+
+    Raises:
+        UserError: A row is damaged.
+    """
+    for place, row in _parts(folder, "judged"):
+        checked(row, place, {"id": str, "by": str, "scores": dict, "prompts?": str}, _RUN_STEP)
+        checked(row["scores"], f"{place}, scores", dict.fromkeys(row["scores"], Number), _RUN_STEP)
+        yield row
+
+
+def read_harness(folder: str | os.PathLike[str], kind: str) -> Iterator[Row]:
+    """Lines of tasks of lm-evaluation-harness of a kind, ``answer`` or ``result``.
+
+    Raises:
+        UserError: A row is damaged.
+    """
+    for place, row in _parts(folder, "harness"):
+        if row.get("kind") != kind:
+            continue
+        if kind == "answer":
+            checked(row, place, {"key": str}, _RUN_STEP)
+        else:
+            checked(row, place, {"name": str, "results": dict, "length?": str}, _RUN_STEP)
+            for task, metrics in row["results"].items():
+                checked(row["results"], f"{place}, results", {task: dict}, _RUN_STEP)
+                for metric, value in metrics.items():
+                    checked(metrics, f"{place}, {task}", {metric: dict}, _RUN_STEP)
+                    checked(value, f"{place}, {task}", {"score?": Number}, _RUN_STEP)
+                    if value.get("interval") is not None:
+                        as_numbers(value["interval"], f"{place}, {task}: interval", 2)
+        yield row
+
+
+def _parts(folder: str | os.PathLike[str], kind: str) -> Iterator[tuple[str, Row]]:
+    for path in sorted((Path(folder) / kind).glob("part-*.jsonl")):
+        for line in read_lines(path, step=_RUN_STEP, unfinished=True):
+            yield line.place, line.fields()
+
+
+def as_row(row: Row, place: str) -> Row:
+    """A sample's row of a run; `longlens.bench.samples.run_sample` reads the sample itself.
+
+    Raises:
+        UserError: A field is missing or of another type.
+    """
+    wanted = {"id": str, "batch": str, "prompt_sha256": str, "skipped": bool, "metadata": dict, "prompt?": str}
+    checked(row, place, {**wanted, "max_new_tokens": int, "recipe?": str}, _RUN_STEP)
+    for name in ("continuations", "stop", "task_stop"):
+        as_texts(row.get(name), f"{place}: {name}")
+    return row
+
+
+def checked(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], step: str) -> Any:
+    """The row, if its fields are of these types.
+
+    Args:
+        row: From a file of anyone.
+        place: For the message.
+        wanted: Name -> type or types; a name that ends in ``?`` may be missing or null. Numbers are finite or -inf,
+            and a bool is none.
+        step: For the message.
+
+    Raises:
+        UserError: A field is missing or of another type.
+    """
+    for name, kinds in wanted.items():
+        value = row.get(name.removesuffix("?"))
+        if value is None and name.endswith("?"):
+            continue
+        is_other = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
+        if is_other or (isinstance(value, float) and not value < math.inf):
+            expected = "number" if kinds is Number else kinds.__name__
+            raise UserError(
+                f"{place}: {name.removesuffix('?')} is {shown_value(value)}, expected a JSON "
+                f"{ {'str': 'string', 'dict': 'object', 'list': 'list', 'int': 'integer'}.get(expected, expected) }: "
+                f"{step}"
+            )
+    return row
+
+
+def as_texts(value: Any, place: str) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise UserError(f"{place} is {shown_value(value)}, expected a list of strings: {_RUN_STEP}")
+    return value
+
+
+def as_numbers(value: Any, place: str, count: int | None = None) -> list[float]:
+    """A list of numbers, of so many where that is said.
+
+    Raises:
+        UserError: It is none.
+    """
+    is_list = isinstance(value, list) and all(type(part) in Number and math.isfinite(part) for part in value)
+    if not is_list or (count is not None and len(value) != count):
+        raise UserError(f"{place} is {shown_value(value)}, expected a list of numbers: {_RUN_STEP}")
+    return list(value)
+
+
+def _stored(path: Path) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    for line in read_lines(path, step=_RUN_STEP, unfinished=True) if path.is_file() else ():
+        row = as_row(line.fields(), line.place)
+        count = len(row["continuations"])
+        found[row["id"]] = Stored(
+            path=path,
+            start=line.start,
+            recipe=row.get("recipe") or "",
+            identity=identity(row),
+            keys=tuple(f"{row['id']}#{number}" for number in range(count)) if count else (row["id"],),
+            prompt_sha256=row["prompt_sha256"],
+            is_skipped=row["skipped"],
+            is_cut="cut" in row["metadata"],
+            made_of=made_of(row["metadata"]),
+        )
+    return found
+
+
+def made_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Which data and haystack a sample is made of."""
+    return {name: metadata[name] for name in ("data", "haystack") if name in metadata}
+
+
+def identity(row: Mapping[str, Any]) -> list[Any]:
+    """What a sample's row is of, see `SAMPLE`, as JSON would give it back."""
+    metadata = row.get("metadata")
+    settings = metadata.get("settings") if isinstance(metadata, Mapping) else None
+    found: list[Any] = json.loads(json.dumps([*(row.get(name) for name in SAMPLE), settings]))
+    return found
 
 
 def _refuse_other(folder: Path, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -232,10 +444,6 @@ def _refuse_other(folder: Path, found: Mapping[str, Any], manifest: Mapping[str,
                 f"{folder} holds a run with another {name.replace('_', ' ')} ({_short(found.get(name))}, now "
                 f"{_short(manifest.get(name))}): give a new folder"
             )
-
-
-def _identity(row: Mapping[str, Any]) -> list[Any]:
-    return [*(row.get(name) for name in SAMPLE), row.get("metadata", {}).get("settings")]
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from longlens.bench.grading import Graded, graded_run
 from longlens.bench.judging import last_judged
-from longlens.bench.store import SCHEMA_VERSION, open_run, read_parts
+from longlens.bench.store import SCHEMA_VERSION, open_run, read_harness, read_judged
 from longlens.bench.suites import suite_summaries
 from longlens.metrics.uncertainty import Interval, bootstrap_interval
 from longlens.tasks import list_tasks
@@ -43,12 +43,12 @@ def summarise_run(folder: str | os.PathLike[str], *, threshold: float = THRESHOL
     """
     path = Path(folder)
     manifest = open_run(path)
-    graded = list(graded_run(path, thinks=manifest["think_tokens"] > 0, mode=manifest["mode"]))
+    graded = list(graded_run(path, manifest))
     judged, judges = _judged(path, graded)
     tasks = summarise(graded, judged=judged, mode=manifest["mode"])
     for name, batch in tasks.items():
         batch["judged_by"] = judges[name]
-    harness = {row["name"]: row for row in read_parts(path, "harness") if row.get("kind") == "result"}
+    harness = {row["name"]: row for row in read_harness(path, "result")}
     return {
         "schema_version": SCHEMA_VERSION,
         "model": manifest["model"],
@@ -67,6 +67,9 @@ def summarise(
     batches: dict[str, list[Graded]] = {}
     for one in graded:
         batches.setdefault(one.batch, []).append(one)
+    # Processes that share a batch write their samples apart.
+    for rows in batches.values():
+        rows.sort(key=lambda row: row.sample.metadata.get("index") or 0)
     made = [(name, summarise_batch(rows, judged or {}, mode)) for name, rows in batches.items()]
     known = list_tasks()
     return dict(sorted(made, key=lambda pair: (known.index(pair[1]["task"]), pair[1]["length"] or 0)))
@@ -179,7 +182,7 @@ def _judged(
     path: Path, graded: Sequence[Graded]
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[dict[str, str | None]]]]:
     """Scores of the judge and the NLI model that were asked last, by sample; and which ones those are, by batch."""
-    known = list(read_parts(path, "judged"))
+    known = list(read_judged(path))
     batches: dict[str, set[str]] = {}
     for row in graded:
         batches.setdefault(row.batch, set()).add(row.sample.id)

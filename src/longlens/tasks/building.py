@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cached_property
 from typing import Any
 
 from longlens.errors import UserError, one_line
 from longlens.tasks.base import Sample, Task
-from longlens.tasks.fitting import Fitted, Tokens, fit, shortest
+from longlens.tasks.fitting import Fitted, Plan, Tokens, fit, shortest
 from longlens.tasks.overlong import check_policy, shortened
 
 _PROBE = "Each of these words is another one, and so are 7 numbers."
@@ -26,40 +27,85 @@ def built(
     overlong: str | None,
 ) -> list[Sample]:
     """What `Task.build` says."""
-    policy = check_policy(task.overlong if overlong is None else overlong)
-    samples = task.default_samples if samples is None else samples
-    for what, value, least in (("samples", samples, 1), ("reserve", reserve, 0), ("length", length, 1)):
-        if value is not None and value < least:
-            raise UserError(f"{what}={value}; expected at least {least}")
-    tokens = Tokens(tokenizer)
-    _require_vocabulary(tokenizer)
-    spent = task.max_new_tokens + reserve
-    rows = []
-    for index in range(samples):
-        fitted = _fitted(task, length, seed, index, tokens, spent)
+    builder = Builder(
+        task, length=length, samples=samples, seed=seed, tokenizer=tokenizer, reserve=reserve, overlong=overlong
+    )
+    made = (builder.sample(index) for index in range(builder.samples))
+    return [sample for sample in made if sample is not None]
+
+
+class Builder:
+    """Builds the samples of `Task.build` one at a time, each from its index alone.
+
+    Args:
+        task: As all other arguments: see `Task.build`.
+
+    Attributes:
+        samples: How many there are.
+
+    Raises:
+        UserError: A value that makes no sense, or a tokenizer without a vocabulary.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        length: int | None,
+        samples: int | None,
+        seed: int,
+        tokenizer: Any,
+        reserve: int,
+        overlong: str | None,
+    ) -> None:
+        self._task, self._length, self._seed, self._reserve = task, length, seed, reserve
+        self._policy = check_policy(task.overlong if overlong is None else overlong)
+        self.samples = task.default_samples if samples is None else samples
+        for what, value, least in (("samples", self.samples, 1), ("reserve", reserve, 0), ("length", length, 1)):
+            if value is not None and value < least:
+                raise UserError(f"{what}={value}; expected at least {least}")
+        self._tokens = Tokens(tokenizer)
+        _require_vocabulary(tokenizer)
+        self._spent = task.max_new_tokens + reserve
+
+    @cached_property
+    def name(self) -> str:
+        """Task, length and seed, with which the ids of samples begin; no sample is built for it."""
+        size: int | str | None = self._length
+        if size is None and self._task.fills:
+            plan = self._task.plan(length=None, seed=self._seed, index=0, tokens=self._tokens)
+            _require_fixed(self._task, plan)
+            size = f"{plan.minimum}units"
+        return f"{self._task.name}-{size or 'whole'}-{self._seed}"
+
+    def sample(self, index: int) -> Sample | None:
+        """One sample; None where it is too long and the policy is to skip it.
+
+        Raises:
+            UserError: As `Task.build`.
+        """
+        task, length, tokens, spent = self._task, self._length, self._tokens, self._spent
+        fitted = _fitted(task, length, self._seed, index, tokens, spent)
         draft = fitted.draft
         if length is not None and fitted.tokens > length - spent:
-            if policy == "skip":
-                continue
-            if policy == "error" or task.fills:
-                raise _too_short(task, length, samples, seed, tokens, spent)
-            draft, counted = shortened(draft, tokens, length - spent, policy, task.omission)
+            if self._policy == "skip":
+                return None
+            if self._policy == "error" or task.fills:
+                raise _too_short(task, length, self.samples, self._seed, tokens, spent)
+            draft, counted = shortened(draft, tokens, length - spent, self._policy, task.omission)
             fitted = fitted._replace(tokens=counted)
-        made = {"task": task.name, "settings": _settings(task), "seed": seed, "index": index}
-        made |= {"requested_length": length, "reserve": reserve, "units": fitted.units}
-        rows.append(
-            Sample(
-                id=f"{task.name}-{length or _size(task, fitted.units)}-{seed}-{index}",
-                prompt=draft.prompt,
-                answer_prefix=draft.answer_prefix,
-                answers=list(draft.answers),
-                answer_spans=list(draft.answer_spans),
-                context_span=draft.context_span,
-                length=fitted.tokens + task.max_new_tokens,
-                metadata=made | dict(draft.metadata),
-            )
+        made = {"task": task.name, "settings": task_fields(task), "seed": self._seed, "index": index}
+        made |= {"requested_length": length, "reserve": self._reserve, "units": fitted.units}
+        return Sample(
+            id=f"{self.name}-{index}",
+            prompt=draft.prompt,
+            answer_prefix=draft.answer_prefix,
+            answers=list(draft.answers),
+            answer_spans=list(draft.answer_spans),
+            context_span=draft.context_span,
+            length=fitted.tokens + task.max_new_tokens,
+            metadata=made | dict(draft.metadata),
         )
-    return rows
 
 
 def _require_vocabulary(tokenizer: Any) -> None:
@@ -80,8 +126,9 @@ def _require_vocabulary(tokenizer: Any) -> None:
         )
 
 
-def _size(task: Task, units: int) -> str:
-    return f"{units}units" if task.fills else "whole"
+def _require_fixed(task: Task, plan: Plan) -> None:
+    if plan.minimum != plan.maximum:
+        raise UserError(f"{task.name} needs a length in tokens, such as length=4096")
 
 
 def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Tokens, spent: int) -> Fitted:
@@ -89,8 +136,7 @@ def _fitted(task: Task, length: int | None, seed: int, index: int, tokens: Token
     plan = task.plan(length=room, seed=seed, index=index, tokens=tokens)
     fixed = plan.minimum == plan.maximum
     if length is None:
-        if not fixed:
-            raise UserError(f"{task.name} needs a length in tokens, such as length=4096")
+        _require_fixed(task, plan)
         return fit(plan, tokens, None)
     fitted = fit(plan, tokens, length - spent)
     if fitted.units == plan.maximum and not fixed:
@@ -119,6 +165,7 @@ def _too_short(task: Task, length: int | None, samples: int, seed: int, tokens: 
     )
 
 
-def _settings(task: Any) -> dict[str, Any]:
+def task_fields(task: Any) -> dict[str, Any]:
+    """Settings of a task that decide its samples, besides its files."""
     values = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NO_SETTING}
     return {name: value for name, value in values.items() if value is None or isinstance(value, (int, float, str))}

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,11 +16,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from longlens.bench.engine import HF, EngineSettings, Texts, own_bos
+from longlens.bench.engine import HF, EngineSettings, Texts, describe, own_bos
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
-from longlens.errors import UserError, shown_value
+from longlens.errors import UserError, one_line, shown_value
 from longlens.models.forward import Forward, generation_record, greedy, pack, running
-from longlens.runs.identity import ModelIdentity
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
 """Of the Hugging Face backend: what does not belong to loading a model or to the chat template, which are ours."""
@@ -213,8 +211,6 @@ def own_device(device: str) -> str:
 
 
 def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
-    from longlens.models import identify
-
     server = settings.server
     arguments: dict[str, Any] = {"batch_size": settings.batch_size, "add_bos_token": bool(own_bos(texts.tokenizer))}
     if server:
@@ -228,16 +224,22 @@ def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     with _explained(settings), quiet():
         base = get_model(settings.backend)
         given = {name: value for name, value in settings.arguments.items() if name != PENALTY}
-        lm = type(f"Exact{base.__name__}", (Exact, base), {})(**(arguments | given))
+        own = _server_key(settings.api_key) if server else {}
+        lm = type(f"Exact{base.__name__}", (Exact, base), own)(**(arguments | given))
     if server and not settings.is_chat:
         # It would load a tokenizer by its name on the hub; this is the one that counts.
         lm.tokenizer, lm.tokenizer_backend = texts.tokenizer, "huggingface"
         lm.tokenized_requests = bool(given.get("tokenized_requests", True))
-    described = {"source": settings.backend if server is None else server.address}
-    identity = ModelIdentity(dtype=settings.dtype)
-    if server is None and Path(settings.model).is_dir():
-        identity = identify(settings.model, texts.tokenizer, settings.dtype, settings.trust_remote_code)
-    return HarnessEngine(lm, settings, texts, described | identity.to_json())
+    return HarnessEngine(lm, settings, texts, describe(settings, texts) or {})
+
+
+def _server_key(key: str) -> dict[str, Any]:
+    """Attributes of a backend's class: this key, where the backend would send the environment's to any host."""
+
+    def header(lm: Any) -> dict[str, str]:
+        return lm._header or ({"Authorization": f"Bearer {key}"} if key else {})
+
+    return {"api_key": key, "header": property(header)}
 
 
 @contextmanager
@@ -248,7 +250,7 @@ def _explained(settings: EngineSettings) -> Iterator[None]:
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, ModuleNotFoundError, ImportError, RuntimeError, OSError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = settings.redacted(one_line(error))
         raise UserError(
             f"the backend {settings.backend!r} cannot be made ready for {settings.model}: {reason}: check the model, "
             "--model-args and that the backend's package is installed"

@@ -71,8 +71,11 @@ class HarnessEngine:
 
     def _check(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            text = request.prompt + (request.continuation or "")
-            needed = len(prompt_tokens(self.texts.tokenizer, text)) + request.max_new_tokens
+            counted = request.num_tokens
+            if counted is None:
+                text = request.prompt + (request.continuation or "")
+                counted = len(prompt_tokens(self.texts.tokenizer, text))
+            needed = counted + request.max_new_tokens
             if needed > self.texts.max_length:
                 raise UserError(
                     f"{request.key} needs {needed:,} tokens and {self._settings.model} takes "
@@ -156,9 +159,14 @@ class HarnessEngine:
         except (RequestException, ClientError, RetryError, TimeoutError) as error:
             if not self._settings.server:
                 raise
-            said = getattr(getattr(error, "response", None), "text", "")
-            reason = f"{one_line(error)}: {said[:200]}" if said else one_line(error)
-            hint = f", or leave out what it does not know: --model-arg {PENALTY}=null" if PENALTY in said else ""
+            response = getattr(error, "response", None)
+            said = getattr(response, "text", "")
+            is_refused = getattr(response, "status_code", getattr(error, "status", None)) in (401, 403)
+            # What a server says of a key may repeat it.
+            reason = f"{one_line(error)}: {said[:200]}" if said and not is_refused else one_line(error)
+            reason = self._settings.redacted(reason)
+            hint = ", and the key, see --api-key-env" if is_refused else ""
+            hint += f", or leave out what it does not know: --model-arg {PENALTY}=null" if PENALTY in said else ""
             raise UserError(
                 f"{self._settings.model} did not answer ({reason}): what was answered is kept; check it and run "
                 f"the same command again{hint}"

@@ -38,6 +38,12 @@ Overlong = Annotated[
     str | None,
     typer.Option(help="Samples too long: error, skip, middle, left, context-only.  [default: the benchmark's own way]"),
 ]
+ThinkMarks = Annotated[
+    str | None,
+    typer.Option(
+        help="What a model writes around its reasoning, where longlens does not know it.", metavar="BEGIN,END"
+    ),
+]
 
 
 @bench.callback()
@@ -94,7 +100,7 @@ def build(
     Example: longlens bench build niah_single_1 vt --length 4096,8192 --samples 5 --tokenizer smollm2 -o samples.jsonl
     """
     from longlens.bench.names import choose
-    from longlens.bench.samples import build_batches, make_tasks, write_samples
+    from longlens.bench.samples import make_tasks, task_batches, write_samples
     from longlens.cli.console import print_json, printable, say
     from longlens.errors import UserError
     from longlens.models import load_tokenizer
@@ -103,7 +109,7 @@ def build(
     if chosen.harness:
         raise UserError(f"{chosen.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
     found = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
-    batches = build_batches(
+    batches = task_batches(
         make_tasks(chosen.tasks, task_options(settings, data_dir, haystack)),
         lengths=parse_lengths(length),
         samples=samples,
@@ -112,11 +118,9 @@ def build(
         overlong=overlong,
         reserve=lambda task: reserve,
     )
-    count = write_samples(out, batches)
-    for line in (line for batch in batches for line in batch.too_long()):
-        say(line)
+    sizes = write_samples(out, batches, say)
+    count = sum(sizes.values())
     if as_json:
-        sizes = {batch.name: len(batch.samples) for batch in batches}
         print_json({"schema_version": 1, "out": str(out), "num_samples": count, "batches": sizes})
         return
     print(f"{count} samples of {len(batches)} tasks and lengths are in {printable(str(out))}")
@@ -138,6 +142,7 @@ def run(
     ] = None,
     overlong: Overlong = None,
     think_tokens: Annotated[int, typer.Option(help="More tokens for an answer, for reasoning before it.")] = 0,
+    think_marks: ThinkMarks = None,
     few_shot: Annotated[int | None, typer.Option(help="Examples, for lm-evaluation-harness's tasks.")] = None,
     data_dir: DataDir = None,
     haystack: Haystack = None,
@@ -149,6 +154,12 @@ def run(
     model_args: Annotated[
         list[str] | None,
         typer.Option("--model-arg", help="Of the backend, such as num_concurrent=8.", metavar="KEY=VALUE"),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable with the server's key.  [default: OPENAI_API_KEY, for api.openai.com alone]"
+        ),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Whose tokenizer counts; needed for a server.")] = None,
     batch_size: Annotated[str, typer.Option(help="Prompts at a time, or auto.")] = "1",
@@ -172,6 +183,7 @@ def run(
     from longlens.bench.settings import BenchSettings
     from longlens.cli.console import print_json, say
     from longlens.cli.progress import CountProgress
+    from longlens.reasoning import parse_marks
     from longlens.train.processes import Processes
 
     processes = Processes()
@@ -186,6 +198,7 @@ def run(
         attention=attention,
         batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
         max_length=max_length,
+        api_key_env=api_key_env,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
@@ -199,6 +212,7 @@ def run(
         template_arguments=o.assignments(template_args, "--template-arg", "enable_thinking=false"),
         overlong=overlong,
         think_tokens=think_tokens,
+        think_marks=None if think_marks is None else parse_marks(think_marks),
         few_shot=few_shot,
         settings=task_options(settings, data_dir, haystack),
         keep_prompts=not no_prompts,
@@ -223,6 +237,7 @@ def grade(
     nli: Annotated[
         str | None, typer.Option(help="Folder or hub id of an NLI model: does a citation support it?")
     ] = None,
+    think_marks: ThinkMarks = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with HELMET's key points, for a judge.")] = None,
     judge_prompts: Annotated[
         Path | None, typer.Option(help="Folder with a judge's prompts, such as HELMET's.  [default: ours]")
@@ -240,13 +255,15 @@ def grade(
     from longlens.bench.grading import graded_predictions
     from longlens.bench.judging import judge_run
     from longlens.bench.samples import read_sample_file
-    from longlens.bench.store import RESULTS
+    from longlens.bench.store import RESULTS, set_think_marks
     from longlens.bench.suites import suite_summaries
     from longlens.bench.summary import summarise, summarise_run
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError, shown
     from longlens.files import write_json
+    from longlens.reasoning import parse_marks
 
+    marks = None if think_marks is None else parse_marks(think_marks)
     options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
     places = {name: str(path) for name, path in found.items() if path is not None}
@@ -257,6 +274,8 @@ def grade(
     if what.is_dir():
         if samples is not None:
             raise UserError(f"{what} is a run's folder, which has its samples: leave --samples out")
+        if marks is not None:
+            set_think_marks(what, marks)
         if judge is not None or nli is not None:
             judge_run(what, judge=judge, nli=nli, options=options, places=places, told=say)
         results = summarise_run(what)
@@ -266,7 +285,7 @@ def grade(
             raise UserError(f"{what} holds predictions: say what they are of with --samples, a file of bench build")
         if judge is not None or nli is not None:
             raise UserError("--judge and --nli score the answers of a run: give its folder")
-        graded = graded_predictions(read_sample_file(samples), what)
+        graded = graded_predictions(read_sample_file(samples), what, marks=marks)
         tasks = summarise(graded)
         suites = suite_summaries(tasks, graded)
         results = {"schema_version": 1, "model": what.stem, "mode": "generate", "tasks": tasks}
