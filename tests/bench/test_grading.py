@@ -150,7 +150,7 @@ def test_a_wrong_file_of_predictions_is_one_line(tmp_path, lines, message):
 def test_a_line_that_is_broken_off_is_an_error_in_a_file_of_predictions(tmp_path):
     path = predictions(tmp_path, *[said(key) for key in IDS])
     path.write_text(path.read_text().rstrip()[:-3])
-    with pytest.raises(UserError, match="predictions.jsonl:3. is broken"):
+    with pytest.raises(UserError, match=r"predictions.jsonl:3. is broken"):
         graded_predictions(SAMPLES, path)
 
 

@@ -361,7 +361,7 @@ def checked(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], step:
             continue
         is_other = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
         if is_other or (isinstance(value, float) and not value < math.inf):
-            expected = "number" if kinds is Number else kinds.__name__
+            expected = "number" if isinstance(kinds, tuple) else kinds.__name__
             raise UserError(
                 f"{place}: {name.removesuffix('?')} is {shown_value(value)}, expected a JSON "
                 f"{ {'str': 'string', 'dict': 'object', 'list': 'list', 'int': 'integer'}.get(expected, expected) }: "
