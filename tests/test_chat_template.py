@@ -6,7 +6,7 @@ import jinja2
 import pytest
 
 from longlens.bench.prompts import Asking
-from longlens.chat_template import render, template_tokens
+from longlens.chat_template import SECONDS, render, template_tokens
 from longlens.data.template import ChatTemplate
 from longlens.errors import UserError
 from longlens.models.generate import TransformersGenerator
@@ -118,7 +118,7 @@ def test_a_template_that_fails_or_runs_away_is_one_line(name):
     before = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
         render(tokenizer, [{"role": "user", "content": "q"}])
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < SECONDS + 10
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
 
@@ -135,7 +135,7 @@ def test_all_that_write_conversations_go_by_it(name):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template, message = HOSTILE[name]
     asking = Asking(tokenizer=tokenizer, mode="generate", template="chat", is_chat=False, max_length=4096)
-    generator = TransformersGenerator(tiny_model("llama"), tokenizer, name="tiny", weights_sha256="", max_new_tokens=1)
+    generator = TransformersGenerator(tiny_model("llama"), tokenizer, name="tiny", identity_sha256="", max_new_tokens=1)
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for writes in (
         lambda: asking.ask(Toy(words=3), samples(Toy(words=3))[0]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -271,9 +272,10 @@ def test_ranks_may_come_in_any_order(tmp_path, first):
 
 
 def test_a_rank_of_another_model_that_came_first_is_refused_before_it_sums_up(tmp_path):
-    late = BenchRun(tmp_path / "run", MANIFEST | {"model": "other"}, rank=1)
+    engine = MANIFEST["engine"] | {"weights_sha256": "5678"}
+    late = BenchRun(tmp_path / "run", MANIFEST | {"engine": engine}, rank=1)
     opened(tmp_path / "run").release()
-    with pytest.raises(UserError, match="holds a run with another model"):
+    with pytest.raises(UserError, match="holds a run with another engine"):
         late.keep("task-1-42", row("a"))
     assert ids(tmp_path / "run") == []
 
@@ -300,6 +302,16 @@ def test_samples_are_found_by_id_and_read_where_they_are(tmp_path):
     with pytest.raises(UserError, match="has changed while it was read"):
         stored["a"].read()
     run.release()
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
+    run = opened(tmp_path / "run")
+    run.append("answers", answer("a"))
+    shutil.rmtree(tmp_path / "run")
+    for write in (lambda: run.append("answers", answer("b")), lambda: run.keep("task-1-42", row("a"))):
+        with pytest.raises(UserError, match="was deleted or moved while this process was writing to it"):
+            write()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_takes_nothing_more_is_said(tmp_path):
