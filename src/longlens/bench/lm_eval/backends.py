@@ -181,6 +181,9 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     from longlens.models import load_scorer
     from longlens.scoring.continuations import ContinuationScorer
 
+    for name in settings.arguments:
+        if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
+            raise UserError(f"--model-arg {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
     loaded = load_scorer(
         settings.model,
         dtype=settings.dtype,
@@ -190,9 +193,6 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )
-    for name in settings.arguments:
-        if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
-            raise UserError(f"--model-arg {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
     arguments = {"max_length": texts.max_length, "batch_size": settings.batch_size}
     with _explained(settings), quiet():
         lm = LensHFLM(pretrained=loaded.model, tokenizer=texts.tokenizer, **arguments, **settings.arguments)
