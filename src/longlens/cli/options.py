@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,9 @@ from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 
 if TYPE_CHECKING:
     from longlens.scoring.reader import StoredScores
+    from longlens.scoring.run import Counts
     from longlens.scoring.scorer import Scorer
+    from longlens.scoring.scores import ShortContext
     from longlens.scoring.truncation import Limit
 
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
@@ -115,8 +117,36 @@ def num_characters(docs: list[str], options: ReadOptions, longest: int) -> int |
     return sum(min(len(document.text), longest) for document in read_documents(docs, options))
 
 
+TOKEN_CHARACTERS = 8
+"""A text of more characters for each token is taken to be longer than that many tokens, without counting them."""
+
+
+def tell_lengths(docs: list[str], options: ReadOptions, counts: Counts, shorts: Sequence[ShortContext]) -> None:
+    """Says before a model is loaded that no document is longer than a short context; datasets are not read for it."""
+    from longlens.cli.console import say
+
+    if not shorts or any(doc.startswith("hf:") for doc in docs) or options.tokenized_with is not None:
+        return
+    wanted = max(short.context for short in shorts)
+    longest = 0
+    for document in read_documents(docs, options):
+        text = document.text
+        if len(text) > TOKEN_CHARACTERS * wanted:
+            return
+        if len(text.encode("utf-8", "replace")) > longest:  # no token has less than a byte
+            longest = max(longest, len(counts.encode(document).token_ids))
+        if longest > wanted:
+            return
+    missed = ", ".join(str(short.context) for short in shorts if short.context >= longest)
+    say(
+        f"warning: no document has more than {longest:,} tokens of {counts.info.name}, so none has a token with a "
+        f"longer context than K = {missed}, and there will be no key tokens at that K: use a smaller --context, such "
+        f"as {max(1, longest // 4)}, or longer documents"
+    )
+
+
 def limit(
-    scorer: Scorer | None,
+    scorer: Counts | None,
     max_length: int | None,
     max_characters: int | None,
     truncate_with: str | None,

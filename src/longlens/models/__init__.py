@@ -1,5 +1,6 @@
 """Models: found by name, loaded, and run."""
 
+from longlens.models.load import Outline as Outline
 from longlens.models.load import explained as explained
 from longlens.models.load import find_device as find_device
 from longlens.models.load import find_dtype as find_dtype

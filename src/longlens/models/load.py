@@ -23,15 +23,56 @@ HUB_SECONDS = 5.0
 if TYPE_CHECKING:
     import torch
 
+    from longlens.corpus import Document
     from longlens.scoring.transformers import TransformersScorer
-    from longlens.tokenization import TextEncoder
+    from longlens.tokenization import Encoded, TextEncoder
 
 ADAPTER = "adapter_config.json"
+
+
+class Outline:
+    """A model without its weights: what says, before they are loaded, whether settings and documents fit it.
+
+    Attributes:
+        tokenizer: The model's.
+        info: As of a scorer; what only the weights say is empty.
+    """
+
+    def __init__(self, name: str, *, trust_remote_code: bool = False) -> None:
+        """Loads the tokenizer and the configuration.
+
+        Raises:
+            UserError: No such model.
+        """
+        from longlens.scoring.scorer import ScorerInfo
+        from longlens.tokenization import TextEncoder
+
+        source = resolve(name)
+        check_folder(source)
+        self.tokenizer = _tokenizer(source, trust_remote_code)
+        self._encoder = TextEncoder(self.tokenizer)
+        unknown: dict[str, Any] = dict.fromkeys(
+            ("architecture", "tokenizer_sha256", "dtype", "device", "attention"), ""
+        )
+        self.info = ScorerInfo(
+            name=name,
+            source=source.note,
+            weights_sha256=None,
+            max_length=positions_of(load_config(source, trust_remote_code=trust_remote_code)),
+            bos_token_id=self._encoder.bos_token_id,
+            own_prefix=self._encoder.own_prefix,
+            **unknown,
+        )
+
+    def encode(self, document: Document) -> Encoded:
+        """Tokens of the document's text and their spans; no special tokens are added."""
+        return self._encoder.encode(document.text)
 
 
 def load_scorer(
     name: str,
     *,
+    tokenizer: Any = None,
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | dict[str, Any] | None = None,
@@ -44,6 +85,7 @@ def load_scorer(
 
     Args:
         name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``.
+        tokenizer: The model's, if it is loaded already.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that has it and
             float32 elsewhere; key tokens are decided by differences of a few nats, of which bfloat16 loses some tenths.
         device: ``auto`` is the first GPU, else the CPU.
@@ -72,7 +114,7 @@ def load_scorer(
         options["attn_implementation"] = attention
     if device_map is not None:
         options["device_map"] = device_map
-    tokenizer = _tokenizer(source, trust_remote_code)
+    tokenizer = _tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
     model, problems = load_weights(source, options, chosen, allow_pickle=allow_pickle)
     refuse_missing(name, model, problems, "longlens needs a causal language model with its vocabulary head")
     if device_map is None:

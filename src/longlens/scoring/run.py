@@ -20,6 +20,7 @@ from longlens.scoring.scorer import Request, Result, Scorer, ScorerInfo
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, wrong_logprobs
 from longlens.scoring.store import RunWriter
 from longlens.scoring.truncation import Cut, Limit, TokenLimit
+from longlens.tokenization import Encoded
 from longlens.windows import check_window_settings, plan_windows
 
 Bos = Literal["window", "published"]
@@ -38,6 +39,17 @@ class _Progress(Protocol):
 
     def scored(self, num_tokens: int) -> None:
         """So many tokens of model input are done."""
+
+
+class Counts(Protocol):
+    """What counts tokens for a limit: a scorer, or a model whose weights are not loaded yet."""
+
+    @property
+    def info(self) -> ScorerInfo:
+        """Of the model."""
+
+    def encode(self, document: Document) -> Encoded:
+        """Token ids of the document's text and their character spans, no special tokens added."""
 
 
 class _Key(NamedTuple):
@@ -145,7 +157,7 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
     return sorted(set(pairs), key=lambda s: (-s.context, s.stride))
 
 
-def own_limit(scorer: Scorer, max_length: int | None = None, *, extrapolate: bool = False) -> TokenLimit:
+def own_limit(scorer: Counts, max_length: int | None = None, *, extrapolate: bool = False) -> TokenLimit:
     """The limit in tokens of the scored model: ``max_length``, or the smaller of 32,768 and what the model takes.
 
     Where the model has ``max_length`` positions and the tokenizer a BOS, the limit is one token less, with a warning.

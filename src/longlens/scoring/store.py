@@ -153,6 +153,24 @@ class PartWriter:
         )
 
 
+def check_writable(folder: Path, *, rank: int = 0) -> None:
+    """Refuses, before anything is computed, a folder that no run can be written to.
+
+    Raises:
+        UserError: It is a file, holds something else, another process writes there, or it cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # False also for a name too long
+    _own(folder, rank).release()
+    for path in made:
+        with suppress(OSError):  # gone, or another process has put something there
+            path.rmdir()
+
+
+def _own(folder: Path, rank: int) -> OwnFolder:
+    lock = f".lock-{rank:05d}"
+    return OwnFolder(folder, "run", marker=MANIFEST, doing="writing to", example="scores", lock=lock)
+
+
 class RunWriter:
     """The one writer of a run folder, under an OS lock (one writer a rank where several processes share a run).
 
@@ -163,8 +181,7 @@ class RunWriter:
     def __init__(self, folder: Path, manifest: Mapping[str, Any], *, rank: int = 0) -> None:
         self.folder, self._rank = folder, rank
         self._writers: dict[ShortContext | None, PartWriter] = {}
-        lock = f".lock-{rank:05d}"
-        self._own = OwnFolder(folder, "run", marker=MANIFEST, doing="writing to", example="scores", lock=lock)
+        self._own = _own(folder, rank)
         try:
             self._run = self._claim(manifest)
             for temporary in folder.glob(f"**/.part-{rank:05d}-*.parquet.tmp"):

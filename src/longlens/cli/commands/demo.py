@@ -37,8 +37,10 @@ def demo(
     from longlens.models import load_scorer
     from longlens.report import summarize_runs, write_report
     from longlens.scoring.run import own_limit, score
+    from longlens.scoring.store import check_writable
 
     document = demo_document()
+    check_writable(out)
     scorer = load_scorer(MODEL)
     limit = own_limit(scorer, MAX_LENGTH)
     o.announce(scorer, limit)

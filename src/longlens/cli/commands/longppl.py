@@ -13,6 +13,7 @@ from longlens.cli import options as o
 
 if TYPE_CHECKING:
     from longlens.corpus import Document, ReadOptions
+    from longlens.models import Outline
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.truncation import Limit
 
@@ -66,6 +67,10 @@ def longppl(
     from longlens.errors import UserError
     from longlens.files import write_json
     from longlens.metrics.perplexity import perplexity
+    from longlens.models import Outline
+    from longlens.scoring.run import run_settings, short_contexts
+    from longlens.scoring.store import check_writable
+    from longlens.scoring.truncation import TokenLimit
     from longlens.windows import check_window_settings
 
     if (evaluator is None) == (keys is None):
@@ -85,7 +90,6 @@ def longppl(
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
     }
-    cutting = {"max_length": max_length, "max_characters": max_characters, "truncate_with": truncate_with}
     reading = ReadOptions(
         text_field=text_field,
         id_field=id_field,
@@ -96,19 +100,40 @@ def longppl(
         samples=samples,
     )
     storing = {"bos": bos, "store_text": not no_text, "extrapolate": extrapolate}
-    windows = {"context": context, "stride": stride}
     chosen = o.choice(None, keys, alpha, beta, gamma, no_lcl, None, None)
-    limit: Limit | None = None
     # Under the window rule one run gives both sides of a model that is its own evaluator.
     alone = evaluator == "self" and bos == "window"
-    if evaluator is not None and not alone:
-        name = model if evaluator == "self" else evaluator
-        selecting, limit = _run(
-            docs, reading, name, out / "evaluator", None, loading, cutting, storing | windows, before=model
+    selects = None if alone or evaluator is None else model if evaluator == "self" else evaluator
+    # All that can be refused without the weights is refused before any are loaded.
+    documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
+    for name in ["model"] if selects is None else ["evaluator", "model"]:
+        check_writable(out / name)
+    evaluated = Outline(model, trust_remote_code=trust_remote_code)
+    selecting = evaluated if selects in (None, model) else Outline(str(selects), trust_remote_code=trust_remote_code)
+    limit = o.limit(
+        selecting,
+        max_length,
+        max_characters,
+        truncate_with,
+        extrapolate=extrapolate,
+        trust_remote_code=trust_remote_code,
+    )
+    assert limit is not None
+    shorts = short_contexts(None if evaluator is None else context, stride)
+    run_settings(selecting.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
+    o.tell_lengths(docs, reading, selecting, shorts)
+    windows = {"context": context, "stride": stride}
+    if selects is not None:
+        if not extrapolate and selecting is not evaluated:
+            _check_fits(o.documents(docs, reading, trust_remote_code=trust_remote_code), evaluated, limit)
+        chosen["evaluator_scores"] = _run(
+            docs, reading, documents, selecting, out / "evaluator", limit, loading, storing | windows
         )
-        chosen["evaluator_scores"] = selecting
+        documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
+        if isinstance(limit, TokenLimit) and limit.counted_by == "own":
+            limit = replace(limit, counted_by=str(selects))
     storing |= windows if alone else {"context": None}
-    scores, _ = _run(docs, reading, model, out / "model", limit, loading, cutting, storing)
+    scores = _run(docs, reading, documents, evaluated, out / "model", limit, loading, storing)
     if alone:
         chosen["evaluator_scores"] = scores
     with told_once():
@@ -123,58 +148,45 @@ def longppl(
 def _run(
     docs: list[str],
     reading: ReadOptions,
-    model: str,
+    documents: Iterable[Document],
+    model: Outline,
     out: Path,
-    limit: Limit | None,
+    limit: Limit,
     loading: dict[str, Any],
-    cutting: dict[str, Any],
     storing: dict[str, Any],
-    *,
-    before: str | None = None,
-) -> tuple[StoredScores, Limit | None]:
-    """Scores the documents with one model; gives back what they were cut to, for the next model (``before``)."""
+) -> StoredScores:
+    """Scores the documents with one model, whose weights are let go afterwards."""
     from longlens.cli.console import ScoringProgress
-    from longlens.models import load_encoder, load_scorer
+    from longlens.models import load_scorer
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.run import MAX_LENGTH, score
-    from longlens.scoring.truncation import TokenLimit
 
-    trusted = loading["trust_remote_code"]
-    documents = o.documents(docs, reading, trust_remote_code=trusted)
-    scorer = load_scorer(model, **loading)
-    if limit is None:
-        limit = o.limit(scorer, **cutting, extrapolate=storing["extrapolate"], trust_remote_code=trusted)
+    name = model.info.name
+    scorer = load_scorer(name, tokenizer=model.tokenizer, **loading)
     o.announce(scorer, limit)
-    if before is not None and not storing["extrapolate"]:
-        _check_fits(o.documents(docs, reading, trust_remote_code=trusted), before, limit, trusted)
-    with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
+    with ScoringProgress(f"score {name}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
         scores = score(documents, scorer, out=out, limit=limit, progress=progress, **storing)
     assert isinstance(scores, StoredScores)
-    if isinstance(limit, TokenLimit) and limit.counted_by == "own":
-        # The tokenizer alone goes on to the next model; the weights of this one are let go.
-        encoder = load_encoder(model, trust_remote_code=trusted)
-        limit = replace(limit, counted_by=model, encode=encoder.encode)
-    return scores, limit
+    return scores
 
 
-def _check_fits(documents: Iterable[Document], model: str, limit: Limit | None, trusted: bool) -> None:
-    """Says before the evaluator runs, which takes longest, that the evaluated model is unknown or too short.
+def _check_fits(documents: Iterable[Document], model: Outline, limit: Limit) -> None:
+    """Says before the evaluator runs, which takes longest, that the evaluated model takes less than a document has.
 
     Raises:
         UserError: A document, cut for the evaluator, has more tokens of the evaluated model than that takes.
     """
     from longlens.errors import UserError
-    from longlens.models import load_encoder, max_positions
 
-    takes, encoder = max_positions(model, trust_remote_code=trusted), load_encoder(model, trust_remote_code=trusted)
+    takes, bos = model.info.max_length, model.info.bos_token_id
     if takes is None:
         return
-    room = takes - (encoder.bos_token_id is not None)
+    room = takes - (bos is not None)
     for document in o.cut(documents, limit):
-        ids = encoder.encode(document.text).token_ids
-        tokens = len(ids) - (len(ids) > 0 and int(ids[0]) == encoder.bos_token_id)
+        ids = model.encode(document).token_ids
+        tokens = len(ids) - (len(ids) > 0 and int(ids[0]) == bos)
         if tokens > room:
             raise UserError(
-                f"document {document.id!r}, cut for the evaluator, has {tokens:,} tokens of {model}, which takes "
-                f"{room:,}: use a smaller --max-length, or --extrapolate"
+                f"document {document.id!r}, cut for the evaluator, has {tokens:,} tokens of {model.info.name}, which "
+                f"takes {room:,}: use a smaller --max-length, or --extrapolate"
             )

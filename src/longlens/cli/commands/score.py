@@ -46,12 +46,13 @@ def score(
     """
     from longlens.cli.console import ScoringProgress, print_json, printable, say
     from longlens.corpus import ReadOptions
-    from longlens.models import load_scorer
+    from longlens.models import Outline, load_scorer
     from longlens.scoring import run as scoring
+    from longlens.scoring.store import check_writable
 
     contexts = None if long_only else o.integers(context, "--context")
     strides = o.integers(stride, "--stride")
-    scoring.short_contexts(contexts, strides)
+    shorts = scoring.short_contexts(contexts, strides)
     rank = parse_shard(shard)
     reading = ReadOptions(
         text_field=text_field,
@@ -62,10 +63,24 @@ def score(
         min_tokens=min_tokens,
         samples=samples,
     )
-    # Sources are looked at before the model is loaded, so that a wrong name costs a second.
+    # All that can be refused without the weights is refused before they are loaded.
     documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
+    check_writable(out, rank=rank[0])
+    outline = Outline(model, trust_remote_code=trust_remote_code)
+    limit = o.limit(
+        outline,
+        max_length,
+        max_characters,
+        truncate_with,
+        extrapolate=extrapolate,
+        trust_remote_code=trust_remote_code,
+    )
+    assert limit is not None
+    scoring.run_settings(outline.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
+    o.tell_lengths(docs, reading, outline, shorts)
     loaded = load_scorer(
         model,
+        tokenizer=outline.tokenizer,
         dtype=dtype,
         device=device,
         device_map=device_map,
@@ -73,14 +88,6 @@ def score(
         batch_tokens=batch_tokens,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
-    )
-    limit = o.limit(
-        loaded,
-        max_length,
-        max_characters,
-        truncate_with,
-        extrapolate=extrapolate,
-        trust_remote_code=trust_remote_code,
     )
     o.announce(loaded, limit)
     with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * scoring.MAX_LENGTH)) as progress:
@@ -90,7 +97,7 @@ def score(
             context=contexts,
             stride=strides,
             out=out,
-            bos=bos,  # type: ignore[arg-type]  # checked by score
+            bos=bos,  # type: ignore[arg-type]
             limit=limit,
             extrapolate=extrapolate,
             store_text=not no_text,
@@ -99,8 +106,8 @@ def score(
         )
     if as_json:
         manifest = scores.manifest
-        shorts = [list(short) for short in scores.short_contexts]
-        content = {"schema_version": 1, "out": str(out), "num_documents": len(scores), "short_contexts": shorts}
+        stored = [list(short) for short in scores.short_contexts]
+        content = {"schema_version": 1, "out": str(out), "num_documents": len(scores), "short_contexts": stored}
         print_json(content | {"model": manifest["model"]["name"], "settings": manifest["settings"]})
     else:
         say(f"{len(scores):,} documents in {out}")
