@@ -134,7 +134,7 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
         (["--min-tokens", 5], "--min-tokens counts the input_ids of tokenized rows: pass --tokenized-with"),
         (["--samples", "x"], "Invalid value for '--samples': "),
         (["--nosuch"], "No such option: --nosuch"),
-        (["-o", "a.txt"], "a.txt is a file; give a folder for the scores, such as -o scores"),
+        (["-o", "a.txt"], "a.txt is a file; give a folder for the run, such as -o scores"),
         (
             ["-o", "a.txt/in"],
             "cannot write a.txt/in: Not a directory; what was committed before is kept: check the folder",
@@ -380,11 +380,55 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(run, monkeypatch):
     )
 
 
-def test_closed_streams_are_no_traceback(tmp_path):
-    command = f"{sys.executable} -m longlens bench list"
-    for closed in (">&-", "2>&-"):
-        ended = subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True, text=True, cwd=tmp_path)
-        assert (ended.returncode, ended.stderr) == (0, "")
+def test_what_is_for_a_closed_stderr_does_not_go_to_stdout(tmp_path):
+    command = f"{sys.executable} -m longlens perplexity nosuch 2>&-"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("command", ["score", "longppl", "demo"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "a.txt"], "a.txt is a file; give a folder for the"),
+        (["-o", "llama"], "llama is not empty and holds no run (it has 'config.json'): give a new folder"),
+        (["--context", 60, "--max-length", 50], "--context 60 is not below the maximum length, 50 tokens"),
+        (["--max-length", 9999], "--max-length is 9999; llama takes 4095 tokens and a BOS"),
+        (["--max-length", 99, "--max-characters", 9], "--max-characters and --max-length (or --truncate-with) were"),
+        (["--bos", "nonsense"], "bos is 'nonsense'; expected 'window' or 'published'"),
+        (["--model", "nothing"], "the folder 'nothing' holds no model (no config.json): give one made by save_pret"),
+    ],
+)
+def test_what_needs_no_weights_is_checked_before_they_are_loaded(command, options, message, work, run, monkeypatch):
+    def load(*_, **__):
+        pytest.fail("weights are loaded")
+
+    monkeypatch.setattr("longlens.models.load.load_weights", load)
+    if command == "demo" and options[0] != "-o":
+        pytest.skip("demo has no such option")
+    # The evaluated model of longppl comes second and is checked first as well.
+    evaluator = ["--evaluator", "other"] if command == "longppl" and options[0] == "--model" else []
+    evaluator = evaluator or (["--evaluator", "self"] if command == "longppl" else [])
+    basic = ("demo",) if command == "demo" else (command, *SCORE[1:], *evaluator)
+    if command == "longppl" and options == ["-o", "llama"]:
+        options, message = ["-o", "texts"], "texts/model is a file; give a folder for the"
+        (work / "texts").mkdir()
+        (work / "texts" / "model").touch()
+    if command == "longppl" and options == ["-o", "a.txt"]:
+        message = "cannot write a.txt/model: Not a directory"
+    before = everything(work)
+    error = run(*basic, *options).error
+    assert message in error
+    assert everything(work) == before
+
+
+def test_documents_shorter_than_the_context_are_told_before_the_model_is_loaded(work, run):
+    err = run("score", "a.txt", "--model", "llama", "--context", 2000, "--stride", 500, "-o", "out").err
+    told, loaded = err.index("warning: no document has more than "), err.index("llama: LlamaForCausalLM")
+    assert told < loaded
+    assert "K = 2000, and there will be no key tokens at that K: use a smaller --context, such as" in err
+    err = run(*SCORE, "-o", "out2").err
+    assert "no document has more" not in err
 
 
 def test_a_model_that_names_no_length_takes_one(work, run):

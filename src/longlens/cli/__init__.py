@@ -26,9 +26,8 @@ _INTERRUPTED = "interrupted; what was finished is kept, and the same command goe
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed, as by >&-
-            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if sys.stderr is None:  # closed: what is for it would go to stdout
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     import typer
 
     from longlens.cli.app import app
