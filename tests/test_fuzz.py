@@ -28,7 +28,7 @@ from longlens.corpus import Document, ReadOptions, read_documents
 from longlens.data.chat import chat_rows
 from longlens.data.documents import Framing, dataset_rows
 from longlens.data.folders import pack_folder, weigh_folder
-from longlens.data.packing import BestFit
+from longlens.data.packing import BestFit, pack
 from longlens.data.recipe import read_mixture
 from longlens.data.store import check_rows
 from longlens.errors import UserError
@@ -200,10 +200,9 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
 
     def tokens(name: str) -> Callable[[], Any]:
         def read() -> None:
-            for row in dataset_rows([name], ReadOptions()):
-                columns = framing.framed_row(row)
+            for columns in pack(map(framing.framed_row, dataset_rows([name], ReadOptions())), 64, packing=BestFit()):
                 assert len({len(values) for values in columns.values()}) == 1
-                assert columns["input_ids"].max(initial=0) < 258
+                assert columns["input_ids"].max() < 258
 
         return read
 
@@ -330,6 +329,29 @@ def test_folders(place: Path, models: Path, subtests: Any) -> None:
     for name, kind in kinds_of_folders(models / "llama"):
         with subtests.test(name):
             check(name, kind)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "longer", "null"])
+def test_lists_of_another_length_are_never_read(place: Path, models: Path, damage: str) -> None:
+    """Every list of every row that has several, with checksums that are right."""
+    kinds = dict([*kinds_of_folders(models / "llama"), *kinds_of_data()])
+    for name in ("run", "weighed", "packed", "tokens of t.parquet"):
+        for file in (file for file in kinds[name].files if file.endswith(".parquet")):
+            content = Path(file).read_bytes()
+            table = pq.read_table(io.BytesIO(content))
+            for at, field in enumerate(table.schema):
+                if not pa.types.is_list(field.type):
+                    continue
+                values = table[field.name].to_pylist()
+                values[1] = {"shorter": values[1][:-1], "longer": values[1] + values[1][-1:], "null": None}[damage]
+                wrong = table.set_column(at, field, pa.array(values, field.type))
+                pq.write_table(wrong, file, write_page_checksum=True)
+                try:
+                    kinds[name].read()
+                except UserError:
+                    continue
+                pytest.fail(f"{name}: {field.name} of {file} was read")
+            Path(file).write_bytes(content)
 
 
 def recipe_text(folder: str, name: str) -> str:

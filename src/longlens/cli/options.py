@@ -114,7 +114,10 @@ def num_characters(docs: list[str], options: ReadOptions, longest: int) -> int |
     """Characters of all documents, each counted up to ``longest``, for the time left; None for datasets."""
     if any(doc.startswith("hf:") for doc in docs) or options.tokenized_with is not None:
         return None
-    return sum(min(len(document.text), longest) for document in read_documents(docs, options))
+    from longlens.cli.console import told_once
+
+    with told_once():  # the documents are read again, and their warnings were shown
+        return sum(min(len(document.text), longest) for document in read_documents(docs, options))
 
 
 TOKEN_CHARACTERS = 8

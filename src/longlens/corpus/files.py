@@ -196,7 +196,7 @@ def files_of_folder(
         )
     if left_out and says:
         warnings.warn(
-            f"folder {shown(folder)}: {len(found):,} files are read, {others.total():,} are left out ({left_out}): "
+            f"folder {shown(folder)}: read {len(found):,} files, left out {others.total():,} ({left_out}): "
             "name those that are wanted one by one",
             LonglensWarning,
             stacklevel=2,
