@@ -327,6 +327,8 @@ def test_the_hash_names_the_tokenizer() -> None:
     tokenizer = toys.byte_bpe()
     tokenizer.add_tokens(["new"])
     assert TextEncoder(tokenizer).sha256 != load("bytes")[1].sha256
+    assert TextEncoder(toys.byte_bpe(), spans="tokenizer").sha256 != load("bytes")[1].sha256
+    assert TextEncoder(toys.byte_bpe(split_special_tokens=True)).sha256 != load("bytes")[1].sha256
 
 
 class Tampering(type(toys.byte_bpe())):  # type: ignore[misc]

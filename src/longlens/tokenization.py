@@ -111,7 +111,13 @@ class TextEncoder:
 
         The same tokenizer loaded as another class, or written by another version of `tokenizers`, can have another.
         """
-        return hashlib.sha256(_description(self._tokenizer) if self._fast is None else self._fast.json()).hexdigest()
+        digest = hashlib.sha256(_description(self._tokenizer) if self._fast is None else self._fast.json())
+        # Neither is in the backend's file. With the usual choices the hash is that of the file.
+        if getattr(self._tokenizer, "split_special_tokens", False):
+            digest.update(b"split_special_tokens")
+        if not self._exact:
+            digest.update(b"spans='tokenizer'")
+        return digest.hexdigest()
 
     def _errors(self) -> AbstractContextManager[None]:
         # The files of a tokenizer are anyone's, and its Rust code panics on some of them.

@@ -317,3 +317,12 @@ def test_bad_thresholds_and_an_evaluator_without_short_scores_are_refused():
         perplexity(other(), evaluator_scores=evaluator(), alpha=NAN)
     with pytest.raises(UserError, match="without --long-only"):
         perplexity(other(), evaluator_scores=other())
+
+
+def test_keys_that_end_after_their_text_are_refused(tmp_path):
+    write_keys(tmp_path / "keys.jsonl", select_key_tokens(evaluator()))
+    lines = [json.loads(line) for line in (tmp_path / "keys.jsonl").read_text().splitlines()]
+    lines[0]["char_runs"] = [[0, 10**9]]
+    (tmp_path / "keys.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"a run of its key tokens ends at character 1000000000, and the text has \d+:"):
+        perplexity(other(), keys=read_keys(tmp_path / "keys.jsonl"))

@@ -150,7 +150,7 @@ class BenchRun:
         if not self._is_compared:
             if version == 1:
                 warn_by_weights(self.path)
-            warn_of_versions(self.path, found.get("versions") or {}, self.manifest["versions"])
+            warn_of_versions(self.path, found, self.manifest["versions"])
         self._is_compared = True
         self.manifest = found
 

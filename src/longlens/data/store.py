@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from longlens.data.columns import IGNORED, row_types
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json, write_json
-from longlens.runs.folder import OwnFolder, versions
+from longlens.runs.folder import OwnFolder, versions, warn_of_versions
 from longlens.scoring.layout import open_file
 
 SCHEMA_VERSION = 1
@@ -73,6 +73,8 @@ class DatasetFolder:
                 f"{self.folder} was made with other settings: {'; '.join(differs)}. Give another folder, or the same "
                 "settings"
             )
+        if not (self.folder / "counts.json").exists():
+            warn_of_versions(self.folder, have, versions("datasets"))
 
     def _committed(self) -> bool:
         """Whether there is anything that another run could go on from."""

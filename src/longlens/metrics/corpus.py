@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
 from longlens.keytokens.alignment import carry_weights
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA, check_gamma, soft_influence
 from longlens.keytokens.selection import (
@@ -212,6 +212,11 @@ def influence_of(
             f"document {row.id!r}: {model} and {'the keys' if influence.evaluator is None else 'the evaluator'} are of "
             f"different texts (sha256 {row.text_sha256[:12]}… and {found.text_sha256[:12]}…): score both with the same "
             "--max-length and --truncate-with" + (", or use keys of this text" if influence.evaluator is None else "")
+        )
+    if row.text is not None and len(found.char_runs) and found.char_runs[-1, 1] > len(row.text):
+        raise UserError(
+            f"document {shown(row.id)}: a run of its key tokens ends at character {found.char_runs[-1, 1]}, and the "
+            f"text has {len(row.text)}: write the keys again with longlens keys"
         )
     if evaluated is None or gamma is None:
         return found, None

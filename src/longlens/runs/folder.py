@@ -143,18 +143,22 @@ def warn_by_weights(folder: Path) -> None:
     )
 
 
-def warn_of_versions(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def warn_of_versions(folder: Path, manifest: Mapping[str, Any], here: Mapping[str, str]) -> None:
     """The one rule for a run that is continued with other versions: it is allowed, and said.
 
     Args:
         folder: Of the run.
-        there: ``versions`` of its manifest.
+        manifest: What is there; its ``versions`` count.
         here: Of this process.
 
     Warns:
         LonglensWarning: A package that both name has another version.
     """
-    changes = [f"{name} {there[name]} -> {here[name]}" for name in here if there.get(name) not in (None, here[name])]
+    found = manifest.get("versions")
+    there = found if isinstance(found, Mapping) else {}
+    changes = [
+        f"{name} {str(there[name])[:40]} -> {here[name]}" for name in here if there.get(name) not in (None, here[name])
+    ]
     if changes:
         warnings.warn(
             f"{folder} was begun with other versions ({', '.join(changes)}): numbers can differ in their last digits, "

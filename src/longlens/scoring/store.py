@@ -198,7 +198,7 @@ class RunWriter:
             return run_sha256(manifest)
         have = read_manifest(self.folder)
         check_same_run(self.folder, have, manifest)
-        warn_of_versions(self.folder, have.get("versions") or {}, manifest["versions"])
+        warn_of_versions(self.folder, have, manifest["versions"])
         return run_sha256(have)
 
     def done(self, short: ShortContext | None) -> Mapping[str, str]:

@@ -103,7 +103,7 @@ class RunFolder:
         refuse_other(self.path, _flat(there), _flat(known))
         if is_old:
             warn_by_weights(self.path)
-        warn_of_versions(self.path, have.get("versions") or {}, here)
+        warn_of_versions(self.path, have, here)
         return there
 
     def last_checkpoint(self, run: str) -> Path | None:
