@@ -12,10 +12,11 @@ from longlens.bench.grading import answer_text, graded_predictions, graded_run
 from longlens.bench.judging import JUDGE_TOKENS, judge_run, judged
 from longlens.bench.run import BenchSettings, run_bench
 from longlens.bench.samples import read_sample_file, task_of
-from longlens.bench.store import open_run
+from longlens.bench.store import open_run, set_think_marks
 from longlens.bench.summary import summarise_run
 from longlens.errors import UserError
 from longlens.models import entailment, generate
+from longlens.reasoning import MARKS, parse_marks
 from longlens.tasks import get_task, list_tasks
 from longlens.tasks.judged import CitedTask, JudgedTask
 from tests.bench.fakes import FakeEngine, rows, sample
@@ -56,6 +57,62 @@ def written(path, samples):
 def test_an_answer_is_what_comes_after_reasoning(output, expected):
     assert answer_text(output) == expected
     assert answer_text(output, thinks=True) == expected
+
+
+WRONG = "I see 7 and 8."
+FORMS = {
+    **{begin: (f"{begin}{WRONG}{end}", f"{begin}{WRONG}") for begin, end in MARKS},
+    "capitals": (f"<THINK>{WRONG}</Think>", f"<Think>{WRONG}"),
+    "opened by the template": (f"{WRONG}[/THINK]", f"8[/THINK][THINK]{WRONG}"),
+    "harmony": (
+        f"<|channel|>analysis<|message|>{WRONG}<|end|><|start|>assistant<|channel|>final<|message|>",
+        f"<|channel|>analysis<|message|>{WRONG}<|end|><|start|>assistant<|channel|>commentary<|message|>{WRONG}",
+    ),
+    "harmony with a constraint": (
+        f"<|channel|>commentary<|message|>{WRONG}<|end|><|channel|>final <|constrain|>json<|message|>",
+        f"<|channel|>analysis<|message|>{WRONG}",
+    ),
+    "harmony in plain text": (f"analysis{WRONG}assistantcommentary{WRONG}assistantfinal", f"analysis{WRONG}"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reasoning_of_any_family_is_no_answer(form):
+    closed, unclosed = FORMS[form]
+    for thinks in (True, False):
+        for is_truncated in (True, False):
+            options = {"thinks": thinks, "is_truncated": is_truncated}
+            assert answer_text(f"{closed}It is 9.", **options) == "It is 9."
+            assert answer_text(unclosed, **options) == ""
+            assert answer_text(f"{unclosed}\nIt is 9.", ("\n",), **options) == ""
+    assert answer_text(f"{closed}It is 9.<|return|>", ("<|return|>",)) == "It is 9."
+
+
+@pytest.mark.parametrize("text", ["analysis of the text: 7", "The final answer is 7.", "assistant [7]", "a < b > 7"])
+def test_an_answer_that_has_such_words_stays(text):
+    assert answer_text(text) == text
+
+
+def test_other_marks_can_be_given(tmp_path):
+    marks = parse_marks("<plan>, </plan>")
+    assert marks == ("<plan>", "</plan>")
+    assert [answer_text(text, marks=marks) for text in ("<plan>8</plan> 7", "<PLAN>8", "<think>8</think>7")] == [
+        "7",
+        "",
+        "7",
+    ]
+    (found,) = graded_predictions(SAMPLES[:1], predictions(tmp_path, said(IDS[0], "<plan>0</plan>1")), marks=marks)
+    assert found.scores == {"string_match_all": 0.0}
+    for wrong in ("", "a", "a,", ",b", "a,a", "a,b,c"):
+        with pytest.raises(UserError, match=r"--think-marks is .*; expected BEGIN,END"):
+            parse_marks(wrong)
+
+
+def test_marks_of_a_run_may_be_given_later(model, tmp_path):
+    run(model, tmp_path, FakeEngine(lambda request: "<plan>no</plan>7"), "longeval_lines", lengths=[1000], samples=1)
+    assert [row.prediction for row in graded(tmp_path)] == ["<plan>no</plan>7"]
+    set_think_marks(tmp_path, ("<plan>", "</plan>"))
+    assert [row.prediction for row in graded(tmp_path)] == ["7"]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +424,7 @@ class FakeJudge:
 
 
 def test_a_judge_scores_each_answer_once(judgeable, monkeypatch):
-    judge = FakeJudge("Rating: [[7]]", "no rating")
+    judge = FakeJudge("<think>Rating: [[1]]</think>Rating: [[7]]", "no rating")
     monkeypatch.setattr(generate, "load_generator", judge.load)
     told = []
     judge_run(judgeable, judge="j", nli=None, options={"dtype": "float32"}, told=told.append)
@@ -376,7 +433,7 @@ def test_a_judge_scores_each_answer_once(judgeable, monkeypatch):
     answers = [row for row in graded(judgeable) if isinstance(row.task, JudgedTask)]
     assert judge.prompts == [row.task.judge_prompts(row.sample, "It is Ada [1]. So it is.")[0] for row in answers]
     assert [(row["id"], row["by"], row["scores"], row["replies"]) for row in rows(judgeable, "judged")] == [
-        (answers[0].sample.id, "j", {"judge": 0.7}, ["Rating: [[7]]"]),
+        (answers[0].sample.id, "j", {"judge": 0.7}, ["<think>Rating: [[1]]</think>Rating: [[7]]"]),
         (answers[1].sample.id, "j", {}, ["no rating"]),
     ]
     grid = summarise_run(judgeable)["tasks"]["niah_grid-1500-42"]

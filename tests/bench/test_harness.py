@@ -462,6 +462,21 @@ def test_what_the_network_keeps_back_is_said(model, tmp_path, monkeypatch):
         bench(model, tmp_path / "run", tmp_path, "gsm8k", settings={})
 
 
+def test_a_finished_task_is_not_run_again_and_git_is_not_asked(model, hub, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    results = bench(model, tmp_path / "run", hub, "gsm8k", samples=2)
+    assert "fatal" not in capfd.readouterr().err
+
+    def never(*args):
+        pytest.fail("the model was loaded")
+
+    assert bench(model, tmp_path / "run", hub, "gsm8k", samples=2, engine=never) == results
+    again = Counting()
+    bench(model, tmp_path / "run", hub, "gsm8k", samples=3, engine=again)
+    assert len(again.asked) == 1
+
+
 def test_data_of_another_schema_is_one_line(model, tmp_path):
     write_set(tmp_path, "openai/gsm8k", {"other": {"test": [gsm_row(1)]}})
     with pytest.raises(

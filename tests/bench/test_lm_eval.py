@@ -12,10 +12,13 @@ from importlib import metadata
 import pytest
 import torch
 
-from longlens.bench.engine import Answer, EngineSettings, Request, open_texts, prompt_tokens
+from longlens.bench.engine import Answer, EngineSettings, Request, describe, open_texts, prompt_tokens
 from longlens.bench.lm_eval import backends, engine, open_engine
 from longlens.errors import UserError
+from longlens.models import resolve
 from longlens.models.forward import BATCH_TOKENS
+from longlens.rope import EABF, DynamicNTK, YaRN, extend
+from tests.bench.conftest import saved
 from tests.families import family_model
 from tests.tiny import OWN_GENERATION, byte_tokenizer, tiny_model
 
@@ -207,14 +210,102 @@ def test_a_server_has_to_be_named_in_full(name, message):
         opened(name)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("method", [None, YaRN(factor=2), DynamicNTK(factor=2), EABF(factor=2)], ids=str)
+def test_what_is_known_of_a_model_before_it_is_loaded_is_what_it_says_itself(tmp_path, family, method):
+    folder = saved(tmp_path / "model", family)
+    if method is not None:
+        extend(folder, method, tmp_path / "extended")
+        folder = str(tmp_path / "extended")
+    settings = EngineSettings(model=folder, dtype="bfloat16")
+    before = describe(settings, open_texts(settings))
+    info = opened(folder, dtype="bfloat16").info
+    assert {name: info[name] for name in before} == before
+    assert before["weights_sha256"]
+
+
+SECRET = "sk-sesame-open-0123"
+
+
+@pytest.mark.parametrize(
+    "address", [f"http://user:{SECRET}@h/v1#m", f"https://h/v1?api_key={SECRET}#m", f"http://{SECRET}@h/v1"]
+)
+def test_an_address_with_a_secret_is_refused_without_saying_it(address):
+    with pytest.raises(UserError, match=r"which would be written down.*--api-key-env") as caught:
+        EngineSettings(model=address)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(UserError, match="scoring with a server is not there yet") as caught:
+        resolve(address)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("concurrent", [1, 4])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"api_key_env": "OPENAI_API_KEY"}, f"Bearer {SECRET}"),
+        ({"api_key_env": "OTHER_KEY"}, "Bearer other-key"),
+        ({"arguments": {"header": {"Authorization": "Bearer given"}}}, "Bearer given"),
+    ],
+)
+def test_a_key_is_sent_to_the_server_that_it_is_for(server, model, monkeypatch, concurrent, options, expected):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OTHER_KEY", "other-key")
+    arguments = {"num_concurrent": concurrent, **options.get("arguments", {})}
+    options = {"tokenizer": model, "max_length": 512, **options, "arguments": arguments}
+    settings = EngineSettings(model=f"{server}#tiny", **options)
+    answers(open_engine(settings, open_texts(settings)), [Request("k", TEXT, None, 6)])
+    assert {sent["authorization"] for sent in Server.sent} == {expected}
+    note = "OPENAI_API_KEY is set and not sent to 127.0.0.1: pass --api-key-env OPENAI_API_KEY"
+    assert [line[: len(note)] for line in settings.notes()] == ([note] if expected is None else [])
+    assert SECRET not in json.dumps(settings.written_arguments())
+    hosts = {"https://api.openai.com/v1#m": SECRET, "http://api.openai.com/v1#m": "", "https://openai.com.h/v1#m": ""}
+    assert {host: EngineSettings(model=host).api_key for host in hosts} == hosts
+
+
+@pytest.mark.parametrize("concurrent", [1, 4])
+def test_a_refusal_that_repeats_the_key_is_not_repeated(server, model, monkeypatch, concurrent):
+    monkeypatch.setenv("OTHER_KEY", SECRET)
+    for status, message in ((401, "and the key, see --api-key-env"), (400, "did not answer")):
+        Server.status = status
+        made = opened(
+            f"{server}#tiny",
+            tokenizer=model,
+            max_length=512,
+            api_key_env="OTHER_KEY",
+            arguments={"num_concurrent": concurrent, "max_retries": 1},
+        )
+        with pytest.raises(UserError, match=message) as caught:
+            answers(made, [Request("k", TEXT, None, 6)])
+        assert SECRET not in str(caught.value)
+        assert SECRET in Server.said
+
+
+def test_a_key_that_is_not_there_is_said():
+    for model, message in (("http://h/v1#m", "NO_SUCH_KEY' is not set in the environment"), ("m", "is for a server")):
+        with pytest.raises(UserError, match=message):
+            EngineSettings(model=model, api_key_env="NO_SUCH_KEY")
+
+
 class Server(BaseHTTPRequestHandler):
     """A server of completions that answers with the number of the tokens it was sent."""
 
     sent: list[dict] = []
+    status = 200
+    said = ""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.sent.append({"path": self.path, **body})
+        self.sent.append({"path": self.path, "authorization": self.headers.get("Authorization"), **body})
+        if self.status != 200:
+            reply = json.dumps({"error": f"wrong key {self.headers.get('Authorization')}"}).encode()
+            Server.said = reply.decode()
+            self.send_response(self.status)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+            return
         if "messages" in body:
             text = None if "empty" in body["messages"][0]["content"] else "a message"
             choices = [{"index": 0, "message": {"role": "assistant", "content": text}}]
@@ -237,7 +328,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    Server.sent = []
+    Server.sent, Server.status = [], 200
     running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_address[1]}/v1"

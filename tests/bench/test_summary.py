@@ -147,6 +147,16 @@ def test_a_judges_scores_take_the_place_of_the_fallback():
     assert [(part["num_samples"], part["score"]) for part in found["depths"]] == [(2, pytest.approx(60.0))]
 
 
+def test_where_a_benchmark_reports_a_judge_alone_there_is_no_score_without_one():
+    rows = [graded(1, n, "helmet_narrativeqa", scores={"rougeL_f1": 0.5}) for n in range(2)]
+    found = batch(rows)
+    assert (found["metric"], found["score"], found["interval"], found["needs_judge"]) == ("judge", None, None, True)
+    assert (found["scores"], found["num_scored"]) == ({"rougeL_f1": 50.0}, 0)
+    judged = batch(rows, judged={row.sample.id: {"judge": 0.8} for row in rows})
+    assert (judged["score"], judged["needs_judge"]) == (pytest.approx(80.0), False)
+    assert batch([graded(1, 0, "niah_grid", depth=0)])["needs_judge"] is False
+
+
 def test_what_samples_were_made_of_is_said():
     made = {"haystack": {"name": "essays", "sha256": "ab"}, "data": {"file": "x"}, "settings": {"keys": 4}, "units": 3}
     assert batch([graded(1, 0, **made)])["made_of"] == {key: made[key] for key in ("settings", "haystack", "data")}

@@ -133,6 +133,28 @@ def test_a_score_of_some_samples_alone_says_of_how_many():
     assert table(run).notes == ["tiny: niah_grid at 4,096: judge is of 2 of 3 samples"]
 
 
+def test_a_score_that_a_judge_gives_says_how_to_get_it():
+    run = results([graded(1, n, "helmet_narrativeqa", scores={"rougeL_f1": 0.5}) for n in range(2)])
+    found = table(run)
+    assert found.notes[:1] == [
+        "tiny: helmet_narrativeqa at 4,096: the score is a judge's: longlens bench grade RUN --judge MODEL"
+    ]
+    assert not any("rougeL_f1" in row for row in found.rows)
+
+
+def test_many_models_have_a_row_each():
+    rows = [graded(1, 0, task) for task in (TASK, "vt")]
+    runs = {f"run{n}": results(rows) | {"model": f"org/model-{n:03d}"} for n in range(200)}
+    wide = results_table(runs)
+    assert wide.readable().columns == ["task", "length", "metric", "model", "score"]
+    lines = wide.readable().markdown().splitlines()
+    assert len(wide.readable().rows) == 2 * 200
+    assert max(map(len, lines)) < 100
+    assert f"| {TASK} | 4,096 | string_match_all | model-199 | 100.0 |" in lines
+    few = results_table(dict(list(runs.items())[:8]))
+    assert few.readable() is few
+
+
 def test_the_benchmarks_averages_are_rows():
     run = results([graded(1, 0, task, length) for task in RULER for length in (4096, 8192)])
     found = {key: cell for key, (cell,) in cells(table(run)).items() if key[0] == "RULER"}

@@ -81,7 +81,8 @@ def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, fl
     Returns:
         ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all; numbers of samples that were scored, that
         have no answer yet, were left out for their length, were shortened, and of answers that were cut short;
-        ``depths``; and which text or data the samples were made of.
+        ``needs_judge``: whether the score is None since no judge was asked; ``depths``; and which text or data the
+        samples were made of.
     """
     first = rows[0]
     task = first.task
@@ -91,7 +92,9 @@ def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, fl
     ]
     merged = [row.scores for row in rows if row.scores is not None]
     metric = {"teacher-forced": "teacher_forced", "choice": "choice_accuracy"}.get(mode, task.metric)
-    if isinstance(task, JudgedTask) and any(task.judged_metric in scores for scores in merged):
+    is_judged = isinstance(task, JudgedTask) and any(task.judged_metric in scores for scores in merged)
+    needs_judge = isinstance(task, JudgedTask) and task.needs_judge and mode == "generate" and not is_judged
+    if isinstance(task, JudgedTask) and (is_judged or needs_judge):
         metric = task.judged_metric
     values = [scores[metric] for scores in merged if metric in scores]
     scores = {} if not merged else (task.aggregate(merged) if mode == "generate" else _means(merged))
@@ -114,6 +117,7 @@ def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, fl
         "num_skipped": sum(row.is_skipped for row in rows),
         "num_cut": sum("cut" in row.sample.metadata for row in rows),
         "num_truncated_answers": sum(row.is_truncated for row in rows),
+        "needs_judge": needs_judge and bool(merged),
         "is_lower_bound": mode == "teacher-forced" and task.metric not in NOT_BOUNDED,
         "answer_nll": sum(nll) / len(nll) if nll else None,
         "num_choices": 1 + len(made["distractors"]) if mode == "choice" and "distractors" in made else None,

@@ -12,6 +12,9 @@ from typing import Any
 from longlens.errors import UserError
 
 FORMATS = ("text", "markdown", "csv")
+MANY = 8
+"""Models that have a column each."""
+_KEYS = ("task", "length", "metric")
 # README of NVIDIA/RULER, the columns of its table
 RULER_AVERAGES = {"average": "Avg.", "weighted_increasing": "wAvg. (inc)", "weighted_decreasing": "wAvg. (dec)"}
 
@@ -29,6 +32,19 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+
+    def readable(self) -> Table:
+        """The same table, with a row for each model where there are more of them than `MANY`."""
+        if len(self.columns) - len(_KEYS) <= MANY:
+            return self
+        models = self.columns[len(_KEYS) :]
+        rows = [
+            [*row[: len(_KEYS)], model, cell]
+            for row in self.rows
+            for model, cell in zip(models, row[len(_KEYS) :], strict=True)
+            if cell != "-"
+        ]
+        return Table(columns=[*_KEYS, "model", "score"], rows=rows, notes=self.notes)
 
     def markdown(self) -> str:
         """A Markdown table, with the notes below it."""
@@ -77,7 +93,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
     # Averages that no run has are left out; what they lack is in the notes.
     known = {key: found for key, found in cells.items() if any(cell != "-" for cell in found.values())}
     rows = [[*key, *(found.get(name, "-") for name in results)] for key, found in known.items()]
-    return Table(columns=["task", "length", "metric", *labels.values()], rows=rows, notes=list(notes))
+    return Table(columns=[*_KEYS, *labels.values()], rows=rows, notes=list(notes))
 
 
 def _lengths(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -127,7 +143,9 @@ def _notes(batch: Mapping[str, Any], length: str) -> list[str]:
         "num_truncated_answers": "answers ended for their number of tokens",
     }
     told = [f"{place}: {batch[key]} {what}" for key, what in counts.items() if batch[key]]
-    if batch["num_scored"] != batch["num_samples"]:
+    if batch.get("needs_judge"):
+        told.append(f"{place}: the score is a judge's: longlens bench grade RUN --judge MODEL")
+    elif batch["num_scored"] != batch["num_samples"]:
         told.append(f"{place}: {batch['metric']} is of {batch['num_scored']} of {batch['num_samples']} samples")
     judges = [one for one in batch.get("judged_by", ()) if one["prompts"] is not None]
     return told + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]

@@ -25,10 +25,12 @@ class JudgedTask(Task):
 
     Attributes:
         judged_metric: The score that the benchmark reports, a key of what `judged` gives.
+        needs_judge: Whether the benchmark reports the judge's score alone, so that there is no score without it.
         judge_tokens: Tokens that the benchmark gives a judge's reply; 0 where it does not say.
     """
 
     judged_metric: str
+    needs_judge: bool = False
     judge_tokens: int = 0
 
     @property

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from typing import Any
 
+from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models import api_models
 
@@ -21,6 +22,8 @@ PENALTY = "repetition_penalty"
 NO_ANSWER = "\x00no answer"
 # What stands for an answer that a server left out, which is the empty string otherwise, as if the model had said that.
 api_models.LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER = NO_ANSWER
+# It asks git for the commit of the current folder, which is not its own; git complains on stderr where there is none.
+evaluator.get_git_commit_hash = lambda: None
 
 
 @contextmanager

@@ -328,7 +328,7 @@ def table(
         _show(results, by_depth=by_depth)
         return
     made = results_table(results, by_depth=by_depth)
-    print(made.markdown() if format_ == "markdown" else made.csv(), end="")
+    print(made.readable().markdown() if format_ == "markdown" else made.csv(), end="")
 
 
 @bench.command()
@@ -346,7 +346,7 @@ def _show(results: dict[str, Any], *, by_depth: bool) -> None:
     from longlens.bench.table import results_table
     from longlens.cli.console import print_table, printable
 
-    made = results_table(results, by_depth=by_depth)
+    made = results_table(results, by_depth=by_depth).readable()
     print_table(made.columns, made.rows)
     for note in made.notes:
         print(printable(note))

@@ -59,6 +59,7 @@ class HelmetJudged(JudgedTask):
     prompts_dir: str | os.PathLike[str] | None = None
 
     prompts: ClassVar[tuple[str, ...]]
+    needs_judge = True
 
     def asked(self, name: str, **values: object) -> str:
         """A prompt with its fields filled in.
