@@ -149,7 +149,7 @@ def test_many_models_have_a_row_each():
     assert wide.readable().columns == ["task", "length", "metric", "model", "score"]
     lines = wide.readable().markdown().splitlines()
     assert len(wide.readable().rows) == 2 * 200
-    assert max(map(len, lines)) < 100
+    assert max(len(line) for line in lines if line.startswith("|")) < 100
     assert f"| {TASK} | 4,096 | string_match_all | model-199 | 100.0 |" in lines
     few = results_table(dict(list(runs.items())[:8]))
     assert few.readable() is few
