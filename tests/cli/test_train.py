@@ -70,7 +70,7 @@ def test_a_sweep(recipe, run):
     ("arguments", "message"),
     [
         (["train"], "Missing argument "),
-        (["train", "nosuch", "-o", "out"], "no recipe 'nosuch': give a YAML file, or one of longce-arxiv-eabf, "),
+        (["train", "nosuch", "-o", "out"], "no recipe 'nosuch': give a YAML file, or one of lecture-length-512k, "),
         (["train", "recipe.yaml"], "recipe.yaml names no folder for the run: pass -o, such as -o run"),
         ([*TRAIN, "--set", "training.stps=3"], "recipe.yaml: training has an unknown key 'stps' (nearest: 'steps')"),
         ([*TRAIN, "--set", "loss.longce.context=32"], "recipe.yaml: the context K of the loss is 32 and rows have 32 "),

@@ -19,7 +19,8 @@ def test_presets_sum_to_100_percent(preset):
 
 
 def test_the_presets_are_these():
-    lecture = ["books", "books-repos", "commoncrawl", "dclm", "fineweb-edu", "repos", "slimpajama"]
+    long, sft = [f"long-{share}" for share in (0, 100, 20, 40, 80)], [f"sft-{share}" for share in (0, 1, 10, 3, 50)]
+    lecture = ["books", "books-repos", "commoncrawl", "dclm", "fineweb-edu", *long, "repos", *sft, "slimpajama"]
     others = ["pg19", "pile-arxiv", "prolong-512k", "prolong-64k", "shortmix"]
     assert presets() == [*(f"lecture-{name}" for name in lecture), *others]
 
@@ -30,6 +31,18 @@ def test_shares_of_the_presets():
     assert weights("lecture-books-repos") == {"code": 30, "books": 30} | short
     assert weights("lecture-books") == {"books": 60} | short
     assert weights("lecture-slimpajama") == {"code": 30, "books": 30, "slimpajama": 40}
+    for share in (0, 20, 40, 80, 100):
+        long = {"code": share / 2, "books": share / 2}
+        every = long | {name: value * (100 - share) / 100 for name, value in SHORTMIX.items()}
+        assert weights(f"lecture-long-{share}") == {name: value for name, value in every.items() if value}
+        # A path of a source that is left out is no error, so that one set of paths serves the sweep.
+        assert read_mixture(f"lecture-long-{share}", sources={"books": "b", "arxiv": "a"}).length == 65536
+    for share in (0, 1, 3, 10, 50):
+        expected = {"ultrachat": 100 - share} | ({"synthetic": share} if share else {})
+        assert weights(f"lecture-sft-{share}") == expected
+        found = read_mixture(f"lecture-sft-{share}", sources={"ultrachat": "u", "synthetic": "s"})
+        assert (found.packing, found.bos, found.eos, found.tokens) == ("best-fit", False, False, 250 * 64 * 65536)
+        assert all(s.tokenized and s.repeat and s.too_long == "drop" for s in found.sources.values())
     stage1, stage2 = weights("prolong-64k"), weights("prolong-512k")
     for stage in (stage1, stage2):
         assert sum(share for name, share in stage.items() if name.startswith(("code", "books"))) == 60

@@ -1,11 +1,15 @@
 """What an extended config holds, and which models and settings are refused."""
 
+import copy
+
 import pytest
+import torch
 import transformers
 
 from longlens import UserError
 from longlens.rope import CLEX, EABF, NTK, DynamicNTK, LongRoPE, PositionInterpolation, YaRN, extend_config
-from longlens.rope.config import prepare_config
+from longlens.rope.config import prepare_config, rope_parameters, set_rope_parameters, shared_note, text_config
+from longlens.rope.model import rope_use
 from tests.rope.conftest import KNOWN, LENGTH, METHODS
 from tests.tiny import tiny_model
 
@@ -91,6 +95,86 @@ def test_layers_with_a_window_keep_their_frequencies(name):
     assert new.rope_parameters["sliding_attention"] == local
     assert new.rope_parameters["full_attention"]["rope_type"] == EXPECTED[name]["rope_type"]
     assert new.rope_parameters["full_attention"] != config.rope_parameters["full_attention"]
+
+
+_MIXED = {"num_hidden_layers": 8, "head_dim": 8, "sliding_window": 24, "attention_chunk_size": 32}
+_MIXED |= {"num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2}
+_MIXED |= {"moe_intermediate_size": 16, "query_pre_attn_scalar": 8}
+_SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "pad_token_id": 0}
+_SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
+_TYPES = ["sliding_attention", "full_attention"] * 4
+# Which of the layers that attend to everything, and of the others, have a rotary embedding; and whether they share it.
+FAMILIES_OF_LAYERS = {
+    "Cohere2": ((0, 2), "sliding_attention", {}),
+    "Cohere2Moe": ((0, 2), "sliding_attention", {}),
+    "Exaone4": ((0, 2), "sliding_attention", {}),
+    "ExaoneMoe": ((0, 2), "sliding_attention", {}),
+    "Afmoe": ((0, 2), "sliding_attention", {}),
+    "Llama4Text": ((0, 2), "chunked_attention", {}),
+    "Gemma2": ((4, 4), "sliding_attention", {}),
+    "VaultGemma": ((4, 4), "sliding_attention", {}),
+    "GptOss": ((4, 4), "sliding_attention", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "Qwen2": ((4, 4), "sliding_attention", {"layer_types": _TYPES, "use_sliding_window": True}),
+    "Qwen3": ((4, 4), "sliding_attention", {"layer_types": _TYPES, "use_sliding_window": True}),
+    "Gemma3Text": ((1, 1), None, {}),
+    "Olmo3": ((2, 2), None, {}),
+    "Qwen3Next": ((2, 2), None, {"head_dim": 32}),  # a quarter of which turns
+    "SmolLM3": ((6, 8), None, {}),
+}
+
+
+def layers_of(model):
+    return [module for name, module in model.named_modules() if name.rpartition(".")[0].endswith("model.layers")]
+
+
+@pytest.mark.parametrize("family", FAMILIES_OF_LAYERS)
+def test_layers_that_attend_to_everything_need_a_rotary_embedding(family):
+    """Against two models with other frequencies: which layers give something else for the same states."""
+    kind = getattr(transformers, f"{family}Config", None)
+    if kind is None:
+        pytest.skip(f"this transformers has no {family}")
+    expected, local, changes = FAMILIES_OF_LAYERS[family]
+    names = vars(kind()).keys()
+    config = kind(**{name: value for name, value in (_SMALL | _MIXED).items() if name in names} | changes)
+    before = config.to_dict()
+    assert rope_use(config)["full_attention"] == expected
+    assert config.to_dict() == before
+
+    from transformers import AutoModelForCausalLM
+
+    other = copy.deepcopy(config)
+    set_rope_parameters(text_config(other), {**rope_parameters(text_config(other)), "rope_theta": 3e6})
+    torch.manual_seed(0)
+    first, second = (AutoModelForCausalLM.from_config(c, dtype=torch.float32).eval() for c in (config, other))
+    second.load_state_dict(first.state_dict())
+    states, outputs = [], ([], [])
+    for layer in layers_of(first):
+        layer.register_forward_pre_hook(
+            lambda m, a, k: states.append(a[0] if a else k["hidden_states"]), with_kwargs=True
+        )
+    for layer, at in zip(layers_of(second), range(len(config.layer_types)), strict=True):
+        layer.register_forward_pre_hook(
+            lambda m, a, k, at=at: ((states[at], *a[1:]), k) if a else (a, {**k, "hidden_states": states[at]}),
+            with_kwargs=True,
+        )
+    for model, found in zip((first, second), outputs, strict=True):
+        for layer in layers_of(model):
+            layer.register_forward_hook(lambda m, a, o, found=found: found.append(o[0] if isinstance(o, tuple) else o))
+    with torch.no_grad():
+        for model in (first, second):
+            model(input_ids=torch.arange(3, 51)[None], use_cache=False)
+    changed = [not torch.equal(a, b) for a, b in zip(*outputs, strict=True)]
+    full = [moved for moved, layer in zip(changed, config.layer_types, strict=True) if layer == "full_attention"]
+    assert (sum(full), len(full)) == expected
+
+    if expected[0] == 0:
+        with pytest.raises(UserError, match=f"that attend to everything have no rotary .* change {local} layers alone"):
+            extend_config(config, NTK(factor=8))
+        return
+    extend_config(config, NTK(factor=8))
+    note = shared_note(config)
+    assert (note or "").startswith(f"{local} layers share one rotary embedding" if local else "")
+    assert (note is None) == (local is None)
 
 
 def test_the_text_part_of_a_multimodal_config_is_extended():

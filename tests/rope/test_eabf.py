@@ -75,7 +75,7 @@ def test_padding_on_the_left_and_packing_count_from_each_start(ids):
     torch.testing.assert_close(packed[:, 20:], alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("first_layer", [0, 2, 3])
+@pytest.mark.parametrize("first_layer", [0, 2])
 def test_layers_from_the_first_on_are_scaled(first_layer, ids, monkeypatch):
     """0 as the published code does it, 2 as the paper has it; this model has three layers."""
     model, base = pair(first_layer=first_layer)
@@ -102,7 +102,12 @@ def test_layers_from_the_first_on_are_scaled(first_layer, ids, monkeypatch):
         # Up to the first scaled layer both models have the same states.
         wanted = queries["base"][layer] * (scale if layer >= first_layer else 1)
         torch.testing.assert_close(queries["eabf"][layer], wanted)
-    assert torch.equal(logits(model, ids), logits(base, ids)) == (first_layer == 3)
+    assert not torch.equal(logits(model, ids), logits(base, ids))
+
+
+def test_a_first_layer_that_there_is_not_is_refused():
+    with pytest.raises(UserError, match="first_layer is 3, and llama has 3 layers, so that no query would be scaled"):
+        pair(first_layer=3)
 
 
 def test_it_learns(ids):

@@ -10,7 +10,7 @@ from longlens.errors import UserError
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
 from longlens.rope import EABF, NTK, PositionInterpolation
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
-from longlens.train.recipe import made_of, presets, read_recipe
+from longlens.train.recipe import made_of, mixture_of, presets, read_recipe
 from longlens.train.settings import Offline
 
 GOOD = {
@@ -52,7 +52,42 @@ def test_shipped_recipes_resolve_and_say_the_same_again(preset):
 def test_the_shipped_recipes_are_these():
     longce = ["arxiv-eabf", "llama2-13b", "mistral", "pg19-eabf", "pg19-pi"]
     prolong = ["512k", "512k-theta", "64k", "64k-theta", "sft"]
-    assert presets() == [*(f"longce-{n}" for n in longce), *(f"prolong-{n}" for n in prolong), "smollm2-cpu"]
+    lecture = ["length-512k", "length-64k", "long-ratio", "sft-ratio"]
+    names = {"lecture": lecture, "longce": longce, "prolong": prolong}
+    assert presets() == [*(f"{group}-{name}" for group, found in names.items() for name in found), "smollm2-cpu"]
+
+
+def test_the_lectures_length_table():
+    """4B tokens more after 64K for 20B: at 64K, and at 512K."""
+    for name, stage, batch in (("64k", "prolong-64k", 2**22), ("512k", "prolong-512k", 2**23)):
+        recipe = only(f"lecture-length-{name}")
+        assert recipe.model == "princeton-nlp/Llama-3-8B-ProLong-64k-Base"
+        assert (recipe.data.mixture, recipe.data.tokens, recipe.training.epochs) == (stage, 4 * 10**9, 1)
+        assert recipe.training.batch_size * recipe.length == batch
+        assert recipe.length == 2**19 if name == "512k" else 2**16
+    assert only("lecture-length-64k").method("extend") is None
+    assert only("lecture-length-512k").method("extend") == only("prolong-512k").method("extend")
+
+
+def test_the_lectures_ratios():
+    """Long and short data from 0 to 100 %, and synthetic data of 0, 1, 3, 10 and 50 % in SFT: runs of a sweep."""
+    found = read_recipe("lecture-long-ratio", ["data.sources.books=b", "data.sources.arxiv=a"])
+    shares = []
+    for recipe in found.runs.values():
+        sources = mixture_of(recipe.data).sources
+        shares.append(sum(sources[name].weight for name in ("code", "books") if name in sources))
+        assert sources["books" if "books" in sources else "arxiv"].path == ("b" if "books" in sources else "a")
+        assert (recipe.training.learning_rate, recipe.training.epochs) == (1e-5, 1)
+        assert mixture_of(recipe.data).tokens == 5 * 10**9
+        assert (recipe.model, recipe.length) == ("meta-llama/Meta-Llama-3-8B", 65536)
+    assert shares == [0, 20, 40, 60, 80, 100]
+    found = read_recipe("lecture-sft-ratio", ["data.sources.ultrachat=u", "data.sources.synthetic=s"])
+    sources = [mixture_of(recipe.data).sources for recipe in found.runs.values()]
+    assert [s["synthetic"].weight if "synthetic" in s else 0 for s in sources] == [0, 1, 3, 10, 50]
+    for recipe in found.runs.values():
+        assert recipe.training == only("prolong-sft").training
+        assert recipe.model == only("prolong-sft").model
+    assert not found.shares_data
 
 
 def test_settings_of_the_longce_paper():
@@ -185,7 +220,7 @@ def test_data(data, kind):
 
 WRONG = [
     ({"trainng": {}}, "r.yaml has an unknown key 'trainng' (nearest: 'training'); known are model, data, training"),
-    ({"model": None}, "r.yaml says no model: see docs/recipes.md, or start from one of longce-arxiv-eabf, "),
+    ({"model": None}, "r.yaml says no model: see docs/recipes.md, or start from one of lecture-length-512k, "),
     ({"model": 3}, "r.yaml: model is 3; expected a hub id, folder, .gguf file or smollm2"),
     ({"training": {"stepps": 3}}, "r.yaml: training has an unknown key 'stepps' (nearest: 'steps'); known are batch_"),
     ({"training": {"steps": None}}, "r.yaml: training: give steps or epochs, one of them"),
@@ -364,5 +399,5 @@ def test_keys_of_datasets_for_conversations_in_files(key):
 
 
 def test_no_such_recipe():
-    with pytest.raises(UserError, match="no recipe 'prolong': give a YAML file, or one of longce-arxiv-eabf, "):
+    with pytest.raises(UserError, match="no recipe 'prolong': give a YAML file, or one of lecture-length-512k, "):
         read_recipe("prolong")

@@ -21,7 +21,7 @@ class Source:
     """One part of a mixture.
 
     Attributes:
-        weight: Its share of the tokens, percent.
+        weight: Its share of the tokens, percent. In a recipe 0 leaves the source out, and a path given to it is unused.
         path: A file, a folder or ``hf:NAME``; a recipe can leave it to ``--source NAME=PATH``.
         subset: Subset of an ``hf:`` dataset.
         split: Split of an ``hf:`` dataset.
@@ -190,6 +190,7 @@ def read_mixture(
     with_length = {
         name: replace(source, min_tokens=content["length"]) if source.min_tokens == "length" else source
         for name, source in found.items()
+        if source is not None
     }
     return made(Mixture, content | {"sources": with_length}, f"{recipe}")
 
@@ -202,12 +203,14 @@ def _check_name(name: str) -> None:
         raise UserError(f"a source is called {shown(name)}, which cannot name a folder: choose a plain word")
 
 
-def _source(values: Any, place: str, path: str | None) -> Source:
+def _source(values: Any, place: str, path: str | None) -> Source | None:
     if not isinstance(values, dict):
         raise UserError(f"{place} is {shown_value(values)}; expected keys such as path and weight")
     check_keys(values, Source, place)
     if "weight" not in values:
         raise UserError(f"{place} has no weight: give its share of the tokens, percent")
+    if type(values["weight"]) in (int, float) and values["weight"] == 0:
+        return None
     numbers = {
         name: whole_number(values[name], f"{place}: {name}")
         for name in ("min_tokens", "max_tokens", "piece_length")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
-from longlens.errors import UserError, shown_value
+from longlens.errors import LonglensWarning, UserError, shown_value
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
 from longlens.rope.frequencies import Rope
 
 OWN_KEYS = ("original_max_position_embeddings", "factor", "first_layer", "width", "step")
 """What EABF and CLEX keep in ``rope_parameters`` beside what the ``default`` type has."""
+
+LOCAL = {"sliding_attention", "chunked_attention"}
+"""Types of layers that attend to a window."""
 
 
 def text_config(config: Any) -> Any:
@@ -97,7 +101,8 @@ def extend_config(config: Any, method: Method) -> Any:
         method: Such as ``PositionInterpolation(factor=8)``.
 
     Raises:
-        UserError: A model without RoPE, one that is extended already, or settings that do not fit it.
+        UserError: A model without RoPE, or without it in the layers that attend to everything; one that is extended
+            already, or settings that do not fit it.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{config.model_type} is an encoder and a decoder: longlens extends decoders alone")
@@ -113,6 +118,7 @@ def extend_config(config: Any, method: Method) -> Any:
             "the base model that it was made from, whose rope_type is 'default'"
         )
     method.check(rope)
+    _check_layers(config, method)
     parameters = method.parameters(rope, current)
     set_rope_parameters(text, parameters)
     text.max_position_embeddings = method.max_length(rope)
@@ -124,6 +130,47 @@ def extend_config(config: Any, method: Method) -> Any:
         text.head_dim = text.hidden_size // text.num_attention_heads
     _check_readable(new, parameters)
     return new
+
+
+def _check_layers(config: Any, method: Method) -> None:
+    """Holds a method against the layers of a model with several types of them."""
+    text = text_config(config)
+    first_layer = getattr(method, "first_layer", 0)
+    if first_layer >= text.num_hidden_layers:
+        raise UserError(
+            f"first_layer is {first_layer}, and {text.model_type} has {text.num_hidden_layers} layers, so that no "
+            "query would be scaled: give a smaller one"
+        )
+    types = getattr(text, "layer_types", None) or []
+    if len(set(types)) < 2 or "full_attention" not in types:
+        return
+    from longlens.rope.model import rope_use
+
+    try:
+        use = rope_use(config)
+    except UserError as error:
+        warnings.warn(f"{error}: extended as if all had one", LonglensWarning, stacklevel=3)
+        return
+    if not use["full_attention"][0]:
+        others = " and ".join(sorted(kind for kind, (used, _) in use.items() if used)) or "no"
+        raise UserError(
+            f"the layers of {text.model_type} that attend to everything have no rotary embedding (RoPE), so that none "
+            f"limits their length; {method.name} would change {others} layers alone: use the model at the longer "
+            "length as it is"
+        )
+
+
+def shared_note(config: Any) -> str | None:
+    """What to say where layers with a window change with those that attend to everything; None where they do not."""
+    text = text_config(config)
+    types = set(getattr(text, "layer_types", None) or ())
+    shared = " and ".join(sorted(types & LOCAL))
+    if not shared or "full_attention" not in types or layer_type(text) is not None:
+        return None
+    return (
+        f"{shared} layers share one rotary embedding with those that attend to everything: their frequencies change "
+        "too, although they see no more tokens than before"
+    )
 
 
 def _check_readable(config: Any, parameters: dict[str, Any]) -> None:

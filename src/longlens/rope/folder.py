@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from longlens.errors import UserError
 from longlens.files import cannot_write
 from longlens.rope.base import CLEX_TYPE, Method
-from longlens.rope.config import layer_type, own_type, rope_parameters, text_config
+from longlens.rope.config import layer_type, own_type, rope_parameters, shared_note, text_config
 from longlens.rope.load import COPIED, local_folder
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def _notes(old: Any, new: Any) -> list[str]:
     if getattr(before, "max_position_embeddings", None) == after.max_position_embeddings:
         length = f"{after.max_position_embeddings:,}"
         notes.append(f"max_position_embeddings stays {length}: score longer documents with --extrapolate")
+    if shared := shared_note(old):
+        notes.append(shared)
     window = getattr(after, "sliding_window", None)
     if window and getattr(after, "use_sliding_window", True) and layer_type(after) is None:
         notes.append(f"layers with a sliding window still attend to {window:,} tokens")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longlens.errors import UserError
+from longlens.errors import UserError, library_errors
 from longlens.models.forward import find_decoder
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
 from longlens.rope.clex import ClexRotary
@@ -142,6 +144,57 @@ def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
     rope = rope_of(text_config(config), method.original_length)
     _check_method(shape, fresh.values(), method, rope, layer_type(text))
     return new, fresh
+
+
+def rope_use(config: Any) -> dict[str, tuple[int, int]]:
+    """How many layers of each type apply the rotary embedding, and how many there are: ``{"full_attention": (0, 2)}``.
+
+    The model's own code decides it, so that a forward pass without memory or values (on the meta device) is asked:
+    angles get a gradient, hidden states lose theirs before each layer, and a layer whose output has one used angles.
+
+    Args:
+        config: With ``layer_types``; its rotary embedding is not extended.
+
+    Raises:
+        UserError: The model's code cannot be run that way.
+    """
+    from transformers import AutoModelForCausalLM
+
+    text = text_config(config)
+    types, used = list(text.layer_types), list[bool]()
+
+    def traced(module: Any, args: Any, output: Any) -> Any:
+        parts = output if isinstance(output, tuple) else (output,)
+        fresh = tuple(torch.zeros_like(part).requires_grad_() for part in parts)
+        return fresh if isinstance(output, tuple) else fresh[0]
+
+    def cut(module: Any, args: Any, options: Any) -> Any:
+        if args:
+            return (args[0].detach(), *args[1:]), options
+        return args, {**options, "hidden_states": options["hidden_states"].detach()}
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        used.append((output[0] if isinstance(output, tuple) else output).requires_grad)
+
+    with library_errors(f"cannot tell which layers of {text.model_type} have a rotary embedding", "take another model"):
+        with torch.device("meta"):
+            # Grouped products of experts on this device want bfloat16.
+            shape = AutoModelForCausalLM.from_config(copy.deepcopy(prepare_config(config)), dtype=torch.bfloat16)
+            shape = shape.eval().requires_grad_(False)
+            for rotary in rotary_modules(shape).values():
+                rotary.register_forward_hook(traced)
+            for name, layer in find_decoder(shape).named_modules():
+                if re.search(r"(^|\.)layers\.\d+$", name):
+                    layer.register_forward_pre_hook(cut, with_kwargs=True)
+                    layer.register_forward_hook(note)
+            zeros = torch.zeros(1, 8, dtype=torch.long)
+            masks = dict.fromkeys(types)  # made masks would be looked into, which has no values here
+            shape(input_ids=zeros, position_ids=zeros, attention_mask=masks, use_cache=False)
+        counts = {
+            kind: (sum(u for t, u in zip(types, used, strict=True) if t == kind), types.count(kind))
+            for kind in set(types)
+        }
+    return counts
 
 
 def _made(module: Any, text: Any) -> Any:

@@ -17,6 +17,7 @@ from longlens.errors import UserError, library_errors
 from longlens.files import cannot_write, read_json
 from longlens.losses.settings import LongCE
 from longlens.models.load import positions_of
+from longlens.rope.config import shared_note
 from longlens.train.arguments import accumulation, training_arguments
 from longlens.train.collate import pad_right
 from longlens.train.data_settings import ChatData
@@ -96,6 +97,8 @@ def run(
     processes.connect()
     check_sources(recipe)
     config = plan_config(recipe)
+    if recipe.extend is not None and (shared := shared_note(config)):
+        told(f"note: {shared}")
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.load.trust_remote_code)
     rows = rows or out / "data"
     if processes.rank > 0:
