@@ -161,7 +161,7 @@ def test_an_interrupt_leaves_nothing(base, tmp_path, monkeypatch):
     [
         ("nothing", "holds no model (no config.json): give one made by save_pretrained"),
         ("pickled", "has no weights in safetensors, and longlens copies no pickles: convert them first"),
-        ("no-weights", "has no weights in safetensors"),
+        ("no-weights", "holds no weights"),
         ("custom", "code of its own, which runs only with --trust-remote-code"),
     ],
 )

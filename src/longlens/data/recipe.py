@@ -185,7 +185,7 @@ def read_mixture(
         if name not in listed:
             raise UserError(f"--source {name}: {recipe} has no source of that name{nearest(name, listed)}")
     for name in listed:
-        _check_name(name)
+        _check_name(name, f"{recipe}: ")
     found = {name: _source(values, f"{recipe}: {name}", paths.get(name)) for name, values in listed.items()}
     with_length = {
         name: replace(source, min_tokens=content["length"]) if source.min_tokens == "length" else source
@@ -198,9 +198,9 @@ def read_mixture(
 _EXAMPLES = {"length": "65536", "tokens": "1e9"}
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, place: str = "") -> None:
     if not name or not name.isprintable() or name != Path(name).name or name.startswith(".") or len(name) > 100:
-        raise UserError(f"a source is called {shown(name)}, which cannot name a folder: choose a plain word")
+        raise UserError(f"{place}a source is called {shown(name)}, which cannot name a folder: choose a plain word")
 
 
 def _source(values: Any, place: str, path: str | None) -> Source | None:
