@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,16 @@ def test_the_real_command_asks_and_scores_as_we_do(model, data, tmp_path, cache)
             key = line["doc"]["id"]
             assert line["arguments"]["gen_args_0"]["arg_0"] == prompts[key]
             assert line["resps"][0][0] == texts[key]
+
+
+@pytest.mark.parametrize("name", ["scrolls_gov_report", "leval_news_summ", "bamboo_abshallu_4k"])
+def test_a_score_of_all_samples_together_is_that_of_the_task(name, cache, data):
+    found, task = load_yaml(write_tasks() / f"longlens_{name}.yaml"), get_task(name, data_dir=data)
+    samples = task.build(samples=2, tokenizer=byte_tokenizer())
+    docs = [{"id": one.id, "sample": json.dumps({**asdict(one), "prompt": None})} for one in samples]
+    answers = [samples[0].answers[0], "Yes, Ben of Elm waits at the mill"]
+    items = [process_results(doc, [answer])[task.metric] for doc, answer in zip(docs, answers, strict=True)]
+    wanted = task.aggregate([task.score(*pair) for pair in zip(samples, answers, strict=True)])[task.metric]
+    (metric,) = found["metric_list"]
+    assert (metric["metric"], 100 * metric["aggregation"](items)) == (task.metric, pytest.approx(wanted))
+    assert wanted > 0

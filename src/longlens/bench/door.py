@@ -39,6 +39,7 @@ def write_tasks() -> Path:
 
 def _yaml(task: Task) -> str:
     here = "longlens.bench.door"
+    summed_up = f"!function {here}.joint_score" if task.joint else "mean"
     return f"""task: {PREFIX}{task.name}
 tag: longlens_{task.suite}
 custom_dataset: !function {here}.dataset
@@ -50,7 +51,7 @@ gen_prefix: "{{{{prefix}}}}"
 target_delimiter: ""
 process_results: !function {here}.process_results
 metric_list:
-  - {{metric: {json.dumps(task.metric)}, aggregation: mean, higher_is_better: true}}
+  - {{metric: {json.dumps(task.metric)}, aggregation: {summed_up} , higher_is_better: true}}
 generation_kwargs: {{do_sample: false, max_gen_toks: {task.max_new_tokens}, until: {json.dumps(list(task.stop))},
   repetition_penalty: 1.0}}
 metadata: {{version: 1.0, longlens_task: {task.name}}}
@@ -96,10 +97,20 @@ def _row(sample: Any) -> dict[str, str]:
     return {"id": sample.id, "input": sample.prompt, "prefix": sample.answer_prefix, "sample": json.dumps(plain)}
 
 
-def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Scores of an answer, from 0 to 1, of all lengths together and as ``metric@length``."""
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Scores of an answer, from 0 to 1, of all lengths together and as ``metric@length``.
+
+    A joint score is of all lengths together only, see `joint_score`.
+    """
     sample = as_sample(json.loads(doc["sample"]), doc["id"])
     task = task_of(sample)
-    scores = task.score(sample, answer_text(results[0], task.stop))
+    scores = dict(task.score(sample, answer_text(results[0], task.stop)))
     length = sample.metadata.get("requested_length")
-    return dict(scores) | {f"{name}@{length}": score for name, score in scores.items() if length is not None}
+    joint = {task.metric: (task.name, scores)} if task.joint else {}
+    return scores | {f"{name}@{length}": score for name, score in scores.items() if length is not None} | joint
+
+
+def joint_score(items: Sequence[tuple[str, Mapping[str, float]]]) -> float:
+    """The task's own score of all samples together, from 0 to 1, from what `process_results` says under its name."""
+    task = get_task(items[0][0])
+    return task.aggregate([scores for _, scores in items])[task.metric] / 100

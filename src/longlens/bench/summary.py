@@ -111,8 +111,7 @@ def summarise_batch(rows: Sequence[Graded], judged: Mapping[str, Mapping[str, fl
         "interval": percent_interval(values),
         "scores": scores,
         "num_samples": len(merged),
-        # A score of all samples together, such as F1 over a set, is of all of them; single ones give no interval.
-        "num_scored": len(values) or (len(merged) if metric in scores else 0),
+        "num_scored": len(merged) if task.joint and metric == task.metric else len(values),
         "num_missing": sum(row.scores is None and not row.is_skipped for row in rows),
         "num_skipped": sum(row.is_skipped for row in rows),
         "num_cut": sum("cut" in row.sample.metadata for row in rows),

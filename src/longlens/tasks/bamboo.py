@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 
@@ -61,7 +61,7 @@ _CHOICE = _subset(
 _NEXT = _subset(
     SPEAKERS, "accuracy", _SPEAKER, "\n\nPredicted speaker of the last conversation (only the name of speaker): "
 )
-_TRUE = _subset(HALLUCINATION, "f1", _ENTAILED, '\nAnswer ("Yes." or "No."):')
+_TRUE = replace(_subset(HALLUCINATION, "f1", _ENTAILED, '\nAnswer ("Yes." or "No."):'), joint=True)
 SETS: dict[str, Subset] = {
     "altqa": _subset(
         QUESTIONS,

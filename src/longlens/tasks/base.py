@@ -54,7 +54,8 @@ class Task(ABC):
         max_new_tokens: Tokens that an answer may have; part of a sample's length.
         suite: The benchmark that it is a part of, such as ``ruler``; its own name where it is one by itself.
         category: Its part of the suite's average, such as HELMET's ``rag``; empty where the suite has no parts.
-        metric: The score that the benchmark reports, a key of what `score` gives.
+        metric: The score that the benchmark reports, a key of what `aggregate` gives, and `score` unless `joint`.
+        joint: Whether that score is of all samples together, as F1 over a set is, so that single ones have none.
         stop: Where an answer ends, besides at the end of text.
         template: How the benchmark puts its prompts to a chat model: ``none``, as they are; ``chat``, the prompt as a
             user's message; ``chat-prefix``, with the answer prefix at its end; ``prefill``, with the answer prefix as
@@ -69,6 +70,7 @@ class Task(ABC):
     max_new_tokens: int
     suite: str
     metric: str
+    joint: bool = False
     category: str = ""
     stop: tuple[str, ...] = ()
     template: str = "prefill"

@@ -62,6 +62,7 @@ def _open(metric: str) -> Subset:
         "questions based on the document, or writing a required paragraph. \n\nDocument is as follows. {context} "
         "Instruction: {question} \nAnswer this question with {words} words.",
         metric=metric,
+        joint=metric == GEOMETRIC,
         max_new_tokens=MAX_NEW_TOKENS,
         category=OPEN,
     )

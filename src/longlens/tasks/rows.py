@@ -40,6 +40,7 @@ class Subset:
     Attributes:
         prompt: Upstream's up to where the answer begins, with the suite's fields such as ``{context}``.
         metric: The score that the suite reports.
+        joint: Whether it is of all samples together.
         max_new_tokens: Tokens of an answer.
         prefix: How the answer begins; white space at its end belongs to the answer.
         category: Part of the suite.
@@ -49,6 +50,7 @@ class Subset:
     prompt: str
     metric: str
     max_new_tokens: int
+    joint: bool = False
     prefix: str = ""
     category: str = ""
     stop: tuple[str, ...] = ()
@@ -182,7 +184,7 @@ class SubsetTask(RowsTask):
 
     def __post_init__(self) -> None:
         """Takes over what the table says."""
-        for attribute in ("max_new_tokens", "metric", "category", "stop"):
+        for attribute in ("max_new_tokens", "metric", "joint", "category", "stop"):
             object.__setattr__(self, attribute, getattr(self.facts, attribute))
 
     def filled(self, metadata: Mapping[str, Any], answers: Sequence[str], *, context: str, **fields: str) -> Draft:

@@ -49,7 +49,15 @@ _ASK = "{context}\n\nQuestion: {question}"
 
 def _summaries(tokens: int, prompt: str = "", prefix: str = "") -> Subset:
     stop = ("\n",) if prompt else ()
-    return Subset(prompt=prompt, prefix=prefix, metric=GEOMETRIC, max_new_tokens=tokens, category=SUMMARY, stop=stop)
+    return Subset(
+        prompt=prompt,
+        prefix=prefix,
+        metric=GEOMETRIC,
+        joint=True,
+        max_new_tokens=tokens,
+        category=SUMMARY,
+        stop=stop,
+    )
 
 
 def _answers(metric: str, tokens: int, prompt: str = "", prefix: str = "", category: str = QUESTIONS) -> Subset:
