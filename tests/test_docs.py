@@ -1,5 +1,6 @@
 """Pages that are made from the code are up to date, and what the README and the examples show runs."""
 
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -36,6 +37,15 @@ def test_commands_in_the_pages_use_options_that_exist():
         for command, rest in re.findall(r"^\s*longlens ((?:bench |data |study )?\w+)(.*)$", text, re.MULTILINE):
             for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
                 assert option in sections[command], f"{path.name}: longlens {command} has no {option}"
+
+
+def test_what_the_pages_import_exists():
+    for path in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            for module, names in re.findall(r"^from (longlens[\w.]*) import (\([^)]*\)|.+)", block, re.MULTILINE):
+                found = importlib.import_module(module)
+                for name in re.sub(r"#.*|[()]", "", names).replace(",", " ").split():
+                    assert hasattr(found, name), f"{path.name}: {module} has no {name}"
 
 
 def test_the_example_runs(capsys):
