@@ -12,6 +12,7 @@ from longlens import Document, UserError, load_scorer, open_scores, perplexity, 
 from longlens.data.folders import weigh_folder
 from longlens.keytokens import read_keys, select_key_tokens, write_keys
 from longlens.metrics.reach import reach
+from longlens.models import identify
 from longlens.models.generate import load_generator
 from longlens.rope import extend
 from longlens.runs.identity import ModelIdentity, functional_config, model_differences
@@ -82,7 +83,9 @@ def test_a_run_folder_takes_no_second_model_with_the_same_weights(name, scorers,
     assert len(scored(base, tmp_path / "run")) == 2
 
 
-def test_every_folder_has_an_identity_of_its_own(scorers):
+def test_every_folder_has_an_identity_of_its_own_that_is_known_before_it_is_loaded(folders, scorers):
+    for name, scorer in scorers.items():
+        assert identify(str(folders / name), byte_tokenizer(), "float32") == scorer.info.identity
     hashes = {name: scorer.info.identity.sha256 for name, scorer in scorers.items()}
     assert len(set(hashes.values())) == len(hashes)
     there, here = (scorers[name].info.identity.to_json() for name in ("pi", "yarn"))
@@ -149,6 +152,8 @@ def test_adapters_count_with_their_settings_and_their_base(folders, tmp_path):
     found = {name: load_scorer(str(tmp_path / name)).info for name in ("base", "adapter", "stronger")}
     assert found["adapter"].weights_sha256 == found["stronger"].weights_sha256 != found["base"].weights_sha256
     assert len({info.identity.sha256 for info in found.values()}) == 3
+    for name, info in found.items():
+        assert identify(str(tmp_path / name), byte_tokenizer(), info.dtype) == info.identity
     other = tiny_model("llama", max_position_embeddings=LENGTH)
     with torch.no_grad():
         other.lm_head.weight.mul_(0.5)

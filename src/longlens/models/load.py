@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from longlens.errors import UserError, library_errors, require, shown
 from longlens.files import file_sha256, read_json
@@ -145,14 +145,40 @@ def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = Fa
     from longlens.tokenization import TextEncoder
 
     source, encoder = resolve(name), TextEncoder(tokenizer)
+    adapter = _adapter_of(source)
+    configured = source if adapter is None else adapter.base
+    config = load_config(configured, trust_remote_code=trust_remote_code)
     return ModelIdentity(
         weights_sha256=hash_files(source),
-        config=functional_config(load_config(source, trust_remote_code=trust_remote_code)),
+        config=functional_config(config, [] if adapter is None else [adapter.config]),
         tokenizer_sha256=encoder.sha256,
         bos_token_id=encoder.bos_token_id,
         own_prefix=encoder.own_prefix,
         dtype=dtype,
     )
+
+
+class _Adapter(NamedTuple):
+    """What adapter_config.json says: the model that it adapts, and all of it."""
+
+    base: Source
+    config: dict[str, Any]
+
+
+def _adapter_of(source: Source, folder: Path | None = None) -> _Adapter | None:
+    """The adapter of PEFT in a model's folder; None where there is none.
+
+    Raises:
+        UserError: It names no base model.
+    """
+    path = (folder or Path(source.path)) / ADAPTER
+    if source.gguf is not None or not path.is_file():
+        return None
+    config = read_json(path, "give an adapter that peft saved")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UserError(f"{path} names no base model (base_model_name_or_path): give an adapter that does")
+    return _Adapter(resolve(base), config)
 
 
 def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
@@ -427,12 +453,9 @@ def hash_files(source: Source) -> str:
     if not files:
         raise UserError(f"{source.name}: no weight files (*.safetensors) in {source.path}")
     digest = hashlib.sha256()
-    adapter = files[0].parent / ADAPTER
-    if source.gguf is None and adapter.is_file():
-        base = read_json(adapter, "give an adapter that peft saved").get("base_model_name_or_path")
-        if not isinstance(base, str):
-            raise UserError(f"{adapter} names no base model (base_model_name_or_path): give an adapter that does")
-        digest.update(f"base {hash_files(resolve(base))}\n".encode())
+    adapter = _adapter_of(source, files[0].parent)
+    if adapter is not None:
+        digest.update(f"base {hash_files(adapter.base)}\n".encode())
     for file in files:
         blob = file.resolve().name
         content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_sha256(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -104,7 +104,7 @@ def model_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
     return said if len(said) <= MAX_DIFFERENCES else [*said[:MAX_DIFFERENCES], f"{len(said) - MAX_DIFFERENCES} more"]
 
 
-def functional_config(model: Any) -> dict[str, Any]:
+def functional_config(model: Any, adapters: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The part of a model's configuration in force that changes what it computes, as plain JSON values.
 
     Left out are `NOT_FUNCTION` and what is None or False, so that a library version that adds an option which is off
@@ -112,15 +112,16 @@ def functional_config(model: Any) -> dict[str, Any]:
 
     Args:
         model: Of transformers, with ``config`` and perhaps adapters of PEFT; or a configuration alone.
+        adapters: With a configuration alone: what adapter_config.json says.
     """
-    config = _plain(getattr(model, "config", model))
-    adapters = getattr(model, "peft_config", None)
-    if not adapters:
-        return dict(config)
-    # Of the adapted layers: transformers' own method of that name refuses some versions of peft.
-    layers = (m for m in model.modules() if isinstance(getattr(type(m), "active_adapters", None), property))
-    active: list[str] = next((layer.active_adapters for layer in layers), [])
-    return {**config, "adapters": [_plain(adapters[name]) for name in sorted(active)]}
+    config: dict[str, Any] = _plain(getattr(model, "config", model))
+    described: list[Any] = list(adapters)
+    if getattr(model, "peft_config", None):
+        # Of the adapted layers: transformers' own method of that name refuses some versions of peft.
+        layers = (m for m in model.modules() if isinstance(getattr(type(m), "active_adapters", None), property))
+        active: list[str] = next((layer.active_adapters for layer in layers), [])
+        described = [model.peft_config[name] for name in sorted(active)]
+    return config | ({"adapters": [_plain_adapter(adapter) for adapter in described]} if described else {})
 
 
 def canonical_sha256(content: Any) -> str:
@@ -144,6 +145,13 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     return str(getattr(value, "value", value))
+
+
+def _plain_adapter(adapter: Any) -> dict[str, Any]:
+    """Peft keeps names of modules as sets and writes them as lists in any order."""
+    content: dict[str, Any] = _plain(adapter)
+    is_names = {key: isinstance(part, list) and all(isinstance(n, str) for n in part) for key, part in content.items()}
+    return {key: sorted(part) if is_names[key] else part for key, part in content.items()}
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
