@@ -24,6 +24,11 @@ import pytest
 import yaml
 
 import longlens
+from longlens.bench.grading import graded_predictions
+from longlens.bench.samples import read_sample_file
+from longlens.bench.summary import summarise, summarise_run
+from longlens.bench.table import results_table
+from longlens.cli import main
 from longlens.corpus import Document, ReadOptions, read_documents
 from longlens.data.chat import chat_rows
 from longlens.data.documents import Framing, dataset_rows
@@ -352,6 +357,34 @@ def test_lists_of_another_length_are_never_read(place: Path, models: Path, damag
                     continue
                 pytest.fail(f"{name}: {field.name} of {file} was read")
             Path(file).write_bytes(content)
+
+
+def kinds_of_benchmarks(model: Path) -> Iterator[tuple[str, Kind]]:
+    asked = ["niah_single_1", "niah_multivalue", "--length", "1024", "--samples", "2"]
+    assert main(["bench", "build", *asked, "--tokenizer", str(model), "-o", "samples.jsonl"]) == 0
+    samples = [json.loads(line) for line in Path("samples.jsonl").read_text().splitlines()]
+    write_rows("said.jsonl", [{"id": row["id"], "prediction": " ".join(row["answers"])} for row in samples])
+    arguments = ["--model", str(model), "--template", "none", "-o", "bench"]
+    assert main(["bench", "run", *asked, *arguments]) == 0
+
+    def grade() -> None:
+        graded = graded_predictions(read_sample_file(Path("samples.jsonl")), Path("said.jsonl"))
+        summarise(graded)
+
+    def summary() -> None:
+        found = summarise_run("bench")
+        json.dumps(found, allow_nan=False)  # what --json prints
+        results_table({"bench": found})
+
+    yield "samples and predictions", Kind(["samples.jsonl", "said.jsonl"], grade, 300)
+    files = sorted(path.as_posix() for path in Path("bench").rglob("*.json*"))
+    yield "bench run", Kind([file for file in files if not file.endswith("results.json")], summary, 300)
+
+
+def test_benchmarks(place: Path, models: Path, subtests: Any) -> None:
+    for name, kind in kinds_of_benchmarks(models / "llama"):
+        with subtests.test(name):
+            check(name, kind)
 
 
 def recipe_text(folder: str, name: str) -> str:
