@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
 from longlens.rope import frequencies as f
 from longlens.rope.base import (
     CLEX_TYPE,
@@ -192,7 +192,9 @@ class LongRoPE(Scaled):
             values = getattr(self, name)
             wrong = [value for value in values if not (isinstance(value, (int, float)) and 0 < value < math.inf)]
             if wrong or not len(values):
-                raise UserError(f"{name} has {wrong[0] if wrong else 'no value'}; expected numbers above 0")
+                raise UserError(
+                    f"{name} has {shown_value(wrong[0]) if wrong else 'no value'}; expected numbers above 0"
+                )
             object.__setattr__(self, name, tuple(float(value) for value in values))
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
