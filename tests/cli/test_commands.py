@@ -184,7 +184,7 @@ def test_keys_of_the_published_package(work, run):
 def test_compare(scored, run):
     found = run.json("compare", scored / "llama", scored / "other", "--evaluator-scores", scored / "other")
     assert found.keys() == {"schema_version", "baseline", "num_documents", "results", "pairs", "warnings"}
-    assert found["pairs"][0]["log_ppl"].keys() == {"value", "interval", "settled", "documents_to_settle"}
+    assert found["pairs"][0]["log_ppl"].keys() == {"value", "interval", "significant", "settled", "documents_to_settle"}
     shown = run("compare", scored / "llama", scored / "other", "--evaluator-scores", scored / "other")
     assert shown.code == 0
     assert "log PPL, nats per token" in shown.out

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import select_key_tokens
@@ -28,7 +29,7 @@ def evaluator(n=12):
 
 
 def test_a_constant_advantage_is_certain_although_documents_differ():
-    (pair,) = compare([run("A"), run("B", 0.25)], evaluator_scores=evaluator(), resamples=200).pairs
+    (pair,) = compare([run("A"), run("B", 0.25)], evaluator_scores=evaluator()).pairs
     for difference, per_nat in (
         (pair.log_ppl, 1),
         (pair.log_longppl, 1),
@@ -37,32 +38,32 @@ def test_a_constant_advantage_is_certain_although_documents_differ():
     ):
         assert difference.value == pytest.approx(-0.25 * per_nat, abs=1e-6)
         assert difference.interval == pytest.approx([-0.25 * per_nat] * 2, abs=1e-6)
+        assert difference.significant
         assert difference.settled
         assert difference.documents_to_settle == 2
 
 
 def test_a_model_against_itself_differs_by_nothing():
-    (pair,) = compare([run("A"), run("A")], evaluator_scores=evaluator(), resamples=50).pairs
+    (pair,) = compare([run("A"), run("A")], evaluator_scores=evaluator()).pairs
     assert pair.log_longppl.value == 0
-    assert not pair.log_longppl.settled
+    assert pair.log_longppl.significant is False
     assert pair.log_longppl.documents_to_settle is None
 
 
 def test_how_many_documents_would_settle_it():
-    (pair,) = compare([run("A"), run("B", 0.02, noise=0.5)], evaluator_scores=evaluator(), resamples=500).pairs
+    (pair,) = compare([run("A"), run("B", 0.02, noise=0.5)], evaluator_scores=evaluator()).pairs
     difference = pair.log_longppl
     low, high = difference.interval
     assert low < 0 < high
-    assert not difference.settled
-    needed = difference.documents_to_settle
-    half_width = (high - low) / 2
-    assert needed > 12
-    assert half_width * math.sqrt(12 / needed) <= abs(difference.value) < half_width * math.sqrt(12 / (needed - 1))
+    assert difference.significant is difference.settled is False
+    error = (high - low) / 2 / stats.t.ppf(0.975, 11)  # key tokens are as many in each document
+    needed = next(m for m in range(12, 99) if stats.t.ppf(0.975, m - 1) * error * math.sqrt(12 / m) < difference.value)
+    assert difference.documents_to_settle == needed
 
 
 def test_every_model_is_compared_with_the_first():
     runs = [run("A"), run("B", 0.1), run("C", -0.1)]
-    result = compare(runs, evaluator_scores=evaluator(), resamples=50)
+    result = compare(runs, evaluator_scores=evaluator())
     assert [(pair.model, pair.baseline) for pair in result.pairs] == [("B", "A"), ("C", "A")]
     assert [r.model for r in result.results] == ["A", "B", "C"]
     assert result.pairs[0].log_ppl.value < 0 < result.pairs[1].log_ppl.value
@@ -76,15 +77,15 @@ def test_every_model_is_compared_with_the_first():
 def test_order_of_documents_does_not_matter():
     a, b = run("A"), run("B", 0.02, noise=0.5)
     turned = scores(*b[::-1], name="B")
-    first, second = (compare([a, x], evaluator_scores=evaluator(), resamples=100).to_json() for x in (b, turned))
+    first, second = (compare([a, x], evaluator_scores=evaluator()).to_json() for x in (b, turned))
     assert first == second
 
 
 def test_with_keys_or_without():
     runs = [run("A"), run("B", 0.25)]
-    with_keys = compare(runs, keys=select_key_tokens(evaluator()), resamples=50)
+    with_keys = compare(runs, keys=select_key_tokens(evaluator()))
     assert with_keys.pairs[0].log_longppl.value == pytest.approx(-0.25, abs=1e-6)
-    (plain,) = compare(runs, resamples=50).pairs
+    (plain,) = compare(runs).pairs
     assert plain.log_longppl is plain.key_bits_per_character is None
     assert plain.log_ppl.settled
 
@@ -93,17 +94,17 @@ def test_models_with_different_tokenizers_are_told_to_compare_characters():
     pieces = ["The code", " is ", "4", "512", "9", "."]
     b = run("B", pieces=pieces)
     b.manifest["model"]["tokenizer_sha256"] = "another"
-    result = compare([run("A"), b], evaluator_scores=evaluator(), resamples=50)
+    result = compare([run("A"), b], evaluator_scores=evaluator())
     assert result.pairs[0].same_tokenizer is False
     assert any("compare bits_per_character and key_bits_per_character" in note for note in result.warnings)
-    same = compare([run("A"), run("B")], evaluator_scores=evaluator(), resamples=50)
+    same = compare([run("A"), run("B")], evaluator_scores=evaluator())
     assert same.pairs[0].same_tokenizer is True
     assert same.warnings == []
 
 
 def test_json_has_no_nan_also_where_nothing_exists():
     impossible = scores(*(token_scores(PIECES, [NAN, *[-math.inf] * 5], id=f"d{i:02}") for i in range(12)), name="Z")
-    result = compare([run("A"), impossible, run("B", 0.1)], evaluator_scores=evaluator(), resamples=50)
+    result = compare([run("A"), impossible, run("B", 0.1)], evaluator_scores=evaluator())
     plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert plain["pairs"][0]["log_ppl"] is None
     assert len(plain["pairs"][1]["log_ppl"]["interval"]) == 2
@@ -113,8 +114,18 @@ def test_json_has_no_nan_also_where_nothing_exists():
 def test_one_document_has_a_difference_and_no_interval():
     (pair,) = compare([run("A", n=1), run("B", 0.25, n=1)], evaluator_scores=evaluator(1)).pairs
     assert pair.log_ppl.value == pytest.approx(-0.25, abs=1e-6)
-    assert pair.log_ppl.interval is pair.log_ppl.documents_to_settle is None
+    assert pair.log_ppl.interval is pair.log_ppl.documents_to_settle is pair.log_ppl.significant is None
     assert not pair.log_ppl.settled
+
+
+def test_a_handful_of_key_tokens_has_a_difference_and_no_verdict():
+    result = compare([run("A", n=9), run("B", 0.25, n=9)], evaluator_scores=evaluator(9))  # 2 of each are key
+    assert result.pairs[0].log_longppl.value == pytest.approx(-0.25, abs=1e-6)
+    for difference in (result.pairs[0].log_longppl, result.pairs[0].key_bits_per_character):
+        assert difference.interval is difference.significant is None
+    assert result.pairs[0].log_ppl.significant
+    assert result.results[0].intervals["longppl"] is None
+    assert "LongPPL of A has no interval: 18 tokens decide it, and at least 20 are needed" in result.warnings
 
 
 def test_refusals():
@@ -131,7 +142,7 @@ def test_refusals():
 def test_one_warning_for_all_models():
     close = scores(*evaluator(), name="E", dtype="bfloat16")
     with pytest.warns(LonglensWarning) as warned:
-        result = compare([run("A"), run("B"), run("C")], evaluator_scores=close, alpha=4, resamples=20)
+        result = compare([run("A"), run("B"), run("C")], evaluator_scores=close, alpha=4)
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert result.warnings[0] == str(warned[0].message)

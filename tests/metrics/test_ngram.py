@@ -17,9 +17,11 @@ def words_of(text, n):
     return reoccurred_ngram_mask(text, np.array(spans).reshape(-1, 2), n).tolist()
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=14), st.integers(2, 4))
-def test_words_are_those_of_all_longer_ngrams_too(words, n):
-    text = "  ".join(words)
+@given(
+    st.lists(st.sampled_from(["a", "b", "é漢🙂"]), max_size=14), st.integers(1, 4), st.sampled_from("  \x1c\u2003\n")
+)
+def test_words_are_those_of_all_longer_ngrams_too(words, n, blank):
+    text = (2 * blank).join(words)
     assert words_of(text, n) == reoccurred_words(text, n)
 
 

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import read_keys, select_key_tokens, write_keys
-from longlens.metrics import perplexity
+from longlens.metrics import compare, perplexity
 from longlens.scoring.scores import ShortContext
 from tests.reference import metrics as naive
 from tests.toys import NAN, scores, token_scores
@@ -48,6 +49,24 @@ def test_longppl_is_on_tokens_inside_the_key_text():
     assert result.longppl == pytest.approx(math.exp(2))
     assert result.evaluator == "E"
     assert result.key_bits_per_character == pytest.approx(4 / math.log(2) / 4)
+
+
+def test_why_no_token_is_key_is_said():
+    def note(model, **options):
+        (found,) = (one for one in perplexity(model, **options).warnings if "is key" in one)
+        return found
+
+    assert "the evaluator selects none in these documents; a lower --alpha" in note(
+        other(), evaluator_scores=evaluator(), alpha=9
+    )
+    assert "none of its tokens lies inside one of the 2 key tokens" in note(
+        scores(token_scores(["The code ", "is 45129. Bye"], [NAN, -1]), name="M"), evaluator_scores=evaluator()
+    )
+    short = scores(token_scores(PIECES[:4], LONG[:4], [NAN] * 4), name="E")  # K = 4
+    own = scores(token_scores(PIECES[:4], LONG[:4]), name="M")
+    assert "the longest document has 4 tokens, and only tokens after the first 4 (K) can be key" in note(
+        own, evaluator_scores=short
+    )
 
 
 def test_a_model_with_the_tokenizer_of_the_evaluator_is_scored_on_its_key_tokens():
@@ -94,7 +113,7 @@ def test_a_key_run_at_token_0_without_a_score_is_not_key_where_published_takes_t
     row = token_scores(["ab", "cd"], [-1, -1], [-9, -1])  # the evaluator has a BOS, hence a score at token 0
     result = perplexity(scores(token_scores(["ab", "cd"], [NAN, -7])), evaluator_scores=scores(row, name="E"))
     assert (result.longppl, result.num_key_tokens) == (None, 0)
-    assert any("no token of toy is key" in note for note in result.warnings)
+    assert any("none of its tokens lies inside one of the 1 key tokens of the evaluator" in n for n in result.warnings)
     with_bos = perplexity(scores(token_scores(["ab", "cd"], [-2, -7])), evaluator_scores=scores(row, name="E"))
     assert (with_bos.longppl, with_bos.num_key_tokens) == (pytest.approx(math.exp(2)), 1)
 
@@ -132,15 +151,20 @@ def test_answers_and_the_rest():
     assert perplexity(other()).ppl_answers is None
     with pytest.raises(UserError, match="none of these documents was scored"):
         perplexity(other(), answers={"unknown": [(0, 1)]})
-    with pytest.raises(UserError, match=r"answer span \[4, 2\) is reversed"):
-        perplexity(other(), answers={"a": [(4, 2)]})
+    for spans in ([(4, 2)], [[3]], 5, ["a", "b"], [[1, 2, 3]], [[True, 2]], [[0.0, 1.0]], [[-1, 2]], "ab", [[[1, 2]]]):
+        with pytest.raises(UserError, match=r"^answer_spans of document 'a' has .*, expected \[start, end\)"):
+            perplexity(other(), answers={"a": spans})
+    for spans in ([], np.array([[12, 17]]), [[12, 999]]):  # none; NumPy's; beyond what was cut off
+        assert perplexity(other(), answers={"a": spans}).num_rest_tokens is not None
 
 
 def test_perplexity_on_reoccurred_ngrams_needs_the_text():
     row = token_scores(["a", " b", " c", " x", " a", " b", " c"], [NAN, -9, -9, -9, -1, -2, -3])
-    result = perplexity(scores(row))
+    assert perplexity(scores(row)).ppl_ngram is None  # unless it is asked for
+    result = perplexity(scores(row), ngram=True)
     assert (result.ppl_ngram, result.num_ngram_tokens) == (pytest.approx(math.exp(2)), 3)
-    result = perplexity(other(store_text=False))
+    assert not any("--no-text" in note for note in perplexity(other(store_text=False)).warnings)
+    result = perplexity(other(store_text=False), ngram=True)
     assert result.ppl_ngram is result.num_ngram_tokens is None
     assert any("--no-text" in note for note in result.warnings)
 
@@ -192,21 +216,56 @@ def many(n, seed=0, **changes):
 
 
 def test_neither_order_of_documents_nor_a_second_call_changes_anything():
-    rows, evaluated = many(7), many(7, seed=1)
-    first = perplexity(scores(*rows), evaluator_scores=scores(*evaluated, name="E"), resamples=200)
-    again = perplexity(scores(*rows[::-1]), evaluator_scores=scores(*evaluated, name="E"), resamples=200)
+    rows, evaluated = many(11), many(11, seed=1)
+    first = perplexity(scores(*rows), evaluator_scores=scores(*evaluated, name="E"))
+    again = perplexity(scores(*rows[::-1]), evaluator_scores=scores(*evaluated, name="E"))
     assert first.to_json(per_document=True) == again.to_json(per_document=True)
     assert [document.id for document in first.documents] == sorted(row.id for row in rows)
-    assert first.truncated_documents == 3
-    other_seed = perplexity(scores(*rows), evaluator_scores=scores(*evaluated, name="E"), resamples=200, seed=1)
-    assert other_seed.intervals != first.intervals
+    assert first.truncated_documents == 5
     for name in ("ppl", "longppl", "longppl_soft"):
         low, high = first.intervals[name]
         assert low < getattr(first, name) < high
 
 
+def test_intervals_of_perplexities_are_those_of_their_logarithms_logarithm():
+    rows = many(30)
+    found = perplexity(scores(*rows), evaluator_scores=scores(*rows, name="E"))
+    for name, sums in (
+        ("ppl", [d.scored for d in found.documents]),
+        ("longppl", [d.key for d in found.documents]),
+        ("longppl_soft", [d.soft for d in found.documents]),
+    ):
+        value, error, freedom = naive.estimate([(-logprob, weight) for logprob, weight in sums])
+        half = stats.t.ppf(0.975, freedom) * error / value
+        ends = [math.exp(value * math.exp(-half)), math.exp(value * math.exp(half))]
+        assert found.intervals[name] == pytest.approx(ends)
+    assert not any("interval" in note for note in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("n", "note"),
+    [
+        (1, "PPL and LongPPL-soft of M have no interval: 6 tokens decide it"),
+        (5, "LongPPL of M has no interval: 15 tokens decide it, and at least 20 are needed"),
+        (10, None),
+    ],
+)
+def test_what_has_no_interval_says_why(n, note):
+    result = perplexity(scores(*many(n), name="M"), evaluator_scores=scores(*many(n), name="E"))
+    notes = [one for one in result.warnings if "interval" in one]
+    assert bool(notes) == (note is not None)
+    assert note is None or notes[0].startswith(note)
+    assert (result.intervals["longppl"] is None) == (note is not None)
+
+
+def test_one_document_has_no_interval_however_long():
+    row = token_scores(PIECES * 4, [NAN, *[-1.0] * 27])
+    (note,) = perplexity(scores(row)).warnings
+    assert note == "PPL of toy has no interval: all of its tokens are in one document, and at least 2 are needed"
+
+
 def test_json_has_the_documented_keys_and_nothing_that_json_does_not_know():
-    result = perplexity(scores(*many(3), name="M"), evaluator_scores=scores(*many(3), name="E"), resamples=50)
+    result = perplexity(scores(*many(10), name="M"), evaluator_scores=scores(*many(10), name="E"))
     plain = json.loads(json.dumps(result.to_json(per_document=True), allow_nan=False))
     documented = {"schema_version", "model", "evaluator", "ppl", "longppl", "longppl_soft", "bits_per_character"}
     documented |= {"num_tokens", "num_key_tokens", "num_documents", "truncated_documents"}
@@ -216,7 +275,7 @@ def test_json_has_the_documented_keys_and_nothing_that_json_does_not_know():
     assert [len(both) for both in plain["intervals"].values()] == [2, 2, 2]
     assert [list(document) for document in plain["documents"]] == [
         ["id", "ppl", "longppl", "num_tokens", "num_key_tokens"]
-    ] * 3
+    ] * 10
     assert "documents" not in result.to_json()
 
 
@@ -283,10 +342,30 @@ def test_both_evaluator_scores_and_keys_are_refused():
         perplexity(other(), evaluator_scores=evaluator(), keys=select_key_tokens(evaluator()))
 
 
-@pytest.mark.parametrize("setting", [{"alpha": 1}, {"beta": -1}, {"use_lcl": False}, {"context": 4}, {"gamma": 2}])
-def test_settings_that_keys_have_already_are_refused(setting):
-    with pytest.raises(UserError, match=f"{next(iter(setting))} cannot be chosen with keys"):
-        perplexity(other(), keys=select_key_tokens(evaluator()), **setting)
+SETTINGS = [{"alpha": 2.0}, {"beta": -2.0}, {"use_lcl": True}, {"use_lcl": False}, {"gamma": 5.0}, {"stride": 2}]
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, {"context": 4}], ids=str)
+@pytest.mark.parametrize("function", [perplexity, lambda run, **given: compare([run, run], **given)])
+def test_settings_that_would_have_no_effect_are_refused(setting, function):
+    name = next(iter(setting))
+    with pytest.raises(UserError, match=f"{name} cannot be chosen with keys"):  # also with the value of the default
+        function(other(), keys=select_key_tokens(evaluator()), **setting)
+    if name != "context":
+        with pytest.raises(UserError, match=f"{name} would have no effect"):
+            function(other(), **setting)
+
+
+def test_beta_is_refused_where_it_is_left_out():
+    with pytest.raises(UserError, match=r"beta is -1, and use_lcl=False \(--no-lcl\) selects without beta"):
+        perplexity(other(), evaluator_scores=evaluator(), beta=-1, use_lcl=False)
+
+
+@pytest.mark.parametrize("setting", [{"context": -4}, {"context": 0}, {"context": 2.5}, {"stride": -1}], ids=str)
+def test_no_number_of_tokens_is_refused(setting):
+    for others in ({}, {"evaluator_scores": evaluator()}):
+        with pytest.raises(UserError, match="expected a number of tokens, 1 or more"):
+            perplexity(other(), **setting, **others)
 
 
 def test_a_document_without_keys_or_evaluator_scores_is_named():

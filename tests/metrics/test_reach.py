@@ -1,12 +1,12 @@
 import json
 import math
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import select_key_tokens
@@ -14,6 +14,7 @@ from longlens.metrics import reach
 from longlens.metrics.reach import effective_reach
 from longlens.scoring.scores import ShortContext
 from tests.reference import reach as naive
+from tests.reference.metrics import estimate
 from tests.toys import NAN, scores, token_scores
 
 CONTEXTS = (4, 8, 16)
@@ -186,24 +187,17 @@ def test_documents_that_an_interrupted_run_has_not_finished_are_left_out():
 
 
 def test_with_few_documents_there_is_a_point_and_no_interval():
-    found = reach(run(n=9), resamples=20)
+    found = reach(run(n=4), resamples=20)
     assert found.all.reach == pytest.approx(reach(run(), resamples=20).all.reach)
     assert found.all.gain_intervals is found.all.max_gain_interval is found.all.reach_interval is None
-    assert reach(run([0, 0.6, 0.5], n=9)).all.drops[0].interval is None
+    assert reach(run([0, 0.6, 0.5], n=4)).all.drops[0].interval is None
     (note,) = found.warnings
-    assert "with 9 documents noise cannot be told from gain" in note
-    assert "at least 10 are needed" in note
-    ten = reach(run(n=10), resamples=20)
-    assert ten.all.reach_interval is not None
-    assert ten.warnings == []
-
-
-def test_resamples_without_a_token_are_left_out(monkeypatch):
-    monkeypatch.setattr(import_module("longlens.metrics.reach"), "MIN_DOCUMENTS", 1)
-    short = [document([0, 5, 5], id=f"x{i:02}", n=16) for i in range(30)]
-    found = reach(scores(*run(n=2), *short, name="M"), resamples=100).all  # a resample without d00 and d01 is frequent
-    np.testing.assert_allclose(found.gain_intervals, [(0, 0), (0.5, 0.5), (0.6, 0.6)], atol=1e-6)
-    assert found.reach_interval == pytest.approx((found.reach, found.reach))
+    assert "with 4 documents and 32 tokens noise cannot be told from gain" in note
+    assert "at least 5 documents and 20 tokens are needed" in note
+    five = reach(run(n=5), resamples=20)
+    assert five.all.reach_interval is not None
+    assert five.warnings == []
+    assert reach(run(n=10), evaluator_scores=evaluator((17,), n=10)).keys.gain_intervals is None  # 10 tokens
 
 
 def test_documents_without_key_tokens_are_not_counted_among_the_ten():
@@ -394,16 +388,21 @@ def test_it_agrees_with_the_naive_oracle(corpus, seed):
         assert curve.num_tokens == sum(map(len, expected.documents))
         assert curve.num_characters == expected.num_characters
         assert curve.num_documents == sum(map(bool, expected.documents))
-        if curve.num_documents < 10:
+        if curve.num_documents < 5 or curve.num_tokens < 20:
+            assert curve.gain_intervals is None
             continue
-        drawn = naive.resampled(expected, contexts, seed, 30)
-        ends = {name: np.percentile(values, [2.5, 97.5], axis=0).T for name, values in drawn.items() if values}
-        np.testing.assert_allclose(curve.gain_intervals, ends["gains"], atol=1e-9)
-        np.testing.assert_allclose(curve.max_gain_interval, ends["max_gain"][0], atol=1e-9)
-        assert (curve.reach is None) == (curve.max_gain <= 0 or ends["max_gain"][0][0] <= 0)
+        sums = [expected.sums(j) for j in range(len(contexts))]
+        for (low, high), both in zip(curve.gain_intervals, sums, strict=True):
+            value, error, freedom = estimate(both)
+            half = stats.t.ppf(0.975, freedom) * error
+            assert (low, high) == pytest.approx((value - half, value + half), abs=1e-9)
+        drawn = naive.drawn(sums, contexts, seed, 30)
+        ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in drawn.items() if values}
+        np.testing.assert_allclose(curve.max_gain_interval, ends["max_gain"], atol=1e-9)
+        assert (curve.reach is None) == (curve.max_gain <= 0 or ends["max_gain"][0] <= 0)
         if curve.reach is not None:
             assert curve.reach == pytest.approx(naive.effective_reach(contexts, curve.fit), rel=1e-3)
-            np.testing.assert_allclose(curve.reach_interval, ends["reach"][0], rtol=1e-3)
+            np.testing.assert_allclose(curve.reach_interval, ends["reach"], rtol=1e-3)
 
 
 @settings(max_examples=50, deadline=None)

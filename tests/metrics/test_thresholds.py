@@ -46,7 +46,7 @@ def assert_is_perplexity_everywhere(model, evaluator, alphas, betas):
     for a, alpha in enumerate(alphas):
         for b, beta in enumerate(betas):
             rule = {"use_lcl": False} if beta == -INF else {"beta": beta}
-            result = perplexity(model, evaluator_scores=evaluator, alpha=alpha, resamples=2, **rule)
+            result = perplexity(model, evaluator_scores=evaluator, alpha=alpha, **rule)
             assert table.num_tokens[a, b] == result.num_key_tokens, (alpha, beta)
             if result.longppl is None:
                 assert np.isnan(longppl[a, b]), (alpha, beta)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longlens.scoring.scores import TokenScores
+from tests.reference.metrics import estimate
 
 
 class Gains(NamedTuple):
@@ -16,6 +17,9 @@ class Gains(NamedTuple):
 
     documents: list[list[list[float]]]
     num_characters: int
+
+    def sums(self, column: int) -> list[tuple[float, float]]:
+        return [(sum(token[column] for token in tokens), len(tokens)) for tokens in self.documents]
 
     def mean(self, column: int, drawn: Sequence[int]) -> float:
         values = [token[column] for number in drawn for token in self.documents[number]]
@@ -62,18 +66,36 @@ def effective_reach(contexts: Sequence[int], fit: Sequence[float]) -> float | No
     return None
 
 
-def resampled(found: Gains, contexts: Sequence[int], seed: int, resamples: int) -> dict[str, list[list[float]]]:
-    """Values of each resample that has any: `gains`, `max_gain` and, where there is a gain, `reach`."""
-    n = len(found.documents)
-    values: dict[str, list[list[float]]] = {"gains": [], "max_gain": [], "reach": []}
-    for drawn in np.random.default_rng(seed).integers(0, n, (resamples, n)).tolist():
-        if not any(found.documents[number] for number in drawn):
-            continue
-        curve = [found.mean(j, drawn) for j in range(len(contexts))]
+def drawn(
+    sums: Sequence[Sequence[tuple[float, float]]], contexts: Sequence[int], seed: int, resamples: int
+) -> dict[str, list[float]]:
+    """`max_gain` and, where there is a gain, `reach` of gains that are moved by normal and chi-squared numbers.
+
+    Args:
+        sums: For each K, of each document the sum of its gains and its tokens.
+        contexts: K.
+        seed: Of the numbers.
+        resamples: How many.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(sums[0])
+    normal = rng.normal(size=(n, resamples)).tolist()
+    total = sum(tokens for _, tokens in sums[0])
+    freedom = estimate(sums[-1])[2]
+    chi2 = rng.chisquare(freedom, resamples).tolist()
+    values: dict[str, list[float]] = {"max_gain": [], "reach": []}
+    for number in range(resamples):
+        curve = []
+        for documents in sums:
+            mean = sum(gain for gain, _ in documents) / total
+            moved = sum(
+                (gain - mean * tokens) / total / math.sqrt(1 - tokens / total) * normal[i][number]
+                for i, (gain, tokens) in enumerate(documents)
+            )
+            curve.append(mean + moved / math.sqrt(chi2[number] / freedom))
         fit = isotonic(curve)
-        values["gains"].append(curve)
-        values["max_gain"].append([fit[-1]])
+        values["max_gain"].append(fit[-1])
         reached = effective_reach(contexts, fit)
         if reached is not None:
-            values["reach"].append([reached])
+            values["reach"].append(reached)
     return values

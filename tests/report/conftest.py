@@ -128,7 +128,7 @@ def longppl(scores: Scores, evaluator: Scores, id: str | None = None, **rule: An
     asked = scores if id is None else MemoryScores([scores.get(id)], scores.manifest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LonglensWarning)
-        found = perplexity(asked, evaluator_scores=evaluator, resamples=2, **rule)
+        found = perplexity(asked, evaluator_scores=evaluator, **rule)
     return found.longppl, found.num_key_tokens or 0
 
 

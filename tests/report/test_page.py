@@ -393,19 +393,26 @@ def test_sliders_move_by_keyboard_and_say_where_they_are(open_page, page_file, m
     assert values(page)["own"][:2] == pytest.approx(longppl(models[2], evaluator, alpha=0, use_lcl=False), rel=1e-9)
 
 
-def test_thresholds_between_the_steps_and_no_lcl_are_where_the_page_begins(open_page, tmp_path, models, evaluator):
-    rule = {"alpha": 1.95, "beta": -3.14159, "use_lcl": False}
+@pytest.mark.parametrize("use_lcl", [False, True])
+def test_thresholds_between_the_steps_and_no_lcl_are_where_the_page_begins(
+    use_lcl, open_page, tmp_path, models, evaluator
+):
+    rule = {"alpha": 1.95, "beta": -3.14159} if use_lcl else {"alpha": 1.95, "use_lcl": False}
     page = open_page(report(tmp_path / "r.html", models, evaluator_scores=evaluator, **rule))
-    assert page.locator("#use-lcl").is_checked() is False
-    for chosen in (rule, rule | {"use_lcl": True}):
-        page.locator("#use-lcl").set_checked(chosen["use_lcl"])
+    assert page.locator("#use-lcl").is_checked() is use_lcl
+    for checked in (False, True):
+        page.locator("#use-lcl").set_checked(checked)
+        chosen = {"alpha": 1.95, "beta": rule.get("beta")} if checked else {"alpha": 1.95, "use_lcl": False}
         for scores, found in zip(models, values(page).values(), strict=True):
             expected = *longppl(scores, evaluator, **chosen), *longppl(scores, evaluator, "one", **chosen)
             assert same(found, expected)
-    assert [page.locator(f"#{name}-value").text_content() for name in ("alpha", "beta")] == ["1.95", "−3.142"]
+    assert [page.locator(f"#{name}-value").text_content() for name in ("alpha", "beta")] == [
+        "1.95",
+        "−3.142" if use_lcl else "−2",
+    ]
     page.locator("#alpha").press("ArrowRight")
     assert values(page)["own"][0] == pytest.approx(
-        longppl(models[2], evaluator, alpha=2.05, beta=-3.14159)[0], rel=1e-9
+        longppl(models[2], evaluator, alpha=2.05, beta=rule.get("beta"))[0], rel=1e-9
     )
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from longlens.study.summary import difference_table, equal_time_step, mean_table, summarise, t_interval
+from longlens.metrics.uncertainty import mean_interval
+from longlens.study.summary import difference_table, equal_time_step, mean_table, summarise
 from tests.study.toys import toy_study
 
 STUDY = toy_study(seeds=(1, 2, 3))
@@ -55,10 +56,10 @@ def the(rows, **wanted):
 
 
 def test_the_interval_is_students():
-    low, high = t_interval([1.0, 2.0, 4.0])
+    low, high = mean_interval([1.0, 2.0, 4.0])
     expected = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high))
-    assert t_interval([1.0]) is None
+    assert mean_interval([1.0]) is None
 
 
 def test_equal_time_is_so_many_steps_of_ce():
@@ -70,7 +71,7 @@ def test_means_are_over_seeds(result):
     found = the(result["means"], method="pi", arm="longce", step=2)["answer_nll"]
     assert found["values"] == pytest.approx([2.8, 4.8, 6.8])
     assert found["mean"] == pytest.approx(4.8)
-    assert (found["low"], found["high"]) == pytest.approx(t_interval([2.8, 4.8, 6.8]))
+    assert (found["low"], found["high"]) == pytest.approx(mean_interval([2.8, 4.8, 6.8]))
     assert result["seeds"] == [1, 2, 3]
 
 
@@ -107,7 +108,7 @@ def test_tables_show_every_row_and_half_the_width_of_intervals(result):
     columns, rows = mean_table(result)
     assert {len(row) for row in rows} == {len(columns)}
     assert len(rows) == 2 * (1 + 3 + 3 * 2)
-    half = t_interval([2.8, 4.8, 6.8])[1] - 4.8
+    half = mean_interval([2.8, 4.8, 6.8])[1] - 4.8
     assert ("pi", "longce", "2", f"48.0 ± {10 * half:.1f}", f"4.800 ± {half:.3f}") in [row[:5] for row in rows]
     assert rows[0] == ("pi", "not trained", "0", "50.0", "2.000", "-", "9.00", "8.00")
     columns, rows = difference_table(result)

@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from longlens.bench.grading import Graded, graded_run
 from longlens.bench.judging import last_judged
 from longlens.bench.store import SCHEMA_VERSION, open_run, read_harness, read_judged
 from longlens.bench.suites import suite_summaries
-from longlens.metrics.uncertainty import Interval, bootstrap_interval
+from longlens.metrics.uncertainty import Interval, score_interval
 from longlens.tasks import list_tasks
 from longlens.tasks.judged import JudgedTask
 from longlens.tasks.ruler.aggregate import THRESHOLD
@@ -160,21 +158,9 @@ def _part(depth: float | None, depths: Sequence[float]) -> tuple[float, float]:
 
 
 def percent_interval(values: Sequence[float]) -> Interval | None:
-    """95 % interval of a mean of scores, in percent.
-
-    Wilson's where every score is 0 or 1 (it does not shrink to a point where all are the same), else the bootstrap over
-    samples of `longlens.metrics.uncertainty`. None for fewer than two samples.
-    """
-    if len(values) < 2:
-        return None
-    if all(value in (0.0, 1.0) for value in values):
-        from scipy.stats import binomtest
-
-        found = binomtest(int(sum(values)), len(values)).proportion_ci(method="wilson")
-        return 100 * float(found.low), 100 * float(found.high)
-    sums = np.array([[value, 1.0] for value in values])
-    drawn = bootstrap_interval(lambda means: means, sums)
-    return None if drawn is None else (100 * drawn[0], 100 * drawn[1])
+    """95 % interval of a mean of scores, in percent: see `longlens.metrics.uncertainty.score_interval`."""
+    both = score_interval(values)
+    return None if both is None else (100 * both[0], 100 * both[1])
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -8,11 +8,12 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -42,18 +43,36 @@ def print_json(content: Mapping[str, Any]) -> None:
     print(json.dumps(content, allow_nan=False))
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table to stdout; the first column is left-aligned, the others right."""
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, turned: bool = False) -> None:
+    """A table to stdout; the first column is left-aligned, the others right.
+
+    Where stdout is no terminal, no cell is broken over lines. In a terminal that is too narrow, a table whose columns
+    would fit as rows is turned.
+
+    Args:
+        columns: Their heads.
+        rows: Cells.
+        turned: Whether the columns are shown as rows.
+    """
+    lines = [[printable(cell) for cell in row] for row in (columns, *rows)]
+    on_its_side = [list(row) for row in zip(*lines, strict=True)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if turned or (width is not None and _width(on_its_side) <= width < _width(lines)):
+        lines = on_its_side
     table = Table(box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(Text(printable(column)), justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
+    for index, column in enumerate(lines[0]):
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+    for row in lines[1:]:
+        table.add_row(*map(Text, row))
     # Not into stdout: where that is a closed pipe, rich would end the process with exit code 1.
     rendered = io.StringIO()
-    Console(file=rendered, markup=False, highlight=False, width=width).print(table)
+    Console(file=rendered, markup=False, highlight=False, width=width or _width(lines)).print(table)
     print(rendered.getvalue(), end="")
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    """Cells of a terminal that a table takes, with two blanks between columns."""
+    return sum(2 + max(map(cell_len, column)) for column in zip(*lines, strict=True))
 
 
 @contextmanager
@@ -65,13 +84,15 @@ def told_once() -> Iterator[None]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; ``-`` where it does not exist."""
-    return "-" if value is None else f"{value:,.{digits}f}"
+    """A number for a table; ``-`` where it does not exist, and with three figures from a billion on."""
+    if value is None:
+        return "-"
+    return f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.2e}"
 
 
 def interval(both: tuple[float, float] | None, digits: int = 3) -> str:
     """An interval for a table."""
-    return "-" if both is None else f"[{both[0]:,.{digits}f}, {both[1]:,.{digits}f}]"
+    return "-" if both is None else f"[{number(both[0], digits)}, {number(both[1], digits)}]"
 
 
 class ScoringProgress:

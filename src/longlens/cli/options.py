@@ -205,7 +205,39 @@ def announce(scorer: Scorer, limit: Limit | None) -> None:
         say(f"{info.name}: documents are cut to {limit.max_tokens:,} tokens{takes}")
 
 
+def given(command: typer.Context, name: str, value: Any) -> Any:
+    """The value of an option, or None where the user did not give it."""
+    source = command.get_parameter_source(name)
+    return None if source is not None and source.name == "DEFAULT" else value
+
+
+def refuse(command: typer.Context, why: str, *names: str) -> None:
+    """Refuses options of the running command that would have no effect.
+
+    Raises:
+        UserError: The user gave one of them.
+    """
+    useless = [f"--{name.replace('_', '-')}" for name in names if given(command, name, True)]
+    if useless:
+        raise UserError(f"{', '.join(useless)} would have no effect {why}: leave it out")
+
+
+def key_rule(command: typer.Context, alpha: float, beta: float, no_lcl: bool) -> dict[str, Any]:
+    """Arguments that say which tokens are key; what the user did not give is None.
+
+    Raises:
+        UserError: A threshold is not finite, or beta is given and left out.
+    """
+    from longlens.keytokens import selection
+
+    rule: dict[str, Any] = {"alpha": given(command, "alpha", alpha), "beta": given(command, "beta", beta)}
+    rule["use_lcl"] = False if no_lcl else None
+    selection.key_rule(**rule)  # for what it refuses, before anything is read or run
+    return rule
+
+
 def choice(
+    command: typer.Context,
     evaluator_scores: Path | None,
     keys: Path | None,
     alpha: float,
@@ -215,23 +247,26 @@ def choice(
     context: int | None,
     stride: int | None,
 ) -> dict[str, Any]:
-    """Arguments of `longlens.perplexity` and `longlens.compare` that say which tokens are key."""
+    """Arguments of `longlens.perplexity` and `longlens.compare` that say which tokens are key.
+
+    Raises:
+        UserError: A setting that the keys have already; one that cannot be; no such scores or keys.
+    """
     from longlens.keytokens.exchange import read_keys
+    from longlens.keytokens.influence import check_gamma
+    from longlens.metrics.corpus import choose_influence
     from longlens.scoring.reader import open_scores
 
+    check_gamma(gamma)
+    settings = key_rule(command, alpha, beta, no_lcl) | {"context": context, "stride": stride}
+    settings["gamma"] = given(command, "gamma", gamma)
+    selected = None if keys is None else read_keys(keys)
+    if selected is not None and evaluator_scores is None:
+        choose_influence(None, selected, **settings)  # for what it refuses, before a model is run
     evaluator: StoredScores | None = None
     if evaluator_scores is not None:
         evaluator = open_scores(evaluator_scores, context=context, stride=stride)
-    return {
-        "evaluator_scores": evaluator,
-        "keys": None if keys is None else read_keys(keys),
-        "alpha": alpha,
-        "beta": beta,
-        "gamma": gamma,
-        "use_lcl": not no_lcl,
-        "context": context,
-        "stride": stride,
-    }
+    return {"evaluator_scores": evaluator, "keys": selected, **settings}
 
 
 def read_answers(path: Path) -> Mapping[str, Any]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown_value
+
+Spans = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +27,31 @@ class Document:
     id: str
     text: str
     token_ids: Sequence[int] | None = None
-    answer_spans: Sequence[tuple[int, int]] | None = None
+    answer_spans: Spans | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_answer_spans(value: Any, place: str, characters: int | None = None) -> tuple[tuple[int, int], ...]:
+    """Answer spans that anybody may have written, as pairs of integers.
+
+    Args:
+        value: What is there: a sequence of pairs, which may be empty.
+        place: Where, for the message.
+        characters: Length of the text; None where it is not known, or where it may be cut before an answer.
+
+    Raises:
+        UserError: It is no sequence of ``[start, end)`` in characters, ``0 <= start <= end``.
+    """
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    for span in listed if isinstance(listed, (list, tuple)) else [listed]:
+        pair = isinstance(span, (list, tuple)) and len(span) == 2 and all(type(end) is int for end in span)
+        if not pair or not 0 <= span[0] <= span[1] or (characters is not None and span[1] > characters):
+            bound = "" if characters is None else f" <= {characters}"
+            raise UserError(
+                f"answer_spans of {place} has {shown_value(span)}, expected [start, end) in characters with "
+                f"0 <= start <= end{bound}, such as [[4, 9]]: mend it"
+            )
+    return tuple((start, end) for start, end in listed)
 
 
 def text_sha256(text: str) -> str:

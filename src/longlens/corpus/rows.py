@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longlens.corpus.document import Document
+from longlens.corpus.document import Document, check_answer_spans
 from longlens.corpus.options import ReadOptions
 from longlens.errors import UserError, check_unicode, library_errors, one_line, shown, shown_value, utf8
 from longlens.files import ending_of, opened, parse_json
@@ -319,12 +319,13 @@ def document_of_row(
     if not text or text.isspace():
         raise UserError(f"{place} has an empty text: remove the row, or pass another --text-field")
     check_unicode(text, f"the text of {place}", "replace it")
+    spans = values.get("answer_spans")
     taken = {options.text_field, options.id_field, "input_ids", "answer_spans"}
     return Document(
         id=_id_of_row(values, f"{source_id}#{number:0{ROW_NUMBER_DIGITS}}", place, options),
         text=text,
         token_ids=token_ids,
-        answer_spans=_answer_spans(values.get("answer_spans"), len(text), place),
+        answer_spans=None if spans is None else check_answer_spans(spans, place, len(text)),
         metadata={name: value for name, value in values.items() if name not in taken and _is_small(name, value, place)},
     )
 
@@ -377,20 +378,6 @@ def _id_of_row(row: Mapping[str, Any], numbered_id: str, place: str, options: Re
     id = str(value)
     check_unicode(id, f"the id of {place}", "replace it")
     return id
-
-
-def _answer_spans(value: Any, characters: int, place: str) -> tuple[tuple[int, int], ...] | None:
-    if value is None:
-        return None
-    spans = value if isinstance(value, list) else [value]
-    for span in spans:
-        pair = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
-        if not pair or not 0 <= span[0] <= span[1] <= characters:
-            raise UserError(
-                f"answer_spans of {place} has {shown_value(span)}, "
-                f"expected [start, end) in characters with 0 <= start <= end <= {characters}: mend the row"
-            )
-    return tuple((start, end) for start, end in spans)
 
 
 def _is_small(name: str, value: Any, place: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import LonglensWarning
+from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens.alignment import merge_spans
 from longlens.keytokens.influence import (
     ALPHA,
@@ -168,9 +168,9 @@ class KeyTokensView(Sequence[KeyTokens]):
 def select_key_tokens(
     scores: Scores,
     *,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    use_lcl: bool = True,
+    alpha: float | None = None,
+    beta: float | None = None,
+    use_lcl: bool | None = None,
     context: int | None = None,
     stride: int | None = None,
 ) -> KeyTokensView:
@@ -180,24 +180,37 @@ def select_key_tokens(
 
     Args:
         scores: The evaluator's scores.
-        alpha: Threshold of the long-short difference, nats.
-        beta: Threshold of the long-context likelihood, nats.
-        use_lcl: False leaves the second criterion out.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
         context: Which of the scored short contexts, K tokens; by default that with which the scores were opened, which
             is the largest unless one was named there.
         stride: Which of its strides.
 
     Raises:
-        UserError: The run has no (such) short-context scores, or a threshold is not finite.
+        UserError: The run has no (such) short-context scores, a threshold is not finite, or beta is given and left out.
     """
-    check_thresholds(alpha, beta)
+    rule = key_rule(alpha, beta, use_lcl)
     available = scores.short_contexts
     if not available and len(scores):
         scores[0].short_logprobs  # noqa: B018  raises the error that says how to get them
     short = scores.selected if available else None
     if available and (context is not None or stride is not None):
         short = choose_short_context(available, context, stride)
-    return KeyTokensView(scores, short, alpha=alpha, beta=beta, use_lcl=use_lcl)
+    return KeyTokensView(scores, short, **rule)
+
+
+def key_rule(alpha: float | None, beta: float | None, use_lcl: bool | None) -> dict[str, Any]:
+    """``alpha``, ``beta`` and ``use_lcl``, with the paper's values for those that were not given.
+
+    Raises:
+        UserError: A threshold is not finite, or beta is given and left out.
+    """
+    if use_lcl is False and beta is not None:
+        raise UserError(f"beta is {beta}, and use_lcl=False (--no-lcl) selects without beta: leave one of them out")
+    alpha, beta = ALPHA if alpha is None else alpha, BETA if beta is None else beta
+    check_thresholds(alpha, beta)
+    return {"alpha": alpha, "beta": beta, "use_lcl": use_lcl is not False}
 
 
 def near_threshold_message(count: int, total: int, dtype: str | None) -> str | None:

@@ -7,7 +7,7 @@ from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.metrics.perplexity import PerplexityResult, perplexity
 from longlens.metrics.reach import Curve, Drop, ReachResult, reach
 from longlens.metrics.thresholds import ThresholdTable, threshold_table
-from longlens.metrics.uncertainty import bootstrap_interval
+from longlens.metrics.uncertainty import Estimate, estimate
 
 __all__ = [
     "Classes",
@@ -17,15 +17,16 @@ __all__ = [
     "Distributions",
     "DocumentStatistics",
     "Drop",
+    "Estimate",
     "PairComparison",
     "PerplexityResult",
     "Positions",
     "ReachResult",
     "ThresholdTable",
     "WeightedSum",
-    "bootstrap_interval",
     "compare",
     "distributions",
+    "estimate",
     "perplexity",
     "reach",
     "reoccurred_ngram_mask",

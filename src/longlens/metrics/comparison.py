@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from longlens.errors import UserError
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import Corpus, choose_influence, read_corpus
+from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_corpus
 from longlens.metrics.documents import DocumentStatistics, column
-from longlens.metrics.perplexity import PerplexityResult, character_column, key_character_column, summarize
-from longlens.metrics.uncertainty import RESAMPLES, Doubles, Interval, bootstrap_interval
+from longlens.metrics.perplexity import (
+    PerplexityResult,
+    character_column,
+    key_character_column,
+    summarize,
+)
+from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Estimate, Interval, estimate, quantile
 from longlens.scoring.scores import Scores, names_of
 
 SCHEMA_VERSION = 1
@@ -25,15 +29,18 @@ class Difference:
 
     Attributes:
         value: The difference.
-        interval: 95 % interval of it, paired bootstrap over documents; None where it does not exist.
-        settled: Whether the interval excludes 0.
-        documents_to_settle: With how many documents of this kind an interval would just exclude 0, if the difference
-            stays: ``ceil(n * (half_width / abs(value)) ** 2)``, as widths shrink with the root of their number; 2 at
-            least. None where the difference is 0 or has no interval.
+        interval: 95 % interval of it over documents, which are paired (see `longlens.metrics.uncertainty`); None where
+            fewer than 2 documents or 20 tokens decide the value.
+        significant: Whether the interval excludes 0; None where there is no interval.
+        settled: The same, and false where there is none.
+        documents_to_settle: The least number of documents of this kind with which the interval would exclude 0, if the
+            difference stays: widths shrink with the root of their number, and with Student's quantile. None where the
+            difference is 0 or has no interval.
     """
 
     value: float
     interval: Interval | None
+    significant: bool | None
     settled: bool
     documents_to_settle: int | None
 
@@ -101,14 +108,13 @@ def compare(
     *,
     evaluator_scores: Scores | None = None,
     keys: KeySource | None = None,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    gamma: float = GAMMA,
-    use_lcl: bool = True,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    use_lcl: bool | None = None,
     context: int | None = None,
     stride: int | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    answers: AnswerSpans | None = None,
 ) -> Comparison:
     """Each model against the first one, on the same documents and the same key runs.
 
@@ -123,8 +129,7 @@ def compare(
         use_lcl: See there.
         context: See there.
         stride: See there.
-        seed: Of the intervals.
-        resamples: Of the intervals.
+        answers: See there.
 
     Raises:
         UserError: Fewer than two runs; runs of different documents or texts; what `perplexity` refuses.
@@ -144,10 +149,11 @@ def compare(
         context=context,
         stride=stride,
     )
-    corpora = [read_corpus(run, influence, None, name=name) for run, name in zip(runs, names_of(runs), strict=True)]
+    corpora = [read_corpus(run, influence, answers, name=name) for run, name in zip(runs, names_of(runs), strict=True)]
     for corpus in corpora[1:]:
         _check_same_documents(corpora[0], corpus)
     corpora[0].warn()
+    results = [summarize(corpus) for corpus in corpora]
     hashes = [run.manifest["model"].get("tokenizer_sha256") for run in runs]
     pairs = [
         PairComparison(
@@ -155,13 +161,18 @@ def compare(
             baseline=corpora[0].model,
             same_tokenizer=None if None in (hash, hashes[0]) else hash == hashes[0],
             **{
-                name: _difference(of(corpus.documents), of(corpora[0].documents), unit, seed, resamples)
-                for name, (of, unit) in _MEASURES.items()
+                name: _difference(
+                    of(corpus.documents),
+                    of(corpora[0].documents),
+                    unit,
+                    min(getattr(result, counted) or 0, getattr(results[0], counted) or 0),
+                )
+                for name, (of, unit, counted) in _MEASURES.items()
             },
         )
-        for corpus, hash in zip(corpora[1:], hashes[1:], strict=True)
+        for corpus, result, hash in zip(corpora[1:], results[1:], hashes[1:], strict=True)
     ]
-    notes = list(dict.fromkeys(note for corpus in corpora for note in corpus.notes))
+    notes = list(dict.fromkeys(note for result in results for note in result.warnings))
     notes += [
         f"{pair.model} and {pair.baseline} have different tokenizers, and PPL and LongPPL are per token of each: "
         "compare bits_per_character and key_bits_per_character"
@@ -171,24 +182,31 @@ def compare(
     return Comparison(
         baseline=corpora[0].model,
         num_documents=len(corpora[0].documents),
-        results=[summarize(corpus, seed=seed, resamples=resamples) for corpus in corpora],
+        results=results,
         pairs=pairs,
         warnings=notes,
     )
 
 
-# what is compared: which sums (nats and weight) it is a ratio of, and how many of its unit a nat is
-_MEASURES: dict[str, tuple[Callable[[Sequence[DocumentStatistics]], Doubles | None], float]] = {
-    "log_ppl": (lambda documents: column(d.scored for d in documents), 1.0),
-    "log_longppl": (lambda documents: column(d.key for d in documents), 1.0),
-    "bits_per_character": (character_column, 1 / math.log(2)),
-    "key_bits_per_character": (key_character_column, 1 / math.log(2)),
+# what is compared: which sums (nats and weight) it is a ratio of, how many of its unit a nat is, and what counts its
+# tokens
+_MEASURES: dict[str, tuple[Callable[[Sequence[DocumentStatistics]], Doubles | None], float, str]] = {
+    "log_ppl": (lambda documents: column(d.scored for d in documents), 1.0, "num_tokens"),
+    "log_longppl": (lambda documents: column(d.key for d in documents), 1.0, "num_key_tokens"),
+    "bits_per_character": (character_column, 1 / math.log(2), "num_tokens"),
+    "key_bits_per_character": (key_character_column, 1 / math.log(2), "num_key_tokens"),
 }
 
 
-def _difference(
-    model: Doubles | None, baseline: Doubles | None, unit: float, seed: int, resamples: int
-) -> Difference | None:
+def _difference(model: Doubles | None, baseline: Doubles | None, unit: float, num_tokens: int) -> Difference | None:
+    """Of the nats or bits of two models, baseline's log-probabilities less the model's.
+
+    Args:
+        model: ``(n, 2)``, a row a document: log-probability and weight.
+        baseline: Likewise.
+        unit: What is shown, in nats.
+        num_tokens: Tokens that the value rests on, of the model that has fewer.
+    """
     if model is None or baseline is None:
         return None
     totals = model.sum(axis=0), baseline.sum(axis=0)
@@ -196,14 +214,40 @@ def _difference(
         return None
     own, base = (float(total / weight) for total, weight in totals)
     value = unit * (base - own)
-    interval = bootstrap_interval(
-        lambda own, base: unit * (base - own), model, baseline, seed=seed, resamples=resamples
+    found = estimate(baseline, model) if num_tokens >= MIN_TOKENS else None
+    both = None if found is None else found.interval()
+    if found is None or both is None:
+        return Difference(value=value, interval=None, significant=None, settled=False, documents_to_settle=None)
+    low, high = (unit * end for end in both)
+    excludes = low > 0 or high < 0
+    return Difference(
+        value=value,
+        interval=(low, high),
+        significant=excludes,
+        settled=excludes,
+        documents_to_settle=documents_needed(found, len(model)) if value else None,
     )
-    if interval is None or value == 0:
-        return Difference(value=value, interval=interval, settled=False, documents_to_settle=None)
-    low, high = interval
-    needed = math.ceil(len(model) * ((high - low) / 2 / abs(value)) ** 2)
-    return Difference(value=value, interval=interval, settled=low > 0 or high < 0, documents_to_settle=max(2, needed))
+
+
+def documents_needed(found: Estimate, num_documents: int) -> int:
+    """The least number of documents with which a value other than 0 would be significant, if it and the spread stay.
+
+    The least m >= 2 with ``t(0.975, f m / n) * error * sqrt(n / m) < abs(value)``, f + 1 being as many documents of
+    equal weight as the n documents count for: ``f m / n`` is ``(f + 1) m / n - 1``.
+    """
+    equal = (found.freedom + 1) / num_documents
+
+    def excludes(number: int) -> bool:
+        half = quantile(max(1.0, equal * number - 1)) * found.error * math.sqrt(num_documents / number)
+        return half < abs(found.value)
+
+    low, high = 1, 2
+    while not excludes(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if excludes(middle) else (middle, high)
+    return high
 
 
 def _check_same_documents(baseline: Corpus, corpus: Corpus) -> None:

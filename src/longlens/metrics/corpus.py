@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longlens.corpus.document import Spans
 from longlens.errors import UserError, shown
 from longlens.keytokens.alignment import carry_weights
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA, check_gamma, soft_influence
+from longlens.keytokens.influence import GAMMA, check_gamma, soft_influence
 from longlens.keytokens.selection import (
     KeySource,
     KeyTokens,
@@ -23,7 +24,7 @@ from longlens.keytokens.selection import (
 from longlens.metrics.documents import DocumentStatistics, document_statistics
 from longlens.scoring.scores import Scores, TokenScores, identity_of, same_model
 
-AnswerSpans = Mapping[str, Sequence[tuple[int, int]]]
+AnswerSpans = Mapping[str, Spans]
 _MODEL_SETTINGS = ("bos", "max_length", "dtype")
 
 
@@ -50,39 +51,48 @@ def choose_influence(
     evaluator_scores: Scores | None,
     keys: KeySource | None,
     *,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    gamma: float = GAMMA,
-    use_lcl: bool = True,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    use_lcl: bool | None = None,
     context: int | None = None,
     stride: int | None = None,
 ) -> Influence:
-    """Puts what a user may name for the influence into one form.
+    """Puts what a user may name for the influence into one form; a setting that was not given is None.
 
     Raises:
-        UserError: Both were given, or keys with other settings than they were selected with.
+        UserError: Both were given; keys with settings that they have already; settings of key tokens, with nothing that
+            selects any; a context or a stride below 1.
     """
+    if keys is not None and evaluator_scores is not None:
+        raise UserError("both evaluator scores and keys were given, and they decide the same: give one of them")
+    settings = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl, "gamma": gamma, "context": context, "stride": stride}
+    given = [name for name, value in settings.items() if value is not None]
+    for name in ("context", "stride"):
+        check_tokens(name, settings[name])
+    if keys is not None and given:
+        raise UserError(
+            f"{', '.join(given)} cannot be chosen with keys, which were selected already: give evaluator scores"
+        )
     if keys is None and evaluator_scores is None:
-        return Influence(keys=None, evaluator=None, gamma=None, context=context, stride=stride)
-    if keys is None:
-        assert evaluator_scores is not None
+        useless = [name for name in given if name != "context"]  # which says where ppl_from_context begins
+        if useless:
+            raise UserError(
+                f"{', '.join(useless)} would have no effect, as there are neither evaluator scores nor keys: give one "
+                "of them, or leave this out"
+            )
+        return Influence(keys=None, evaluator=None, gamma=None, context=context, stride=None)
+    if evaluator_scores is not None:
+        gamma = GAMMA if gamma is None else gamma
         check_gamma(gamma)  # before anything is read
-        view = select_key_tokens(
+        keys = select_key_tokens(
             evaluator_scores, alpha=alpha, beta=beta, use_lcl=use_lcl, context=context, stride=stride
         )
-        keys = view
-    else:
-        if evaluator_scores is not None:
-            raise UserError("both evaluator scores and keys were given, and they decide the same: give one of them")
-        settled = {"alpha": alpha != ALPHA, "beta": beta != BETA, "use_lcl": not use_lcl}
-        settled |= {"context": context is not None, "stride": stride is not None, "gamma": gamma != GAMMA}
-        if any(settled.values()):
-            named = ", ".join(name for name, given in settled.items() if given)
-            raise UserError(f"{named} cannot be chosen with keys, which were selected already: give evaluator scores")
+    assert keys is not None
     return Influence(
         keys=keys,
         evaluator=evaluator_scores,
-        gamma=None if evaluator_scores is None else gamma,
+        gamma=gamma,
         context=keys.settings["context"],
         stride=keys.settings["stride"],
     )
@@ -94,6 +104,16 @@ def is_evaluator(scores: Scores, evaluator_scores: Scores | None, keys: KeySourc
         return same_model(scores, evaluator_scores)
     sha256 = None if keys is None else keys.settings.get("evaluator_sha256")
     return sha256 is not None and sha256 == identity_of(scores).sha256
+
+
+def check_tokens(name: str, value: float | None) -> None:
+    """Refuses a number of tokens below 1; None is one that was not given.
+
+    Raises:
+        UserError: It is below 1, or no integer.
+    """
+    if value is not None and (value < 1 or value != int(value)):
+        raise UserError(f"{name} is {value}, expected a number of tokens, 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +142,12 @@ class Corpus:
 
 
 def read_corpus(
-    model_scores: Scores, influence: Influence, answers: AnswerSpans | None, *, name: str | None = None
+    model_scores: Scores,
+    influence: Influence,
+    answers: AnswerSpans | None,
+    *,
+    name: str | None = None,
+    ngram: bool = False,
 ) -> Corpus:
     """The statistics of every document; one pass over the scores, one document in memory at a time.
 
@@ -131,6 +156,7 @@ def read_corpus(
         influence: What decides how much a token counts.
         answers: As for `perplexity`.
         name: What the model is called; its name in the manifest unless given.
+        ngram: Whether to find re-occurred n-grams.
 
     Raises:
         UserError: There are no documents, one has no keys or evaluator scores, or those are of another text; answers
@@ -141,9 +167,10 @@ def read_corpus(
     if influence.keys is None and context is None and model_scores.selected is not None:
         context = model_scores.selected.context
     documents: list[DocumentStatistics] = []
-    near = total = 0
+    near = total = longest = 0
     for row in model_scores:
-        found, weights = influence_of(row, model, influence)
+        found, weights, num_tokens = influence_of(row, model, influence)
+        longest = max(longest, num_tokens)
         if found is not None:
             near += found.num_near_threshold or 0
             total += found.num_key_tokens or 0
@@ -153,7 +180,8 @@ def read_corpus(
                 char_runs=None if found is None else found.char_runs,
                 weights=weights,
                 context=context,
-                answer_spans=None if answers is None else answers.get(row.id),
+                answer_spans=row.answer_spans if answers is None else answers.get(row.id),
+                ngram=ngram,
             )
         )
     if not documents:
@@ -171,7 +199,8 @@ def read_corpus(
             *_notes_on_incomplete(model_scores),
             *_notes_on_evaluator(model_scores, influence),
             *filter(None, [near_threshold_message(near, total, dtype)]),
-            *_notes_on_documents(model, documents),
+            *_notes_on_documents(model, documents, ngram),
+            *_notes_on_key_tokens(model, documents, influence, total, longest),
         ],
         near=(near, total, dtype),
     )
@@ -179,8 +208,11 @@ def read_corpus(
 
 def influence_of(
     row: TokenScores, model: str, influence: Influence
-) -> tuple[KeyTokens | None, npt.NDArray[np.float64] | None]:
-    """The key tokens of a document, and the weights that carry over to its tokens; None without keys, without gamma.
+) -> tuple[KeyTokens | None, npt.NDArray[np.float64] | None, int]:
+    """The key tokens of a document, the weights that carry over to its tokens, and the evaluator's number of tokens.
+
+    Without keys the first is None, without gamma the second; the third is the model's own where the evaluator's scores
+    are not at hand.
 
     Args:
         row: The evaluated model's scores of it.
@@ -192,7 +224,7 @@ def influence_of(
     """
     keys, gamma = influence.keys, influence.gamma
     if keys is None:
-        return None, None
+        return None, None, len(row.token_ids)
     evaluated: TokenScores | None = None
     try:
         if isinstance(keys, KeyTokensView):
@@ -218,10 +250,11 @@ def influence_of(
             f"document {shown(row.id)}: a run of its key tokens ends at character {found.char_runs[-1, 1]}, and the "
             f"text has {len(row.text)}: write the keys again with longlens keys"
         )
+    num_tokens = len(row.token_ids if evaluated is None else evaluated.token_ids)
     if evaluated is None or gamma is None:
-        return found, None
+        return found, None, num_tokens
     weights = carry_weights(evaluated.char_spans, soft_influence(evaluated.lsd, gamma=gamma), row.char_spans)
-    return found, weights
+    return found, weights, num_tokens
 
 
 def _settings(model_scores: Scores, influence: Influence, context: int | None) -> dict[str, Any]:
@@ -265,7 +298,7 @@ def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]
     return notes
 
 
-def _notes_on_documents(model: str, documents: Sequence[DocumentStatistics]) -> list[str]:
+def _notes_on_documents(model: str, documents: Sequence[DocumentStatistics], ngram: bool) -> list[str]:
     notes = []
     impossible = {document.id: document.num_impossible for document in documents if document.num_impossible}
     if impossible:
@@ -279,14 +312,26 @@ def _notes_on_documents(model: str, documents: Sequence[DocumentStatistics]) -> 
             f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability under {model}, where only a "
             "first token should have none; the model may have given NaN"
         )
-    if all(document.ngram is None for document in documents):
+    if ngram and all(document.ngram is None for document in documents):
         notes.append(f"{model} was scored with --no-text, so there is no perplexity on re-occurred n-grams")
-    if all(document.num_key_tokens == 0 for document in documents):
-        notes.append(
-            f"no token of {model} is key, so it has no LongPPL; documents have to be longer than the short context: "
-            "try a smaller one (--context), or a lower --alpha"
-        )
     return notes
+
+
+def _notes_on_key_tokens(
+    model: str, documents: Sequence[DocumentStatistics], influence: Influence, total: int, longest: int
+) -> list[str]:
+    """Why there is no key token, where there is none: too short, none selected, or none that lies in a run."""
+    if not all(document.num_key_tokens == 0 for document in documents):
+        return []
+    nothing = f"no token of {model} is key, so it has no LongPPL: "
+    if total:
+        return [nothing + f"none of its tokens lies inside one of the {total:,} key tokens of the evaluator"]
+    if influence.context is not None and longest <= influence.context:
+        return [
+            nothing + f"the longest document has {longest:,} tokens, and only tokens after the first "
+            f"{influence.context:,} (K) can be key; score longer documents, or with a smaller --context"
+        ]
+    return [nothing + "the evaluator selects none in these documents; a lower --alpha or --beta selects more"]
 
 
 def _names(documents: Mapping[str, int]) -> str:

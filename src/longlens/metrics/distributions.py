@@ -143,7 +143,8 @@ def distributions(
         scores: Of the model that this is about.
         keys: Key tokens, its own or an evaluator's; more documents are fine.
         short: Which of its short contexts; the one that the scores were opened with by default.
-        answers: `[start, end)` in characters of the answers, by document id.
+        answers: `[start, end)` in characters of the answers, by document id; those that were stored with the scores
+            by default.
         name: What the model is called; its name in the manifest unless given.
 
     Raises:
@@ -160,13 +161,12 @@ def distributions(
         num_documents += 1
         if short is not None:
             row = row.at(context=short.context, stride=short.stride)
-        found, _ = influence_of(row, model, influence)
+        found, _, _ = influence_of(row, model, influence)
         key = None if found is None else tokens_in_runs(row.char_spans, found.char_runs)
         cells = _added(cells, _sums_along(row, key, has_short))
-        answer = None
-        if answers is not None and row.id in answers:
-            num_answered += 1
-            answer = tokens_touching(row.char_spans, answer_runs(row.id, answers[row.id]))
+        spans = row.answer_spans if answers is None else answers.get(row.id)
+        answer = None if spans is None else tokens_touching(row.char_spans, answer_runs(row.id, spans))
+        num_answered += spans is not None
         if has_short:
             by_lsd += _class_counts(row.lsd, LSD_EDGES, answer)
             by_lcl += _class_counts(np.where(row.lsd > LSD_FLOOR, row.lcl, np.nan), LCL_EDGES, answer)
@@ -176,8 +176,8 @@ def distributions(
         raise UserError(f"answers were given for {list(answers)[:3]} …, and none of these documents was scored")
     return Distributions(
         model=model,
-        lsd=_classes(LSD_EDGES, by_lsd, answers is not None) if has_short else None,
-        lcl=_classes(LCL_EDGES, by_lcl, answers is not None) if has_short else None,
+        lsd=_classes(LSD_EDGES, by_lsd, num_answered > 0) if has_short else None,
+        lcl=_classes(LCL_EDGES, by_lcl, num_answered > 0) if has_short else None,
         positions=_positions(cells, has_short=has_short, has_keys=keys is not None),
     )
 

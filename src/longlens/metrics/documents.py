@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import UserError
+from longlens.corpus.document import Spans, check_answer_spans
+from longlens.errors import shown
 from longlens.keytokens.alignment import as_spans, merge_spans, tokens_in_runs, tokens_touching
 from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.scoring.scores import TokenScores
@@ -48,7 +49,7 @@ class DocumentStatistics:
         soft: Over all, weighted by the influence that the evaluator's tokens carry over (eq. 10); None without
             evaluator scores.
         from_context: Over tokens K, K + 1, … of this model; None where no K is known.
-        ngram: Over tokens of re-occurred n-grams; None where the text was not stored.
+        ngram: Over tokens of re-occurred n-grams; None where that was not asked for, or the text was not stored.
         answers: Over tokens that share a character with an answer; None where no answer was named.
         rest: Over the other tokens of a document whose answers were named.
         num_impossible: Scored tokens of probability 0 (a log-probability of -inf).
@@ -97,7 +98,8 @@ def document_statistics(
     char_runs: npt.NDArray[np.int64] | None = None,
     weights: Doubles | None = None,
     context: int | None = None,
-    answer_spans: Sequence[tuple[int, int]] | None = None,
+    answer_spans: Spans | None = None,
+    ngram: bool = False,
 ) -> DocumentStatistics:
     """The sums over one document.
 
@@ -107,9 +109,10 @@ def document_statistics(
         weights: ``(n,)`` influence of this model's tokens.
         context: K, tokens.
         answer_spans: `[start, end)` in characters, in any order.
+        ngram: Whether to find re-occurred n-grams.
 
     Raises:
-        UserError: An answer span is reversed or negative.
+        UserError: The answer spans are no spans.
     """
     logprobs = row.long_logprobs.astype(np.float64)
     scored = ~np.isnan(logprobs)
@@ -124,7 +127,7 @@ def document_statistics(
         weighty = scored & (weights > 0)  # else 0 * -inf
         soft = WeightedSum(float((weights[weighty] * logprobs[weighty]).sum()), float(weights[weighty].sum()))
     answer = None if answer_spans is None else tokens_touching(row.char_spans, answer_runs(row.id, answer_spans))
-    ngram = None if row.text is None else reoccurred_ngram_mask(row.text, row.char_spans)
+    copied = reoccurred_ngram_mask(row.text, row.char_spans) if ngram and row.text is not None else None
     covered = merge_spans(row.char_spans[scored])
     return DocumentStatistics(
         id=row.id,
@@ -136,7 +139,7 @@ def document_statistics(
         key=None if key is None else over(key),
         soft=soft,
         from_context=None if context is None else over(np.arange(len(logprobs)) >= context),
-        ngram=None if ngram is None else over(ngram),
+        ngram=None if copied is None else over(copied),
         answers=None if answer is None else over(answer),
         rest=None if answer is None else over(~answer),
         num_impossible=int(np.isneginf(logprobs).sum()),
@@ -144,16 +147,13 @@ def document_statistics(
     )
 
 
-def answer_runs(id: str, answer_spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+def answer_runs(id: str, answer_spans: Spans) -> npt.NDArray[np.int64]:
     """The runs of characters of the answers of a document.
 
     Raises:
-        UserError: A span is reversed or negative.
+        UserError: They are no list of spans, or one is reversed or negative.
     """
-    for start, end in answer_spans:
-        if not 0 <= start <= end:
-            raise UserError(f"document {id!r}: answer span [{start}, {end}) is reversed or negative; 0 <= start <= end")
-    return merge_spans(as_spans(answer_spans))
+    return merge_spans(as_spans(check_answer_spans(answer_spans, f"document {shown(id)}")))
 
 
 def column(sums: Iterable[WeightedSum | None]) -> Doubles | None:

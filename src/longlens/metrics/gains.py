@@ -74,7 +74,7 @@ def read_gains(scores: Scores, shorts: Sequence[ShortContext], influence: Influe
         if any(short not in row.short for short in shorts):
             num_incomplete += 1
             continue
-        found, _ = influence_of(row, name, influence)
+        found, _, _ = influence_of(row, name, influence)
         logprobs = np.stack([*(row.short[short] for short in shorts), row.long_logprobs]).astype(np.float64)
         late = np.arange(logprobs.shape[1]) >= shorts[-1].context
         usable = late & np.isfinite(logprobs).all(axis=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 
@@ -31,15 +29,22 @@ def reoccurred_ngram_mask(text: str, char_spans: npt.ArrayLike, n: int = 3) -> n
     """
     if n < 1:
         raise UserError(f"n is {n}, expected at least 1 word in an n-gram")
-    matches = list(re.finditer(r"\S+", text))
-    number: dict[str, int] = {}
-    words = [number.setdefault(match.group(), len(number)) for match in matches]
-    seen: set[tuple[int, ...]] = set()
-    counts = np.zeros(len(words), dtype=np.bool_)
-    for start in range(len(words) - n + 1):
-        ngram = tuple(words[start : start + n])
-        if ngram in seen:
-            counts[start : start + n] = True
-        seen.add(ngram)
-    spans = as_spans([match.span() for match in matches])
-    return tokens_touching(char_spans, merge_spans(spans[counts]))
+    # what str.isspace() says is what \S and str.split() go by
+    characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    blank = np.isin(characters, [ord(character) for character in set(text) if character.isspace()])
+    edges = np.flatnonzero(np.diff(blank, prepend=True, append=True))
+    spans = edges.reshape(-1, 2)  # a word begins where blanks end
+    numbers: dict[str, int] = {}
+    words = np.array([numbers.setdefault(word, len(numbers)) for word in text.split()], dtype=np.int64)
+    if len(words) < n:
+        return np.zeros(len(as_spans(char_spans)), dtype=np.bool_)
+    ngrams = words[: len(words) - n + 1]
+    for place in range(1, n):  # equal numbers for equal n-grams, so that products stay far below 2^63
+        following = words[place : len(words) - n + 1 + place]
+        ngrams = np.unique(ngrams * len(numbers) + following, return_inverse=True)[1]
+    _, first, inverse = np.unique(ngrams, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[inverse] < np.arange(len(ngrams)))
+    counts = np.zeros(len(words) + 1, dtype=np.int64)
+    np.add.at(counts, again, 1)
+    np.add.at(counts, again + n, -1)
+    return tokens_touching(char_spans, merge_spans(spans[np.cumsum(counts)[:-1] > 0]))

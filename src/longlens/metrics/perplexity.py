@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_corpus
 from longlens.metrics.documents import DocumentStatistics, WeightedSum, column, corpus_sum
-from longlens.metrics.uncertainty import RESAMPLES, Doubles, Interval, bootstrap_interval
+from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.scoring.scores import Scores
 
 SCHEMA_VERSION = 1
@@ -32,7 +31,7 @@ class PerplexityResult:
         bits_per_character: Over the characters from the first scored token on; comparable across tokenizers.
         key_bits_per_character: The same on key tokens and the characters that they cover.
         ppl_from_context: Perplexity on the tokens K, K + 1, … of the evaluated model.
-        ppl_ngram: Perplexity on re-occurred n-grams (appendix B.7).
+        ppl_ngram: Perplexity on re-occurred n-grams (appendix B.7); None unless it was asked for.
         ppl_answers: Perplexity on answer tokens (section 2.1).
         ppl_rest: Perplexity on the other tokens of the documents with answers.
         num_tokens: Scored tokens; those that `ppl` is about.
@@ -43,7 +42,8 @@ class PerplexityResult:
         num_rest_tokens: See there.
         num_documents: Documents.
         truncated_documents: Documents that were cut before they were scored.
-        intervals: 95 % bootstrap intervals of ``ppl``, ``longppl`` and ``longppl_soft`` over documents.
+        intervals: 95 % intervals of ``ppl``, ``longppl`` and ``longppl_soft`` over documents, see
+            `longlens.metrics.uncertainty`; None where fewer than 2 documents or 20 tokens decide the value.
         settings: ``context``, ``stride``, ``alpha``, ``beta``, ``gamma``, ``lcl``; of the evaluated model ``bos``,
             ``max_length``, ``dtype``; ``evaluator_bos`` and ``evaluator_dtype`` where they differ from the model's.
         documents: The sums for each document, sorted by id.
@@ -95,15 +95,14 @@ def perplexity(
     *,
     evaluator_scores: Scores | None = None,
     keys: KeySource | None = None,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    gamma: float = GAMMA,
-    use_lcl: bool = True,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    use_lcl: bool | None = None,
     context: int | None = None,
     stride: int | None = None,
     answers: AnswerSpans | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    ngram: bool = False,
 ) -> PerplexityResult:
     """Perplexities of a corpus, ``exp(-sum(w * logprob) / sum(w))`` over the scored tokens of all its documents.
 
@@ -119,21 +118,20 @@ def perplexity(
         model_scores: Of the evaluated model.
         evaluator_scores: Of the evaluator, on the same texts; more documents are fine.
         keys: Key tokens instead, selected before; more documents are fine. There is no `longppl_soft` then.
-        alpha: As in `select_key_tokens`, nats.
-        beta: As in `select_key_tokens`, nats.
-        gamma: Largest soft weight.
-        use_lcl: As in `select_key_tokens`.
+        alpha: As in `select_key_tokens`, nats; 2 by default.
+        beta: As in `select_key_tokens`, nats; -2 by default.
+        gamma: Largest soft weight; 5 by default.
+        use_lcl: As in `select_key_tokens`; true by default.
         context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default. Without
             evaluator and keys it only says where `ppl_from_context` begins.
         stride: Which of its strides.
-        answers: `[start, end)` in characters of the answers, by document id; a document without is in neither
-            `ppl_answers` nor `ppl_rest`.
-        seed: Of the intervals.
-        resamples: Of the intervals.
+        answers: `[start, end)` in characters of the answers, by document id, in place of those that were stored with
+            the scores; a document without is in neither `ppl_answers` nor `ppl_rest`.
+        ngram: Whether to find re-occurred n-grams, for `ppl_ngram`.
 
     Raises:
-        UserError: Evaluator scores and keys at once, settings that keys have already, no documents, a document without
-            evaluator scores or keys, or with those of another text.
+        UserError: Evaluator scores and keys at once, settings that keys have already or that select nothing, no
+            documents, a document without evaluator scores or keys, or with those of another text.
 
     Warns:
         LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
@@ -148,17 +146,19 @@ def perplexity(
         context=context,
         stride=stride,
     )
-    corpus = read_corpus(model_scores, influence, answers)
+    corpus = read_corpus(model_scores, influence, answers, ngram=ngram)
     corpus.warn()
-    return summarize(corpus, seed=seed, resamples=resamples)
+    return summarize(corpus)
 
 
-def summarize(corpus: Corpus, *, seed: int, resamples: int) -> PerplexityResult:
-    """Corpus values and intervals from the statistics of documents; the arguments are those of `perplexity`."""
+def summarize(corpus: Corpus) -> PerplexityResult:
+    """Corpus values and intervals from the statistics of documents."""
     documents = corpus.documents
     scored, key = column(d.scored for d in documents), column(d.key for d in documents)
     soft = column(d.soft for d in documents)
-    ends = {"ppl": scored, "longppl": key, "longppl_soft": soft}
+    num_tokens, num_key_tokens = _number(corpus_sum(scored)) or 0, _number(corpus_sum(key))
+    ends = {"ppl": (scored, num_tokens), "longppl": (key, num_key_tokens or 0), "longppl_soft": (soft, num_tokens)}
+    intervals = {name: _interval(*end) for name, end in ends.items()}
     totals = {name: corpus_sum(column(getattr(d, name) for d in documents)) for name in _GROUPS}
     return PerplexityResult(
         model=corpus.model,
@@ -172,18 +172,18 @@ def summarize(corpus: Corpus, *, seed: int, resamples: int) -> PerplexityResult:
         ppl_ngram=_ppl(totals["ngram"]),
         ppl_answers=_ppl(totals["answers"]),
         ppl_rest=_ppl(totals["rest"]),
-        num_tokens=_number(corpus_sum(scored)) or 0,
-        num_key_tokens=_number(corpus_sum(key)),
+        num_tokens=num_tokens,
+        num_key_tokens=num_key_tokens,
         num_from_context_tokens=_number(totals["from_context"]),
         num_ngram_tokens=_number(totals["ngram"]),
         num_answer_tokens=_number(totals["answers"]),
         num_rest_tokens=_number(totals["rest"]),
         num_documents=len(documents),
         truncated_documents=sum(d.truncated for d in documents),
-        intervals={name: _interval(sums, seed, resamples) for name, sums in ends.items()},
+        intervals=intervals,
         settings=corpus.settings,
         documents=documents,
-        warnings=corpus.notes,
+        warnings=[*corpus.notes, *_notes_on_intervals(corpus.model, ends, intervals)],
     )
 
 
@@ -214,7 +214,38 @@ def _number(total: WeightedSum | None) -> int | None:
     return None if total is None else int(total.weight)
 
 
-def _interval(sums: Doubles | None, seed: int, resamples: int) -> Interval | None:
-    if sums is None:
+def _interval(sums: Doubles | None, num_tokens: int) -> Interval | None:
+    """Of a perplexity: the interval of its nats per token, which are above 0, on their logarithmic scale."""
+    found = None if sums is None or num_tokens < MIN_TOKENS else estimate(sums)
+    nats = None if found is None else found.interval(relative=True)
+    if nats is None:
         return None
-    return bootstrap_interval(lambda mean: np.exp(-mean), sums, seed=seed, resamples=resamples)
+    with np.errstate(over="ignore"):
+        high, low = np.exp(-np.array(nats))
+    return (float(low), float(high)) if np.isfinite(high) else None
+
+
+def _notes_on_intervals(
+    model: str, ends: Mapping[str, tuple[Doubles | None, int]], intervals: Mapping[str, Interval | None]
+) -> list[str]:
+    """Why a value that exists has no interval."""
+    names: dict[str, list[str]] = {}
+    for name, (sums, num_tokens) in ends.items():
+        if sums is not None and _ppl(corpus_sum(sums)) is not None and intervals[name] is None:
+            names.setdefault(why_no_interval(sums, num_tokens), []).append(_TITLES[name])
+    return [
+        f"{' and '.join(titles)} of {model} {'has' if len(titles) == 1 else 'have'} no interval: {why}"
+        for why, titles in names.items()
+    ]
+
+
+_TITLES = {"ppl": "PPL", "longppl": "LongPPL", "longppl_soft": "LongPPL-soft"}
+
+
+def why_no_interval(sums: Doubles, num_tokens: int) -> str:
+    """Why a value of these sums, which rests on so many tokens, has no interval."""
+    if num_tokens < MIN_TOKENS:
+        return f"{num_tokens} tokens decide it, and at least {MIN_TOKENS} are needed"
+    if np.count_nonzero(sums[:, 1]) < 2:
+        return "all of its tokens are in one document, and at least 2 are needed"
+    return "its documents are too few and differ too much"

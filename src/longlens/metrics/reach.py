@@ -29,7 +29,6 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
-from longlens.keytokens.influence import ALPHA, BETA
 from longlens.keytokens.selection import KeySource, near_threshold_message, warn_near_threshold
 from longlens.metrics.corpus import Influence, choose_influence, is_evaluator
 from longlens.metrics.gains import (
@@ -39,12 +38,22 @@ from longlens.metrics.gains import (
     read_reference_gains,
     rising_contexts,
 )
-from longlens.metrics.uncertainty import RESAMPLES, Doubles, Interval, percentile_interval, resampled_sums
+from longlens.metrics.uncertainty import (
+    MIN_TOKENS,
+    RESAMPLES,
+    Doubles,
+    Interval,
+    drawn_values,
+    linearised,
+    percentile_interval,
+    quantile,
+    scaled_deviations,
+)
 from longlens.scoring.scores import Scores
 
 SCHEMA_VERSION = 1
 REACHED = 0.9
-MIN_DOCUMENTS = 10
+MIN_DOCUMENTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,7 @@ class Drop:
         from_context: K_j.
         to_context: K_{j+1}.
         nats: ``G(K_j) - G(K_{j+1})``, above 0.
-        interval: 95 % interval of it; None with fewer than 10 documents.
+        interval: 95 % interval of it; None where the curve has no intervals.
     """
 
     from_context: int
@@ -66,18 +75,19 @@ class Drop:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The gain of one model on one set S of tokens. Intervals are 95 %, bootstrap over documents.
+    """The gain of one model on one set S of tokens. Intervals are 95 %, over documents (`metrics.uncertainty`).
 
     Attributes:
         contexts: K_1, …, K_m.
         gains: G at each of them, nats per token; raw.
-        gain_intervals: Of each; None with fewer than 10 documents that have tokens in S, as all intervals.
+        gain_intervals: Of each; None with fewer than 5 documents or 20 tokens in S, as all intervals.
         fit: G̃ at each of them.
         whole_gain: The same under the whole context of each token, nats per token.
         max_gain: max G̃, which is its last value. A maximum of what is noise is above 0 more often than not.
         max_gain_interval: Of `max_gain`.
         reach: R, tokens; None where `max_gain` is not above 0, or its interval reaches down to 0.
-        reach_interval: Of `reach`, the fit and R being computed anew in each resample; None where `reach` is.
+        reach_interval: Of `reach`, the fit and R being computed anew from gains that are drawn from their t
+            distribution; None where `reach` is. So is `max_gain_interval`.
         censored: Whether R lies in the last step, so that a larger K could move it: R is a lower bound.
         reach_interval_censored: Whether the upper end of the interval does.
         drops: The steps in which G fell.
@@ -141,9 +151,9 @@ def reach(
     *,
     evaluator_scores: Scores | None = None,
     keys: KeySource | None = None,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    use_lcl: bool = True,
+    alpha: float | None = None,
+    beta: float | None = None,
+    use_lcl: bool | None = None,
     reference_scores: Scores | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -157,27 +167,32 @@ def reach(
         model_scores: Of the model, at three K or more with d <= K/2.
         evaluator_scores: Of another model, on the same texts and at K_1 too: it selects the key tokens there.
         keys: Key tokens instead, selected before.
-        alpha: As in `select_key_tokens`, nats.
-        beta: As in `select_key_tokens`, nats.
-        use_lcl: As in `select_key_tokens`.
+        alpha: As in `select_key_tokens`, nats; 2 by default.
+        beta: As in `select_key_tokens`, nats; -2 by default.
+        use_lcl: As in `select_key_tokens`; true by default.
         reference_scores: Of a model to measure the gain by, on the same texts and at the same K.
-        seed: Of the intervals.
-        resamples: Of the intervals.
+        seed: Of the draws that give the intervals of the largest gain and of R.
+        resamples: How many draws.
 
     Raises:
         UserError: Fewer than three K, or d > K/2; evaluator scores and keys at once, or settings that keys have
-            already; a document that is missing there, or is another text; a reference with other documents or K; no
-            document is longer than K_m.
+            already or that select nothing; a document that is missing there, or is another text; a reference with other
+            documents or K; no document is longer than K_m.
 
     Warns:
         LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
     """
+    if resamples < 1:
+        raise UserError(f"resamples is {resamples}, expected 1 or more")
     shorts = rising_contexts(model_scores)
     contexts = tuple(short.context for short in shorts)
     own = None in (evaluator_scores, keys) and is_evaluator(model_scores, evaluator_scores, keys)
     chosen = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
-    given = (None, None) if own else (evaluator_scores, keys)
-    influence = _influence(given[0], given[1], model_scores, contexts[0], **chosen)
+    if own:
+        choose_influence(evaluator_scores, keys, **chosen)  # for what it refuses
+        influence = choose_influence(None, None)
+    else:
+        influence = _influence(evaluator_scores, keys, model_scores, contexts[0], **chosen)
     model = read_gains(model_scores, shorts, influence)
     rule = {} if influence.keys is None else influence.keys.settings
     warn_near_threshold(*model.near, rule.get("dtype"))
@@ -273,9 +288,9 @@ def _curve(
     reached = effective_reach(contexts, fit)
     num_documents = int(np.count_nonzero(columns[:, -1]))
     intervals = None
-    if num_documents >= MIN_DOCUMENTS:
-        intervals = _intervals(contexts, columns, seed, resamples)
-        if intervals.max_gain[0] <= 0:
+    if num_documents >= MIN_DOCUMENTS and num_tokens >= MIN_TOKENS:
+        intervals = curve_intervals(contexts, columns, seed, resamples)
+        if intervals is not None and intervals.max_gain[0] <= 0:
             reached = None
     reach_interval = intervals.reach if intervals and reached is not None else None
     own, others = _gain_per_character(sums), _gain_per_character(reference)
@@ -318,23 +333,32 @@ class _Intervals(NamedTuple):
     reach: Interval | None
 
 
-def _intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> _Intervals:
-    """Everything anew from resampled documents; without a token in S, or for R without a gain, one has no value.
+def curve_intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> _Intervals | None:
+    """The intervals of gains and drops by the rule for ratios; of the fit's maximum and of R from draws of the gains.
+
+    R is of the draws that have one. None where one document has all the tokens.
 
     Args:
         contexts: ``(m,)`` K.
         columns: ``(n, m + 2)``: a document's sums of gains at each K and under the whole context, and its tokens.
-        seed: Of the resampling.
+        seed: Of the draws.
         resamples: How many.
     """
-    totals = resampled_sums(columns, seed=seed, resamples=resamples)
-    totals = totals[:, totals[-1] > 0]
-    gains = totals[:-2] / totals[-1]
-    fits = np.array([_isotonic(drawn) for drawn in gains.T])
+    gains, deviations, shares = linearised(columns[:, :-2].T, columns[:, -1])
+    found = scaled_deviations(deviations, shares)
+    if found is None:
+        return None
+    scaled, freedom = found
+    fits = np.array([_isotonic(drawn) for drawn in drawn_values(gains, scaled, freedom, seed, resamples).T])
     reaches = [reached for fit in fits if (reached := effective_reach(contexts, fit)) is not None]
+
+    def intervals(values: Doubles, scaled: Doubles) -> tuple[Interval, ...]:
+        half = quantile(freedom) * np.sqrt((scaled**2).sum(axis=1))
+        return tuple(zip((values - half).tolist(), (values + half).tolist(), strict=True))
+
     return _Intervals(
-        gains=tuple(percentile_interval(drawn) for drawn in gains),
-        drops=tuple(percentile_interval(-drawn) for drawn in np.diff(gains, axis=0)),
+        gains=intervals(gains, scaled),
+        drops=intervals(-np.diff(gains), np.diff(scaled, axis=0)),
         max_gain=percentile_interval(fits[:, -1]),
         reach=percentile_interval(np.array(reaches)) if reaches else None,
     )
@@ -343,9 +367,10 @@ def _intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples
 def _gains_surely(contexts: tuple[int, ...], sums: Sequence[DocumentGains], seed: int, resamples: int) -> bool:
     """Whether the largest gain can be told from 0; with too few documents to say, yes."""
     columns = np.array([[*document.gains, document.num_tokens] for document in sums], dtype=np.float64)
-    if np.count_nonzero(columns[:, -1]) < MIN_DOCUMENTS:
+    if np.count_nonzero(columns[:, -1]) < MIN_DOCUMENTS or columns[:, -1].sum() < MIN_TOKENS:
         return True
-    return _intervals(contexts, columns, seed, resamples).max_gain[0] > 0
+    found = curve_intervals(contexts, columns, seed, resamples)
+    return found is None or found.max_gain[0] > 0
 
 
 def _gain_per_character(sums: Sequence[DocumentGains]) -> float | None:
@@ -409,10 +434,11 @@ def _notes_on_curves(model: Gains, everything: Curve, of_keys: Curve | None) -> 
             "tokens: use longer documents, or a lower --alpha"
         )
     for tokens, curve in (("all tokens", everything), ("key tokens", of_keys)):
-        if curve is not None and curve.num_documents < MIN_DOCUMENTS:
+        if curve is not None and curve.gain_intervals is None:
             notes.append(
-                f"the curve of {tokens} of {model.name} has no intervals: with {curve.num_documents} documents noise "
-                f"cannot be told from gain, and R is a point estimate (at least {MIN_DOCUMENTS} are needed)"
+                f"the curve of {tokens} of {model.name} has no intervals: with {curve.num_documents} documents and "
+                f"{curve.num_tokens} tokens noise cannot be told from gain, and R is a point estimate (at least "
+                f"{MIN_DOCUMENTS} documents and {MIN_TOKENS} tokens are needed)"
             )
     return notes
 

@@ -170,9 +170,11 @@ def _interval(both: tuple[float, float] | None) -> str:
 
 
 def _difference(difference: Difference | None) -> tuple[str, str, str]:
-    """The difference, its interval, and whether that settles it."""
+    """The difference, its interval, and whether that excludes 0."""
     if difference is None:
         return "–", "–", "–"
     needed = difference.documents_to_settle
-    open_ = "open" if needed is None else f"open; about {needed:,} documents would settle it"
-    return f"{difference.value:+,.3f}", _interval(difference.interval), "settled" if difference.settled else open_
+    verdict = {None: "–", True: "significant", False: "inconclusive"}[difference.significant]
+    if difference.significant is False and needed is not None:
+        verdict += f"; about {needed:,} documents would make it significant"
+    return f"{difference.value:+,.3f}", _interval(difference.interval), verdict

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA
+from longlens.keytokens.influence import ALPHA, BETA
 from longlens.keytokens.selection import KeySource, select_key_tokens
 from longlens.metrics.comparison import PairComparison, compare
 from longlens.metrics.corpus import AnswerSpans
@@ -95,10 +95,10 @@ def summarize_runs(
     *,
     evaluator_scores: Scores | None = None,
     keys: KeySource | None = None,
-    alpha: float = ALPHA,
-    beta: float = BETA,
-    gamma: float = GAMMA,
-    use_lcl: bool = True,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    use_lcl: bool | None = None,
     context: int | None = None,
     stride: int | None = None,
     answers: AnswerSpans | None = None,
@@ -117,7 +117,7 @@ def summarize_runs(
         use_lcl: See there.
         context: See there.
         stride: See there.
-        answers: `[start, end)` in characters of the answers, by document id: distributions are split by them.
+        answers: See there; distributions are split by them too.
         benchmarks: By the name of a benchmark, scores by the names of runs (see `read_benchmarks`).
 
     Raises:
@@ -136,28 +136,24 @@ def summarize_runs(
     elif evaluator_scores is not None:
         # One object for one run, so that it is shown once.
         evaluator_scores = next((run for run in runs if same_run(run, evaluator_scores)), evaluator_scores)
-    rule: dict[str, Any] = {
-        "alpha": alpha,
-        "beta": beta,
-        "use_lcl": use_lcl,
-        "context": context,
-        "stride": stride,
-    }
-    chosen = {"evaluator_scores": evaluator_scores, "keys": keys, "gamma": gamma, **rule}
+    rule: dict[str, Any] = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
+    place: dict[str, Any] = {"context": context, "stride": stride}
+    chosen = {"evaluator_scores": evaluator_scores, "keys": keys, "gamma": gamma, "answers": answers, **rule, **place}
     pairs: Sequence[PairComparison] = []
     if len(runs) > 1:
         found = compare(runs, **chosen)
         results, pairs = list(found.results), found.pairs
         notes += found.warnings
     else:
-        results = [perplexity(runs[0], answers=answers, **chosen)]
+        results = [perplexity(runs[0], **chosen)]
         notes += results[0].warnings
+    given_keys = keys
     if keys is None and evaluator_scores is not None:
-        keys = select_key_tokens(evaluator_scores, **rule)
+        keys = select_key_tokens(evaluator_scores, **rule, **place)
     shown = [*runs]
     if evaluator_scores is not None and not any(run is evaluator_scores for run in runs):
         shown.append(evaluator_scores)
-    reaches = _reaches(shown, evaluator_scores, alpha=alpha, beta=beta, use_lcl=use_lcl, notes=notes)
+    reaches = _reaches(shown, evaluator_scores, given_keys, rule, notes)
     summarized = [
         Run(
             name=name,
@@ -171,10 +167,9 @@ def summarize_runs(
             else threshold_table(
                 run,
                 evaluator_scores,
-                alphas=positions(alpha, 0.0, 8.0),
-                betas=np.concatenate([[-np.inf], positions(beta, -10.0, 0.0)]),
-                context=context,
-                stride=stride,
+                alphas=positions(ALPHA if alpha is None else alpha, 0.0, 8.0),
+                betas=np.concatenate([[-np.inf], positions(BETA if beta is None else beta, -10.0, 0.0)]),
+                **place,
             ),
         )
         for name, run, result, reached in zip(
@@ -211,7 +206,11 @@ def _short(run: Scores, keys: KeySource | None) -> ShortContext | None:
 
 
 def _reaches(
-    runs: Sequence[Scores], evaluator: Scores | None, *, alpha: float, beta: float, use_lcl: bool, notes: list[str]
+    runs: Sequence[Scores],
+    evaluator: Scores | None,
+    keys: KeySource | None,
+    rule: Mapping[str, Any],
+    notes: list[str],
 ) -> list[ReachResult | None]:
     """The reach of every run that can have one; why another has none goes into the notes."""
     reaches: list[ReachResult | None] = []
@@ -224,14 +223,8 @@ def _reaches(
         same = (other for other in others if {short.context for short in other.short_contexts} == contexts)
         selects = evaluator is not None and min(contexts) in {short.context for short in evaluator.short_contexts}
         try:
-            reached = reach(
-                run,
-                evaluator_scores=evaluator if selects else None,
-                alpha=alpha,
-                beta=beta,
-                use_lcl=use_lcl,
-                reference_scores=next(same, None),
-            )
+            selecting = {"evaluator_scores": evaluator, **rule} if selects else {"keys": keys}
+            reached = reach(run, **selecting, reference_scores=next(same, None))
         except UserError as error:
             notes.append(f"no context reach of {run.manifest['model']['name']}: {error}")
             reaches.append(None)

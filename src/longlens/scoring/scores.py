@@ -42,6 +42,7 @@ class TokenScores:
         long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN where nothing precedes it.
         short: ``(n,)`` float32 for each short context, nats; NaN for the tokens before K.
         selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short scores.
+        answer_spans: ``[start, end)`` in characters of the text that answer a question; None where none were named.
     """
 
     id: str
@@ -53,6 +54,7 @@ class TokenScores:
     long_logprobs: Floats
     short: Mapping[ShortContext, Floats]
     selected: ShortContext | None
+    answer_spans: Sequence[tuple[int, int]] | None = None
 
     def at(self, *, context: int, stride: int | None = None) -> TokenScores:
         """The same scores under another short context that was scored.

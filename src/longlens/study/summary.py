@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from longlens.metrics.uncertainty import mean_interval
 from longlens.study.settings import Study
 
 METRICS = ("accuracy", "answer_nll", "longppl", "ppl", "short_ppl")
-LEVEL = 0.95
 
 
 def equal_time_step(step: int, ratio: float) -> int:
@@ -137,23 +137,12 @@ def _cells(metrics: Mapping[str, Any], sign: str = "") -> list[str]:
     return cells
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """``mean -+ t * s / sqrt(n)``, 95 %, with Student's t of n - 1 degrees of freedom; None for fewer than 2 values."""
-    if len(values) < 2:
-        return None
-    from scipy import stats
-
-    middle = float(np.mean(values))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return middle - half, middle + half
-
-
 def _intervals(columns: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, values in columns.items():
         have = [value for value in values if value is not None]
         complete = len(have) == len(values)
-        both = t_interval(have) if complete else None
+        both = mean_interval(have) if complete else None
         found[name] = {
             "mean": _mean(values),
             "low": both[0] if both else None,

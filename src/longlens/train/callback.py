@@ -88,7 +88,7 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
             # Hashing the weights of a large model takes longer than scoring, and nothing of this run is stored.
             scorer = TransformersScorer(inner, tokenizer, source="in training", weights_sha256="in training")
             scores = score(self.documents, scorer, context=None, max_length=self.max_length)
-        result = perplexity(scores, keys=self.keys, resamples=10)  # no interval is shown
+        result = perplexity(scores, keys=self.keys)
         found = {
             "eval_ppl": result.ppl,
             "eval_longppl": result.longppl,

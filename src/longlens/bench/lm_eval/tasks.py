@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.bench.names import HarnessTask
 from longlens.errors import UserError, library_errors, one_line, shown
 from longlens.files import cache_folder
+from longlens.metrics.uncertainty import Estimate, bounded_interval
 from longlens.tasks.fitting import Draft, Tokens
 from longlens.tasks.overlong import shortened
 
@@ -105,7 +107,10 @@ def run_task(
                 "copies of the hub's data sets as DIR/owner/name"
             ) from error
     return {
-        "results": {name: _scores(row) for name, row in found["results"].items()},
+        "results": {
+            name: _scores(row, found["n-samples"].get(name, {}).get("effective", 0))
+            for name, row in found["results"].items()
+        },
         "num_samples": found["n-samples"],
         "versions": found["versions"],
         "few_shot": found["n-shot"],
@@ -115,8 +120,8 @@ def run_task(
     }
 
 
-def _scores(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Metrics of a task in percent, each with the interval of its standard error."""
+def _scores(row: Mapping[str, Any], num_samples: int) -> dict[str, dict[str, Any]]:
+    """Metrics of a task in percent, each with the interval that its standard error gives (see `bounded_interval`)."""
     scores = {}
     for key, value in row.items():
         metric, _, which = key.partition(",")
@@ -124,8 +129,12 @@ def _scores(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         error = row.get(f"{metric}_stderr,{which}")
         name = metric if which == "none" else f"{metric} ({which})"
-        half = 1.96 * error * 100 if isinstance(error, (int, float)) else None
-        interval = None if half is None else [100 * value - half, 100 * value + half]
+        interval = None
+        if isinstance(error, (int, float)) and math.isfinite(error) and num_samples > 1:
+            both = Estimate(value, error, num_samples - 1).interval()
+            if 0 <= value <= 1:
+                both = bounded_interval(value, error**2 * num_samples, num_samples)
+            interval = None if both is None else [100 * end for end in both]
         scores[name] = {"score": 100 * value, "interval": interval}
     return scores
 

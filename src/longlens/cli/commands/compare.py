@@ -11,6 +11,7 @@ from longlens.cli import options as o
 
 
 def compare(
+    command: typer.Context,
     scores: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
@@ -20,9 +21,10 @@ def compare(
     gamma: o.Gamma = o.GAMMA,
     context: o.AtContext = None,
     stride: o.AtStride = None,
+    answers: o.Answers = None,
     as_json: o.Json = False,
 ) -> None:
-    """Paired differences between models on the same documents and key tokens, and how many documents would settle them.
+    """Paired differences between models on the same documents and key tokens, and how many documents they need.
 
     Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
     """
@@ -31,9 +33,10 @@ def compare(
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
 
-    chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    spans = None if answers is None else o.read_answers(answers)
     with told_once():
-        found = compute([open_scores(path) for path in scores], **chosen)
+        found = compute([open_scores(path) for path in scores], answers=spans, **chosen)
     if as_json:
         print_json(found.to_json())
         return
@@ -51,9 +54,9 @@ def compare(
             difference = getattr(pair, field)
             if difference is not None:
                 needed = number(difference.documents_to_settle, 0)
-                verdict = "settled" if difference.settled else "open"
+                verdict = {None: "-", True: "significant", False: "inconclusive"}[difference.significant]
                 rows.append([name, number(difference.value), interval(difference.interval), verdict, needed])
-        columns = [f"{pair.model} minus {pair.baseline}", "difference", "95 % interval", "", "documents to settle"]
+        columns = [f"{pair.model} minus {pair.baseline}", "difference", "95 % interval", "", "documents needed"]
         print_table(columns, rows)
     for warning in found.warnings:
         say(f"note: {warning}")

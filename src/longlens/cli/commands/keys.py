@@ -9,8 +9,15 @@ import typer
 
 from longlens.cli import options as o
 
+SELECTING = ("alpha", "beta", "no_lcl", "context", "stride")
+READING = (
+    *("max_characters", "max_length", "truncate_with", "text_field", "id_field", "subset", "split"),
+    *("tokenized_with", "min_tokens", "samples"),
+)
+
 
 def keys(
+    command: typer.Context,
     sources: Annotated[list[str], typer.Argument(help="A run folder, or documents with --from-upstream.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the key tokens, such as keys.jsonl.")],
     from_upstream: Annotated[
@@ -45,7 +52,9 @@ def keys(
     from longlens.keytokens.selection import KeySource, select_key_tokens
     from longlens.scoring.reader import open_scores
 
+    rule = o.key_rule(command, alpha, beta, no_lcl)
     if from_upstream is not None:
+        o.refuse(command, "with --from-upstream, whose tokens were selected already", *SELECTING)
         reading = ReadOptions(
             text_field=text_field,
             id_field=id_field,
@@ -61,8 +70,8 @@ def keys(
     elif len(sources) != 1:
         raise UserError(f"{len(sources)} run folders were given; keys are of one: longlens keys SCORES -o keys.jsonl")
     else:
-        scores = open_scores(sources[0], context=context, stride=stride)
-        selected = select_key_tokens(scores, alpha=alpha, beta=beta, use_lcl=not no_lcl)
+        o.refuse(command, "for a run folder, whose texts are scored already", *READING)
+        selected = select_key_tokens(open_scores(sources[0], context=context, stride=stride), **rule)
     write_keys(out, selected, overwrite=overwrite)
     if as_json:
         settings = dict(selected.settings)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def longppl(
+    command: typer.Context,
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=f"The evaluated model. {o.MODEL_HELP}")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
@@ -78,6 +79,8 @@ def longppl(
             "LongPPL needs key tokens: give --evaluator MODEL or --keys FILE, one of them (--evaluator self selects "
             "by the evaluated model, which the paper finds uninformative)"
         )
+    if keys is not None:
+        o.refuse(command, "with --keys, which were selected already", "context", "stride")
     check_window_settings(context, stride)
     if evaluator == "self":
         say("warning: the model is its own evaluator, for which the paper finds LongPPL uninformative (appendix B.2)")
@@ -100,7 +103,7 @@ def longppl(
         samples=samples,
     )
     storing = {"bos": bos, "store_text": not no_text, "extrapolate": extrapolate}
-    chosen = o.choice(None, keys, alpha, beta, gamma, no_lcl, None, None)
+    chosen = o.choice(command, None, keys, alpha, beta, gamma, no_lcl, None, None)
     # Under the window rule one run gives both sides of a model that is its own evaluator.
     alone = evaluator == "self" and bos == "window"
     selects = None if alone or evaluator is None else model if evaluator == "self" else evaluator

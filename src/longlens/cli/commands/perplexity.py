@@ -10,11 +10,15 @@ import typer
 
 from longlens.cli import options as o
 
+MODELS_AS_ROWS = 8
+"""From how many models on each is a row and not a column."""
+
 if TYPE_CHECKING:
     from longlens.metrics.perplexity import PerplexityResult
 
 
 def perplexity(
+    command: typer.Context,
     scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
@@ -25,6 +29,9 @@ def perplexity(
     context: o.AtContext = None,
     stride: o.AtStride = None,
     answers: o.Answers = None,
+    ngram: Annotated[
+        bool, typer.Option("--ngram", help="Perplexity on re-occurred 3-grams too (appendix B.7), which takes longest.")
+    ] = False,
     per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
@@ -36,10 +43,10 @@ def perplexity(
     from longlens.metrics.perplexity import perplexity as compute
     from longlens.scoring.reader import open_scores
 
-    chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     spans = None if answers is None else o.read_answers(answers)
     with told_once():
-        results = [compute(open_scores(path), answers=spans, **chosen) for path in scores]
+        results = [compute(open_scores(path), answers=spans, ngram=ngram, **chosen) for path in scores]
     if as_json:
         listed = [result.to_json(per_document=per_document) for result in results]
         print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})
@@ -70,7 +77,8 @@ def print_results(results: Sequence[PerplexityResult], *, per_document: bool = F
         ("evaluator", [r.evaluator or "-" for r in results]),
     ]
     shown = [(name, cells) for name, cells in rows if any(cell != "-" for cell in cells) or name == "LongPPL"]
-    print_table(["", *(r.model for r in results)], [[name, *cells] for name, cells in shown])
+    table = [[name, *cells] for name, cells in shown]
+    print_table(["", *(r.model for r in results)], table, turned=len(results) >= MODELS_AS_ROWS)
     for result in results:
         if per_document:
             print()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def reach(
+    command: typer.Context,
     scores: Annotated[list[Path], typer.Argument(help="Run folders, each scored at three K or more with d <= K/2.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
@@ -40,6 +41,7 @@ def reach(
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
+    rule = o.key_rule(command, alpha, beta, no_lcl)
     runs = [open_scores(path) for path in scores]
     evaluator = None if evaluator_scores is None else open_evaluator(evaluator_scores, runs[0])
     selected = None if keys is None else read_keys(keys)
@@ -52,9 +54,7 @@ def reach(
                 run,
                 evaluator_scores=evaluator,
                 keys=selected,
-                alpha=alpha,
-                beta=beta,
-                use_lcl=not no_lcl,
+                **rule,
                 reference_scores=None if run is measure else measure,
             )
         if found.reference is not None and measure is runs[0]:

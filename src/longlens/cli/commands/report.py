@@ -11,6 +11,7 @@ from longlens.cli import options as o
 
 
 def report(
+    command: typer.Context,
     scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score; the first is the baseline.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; an older report there is replaced.")],
     evaluator_scores: o.EvaluatorScores = None,
@@ -48,12 +49,14 @@ def report(
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
+    if document:
+        o.refuse(command, "with --document, which names the documents to show", "num_documents")
     if num_documents is not None and num_documents < 1:
         raise UserError(f"--num-documents is {num_documents}, expected 1 or more")
     if figures is not None:
         require("matplotlib", extra="figures", purpose="--figures")
     check_place(out)
-    chosen = o.choice(evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     runs = [open_scores(path) for path in scores]
     with told_once():
         summary = summarize_runs(

@@ -11,6 +11,7 @@ from longlens.cli import options as o
 
 
 def score(
+    command: typer.Context,
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=o.MODEL_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
@@ -50,6 +51,8 @@ def score(
     from longlens.scoring import run as scoring
     from longlens.scoring.store import check_writable
 
+    if long_only:
+        o.refuse(command, "with --long-only, which scores no short context", "context", "stride")
     contexts = None if long_only else o.integers(context, "--context")
     strides = o.integers(stride, "--stride")
     shorts = scoring.short_contexts(contexts, strides)
