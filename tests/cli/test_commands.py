@@ -153,11 +153,106 @@ def test_perplexity_per_document(scored, run):
     assert f"{found['documents'][0]['ppl']:,.3f}" in shown
 
 
-def test_perplexity_on_answers(scored, run, tmp_path):
-    (tmp_path / "answers.jsonl").write_text('{"id": "a.txt", "answer_spans": [[2, 6]]}\n')
-    found = run.json("perplexity", scored / "llama", "--answers", tmp_path / "answers.jsonl")
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("answers.jsonl", '{"id": "a.txt", "answer_spans": [[2, 6]]}\n\n{"id": "b.txt", "answer_spans": null}\n'),
+        ("answers.json", '[{"id": "a.txt", "answer_spans": [[2, 6]], "text": "beside"}]'),
+        ("answers", '{"id": "a.txt", "answer_spans": [[2, 6]]}\n'),
+    ],
+)
+def test_answers_reach_every_command(file, content, scored, run, tmp_path):
+    (tmp_path / file).write_text(content)
+    answers = ("--answers", tmp_path / file)
+    found = run.json("perplexity", scored / "llama", *answers)
     assert found["num_answer_tokens"] == 4
     assert found["ppl_answers"] > 1
+    both = (scored / "llama", scored / "other")
+    for runs in (both[:1], both):
+        printed = run.json("report", *runs, *answers, "-o", tmp_path / "r.html")
+        assert printed["results"][0]["ppl_answers"] == found["ppl_answers"]
+    assert run.json("compare", *both, *answers)["results"][0]["ppl_answers"] == found["ppl_answers"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        *(
+            ({"id": "a.txt", "answer_spans": spans}, "expected [start, end) in characters with 0 <= start <= end")
+            for spans in ([[3]], 5, ["a", "b"], [[1, 2, 3]], [[5, 2]], "ab", [[True, 3]])
+        ),
+        ({"id": [1], "answer_spans": [[1, 2]]}, "has a list in the field 'id'"),
+        ({"answer_spans": [[1, 2]]}, "has answer_spans without an id"),
+        ([1], "is [1], expected an object with id and answer_spans"),
+        ({"id": "a.txt"}, "has no answer_spans: expected rows such as"),
+        ({"id": "nosuch", "answer_spans": [[1, 2]]}, "none of these documents was scored"),
+    ],
+    ids=str,
+)
+def test_answers_that_are_none(row, message, scored, run, tmp_path):
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row))
+    for command in ("perplexity", "compare", "report"):
+        runs = (scored / "llama", scored / "other") if command == "compare" else (scored / "llama",)
+        page = ("-o", tmp_path / "r.html") if command == "report" else ()
+        assert message in run(command, *runs, "--answers", tmp_path / "answers.jsonl", *page).error
+
+
+def test_answers_that_are_twice_there_or_nested_too_deeply(scored, run, tmp_path):
+    rows = [{"id": "a.txt", "answer_spans": [[1, end]]} for end in (2, 3)]
+    for content, message in (
+        ("\n".join(map(json.dumps, rows)), "has other answer_spans for document 'a.txt' than a row before"),
+        ('{"id": "a.txt", "answer_spans": ' + "[" * 100_000, "is broken"),
+    ):
+        (tmp_path / "answers.jsonl").write_text(content)
+        assert message in run("perplexity", scored / "llama", "--answers", tmp_path / "answers.jsonl").error
+
+
+NO_EFFECT = {
+    ("perplexity", "llama"): ["--alpha 2", "--beta -2", "--gamma 5", "--no-lcl", "--stride 16"],
+    ("perplexity", "llama", "--keys", "K"): ["--alpha 2", "--beta -2", "--gamma 5", "--no-lcl", "--context 32"],
+    ("perplexity", "llama", "--evaluator-scores", "other", "--no-lcl"): ["--beta -2"],
+    ("compare", "llama", "other"): ["--alpha 2", "--gamma 5"],
+    ("compare", "llama", "other", "--keys", "K"): ["--alpha 2", "--gamma 5", "--stride 16"],
+    ("report", "llama", "--keys", "K", "-o", "r.html"): ["--alpha 2"],
+    ("report", "llama", "--document", "a.txt", "-o", "r.html"): ["--num-documents 1"],
+    ("keys", "llama", "-o", "k.jsonl"): ["--max-characters 5", "--text-field text", "--split test", "--samples 2"],
+    ("keys", "llama", "-o", "k.jsonl", "--no-lcl"): ["--beta -2"],
+    ("keys", "a.txt", "--from-upstream", "slices", "-o", "k.jsonl"): ["--alpha 2", "--no-lcl", "--context 32"],
+    ("score", "a.txt", "--model", "nosuch", "--long-only", "-o", "s"): ["--context 4096", "--stride 1024"],
+    ("longppl", "a.txt", "--model", "nosuch", "--keys", "K", "-o", "s"): ["--alpha 2", "--gamma 5", "--context 4096"],
+    ("longppl", "a.txt", "--model", "nosuch", "--evaluator", "x", "--no-lcl", "-o", "s"): ["--beta -2"],
+}
+
+
+@pytest.mark.parametrize("command", NO_EFFECT, ids=" ".join)
+def test_options_that_would_have_no_effect_are_refused(command, scored, work, run):
+    assert run("keys", scored / "other", "-o", "keys.jsonl").code == 0
+    for name in ("llama", "other"):  # run folders, in the place of the models
+        (work / name).unlink()
+        (work / name).symlink_to(scored / name)
+    before = sorted(work.iterdir())
+    arguments = ["keys.jsonl" if argument == "K" else argument for argument in command]
+    for option in NO_EFFECT[command]:
+        error = run(*arguments, *option.split()).error
+        name = option.split()[0]
+        assert name in error or name.replace("--no-", "use_").removeprefix("--") in error
+        assert any(words in error for words in ("have no effect", "cannot be chosen with keys", "selects without beta"))
+    assert sorted(work.iterdir()) == before
+
+
+def test_many_models_are_a_row_each(scored, run):
+    table = run("perplexity", *[scored / "llama", scored / "other"] * 15).out.splitlines()
+    assert len(table) == 31
+    expected = run.json("perplexity", scored / "llama")
+    assert table[0].split()[:2] == ["PPL", "95"]
+    assert [line.split()[1] for line in table[1::2]] == [f"{expected['ppl']:,.3f}"] * 15
+    assert all(line.split()[0] == expected["model"] for line in table[1::2])
+
+
+def test_ngrams_are_found_on_request(scored, run):
+    assert run.json("perplexity", scored / "llama")["ppl_ngram"] is None
+    assert run.json("perplexity", scored / "llama", "--ngram")["ppl_ngram"] > 1
+    assert "PPL on re-occurring 3-grams" in run("perplexity", scored / "llama", "--ngram").out
 
 
 def test_keys_give_what_the_evaluator_gives(scored, run, tmp_path):

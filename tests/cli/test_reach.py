@@ -66,6 +66,9 @@ def test_keys_give_what_the_evaluator_gives(reached, run, tmp_path):
     by_keys = run.json("reach", reached / "llama", "--keys", tmp_path / "keys8.jsonl")
     assert by_keys["keys"] == by_scores["keys"]
     assert by_keys["keys"]["num_tokens"] > 0
+    page = ("-o", tmp_path / "r.html")
+    (in_a_report,) = run.json("report", reached / "llama", "--keys", tmp_path / "keys8.jsonl", *page)["reach"]
+    assert in_a_report["keys"] == by_keys["keys"]
     elsewhere = run("reach", reached / "llama", "--keys", tmp_path / "keys16.jsonl")
     assert elsewhere.code == 0
     assert "note: the keys were selected at K=16" in elsewhere.err

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -267,29 +266,3 @@ def choice(
     if evaluator_scores is not None:
         evaluator = open_scores(evaluator_scores, context=context, stride=stride)
     return {"evaluator_scores": evaluator, "keys": selected, **settings}
-
-
-def read_answers(path: Path) -> Mapping[str, Any]:
-    """Answer spans by document id, from the JSONL that holds the documents or from one with id and answer_spans.
-
-    Raises:
-        UserError: No such file, a broken line, or no line has answer_spans.
-    """
-    spans: dict[str, Any] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                row = json.loads(line) if line.strip() else {}
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}:{number}: expected a JSON object with id and answer_spans")
-                if row.get("answer_spans") is not None:
-                    if not isinstance(row.get("id"), (str, int)):
-                        raise UserError(f"{path}:{number}: answer_spans without an id, which says of which document")
-                    spans[str(row["id"])] = row["answer_spans"]
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"cannot read {path}: {error}. Expected JSONL with id and answer_spans") from error
-    if not spans:
-        raise UserError(f"{path} has no answer_spans: expected lines such as {{'id': 'a', 'answer_spans': [[4, 9]]}}")
-    return spans

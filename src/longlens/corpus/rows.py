@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longlens.corpus.document import Document, check_answer_spans
+from longlens.corpus.document import Document, Spans, check_answer_spans
 from longlens.corpus.options import ReadOptions
 from longlens.errors import UserError, check_unicode, library_errors, one_line, shown, shown_value, utf8
 from longlens.files import ending_of, opened, parse_json
@@ -61,6 +61,35 @@ def rows_reader(path: Path) -> Callable[[], Iterator[Row]] | None:
         return partial(_json_rows, path)
     # A compressed Parquet file is no text either, and the error says so: its bytes are not UTF-8.
     return partial(_parquet_rows, path) if path.suffix.lower() in PARQUET_ENDINGS else None
+
+
+def read_answers(path: Path) -> dict[str, Spans]:
+    """Answer spans by document id, from a file of rows with ``id`` and ``answer_spans``; other fields do not matter.
+
+    Args:
+        path: JSON Lines unless its ending says otherwise (see `rows_reader`); it may be the file of the documents.
+
+    Raises:
+        UserError: The file cannot be read, a row has answer spans that are none, or for no document or for one that had
+            others; or no row has any.
+    """
+    spans: dict[str, Spans] = {}
+    for _, place, values in (rows_reader(path) or partial(_jsonl_rows, path))():
+        if not isinstance(values, dict):
+            raise UserError(f"{place} is {shown_value(values)}, expected an object with id and answer_spans")
+        if values.get("answer_spans") is None:
+            continue
+        id = _id_of_row(values, "", place, ReadOptions())
+        if not id:
+            raise UserError(f"{place} has answer_spans without an id, which says of which document")
+        found = check_answer_spans(values["answer_spans"], place)
+        if spans.setdefault(id, found) != found:
+            raise UserError(f"{place} has other answer_spans for document {shown(id)} than a row before: give it once")
+    if not spans:
+        raise UserError(
+            f'{shown(path)} has no answer_spans: expected rows such as {{"id": "a", "answer_spans": [[4, 9]]}}'
+        )
+    return spans
 
 
 def open_dataset(name: str, options: ReadOptions) -> Callable[[], Iterator[Row]]:

@@ -222,7 +222,7 @@ def _reach(runs: Sequence[Run], colors: dict[str, int], which: Literal["all", "k
         name=f"reach-{which}",
         title=f"Context reach, {tokens}",
         caption=f"Gain G(K): by how much the last K tokens predict {tokens} better than the first K does. Points: "
-        "measured, with 95 % intervals over documents where there are 10 or more; lines: isotonic fit; vertical: "
+        "measured, with 95 % intervals over documents where there are 5 or more; lines: isotonic fit; vertical: "
         f"effective reach, the smallest K with 90 % of the largest gain.{selected} {_reaches_in_words(curves)}",
         x=Axis(label="short context K, tokens of each model", log=True),
         y=Axis(label="gain over the smallest K, nats per token"),

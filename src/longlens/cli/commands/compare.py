@@ -30,11 +30,12 @@ def compare(
     """
     from longlens.cli.commands.perplexity import print_results
     from longlens.cli.console import interval, number, print_json, print_table, say, told_once
+    from longlens.corpus.rows import read_answers
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
 
     chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
-    spans = None if answers is None else o.read_answers(answers)
+    spans = None if answers is None else read_answers(answers)
     with told_once():
         found = compute([open_scores(path) for path in scores], answers=spans, **chosen)
     if as_json:

@@ -40,11 +40,12 @@ def perplexity(
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """
     from longlens.cli.console import print_json, told_once
+    from longlens.corpus.rows import read_answers
     from longlens.metrics.perplexity import perplexity as compute
     from longlens.scoring.reader import open_scores
 
     chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
-    spans = None if answers is None else o.read_answers(answers)
+    spans = None if answers is None else read_answers(answers)
     with told_once():
         results = [compute(open_scores(path), answers=spans, ngram=ngram, **chosen) for path in scores]
     if as_json:

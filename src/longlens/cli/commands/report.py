@@ -40,6 +40,7 @@ def report(
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """
     from longlens.cli.console import print_json, say, told_once
+    from longlens.corpus.rows import read_answers
     from longlens.errors import UserError, require
     from longlens.report import summarize_runs, write_report
     from longlens.report.benchmarks import read_benchmarks
@@ -61,7 +62,7 @@ def report(
     with told_once():
         summary = summarize_runs(
             runs,
-            answers=None if answers is None else o.read_answers(answers),
+            answers=None if answers is None else read_answers(answers),
             benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
             **chosen,
         )
