@@ -174,6 +174,14 @@ def test_answers_reach_every_command(file, content, scored, run, tmp_path):
     assert run.json("compare", *both, *answers)["results"][0]["ppl_answers"] == found["ppl_answers"]
 
 
+def test_answers_of_rows_are_stored_with_their_scores(work, run):
+    (work / "rows.jsonl").write_text(json.dumps({"id": "a", "text": "It is 42. " * 20, "answer_spans": [[6, 8]]}))
+    assert run("score", "rows.jsonl", "--model", "llama", *RULE, "-o", "out").code == 0
+    found = run.json("perplexity", "out")
+    assert found["num_answer_tokens"] == 2
+    assert found == run.json("perplexity", "out", "--answers", "rows.jsonl")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

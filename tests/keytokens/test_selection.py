@@ -51,12 +51,12 @@ def test_the_view_is_a_sequence_in_the_order_of_the_scores():
 
 def test_settings_say_how_they_were_selected():
     scored = run(dtype="bfloat16")
-    keys = select_key_tokens(scored, alpha=1, beta=-1, use_lcl=False)
+    keys = select_key_tokens(scored, alpha=1, use_lcl=False)
     assert keys.settings == {
         "evaluator": "toy",
         "evaluator_sha256": identity_of(scored).sha256,
         "alpha": 1,
-        "beta": -1,
+        "beta": -2,
         "lcl": False,
         "context": 4,
         "stride": 2,

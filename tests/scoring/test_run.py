@@ -17,6 +17,7 @@ import pytest
 import longlens
 from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
+from longlens.report import summarize_runs
 from longlens.scoring import store
 from longlens.scoring.run import own_limit
 from longlens.scoring.scorer import Result, ScorerInfo
@@ -394,6 +395,7 @@ import signal
 import sys
 import longlens.models
 from longlens.cli import main
+from longlens.report import summarize_runs
 from longlens.scoring import store
 from tests.scoring.test_run import FakeScorer
 store.PART_SECONDS = 0.05
@@ -540,3 +542,28 @@ def test_a_disk_that_is_really_full(tmp_path, fake, capsys, monkeypatch):
         assert resumed == rows(score(texts, FakeScorer(), **RULE))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_answers_of_documents_reach_the_numbers(stored, tmp_path):
+    text = "What is it? It is 42, as was said before."
+    given = {"a": [(12, 14), (18, 20), (38, 41)], "b": [], "c": None}
+    documents = [Document(id=id, text=text, answer_spans=spans) for id, spans in given.items()]
+    limit = CharacterLimit(max_characters=40)
+    out = tmp_path / "run" if stored else None
+    found = score(documents, FakeScorer(), context=4, stride=2, limit=limit, out=out)
+    assert [row.answer_spans for row in found] == [[(12, 14), (18, 20), (38, 40)], [], None]
+    result = longlens.perplexity(found)
+    assert (result.num_answer_tokens, result.num_rest_tokens) == (6, 34 + 40)
+    named = {id: spans for id, spans in given.items() if spans is not None}
+    assert longlens.perplexity(found, answers=named) == result
+    assert longlens.perplexity(found, answers={"c": [(0, 40)]}).num_answer_tokens == 40  # in place of them
+    assert summarize_runs([found]).runs[0].distributions.lsd.answers is not None
+
+
+@pytest.mark.parametrize("spans", [[[3]], 5, ["a", "b"], [(2, 1)], [(0, 99)]], ids=str)
+def test_answers_that_are_none_are_refused_before_a_model_runs(spans):
+    scorer = FakeScorer()
+    with pytest.raises(UserError, match="answer_spans of document 'a' has"):
+        score([Document(id="a", text="some text", answer_spans=spans)], scorer, context=4, stride=2)
+    assert scorer.requests == []

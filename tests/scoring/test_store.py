@@ -529,6 +529,7 @@ def test_columns_and_their_types_are_frozen():
         "char_start": places,
         "char_end": places,
         "logprobs": floats,
+        "answer_spans": places,
     }
     assert {field.name: field.type for field in SHORT_SCHEMA} == {"id": pa.string(), "logprobs": floats}
 
@@ -577,6 +578,10 @@ LISTS = ["token_ids", "char_start", "char_end", "logprobs"]
         ("long", "logprobs", lambda values: [5.0] * len(values), "a log-probability is 5, which is above 0"),
         ("long", "logprobs", lambda values: [*values[:-1], float("inf")], "a log-probability is inf"),
         ("long", "logprobs", lambda values: [values[0], NAN, *values[2:]], "a log-probability is NaN"),
+        *[
+            ("long", "answer_spans", lambda _, ends=ends: ends, "answer_spans are no pairs of characters of the text")
+            for ends in ([0], [2, 1], [-1, 2], [0, 79], [0, None])
+        ],
     ],
 )
 def test_a_row_that_cannot_be_right_is_named_with_its_part(real, side, column, change, message, tmp_path, capsys):
@@ -665,3 +670,14 @@ def test_a_folder_that_is_deleted_meanwhile_is_not_made_anew(replaced, tmp_path)
         delete()
     assert list(tmp_path.glob("run/**/*")) == []
     write(tmp_path / "run")
+
+
+def test_answers_are_kept_and_parts_of_before_have_none(tmp_path):
+    folder = tmp_path / "run"
+    with RunWriter(folder, manifest()) as writer:
+        for id, spans in (("a", [0, 2, 3, 3]), ("b", []), ("c", None)):
+            writer.add(None, long_row(id) | {"answer_spans": spans})
+    assert [row.answer_spans for row in open_scores(folder)] == [[(0, 2), (3, 3)], [], None]
+    (part,) = parts(folder)
+    pq.write_table(pq.read_table(part).drop_columns("answer_spans"), part, write_page_checksum=True)
+    assert [row.answer_spans for row in open_scores(folder)] == [None] * 3

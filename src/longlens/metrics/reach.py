@@ -187,7 +187,7 @@ def reach(
     shorts = rising_contexts(model_scores)
     contexts = tuple(short.context for short in shorts)
     own = None in (evaluator_scores, keys) and is_evaluator(model_scores, evaluator_scores, keys)
-    chosen = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
+    chosen: dict[str, Any] = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
     if own:
         choose_influence(evaluator_scores, keys, **chosen)  # for what it refuses
         influence = choose_influence(None, None)

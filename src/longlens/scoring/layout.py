@@ -42,8 +42,11 @@ LONG_SCHEMA = pa.schema(
         ("char_start", pa.list_(pa.int64())),
         ("char_end", pa.list_(pa.int64())),
         ("logprobs", _floats),
+        ("answer_spans", pa.list_(pa.int64())),  # start, end, start, end, …; null where none were named
     ]
 )
+BEFORE_ANSWERS = pa.schema(list(LONG_SCHEMA)[:-1])
+"""`LONG_SCHEMA` of parts that were written before it had the last column."""
 SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
 
 
@@ -145,7 +148,7 @@ def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.Par
     try:
         with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             there = parquet.schema_arrow
-            if not there.equals(schema):
+            if not there.equals(schema) and not (schema is LONG_SCHEMA and there.equals(BEFORE_ANSWERS)):
                 raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
             if run is not None and (there.metadata or {}).get(RUN_KEY) != run.encode():
                 raise pa.ArrowInvalid("it is of a run of another model or with other settings")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from longlens.corpus import text_sha256
+from longlens.corpus.document import Spans
 from longlens.errors import UserError, shown
 from longlens.scoring.layout import (
     LONG_SCHEMA,
@@ -123,6 +124,7 @@ class StoredScores(Sequence[TokenScores]):
             long_logprobs=logprobs,
             short={},
             selected=self.selected,
+            answer_spans=_answer_spans(long, length),
         )
 
     def _short(self, short: ShortContext, row: Mapping[str, pa.Scalar], n: int, before: int) -> Floats:
@@ -185,6 +187,16 @@ def _array(row: Mapping[str, pa.Scalar], name: str, dtype: Any, length: int | No
     _require(length in (None, len(values)), f"{name} has {len(values)} entries for {length} tokens")
     array: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
     return array
+
+
+def _answer_spans(row: Mapping[str, pa.Scalar], length: int) -> Spans | None:
+    ends = row["answer_spans"].as_py() if "answer_spans" in row else None  # older parts have no such column
+    if ends is None:
+        return None
+    spans = list(zip(ends[::2], ends[1::2], strict=False))
+    fits = len(ends) % 2 == 0 and None not in ends and all(0 <= start <= end <= length for start, end in spans)
+    _require(fits, "answer_spans are no pairs of characters of the text")
+    return spans
 
 
 def _check_logprobs(logprobs: Floats) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from longlens.corpus import Document, text_sha256
+from longlens.corpus.document import check_answer_spans
 from longlens.errors import LonglensWarning, UserError, shown
 from longlens.runs.folder import versions
 from longlens.scoring.layout import SCHEMA_VERSION
@@ -317,6 +318,7 @@ class _Run:
             "token_ids": encoded.token_ids,
             "char_start": encoded.char_spans[:, 0],
             "char_end": encoded.char_spans[:, 1],
+            "answer_spans": _answer_ends(document, len(cut.text)),
         }
         requests = [list(self._side(document.id, ids, short)) for short in todo]
         if self._progress:
@@ -365,6 +367,14 @@ class _Run:
         writer.add(short, side.row | {"logprobs": side.logprobs})
 
 
+def _answer_ends(document: Document, length: int) -> list[int] | None:
+    """The answers of a text that was cut to this length: start, end, start, end, …; those beyond it are left out."""
+    if document.answer_spans is None:
+        return None
+    spans = check_answer_spans(document.answer_spans, f"document {shown(document.id)}", len(document.text))
+    return [min(end, length) for span in spans if span[0] < length for end in span]
+
+
 class _MemoryWriter:
     """The writer's face for scores that stay in memory."""
 
@@ -392,6 +402,9 @@ class _MemoryWriter:
                 long_logprobs=row["logprobs"],
                 short={short: self._sides[short][id]["logprobs"] for short in shorts},
                 selected=shorts[0] if shorts else None,
+                answer_spans=None
+                if row["answer_spans"] is None
+                else list(zip(row["answer_spans"][::2], row["answer_spans"][1::2], strict=True)),
             )
             for id, row in self._sides.get(None, {}).items()
         ]

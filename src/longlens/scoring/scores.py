@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
+from longlens.corpus.document import Spans
 from longlens.errors import UserError
 from longlens.runs.identity import ModelIdentity
 
@@ -54,7 +55,7 @@ class TokenScores:
     long_logprobs: Floats
     short: Mapping[ShortContext, Floats]
     selected: ShortContext | None
-    answer_spans: Sequence[tuple[int, int]] | None = None
+    answer_spans: Spans | None = None
 
     def at(self, *, context: int, stride: int | None = None) -> TokenScores:
         """The same scores under another short context that was scored.
