@@ -227,6 +227,13 @@ NO_EFFECT = {
     ("keys", "llama", "-o", "k.jsonl", "--no-lcl"): ["--beta -2"],
     ("keys", "a.txt", "--from-upstream", "slices", "-o", "k.jsonl"): ["--alpha 2", "--no-lcl", "--context 32"],
     ("score", "a.txt", "--model", "nosuch", "--long-only", "-o", "s"): ["--context 4096", "--stride 1024"],
+    ("score", "a.txt", "--model", "nosuch", "-o", "s"): ["--split test", "--subset x"],
+    ("score", "a.txt", "--model", "nosuch", "-o", "s", "--tokenized-with", "x"): ["--text-field text"],
+    ("score", "a.txt", "--model", "nosuch", "-o", "s", "--device-map", "auto"): ["--device auto"],
+    ("data", "weigh", "a.txt", "--scores", "llama", "-o", "w", "--short-logprobs"): ["--gamma 5"],
+    ("data", "pack", "a.txt", "--tokenizer", "x", "--length", "9", "-o", "p"): ["--split train"],
+    ("bench", "grade", "llama"): ["--dtype auto", "--allow-pickle"],
+    ("bench", "table", "llama", "--json"): ["--format text"],
     ("longppl", "a.txt", "--model", "nosuch", "--keys", "K", "-o", "s"): ["--alpha 2", "--gamma 5", "--context 4096"],
     ("longppl", "a.txt", "--model", "nosuch", "--evaluator", "x", "--no-lcl", "-o", "s"): ["--beta -2"],
 }

@@ -149,7 +149,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*QA, "--max-new-tokens", "0"], "--max-new-tokens is 0; expected at least 1, such as 256"),
         ([*QA, "--model", "nosuch/"], "no such model: 'nosuch/' is neither a folder, a .gguf file nor a hub id"),
         (["data", "qa", "nosuch", *QA[4:]], "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:"),
-        ([*QA, "--split", ""], "--split is empty: give a name, or leave it out"),
+        ([*QA, "--split", ""], "--split would have no effect without an hf: dataset: leave it out"),
         ([*QA[:-1], "llama"], "llama is not empty and holds no dataset (it has 'config.json'): give a new folder"),
         (["data", "weigh", "a.txt", "--scores", "nosuch", "-o", "out"], "no such folder: nosuch. Make scores with: "),
     ],
@@ -166,7 +166,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):
         (["--gamma", "0"], "gamma is 0.0, expected a finite number above 0: it is the largest weight of a token"),
         (
             ["--gamma", "2", "--short-logprobs"],
-            "--gamma is of weights, and --short-logprobs writes none: give gamma to",
+            "--gamma would have no effect with --short-logprobs, which writes no weights",
         ),
         (
             ["--tokenized", "--tokenizer", "x"],

@@ -206,8 +206,12 @@ def announce(scorer: Scorer, limit: Limit | None) -> None:
 
 def given(command: typer.Context, name: str, value: Any) -> Any:
     """The value of an option, or None where the user did not give it."""
+    return value if _is_given(command, name) else None
+
+
+def _is_given(command: typer.Context, name: str) -> bool:
     source = command.get_parameter_source(name)
-    return None if source is not None and source.name == "DEFAULT" else value
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def refuse(command: typer.Context, why: str, *names: str) -> None:
@@ -216,9 +220,24 @@ def refuse(command: typer.Context, why: str, *names: str) -> None:
     Raises:
         UserError: The user gave one of them.
     """
-    useless = [f"--{name.replace('_', '-')}" for name in names if given(command, name, True)]
+    useless = [f"--{name.strip('_').replace('_', '-')}" for name in names if _is_given(command, name)]
     if useless:
         raise UserError(f"{', '.join(useless)} would have no effect {why}: leave it out")
+
+
+def refuse_idle(command: typer.Context) -> None:
+    """Refuses options for reading and loading that others of the running command leave without effect.
+
+    Raises:
+        UserError: The user gave one of them.
+    """
+    values = command.params
+    if not any(str(source).startswith("hf:") for source in values.get("docs") or values.get("sources") or ()):
+        refuse(command, "without an hf: dataset", "subset", "split")
+    if values.get("tokenized_with") is not None or values.get("tokenized"):
+        refuse(command, "for rows that are tokenized already", "text_field")
+    if values.get("device_map") is not None:
+        refuse(command, "with --device-map", "device")
 
 
 def key_rule(command: typer.Context, alpha: float, beta: float, no_lcl: bool) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def build(
 
 @bench.command()
 def run(
+    command: typer.Context,
     tasks: Tasks,
     model: Annotated[str, typer.Option(help=f"{o.MODEL_HELP} Or a server, http://HOST:PORT/v1#NAME.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
@@ -186,6 +187,7 @@ def run(
     from longlens.reasoning import parse_marks
     from longlens.train.processes import Processes
 
+    o.refuse_idle(command)
     processes = Processes()
     engine = EngineSettings(
         model=model,
@@ -231,6 +233,7 @@ def run(
 
 @bench.command()
 def grade(
+    command: typer.Context,
     what: Annotated[Path, typer.Argument(help="A run's folder, or JSON Lines with id and prediction.")],
     samples: Annotated[Path | None, typer.Option(help="What the predictions are of: a file of bench build.")] = None,
     judge: Annotated[str | None, typer.Option(help=f"Judges answers of a run. {o.MODEL_HELP}")] = None,
@@ -263,6 +266,9 @@ def grade(
     from longlens.files import write_json
     from longlens.reasoning import parse_marks
 
+    if judge is None and nli is None:
+        idle = ("dtype", "device", "trust_remote_code", "allow_pickle")
+        o.refuse(command, "without --judge and --nli, which are models", *idle)
     marks = None if think_marks is None else parse_marks(think_marks)
     options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
@@ -298,6 +304,7 @@ def grade(
 
 @bench.command()
 def table(
+    command: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     by_depth: Annotated[bool, typer.Option("--by-depth", help="Scores by where the needle stands as well.")] = False,
     format_: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
@@ -315,6 +322,8 @@ def table(
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError
 
+    if as_json:
+        o.refuse(command, "with --json", "format_")
     if format_ not in FORMATS:
         raise UserError(f"--format is {format_!r}; expected one of {', '.join(FORMATS)}")
     results = {str(folder): summarise_run(folder, threshold=threshold) for folder in runs}

@@ -72,6 +72,7 @@ def mix(
 
 @data.command()
 def pack(
+    command: typer.Context,
     docs: o.Docs,
     tokenizer: Tokenizer,
     length: Annotated[str, typer.Option(help="Tokens of a row, such as 65536.")],
@@ -103,6 +104,7 @@ def pack(
     from longlens.data.recipe import whole_number
     from longlens.models import load_tokenizer
 
+    o.refuse_idle(command)
     counts = pack_folder(
         docs,
         load_tokenizer(tokenizer, trust_remote_code=trust_remote_code),
@@ -127,6 +129,7 @@ def pack(
 
 @data.command()
 def weigh(
+    command: typer.Context,
     docs: o.Docs,
     scores: Annotated[Path, typer.Option(help="Scores of the same documents, from longlens score.")],
     out: Out,
@@ -158,8 +161,9 @@ def weigh(
     from longlens.errors import UserError
     from longlens.scoring.reader import open_scores
 
-    if short_logprobs and gamma != o.GAMMA:
-        raise UserError("--gamma is of weights, and --short-logprobs writes none: give gamma to the training")
+    o.refuse_idle(command)
+    if short_logprobs:
+        o.refuse(command, "with --short-logprobs, which writes no weights (give gamma to the training)", "gamma")
     if tokenized and tokenizer is not None:
         raise UserError("--tokenizer is for texts, and --tokenized rows have their tokens: leave one of them out")
     encoder: Any = None
@@ -188,6 +192,7 @@ def weigh(
 
 @data.command()
 def qa(
+    command: typer.Context,
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=f"Model that writes the questions. {o.MODEL_HELP}")],
     out: Out,
@@ -226,6 +231,7 @@ def qa(
     from longlens.data.qa import QASettings
     from longlens.data.qa_folder import qa_folder
 
+    o.refuse_idle(command)
     settings = QASettings(
         pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
     )

@@ -54,6 +54,7 @@ def keys(
 
     rule = o.key_rule(command, alpha, beta, no_lcl)
     if from_upstream is not None:
+        o.refuse_idle(command)
         o.refuse(command, "with --from-upstream, whose tokens were selected already", *SELECTING)
         reading = ReadOptions(
             text_field=text_field,

@@ -51,6 +51,7 @@ def score(
     from longlens.scoring import run as scoring
     from longlens.scoring.store import check_writable
 
+    o.refuse_idle(command)
     if long_only:
         o.refuse(command, "with --long-only, which scores no short context", "context", "stride")
     contexts = None if long_only else o.integers(context, "--context")
