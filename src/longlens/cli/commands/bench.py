@@ -322,10 +322,10 @@ def table(
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError
 
-    if as_json:
-        o.refuse(command, "with --json", "format_")
     if format_ not in FORMATS:
         raise UserError(f"--format is {format_!r}; expected one of {', '.join(FORMATS)}")
+    if as_json:
+        o.refuse(command, "with --json", "format_")
     results = {str(folder): summarise_run(folder, threshold=threshold) for folder in runs}
     if figures is not None:
         for path in write_heatmaps(results, figures):
