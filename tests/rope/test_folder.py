@@ -42,8 +42,15 @@ def test_a_folder_computes_what_a_model_with_that_config_computes(name, base, id
         plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
         torch.testing.assert_close(logits(plain, ids), logits(wanted, ids))
     else:
-        with pytest.raises(KeyError, match=f"longlens_{name}"):
+        with pytest.raises(UserError, match=r"not one of transformers: load it with longlens\.rope\.load_model"):
             transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        content = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert "load it with longlens.rope.load_model(FOLDER)" in content.pop("longlens_requires")
+        # Folders of earlier versions do not say so, and load.
+        (tmp_path / "out" / "config.json").write_text(json.dumps(content))
+        torch.testing.assert_close(
+            logits(load_model(str(tmp_path / "out"), dtype=torch.float32), ids), logits(wanted, ids)
+        )
     assert transformers.AutoConfig.from_pretrained(base).to_dict() == before
 
 
@@ -56,7 +63,8 @@ def test_what_a_folder_holds(name, base, tmp_path):
     for file in base.glob("model*"):
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "out"))
-    assert {key for key in old | new if old.get(key) != new.get(key)} == {"rope_parameters", "max_position_embeddings"}
+    changed = {"rope_parameters", "max_position_embeddings"} | ({"longlens_requires"} if name == "clex" else set())
+    assert {key for key in old | new if old.get(key) != new.get(key)} == changed
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     if name == "clex":
         states = load_file(tmp_path / "out" / "longlens_rope.safetensors")

@@ -13,6 +13,11 @@ from longlens.rope.frequencies import Frequencies, Rope
 EABF_TYPE = "longlens_eabf"
 CLEX_TYPE = "longlens_clex"
 """Types of rotary embedding that transformers does not know, and so refuses instead of computing something else."""
+REQUIRES = (
+    "the rotary embedding of this model is not one of transformers: load it with longlens.rope.load_model(FOLDER) "
+    "(pip install longlens), or use it with the commands of longlens"
+)
+"""Written into the configuration of such a model as ``longlens_requires``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from longlens.errors import LonglensWarning, UserError, shown_value
-from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
+from longlens.rope.base import CLEX_TYPE, EABF_TYPE, REQUIRES, Method
 from longlens.rope.frequencies import Rope
 
 OWN_KEYS = ("original_max_position_embeddings", "factor", "first_layer", "width", "step")
@@ -128,6 +128,8 @@ def extend_config(config: Any, method: Method) -> Any:
     if hasattr(text, "head_dim") and text.head_dim is None:
         # transformers takes hidden size over heads for None, but not where it computes dynamic, yarn and longrope.
         text.head_dim = text.hidden_size // text.num_attention_heads
+    if own_type(new) is not None:
+        new.longlens_requires = REQUIRES
     _check_readable(new, parameters)
     return new
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longlens.errors import UserError, library_errors
 from longlens.models.forward import find_decoder
-from longlens.rope.base import CLEX_TYPE, EABF_TYPE, Method
+from longlens.rope.base import CLEX_TYPE, EABF_TYPE, REQUIRES, Method
 from longlens.rope.clex import ClexRotary
 from longlens.rope.config import (
     extend_config,
@@ -27,6 +28,15 @@ from longlens.rope.config import (
 )
 from longlens.rope.eabf import PREFIX, scale_queries
 from longlens.rope.frequencies import Rope
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise UserError(REQUIRES)
+
+
+# Else a plain ``from_pretrained`` of such a folder ends in a KeyError that says no more than the type.
+for _kind in (EABF_TYPE, CLEX_TYPE):
+    ROPE_INIT_FUNCTIONS.setdefault(_kind, _refuse)
 
 RTOL = 1e-5
 """Between frequencies in fp32 that were computed in two ways."""
@@ -51,7 +61,8 @@ def apply(model: Any, method: Method) -> Any:
     Raises:
         UserError: As `extend_config`; or the model's code does not compute what the method defines.
     """
-    new = text_config(extend_config(model.config, method))
+    extended = extend_config(model.config, method)
+    new = text_config(extended)
     text = text_config(model.config)
     rope = rope_of(text, method.original_length)
     modules = rotary_modules(model)
@@ -60,6 +71,8 @@ def apply(model: Any, method: Method) -> Any:
     for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings", "head_dim"):
         if getattr(new, name, None) != getattr(text, name, None):
             setattr(text, name, getattr(new, name))
+    if own_type(extended) is not None:
+        model.config.longlens_requires = REQUIRES
     for name, module in fresh.items():
         module.config = text
         model.set_submodule(name, module.to(_device_of(modules[name])))

@@ -13,7 +13,7 @@ from longlens.errors import shown_value
 
 _NAMES = (
     "_name_or_path name_or_path transformers_version architectures auto_map custom_pipelines _commit_hash "
-    "base_model_name_or_path revision peft_version auto_mapping"
+    "base_model_name_or_path revision peft_version auto_mapping longlens_requires"
 )
 _WAYS_TO_RUN = (
     "dtype torch_dtype use_cache return_dict output_attentions output_hidden_states chunk_size_feed_forward "
