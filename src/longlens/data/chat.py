@@ -81,9 +81,9 @@ def chat_dataset(
     under ``tools``, and further keys of a message, go to the template. What follows the last answer is left out, and a
     first message of the assistant is context, since there is no prompt for it.
 
-    Rows of JSON reach the template as they are written. Arrow (Parquet, saved datasets) gives every object all keys that
-    the objects of any row have, with null where they were missing, so nulls inside of objects are left out at any depth;
-    one that was meant cannot be told from those: keep such rows as JSON Lines.
+    Rows of JSON reach the template as they are written. Arrow (Parquet, saved datasets) gives every object all keys
+    that the objects of any row have, with null where they were missing, so nulls inside of objects are left out at any
+    depth; one that was meant cannot be told from those: keep such rows as JSON Lines.
 
     Args:
         sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
