@@ -433,8 +433,11 @@ def test_without_a_network_a_model_in_the_cache_is_read(models, tmp_path, monkey
     copy_of(models / "llama", snapshot)
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert load.hub_options(source) == {"local_files_only": True}
+    assert source.path == "owner/name"
     assert load_encoder("owner/name").bos_token_id == 256
+    start = time.monotonic()
+    assert load_scorer("owner/name").info.max_length == 4096
+    assert time.monotonic() - start < 15
 
 
 def test_weights_of_another_shape_are_refused(models, tmp_path):

@@ -102,7 +102,8 @@ def load_scorer(
         raise UserError(f"--batch-tokens is {batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
     check_folder(source)
-    hub_options(source)
+    if source.gguf is None and not Path(source.path).is_dir():
+        _check_hub(source)  # before torch is imported
     from longlens.scoring.transformers import TransformersScorer
 
     where = find_device(device)
@@ -243,7 +244,7 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    options = hub_options(source) if source.gguf is None else {"gguf_file": source.gguf}
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
     with explained(source, "model"):
         return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
 
@@ -284,7 +285,7 @@ def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
         if source.gguf is not None:
             require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
             return load_gguf_tokenizer(Path(source.path) / source.gguf)
-        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code, **hub_options(source))
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
 
 
 def load_weights(
@@ -302,7 +303,7 @@ def load_weights(
     if source.gguf is not None:
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     else:
-        options = options | {"use_safetensors": None if allow_pickle else True} | hub_options(source)
+        options = options | {"use_safetensors": None if allow_pickle else True}
     with explained(source, "model"):
         model, problems = load_model(source.path, dtype=dtype, output_loading_info=True, **options)
     return model, problems
@@ -331,7 +332,8 @@ def refuse_missing(name: str, model: Any, problems: Mapping[str, Any], step: str
 @contextmanager
 def explained(source: Source, what: str) -> Iterator[None]:
     """Turns what other libraries raise on a model that cannot be loaded or run into one line that says what to do."""
-    with library_errors(f"cannot load the {what} {shown(source.name)} ({source.note})", partial(_step, source, what)):
+    failed = f"cannot load the {what} {shown(source.name)} ({source.note})"
+    with library_errors(failed, partial(_step, source, what)), _hub(source):
         yield
 
 
@@ -372,21 +374,13 @@ def _hub_answers() -> bool:
     return True
 
 
-def hub_options(source: Source) -> dict[str, Any]:
-    """What ``from_pretrained`` is told of the hub: where that cannot be reached, its cache alone is read.
-
-    Raises:
-        UserError: The model is neither here nor in the cache, and the hub cannot be reached.
-    """
-    if source.gguf is not None or Path(source.path).is_dir():
-        return {}
+def _check_hub(source: Source) -> None:
+    """Refuses a model that is neither here nor in the hub's cache where the hub cannot be reached."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     files = ("config.json", "tokenizer_config.json", "tokenizer.json")
-    if any(isinstance(try_to_load_from_cache(source.path, file), str) for file in files):
-        return {} if _hub_answers() else {"local_files_only": True}
-    if _hub_answers():
-        return {}
+    if any(isinstance(try_to_load_from_cache(source.path, file), str) for file in files) or _hub_answers():
+        return
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     if source.name in EMBEDDED:
         raise UserError(f"{source.name} is not installed, and {reason}: {EMBEDDED[source.name].install}")
@@ -394,6 +388,23 @@ def hub_options(source: Source) -> dict[str, Any]:
         f"{shown(source.name)} is not in the hub's cache on this machine, and {reason}: connect, or give a folder, a "
         ".gguf file, smollm2 or gemma3-270m"
     )
+
+
+@contextmanager
+def _hub(source: Source) -> Iterator[None]:
+    """Where the hub cannot be reached, its client reads its cache alone meanwhile, as with HF_HUB_OFFLINE."""
+    if source.gguf is not None or Path(source.path).is_dir():
+        yield
+        return
+    from huggingface_hub import constants
+
+    _check_hub(source)
+    was = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was or not _hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
 
 
 def find_device(device: str) -> torch.device:
