@@ -567,3 +567,8 @@ def test_answers_that_are_none_are_refused_before_a_model_runs(spans):
     with pytest.raises(UserError, match="answer_spans of document 'a' has"):
         score([Document(id="a", text="some text", answer_spans=spans)], scorer, context=4, stride=2)
     assert scorer.requests == []
+
+
+def test_two_lengths_are_refused():
+    with pytest.raises(UserError, match="max_length is 30, and limit says what documents are cut to"):
+        score([], FakeScorer(), context=4, stride=2, max_length=30, limit=CharacterLimit(max_characters=40))

@@ -121,6 +121,8 @@ def score(
             folder made with other settings.
     """
     shorts = short_contexts(context, stride)
+    if limit is not None and max_length is not None:
+        raise UserError(f"max_length is {max_length}, and limit says what documents are cut to: give one of them")
     limit = limit or own_limit(scorer, max_length, extrapolate=extrapolate)
     settings = run_settings(scorer.info, shorts, bos=bos, limit=limit)
     run = _Run(scorer, shorts, bos, limit, extrapolate=extrapolate, store_text=store_text, progress=progress)
