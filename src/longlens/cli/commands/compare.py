@@ -59,5 +59,7 @@ def compare(
                 rows.append([name, number(difference.value), interval(difference.interval), verdict, needed])
         columns = [f"{pair.model} minus {pair.baseline}", "difference", "95 % interval", "", "documents needed"]
         print_table(columns, rows)
+    told = {warning for result in found.results for warning in result.warnings}  # with the results
     for warning in found.warnings:
-        say(f"note: {warning}")
+        if warning not in told:
+            say(f"note: {warning}")
