@@ -346,6 +346,10 @@ def test_a_panic_of_the_tokenizer_is_one_line(models, tmp_path):
         ),
         ("a shard's end", "a file of its weights is damaged or cut short: copy or download it again"),
         ("the tokenizer", r"holds no tokenizer \(such as tokenizer.json\): copy the one that the model was trained"),
+        (
+            "the tokenizer's model",
+            r"holds no tokenizer \(such as tokenizer.json\): copy the one that the model was trai",
+        ),
         ("the configuration", r"holds no model \(no config.json\): give one made by save_pretrained"),
         ("all shards", r"holds no weights \(no model.safetensors\): copy or download the model again"),
     ],
@@ -360,8 +364,11 @@ def test_half_a_model_folder_says_which_half_is_missing(damage, message, tmp_pat
     index = tmp_path / "model.safetensors.index.json"
     gone = {"a shard": [shards[1]], "the index": [index], "all shards": [*shards, index]}
     gone |= {"the tokenizer": [tmp_path / "tokenizer.json"], "the configuration": [tmp_path / "config.json"]}
+    gone |= {"the tokenizer's model": [tmp_path / "tokenizer.json"]}
     for file in gone.get(damage, []):
         file.unlink()
+    if damage == "the tokenizer's model":  # of which transformers makes a tokenizer of three tokens
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>"}')
     for end, file in (("the index's end", index), ("a shard's end", shards[1])):
         if damage == end:
             file.write_bytes(file.read_bytes()[:-50])

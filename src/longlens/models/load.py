@@ -265,27 +265,29 @@ def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(source.path)
-    if (
-        source.gguf is None
-        and folder.is_dir()
-        and not any(file for name in _VOCABULARIES for file in folder.glob(name))
-    ):
-        # Some tokenizers, of bytes or characters, have none.
-        config = folder / "tokenizer_config.json"
-        if not config.is_file() or read_json(config).get("tokenizer_class") in (
-            None,
-            "TokenizersBackend",
-            "PreTrainedTokenizerFast",
-        ):
-            raise UserError(
-                f"the folder {shown(source.name)} holds no tokenizer (such as tokenizer.json): copy the one that the "
-                "model was trained with into it"
-            )
+    has_vocabulary = (
+        source.gguf is not None
+        or not folder.is_dir()
+        or any(file for name in _VOCABULARIES for file in folder.glob(name))
+    )
+    nothing = UserError(
+        f"the folder {shown(source.name)} holds no tokenizer (such as tokenizer.json): copy the one that the model was "
+        "trained with into it"
+    )
+    # Some tokenizers, of bytes or characters, have no such file.
+    config = folder / "tokenizer_config.json"
+    generic = (None, "TokenizersBackend", "PreTrainedTokenizerFast")
+    if not has_vocabulary and (not config.is_file() or read_json(config).get("tokenizer_class") in generic):
+        raise nothing
     with explained(source, "tokenizer"):
         if source.gguf is not None:
             require("gguf", extra="gguf", purpose=f"{source.name} (a .gguf file)")
-            return load_gguf_tokenizer(Path(source.path) / source.gguf)
-        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+            return load_gguf_tokenizer(folder / source.gguf)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+    if not has_vocabulary and tokenizer.vocab_files_names:
+        # transformers makes one of the class that the configuration names, with special tokens alone.
+        raise nothing
+    return tokenizer
 
 
 def load_weights(
