@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from longlens import LonglensWarning, UserError, load_scorer, models
+from longlens import Document, LonglensWarning, UserError, load_scorer, models, score
 from longlens.models import Source, hash_files, load, load_encoder, load_tokenizer, resolve
 from longlens.models.gguf import _RULES
 
@@ -321,8 +321,9 @@ def test_a_broken_file_of_a_model_folder_is_one_short_line(file, content, models
     copy_of(models / "llama", tmp_path)
     text = content if isinstance(content, str) else changed(tmp_path / file, **content)
     (tmp_path / file).write_text(text)
-    with pytest.raises(UserError, match=r"cannot load the (tokenizer|model) '.*' \(local folder\): ") as caught:
-        load_scorer(str(tmp_path))
+    refused = r"cannot load the (tokenizer|model) '.*' \(local folder\): |cannot be run with a cache: "
+    with pytest.raises(UserError, match=refused) as caught:
+        score([Document(id="a", text="some text")], load_scorer(str(tmp_path)), context=4, stride=4)
     assert len(str(caught.value)) < 700
     assert str(caught.value).isprintable()
 

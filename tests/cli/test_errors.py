@@ -77,7 +77,7 @@ def test_documents(file, message, work, run):
         ("bert-lm", "BertLMHeadModel is not causal: hidden states of the first 24 tokens moved by"),
         ("pickled", "cannot load the model 'pickled' (local folder): "),
         ("custom", "cannot load the model 'custom' (local folder): "),
-        ("http://localhost:1/v1#m", "http://localhost:1/v1#m: scoring with a server is not there yet; give a hub id"),
+        ("http://localhost:1/v1#m", "'http://localhost:1/v1#m': scoring with a server is not there yet; give a hub id"),
     ],
 )
 def test_models(model, message, work, run, models):
