@@ -73,7 +73,7 @@ class EngineSettings:
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"--max-length is {self.max_length}; expected at least 1, or leave it out")
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise UserError(f"--batch-size is {self.batch_size!r}; expected a number from 1 on, or auto")
+            raise UserError(f"--batch-size is {shown_value(self.batch_size)}; expected a number from 1 on, or auto")
         if not self.backend:
             object.__setattr__(self, "backend", "local-completions" if self.server else HF)
         if self.backend == HF and self.server:

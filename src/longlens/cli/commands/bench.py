@@ -198,7 +198,7 @@ def run(
         device=device,
         device_map=device_map,
         attention=attention,
-        batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
+        batch_size=int(batch_size) if batch_size.isdecimal() and len(batch_size) < 10 else batch_size,
         max_length=max_length,
         api_key_env=api_key_env,
         trust_remote_code=trust_remote_code,
