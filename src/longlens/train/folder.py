@@ -18,7 +18,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,7 +35,6 @@ PACKAGES = ("accelerate", "datasets")
 """Those beside the usual ones that compute."""
 WHOLE = "longlens.json"
 """In a checkpoint, written when all else is."""
-RESULT = {"model", "steps", "loss", "evaluation"}
 STEP = "delete the line; nothing but the log itself is lost"
 _OWN = {".lock", "cache"}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -43,6 +42,11 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 class RunFolder:
     """The one writer of a run, under an OS lock.
+
+    Args:
+        path: The folder.
+        settings: Of the run; others are refused.
+        result: Keys that the result of a run that is done has.
 
     Attributes:
         path: The folder.
@@ -52,7 +56,7 @@ class RunFolder:
         UserError: Another process writes there, or the folder holds something else, or was begun with another recipe.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, result: Collection[str] = ()) -> None:
         self.path, self._settings = path, dict(settings)
         self.checkpoints, self.log = path / "checkpoints", path / "log.jsonl"
         self._own = OwnFolder(path, "run", marker="recipe.yaml", own=_OWN, doing="training in", example="run")
@@ -61,8 +65,9 @@ class RunFolder:
             done = path / "result.json"
             step = f"delete {done}, and run the same command again"
             self.result = read_json(done, step) if done.exists() else None
-            if self.result is not None and not self.result.keys() >= RESULT:
-                raise UserError(f"{done} is broken (it has no {min(RESULT - self.result.keys())}): {step}")
+            lacking = [] if self.result is None else [name for name in result if name not in self.result]
+            if lacking:
+                raise UserError(f"{done} is broken (it has no {lacking[0]}): {step}")
         except BaseException:
             self._own.release()
             raise

@@ -31,6 +31,7 @@ from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha
 from longlens.train.settings import Offline
 
 SCHEMA_VERSION = 1
+RESULT = ("evaluation", "loss", "model", "steps")
 Told = Callable[[str], None]
 
 
@@ -108,7 +109,7 @@ def run(
             committer = Committer(None, "", recipe.training.keep)
             _train(_trainer(recipe, start, tokenizer, arguments, [committer]), start)
         return {}
-    with processes.leading(), RunFolder(out, recipe.resolved()) as folder, _writing(out, folder):
+    with processes.leading(), RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
         if folder.result is not None:
             processes.tell({"done": True})
             told(f"{out}: done already, nothing was changed")
