@@ -123,7 +123,7 @@ def test_a_run_and_what_it_leaves(place):
 
 @pytest.mark.parametrize("loss", ["ce", BASE["loss"], {"chunked-longce": {"context": 8, "stride": 8}}])
 def test_the_first_loss_is_that_of_the_rows(place, loss):
-    made = recipe(loss=loss, training={"steps": 1, "batch_size": 10, "per_device_batch_size": 2})
+    made = recipe(loss=loss, training={"steps": 1, "batch_size": 11, "per_device_batch_size": 1})
     result = run(made, "out")
     rows = load_rows(Path("out/data"), place / "cache", made)
     model = load_model("llama")
@@ -132,7 +132,7 @@ def test_the_first_loss_is_that_of_the_rows(place, loss):
         ids, labels, positions = (torch.tensor([row[name]]) for name in ("input_ids", "labels", "position_ids"))
         found = weighted_nll(model, ids, labels, longce=made.loss, position_ids=positions)
         total, number = total + found.total.item(), number + len(found.weights)
-    assert len(rows) == 10, "one batch holds all rows, so that their order does not matter"
+    assert len(rows) == 11, "one batch holds all rows, so that their order does not matter"
     assert result["loss"]["first"] == pytest.approx(total / number, rel=1e-5)
 
 
