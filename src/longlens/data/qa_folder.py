@@ -61,7 +61,7 @@ def qa_folder(
 
     A row has ``messages``; ``document_id``, ``document_sha256``, ``document_characters``; ``document_span`` and
     ``passage_span``, characters ``[start, end)`` of the document that are in the row, and that the question is of;
-    ``generator``, ``generator_sha256``, ``seed`` and ``prompt_sha256``, of the whole prompt.
+    ``generator``, ``generator_sha256``, ``generation`` (its settings), ``seed``, and ``prompt_sha256`` of the prompt.
 
     Args:
         sources: As in `longlens.read_documents`.

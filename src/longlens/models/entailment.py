@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning, UserError, library_errors
 from longlens.models import (
     check_folder,
     explained,
@@ -71,7 +71,14 @@ class EntailmentModel(ABC):
         """
         inputs = self._fitted(premise, claim).to(self.model.device)
         try:
-            with running(self.model):
+            with (
+                running(self.model),
+                library_errors(
+                    f"{self.name} cannot be run on {inputs['input_ids'].shape[1]:,} tokens",
+                    "check the model's config.json and its weights",
+                    passing=(torch.OutOfMemoryError,),
+                ),
+            ):
                 reset_rope(self.model)
                 return self._decide(inputs)
         except torch.OutOfMemoryError as error:
