@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,11 @@ _HOME = {
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"
+
+
+if "transformers.modeling_rope_utils" in sys.modules:
+    # Then torch is there, and plain transformers says of EABF's and CLEX's folders who loads them.
+    import_module("longlens.rope.model")
 
 
 def __getattr__(name: str) -> Any:

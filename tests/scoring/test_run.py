@@ -22,8 +22,10 @@ from longlens.scoring import store
 from longlens.scoring.run import own_limit
 from longlens.scoring.scorer import Result, ScorerInfo
 from longlens.scoring.scores import ShortContext
+from longlens.scoring.transformers import TransformersScorer
 from longlens.scoring.truncation import CharacterLimit, TokenLimit
 from longlens.tokenization import Encoded
+from tests.tiny import byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).parents[2]
 BOS = 256
@@ -572,3 +574,12 @@ def test_answers_that_are_none_are_refused_before_a_model_runs(spans):
 def test_two_lengths_are_refused():
     with pytest.raises(UserError, match="max_length is 30, and limit says what documents are cut to"):
         score([], FakeScorer(), context=4, stride=2, max_length=30, limit=CharacterLimit(max_characters=40))
+
+
+def test_scores_in_memory_have_the_order_of_the_documents():
+    texts = ["short", "much longer than the others " * 20, "of some length " * 5]
+    documents = [longlens.Document(id=f"{n}", text=text) for n, text in enumerate(texts)]
+    scorer = TransformersScorer(tiny_model("llama"), byte_tokenizer())
+    scores = longlens.score(documents, scorer, context=16, stride=8)
+    assert [row.text for row in scores] == texts
+    assert scores.ids == ["0", "1", "2"]

@@ -131,7 +131,7 @@ def score(
     if out is None:
         memory = _MemoryWriter()
         run.score(mine, memory)
-        return memory.finish(manifest, shorts)
+        return memory.finish(manifest, shorts, run.ids)
     with RunWriter(Path(out), manifest, rank=shard[0]) as writer:
         run.score(mine, writer)
         for short in shorts:  # also where this shard had no documents
@@ -243,6 +243,7 @@ class _Run:
     ) -> None:
         self._scorer, self._shorts, self._limit, self._progress = scorer, shorts, limit, progress
         self._extrapolate, self._store_text = extrapolate, store_text
+        self.ids: dict[str, None] = {}  # of the documents so far, in their order
         info = scorer.info
         # `long` and `short` stand before the two contexts. What `counted` says: whether the prefix of the long
         # context is a token of the sequence that windows are planned over, as in the published package.
@@ -277,12 +278,11 @@ class _Run:
             )
 
     def _requests(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> Iterator[Request]:
-        seen: set[str] = set()
         sides = [None, *self._shorts]
         for document in documents:
-            if document.id in seen:
+            if document.id in self.ids:
                 raise UserError(f"two documents have the id {document.id!r}: ids name documents and must differ")
-            seen.add(document.id)
+            self.ids[document.id] = None
             todo = [short for short in sides if document.id not in writer.done(short)]
             stored = writer.done(None).get(document.id)
             # The whole text's hash first: most documents are not cut, and a resumed run need not tokenize them again.
@@ -392,7 +392,9 @@ class _MemoryWriter:
     def tick(self) -> None:
         """Nothing is buffered."""
 
-    def finish(self, manifest: Mapping[str, Any], shorts: Sequence[ShortContext]) -> MemoryScores:
+    def finish(self, manifest: Mapping[str, Any], shorts: Sequence[ShortContext], ids: Iterable[str]) -> MemoryScores:
+        """The scores in the order of ``ids``, whichever of them were complete first."""
+        long = self._sides.get(None, {})
         rows = [
             TokenScores(
                 id=id,
@@ -408,6 +410,6 @@ class _MemoryWriter:
                 if row["answer_spans"] is None
                 else list(zip(row["answer_spans"][::2], row["answer_spans"][1::2], strict=True)),
             )
-            for id, row in self._sides.get(None, {}).items()
+            for id, row in ((id, long[id]) for id in ids)
         ]
         return MemoryScores(rows, manifest)

@@ -115,7 +115,7 @@ class Scores(Protocol):
     """A lazy sequence of token scores: kept in memory or read from a run folder as they are asked for.
 
     ``manifest`` is what manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
-    Order is the order of scoring where one process scored; ids are unique.
+    In memory they have the order of the documents, in a run folder that in which they were complete. Ids are unique.
     """
 
     @property
