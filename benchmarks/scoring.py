@@ -32,7 +32,7 @@ from longlens.models import load_tokenizer
 from longlens.scoring.transformers import TransformersScorer
 
 CASES = (("smollm2", 2048, 512, 128), ("gemma3-270m", 1024, 256, 64))
-BATCHES = (None, 512, 1024, 2048, 4096, 8192)
+BATCHES = (None, 512, 2048, 4096, 8192)
 
 
 def cpu_seconds(call: Callable[..., Any], *arguments: Any, **options: Any) -> float:

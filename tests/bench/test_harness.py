@@ -10,6 +10,7 @@ import datasets
 import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
+from scipy.stats import binomtest
 
 from longlens.bench.engine import EngineSettings, prompt_tokens
 from longlens.bench.lm_eval import open_engine
@@ -274,12 +275,11 @@ def test_choices_are_scored_as_by_hand(model, tmp_path, hub):
     assert (result["metric"], result["num_cut"], result["length"]) == ("acc_norm", 0, None)
 
 
-def test_an_interval_is_that_of_the_standard_error(model, tmp_path, hub):
+def test_an_interval_of_right_and_wrong_answers_is_wilsons(model, tmp_path, hub):
     results = bench(model, tmp_path / "run", hub, "arc_challenge")
     found = results["harness"]["arc_challenge"]["results"]["arc_challenge"]["acc"]
-    share = found["score"] / 100
-    half = 196 * (share * (1 - share) / 3) ** 0.5  # of 4 samples, by the unbiased variance
-    assert found["interval"] == pytest.approx([100 * share - half, 100 * share + half])
+    wilson = binomtest(round(found["score"] / 25), 4).proportion_ci(method="wilson")
+    assert found["interval"] == pytest.approx([100 * wilson.low, 100 * wilson.high])
     (row,) = [row for row in results_table({"run": results}).rows if row[2] == "acc"]
     assert row[:2] == ["arc_challenge", ""]
     assert row[3].startswith(f"{found['score']:.1f} [")

@@ -13,6 +13,7 @@ from longlens.bench.engine import EngineSettings, Request, own_bos, prompt_token
 from longlens.bench.lm_eval import open_engine
 from longlens.bench.prompts import MODES, TEMPLATES, Asking
 from longlens.errors import UserError
+from longlens.models.forward import Forward
 from longlens.tasks import get_task
 from longlens.tasks.building import built
 from longlens.tasks.overlong import POLICIES
@@ -141,9 +142,9 @@ def test_the_model_gets_the_tokens_that_were_counted(chat_model, template, monke
     wanted = prompt_tokens(tokenizer, found.prompt)
     made = open_engine(settings, texts_of(tokenizer))
     seen = []
-    generate = made.lm._model_generate
+    generate = Forward.generate
     monkeypatch.setattr(
-        made.lm, "_model_generate", lambda context, *a, **o: seen.append(context.tolist()) or generate(context, *a, **o)
+        Forward, "generate", lambda self, rows, *a, **o: seen.append(list(rows)) or generate(self, rows, *a, **o)
     )
     made.answer([Request("k", found.prompt, None, 2)], lambda answer: None)
     assert seen == [[wanted]]

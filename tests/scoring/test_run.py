@@ -54,6 +54,8 @@ class FakeScorer:
         )
         self.requests, self._seconds = [], seconds
 
+    tokenizer = None
+
     def encode(self, document):
         spans = [(i, i + 1) for i, character in enumerate(document.text) for _ in character.encode()]
         ids = np.frombuffer(document.text.encode(), dtype=np.uint8).astype(np.int64)
@@ -403,7 +405,7 @@ from tests.scoring.test_run import FakeScorer
 store.PART_SECONDS = 0.05
 # A test run in the background of a shell starts with SIGINT ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-longlens.models.load_scorer = lambda *_, **__: FakeScorer(seconds=0.002)
+longlens.models.load_scorer = longlens.models.Outline = lambda *_, **__: FakeScorer(seconds=0.002)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -429,7 +431,8 @@ def wait_for_a_part(folder, process):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr("longlens.models.load_scorer", lambda *_, **__: FakeScorer())
+    for name in ("load_scorer", "Outline"):
+        monkeypatch.setattr(f"longlens.models.{name}", lambda *_, **__: FakeScorer())
 
 
 def test_an_interrupted_run_exits_130_keeps_what_is_finished_and_goes_on(tmp_path, fake, capsys):
