@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -41,9 +42,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         say("error: the output (stdout) is closed: redirect it to a file, or to /dev/null")
         return 2
     command = typer.main.get_command(app)
+    # Documents are read more than once, and libraries that change warning filters make "once" forget.
+    tell = functools.cache(say)
     with warnings.catch_warnings():
-        warnings.simplefilter("once", LonglensWarning)
-        warnings.showwarning = lambda message, category, *_: say(
+        warnings.simplefilter("always", LonglensWarning)
+        warnings.showwarning = lambda message, category, *_: tell(
             f"warning: {message}" if issubclass(category, LonglensWarning) else f"{category.__name__}: {message}"
         )
         try:

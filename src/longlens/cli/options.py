@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from longlens.scoring.truncation import Limit
 
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
-Docs = Annotated[list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet) or hf:DATASET.")]
+Docs = Annotated[
+    list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet), hf:DATASET or stdlib:MODULE.")
+]
 PerDocument = Annotated[
     bool, typer.Option("--per-document", help="A line, or an entry of the JSON, for each document.")
 ]
@@ -36,7 +38,7 @@ MaxLength = Annotated[
     int | None,
     typer.Option(help="Tokens that a document is cut to. [default: 32768, or what the model takes if that is less]"),
 ]
-MaxCharacters = Annotated[int | None, typer.Option(help="Cut documents to so many characters instead.")]
+MaxCharacters = Annotated[int | None, typer.Option(help="Characters that a document is cut to instead.")]
 TruncateWith = Annotated[
     str | None, typer.Option(help="Model whose tokenizer counts --max-length.  [default: the scored model's]")
 ]
@@ -60,7 +62,7 @@ Subset = Annotated[str | None, typer.Option(help="Subset of an hf: dataset.")]
 Split = Annotated[str, typer.Option(help="Split of an hf: dataset.")]
 TokenizedWith = Annotated[str | None, typer.Option(help="Model whose tokenizer made the rows' input_ids.")]
 MinTokens = Annotated[int | None, typer.Option(help="Leave out tokenized rows with fewer tokens.")]
-Samples = Annotated[int | None, typer.Option(help="Take the first so many documents.")]
+Samples = Annotated[int | None, typer.Option(help="Number of documents, the first ones.")]
 
 EvaluatorScores = Annotated[Path | None, typer.Option(help="Scores of the evaluator, which selects the key tokens.")]
 Keys = Annotated[Path | None, typer.Option(help="Key tokens in a file, from longlens keys.")]
@@ -68,7 +70,9 @@ Alpha = Annotated[float, typer.Option(help="Key tokens have LSD > alpha, in nats
 Beta = Annotated[float, typer.Option(help="Key tokens have LCL > beta, in nats.")]
 NoLcl = Annotated[bool, typer.Option("--no-lcl", help="Select by LSD alone (appendix B.2).")]
 Gamma = Annotated[float, typer.Option(help="Largest weight of LongPPL-soft.")]
-Answers = Annotated[Path | None, typer.Option(help="JSONL with id and answer_spans: answers apart from the rest.")]
+Answers = Annotated[
+    Path | None, typer.Option(help="Rows with id and answer_spans (JSONL, JSON, Parquet); replace the documents' own.")
+]
 AtContext = Annotated[int | None, typer.Option("--context", help="Which K, of those scored.  [default: the largest]")]
 AtStride = Annotated[int | None, typer.Option("--stride", help="Which d, where one K was scored with several.")]
 

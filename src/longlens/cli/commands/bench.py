@@ -48,7 +48,7 @@ ThinkMarks = Annotated[
 
 @bench.callback()
 def _root() -> None:
-    """Benchmarks: RULER, HELMET, LongBench, LongEval, needle in a haystack, and lm-evaluation-harness's tasks."""
+    """Benchmarks: RULER, HELMET, LongBench, LongEval, InfiniteBench and others, and lm-evaluation-harness's tasks."""
 
 
 @bench.command("list")
@@ -60,12 +60,14 @@ def list_(as_json: o.Json = False) -> None:
     from longlens.bench.names import HARNESS, suites
     from longlens.cli.console import print_json, print_table
     from longlens.tasks import get_task, task_settings
+    from longlens.tasks.judged import JudgedTask
 
     rows = []
     for names in suites().values():
         for name in names:
             task = get_task(name)
-            rows.append((name, task.suite, task.category, task.metric, task_settings(name)))
+            metric = task.judged_metric if isinstance(task, JudgedTask) and task.needs_judge else task.metric
+            rows.append((name, task.suite, task.category, metric, task_settings(name)))
     if as_json:
         keys = ("task", "suite", "category", "metric", "settings")
         tasks = [dict(zip(keys, row, strict=True)) for row in rows]
@@ -175,7 +177,7 @@ def run(
     ] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Let a model answer, and score it; the same command again goes on where it stopped.
+    """Let a model answer, and score it; the same command resumes an unfinished run.
 
     Example: longlens bench run longeval_lines niah_single_1 --length 512,1024 --samples 20 --model smollm2 -o run
     """

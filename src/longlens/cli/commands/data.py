@@ -41,7 +41,7 @@ def mix(
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
 ) -> None:
-    """Pack the sources of a recipe and interleave their rows; the same command again goes on where it stopped.
+    """Pack the sources of a recipe and interleave their rows; the same command resumes an unfinished run.
 
     Example: longlens data mix prolong-64k --tokenizer smollm2 --tokens 1e9 --source books=books/ -o mixture
     """
@@ -222,7 +222,7 @@ def qa(
     allow_pickle: o.AllowPickle = False,
     as_json: o.Json = False,
 ) -> None:
-    """Let a model write questions on passages of documents, for fine-tuning; the same command again goes on.
+    """Let a model write questions on passages of documents, for fine-tuning; the same command resumes.
 
     Example: longlens data qa books/ --model smollm2 --pairs 2 -o long-qa
     """

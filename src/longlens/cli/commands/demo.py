@@ -24,7 +24,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path("longlens-demo"),
     as_json: o.Json = False,
 ) -> None:
-    """The whole story on a small real model and a real long text, offline: scores, key tokens, LongPPL, a page.
+    """Score a real long text with a small real model, offline: key tokens, LongPPL and an HTML report.
 
     Example: longlens demo -o longlens-demo
     """

@@ -30,7 +30,7 @@ def report(
         list[str] | None, typer.Option(help="Id of a document to show with its text; may be repeated.")
     ] = None,
     num_documents: Annotated[
-        int | None, typer.Option(help="Show the first so many documents.  [default: as many as keep it below 10 MB]")
+        int | None, typer.Option(help="Number of documents shown.  [default: as many as keep it below 10 MB]")
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder for the charts as PNG and SVG.")] = None,
     as_json: o.Json = False,
