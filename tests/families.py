@@ -61,6 +61,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16},
+    "xlstm": {"hidden_size": 128},  # its cache takes no width of keys below 64
     "zamba": {"num_hidden_layers": 8},
     "zamba2": {
         "layers_block_type": ["mamba", "hybrid"] * 2,

@@ -22,7 +22,7 @@ class Head:
         weight: ``(V, H)``.
         bias: ``(V,)`` or None.
         scale: Cohere's ``logit_scale``, or 1 over Granite's ``logits_scaling``.
-        softcap: Gemma 2's ``final_logit_softcapping`` c, as ``c * tanh(z / c)``; None for no cap.
+        softcap: c of ``c * tanh(z / c)``, such as Gemma 2's ``final_logit_softcapping``; None for no cap.
         wide_weight: ``weight`` in fp32, kept for many calls; None where it is made for each call (see `keep_wide`).
     """
 
@@ -200,6 +200,11 @@ def _multiplies_exactly(hidden: Tensor, weight: Tensor) -> bool:
     return is_cuda and hidden.dtype == weight.dtype and weight.dtype in halves
 
 
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+# Of Gemma 2 and its kin, RecurrentGemma, xLSTM.
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
     """The head whose logits equal the model's own, among those that its configuration declares.
 
@@ -225,11 +230,11 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
         )
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     scales: list[float] = []
-    for key in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"):
+    for key in _SCALES:
         value = getattr(model, key, None) or getattr(config, key, None)
         if isinstance(value, (int, float)) and value:
             scales += [float(value), 1.0 / float(value)]
-    cap = getattr(config, "final_logit_softcapping", None)
+    caps = [float(cap) for cap in (getattr(config, key, None) for key in _CAPS) if cap]
     wanted = logits.to(module.weight.device, torch.float32)
     wide = hidden.to(module.weight.device, torch.float32)
     raw = Head(weight=module.weight, bias=getattr(module, "bias", None))
@@ -238,13 +243,14 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
     tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(wanted.abs().max())
     worst = float("inf")
     for scale in [*scales, 1.0]:
-        for softcap in [float(cap), None] if cap else [None]:
+        for softcap in [*caps, None]:
             error = float((replace(base, scale=scale, softcap=softcap).logits(wide) - wanted).abs().max())
             if error <= tolerance:
                 return replace(raw, scale=scale, softcap=softcap)
             worst = min(worst, error)
     raise UserError(
         f"{name} computes its logits in a way that longlens does not know: the nearest of "
-        f"{len(scales) + 1} readings is off by {worst:.3g} (allowed {tolerance:.3g}), so its scores would be wrong. "
+        f"{(len(scales) + 1) * (len(caps) + 1)} readings is off by {worst:.3g} (allowed {tolerance:.3g}), so its "
+        "scores would be wrong. "
         "Please open an issue that names the model"
     )

@@ -22,10 +22,11 @@ ROWS = [
 NAMED = {
     "bailing_hybrid", "bamba", "deepseek_v4", "falcon_h1", "falcon_mamba", "gemma3n_text", "granitemoehybrid", "jamba",
     "lfm2", "lfm2_moe", "llama4_text", "mamba", "mamba2", "minimax", "modernbert-decoder", "nemotron_h",
-    "olmo_hybrid", "openai-gpt", "qwen3_5_text", "qwen3_next", "rwkv", "zamba", "zamba2", "zaya",
+    "olmo_hybrid", "openai-gpt", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
+    "zaya",
 }  # fmt: skip
 # What find_head of longlens.logprobs does not know.
-OTHER_HEADS = {"dory", "inkling_text", "recurrent_gemma", "xlstm"}
+OTHER_HEADS = {"dory", "inkling_text"}
 
 
 def answers(forward, rows):

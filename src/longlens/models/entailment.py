@@ -24,7 +24,7 @@ from longlens.models import (
     resolve,
 )
 from longlens.models import load_tokenizer as load_tokenizer_of
-from longlens.models.forward import greedy, reset_rope, running
+from longlens.models.forward import dynamic_modules, greedy, reset_rope, running
 from longlens.tokenization import TextEncoder
 
 HELMET_MODEL = "google/t5_xxl_true_nli_mixture"
@@ -59,7 +59,7 @@ class EntailmentModel(ABC):
         self.model, self.tokenizer = model, tokenizer
         self.name, self.weights_sha256 = name, weights_sha256
         self._max_tokens = max_tokens
-        self._positions = _positions(model)
+        self._positions, self._dynamic = _positions(model), dynamic_modules(model)
         self._encoder = TextEncoder(tokenizer)
 
     def __call__(self, premise: str, claim: str) -> bool:
@@ -79,7 +79,7 @@ class EntailmentModel(ABC):
                     passing=(torch.OutOfMemoryError,),
                 ),
             ):
-                reset_rope(self.model)
+                reset_rope(self._dynamic)
                 return self._decide(inputs)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{self.name} ran out of memory: use max_tokens=, or dtype='bfloat16'") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
@@ -55,6 +55,7 @@ class Forward:
         renamed = "cache" in inspect.signature(type(self.decoder).forward).parameters
         self._cache_argument = "cache" if renamed else "past_key_values"
         kinds = {kind for module in model.modules() for kind in _rope_types(module)}
+        self._dynamic = dynamic_modules(model)
         self.by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in kinds)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -70,7 +71,7 @@ class Forward:
         Raises:
             UserError: The model cannot be run on them.
         """
-        reset_rope(self.model)
+        reset_rope(self._dynamic)
         positions = {} if position_ids is None else {"position_ids": position_ids}
         return self._states(input_ids=input_ids, use_cache=False, **positions)
 
@@ -87,7 +88,7 @@ class Forward:
         Raises:
             UserError: The model cannot be run on them.
         """
-        reset_rope(self.model)
+        reset_rope(self._dynamic)
         # Of its class: what training puts in its place rounds logits, or is the loss. Hooks of a device map stay.
         own = self.model if hasattr(self.model, "_hf_hook") else functools.partial(type(self.model).forward, self.model)
         with self._model_errors(f"run on {input_ids.shape[1]:,} tokens"):
@@ -126,7 +127,8 @@ class Forward:
         """Windows of the layers with sliding or chunked attention; None where a layer keeps other state than keys and
         values (state-space and hybrid models), or rotary frequencies go by length.
         """
-        if self.by_length:
+        # xLSTM takes a cache of its own, and its configuration says nothing of it.
+        if self.by_length or getattr(self.model, "_is_stateful", False):
             return None
         layers = self.new_cache().layers
         if not layers or {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}:
@@ -201,7 +203,7 @@ class Forward:
         longest, pad = max(map(len, rows)), config.pad_token_id or 0
         ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device_of(self.model))
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=ids.device)
-        reset_rope(self.model)
+        reset_rope(self._dynamic)
         with self._model_errors(f"run on {longest:,} tokens to generate"):
             return self.model.generate(ids, attention_mask=mask, generation_config=config, **options)
 
@@ -246,7 +248,7 @@ def running(model: Any, *, inference: bool = True) -> Iterator[None]:
         inference: Inference mode; off inside a training step, where tensors made here may be used with gradient.
     """
     modes = [(module, module.training) for module in model.modules()]
-    states = [(module, _rope_state(module)) for module in model.modules() if _is_dynamic(module)]
+    states = [(module, _rope_state(module)) for module in dynamic_modules(model)]
     model.eval()
     try:
         with torch.inference_mode() if inference else torch.no_grad():
@@ -259,11 +261,18 @@ def running(model: Any, *, inference: bool = True) -> Iterator[None]:
                 (module._buffers if name in module._buffers else vars(module))[name] = value
 
 
-def reset_rope(model: Any) -> None:
-    """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far."""
-    for module in model.modules():
-        if not _is_dynamic(module):
-            continue
+def dynamic_modules(model: Any) -> list[Any]:
+    """Rotary embeddings whose frequencies change as they run (dynamic NTK), for `reset_rope`."""
+    return [module for module in model.modules() if any("dynamic" in kind for kind in _rope_types(module))]
+
+
+def reset_rope(modules: Iterable[Any]) -> None:
+    """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far.
+
+    Args:
+        modules: Of `dynamic_modules`, found once a model: a walk over all modules takes longer than the reset.
+    """
+    for module in modules:
         for name in original_frequencies(module):
             prefix = name.removesuffix("original_inv_freq")
             original = getattr(module, name).to(getattr(module, f"{prefix}inv_freq").device, copy=True)
@@ -278,14 +287,11 @@ def original_frequencies(module: nn.Module) -> list[str]:
 
 
 def _rope_types(module: nn.Module) -> list[str]:
-    if not original_frequencies(module):
+    # Not by getattr, which raises for each module that has none.
+    kind = vars(module).get("rope_type", getattr(type(module), "rope_type", None))
+    if kind is None or not original_frequencies(module):
         return []
-    kind = getattr(module, "rope_type", "default")
     return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
-
-
-def _is_dynamic(module: nn.Module) -> bool:
-    return any("dynamic" in kind for kind in _rope_types(module))
 
 
 def _rope_state(module: nn.Module) -> dict[str, Any]:
