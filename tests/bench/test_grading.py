@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
 
+from longlens.bench import judging
 from longlens.bench.engine import EngineSettings
 from longlens.bench.grading import answer_text, graded_predictions, graded_run
 from longlens.bench.judging import JUDGE_TOKENS, judge_run, judged
@@ -411,6 +413,8 @@ def judgeable(model, data, tmp_path):
 class FakeJudge:
     """In the place of `longlens.models.generate.TransformersGenerator`."""
 
+    generation = None
+
     def __init__(self, *replies):
         self.replies, self.prompts, self.opened = list(replies), [], []
 
@@ -423,58 +427,79 @@ class FakeJudge:
         return [generate.Generated(self.replies.pop(0), True) for _ in prompts]
 
 
-def test_a_judge_scores_each_answer_once(judgeable, monkeypatch):
+def test_a_judge_scores_each_answer_once(model, judgeable, monkeypatch):
     judge = FakeJudge("<think>Rating: [[1]]</think>Rating: [[7]]", "no rating")
     monkeypatch.setattr(generate, "load_generator", judge.load)
     told = []
-    judge_run(judgeable, judge="j", nli=None, options={"dtype": "float32"}, told=told.append)
-    assert judge.opened == [("j", {"max_new_tokens": JUDGE_TOKENS, "dtype": "float32"})]
-    assert told == ["j: 2 of 2 answers to score"]
+    judge_run(judgeable, judge=model, nli=None, options={"dtype": "float32"}, told=told.append)
+    assert judge.opened == [(model, {"max_new_tokens": JUDGE_TOKENS, "dtype": "float32"})]
+    assert told == [f"{model}: 2 of 2 answers to score"]
     answers = [row for row in graded(judgeable) if isinstance(row.task, JudgedTask)]
     assert judge.prompts == [row.task.judge_prompts(row.sample, "It is Ada [1]. So it is.")[0] for row in answers]
     assert [(row["id"], row["by"], row["scores"], row["replies"]) for row in rows(judgeable, "judged")] == [
-        (answers[0].sample.id, "j", {"judge": 0.7}, ["<think>Rating: [[1]]</think>Rating: [[7]]"]),
-        (answers[1].sample.id, "j", {}, ["no rating"]),
+        (answers[0].sample.id, model, {"judge": 0.7}, ["<think>Rating: [[1]]</think>Rating: [[7]]"]),
+        (answers[1].sample.id, model, {}, ["no rating"]),
     ]
     grid = summarise_run(judgeable)["tasks"]["niah_grid-1500-42"]
     # What could not be read does not count as wrong, and is not hidden.
     assert (grid["metric"], grid["score"], grid["num_scored"], grid["num_samples"]) == ("judge", 70.0, 1, 2)
     assert grid["scores"]["exact"] == 0.0
-    judge_run(judgeable, judge="j", nli=None, options={}, told=told.append)
-    assert (len(judge.opened), len(judge.prompts), told[-1]) == (1, 2, "j: 0 of 2 answers to score")
+    judge_run(judgeable, judge=model, nli=None, options={}, told=told.append)
+    assert (len(judge.opened), len(judge.prompts), told[-1]) == (1, 2, f"{model}: 0 of 2 answers to score")
 
 
-def test_of_two_judges_the_last_one_counts(judgeable, monkeypatch):
-    for name, points in [("a", 2), ("b", 9), ("c", 4), ("d", 5), ("e", 3)]:
+def test_of_two_judges_the_last_one_counts(model, judgeable, tmp_path, monkeypatch):
+    for number, points in enumerate([2, 9, 4, 5, 3]):
+        name = str(shutil.copytree(model, tmp_path / f"judge{number}"))
         monkeypatch.setattr(generate, "load_generator", FakeJudge(*[f"Rating: [[{points}]]"] * 2).load)
         judge_run(judgeable, judge=name, nli=None, options={})
         assert summarise_run(judgeable)["tasks"]["niah_grid-1500-42"]["score"] == 10 * points
 
 
-def test_a_judge_that_fails_loses_no_score(judgeable, monkeypatch):
+def test_another_model_under_the_name_of_a_judge_is_asked_again(model, judgeable, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "JUDGE_TOKENS", 3)
+    folder, told = shutil.copytree(model, tmp_path / "judge"), []
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 257, "repetition_penalty": 9.0}))
+    config = folder / "config.json"
+    before = config.read_text()
+    for content in (before, before.replace('"rms_norm_eps": ', '"rms_norm_eps": 1'), before):
+        config.write_text(content)
+        judge_run(judgeable, judge=str(folder), nli=None, options={"dtype": "float32"}, told=told.append)
+    assert [line.partition(": ")[2] for line in told] == [f"{n} of 2 answers to score" for n in (2, 2, 0)]
+    lines = rows(judgeable, "judged")
+    assert [len({line["model"] for line in lines[i : i + 2]} | {lines[0]["model"]}) for i in (0, 2, 4)] == [1, 2, 1]
+    generation = lines[0]["generation"]
+    assert (generation["in_force"]["num_beams"], generation["ignored"]) == (1, {"repetition_penalty": 9.0})
+
+
+def test_a_judge_that_fails_loses_no_score(model, judgeable, monkeypatch):
     monkeypatch.setattr(generate, "load_generator", FakeJudge("Rating: [[10]]").load)
     with pytest.raises(IndexError):
-        judge_run(judgeable, judge="j", nli=None, options={})
+        judge_run(judgeable, judge=model, nli=None, options={})
     again = FakeJudge("Rating: [[5]]")
     monkeypatch.setattr(generate, "load_generator", again.load)
-    judge_run(judgeable, judge="j", nli=None, options={})
+    judge_run(judgeable, judge=model, nli=None, options={})
     assert len(again.prompts) == 1
     assert [row["scores"] for row in rows(judgeable, "judged")] == [{"judge": 1.0}, {"judge": 0.5}]
 
 
-def test_citations_are_scored_by_a_model_of_entailment(judgeable, monkeypatch):
+def test_citations_are_scored_by_a_model_of_entailment(model, judgeable, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        entailment,
-        "load_entails",
-        lambda name, **options: lambda premise, claim: asked.append((premise, claim)) or claim.startswith("It is Ada"),
-    )
-    judge_run(judgeable, judge=None, nli="n", options={})
+
+    class FakeEntails:
+        generation = None
+
+        def __call__(self, premise, claim):
+            asked.append((premise, claim))
+            return claim.startswith("It is Ada")
+
+    monkeypatch.setattr(entailment, "load_entails", lambda name, **options: FakeEntails())
+    judge_run(judgeable, judge=None, nli=model, options={})
     answers = [row for row in graded(judgeable) if isinstance(row.task, CitedTask)]
     assert len(answers) == 2
     for row, answer in zip(rows(judgeable, "judged"), answers, strict=True):
         by_hand = answer.task.cited(answer.sample, answer.prediction, lambda premise, claim: "Ada" in claim)
-        assert (row["id"], row["by"], row["scores"]) == (answer.sample.id, "n", by_hand)
+        assert (row["id"], row["by"], row["scores"]) == (answer.sample.id, model, by_hand)
     # One of two sentences is supported, and its one citation is right.
     cited = summarise_run(judgeable)["tasks"]["helmet_asqa-4000-42"]["scores"]
     assert (cited["citation_recall"], cited["citation_precision"]) == (50.0, 100.0)

@@ -11,7 +11,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.models.entailment import PROMPT, load_entails
+from longlens.models.entailment import MAX_NEW_TOKENS, PROMPT, load_entails
 from tests.tiny import OWN_GENERATION, VOCABULARY, byte_tokenizer
 
 PREMISE, CLAIM = "Title: Mill\nThe mill grinds corn.", "The mill grinds."
@@ -115,6 +115,7 @@ def test_premise_and_claim_are_not_the_same_to_it(bert):
 
 def test_a_writer_is_asked_as_helmet_asks_and_1_is_yes(t5):
     entails = load_entails(t5)
+    assert entails.generation["in_force"]["max_new_tokens"] == MAX_NEW_TOKENS
     assert entails(PREMISE, "mill, mill, mill") is True
     assert entails(PREMISE, "zzzz, zzzz, zzzz") is False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
@@ -215,24 +215,23 @@ def describe(settings: EngineSettings, texts: Texts) -> dict[str, Any] | None:
     Raises:
         UserError: A folder has no weight files.
     """
-    from longlens.models import find_device, find_dtype, identify, resolve
+    from longlens.models import identify_unloaded, resolve
     from longlens.tokenization import TextEncoder
 
     identity, source = ModelIdentity(dtype=settings.dtype), settings.backend
     if settings.server:
         source = settings.server.address
     elif settings.backend == HF or Path(settings.model).is_dir():
-        found = resolve(settings.model)
-        dtype = settings.dtype
-        if settings.backend == HF:
-            dtype = str(find_dtype(dtype, find_device(settings.device))).removeprefix("torch.")
-            source = found.note
-        try:
-            identity = identify(settings.model, texts.tokenizer, dtype, settings.trust_remote_code)
-        except (UserError, FileNotFoundError):
-            if Path(found.path).is_dir():
-                raise
+        loading = {"dtype": settings.dtype, "device": settings.device} if settings.backend == HF else {}
+        found = identify_unloaded(
+            settings.model, texts.tokenizer, trust_remote_code=settings.trust_remote_code, **loading
+        )
+        if found is None:
             return None
+        if settings.backend == HF:
+            identity, source = found, resolve(settings.model).note
+        else:
+            identity = replace(found, dtype=settings.dtype)
     info = {"model": settings.model, "backend": settings.backend, "source": source, **identity.to_json()}
     return info | {"tokenizer_sha256": TextEncoder(texts.tokenizer).sha256, "max_length": texts.max_length}
 

@@ -1,8 +1,10 @@
 """Answers of a run scored by models: a judge, and an NLI model for citations; kept, so that none is asked twice.
 
-A line has a sample's ``id``, ``by`` (the model), ``prompts`` (whose the judge got; null for an NLI model), ``scores``
-and ``replies``. Scores of several judges, or by several prompts, stay side by side; those that were asked for last are
-the run's.
+A line has a sample's ``id``, ``by`` (name of the model), ``model`` (hash of its identity), ``prompts`` (whose the judge
+got; null for an NLI model), ``generation`` (settings in force and those of the model that are ignored; null where
+nothing is generated), ``scores`` and ``replies``. Scores of several judges, or by several prompts, stay side by side;
+those that were asked for last are the run's. A line of before 0.2 names no ``model``: it counts until that judge is
+asked again.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from longlens.bench.samples import check_settings
 from longlens.bench.store import open_run, part_writer, read_judged
 from longlens.errors import UserError
 from longlens.reasoning import final_answer
-from longlens.tasks.judged import CitedTask, Entails, Judge, JudgedTask
+from longlens.runs.identity import canonical_sha256
+from longlens.tasks.judged import CitedTask, Judge, JudgedTask
 
 JUDGE_TOKENS = 512
 """Tokens of a judge's reply, in which it may give reasons first; more where the benchmark gives more."""
 Line = Mapping[str, Any]
-Scored = Iterator[tuple[Graded, Mapping[str, float], list[str]]]
+Asker = tuple[str, str | None, str | None]
+Scored = Iterator[tuple[Graded, Mapping[str, float], list[str], Mapping[str, Any] | None]]
 
 
 def judge_run(
@@ -59,15 +63,17 @@ def judge_run(
     for name, mine, score in asked:
         if not mine:
             raise UserError(f"{folder} has no answers that {name} could score: no task of it is scored by such a model")
-        again, owed = _split(name, mine, known)
+        model = _model_sha256(name, options)
+        again, owed = _split(name, model, mine, known)
         told(f"{name}: {len(owed)} of {len(mine)} answers to score")
         write = part_writer(folder, "judged")
         for line in again:
             write(line)
-        for row, scores, replies in score(name, owed, options) if owed else ():
-            by, prompts = _asker(name, row)
-            said = {"scores": dict(scores), "replies": list(replies)}
-            write({"id": row.sample.id, "by": by, "prompts": prompts} | said)
+        for row, scores, replies, generation in score(name, owed, options) if owed else ():
+            model = model or _model_sha256(name, options)  # its weights are here now
+            by = dict(zip(("by", "model", "prompts"), _asker(name, model, row), strict=True))
+            said = {"generation": generation, "scores": dict(scores), "replies": list(replies)}
+            write({"id": row.sample.id} | by | said)
 
 
 def last_judged(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
@@ -82,7 +88,18 @@ def last_judged(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
     return [line for line in mine if _asker_of(line) in last.values()]
 
 
-def _split(name: str, rows: Sequence[Graded], known: Sequence[Line]) -> tuple[list[Line], list[Graded]]:
+def _model_sha256(name: str, options: Mapping[str, Any]) -> str | None:
+    """Hash of what the model is, dtype included; None while its weights are not on this machine."""
+    from longlens.models import identify_unloaded
+
+    wanted = ("dtype", "device", "trust_remote_code")
+    identity = identify_unloaded(name, **{key: value for key, value in options.items() if key in wanted})
+    return None if identity is None else canonical_sha256(identity.to_json())
+
+
+def _split(
+    name: str, model: str | None, rows: Sequence[Graded], known: Sequence[Line]
+) -> tuple[list[Line], list[Graded]]:
     """Lines of a model that another one came after, and rows that it has not scored."""
     batches: dict[str, list[Graded]] = {}
     for row in rows:
@@ -91,20 +108,21 @@ def _split(name: str, rows: Sequence[Graded], known: Sequence[Line]) -> tuple[li
     owed: list[Graded] = []
     for batch in batches.values():
         ids = {row.sample.id for row in batch}
-        asker = _asker(name, batch[0])
-        scored = {line["id"]: line for line in known if line["id"] in ids and _asker_of(line) == asker}
+        asker = _asker(name, model, batch[0])
+        mine = [line for line in known if line["id"] in ids and _asker_of(line) == asker]
+        scored = {line["id"]: line for line in mine if model is not None}
         if asker not in map(_asker_of, last_judged(ids, known)):
             again += scored.values()
         owed += [row for row in batch if row.sample.id not in scored]
     return again, owed
 
 
-def _asker(name: str, row: Graded) -> tuple[str, str | None]:
-    return name, row.task.prompts_by if isinstance(row.task, JudgedTask) else None
+def _asker(name: str, model: str | None, row: Graded) -> Asker:
+    return name, model, row.task.prompts_by if isinstance(row.task, JudgedTask) else None
 
 
-def _asker_of(line: Line) -> tuple[str, str | None]:
-    return line["by"], line.get("prompts")
+def _asker_of(line: Line) -> Asker:
+    return line["by"], line.get("model"), line.get("prompts")
 
 
 def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
@@ -121,7 +139,7 @@ def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> 
         return [written.text for written in generator.generate(prompts)]
 
     for row in rows:
-        yield (row, *judged(row, judge))
+        yield (row, *judged(row, judge), generator.generation)
 
 
 def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
@@ -147,8 +165,8 @@ def _by_nli(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Sc
                 f"{row.sample.id}: its prompt, with the documents that are cited, was not stored: run it again without "
                 "--no-prompts"
             )
-    entails: Entails = load_entails(name, **options)
+    model = load_entails(name, **options)
     for row in rows:
         assert isinstance(row.task, CitedTask)
         assert row.prediction is not None
-        yield row, row.task.cited(row.sample, row.prediction, entails), []
+        yield row, row.task.cited(row.sample, row.prediction, model), [], model.generation

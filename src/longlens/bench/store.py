@@ -295,7 +295,7 @@ def read_judged(folder: str | os.PathLike[str]) -> Iterator[Row]:
         UserError: A row is damaged.
     """
     for place, row in _parts(folder, "judged"):
-        checked(row, place, {"id": str, "by": str, "scores": dict, "prompts?": str}, _RUN_STEP)
+        checked(row, place, {"id": str, "by": str, "scores": dict, "prompts?": str, "model?": str}, _RUN_STEP)
         checked(row["scores"], f"{place}, scores", dict.fromkeys(row["scores"], Number), _RUN_STEP)
         yield row
 

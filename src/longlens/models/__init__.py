@@ -6,6 +6,7 @@ from longlens.models.load import find_device as find_device
 from longlens.models.load import find_dtype as find_dtype
 from longlens.models.load import hash_files as hash_files
 from longlens.models.load import identify as identify
+from longlens.models.load import identify_unloaded as identify_unloaded
 from longlens.models.load import load_config as load_config
 from longlens.models.load import load_encoder as load_encoder
 from longlens.models.load import load_scorer as load_scorer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from longlens.models import (
     resolve,
 )
 from longlens.models import load_tokenizer as load_tokenizer_of
-from longlens.models.forward import dynamic_modules, greedy, reset_rope, running
+from longlens.models.forward import dynamic_modules, generation_record, greedy, reset_rope, running
 from longlens.tokenization import TextEncoder
 
 HELMET_MODEL = "google/t5_xxl_true_nli_mixture"
@@ -47,6 +48,9 @@ class EntailmentModel(ABC):
         max_tokens: Of premise and claim together with special tokens; a longer premise loses its end. Nothing is cut
             unless given, as in HELMET.
 
+    Attributes:
+        generation: As of `longlens.models.generate.TransformersGenerator`; None where nothing is generated.
+
     Raises:
         UserError: ``max_tokens`` is below 1, or the model is of the wrong kind.
     """
@@ -61,6 +65,7 @@ class EntailmentModel(ABC):
         self._max_tokens = max_tokens
         self._positions, self._dynamic = _positions(model), dynamic_modules(model)
         self._encoder = TextEncoder(tokenizer)
+        self.generation: Mapping[str, Any] | None = None
 
     def __call__(self, premise: str, claim: str) -> bool:
         """Asks the model once.
@@ -138,6 +143,10 @@ class EntailmentClassifier(EntailmentModel):
 
 class EntailmentWriter(EntailmentModel):
     """Sequence to sequence: the claim follows where the model writes ``1`` after premise and hypothesis."""
+
+    def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(model, tokenizer, **options)
+        self.generation = generation_record(model, max_new_tokens=MAX_NEW_TOKENS)
 
     def _encode(self, premise: str, claim: str) -> Any:
         return self.tokenizer(PROMPT.format(premise, claim), return_tensors="pt", verbose=False)

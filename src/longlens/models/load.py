@@ -159,6 +159,31 @@ def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = Fa
     )
 
 
+def identify_unloaded(
+    name: str,
+    tokenizer: Any = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> ModelIdentity | None:
+    """Which model `load_scorer` would load with these arguments; None while its weights are not on this machine.
+
+    Raises:
+        UserError: A local model has no configuration or no weights.
+    """
+    found = find_dtype(dtype, find_device(device))
+    try:
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code) if tokenizer is None else tokenizer
+        return identify(name, tokenizer, str(found).removeprefix("torch."), trust_remote_code)
+    except FileNotFoundError:
+        return None
+    except UserError:
+        if Path(resolve(name).path).is_dir():
+            raise
+        return None
+
+
 class _Adapter(NamedTuple):
     """What adapter_config.json says: the model that it adapts, and all of it."""
 
