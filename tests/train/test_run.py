@@ -26,6 +26,7 @@ from longlens.scoring.reader import open_scores
 from longlens.train.folder import WHOLE, RunFolder, read_log
 from longlens.train.loading import load_for_training, plan_config
 from longlens.train.recipe import made_of, read_recipe
+from longlens.train.recorder import Silent
 from longlens.train.rows import load_rows, prepare_rows
 from longlens.train.run import run, run_file
 from tests.tiny import byte_tokenizer, tiny_model
@@ -282,6 +283,27 @@ def test_what_is_not_of_this_run_is_refused(place, monkeypatch):
     shutil.copytree("other-out/checkpoints/checkpoint-5", "out/checkpoints/checkpoint-5")
     with pytest.raises(UserError, match="checkpoint-5 is a checkpoint of another run: take it out of out/checkpoints"):
         run(made, "out")
+
+
+def test_key_tokens_of_another_evaluator_under_its_name_are_refused(place, monkeypatch):
+    made = recipe(evaluation=EVALUATION)
+    died(made, monkeypatch)
+    (place / "other").unlink()
+    (place / "other").symlink_to(place / "dropping")
+    with pytest.raises(UserError, match=r"out/evaluation/keys.jsonl was selected by another model than other is now"):
+        run(made, "out")
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_folder_that_is_deleted_in_mid_run_is_not_made_anew(place, step):
+    class Deleting(Silent):
+        def stepped(self, done, line):
+            if done == step:
+                shutil.rmtree("out")
+
+    with pytest.raises(UserError, match=r"^out was deleted or moved while this process"):
+        run(recipe(), "out", progress=Deleting())
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
 
 
 def flipped(path):

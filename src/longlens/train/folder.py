@@ -83,6 +83,14 @@ class RunFolder:
         with replacing(recipe) as file:
             file.write("# All settings of this run.\n" + write_yaml(self._settings))
 
+    def check(self) -> None:
+        """Refuses to write into a folder that was deleted or moved meanwhile.
+
+        Raises:
+            UserError: It was.
+        """
+        self._own.check()
+
     def bind(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         """Writes what the run is of, or refuses what is not the same as before.
 
@@ -95,6 +103,7 @@ class RunFolder:
         Warns:
             LonglensWarning: The run was begun with other versions, or by a longlens that recorded no configuration.
         """
+        self.check()
         path, here = self.path / "manifest.json", versions(*PACKAGES)
         if not path.exists():
             write_json(path, {"schema_version": MANIFEST_VERSION, "run": dict(manifest), "versions": here})
@@ -145,7 +154,12 @@ class RunFolder:
         return folder
 
     def commit_checkpoint(self, step: int, run: str, keep: int) -> None:
-        """Says that the checkpoint of a step is whole, and deletes all but the newest ``keep``."""
+        """Says that the checkpoint of a step is whole, and deletes all but the newest ``keep``.
+
+        Raises:
+            UserError: The folder was deleted meanwhile.
+        """
+        self.check()
         folder = self.checkpoints / f"checkpoint-{step}"
         files = {
             path.relative_to(folder).as_posix(): file_sha256(path)
@@ -185,6 +199,7 @@ class RunFolder:
         Raises:
             UserError: It cannot be written.
         """
+        self.check()
         plain = {name: None if _is_endless(value) else value for name, value in line.items()}
         try:
             with self.log.open("a", encoding="utf-8", newline="\n") as file:
@@ -194,6 +209,7 @@ class RunFolder:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result, and drops what only training needed."""
+        self.check()
         write_json(self.path / "result.json", result)
         shutil.rmtree(self.path / "cache", ignore_errors=True)
         self.result = dict(result)
@@ -205,7 +221,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error nothing stays that would bind the folder to settings of which nothing was made.
-        if error is not None and not self._has_begun():
+        if error is not None and self._own.is_there and not self._has_begun():
             shutil.rmtree(self.path / "cache", ignore_errors=True)
             for name in ("recipe.yaml", "manifest.json"):
                 (self.path / name).unlink(missing_ok=True)

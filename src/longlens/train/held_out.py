@@ -59,9 +59,12 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
         )
         documents = [replace(document, text=limit(document.text).text) for document in documents]
         path = out / "keys.jsonl"
-        if not path.is_file():
+        is_new = not path.is_file()
+        if is_new:
             _select_keys(recipe, evaluation, documents, out, told)
         keys = read_keys(path)
+        if not is_new:
+            _check_evaluator(keys, recipe, evaluation.evaluator.model, path)
     else:
         keys = read_keys(str(evaluation.keys))
     _check_keys_of(keys, documents)
@@ -85,6 +88,19 @@ def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Doc
     scorer = load_scorer(chosen.model, trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
     scores = score(documents, scorer, context=chosen.context, stride=chosen.stride, out=out / "scores")
     write_keys(out / "keys.jsonl", select_key_tokens(scores, alpha=chosen.alpha, beta=chosen.beta))
+
+
+def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
+    """Keys of before 0.2 name no evaluator's identity, and a model of the hub need not be here any more."""
+    from longlens.models import identify_unloaded
+
+    there, here = keys.settings["evaluator_sha256"], None
+    if there is not None:
+        here = identify_unloaded(name, trust_remote_code=recipe.load.trust_remote_code)
+    if here is not None and here.sha256 != there:
+        raise UserError(
+            f"{path} was selected by another model than {name} is now: give that model again, or another folder (-o)"
+        )
 
 
 def _check_keys_of(keys: Any, documents: Sequence[Document]) -> None:

@@ -130,6 +130,7 @@ def run(
             recorder.ended()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         trained.config.use_cache = start.use_cache
+        folder.check()
         _save(trained, tokenizer, recipe, out)
         result = _result(out, read_log(folder.log))
         folder.finish(result)
