@@ -234,14 +234,27 @@ def test_two_runs_into_one_folder_at_once(work, run):
     assert run(*SCORE).code == 0
 
 
-def test_a_run_with_other_settings(work, run):
-    assert run(*SCORE).code == 0
+def test_a_run_with_other_settings(work, run, monkeypatch):
+    """Before weights are loaded."""
+    longppl = ("longppl", *SCORE[1:-2], "-o", "two")
+    assert run(*SCORE).code == run(*longppl, "--evaluator", "other").code == 0
+    assert run(*SCORE).code == run(*longppl, "--evaluator", "other").code == 0
     before = everything(work)
+    monkeypatch.setattr("longlens.models.load.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
     error = run(*SCORE, "--dtype", "bfloat16", "--max-length", 100).error
     assert error == (
         "error: out holds scores made with other settings (llama there, llama here): dtype is 'float32' there and "
         "'bfloat16' here; max_length is 4095 there and 100 here. Give another folder, or the settings of that run"
     )
+    assert (
+        "(llama there, other here): weights_sha256 is " in run("score", "a.txt", "--model", "other", *SCORE[4:]).error
+    )
+    for name, options in {
+        "evaluator": ["--evaluator", "llama"],
+        "model": ["--evaluator", "other", "--model", "other"],
+    }.items():
+        error = run(*longppl, *options).error
+        assert f"error: two/{name} holds scores made with other settings" in error
     assert everything(work) == before
 
 
@@ -305,6 +318,8 @@ def test_a_file_of_keys_is_not_overwritten(work, run):
     (work / "keys.jsonl").write_text("precious")
     before = everything(work)
     assert run("keys", "scores", "-o", "keys.jsonl").error.startswith("error: keys.jsonl exists: name another file, or")
+    imported = run("keys", "a.txt", "--from-upstream", "scores", "--truncate-with", "nothing", "-o", "keys.jsonl")
+    assert imported.error.startswith("error: keys.jsonl exists: name another file, or"), "a tokenizer was loaded first"
     assert run("keys", "scores", "-o", "nosuch/keys").error.startswith("error: nosuch is not a folder: create it")
     assert run("keys", "scores", "-o", "scores", "--overwrite").error.startswith(
         "error: cannot write scores: Is a directory: check"

@@ -1,4 +1,5 @@
-"""Benchmarks on a real model: teacher forcing says what generation does, and a choice is that of single passes."""
+"""Benchmarks on a real model: teacher forcing says what generation does, and a choice is that of single passes; and a
+GGUF file is the same model before and after its weights are loaded."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from longlens.bench.engine import EngineSettings
 from longlens.bench.run import run_bench
 from longlens.bench.settings import BenchSettings
 from longlens.bench.store import read_answers, read_samples
+from longlens.models import identify_unloaded, load_scorer
 from longlens.tasks.longeval import BASE_PREFIX
 
 pytestmark = pytest.mark.real
@@ -42,3 +44,8 @@ def test_a_choice_is_easier_than_writing_the_answer(tmp_path):
     assert chosen["num_choices"] > 2
     assert chosen["score"] >= forced["score"]
     assert chosen["answer_nll"] == pytest.approx(forced["answer_nll"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
+def test_a_gguf_file_is_identified_without_its_weights(name):
+    assert identify_unloaded(name, dtype="float32") == load_scorer(name, dtype="float32").info.identity

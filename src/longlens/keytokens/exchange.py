@@ -89,10 +89,7 @@ def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool
         LonglensWarning: Tokens stand nearer to a threshold than the error of the dtype.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: name another file, or allow overwriting it")
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
+    check_keys_file(path, overwrite=overwrite)
     if not len(keys):
         raise UserError(f"no documents, so there are no key tokens to write to {path}: score documents first")
     shared = {name: keys.settings[name] for name in SETTINGS}
@@ -111,6 +108,18 @@ def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool
             near += document.num_near_threshold or 0
             total += document.num_key_tokens or 0
     warn_near_threshold(near, total, keys.settings["dtype"])
+
+
+def check_keys_file(path: Path, *, overwrite: bool = False) -> None:
+    """Refuses, before anything is computed, a file that key tokens cannot be written to.
+
+    Raises:
+        UserError: It exists, or its folder does not.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: name another file, or allow overwriting it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
 
 
 def read_keys(path: str | os.PathLike[str]) -> Keys:

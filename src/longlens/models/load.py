@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from longlens.corpus import Document
+    from longlens.scoring.scorer import ScorerInfo
     from longlens.scoring.transformers import TransformersScorer
     from longlens.tokenization import Encoded, TextEncoder
 
@@ -49,6 +51,7 @@ class Outline:
 
         source = resolve(name)
         check_folder(source)
+        self._trust_remote_code = trust_remote_code
         self.tokenizer = _tokenizer(source, trust_remote_code)
         self._encoder = TextEncoder(self.tokenizer)
         unknown: dict[str, Any] = dict.fromkeys(
@@ -63,6 +66,18 @@ class Outline:
             own_prefix=self._encoder.own_prefix,
             **unknown,
         )
+
+    def identified(self, *, dtype: str = "auto", device: str = "auto") -> ScorerInfo | None:
+        """`info` with all that tells the model from others; None while its weights are not on this machine.
+
+        Args:
+            dtype: As in `load_scorer`.
+            device: As there.
+        """
+        found = identify_unloaded(
+            self.info.name, self.tokenizer, dtype=dtype, device=device, trust_remote_code=self._trust_remote_code
+        )
+        return None if found is None else replace(self.info, **vars(found))
 
     def encode(self, document: Document) -> Encoded:
         """Tokens of the document's text and their spans; no special tokens are added."""
@@ -496,6 +511,14 @@ def hash_files(source: Source) -> str:
         digest.update(f"base {hash_files(adapter.base)}\n".encode())
     for file in files:
         blob = file.resolve().name
-        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_sha256(file)
+        status = file.stat()
+        is_hash = re.fullmatch(r"[0-9a-f]{64}", blob)
+        content = blob if is_hash else _content_sha256(file.absolute(), status.st_size, status.st_mtime_ns)
         digest.update(f"{file.name} {content}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def _content_sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """As `file_sha256`; a file that was not written meanwhile is read once a process."""
+    return file_sha256(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,11 +15,11 @@ from longlens.corpus import Document, text_sha256
 from longlens.corpus.document import check_answer_spans
 from longlens.errors import LonglensWarning, UserError, shown
 from longlens.runs.folder import versions
-from longlens.scoring.layout import SCHEMA_VERSION
+from longlens.scoring.layout import MANIFEST, SCHEMA_VERSION, read_manifest
 from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.scorer import Request, Result, Scorer, ScorerInfo
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, wrong_logprobs
-from longlens.scoring.store import RunWriter
+from longlens.scoring.store import RunWriter, check_same_run
 from longlens.scoring.truncation import Cut, Limit, TokenLimit
 from longlens.tokenization import Encoded
 from longlens.windows import check_window_settings, plan_windows
@@ -219,6 +219,34 @@ def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, 
         "max_length": length,
         "max_length_counted_by": limit.counted_by,
     }
+
+
+def check_resumes(
+    out: Path,
+    info: Callable[[], ScorerInfo | None],
+    shorts: Sequence[ShortContext],
+    *,
+    bos: Bos,
+    limit: Limit,
+    store_text: bool,
+) -> None:
+    """Refuses, before weights are loaded, a run folder that was made otherwise.
+
+    Args:
+        out: The folder; anything is fine where no run is in it.
+        info: Says of which model the run would be, None where that is not known yet; asked where a run is there.
+        shorts: As in `run_settings`.
+        bos: As in `score`.
+        limit: As there.
+        store_text: As there.
+
+    Raises:
+        UserError: Model, tokenizer or settings differ.
+    """
+    found = info() if (out / MANIFEST).is_file() else None
+    if found is not None:
+        settings = run_settings(found, shorts, bos=bos, limit=limit)
+        check_same_run(out, read_manifest(out), make_manifest(found, settings | {"text": store_text}))
 
 
 def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,10 +48,11 @@ def keys(
     from longlens.cli.console import print_json, say
     from longlens.corpus import ReadOptions
     from longlens.errors import UserError
-    from longlens.keytokens.exchange import import_upstream, write_keys
+    from longlens.keytokens.exchange import check_keys_file, import_upstream, write_keys
     from longlens.keytokens.selection import KeySource, select_key_tokens
     from longlens.scoring.reader import open_scores
 
+    check_keys_file(out, overwrite=overwrite)
     rule = o.key_rule(command, alpha, beta, no_lcl)
     if from_upstream is not None:
         o.refuse_idle(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,7 @@ def longppl(
     from longlens.files import write_json
     from longlens.metrics.perplexity import perplexity
     from longlens.models import Outline
-    from longlens.scoring.run import run_settings, short_contexts
+    from longlens.scoring.run import check_resumes, run_settings, short_contexts
     from longlens.scoring.store import check_writable
     from longlens.scoring.truncation import TokenLimit
     from longlens.windows import check_window_settings
@@ -125,6 +126,13 @@ def longppl(
     assert limit is not None
     shorts = short_contexts(None if evaluator is None else context, stride)
     run_settings(selecting.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
+    shared = limit
+    if selects is not None and isinstance(limit, TokenLimit) and limit.counted_by == "own":
+        shared = replace(limit, counted_by=str(selects))
+    sides = [("model", evaluated, shorts if alone else [], shared)]
+    for name, outline, contexts, cut in [*([("evaluator", selecting, shorts, limit)] if selects else []), *sides]:
+        identified = partial(outline.identified, dtype=dtype, device=device)
+        check_resumes(out / name, identified, contexts, bos=bos, limit=cut, store_text=not no_text)  # type: ignore[arg-type]
     o.tell_lengths(docs, reading, selecting, shorts)
     windows = {"context": context, "stride": stride}
     if selects is not None:
@@ -134,10 +142,8 @@ def longppl(
             docs, reading, documents, selecting, out / "evaluator", limit, loading, storing | windows
         )
         documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
-        if isinstance(limit, TokenLimit) and limit.counted_by == "own":
-            limit = replace(limit, counted_by=str(selects))
     storing |= windows if alone else {"context": None}
-    scores = _run(docs, reading, documents, evaluated, out / "model", limit, loading, storing)
+    scores = _run(docs, reading, documents, evaluated, out / "model", shared, loading, storing)
     if alone:
         chosen["evaluator_scores"] = scores
     with told_once():

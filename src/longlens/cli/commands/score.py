@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,8 @@ def score(
     )
     assert limit is not None
     scoring.run_settings(outline.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
+    identified = partial(outline.identified, dtype=dtype, device=device)
+    scoring.check_resumes(out, identified, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
     o.tell_lengths(docs, reading, outline, shorts)
     loaded = load_scorer(
         model,
