@@ -106,7 +106,7 @@ def load_scorer(
         device: ``auto`` is the first GPU, else the CPU.
         device_map: As in transformers, to spread a model over devices; instead of ``device``.
         attention: ``attn_implementation`` of transformers; its own choice unless given.
-        batch_tokens: Tokens of a batch, padding included.
+        batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
         trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
         allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors and GGUF alone.
 

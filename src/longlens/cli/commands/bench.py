@@ -12,7 +12,7 @@ from longlens.cli import options as o
 
 bench = typer.Typer(
     name="bench",
-    help="Benchmarks: RULER, HELMET, LongBench, LongEval, needle in a haystack, and lm-evaluation-harness's tasks.",
+    help="Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -48,7 +48,7 @@ ThinkMarks = Annotated[
 
 @bench.callback()
 def _root() -> None:
-    """Benchmarks: RULER, HELMET, LongBench, LongEval, InfiniteBench and others, and lm-evaluation-harness's tasks."""
+    """Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks."""
 
 
 @bench.command("list")
@@ -177,7 +177,7 @@ def run(
     ] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Let a model answer, and score it; the same command resumes an unfinished run.
+    """Let a model answer, and score it. The same command resumes an unfinished run.
 
     Example: longlens bench run longeval_lines niah_single_1 --length 512,1024 --samples 20 --model smollm2 -o run
     """

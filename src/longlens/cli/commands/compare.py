@@ -24,7 +24,7 @@ def compare(
     answers: o.Answers = None,
     as_json: o.Json = False,
 ) -> None:
-    """Paired differences between models on the same documents and key tokens, and how many documents they need.
+    """Compare models on the same documents and key tokens. Paired differences, and how many documents they need.
 
     Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
     """

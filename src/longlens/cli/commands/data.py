@@ -11,7 +11,7 @@ from longlens.cli import options as o
 
 data = typer.Typer(
     name="data",
-    help="Training data: mixtures, packing, offline LongCE weights, synthetic long questions.",
+    help="Training data: mixtures, packing, weights, questions. Offline LongCE weights and synthetic long questions.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -41,7 +41,7 @@ def mix(
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
 ) -> None:
-    """Pack the sources of a recipe and interleave their rows; the same command resumes an unfinished run.
+    """Pack the sources of a recipe and interleave their rows. The same command resumes an unfinished run.
 
     Example: longlens data mix prolong-64k --tokenizer smollm2 --tokens 1e9 --source books=books/ -o mixture
     """
@@ -93,7 +93,7 @@ def pack(
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
 ) -> None:
-    """Pack documents into rows of one length; boundaries of documents are kept in position_ids.
+    """Pack documents into rows of one length. Boundaries of documents are kept in position_ids.
 
     Example: longlens data pack books/ --tokenizer smollm2 --length 65536 -o packed
     """
@@ -151,7 +151,7 @@ def weigh(
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
 ) -> None:
-    """Write the tokens of scored documents with their LongCE weights, so that training has no short pass.
+    """Write tokens of scored documents with LongCE weights. Training with them has no short pass.
 
     Example: longlens data weigh books/ --scores scores/smollm2 -o weighed
     """
@@ -222,7 +222,7 @@ def qa(
     allow_pickle: o.AllowPickle = False,
     as_json: o.Json = False,
 ) -> None:
-    """Let a model write questions on passages of documents, for fine-tuning; the same command resumes.
+    """Let a model write questions on passages of documents. For fine-tuning; the same command resumes.
 
     Example: longlens data qa books/ --model smollm2 --pairs 2 -o long-qa
     """

@@ -24,7 +24,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path("longlens-demo"),
     as_json: o.Json = False,
 ) -> None:
-    """Score a real long text with a small real model, offline: key tokens, LongPPL and an HTML report.
+    """Score a long text with a small real model, offline. Shows key tokens and LongPPL, and writes an HTML report.
 
     Example: longlens demo -o longlens-demo
     """

@@ -43,7 +43,7 @@ def extend(
     trust_remote_code: o.TrustRemoteCode = False,
     as_json: o.Json = False,
 ) -> None:
-    """Write a model folder with extended context (position extrapolation), ready to load.
+    """Write a model folder with extended context, ready to load. Position extrapolation by the method that is named.
 
     Example: longlens extend smollm2 --method yarn --factor 4 -o smollm2-yarn
     """

@@ -41,7 +41,7 @@ def keys(
     samples: o.Samples = None,
     as_json: o.Json = False,
 ) -> None:
-    """Export key tokens as runs of characters, which serve any tokenizer; or import published ones.
+    """Export key tokens, or import published ones. They are runs of characters, which serve any tokenizer.
 
     Example: longlens keys scores/gemma3 -o keys.jsonl
     """

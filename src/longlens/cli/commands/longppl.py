@@ -57,7 +57,7 @@ def longppl(
     per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
-    """Score documents with the evaluator and the evaluated model, and compute LongPPL: the one-line way in.
+    """Compute LongPPL in one command. Scores documents with the evaluator and the evaluated model.
 
     Documents are cut to --max-length tokens of the evaluator, so that both models see the same text.
 

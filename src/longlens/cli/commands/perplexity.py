@@ -35,7 +35,7 @@ def perplexity(
     per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
-    """Perplexity, LongPPL and LongPPL-soft from stored scores; no model is run.
+    """Perplexity, LongPPL and LongPPL-soft from stored scores. No model is run.
 
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """

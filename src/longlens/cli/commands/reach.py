@@ -29,7 +29,7 @@ def reach(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Context reach: up to which K predictions improve, on all tokens and on key tokens, and by how much.
+    """Context reach: up to which K predictions improve. On all tokens and on key tokens, and by how much.
 
     Example: longlens reach scores/smollm2 --evaluator-scores scores/gemma3
     """

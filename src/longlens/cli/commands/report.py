@@ -35,7 +35,7 @@ def report(
     figures: Annotated[Path | None, typer.Option(help="Folder for the charts as PNG and SVG.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """One self-contained HTML page from stored scores: the text with its key tokens, and charts; no model is run.
+    """Write one self-contained HTML page from stored scores. The text with its key tokens, and charts; no model is run.
 
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """

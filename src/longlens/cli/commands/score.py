@@ -42,7 +42,7 @@ def score(
     samples: o.Samples = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run a model over documents and store its token scores; the same command resumes an unfinished run.
+    """Run a model over documents and store its token scores. The same command resumes an unfinished run.
 
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """

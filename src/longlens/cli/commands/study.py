@@ -35,7 +35,7 @@ def reproduce(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run a small experiment from scratch; the same command resumes an unfinished run.
+    """Run a small experiment from scratch. The same command resumes an unfinished run.
 
     Example: longlens study reproduce longce -o longce-study
     """

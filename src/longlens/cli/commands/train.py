@@ -25,7 +25,7 @@ def train(
     allow_pickle: o.AllowPickle = False,
     as_json: o.Json = False,
 ) -> None:
-    """Train a model as a recipe says; the same command resumes an unfinished run.
+    """Train a model as a recipe says. The same command resumes an unfinished run.
 
     Example: longlens train smollm2-cpu --set training.steps=20 -o run
     """
