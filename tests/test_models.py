@@ -309,6 +309,8 @@ def changed(file, **values):
         ("config.json", {"hidden_size": "x" * 100_000}),
         ("config.json", {"sliding_window": "x"}),
         ("config.json", {"num_hidden_layers": -1}),
+        ("config.json", {"num_hidden_layers": 10**30}),
+        ("config.json", {"text_config": {"n_layer": 10**6}}),
         ("config.json", {"hidden_act": "nosuch"}),
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "x"),
@@ -317,15 +319,27 @@ def changed(file, **values):
         ("model.safetensors", ""),
     ],
 )
+@pytest.mark.filterwarnings("ignore::longlens.LonglensWarning")
 def test_a_broken_file_of_a_model_folder_is_one_short_line(file, content, models, tmp_path):
     copy_of(models / "llama", tmp_path)
     text = content if isinstance(content, str) else changed(tmp_path / file, **content)
     (tmp_path / file).write_text(text)
-    refused = r"cannot load the (tokenizer|model) '.*' \(local folder\): |cannot be run with a cache: "
+    refused = (
+        r"cannot load the (tokenizer|model) '.*' \(local folder\): |cannot be run with a cache: |"
+        r"config.json( is broken|: '\w+' is \d+, expected at most 10,000)"
+    )
     with pytest.raises(UserError, match=refused) as caught:
         score([Document(id="a", text="some text")], load_scorer(str(tmp_path)), context=4, stride=4)
     assert len(str(caught.value)) < 700
     assert str(caught.value).isprintable()
+
+
+def test_weights_that_the_configuration_does_not_use_are_told(models, tmp_path):
+    config = copy_of(models / "llama", tmp_path) / "config.json"
+    config.write_text(changed(config, num_hidden_layers=1))
+    said = r"has weights that LlamaForCausalLM does not use, such as 'model.layers.1.\S+' \(\d+ in all\): if layers"
+    with pytest.warns(LonglensWarning, match=said):
+        load_scorer(str(tmp_path))
 
 
 def test_a_panic_of_the_tokenizer_is_one_line(models, tmp_path):

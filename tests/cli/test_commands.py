@@ -359,6 +359,9 @@ def test_output_that_cannot_be_written_is_one_line(scored):
     assert done.stderr == (
         "error: the output: No space left on device. Check the name, its permissions and the room on the disk\n"
     )
+    command[-1] = "nosuch"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=subprocess.PIPE, stderr=full).returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +177,29 @@ def test_models(model, message, work, run):
     before = everything(work)
     assert run("extend", model, "--method", "yarn", "--factor", 4, "-o", "out").error.startswith(f"error: {message}")
     assert everything(work) == before
+
+
+def edited(model, values):
+    """A copy of a model's folder, ``edited``, with other values in its config.json."""
+    shutil.copytree(model, "edited")
+    config = Path("edited/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"vocab_size": -1}, {"vocab_size": 10**30}, {"head_dim": 0}, {"hidden_act": "x"}, {"num_key_value_heads": 0}],
+)
+def test_a_shape_that_cannot_be_built_is_one_line(values, work, run):
+    edited("llama", values)
+    said = run("extend", "edited", "--method", "pi", "--factor", 2, "-o", "out").error
+    assert said.endswith(": check its config.json")
+    assert len(said) < 600
+
+
+def test_a_window_that_is_no_number_is_not_told_of(work, run):
+    edited("llama", {"sliding_window": "x"})
+    assert run("extend", "edited", "--method", "pi", "--factor", 2, "-o", "out").code == 0
 
 
 def test_a_full_disk(work, run, monkeypatch):

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -34,8 +34,9 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line to stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """One line to stderr, lost where that cannot be written."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_json(content: Mapping[str, Any]) -> None:

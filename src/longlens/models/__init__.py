@@ -1,6 +1,7 @@
 """Models: found by name, loaded, and run."""
 
 from longlens.models.load import Outline as Outline
+from longlens.models.load import check_complete as check_complete
 from longlens.models.load import explained as explained
 from longlens.models.load import find_device as find_device
 from longlens.models.load import find_dtype as find_dtype
@@ -14,7 +15,6 @@ from longlens.models.load import load_tokenizer as load_tokenizer
 from longlens.models.load import load_weights as load_weights
 from longlens.models.load import max_positions as max_positions
 from longlens.models.load import positions_of as positions_of
-from longlens.models.load import refuse_missing as refuse_missing
 from longlens.models.resolve import EMBEDDED as EMBEDDED
 from longlens.models.resolve import Source as Source
 from longlens.models.resolve import check_folder as check_folder

@@ -15,13 +15,13 @@ import torch
 
 from longlens.errors import LonglensWarning, UserError, library_errors
 from longlens.models import (
+    check_complete,
     check_folder,
     explained,
     find_device,
     find_dtype,
     hash_files,
     load_config,
-    refuse_missing,
     resolve,
 )
 from longlens.models import load_tokenizer as load_tokenizer_of
@@ -210,7 +210,7 @@ def load_entails(
         model, problems = getattr(transformers, auto).from_pretrained(
             source.path, dtype=chosen, output_loading_info=True, **options
         )
-    refuse_missing(name, model, problems, "give a model that is trained to tell entailment")
+    check_complete(name, model, problems, "give a model that is trained to tell entailment")
     if device_map is None:
         model = model.to(where)
     return kind(model, tokenizer, name=name, weights_sha256=hash_files(source), max_tokens=max_tokens)

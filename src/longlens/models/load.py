@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-from longlens.errors import UserError, library_errors, require, shown
+from longlens.errors import LonglensWarning, UserError, library_errors, require, shown, shown_value
 from longlens.files import file_sha256, read_json
 from longlens.models.gguf import load_gguf_tokenizer
 from longlens.models.resolve import EMBEDDED, Source, check_folder, resolve
@@ -20,6 +21,10 @@ from longlens.runs.identity import ModelIdentity, functional_config
 
 HUB_SECONDS = 5.0
 """How long the hub may take to answer before a model is looked for in the cache alone."""
+
+MAX_COUNT = 10_000
+"""Layers, or experts of a layer, that a model of transformers can have here."""
+_COUNT = re.compile(r"(n|num|encoder|decoder)_(\w+_)?(layer|expert|block)s?")
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +137,7 @@ def load_scorer(
         options["device_map"] = device_map
     tokenizer = _tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
     model, problems = load_weights(source, options, chosen, allow_pickle=allow_pickle)
-    refuse_missing(name, model, problems, "longlens needs a causal language model with its vocabulary head")
+    check_complete(name, model, problems, "longlens needs a causal language model with its vocabulary head")
     if device_map is None:
         model = model.to(where)
     with explained(source, "model"):  # it runs the model once
@@ -351,23 +356,33 @@ def load_weights(
     return model, problems
 
 
-def refuse_missing(name: str, model: Any, problems: Mapping[str, Any], step: str) -> None:
-    """Refuses a model whose files lack weights, which transformers fills with random ones.
+def check_complete(name: str, model: Any, problems: Mapping[str, Any], step: str) -> None:
+    """Holds a model's files against the model that its configuration describes.
 
     Args:
         name: As the user gave it.
         model: What was loaded.
         problems: What transformers says of the loading.
-        step: What to do, for the message.
+        step: What to do about missing weights, for the message.
 
     Raises:
-        UserError: Weights are missing.
+        UserError: Weights are missing, which transformers fills with random ones.
+
+    Warns:
+        LonglensWarning: There are weights that the model does not use, as those of layers beyond ``num_hidden_layers``.
     """
-    missing = sorted(problems.get("missing_keys", ()))
+    missing, unused = (sorted(problems.get(key, ())) for key in ("missing_keys", "unexpected_keys"))
     if missing:
         raise UserError(
             f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
             f"would be random: {step}"
+        )
+    if unused:
+        warnings.warn(
+            f"{shown(name)} has weights that {type(model).__name__} does not use, such as {shown(unused[0])} "
+            f"({len(unused)} in all): if layers of the model are among them, its config.json is another model's",
+            LonglensWarning,
+            stacklevel=3,
         )
 
 
@@ -375,8 +390,24 @@ def refuse_missing(name: str, model: Any, problems: Mapping[str, Any], step: str
 def explained(source: Source, what: str) -> Iterator[None]:
     """Turns what other libraries raise on a model that cannot be loaded or run into one line that says what to do."""
     failed = f"cannot load the {what} {shown(source.name)} ({source.note})"
+    _check_counts(source)
     with library_errors(failed, partial(_step, source, what)), _hub(source):
         yield
+
+
+def _check_counts(source: Source) -> None:
+    """Refuses a folder with so many layers or experts that transformers would build them for hours, or for ever."""
+    path = Path(source.path) / "config.json"
+    if source.gguf is not None or not path.is_file():
+        return
+    again = "check the files of the folder, or give another model"
+    parts: list[Mapping[str, Any]] = [read_json(path, again)]
+    for part in parts:
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            if isinstance(value, int | float) and value > MAX_COUNT and _COUNT.fullmatch(key):
+                found = f"{shown(key)} is {shown_value(value)}, expected at most {MAX_COUNT:,}"
+                raise UserError(f"{path}: {found}: {again}")
 
 
 def _step(source: Source, what: str, error: BaseException) -> str:

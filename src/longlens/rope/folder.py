@@ -142,7 +142,12 @@ def _notes(old: Any, new: Any) -> list[str]:
     if shared := shared_note(old):
         notes.append(shared)
     window = getattr(after, "sliding_window", None)
-    if window and getattr(after, "use_sliding_window", True) and layer_type(after) is None:
+    if (
+        isinstance(window, int)
+        and window > 0
+        and getattr(after, "use_sliding_window", True)
+        and layer_type(after) is None
+    ):
         notes.append(f"layers with a sliding window still attend to {window:,} tokens")
     return notes
 

@@ -51,6 +51,8 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
             if trained or weights:
                 raise UserError(f"{path} lacks weights of CLEX, {names[0]!r}: give the folder that longlens wrote")
             weights = None
+        if weights and options.get("output_loading_info"):
+            loaded[1]["unexpected_keys"] = set(loaded[1]["unexpected_keys"]) - set(names)
     prepare_model(model, config, weights)
     return loaded
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longlens.errors import UserError, library_errors
+from longlens.errors import UserError, library_errors, shown_value
 from longlens.models.forward import find_decoder
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, REQUIRES, Method
 from longlens.rope.clex import ClexRotary
@@ -145,17 +145,19 @@ def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
     ``prepare_config(config)``.
 
     Raises:
-        UserError: As `extend_config`; or the model's code does not compute what the method defines.
+        UserError: As `extend_config`; or the model's code cannot be built from the config, or does not compute what the
+            method defines.
     """
     from transformers import AutoModelForCausalLM
 
-    new = extend_config(config, method)
-    text = text_config(new)
-    with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(prepare_config(new))
-    fresh = {name: _made(module, text) for name, module in rotary_modules(shape).items()}
-    rope = rope_of(text_config(config), method.original_length)
-    _check_method(shape, fresh.values(), method, rope, layer_type(text))
+    with library_errors(f"cannot extend a model of type {shown_value(config.model_type)}", "check its config.json"):
+        new = extend_config(config, method)
+        text = text_config(new)
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(prepare_config(new))
+        fresh = {name: _made(module, text) for name, module in rotary_modules(shape).items()}
+        rope = rope_of(text_config(config), method.original_length)
+        _check_method(shape, fresh.values(), method, rope, layer_type(text))
     return new, fresh
 
 

@@ -26,7 +26,7 @@ _OTHER_USES = (
 )
 NOT_FUNCTION = frozenset(f"{_NAMES} {_WAYS_TO_RUN} {_OTHER_USES}".split())
 """Keys of a configuration, at any depth, that do not change what a model computes."""
-MAX_DIFFERENCES = 6
+MAX_DIFFERENCES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,14 @@ def model_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
         here: The record that would be written now.
     """
     one, other = ModelIdentity.read(there), ModelIdentity.read({n: v for n, v in here.items() if n in there})
-    said = [f"{name} is {shown_value(a)} there and {shown_value(b)} here" for name, a, b in one._different_parts(other)]
+    said = [f"{name} is {_short(a)} there and {_short(b)} here" for name, a, b in one._different_parts(other)]
     return said if len(said) <= MAX_DIFFERENCES else [*said[:MAX_DIFFERENCES], f"{len(said) - MAX_DIFFERENCES} more"]
+
+
+def _short(value: object) -> str:
+    """A part of an identity for a message; long ones, as hashes and lists are, by their two ends."""
+    text = shown_value(value)
+    return text if len(text) <= 50 else f"{text[:12]}…{text[-12:]}"
 
 
 def functional_config(model: Any, adapters: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def load_for_training(recipe: Recipe, config: Any) -> Any:
         options["attn_implementation"] = recipe.load.attention
     dtype = getattr(torch, recipe.load.dtype)
     model, problems = models.load_weights(source, options, dtype, allow_pickle=recipe.load.allow_pickle)
-    models.refuse_missing(recipe.model, model, problems, "give a causal language model with its vocabulary head")
+    models.check_complete(recipe.model, model, problems, "give a causal language model with its vocabulary head")
     return model if recipe.lora is None else _with_adapters(model, recipe)
 
 
