@@ -179,6 +179,20 @@ def test_models(model, message, work, run):
     assert everything(work) == before
 
 
+def test_an_adapter_is_scored_and_not_extended(work, run):
+    peft = pytest.importorskip("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained("llama")
+    settings = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(base, settings).save_pretrained("adapter")
+    transformers.AutoTokenizer.from_pretrained("llama").save_pretrained("adapter")
+    for model in ("llama", "adapter"):
+        assert run("score", "a.txt", "--model", model, "--context", 8, "--stride", 8, "-o", f"of-{model}").code == 0
+    one, other = (open_scores(f"of-{model}")[0].long_logprobs for model in ("llama", "adapter"))
+    assert not np.allclose(one, other, equal_nan=True)
+    refused = run("extend", "adapter", "--method", "pi", "--factor", 2, "-o", "out").error
+    assert refused.startswith("error: adapter holds an adapter: extend its base model, or merge the two (")
+
+
 def edited(model, values):
     """A copy of a model's folder, ``edited``, with other values in its config.json."""
     shutil.copytree(model, "edited")

@@ -1,5 +1,6 @@
 """Models: found by name, loaded, and run."""
 
+from longlens.models.load import ADAPTER as ADAPTER
 from longlens.models.load import Outline as Outline
 from longlens.models.load import check_complete as check_complete
 from longlens.models.load import explained as explained

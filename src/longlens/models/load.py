@@ -167,8 +167,7 @@ def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = Fa
 
     source, encoder = resolve(name), TextEncoder(tokenizer)
     adapter = _adapter_of(source)
-    configured = source if adapter is None else adapter.base
-    config = load_config(configured, trust_remote_code=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     return ModelIdentity(
         weights_sha256=hash_files(source),
         config=functional_config(config, [] if adapter is None else [adapter.config]),
@@ -282,13 +281,16 @@ def _is_factor(value: object) -> TypeGuard[float]:
 
 
 def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model, of transformers.
+    """The configuration of a model, of transformers; of an adapter's folder that of its base.
 
     Raises:
         UserError: It cannot be loaded.
     """
     from transformers import AutoConfig
 
+    adapter = _adapter_of(source)
+    if adapter is not None:
+        return load_config(adapter.base, trust_remote_code=trust_remote_code)
     options = {} if source.gguf is None else {"gguf_file": source.gguf}
     with explained(source, "model"):
         return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)

@@ -79,6 +79,11 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
         raise UserError(f"{out.parent} is not a folder: create it first")
     source = models.resolve(name)
     models.check_folder(source)
+    if (Path(source.path) / models.ADAPTER).is_file():
+        raise UserError(
+            f"{name} holds an adapter: extend its base model, or merge the two (merge_and_unload of peft), save that "
+            "and extend it"
+        )
     config = models.load_config(source, trust_remote_code=trust_remote_code)
     new, rotary = build_rotary(config, method)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
