@@ -273,3 +273,10 @@ def _require_unicode(text: str) -> None:
         from longlens.corpus import text_sha256
 
         text_sha256(text)
+
+
+def own_bos(tokenizer: Any) -> str:
+    """The BOS that the tokenizer itself puts before a text; empty where it puts none."""
+    ids: list[int] = tokenizer("a", verbose=False)["input_ids"]
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""

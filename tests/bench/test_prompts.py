@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from longlens.bench.engine import EngineSettings, Request, own_bos, prompt_tokens
+from longlens.bench.engine import EngineSettings, Request, prompt_tokens
 from longlens.bench.lm_eval import open_engine
 from longlens.bench.prompts import MODES, TEMPLATES, Asking
 from longlens.errors import UserError
@@ -17,6 +18,7 @@ from longlens.models.forward import Forward
 from longlens.tasks import get_task
 from longlens.tasks.building import built
 from longlens.tasks.overlong import POLICIES
+from longlens.tokenization import own_bos
 from tests.bench.conftest import CHAT
 from tests.bench.fakes import ASK, PREFIX, Toy
 from tests.tiny import byte_tokenizer
@@ -126,6 +128,20 @@ def test_bos_is_never_there_twice(template, chat, options):
     expected = own + prefill
     assert ids == ([BOS] if adds and own[:1] != [BOS] else []) + expected
     assert ids.count(BOS) == (adds or chat == CHAT)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_raw_prompt_that_begins_with_bos_has_it_once(adds):
+    tokenizer, task = byte_tokenizer(adds_bos=adds), Toy(words=3)
+    (sample,) = samples(task, tokenizer)
+    begun = replace(sample, prompt="<s>" + sample.prompt, length=sample.length + 1)
+    for own_tokens in (True, False):
+        found = asking(tokenizer, mode="teacher-forced").ask(task, begun, own_tokens=own_tokens)
+        (request,) = found.requests
+        for text in (found.prompt, request.prompt + request.continuation):
+            ids = prompt_tokens(tokenizer, text)
+            assert (ids[0], ids.count(BOS)) == (BOS, 1)
+        assert found.prompt_tokens == len(prompt_tokens(tokenizer, found.prompt))
 
 
 def test_bos_in_the_middle_of_a_template_stays():

@@ -491,6 +491,12 @@ def test_a_longer_prompt_before_does_not_change_an_answer():
     assert writing.generate(asked)[1] == writing.generate(asked[1:])[0]
 
 
+def test_a_raw_prompt_that_begins_with_bos_has_it_once():
+    writing = generator(tiny_model("llama"), byte_tokenizer())
+    assert writing._encode("<s>Why?") == writing._encode("Why?")
+    assert writing._encode("Why?").count(256) == 1
+
+
 def test_what_a_generator_cannot_do_is_said():
     with pytest.raises(UserError, match="--max-new-tokens is 0; expected at least 1"):
         generator(max_new_tokens=0)

@@ -297,13 +297,6 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def own_bos(tokenizer: Any) -> str:
-    """The BOS that the tokenizer itself puts before a text; empty where it puts none."""
-    ids = prompt_tokens(tokenizer, "a")
-    bos = getattr(tokenizer, "bos_token_id", None)
-    return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""
-
-
 def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], continuation: str) -> int:
     """Checks that no token reaches from the prompt into the continuation; returns the tokens of both.
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from longlens.bench.engine import Request, check_border, own_bos, prompt_tokens
+from longlens.bench.engine import Request, check_border, prompt_tokens
 from longlens.chat_template import render
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Draft, Tokens
 from longlens.tasks.overlong import shortened
+from longlens.tokenization import own_bos
 
 TEMPLATES = ("auto", "none", "chat", "chat-prefix", "prefill")
 """How a sample becomes a text. ``none``: prompt and answer prefix, as they are. ``chat``: the prompt is a user's
@@ -115,17 +116,15 @@ class Asking:
         return around - len(prompt_tokens(self.tokenizer, "a"))
 
     def text(self, sample: Sample, template: str) -> str:
-        """The exact text of a sample."""
-        prefix = sample.answer_prefix
+        """The exact text of a sample, without the BOS that the tokenizer puts before a text itself."""
+        prefix, bos = sample.answer_prefix, "" if self.is_chat else own_bos(self.tokenizer)
         if template == "none":
-            return sample.prompt + prefix
+            return (sample.prompt + prefix).removeprefix(bos)
         messages = [{"role": "user", "content": sample.prompt + (prefix if template == "chat-prefix" else "")}]
         if self.is_chat:
             return json.dumps(messages, ensure_ascii=False)
         opened = render(self.tokenizer, messages, add_generation_prompt=True, arguments=self.template_arguments).text
-        # The BOS that the tokenizer puts before a text itself, which the template has written as well.
-        opened = opened.removeprefix(own_bos(self.tokenizer))
-        return opened + (prefix if template == "prefill" else "")
+        return opened.removeprefix(bos) + (prefix if template == "prefill" else "")
 
     def ask(self, task: Task, sample: Sample, *, own_tokens: bool = False) -> Prompted:
         """What a model is asked for a sample.
@@ -142,7 +141,7 @@ class Asking:
         policy = task.overlong if self.overlong is None else self.overlong
         answer_tokens = task.max_new_tokens + self.think_tokens
         prompt = self.text(sample, template)
-        if own_tokens and template == "none":
+        if own_tokens and prompt == sample.prompt + sample.answer_prefix:
             counted = sample.length - task.max_new_tokens
         else:
             counted = len(prompt_tokens(self.tokenizer, prompt))

@@ -12,6 +12,7 @@ from longlens.errors import UserError
 from longlens.models.forward import Forward, generation_record, greedy, running
 from longlens.models.load import positions_of
 from longlens.runs.identity import canonical_sha256
+from longlens.tokenization import own_bos
 
 MAX_NEW_TOKENS = 256
 
@@ -93,7 +94,7 @@ class TransformersGenerator:
         if getattr(self.tokenizer, "chat_template", None):
             messages = [{"role": "user", "content": prompt}]
             return template_tokens(self.tokenizer, messages, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        ids: list[int] = self.tokenizer(prompt.removeprefix(own_bos(self.tokenizer)))["input_ids"]
         return ids
 
 

@@ -16,10 +16,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from longlens.bench.engine import HF, EngineSettings, Texts, describe, own_bos
+from longlens.bench.engine import HF, EngineSettings, Texts, describe
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.errors import UserError, one_line, shown_value
 from longlens.models.forward import Forward, generation_record, greedy, pack, running
+from longlens.tokenization import own_bos
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
 """Of the Hugging Face backend: what does not belong to loading a model or to the chat template, which are ours."""

@@ -14,9 +14,9 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models import api_models
 
-from longlens.bench.engine import Answer, EngineSettings, Request, Texts, own_bos, prompt_tokens
+from longlens.bench.engine import Answer, EngineSettings, Request, Texts, prompt_tokens
 from longlens.errors import UserError, one_line
-from longlens.tokenization import TextEncoder
+from longlens.tokenization import TextEncoder, own_bos
 
 PENALTY = "repetition_penalty"
 NO_ANSWER = "\x00no answer"
