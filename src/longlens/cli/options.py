@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longlens.scoring.scores import ShortContext
     from longlens.scoring.truncation import Limit
 
+_LOADING = ("dtype", "device", "device_map", "attention", "batch_tokens", "trust_remote_code", "allow_pickle")
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
 Docs = Annotated[
     list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet), hf:DATASET or stdlib:MODULE.")
@@ -100,6 +101,16 @@ def assignments(changes: Iterable[str] | None, option: str, example: str) -> dic
     from longlens.recipe_file import assignment
 
     return dict(assignment(change, option, example) for change in changes or ())
+
+
+def reading(command: typer.Context) -> ReadOptions:
+    """How the running command reads documents, where it has all of these options."""
+    return ReadOptions(**{field.name: command.params[field.name] for field in fields(ReadOptions)})
+
+
+def loading(command: typer.Context) -> dict[str, Any]:
+    """Arguments of `longlens.load_scorer` that the running command has as options."""
+    return {name: command.params[name] for name in _LOADING if name in command.params}
 
 
 def documents(docs: list[str], options: ReadOptions, *, trust_remote_code: bool = False) -> Iterable[Document]:

@@ -241,16 +241,7 @@ def qa(
     from longlens.models import load_tokenizer
     from longlens.models.generate import load_generator
 
-    generator = load_generator(
-        model,
-        max_new_tokens=max_new_tokens,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        attention=attention,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
+    generator = load_generator(model, max_new_tokens=max_new_tokens, **o.loading(command))
     counted_by = generator.tokenizer
     if tokenizer is not None:
         counted_by = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)

@@ -46,7 +46,6 @@ def keys(
     Example: longlens keys scores/gemma3 -o keys.jsonl
     """
     from longlens.cli.console import print_json, say
-    from longlens.corpus import ReadOptions
     from longlens.errors import UserError
     from longlens.keytokens.exchange import check_keys_file, import_upstream, write_keys
     from longlens.keytokens.selection import KeySource, select_key_tokens
@@ -57,15 +56,7 @@ def keys(
     if from_upstream is not None:
         o.refuse_idle(command)
         o.refuse(command, "with --from-upstream, whose tokens were selected already", *SELECTING)
-        reading = ReadOptions(
-            text_field=text_field,
-            id_field=id_field,
-            subset=subset,
-            split=split,
-            tokenized_with=tokenized_with,
-            min_tokens=min_tokens,
-            samples=samples,
-        )
+        reading = o.reading(command)
         cut = o.limit(None, max_length, max_characters, truncate_with)
         documents = o.cut(o.documents(sources, reading), cut)
         selected: KeySource = import_upstream(from_upstream, documents)

@@ -65,7 +65,6 @@ def longppl(
     """
     from longlens.cli.commands.perplexity import print_results
     from longlens.cli.console import print_json, say, told_once
-    from longlens.corpus import ReadOptions
     from longlens.errors import UserError
     from longlens.files import write_json
     from longlens.metrics.perplexity import perplexity
@@ -86,24 +85,8 @@ def longppl(
     check_window_settings(context, stride)
     if evaluator == "self":
         say("warning: the model is its own evaluator, for which the paper finds LongPPL uninformative (appendix B.2)")
-    loading = {
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "attention": attention,
-        "batch_tokens": batch_tokens,
-        "trust_remote_code": trust_remote_code,
-        "allow_pickle": allow_pickle,
-    }
-    reading = ReadOptions(
-        text_field=text_field,
-        id_field=id_field,
-        subset=subset,
-        split=split,
-        tokenized_with=tokenized_with,
-        min_tokens=min_tokens,
-        samples=samples,
-    )
+    loading = o.loading(command)
+    reading = o.reading(command)
     storing = {"bos": bos, "store_text": not no_text, "extrapolate": extrapolate}
     chosen = o.choice(command, None, keys, alpha, beta, gamma, no_lcl, None, None)
     # Under the window rule one run gives both sides of a model that is its own evaluator.

@@ -47,7 +47,6 @@ def score(
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """
     from longlens.cli.console import ScoringProgress, print_json, printable, say
-    from longlens.corpus import ReadOptions
     from longlens.models import Outline, load_scorer
     from longlens.scoring import run as scoring
     from longlens.scoring.store import check_writable
@@ -59,15 +58,7 @@ def score(
     strides = o.integers(stride, "--stride")
     shorts = scoring.short_contexts(contexts, strides)
     rank = parse_shard(shard)
-    reading = ReadOptions(
-        text_field=text_field,
-        id_field=id_field,
-        subset=subset,
-        split=split,
-        tokenized_with=tokenized_with,
-        min_tokens=min_tokens,
-        samples=samples,
-    )
+    reading = o.reading(command)
     # All that can be refused without the weights is refused before they are loaded.
     documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
     check_writable(out, rank=rank[0])
@@ -85,17 +76,7 @@ def score(
     identified = partial(outline.identified, dtype=dtype, device=device)
     scoring.check_resumes(out, identified, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
     o.tell_lengths(docs, reading, outline, shorts)
-    loaded = load_scorer(
-        model,
-        tokenizer=outline.tokenizer,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        attention=attention,
-        batch_tokens=batch_tokens,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
+    loaded = load_scorer(model, tokenizer=outline.tokenizer, **o.loading(command))
     o.announce(loaded, limit)
     with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * scoring.MAX_LENGTH)) as progress:
         scores = scoring.score(
