@@ -146,6 +146,7 @@ def test_without_bos_the_first_token_has_no_score():
 DRIVER = """
 import os, signal, sys
 import longlens
+from longlens.runs import parts
 from longlens.scoring import store
 from tests.scoring.test_run import RULE, FakeScorer, documents
 out, events_left = sys.argv[1], int(sys.argv[2])
@@ -162,7 +163,7 @@ def watched(function):
 
 # Every step that touches the disk, and every answer, is a point to be killed at.
 for owner, name in [
-    (store.pq.ParquetWriter, "write_table"), (store.pq.ParquetWriter, "close"), (store.Path, "rename"),
+    (parts.pq.ParquetWriter, "write_table"), (parts.pq.ParquetWriter, "close"), (store.Path, "rename"),
     (store.Path, "mkdir"), (store.os, "fsync"), (store.PartWriter, "add"), (store.PartWriter, "tick"),
 ]:
     setattr(owner, name, watched(getattr(owner, name)))

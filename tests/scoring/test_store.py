@@ -223,7 +223,7 @@ class Reads(pq.ParquetFile):
 
 @pytest.fixture
 def reads(monkeypatch):
-    monkeypatch.setattr(store.pq, "ParquetFile", Reads)
+    monkeypatch.setattr(pq, "ParquetFile", Reads)
     monkeypatch.setattr(Reads, "columns", [])
     monkeypatch.setattr(Reads, "tables", [])
     return Reads

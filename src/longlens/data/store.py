@@ -26,7 +26,7 @@ from longlens.data.columns import IGNORED, row_types
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json, write_json
 from longlens.runs.folder import OwnFolder, versions, warn_of_versions
-from longlens.scoring.layout import open_file
+from longlens.runs.parts import Part, open_file
 
 SCHEMA_VERSION = 1
 ROW_GROUP_TOKENS = 2**20
@@ -255,44 +255,21 @@ class _Shards:
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self._folder, self._schema = folder, schema
         self._number = self._tokens = 0
-        self._writer: pq.ParquetWriter | None = None
-        self._file: pa.OSFile | None = None
+        self._part: Part | None = None
 
     def add(self, table: pa.Table, tokens: int) -> None:
-        if self._writer is not None and self._tokens + tokens > SHARD_TOKENS:
+        if self._part is not None and self._tokens + tokens > SHARD_TOKENS:
             self._close()
-        if self._writer is None:
-            self._open()
-        assert self._writer is not None
-        self._writer.write_table(table, row_group_size=table.num_rows)
+        if self._part is None:
+            self._part = Part(self._folder / f"train-{self._number:05d}.parquet", self._schema)
+            self._number, self._tokens = self._number + 1, 0
+        self._part.write(table)
         self._tokens += tokens
 
-    def _open(self) -> None:
-        floats = {field.name for field in self._schema if field.type == pa.list_(pa.float32())}
-        lists = [field.name for field in self._schema if pa.types.is_list(field.type)]
-        encodings = {
-            f"{name}.list.element": "BYTE_STREAM_SPLIT" if name in floats else "DELTA_BINARY_PACKED" for name in lists
-        }
-        self._file = open_file(self._folder / f"train-{self._number:05d}.parquet", "wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            self._schema,
-            compression="zstd",
-            use_dictionary=False,
-            column_encoding=encodings,
-            write_page_checksum=True,
-        )
-        self._number, self._tokens = self._number + 1, 0
-
     def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is None or self._file is None:
-            return
-        try:
-            writer.close()
-        finally:
-            writer.is_open = False  # its __del__ would try once more, and complain on stderr
-            self._file.close()
+        part, self._part = self._part, None
+        if part is not None:
+            part.close()
 
     def __enter__(self) -> _Shards:
         return self

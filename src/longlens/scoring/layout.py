@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from longlens.errors import UserError, one_line, shown_value
 from longlens.files import read_json
 from longlens.runs.folder import warn_by_weights
 from longlens.runs.identity import ModelIdentity, canonical_sha256
+from longlens.runs.parts import open_file
 from longlens.scoring.scores import ShortContext
 
 MANIFEST = "manifest.json"
@@ -106,11 +106,6 @@ def run_sha256(manifest: Mapping[str, Any]) -> str | None:
 def part_paths(folder: Path) -> list[Path]:
     """Committed parts, in the order of their names."""
     return sorted(folder.glob("part-*.parquet"))
-
-
-def open_file(path: Path, mode: str) -> pa.OSFile:
-    """A file, by the bytes of its name: pyarrow takes some strings for URIs, and cannot encode all of them."""
-    return pa.OSFile(os.fsencode(path), mode)
 
 
 def read_ids(folder: Path, short: ShortContext | None, run: str | None) -> Iterator[tuple[Place, dict[str, str]]]:

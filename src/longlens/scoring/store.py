@@ -15,16 +15,15 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from longlens.errors import UserError, shown_value
 from longlens.files import cannot_write, create_json
 from longlens.runs.folder import OwnFolder, warn_of_versions
 from longlens.runs.identity import model_differences
+from longlens.runs.parts import Part
 from longlens.scoring.layout import (
     MANIFEST,
     RUN_KEY,
-    open_file,
     read_ids,
     read_manifest,
     run_sha256,
@@ -56,9 +55,8 @@ class PartWriter:
         self._rows: list[dict[str, Any]] = []
         self._row_tokens = self._part_tokens = 0
         self._opened = 0.0
-        self._writer: pq.ParquetWriter | None = None
-        self._file: pa.OSFile | None = None
-        self._temporary = self._target = self._folder
+        self._part: Part | None = None
+        self._target = self._folder
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends one document's row.
@@ -66,7 +64,7 @@ class PartWriter:
         Raises:
             UserError: The disk is full or the folder cannot be written; committed parts are untouched.
         """
-        if self._writer is None and not self._rows:
+        if self._part is None and not self._rows:
             self._opened = time.monotonic()
         self._rows.append(row)
         self._row_tokens += len(row["logprobs"])
@@ -77,80 +75,55 @@ class PartWriter:
 
     def tick(self) -> None:
         """Closes the part once its oldest row is old enough."""
-        if (self._writer or self._rows) and time.monotonic() - self._opened >= PART_SECONDS:
+        if (self._part or self._rows) and time.monotonic() - self._opened >= PART_SECONDS:
             self.commit()
 
     def commit(self) -> None:
         """Closes the part and renames it into place."""
         self._flush()
-        if self._writer is None:
+        if self._part is None:
             return
         try:
-            self._writer.close()
-            assert self._file is not None
-            self._file.close()
+            self._part.close()
             self._check()
-            with self._temporary.open("rb") as written:
+            with self._part.path.open("rb") as written:
                 os.fsync(written.fileno())
-            self._temporary.rename(self._target)
+            self._part.path.rename(self._target)
         except OSError as error:
             self.discard()
             raise cannot_write(self._target, error, resumes=True) from error
-        self._writer = self._file = None
-        self._part_tokens = 0
+        self._part, self._part_tokens = None, 0
 
     def discard(self) -> None:
         """Drops what is not committed."""
-        writer, self._writer, self._rows = self._writer, None, []
-        file, self._file = self._file, None
+        part, self._part, self._rows = self._part, None, []
         self._row_tokens = self._part_tokens = 0
-        # The disk that could not take the rows cannot take the footer either; the file goes away below.
-        if writer is not None:
+        if part is not None:
+            # The disk that could not take the rows cannot take the footer either.
             with suppress(OSError):
-                writer.close()
-            writer.is_open = False  # its __del__ would try once more, and complain on stderr
-        if file is not None:
+                part.close()
             with suppress(OSError):
-                file.close()
-            with suppress(OSError):
-                self._temporary.unlink()
+                part.path.unlink()
 
     def _flush(self) -> None:
         if not self._rows:
             return
         try:
-            if self._writer is None:
-                self._open()
-            table = pa.Table.from_pylist(self._rows, schema=self._schema)
-            assert self._writer is not None
-            self._writer.write_table(table, row_group_size=len(self._rows))
+            if self._part is None:
+                self._part = self._open()
+            self._part.write(pa.Table.from_pylist(self._rows, schema=self._schema))
         except OSError as error:
             self.discard()
             raise cannot_write(self._target, error, resumes=True) from error
         self._rows, self._part_tokens, self._row_tokens = [], self._part_tokens + self._row_tokens, 0
 
-    def _open(self) -> None:
+    def _open(self) -> Part:
         self._check()
         self._folder.mkdir(parents=True, exist_ok=True)
         # The name begins with the time (as UUID version 7 does), so that the order of names is the order of writing.
         unique = f"{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}"
         self._target = self._folder / f"part-{self._rank:05d}-{unique}.parquet"
-        self._temporary = self._folder / f".{self._target.name}.tmp"
-        lists = [field.name for field in self._schema if pa.types.is_list(field.type)]
-        encodings = {
-            f"{name}.list.element": "BYTE_STREAM_SPLIT" if name == "logprobs" else "DELTA_BINARY_PACKED"
-            for name in lists
-        }
-        self._file = open_file(self._temporary, "wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            self._schema,
-            compression="zstd",
-            use_dictionary=False,
-            column_encoding=encodings,
-            write_statistics=["id"],
-            write_page_checksum=True,
-        )
+        return Part(self._folder / f".{self._target.name}.tmp", self._schema, statistics=["id"])
 
 
 def check_writable(folder: Path, *, rank: int = 0) -> None:
