@@ -140,12 +140,8 @@ class InfiniteBench(SubsetTask):
 
     revision: str | None = None
 
+    sets = SETS
     suite = "infinitebench"  # overlong is "middle": eval_yarn_mistral.py, truncate_by_tokens
-
-    @property
-    def facts(self) -> Subset:
-        """What InfiniteBench says of the task."""
-        return SETS[self.dataset]
 
     @property
     def file(self) -> DataFile:

@@ -132,13 +132,9 @@ class LEval(SubsetTask):
 
     revision: str | None = None
 
+    sets = SETS
     suite = "leval"
     overlong = "context-only"  # llama2-chat-test.py: " ".join(document.split(" ")[:max_length - cnt])
-
-    @property
-    def facts(self) -> Subset:
-        """What L-Eval says of the task."""
-        return SETS[self.dataset]
 
     @property
     def file(self) -> DataFile:

@@ -82,12 +82,8 @@ class LooGLE(SubsetTask):
 
     revision: str | None = None
 
+    sets = SETS
     suite = "loogle"  # overlong is "middle": pred_opensource_models.py, get_pred
-
-    @property
-    def facts(self) -> Subset:
-        """What LooGLE says of the data set."""
-        return SETS[self.dataset]
 
     @property
     def file(self) -> DataFile:

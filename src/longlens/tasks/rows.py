@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from longlens.errors import UserError, shown_value
 from longlens.tasks.base import Sample, Task
@@ -177,10 +177,13 @@ class SubsetTask(RowsTask):
 
     dataset: str
 
+    sets: ClassVar[Mapping[str, Subset]]
+    """The table."""
+
     @property
-    @abstractmethod
     def facts(self) -> Subset:
         """What the suite says of the data set."""
+        return self.sets[self.dataset]
 
     def __post_init__(self) -> None:
         """Takes over what the table says."""

@@ -114,6 +114,7 @@ class Scrolls(SubsetTask):
     split: str = "validation"
     revision: str | None = None
 
+    sets = SETS
     suite = "scrolls"
 
     def __post_init__(self) -> None:
@@ -121,11 +122,6 @@ class Scrolls(SubsetTask):
         super().__post_init__()
         if self.split not in SPLITS:
             raise UserError(f"split is {shown_value(self.split)}; expected {' or '.join(SPLITS)}")
-
-    @property
-    def facts(self) -> Subset:
-        """What SCROLLS says of the data set."""
-        return SETS[self.dataset]
 
     @property
     def hub(self) -> str:
@@ -199,13 +195,9 @@ class Scrolls(SubsetTask):
 class ZeroScrolls(Scrolls):
     """A data set of ZeroSCROLLS; its attributes are those of `Scrolls`."""
 
+    sets = ZERO_SETS
     suite = "zero_scrolls"
     overlong = "context-only"  # run_hf_model.py, process_model_input
-
-    @property
-    def facts(self) -> Subset:
-        """What ZeroSCROLLS says of the data set."""
-        return ZERO_SETS[self.dataset]
 
     @property
     def hub(self) -> str:
