@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -145,6 +146,15 @@ def test_perplexity(scored, run):
     assert both["results"][0]["longppl"] is None
 
 
+def test_runs_of_one_model_are_told_apart(scored, run, tmp_path):
+    shutil.copytree(scored / "llama", tmp_path / "again")
+    ended = run("perplexity", scored / "llama", tmp_path / "again", "--per-document")
+    model = run.json("perplexity", scored / "llama")["model"]
+    for name in (f"{model} (llama)", f"{model} (again)"):
+        assert name in ended.out.splitlines()[0]
+        assert f"document ({name})" in ended.out
+
+
 def test_perplexity_per_document(scored, run):
     found = run.json("perplexity", scored / "llama", "--per-document")
     assert [document["id"] for document in found["documents"]] == ["a.txt", "b.txt"]
@@ -260,7 +270,9 @@ def test_many_models_are_a_row_each(scored, run):
     assert len(table) == 31
     expected = run.json("perplexity", scored / "llama")
     assert table[0].split()[:2] == ["PPL", "95"]
-    assert [line.split()[1] for line in table[1::2]] == [f"{expected['ppl']:,.3f}"] * 15
+    assert [line.split(")")[1].split()[0] for line in table[1::2]] == [
+        f"{expected['ppl']:,.3f}"
+    ] * 15  # after NAME (RUN)
     assert all(line.split()[0] == expected["model"] for line in table[1::2])
 
 

@@ -43,22 +43,27 @@ def perplexity(
     from longlens.corpus.rows import read_answers
     from longlens.metrics.perplexity import perplexity as compute
     from longlens.scoring.reader import open_scores
+    from longlens.scoring.scores import names_of
 
     chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
     spans = None if answers is None else read_answers(answers)
     with told_once():
-        results = [compute(open_scores(path), answers=spans, ngram=ngram, **chosen) for path in scores]
+        runs = [open_scores(path) for path in scores]
+        results = [compute(run, answers=spans, ngram=ngram, **chosen) for run in runs]
     if as_json:
         listed = [result.to_json(per_document=per_document) for result in results]
         print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})
     else:
-        print_results(results, per_document=per_document)
+        print_results(results, per_document=per_document, names=names_of(runs))
 
 
-def print_results(results: Sequence[PerplexityResult], *, per_document: bool = False) -> None:
-    """The results as tables, and their warnings on stderr."""
+def print_results(
+    results: Sequence[PerplexityResult], *, per_document: bool = False, names: Sequence[str] | None = None
+) -> None:
+    """The results as tables, and their warnings on stderr; under their models' names unless others are given."""
     from longlens.cli.console import interval, number, print_table, say
 
+    names = [result.model for result in results] if names is None else names
     rows: list[tuple[str, list[str]]] = [
         ("PPL", [number(r.ppl) for r in results]),
         ("  95 % interval", [interval(r.intervals["ppl"]) for r in results]),
@@ -79,16 +84,16 @@ def print_results(results: Sequence[PerplexityResult], *, per_document: bool = F
     ]
     shown = [(name, cells) for name, cells in rows if any(cell != "-" for cell in cells) or name == "LongPPL"]
     table = [[name, *cells] for name, cells in shown]
-    print_table(["", *(r.model for r in results)], table, turned=len(results) >= MODELS_AS_ROWS)
-    for result in results:
+    print_table(["", *names], table, turned=len(results) >= MODELS_AS_ROWS)
+    for name, result in zip(names, results, strict=True):
         if per_document:
             print()
             print_table(
-                ["document", "PPL", "LongPPL", "tokens", "key tokens"],
+                ["document" if len(results) == 1 else f"document ({name})", "PPL", "LongPPL", "tokens", "key tokens"],
                 [
                     [d.id, number(d.ppl), number(d.longppl), number(d.num_tokens, 0), number(d.num_key_tokens, 0)]
                     for d in result.documents
                 ],
             )
         for warning in result.warnings:
-            say(f"note: {result.model}: {warning}")
+            say(f"note: {name}: {warning}")
