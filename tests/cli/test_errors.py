@@ -299,6 +299,8 @@ def test_keys_and_scores_of_other_documents(work, run):
         ("--keys", "changed.jsonl", "--alpha", 1): "alpha cannot be chosen with keys, which were selected already",
         ("--keys", "changed.jsonl", "--evaluator-scores", "changed"): "both evaluator scores and keys were given",
         ("--evaluator-scores", "evaluator", "--context", 9): "no scores at K=9; scored short contexts: K=2, d=1",
+        ("--evaluator-scores", "evaluator", "--stride", 9): "no scores at d=9; scored short contexts: K=2, d=1. Score "
+        "with --stride 9",
         ("--answers", "nosuch"): "cannot read 'nosuch': ",
         ("--answers", "a.txt"): "'a.txt:1' is broken (not JSON: ",
         ("--gamma", -1, "--evaluator-scores", "changed"): "gamma is -1.0",

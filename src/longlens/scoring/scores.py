@@ -105,9 +105,11 @@ def choose_short_context(
     """
     fits = [s for s in available if context in (None, s.context) and stride in (None, s.stride)]
     if not fits:
-        wanted = f"K={context}" + (f", d={stride}" if stride is not None else "")
+        named = {name: value for name, value in (("context", context), ("stride", stride)) if value is not None}
+        wanted = ", ".join(f"{'K' if name == 'context' else 'd'}={value}" for name, value in named.items())
         have = ", ".join(f"K={s.context}, d={s.stride}" for s in sorted(available)) or "none"
-        raise UserError(f"no scores at {wanted}; scored short contexts: {have}. Score with --context {context}")
+        options = " ".join(f"--{name} {value}" for name, value in named.items())
+        raise UserError(f"no scores at {wanted}; scored short contexts: {have}. Score with {options}")
     return max(fits, key=lambda s: (s.context, -s.stride))
 
 
