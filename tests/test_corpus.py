@@ -483,7 +483,15 @@ class TestCompressedAndJson:
     )
     @pytest.mark.parametrize("name", ["a.txt", "a", "a.jsonl"])
     def test_what_is_no_text_has_its_own_advice(self, name: str, content: bytes, advice: str) -> None:
-        refused(f"'{name}", advice, sources=[write(name, content)])
+        check = refused if name == "a.jsonl" else refused_at_once
+        check(f"'{name}", advice, sources=[write("b.txt", "before it"), write(name, content)])
+
+    def test_a_character_may_lie_across_the_end_of_what_is_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = "aé中😀" * 3
+        for size in range(1, 40):
+            monkeypatch.setattr("longlens.corpus.files.HEAD_BYTES", size)
+            [document] = read(write("a.txt", text))
+            assert document.text == text
 
 
 class TestTokenizedRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -27,6 +28,10 @@ TEXT_ENDINGS = frozenset(
     .ts .tsx .v .vb .vhd .vhdl .vue .zig .zsh
     """.split()  # noqa: SIM905
 )
+
+
+HEAD_BYTES = 2**16
+"""Of a named file, looked at before any document is read."""
 
 
 def read_documents(
@@ -136,6 +141,8 @@ def _planned_file(id: str, path: Path, options: ReadOptions, *, in_folder: bool)
     skip_empty = in_folder and rows is None
     if not skip_empty and path.stat().st_size == 0:
         raise UserError(f"{shown(path)} is empty: leave it out, or give it text")
+    if rows is None and not in_folder:
+        _check_head(path)
     return _Source(id=id, name=str(path), rows=rows, skip_empty=skip_empty)
 
 
@@ -251,6 +258,15 @@ def _read(
             yield row.place, document
     if row is None:
         raise UserError(f"{shown(source.name)} is empty, it has no row: leave it out")
+
+
+def _check_head(path: Path) -> None:
+    """Refuses a file that is no text by its first bytes, before a model is loaded for the documents before it."""
+    with opened(path) as file:
+        head = file.read(HEAD_BYTES)
+    if len(head) == HEAD_BYTES:  # its last character may be cut
+        head = re.sub(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z", b"", head)
+    utf8(head, shown(path))
 
 
 def _read_text(path: Path) -> str:
