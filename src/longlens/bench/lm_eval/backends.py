@@ -254,5 +254,5 @@ def _explained(settings: EngineSettings) -> Iterator[None]:
         reason = settings.redacted(one_line(error))
         raise UserError(
             f"the backend {settings.backend!r} cannot be made ready for {settings.model}: {reason}: check the model, "
-            "--model-args and that the backend's package is installed"
+            "--model-arg and that the backend's package is installed"
         ) from error
