@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import math
@@ -154,8 +155,13 @@ def test_answers_and_the_rest():
     for spans in ([(4, 2)], [[3]], 5, ["a", "b"], [[1, 2, 3]], [[True, 2]], [[0.0, 1.0]], [[-1, 2]], "ab", [[[1, 2]]]):
         with pytest.raises(UserError, match=r"^answer_spans of document 'a' has .*, expected \[start, end\)"):
             perplexity(other(), answers={"a": spans})
-    for spans in ([], np.array([[12, 17]]), [[12, 999]]):  # none; NumPy's; beyond what was cut off
+    for spans in ([], np.array([[12, 17]])):  # none; NumPy's
         assert perplexity(other(), answers={"a": spans}).num_rest_tokens is not None
+    with pytest.raises(UserError, match=r"has \[12, 999\], expected .* <= 22"):
+        perplexity(other(), answers={"a": [[12, 999]]})
+    whole = other()[0]
+    cut = dataclasses.replace(whole, total_tokens=len(whole.token_ids) + 1)  # the answer may be behind the cut
+    assert perplexity(scores(cut), answers={"a": [[12, 999]]}).num_rest_tokens is not None
 
 
 def test_perplexity_on_reoccurred_ngrams_needs_the_text():

@@ -165,7 +165,7 @@ def distributions(
         key = None if found is None else tokens_in_runs(row.char_spans, found.char_runs)
         cells = _added(cells, _sums_along(row, key, has_short))
         spans = row.answer_spans if answers is None else answers.get(row.id)
-        answer = None if spans is None else tokens_touching(row.char_spans, answer_runs(row.id, spans))
+        answer = None if spans is None else tokens_touching(row.char_spans, answer_runs(row, spans))
         num_answered += spans is not None
         if has_short:
             by_lsd += _class_counts(row.lsd, LSD_EDGES, answer)

@@ -126,7 +126,7 @@ def document_statistics(
     if weights is not None:
         weighty = scored & (weights > 0)  # else 0 * -inf
         soft = WeightedSum(float((weights[weighty] * logprobs[weighty]).sum()), float(weights[weighty].sum()))
-    answer = None if answer_spans is None else tokens_touching(row.char_spans, answer_runs(row.id, answer_spans))
+    answer = None if answer_spans is None else tokens_touching(row.char_spans, answer_runs(row, answer_spans))
     copied = reoccurred_ngram_mask(row.text, row.char_spans) if ngram and row.text is not None else None
     covered = merge_spans(row.char_spans[scored])
     return DocumentStatistics(
@@ -147,13 +147,15 @@ def document_statistics(
     )
 
 
-def answer_runs(id: str, answer_spans: Spans) -> npt.NDArray[np.int64]:
+def answer_runs(row: TokenScores, answer_spans: Spans) -> npt.NDArray[np.int64]:
     """The runs of characters of the answers of a document.
 
     Raises:
         UserError: They are no list of spans, or one is reversed or negative.
     """
-    return merge_spans(as_spans(check_answer_spans(answer_spans, f"document {shown(id)}")))
+    # A text that was cut may have had its answer behind the cut.
+    characters = None if row.text is None or row.truncated else len(row.text)
+    return merge_spans(as_spans(check_answer_spans(answer_spans, f"document {shown(row.id)}", characters)))
 
 
 def column(sums: Iterable[WeightedSum | None]) -> Doubles | None:
