@@ -48,10 +48,13 @@ def prompts(tmp_path):
 class Judge:
     """Gives everything the same, and remembers what it was asked."""
 
+    generation = None
+
     def __init__(self, monkeypatch, correctness=3):
         marks = {"fluency": 1, "correctness": correctness, "recall": 3, "precision": 1, "sentence_count": 1}
         self.reply, self.prompts, self.options = json.dumps(marks), [], {}
         monkeypatch.setattr(generate, "load_generator", self.load)
+        monkeypatch.setattr("longlens.bench.judging._model_sha256", lambda name, options: f"what {name} is")
 
     def load(self, name, **options):
         self.options = options

@@ -187,7 +187,7 @@ def test_an_automatic_batch_is_sized_by_tokens(model, monkeypatch):
     ("options", "message"),
     [
         ({"backend": "vlm"}, "no backend 'vlm'; lm-evaluation-harness has"),
-        ({"backend": "vllm"}, r"the backend 'vllm' cannot be made ready for .*: check the model, --model-args"),
+        ({"backend": "vllm"}, r"the backend 'vllm' cannot be made ready for .*: check the model, --model-arg"),
         ({"arguments": {"nosuch": 1}}, "--model-arg nosuch: the backend 'hf' takes logits_cache"),
         ({"batch_size": "many"}, "--batch-size is 'many'; expected a number from 1 on, or auto"),
         ({"max_length": 0}, "--max-length is 0; expected at least 1"),

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +31,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     import typer
 
     from longlens.cli.app import app
-    from longlens.cli.console import say
+    from longlens.cli.console import drop, say
     from longlens.errors import LonglensWarning, UserError, one_line
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -66,20 +65,14 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise KeyboardInterrupt from None
         except BrokenPipeError:
             # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
-            _drop_stdout()
+            drop(sys.stdout)
         except OSError as error:
             name = error.filename2 or error.filename
             if name is None:
-                _drop_stdout()
+                drop(sys.stdout)
             # Without a name it is most often stdout; libraries raise some without a number as well.
             what = "the output" if name is None else os.fsdecode(name)
             reason = error.strerror or one_line(error)
             say(f"error: {what}: {reason}. Check the name, its permissions and the room on the disk")
             return 2
         return 0
-
-
-def _drop_stdout() -> None:
-    """What is still buffered goes nowhere, so that the interpreter does not fail on it at its end."""
-    with suppress(OSError, ValueError, AttributeError):  # it may be closed, or be no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
