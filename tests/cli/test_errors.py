@@ -379,7 +379,7 @@ def test_an_error_of_the_system_without_a_name_is_one_line(error, work, run, mon
         raise error
 
     monkeypatch.setattr("longlens.scoring.reader.open_scores", fail)
-    monkeypatch.setattr("longlens.cli._drop_stdout", lambda: None)
+    monkeypatch.setattr("longlens.cli.console.drop", lambda stream: None)
     reason = error.strerror or "no number, no name"
     assert run("perplexity", "out").error == (
         f"error: the output: {reason}. Check the name, its permissions and the room on the disk"
