@@ -187,7 +187,7 @@ def run(
     from longlens.cli.console import print_json, say
     from longlens.cli.progress import CountProgress
     from longlens.reasoning import parse_marks
-    from longlens.train.processes import Processes
+    from longlens.runs.processes import Processes
 
     o.refuse_idle(command)
     processes = Processes()

@@ -31,7 +31,7 @@ def train(
     """
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError
-    from longlens.train.processes import Processes
+    from longlens.runs.processes import Processes
     from longlens.train.recipe import read_recipe
     from longlens.train.run import run_file
 
