@@ -1,4 +1,4 @@
-"""How far a long call is. The library calls these methods; whoever wants to show it, such as the CLI, overrides them."""
+"""How far a long call is: the library calls these methods, and what shows it, such as the CLI, overrides them."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ from longlens.files import cannot_write, read_json
 from longlens.losses.settings import LongCE
 from longlens.models.load import positions_of
 from longlens.rope.config import shared_note
+from longlens.runs.processes import Processes
 from longlens.train.arguments import accumulation, training_arguments
 from longlens.train.collate import pad_right
 from longlens.train.data_settings import ChatData
 from longlens.train.folder import RunFolder, read_log
 from longlens.train.held_out import HeldOut, prepare_evaluation
 from longlens.train.loading import load_for_training, plan_config
-from longlens.runs.processes import Processes
 from longlens.train.recipe import Recipe, RecipeFile
 from longlens.train.recorder import Committer, Progress, Recorder, Silent
 from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha256
