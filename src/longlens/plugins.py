@@ -1,0 +1,67 @@
+"""What other installed packages add to longlens, through entry points of these groups:
+
+- ``longlens.scorers``: engines of `longlens.load_scorer`;
+- ``longlens.tasks``: tasks of `longlens.tasks.get_task`;
+- ``longlens.rope_methods``: methods of `longlens.rope`;
+- ``longlens.caches``: cache policies of `longlens.load_scorer`.
+
+Nothing of theirs is imported, and nothing of theirs is complained of, before one of their names is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from longlens.errors import UserError, library_errors, shown, shown_value
+
+Group = Literal["longlens.scorers", "longlens.tasks", "longlens.rope_methods", "longlens.caches"]
+
+
+def list_plugins(group: Group) -> dict[str, str]:
+    """Names that other packages add to a group, sorted, each with the package that it is from."""
+    found: dict[str, str] = {}
+    for entry in sorted(_entries(group), key=lambda entry: entry.name):
+        found[entry.name] = f"{found[entry.name]}, {_package(entry)}" if entry.name in found else _package(entry)
+    return found
+
+
+def load_plugin(
+    group: Group, name: str, *, own: Collection[str], is_kind: Callable[[Any], bool], expected: str
+) -> Any | None:
+    """What another package adds under a name; None where none does.
+
+    Args:
+        group: Of entry points.
+        name: Of one of them.
+        own: Names of longlens in that group, which no package may take.
+        is_kind: Whether an object is what the group is for.
+        expected: What that is, for the message, such as ``"a subclass of longlens.rope.base.Method"``.
+
+    Raises:
+        UserError: The name is one of longlens, or two packages add it; or it cannot be imported or is of a wrong kind.
+    """
+    entries = [entry for entry in _entries(group) if entry.name == name]
+    if not entries:
+        return None
+    packages = " and ".join(sorted({_package(entry) for entry in entries}))
+    named = f"{shown(name)} (entry point of {group}, from {packages})"
+    if name in own:
+        raise UserError(f"{named} has a name of longlens itself: uninstall {packages}, or rename it there")
+    if len(entries) > 1:
+        raise UserError(f"{named} is there more than once: uninstall all but one, or rename it there")
+    with library_errors(f"cannot import {named}", f"mend or uninstall {packages}"):
+        loaded = entries[0].load()
+    if not is_kind(loaded):
+        raise UserError(f"{named} is {shown_value(loaded)}; expected {expected}: mend or uninstall {packages}")
+    return loaded
+
+
+def _entries(group: Group) -> list[EntryPoint]:
+    with library_errors("cannot read the entry points of installed packages", "mend or uninstall the broken one"):
+        return list(entry_points(group=group))
+
+
+def _package(entry: EntryPoint) -> str:
+    return "an unnamed package" if entry.dist is None else str(entry.dist.name)
