@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.tables import write_table
-from longlens.metrics.reach import curve_intervals, effective_reach
+from longlens.metrics.context_reach import curve_intervals, effective_reach
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate, percentile_interval, score_interval
 
 DOCUMENTS = (2, 3, 5, 10, 40)
@@ -61,7 +61,7 @@ def nats(random: Random, tokens: Doubles, mean: float, spread: float, shape: flo
 
 
 def _ppl(tokens: Callable[[Random, int], Doubles], mean: float, spread: float, shape: float = 1.0) -> Draw:
-    """The interval of nats per token as `longlens.metrics.perplexity` takes it: on the logarithmic scale."""
+    """The interval of nats per token as `longlens.metrics.longppl` takes it: on the logarithmic scale."""
 
     def draw(random: Random, n: int) -> Interval | None:
         number = tokens(random, n)

@@ -12,7 +12,7 @@ from shutil import which
 
 import longlens
 from benchmarks.tables import ROOT, write_table
-from longlens.metrics.reach import Curve
+from longlens.metrics.context_reach import Curve
 
 MODULES = ("_pydecimal", "argparse", "datetime", "difflib", "doctest", "inspect")
 MODULES += ("ipaddress", "optparse", "statistics", "tarfile", "turtle", "typing")
@@ -82,7 +82,7 @@ def photograph(page: Path, out: Path) -> None:
 
 def reach(folder: Path) -> None:
     """The table of effective reach; key tokens are those of the evaluator at the smallest K."""
-    from longlens.metrics.reach import reach as compute
+    from longlens.metrics.context_reach import reach as compute
 
     found = compute(longlens.open_scores(folder / MODEL), evaluator_scores=longlens.open_scores(folder / EVALUATOR))
     rows = [_row(tokens, curve) for tokens, curve in (("all", found.all), ("key", found.keys)) if curve]

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from longlens.keytokens.exchange import write_keys as write_keys
     from longlens.keytokens.selection import select_key_tokens as select_key_tokens
     from longlens.metrics.comparison import compare as compare
-    from longlens.metrics.perplexity import perplexity as perplexity
+    from longlens.metrics.context_reach import reach as reach
+    from longlens.metrics.longppl import perplexity as perplexity
+    from longlens.metrics.score_distributions import distributions as distributions
     from longlens.models import load_scorer as load_scorer
     from longlens.scoring.reader import open_scores as open_scores
     from longlens.scoring.run import score as score
@@ -28,9 +30,11 @@ _HOME = {
     "LonglensWarning": "errors",
     "UserError": "errors",
     "compare": "metrics.comparison",
+    "distributions": "metrics.score_distributions",
     "load_scorer": "models",
     "open_scores": "scoring.reader",
-    "perplexity": "metrics.perplexity",
+    "perplexity": "metrics.longppl",
+    "reach": "metrics.context_reach",
     "read_documents": "corpus",
     "read_keys": "keytokens.exchange",
     "score": "scoring.run",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from longlens.errors import UserError
 from longlens.keytokens import read_keys, select_key_tokens, write_keys
 from longlens.metrics import distributions
-from longlens.metrics.distributions import LCL_EDGES, LSD_EDGES, LSD_FLOOR, MAX_BINS
+from longlens.metrics.score_distributions import LCL_EDGES, LSD_EDGES, LSD_FLOOR, MAX_BINS
 from longlens.scoring.scores import ShortContext
 from tests.reference import distributions as naive
 from tests.toys import NAN, scores, token_scores

@@ -11,7 +11,7 @@ import longlens
 from longlens import Document, UserError, load_scorer, open_scores, perplexity, score
 from longlens.data.folders import weigh_folder
 from longlens.keytokens import read_keys, select_key_tokens, write_keys
-from longlens.metrics.reach import reach
+from longlens.metrics.context_reach import reach
 from longlens.models import identify
 from longlens.models.generate import load_generator
 from longlens.rope import extend

@@ -1,11 +1,11 @@
 """Numbers from stored scores: perplexities, their uncertainty, and comparisons. No torch here."""
 
 from longlens.metrics.comparison import Comparison, Difference, PairComparison, compare
-from longlens.metrics.distributions import Classes, Distributions, Positions, distributions
+from longlens.metrics.context_reach import Curve, Drop, ReachResult, reach
 from longlens.metrics.documents import DocumentStatistics, WeightedSum
+from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.metrics.ngram import reoccurred_ngram_mask
-from longlens.metrics.perplexity import PerplexityResult, perplexity
-from longlens.metrics.reach import Curve, Drop, ReachResult, reach
+from longlens.metrics.score_distributions import Classes, Distributions, Positions, distributions
 from longlens.metrics.thresholds import ThresholdTable, threshold_table
 from longlens.metrics.uncertainty import Estimate, estimate
 

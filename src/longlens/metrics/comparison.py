@@ -11,7 +11,7 @@ from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_corpus
 from longlens.metrics.documents import DocumentStatistics, column
-from longlens.metrics.perplexity import (
+from longlens.metrics.longppl import (
     PerplexityResult,
     character_column,
     key_character_column,

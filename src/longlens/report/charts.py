@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from longlens.metrics.distributions import LSD_FLOOR, Classes
-from longlens.metrics.reach import Curve, ReachResult
+from longlens.metrics.context_reach import Curve, ReachResult
+from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
 from longlens.report.summary import Run, Summary
 

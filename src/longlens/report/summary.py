@@ -14,11 +14,11 @@ from longlens.errors import UserError
 from longlens.keytokens.influence import ALPHA, BETA
 from longlens.keytokens.selection import KeySource, select_key_tokens
 from longlens.metrics.comparison import PairComparison, compare
+from longlens.metrics.context_reach import ReachResult, reach
 from longlens.metrics.corpus import AnswerSpans
-from longlens.metrics.distributions import Distributions, distributions
 from longlens.metrics.gains import MIN_CONTEXTS
-from longlens.metrics.perplexity import PerplexityResult, perplexity
-from longlens.metrics.reach import ReachResult, reach
+from longlens.metrics.longppl import PerplexityResult, perplexity
+from longlens.metrics.score_distributions import Distributions, distributions
 from longlens.metrics.thresholds import ThresholdTable, threshold_table
 from longlens.scoring.scores import Scores, ShortContext, names_of, same_run
 

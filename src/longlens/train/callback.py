@@ -16,7 +16,7 @@ from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
 from longlens.losses.passes import innermost
-from longlens.metrics.perplexity import perplexity
+from longlens.metrics.longppl import perplexity
 from longlens.scoring.run import score
 from longlens.scoring.transformers import TransformersScorer
 

@@ -33,7 +33,7 @@ def demo(
     from longlens.files import write_json
     from longlens.keytokens.exchange import write_keys
     from longlens.keytokens.selection import select_key_tokens
-    from longlens.metrics.perplexity import perplexity
+    from longlens.metrics.longppl import perplexity
     from longlens.models import load_scorer
     from longlens.report import summarize_runs, write_report
     from longlens.scoring.run import own_limit, score

@@ -67,7 +67,7 @@ def longppl(
     from longlens.cli.console import print_json, say, told_once
     from longlens.errors import UserError
     from longlens.files import write_json
-    from longlens.metrics.perplexity import perplexity
+    from longlens.metrics.longppl import perplexity
     from longlens.models import Outline
     from longlens.scoring.run import check_resumes, run_settings, short_contexts
     from longlens.scoring.store import check_writable

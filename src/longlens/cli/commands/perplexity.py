@@ -14,7 +14,7 @@ MODELS_AS_ROWS = 8
 """From how many models on each is a row and not a column."""
 
 if TYPE_CHECKING:
-    from longlens.metrics.perplexity import PerplexityResult
+    from longlens.metrics.longppl import PerplexityResult
 
 
 def perplexity(
@@ -41,7 +41,7 @@ def perplexity(
     """
     from longlens.cli.console import print_json, told_once
     from longlens.corpus.rows import read_answers
-    from longlens.metrics.perplexity import perplexity as compute
+    from longlens.metrics.longppl import perplexity as compute
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 

@@ -11,7 +11,7 @@ import typer
 from longlens.cli import options as o
 
 if TYPE_CHECKING:
-    from longlens.metrics.reach import Curve, ReachResult
+    from longlens.metrics.context_reach import Curve, ReachResult
     from longlens.scoring.reader import StoredScores
 
 
@@ -37,7 +37,7 @@ def reach(
 
     from longlens.cli.console import print_json, say, told_once
     from longlens.keytokens.exchange import read_keys
-    from longlens.metrics.reach import reach as compute
+    from longlens.metrics.context_reach import reach as compute
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
