@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 
@@ -32,7 +30,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     from longlens.cli.app import app
     from longlens.cli.console import drop, say
-    from longlens.errors import LonglensWarning, UserError, one_line
+    from longlens.errors import UserError, one_line
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -41,38 +39,31 @@ def _run(arguments: Sequence[str] | None) -> int:
         say("error: the output (stdout) is closed: redirect it to a file, or to /dev/null")
         return 2
     command = typer.main.get_command(app)
-    # Documents are read more than once, and libraries that change warning filters make "once" forget.
-    tell = functools.cache(say)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", LonglensWarning)
-        warnings.showwarning = lambda message, category, *_: tell(
-            f"warning: {message}" if issubclass(category, LonglensWarning) else f"{category.__name__}: {message}"
-        )
-        try:
-            with command.make_context("longlens", list(sys.argv[1:] if arguments is None else arguments)) as context:
-                command.invoke(context)
-            sys.stdout.flush()
-        except typer.Exit as ended:
-            return ended.exit_code
-        except UserError as error:
-            say(f"error: {error}")
-            return 2
-        except typer.TyperException as error:
-            text = getattr(error, "format_message", error.__str__)()
-            say(f"error: {text.rstrip('.')}. See longlens --help")
-            return 2
-        except typer.Abort:
-            raise KeyboardInterrupt from None
-        except BrokenPipeError:
-            # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
+    try:
+        with command.make_context("longlens", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as ended:
+        return ended.exit_code
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except typer.TyperException as error:
+        text = getattr(error, "format_message", error.__str__)()
+        say(f"error: {text.rstrip('.')}. See longlens --help")
+        return 2
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except BrokenPipeError:
+        # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
+        drop(sys.stdout)
+    except OSError as error:
+        name = error.filename2 or error.filename
+        if name is None:
             drop(sys.stdout)
-        except OSError as error:
-            name = error.filename2 or error.filename
-            if name is None:
-                drop(sys.stdout)
-            # Without a name it is most often stdout; libraries raise some without a number as well.
-            what = "the output" if name is None else os.fsdecode(name)
-            reason = error.strerror or one_line(error)
-            say(f"error: {what}: {reason}. Check the name, its permissions and the room on the disk")
-            return 2
-        return 0
+        # Without a name it is most often stdout; libraries raise some without a number as well.
+        what = "the output" if name is None else os.fsdecode(name)
+        reason = error.strerror or one_line(error)
+        say(f"error: {what}: {reason}. Check the name, its permissions and the room on the disk")
+        return 2
+    return 0

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from longlens.cli.command import App
 from longlens.cli.commands.bench import bench
 from longlens.cli.commands.compare import compare
 from longlens.cli.commands.data import data
@@ -20,12 +21,8 @@ from longlens.cli.commands.score import score
 from longlens.cli.commands.study import study
 from longlens.cli.commands.train import train
 
-app = typer.Typer(
-    name="longlens",
-    help="Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = App(
+    "longlens", "Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them."
 )
 for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend, train):
     app.command()(command)

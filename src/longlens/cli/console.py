@@ -9,8 +9,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -34,10 +35,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_translate: ContextVar[Callable[[str], str]] = ContextVar("translate", default=str)
+
+
+@contextmanager
+def translating(translate: Callable[[str], str]) -> Iterator[None]:
+    """What the library says goes through ``translate`` when it is printed."""
+    token = _translate.set(translate)
+    try:
+        yield
+    finally:
+        _translate.reset(token)
+
+
+def message(text: str) -> str:
+    """What the library says, to be printed: with flags in place of parameters."""
+    return printable(_translate.get()(text))
+
+
 def say(text: str) -> None:
     """One line to stderr, lost where that cannot be written."""
     try:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(message(text), file=sys.stderr, flush=True)
     except OSError:
         drop(sys.stderr)
 

@@ -6,6 +6,14 @@ import time
 from types import TracebackType
 from typing import Any
 
+import rich.progress
+from rich.console import Console
+
+from longlens.cli import console
+from longlens.cli.console import printable, say
+from longlens.progress import Progress
+from longlens.runs.processes import Processes
+
 
 class CountProgress:
     """Counts what is done, on stderr.
@@ -22,36 +30,29 @@ class CountProgress:
 
     def asked(self, title: str, requests: int) -> None:
         """So many more are about to be done."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from longlens.cli.console import printable, say
-
         self._stop()
         self._title, self._total, self._done = printable(title), requests, 0
         self._started = self._told = time.monotonic()
-        console = Console(stderr=True, markup=False, highlight=False)
-        if not console.is_terminal:
+        terminal = Console(stderr=True, markup=False, highlight=False)
+        if not terminal.is_terminal:
             say(f"{self._title}: {requests:,} {self._what} to answer")
             return
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}", markup=False),
-            TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.completed}/{task.total}", markup=False),
+            rich.progress.TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=console, transient=True)
+        self._bar = rich.progress.Progress(*columns, console=terminal, transient=True)
         self._task = self._bar.add_task(self._title, total=requests)
         self._bar.start()
 
     def answered(self) -> None:
         """One is done."""
-        from longlens.cli.console import PLAIN_SECONDS, say
-
         self._done, now = self._done + 1, time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
-        elif now - self._told >= PLAIN_SECONDS:
+        elif now - self._told >= console.PLAIN_SECONDS:
             self._told = now
             left = (now - self._started) / self._done * (self._total - self._done)
             say(f"{self._title}: {self._done:,} of {self._total:,} {self._what}, about {left:,.0f} s left")
@@ -68,3 +69,64 @@ class CountProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+
+class ProgressBar(Progress):
+    """How far a command is, on stderr: a bar with the time left on a terminal, else a line every ten seconds.
+
+    Of torchrun's processes the first one shows it.
+
+    Args:
+        total: How many units there are, where the library cannot know; replaces the ``total`` of `start`.
+    """
+
+    def __init__(self, total: float | None = None) -> None:
+        self._own_total, self._is_shown = total, Processes().rank == 0
+        self._bar: rich.progress.Progress | None = None
+
+    def start(self, title: str, *, unit: str, total: float | None = None, done: float = 0.0) -> None:
+        """Shows a bar, where stderr is a terminal."""
+        self._title, self._unit = title, unit
+        self._total = total if self._own_total is None else self._own_total
+        self._first = self._done = done
+        self._note = ""
+        self._started = self._shown = time.monotonic()
+        terminal = Console(stderr=True, markup=False, highlight=False)
+        if self._is_shown and terminal.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}", markup=False),
+                rich.progress.BarColumn(),
+                rich.progress.TextColumn("{task.fields[state]}", markup=False),
+                rich.progress.TimeRemainingColumn(),
+                console=terminal,
+                transient=True,
+            )
+            self._task = self._bar.add_task(printable(title), total=self._total, state=self._state())
+            self._bar.update(self._task, completed=done)
+            self._bar.start()
+
+    def update(self, done: float, *, note: str = "") -> None:
+        """Moves the bar, or prints a line if the last one is some time ago."""
+        self._done, self._note, now = done, note, time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, state=self._state())
+        elif self._is_shown and now - self._shown >= console.PLAIN_SECONDS:
+            self._shown, left = now, ""
+            if self._total is not None and done > self._first:
+                seconds = (now - self._started) / (done - self._first) * (self._total - done)
+                left = f", about {max(0.0, seconds):,.0f} s left"
+            say(f"{self._title}: {self._state()}{left}")
+
+    def finish(self) -> None:
+        """Takes the bar away, and says how long it took."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._is_shown and self._done > self._first:
+            seconds = time.monotonic() - self._started
+            note = f", {self._note}" if self._note else ""
+            say(f"{self._title}: {self._done - self._first:,.0f} {self._unit} in {seconds:,.1f} s{note}")
+
+    def _state(self) -> str:
+        of = "" if self._total is None else f" of {self._total:,.0f}"
+        return f"{self._done:,.0f}{of} {self._unit}" + (f", {printable(self._note)}" if self._note else "")

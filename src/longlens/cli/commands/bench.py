@@ -9,14 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from longlens.cli import options as o
+from longlens.cli.command import App
 
-bench = typer.Typer(
-    name="bench",
-    help="Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+bench = App("bench", "Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks.")
 
 Tasks = Annotated[list[str], typer.Argument(help="Tasks or suites (longlens bench list), or files of bench build.")]
 Length = Annotated[
@@ -355,12 +350,12 @@ def path() -> None:
 
 def _show(results: dict[str, Any], *, by_depth: bool) -> None:
     from longlens.bench.table import results_table
-    from longlens.cli.console import print_table, printable
+    from longlens.cli.console import message, print_table
 
     made = results_table(results, by_depth=by_depth).readable()
     print_table(made.columns, made.rows)
     for note in made.notes:
-        print(printable(note))
+        print(message(note))
 
 
 def parse_lengths(text: str | None) -> list[int]:

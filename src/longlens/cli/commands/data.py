@@ -8,13 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from longlens.cli import options as o
+from longlens.cli.command import App
 
-data = typer.Typer(
-    name="data",
-    help="Training data: mixtures, packing, weights, questions. Offline LongCE weights and synthetic long questions.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+data = App(
+    "data", "Training data: mixtures, packing, weights, questions. Offline LongCE weights and synthetic long questions."
 )
 
 Tokenizer = Annotated[str, typer.Option(help="Model whose tokenizer makes the tokens; its weights are not loaded.")]

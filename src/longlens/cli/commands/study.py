@@ -8,14 +8,9 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.cli.command import App
 
-study = typer.Typer(
-    name="study",
-    help="Studies: experiments that anyone can repeat.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+study = App("study", "Studies: experiments that anyone can repeat.")
 STUDIES = ("longce",)
 
 

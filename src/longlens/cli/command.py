@@ -1,0 +1,129 @@
+"""Commands: what the library says of its parameters is printed with the flags of the command that runs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from longlens.cli.console import say, translating
+from longlens.errors import LonglensWarning, UserError
+from longlens.runs.processes import Processes
+
+OPTIONS = {
+    "format": "format_",
+    "store_text": "text",
+    "template_arguments": "template_args",
+    "use_lcl": "lcl",
+}
+"""Parameters of the library whose option has another name."""
+
+_PARAMETER = re.compile(r"`([a-z_][a-z_0-9.]*)(?:=([^`]+))?`")
+
+
+def with_flags(message: str, options: Sequence[Any]) -> str:
+    """The message with names of parameters in backticks replaced by flags, where the command has such an option.
+
+    "`max_length` is 5" becomes "--max-length is 5", "`context=64`" becomes "--context 64", "`extrapolate=True`" becomes
+    "--extrapolate" and "`lcl=False`" becomes "--no-lcl". Other names stay as they are; with a value they are settings
+    where the command has --set.
+
+    Args:
+        message: What the library says.
+        options: Parameters of the command, as typer has them.
+    """
+    flags = {option.name: option for option in options if option.param_type_name == "option"}
+
+    def translated(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        name = OPTIONS.get(name, name)
+        if name not in flags and f"no_{name}" in flags and value in (None, "False"):
+            return _flag(flags[f"no_{name}"])
+        if name in flags:
+            flag = _flag(flags[name])
+            return flag if value is None or flags[name].is_flag else f"{flag} {_plain(value)}"
+        is_setting = value is not None and any("--set" in option.opts for option in flags.values())
+        return f"--set {name}={_plain(value)}" if is_setting else found[0]
+
+    return _PARAMETER.sub(translated, message)
+
+
+def _flag(option: Any) -> str:
+    return str(max(option.opts, key=len))
+
+
+def _plain(value: str) -> str:
+    """A value of Python as one writes it in a shell: ``"middle"`` as ``middle``, ``[64, 256]`` as ``64,256``."""
+    if value[0] in "[(":
+        return ",".join(part.strip().strip("'\"") for part in value[1:-1].split(",") if part.strip())
+    return value.strip("'\"")
+
+
+class Command(TyperCommand):
+    """A command during whose run the library's log and warnings are lines on stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs it.
+
+        Raises:
+            UserError: With flags in place of parameters.
+        """
+        translate = functools.partial(with_flags, options=self.params)
+        with translating(translate), _reporting():
+            try:
+                return super().invoke(ctx)
+            except UserError as error:
+                raise UserError(translate(str(error))) from error
+
+
+class App(typer.Typer):
+    """Commands, or a group of them: plain help, no completion, no tracebacks in colour."""
+
+    def __init__(self, name: str, help: str) -> None:
+        super().__init__(
+            name=name, help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+        )
+
+    def command(  # type: ignore[override]  # of typer's settings, those that are used
+        self, name: str | None = None
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Registers a function as a command."""
+        return super().command(name, cls=Command)
+
+
+class _Lines(logging.Handler):
+    """A log as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record."""
+        line = record.getMessage()
+        say(f"warning: {line}" if record.levelno >= logging.WARNING else line)
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Warnings, each once, and the log of longlens on stderr; of torchrun's processes the first one logs."""
+    # Documents are read more than once, and libraries that change warning filters make "once" forget.
+    tell = functools.cache(say)
+    logger, handler = logging.getLogger("longlens"), _Lines(logging.INFO)
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LonglensWarning)
+        warnings.showwarning = lambda message, category, *_: tell(
+            f"warning: {message}" if issubclass(category, LonglensWarning) else f"{category.__name__}: {message}"
+        )
+        if Processes().rank == 0:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)

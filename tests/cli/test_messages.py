@@ -1,0 +1,156 @@
+"""The library speaks of parameters, the command line of flags; its log and its progress are lines on stderr."""
+
+import logging
+import warnings
+
+import pytest
+import typer
+
+from longlens.cli import console
+from longlens.cli.app import app
+from longlens.cli.command import with_flags
+from longlens.cli.console import say
+from longlens.cli.progress import ProgressBar
+from longlens.errors import LonglensWarning, UserError
+from tests.cli.test_output import NAME, assert_harmless
+
+_LOGGER = logging.getLogger("longlens.tests")
+
+
+def options(*path):
+    """Of a command, as typer has them."""
+    command = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    return command.params
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        ("longppl", "`max_length` is 5; expected 2", "--max-length is 5; expected 2"),
+        ("longppl", "pass `context=64` or `extrapolate=True`", "pass --context 64 or --extrapolate"),
+        ("longppl", "with `lcl=False`, or `use_lcl=False`", "with --no-lcl, or --no-lcl"),
+        ("longppl", "`store_text=False`; `out`", "--no-text; --out"),
+        ("score", "such as `context=[64, 128, 256]`", "such as --context 64,128,256"),
+        ("score", "such as `bos=\"published\"` or `bos='window'`", "such as --bos published or --bos window"),
+        ("score", "`evaluator` of `documents`, `model(x)`, ``", "`evaluator` of `documents`, `model(x)`, ``"),
+        ("score", "`split` and `alpha=2`", "--split and `alpha=2`"),
+        ("report", "`alpha` or `beta` and `max_length`", "--alpha or --beta and `max_length`"),
+        ("bench run", "`overlong=middle`, `split=validation`", "--overlong middle, --set split=validation"),
+        ("bench run", "`template_arguments`, `split`", "--template-arg, `split`"),
+        ("bench table", "`format` is 'x'", "--format is 'x'"),
+        ("train", "`loss` with `training.steps=5`", "`loss` with --set training.steps=5"),
+        ("keys", "`docs` and `sources`", "`docs` and `sources`"),  # an argument has no flag
+    ],
+)
+def test_parameters_become_flags_of_the_command(command, message, shown):
+    assert with_flags(message, options(*command.split())) == shown
+
+
+def says(monkeypatch, work):
+    """`longlens keys` does nothing but this."""
+
+    def fails(*_, **__):
+        _LOGGER.info("cut to `gamma=%d`; see `alpha`", 5)
+        _LOGGER.debug("not shown")
+        _LOGGER.warning("slow `context`")
+        logging.getLogger("other").warning("not ours")
+        for _ in range(2):
+            warnings.warn("nothing with `lcl=True`, lower `alpha`", LonglensWarning, stacklevel=1)
+        raise UserError("`beta` is 0, such as `beta=5`")
+
+    monkeypatch.setattr("longlens.scoring.reader.open_scores", fails)
+
+
+def test_what_the_library_says_is_printed_with_flags(monkeypatch, work, run):
+    says(monkeypatch, work)
+    handlers, level = list(logging.getLogger("longlens").handlers), logging.getLogger("longlens").level
+    for _ in range(2):  # the handler of the first run is gone
+        assert run("keys", "scores", "-o", "keys.jsonl").err.splitlines() == [
+            "cut to `gamma=5`; see --alpha",
+            "warning: slow --context",
+            "warning: nothing with `lcl=True`, lower --alpha",
+            "error: --beta is 0, such as --beta 5",
+        ]
+    assert (logging.getLogger("longlens").handlers, logging.getLogger("longlens").level) == (handlers, level)
+    say("`gamma`")  # no command runs
+
+
+def test_of_torchruns_processes_the_first_one_logs(monkeypatch, work, run):
+    says(monkeypatch, work)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = run("keys", "scores", "-o", "keys.jsonl").err
+    assert "slow" not in shown
+    assert "warning: nothing with" in shown
+
+
+def test_after_a_command_nothing_is_translated(run, capsys):
+    run("bench", "path")
+    say("`gamma` and `out`")
+    assert capsys.readouterr().err == "`gamma` and `out`\n"
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that a test sets."""
+    now = [0.0]
+    monkeypatch.setattr("longlens.cli.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_is_a_line_now_and_then(capsys, clock):
+    bar = ProgressBar()
+    bar.start(f"score {NAME}", unit="characters", total=2000, done=500)
+    bar.update(600)
+    clock[0] = 20.0
+    bar.update(1000, note="10 tokens/s")
+    bar.update(2000, note="20 tokens/s")
+    bar.finish()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_harmless(err)
+    title = console.printable(f"score {NAME}")
+    assert err.splitlines() == [
+        f"{title}: 1,000 of 2,000 characters, 10 tokens/s, about 40 s left",
+        f"{title}: 1,500 characters in 20.0 s, 20 tokens/s",
+    ]
+
+
+def test_the_total_of_the_caller_replaces_that_of_the_library(capsys, clock):
+    for total, left in ((40, " of 40 steps, about 30 s left"), (None, " steps")):
+        bar = ProgressBar(total)
+        bar.start("run", unit="steps", total=None)
+        clock[0] += 10
+        bar.update(10)
+        assert capsys.readouterr().err == f"run: 10{left}\n"
+
+
+def test_nothing_is_said_where_nothing_was_done_or_by_another_process(capsys, monkeypatch):
+    bar = ProgressBar()
+    bar.start("run", unit="steps", total=20, done=20)
+    bar.finish()
+    monkeypatch.setenv("RANK", "1")
+    bar = ProgressBar()
+    bar.start("run", unit="steps", total=20)
+    bar.update(20)
+    bar.finish()
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_progress_is_a_bar_that_goes_away(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    bar = ProgressBar()
+    bar.start("vt", unit="samples", total=2)
+    bar.update(1, note="loss 1.000")
+    assert (bar._bar.tasks[0].completed, bar._bar.tasks[0].total) == (1, 2)
+    assert bar._bar.tasks[0].fields["state"] == "1 of 2 samples, loss 1.000"
+    bar.finish()
+    bar.finish()
+    assert bar._bar is None
+    assert capsys.readouterr().out == ""
