@@ -9,8 +9,9 @@ import time
 import pytest
 
 from longlens import Document, LonglensWarning, UserError, load_scorer, models, score
-from longlens.models import Source, hash_files, load, load_encoder, load_tokenizer, resolve
+from longlens.models import Source, hash_files, load_encoder, load_tokenizer, resolve
 from longlens.models.gguf import _RULES
+from longlens.models.resolve import _hub_answers
 
 
 def test_a_folder_and_a_gguf_file_come_before_a_hub_id(tmp_path, monkeypatch):
@@ -165,20 +166,20 @@ def test_the_length_of_a_model_is_what_its_configuration_makes_of_it(kind, setti
 
     if kind in ("Llama", "Gemma3Text"):
         settings = {"max_position_embeddings": 4096} | settings
-    assert models.positions_of(getattr(transformers, f"{kind}Config")(**settings)) == expected
+    assert models.model_max_length(getattr(transformers, f"{kind}Config")(**settings)) == expected
 
 
 def test_every_limit_of_a_yarn_model_is_the_extended_length(models, tmp_path):
     import shutil
 
-    from longlens.models import max_positions
+    from longlens.models import load_max_length
     from longlens.models.generate import load_generator
 
     shutil.copytree(models / "llama", tmp_path / "yarn")
     config = json.loads((models / "llama" / "config.json").read_text())
     (tmp_path / "yarn" / "config.json").write_text(json.dumps(config | {"rope_parameters": YARN}))
     name = str(tmp_path / "yarn")
-    assert max_positions(name) == load_scorer(name).info.max_length == load_generator(name)._max_length == 16_384
+    assert load_max_length(name) == load_scorer(name).info.max_length == load_generator(name)._max_length == 16_384
 
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
@@ -419,9 +420,9 @@ def unreachable(monkeypatch):
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name in embedded else original(name, *rest)
     )
-    load._hub_answers.cache_clear()
+    _hub_answers.cache_clear()
     yield
-    load._hub_answers.cache_clear()
+    _hub_answers.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -443,7 +444,7 @@ def unreachable(monkeypatch):
 )
 def test_without_a_network_a_model_that_is_not_here_is_refused_at_once(name, message, unreachable):
     start = time.monotonic()
-    for loads in (load_scorer, load_encoder, models.max_positions):
+    for loads in (load_scorer, load_encoder, models.load_max_length):
         with pytest.raises(UserError, match=message):
             loads(name)
     assert time.monotonic() - start < 15  # the hub's own client tries each file for 23 s
@@ -482,9 +483,9 @@ def test_weights_of_another_shape_are_refused(models, tmp_path):
         ),
         ("bert", "lacks weights of BertLMHeadModel"),
         ("bert-lm", "BertLMHeadModel is not causal"),
-        ("pickled", "weights that are pickles are read only with --allow-pickle"),
+        ("pickled", "weights that are pickles are read only with `allow_pickle=True`"),
         ("no-weights", r"holds no weights \(no model.safetensors\): copy or download the model again"),
-        ("custom", "code of its own, which runs only with --trust-remote-code"),
+        ("custom", "code of its own, which runs only with `trust_remote_code=True`"),
     ],
 )
 def test_a_folder_that_cannot_be_scored_with(name, message, models):
@@ -517,13 +518,13 @@ def test_auto_on_a_cpu_is_float32_whatever_was_saved_and_is_recorded(saved, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float8"}, "--dtype is 'float8'; expected auto, float32, bfloat16, float16"),
-        ({"device": "nonsense"}, "--device is 'nonsense', which cannot be used: .* Use auto, cpu or cuda"),
-        ({"device": "cuda:99"}, "--device is 'cuda:99', which cannot be used: .* Use auto, cpu or cuda"),
-        ({"device": "meta"}, "--device is 'meta', which cannot be used: "),
-        ({"batch_tokens": 0}, "--batch-tokens is 0; expected at least 1"),
-        ({"attention": "nonsense"}, ": give another --attention, or leave it out"),
-        ({"device_map": "nonsense"}, ": give another --device-map, or leave it out"),
+        ({"dtype": "float8"}, "`dtype` is 'float8'; expected auto, float32, bfloat16, float16"),
+        ({"device": "nonsense"}, "`device` is 'nonsense', which cannot be used: .* Use auto, cpu or cuda"),
+        ({"device": "cuda:99"}, "`device` is 'cuda:99', which cannot be used: .* Use auto, cpu or cuda"),
+        ({"device": "meta"}, "`device` is 'meta', which cannot be used: "),
+        ({"batch_tokens": 0}, "`batch_tokens` is 0; expected at least 1"),
+        ({"attention": "nonsense"}, ": give another `attention`, or leave it out"),
+        ({"device_map": "nonsense"}, ": give another `device_map`, or leave it out"),
     ],
 )
 def test_options_that_cannot_be(options, message, models):

@@ -109,7 +109,7 @@ def test_a_gguf_file_becomes_a_folder(tmp_path, monkeypatch, ids):
         "transformers.AutoConfig.from_pretrained",
         lambda path, **options: model.config if "gguf_file" in options else original(path, **options),
     )
-    monkeypatch.setattr("longlens.models.load_weights", lambda source, options, dtype: (model, {}))
+    monkeypatch.setattr("longlens.models.load_weights", lambda source, loading: (model, {}))
     monkeypatch.setattr("longlens.models.load_tokenizer", lambda name: tokenizer)
     extend(str(tmp_path / "x.gguf"), YaRN(factor=4), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -170,7 +170,7 @@ def test_an_interrupt_leaves_nothing(base, tmp_path, monkeypatch):
         ("nothing", "holds no model (no config.json): give one made by save_pretrained"),
         ("pickled", "has no weights in safetensors, and longlens copies no pickles: convert them first"),
         ("no-weights", "holds no weights"),
-        ("custom", "code of its own, which runs only with --trust-remote-code"),
+        ("custom", "code of its own, which runs only with `trust_remote_code=True`"),
     ],
 )
 def test_models_that_are_no_base(model, message, models, tmp_path):

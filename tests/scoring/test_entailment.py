@@ -199,7 +199,7 @@ def test_other_models_are_refused(tmp_path, bert, t5):
         load_entails(str(tmp_path / "model.gguf"))
     with pytest.raises(UserError, match="max_tokens=0; expected at least 1"):
         load_entails(bert, max_tokens=0)
-    with pytest.raises(UserError, match="--dtype is 'int8'; expected auto"):
+    with pytest.raises(UserError, match="`dtype` is 'int8'; expected auto"):
         load_entails(bert, dtype="int8")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no model"):
@@ -222,7 +222,7 @@ def test_pickles_are_read_only_when_asked_for(bert, tmp_path):
     (folder / "model.safetensors").unlink()
     weights = transformers.AutoModelForSequenceClassification.from_pretrained(bert).state_dict()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="weights that are pickles are read only with --allow-pickle"):
+    with pytest.raises(UserError, match="weights that are pickles are read only with `allow_pickle=True`"):
         load_entails(str(folder))
     assert load_entails(str(folder), allow_pickle=True)(PREMISE, CLAIM) == load_entails(bert)(PREMISE, CLAIM)
 

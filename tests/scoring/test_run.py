@@ -56,8 +56,11 @@ class FakeScorer:
 
     tokenizer = None
 
-    def identified(self, **options):
+    def identify(self):
         return self.info
+
+    def load(self):
+        return self
 
     def encode(self, document):
         spans = [(i, i + 1) for i, character in enumerate(document.text) for _ in character.encode()]
@@ -409,7 +412,7 @@ from tests.scoring.test_run import FakeScorer
 store.PART_SECONDS = 0.05
 # A test run in the background of a shell starts with SIGINT ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-longlens.models.load_scorer = longlens.models.Outline = lambda *_, **__: FakeScorer(seconds=0.002)
+longlens.models.UnloadedModel = lambda *_, **__: FakeScorer(seconds=0.002)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -435,8 +438,7 @@ def wait_for_a_part(folder, process):
 
 @pytest.fixture
 def fake(monkeypatch):
-    for name in ("load_scorer", "Outline"):
-        monkeypatch.setattr(f"longlens.models.{name}", lambda *_, **__: FakeScorer())
+    monkeypatch.setattr("longlens.models.UnloadedModel", lambda *_: FakeScorer())
 
 
 def test_an_interrupted_run_exits_130_keeps_what_is_finished_and_goes_on(tmp_path, fake, capsys):

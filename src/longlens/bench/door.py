@@ -70,7 +70,7 @@ def dataset(**given: Any) -> dict[str, Any]:
     """
     import datasets
 
-    from longlens.models import load_tokenizer, max_positions
+    from longlens.models import load_max_length, load_tokenizer
 
     model = given.get("pretrained") or given.get("model")
     name = given.get("tokenizer") or model
@@ -78,7 +78,7 @@ def dataset(**given: Any) -> dict[str, Any]:
         raise UserError('no tokenizer to count with: pass --metadata \'{"tokenizer": "NAME"}\'')
     lengths = given.get("lengths") or given.get("max_seq_lengths") or [LENGTH]
     lengths = [int(length) for length in (lengths if isinstance(lengths, list) else [lengths])]
-    limit = given.get("max_length") or (max_positions(model) if isinstance(model, str) else None)
+    limit = given.get("max_length") or (load_max_length(model) if isinstance(model, str) else None)
     if limit is not None and max(lengths) > int(limit):
         raise UserError(f"length {max(lengths)} is more than the {limit} tokens that the model takes: use less")
     own = task_settings(str(given["longlens_task"]))

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from longlens.errors import UserError, one_line, shown_value
 from longlens.runs.identity import ModelIdentity
+from longlens.settings.options import Loading
 
 HF = "hf"
 _HOW_IT_RUNS = """
@@ -190,7 +191,7 @@ def open_texts(settings: EngineSettings) -> Texts:
     Raises:
         UserError: There is none, or nothing says how long.
     """
-    from longlens.models import check_folder, load_tokenizer, max_positions, resolve
+    from longlens.models import check_folder, load_max_length, load_tokenizer, resolve
 
     name = settings.tokenizer or (None if settings.server else settings.model)
     if name is None:
@@ -200,7 +201,7 @@ def open_texts(settings: EngineSettings) -> Texts:
     tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
     positions = None
     if settings.max_length is None and not settings.server:
-        positions = max_positions(settings.model, trust_remote_code=settings.trust_remote_code)
+        positions = load_max_length(settings.model, trust_remote_code=settings.trust_remote_code)
     max_length = positions if settings.max_length is None else settings.max_length
     if max_length is None:
         raise UserError(f"{settings.model} does not say how many tokens it takes: pass --max-length")
@@ -222,10 +223,11 @@ def describe(settings: EngineSettings, texts: Texts) -> dict[str, Any] | None:
     if settings.server:
         source = settings.server.address
     elif settings.backend == HF or Path(settings.model).is_dir():
-        loading = {"dtype": settings.dtype, "device": settings.device} if settings.backend == HF else {}
-        found = identify_unloaded(
-            settings.model, texts.tokenizer, trust_remote_code=settings.trust_remote_code, **loading
-        )
+        trust = settings.trust_remote_code
+        loading = Loading(trust_remote_code=trust)
+        if settings.backend == HF:
+            loading = Loading(dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
+        found = identify_unloaded(settings.model, loading, tokenizer=texts.tokenizer)
         if found is None:
             return None
         if settings.backend == HF:

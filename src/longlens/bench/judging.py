@@ -19,6 +19,7 @@ from longlens.bench.store import open_run, part_writer, read_judged
 from longlens.errors import UserError
 from longlens.reasoning import final_answer
 from longlens.runs.identity import canonical_sha256
+from longlens.settings.options import Loading
 from longlens.tasks.judged import CitedTask, Judge, JudgedTask
 
 JUDGE_TOKENS = 512
@@ -93,7 +94,7 @@ def _model_sha256(name: str, options: Mapping[str, Any]) -> str | None:
     from longlens.models import identify_unloaded
 
     wanted = ("dtype", "device", "trust_remote_code")
-    identity = identify_unloaded(name, **{key: value for key, value in options.items() if key in wanted})
+    identity = identify_unloaded(name, Loading(**{key: value for key, value in options.items() if key in wanted}))
     return None if identity is None else canonical_sha256(identity.to_json())
 
 

@@ -14,18 +14,11 @@ from typing import Any
 import torch
 
 from longlens.errors import LonglensWarning, UserError, library_errors
-from longlens.models import (
-    check_complete,
-    check_folder,
-    explained,
-    find_device,
-    find_dtype,
-    hash_files,
-    load_config,
-    resolve,
-)
-from longlens.models import load_tokenizer as load_tokenizer_of
+from longlens.models.files import hash_files, load_config, load_tokenizer
 from longlens.models.forward import dynamic_modules, generation_record, greedy, reset_rope, running
+from longlens.models.load import check_loading_info, load_weights
+from longlens.models.resolve import check_folder, resolve
+from longlens.settings.options import Loading
 from longlens.tokenization import TextEncoder
 
 HELMET_MODEL = "google/t5_xxl_true_nli_mixture"
@@ -166,26 +159,14 @@ class EntailmentWriter(EntailmentModel):
         return reply == ENTAILED
 
 
-def load_entails(
-    name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    device_map: str | dict[str, Any] | None = None,
-    max_tokens: int | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> EntailmentModel:
+def load_entails(name: str, *, max_tokens: int | None = None, **loading: Any) -> EntailmentModel:
     """Loads a model of natural language inference, as `longlens.tasks.judged.CitedTask` asks for one.
 
     Args:
         name: Hub id or local folder; HELMET's is `HELMET_MODEL`, in bfloat16 about 22 GB.
-        dtype: As in `longlens.load_scorer`.
-        device: As in `longlens.load_scorer`.
-        device_map: As in `longlens.load_scorer`.
         max_tokens: Cuts a longer premise at its end; None cuts nothing, as HELMET.
-        trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
-        allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors alone.
+        **loading: dtype, device, device_map, attention, trust_remote_code, allow_pickle, which
+            `longlens.settings.options.Loading` describes.
 
     Raises:
         UserError: No such model; it is of neither kind; it has no label ``entailment``; or it cannot be loaded so.
@@ -196,23 +177,12 @@ def load_entails(
     if source.gguf is not None:
         raise UserError(f"{name} is a .gguf file: give the folder or hub id of a model of natural language inference")
     check_folder(source)
-    kind, auto = _kind(name, load_config(source, trust_remote_code=trust_remote_code))
-    where = find_device(device)
-    chosen = find_dtype(dtype, where)
-    options: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "use_safetensors": None if allow_pickle else True,
-    }
-    if device_map is not None:
-        options["device_map"] = device_map
-    tokenizer = load_tokenizer_of(name, trust_remote_code=trust_remote_code)
-    with explained(source, "model"):
-        model, problems = getattr(transformers, auto).from_pretrained(
-            source.path, dtype=chosen, output_loading_info=True, **options
-        )
-    check_complete(name, model, problems, "give a model that is trained to tell entailment")
-    if device_map is None:
-        model = model.to(where)
+    settings = Loading(**loading)
+    trust = settings.trust_remote_code
+    kind, auto = _kind(name, load_config(source, trust_remote_code=trust))
+    tokenizer = load_tokenizer(name, trust_remote_code=trust)
+    model, loading_info = load_weights(source, settings, loader=getattr(transformers, auto).from_pretrained)
+    check_loading_info(name, model, loading_info, "give a model that is trained to tell entailment")
     return kind(model, tokenizer, name=name, weights_sha256=hash_files(source), max_tokens=max_tokens)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from longlens.chat_template import template_tokens
 from longlens.errors import UserError
+from longlens.models.files import model_max_length
 from longlens.models.forward import Forward, generation_record, greedy, running
-from longlens.models.load import positions_of
 from longlens.runs.identity import canonical_sha256
 from longlens.tokenization import own_bos
 
@@ -48,7 +48,7 @@ class TransformersGenerator:
         self, model: Any, tokenizer: Any, *, name: str, identity_sha256: str, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> None:
         if max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens is {max_new_tokens}; expected at least 1, such as {MAX_NEW_TOKENS}")
+            raise UserError(f"`max_new_tokens` is {max_new_tokens}; expected at least 1, such as {MAX_NEW_TOKENS}")
         self.model, self.tokenizer = model, tokenizer
         self.name, self.identity_sha256 = name, identity_sha256
         self._max_new_tokens = max_new_tokens
@@ -56,7 +56,7 @@ class TransformersGenerator:
         self._ends = _end_tokens(model, tokenizer)
         if not self._ends:
             raise UserError(f"{name} has no token that ends a text (EOS): give a model that has, such as a chat model")
-        self._max_length = positions_of(model.config)
+        self._max_length = model_max_length(model.config)
         self._settings = {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": sorted(self._ends),
@@ -75,7 +75,7 @@ class TransformersGenerator:
                 return [self._answer(prompt) for prompt in prompts]
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{self.name} ran out of memory: use fewer --passage-tokens, or --dtype bfloat16"
+                f"{self.name} ran out of memory: use fewer `passage_tokens`, or `dtype='bfloat16'`"
             ) from error
 
     def _answer(self, prompt: str) -> Generated:
@@ -83,7 +83,7 @@ class TransformersGenerator:
         if self._max_length is not None and len(ids) + self._max_new_tokens > self._max_length:
             raise UserError(
                 f"{self.name} takes {self._max_length:,} tokens, and a prompt has {len(ids):,} with "
-                f"{self._max_new_tokens:,} to write: use fewer --passage-tokens"
+                f"{self._max_new_tokens:,} to write: use fewer `passage_tokens`"
             )
         with greedy(self.model, **self._settings) as config:
             (written,) = self._forward.generate([ids], config)
@@ -98,20 +98,21 @@ class TransformersGenerator:
         return ids
 
 
-def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **options: Any) -> TransformersGenerator:
+def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **loading: Any) -> TransformersGenerator:
     """Loads a model to write with.
 
     Args:
-        name: As in `longlens.load_scorer`.
+        name: Hub id, folder, ``.gguf`` file or embedded model.
         max_new_tokens: Where a text is stopped.
-        **options: As in `longlens.load_scorer`: dtype, device, device_map, attention, trust_remote_code, allow_pickle.
+        **loading: Keywords of `longlens.load_scorer`: dtype, device, device_map, attention, trust_remote_code,
+            allow_pickle.
 
     Raises:
-        UserError: As in `longlens.load_scorer`.
+        UserError: No such model, not a causal language model, or it cannot be loaded as asked.
     """
     from longlens.models import load_scorer
 
-    scorer = load_scorer(name, **options)
+    scorer = load_scorer(name, **loading)
     return TransformersGenerator(
         scorer.model,
         scorer.tokenizer,

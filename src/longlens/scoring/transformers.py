@@ -14,6 +14,7 @@ from torch import Tensor
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.models.files import model_max_length
 from longlens.models.forward import (
     PROBE_TOKENS,
     Forward,
@@ -24,7 +25,6 @@ from longlens.models.forward import (
     probe_ids,
     running,
 )
-from longlens.models.load import positions_of
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
 from longlens.runs.identity import functional_config
@@ -96,7 +96,7 @@ class TransformersScorer:
             architecture=type(self.model).__name__,
             weights_sha256=self._weights_sha256 or hash_weights(self.model),
             tokenizer_sha256=self._encoder.sha256,
-            max_length=positions_of(self._config),
+            max_length=model_max_length(self._config),
             dtype=str(self.model.dtype).removeprefix("torch."),
             device=str(self._device),
             attention=str(self._config._attn_implementation),

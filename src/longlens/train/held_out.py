@@ -13,6 +13,7 @@ from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
 from longlens.scoring.truncation import TokenLimit
+from longlens.settings.options import Loading
 from longlens.tokenization import TextEncoder
 from longlens.train.recipe import Recipe
 from longlens.train.settings import Evaluation
@@ -96,7 +97,7 @@ def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
 
     there, here = keys.settings["evaluator_sha256"], None
     if there is not None:
-        here = identify_unloaded(name, trust_remote_code=recipe.load.trust_remote_code)
+        here = identify_unloaded(name, Loading(trust_remote_code=recipe.load.trust_remote_code))
     if here is not None and here.sha256 != there:
         raise UserError(
             f"{path} was selected by another model than {name} is now: give that model again, or another folder (-o)"

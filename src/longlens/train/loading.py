@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from longlens.errors import UserError, require
+from longlens.settings.options import Loading
 from longlens.train.recipe import Recipe
 
 
@@ -67,21 +68,20 @@ def load_for_training(recipe: Recipe, config: Any) -> Any:
     Raises:
         UserError: It cannot be loaded, or lacks weights.
     """
-    import torch
-
     from longlens import models
 
-    source = models.resolve(recipe.model)
-    options: dict[str, Any] = {"trust_remote_code": recipe.load.trust_remote_code}
-    if source.gguf is not None:
-        options["gguf_file"] = source.gguf
-    if config is not None:
-        options["config"] = config
-    if recipe.load.attention is not None:
-        options["attn_implementation"] = recipe.load.attention
-    dtype = getattr(torch, recipe.load.dtype)
-    model, problems = models.load_weights(source, options, dtype, allow_pickle=recipe.load.allow_pickle)
-    models.check_complete(recipe.model, model, problems, "give a causal language model with its vocabulary head")
+    load = recipe.load
+    loading = Loading(
+        dtype=load.dtype,
+        device="cpu",  # the trainer moves it
+        attention=load.attention,
+        trust_remote_code=load.trust_remote_code,
+        allow_pickle=load.allow_pickle,
+    )
+    model, loading_info = models.load_weights(models.resolve(recipe.model), loading, config=config)
+    models.check_loading_info(
+        recipe.model, model, loading_info, "give a causal language model with its vocabulary head"
+    )
     return model if recipe.lora is None else _with_adapters(model, recipe)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from longlens.errors import UserError, library_errors
 from longlens.files import cannot_write, read_json
 from longlens.losses.settings import LongCE
-from longlens.models.load import positions_of
+from longlens.models.files import model_max_length
 from longlens.rope.config import shared_note
 from longlens.runs.processes import Processes
 from longlens.train.arguments import accumulation, training_arguments
@@ -203,7 +203,7 @@ def _start(recipe: Recipe, model: Any, tokenizer: Any, plan: Mapping[str, Any], 
 
 
 def _check_room(model: Any, tokenizer: Any, held_out: HeldOut) -> None:
-    takes = positions_of(model.config)
+    takes = model_max_length(model.config)
     needed = held_out.max_length + (tokenizer.bos_token_id is not None)
     if takes is not None and needed > takes:
         raise UserError(

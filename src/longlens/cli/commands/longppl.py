@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from longlens.cli import options as o
 
 if TYPE_CHECKING:
     from longlens.corpus import Document, ReadOptions
-    from longlens.models import Outline
+    from longlens.models import UnloadedModel
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.truncation import Limit
 
@@ -68,10 +67,11 @@ def longppl(
     from longlens.errors import UserError
     from longlens.files import write_json
     from longlens.metrics.longppl import perplexity
-    from longlens.models import Outline
+    from longlens.models import UnloadedModel
     from longlens.scoring.run import check_resumes, run_settings, short_contexts
     from longlens.scoring.store import check_writable
     from longlens.scoring.truncation import TokenLimit
+    from longlens.settings.options import Loading
     from longlens.windows import check_window_settings
 
     o.refuse_idle(command)
@@ -85,7 +85,6 @@ def longppl(
     check_window_settings(context, stride)
     if evaluator == "self":
         say("warning: the model is its own evaluator, for which the paper finds LongPPL uninformative (appendix B.2)")
-    loading = o.loading(command)
     reading = o.reading(command)
     storing = {"bos": bos, "store_text": not no_text, "extrapolate": extrapolate}
     chosen = o.choice(command, None, keys, alpha, beta, gamma, no_lcl, None, None)
@@ -96,8 +95,9 @@ def longppl(
     documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
     for name in ["model"] if selects is None else ["evaluator", "model"]:
         check_writable(out / name)
-    evaluated = Outline(model, trust_remote_code=trust_remote_code)
-    selecting = evaluated if selects in (None, model) else Outline(str(selects), trust_remote_code=trust_remote_code)
+    loading = Loading(**o.loading(command))
+    evaluated = UnloadedModel(model, loading)
+    selecting = evaluated if selects in (None, model) else UnloadedModel(str(selects), loading)
     limit = o.limit(
         selecting,
         max_length,
@@ -113,20 +113,19 @@ def longppl(
     if selects is not None and isinstance(limit, TokenLimit) and limit.counted_by == "own":
         shared = replace(limit, counted_by=str(selects))
     sides = [("model", evaluated, shorts if alone else [], shared)]
-    for name, outline, contexts, cut in [*([("evaluator", selecting, shorts, limit)] if selects else []), *sides]:
-        identified = partial(outline.identified, dtype=dtype, device=device)
-        check_resumes(out / name, identified, contexts, bos=bos, limit=cut, store_text=not no_text)  # type: ignore[arg-type]
+    for name, unloaded, contexts, cut in [*([("evaluator", selecting, shorts, limit)] if selects else []), *sides]:
+        check_resumes(out / name, unloaded.identify, contexts, bos=bos, limit=cut, store_text=not no_text)  # type: ignore[arg-type]
     o.tell_lengths(docs, reading, selecting, shorts)
     windows = {"context": context, "stride": stride}
     if selects is not None:
         if not extrapolate and selecting is not evaluated:
             _check_fits(o.documents(docs, reading, trust_remote_code=trust_remote_code), evaluated, limit)
         chosen["evaluator_scores"] = _run(
-            docs, reading, documents, selecting, out / "evaluator", limit, loading, storing | windows
+            docs, reading, documents, selecting, out / "evaluator", limit, storing | windows
         )
         documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
     storing |= windows if alone else {"context": None}
-    scores = _run(docs, reading, documents, evaluated, out / "model", shared, loading, storing)
+    scores = _run(docs, reading, documents, evaluated, out / "model", shared, storing)
     if alone:
         chosen["evaluator_scores"] = scores
     with told_once():
@@ -142,20 +141,18 @@ def _run(
     docs: list[str],
     reading: ReadOptions,
     documents: Iterable[Document],
-    model: Outline,
+    model: UnloadedModel,
     out: Path,
     limit: Limit,
-    loading: dict[str, Any],
     storing: dict[str, Any],
 ) -> StoredScores:
     """Scores the documents with one model, whose weights are let go afterwards."""
     from longlens.cli.console import ScoringProgress
-    from longlens.models import load_scorer
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.run import MAX_LENGTH, score
 
     name = model.info.name
-    scorer = load_scorer(name, tokenizer=model.tokenizer, **loading)
+    scorer = model.load()
     o.announce(scorer, limit)
     with ScoringProgress(f"score {name}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
         scores = score(documents, scorer, out=out, limit=limit, progress=progress, **storing)
@@ -163,7 +160,7 @@ def _run(
     return scores
 
 
-def _check_fits(documents: Iterable[Document], model: Outline, limit: Limit) -> None:
+def _check_fits(documents: Iterable[Document], model: UnloadedModel, limit: Limit) -> None:
     """Says before the evaluator runs, which takes longest, that the evaluated model takes less than a document has.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +46,10 @@ def score(
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """
     from longlens.cli.console import ScoringProgress, print_json, printable, say
-    from longlens.models import Outline, load_scorer
+    from longlens.models import UnloadedModel
     from longlens.scoring import run as scoring
     from longlens.scoring.store import check_writable
+    from longlens.settings.options import Loading
 
     o.refuse_idle(command)
     if long_only:
@@ -62,9 +62,9 @@ def score(
     # All that can be refused without the weights is refused before they are loaded.
     documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
     check_writable(out, rank=rank[0])
-    outline = Outline(model, trust_remote_code=trust_remote_code)
+    unloaded = UnloadedModel(model, Loading(**o.loading(command)))
     limit = o.limit(
-        outline,
+        unloaded,
         max_length,
         max_characters,
         truncate_with,
@@ -72,11 +72,10 @@ def score(
         trust_remote_code=trust_remote_code,
     )
     assert limit is not None
-    scoring.run_settings(outline.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
-    identified = partial(outline.identified, dtype=dtype, device=device)
-    scoring.check_resumes(out, identified, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
-    o.tell_lengths(docs, reading, outline, shorts)
-    loaded = load_scorer(model, tokenizer=outline.tokenizer, **o.loading(command))
+    scoring.run_settings(unloaded.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
+    scoring.check_resumes(out, unloaded.identify, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
+    o.tell_lengths(docs, reading, unloaded, shorts)
+    loaded = unloaded.load()
     o.announce(loaded, limit)
     with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * scoring.MAX_LENGTH)) as progress:
         scores = scoring.score(

@@ -1,0 +1,266 @@
+"""What a model's files say without its weights: configuration, tokenizer, length, adapter, and which model it is."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from longlens.errors import UserError, library_errors, require, shown, shown_value
+from longlens.files import file_sha256, read_json
+from longlens.models.gguf import load_gguf_tokenizer
+from longlens.models.resolve import Source, hub_access, resolve
+from longlens.runs.identity import ModelIdentity, functional_config
+
+if TYPE_CHECKING:
+    from longlens.tokenization import TextEncoder
+
+ADAPTER = "adapter_config.json"
+MAX_COUNT = 10_000
+"""Layers, or experts of a layer, that a model of transformers can have here."""
+_COUNT = re.compile(r"(n|num|encoder|decoder)_(\w+_)?(layer|expert|block)s?")
+# As vLLM looks for it (vllm/config/model.py, _get_and_verify_max_len); the first is mapped to the others by the
+# transformers classes of GPT-2, OPT and their kin.
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "*vocab.json")
+
+
+class Adapter(NamedTuple):
+    """What adapter_config.json says: the model that it adapts, and all of it."""
+
+    base: Source
+    config: dict[str, Any]
+
+
+def find_adapter(source: Source, folder: Path | None = None) -> Adapter | None:
+    """The adapter of PEFT in a model's folder; None where there is none.
+
+    Raises:
+        UserError: It names no base model.
+    """
+    path = (folder or Path(source.path)) / ADAPTER
+    if source.gguf is not None or not path.is_file():
+        return None
+    config = read_json(path, "give an adapter that peft saved")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UserError(f"{path} names no base model (base_model_name_or_path): give an adapter that does")
+    return Adapter(resolve(base), config)
+
+
+def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model, of transformers; of an adapter's folder that of its base.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    adapter = find_adapter(source)
+    if adapter is not None:
+        return load_config(adapter.base, trust_remote_code=trust_remote_code)
+    options = {} if source.gguf is None else {"gguf_file": source.gguf}
+    with loading_errors(source, "model"):
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+
+
+def load_max_length(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """`model_max_length` of a model by its name.
+
+    Raises:
+        UserError: No such model.
+    """
+    return model_max_length(load_config(resolve(name), trust_remote_code=trust_remote_code))
+
+
+def model_max_length(config: Any) -> int | None:
+    """Tokens that a model of this configuration was made for; None where it names none, as recurrent models.
+
+    With RoPE scaling, ``max(max_position_embeddings, factor * original_max_position_embeddings)``: the model cards of
+    Qwen2.5 and Qwen3 add YaRN and leave ``max_position_embeddings``. Dynamic NTK has no length that it is made for
+    beyond its original one. A linear factor without an original length says nothing: ``max_position_embeddings`` is
+    the length before in Vicuna 1.5 16k, and the length after in Gemma 3.
+    """
+    text = config.get_text_config(decoder=True)
+    length = next((value for key in _LENGTH_KEYS if _is_count(value := getattr(text, key, None))), None)
+    if length is None:
+        return None
+    scaling = getattr(text, "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of layer.
+    for rope in [scaling, *(value for value in scaling.values() if isinstance(value, dict))]:
+        factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+        if rope.get("rope_type") != "dynamic" and _is_count(original) and _is_factor(factor):
+            length = max(length, int(factor * original))
+    return length
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_factor(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
+
+
+def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
+    """The tokenizer of a model as text to tokens and spans; the weights are not loaded.
+
+    Raises:
+        UserError: No such tokenizer.
+    """
+    from longlens.tokenization import TextEncoder
+
+    return TextEncoder(load_tokenizer(name, trust_remote_code=trust_remote_code))
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, of transformers.
+
+    Raises:
+        UserError: No such tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(name)
+    folder = Path(source.path)
+    has_vocabulary = (
+        source.gguf is not None
+        or not folder.is_dir()
+        or any(file for pattern in _VOCABULARIES for file in folder.glob(pattern))
+    )
+    nothing = UserError(
+        f"the folder {shown(name)} holds no tokenizer (such as tokenizer.json): copy the one that the model was "
+        "trained with into it"
+    )
+    # Some tokenizers, of bytes or characters, have no such file.
+    config = folder / "tokenizer_config.json"
+    generic = (None, "TokenizersBackend", "PreTrainedTokenizerFast")
+    if not has_vocabulary and (not config.is_file() or read_json(config).get("tokenizer_class") in generic):
+        raise nothing
+    with loading_errors(source, "tokenizer"):
+        if source.gguf is not None:
+            require("gguf", extra="gguf", purpose=f"{name} (a .gguf file)")
+            return load_gguf_tokenizer(folder / source.gguf)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+    if not has_vocabulary and tokenizer.vocab_files_names:
+        # transformers makes one of the class that the configuration names, with special tokens alone.
+        raise nothing
+    return tokenizer
+
+
+def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = False) -> ModelIdentity:
+    """Which model a name is, where another engine loads its weights.
+
+    Args:
+        name: Folder, hub id, ``.gguf`` file or embedded model.
+        tokenizer: The model's.
+        dtype: Of its weights, such as ``float32``.
+        trust_remote_code: Runs code that comes with the model.
+
+    Raises:
+        UserError: It has no configuration or no weights.
+    """
+    from longlens.tokenization import TextEncoder
+
+    source, encoder = resolve(name), TextEncoder(tokenizer)
+    adapter = find_adapter(source)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    return ModelIdentity(
+        weights_sha256=hash_files(source),
+        config=functional_config(config, [] if adapter is None else [adapter.config]),
+        tokenizer_sha256=encoder.sha256,
+        bos_token_id=encoder.bos_token_id,
+        own_prefix=encoder.own_prefix,
+        dtype=dtype,
+    )
+
+
+def hash_files(source: Source) -> str:
+    """sha256 over the names and hashes of a model's weight files, in the order of their names.
+
+    Of an adapter's folder those of its base come first. The hub's cache names large files by their sha256, which is
+    used where it is there.
+
+    Raises:
+        UserError: No weight files are found.
+    """
+    if source.gguf is not None:
+        files = [Path(source.path) / source.gguf]
+    else:
+        folder = Path(source.path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            patterns = ["*.safetensors", "*.bin", ADAPTER]
+            folder = Path(snapshot_download(source.path, local_files_only=True, allow_patterns=patterns))
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise UserError(f"{source.name}: no weight files (*.safetensors) in {source.path}")
+    digest = hashlib.sha256()
+    adapter = find_adapter(source, files[0].parent)
+    if adapter is not None:
+        digest.update(f"base {hash_files(adapter.base)}\n".encode())
+    for file in files:
+        blob = file.resolve().name
+        status = file.stat()
+        is_hash = re.fullmatch(r"[0-9a-f]{64}", blob)
+        content = blob if is_hash else _content_sha256(file.absolute(), status.st_size, status.st_mtime_ns)
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def _content_sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """sha256 of a file; one that was not written meanwhile is read once a process."""
+    return file_sha256(file)
+
+
+@contextmanager
+def loading_errors(source: Source, what: str) -> Iterator[None]:
+    """Turns what other libraries raise on a model that cannot be loaded or run into one line that says what to do."""
+    failed = f"cannot load the {what} {shown(source.name)} ({source.note})"
+    _check_counts(source)
+    with library_errors(failed, partial(_next_step, source, what)), hub_access(source):
+        yield
+
+
+def _check_counts(source: Source) -> None:
+    """Refuses a folder with so many layers or experts that transformers would build them for hours, or for ever."""
+    path = Path(source.path) / "config.json"
+    if source.gguf is not None or not path.is_file():
+        return
+    again = "check the files of the folder, or give another model"
+    parts: list[Mapping[str, Any]] = [read_json(path, again)]
+    for part in parts:
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            if isinstance(value, int | float) and value > MAX_COUNT and _COUNT.fullmatch(key):
+                found = f"{shown(key)} is {shown_value(value)}, expected at most {MAX_COUNT:,}"
+                raise UserError(f"{path}: {found}: {again}")
+
+
+def _next_step(source: Source, what: str, error: BaseException) -> str:
+    said, folder = str(error), Path(source.path)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 'give a smaller model, `dtype="bfloat16"` or `device_map="auto"`'
+    for option, parameter in {"attn_implementation": "attention", "device_map": "device_map"}.items():
+        if option in said:
+            return f"give another `{parameter}`, or leave it out"
+    if "trust_remote_code" in said:
+        return "it comes with code of its own, which runs only with `trust_remote_code=True`"
+    if source.gguf is not None:
+        return "check the file, or give the model's folder or hub id"
+    if not folder.is_dir():
+        return "check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m"
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than its config.json says: copy or download both again"
+    if "safetensors" in said and list(folder.glob("*.bin")):
+        return "weights that are pickles are read only with `allow_pickle=True`"
+    if type(error).__name__ == "SafetensorError":
+        return "a file of its weights is damaged or cut short: copy or download it again"
+    return "check the files of the folder, or give another model"
