@@ -100,8 +100,8 @@ def test_what_changed_is_printed(work, run):
 @pytest.mark.parametrize(
     ("method", "options", "note"),
     [
-        ("dynamic-ntk", ["--factor", 4], "max_position_embeddings stays 4,096: score longer documents with"),
-        ("ntk", ["--theta", 1e6], "max_position_embeddings stays 4,096: score longer documents with --extrapolate"),
+        ("dynamic-ntk", ["--factor", 4], "max_position_embeddings stays 4,096: longer documents need longlens"),
+        ("ntk", ["--theta", 1e6], "max_position_embeddings stays 4,096: longer documents need longlens score --ext"),
         ("clex", ["--factor", 4], "CLEX starts on the ntk-aware trajectory, and is to be trained"),
     ],
 )

@@ -142,7 +142,7 @@ def _notes(old: Any, new: Any) -> list[str]:
         notes.append("CLEX starts on the ntk-aware trajectory, and is to be trained")
     if getattr(before, "max_position_embeddings", None) == after.max_position_embeddings:
         length = f"{after.max_position_embeddings:,}"
-        notes.append(f"max_position_embeddings stays {length}: score longer documents with `extrapolate=True`")
+        notes.append(f"max_position_embeddings stays {length}: longer documents need longlens score --extrapolate")
     if shared := shared_note(old):
         notes.append(shared)
     window = getattr(after, "sliding_window", None)
