@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.tables import ROOT, fill_block, machine
-from longlens.cli.console import say
 from longlens.files import write_json
-from longlens.study.run import reproduce_longce
+from longlens.study.documents import read_text
+from longlens.study.longce import reproduce_longce
 from longlens.study.settings import read_study
 from longlens.study.summary import difference_table, mean_table
-from longlens.study.text import read_text
 
 NAME = "longce_study"
 PAGE = "docs/study.md"
@@ -26,7 +25,7 @@ PAGE = "docs/study.md"
 
 def main(out: str) -> None:
     """Runs the study in a folder and writes both files of results and the page."""
-    result = reproduce_longce(read_study("longce"), out, text=read_text(None), told=say)
+    result = reproduce_longce(read_study("longce"), out, text=read_text(None))
     text = render(result)
     print(text)
     results = ROOT / "benchmarks" / "results"

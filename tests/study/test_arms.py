@@ -7,7 +7,7 @@ import torch
 
 from longlens.losses.longce import weighted_nll
 from longlens.losses.settings import LongCE
-from longlens.study.arms import ARMS, NormalisedLongCE, PermutedLongCE
+from longlens.study.model import ARMS, NormalizedLongCE, PermutedLongCE
 from tests.tiny import VOCABULARY, tiny_model
 
 LONG = torch.tensor([-1.0, -2.0, -0.5, -3.0, -0.1, -1.5])
@@ -25,7 +25,7 @@ def test_permuted_weights_are_those_of_longce_among_tokens_with_a_short_score():
 
 
 def test_normalised_weights_have_mean_one_and_the_ratios_of_longce():
-    weights = NormalisedLongCE().weights(LONG, SHORT)
+    weights = NormalizedLongCE().weights(LONG, SHORT)
     assert weights.mean().item() == pytest.approx(1.0)
     assert torch.allclose(weights * WEIGHTS.mean(), WEIGHTS)
     assert not torch.allclose(weights, WEIGHTS)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from longlens.errors import UserError
-from longlens.study.evaluation import Questions, held_out_questions, key_tokens, make_batches, measure
-from longlens.study.text import Vocabulary
+from longlens.study.documents import Vocabulary
+from longlens.study.longce import Questions, held_out_questions, key_tokens, make_batches, measure
 from tests.study.toys import toy_study
 
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=4, values=3)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from longlens.metrics.uncertainty import mean_interval
-from longlens.study.summary import difference_table, equal_time_step, mean_table, summarise
+from longlens.study.summary import difference_table, equal_time_step, mean_table, summarize
 from tests.study.toys import toy_study
 
 STUDY = toy_study(seeds=(1, 2, 3))
@@ -47,7 +47,7 @@ def made_up():
 
 @pytest.fixture(scope="module")
 def result():
-    return {"timing": TIMING, **summarise(STUDY, made_up(), TIMING, START)}
+    return {"timing": TIMING, **summarize(STUDY, made_up(), TIMING, START)}
 
 
 def the(rows, **wanted):
@@ -119,6 +119,6 @@ def test_tables_show_every_row_and_half_the_width_of_intervals(result):
 
 def test_one_seed_has_no_interval():
     runs = [run for run in made_up() if run["seed"] == 1]
-    found = summarise(STUDY, runs, TIMING, START)
+    found = summarize(STUDY, runs, TIMING, START)
     assert the(found["means"], method="pi", arm="ce", step=1)["answer_nll"]["low"] is None
     assert np.isclose(the(found["means"], method="pi", arm="ce", step=1)["answer_nll"]["mean"], 3.9)

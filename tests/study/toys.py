@@ -8,9 +8,8 @@ import numpy as np
 
 from longlens.losses.settings import LongCE
 from longlens.rope import EABF, PositionInterpolation
-from longlens.study.facts import Facts
+from longlens.study.documents import Facts, Text
 from longlens.study.settings import Evaluation, Shape, Study, Training, Words
-from longlens.study.text import Text
 
 LETTERS = "abcdefghij"
 

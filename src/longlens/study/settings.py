@@ -14,7 +14,7 @@ from longlens.losses.settings import LongCE
 from longlens.recipe_file import made, read_yaml, real_number, whole_number, with_numbers
 from longlens.rope.base import Method
 from longlens.rope.settings import parse_method
-from longlens.study.facts import Facts
+from longlens.study.documents import Facts
 
 Made = TypeVar("Made")
 
@@ -84,7 +84,7 @@ class Training:
         weight_decay: Of AdamW.
         facts: Of a document.
         drills: In the first half of the steps this share of a step's documents is nothing but a few facts, again and
-            again (`facts.make_drill`), from which a model learns to retrieve.
+            again (`documents.make_drill`), from which a model learns to retrieve.
     """
 
     steps: int

@@ -18,7 +18,7 @@ def equal_time_step(step: int, ratio: float) -> int:
     return max(1, round(step * ratio))
 
 
-def summarise(
+def summarize(
     study: Study, runs: Sequence[Mapping[str, Any]], timing: Mapping[str, Any], start: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Means and differences of all checkpoints.

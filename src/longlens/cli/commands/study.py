@@ -34,18 +34,18 @@ def reproduce(
 
     Example: longlens study reproduce longce -o longce-study
     """
-    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.cli.console import print_json, print_table, printable
     from longlens.errors import UserError
-    from longlens.study.run import reproduce_longce
+    from longlens.study.documents import read_text
+    from longlens.study.longce import reproduce_longce
     from longlens.study.settings import read_study
     from longlens.study.summary import difference_table, mean_table
-    from longlens.study.text import read_text
 
     if name not in STUDIES:
         raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
     chosen = None if seeds is None else parse_seeds(seeds)
     settings = read_study(recipe)
-    result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen, told=say)
+    result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen)
     if as_json:
         print_json({"out": str(out), **result})
         return

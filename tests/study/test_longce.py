@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from longlens.errors import UserError
-from longlens.study import reproduce as models
-from longlens.study.run import reproduce_longce
+from longlens.progress import Progress
+from longlens.study import model as models
+from longlens.study.longce import reproduce_longce
 from tests.study.toys import toy_study, toy_text
 
 RUNS = sorted(
@@ -19,11 +20,24 @@ RUNS = sorted(
 )
 
 
+class Shown(Progress):
+    """Keeps what it shows."""
+
+    def __init__(self):
+        self.titles, self.steps = [], []
+
+    def start(self, title, *, unit, total=None, done=0.0):
+        self.titles.append(f"{title}: {total} {unit}")
+
+    def update(self, done, *, note=""):
+        self.steps.append((done, note))
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A finished study, its result and what it told."""
-    out, told = tmp_path_factory.mktemp("study") / "out", []
-    return out, reproduce_longce(toy_study(), out, text=toy_text(), told=told.append), told
+    """A finished study, its result and the progress that it showed."""
+    out, progress = tmp_path_factory.mktemp("study") / "out", Shown()
+    return out, reproduce_longce(toy_study(), out, text=toy_text(), progress=progress), progress
 
 
 def again(done, tmp_path):
@@ -33,13 +47,16 @@ def again(done, tmp_path):
 
 
 def test_the_folder_holds_a_file_for_each_run(done):
-    out, result, told = done
+    out, result, progress = done
     assert sorted(path.name for path in (out / "runs").iterdir()) == RUNS
     assert json.loads((out / "result.json").read_text()) == result
     assert (out / "base" / "model.safetensors").is_file()
     assert result["text"] == {"name": "toy", "sha256": toy_text().sha256}
     assert result["base"]["parameters"] > 1000
-    assert any("ratio" in line for line in told)
+    assert progress.titles[:2] == ["base: 2 steps", "evaluator: 2 steps"]
+    assert progress.titles[3] == "pi longce seed 1: 2 steps"
+    assert [number for number, _ in progress.steps[:4]] == [1, 2, 1, 2]
+    assert all(note.startswith("loss ") for _, note in progress.steps)
 
 
 def test_ce_goes_on_to_equal_time_and_the_others_stop(done):
@@ -78,7 +95,7 @@ def test_a_stopped_study_goes_on_and_says_the_same(done, tmp_path, monkeypatch):
     for name in ("runs/eabf-longce-2.json", "runs/pi-permuted-1.json", "result.json"):
         (out / name).unlink()
     train = models.train
-    monkeypatch.setattr(models, "train", lambda *a: calls.append(a[1].steps) or train(*a))
+    monkeypatch.setattr(models, "train", lambda *a, **k: calls.append(a[1].steps) or train(*a, **k))
     assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
     assert calls == [2, 2]
 

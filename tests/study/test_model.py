@@ -13,10 +13,9 @@ from transformers import LlamaForCausalLM
 from longlens.errors import UserError
 from longlens.losses.settings import LongCE
 from longlens.rope import EABF
-from longlens.study import reproduce as models
-from longlens.study.evaluation import Batch, make_batches
-from longlens.study.run import reproduce_longce
-from longlens.study.text import Vocabulary
+from longlens.study import model as models
+from longlens.study.documents import FactBatch, Vocabulary
+from longlens.study.longce import make_batches, reproduce_longce
 from longlens.windows import plan_windows
 from tests.reference.longce import naive_longce
 from tests.study.toys import toy_study, toy_text
@@ -29,6 +28,13 @@ IDS = np.random.default_rng(0).integers(0, VOCABULARY.size, (11, 40))
 
 def small(seed=3):
     return models.make_model(STUDY.model, VOCABULARY, seed)
+
+
+def steps(*arguments, **settings):
+    """The steps of a training run."""
+    found = []
+    models.train(*arguments, **settings, after_step=found.append)
+    return found
 
 
 def weights_of(model):
@@ -55,8 +61,8 @@ def test_the_model_depends_on_its_seed_alone():
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     model = small()
-    models.save(model, tmp_path / "base")
-    loaded = weights_of(models.load(tmp_path / "base"))
+    models.save_model(model, tmp_path / "base")
+    loaded = weights_of(models.read_model(tmp_path / "base"))
     assert all(torch.equal(loaded[name], weight) for name, weight in weights_of(model).items())
 
 
@@ -74,7 +80,7 @@ def test_a_full_disk_says_so_and_leaves_no_base(tmp_path, monkeypatch):
 def test_extending_leaves_the_model_as_it_was():
     model = small()
     before, _ = naive_logprobs(model, IDS)
-    extended = models.extended(model, EABF(factor=4, theta=1e5))
+    extended = models.extend_model(model, EABF(factor=4, theta=1e5))
     assert extended.config.max_position_embeddings == 64
     assert np.array_equal(naive_logprobs(model, IDS)[0], before)
     assert not np.allclose(naive_logprobs(extended, IDS)[0], before, atol=1e-4)
@@ -103,7 +109,7 @@ def test_a_step_is_that_of_adamw_on_the_naive_loss():
     (batch,) = make_batches(training, VOCABULARY, DOCUMENTS, 64, [0])
     longce = LongCE(context=16, stride=16)
     model, other = small(), small()
-    (step,) = models.train(model, training, [batch], lambda number: longce)
+    (step,) = steps(model, training, [batch], loss=lambda number: longce)
     rows = [(row, row) for row in torch.from_numpy(batch.token_ids)]
     loss, weights = naive_longce(other, rows, 16, 16, longce.gamma)
     optimiser = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
@@ -121,7 +127,8 @@ def test_a_step_is_that_of_adamw_on_the_naive_loss():
 def test_training_stops_after_its_steps_and_takes_a_batch_each():
     training = replace(STUDY.training, steps=3)
     taken = iter(make_batches(replace(training, steps=9), VOCABULARY, DOCUMENTS, 64, [0]))
-    assert [step.number for step in models.train(small(), training, taken)] == [1, 2, 3]
+    assert [step.number for step in steps(small(), training, taken)] == [1, 2, 3]
+    assert len(list(taken)) == 6
 
 
 def test_the_learning_rate_warms_up_and_then_falls_to_its_end():
@@ -145,7 +152,7 @@ def test_timing_does_not_change_the_model():
 
 
 def test_ce_weighs_all_tokens_alike():
-    batch = Batch(token_ids=IDS, answers=np.zeros(IDS.shape, dtype=bool))
-    (step,) = models.train(small(), replace(STUDY.training, steps=1), [batch])
+    batch = FactBatch(token_ids=IDS, answers=np.zeros(IDS.shape, dtype=bool))
+    (step,) = steps(small(), replace(STUDY.training, steps=1), [batch])
     assert (step.weights == 1).all()
     assert step.weights.shape == (11, 39)

@@ -1,0 +1,356 @@
+"""Documents of prose with sparse facts: words that every machine has, a vocabulary, and facts in place of words."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.corpus import read_documents
+from longlens.errors import UserError, shown
+
+Ids = npt.NDArray[np.int64]
+SPLITS = ("test", "development", "train")
+# Some installations leave these out, so that the text would differ from machine to machine.
+LEFT_OUT = frozenset(
+    ("dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo")
+)
+FACT = 3
+"""Tokens of a fact: the mark, its key, its value."""
+DRILL_KEYS = (3, 10)
+"""How many keys a drill has, at least and at most."""
+_TRIES = 1000
+_WORD = re.compile(r"[a-z]+")
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """Documents in words: runs of the letters a to z, after lower-casing; everything else only separates them.
+
+    Attributes:
+        name: What it is, without the place it was read from.
+        documents: Words by the document's name, sorted by name.
+    """
+
+    name: str
+    documents: dict[str, tuple[str, ...]]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all words in order, a line a document."""
+        lines = "\n".join(" ".join(words) for words in self.documents.values())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def split(self, share: float) -> dict[str, list[tuple[str, ...]]]:
+        """Documents for testing, for development and for training; no document is in two of them.
+
+        In the order of the hashes of their names, documents are taken for testing until these have ``share`` of all
+        words, then likewise for development; the rest is for training.
+
+        Args:
+            share: Of the words, for testing and for development each.
+
+        Returns:
+            Documents by the names in `SPLITS`.
+        """
+        wanted = share * sum(len(words) for words in self.documents.values())
+        parts: dict[str, list[tuple[str, ...]]] = {name: [] for name in SPLITS}
+        left, taken = list(SPLITS), 0
+        for name in sorted(self.documents, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+            if len(left) > 1 and taken >= wanted:
+                left.pop(0)
+                taken = 0
+            parts[left[0]].append(self.documents[name])
+            taken += len(self.documents[name])
+        return parts
+
+
+def read_text(source: str | os.PathLike[str] | None) -> Text:
+    """The text of a study.
+
+    Args:
+        source: A file or a folder as `read_documents` takes it; the standard library of the running Python unless
+            given.
+
+    Raises:
+        UserError: It cannot be read, or holds no words.
+    """
+    if source is None:
+        return _make_text(f"standard library of Python {_version()}", _standard_library())
+    documents = {document.id: document.text for document in read_documents([source])}
+    return _make_text(Path(source).name or str(source), documents)
+
+
+def _version() -> str:
+    return ".".join(sysconfig.get_python_version().split(".")[:2])
+
+
+def _make_text(name: str, documents: dict[str, str]) -> Text:
+    words = {key: tuple(_WORD.findall(text.lower())) for key, text in sorted(documents.items())}
+    found = {key: value for key, value in words.items() if value}
+    if not found:
+        raise UserError(f"{shown(name)} holds no words of the letters a to z: give another `text`")
+    return Text(name=name, documents=found)
+
+
+def _standard_library() -> dict[str, str]:
+    from pydoc_data import topics
+
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = {f"topic {key}": text for key, text in topics.topics.items()}
+    for path in root.rglob("*.py"):
+        place = path.relative_to(root)
+        if LEFT_OUT.isdisjoint(place.parts):
+            documents[place.as_posix()] = "\n\n".join(_docstrings(path.read_bytes()))
+    if len(documents) == len(topics.topics):
+        raise UserError("this Python has no source files of its standard library: give prose as `text`")
+    return documents
+
+
+def _docstrings(source: bytes) -> Iterable[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        tree = ast.parse(source)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED))
+    return (text for node in nodes if (text := ast.get_docstring(node)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vocabulary:
+    """Words, then the mark that begins a fact, then keys, then the values of each key: ids 0 to size - 1.
+
+    A key has values of its own, as a colour or a city has, so that one layer of attention can find the value of a key;
+    values that all keys share would need a circuit of two layers, which takes many times the training.
+
+    Attributes:
+        words: The words that have an id; others are left out of the text.
+        keys: How many keys there are.
+        values: How many values each key has.
+    """
+
+    words: tuple[str, ...]
+    keys: int
+    values: int
+
+    @property
+    def mark(self) -> int:
+        """Id of the mark; what is below it is a word."""
+        return len(self.words)
+
+    @property
+    def first_key(self) -> int:
+        """Id of the first key."""
+        return self.mark + 1
+
+    @property
+    def first_value(self) -> int:
+        """Id of the first value of the first key."""
+        return self.first_key + self.keys
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return self.first_value + self.keys * self.values
+
+    def fact(self, key: int, value: int) -> tuple[int, int, int]:
+        """The tokens of a fact: the mark, the key, the value; keys and values are counted from 0."""
+        return self.mark, self.first_key + key, self.first_value + key * self.values + value
+
+    def encode(self, documents: Iterable[Sequence[str]]) -> list[Ids]:
+        """Ids of the words of each document that are in the vocabulary."""
+        ids = {word: index for index, word in enumerate(self.words)}
+        return [np.array([ids[word] for word in words if word in ids], dtype=np.int64) for words in documents]
+
+
+def make_vocabulary(documents: Iterable[Sequence[str]], *, words: int, keys: int, values: int) -> Vocabulary:
+    """The most frequent words of some documents, of equal ones the first in the alphabet.
+
+    Raises:
+        UserError: The documents have fewer words.
+    """
+    counts = Counter(word for document in documents for word in document)
+    if len(counts) < words:
+        raise UserError(f"the text has {len(counts):,} different words, and the recipe wants {words:,}: give more text")
+    chosen = sorted(counts, key=lambda word: (-counts[word], word))[:words]
+    return Vocabulary(words=tuple(chosen), keys=keys, values=values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Facts of a document: ``mark key value``, with a key that no other fact of the document has.
+
+    Attributes:
+        stated: Facts that are stated.
+        repeated: How many of them are stated again; the value of the second statement is an answer, which only the
+            first one tells.
+        distance: Tokens from a statement to its repetition, at least.
+    """
+
+    stated: int
+    repeated: int
+    distance: int
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not 0 <= self.repeated <= self.stated:
+            raise UserError(f"repeated is {self.repeated} and stated {self.stated}: expected 0 <= repeated <= stated")
+        if self.distance < FACT:
+            raise UserError(f"distance is {self.distance}; a fact has {FACT} tokens, so expected at least {FACT}")
+
+    def check(self, length: int) -> None:
+        """Refuses documents that are too short for their facts."""
+        if length < max(self.distance + FACT, 2 * (FACT + 1) * (self.stated + self.repeated)):
+            raise UserError(
+                f"documents of {length} tokens have no room for {self.stated} facts, {self.repeated} of them repeated "
+                f"{self.distance} tokens behind: make documents longer, or facts fewer or nearer"
+            )
+
+
+class FactAnswer(NamedTuple):
+    """The value of a repeated fact: its position, and how many tokens before it stands what tells it."""
+
+    position: int
+    distance: int
+
+
+class FactDocument(NamedTuple):
+    """Token ids ``(n,)`` and the answers in them."""
+
+    token_ids: Ids
+    answers: tuple[FactAnswer, ...]
+
+
+class FactBatch(NamedTuple):
+    """Documents of a training step.
+
+    Attributes:
+        token_ids: ``(B, n)``.
+        answers: ``(B, n)`` bool: values of repeated facts.
+    """
+
+    token_ids: Ids
+    answers: npt.NDArray[np.bool_]
+
+
+class Prose:
+    """Documents one behind the other in a random order, and places in them."""
+
+    def __init__(self, documents: Sequence[Ids], rng: np.random.Generator) -> None:
+        """``rng`` decides the order, and then the places."""
+        self._ids = np.concatenate([documents[index] for index in rng.permutation(len(documents))])
+        self._rng = rng
+
+    def sample(self, length: int) -> Ids:
+        """So many tokens from a random place.
+
+        Raises:
+            UserError: There are not so many.
+        """
+        if len(self._ids) < length:
+            raise UserError(
+                f"one part of the text has {len(self._ids):,} words of the vocabulary, and a document needs "
+                f"{length:,}: give more text"
+            )
+        start = self._rng.integers(0, len(self._ids) - length + 1)
+        taken: Ids = self._ids[start : start + length].copy()
+        return taken
+
+
+def make_document(
+    prose: Prose, vocabulary: Vocabulary, facts: Facts, length: int, rng: np.random.Generator
+) -> FactDocument:
+    """Prose in which facts stand in place of words, anywhere, with a word at least between two of them.
+
+    Args:
+        prose: Where the words come from.
+        vocabulary: What the ids are.
+        facts: How many facts, and how far apart.
+        length: n, tokens of the document.
+        rng: Decides keys, values and places.
+
+    Raises:
+        UserError: The facts do not fit.
+    """
+    last = length - FACT
+
+    def pair() -> tuple[int, ...]:
+        apart = int(rng.integers(facts.distance, last + 1))
+        first = int(rng.integers(0, last - apart + 1))
+        return first, first + apart
+
+    def single() -> tuple[int, ...]:
+        return (int(rng.integers(0, last + 1)),)
+
+    draws = [pair] * facts.repeated + [single] * (facts.stated - facts.repeated)
+    return _with_facts(prose.sample(length), vocabulary, draws, rng)
+
+
+def make_question(
+    prose: Prose, vocabulary: Vocabulary, facts: Facts, length: int, depth: float, rng: np.random.Generator
+) -> FactDocument:
+    """Prose with facts, whose last tokens ask for one of them, at a depth (as LongEval asks for a line).
+
+    Args:
+        prose: Where the words come from.
+        vocabulary: What the ids are.
+        facts: How many facts are stated, the one that is asked for among them.
+        length: n, tokens of the document.
+        depth: Where it stands: 0 at the start of the document, 1 at `Facts.distance` before the question.
+        rng: Decides keys, values and the other places.
+
+    Raises:
+        UserError: The facts do not fit.
+    """
+    last = length - FACT
+    asked = (round(depth * (last - facts.distance)), last)
+    draws = [lambda: asked] + [lambda: (int(rng.integers(0, last)),)] * (facts.stated - 1)
+    return _with_facts(prose.sample(length), vocabulary, draws, rng)
+
+
+def make_drill(vocabulary: Vocabulary, length: int, rng: np.random.Generator) -> FactDocument:
+    """A document of facts alone, a few of them stated again and again; it has no answers that count.
+
+    From prose with some facts in it a small model learns to retrieve much later.
+    """
+    count = int(rng.integers(min(DRILL_KEYS[0], vocabulary.keys), min(DRILL_KEYS[1], vocabulary.keys) + 1))
+    keys = rng.choice(vocabulary.keys, count, replace=False)
+    values = rng.integers(0, vocabulary.values, count)
+    facts = np.array([vocabulary.fact(int(key), int(value)) for key, value in zip(keys, values, strict=True)])
+    return FactDocument(facts[rng.integers(0, count, length // FACT + 1)].ravel()[:length], ())
+
+
+def _with_facts(
+    ids: Ids, vocabulary: Vocabulary, draws: Sequence[Callable[[], tuple[int, ...]]], rng: np.random.Generator
+) -> FactDocument:
+    """Writes a fact for each of ``draws``, which draw the places it stands at until these are free."""
+    keys = rng.choice(vocabulary.keys, len(draws), replace=False)
+    values = rng.integers(0, vocabulary.values, len(draws))
+    taken = np.zeros(len(ids), dtype=bool)
+    answers = []
+    for key, value, draw in zip(keys, values, draws, strict=True):
+        places = _free_places(taken, draw)
+        for place in places:
+            ids[place : place + FACT] = vocabulary.fact(int(key), int(value))
+            taken[place : place + FACT] = True
+        answers += [FactAnswer(place + FACT - 1, place - places[0]) for place in places[1:]]
+    return FactDocument(ids, tuple(sorted(answers)))
+
+
+def _free_places(taken: npt.NDArray[np.bool_], draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    for _ in range(_TRIES):
+        places = draw()
+        if not any(taken[max(0, place - 1) : place + FACT + 1].any() for place in places):
+            return places
+    raise UserError(f"no room for a fact in {len(taken)} tokens: make documents longer, or facts fewer or nearer")

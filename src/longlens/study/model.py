@@ -1,0 +1,316 @@
+"""The small model of a study: made, trained, extended, scored. The one file of `study` that runs a model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from longlens.errors import UserError
+from longlens.losses.documents import scored_labels, split_documents
+from longlens.losses.longce import WeightedNLL, weighted_nll
+from longlens.losses.passes import head_of, target_logprobs
+from longlens.losses.settings import LongCE
+from longlens.losses.short import score_short
+from longlens.models.forward import Forward, running
+from longlens.rope import apply, load_model
+from longlens.rope.base import Method
+from longlens.study.documents import FactBatch, Ids, Vocabulary
+from longlens.study.settings import Shape, Training
+from longlens.train.trainer import LongCETrainer
+
+Floats = npt.NDArray[np.float32]
+# "with no weight decay and a linear warmup of 20 steps along with AdamW (Loshchilov, 2017) with beta_1 = 0.9 and
+# beta_2 = 0.95" (paper, appendix A.2)
+BETAS = (0.9, 0.95)
+MAX_NORM = 1.0
+INITIAL = 0.06
+"""Standard deviation of initial weights: with transformers' 0.02 so narrow a model learns to copy much later."""
+ROWS = 8
+"""Documents that are scored at one time."""
+
+
+def make_model(shape: Shape, vocabulary: Vocabulary, seed: int) -> Any:
+    """A Llama with random weights, which depend on the seed alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.length,
+        rope_parameters={"rope_type": "default", "rope_theta": float(shape.theta)},
+        initializer_range=INITIAL,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes config.json and model.safetensors.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot write {folder}: {error}: make room and run the same command again, it goes on from there"
+        ) from error
+
+
+def read_model(folder: Path) -> Any:
+    """The model that `save_model` wrote.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    return load_model(str(folder))
+
+
+def extend_model(model: Any, method: Method) -> Any:
+    """A copy of the model with its context extended."""
+    return apply(copy.deepcopy(model), method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedLongCE(LongCE):
+    """LongCE whose weights are dealt out anew among the tokens that have a short score: the same step, no selection.
+
+    Attributes:
+        seed: Of the permutation; another one each step.
+    """
+
+    seed: int
+
+    def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
+        """``w[has_short] = w[has_short][permutation]`` for the weights w of LongCE; the others stay 1."""
+        weights = super().weights(long_logprobs, short_logprobs)
+        weighed = torch.nonzero(~short_logprobs.isnan())[:, 0]
+        dealt = torch.randperm(len(weighed), generator=torch.Generator().manual_seed(self.seed))
+        return weights.index_copy(0, weighed, weights[weighed[dealt.to(weighed.device)]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedLongCE(LongCE):
+    """LongCE whose weights have mean 1 in every batch: the selection, and a loss of the size of CE."""
+
+    def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
+        """``w / mean(w)`` for the weights w of LongCE."""
+        weights = super().weights(long_logprobs, short_logprobs)
+        return weights / weights.mean()
+
+
+def _permuted(longce: LongCE, seed: int) -> LongCE:
+    return PermutedLongCE(context=longce.context, stride=longce.stride, gamma=longce.gamma, seed=seed)
+
+
+def _normalized(longce: LongCE, seed: int) -> LongCE:
+    return NormalizedLongCE(context=longce.context, stride=longce.stride, gamma=longce.gamma)
+
+
+ARMS: Mapping[str, Callable[[LongCE, int], LongCE | None]] = {
+    "ce": lambda longce, seed: None,
+    "longce": lambda longce, seed: longce,
+    "permuted": _permuted,
+    "normalised": _normalized,
+}
+"""What is trained side by side, the loss of a step by the arm's name: CE, LongCE, and LongCE with a part of it taken
+away; from the settings of LongCE and a seed that no other step of the run has."""
+
+
+class Step(NamedTuple):
+    """What one optimizer step did.
+
+    Attributes:
+        number: Counted from 1.
+        loss: Nats per token, weighted.
+        weights: ``(B, n - 1)`` weights of the tokens from the second on.
+        answers: ``(B, n - 1)`` bool: which of them are answers.
+    """
+
+    number: int
+    loss: float
+    weights: Floats
+    answers: npt.NDArray[np.bool_]
+
+
+def train(
+    model: Any,
+    training: Training,
+    batches: Iterable[FactBatch],
+    *,
+    loss: Callable[[int], LongCE | None] = lambda step: None,
+    after_step: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Trains the model with `LongCETrainer`.
+
+    Args:
+        model: Changed in place.
+        training: Steps, learning rate and what belongs to it.
+        batches: Documents of each step.
+        loss: Settings of LongCE for a step, counted from 0; None for CE.
+        after_step: Called after each step; it may run the model.
+    """
+    taken = list(islice(batches, training.steps))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, betas=BETAS, weight_decay=training.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(training, step))
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer wants a folder, and nothing is written there
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=len(taken),
+            per_device_train_batch_size=1,
+            train_sampling_strategy="sequential",
+            max_grad_norm=MAX_NORM,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=True,
+        )
+        trainer = _StepTrainer(
+            model,
+            arguments,
+            data_collator=lambda rows: rows[0],
+            train_dataset=[{"input_ids": torch.from_numpy(batch.token_ids)} for batch in taken],
+            optimizers=(optimizer, schedule),
+            longce=loss(0),
+        )
+        trainer.remove_callback(PrinterCallback)  # it would print to stdout
+        trainer.add_callback(_EachStep(trainer, taken, loss, after_step))
+        trainer.train()
+
+
+class _StepTrainer(LongCETrainer):
+    """Keeps the loss and the weights of the step that is running."""
+
+    def _mean(self, found: WeightedNLL, num_items: Tensor | int | None) -> Tensor:
+        loss = super()._mean(found, num_items)
+        self.step_loss, self.step_weights = float(loss.detach()), found.weights
+        return loss
+
+
+class _EachStep(TrainerCallback):  # type: ignore[misc]
+    """Sets the loss of each step, and shows what the step did."""
+
+    def __init__(
+        self,
+        trainer: _StepTrainer,
+        batches: list[FactBatch],
+        loss: Callable[[int], LongCE | None],
+        after_step: Callable[[Step], None],
+    ) -> None:
+        self._trainer, self._batches, self._loss, self._after_step = trainer, batches, loss, after_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Before a step."""
+        self._trainer.longce = self._loss(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """After the update."""
+        answers = self._batches[state.global_step - 1].answers[:, 1:]
+        weights = self._trainer.step_weights.view(answers.shape).numpy()
+        self._after_step(Step(state.global_step, self._trainer.step_loss, weights, answers))
+
+
+def learning_rate_share(training: Training, step: int) -> float:
+    """``min(1, (step + 1) / warmup) * (end + (1 - end) * (1 + cos(pi * step / steps)) / 2)``, step from 0."""
+    warm = min(1.0, (step + 1) / max(1, training.warmup))
+    return warm * (training.end + (1 - training.end) * (1 + math.cos(math.pi * step / training.steps)) / 2)
+
+
+def time_steps(model: Any, batch: Ids, longce: LongCE, pairs: int) -> list[tuple[float, float]]:
+    """Seconds of a CE and of a LongCE step on the same batch, in turn, so that a busy machine slows both.
+
+    Args:
+        model: Not changed.
+        batch: ``(B, n)`` token ids.
+        longce: Settings of LongCE.
+        pairs: How many; two more are run before and not counted.
+    """
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=BETAS, weight_decay=0.0)
+    ids, found = torch.from_numpy(batch), []
+    for _ in range(pairs + 2):
+        seconds = []
+        for settings in (None, longce):
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            nll = weighted_nll(model, ids, longce=settings)
+            (nll.total / nll.weights.numel()).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+            optimizer.step()
+            seconds.append(time.perf_counter() - started)
+        found.append((seconds[0], seconds[1]))
+    return found[2:]
+
+
+class TokenLogprobs(NamedTuple):
+    """What a model says of documents of one length.
+
+    Attributes:
+        long: ``(N, n)`` nats, NaN for first tokens.
+        predicted: ``(N,)`` the most probable last token of each document, by its id.
+    """
+
+    long: Floats
+    predicted: Ids
+
+
+def score(model: Any, documents: Ids) -> TokenLogprobs:
+    """Log-probabilities of all tokens, and what the model would have said for the last one.
+
+    Args:
+        model: Its own context is the whole document.
+        documents: ``(N, n)`` token ids.
+    """
+    long = torch.full(documents.shape, math.nan)
+    predicted = []
+    for first, ids, scored in _row_groups(documents):
+        head = head_of(model)
+        with running(model):
+            states = Forward(model).hidden(ids)
+            long[first : first + len(ids)][scored] = target_logprobs(states, ids, scored, head)
+            predicted.append(model.get_output_embeddings()(states[:, -2]).argmax(-1))
+    return TokenLogprobs(long.numpy(), torch.cat(predicted).numpy())
+
+
+def score_under_short_context(model: Any, documents: Ids, longce: LongCE) -> Floats:
+    """``(N, n)`` nats: log-probabilities with a context of K to K + d - 1 tokens; NaN for tokens before K."""
+    parts = []
+    for _, ids, scored in _row_groups(documents):
+        parts.append(score_short(model, head_of(model), ids, ids, scored, split_documents(ids, None), longce, 0))
+    return torch.cat(parts).numpy()
+
+
+def _row_groups(documents: Ids) -> Iterator[tuple[int, Tensor, Tensor]]:
+    for first in range(0, len(documents), ROWS):
+        ids = torch.from_numpy(documents[first : first + ROWS])
+        yield first, ids, scored_labels(ids)
