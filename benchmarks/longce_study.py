@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.tables import ROOT, fill_block, machine
+from longlens.cli.progress import ProgressBar
 from longlens.files import write_json
 from longlens.study.documents import read_text
 from longlens.study.longce import reproduce_longce
@@ -25,7 +26,7 @@ PAGE = "docs/study.md"
 
 def main(out: str) -> None:
     """Runs the study in a folder and writes both files of results and the page."""
-    result = reproduce_longce(read_study("longce"), out, text=read_text(None))
+    result = reproduce_longce(read_study("longce"), out, text=read_text(None), progress=ProgressBar())
     text = render(result)
     print(text)
     results = ROOT / "benchmarks" / "results"

@@ -35,6 +35,7 @@ def reproduce(
     Example: longlens study reproduce longce -o longce-study
     """
     from longlens.cli.console import print_json, print_table, printable
+    from longlens.cli.progress import ProgressBar
     from longlens.errors import UserError
     from longlens.study.documents import read_text
     from longlens.study.longce import reproduce_longce
@@ -45,7 +46,7 @@ def reproduce(
         raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
     chosen = None if seeds is None else parse_seeds(seeds)
     settings = read_study(recipe)
-    result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen)
+    result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen, progress=ProgressBar())
     if as_json:
         print_json({"out": str(out), **result})
         return
