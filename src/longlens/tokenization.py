@@ -241,7 +241,7 @@ def decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], 
         if wrong >= size:
             raise UserError(
                 f"input_ids has {wrong}, and the tokenizer has the ids 0 to {size - 1}: name the tokenizer that made "
-                "the rows with --tokenized-with"
+                "the rows with `tokenized_with`"
             )
         text: str = tokenizer.decode(token_ids)
         return text

@@ -32,9 +32,9 @@ def check_window_settings(context: int, stride: int) -> None:
         UserError: ``context < 1`` or ``stride < 1``.
     """
     if context < 1:
-        raise UserError(f"context is {context}; the short context K must be at least 1 token, such as --context 4096")
+        raise UserError(f"`context` is {context}; the short context K must be at least 1 token, such as `context=4096`")
     if stride < 1:
-        raise UserError(f"stride is {stride}; d must be at least 1 token, such as --stride 1024")
+        raise UserError(f"`stride` is {stride}; d must be at least 1 token, such as `stride=1024`")
 
 
 def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:

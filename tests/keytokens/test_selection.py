@@ -75,7 +75,7 @@ def test_another_short_context_can_be_chosen():
 
 
 def test_a_run_without_short_scores_is_refused_with_what_to_do():
-    with pytest.raises(UserError, match="score it again into the same folder without --long-only"):
+    with pytest.raises(UserError, match="score it again into the same folder, with short contexts"):
         select_key_tokens(scores(token_scores(PIECES, LONG)))
 
 
@@ -94,7 +94,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def test_the_warning_has_the_numbers_the_dtype_and_the_next_step():
-    with pytest.warns(LonglensWarning, match=r"^3 tokens .* 0\.1 nats .* bfloat16, beside 40 key .* --dtype float32$"):
+    with pytest.warns(LonglensWarning, match=r"^3 tokens .* 0\.1 nats .* bfloat16, beside 40 key .* `dtype=float32`$"):
         warn_near_threshold(3, 40, "bfloat16")
     assert near_threshold_message(3, 40, "float32").endswith("take them as undecided")
     warn_near_threshold(0, 40, "bfloat16")  # an error in these tests if it warned

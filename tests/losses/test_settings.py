@@ -117,7 +117,7 @@ def test_settings_that_weights_can_be_made_of_otherwise():
         (SampledLongCE, {"share": 0.0}, "share is 0.0"),
         (SampledLongCE, {"share": 1.5}, "share is 1.5"),
         (LongCE, {"gamma": 0.0}, "gamma is 0.0"),
-        (LongCE, {"context": 0}, "context is 0"),
+        (LongCE, {"context": 0}, "`context` is 0"),
         (LongCE, {"short_dtype": "int8"}, "short_dtype is 'int8'; expected float16 or bfloat16"),
     ],
 )

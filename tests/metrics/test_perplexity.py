@@ -363,7 +363,7 @@ def test_settings_that_would_have_no_effect_are_refused(setting, function):
 
 
 def test_beta_is_refused_where_it_is_left_out():
-    with pytest.raises(UserError, match=r"beta is -1, and use_lcl=False \(--no-lcl\) selects without beta"):
+    with pytest.raises(UserError, match="`beta` is -1, and `use_lcl=False` selects without beta"):
         perplexity(other(), evaluator_scores=evaluator(), beta=-1, use_lcl=False)
 
 
@@ -400,7 +400,7 @@ def test_bad_thresholds_and_an_evaluator_without_short_scores_are_refused():
         perplexity(other(), evaluator_scores=evaluator(), gamma=0)
     with pytest.raises(UserError, match="alpha is nan"):
         perplexity(other(), evaluator_scores=evaluator(), alpha=NAN)
-    with pytest.raises(UserError, match="without --long-only"):
+    with pytest.raises(UserError, match="has no short-context scores"):
         perplexity(other(), evaluator_scores=other())
 
 

@@ -225,7 +225,7 @@ def test_what_perplexity_refuses_is_refused():
         threshold_table(scores(token_scores(["ab"], [-1], id="b"), name="M"), evaluator, **grid)
     with pytest.raises(UserError, match="different texts"):
         threshold_table(scores(token_scores(["cd"], [-1])), evaluator, **grid)
-    with pytest.raises(UserError, match="without --long-only"):
+    with pytest.raises(UserError, match="has no short-context scores"):
         threshold_table(evaluator, scores(token_scores(["ab"], [-1])), **grid)
     with pytest.raises(UserError, match="the scores of M hold no documents"):
         threshold_table(scores(name="M"), evaluator, **grid)

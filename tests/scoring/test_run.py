@@ -19,11 +19,11 @@ from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
 from longlens.report import summarize_runs
 from longlens.scoring import store
-from longlens.scoring.run import own_limit
 from longlens.scoring.scorer import Result, ScorerInfo
 from longlens.scoring.scores import ShortContext
 from longlens.scoring.transformers import TransformersScorer
-from longlens.scoring.truncation import CharacterLimit, TokenLimit
+from longlens.scoring.truncation import CharacterLimit, TokenLimit, make_limit
+from longlens.settings.options import Truncation
 from longlens.tokenization import Encoded
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -315,6 +315,17 @@ def test_documents_are_cut_to_characters():
     assert scores.manifest["settings"]["max_length_counted_by"] == "characters"
 
 
+def test_a_truncation_says_what_documents_are_cut_to():
+    by_characters = {"context": 4, "stride": 2, "limit": Truncation(max_characters=9)}
+    assert score(documents(), FakeScorer(), **by_characters).get("emoji").text == "Straße 🙂 "
+    long = {"context": 4, "stride": 2, "limit": Truncation(max_length=64, extrapolate=True)}
+    assert len(score(documents(), FakeScorer(max_length=60), **long).get("emoji").token_ids) == 64
+    with pytest.raises(UserError, match="`max_characters` and `max_length`"):
+        Truncation(max_length=4, max_characters=9)
+    with pytest.raises(UserError, match="`max_length` counts tokens: name the model whose tokenizer counts, with `tr"):
+        make_limit(Truncation(max_length=4), None)
+
+
 def test_two_models_see_the_text_that_one_of_them_cut():
     coarse = TokenLimit(max_tokens=3, counted_by="words", encode=words)
     row = score([Document(id="a", text="one two three four")], FakeScorer(), context=2, limit=coarse)[0]
@@ -351,6 +362,10 @@ def test_a_text_that_begins_with_the_bos_has_it_once_and_unscored(models, max_le
     assert np.abs(own.long_logprobs[1:] - plain.long_logprobs).max() > 1e-2
 
 
+def own_limit(scorer, max_length=None, **options):
+    return make_limit(Truncation(max_length=max_length, **options), scorer)
+
+
 def test_the_maximum_length_is_what_the_model_takes_without_its_bos():
     assert own_limit(FakeScorer(max_length=100)).max_tokens == 99
     assert own_limit(FakeScorer(max_length=100, bos=None)).max_tokens == 100
@@ -361,13 +376,14 @@ def test_the_maximum_length_is_what_the_model_takes_without_its_bos():
 
 def test_more_than_the_model_takes_needs_a_word():
     with pytest.raises(
-        UserError, match=r"--max-length is 101; fake takes 99 tokens and a BOS\. Use a smaller one, or --e"
+        UserError,
+        match=r"`max_length` is 101; fake takes 99 tokens and a BOS\. Use a smaller one, or `ext",
     ):
         own_limit(FakeScorer(max_length=100), 101)
     with pytest.warns(LonglensWarning, match=r"fake takes 100 tokens, its BOS among them: documents are cut to 99"):
         assert own_limit(FakeScorer(max_length=100), 100).max_tokens == 99
     assert own_limit(FakeScorer(max_length=100), 100, extrapolate=True).max_tokens == 100
-    with pytest.raises(UserError, match=r"--max-length is 101; fake takes 100 tokens\. Use a smaller one"):
+    with pytest.raises(UserError, match=r"`max_length` is 101; fake takes 100 tokens\. Use a smaller one"):
         own_limit(FakeScorer(max_length=100, bos=None), 101)
 
 
@@ -383,13 +399,13 @@ def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 99}, "--context 99 is not below the maximum length, 99 tokens .fake takes 100.: no token would"),
+        ({"context": 99}, "`context` is 99, not below the maximum length, 99 tokens .fake takes 100.: no token would"),
         ({"context": 30, "limit": CharacterLimit(max_characters=30)}, "the maximum length, 30 characters"),
-        ({"context": 0}, "context is 0; the short context K must be at least 1 token, such as --context 4096"),
-        ({"context": 4, "stride": 0}, "stride is 0; d must be at least 1 token, such as --stride 1024"),
-        ({"context": [4, 8], "stride": [1, 2, 3]}, "3 strides for 2 contexts: give one stride, or one for each"),
+        ({"context": 0}, "`context` is 0; the short context K must be at least 1 token, such as `context=4096`"),
+        ({"context": 4, "stride": 0}, "`stride` is 0; d must be at least 1 token, such as `stride=1024`"),
+        ({"context": [4, 8], "stride": [1, 2, 3]}, "3 strides for 2 contexts: give one `stride`, or one for"),
         ({"context": 4, "bos": "none"}, "bos is 'none'; expected 'window' or 'published'"),
-        ({"context": 4, "max_length": 1}, "--max-length is 1; a document needs at least 2 tokens"),
+        ({"context": 4, "max_length": 1}, "`max_length` is 1; a document needs at least 2 tokens"),
     ],
 )
 def test_settings_that_cannot_be(options, message, tmp_path):
@@ -581,7 +597,7 @@ def test_answers_that_are_none_are_refused_before_a_model_runs(spans):
 
 
 def test_two_lengths_are_refused():
-    with pytest.raises(UserError, match="max_length is 30, and limit says what documents are cut to"):
+    with pytest.raises(UserError, match="`max_length` is 30, and `limit` says what documents are cut to"):
         score([], FakeScorer(), context=4, stride=2, max_length=30, limit=CharacterLimit(max_characters=40))
 
 

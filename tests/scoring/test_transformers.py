@@ -241,7 +241,7 @@ def test_out_of_memory_says_what_to_change(monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(scorer, "_hidden", fail)
-    with pytest.raises(longlens.UserError, match=r"tiny ran out of memory .* --batch-tokens \(it was 1024\)"):
+    with pytest.raises(longlens.UserError, match=r"tiny ran out of memory .* `batch_tokens` \(it was 1024\)"):
         score(scorer, TEXT)
 
 

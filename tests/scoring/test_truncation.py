@@ -116,11 +116,11 @@ def test_characters():
 
 @pytest.mark.parametrize("number", [1, 0, -5])
 def test_too_few_tokens(number):
-    with pytest.raises(UserError, match=f"--max-length is {number}; a document needs at least 2 tokens"):
+    with pytest.raises(UserError, match=f"`max_length` is {number}; a document needs at least 2 tokens"):
         limit(number)
 
 
 @pytest.mark.parametrize("number", [0, -5])
 def test_too_few_characters(number):
-    with pytest.raises(UserError, match=f"--max-characters is {number}; expected at least 1"):
+    with pytest.raises(UserError, match=f"`max_characters` is {number}; expected at least 1"):
         CharacterLimit(max_characters=number)

@@ -15,8 +15,7 @@ from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 
 if TYPE_CHECKING:
     from longlens.scoring.reader import StoredScores
-    from longlens.scoring.run import Counts
-    from longlens.scoring.scorer import Scorer
+    from longlens.scoring.scorer import Scorer, TokenizedModel
     from longlens.scoring.scores import ShortContext
     from longlens.scoring.truncation import Limit
 
@@ -138,7 +137,7 @@ TOKEN_CHARACTERS = 8
 """A text of more characters for each token is taken to be longer than that many tokens, without counting them."""
 
 
-def tell_lengths(docs: list[str], options: ReadOptions, counts: Counts, shorts: Sequence[ShortContext]) -> None:
+def tell_lengths(docs: list[str], options: ReadOptions, counts: TokenizedModel, shorts: Sequence[ShortContext]) -> None:
     """Says before a model is loaded that no document is longer than a short context; datasets are not read for it."""
     from longlens.cli.console import say
 
@@ -163,7 +162,7 @@ def tell_lengths(docs: list[str], options: ReadOptions, counts: Counts, shorts: 
 
 
 def limit(
-    scorer: Counts | None,
+    scorer: TokenizedModel | None,
     max_length: int | None,
     max_characters: int | None,
     truncate_with: str | None,
@@ -176,29 +175,18 @@ def limit(
     Raises:
         UserError: Two ways of cutting at once, or tokens that nobody counts.
     """
-    from longlens.scoring.run import MAX_LENGTH, own_limit
-    from longlens.scoring.truncation import CharacterLimit, TokenLimit
+    from longlens.scoring.truncation import make_limit
+    from longlens.settings.options import Truncation
 
-    if max_characters is not None:
-        if max_length is not None or truncate_with is not None:
-            raise UserError("--max-characters and --max-length (or --truncate-with) were both given: choose one")
-        return CharacterLimit(max_characters=max_characters)
-    if truncate_with is not None:
-        from longlens.models import load_encoder
-
-        encoder = load_encoder(truncate_with, trust_remote_code=trust_remote_code)
-        max_tokens = MAX_LENGTH if max_length is None else max_length
-        return TokenLimit(
-            max_tokens=max_tokens,
-            counted_by=truncate_with,
-            encode=encoder.encode,
-            bos_token_id=encoder.bos_token_id,
-        )
-    if scorer is not None:
-        return own_limit(scorer, max_length, extrapolate=extrapolate)
-    if max_length is not None:
-        raise UserError("--max-length counts tokens: name the model whose tokenizer counts, with --truncate-with")
-    return None
+    truncation = Truncation(
+        max_length=max_length,
+        max_characters=max_characters,
+        truncate_with=truncate_with,
+        extrapolate=extrapolate,
+    )
+    if scorer is None and truncation == Truncation():
+        return None
+    return make_limit(truncation, scorer, trust_remote_code=trust_remote_code)
 
 
 def cut(found: Iterable[Document], limit: Limit | None) -> Iterable[Document]:
@@ -209,8 +197,7 @@ def cut(found: Iterable[Document], limit: Limit | None) -> Iterable[Document]:
 def announce(scorer: Scorer, limit: Limit | None) -> None:
     """Says what was loaded and what was chosen for the user."""
     from longlens.cli.console import say
-    from longlens.scoring.run import MAX_LENGTH
-    from longlens.scoring.truncation import TokenLimit
+    from longlens.scoring.truncation import MAX_LENGTH, TokenLimit
 
     info = scorer.info
     say(f"{info.name}: {info.architecture} from {info.source}, {info.dtype} on {info.device}")

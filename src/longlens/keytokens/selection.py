@@ -207,7 +207,7 @@ def key_rule(alpha: float | None, beta: float | None, use_lcl: bool | None) -> d
         UserError: A threshold is not finite, or beta is given and left out.
     """
     if use_lcl is False and beta is not None:
-        raise UserError(f"beta is {beta}, and use_lcl=False (--no-lcl) selects without beta: leave one of them out")
+        raise UserError(f"`beta` is {beta}, and `use_lcl=False` selects without beta: leave one of them out")
     alpha, beta = ALPHA if alpha is None else alpha, BETA if beta is None else beta
     check_thresholds(alpha, beta)
     return {"alpha": alpha, "beta": beta, "use_lcl": use_lcl is not False}
@@ -224,7 +224,7 @@ def near_threshold_message(count: int, total: int, dtype: str | None) -> str | N
     if not count:
         return None
     error = logprob_error(str(dtype))
-    advice = "take them as undecided" if dtype in ("float32", "float64") else "score the evaluator with --dtype float32"
+    advice = "take them as undecided" if dtype in ("float32", "float64") else "score the evaluator with `dtype=float32`"
     return (
         f"{count} tokens stand within {error:g} nats of alpha or beta, the error of a log-probability in "
         f"{dtype or 'an unknown dtype'}, beside {total} key tokens: on another machine or with another batch size they "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -13,25 +12,23 @@ import numpy as np
 
 from longlens.corpus import Document, text_sha256
 from longlens.corpus.document import check_answer_spans
-from longlens.errors import LonglensWarning, UserError, shown
+from longlens.errors import UserError, shown
 from longlens.runs.folder import versions
 from longlens.scoring.layout import MANIFEST, SCHEMA_VERSION, read_manifest
 from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.scorer import Request, Result, Scorer, ScorerInfo
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, wrong_logprobs
 from longlens.scoring.store import RunWriter, check_same_run
-from longlens.scoring.truncation import Cut, Limit, TokenLimit
-from longlens.tokenization import Encoded
+from longlens.scoring.truncation import Cut, Limit, TokenLimit, make_limit
+from longlens.settings.options import Truncation
 from longlens.windows import check_window_settings, plan_windows
 
 Bos = Literal["window", "published"]
 
-# Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens. We set the hyperparameters as
-# alpha = 2, beta = -2, K = 4096." Appendix A.1: "a step size d, which is smaller than the truncation length K (we set
-# it to d = 1024)".
+# Paper, section 4.1: "We set the hyperparameters as alpha = 2, beta = -2, K = 4096." Appendix A.1: "a step size d,
+# which is smaller than the truncation length K (we set it to d = 1024)".
 CONTEXT = 4096
 STRIDE = 1024
-MAX_LENGTH = 32768
 
 
 class _Progress(Protocol):
@@ -40,17 +37,6 @@ class _Progress(Protocol):
 
     def scored(self, num_tokens: int) -> None:
         """So many tokens of model input are done."""
-
-
-class Counts(Protocol):
-    """What counts tokens for a limit: a scorer, or a model whose weights are not loaded yet."""
-
-    @property
-    def info(self) -> ScorerInfo:
-        """Of the model."""
-
-    def encode(self, document: Document) -> Encoded:
-        """Token ids of the document's text and their character spans, no special tokens added."""
 
 
 class _Key(NamedTuple):
@@ -80,7 +66,7 @@ def score(
     out: str | PathLike[str] | None = None,
     bos: Bos = "window",
     max_length: int | None = None,
-    limit: Limit | None = None,
+    limit: Limit | Truncation | None = None,
     extrapolate: bool = False,
     store_text: bool = True,
     shard: tuple[int, int] = (0, 1),
@@ -106,8 +92,8 @@ def score(
             alone and counts as a token of it, without (an evaluated model) there is none.
         max_length: Tokens that a document is cut to, counted by this model's tokenizer; None for the smaller of
             32,768 and what the model takes.
-        limit: Cut otherwise instead: by another model's tokenizer, so that two models see the same text, or by
-            characters.
+        limit: What documents are cut to instead of ``max_length``: by characters or by another model's tokenizer, so
+            that two models see the same text.
         extrapolate: Allows more tokens than the model was made for.
         store_text: False leaves the text out of the run folder.
         shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on.
@@ -122,8 +108,12 @@ def score(
     """
     shorts = short_contexts(context, stride)
     if limit is not None and max_length is not None:
-        raise UserError(f"max_length is {max_length}, and limit says what documents are cut to: give one of them")
-    limit = limit or own_limit(scorer, max_length, extrapolate=extrapolate)
+        raise UserError(f"`max_length` is {max_length}, and `limit` says what documents are cut to: give one of them")
+    if limit is None:
+        limit = Truncation(max_length=max_length, extrapolate=extrapolate)
+    if isinstance(limit, Truncation):
+        extrapolate |= limit.extrapolate
+        limit = make_limit(limit, scorer)
     settings = run_settings(scorer.info, shorts, bos=bos, limit=limit)
     run = _Run(scorer, shorts, bos, limit, extrapolate=extrapolate, store_text=store_text, progress=progress)
     mine = (d for i, d in enumerate(documents) if i % shard[1] == shard[0])
@@ -149,8 +139,7 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
     strides = [stride] if isinstance(stride, int) else list(stride)
     if len(strides) not in (1, len(contexts)) and contexts:
         raise UserError(
-            f"{len(strides)} strides for {len(contexts)} contexts: give one stride, or one for each context, such as "
-            "--context 64,256 --stride 16,64"
+            f"{len(strides)} strides for {len(contexts)} contexts: give one `stride`, or one for each `context`"
         )
     if len(strides) == 1:
         strides = strides * len(contexts)
@@ -158,39 +147,6 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
     for pair in pairs:
         check_window_settings(*pair)
     return sorted(set(pairs), key=lambda s: (-s.context, s.stride))
-
-
-def own_limit(scorer: Counts, max_length: int | None = None, *, extrapolate: bool = False) -> TokenLimit:
-    """The limit in tokens of the scored model: ``max_length``, or the smaller of 32,768 and what the model takes.
-
-    Where the model has ``max_length`` positions and the tokenizer a BOS, the limit is one token less, with a warning.
-
-    Raises:
-        UserError: ``max_length`` is more than the model takes and ``extrapolate`` is off.
-    """
-    info = scorer.info
-    takes = None if info.max_length is None else info.max_length - (info.bos_token_id is not None)
-    if max_length is None:
-        max_length = MAX_LENGTH if takes is None else min(MAX_LENGTH, takes)
-    elif takes is not None and max_length > takes and not extrapolate:
-        if max_length != info.max_length:
-            raise UserError(
-                f"--max-length is {max_length}; {info.name} takes {takes} tokens"
-                + (" and a BOS" if info.bos_token_id is not None else "")
-                + ". Use a smaller one, or --extrapolate to score beyond what the model was made for"
-            )
-        warnings.warn(
-            f"{info.name} takes {max_length:,} tokens, its BOS among them: documents are cut to {takes:,}",
-            LonglensWarning,
-            stacklevel=2,
-        )
-        max_length = takes
-    return TokenLimit(
-        max_tokens=max_length,
-        counted_by="own",
-        encode=lambda text: scorer.encode(Document(id="", text=text)),
-        bos_token_id=info.bos_token_id,
-    )
 
 
 def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, limit: Limit) -> dict[str, Any]:
@@ -206,10 +162,10 @@ def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, 
     for short in shorts:
         if short.context >= length:
             raise UserError(
-                f"--context {short.context} is not below the maximum length, {length} "
+                f"`context` is {short.context}, not below the maximum length, {length} "
                 + ("tokens" if in_tokens else "characters")
                 + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
-                + f": no token would have a long context. Use a smaller one, such as --context {max(1, length // 4)}"
+                + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
             )
     role = {} if bos == "window" else {"bos_role": "evaluator" if shorts else "evaluated"}
     return {
@@ -302,7 +258,7 @@ class _Run:
         if wrong:
             raise UserError(
                 f"{self._scorer.info.name} gives log-probabilities of document {shown(key.id)} that cannot be stored "
-                f"({wrong}): check the engine, or use --dtype float32"
+                f"({wrong}): check the engine, or use `dtype=float32`"
             )
 
     def _requests(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> Iterator[Request]:
@@ -389,7 +345,7 @@ class _Run:
         if info.max_length is not None and fed > info.max_length and not self._extrapolate:
             raise UserError(
                 f"document {id!r} has {fed} tokens of {info.name}, which takes {info.max_length} (the text was cut by "
-                f"{self._limit.counted_by}): use a smaller --max-length, or --extrapolate"
+                f"{self._limit.counted_by}): use a smaller `max_length`, or `extrapolate=True`"
             )
 
     def _close(self, writer: RunWriter | _MemoryWriter, id: str, short: ShortContext | None) -> None:

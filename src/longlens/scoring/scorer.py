@@ -71,8 +71,8 @@ class ScorerInfo:
         return ModelIdentity.read(vars(self))
 
 
-class Scorer(Protocol):
-    """What a Transformers model, an inference engine or a server has to give."""
+class TokenizedModel(Protocol):
+    """A model as far as its tokenizer and configuration say; its weights may not be loaded."""
 
     @property
     def info(self) -> ScorerInfo:
@@ -80,6 +80,10 @@ class Scorer(Protocol):
 
     def encode(self, document: Document) -> Encoded:
         """Token ids of the document's text and their character spans, no special tokens added."""
+
+
+class Scorer(TokenizedModel, Protocol):
+    """What a Transformers model, an inference engine or a server has to give."""
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
         """An answer to every request, in any order; requests are taken as they are needed."""

@@ -74,8 +74,8 @@ class TokenScores:
         """
         if self.selected is None:
             raise UserError(
-                f"document {self.id!r} has no short-context scores (it was scored with --long-only): "
-                "score it again into the same folder without --long-only"
+                f"document {self.id!r} has no short-context scores: score it again into the same folder, with short "
+                "contexts"
             )
         return self.short[self.selected]
 
@@ -108,7 +108,7 @@ def choose_short_context(
         named = {name: value for name, value in (("context", context), ("stride", stride)) if value is not None}
         wanted = ", ".join(f"{'K' if name == 'context' else 'd'}={value}" for name, value in named.items())
         have = ", ".join(f"K={s.context}, d={s.stride}" for s in sorted(available)) or "none"
-        options = " ".join(f"--{name} {value}" for name, value in named.items())
+        options = " and ".join(f"`{name}={value}`" for name, value in named.items())
         raise UserError(f"no scores at {wanted}; scored short contexts: {have}. Score with {options}")
     return max(fits, key=lambda s: (s.context, -s.stride))
 

@@ -124,7 +124,7 @@ class TransformersScorer:
                     size = max(len(request.token_ids) for request in batch)
                     raise UserError(
                         f"{self.info.name} ran out of memory on {len(batch)} sequences of up to {size} tokens: use a "
-                        f"smaller --batch-tokens (it was {self._batch_tokens}), --max-length or --dtype bfloat16"
+                        f"smaller `batch_tokens` (it was {self._batch_tokens}), `max_length` or `dtype=bfloat16`"
                     ) from error
             yield from results
 
@@ -167,7 +167,7 @@ class TransformersScorer:
         if np.isnan(logprobs).any():
             raise UserError(
                 f"{self.info.name} overflows in {self.info.dtype} (log-probabilities that are not numbers): use "
-                "--dtype float32 or bfloat16"
+                "`dtype=float32` or `dtype=bfloat16`"
             )
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
         parts = np.split(logprobs, ends[:-1])
@@ -216,7 +216,7 @@ class TransformersScorer:
         if not torch.isfinite(logits).all():
             raise UserError(
                 f"{type(self.model).__name__} gives logits that are not finite in {self.model.dtype}: use another "
-                "--dtype, or check the weights"
+                "`dtype`, or check the weights"
             )
         half = PROBE_TOKENS // 2
         tolerance = max(64 * torch.finfo(hidden.dtype).eps, 1e-3) * float(hidden.abs().max())

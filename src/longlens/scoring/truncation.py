@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from longlens.errors import UserError
+from longlens.corpus import Document
+from longlens.errors import LonglensWarning, UserError
+from longlens.models import load_encoder
+from longlens.scoring.scorer import TokenizedModel
+from longlens.settings.options import Truncation
 from longlens.tokenization import Encoded
 
+MAX_LENGTH = 32768
+"""Tokens. Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens."."""
 CHARACTERS_PER_TOKEN = 64
 """A text longer than this many characters for each token of the limit is not tokenized to its end."""
 
@@ -40,7 +47,7 @@ class TokenLimit:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
-            raise UserError(f"--max-length is {self.max_tokens}; a document needs at least 2 tokens")
+            raise UserError(f"`max_length` is {self.max_tokens}; a document needs at least 2 tokens")
 
     def __call__(self, text: str) -> Cut:
         """The longest prefix that ends with one of the first ``max_tokens`` tokens and has no more than that many.
@@ -82,7 +89,7 @@ class CharacterLimit:
 
     def __post_init__(self) -> None:
         if self.max_characters < 1:
-            raise UserError(f"--max-characters is {self.max_characters}; expected at least 1")
+            raise UserError(f"`max_characters` is {self.max_characters}; expected at least 1")
 
     def __call__(self, text: str) -> Cut:
         """``text[:max_characters]``; its tokens before are not counted."""
@@ -90,3 +97,59 @@ class CharacterLimit:
 
 
 Limit = TokenLimit | CharacterLimit
+
+
+def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_remote_code: bool = False) -> Limit:
+    """The limit that a text is cut to.
+
+    Tokens are counted by the model's tokenizer unless `Truncation.truncate_with` names another one. Where the model has
+    ``max_length`` positions and its tokenizer a BOS, the limit is one token less, with a warning.
+
+    Args:
+        truncation: What documents are cut to.
+        model: The scored model, or its tokenizer and configuration alone; None where there is none.
+        trust_remote_code: Runs code that comes with the model that `Truncation.truncate_with` names.
+
+    Raises:
+        UserError: A limit that cannot be; more tokens than the model takes, without `Truncation.extrapolate`; tokens
+            without a model that counts them.
+    """
+    if truncation.max_characters is not None:
+        return CharacterLimit(max_characters=truncation.max_characters)
+    if truncation.truncate_with is not None:
+        encoder = load_encoder(truncation.truncate_with, trust_remote_code=trust_remote_code)
+        return TokenLimit(
+            max_tokens=MAX_LENGTH if truncation.max_length is None else truncation.max_length,
+            counted_by=truncation.truncate_with,
+            encode=encoder.encode,
+            bos_token_id=encoder.bos_token_id,
+        )
+    if model is None:
+        raise UserError("`max_length` counts tokens: name the model whose tokenizer counts, with `truncate_with`")
+    return TokenLimit(
+        max_tokens=_max_tokens(truncation, model),
+        counted_by="own",
+        encode=lambda text: model.encode(Document(id="", text=text)),
+        bos_token_id=model.info.bos_token_id,
+    )
+
+
+def _max_tokens(truncation: Truncation, model: TokenizedModel) -> int:
+    info, wanted = model.info, truncation.max_length
+    takes = None if info.max_length is None else info.max_length - (info.bos_token_id is not None)
+    if wanted is None:
+        return MAX_LENGTH if takes is None else min(MAX_LENGTH, takes)
+    if takes is None or wanted <= takes or truncation.extrapolate:
+        return wanted
+    if wanted != info.max_length:
+        raise UserError(
+            f"`max_length` is {wanted}; {info.name} takes {takes} tokens"
+            + (" and a BOS" if info.bos_token_id is not None else "")
+            + ". Use a smaller one, or `extrapolate=True` to score beyond what the model was made for"
+        )
+    warnings.warn(
+        f"{info.name} takes {wanted:,} tokens, its BOS among them: documents are cut to {takes:,}",
+        LonglensWarning,
+        stacklevel=3,
+    )
+    return takes

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longlens.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loading:
@@ -41,12 +43,20 @@ class Truncation:
         max_characters: Characters instead of tokens.
         truncate_with: Name of the model whose tokenizer counts `max_length`; None for the scored model's.
         extrapolate: Allows more tokens than the model was made for.
+
+    Raises:
+        UserError: Both tokens and characters are given.
     """
 
     max_length: int | None = None
     max_characters: int | None = None
     truncate_with: str | None = None
     extrapolate: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.max_characters is not None and (self.max_length is not None or self.truncate_with is not None):
+            raise UserError("`max_characters` and `max_length` (or `truncate_with`) were both given: choose one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,13 +36,15 @@ def demo(
     from longlens.metrics.longppl import perplexity
     from longlens.models import load_scorer
     from longlens.report import summarize_runs, write_report
-    from longlens.scoring.run import own_limit, score
+    from longlens.scoring.run import score
     from longlens.scoring.store import check_writable
+    from longlens.scoring.truncation import make_limit
+    from longlens.settings.options import Truncation
 
     document = demo_document()
     check_writable(out)
     scorer = load_scorer(MODEL)
-    limit = own_limit(scorer, MAX_LENGTH)
+    limit = make_limit(Truncation(max_length=MAX_LENGTH), scorer)
     o.announce(scorer, limit)
     with ScoringProgress("score", min(len(document.text), 4 * MAX_LENGTH)) as progress:
         scores = score([document], scorer, context=CONTEXT, stride=STRIDE, out=out, limit=limit, progress=progress)

@@ -149,7 +149,8 @@ def _run(
     """Scores the documents with one model, whose weights are let go afterwards."""
     from longlens.cli.console import ScoringProgress
     from longlens.scoring.reader import StoredScores
-    from longlens.scoring.run import MAX_LENGTH, score
+    from longlens.scoring.run import score
+    from longlens.scoring.truncation import MAX_LENGTH
 
     name = model.info.name
     scorer = model.load()

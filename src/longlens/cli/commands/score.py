@@ -49,6 +49,7 @@ def score(
     from longlens.models import UnloadedModel
     from longlens.scoring import run as scoring
     from longlens.scoring.store import check_writable
+    from longlens.scoring.truncation import MAX_LENGTH
     from longlens.settings.options import Loading
 
     o.refuse_idle(command)
@@ -77,7 +78,7 @@ def score(
     o.tell_lengths(docs, reading, unloaded, shorts)
     loaded = unloaded.load()
     o.announce(loaded, limit)
-    with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * scoring.MAX_LENGTH)) as progress:
+    with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
         scores = scoring.score(
             documents,
             loaded,
