@@ -33,7 +33,9 @@ def test_a_document_no_longer_than_k_has_no_windows():
     assert plan_windows(0, 4, 2) == []
 
 
-@pytest.mark.parametrize(("context", "stride", "named"), [(0, 1, "`context` is 0"), (1, 0, "`stride` is 0"), (1, -3, "-3")])
+@pytest.mark.parametrize(
+    ("context", "stride", "named"), [(0, 1, "`context` is 0"), (1, 0, "`stride` is 0"), (1, -3, "-3")]
+)
 def test_settings_that_no_window_can_be_made_of(context, stride, named):
     with pytest.raises(UserError, match=named):
         plan_windows(10, context, stride)

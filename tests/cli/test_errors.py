@@ -107,12 +107,15 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
             "--context 4095 is not below the maximum length, 4095 tokens (llama takes 4096): no token",
         ),
         (["--context", 50, "--max-length", 50], "--context 50 is not below the maximum length, 50 tokens"),
-        (["--context", 0], "context is 0; the short context K must be at least 1 token, such as --context 4096"),
-        (["--context", -1], "context is -1; the short context K must be at least 1 token"),
+        (["--context", 0], "--context is 0; the short context K must be at least 1 token, such as --context 4096"),
+        (["--context", -1], "--context is -1; the short context K must be at least 1 token"),
         (["--context", "x"], "--context is 'x'; expected tokens, such as --context 4096 or --context 64,256,4096"),
         (["--context", "1,"], "--context is '1,'; expected tokens"),
-        (["--stride", 0], "stride is 0; d must be at least 1 token, such as --stride 1024"),
-        (["--context", "8,16", "--stride", "1,2,3"], "3 strides for 2 contexts: give one stride, or one for each"),
+        (["--stride", 0], "--stride is 0; d must be at least 1 token, such as --stride 1024"),
+        (
+            ["--context", "8,16", "--stride", "1,2,3"],
+            "3 strides for 2 contexts: give one --stride, or one for each --context",
+        ),
         (["--dtype", "nonsense"], "--dtype is 'nonsense'; expected auto, float32, bfloat16, float16"),
         (["--device", "nonsense"], "--device is 'nonsense', which cannot be used: "),
         (["--device", "cuda:99"], "--device is 'cuda:99', which cannot be used: "),
@@ -187,7 +190,7 @@ def test_options_of_score(options, message, work, run):
         ),
         (
             ["longppl", "a.txt", "--model", "llama", "--evaluator", "other", "--stride", "0", "-o", "out"],
-            "stride is 0; d must be at least 1 token",
+            "--stride is 0; d must be at least 1 token",
         ),
         (
             ["longppl", "a.txt", "--model", "llama", "--keys", "nosuch.jsonl", "-o", "out"],

@@ -492,7 +492,7 @@ def test_a_run_of_long_contexts_alone(tmp_path):
     assert (scores.short_contexts, scores[0].selected) == ([], None)
     with pytest.raises(UserError, match=r"no short-context scores: score it again"):
         scores[0].short_logprobs  # noqa: B018
-    with pytest.raises(UserError, match=r"no scores at K=4; scored short contexts: none\. Score with --context 4"):
+    with pytest.raises(UserError, match=r"no scores at K=4; scored short contexts: none\. Score with `context=4`"):
         open_scores(tmp_path / "run", context=4)
 
 

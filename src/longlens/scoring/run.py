@@ -162,7 +162,7 @@ def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, 
     for short in shorts:
         if short.context >= length:
             raise UserError(
-                f"`context` is {short.context}, not below the maximum length, {length} "
+                f"`context={short.context}` is not below the maximum length, {length} "
                 + ("tokens" if in_tokens else "characters")
                 + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
                 + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
