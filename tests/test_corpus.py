@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
+from longlens.corpus import Document, read_documents, text_sha256
 from longlens.errors import LonglensWarning, UserError, shown
+from longlens.settings.options import Reading
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def read(*sources: str | os.PathLike[str], decoder: Any = None, **options: Any) -> list[Document]:
-    return list(read_documents(sources, ReadOptions(**options), decoder=decoder))
+    return list(read_documents(sources, Reading(**options), decoder=decoder))
 
 
 def ids(*sources: str | os.PathLike[str], **options: Any) -> list[str]:
@@ -68,7 +69,7 @@ def refused_at_once(*named: str, sources: Sequence[Any], **options: Any) -> None
     """As `refused`, before the first document is asked for."""
     decoder = options.pop("decoder", None)
     with pytest.raises(UserError) as caught:
-        read_documents(sources, ReadOptions(**options), decoder=decoder)
+        read_documents(sources, Reading(**options), decoder=decoder)
     message = str(caught.value)
     assert message.isprintable(), message
     for name in named:
@@ -192,7 +193,7 @@ class TestSources:
     def test_two_documents_of_one_id_name_both_places(self) -> None:
         write_jsonl("a.jsonl", {"text": "1", "id": 7}, {"text": "2", "id": "b.txt"})
         write_jsonl("c.jsonl", {"text": "3", "id": "7"})
-        refused("id '7'", "'a.jsonl:1'", "'c.jsonl:1'", "--id-field", sources=["a.jsonl", "c.jsonl"])
+        refused("id '7'", "'a.jsonl:1'", "'c.jsonl:1'", "`id_field`", sources=["a.jsonl", "c.jsonl"])
         refused("id 'b.txt'", "'a.jsonl:2' and 'b.txt'", sources=["a.jsonl", write("b.txt")])
         refused("id 'b.txt'", "'b.txt' and 'b.txt'", sources=["b.txt", "./b.txt"])
 
@@ -306,7 +307,7 @@ class TestJsonLines:
             ('{"text": "a", "n": ' + "1" * 5000 + "}", ["not JSON", "4300 digits"]),
             ('["text"]', ["JSON list", "expected an object"]),
             ("null", ["JSON NoneType"]),
-            ('{"body": "a", "b\\nc": 1}', ["'text' is missing", "which has 'body', 'b\\nc'", "--text-field"]),
+            ('{"body": "a", "b\\nc": 1}', ["'text' is missing", "which has 'body', 'b\\nc'", "`text_field`"]),
             ("{}", ["'text' is missing", "has no field"]),
             ('{"text": null}', ["'text' is null"]),
             ('{"text": 3}', ["int in the field 'text'", "expected a string"]),
@@ -317,7 +318,7 @@ class TestJsonLines:
             ('{"text": "a", "title": "\\udfff"}', ["field 'title'", "lone surrogate"]),
             ('{"text": "a", "id": true}', ["bool in the field 'id'", "expected a string or an integer"]),
             ('{"text": "a", "id": [1]}', ["list in the field 'id'"]),
-            ('{"input_ids": [1, 2]}', ["input_ids", "--tokenized-with"]),
+            ('{"input_ids": [1, 2]}', ["input_ids", "`tokenized_with`"]),
         ],
     )
     def test_a_wrong_line_is_named(self, line: str, named: list[str]) -> None:
@@ -336,7 +337,7 @@ class TestJsonLines:
 
     def test_an_id_field_that_was_asked_for_has_to_be_there(self) -> None:
         write_jsonl("a.jsonl", {"text": "a", "key": 1})
-        refused("'kye' is missing", "'key'", "--id-field", sources=["a.jsonl"], id_field="kye")
+        refused("'kye' is missing", "'key'", "`id_field`", sources=["a.jsonl"], id_field="kye")
 
     def test_numbered_ids_are_sorted_as_the_file(self) -> None:
         write_jsonl("a.jsonl", *({"text": str(n)} for n in range(120)))
@@ -379,7 +380,7 @@ print(pa.default_memory_pool().max_memory())
 
     def test_a_missing_column_is_named_with_those_there(self) -> None:
         write_parquet("d.parquet", [{"body": "a", "n": 1}])
-        refused("'text' is missing", "row 1 of 'd.parquet'", "'body', 'n'", "--text-field", sources=["d.parquet"])
+        refused("'text' is missing", "row 1 of 'd.parquet'", "'body', 'n'", "`text_field`", sources=["d.parquet"])
 
     @pytest.mark.parametrize(("value", "named"), [(b"a", "bytes"), (1, "int"), (["a"], "list"), ("", "empty text")])
     def test_a_wrong_text_is_refused(self, value: Any, named: str) -> None:
@@ -535,20 +536,20 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"min_tokens": 5}, "pass --tokenized-with"),
-            ({"min_tokens": 0, "tokenized_with": "t"}, "--min-tokens is 0"),
-            ({"samples": 0}, "--samples is 0"),
-            ({"text_field": ""}, "--text-field is empty"),
-            ({"split": ""}, "--split is empty"),
+            ({"min_tokens": 5}, "pass `tokenized_with`"),
+            ({"min_tokens": 0, "tokenized_with": "t"}, "`min_tokens` is 0"),
+            ({"samples": 0}, "`samples` is 0"),
+            ({"text_field": ""}, "`text_field` is empty"),
+            ({"split": ""}, "`split` is empty"),
             ({"text_field": "id"}, "both 'id'"),
         ],
     )
     def test_values_are_checked_at_construction(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            ReadOptions(**options)
+            Reading(**options)
 
     def test_a_subset_without_a_dataset_is_refused(self) -> None:
-        refused_at_once("--subset 'en'", sources=[write("a.txt")], subset="en")
+        refused_at_once("`subset` is 'en'", sources=[write("a.txt")], subset="en")
 
 
 class TestDatasets:
@@ -577,7 +578,7 @@ class TestDatasets:
     def test_a_saved_dataset_of_splits_has_the_split(self) -> None:
         source = self.save("s", [{"text": "a", "id": 3}], split="train")
         assert ids(source, split="train") == ["3"]
-        refused_at_once("'s' has no split 'test', it has 'train', 'other'", "--split", sources=[source])
+        refused_at_once("'s' has no split 'test', it has 'train', 'other'", "`split`", sources=[source])
 
     def test_tokenized_rows(self) -> None:
         import datasets
@@ -589,7 +590,7 @@ class TestDatasets:
             ("s#000000002", "abcde", (0, 1, 2, 3, 4)),
             ("s#000000003", "abc", (0, 1, 2)),
         ]
-        refused("row 1 of 'hf:s'", "--tokenized-with", sources=["hf:s"])
+        refused("row 1 of 'hf:s'", "`tokenized_with`", sources=["hf:s"])
 
     def test_a_folder_of_data_files_is_streamed(self) -> None:
         write_jsonl("d/test.jsonl", {"text": "a", "id": "x"}, {"text": "b", "id": "y"})
@@ -597,8 +598,8 @@ class TestDatasets:
         assert ids("hf:d") == ["x", "y"]
         assert ids("hf:d", split="train") == ["z"]
         assert ids("hf:d", split="test[1:]") == ["y"]
-        refused_at_once("dataset 'd'", "Bad split: dev", "--split", sources=["hf:d"], split="dev")
-        refused_at_once("dataset 'd'", "'en' not found", "--subset", sources=["hf:d"], subset="en")
+        refused_at_once("dataset 'd'", "Bad split: dev", "`split`", sources=["hf:d"], split="dev")
+        refused_at_once("dataset 'd'", "'en' not found", "`subset`", sources=["hf:d"], subset="en")
 
     def test_only_what_is_used_is_decoded(self) -> None:
         import datasets
@@ -684,7 +685,7 @@ class TestDatasets:
         refused("dataset 's'", sources=[source])
 
     def test_a_saved_dataset_has_no_subsets(self) -> None:
-        refused_at_once("--subset 'en'", "'s'", sources=[self.save("s", [{"text": "a"}])], subset="en")
+        refused_at_once("`subset` is 'en'", "'s'", sources=[self.save("s", [{"text": "a"}])], subset="en")
 
     @pytest.mark.parametrize("split", [None, "test"])
     def test_a_saved_dataset_given_as_a_folder_points_to_hf(self, split: str | None) -> None:

@@ -29,7 +29,7 @@ from longlens.bench.samples import read_sample_file
 from longlens.bench.summary import summarise, summarise_run
 from longlens.bench.table import results_table
 from longlens.cli import main
-from longlens.corpus import Document, ReadOptions, read_documents
+from longlens.corpus import Document, read_documents
 from longlens.data.chat import chat_rows
 from longlens.data.documents import Framing, dataset_rows
 from longlens.data.folders import pack_folder, weigh_folder
@@ -42,6 +42,7 @@ from longlens.models import load_scorer
 from longlens.recipe_file import presets
 from longlens.rope.settings import parse_method
 from longlens.scoring.reader import open_scores
+from longlens.settings.options import Reading
 from longlens.study.settings import read_study
 from longlens.tokenization import decoder_of
 from longlens.train.recipe import read_recipe
@@ -198,7 +199,7 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
     def documents(name: str, **options: Any) -> Callable[[], Any]:
         def read() -> None:
             decoder = decoder_of(tokenizer) if options else None
-            for document in read_documents([name], ReadOptions(**options), decoder=decoder):
+            for document in read_documents([name], Reading(**options), decoder=decoder):
                 assert document.text.strip()
                 document.text.encode()
 
@@ -206,7 +207,7 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
 
     def tokens(name: str) -> Callable[[], Any]:
         def read() -> None:
-            for columns in pack(map(framing.framed_row, dataset_rows([name], ReadOptions())), 64, packing=BestFit()):
+            for columns in pack(map(framing.framed_row, dataset_rows([name], Reading())), 64, packing=BestFit()):
                 assert len({len(values) for values in columns.values()}) == 1
                 assert columns["input_ids"].max() < 258
 

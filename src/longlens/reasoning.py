@@ -39,7 +39,7 @@ def parse_marks(text: str) -> Marks:
     """
     begin, _, end = (part.strip() for part in text.partition(","))
     if not begin or not end or begin == end or "," in end:
-        raise UserError(f"--think-marks is {shown_value(text)}; expected BEGIN,END, such as '<plan>,</plan>'")
+        raise UserError(f"`think_marks` is {shown_value(text)}; expected BEGIN,END, such as '<plan>,</plan>'")
     return begin, end
 
 

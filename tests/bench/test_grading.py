@@ -106,7 +106,7 @@ def test_other_marks_can_be_given(tmp_path):
     (found,) = graded_predictions(SAMPLES[:1], predictions(tmp_path, said(IDS[0], "<plan>0</plan>1")), marks=marks)
     assert found.scores == {"string_match_all": 0.0}
     for wrong in ("", "a", "a,", ",b", "a,a", "a,b,c"):
-        with pytest.raises(UserError, match=r"--think-marks is .*; expected BEGIN,END"):
+        with pytest.raises(UserError, match=r"`think_marks` is .*; expected BEGIN,END"):
             parse_marks(wrong)
 
 

@@ -14,13 +14,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from longlens.corpus import ReadOptions
 from longlens.data.chat import ChatCounts, chat_dataset, chat_rows
 from longlens.data.conversation import ChatEncoder, Conversation
 from longlens.data.mixture import mix
 from longlens.data.packing import pack_dataset
 from longlens.data.recipe import read_mixture
 from longlens.errors import LonglensWarning, UserError
+from longlens.settings.options import Reading
 from tests.tiny import VOCABULARY, byte_tokenizer, tiny_model
 from tests.train.runs import LEARNING_RATE, RULE, arguments, losses, trained, weights_of
 from tests.train.test_trainer import assert_stepped, naive_step
@@ -217,7 +217,7 @@ def test_formats_of_rows_are_one(tmp_path):
     assert made.features["labels"] == made.features["input_ids"] == datasets.List(datasets.Value("int32"))
     datasets.Dataset.from_list(same[3:4]).to_parquet(tmp_path / "chat.parquet")
     assert chat_dataset([str(tmp_path / "chat.parquet")], TOKENIZERS[CHATML], max_length=99)[0] == made[0]
-    assert len(data(tmp_path, same, reading=ReadOptions(samples=2))) == 2
+    assert len(data(tmp_path, same, reading=Reading(samples=2))) == 2
 
 
 def test_tools_and_further_keys_reach_the_template(tmp_path):

@@ -1,14 +1,16 @@
-"""Commands: what the library says of its parameters is printed with the flags of the command that runs."""
+"""Commands: groups of settings become options, and what the library says of parameters is printed with their flags."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -16,6 +18,9 @@ from typer.core import TyperCommand
 from longlens.cli.console import say, translating
 from longlens.errors import LonglensWarning, UserError
 from longlens.runs.processes import Processes
+from longlens.settings.options import KeyRule, Loading, Reading, Truncation
+
+GROUPS = (Loading, Reading, Truncation, KeyRule)
 
 OPTIONS = {
     "format": "format_",
@@ -66,6 +71,63 @@ def _plain(value: str) -> str:
     return value.strip("'\"")
 
 
+class Part(NamedTuple):
+    """Which fields of a group of settings are options of a command, as in ``Annotated[Loading, Part(("dtype",))]``.
+
+    Attributes:
+        only: These; all of them if empty.
+        but: Not these.
+        defaults: Other ones than the fields have.
+    """
+
+    only: Collection[str] = ()
+    but: Collection[str] = ()
+    defaults: Mapping[str, Any] = {}
+
+
+def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with an option for each field of its parameters that are groups, such as `Loading`."""
+    signature = inspect.signature(function, eval_str=True)
+    groups: dict[str, tuple[type, list[str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        group, *extra = get_args(parameter.annotation) or (parameter.annotation,)
+        if group in GROUPS:
+            part = next((found for found in extra if isinstance(found, Part)), Part())
+            names = [f.name for f in fields(group) if f.name not in part.but and (not part.only or f.name in part.only)]
+            groups[parameter.name] = group, names
+            parameters += [_option(group, name, part.defaults) for name in names]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(function)
+    def command(**values: Any) -> Any:
+        for name, (group, names) in groups.items():
+            # `no_lcl` is the option of `lcl`, which is None or False.
+            given = {n: values.pop(n) if n in values else False if values.pop(f"no_{n}") else None for n in names}
+            values[name] = group(**given)
+        return function(**values)
+
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    return command
+
+
+def _option(group: type, name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
+    annotation, help = get_args(get_type_hints(group, include_extras=True)[name])
+    default = defaults.get(name, next(field.default for field in fields(group) if field.name == name))
+    text = _PARAMETER.sub(lambda found: "--" + found[1].replace("_", "-"), help.text)
+    flags = [] if help.flag is None and annotation is not bool else [help.flag or "--" + name.replace("_", "-")]
+    if help.flag is not None:
+        name, annotation, default = help.flag.strip("-").replace("-", "_"), bool, False
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation, typer.Option(*flags, help=text)],
+    )
+
+
 class Command(TyperCommand):
     """A command during whose run the library's log and warnings are lines on stderr."""
 
@@ -94,8 +156,9 @@ class App(typer.Typer):
     def command(  # type: ignore[override]  # of typer's settings, those that are used
         self, name: str | None = None
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Registers a function as a command."""
-        return super().command(name, cls=Command)
+        """Registers a function as a command, its groups of settings as options."""
+        register = super().command(name, cls=Command)
+        return lambda function: register(expanded(function))
 
 
 class _Lines(logging.Handler):

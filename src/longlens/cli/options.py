@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longlens.corpus import Document, ReadOptions, read_documents
+from longlens.corpus import Document, read_documents
 from longlens.errors import UserError
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA
+from longlens.settings.options import Reading
 
 if TYPE_CHECKING:
     from longlens.scoring.reader import StoredScores
@@ -102,9 +103,9 @@ def assignments(changes: Iterable[str] | None, option: str, example: str) -> dic
     return dict(assignment(change, option, example) for change in changes or ())
 
 
-def reading(command: typer.Context) -> ReadOptions:
+def reading(command: typer.Context) -> Reading:
     """How the running command reads documents, where it has all of these options."""
-    return ReadOptions(**{field.name: command.params[field.name] for field in fields(ReadOptions)})
+    return Reading(**{field.name: command.params[field.name] for field in fields(Reading)})
 
 
 def loading(command: typer.Context) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def loading(command: typer.Context) -> dict[str, Any]:
     return {name: command.params[name] for name in _LOADING if name in command.params}
 
 
-def documents(docs: list[str], options: ReadOptions, *, trust_remote_code: bool = False) -> Iterable[Document]:
+def documents(docs: list[str], options: Reading, *, trust_remote_code: bool = False) -> Iterable[Document]:
     """The documents of the arguments, with a tokenizer to decode tokenized ones."""
     if options.tokenized_with is None:
         return read_documents(docs, options)
@@ -123,7 +124,7 @@ def documents(docs: list[str], options: ReadOptions, *, trust_remote_code: bool 
     return read_documents(docs, options, decoder=decoder_of(tokenizer))
 
 
-def num_characters(docs: list[str], options: ReadOptions, longest: int) -> int | None:
+def num_characters(docs: list[str], options: Reading, longest: int) -> int | None:
     """Characters of all documents, each counted up to ``longest``, for the time left; None for datasets."""
     if any(doc.startswith("hf:") for doc in docs) or options.tokenized_with is not None:
         return None
@@ -137,7 +138,7 @@ TOKEN_CHARACTERS = 8
 """A text of more characters for each token is taken to be longer than that many tokens, without counting them."""
 
 
-def tell_lengths(docs: list[str], options: ReadOptions, counts: TokenizedModel, shorts: Sequence[ShortContext]) -> None:
+def tell_lengths(docs: list[str], options: Reading, counts: TokenizedModel, shorts: Sequence[ShortContext]) -> None:
     """Says before a model is loaded that no document is longer than a short context; datasets are not read for it."""
     from longlens.cli.console import say
 

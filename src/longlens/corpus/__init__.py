@@ -3,4 +3,3 @@
 from longlens.corpus.document import Document as Document
 from longlens.corpus.document import text_sha256 as text_sha256
 from longlens.corpus.files import read_documents as read_documents
-from longlens.corpus.options import ReadOptions as ReadOptions

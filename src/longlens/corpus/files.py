@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longlens.corpus.document import Document
-from longlens.corpus.options import ReadOptions
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, document_of_row, open_dataset, rows_reader
 from longlens.corpus.stdlib import PREFIX as STDLIB
 from longlens.corpus.stdlib import module_files
 from longlens.errors import LonglensWarning, UserError, check_unicode, one_line, shown, utf8
 from longlens.files import COMPRESSED, ending_of, opened
+from longlens.settings.options import Reading
 
 # What a folder is searched for beside JSON Lines and Parquet; a file named by itself may have any ending.
 TEXT_ENDINGS = frozenset(
@@ -36,7 +36,7 @@ HEAD_BYTES = 2**16
 
 def read_documents(
     sources: Sequence[str | os.PathLike[str]],
-    options: ReadOptions | None = None,
+    options: Reading | None = None,
     *,
     decoder: Callable[[Sequence[int]], str] | None = None,
 ) -> Iterator[Document]:
@@ -54,7 +54,7 @@ def read_documents(
     - ``stdlib:NAME`` is the source of a module or package of Python's standard library, a file a document.
 
     Text is strict UTF-8; a byte order mark at its start is dropped, newlines and NUL stay as they are. JSON Lines end
-    at ``\n`` alone. Of a row, `ReadOptions.text_field` (or the decoded ``input_ids``), `ReadOptions.id_field` and
+    at ``\n`` alone. Of a row, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
     ``answer_spans`` are taken; other fields of at most 1,000 characters as JSON become metadata.
 
     Ids: a file is its path as given, a file of a folder ``FOLDER/PATH/IN/IT``, a row its id field or else
@@ -62,9 +62,9 @@ def read_documents(
 
     Args:
         sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
-        options: Fields, split and filters; by default ``ReadOptions()``.
+        options: Fields, split and filters; by default ``Reading()``.
         decoder: Turns ``input_ids`` into text, with special tokens as the published script does
-            (``tokenizer.decode``); goes with `ReadOptions.tokenized_with`.
+            (``tokenizer.decode``); goes with `Reading.tokenized_with`.
 
     Returns:
         A generator that holds one document, and of each document read its id.
@@ -76,18 +76,18 @@ def read_documents(
     Warns:
         LonglensWarning: Files of a folder were left out, or links in it lead out of it.
     """
-    options = ReadOptions() if options is None else options
+    options = Reading() if options is None else options
     if isinstance(sources, (str, bytes, os.PathLike)):
         raise UserError(f"sources is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
     if (decoder is None) != (options.tokenized_with is None):
         raise UserError(
-            "tokenized rows need both the tokenizer's name, tokenized_with, and a decoder: pass both or none"
+            "tokenized rows need both the tokenizer's name, `tokenized_with`, and a `decoder`: pass both or none"
         )
     plan = [planned for source in sources for planned in _plan(source, options)]
     if not plan:
         raise UserError("no documents given: name files, folders or datasets as hf:NAME")
     if options.subset is not None and not any(isinstance(s, str) and s.startswith("hf:") for s in sources):
-        raise UserError(f"--subset {shown(options.subset)} is for datasets, and none is given: leave it out")
+        raise UserError(f"`subset` is {shown(options.subset)}, which is for datasets, and none is given: leave it out")
     return _documents(plan, options, decoder)
 
 
@@ -101,7 +101,7 @@ class _Source:
     skip_empty: bool = False
 
 
-def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Source]:
+def _plan(source: str | os.PathLike[str], options: Reading) -> Iterator[_Source]:
     if isinstance(source, str) and source.startswith("hf:"):
         check_unicode(source, f"the name {shown(source)}", "rename the folder")
         yield _Source(id=source[3:], name=source, rows=open_dataset(source[3:], options))
@@ -131,13 +131,13 @@ def _plan(source: str | os.PathLike[str], options: ReadOptions) -> Iterator[_Sou
         yield _planned_file(id, file, options, in_folder=file != path)
 
 
-def _planned_file(id: str, path: Path, options: ReadOptions, *, in_folder: bool) -> _Source:
+def _planned_file(id: str, path: Path, options: Reading, *, in_folder: bool) -> _Source:
     check_unicode(id, f"the file name {shown(path)}", "rename the file")
     if not os.access(path, os.R_OK):
         raise UserError(f"cannot read {shown(path)}: permission denied: make it readable, or leave it out")
     rows = rows_reader(path)
     if rows is None and options.tokenized_with is not None:
-        raise UserError(f"--tokenized-with is for rows with input_ids, and {shown(path)} is a text: leave it out")
+        raise UserError(f"`tokenized_with` is for rows with input_ids, and {shown(path)} is a text: leave it out")
     skip_empty = in_folder and rows is None
     if not skip_empty and path.stat().st_size == 0:
         raise UserError(f"{shown(path)} is empty: leave it out, or give it text")
@@ -220,7 +220,7 @@ def files_of_folder(
 
 
 def _documents(
-    plan: Sequence[_Source], options: ReadOptions, decoder: Callable[[Sequence[int]], str] | None
+    plan: Sequence[_Source], options: Reading, decoder: Callable[[Sequence[int]], str] | None
 ) -> Iterator[Document]:
     places: dict[str, str] = {}
     for source in plan:
@@ -228,20 +228,20 @@ def _documents(
             if document.id in places:
                 raise UserError(
                     f"two documents have the id {shown(document.id)}: {places[document.id]} and {place}: "
-                    "rename one, or pass another --id-field"
+                    "rename one, or pass another `id_field`"
                 )
             places[document.id] = place
             yield document
             if len(places) == options.samples:
                 return
     if not places and options.min_tokens is not None:
-        raise UserError(f"no row has {options.min_tokens} input_ids or more: lower --min-tokens")
+        raise UserError(f"no row has {options.min_tokens} input_ids or more: lower `min_tokens`")
     if not places:
         raise UserError(f"all files are empty, such as {shown(plan[0].name)}: name files with text")
 
 
 def _read(
-    source: _Source, options: ReadOptions, decoder: Callable[[Sequence[int]], str] | None
+    source: _Source, options: Reading, decoder: Callable[[Sequence[int]], str] | None
 ) -> Iterator[tuple[str, Document]]:
     """The documents of one source, each with its place for messages."""
     if source.rows is None:

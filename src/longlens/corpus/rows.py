@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longlens.corpus.document import Document, Spans, check_answer_spans
-from longlens.corpus.options import ReadOptions
 from longlens.errors import UserError, check_unicode, library_errors, one_line, shown, shown_value, utf8
 from longlens.files import ending_of, opened, parse_json
 from longlens.runs.jsonl import read_lines
+from longlens.settings.options import Reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +52,7 @@ def rows_reader(path: Path) -> Callable[[], Iterator[Row]] | None:
     ending = ending_of(path)
     if ending in TABLE_ENDINGS:
         raise UserError(
-            f"{shown(path)} is a table: put it into a folder and give hf:FOLDER with --split train, or write its rows "
+            f"{shown(path)} is a table: put it into a folder and give hf:FOLDER with `split=train`, or write its rows "
             "as JSON Lines (.jsonl)"
         )
     if ending in JSONL_ENDINGS:
@@ -79,7 +79,7 @@ def read_answers(path: Path) -> dict[str, Spans]:
             raise UserError(f"{place} is {shown_value(values)}, expected an object with id and answer_spans")
         if values.get("answer_spans") is None:
             continue
-        id = _id_of_row(values, "", place, ReadOptions())
+        id = _id_of_row(values, "", place, Reading())
         if not id:
             raise UserError(f"{place} has answer_spans without an id, which says of which document")
         found = check_answer_spans(values["answer_spans"], place)
@@ -92,7 +92,7 @@ def read_answers(path: Path) -> dict[str, Spans]:
     return spans
 
 
-def open_dataset(name: str, options: ReadOptions) -> Callable[[], Iterator[Row]]:
+def open_dataset(name: str, options: Reading) -> Callable[[], Iterator[Row]]:
     """Finds a dataset at once, and gives what reads its rows, as a stream where that is possible.
 
     Args:
@@ -157,23 +157,23 @@ def _texts(value: Any, seen: set[int]) -> Iterator[str]:
             yield from _texts(item, seen)
 
 
-def _load_saved(name: str, options: ReadOptions) -> Any:
+def _load_saved(name: str, options: Reading) -> Any:
     import datasets
 
     if options.subset is not None:
         raise UserError(
-            f"--subset {shown(options.subset)}: a dataset on disk has none, and {shown(name)} is one: leave it out"
+            f"`subset` is {shown(options.subset)}: a dataset on disk has none, and {shown(name)} is one: leave it out"
         )
     dataset = datasets.load_from_disk(name)
     if not isinstance(dataset, datasets.DatasetDict):
         return dataset
     if options.split not in dataset:
         there = ", ".join(shown(split) for split in dataset)
-        raise UserError(f"dataset {shown(name)} has no split {shown(options.split)}, it has {there}: pass --split")
+        raise UserError(f"dataset {shown(name)} has no split {shown(options.split)}, it has {there}: pass `split`")
     return dataset[options.split]
 
 
-def _load(name: str, options: ReadOptions) -> Any:
+def _load(name: str, options: Reading) -> Any:
     import datasets
 
     streaming = "[" not in options.split  # a part of a split, as in test[:10], cannot be streamed
@@ -207,7 +207,7 @@ def _dataset_errors(name: str, where: str = "") -> Iterator[None]:
 
     dataset = f"dataset {shown(name)}"
     # The library raises whatever its readers do: a ValueError for a bad split, an EOFError for half a file.
-    with library_errors(f"cannot read {dataset}{where}", "check its files, the name, --subset and --split"):
+    with library_errors(f"cannot read {dataset}{where}", "check its files, the name, `subset` and `split`"):
         try:
             yield
         except DatasetNotFoundError as error:
@@ -318,9 +318,9 @@ def _is_nested(kind: pa.DataType) -> bool:
 
 
 def document_of_row(
-    row: Row, source_id: str, options: ReadOptions, decoder: Callable[[Sequence[int]], str] | None
+    row: Row, source_id: str, options: Reading, decoder: Callable[[Sequence[int]], str] | None
 ) -> Document | None:
-    """Makes a document of a row, or None of one with too few tokens (`ReadOptions.min_tokens`).
+    """Makes a document of a row, or None of one with too few tokens (`Reading.min_tokens`).
 
     Args:
         row: The row.
@@ -346,7 +346,7 @@ def document_of_row(
         with library_errors(f"{place} cannot be decoded", "name the tokenizer that made the rows"):
             text = decoder(token_ids)
     if not text or text.isspace():
-        raise UserError(f"{place} has an empty text: remove the row, or pass another --text-field")
+        raise UserError(f"{place} has an empty text: remove the row, or pass another `text_field`")
     check_unicode(text, f"the text of {place}", "replace it")
     spans = values.get("answer_spans")
     taken = {options.text_field, options.id_field, "input_ids", "answer_spans"}
@@ -359,21 +359,20 @@ def document_of_row(
     )
 
 
-def _text_of_row(row: Mapping[str, Any], place: str, options: ReadOptions) -> str:
+def _text_of_row(row: Mapping[str, Any], place: str, options: Reading) -> str:
     text = row.get(options.text_field)
     if isinstance(text, str):
         return text
     if text is not None:
         raise UserError(
             f"{place} has a {type(text).__name__} in the field {shown(options.text_field)}, expected a string: "
-            "pass the field that holds the text with --text-field"
+            "pass the field that holds the text with `text_field`"
         )
     if "input_ids" in row:
         raise UserError(
-            f"{place} has input_ids and no field {shown(options.text_field)}: "
-            "pass --tokenized-with TOKENIZER, or --text-field"
+            f"{place} has input_ids and no field {shown(options.text_field)}: pass `tokenized_with`, or `text_field`"
         )
-    raise _missing_field(row, options.text_field, place, "--text-field")
+    raise _missing_field(row, options.text_field, place, "`text_field`")
 
 
 def _missing_field(row: Mapping[str, Any], name: str, place: str, remedy: str) -> UserError:
@@ -385,7 +384,7 @@ def _missing_field(row: Mapping[str, Any], name: str, place: str, remedy: str) -
 def _token_ids_of_row(row: Mapping[str, Any], place: str) -> tuple[int, ...]:
     ids = row.get("input_ids")
     if ids is None:
-        raise _missing_field(row, "input_ids", place, "tokenized rows, or leave out --tokenized-with")
+        raise _missing_field(row, "input_ids", place, "tokenized rows, or leave out `tokenized_with`")
     if not isinstance(ids, list) or not all(type(id) is int and 0 <= id <= MAX_TOKEN_ID for id in ids):
         raise UserError(
             f"input_ids of {place} is {shown_value(ids)}, expected a flat list of integers from 0 to 2^31 - 1"
@@ -393,16 +392,16 @@ def _token_ids_of_row(row: Mapping[str, Any], place: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _id_of_row(row: Mapping[str, Any], numbered_id: str, place: str, options: ReadOptions) -> str:
+def _id_of_row(row: Mapping[str, Any], numbered_id: str, place: str, options: Reading) -> str:
     value = row.get(options.id_field)
     if value is None:
-        if options.id_field != ReadOptions().id_field:
-            raise _missing_field(row, options.id_field, place, "--id-field, or leave it out to number the rows")
+        if options.id_field != Reading().id_field:
+            raise _missing_field(row, options.id_field, place, "`id_field`, or leave it out to number the rows")
         return numbered_id
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise UserError(
             f"{place} has a {type(value).__name__} in the field {shown(options.id_field)}, "
-            "expected a string or an integer: pass --id-field"
+            "expected a string or an integer: pass `id_field`"
         )
     id = str(value)
     check_unicode(id, f"the id of {place}", "replace it")

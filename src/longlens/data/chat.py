@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from longlens.corpus import ReadOptions
 from longlens.data.columns import Columns
 from longlens.data.conversation import ASSISTANT, ChatEncoder, ChatRow, Conversation, read_conversation
 from longlens.data.documents import dataset_rows
 from longlens.data.store import read_manifest
 from longlens.data.template import Turns
 from longlens.errors import LonglensWarning, UserError, shown
+from longlens.settings.options import Reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +63,7 @@ def chat_dataset(
     tokenizer: Any,
     *,
     max_length: int,
-    reading: ReadOptions | None = None,
+    reading: Reading | None = None,
     too_long: TooLong = "cut",
     turns: Turns = "together",
     counts: ChatCounts | None = None,
@@ -133,7 +133,7 @@ def chat_rows(
     tokenizer: Any,
     *,
     max_length: int,
-    reading: ReadOptions | None = None,
+    reading: Reading | None = None,
     too_long: TooLong = "cut",
     turns: Turns = "together",
     counts: ChatCounts | None = None,
@@ -165,7 +165,7 @@ def chat_rows(
     for source in sources:
         if not source.startswith("hf:"):
             read_manifest(Path(source))  # refuses what `longlens data qa` has not finished
-    reading = ReadOptions(split="train") if reading is None else reading
+    reading = Reading(split="train") if reading is None else reading
     encoder = ChatEncoder(tokenizer, turns=turns)
     counts = ChatCounts() if counts is None else counts
     found = islice(dataset_rows(sources, reading), reading.samples)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longlens.corpus import Document, ReadOptions, read_documents
+from longlens.corpus import Document, read_documents
 from longlens.corpus.files import files_of_folder
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, open_dataset, rows_reader
 from longlens.data.columns import NEUTRAL, Columns, columns_of
@@ -21,6 +21,7 @@ from longlens.data.recipe import Source
 from longlens.data.store import read_manifest
 from longlens.errors import UserError, shown, system_errors
 from longlens.files import cannot_write
+from longlens.settings.options import Reading
 
 BATCH = 64
 """Documents that are tokenized at a time; the tokenizer's own threads share them, and change nothing in the result."""
@@ -114,7 +115,7 @@ def texts_to_documents(texts: Iterable[str], framing: Framing) -> Iterator[Colum
         yield from map(framing.framed, framing.encode(batch))
 
 
-def dataset_rows(sources: Sequence[str], options: ReadOptions) -> Iterator[Row]:
+def dataset_rows(sources: Sequence[str], options: Reading) -> Iterator[Row]:
     """Rows of datasets, tokenized or of conversations: ``hf:NAME``, JSON Lines or Parquet files, or folders of such.
 
     Raises:
@@ -132,7 +133,7 @@ def dataset_rows(sources: Sequence[str], options: ReadOptions) -> Iterator[Row]:
             raise UserError(f"{shown(source)} is empty, it has no row: leave it out")
 
 
-def _readers(source: str, options: ReadOptions) -> list[Callable[[], Iterator[Row]]]:
+def _readers(source: str, options: Reading) -> list[Callable[[], Iterator[Row]]]:
     if source.startswith("hf:"):
         return [open_dataset(source[3:], options)]
     path = Path(source)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from longlens.corpus import ReadOptions, read_documents
+from longlens.corpus import read_documents
 from longlens.data.columns import Columns
 from longlens.data.documents import Framing, dataset_rows, texts_to_documents
 from longlens.data.mixture import check_tokenizer, fingerprint
@@ -22,6 +22,7 @@ from longlens.data.weigh import What, weigh_row
 from longlens.errors import UserError
 from longlens.keytokens.influence import GAMMA
 from longlens.scoring.scores import Scores, identity_of
+from longlens.settings.options import Reading
 from longlens.tokenization import TextEncoder
 
 
@@ -38,7 +39,7 @@ def pack_folder(
     bos: bool = True,
     eos: bool = True,
     tokenized: bool = False,
-    reading: ReadOptions | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Packs documents in the order in which they come, into a folder that ``datasets.load_dataset(out)`` reads.
 
@@ -63,7 +64,7 @@ def pack_folder(
     Raises:
         UserError: Documents that cannot be read or packed, a folder that holds something else, a full disk.
     """
-    reading = ReadOptions() if reading is None else reading
+    reading = Reading() if reading is None else reading
     framing = Framing(tokenizer, bos=bos, eos=eos)
     for source in sources:
         check_tokenizer(source, framing)
@@ -124,7 +125,7 @@ def weigh_folder(
     what: What = "token_weights",
     encoder: TextEncoder | None = None,
     tokenized: bool = False,
-    reading: ReadOptions | None = None,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Writes ``id``, ``input_ids`` and ``token_weights`` (or ``short_logprobs``) of documents that were scored.
 
@@ -146,7 +147,7 @@ def weigh_folder(
         UserError: A document that was not scored, or with another text; a folder that holds something else; a full
             disk.
     """
-    reading = ReadOptions() if reading is None else reading
+    reading = Reading() if reading is None else reading
     model = scores.manifest["model"]
     settings = {
         "sources": {source: fingerprint(source) for source in sources},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longlens.chat_template import template_tokens
-from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
+from longlens.corpus import Document, read_documents, text_sha256
 from longlens.data.mixture import fingerprint
 from longlens.data.qa import (
     PROMPT,
@@ -32,6 +32,7 @@ from longlens.data.qa import (
 from longlens.data.store import DatasetFolder
 from longlens.errors import LonglensWarning, UserError, shown, shown_value
 from longlens.runs.jsonl import Line, append_line, read_lines
+from longlens.settings.options import Reading
 from longlens.tokenization import TextEncoder
 
 ROWS = "train.jsonl"
@@ -47,7 +48,7 @@ def qa_folder(
     out: str | os.PathLike[str],
     settings: QASettings,
     *,
-    reading: ReadOptions | None = None,
+    reading: Reading | None = None,
     told: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a pair on a passage of each document, behind the document: rows of ``messages`` for `chat_dataset`.
@@ -82,7 +83,7 @@ def qa_folder(
     Warns:
         LonglensWarning: No pair was accepted.
     """
-    reading = ReadOptions(split="train") if reading is None else reading
+    reading = Reading(split="train") if reading is None else reading
     maker = _Maker(generator, tokenizer, settings)
     documents = read_documents(sources, reading)
     manifest = {

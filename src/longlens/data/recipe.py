@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from longlens import recipe_file
-from longlens.corpus import ReadOptions
 from longlens.data.packing import TooLong, packing_of
 from longlens.errors import UserError, shown, shown_value
 from longlens.recipe_file import check_keys, check_types, made, nearest, read_yaml
 from longlens.recipe_file import whole_number as whole_number
+from longlens.settings.options import Reading
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,9 +80,9 @@ class Source:
                 if getattr(self, name) is not None:
                     raise UserError(f"{name} is for hf: datasets, and path is {shown_value(self.path)}: leave it out")
 
-    def reading(self) -> ReadOptions:
+    def reading(self) -> Reading:
         """How its documents are read."""
-        return ReadOptions(text_field=self.text_field or "text", subset=self.subset, split=self.split or "train")
+        return Reading(text_field=self.text_field or "text", subset=self.subset, split=self.split or "train")
 
     def at(self, path: str) -> Source:
         """The same source read from another place: of files, subset and split are of no use."""

@@ -1,57 +1,107 @@
 """Groups of settings that many calls take: frozen, checked when they are made, and None where nothing was given.
 
-A command of the CLI that has a parameter of such a type has an option for each of its fields.
+A command of the CLI that has a parameter of such a type has an option for each of its fields, with the help text that
+stands here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
-from longlens.errors import UserError
+from longlens.errors import UserError, shown
+
+# Paper, section 4.1: "We set the hyperparameters as alpha = 2, beta = -2, K = 4096." Appendix A.1: "a step size d,
+# which is smaller than the truncation length K (we set it to d = 1024)".
+ALPHA, BETA, CONTEXT, STRIDE = 2.0, -2.0, 4096, 1024
+# Paper, section 4.2: "For the calculation of LongCE, we set gamma = 5 in Equation 7".
+GAMMA = 5.0
+# Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens."
+MAX_LENGTH = 32768
+
+
+class Help(NamedTuple):
+    """What a field means, for its option and for the reader.
+
+    Attributes:
+        text: What it is.
+        flag: The option's name, where it is not the field's.
+    """
+
+    text: str
+    flag: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loading:
     """How a model is loaded.
 
-    Attributes:
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is bfloat16 on a GPU that has it and float32
-            elsewhere.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        device_map: Spreads the model over devices, as in transformers; replaces `device`.
-        attention: Attention implementation of transformers, such as ``sdpa``.
-        batch_tokens: Tokens of model input in a batch; None for 1,024 on a CPU and 32,768 on a GPU.
-        trust_remote_code: Runs code that comes with the model.
-        allow_pickle: Reads ``.bin`` weights, which can run code.
+    Raises:
+        UserError: A value is out of range.
     """
 
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    attention: str | None = None
-    batch_tokens: int | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    dtype: Annotated[
+        str, Help("auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it, else float32.")
+    ] = "auto"
+    device: Annotated[str, Help("auto, cpu, cuda, cuda:1, ...")] = "auto"
+    device_map: Annotated[str | None, Help("Spread the model over devices, such as auto; instead of a device.")] = None
+    attention: Annotated[str | None, Help("Attention implementation of transformers, such as sdpa.")] = None
+    batch_tokens: Annotated[int | None, Help("Tokens of a batch.  [default: 1024, on a GPU 32768]")] = None
+    trust_remote_code: Annotated[bool, Help("Run code that comes with the model.")] = False
+    allow_pickle: Annotated[bool, Help("Read .bin weights, which can run code.")] = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How sources become documents; a setting that cannot take effect is an error, not ignored.
+
+    Rows without ``"id"`` are numbered; another `id_field` has to be there. A dataset that was saved without splits is
+    read whole. `samples` counts over all sources and after `min_tokens`.
+
+    Raises:
+        UserError: A value is out of range, or two contradict each other.
+    """
+
+    text_field: Annotated[str, Help("Field of a row that holds the text.")] = "text"
+    id_field: Annotated[str, Help("Field of a row that holds its id.")] = "id"
+    subset: Annotated[str | None, Help("Subset of an hf: dataset.")] = None
+    split: Annotated[str, Help("Split of an hf: dataset.")] = "test"
+    tokenized_with: Annotated[str | None, Help("Model whose tokenizer made the rows' input_ids.")] = None
+    min_tokens: Annotated[int | None, Help("Leave out tokenized rows with fewer tokens.")] = None
+    samples: Annotated[int | None, Help("Number of documents, the first ones.")] = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("text_field", "id_field", "split", "subset", "tokenized_with"):
+            if getattr(self, name) == "":
+                raise UserError(f"`{name}` is empty: give a name, or leave it out")
+        if self.text_field == self.id_field:
+            raise UserError(f"`text_field` and `id_field` are both {shown(self.text_field)}: they must differ")
+        for name in ("min_tokens", "samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"`{name}` is {value}, expected at least 1: leave it out to take every document")
+        if self.min_tokens is not None and self.tokenized_with is None:
+            raise UserError("`min_tokens` counts the input_ids of tokenized rows: pass `tokenized_with` too")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truncation:
     """What documents are cut to, before any model sees them.
 
-    Attributes:
-        max_length: Tokens; None for the smaller of 32,768 and what the model takes.
-        max_characters: Characters instead of tokens.
-        truncate_with: Name of the model whose tokenizer counts `max_length`; None for the scored model's.
-        extrapolate: Allows more tokens than the model was made for.
-
     Raises:
         UserError: Both tokens and characters are given.
     """
 
-    max_length: int | None = None
-    max_characters: int | None = None
-    truncate_with: str | None = None
-    extrapolate: bool = False
+    max_length: Annotated[
+        int | None,
+        Help(f"Tokens that a document is cut to.  [default: {MAX_LENGTH}, or what the model takes if that is less]"),
+    ] = None
+    max_characters: Annotated[int | None, Help("Characters that a document is cut to instead.")] = None
+    truncate_with: Annotated[
+        str | None, Help("Model whose tokenizer counts `max_length`.  [default: the scored model's]")
+    ] = None
+    extrapolate: Annotated[bool, Help("Allow more tokens than the model was made for.")] = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -61,20 +111,14 @@ class Truncation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyRule:
-    """Which tokens are key, from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta.
+    """Which tokens are key, from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta; None is not given.
 
-    Attributes:
-        alpha: Nats; None for 2, or what a file of key tokens was made with.
-        beta: Nats; None for -2, or what a file of key tokens was made with.
-        lcl: False selects by LSD alone (appendix B.2).
-        gamma: Largest weight of LongPPL-soft; None for 5.
-        context: K, of several that were scored; None for the largest.
-        stride: d, where one K was scored with several.
+    A file of key tokens was made by a rule already, and with one none is given.
     """
 
-    alpha: float | None = None
-    beta: float | None = None
-    lcl: bool | None = None
-    gamma: float | None = None
-    context: int | None = None
-    stride: int | None = None
+    alpha: Annotated[float | None, Help(f"Key tokens have LSD > alpha, in nats.  [default: {ALPHA:g}]")] = None
+    beta: Annotated[float | None, Help(f"Key tokens have LCL > beta, in nats.  [default: {BETA:g}]")] = None
+    lcl: Annotated[bool | None, Help("Select by LSD alone (appendix B.2).", "--no-lcl")] = None
+    gamma: Annotated[float | None, Help(f"Largest weight of LongPPL-soft.  [default: {GAMMA:g}]")] = None
+    context: Annotated[int | None, Help("Which K, of those scored.  [default: the largest]")] = None
+    stride: Annotated[int | None, Help("Which d, where one K was scored with several.")] = None

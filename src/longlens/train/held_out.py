@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.corpus import Document, ReadOptions, read_documents, text_sha256
+from longlens.corpus import Document, read_documents, text_sha256
 from longlens.errors import UserError, shown_value
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
 from longlens.scoring.truncation import TokenLimit
-from longlens.settings.options import Loading
+from longlens.settings.options import Loading, Reading
 from longlens.tokenization import TextEncoder
 from longlens.train.recipe import Recipe
 from longlens.train.settings import Evaluation
@@ -47,7 +47,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
 
     evaluation, encoder = recipe.evaluation, TextEncoder(tokenizer)
     assert evaluation is not None
-    reading = ReadOptions(
+    reading = Reading(
         text_field=evaluation.text_field or "text", split=evaluation.split or "test", samples=evaluation.samples
     )
     documents = list(read_documents(evaluation.documents, reading))

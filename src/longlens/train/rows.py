@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from longlens.corpus import ReadOptions, text_sha256
+from longlens.corpus import text_sha256
 from longlens.data.packing import BestFit, Counts, pack, packing_of
 from longlens.data.store import DatasetFolder, check_rows, packed_schema, read_manifest
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json
+from longlens.settings.options import Reading
 from longlens.train.batch import OFFLINE_COLUMNS
 from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
 from longlens.train.recipe import Recipe, mixture_of
@@ -93,7 +94,7 @@ def _prepared(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
             packing=packing_of(data.packing),
             too_long=data.too_long,
             min_tokens=data.min_tokens,
-            reading=ReadOptions(text_field=data.text_field or "text", split=data.split or "train"),
+            reading=Reading(text_field=data.text_field or "text", split=data.split or "train"),
         )
     else:
         _chat_folder(data, tokenizer, out)
@@ -126,7 +127,7 @@ def _chat_folder(data: ChatData, tokenizer: Any, out: Path) -> None:
             data.chat,
             tokenizer,
             max_length=data.length,
-            reading=ReadOptions(subset=data.subset, split=data.split or "train", samples=data.samples),
+            reading=Reading(subset=data.subset, split=data.split or "train", samples=data.samples),
             too_long=data.too_long,  # type: ignore[arg-type]  # checked by ChatData
             turns=data.turns,  # type: ignore[arg-type]
             counts=counts,

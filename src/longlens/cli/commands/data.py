@@ -95,11 +95,11 @@ def pack(
     Example: longlens data pack books/ --tokenizer smollm2 --length 65536 -o packed
     """
     from longlens.cli.console import print_json, print_table, printable
-    from longlens.corpus import ReadOptions
     from longlens.data.folders import pack_folder
     from longlens.data.packing import packing_of
     from longlens.data.recipe import whole_number
     from longlens.models import load_tokenizer
+    from longlens.settings.options import Reading
 
     o.refuse_idle(command)
     counts = pack_folder(
@@ -114,7 +114,7 @@ def pack(
         bos=not no_bos,
         eos=not no_eos,
         tokenized=tokenized,
-        reading=ReadOptions(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
+        reading=Reading(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
     )
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
@@ -153,10 +153,10 @@ def weigh(
     Example: longlens data weigh books/ --scores scores/smollm2 -o weighed
     """
     from longlens.cli.console import print_json, printable, say
-    from longlens.corpus import ReadOptions
     from longlens.data.folders import weigh_folder
     from longlens.errors import UserError
     from longlens.scoring.reader import open_scores
+    from longlens.settings.options import Reading
 
     o.refuse_idle(command)
     if short_logprobs:
@@ -176,7 +176,7 @@ def weigh(
         what="short_logprobs" if short_logprobs else "token_weights",
         encoder=encoder,
         tokenized=tokenized,
-        reading=ReadOptions(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
+        reading=Reading(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
     )
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
@@ -224,15 +224,16 @@ def qa(
     Example: longlens data qa books/ --model smollm2 --pairs 2 -o long-qa
     """
     from longlens.cli.console import print_json, print_table, printable, say
-    from longlens.corpus import ReadOptions, read_documents
+    from longlens.corpus import read_documents
     from longlens.data.qa import QASettings
     from longlens.data.qa_folder import qa_folder
+    from longlens.settings.options import Reading
 
     o.refuse_idle(command)
     settings = QASettings(
         pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
     )
-    reading = ReadOptions(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples)
+    reading = Reading(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples)
     read_documents(docs, reading)  # which sees what is missing before a model is loaded
 
     from longlens.models import load_tokenizer

@@ -12,10 +12,11 @@ import typer
 from longlens.cli import options as o
 
 if TYPE_CHECKING:
-    from longlens.corpus import Document, ReadOptions
+    from longlens.corpus import Document
     from longlens.models import UnloadedModel
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.truncation import Limit
+    from longlens.settings.options import Reading
 
 
 def longppl(
@@ -139,7 +140,7 @@ def longppl(
 
 def _run(
     docs: list[str],
-    reading: ReadOptions,
+    reading: Reading,
     documents: Iterable[Document],
     model: UnloadedModel,
     out: Path,
