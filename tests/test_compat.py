@@ -218,8 +218,8 @@ def test_names_are_loaded_and_equal_names_once(tmp_path, monkeypatch):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     objects = compute_longppl(TEXT, model, model, tokenizer, tokenizer, **SETTINGS)
-    loaded, load = [], longlens.models.load_scorer
-    monkeypatch.setattr("longlens.models.load_scorer", lambda name: loaded.append(name) or load(name))
+    loaded, load = [], longlens.models.load_transformers
+    monkeypatch.setattr("longlens.models.load_transformers", lambda name: loaded.append(name) or load(name))
     assert compute_longppl(TEXT, str(folder), folder, **SETTINGS) == objects
     assert loaded == [str(folder)] * 2
     assert compute_longppl(TEXT, str(folder), str(folder), **SETTINGS) == objects

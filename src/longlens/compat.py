@@ -179,11 +179,11 @@ def _check_pair(model: Any, tokenizer: Any, of_model: str, of_tokenizer: str) ->
 
 def _make_scorer(model: Any, tokenizer: Any) -> TransformersScorer:
     """A scorer with the tokenizer's own offsets, or exact spans where it has none."""
-    from longlens.models import load_scorer
+    from longlens.models import load_transformers
     from longlens.scoring.transformers import TransformersScorer
 
     if _is_name(model):
-        loaded = load_scorer(os.fspath(model))
+        loaded = load_transformers(os.fspath(model))
         model, tokenizer = loaded.model, loaded.tokenizer
     spans = "tokenizer" if getattr(tokenizer, "is_fast", False) else "exact"
     # Nothing is stored, so that the weights need no hash, which takes minutes for a large model.

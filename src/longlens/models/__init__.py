@@ -13,6 +13,7 @@ from longlens.models.load import UnloadedModel as UnloadedModel
 from longlens.models.load import check_loading_info as check_loading_info
 from longlens.models.load import identify_unloaded as identify_unloaded
 from longlens.models.load import load_scorer as load_scorer
+from longlens.models.load import load_transformers as load_transformers
 from longlens.models.load import load_weights as load_weights
 from longlens.models.resolve import EMBEDDED as EMBEDDED
 from longlens.models.resolve import Source as Source

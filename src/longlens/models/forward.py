@@ -75,12 +75,13 @@ class Forward:
         positions = {} if position_ids is None else {"position_ids": position_ids}
         return self._states(input_ids=input_ids, use_cache=False, **positions)
 
-    def extend(self, input_ids: Tensor, cache: Any) -> Tensor:
+    def extend(self, input_ids: Tensor, cache: Any, position_ids: Tensor | None = None) -> Tensor:
         """``(B, S, H)`` last hidden states of tokens that follow those in a cache (`new_cache`), which takes them in.
 
-        Only where `has_cache` is true.
+        Only where `has_cache` is true; positions only where `takes_positions` is.
         """
-        return self._states(input_ids=input_ids, use_cache=True, **{self._cache_argument: cache})
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        return self._states(input_ids=input_ids, use_cache=True, **{self._cache_argument: cache}, **positions)
 
     def logits(self, input_ids: Tensor) -> Tensor:
         """``(B, S, V)``: what the model itself makes of the sequences, without the autocast of accelerate.
@@ -121,6 +122,11 @@ class Forward:
 
         with self._model_errors("run with a cache"):
             return DynamicCache(config=self.model.config)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether tokens can be given their positions, so that a cache may drop tokens before them."""
+        return "position_ids" in inspect.signature(self.decoder.forward).parameters
 
     @cached_property
     def attention_windows(self) -> list[int] | None:

@@ -12,6 +12,7 @@ from longlens.errors import UserError
 from longlens.models.files import model_max_length
 from longlens.models.forward import Forward, generation_record, greedy, running
 from longlens.runs.identity import canonical_sha256
+from longlens.settings.options import Loading
 from longlens.tokenization import own_bos
 
 MAX_NEW_TOKENS = 256
@@ -104,15 +105,15 @@ def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **loading
     Args:
         name: Hub id, folder, ``.gguf`` file or embedded model.
         max_new_tokens: Where a text is stopped.
-        **loading: Keywords of `longlens.load_scorer`: dtype, device, device_map, attention, trust_remote_code,
+        **loading: Of `longlens.settings.options.Loading`: dtype, device, device_map, attention, trust_remote_code,
             allow_pickle.
 
     Raises:
         UserError: No such model, not a causal language model, or it cannot be loaded as asked.
     """
-    from longlens.models import load_scorer
+    from longlens.models.load import load_transformers
 
-    scorer = load_scorer(name, **loading)
+    scorer = load_transformers(name, Loading(**loading))
     return TransformersGenerator(
         scorer.model,
         scorer.tokenizer,

@@ -11,41 +11,53 @@ from typing import TYPE_CHECKING, Any
 from longlens.errors import LonglensWarning, UserError, shown
 from longlens.models.files import hash_files, identify, load_config, load_tokenizer, loading_errors, model_max_length
 from longlens.models.resolve import Source, check_folder, check_hub, resolve
+from longlens.plugins import list_plugins, load_plugin
 from longlens.runs.identity import ModelIdentity
-from longlens.settings.options import Loading
+from longlens.settings.options import Engine, Loading
 
 if TYPE_CHECKING:
     import torch
 
     from longlens.corpus import Document
-    from longlens.scoring.scorer import ScorerInfo
+    from longlens.models.caches import CachePolicy
+    from longlens.scoring.scorer import Scorer, ScorerInfo
     from longlens.scoring.transformers import TransformersScorer
     from longlens.tokenization import Encoded
+
+TRANSFORMERS = "transformers"
+"""The engine that is built in."""
 
 
 class UnloadedModel:
     """A model without its weights: what says, before they are loaded, whether settings and documents fit it.
 
+    A model of another engine than transformers is loaded at once, since the engine alone knows its files.
+
     Attributes:
-        tokenizer: The model's.
         info: What a scorer of it says; what only the weights say is empty.
     """
 
-    def __init__(self, name: str, loading: Loading | None = None) -> None:
+    def __init__(self, name: str, loading: Loading | None = None, engine: Engine | None = None) -> None:
         """Loads the tokenizer and the configuration.
 
         Raises:
-            UserError: No such model.
+            UserError: No such model, engine or cache policy.
         """
         from longlens.scoring.scorer import ScorerInfo
         from longlens.tokenization import TextEncoder
 
+        self._loading, self._engine = loading or Loading(), engine or Engine()
+        self._loaded: Scorer | None = None
+        if self._engine.engine != TRANSFORMERS:
+            self._loaded = _load_engine(name, self._loading, self._engine)
+            self.info = self._loaded.info
+            return
         source = resolve(name)
         check_folder(source)
-        self._loading = loading or Loading()
+        self._cache = _load_cache(self._engine.cache, self._engine.cache_chunk)
         trust = self._loading.trust_remote_code
-        self.tokenizer = load_tokenizer(name, trust_remote_code=trust)
-        self._encoder = TextEncoder(self.tokenizer)
+        self._tokenizer = load_tokenizer(name, trust_remote_code=trust)
+        self._encoder = TextEncoder(self._tokenizer)
         unknown: dict[str, Any] = dict.fromkeys(
             ("architecture", "tokenizer_sha256", "dtype", "device", "attention"), ""
         )
@@ -61,26 +73,41 @@ class UnloadedModel:
 
     def identify(self) -> ScorerInfo | None:
         """`info` with all that tells the model from others; None while its weights are not on this machine."""
-        identity = identify_unloaded(self.info.name, self._loading, tokenizer=self.tokenizer)
-        return None if identity is None else replace(self.info, **vars(identity))
+        if self._loaded is not None:
+            return self.info
+        identity = identify_unloaded(self.info.name, self._loading, tokenizer=self._tokenizer)
+        if identity is None:
+            return None
+        from longlens.models.caches import cache_identity
+
+        cache = cache_identity(self._cache, self._engine.cache_chunk)
+        return replace(self.info, **vars(identity) | {"cache": cache})
 
     def encode(self, document: Document) -> Encoded:
         """Tokens of the document's text and their spans; no special tokens are added."""
-        return self._encoder.encode(document.text)
+        return self._encoder.encode(document.text) if self._loaded is None else self._loaded.encode(document)
 
-    def load(self) -> TransformersScorer:
+    def load(self) -> Scorer:
         """The model with its weights.
 
         Raises:
             UserError: Not a causal language model, or it cannot be loaded as asked.
         """
-        return _load_scorer(self.info.name, self.tokenizer, self._loading)
+        if self._loaded is not None:
+            return self._loaded
+        chunk = self._engine.cache_chunk
+        return load_transformers(
+            self.info.name, self._loading, tokenizer=self._tokenizer, cache=self._cache, cache_chunk=chunk
+        )
 
 
 def load_scorer(
     name: str,
     *,
+    engine: str = TRANSFORMERS,
     tokenizer: Any = None,
+    cache: str | CachePolicy | None = None,
+    cache_chunk: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | dict[str, Any] | None = None,
@@ -88,12 +115,18 @@ def load_scorer(
     batch_tokens: int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
-) -> TransformersScorer:
+) -> Scorer:
     """Loads a model to score with.
 
     Args:
-        name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``.
-        tokenizer: The model's, if it is loaded already.
+        name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``; other engines may take other names.
+        engine: ``transformers``, or a name that another package adds by an entry point of ``longlens.scorers``: a
+            function ``(name, loading) -> Scorer``, where ``loading`` is a `longlens.settings.options.Loading`.
+        tokenizer: The model's, if it is loaded already; for transformers.
+        cache: Policy of the key-value cache, for transformers: ``full``, the name of one that another package adds by
+            an entry point of ``longlens.caches``, or a `longlens.models.caches.CachePolicy`. Long contexts go through
+            its cache in chunks, short ones do without. None is a single pass.
+        cache_chunk: Tokens that are fed to that cache at a time; 256 unless given.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that has it and
             float32 elsewhere; key tokens are decided by differences of a few nats, of which bfloat16 loses some tenths.
         device: ``auto`` is the first GPU, else the CPU.
@@ -104,7 +137,7 @@ def load_scorer(
         allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors and GGUF alone.
 
     Raises:
-        UserError: No such model, not a causal language model, or it cannot be loaded as asked.
+        UserError: No such model, engine or policy, not a causal language model, or it cannot be loaded as asked.
     """
     loading = Loading(
         dtype=dtype,
@@ -115,10 +148,59 @@ def load_scorer(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    return _load_scorer(name, tokenizer, loading)
+    if engine != TRANSFORMERS:
+        named = cache if cache is None or isinstance(cache, str) else cache.name
+        return _load_engine(name, loading, Engine(engine=engine, cache=named, cache_chunk=cache_chunk))
+    return load_transformers(name, loading, tokenizer=tokenizer, cache=cache, cache_chunk=cache_chunk)
 
 
-def _load_scorer(name: str, tokenizer: Any, loading: Loading) -> TransformersScorer:
+def _load_engine(name: str, loading: Loading, engine: Engine) -> Scorer:
+    """The scorer of another package's engine."""
+    group, kind = "a function (name, loading) that makes a scorer", engine.engine
+    make = load_plugin("longlens.scorers", kind, own=[TRANSFORMERS], is_kind=callable, expected=group)
+    if make is None:
+        known = ", ".join([TRANSFORMERS, *list_plugins("longlens.scorers")])
+        raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the package that adds it")
+    if engine.cache is not None or engine.cache_chunk is not None:
+        raise UserError(f"`cache` and `cache_chunk` are for `engine={TRANSFORMERS}`: leave them out")
+    scorer: Scorer = make(name, loading)
+    wrong = [part for part in ("info", "encode", "logprobs") if not hasattr(scorer, part)]
+    if wrong:
+        raise UserError(f"`engine` {shown(kind)} makes {type(scorer).__name__}, which has no {wrong[0]}: mend it")
+    return scorer
+
+
+def _load_cache(cache: str | CachePolicy | None, chunk: int | None) -> CachePolicy | None:
+    if cache is None and chunk is None:
+        return None
+    from longlens.models.caches import check_cache_settings, load_cache
+
+    policy = load_cache(cache) if isinstance(cache, str) else cache
+    check_cache_settings(policy, chunk)
+    return policy
+
+
+def load_transformers(
+    name: str,
+    loading: Loading | None = None,
+    *,
+    tokenizer: Any = None,
+    cache: str | CachePolicy | None = None,
+    cache_chunk: int | None = None,
+) -> TransformersScorer:
+    """Loads a model of transformers to score with.
+
+    Args:
+        name: Name or path of the model.
+        loading: How it is loaded.
+        tokenizer: The model's, if it is loaded already.
+        cache: Policy of the key-value cache.
+        cache_chunk: Tokens that are fed to it at a time.
+
+    Raises:
+        UserError: No such model or policy, not a causal language model, or it cannot be loaded as asked.
+    """
+    loading = loading or Loading()
     if loading.batch_tokens is not None and loading.batch_tokens < 1:
         raise UserError(f"`batch_tokens` is {loading.batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
@@ -127,6 +209,7 @@ def _load_scorer(name: str, tokenizer: Any, loading: Loading) -> TransformersSco
     from longlens.scoring.transformers import TransformersScorer
 
     resolve_dtype(loading)
+    policy = _load_cache(cache, cache_chunk)
     if tokenizer is None:
         tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
     model, loading_info = load_weights(source, loading)
@@ -139,6 +222,8 @@ def _load_scorer(name: str, tokenizer: Any, loading: Loading) -> TransformersSco
             source=source.note,
             weights_sha256=hash_files(source),
             batch_tokens=loading.batch_tokens,
+            cache=policy,
+            cache_chunk=cache_chunk,
         )
 
 

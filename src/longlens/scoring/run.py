@@ -334,7 +334,7 @@ class _Run:
         for window in plan_windows(len(sequence), *short):
             tokens = prefix + sequence[window.start : window.stop]
             key = _Key(id, short, window.first - self._counted + own, len(tokens))
-            yield Request(key, tokens, len(prefix) + window.first - window.start)
+            yield Request(key, tokens, len(prefix) + window.first - window.start, is_short=True)
 
     def _num_own_bos(self, ids: list[int]) -> int:
         """1 where the text itself begins with the BOS that would be put before it, which then stands there once."""

@@ -16,11 +16,19 @@ from longlens.tokenization import Encoded
 
 
 class Request(NamedTuple):
-    """Log-probabilities of ``token_ids[start:]`` are wanted, each given the tokens before it; ``start >= 1``."""
+    """Log-probabilities of ``token_ids[start:]`` are wanted, each given the tokens before it; ``start >= 1``.
+
+    Attributes:
+        key: Anything; the answer has it.
+        token_ids: Tokens, special ones included.
+        start: The first that is scored.
+        is_short: Whether it is a window of a short context, which a cache policy leaves alone.
+    """
 
     key: Any
     token_ids: Sequence[int]
     start: int
+    is_short: bool = False
 
 
 class Result(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
+from longlens.models.caches import CACHE_CHUNK, CachePolicy, FullCache, cache_identity, check_cache_settings
 from longlens.models.files import model_max_length
 from longlens.models.forward import (
     PROBE_TOKENS,
@@ -54,6 +55,8 @@ class TransformersScorer:
         weights_sha256: Hash of its files; computed from the weights in memory unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
         spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
+        cache: Policy of the cache that long contexts go through, in chunks; short ones are scored without it.
+        cache_chunk: Tokens of such a chunk; 256 unless given.
 
     Raises:
         UserError: A one-time probe found that the model is not causal, or that its log-probabilities would differ
@@ -70,6 +73,8 @@ class TransformersScorer:
         weights_sha256: str | None = None,
         batch_tokens: int | None = None,
         spans: Any = "exact",
+        cache: CachePolicy | None = None,
+        cache_chunk: int | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._encoder = TextEncoder(tokenizer, spans=spans)
@@ -86,6 +91,10 @@ class TransformersScorer:
         self._functional_config = functional_config(model)
         with running(model):
             self._head = self._probe().keep_wide()
+        check_cache_settings(cache, cache_chunk)
+        self._cache, self._cache_chunk = cache, cache_chunk or CACHE_CHUNK
+        if cache is not None:
+            self._check_takes(cache)
 
     @cached_property
     def info(self) -> ScorerInfo:
@@ -103,6 +112,7 @@ class TransformersScorer:
             bos_token_id=self._encoder.bos_token_id,
             own_prefix=tuple(self._encoder.own_prefix),
             config=self._functional_config,
+            cache=cache_identity(self._cache, self._cache_chunk),
         )
 
     def encode(self, document: Document) -> Encoded:
@@ -140,9 +150,13 @@ class TransformersScorer:
         yield from self._pack(waiting)
 
     def _pack(self, requests: list[Request]) -> Iterator[list[Request]]:
-        lengths = [len(request.token_ids) for request in requests]
-        for numbers in pack(lengths, pads=self._pads, tokens=self._batch_tokens):
-            yield [requests[number] for number in numbers]
+        through_cache = [request for request in requests if self._cache is not None and not request.is_short]
+        whole = [request for request in requests if self._cache is None or request.is_short]
+        # What a policy keeps must not depend on padding.
+        for some, pads in ((through_cache, False), (whole, self._pads)):
+            lengths = [len(request.token_ids) for request in some]
+            for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens):
+                yield [some[number] for number in numbers]
 
     def _score(self, batch: Sequence[Request]) -> list[Result]:
         longest = len(batch[0].token_ids)
@@ -160,7 +174,7 @@ class TransformersScorer:
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, request in zip(keep, batch, strict=True):
             row[request.start - 1 : len(request.token_ids) - 1] = True
-        hidden = self._hidden(input_ids, keep)
+        hidden = self._hidden(input_ids, keep, None if batch[0].is_short else self._cache)
         device = self._head.weight.device
         targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
         logprobs = token_logprobs(hidden.to(device), targets, self._head).cpu().numpy()
@@ -173,17 +187,20 @@ class TransformersScorer:
         parts = np.split(logprobs, ends[:-1])
         return [Result(request.key, part) for request, part in zip(batch, parts, strict=True)]
 
-    def _hidden(self, input_ids: Tensor, keep: Tensor) -> Tensor:
+    def _hidden(self, input_ids: Tensor, keep: Tensor, policy: CachePolicy | None = None) -> Tensor:
         """Last hidden states of the kept positions, ``(number kept, H)``, row by row of the batch."""
         batch, length = input_ids.shape
-        chunk = self._chunk_tokens(batch, length)
-        if chunk >= length or not self._forward.has_cache:
+        chunk = self._chunk_tokens(batch, length) if policy is None else self._cache_chunk
+        if policy is None and (chunk >= length or not self._forward.has_cache):
             return self._forward.hidden(input_ids)[keep]
-        cache = self._forward.new_cache()
+        cache = self._forward.new_cache() if policy is None else policy.new_cache(self.model)
+        places = None
+        if policy is not None and self._forward.takes_positions:  # explicit: it may have dropped tokens before
+            places = torch.arange(length, device=input_ids.device)[None].expand(batch, -1)
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
         for start in range(0, length, chunk):
             ids = input_ids[:, start : start + chunk]
-            states = self._forward.extend(ids, cache)
+            states = self._forward.extend(ids, cache, None if places is None else places[:, start : start + chunk])
             for row, wanted, part in zip(states, keep[:, start : start + chunk], parts, strict=True):
                 part.append(row[wanted])
         return torch.cat([piece for part in parts for piece in part])
@@ -207,6 +224,16 @@ class TransformersScorer:
         if self._attention == "eager":
             return 0
         return min(windows) if windows else None
+
+    def _check_takes(self, cache: CachePolicy) -> None:
+        name = type(self.model).__name__
+        if not self._forward.has_cache:
+            raise UserError(
+                f"{name} has no key-value cache that stands for the tokens before (other state, or frequencies that go "
+                "by length): score it without `cache`"
+            )
+        if not self._forward.takes_positions and cache.name != FullCache.name:
+            raise UserError(f"{name} takes no positions, which tokens after dropped ones need: use `cache=full`")
 
     def _probe(self) -> Head:
         """Holds our log-probabilities against the model's own logits once, on a few tokens."""

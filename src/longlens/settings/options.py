@@ -86,6 +86,21 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """What runs a model, and which cache its long contexts go through.
+
+    Attributes:
+        engine: ``transformers``, or a name that another installed package adds (entry points ``longlens.scorers``).
+        cache: Policy of the key-value cache, ``full`` or one that another package adds; None for a single pass.
+        cache_chunk: Tokens that are fed to that cache at a time; None for 256.
+    """
+
+    engine: str = "transformers"
+    cache: str | None = None
+    cache_chunk: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Truncation:
     """What documents are cut to, before any model sees them.
 

@@ -20,6 +20,7 @@ from longlens.bench.engine import HF, EngineSettings, Texts, describe
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.errors import UserError, one_line, shown_value
 from longlens.models.forward import Forward, generation_record, greedy, pack, running
+from longlens.settings.options import Loading
 from longlens.tokenization import own_bos
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
@@ -179,14 +180,13 @@ def open_engine(settings: EngineSettings, texts: Texts) -> HarnessEngine:
 
 
 def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
-    from longlens.models import load_scorer
+    from longlens.models import load_transformers
     from longlens.scoring.continuations import ContinuationScorer
 
     for name in settings.arguments:
         if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
             raise UserError(f"--model-arg {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
-    loaded = load_scorer(
-        settings.model,
+    loading = Loading(
         dtype=settings.dtype,
         device=own_device(settings.device),
         device_map=settings.device_map,
@@ -194,6 +194,7 @@ def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )
+    loaded = load_transformers(settings.model, loading)
     arguments = {"max_length": texts.max_length, "batch_size": settings.batch_size}
     with _explained(settings), quiet():
         lm = LensHFLM(pretrained=loaded.model, tokenizer=texts.tokenizer, **arguments, **settings.arguments)
