@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import UserError, library_errors
+from longlens.rope.base import CLEX_TYPE
 
 PROBE_TOKENS = 48
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -43,8 +44,6 @@ class Forward:
     """
 
     def __init__(self, model: Any) -> None:
-        from longlens.rope.base import CLEX_TYPE
-
         self.model, self.decoder = model, find_decoder(model)
         # ModernBERT's decoder calls what comes between its hidden states and its vocabulary head "lm_head".
         between = getattr(model, "lm_head", None)
@@ -54,9 +53,8 @@ class Forward:
         # transformers 5.24 renamed it.
         renamed = "cache" in inspect.signature(type(self.decoder).forward).parameters
         self._cache_argument = "cache" if renamed else "past_key_values"
-        kinds = {kind for module in model.modules() for kind in _rope_types(module)}
         self._dynamic = dynamic_modules(model)
-        self.by_length = any("dynamic" in kind or kind in ("longrope", CLEX_TYPE) for kind in kinds)
+        self.by_length = any(_goes_by_length(module) for module in model.modules())
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """Last hidden states of whole sequences, padded on the right: what the vocabulary head is applied to.
@@ -298,6 +296,17 @@ def _rope_types(module: nn.Module) -> list[str]:
     if kind is None or not original_frequencies(module):
         return []
     return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
+
+
+def _goes_by_length(module: nn.Module) -> bool:
+    """Whether the frequencies of a rotary embedding depend on how long the longest sequence of a pass is."""
+    kinds = _rope_types(module)
+    if any("dynamic" in kind or kind == CLEX_TYPE for kind in kinds):
+        return True
+    parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+    parts = [part for part in (parameters, *parameters.values()) if isinstance(part, dict) and "long_factor" in part]
+    # With two equal lists it has one set of frequencies.
+    return "longrope" in kinds and not (parts and all(part["short_factor"] == part["long_factor"] for part in parts))
 
 
 def _rope_state(module: nn.Module) -> dict[str, Any]:

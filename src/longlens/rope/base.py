@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,11 +22,11 @@ REQUIRES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """What all methods have.
+class Method(ABC):
+    """What all methods have. A method is a frozen dataclass whose fields are its settings.
 
     Attributes:
-        name: On the command line.
+        name: On the command line and in recipes.
         original_length: L0, tokens that the model was trained at; its ``max_position_embeddings`` unless given.
     """
 
@@ -37,17 +38,30 @@ class Method:
         if length is not None and (not isinstance(length, int) or length < 2):
             raise UserError(f"original_length is {length}; expected the tokens that the model was trained at")
 
+    @abstractmethod
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
         """Inverse frequencies and attention factor for a sequence of so many tokens."""
-        raise NotImplementedError
 
-    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """``rope_parameters`` of the extended model, from those that it has."""
-        raise NotImplementedError
-
+    @abstractmethod
     def max_length(self, rope: Rope) -> int:
         """``max_position_embeddings`` of the extended model, tokens."""
-        raise NotImplementedError
+
+    def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
+        """``rope_parameters`` of the extended model, from those that it has.
+
+        Unless a method has a type of transformers to itself, its frequencies are written out as ``longrope``, which
+        transformers and others read: a divisor of each frequency for sequences up to L0 and one for longer ones.
+        """
+        short, long = self.frequencies(rope, rope.length), self.frequencies(rope, rope.length + 1)
+        return {
+            **current,
+            "rope_type": "longrope",
+            "factor": self.max_length(rope) / rope.length,
+            "original_max_position_embeddings": rope.length,
+            "short_factor": (rope.inv_freq / short.inv_freq).tolist(),
+            "long_factor": (rope.inv_freq / long.inv_freq).tolist(),
+            "attention_factor": float(short.attention_factor),
+        }
 
     def extends(self, rope_type: str) -> bool:
         """Whether it may be put on a model that has this type of rotary embedding."""
@@ -63,7 +77,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled(Method):
+class ScaledMethod(Method):
     """Methods with a factor s that multiplies the length.
 
     Attributes:
@@ -79,8 +93,8 @@ class Scaled(Method):
         check_factor(self.factor)
 
     def max_length(self, rope: Rope) -> int:
-        """See `Method`."""
-        return times(self.factor, rope.length)
+        """``s * L0``."""
+        return extended_length(self.factor, rope.length)
 
 
 def check_factor(factor: float) -> None:
@@ -101,12 +115,12 @@ def check_attention_factor(value: float | None) -> None:
         raise UserError(f"attention_factor is {value}; expected more than 0, or leave it out for the paper's")
 
 
-def given(**values: float | None) -> dict[str, float]:
-    """Those that are not None."""
+def as_floats(**values: float | None) -> dict[str, float]:
+    """Values as a config has them, without those that are None."""
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def times(factor: float, length: int) -> int:
+def extended_length(factor: float, length: int) -> int:
     """Tokens of the extended model, which have to be whole: transformers reads the factor back from the two lengths."""
     product = factor * length
     if product != round(product):

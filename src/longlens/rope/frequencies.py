@@ -71,7 +71,7 @@ def ntk_theta(rope: Rope, *, factor: float) -> float:
     return rope.theta * math.pow(factor, rope.dim / (rope.dim - 2))
 
 
-def changed_base(rope: Rope, *, theta: float) -> Frequencies:
+def with_base(rope: Rope, *, theta: float) -> Frequencies:
     """``b' ** (-2i/d)`` for another base b'. transformers: ``default`` with another ``rope_theta``, the same."""
     return Frequencies(theta**-rope.exponents)
 
@@ -83,7 +83,7 @@ def dynamic_ntk(rope: Rope, *, factor: float, num_tokens: int) -> Frequencies:
     ``max_position_embeddings`` as L0; but a module keeps the frequencies of its longest sequence so far.
     """
     grown = factor * max(num_tokens, rope.length) / rope.length - (factor - 1)
-    return changed_base(rope, theta=ntk_theta(rope, factor=grown))
+    return with_base(rope, theta=ntk_theta(rope, factor=grown))
 
 
 def yarn(
@@ -160,4 +160,4 @@ def clex_start(rope: Rope, *, t: float) -> Frequencies:
 
     Source: Chen et al., 2024 (arXiv:2310.16450), section 3.2; published code: DAMO-NLP-SG/CLEX ``clex_layer.py``.
     """
-    return changed_base(rope, theta=ntk_theta(rope, factor=2 * t - 1))
+    return with_base(rope, theta=ntk_theta(rope, factor=2 * t - 1))

@@ -16,28 +16,28 @@ from longlens.rope.base import (
     CLEX_TYPE,
     EABF_TYPE,
     Method,
-    Scaled,
+    ScaledMethod,
+    as_floats,
     check_attention_factor,
     check_factor,
     check_theta,
-    given,
-    times,
+    extended_length,
 )
 from longlens.rope.frequencies import Frequencies, Rope
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionInterpolation(Scaled):
+class PositionInterpolation(ScaledMethod):
     """Position Interpolation: positions divided by the factor (`frequencies.position_interpolation`)."""
 
     name = "pi"
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
+        """``f_i / s``."""
         return f.position_interpolation(rope, factor=self.factor)
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
+        """Type ``linear`` of transformers."""
         return {**current, "rope_type": "linear", "factor": float(self.factor)}
 
 
@@ -72,16 +72,16 @@ class NTK(Method):
         return f.ntk_theta(rope, factor=self.factor)
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
-        return f.changed_base(rope, theta=self.base(rope))
+        """Those of the larger base."""
+        return f.with_base(rope, theta=self.base(rope))
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
+        """The larger base."""
         return {**current, "rope_theta": self.base(rope)}
 
     def max_length(self, rope: Rope) -> int:
-        """See `Method`."""
-        return rope.length if self.factor is None else times(self.factor, rope.length)
+        """``s * L0``; L0 without a factor."""
+        return rope.length if self.factor is None else extended_length(self.factor, rope.length)
 
     def extends(self, rope_type: str) -> bool:
         """A given base may follow EABF.
@@ -91,7 +91,7 @@ class NTK(Method):
         return rope_type == "default" or (rope_type == EABF_TYPE and self.theta is not None)
 
     def check(self, rope: Rope) -> None:
-        """See `Method`."""
+        """Refuses a base that is not larger."""
         super().check(rope)
         # With a factor the base may stay: the model is trained at the new length with its own (ProLong, table 18).
         if self.theta is not None and (self.theta < rope.theta or (self.theta == rope.theta and self.factor is None)):
@@ -102,7 +102,7 @@ class NTK(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicNTK(Scaled):
+class DynamicNTK(ScaledMethod):
     """A base that grows with the sequence (`frequencies.dynamic_ntk`); ``max_position_embeddings`` stays L0.
 
     transformers reads L0 from there, so the scorer takes more tokens only with ``extrapolate``.
@@ -111,20 +111,20 @@ class DynamicNTK(Scaled):
     name = "dynamic-ntk"
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
+        """Those of a base that grows with the sequence."""
         return f.dynamic_ntk(rope, factor=self.factor, num_tokens=num_tokens)
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
+        """Type ``dynamic`` of transformers."""
         return {**current, "rope_type": "dynamic", "factor": float(self.factor)}
 
     def max_length(self, rope: Rope) -> int:
-        """See `Method`."""
+        """L0."""
         return rope.length
 
 
 @dataclass(frozen=True, kw_only=True)
-class YaRN(Scaled):
+class YaRN(ScaledMethod):
     """YaRN (`frequencies.yarn`).
 
     Attributes:
@@ -148,30 +148,18 @@ class YaRN(Scaled):
             )
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
-        return f.yarn(
-            rope,
-            factor=self.factor,
-            beta_fast=self.beta_fast,
-            beta_slow=self.beta_slow,
-            attention_factor=self.attention_factor,
-        )
+        """A part of them divided by s."""
+        beta = {"beta_fast": self.beta_fast, "beta_slow": self.beta_slow}
+        return f.yarn(rope, factor=self.factor, **beta, attention_factor=self.attention_factor)
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
-        written = {
-            **current,
-            "rope_type": "yarn",
-            "factor": float(self.factor),
-            "original_max_position_embeddings": rope.length,
-            "beta_fast": float(self.beta_fast),
-            "beta_slow": float(self.beta_slow),
-        }
-        return written | given(attention_factor=self.attention_factor)
+        """Type ``yarn`` of transformers."""
+        settings = {name: getattr(self, name) for name in ("factor", "beta_fast", "beta_slow", "attention_factor")}
+        return _written(current, "yarn", rope, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongRoPE(Scaled):
+class LongRoPE(ScaledMethod):
     """A divisor for each frequency, found by a search for the model (`frequencies.longrope`).
 
     Attributes:
@@ -198,7 +186,7 @@ class LongRoPE(Scaled):
             object.__setattr__(self, name, tuple(float(value) for value in values))
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
+        """Each divided by its factor."""
         return f.longrope(
             rope,
             short_factors=self.short_factors,
@@ -209,19 +197,12 @@ class LongRoPE(Scaled):
         )
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
-        written = {
-            **current,
-            "rope_type": "longrope",
-            "factor": float(self.factor),
-            "original_max_position_embeddings": rope.length,
-            "short_factor": list(self.short_factors),
-            "long_factor": list(self.long_factors),
-        }
-        return written | given(attention_factor=self.attention_factor)
+        """Type ``longrope`` of transformers."""
+        written = _written(current, "longrope", rope, factor=self.factor, attention_factor=self.attention_factor)
+        return written | {"short_factor": list(self.short_factors), "long_factor": list(self.long_factors)}
 
     def check(self, rope: Rope) -> None:
-        """See `Method`."""
+        """Refuses lists of another length than the frequencies."""
         super().check(rope)
         for name in ("short_factors", "long_factors"):
             if len(getattr(self, name)) != rope.dim // 2:
@@ -232,7 +213,7 @@ class LongRoPE(Scaled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Llama3(Scaled):
+class Llama3(ScaledMethod):
     """The scaling of Llama 3.1 (`frequencies.llama3`).
 
     Attributes:
@@ -254,31 +235,21 @@ class Llama3(Scaled):
             )
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
-        return f.llama3(
-            rope,
-            factor=self.factor,
-            low_freq_factor=self.low_freq_factor,
-            high_freq_factor=self.high_freq_factor,
-        )
+        """A part of them divided by s."""
+        low, high = self.low_freq_factor, self.high_freq_factor
+        return f.llama3(rope, factor=self.factor, low_freq_factor=low, high_freq_factor=high)
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
-        return {
-            **current,
-            "rope_type": "llama3",
-            "factor": float(self.factor),
-            "original_max_position_embeddings": rope.length,
-            "low_freq_factor": float(self.low_freq_factor),
-            "high_freq_factor": float(self.high_freq_factor),
-        }
+        """Type ``llama3`` of transformers."""
+        settings = {name: getattr(self, name) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        return _written(current, "llama3", rope, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EABF(Scaled):
+class EABF(ScaledMethod):
     """Entropy-aware adjusted base frequency: a larger base, and queries scaled by the log of their position.
 
-    See `frequencies.changed_base` and `frequencies.eabf_query_scale`.
+    See `frequencies.with_base` and `frequencies.eabf_query_scale`.
 
     Attributes:
         theta: The base.
@@ -301,21 +272,15 @@ class EABF(Scaled):
             raise UserError(f"first_layer is {self.first_layer}; expected 0 (the published code), 2 (the paper) or so")
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """See `Method`."""
-        return f.changed_base(rope, theta=float(self.theta))
+        """Those of the larger base."""
+        return f.with_base(rope, theta=float(self.theta))
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
-        return {
-            **current,
-            "rope_type": EABF_TYPE,
-            "rope_theta": float(self.theta),
-            "original_max_position_embeddings": rope.length,
-            "first_layer": self.first_layer,
-        }
+        """A type of longlens."""
+        return _written(current, EABF_TYPE, rope, rope_theta=self.theta) | {"first_layer": self.first_layer}
 
     def check(self, rope: Rope) -> None:
-        """See `Method`."""
+        """Refuses a smaller base."""
         super().check(rope)
         if self.theta < rope.theta:
             raise UserError(
@@ -351,23 +316,22 @@ class CLEX(Method):
             raise UserError(f"step is {self.step}; expected a number in (0, 1], such as 0.01")
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Before training; see `Method`."""
+        """Those before training."""
         return f.clex_start(rope, t=min(self.max_factor, max(1, math.ceil(num_tokens / rope.length))))
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Method`."""
-        return {
-            **current,
-            "rope_type": CLEX_TYPE,
-            "factor": float(self.max_factor),
-            "original_max_position_embeddings": rope.length,
-            "width": self.width,
-            "step": float(self.step),
-        }
+        """A type of longlens."""
+        return _written(current, CLEX_TYPE, rope, factor=self.max_factor, step=self.step) | {"width": self.width}
 
     def max_length(self, rope: Rope) -> int:
-        """See `Method`."""
-        return times(self.max_factor, rope.length)
+        """The largest t times L0."""
+        return extended_length(self.max_factor, rope.length)
+
+
+def _written(current: Mapping[str, Any], rope_type: str, rope: Rope, **settings: float | None) -> dict[str, Any]:
+    """``rope_parameters`` of a type that keeps L0; settings that are None are left to it."""
+    kept = {"rope_type": rope_type, "original_max_position_embeddings": rope.length}
+    return {**current, **kept, **as_floats(**settings)}
 
 
 METHODS: dict[str, type[Method]] = {
