@@ -82,7 +82,11 @@ class ScaledMethod(Method):
 
     Attributes:
         factor: s, more than 1.
+        starts_as_the_original: Whether frequencies go to the model's own as s goes to 1; not so where other settings
+            give them.
     """
+
+    starts_as_the_original: ClassVar[bool] = True
 
     # "For PI (Chen et al., 2023), we set the scaling factor to 8 since we want to extend the context window from 4k
     # to 32k." (LongPPL, appendix A.2). The factor follows from the lengths, so it has no default.

@@ -128,7 +128,7 @@ def extend_config(config: Any, method: Method) -> Any:
     if hasattr(text, "head_dim") and text.head_dim is None:
         # transformers takes hidden size over heads for None, but not where it computes dynamic, yarn and longrope.
         text.head_dim = text.hidden_size // text.num_attention_heads
-    if own_type(new) is not None:
+    if custom_rope_type(new) is not None:
         new.longlens_requires = REQUIRES
     _check_readable(new, parameters)
     return new
@@ -193,7 +193,7 @@ def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
         )
 
 
-def own_type(config: Any) -> str | None:
+def custom_rope_type(config: Any) -> str | None:
     """The type of rotary embedding, where it is one of ours, which transformers does not know."""
     text = text_config(config)
     parameters = getattr(text, "rope_parameters", None) or {}
@@ -207,7 +207,7 @@ def prepare_config(config: Any) -> Any:
 
     `longlens.rope.model.prepare_model` turns what was built into the model that the config describes.
     """
-    if own_type(config) is None:
+    if custom_rope_type(config) is None:
         return config
     new = copy.deepcopy(config)
     text = text_config(new)

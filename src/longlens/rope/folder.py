@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from longlens.errors import UserError
 from longlens.files import cannot_write
 from longlens.rope.base import CLEX_TYPE, Method
-from longlens.rope.config import layer_type, own_type, rope_parameters, shared_note, text_config
+from longlens.rope.config import custom_rope_type, layer_type, rope_parameters, shared_note, text_config
 from longlens.rope.load import COPIED, local_folder
 from longlens.settings.options import Loading
 
@@ -98,7 +98,7 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
         else:
             _save_gguf(source, temporary)
         new.save_pretrained(temporary)
-        if own_type(new) == CLEX_TYPE:
+        if custom_rope_type(new) == CLEX_TYPE:
             parameters = rope_parameters(text_config(new))
             states = {key: ClexRotary(module, parameters).state_dict() for key, module in rotary.items()}
             save_file({f"{key}.{part}": w for key, state in states.items() for part, w in state.items()}, clex_file)
@@ -135,7 +135,7 @@ def _save_gguf(source: Source, target: Path) -> None:
 def _notes(old: Any, new: Any) -> list[str]:
     notes = []
     before, after = text_config(old), text_config(new)
-    kind = own_type(new)
+    kind = custom_rope_type(new)
     if kind is not None:
         notes.append(f"transformers alone refuses this folder (rope_type {kind!r}); longlens loads it")
     if kind == CLEX_TYPE:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longlens.errors import UserError
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE
-from longlens.rope.config import own_type, prepare_config
+from longlens.rope.config import custom_rope_type, prepare_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
     loaded = AutoModelForCausalLM.from_pretrained(path, config=prepare_config(config), **options)
     model = loaded[0] if options.get("output_loading_info") else loaded
     weights = None
-    if own_type(config) == CLEX_TYPE:
+    if custom_rope_type(config) == CLEX_TYPE:
         names = clex_names(model)
         weights = _read_weights(path, names)
         if set(weights) != set(names):

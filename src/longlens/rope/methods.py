@@ -169,6 +169,7 @@ class LongRoPE(ScaledMethod):
     """
 
     name = "longrope"
+    starts_as_the_original = False
     short_factors: Sequence[float]
     long_factors: Sequence[float]
     attention_factor: float | None = None
@@ -257,6 +258,7 @@ class EABF(ScaledMethod):
     """
 
     name = "eabf"
+    starts_as_the_original = False
     # "For EABF (Zhang et al., 2024c), we adopt the identical settings in the original paper, with a RoPE base of 500k."
     # (LongPPL, appendix A.2)
     theta: float = 500_000.0

@@ -18,9 +18,9 @@ from longlens.models.forward import find_decoder
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, REQUIRES, Method
 from longlens.rope.clex import ClexRotary
 from longlens.rope.config import (
+    custom_rope_type,
     extend_config,
     layer_type,
-    own_type,
     prepare_config,
     rope_of,
     rope_parameters,
@@ -71,7 +71,7 @@ def apply(model: Any, method: Method) -> Any:
     for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings", "head_dim"):
         if getattr(new, name, None) != getattr(text, name, None):
             setattr(text, name, getattr(new, name))
-    if own_type(extended) is not None:
+    if custom_rope_type(extended) is not None:
         model.config.longlens_requires = REQUIRES
     for name, module in fresh.items():
         module.config = text
@@ -89,7 +89,7 @@ def prepare_model(model: Any, config: Any, weights: Mapping[str, Tensor] | None 
         config: With any type of rotary embedding; most need nothing.
         weights: Of CLEX, by their names in the model; those of an untrained one unless given.
     """
-    kind = own_type(config)
+    kind = custom_rope_type(config)
     if kind is None:
         return model
     text = text_config(model.config)
@@ -120,7 +120,7 @@ def check_model(model: Any) -> None:
         UserError: The config was edited after the model was made, which transformers ignores.
     """
     text = text_config(model.config)
-    kind = own_type(text)
+    kind = custom_rope_type(text)
     modules = rotary_modules(model)
     scaled = str(text._attn_implementation).startswith(PREFIX)
     right = scaled == (kind == EABF_TYPE)

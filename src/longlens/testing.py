@@ -1,0 +1,347 @@
+"""Checks of what others build on longlens, one call in their own tests: an engine, a RoPE method, a cache policy.
+
+Each raises `ConformanceError` at the first rule of the contract that does not hold, with one line that says which. They
+run offline in seconds, on tiny random models where they need one, and need no pytest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longlens.corpus import Document
+from longlens.errors import UserError, one_line
+from longlens.rope.base import Method, ScaledMethod
+from longlens.rope.frequencies import Rope
+from longlens.scoring.scorer import Request, Scorer, ScorerInfo
+
+if TYPE_CHECKING:
+    from longlens.models.caches import CachePolicy
+
+TEXT = "The naïve café keeps 12 cats; each of them, said Ann, sleeps in a box. The café keeps 12 cats, and Ann a box."
+TEXTS = ("", " ", "a", "漢字 and 🙂\n\n\ttabs", TEXT)
+TOLERANCE = 1e-3
+"""Nats between log-probabilities that are the same but for rounding."""
+
+
+class ConformanceError(AssertionError):
+    """A rule of a contract does not hold."""
+
+
+class _Rules:
+    """Rules of one object; the first that is broken is raised."""
+
+    def __init__(self, of: str) -> None:
+        self._of = of
+
+    def require(self, holds: Any, rule: str, found: object = None) -> None:
+        """Raises unless it holds."""
+        if not holds:
+            said = "" if found is None else f" ({' '.join(str(found).split())[:200]})"
+            raise ConformanceError(f"{self._of}: {rule}{said}")
+
+    @contextmanager
+    def holds(self, rule: str) -> Iterator[None]:
+        """An exception inside breaks the rule."""
+        try:
+            yield
+        except ConformanceError:
+            raise
+        except Exception as error:
+            raise ConformanceError(f"{self._of}: {rule} ({type(error).__name__}: {one_line(error)})") from error
+
+
+def check_scorer(scorer: Scorer, *, text: str = TEXT, by_length: bool = False) -> None:
+    """Checks an engine: spans, log-probabilities, independence of a sequence from all others, BOS, identity.
+
+    Args:
+        scorer: As `longlens.score` takes it.
+        text: Of 20 tokens or more.
+        by_length: Whether the model's positions go by the length of a sequence (dynamic NTK), so that a token's
+            log-probability may depend on what follows it.
+
+    Raises:
+        ConformanceError: A rule does not hold.
+    """
+    with _Rules("scorer").holds("`info` is a ScorerInfo"):
+        info: ScorerInfo = scorer.info
+        rules = _Rules(f"scorer {info.name}")
+    _check_info(info, rules)
+    ids = [_encode(scorer, some, rules) for some in dict.fromkeys((*TEXTS, text))][-1]
+    rules.require(len(ids) >= 20, "the text of the check has 20 tokens or more", len(ids))
+    _check_logprobs(scorer, ids, rules, by_length)
+
+
+def _check_info(info: ScorerInfo, rules: _Rules) -> None:
+    for name in ("name", "source", "architecture", "tokenizer_sha256", "dtype", "device", "attention"):
+        value = getattr(info, name, None)
+        rules.require(isinstance(value, str) and value, f"`info.{name}` is filled in", value)
+    rules.require(info.dtype != "auto", "`info.dtype` is the one in force, never auto")
+    wrong = info.max_length is not None and not (isinstance(info.max_length, int) and info.max_length > 0)
+    rules.require(not wrong, "`info.max_length` is a number of tokens, or None", info.max_length)
+    prefix = [*info.own_prefix, *([] if info.bos_token_id is None else [info.bos_token_id])]
+    rules.require(all(isinstance(i, int) for i in prefix), "`info.bos_token_id` and `own_prefix` are token ids", prefix)
+    rules.require(info.identity.sha256, "`info` says which model it is: weights_sha256, or config")
+
+
+def _encode(scorer: Scorer, text: str, rules: _Rules) -> list[int]:
+    with rules.holds("`encode` takes any text"):
+        encoded, again = (scorer.encode(Document(id="a", text=text)) for _ in range(2))
+    ids, spans = np.asarray(encoded.token_ids), np.asarray(encoded.char_spans)
+    integers = np.issubdtype(ids.dtype, np.integer) and np.issubdtype(spans.dtype, np.integer)
+    is_shaped = ids.ndim == 1 and spans.shape == (len(ids), 2)
+    shapes = f"{ids.dtype} {ids.shape} and {spans.dtype} {spans.shape}"
+    rules.require(integers and is_shaped, "`encode` gives token_ids (n,) and char_spans (n, 2), integers", shapes)
+    same = np.array_equal(ids, again.token_ids) and np.array_equal(spans, again.char_spans)
+    rules.require(same, "`encode` gives the same each time", repr(text))
+    starts, ends = spans[:, 0], spans[:, 1]
+    inside = bool((starts >= 0).all() and (ends <= len(text)).all() and (starts <= ends).all())
+    rules.require(inside, "spans lie in the text, [start, end)", spans[(starts < 0) | (ends > len(text))].tolist()[:3])
+    rules.require(bool((np.diff(starts) >= 0).all()), "spans stand in the order of the text", starts.tolist()[:20])
+    covered = np.zeros(len(text), dtype=bool)
+    for start, end in spans:
+        covered[start:end] = True
+    missing = [place for place, character in enumerate(text) if not covered[place] and not character.isspace()]
+    rules.require(not missing, "spans cover the text", f"character {missing[:1]} of {text!r} is in none")
+    special = [] if scorer.info.bos_token_id is None else [scorer.info.bos_token_id]
+    rules.require(ids[:1].tolist() != special or not special, "`encode` adds no special tokens", ids[:3].tolist())
+    return [int(token) for token in ids]
+
+
+def _check_logprobs(scorer: Scorer, ids: list[int], rules: _Rules, by_length: bool) -> None:
+    half, n = len(ids) // 2, len(ids)
+    # The text, its beginning, another beginning, and scored from the middle on: of several lengths, keys of any kind.
+    requests = [
+        Request(object(), ids, 1),
+        Request(["not", "hashable"], ids[:half], 1),
+        Request(None, ids[::-1][: half + 3], 1),
+        Request(None, ids, half),
+    ]
+    answers = _answers(scorer, requests, rules)
+    for request, logprobs in zip(requests, answers, strict=True):
+        wanted = len(request.token_ids) - request.start
+        shape = f"{logprobs.dtype} {logprobs.shape} for {wanted}"
+        is_right = logprobs.shape == (wanted,) and logprobs.dtype == np.float32
+        rules.require(is_right, "an answer has a float32 for each token from `start` on", shape)
+        rules.require(np.isfinite(logprobs).all(), "log-probabilities are finite", logprobs.tolist()[:5])
+        rules.require((logprobs <= 1e-4).all(), "log-probabilities are not above 0", float(logprobs.max(initial=0)))
+    whole, beginning, _, tail = answers
+    _close(whole[half - 1 :], tail, "`start` leaves out the tokens before it and changes no other", rules)
+    if not by_length:
+        _close(whole[: half - 1], beginning, "a token's log-probability does not depend on what follows it", rules)
+    for request, together in zip(requests, answers, strict=True):
+        alone = _answers(scorer, [request], rules)[0]
+        _close(alone, together, "an answer does not depend on the other requests", rules)
+    for again, before in zip(_answers(scorer, requests, rules), answers, strict=True):
+        _close(again, before, "the same requests have the same answers", rules)
+    tokens = sorted(set(ids))
+    each = _answers(scorer, [Request(token, [*ids[:half], token], half) for token in tokens], rules)
+    total = float(np.exp(np.concatenate(each).astype(np.float64)).sum())
+    rules.require(total <= 1 + TOLERANCE, "probabilities of different next tokens sum to 1 at most", f"{total:.4g}")
+    bos = scorer.info.bos_token_id
+    if bos is not None:
+        (first,) = _answers(scorer, [Request("bos", [bos, *ids], 1)], rules)
+        is_right = len(first) == n and np.isfinite(first).all()
+        rules.require(is_right, "a request may begin with the BOS, after which each token of the text is scored")
+    _check_lazy(scorer, ids, rules)
+
+
+def _check_lazy(scorer: Scorer, ids: Sequence[int], rules: _Rules) -> None:
+    # More than any look-ahead; an engine that reads them all would hold a corpus in memory.
+    taken, number = itertools.count(), 2_000_000 // len(ids)
+    requests = (Request(next(taken), ids, 1) for _ in range(number))
+    with rules.holds("`logprobs` gives answers one by one"):
+        next(iter(scorer.logprobs(requests)))
+    rules.require(next(taken) < number, "requests are read as they are needed, not all at once", f"{number} were read")
+
+
+def _answers(scorer: Scorer, requests: Sequence[Request], rules: _Rules) -> list[Any]:
+    with rules.holds("`logprobs` answers requests of any length"):
+        results = list(scorer.logprobs(iter(requests)))
+    rules.require(len(results) == len(requests), "each request has one answer", f"{len(results)} of {len(requests)}")
+    found = []
+    for request in requests:
+        # By length too: two requests may have one key.
+        lengths = (len(request.token_ids) - request.start,)
+        same = [r for r in results if r.key is request.key or r.key == request.key]
+        rules.require(same, "an answer has the key of its request, whatever that is", repr(request.key)[:60])
+        fitting = [r for r in same if np.shape(r.logprobs) == lengths] or same
+        found.append(np.asarray(fitting[0].logprobs))
+    return found
+
+
+def _close(ours: Any, theirs: Any, rule: str, rules: _Rules) -> None:
+    same = ours.shape == theirs.shape
+    apart = float(np.abs(ours - theirs).max(initial=0)) if same else np.inf
+    rules.require(apart <= TOLERANCE, rule, f"apart by {apart:.3g} nats")
+
+
+def check_rope_method(method: Method, *, head_dim: int = 8) -> None:
+    """Checks a method of position extrapolation: frequencies, lengths, and what a saved model computes.
+
+    Args:
+        method: With settings, such as ``YaRN(factor=4)``.
+        head_dim: Rotary dimensions of the tiny model, of 64 tokens, for methods with a setting for each.
+
+    Raises:
+        ConformanceError: A rule does not hold.
+    """
+    rules = _Rules(f"RoPE method {getattr(method, 'name', type(method).__name__)}")
+    rules.require(isinstance(method, Method), "it is a longlens.rope.base.Method", type(method).__name__)
+    frozen = dataclasses.is_dataclass(method) and method.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    rules.require(frozen and type(method) is not Method, "it is a frozen dataclass")
+    fields = dataclasses.fields(method)
+    rules.require(all(field.kw_only for field in fields), "its settings are keywords")
+    rules.require(isinstance(getattr(type(method), "name", None), str) and method.name, "its class has a `name`")
+    rules.require(dataclasses.replace(method) == method, "it is told by its settings alone")
+    length = method.original_length or 64
+    for theta in (1e4, 5e5):
+        _check_frequencies(method, Rope(dim=head_dim, theta=theta, length=length), rules)
+    with tempfile.TemporaryDirectory() as folder:
+        _check_folder(method, Path(folder), head_dim, rules)
+
+
+def _check_frequencies(method: Method, rope: Rope, rules: _Rules) -> None:
+    try:
+        method.check(rope)
+    except UserError:  # such as a base that is not larger than this one
+        return
+    for num_tokens in (1, rope.length, rope.length + 1, 4 * rope.length):
+        with rules.holds("`frequencies` is defined for every length"):
+            found, again = (method.frequencies(rope, num_tokens) for _ in range(2))
+        inv_freq, factor = np.asarray(found.inv_freq), found.attention_factor
+        right = inv_freq.shape == (rope.dim // 2,) and bool(np.isfinite(inv_freq).all() and (inv_freq > 0).all())
+        rules.require(right, "inv_freq is (d/2,), finite and above 0", f"{inv_freq.shape} {inv_freq.tolist()[:4]}")
+        rules.require(0 < factor < np.inf, "attention_factor is a number above 0", factor)
+        same = np.array_equal(inv_freq, again.inv_freq) and factor == again.attention_factor
+        rules.require(same, "`frequencies` gives the same each time")
+    longest = method.max_length(rope)
+    right = isinstance(longest, int) and longest >= rope.length
+    rules.require(right, "`max_length` is a whole number of tokens, the original length at least", longest)
+    if isinstance(method, ScaledMethod) and method.starts_as_the_original:
+        near = dataclasses.replace(method, factor=1 + 1e-9).frequencies(rope, rope.length)
+        same = np.allclose(near.inv_freq, rope.inv_freq, rtol=1e-6) and abs(near.attention_factor - 1) < 1e-6
+        rules.require(same, "a factor of 1 is the original, or `starts_as_the_original` is False", near.inv_freq[:4])
+
+
+def _check_folder(method: Method, folder: Path, head_dim: int, rules: _Rules) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from longlens import rope
+    from longlens.rope.config import custom_rope_type, rope_of, rope_parameters
+
+    base = _tiny_model(head_dim)
+    ids = torch.randint(256, (1, 150), generator=torch.Generator().manual_seed(0))
+
+    def logits(model: Any, num_tokens: int) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids[:, :num_tokens], use_cache=False).logits
+
+    original = rope_of(base.config, method.original_length)
+    with rules.holds("a model of transformers can be extended by it"):
+        config = rope.extend_config(base.config, method)
+    parameters = rope_parameters(config)
+    with rules.holds("`parameters` are JSON"):
+        rules.require(json.loads(json.dumps(parameters)) == parameters, "`parameters` are the same after JSON")
+    expected = method.max_length(original)
+    longest = config.max_position_embeddings
+    rules.require(longest == expected, "the model takes `max_length` tokens", f"{longest} and {expected}")
+    base.save_pretrained(folder / "base")
+    with rules.holds("the model computes its rotary embedding as `frequencies` says, in memory and in a folder"):
+        wanted = rope.apply(_tiny_model(head_dim), method)
+        rope.extend(str(folder / "base"), method, folder / "extended")
+        loaded = {"longlens": rope.load_model(str(folder / "extended"))}
+        if custom_rope_type(config) is None:
+            loaded["transformers"] = AutoModelForCausalLM.from_pretrained(folder / "extended")
+    for by, model in loaded.items():
+        for num_tokens in (32, ids.shape[1]):
+            apart = float((logits(model.eval(), num_tokens) - logits(wanted, num_tokens)).abs().max())
+            rules.require(apart < TOLERANCE, f"a folder loaded by {by} gives the logits of the model", f"{apart:.3g}")
+
+
+def check_cache(policy: CachePolicy) -> None:
+    """Checks a cache policy: what its cache says of itself, and that a sequence's scores are its own.
+
+    Args:
+        policy: As `longlens.load_scorer` takes it.
+
+    Raises:
+        ConformanceError: A rule does not hold.
+    """
+    import torch
+
+    from longlens.models.caches import CachePolicy
+    from longlens.scoring.transformers import TransformersScorer
+
+    rules = _Rules(f"cache policy {getattr(policy, 'name', type(policy).__name__)}")
+    rules.require(isinstance(policy, CachePolicy), "it is a longlens.models.caches.CachePolicy", type(policy).__name__)
+    rules.require(isinstance(getattr(policy, "name", None), str) and policy.name, "its `name` says what is kept")
+    model = _tiny_model(8)
+    with rules.holds("`new_cache` makes a cache of transformers"):
+        cache, other = policy.new_cache(model), policy.new_cache(model)
+    rules.require(cache is not other, "`new_cache` makes a new one each time")
+    shape, chunk, seen = (1, model.config.num_key_value_heads, 16, 8), 16, 0
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        sizes = [cache.get_mask_sizes(chunk, layer) for layer in range(model.config.num_hidden_layers)]
+        rules.require(len(set(sizes)) == 1, "all layers hold equally many tokens", sizes)
+        held, before = sizes[0]
+        rules.require(held + before == seen + chunk, "`get_mask_sizes` counts the tokens dropped before", sizes[0])
+        for layer in range(len(sizes)):
+            states = [torch.randn(shape, generator=draws) for _ in range(2)]
+            with rules.holds("`update` takes a chunk in"):
+                keys, values = cache.update(*states, layer)
+            lengths = (keys.shape[-2], values.shape[-2])
+            rules.require(lengths == (held, held), "`update` gives what `get_mask_sizes` said", (*lengths, held))
+        seen += chunk
+        counted = cache.get_seq_length()
+        rules.require(counted == seen, "`get_seq_length` counts the tokens seen", f"{counted} of {seen}")
+    scorer = TransformersScorer(model, _byte_tokenizer(), cache=policy, cache_chunk=chunk)
+    ids = torch.randint(256, (130,), generator=draws).tolist()
+    rows = [Request(0, ids, 1), Request(1, ids[::-1], 1), Request(2, ids[:70], 1)]
+    with rules.holds("a model can be run with it"):
+        whole, reverse, beginning = _answers(scorer, rows, rules)
+        alone = [_answers(scorer, [row], rules)[0] for row in rows]
+    rules.require(np.isfinite(whole).all(), "log-probabilities are finite")
+    for one, together in zip(alone, (whole, reverse, beginning), strict=True):
+        _close(one, together, "what it keeps of a sequence depends on that sequence alone", rules)
+    _close(beginning, whole[: len(beginning)], "what it drops depends on the tokens so far", rules)
+    (again,) = _answers(scorer, rows[:1], rules)
+    _close(again, whole, "it keeps the same each time", rules)
+
+
+def _tiny_model(head_dim: int) -> Any:
+    """A random model of 64 tokens whose logits are large enough for what is attended to to matter."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 4 * head_dim, "intermediate_size": 48, "head_dim": head_dim}
+    layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=300, max_position_embeddings=64, **sizes, **layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    return model
+
+
+def _byte_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
