@@ -32,7 +32,7 @@ def test_thresholds_are_compared_as_the_numbers_they_are_and_not_rounded_to_floa
 
 @pytest.mark.parametrize(("alpha", "beta"), [(NAN, -2.0), (2.0, -INF)])
 def test_thresholds_have_to_be_finite(alpha, beta):
-    with pytest.raises(UserError, match=r"expected a finite number of nats .* use_lcl=False"):
+    with pytest.raises(UserError, match=r"expected a finite number of nats .* `use_lcl=False`"):
         hard_influence([1.0], [1.0], alpha=alpha, beta=beta)
 
 

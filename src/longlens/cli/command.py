@@ -18,9 +18,9 @@ from typer.core import TyperCommand
 from longlens.cli.console import say, translating
 from longlens.errors import LonglensWarning, UserError
 from longlens.runs.processes import Processes
-from longlens.settings.options import KeyRule, Loading, Reading, Truncation
+from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncation
 
-GROUPS = (Loading, Reading, Truncation, KeyRule)
+GROUPS = (Loading, Engine, Reading, Truncation, KeyRule)
 
 OPTIONS = {
     "format": "format_",
@@ -140,9 +140,44 @@ class Command(TyperCommand):
         translate = functools.partial(with_flags, options=self.params)
         with translating(translate), _reporting():
             try:
+                _refuse_idle(ctx)
                 return super().invoke(ctx)
             except UserError as error:
                 raise UserError(translate(str(error))) from error
+
+
+def is_given(command: typer.Context, name: str) -> bool:
+    """Whether the user gave an option of the running command."""
+    source = command.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def refuse(command: typer.Context, why: str, *useless: str | type) -> None:
+    """Refuses options of the running command that would have no effect.
+
+    Args:
+        command: The running one.
+        why: For the message.
+        useless: Names of the options, or groups of settings.
+
+    Raises:
+        UserError: The user gave one of them.
+    """
+    names = [name for one in useless for name in ([one] if isinstance(one, str) else [f.name for f in fields(one)])]
+    given = [f"`{name}`" for name in names if is_given(command, name) or is_given(command, f"no_{name}")]
+    if given:
+        raise UserError(f"{', '.join(given)} would have no effect {why}: leave it out")
+
+
+def _refuse_idle(command: typer.Context) -> None:
+    """Refuses options for reading and loading that others of the running command leave without effect."""
+    values = command.params
+    if not any(str(source).startswith("hf:") for source in values.get("docs") or values.get("sources") or ()):
+        refuse(command, "without an hf: dataset", "subset", "split")
+    if values.get("tokenized_with") is not None or values.get("tokenized"):
+        refuse(command, "for rows that are tokenized already", "text_field")
+    if values.get("device_map") is not None:
+        refuse(command, "with `device_map`", "device")
 
 
 class App(typer.Typer):

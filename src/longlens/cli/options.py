@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longlens.cli.command import is_given as is_given
+from longlens.cli.command import refuse as refuse
 from longlens.corpus import Document, read_documents
 from longlens.errors import UserError
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA
-from longlens.settings.options import Reading
+from longlens.settings.options import KeyRule, Reading
 
 if TYPE_CHECKING:
     from longlens.scoring.reader import StoredScores
@@ -209,38 +211,7 @@ def announce(scorer: Scorer, limit: Limit | None) -> None:
 
 def given(command: typer.Context, name: str, value: Any) -> Any:
     """The value of an option, or None where the user did not give it."""
-    return value if _is_given(command, name) else None
-
-
-def _is_given(command: typer.Context, name: str) -> bool:
-    source = command.get_parameter_source(name)
-    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
-
-
-def refuse(command: typer.Context, why: str, *names: str) -> None:
-    """Refuses options of the running command that would have no effect.
-
-    Raises:
-        UserError: The user gave one of them.
-    """
-    useless = [f"--{name.strip('_').replace('_', '-')}" for name in names if _is_given(command, name)]
-    if useless:
-        raise UserError(f"{', '.join(useless)} would have no effect {why}: leave it out")
-
-
-def refuse_idle(command: typer.Context) -> None:
-    """Refuses options for reading and loading that others of the running command leave without effect.
-
-    Raises:
-        UserError: The user gave one of them.
-    """
-    values = command.params
-    if not any(str(source).startswith("hf:") for source in values.get("docs") or values.get("sources") or ()):
-        refuse(command, "without an hf: dataset", "subset", "split")
-    if values.get("tokenized_with") is not None or values.get("tokenized"):
-        refuse(command, "for rows that are tokenized already", "text_field")
-    if values.get("device_map") is not None:
-        refuse(command, "with --device-map", "device")
+    return value if is_given(command, name) else None
 
 
 def key_rule(command: typer.Context, alpha: float, beta: float, no_lcl: bool) -> dict[str, Any]:
@@ -255,6 +226,25 @@ def key_rule(command: typer.Context, alpha: float, beta: float, no_lcl: bool) ->
     rule["use_lcl"] = False if no_lcl else None
     selection.key_rule(**rule)  # for what it refuses, before anything is read or run
     return rule
+
+
+def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule) -> dict[str, Any]:
+    """Arguments of `longlens.perplexity` and `longlens.compare` that say which tokens are key.
+
+    Raises:
+        UserError: No such scores or keys.
+    """
+    from longlens.keytokens.exchange import read_keys
+    from longlens.scoring.reader import open_scores
+
+    evaluator: StoredScores | None = None
+    if evaluator_scores is not None:
+        evaluator = open_scores(evaluator_scores, context=rule.context, stride=rule.stride)
+    return {
+        "evaluator_scores": evaluator,
+        "keys": None if keys is None else read_keys(keys),
+        **rule.keywords(),
+    }
 
 
 def choice(

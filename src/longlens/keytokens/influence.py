@@ -7,13 +7,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import UserError
-
-# Paper, section 4.1: "We set the hyperparameters as alpha = 2, beta = -2, K = 4096."
-ALPHA = 2.0
-BETA = -2.0
-# Paper, section 4.2: "For the calculation of LongCE, we set gamma = 5 in Equation 7".
-GAMMA = 5.0
+from longlens.settings.options import ALPHA as ALPHA
+from longlens.settings.options import BETA as BETA
+from longlens.settings.options import GAMMA as GAMMA
+from longlens.settings.options import check_gamma as check_gamma
+from longlens.settings.options import check_thresholds as check_thresholds
 
 # By how much, in nats, rounding moves an LSD: `python -m benchmarks.dtype_error` (docs/precision.md) against float64.
 # float32: above the largest error there; half precision: about what 95 % of the tokens stay below.
@@ -43,27 +41,6 @@ def hard_influence(
     if use_lcl:
         key = key & (np.asarray(lcl, dtype=np.float64) > beta)
     return key
-
-
-def check_thresholds(alpha: float, beta: float) -> None:
-    """Refuses thresholds that are not finite numbers.
-
-    Raises:
-        UserError: One is not.
-    """
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not math.isfinite(value):
-            raise UserError(f"{name} is {value}, expected a finite number of nats (to do without beta: use_lcl=False)")
-
-
-def check_gamma(gamma: float) -> None:
-    """Refuses a largest weight that is none.
-
-    Raises:
-        UserError: It is not a finite number above 0.
-    """
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")
 
 
 def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[np.float64]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +97,12 @@ class CharacterLimit:
 
 
 Limit = TokenLimit | CharacterLimit
+
+
+def cut_documents(documents: Iterable[Document], limit: Limit) -> Iterator[Document]:
+    """The documents with what a run with this limit scores of their texts."""
+    for document in documents:
+        yield replace(document, text=limit(document.text).text)
 
 
 def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_remote_code: bool = False) -> Limit:

@@ -6,8 +6,9 @@ stands here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+import math
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, NamedTuple
 
 from longlens.errors import UserError, shown
 
@@ -52,6 +53,19 @@ class Loading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """What runs a model, and which cache its long contexts go through."""
+
+    engine: Annotated[str, Help("transformers, or one that another installed package adds (longlens.scorers).")] = (
+        "transformers"
+    )
+    cache: Annotated[
+        str | None, Help("Policy of the key-value cache: full, or one that another package adds (longlens.caches).")
+    ] = None
+    cache_chunk: Annotated[int | None, Help("Tokens that are fed to that cache at a time.  [default: 256]")] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """How sources become documents; a setting that cannot take effect is an error, not ignored.
 
@@ -86,21 +100,6 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Engine:
-    """What runs a model, and which cache its long contexts go through.
-
-    Attributes:
-        engine: ``transformers``, or a name that another installed package adds (entry points ``longlens.scorers``).
-        cache: Policy of the key-value cache, ``full`` or one that another package adds; None for a single pass.
-        cache_chunk: Tokens that are fed to that cache at a time; None for 256.
-    """
-
-    engine: str = "transformers"
-    cache: str | None = None
-    cache_chunk: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Truncation:
     """What documents are cut to, before any model sees them.
 
@@ -129,6 +128,9 @@ class KeyRule:
     """Which tokens are key, from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta; None is not given.
 
     A file of key tokens was made by a rule already, and with one none is given.
+
+    Raises:
+        UserError: A value is out of range, or beta is given and left out.
     """
 
     alpha: Annotated[float | None, Help(f"Key tokens have LSD > alpha, in nats.  [default: {ALPHA:g}]")] = None
@@ -137,3 +139,38 @@ class KeyRule:
     gamma: Annotated[float | None, Help(f"Largest weight of LongPPL-soft.  [default: {GAMMA:g}]")] = None
     context: Annotated[int | None, Help("Which K, of those scored.  [default: the largest]")] = None
     stride: Annotated[int | None, Help("Which d, where one K was scored with several.")] = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.lcl is False and self.beta is not None:
+            raise UserError(f"`beta` is {self.beta}, and `lcl=False` selects without beta: leave one of them out")
+        check_thresholds(ALPHA if self.alpha is None else self.alpha, BETA if self.beta is None else self.beta)
+        check_gamma(GAMMA if self.gamma is None else self.gamma)
+
+    def keywords(self) -> dict[str, Any]:
+        """The same as keywords of `longlens.perplexity`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"use_lcl" if name == "lcl" else name: value for name, value in values.items()}
+
+
+def check_thresholds(alpha: float, beta: float) -> None:
+    """Refuses thresholds that are not finite numbers.
+
+    Raises:
+        UserError: One is not.
+    """
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value}, expected a finite number of nats (to do without beta: `use_lcl=False`)"
+            )
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuses a largest weight that is none.
+
+    Raises:
+        UserError: It is not a finite number above 0.
+    """
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")

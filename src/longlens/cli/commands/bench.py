@@ -184,7 +184,6 @@ def run(
     from longlens.reasoning import parse_marks
     from longlens.runs.processes import Processes
 
-    o.refuse_idle(command)
     processes = Processes()
     engine = EngineSettings(
         model=model,

@@ -8,19 +8,15 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.settings.options import KeyRule
 
 
 def compare(
-    command: typer.Context,
+    *,
     scores: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
-    alpha: o.Alpha = o.ALPHA,
-    beta: o.Beta = o.BETA,
-    no_lcl: o.NoLcl = False,
-    gamma: o.Gamma = o.GAMMA,
-    context: o.AtContext = None,
-    stride: o.AtStride = None,
+    rule: KeyRule,
     answers: o.Answers = None,
     as_json: o.Json = False,
 ) -> None:
@@ -34,7 +30,7 @@ def compare(
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
 
-    chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    chosen = o.key_source(evaluator_scores, keys, rule)
     spans = None if answers is None else read_answers(answers)
     with told_once():
         found = compute([open_scores(path) for path in scores], answers=spans, **chosen)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from longlens.cli import options as o
-from longlens.cli.command import App
+from longlens.cli.command import App, Part
+from longlens.settings.options import GAMMA, KeyRule, Loading, Reading
 
 data = App(
     "data", "Training data: mixtures, packing, weights, questions. Offline LongCE weights and synthetic long questions."
@@ -19,11 +21,14 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="New folder; datasets.loa
 Tokenized = Annotated[bool, typer.Option("--tokenized", help="Rows hold input_ids of this tokenizer, not texts.")]
 NoBos = Annotated[bool, typer.Option("--no-bos", help="No BOS before each document.")]
 NoEos = Annotated[bool, typer.Option("--no-eos", help="No EOS behind each document.")]
+TrainingReading = Annotated[Reading, Part(but=("tokenized_with", "min_tokens"), defaults={"split": "train"})]
+TrustLoading = Annotated[Loading, Part(("trust_remote_code",))]
 Packing = Annotated[str, typer.Option(help="best-fit: documents stay whole. fill: rows are full, as ProLong packs.")]
 
 
 @data.command()
 def mix(
+    *,
     recipe: Annotated[str, typer.Argument(help="A YAML file, or a preset: prolong-64k, prolong-512k, shortmix, ...")],
     tokenizer: Tokenizer,
     out: Out,
@@ -35,7 +40,7 @@ def mix(
         list[str] | None, typer.Option(help="Where a source of the recipe is read.", metavar="NAME=PATH")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Orders the rows.  [default: the recipe's, or 0]")] = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: TrustLoading,
     as_json: o.Json = False,
 ) -> None:
     """Pack the sources of a recipe and interleave their rows. The same command resumes an unfinished run.
@@ -54,7 +59,7 @@ def mix(
         seed=seed,
         sources=parse_sources(source or []),
     )
-    counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=trust_remote_code), out, told=say)
+    counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code), out, told=say)
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
@@ -69,7 +74,7 @@ def mix(
 
 @data.command()
 def pack(
-    command: typer.Context,
+    *,
     docs: o.Docs,
     tokenizer: Tokenizer,
     length: Annotated[str, typer.Option(help="Tokens of a row, such as 65536.")],
@@ -82,12 +87,8 @@ def pack(
     no_bos: NoBos = False,
     no_eos: NoEos = False,
     tokenized: Tokenized = False,
-    text_field: o.TextField = "text",
-    id_field: o.IdField = "id",
-    subset: o.Subset = None,
-    split: o.Split = "train",
-    samples: o.Samples = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    reading: TrainingReading,
+    loading: TrustLoading,
     as_json: o.Json = False,
 ) -> None:
     """Pack documents into rows of one length. Boundaries of documents are kept in position_ids.
@@ -99,12 +100,10 @@ def pack(
     from longlens.data.packing import packing_of
     from longlens.data.recipe import whole_number
     from longlens.models import load_tokenizer
-    from longlens.settings.options import Reading
 
-    o.refuse_idle(command)
     counts = pack_folder(
         docs,
-        load_tokenizer(tokenizer, trust_remote_code=trust_remote_code),
+        load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code),
         out,
         length=whole_number(length, "--length"),
         packing=packing_of(packing, keep_remainder=not drop_remainder),
@@ -114,7 +113,7 @@ def pack(
         bos=not no_bos,
         eos=not no_eos,
         tokenized=tokenized,
-        reading=Reading(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
+        reading=reading,
     )
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
@@ -127,25 +126,21 @@ def pack(
 @data.command()
 def weigh(
     command: typer.Context,
+    *,
     docs: o.Docs,
     scores: Annotated[Path, typer.Option(help="Scores of the same documents, from longlens score.")],
     out: Out,
-    gamma: Annotated[float, typer.Option(help="Largest weight of a token.")] = o.GAMMA,
+    gamma: Annotated[float, typer.Option(help="Largest weight of a token.")] = GAMMA,
     short_logprobs: Annotated[
         bool, typer.Option("--short-logprobs", help="Write short log-probabilities: the long side stays live.")
     ] = False,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model that is to be trained, if its tokenizer is not that of the scores.")
     ] = None,
-    context: o.AtContext = None,
-    stride: o.AtStride = None,
+    at: Annotated[KeyRule, Part(("context", "stride"))],
     tokenized: Tokenized = False,
-    text_field: o.TextField = "text",
-    id_field: o.IdField = "id",
-    subset: o.Subset = None,
-    split: o.Split = "train",
-    samples: o.Samples = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    reading: TrainingReading,
+    loading: TrustLoading,
     as_json: o.Json = False,
 ) -> None:
     """Write tokens of scored documents with LongCE weights. Training with them has no short pass.
@@ -156,9 +151,7 @@ def weigh(
     from longlens.data.folders import weigh_folder
     from longlens.errors import UserError
     from longlens.scoring.reader import open_scores
-    from longlens.settings.options import Reading
 
-    o.refuse_idle(command)
     if short_logprobs:
         o.refuse(command, "with --short-logprobs, which writes no weights (give gamma to the training)", "gamma")
     if tokenized and tokenizer is not None:
@@ -167,16 +160,16 @@ def weigh(
     if tokenizer is not None:
         from longlens.models import load_encoder
 
-        encoder = load_encoder(tokenizer, trust_remote_code=trust_remote_code)
+        encoder = load_encoder(tokenizer, trust_remote_code=loading.trust_remote_code)
     counts = weigh_folder(
         docs,
-        open_scores(scores, context=context, stride=stride),
+        open_scores(scores, context=at.context, stride=at.stride),
         out,
         gamma=gamma,
         what="short_logprobs" if short_logprobs else "token_weights",
         encoder=encoder,
         tokenized=tokenized,
-        reading=Reading(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples),
+        reading=reading,
     )
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
@@ -189,7 +182,7 @@ def weigh(
 
 @data.command()
 def qa(
-    command: typer.Context,
+    *,
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=f"Model that writes the questions. {o.MODEL_HELP}")],
     out: Out,
@@ -206,17 +199,8 @@ def qa(
         bool, typer.Option("--grounded", help="Refuse answers with words that are not in the passage.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a pair is stopped, and refused.")] = 256,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    device_map: o.DeviceMap = None,
-    attention: o.Attention = None,
-    text_field: o.TextField = "text",
-    id_field: o.IdField = "id",
-    subset: o.Subset = None,
-    split: o.Split = "train",
-    samples: o.Samples = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_pickle: o.AllowPickle = False,
+    loading: Annotated[Loading, Part(but=("batch_tokens",))],
+    reading: TrainingReading,
     as_json: o.Json = False,
 ) -> None:
     """Let a model write questions on passages of documents. For fine-tuning; the same command resumes.
@@ -227,22 +211,19 @@ def qa(
     from longlens.corpus import read_documents
     from longlens.data.qa import QASettings
     from longlens.data.qa_folder import qa_folder
-    from longlens.settings.options import Reading
 
-    o.refuse_idle(command)
     settings = QASettings(
         pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
     )
-    reading = Reading(text_field=text_field, id_field=id_field, subset=subset, split=split, samples=samples)
     read_documents(docs, reading)  # which sees what is missing before a model is loaded
 
     from longlens.models import load_tokenizer
     from longlens.models.generate import load_generator
 
-    generator = load_generator(model, max_new_tokens=max_new_tokens, **o.loading(command))
+    generator = load_generator(model, max_new_tokens=max_new_tokens, **asdict(loading))
     counted_by = generator.tokenizer
     if tokenizer is not None:
-        counted_by = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+        counted_by = load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code)
     counts = qa_folder(docs, generator, counted_by, out, settings, reading=reading, told=say)
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})

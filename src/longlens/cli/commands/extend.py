@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longlens.cli import options as o
+from longlens.cli.command import Part
+from longlens.settings.options import Loading
 
 if TYPE_CHECKING:
     from longlens.rope.base import Method
 
 
 def extend(
+    *,
     model: Annotated[str, typer.Argument(help=o.MODEL_HELP)],
     method: Annotated[str, typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf or clex.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
@@ -40,7 +43,7 @@ def extend(
     ] = None,
     width: Annotated[int | None, typer.Option(help="clex: hidden size of its layer.  [default: 1]")] = None,
     step: Annotated[float | None, typer.Option(help="clex: step of its solver.  [default: 0.01]")] = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Annotated[Loading, Part(("trust_remote_code",))],
     as_json: o.Json = False,
 ) -> None:
     """Write a model folder with extended context, ready to load. Position extrapolation by the method that is named.
@@ -65,7 +68,7 @@ def extend(
         "step": step,
     }
     chosen = parse_method(method, {name: value for name, value in settings.items() if value is not None})
-    extended = extend_folder(model, chosen, out, trust_remote_code=trust_remote_code)
+    extended = extend_folder(model, chosen, out, trust_remote_code=loading.trust_remote_code)
     if as_json:
         print_json(extended.to_json())
         return

@@ -75,7 +75,6 @@ def longppl(
     from longlens.settings.options import Loading
     from longlens.windows import check_window_settings
 
-    o.refuse_idle(command)
     if (evaluator is None) == (keys is None):
         raise UserError(
             "LongPPL needs key tokens: give --evaluator MODEL or --keys FILE, one of them (--evaluator self selects "

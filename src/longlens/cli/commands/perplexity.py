@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.settings.options import KeyRule
 
 MODELS_AS_ROWS = 8
 """From how many models on each is a row and not a column."""
@@ -18,16 +19,11 @@ if TYPE_CHECKING:
 
 
 def perplexity(
-    command: typer.Context,
+    *,
     scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
-    alpha: o.Alpha = o.ALPHA,
-    beta: o.Beta = o.BETA,
-    no_lcl: o.NoLcl = False,
-    gamma: o.Gamma = o.GAMMA,
-    context: o.AtContext = None,
-    stride: o.AtStride = None,
+    rule: KeyRule,
     answers: o.Answers = None,
     ngram: Annotated[
         bool, typer.Option("--ngram", help="Perplexity on re-occurred 3-grams too (appendix B.7), which takes longest.")
@@ -45,7 +41,7 @@ def perplexity(
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
-    chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    chosen = o.key_source(evaluator_scores, keys, rule)
     spans = None if answers is None else read_answers(answers)
     with told_once():
         runs = [open_scores(path) for path in scores]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.cli.command import Part
+from longlens.settings.options import KeyRule
 
 if TYPE_CHECKING:
     from longlens.metrics.context_reach import Curve, ReachResult
@@ -16,13 +18,11 @@ if TYPE_CHECKING:
 
 
 def reach(
-    command: typer.Context,
+    *,
     scores: Annotated[list[Path], typer.Argument(help="Run folders, each scored at three K or more with d <= K/2.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
-    alpha: o.Alpha = o.ALPHA,
-    beta: o.Beta = o.BETA,
-    no_lcl: o.NoLcl = False,
+    rule: Annotated[KeyRule, Part(("alpha", "beta", "lcl"))],
     reference: Annotated[
         Path | None,
         typer.Option(help="Scores of a model to measure the gain by.  [default: of several runs the first]"),
@@ -41,7 +41,6 @@ def reach(
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
-    rule = o.key_rule(command, alpha, beta, no_lcl)
     runs = [open_scores(path) for path in scores]
     evaluator = None if evaluator_scores is None else open_evaluator(evaluator_scores, runs[0])
     selected = None if keys is None else read_keys(keys)
@@ -54,7 +53,9 @@ def reach(
                 run,
                 evaluator_scores=evaluator,
                 keys=selected,
-                **rule,
+                alpha=rule.alpha,
+                beta=rule.beta,
+                use_lcl=rule.lcl,
                 reference_scores=None if run is measure else measure,
             )
         if found.reference is not None and measure is runs[0]:

@@ -8,20 +8,17 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.settings.options import KeyRule
 
 
 def report(
     command: typer.Context,
+    *,
     scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score; the first is the baseline.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; an older report there is replaced.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
-    alpha: o.Alpha = o.ALPHA,
-    beta: o.Beta = o.BETA,
-    no_lcl: o.NoLcl = False,
-    gamma: o.Gamma = o.GAMMA,
-    context: o.AtContext = None,
-    stride: o.AtStride = None,
+    rule: KeyRule,
     answers: o.Answers = None,
     benchmarks: Annotated[
         Path | None, typer.Option(help="CSV with a column model and one a benchmark: LongPPL against their scores.")
@@ -57,7 +54,7 @@ def report(
     if figures is not None:
         require("matplotlib", extra="figures", purpose="--figures")
     check_place(out)
-    chosen = o.choice(command, evaluator_scores, keys, alpha, beta, gamma, no_lcl, context, stride)
+    chosen = o.key_source(evaluator_scores, keys, rule)
     runs = [open_scores(path) for path in scores]
     with told_once():
         summary = summarize_runs(

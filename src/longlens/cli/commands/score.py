@@ -52,7 +52,6 @@ def score(
     from longlens.scoring.truncation import MAX_LENGTH
     from longlens.settings.options import Loading
 
-    o.refuse_idle(command)
     if long_only:
         o.refuse(command, "with --long-only, which scores no short context", "context", "stride")
     contexts = None if long_only else o.integers(context, "--context")

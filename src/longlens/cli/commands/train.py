@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from longlens.cli import options as o
+from longlens.cli.command import Part
+from longlens.settings.options import Loading
 
 
 def train(
+    *,
     recipe: Annotated[str, typer.Argument(help="A YAML file, or a preset: smollm2-cpu, longce-pg19-eabf, ...")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run.  [default: out of the recipe]")
@@ -21,8 +24,7 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Instead of the recipe's, such as training.steps=20.", metavar="KEY=VALUE"),
     ] = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_pickle: o.AllowPickle = False,
+    loading: Annotated[Loading, Part(("trust_remote_code", "allow_pickle"))],
     as_json: o.Json = False,
 ) -> None:
     """Train a model as a recipe says. The same command resumes an unfinished run.
@@ -35,7 +37,9 @@ def train(
     from longlens.train.recipe import read_recipe
     from longlens.train.run import run_file
 
-    found = read_recipe(recipe, changes or [], trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    found = read_recipe(
+        recipe, changes or [], trust_remote_code=loading.trust_remote_code, allow_pickle=loading.allow_pickle
+    )
     folder = out or (None if found.out is None else Path(found.out))
     if folder is None:
         raise UserError(f"{recipe} names no folder for the run: pass -o, such as -o run")
