@@ -39,10 +39,10 @@ from longlens.data.store import check_rows
 from longlens.errors import UserError
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.models import load_scorer
-from longlens.recipe_file import presets
 from longlens.rope.settings import parse_method
 from longlens.scoring.reader import open_scores
 from longlens.settings.options import Reading
+from longlens.settings.recipe import presets
 from longlens.study.settings import read_study
 from longlens.tokenization import decoder_of
 from longlens.train.recipe import read_recipe
@@ -230,7 +230,7 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
     factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
     Path("factors.json").write_text(json.dumps(factors))
     longrope = {"factor": 4.0, "factors": "factors.json"}
-    yield "factors", Kind(["factors.json"], lambda: parse_method("longrope", longrope, str), 200)
+    yield "factors", Kind(["factors.json"], lambda: parse_method("longrope", longrope), 200)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         datasets.Dataset.from_list(TEXTS).save_to_disk("s")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import transformers
 
-from longlens.cli.commands.extend import parse_method
 from longlens.rope import CLEX, EABF, NTK, DynamicNTK, Llama3, LongRoPE, PositionInterpolation, YaRN
+from longlens.rope.settings import parse_method
 from longlens.scoring.reader import open_scores
 from tests.cli.conftest import TEXT
 

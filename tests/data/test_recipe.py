@@ -76,39 +76,69 @@ def test_numbers_as_people_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (GOOD + "seeed: 1\n", "r.yaml has an unknown key 'seeed' (nearest: 'seed'); known are sources, length, tokens"),
-        (GOOD.replace("path", "pth"), "r.yaml: a has an unknown key 'pth' (nearest: 'path'); known are weight, path"),
+        (
+            GOOD + "seeed: 1\n",
+            "r.yaml: unknown key 'seeed' (nearest: 'seed'); known are sources, length, tokens, seed, packing, bos",
+        ),
+        (
+            GOOD.replace("path", "pth"),
+            "r.yaml: sources.a: unknown key 'pth' (nearest: 'path'); known are weight, path, subset, split, text_",
+        ),
         (GOOD + "tokens: 9\n", "r.yaml is no YAML: the key 'tokens' is there twice"),
-        (GOOD.replace("length: 64\n", ""), "r.yaml says no length: pass --length, such as --length 65536"),
-        (GOOD.replace("tokens: 1e3\n", ""), "r.yaml says no tokens: pass --tokens, such as --tokens 1e9"),
-        (GOOD.replace("1e3", "many"), "tokens of r.yaml is 'many'; expected a whole number, such as 65536 or 1e9"),
-        (GOOD.replace("1e3", "10.5"), "tokens of r.yaml is 10.5; expected a whole number"),
+        (GOOD.replace("length: 64\n", ""), "r.yaml says no length: write it there, or pass `length`"),
+        (GOOD.replace("tokens: 1e3\n", ""), "r.yaml says no tokens: write it there, or pass `tokens`"),
+        (GOOD.replace("1e3", "many"), "r.yaml: tokens is 'many'; expected a whole number, such as 65536 or 1e9"),
+        (GOOD.replace("1e3", "10.5"), "r.yaml: tokens is 10.5; expected a whole number, such as 65536 or 1e9"),
         (GOOD.replace("1e3", "63"), "r.yaml: tokens is 63, less than one row of 64: give more, such as 1e9"),
         (GOOD.replace("100", "90"), "r.yaml: the weights of the sources sum to 90; they are percent: expected 100"),
-        (GOOD.replace("100", "-1"), "r.yaml: a: weight is -1, expected percent of the tokens, above 0"),
-        (GOOD.replace("100", "half"), "r.yaml: a: weight is 'half'; expected float"),
-        (GOOD.replace("100", "true"), "r.yaml: a: weight is True; expected float"),
-        (GOOD.replace("weight: 100, ", ""), "r.yaml: a has no weight: give its share of the tokens, percent"),
-        (GOOD.replace("path: a", "path: a, split: x"), "r.yaml: a: split is for hf: datasets, and path is 'a': leave"),
-        (GOOD.replace("path: a", "path: a, order_by: x"), "r.yaml: a: order_by is the order in a group: give group_by"),
-        (GOOD.replace("path: a", "path: a, tokenized: true, text_field: x"), "r.yaml: a: group_by and text_field are"),
-        (GOOD.replace("path: a", "path: a, min_tokens: 9, max_tokens: 3"), "r.yaml: a: min_tokens is 9 and max_tokens"),
+        (
+            GOOD.replace("100", "-1"),
+            "r.yaml: sources.a.weight is -1; expected percent of the tokens, above 0 and at most 100",
+        ),
+        (
+            GOOD.replace("100", "half"),
+            "r.yaml: sources.a.weight is 'half'; expected percent of the tokens, above 0 and at most 100",
+        ),
+        (
+            GOOD.replace("100", "true"),
+            "r.yaml: sources.a.weight is True; expected percent of the tokens, above 0 and at most 100",
+        ),
+        (GOOD.replace("weight: 100, ", ""), "r.yaml: sources.a.weight is missing: give it"),
+        (
+            GOOD.replace("path: a", "path: a, split: x"),
+            "r.yaml: sources.a: split is for hf: datasets, and path is 'a': leave it out",
+        ),
+        (
+            GOOD.replace("path: a", "path: a, order_by: x"),
+            "r.yaml: sources.a: order_by is the order in a group: give group_by too, or leave it out",
+        ),
+        (
+            GOOD.replace("path: a", "path: a, tokenized: true, text_field: x"),
+            "r.yaml: sources.a: group_by and text_field are for texts, and tokenized is true: leave them out",
+        ),
+        (
+            GOOD.replace("path: a", "path: a, min_tokens: 9, max_tokens: 3"),
+            "r.yaml: sources.a: min_tokens is 9 and max_tokens 3: no document fits",
+        ),
         (
             GOOD.replace("path: a", "path: a, min_tokens: long"),
-            "r.yaml: a: min_tokens is 'long'; expected a whole number, such as",
+            "r.yaml: sources.a.min_tokens is 'long'; expected a whole number, such as 65536 or 1e9",
         ),
         (GOOD.replace("path: a", "path: a, piece_length: 65"), "r.yaml: piece_length of a is 65, longer than a row of"),
-        (GOOD.replace("path: a", "path: a, too_long: x"), "r.yaml: a: too_long is 'x'; expected split, cut or drop"),
-        (GOOD.replace("path: a", "path: a, repeat: 3"), "r.yaml: a: repeat is 3; expected bool"),
+        (
+            GOOD.replace("path: a", "path: a, too_long: x"),
+            "r.yaml: sources.a.too_long is 'x'; expected split, cut or drop",
+        ),
+        (GOOD.replace("path: a", "path: a, repeat: 3"), "r.yaml: sources.a.repeat is 3; expected true or false"),
         (
             GOOD.replace("  a:", "  a/b:"),
             "r.yaml: a source is called 'a/b', which cannot name a folder: choose a plain",
         ),
         (GOOD + "packing: tight\n", "r.yaml: packing is 'tight'; expected fill or best-fit"),
-        (GOOD + "seed: x\n", "r.yaml: seed is 'x'; expected int"),
-        ("length: 64\ntokens: 99\nsources: {}\n", "r.yaml: the mixture has no sources: give at least one, with its"),
-        ("length: 64\ntokens: 99\nsources: [a]\n", "sources of r.yaml is a list; expected names, each with its keys"),
-        ("length: 64\ntokens: 99\nsources: {a: 9}\n", "r.yaml: a is 9; expected keys such as path and weight"),
+        (GOOD + "seed: x\n", "r.yaml: seed is 'x'; expected a whole number, such as 65536 or 1e9"),
+        ("length: 64\ntokens: 99\nsources: {}\n", "r.yaml: sources is {}; expected at least one"),
+        ("length: 64\ntokens: 99\nsources: [a]\n", "r.yaml: sources is ['a']; expected keys with values"),
+        ("length: 64\ntokens: 99\nsources: {a: 9}\n", "r.yaml: sources.a is 9; expected keys such as weight"),
         ("- a\n", "r.yaml holds a list; expected keys such as length and sources"),
         ("a: [\n", "r.yaml is no YAML: while parsing"),
     ],
@@ -125,5 +155,5 @@ def test_what_is_wrong_with_a_recipe(recipe, message, tmp_path, monkeypatch):
 def test_no_such_recipe_or_source():
     with pytest.raises(UserError, match=r"no recipe 'prolong': give a YAML file, or one of lecture-books, "):
         read_mixture("prolong")
-    with pytest.raises(UserError, match=r"--source book: prolong-64k has no source of that name \(nearest: 'books'\)"):
+    with pytest.raises(UserError, match=r"`sources`: prolong-64k has no source 'book' \(nearest: 'books'\)"):
         read_mixture("prolong-64k", sources={"book": "x"})

@@ -286,10 +286,10 @@ def test_the_gradient_of_the_block_loop_is_that_of_the_equation(rows, block, bia
     ("changed", "message"),
     [
         ({"context": 40}, "context is 40 and the sequences have 40 tokens"),
-        ({"context": 0}, "`context` is 0"),
-        ({"stride": 0}, "`stride` is 0"),
-        ({"gamma": 0.0}, "gamma is 0.0, expected a finite number above 0"),
-        ({"gamma": math.inf}, "gamma is inf"),
+        ({"context": 0}, "`context` is 0; expected at least 1"),
+        ({"stride": 0}, "`stride` is 0; expected at least 1"),
+        ({"gamma": 0.0}, "`gamma` is 0.0; expected more than 0"),
+        ({"gamma": math.inf}, "`gamma` is inf; expected a finite number"),
         ({"labels": torch.zeros(1, 39, dtype=torch.int64)}, "labels have shape (1, 39), input_ids (1, 40)"),
     ],
 )

@@ -100,7 +100,7 @@ def test_half_precision_is_of_the_short_pass_alone():
     assert torch.equal(alone, weighted_nll(model, ids, longce=None).total)
 
 
-def test_settings_that_weights_can_be_made_of_otherwise():
+def test_settings_that_weights_can_be_parse_recipe_otherwise():
     class Doubled(LongCE):
         def weights(self, long_logprobs, short_logprobs):
             return 2 * longce_weights(long_logprobs, short_logprobs, self.gamma)
@@ -114,11 +114,11 @@ def test_settings_that_weights_can_be_made_of_otherwise():
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        (SampledLongCE, {"share": 0.0}, "share is 0.0"),
-        (SampledLongCE, {"share": 1.5}, "share is 1.5"),
-        (LongCE, {"gamma": 0.0}, "gamma is 0.0"),
-        (LongCE, {"context": 0}, "`context` is 0"),
-        (LongCE, {"short_dtype": "int8"}, "short_dtype is 'int8'; expected float16 or bfloat16"),
+        (SampledLongCE, {"share": 0.0}, "`share` is 0.0; expected"),
+        (SampledLongCE, {"share": 1.5}, "`share` is 1.5; expected"),
+        (LongCE, {"gamma": 0.0}, "`gamma` is 0.0; expected"),
+        (LongCE, {"context": 0}, "`context` is 0; expected"),
+        (LongCE, {"short_dtype": "int8"}, "`short_dtype` is 'int8'; expected float16 or bfloat16"),
     ],
 )
 def test_what_cannot_be_is_refused(kind, given, message):

@@ -1,7 +1,6 @@
 """Batches, questions, key tokens and the numbers at a checkpoint, against naive code."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ STUDY = toy_study()
 
 
 def batches(seed, **changes):
-    training = replace(STUDY.training, **changes)
+    training = STUDY.training.replace(**changes)
     return list(make_batches(training, VOCABULARY, DOCUMENTS, 64, seed))
 
 

@@ -95,7 +95,7 @@ def test_the_same_seed_the_same_document():
     ("settings", "message"),
     [
         ({"stated": 1, "repeated": 2}, "repeated is 2 and stated 1: expected 0 <= repeated <= stated"),
-        ({"distance": 2}, "distance is 2; a fact has 3 tokens, so expected at least 3"),
+        ({"distance": 2}, "`distance` is 2; expected at least 3"),
     ],
 )
 def test_facts_that_cannot_be(settings, message):

@@ -1,7 +1,6 @@
 """A small study with one seed gives the numbers that it gave when it had a training loop of its own."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "longce_study.json"
 def small_study():
     """Warm-up, cosine, weight decay and drills are all there, and CE goes on after the others."""
     study, facts = toy_study(seeds=(1,)), Facts(stated=1, repeated=0, distance=3)
-    base = replace(study.base, steps=12, documents=4, warmup=3, weight_decay=0.1, facts=facts)
-    training = replace(study.training, steps=4, learning_rate=2e-3, warmup=2)
-    evaluator = replace(training, steps=3)
-    return replace(study, base=base, training=training, evaluator=evaluator, checkpoints=(2, 4), ce_steps=6)
+    base = study.base.replace(steps=12, documents=4, warmup=3, weight_decay=0.1, facts=facts)
+    training = study.training.replace(steps=4, learning_rate=2e-3, warmup=2)
+    evaluator = training.replace(steps=3)
+    return study.replace(base=base, training=training, evaluator=evaluator, checkpoints=(2, 4), ce_steps=6)
 
 
 def close(found, golden):

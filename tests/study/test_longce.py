@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -124,7 +123,7 @@ def test_other_seeds_join_the_folder_and_development_documents_are_others(done, 
 def test_another_study_or_text_is_refused_and_nothing_changes(done, tmp_path):
     out = again(done, tmp_path)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    other = toy_study(training=replace(toy_study().training, learning_rate=0.5))
+    other = toy_study(training=toy_study().training.replace(learning_rate=0.5))
     with pytest.raises(UserError, match=r"holds another run: training.learning_rate is 0.01 there and 0.5 here"):
         reproduce_longce(other, out, text=toy_text())
     with pytest.raises(UserError, match=r"holds another run: text.sha256 is "):

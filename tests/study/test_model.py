@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,7 +104,7 @@ def test_short_scores_are_those_of_the_windows_alone():
 
 
 def test_a_step_is_that_of_adamw_on_the_naive_loss():
-    training = replace(STUDY.training, steps=1, weight_decay=0.1)
+    training = STUDY.training.replace(steps=1, weight_decay=0.1)
     (batch,) = make_batches(training, VOCABULARY, DOCUMENTS, 64, [0])
     longce = LongCE(context=16, stride=16)
     model, other = small(), small()
@@ -125,20 +124,20 @@ def test_a_step_is_that_of_adamw_on_the_naive_loss():
 
 
 def test_training_stops_after_its_steps_and_takes_a_batch_each():
-    training = replace(STUDY.training, steps=3)
-    taken = iter(make_batches(replace(training, steps=9), VOCABULARY, DOCUMENTS, 64, [0]))
+    training = STUDY.training.replace(steps=3)
+    taken = iter(make_batches(training.replace(steps=9), VOCABULARY, DOCUMENTS, 64, [0]))
     assert [step.number for step in steps(small(), training, taken)] == [1, 2, 3]
     assert len(list(taken)) == 6
 
 
 def test_the_learning_rate_warms_up_and_then_falls_to_its_end():
-    training = replace(STUDY.training, steps=100, warmup=10, end=0.1)
+    training = STUDY.training.replace(steps=100, warmup=10, end=0.1)
     share = [models.learning_rate_share(training, step) for step in range(100)]
     assert share[0] == pytest.approx(0.1, rel=1e-3)
     assert max(share) == share[9]
     assert share[50] == pytest.approx(0.55)
     assert share[99] == pytest.approx(0.1, abs=1e-2)
-    constant = replace(training, warmup=0, end=1.0)
+    constant = training.replace(warmup=0, end=1.0)
     assert {models.learning_rate_share(constant, step) for step in range(100)} == {1.0}
 
 
@@ -153,6 +152,6 @@ def test_timing_does_not_change_the_model():
 
 def test_ce_weighs_all_tokens_alike():
     batch = FactBatch(token_ids=IDS, answers=np.zeros(IDS.shape, dtype=bool))
-    (step,) = steps(small(), replace(STUDY.training, steps=1), [batch])
+    (step,) = steps(small(), STUDY.training.replace(steps=1), [batch])
     assert (step.weights == 1).all()
     assert step.weights.shape == (11, 39)

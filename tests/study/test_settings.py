@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from longlens.errors import UserError
-from longlens.recipe_file import presets
+from longlens.settings.recipe import presets
 from longlens.study.settings import read_study
 from tests.study.toys import toy_study
 
@@ -52,22 +52,34 @@ def test_what_is_written_is_what_is_read(recipe):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"traning": 1}, "recipe.yaml has an unknown key 'traning' (nearest: 'training'); known are words, model, "),
-        ({"training": None}, "recipe.yaml has no training: give it"),
-        ({"training.steps": None}, "recipe.yaml: training has no steps: give it"),
-        ({"training.steps": "many"}, "recipe.yaml: training: steps is 'many'; expected a whole number, such as "),
-        ({"training.facts.stated": 0}, "recipe.yaml: training: facts: repeated is 1 and stated 0: expected 0 <= "),
-        ({"training.facts": 3}, "recipe.yaml: training: facts is 3; expected keys such as stated"),
+        (
+            {"traning": 1},
+            "recipe.yaml: unknown key 'traning' (nearest: 'training'); known are words, model, base, base_seed, e",
+        ),
+        ({"training": None}, "recipe.yaml: training is missing: give it"),
+        ({"training.steps": None}, "recipe.yaml: training.steps is missing: give it"),
+        (
+            {"training.steps": "many"},
+            "recipe.yaml: training.steps is 'many'; expected a whole number, such as 65536 or 1e9",
+        ),
+        (
+            {"training.facts.stated": 0},
+            "recipe.yaml: training.facts: repeated is 1 and stated 0: expected 0 <= repeated <= stated",
+        ),
+        ({"training.facts": 3}, "recipe.yaml: training.facts is 3; expected keys such as stated"),
         ({"training.end": 0.5}, "recipe.yaml: training has end or drills: CE goes on for longer than LongCE, and both"),
-        ({"training.repeats": 0.5}, "recipe.yaml: training has an unknown key 'repeats'"),
-        ({"training.learning_rate": 0}, "recipe.yaml: training: learning_rate must be above 0, and weight_decay not"),
-        ({"base.drills": 2}, "recipe.yaml: base: drills is 2.0; expected a share between 0 and 1"),
+        (
+            {"training.repeats": 0.5},
+            "recipe.yaml: training: unknown key 'repeats' (nearest: 'steps'); known are steps, documents, learnin",
+        ),
+        ({"training.learning_rate": 0}, "recipe.yaml: training.learning_rate is 0; expected more than 0"),
+        ({"base.drills": 2}, "recipe.yaml: base.drills is 2; expected at most 1"),
         ({"model.hidden": 18}, "recipe.yaml: model: hidden is 18 and heads 2: a head needs an even, equal share of it"),
-        ({"words.held_out": 0.5}, "recipe.yaml: words: held_out is 0.5; expected a share of the words between 0 and"),
-        ({"words.keys": 0}, "recipe.yaml: words: keys is 0; expected at least 1"),
-        ({"longce.gamma": 0}, "recipe.yaml: longce: gamma is 0.0, expected a finite number above 0"),
+        ({"words.held_out": 0.5}, "recipe.yaml: words.held_out is 0.5; expected less than 0.5"),
+        ({"words.keys": 0}, "recipe.yaml: words.keys is 0; expected at least 1"),
+        ({"longce.gamma": 0}, "recipe.yaml: longce.gamma is 0; expected more than 0"),
         ({"longce.context": 64}, "recipe.yaml: context of longce is 64; documents have 64 tokens"),
-        ({"checkpoints": 2}, "recipe.yaml: checkpoints is 2; expected a list of whole numbers"),
+        ({"checkpoints": 2}, "recipe.yaml: checkpoints is 2; expected a list"),
         ({"checkpoints": [2, 1]}, "recipe.yaml: checkpoints are [2, 1]; expected steps in order, such as [20, 40]"),
         (
             {"checkpoints": [1]},
@@ -77,10 +89,16 @@ def test_what_is_written_is_what_is_read(recipe):
         ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seed is 0: expected different seeds, none"),
         ({"evaluator_method": "yarn"}, "recipe.yaml: evaluator_method is 'yarn'; expected one of "),
         ({"extensions.pi.factor": 2}, "recipe.yaml: extensions have the factors ['2.0', '4.0']; expected one that all"),
-        ({"extensions.pi.method": "pie"}, "recipe.yaml: extensions: pi: method is 'pie'; expected one of pi, "),
-        ({"extensions.pi.theta": 3}, "recipe.yaml: extensions: pi: theta is no setting of "),
-        ({"extensions": ["pi"]}, "recipe.yaml: extensions is ['pi']; expected names, each with its method and factor"),
-        ({"evaluation.documents": 1}, "recipe.yaml: evaluation: documents is 1; expected at least 2"),
+        (
+            {"extensions.pi.method": "pie"},
+            "recipe.yaml: extensions.pi: method is 'pie'; expected one of pi, ntk, dynamic-ntk, yarn, longrope, l",
+        ),
+        (
+            {"extensions.pi.theta": 3},
+            "recipe.yaml: extensions.pi: theta is no setting of method pi, which has factor, original_length: lea",
+        ),
+        ({"extensions": ["pi"]}, "recipe.yaml: extensions is ['pi']; expected keys with values"),
+        ({"evaluation.documents": 1}, "recipe.yaml: evaluation.documents is 1; expected at least 2"),
         ({"evaluation.facts.distance": 62}, "recipe.yaml: documents of 64 tokens have no room for 2 facts"),
     ],
 )

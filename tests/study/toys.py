@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from longlens.losses.settings import LongCE
@@ -33,7 +31,7 @@ def toy_study(**changes: object) -> Study:
     study = Study(
         words=Words(words=10, keys=4, values=3, held_out=0.2),
         model=Shape(length=16, hidden=16, intermediate=16, layers=2, heads=2, theta=1e4),
-        base=replace(training, drills=0.5, end=0.1, facts=Facts(stated=1, repeated=0, distance=3)),
+        base=training.replace(drills=0.5, end=0.1, facts=Facts(stated=1, repeated=0, distance=3)),
         base_seed=5,
         extensions={"pi": PositionInterpolation(factor=4), "eabf": EABF(factor=4, theta=1e5)},
         longce=LongCE(context=16, stride=16),
@@ -46,4 +44,4 @@ def toy_study(**changes: object) -> Study:
         seeds=(1, 2),
         development_seed=0,
     )
-    return replace(study, **changes)
+    return study.replace(**changes)

@@ -25,7 +25,7 @@ from longlens.rope import load_model
 from longlens.scoring.reader import open_scores
 from longlens.train.folder import WHOLE, RunFolder, read_log
 from longlens.train.loading import load_for_training, plan_config
-from longlens.train.recipe import made_of, read_recipe
+from longlens.train.recipe import parse_recipe, read_recipe
 from longlens.train.recorder import Silent
 from longlens.train.rows import load_rows, prepare_rows
 from longlens.train.run import run, run_file
@@ -47,7 +47,7 @@ def recipe(**changes):
     for key, value in changes.items():
         merged = isinstance(value, dict) and key in ("training", "data") and "packed" not in value
         content[key] = {**content[key], **value} if merged and "chat" not in value else value
-    return made_of(content, "recipe")
+    return parse_recipe(content, "recipe")
 
 
 def everything(folder):
@@ -485,12 +485,12 @@ def test_what_is_refused_leaves_nothing(place, changes, message):
 def test_a_source_without_a_path(place):
     content = {**BASE, "data": {"mixture": "pg19", "tokens": 1e6}}
     with pytest.raises(UserError, match=r"the source pg19 of pg19 has no path: pass --set data.sources.pg19=PATH"):
-        run(made_of(content, "r"), "out")
+        run(parse_recipe(content, "r"), "out")
 
 
 def test_a_mixture(place):
     data = {"mixture": "pg19", "sources": {"pg19": "a.txt"}, "length": 32, "tokens": 320}
-    run(made_of({**BASE, "data": data}, "r"), "out")
+    run(parse_recipe({**BASE, "data": data}, "r"), "out")
     assert json.loads(Path("out/data/counts.json").read_text())["rows"] == 10
     assert read_log(Path("out/log.jsonl"))[-1]["step"] == 5
 

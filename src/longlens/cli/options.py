@@ -100,7 +100,7 @@ def assignments(changes: Iterable[str] | None, option: str, example: str) -> dic
     Raises:
         UserError: One is no KEY=VALUE.
     """
-    from longlens.recipe_file import assignment
+    from longlens.settings.recipe import assignment
 
     return dict(assignment(change, option, example) for change in changes or ())
 

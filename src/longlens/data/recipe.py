@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from longlens import recipe_file
-from longlens.data.packing import TooLong, packing_of
+from pydantic import BeforeValidator, Field, model_validator
+
+from longlens.data.packing import TooLong
 from longlens.errors import UserError, shown, shown_value
-from longlens.recipe_file import check_keys, check_types, made, nearest, read_yaml
-from longlens.recipe_file import whole_number as whole_number
+from longlens.settings import recipe as recipes
 from longlens.settings.options import Reading
+from longlens.settings.recipe import Integer, Settings, expected, nearest, parse, parse_integer, read_yaml
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+def _check_weight(value: Any) -> Any:
+    if type(value) not in (int, float) or not 0 < value <= 100:
+        raise expected("percent of the tokens, above 0 and at most 100")
+    return value
+
+
+Tokens = Annotated[Integer, Field(ge=1)]
+
+
+class Source(Settings):
     """One part of a mixture.
 
     Attributes:
         weight: Its share of the tokens, percent. In a recipe 0 leaves the source out, and a path given to it is unused.
-        path: A file, a folder or ``hf:NAME``; a recipe can leave it to ``--source NAME=PATH``.
+        path: A file, a folder or ``hf:NAME``; a recipe can leave it to the `sources` of `read_mixture`.
         subset: Subset of an ``hf:`` dataset.
         split: Split of an ``hf:`` dataset.
         text_field: Field of a row that holds its text.
@@ -31,8 +39,8 @@ class Source:
             in the order of `order_by`, a newline between them. A file of a folder that is one text needs no fields: its
             group is the folder below that folder, its place in it its path.
         order_by: Field that documents of a group are ordered by.
-        min_tokens: Documents with fewer tokens are left out, and last pieces of split documents too; ``"length"``
-            stands for the length of a row.
+        min_tokens: Documents with fewer tokens are left out, and last pieces of split documents too; in a recipe
+            ``length`` stands for the length of a row.
         max_tokens: Documents with more tokens are left out.
         piece_length: Documents are split at so many tokens; at the length of a row unless given.
         too_long: What becomes of longer documents: ``split``, ``cut`` or ``drop``.
@@ -42,7 +50,7 @@ class Source:
         UserError: A value that cannot be, or one that would have no effect.
     """
 
-    weight: float
+    weight: Annotated[int | float, BeforeValidator(_check_weight)]
     path: str | None = None
     subset: str | None = None
     split: str | None = None
@@ -50,26 +58,15 @@ class Source:
     tokenized: bool = False
     group_by: str | None = None
     order_by: str | None = None
-    min_tokens: int | str = 1
-    max_tokens: int | None = None
-    piece_length: int | None = None
+    min_tokens: Tokens = 1
+    max_tokens: Tokens | None = None
+    piece_length: Tokens | None = None
     too_long: TooLong = "split"
     repeat: bool = False
 
-    def __post_init__(self) -> None:
-        """Checks the values, one by one and together."""
-        check_types(self)
-        if not 0 < self.weight <= 100:
-            raise UserError(f"weight is {self.weight}, expected percent of the tokens, above 0 and at most 100")
-        if isinstance(self.min_tokens, str) and self.min_tokens != "length":
-            raise UserError(
-                f"min_tokens is {shown_value(self.min_tokens)}; expected a number of tokens, or the word length"
-            )
-        for name in ("min_tokens", "max_tokens", "piece_length"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise UserError(f"{name} is {value}; expected at least 1 token")
-        if isinstance(self.min_tokens, int) and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+    @model_validator(mode="after")
+    def _check_together(self) -> Source:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise UserError(f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}: no document fits")
         if self.order_by is not None and self.group_by is None:
             raise UserError("order_by is the order in a group: give group_by too, or leave it out")
@@ -79,20 +76,14 @@ class Source:
             for name in ("subset", "split"):
                 if getattr(self, name) is not None:
                     raise UserError(f"{name} is for hf: datasets, and path is {shown_value(self.path)}: leave it out")
+        return self
 
     def reading(self) -> Reading:
         """How its documents are read."""
         return Reading(text_field=self.text_field or "text", subset=self.subset, split=self.split or "train")
 
-    def at(self, path: str) -> Source:
-        """The same source read from another place: of files, subset and split are of no use."""
-        if path.startswith("hf:"):
-            return replace(self, path=path)
-        return replace(self, path=path, subset=None, split=None)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mixture:
+class Mixture(Settings):
     """A mixture of sources, packed.
 
     Attributes:
@@ -108,27 +99,22 @@ class Mixture:
         UserError: A value that cannot be.
     """
 
-    sources: Mapping[str, Source]
-    length: int
-    tokens: int
-    seed: int = 0
-    packing: str = "fill"
+    sources: Mapping[str, Source] = Field(min_length=1)
+    length: Integer = Field(ge=2)
+    tokens: Integer
+    seed: Integer = 0
+    packing: Literal["fill", "best-fit"] = "fill"
     bos: bool = True
     eos: bool = True
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        check_types(self)
-        if not self.sources:
-            raise UserError("the mixture has no sources: give at least one, with its path and weight")
+    @model_validator(mode="after")
+    def _check_together(self) -> Mixture:
         for name in self.sources:
-            _check_name(name)
+            if not name or not name.isprintable() or name != Path(name).name or name.startswith(".") or len(name) > 100:
+                raise UserError(f"a source is called {shown(name)}, which cannot name a folder: choose a plain word")
         total = sum(source.weight for source in self.sources.values())
         if abs(total - 100) > 1e-6:
             raise UserError(f"the weights of the sources sum to {total:g}; they are percent: expected 100")
-        packing_of(self.packing)
-        if self.length < 2:
-            raise UserError(f"length is {self.length}; a row needs at least 2 tokens, such as 65536")
         if self.tokens < self.length:
             raise UserError(f"tokens is {self.tokens}, less than one row of {self.length}: give more, such as 1e9")
         for name, source in self.sources.items():
@@ -137,15 +123,16 @@ class Mixture:
                     f"piece_length of {name} is {source.piece_length}, longer than a row of {self.length} tokens: "
                     "leave it out, or make rows longer"
                 )
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON, for the manifest."""
-        return asdict(self)
+        return self.model_dump(mode="json")
 
 
 def presets() -> list[str]:
     """Names of the recipes that come with longlens."""
-    return recipe_file.presets("mixtures")
+    return recipes.presets("mixtures")
 
 
 def read_mixture(
@@ -170,53 +157,32 @@ def read_mixture(
         UserError: No such recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
     """
     content = read_yaml(recipe, "mixtures", "length and sources")
-    given = {name: v for name, v in {"length": length, "tokens": tokens, "seed": seed}.items() if v is not None}
-    content |= given
-    check_keys(content, Mixture, f"{recipe}")
+    content |= {name: v for name, v in {"length": length, "tokens": tokens, "seed": seed}.items() if v is not None}
     for name in ("length", "tokens"):
-        if name not in content:
-            raise UserError(f"{recipe} says no {name}: pass --{name}, such as --{name} {_EXAMPLES[name]}")
-        content[name] = whole_number(content[name], f"{name} of {recipe}")
-    listed = content.get("sources", {})
-    if not isinstance(listed, dict):
-        raise UserError(f"sources of {recipe} is a {type(listed).__name__}; expected names, each with its keys")
-    paths = dict(sources or {})
+        if name not in content and content.keys() <= Mixture.model_fields.keys():
+            raise UserError(f"{recipe} says no {name}: write it there, or pass `{name}`")
+    if isinstance(content.get("sources"), dict) and "length" in content:
+        content["length"] = parse_integer(content["length"], "length")
+        content["sources"] = _fill_in(content["sources"], sources or {}, content["length"], f"{recipe}")
+    return parse(Mixture, content, f"{recipe}")
+
+
+def _fill_in(sources: Mapping[str, Any], paths: Mapping[str, str], length: int, place: str) -> dict[str, Any]:
+    """What a recipe says of its sources, with other paths, the length of a row, and without those of weight 0."""
     for name in paths:
-        if name not in listed:
-            raise UserError(f"--source {name}: {recipe} has no source of that name{nearest(name, listed)}")
-    for name in listed:
-        _check_name(name, f"{recipe}: ")
-    found = {name: _source(values, f"{recipe}: {name}", paths.get(name)) for name, values in listed.items()}
-    with_length = {
-        name: replace(source, min_tokens=content["length"]) if source.min_tokens == "length" else source
-        for name, source in found.items()
-        if source is not None
-    }
-    return made(Mixture, content | {"sources": with_length}, f"{recipe}")
-
-
-_EXAMPLES = {"length": "65536", "tokens": "1e9"}
-
-
-def _check_name(name: str, place: str = "") -> None:
-    if not name or not name.isprintable() or name != Path(name).name or name.startswith(".") or len(name) > 100:
-        raise UserError(f"{place}a source is called {shown(name)}, which cannot name a folder: choose a plain word")
-
-
-def _source(values: Any, place: str, path: str | None) -> Source | None:
-    if not isinstance(values, dict):
-        raise UserError(f"{place} is {shown_value(values)}; expected keys such as path and weight")
-    check_keys(values, Source, place)
-    if "weight" not in values:
-        raise UserError(f"{place} has no weight: give its share of the tokens, percent")
-    if type(values["weight"]) in (int, float) and values["weight"] == 0:
-        return None
-    numbers = {
-        name: whole_number(values[name], f"{place}: {name}")
-        for name in ("min_tokens", "max_tokens", "piece_length")
-        if values.get(name) is not None and values[name] != "length"
-    }
-    if path is not None and not path.startswith("hf:"):
-        # The recipe's subset and split are of the dataset that the path stands in for.
-        values = {name: value for name, value in values.items() if name not in ("subset", "split")}
-    return made(Source, values | numbers | ({} if path is None else {"path": path}), place)
+        if name not in sources:
+            raise UserError(f"`sources`: {place} has no source {shown_value(name)}{nearest(name, sources)}")
+    found = {}
+    for name, values in sources.items():
+        if isinstance(values, dict):
+            if values.get("min_tokens") == "length":
+                values = values | {"min_tokens": length}
+            if type(values.get("weight")) in (int, float) and values["weight"] == 0:
+                parse(Source, values | {"weight": 1}, f"{place}: sources.{name}")
+                continue
+            if name in paths:
+                # The recipe's subset and split are of the dataset that the path stands in for.
+                unused = () if paths[name].startswith("hf:") else ("subset", "split")
+                values = {key: value for key, value in values.items() if key not in unused} | {"path": paths[name]}
+        found[name] = values
+    return found

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from longlens.errors import LonglensWarning, UserError, shown_value
+from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens.influence import GAMMA, check_gamma
-from longlens.windows import Window, check_window_settings, plan_chunks, plan_windows
+from longlens.settings.recipe import Integer, Real, Settings
+from longlens.windows import Window, plan_chunks, plan_windows
 
 # Paper, section 4.2: "The context length of s_i is set to be K = 4096", with the stride of appendix A.1, d = 1024.
 CONTEXT = 4096
@@ -21,8 +23,7 @@ STRIDE = 1024
 SHORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LongCE:
+class LongCE(Settings):
     """LongCE as the paper has it: every token from K on is weighed at every step (eq. 6 to 8).
 
     The cost of a stride is that of ``(n - K) / d`` windows of K + d tokens, so that ``stride=context`` costs less: the
@@ -37,17 +38,16 @@ class LongCE:
             nevertheless. The precision of the long pass unless given.
 
     Raises:
-        UserError: Settings that no window can be made of, gamma is not a finite number above 0, or another dtype.
+        UserError: A value that cannot be.
     """
 
-    context: int = CONTEXT
-    stride: int = STRIDE
-    gamma: float = GAMMA
-    short_dtype: str | None = None
+    context: Integer = Field(default=CONTEXT, ge=1)
+    stride: Integer = Field(default=STRIDE, ge=1)
+    gamma: Real = Field(default=GAMMA, gt=0)
+    short_dtype: Literal["float16", "bfloat16"] | None = None
 
-    def __post_init__(self) -> None:
-        check_window_settings(self.context, self.stride)
-        check_gamma(self.gamma)
+    @model_validator(mode="after")
+    def _warn_of_gamma(self) -> LongCE:
         if self.gamma < 1:
             warnings.warn(
                 f"gamma is {self.gamma}, the largest weight: tokens that the long context helps weigh less than those "
@@ -55,10 +55,7 @@ class LongCE:
                 LonglensWarning,
                 stacklevel=3,
             )
-        if self.short_dtype is not None and self.short_dtype not in SHORT_DTYPES:
-            raise UserError(
-                f"short_dtype is {shown_value(self.short_dtype)}; expected {' or '.join(SHORT_DTYPES)}, or leave it out"
-            )
+        return self
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
         """The windows of a document that are scored at a step.
@@ -79,7 +76,6 @@ class LongCE:
         return longce_weights(long_logprobs, short_logprobs, self.gamma)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SampledLongCE(LongCE):
     """LongCE with the short scores of some windows alone, drawn anew at each step; all other tokens weigh 1.
 
@@ -90,15 +86,10 @@ class SampledLongCE(LongCE):
         share: Of the windows, above 0 and at most 1.
     """
 
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise UserError(f"share is {self.share}; expected the share of windows that is scored, above 0, at most 1")
+    share: Real = Field(default=0.5, gt=0, le=1)
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
-        """See `LongCE.windows`."""
+        """The windows that are scored at a step, drawn from those of the whole document."""
         every = super().windows(ids, step)
         if not every:
             return every
@@ -107,7 +98,6 @@ class SampledLongCE(LongCE):
         return [every[index] for index in sorted(chosen)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChunkedLongCE(LongCE):
     """LongCE on chunks of K + d tokens that do not overlap: the short pass runs each token once, whatever K and d are.
 
@@ -117,7 +107,7 @@ class ChunkedLongCE(LongCE):
     """
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
-        """See `LongCE.windows`."""
+        """The windows that are scored at a step: the last tokens of each chunk."""
         return plan_chunks(len(ids), self.context, self.stride, step * self.stride)
 
 
@@ -130,7 +120,7 @@ def check_offline(longce: LongCE) -> None:
     has_form = isinstance(longce, (SampledLongCE, ChunkedLongCE))
     if has_form or (longce.context, longce.stride, longce.short_dtype) != (CONTEXT, STRIDE, None):
         raise UserError(
-            f"the batch has offline weights, so there is no short pass, and only gamma of {longce} would have an "
+            f"the batch has offline weights, so there is no short pass, and only `gamma` of {longce!r} would have an "
             f"effect: pass LongCE(gamma={longce.gamma:g}), or drop the offline columns"
         )
 

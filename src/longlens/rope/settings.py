@@ -3,75 +3,98 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from pydantic import model_validator
 
 from longlens.errors import UserError, shown_value
 from longlens.files import read_json
 from longlens.rope.base import Method
 from longlens.rope.methods import METHODS
-
-SETTINGS = (
-    "factor",
-    "theta",
-    "first_layer",
-    "original_length",
-    "beta_fast",
-    "beta_slow",
-    "low_freq_factor",
-    "high_freq_factor",
-    "attention_factor",
-    "width",
-    "step",
-)
+from longlens.settings.recipe import Integer, Real, Settings
 
 
-def parse_method(name: str, settings: Mapping[str, Any], shown: Callable[[str], str]) -> Method:
+class Extension(Settings):
+    """A method and its settings, as a recipe has them.
+
+    Attributes:
+        method: Its name.
+        factors: For LongRoPE, a JSON file.
+    """
+
+    method: str
+    factor: Real | None = None
+    theta: Real | None = None
+    first_layer: Integer | None = None
+    original_length: Integer | None = None
+    beta_fast: Real | None = None
+    beta_slow: Real | None = None
+    low_freq_factor: Real | None = None
+    high_freq_factor: Real | None = None
+    attention_factor: Real | None = None
+    width: Integer | None = None
+    step: Real | None = None
+    factors: str | None = None
+
+    @model_validator(mode="after")
+    def _check_method(self) -> Extension:
+        self.build()
+        return self
+
+    def build(self) -> Method:
+        """The method with these settings."""
+        return parse_method(self.method, self.model_dump(exclude={"method"}, exclude_none=True))
+
+
+SETTINGS = tuple(name for name in Extension.model_fields if name not in ("method", "factors"))
+
+
+def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
     """The method of that name with these settings.
 
     Args:
         name: One of `methods.METHODS`.
         settings: Of `SETTINGS`; and ``factors`` for LongRoPE, a JSON file.
-        shown: How a setting is called where the user gives it, for messages: ``--first-layer``.
 
     Raises:
         UserError: No such method, a setting that it does not have, or one that it needs.
     """
     if name not in METHODS:
-        raise UserError(f"{shown('method')} is {shown_value(name)}; expected one of {', '.join(METHODS)}")
+        raise UserError(f"`method` is {shown_value(name)}; expected one of {', '.join(METHODS)}")
     fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
     # Settings whose field is called otherwise.
     spelled = {"factor": "max_factor"} if "max_factor" in fields else {}
     options = [option for option in SETTINGS if spelled.get(option, option) in fields]
     if "short_factors" in fields:
         options.append("factors")
-    known = ", ".join(shown(option) for option in options)
+    known = ", ".join(f"`{option}`" for option in options)
     for option in settings:
         if option not in options:
-            raise UserError(
-                f"{shown(option)} is no setting of {shown('method')} {name}, which has {known}: leave it out"
-            )
-    required = [option for option in options if option == "factors" or is_required(fields[spelled.get(option, option)])]
+            raise UserError(f"`{option}` is no setting of method {name}, which has {known}: leave it out")
+    required = [
+        option for option in options if option == "factors" or _is_required(fields[spelled.get(option, option)])
+    ]
     for option in required:
         if option not in settings:
-            raise UserError(f"{shown('method')} {name} needs {shown(option)}; its settings are {known}")
+            raise UserError(f"method {name} needs `{option}`; its settings are {known}")
     values = {spelled.get(option, option): value for option, value in settings.items() if option != "factors"}
     if "factors" in settings:
-        values["short_factors"], values["long_factors"] = _read_factors(settings["factors"], shown("factors"))
+        values["short_factors"], values["long_factors"] = _read_factors(settings["factors"])
     return METHODS[name](**values)
 
 
-def is_required(field: Any) -> bool:
+def _is_required(field: Any) -> bool:
     """Whether a field of a dataclass has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _read_factors(path: str | PathLike[str], option: str) -> tuple[list[float], list[float]]:
+def _read_factors(path: str | PathLike[str]) -> tuple[list[float], list[float]]:
     expected = 'expected a JSON object such as {"short_factor": [1.0, ...], "long_factor": [1.0, ...]}'
-    both = read_json(Path(path), f"{option}: {expected}")
+    both = read_json(Path(path), f"`factors`: {expected}")
     short, long = both.get("short_factor"), both.get("long_factor")
     if not isinstance(short, list) or not isinstance(long, list):
-        raise UserError(f"{option} {path} lacks a list of factors; {expected}")
+        raise UserError(f"`factors` {path} lacks a list of factors; {expected}")
     return short, long

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from longlens.corpus import read_documents
 from longlens.errors import UserError, shown
+from longlens.settings.recipe import Integer, Settings
 
 Ids = npt.NDArray[np.int64]
 SPLITS = ("test", "development", "train")
@@ -187,8 +189,7 @@ def make_vocabulary(documents: Iterable[Sequence[str]], *, words: int, keys: int
     return Vocabulary(words=tuple(chosen), keys=keys, values=values)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class Facts(Settings):
     """Facts of a document: ``mark key value``, with a key that no other fact of the document has.
 
     Attributes:
@@ -198,16 +199,15 @@ class Facts:
         distance: Tokens from a statement to its repetition, at least.
     """
 
-    stated: int
-    repeated: int
-    distance: int
+    stated: Integer
+    repeated: Integer = Field(ge=0)
+    distance: Integer = Field(ge=FACT)
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        if not 0 <= self.repeated <= self.stated:
+    @model_validator(mode="after")
+    def _check_repeated(self) -> Facts:
+        if self.repeated > self.stated:
             raise UserError(f"repeated is {self.repeated} and stated {self.stated}: expected 0 <= repeated <= stated")
-        if self.distance < FACT:
-            raise UserError(f"distance is {self.distance}; a fact has {FACT} tokens, so expected at least {FACT}")
+        return self
 
     def check(self, length: int) -> None:
         """Refuses documents that are too short for their facts."""

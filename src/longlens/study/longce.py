@@ -19,7 +19,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -146,7 +146,7 @@ class _Experiment:
     def _measure_base(self, base: Any) -> dict[str, Any]:
         """Whether the small model answers at its own length, on development documents."""
         study, documents = self.study, self.documents["development"]
-        facts = replace(study.evaluation.facts, distance=study.base.facts.distance, repeated=0)
+        facts = study.evaluation.facts.replace(distance=study.base.facts.distance, repeated=0)
         rng, length, count = np.random.default_rng(study.base_seed), study.model.length, study.evaluation.documents
         questions = make_questions(facts, self.vocabulary, documents, length=length, count=count, rng=rng)
         found = models.score(base, questions)

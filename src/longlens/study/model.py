@@ -7,7 +7,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +95,6 @@ def extend_model(model: Any, method: Method) -> Any:
     return apply(copy.deepcopy(model), method)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PermutedLongCE(LongCE):
     """LongCE whose weights are dealt out anew among the tokens that have a short score: the same step, no selection.
 
@@ -114,7 +112,6 @@ class PermutedLongCE(LongCE):
         return weights.index_copy(0, weighed, weights[weighed[dealt.to(weighed.device)]])
 
 
-@dataclass(frozen=True, kw_only=True)
 class NormalizedLongCE(LongCE):
     """LongCE whose weights have mean 1 in every batch: the selection, and a loss of the size of CE."""
 

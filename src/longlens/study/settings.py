@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, InstanceOf, TypeAdapter, model_validator
 
 from longlens.errors import UserError, shown_value
-from longlens.keytokens.influence import ALPHA, BETA, check_thresholds
+from longlens.keytokens.influence import ALPHA, BETA
 from longlens.losses.settings import LongCE
-from longlens.recipe_file import made, read_yaml, real_number, whole_number, with_numbers
 from longlens.rope.base import Method
-from longlens.rope.settings import parse_method
+from longlens.rope.settings import Extension
+from longlens.settings.recipe import Integer, Real, Settings, parse, read_yaml
 from longlens.study.documents import Facts
 
-Made = TypeVar("Made")
+Count = Annotated[Integer, Field(ge=1)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Words:
+class Words(Settings):
     """The vocabulary and the split of the text.
 
     Attributes:
@@ -30,21 +31,13 @@ class Words:
         held_out: Share of the text's words whose documents are held out for testing, and as many for development.
     """
 
-    words: int
-    keys: int
-    values: int
-    held_out: float
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name in ("words", "keys", "values"):
-            _at_least(1, self, name)
-        if not 0 < self.held_out < 0.5:
-            raise UserError(f"held_out is {self.held_out}; expected a share of the words between 0 and 0.5")
+    words: Count
+    keys: Count
+    values: Count
+    held_out: Real = Field(gt=0, lt=0.5)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class Shape(Settings):
     """A small Llama with tied embeddings.
 
     Attributes:
@@ -56,23 +49,21 @@ class Shape:
         theta: Base of the rotary embedding.
     """
 
-    length: int
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    theta: float
+    length: Count
+    hidden: Count
+    intermediate: Count
+    layers: Count
+    heads: Count
+    theta: Real
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name in ("length", "hidden", "intermediate", "layers", "heads"):
-            _at_least(1, self, name)
+    @model_validator(mode="after")
+    def _check_heads(self) -> Shape:
         if self.hidden % (2 * self.heads):
             raise UserError(f"hidden is {self.hidden} and heads {self.heads}: a head needs an even, equal share of it")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
+class Training(Settings):
     """A training run with AdamW (betas 0.9 and 0.95, gradient norm at most 1).
 
     Attributes:
@@ -87,33 +78,21 @@ class Training:
             again (`documents.make_drill`), from which a model learns to retrieve.
     """
 
-    steps: int
-    documents: int
-    learning_rate: float
-    warmup: int
+    steps: Count
+    documents: Count
+    learning_rate: Real = Field(gt=0)
+    warmup: Integer = Field(ge=0)
     facts: Facts
-    end: float = 1.0
-    weight_decay: float = 0.0
-    drills: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        for name in ("steps", "documents"):
-            _at_least(1, self, name)
-        _at_least(0, self, "warmup")
-        for name in ("end", "drills"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise UserError("learning_rate must be above 0, and weight_decay not below 0")
+    end: Share = 1.0
+    weight_decay: Real = Field(default=0.0, ge=0)
+    drills: Share = 0.0
 
     def lasting(self, steps: int) -> Training:
         """The same for another number of steps."""
-        return replace(self, steps=steps)
+        return self.replace(steps=steps)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
+class Evaluation(Settings):
     """What is scored at checkpoints.
 
     Attributes:
@@ -123,20 +102,26 @@ class Evaluation:
         beta: Of key tokens, nats.
     """
 
-    documents: int
+    documents: Integer = Field(ge=2)
     facts: Facts
-    alpha: float = ALPHA
-    beta: float = BETA
+    alpha: Real = ALPHA
+    beta: Real = BETA
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        _at_least(2, self, "documents")
-        _at_least(1, self.facts, "stated")
-        check_thresholds(self.alpha, self.beta)
+    @model_validator(mode="after")
+    def _check_facts(self) -> Evaluation:
+        if self.facts.stated < 1:
+            raise UserError(f"stated of facts is {self.facts.stated}; expected at least 1")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Study:
+def _to_methods(values: Any) -> Any:
+    if not isinstance(values, Mapping) or all(isinstance(value, Method) for value in values.values()):
+        return values
+    found = TypeAdapter(dict[str, Extension]).validate_python(values)
+    return {name: extension.build() for name, extension in found.items()}
+
+
+class Study(Settings):
     """All settings of ``longlens study reproduce longce``.
 
     Attributes:
@@ -159,20 +144,20 @@ class Study:
     words: Words
     model: Shape
     base: Training
-    base_seed: int
-    extensions: Mapping[str, Method]
+    base_seed: Integer
+    extensions: Annotated[Mapping[str, InstanceOf[Method]], BeforeValidator(_to_methods)]
     longce: LongCE
     training: Training
-    ce_steps: int
-    checkpoints: tuple[int, ...]
+    ce_steps: Integer
+    checkpoints: tuple[Integer, ...] = Field(strict=False)
     evaluation: Evaluation
     evaluator: Training
     evaluator_method: str
-    seeds: tuple[int, ...]
-    development_seed: int
+    seeds: tuple[Integer, ...] = Field(strict=False)
+    development_seed: Integer
 
-    def __post_init__(self) -> None:
-        """Checks what the parts have to do with each other."""
+    @model_validator(mode="after")
+    def _check_together(self) -> Study:
         factors = {getattr(method, "factor", None) for method in self.extensions.values()}
         if len(factors) != 1 or None in factors:
             raise UserError(f"extensions have the factors {sorted(map(str, factors))}; expected one that all share")
@@ -204,6 +189,7 @@ class Study:
             facts.check(self.length)
         if self.longce.context >= self.length:
             raise UserError(f"context of longce is {self.longce.context}; documents have {self.length} tokens")
+        return self
 
     @property
     def length(self) -> int:
@@ -212,10 +198,8 @@ class Study:
 
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON."""
-        plain = asdict(self)
-        for name, method in self.extensions.items():
-            plain["extensions"][name] = {"method": method.name, **asdict(method)}
-        return plain | {"checkpoints": list(self.checkpoints), "seeds": list(self.seeds)}
+        methods = {name: {"method": m.name, **asdict(m)} for name, m in self.extensions.items()}
+        return self.model_dump(mode="json", exclude={"extensions"}) | {"extensions": methods}
 
 
 def read_study(recipe: str | os.PathLike[str]) -> Study:
@@ -227,54 +211,4 @@ def read_study(recipe: str | os.PathLike[str]) -> Study:
     Raises:
         UserError: No such recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
     """
-    return _read(Study, read_yaml(recipe, "studies", "model and training"), f"{recipe}")
-
-
-def _read(kind: type[Made], values: Any, place: str) -> Made:
-    """A dataclass from a mapping, and its parts likewise."""
-    if not isinstance(values, dict):
-        raise UserError(f"{place} is {shown_value(values)}; expected keys such as {fields(kind)[0].name}")  # type: ignore[arg-type]
-    found = with_numbers(values, kind, place)
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.name not in found:
-            if field.default is MISSING:
-                raise UserError(f"{place} has no {field.name}: give it")
-        elif field.type in _PARTS:
-            found[field.name] = _PARTS[str(field.type)](found[field.name], f"{place}: {field.name}")
-    return made(kind, found, place)
-
-
-def _numbers(values: Any, place: str) -> tuple[int, ...]:
-    if not isinstance(values, list):
-        raise UserError(f"{place} is {shown_value(values)}; expected a list of whole numbers")
-    return tuple(whole_number(value, place) for value in values)
-
-
-def _methods(values: Any, place: str) -> dict[str, Method]:
-    if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
-        raise UserError(f"{place} is {shown_value(values)}; expected names, each with its method and factor")
-    return {
-        name: parse_method(
-            str(settings.get("method")),
-            {key: real_number(value, f"{place}: {name}: {key}") for key, value in settings.items() if key != "method"},
-            lambda key, name=name: f"{place}: {name}: {key}",  # type: ignore[misc]
-        )
-        for name, settings in values.items()
-    }
-
-
-_PARTS: dict[str, Callable[[Any, str], Any]] = {
-    "Words": partial(_read, Words),
-    "Shape": partial(_read, Shape),
-    "Facts": partial(_read, Facts),
-    "Training": partial(_read, Training),
-    "Evaluation": partial(_read, Evaluation),
-    "LongCE": partial(_read, LongCE),
-    "tuple[int, ...]": _numbers,
-    "Mapping[str, Method]": _methods,
-}
-
-
-def _at_least(least: int, settings: Any, name: str) -> None:
-    if getattr(settings, name) < least:
-        raise UserError(f"{name} is {getattr(settings, name)}; expected at least {least}")
+    return parse(Study, read_yaml(recipe, "studies", "model and training"), f"{recipe}")

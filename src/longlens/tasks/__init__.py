@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from longlens.errors import UserError
-from longlens.recipe_file import check_fields
+from longlens.settings.recipe import check_values
 from longlens.tasks.bamboo import TASKS as BAMBOO_TASKS
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
@@ -125,5 +125,5 @@ def get_task(name: str, **settings: Any) -> Task:
         if setting not in free:
             known = f"it has {', '.join(free)}" if free else "it has none"
             raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
-    check_fields(settings, _kind(name)[0], f" of task {name!r}")
+    check_values(settings, _kind(name)[0], f"task {name!r}")
     return _TASKS[name](name=name, **settings)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from longlens.errors import UserError, library_errors, require, shown_value
-from longlens.recipe_file import check_fields, nearest, one_of
-from longlens.train.data_settings import ChatData
+from longlens.settings.recipe import check_values, nearest
 from longlens.train.recipe import Recipe
+from longlens.train.settings import ChatData
 
 _UNSHOWN = "training was not shown to be right with it"
 _NO_METRICS = "a recipe has no metrics but cross-entropy, PPL and LongPPL, so it would have no effect"
@@ -146,9 +146,12 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
             f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: take one of "
             "its forms, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
         )
-    check_fields(given, TrainingArguments, " of training.arguments")
-    strategies = ("random", "sequential", "group_by_length", "batch_rebalance")
-    one_of("training.arguments.train_sampling_strategy", given.get("train_sampling_strategy", "random"), strategies)
+    check_values(given, TrainingArguments, "training.arguments")
+    strategies, strategy = ("random", "sequential", "group_by_length", "batch_rebalance"), "train_sampling_strategy"
+    if given.get(strategy, "random") not in strategies:
+        raise UserError(
+            f"training.arguments.{strategy} is {shown_value(given[strategy])}; expected one of {', '.join(strategies)}"
+        )
     _check_reporters(recipe)
     kind: Any = TrainingArguments
     if isinstance(recipe.data, ChatData):

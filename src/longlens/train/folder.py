@@ -25,9 +25,9 @@ from typing import Any
 
 from longlens.errors import UserError, shown_value, system_errors, utf8
 from longlens.files import cannot_write, file_sha256, read_json, replacing, write_json
-from longlens.recipe_file import parse_yaml, write_yaml
 from longlens.runs.folder import OwnFolder, versions, warn_by_weights, warn_of_versions
 from longlens.runs.jsonl import read_lines
+from longlens.settings.recipe import parse_yaml, write_yaml
 
 MANIFEST_VERSION = 2
 """2: ``run`` has the model's configuration, see `longlens.runs.identity`."""

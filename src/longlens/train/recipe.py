@@ -8,38 +8,34 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from longlens import recipe_file
+from pydantic import model_validator
+
 from longlens.data.recipe import Mixture, read_mixture
 from longlens.errors import UserError, shown_value
-from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
-from longlens.recipe_file import assignment, made, nearest, read_yaml, real_number, whole_number, with_numbers
+from longlens.losses.settings import LongCE
 from longlens.rope.base import Method
-from longlens.rope.settings import SETTINGS, is_required, parse_method
-from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
-from longlens.train.settings import Evaluation, Evaluator, Load, Lora, Offline, Training
-
-Data = MixtureData | PackedData | DocumentsData | ChatData
-DATA: dict[str, type[Data]] = {
-    "mixture": MixtureData,
-    "packed": PackedData,
-    "documents": DocumentsData,
-    "chat": ChatData,
-}
-LOSSES: dict[str, type[Any] | None] = {
-    "longce": LongCE,
-    "sampled-longce": SampledLongCE,
-    "chunked-longce": ChunkedLongCE,
-    "offline": Offline,
-    "ce": None,
-}
+from longlens.rope.settings import Extension
+from longlens.settings import recipe as recipes
+from longlens.settings.recipe import Name, Settings, assignment, nearest, parse, read_yaml
+from longlens.train.settings import (
+    LOSSES,
+    Data,
+    DocumentsData,
+    Evaluation,
+    Load,
+    Lora,
+    Loss,
+    MixtureData,
+    PackedData,
+    Training,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """One training run.
 
     Attributes:
@@ -48,7 +44,7 @@ class Recipe:
         training: How.
         loss: LongCE in one of its forms; None for CE.
         load: How the model is loaded.
-        extend: Position extrapolation before training: ``method`` and its settings, those of ``longlens extend``.
+        extend: Position extrapolation before training.
         lora: Adapters in place of all weights.
         evaluation: Held-out documents.
         after: Position extrapolation after training, of a second folder.
@@ -57,28 +53,27 @@ class Recipe:
         UserError: The short context of LongCE is not shorter than the rows, or held-out documents are trained on.
     """
 
-    model: str
+    model: Name
     data: Data
     training: Training
-    loss: LongCE | Offline | None
-    load: Load
-    extend: Mapping[str, Any] | None = None
+    loss: Loss
+    load: Load = Load()
+    extend: Extension | None = None
     lora: Lora | None = None
     evaluation: Evaluation | None = None
-    after: Mapping[str, Any] | None = None
+    after: Extension | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("extend", "after"):
-            self.method(name)
-        length = self.length
-        if length is not None:
-            self.check_length(length)
+    @model_validator(mode="after")
+    def _check_together(self) -> Recipe:
+        if self.length is not None:
+            self.check_length(self.length)
         if isinstance(self.data, DocumentsData) and self.evaluation is not None:
             both = set(self.data.documents) & set(self.evaluation.documents)
             if both:
                 raise UserError(
                     f"{shown_value(min(both))} is in data and in evaluation: evaluate on documents not trained on"
                 )
+        return self
 
     @property
     def length(self) -> int | None:
@@ -99,29 +94,20 @@ class Recipe:
                 "would have a short score and LongCE were CE: make data.length larger or the context smaller"
             )
 
-    def method(self, name: str) -> Method | None:
-        """The method of ``extend`` or ``after``.
-
-        Raises:
-            UserError: No such method, or settings that it does not have.
-        """
-        values = getattr(self, name)
-        if values is None:
-            return None
-        settings = {key: value for key, value in values.items() if key != "method"}
-        return parse_method(str(values["method"]), settings, lambda setting: f"{name}.{setting}")
+    def method(self, name: Literal["extend", "after"]) -> Method | None:
+        """The method of ``extend`` or ``after``."""
+        extension: Extension | None = getattr(self, name)
+        return None if extension is None else extension.build()
 
     def resolved(self) -> dict[str, Any]:
-        """All settings as JSON; `make_recipe` makes the same recipe of them."""
-        content: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "loss":
-                value = {_loss_name(value): {} if value is None else asdict(value)}
-            if value is not None:
-                content[field.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        plain: dict[str, Any] = json.loads(json.dumps(content))  # tuples become lists
-        return plain
+        """All settings as JSON; `parse` makes the same recipe of them."""
+        content = {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
+        loss = next(name for name, kind in LOSSES.items() if kind is (self.loss and type(self.loss)))
+        content["loss"] = {loss: {} if self.loss is None else self.loss.model_dump(mode="json")}
+        for name in {"extend", "after"} & content.keys():
+            content[name] = {key: value for key, value in content[name].items() if value is not None}
+        order = [*type(self).model_fields]
+        return {name: content[name] for name in sorted(content, key=order.index)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +129,7 @@ class RecipeFile:
 
 def presets() -> list[str]:
     """Names of the recipes that come with longlens."""
-    return recipe_file.presets("train")
+    return recipes.presets("train")
 
 
 def read_recipe(
@@ -168,21 +154,22 @@ def read_recipe(
     """
     content = read_yaml(recipe, "train", "model, data and training")
     for change in changes:
-        _set(content, *assignment(change, "--set", "training.steps=20"), "--set")
+        _set(content, *assignment(change, "`changes`", "training.steps=20"), "`changes`")
     consents = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     for name, is_given in consents.items():
         if is_given:
-            _set(content, f"load.{name}", True, name)
+            _set(content, f"load.{name}", True, f"`{name}`")
     out, sweep = content.pop("out", None), content.pop("sweep", None)
     if out is not None and not (isinstance(out, str) and out):
-        raise UserError(f"out of {recipe} is {shown_value(out)}; expected a folder")
-    runs = {label: made_of(values, f"{recipe}") for label, values in _combinations(content, sweep, f"{recipe}").items()}
+        raise UserError(f"{recipe}: out is {shown_value(out)}; expected a folder")
+    combinations = _combinations(content, sweep, f"{recipe}")
+    runs = {label: parse_recipe(values, f"{recipe}") for label, values in combinations.items()}
     for run in runs.values():
         for name, is_given in consents.items():
             if getattr(run.load, name) and not is_given:
                 raise UserError(
                     f"{recipe} sets load.{name}, so that code of the model's authors could run: check the recipe and "
-                    f"the model, and confirm with --{name.replace('_', '-')} ({name}=True)"
+                    f"the model, and confirm with `{name}=True`"
                 )
     swept = [key.partition(".")[0] for key in sweep or {}]
     return RecipeFile(
@@ -190,40 +177,18 @@ def read_recipe(
     )
 
 
-def made_of(content: Mapping[str, Any], place: str) -> Recipe:
-    """The recipe of these settings.
+def parse_recipe(content: Mapping[str, Any], place: str) -> Recipe:
+    """The run that one recipe without a sweep describes.
+
+    Args:
+        content: Keys of `Recipe`.
+        place: The recipe, for messages.
 
     Raises:
-        UserError: A key that is unknown or missing, or a value that cannot be.
+        UserError: A key that is unknown or missing, a value that cannot be, or a secret.
     """
-    _check_sections(content, place)
     _refuse_secrets(content, place)
-    values: dict[str, Any] = {
-        "model": content["model"],
-        "data": _variant(content["data"], DATA, f"{place}: data"),
-        "loss": _loss(content["loss"], f"{place}: loss"),
-        "training": _training(content["training"], f"{place}: training"),
-        "load": _section(Load, content.get("load", {}), f"{place}: load"),
-    }
-    if not (isinstance(values["model"], str) and values["model"]):
-        raise UserError(
-            f"{place}: model is {shown_value(values['model'])}; expected a hub id, folder, .gguf file or smollm2"
-        )
-    if content.get("lora") is not None:
-        values["lora"] = _section(Lora, content["lora"], f"{place}: lora")
-    if content.get("evaluation") is not None:
-        values["evaluation"] = _evaluation(content["evaluation"], f"{place}: evaluation")
-    for name in ("extend", "after"):
-        if content.get(name) is not None:
-            values[name] = _method(content[name], f"{place}: {name}")
-    return made(Recipe, values, place)
-
-
-def _check_sections(content: Mapping[str, Any], place: str) -> None:
-    recipe_file.check_keys(content, Recipe, place)
-    for name in ("model", "data", "loss", "training"):
-        if content.get(name) is None:
-            raise UserError(f"{place} says no {name}: see docs/recipes.md, or start from one of {', '.join(presets())}")
+    return parse(Recipe, content, place)
 
 
 _SECRET_NAME = re.compile(r"(^|_)(hub_token|api_?key|password|secret|credentials?)$", re.IGNORECASE)
@@ -290,7 +255,7 @@ _NO_NAME = re.compile(r"[^\w.+,=-]+", re.ASCII)
 def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
     """Sets ``a.b.c``; sections that are not there are made, and their keys checked with all others afterwards."""
     *sections, name = key.split(".")
-    known = [*(field.name for field in fields(Recipe)), "out", "sweep"]
+    known = [*Recipe.model_fields, "out", "sweep"]
     top = [*sections, name][0]
     if top not in known:
         raise UserError(f"{place} {key}: no such key{nearest(top, known)}; known are {', '.join(known)}")
@@ -312,90 +277,6 @@ def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
 
 # Null means something else than to leave the key out.
 _NULLABLE = {"clip"}
-
-
-def _section(kind: type[Any], values: Any, place: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{place} is {shown_value(values)}; expected keys such as {fields(kind)[0].name}")
-    found = with_numbers(values, kind, place)
-    for field in fields(kind):
-        if field.name not in found and is_required(field):
-            raise UserError(f"{place} says no {field.name}: it is needed")
-    return made(kind, found, place)
-
-
-def _variant(values: Any, kinds: Mapping[str, type[Any]], place: str) -> Any:
-    """The dataclass whose own key is there."""
-    found = [name for name in kinds if isinstance(values, dict) and values.get(name) is not None]
-    if len(found) != 1:
-        had = " and ".join(found) or "none of them"
-        raise UserError(f"{place} has {had}; expected one of {', '.join(kinds)}, and the keys that go with it")
-    values = {name: value for name, value in values.items() if name not in kinds or name == found[0]}
-    if found[0] in ("documents", "chat") and isinstance(values[found[0]], str):
-        values[found[0]] = [values[found[0]]]
-    return _section(kinds[found[0]], values, place)
-
-
-def _loss(values: Any, place: str) -> Any:
-    if isinstance(values, str):
-        values = {values: {}}
-    if not isinstance(values, dict) or len(values) != 1:
-        raise UserError(
-            f"{place} is {shown_value(values)}; expected one of {', '.join(LOSSES)} with its keys, such as longce: {{}}"
-        )
-    ((name, settings),) = values.items()
-    if name not in LOSSES:
-        raise UserError(f"{place} is {shown_value(name)}{nearest(name, LOSSES)}; expected one of {', '.join(LOSSES)}")
-    kind = LOSSES[name]
-    if kind is not None:
-        return _section(kind, {} if settings is None else settings, f"{place}: {name}")
-    if settings:
-        raise UserError(f"{place}: ce has no keys, and {', '.join(settings)} was given: leave it out")
-    return None
-
-
-def _loss_name(loss: Any) -> str:
-    kind = None if loss is None else type(loss)
-    return next(name for name, known in LOSSES.items() if known is kind)
-
-
-def _training(values: Any, place: str) -> Training:
-    if isinstance(values, dict) and isinstance(values.get("betas"), list):
-        values = values | {"betas": [real_number(beta, f"{place}: betas") for beta in values["betas"]]}
-    if isinstance(values, dict) and isinstance(values.get("report_to"), str):
-        values = values | {"report_to": [values["report_to"]]}
-    training: Training = _section(Training, values, place)
-    return training
-
-
-def _evaluation(values: Any, place: str) -> Evaluation:
-    if isinstance(values, dict) and values.get("evaluator") is not None:
-        values = values | {"evaluator": _section(Evaluator, values["evaluator"], f"{place}: evaluator")}
-    if isinstance(values, dict) and isinstance(values.get("documents"), str):
-        values = values | {"documents": [values["documents"]]}
-    evaluation: Evaluation = _section(Evaluation, values, place)
-    return evaluation
-
-
-def _method(values: Any, place: str) -> dict[str, Any]:
-    """``method`` and its settings, with numbers as numbers."""
-    known = ("method", *SETTINGS, "factors")
-    if not isinstance(values, dict) or not values.get("method"):
-        raise UserError(
-            f"{place} is {shown_value(values)}; expected a method and its settings, such as {{method: pi, factor: 8}}"
-        )
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise UserError(
-                f"{place} has an unknown key {shown_value(name)}{nearest(name, known)}; known are {', '.join(known)}"
-            )
-        if name in ("first_layer", "original_length", "width"):
-            found[name] = whole_number(value, f"{place}: {name}")
-        else:
-            is_number = name not in ("method", "factors")
-            found[name] = real_number(value, f"{place}: {name}") if is_number else value
-    return found
 
 
 def mixture_of(data: MixtureData) -> Mixture:

@@ -14,9 +14,8 @@ from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json
 from longlens.settings.options import Reading
 from longlens.train.batch import OFFLINE_COLUMNS
-from longlens.train.data_settings import ChatData, DocumentsData, MixtureData, PackedData
 from longlens.train.recipe import Recipe, mixture_of
-from longlens.train.settings import Offline
+from longlens.train.settings import ChatData, DocumentsData, MixtureData, Offline, PackedData
 
 Told = Callable[[str], None]
 
@@ -128,8 +127,8 @@ def _chat_folder(data: ChatData, tokenizer: Any, out: Path) -> None:
             tokenizer,
             max_length=data.length,
             reading=Reading(subset=data.subset, split=data.split or "train", samples=data.samples),
-            too_long=data.too_long,  # type: ignore[arg-type]  # checked by ChatData
-            turns=data.turns,  # type: ignore[arg-type]
+            too_long=data.too_long,
+            turns=data.turns,
             counts=counts,
         )
         # A packing of one conversation a row would be this as well, but for positions, which padding has no need of.

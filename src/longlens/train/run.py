@@ -21,14 +21,13 @@ from longlens.rope.config import shared_note
 from longlens.runs.processes import Processes
 from longlens.train.arguments import accumulation, training_arguments
 from longlens.train.collate import pad_right
-from longlens.train.data_settings import ChatData
 from longlens.train.folder import RunFolder, read_log
 from longlens.train.held_out import HeldOut, prepare_evaluation
 from longlens.train.loading import load_for_training, plan_config
 from longlens.train.recipe import Recipe, RecipeFile
 from longlens.train.recorder import Committer, Progress, Recorder, Silent
 from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha256
-from longlens.train.settings import Offline
+from longlens.train.settings import ChatData, Offline
 
 SCHEMA_VERSION = 1
 RESULT = ("evaluation", "loss", "model", "steps")

@@ -1,22 +1,197 @@
-"""What a training recipe says, part by part: frozen dataclasses that refuse what cannot be. See docs/recipes.md."""
+"""The sections of a training recipe: what each key may be. See docs/recipes.md."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from longlens.errors import UserError
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA, check_gamma, check_thresholds
-from longlens.recipe_file import at_least, check_types, names, one_of
-from longlens.train.data_settings import check_reading
-from longlens.windows import check_window_settings
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+from longlens.corpus.files import TEXT_ENDINGS
+from longlens.corpus.stdlib import PREFIX as STDLIB
+from longlens.data.packing import TooLong
+from longlens.errors import UserError, shown_value
+from longlens.keytokens.influence import ALPHA, BETA, GAMMA
+from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
+from longlens.settings.recipe import Integer, Names, Real, Settings, expected, nearest
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Length = Annotated[Integer, Field(ge=2)]
+Count = Annotated[Integer, Field(ge=1)]
+Sources = Annotated[Names, Field(min_length=1)]
+Beta = Annotated[Real, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
+def check_reading(
+    sources: Sequence[str], *, text_field: str | None = None, subset: str | None = None, split: str | None = None
+) -> None:
+    """Refuses settings of reading that none of the sources has a use for.
+
+    Raises:
+        UserError: A subset or a split without an ``hf:`` dataset, or a text field where no source has rows.
+    """
+    datasets = [source for source in sources if source.startswith("hf:")]
+    for name, value in (("subset", subset), ("split", split)):
+        if value is not None and not datasets:
+            raise UserError(f"{name} is for hf: datasets, and {shown_value(sources[0])} is none: leave it out")
+    if text_field is not None and all(s.startswith(STDLIB) or Path(s).suffix.lower() in TEXT_ENDINGS for s in sources):
+        raise UserError(
+            f"text_field is for rows of datasets, JSON Lines and Parquet, and {shown_value(sources[0])} is a text: "
+            "leave it out"
+        )
+
+
+class MixtureData(Settings):
+    """Rows that ``longlens data mix`` would make, in ``OUT/data``.
+
+    Attributes:
+        mixture: A preset, or a YAML file.
+        sources: Paths of sources by name, instead of the mixture's.
+        length: Tokens of a row; the mixture's unless given.
+        tokens: Of all rows; the mixture's unless given.
+        seed: Orders the rows; the mixture's unless given.
+    """
+
+    mixture: str
+    sources: Mapping[str, str] = Field(default_factory=dict)
+    length: Integer | None = None
+    tokens: Integer | None = None
+    seed: Integer | None = None
+
+
+class PackedData(Settings):
+    """Rows of a folder that ``longlens data mix``, ``pack`` or ``weigh`` has made.
+
+    Attributes:
+        packed: The folder.
+    """
+
+    packed: str
+
+
+class DocumentsData(Settings):
+    """Rows that ``longlens data pack`` would make, in ``OUT/data``.
+
+    Attributes:
+        documents: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
+        length: Tokens of a row.
+        packing: ``best-fit`` (documents stay whole) or ``fill`` (full rows).
+        too_long: What becomes of longer documents: ``split``, ``cut`` or ``drop``.
+        min_tokens: Documents with fewer tokens are left out.
+        text_field: Field of a row that holds its text; ``text`` unless given.
+        split: Split of an ``hf:`` dataset; ``train`` unless given.
+    """
+
+    documents: Sources
+    length: Length
+    packing: Literal["fill", "best-fit"] = "best-fit"
+    too_long: TooLong = "split"
+    min_tokens: Count = 1
+    text_field: str | None = None
+    split: str | None = None
+
+    @model_validator(mode="after")
+    def _check_reading(self) -> DocumentsData:
+        check_reading(self.documents, text_field=self.text_field, split=self.split)
+        return self
+
+
+class ChatData(Settings):
+    """Conversations, of which the assistant's turns alone are learned (`longlens.data.chat`), in ``OUT/data``.
+
+    Attributes:
+        chat: Files, folders or ``hf:NAME`` with ``messages``.
+        length: Tokens of a row.
+        pack: Packs whole conversations into rows, none of which sees another; else a row is a conversation.
+        too_long: Of longer conversations ``cut`` keeps the whole turns that fit, ``drop`` nothing.
+        turns: ``together`` makes a row of a conversation, ``apart`` one of each answer.
+        subset: Subset of an ``hf:`` dataset.
+        split: Its split; ``train`` unless given.
+        samples: Number of conversations, from the first on; all unless given.
+    """
+
+    chat: Sources
+    length: Length
+    pack: bool = False
+    too_long: Literal["cut", "drop"] = "cut"
+    turns: Literal["together", "apart"] = "together"
+    subset: str | None = None
+    split: str | None = None
+    samples: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_reading(self) -> ChatData:
+        check_reading(self.chat, subset=self.subset, split=self.split)
+        return self
+
+
+DATA: Mapping[str, type[MixtureData | PackedData | DocumentsData | ChatData]] = {
+    "mixture": MixtureData,
+    "packed": PackedData,
+    "documents": DocumentsData,
+    "chat": ChatData,
+}
+
+
+def _to_data(values: Any) -> Any:
+    """The kind of data whose own key is there."""
+    if not isinstance(values, Mapping):
+        return values
+    found = [name for name in DATA if values.get(name) is not None]
+    if len(found) != 1:
+        had = " and ".join(found) or "none of them"
+        raise UserError(f"found {had}; expected one of {', '.join(DATA)}, and the keys that go with it")
+    return DATA[found[0]].model_validate({k: v for k, v in values.items() if k not in DATA or k == found[0]})
+
+
+Data = Annotated[MixtureData | PackedData | DocumentsData | ChatData, BeforeValidator(_to_data)]
+"""One of four kinds, told apart by the key that each has of its own."""
+
+
+class Offline(Settings):
+    """LongCE with the weights, or the short log-probabilities, that ``longlens data weigh`` wrote beside the tokens.
+
+    Attributes:
+        gamma: The largest weight; larger ones of ``token_weights`` are reduced to it.
+    """
+
+    gamma: Real = Field(default=GAMMA, gt=0)
+
+
+LOSSES: Mapping[str, type[LongCE | Offline] | None] = {
+    "longce": LongCE,
+    "sampled-longce": SampledLongCE,
+    "chunked-longce": ChunkedLongCE,
+    "offline": Offline,
+    "ce": None,
+}
+
+
+def _to_loss(values: Any) -> Any:
+    """The loss that is named; its settings are those of LongCE, or none for cross-entropy."""
+    if isinstance(values, Settings):
+        return values
+    if isinstance(values, str):
+        values = {values: {}}
+    if not isinstance(values, Mapping) or len(values) != 1:
+        raise expected(f"one of {', '.join(LOSSES)} with its keys, such as longce: {{}}")
+    ((name, settings),) = values.items()
+    if name not in LOSSES:
+        raise expected(f"one of {', '.join(LOSSES)}{nearest(name, LOSSES)}")
+    kind = LOSSES[name]
+    if kind is None:
+        if settings:
+            raise UserError(f"ce has no keys, and {shown_value(settings)} was given: leave it out")
+        return None
+    return TypeAdapter(dict[str, kind]).validate_python({name: settings or {}})[name]  # type: ignore[valid-type]
+
+
+Loss = Annotated[LongCE | Offline | None, BeforeValidator(_to_loss)]
+"""LongCE in one of its forms; None for cross-entropy."""
+
+
+class Load(Settings):
     """How the model is loaded.
 
     Attributes:
@@ -27,36 +202,14 @@ class Load:
         allow_pickle: Reads ``.bin`` weights, which can run code.
     """
 
-    dtype: str = "float32"
+    dtype: Precision = "float32"
     attention: str | None = None
     full_attention: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        check_types(self)
-        one_of("dtype", self.dtype, PRECISIONS)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Offline:
-    """LongCE with the weights, or the short log-probabilities, that ``longlens data weigh`` wrote beside the tokens.
-
-    Attributes:
-        gamma: The largest weight; larger ones of ``token_weights`` are reduced to it.
-    """
-
-    gamma: float = GAMMA
-
-    def __post_init__(self) -> None:
-        """Checks the value."""
-        check_types(self)
-        check_gamma(self.gamma)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
+class Training(Settings):
     """How it is trained, by AdamW.
 
     Attributes:
@@ -82,42 +235,33 @@ class Training:
         arguments: Further fields of transformers' TrainingArguments.
     """
 
-    batch_size: int
-    learning_rate: float
-    steps: int | None = None
-    epochs: float | None = None
-    per_device_batch_size: int = 1
-    schedule: str = "linear"
-    final_share: float | None = None
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
+    batch_size: Count
+    learning_rate: Real = Field(gt=0)
+    steps: Count | None = None
+    epochs: Real | None = Field(default=None, gt=0)
+    per_device_batch_size: Count = 1
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    final_share: Real | None = Field(default=None, ge=0, le=1)
+    warmup_steps: Integer | None = Field(default=None, ge=0)
+    warmup_ratio: Real | None = Field(default=None, ge=0, lt=1)
     # LongPPL, appendix A.2: "AdamW (Loshchilov, 2017) with beta_1 = 0.9 and beta_2 = 0.95", "no weight decay"; ProLong
     # has the same betas.
-    betas: Sequence[float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    precision: str = "float32"
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), strict=False)
+    weight_decay: Real = Field(default=0.0, ge=0)
+    clip: Real | None = Field(default=1.0, gt=0)
+    precision: Precision = "float32"
     gradient_checkpointing: bool = False
-    seed: int = 0
-    save_every: int = 50
-    keep: int = 1
-    log_every: int = 1
-    report_to: Sequence[str] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    seed: Integer = 0
+    save_every: Count = 50
+    keep: Count = 1
+    log_every: Count = 1
+    report_to: Names = ()
+    arguments: Mapping[str, Any] = Field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Checks the values, one by one and together."""
-        check_types(self)
-        for name in ("batch_size", "per_device_batch_size", "save_every", "keep", "log_every"):
-            at_least(name, getattr(self, name), 1)
+    @model_validator(mode="after")
+    def _check_together(self) -> Training:
         if (self.steps is None) == (self.epochs is None):
             raise UserError("give steps or epochs, one of them")
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
-        if self.epochs is not None and self.epochs <= 0:
-            raise UserError(f"epochs is {self.epochs}; expected more than 0")
-        if self.learning_rate <= 0:
-            raise UserError(f"learning_rate is {self.learning_rate}; expected more than 0, such as 2e-5")
         if self.batch_size % self.per_device_batch_size:
             raise UserError(
                 f"batch_size is {self.batch_size} rows, which are no whole number of micro-batches of "
@@ -128,32 +272,21 @@ class Training:
                 f"save_every is {self.save_every} and log_every {self.log_every}: a checkpoint between two lines of "
                 "the log would change the line after it; make save_every a multiple of log_every"
             )
-        self._check_schedule()
-        names("report_to", self.report_to, empty=True)
-        one_of("precision", self.precision, PRECISIONS)
-        if len(self.betas) != 2 or not all(isinstance(beta, float) and 0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas is {list(self.betas)}; expected two numbers from 0 to below 1, such as [0.9, 0.95]")
-        if self.weight_decay < 0:
-            raise UserError(f"weight_decay is {self.weight_decay}; expected 0 or more")
-        if self.clip is not None and self.clip <= 0:
-            raise UserError(f"clip is {self.clip}; expected the largest norm of the gradient, or null for none")
-
-    def _check_schedule(self) -> None:
-        one_of("schedule", self.schedule, ("constant", "linear", "cosine"))
         if self.final_share is not None and self.schedule != "cosine":
             raise UserError(f"final_share is for schedule cosine, and schedule is {self.schedule}: leave it out")
-        if self.final_share is not None and not 0 <= self.final_share <= 1:
-            raise UserError(f"final_share is {self.final_share}; expected a share of the learning rate, from 0 to 1")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("warmup_steps and warmup_ratio were both given: choose one")
-        if self.warmup_steps is not None:
-            at_least("warmup_steps", self.warmup_steps, 0)
-        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"warmup_ratio is {self.warmup_ratio}; expected a share of the steps, from 0 to below 1")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lora:
+def _to_modules(value: Any) -> Any:
+    is_list = isinstance(value, (list, tuple)) and value and all(isinstance(name, str) and name for name in value)
+    if value != "all-linear" and not is_list:
+        raise expected("all-linear, or a list of names")
+    return value if isinstance(value, str) else tuple(value)
+
+
+class Lora(Settings):
     """Adapters of peft in place of all weights; the trained model is saved with them merged in.
 
     Attributes:
@@ -164,29 +297,18 @@ class Lora:
         modules_to_save: Modules that are trained whole.
     """
 
-    r: int
-    alpha: float
-    dropout: float = 0.0
-    target_modules: str | Sequence[str] = "all-linear"
-    modules_to_save: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        check_types(self)
-        at_least("r", self.r, 1)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; expected 0 to below 1")
-        if self.target_modules != "all-linear":
-            names("target_modules", self.target_modules)
-        names("modules_to_save", self.modules_to_save, empty=True)
+    r: Count
+    alpha: Real
+    dropout: Real = Field(default=0.0, ge=0, lt=1)
+    target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_to_modules)] = "all-linear"
+    modules_to_save: Names = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluator:
+class Evaluator(Settings):
     """The model that selects the key tokens of the held-out documents, once, before training (eq. 4).
 
     Attributes:
-        model: As everywhere.
+        model: Hub id, folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``.
         context: K, tokens.
         stride: d, tokens.
         alpha: Nats.
@@ -194,20 +316,13 @@ class Evaluator:
     """
 
     model: str
-    context: int
-    stride: int
-    alpha: float = ALPHA
-    beta: float = BETA
-
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        check_types(self)
-        check_window_settings(self.context, self.stride)
-        check_thresholds(self.alpha, self.beta)
+    context: Count
+    stride: Count
+    alpha: Real = ALPHA
+    beta: Real = BETA
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
+class Evaluation(Settings):
     """Cross-entropy, perplexity and LongPPL of held-out documents during training.
 
     Attributes:
@@ -222,26 +337,20 @@ class Evaluation:
         samples: Number of documents, from the first on; all unless given.
     """
 
-    documents: Sequence[str]
-    every: int
-    max_length: int | None = None
+    documents: Sources
+    every: Count
+    max_length: Length | None = None
     keys: str | None = None
     evaluator: Evaluator | None = None
     text_field: str | None = None
     split: str | None = None
-    samples: int | None = None
+    samples: Count | None = None
 
-    def __post_init__(self) -> None:
-        """Checks the values."""
-        check_types(self)
-        names("documents", self.documents)
-        at_least("every", self.every, 1)
-        if self.max_length is not None:
-            at_least("max_length", self.max_length, 2)
+    @model_validator(mode="after")
+    def _check_together(self) -> Evaluation:
         if (self.keys is None) == (self.evaluator is None):
             raise UserError("LongPPL needs key tokens: give keys (a file of longlens keys) or evaluator, one of them")
         if self.keys is not None and self.max_length is not None:
             raise UserError("max_length cuts documents, and keys are of documents as they were scored: leave it out")
-        if self.samples is not None:
-            at_least("samples", self.samples, 1)
         check_reading(self.documents, text_field=self.text_field, split=self.split)
+        return self

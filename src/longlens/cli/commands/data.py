@@ -49,13 +49,14 @@ def mix(
     """
     from longlens.cli.console import print_json, print_table, printable, say
     from longlens.data.mixture import mix as make
-    from longlens.data.recipe import read_mixture, whole_number
+    from longlens.data.recipe import read_mixture
     from longlens.models import load_tokenizer
+    from longlens.settings.recipe import parse_integer
 
     mixture = read_mixture(
         recipe,
-        length=None if length is None else whole_number(length, "--length"),
-        tokens=None if tokens is None else whole_number(tokens, "--tokens"),
+        length=None if length is None else parse_integer(length, "length"),
+        tokens=None if tokens is None else parse_integer(tokens, "tokens"),
         seed=seed,
         sources=parse_sources(source or []),
     )
@@ -98,14 +99,14 @@ def pack(
     from longlens.cli.console import print_json, print_table, printable
     from longlens.data.folders import pack_folder
     from longlens.data.packing import packing_of
-    from longlens.data.recipe import whole_number
     from longlens.models import load_tokenizer
+    from longlens.settings.recipe import parse_integer
 
     counts = pack_folder(
         docs,
         load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code),
         out,
-        length=whole_number(length, "--length"),
+        length=parse_integer(length, "length"),
         packing=packing_of(packing, keep_remainder=not drop_remainder),
         too_long=too_long,  # type: ignore[arg-type]  # checked by pack
         min_tokens=min_tokens,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import Part
 from longlens.settings.options import Loading
-
-if TYPE_CHECKING:
-    from longlens.rope.base import Method
 
 
 def extend(
@@ -52,6 +49,7 @@ def extend(
     """
     from longlens.cli.console import print_json, print_table, printable, say
     from longlens.rope.folder import extend as extend_folder
+    from longlens.rope.settings import parse_method
 
     settings = {
         "factor": factor,
@@ -79,17 +77,6 @@ def extend(
     for note in extended.notes:
         say(f"note: {note}")
     print(f"next: longlens score DOCS --model {printable(str(out))} -o SCORES")
-
-
-def parse_method(name: str, settings: dict[str, Any]) -> Method:
-    """The method of that name with these settings.
-
-    Raises:
-        UserError: No such method, a setting that it does not have, or one that it needs.
-    """
-    from longlens.rope.settings import parse_method
-
-    return parse_method(name, settings, lambda option: "--" + option.replace("_", "-"))
 
 
 def _shown(value: Any) -> str:

@@ -62,6 +62,6 @@ def parse_seeds(listed: str) -> list[int]:
     Raises:
         UserError: One is no whole number.
     """
-    from longlens.recipe_file import whole_number
+    from longlens.settings.recipe import parse_integer
 
-    return [whole_number(seed.strip(), "--seeds") for seed in listed.split(",")]
+    return [parse_integer(seed.strip(), "seeds") for seed in listed.split(",")]
