@@ -24,6 +24,7 @@ GROUPS = (Loading, Engine, Reading, Truncation, KeyRule)
 
 OPTIONS = {
     "format": "format_",
+    "sources": "source",
     "store_text": "text",
     "template_arguments": "template_args",
     "use_lcl": "lcl",
