@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longlens.corpus import Document, read_documents, text_sha256
+from longlens.corpus import Document, Sources, read_documents, text_sha256
 from longlens.errors import LonglensWarning, UserError, shown
 from longlens.settings.options import Reading
 
@@ -530,6 +531,27 @@ class TestTokenizedRows:
     def test_name_and_decoder_go_together(self) -> None:
         refused_at_once("pass both", sources=["a.jsonl"], tokenized_with="t")
         refused_at_once("pass both", sources=["a.jsonl"], decoder=letters)
+
+
+class TestReadAgain:
+    def test_they_are_read_anew_and_warn_once(self):
+        write("d/a.txt", "a")
+        write("d/b.xyz", "b")
+        with pytest.warns(LonglensWarning, match="left out 1"):
+            sources = Sources(["d"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(2):
+                assert [document.id for document in sources] == ["d/a.txt"]
+        write("d/c.txt", "c")
+        assert len(list(sources)) == 2
+        assert sources.are_files
+
+    def test_what_is_missing_is_refused_at_once(self):
+        with pytest.raises(UserError, match="no such file or folder"):
+            Sources(["nosuch"])
+        rows = write("rows.jsonl", '{"input_ids": [1]}')
+        assert not Sources([rows], Reading(tokenized_with="x"), decoder=str).are_files
 
 
 class TestOptions:

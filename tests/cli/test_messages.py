@@ -2,16 +2,18 @@
 
 import logging
 import warnings
+from typing import Annotated, get_args, get_type_hints
 
 import pytest
 import typer
 
 from longlens.cli import console
 from longlens.cli.app import app
-from longlens.cli.command import with_flags
+from longlens.cli.command import GROUPS, App, Part, with_flags
 from longlens.cli.console import say
 from longlens.cli.progress import ProgressBar
 from longlens.errors import LonglensWarning, UserError
+from longlens.settings.options import KeyRule, Loading, Reading
 from tests.cli.test_output import NAME, assert_harmless
 
 _LOGGER = logging.getLogger("longlens.tests")
@@ -154,3 +156,65 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away(capsys, monkeypatch):
     bar.finish()
     assert bar._bar is None
     assert capsys.readouterr().out == ""
+
+
+# --- groups of settings -----------------------------------------------------------------------------------------------
+
+
+def called(*arguments):
+    """What a command with groups of settings is called with; the exit code where it is not called."""
+    seen = []
+    toy = App("toy", "A toy.")
+
+    @toy.command()
+    def command(
+        *,
+        name: str = "x",
+        loading: Annotated[Loading, Part(("dtype", "trust_remote_code"))],
+        reading: Annotated[Reading, Part(but=("min_tokens",), defaults={"split": "train"})],
+        rule: KeyRule,
+    ) -> None:
+        """Does nothing."""
+        seen.append((name, loading, reading, rule))
+
+    @toy.callback()
+    def root() -> None:
+        """A toy."""
+
+    typer.main.get_command(toy).main(["command", *arguments], standalone_mode=False)
+    return seen[0]
+
+
+def test_groups_are_made_of_the_options():
+    assert called() == ("x", Loading(), Reading(split="train"), KeyRule())
+    given = ("--dtype", "float32", "--trust-remote-code", "--no-lcl", "--alpha", "1", "--name", "y", "--samples", "3")
+    assert called(*given) == (
+        "y",
+        Loading(dtype="float32", trust_remote_code=True),
+        Reading(split="train", samples=3),
+        KeyRule(alpha=1.0, lcl=False),
+    )
+
+
+def test_what_a_group_refuses_is_said_with_flags():
+    with pytest.raises(UserError, match=r"^--samples is 0, expected at least 1"):
+        called("--samples", "0")
+    with pytest.raises(UserError, match=r"^--beta is 1.0, and --no-lcl selects without beta"):
+        called("--no-lcl", "--beta", "1")
+    for absent in ("--device", "--min-tokens", "--lcl"):
+        with pytest.raises(typer.TyperException, match="No such option"):
+            called(absent, "1")
+
+
+def test_the_library_says_the_same_with_its_own_names():
+    with pytest.raises(UserError, match=r"^`samples` is 0, expected at least 1"):
+        Reading(samples=0)
+    with pytest.raises(UserError, match=r"^`beta` is 1, and `lcl=False` selects without beta"):
+        KeyRule(lcl=False, beta=1)
+
+
+def test_every_group_has_a_help_text_for_each_field():
+    for group in GROUPS:
+        for field, annotation in get_type_hints(group, include_extras=True).items():
+            _, help = get_args(annotation)
+            assert help.text.endswith((".", "]")), field

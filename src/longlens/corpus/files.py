@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+import sys
+import sysconfig
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from longlens.corpus.document import Document
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, document_of_row, open_dataset, rows_reader
-from longlens.corpus.stdlib import PREFIX as STDLIB
-from longlens.corpus.stdlib import module_files
 from longlens.errors import LonglensWarning, UserError, check_unicode, one_line, shown, utf8
 from longlens.files import COMPRESSED, ending_of, opened
 from longlens.settings.options import Reading
@@ -30,6 +32,7 @@ TEXT_ENDINGS = frozenset(
 )
 
 
+STDLIB = "stdlib:"
 HEAD_BYTES = 2**16
 """Of a named file, looked at before any document is read."""
 
@@ -89,6 +92,35 @@ def read_documents(
     if options.subset is not None and not any(isinstance(s, str) and s.startswith("hf:") for s in sources):
         raise UserError(f"`subset` is {shown(options.subset)}, which is for datasets, and none is given: leave it out")
     return _documents(plan, options, decoder)
+
+
+class Sources:
+    """Documents of files, folders and datasets, read anew whenever they are iterated over.
+
+    Attributes:
+        are_files: Whether all are files of this machine with texts, so that reading them once more costs little.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | os.PathLike[str]],
+        options: Reading | None = None,
+        *,
+        decoder: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        """Checks the sources, as `read_documents` does, whose arguments these are."""
+        self._read = partial(read_documents, sources, options, decoder=decoder)
+        self._first: Iterator[Document] | None = self._read()
+        self.are_files = decoder is None and not any(str(source).startswith("hf:") for source in sources)
+
+    def __iter__(self) -> Iterator[Document]:
+        documents, self._first = self._first or self._again(), None
+        return documents
+
+    def _again(self) -> Iterator[Document]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LonglensWarning)  # which were given when they were read first
+            return self._read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,3 +304,35 @@ def _check_head(path: Path) -> None:
 def _read_text(path: Path) -> str:
     with opened(path) as file:
         return utf8(file.read(), shown(path))
+
+
+def module_files(name: str) -> list[tuple[str, Path]]:
+    """The source files of a module, or of all modules of a package, each with its id; nothing is imported.
+
+    Args:
+        name: Such as ``typing`` (id ``stdlib:typing.py``), ``email`` (``stdlib:email/parser.py`` and so on) or
+            ``email.mime``.
+
+    Raises:
+        UserError: No such module, one that is no Python text (built in, or an extension), or a Python without sources.
+    """
+    top, *others = name.split(".")
+    if not all(part.isidentifier() for part in others):
+        raise UserError(f"{shown(STDLIB + name)} is no name of a module, such as {STDLIB}email.mime")
+    if top not in sys.stdlib_module_names:
+        close = difflib.get_close_matches(top, sys.stdlib_module_names, n=1, cutoff=0.5)
+        known = f" (nearest: {close[0]!r})" if close else ""
+        raise UserError(f"{shown(STDLIB + name)}: Python's standard library has no module {shown(top)}{known}")
+    library = Path(sysconfig.get_path("stdlib"))
+    path = library.joinpath(top, *others)
+    file = path.with_name(f"{path.name}.py")
+    files = [file] if file.is_file() else sorted(path.rglob("*.py"))
+    if not files and not (library / "typing.py").is_file():
+        raise UserError(
+            f"this Python comes without its sources (no {library / 'typing.py'}), which {shown(STDLIB + name)} stands "
+            "for: name files of your own"
+        )
+    if not files or not (file.is_file() or (path / "__init__.py").is_file()):
+        what = "no module of it" if "." in name else "built in or an extension, and has no Python source"
+        raise UserError(f"{shown(STDLIB + name)} is {what}: name another module, such as {STDLIB}typing")
+    return [(f"{STDLIB}{file.relative_to(library).as_posix()}", file) for file in files]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from longlens.corpus.stdlib import PREFIX, module_files
+from longlens.corpus.files import STDLIB, module_files
 from longlens.data.columns import CARRIED, NEUTRAL, Columns
 from longlens.data.documents import Framing, documents_of
 from longlens.data.packing import Counts, pack, packing_of, warn_divided
@@ -216,8 +216,8 @@ def check_tokenizer(path: str, framing: Framing) -> None:
 def fingerprint(path: str) -> str:
     """Says that files changed between two runs, by their names and sizes: reading them would take as long as mixing."""
     folder = Path(path)
-    if path.startswith(PREFIX):
-        listed = [f"{name} {file.stat().st_size}" for name, file in module_files(path.removeprefix(PREFIX))]
+    if path.startswith(STDLIB):
+        listed = [f"{name} {file.stat().st_size}" for name, file in module_files(path.removeprefix(STDLIB))]
         return hashlib.sha256("\n".join(listed).encode()).hexdigest()
     if path.startswith("hf:") and not Path(path[3:]).exists():
         return path

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from longlens.corpus.files import TEXT_ENDINGS
-from longlens.corpus.stdlib import PREFIX as STDLIB
+from longlens.corpus.files import STDLIB, TEXT_ENDINGS
 from longlens.data.packing import TooLong
 from longlens.errors import UserError, shown_value
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA
