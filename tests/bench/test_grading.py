@@ -20,7 +20,7 @@ from longlens.errors import UserError
 from longlens.models import entailment, generate
 from longlens.reasoning import MARKS, parse_marks
 from longlens.tasks import get_task, list_tasks
-from longlens.tasks.judged import CitedTask, JudgedTask
+from longlens.tasks.base import CitedTask, JudgedTask
 from tests.bench.fakes import FakeEngine, rows, sample
 from tests.tasks.fixtures import task as with_data
 from tests.tiny import byte_tokenizer

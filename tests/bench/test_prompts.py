@@ -16,8 +16,7 @@ from longlens.bench.prompts import MODES, TEMPLATES, Asking
 from longlens.errors import UserError
 from longlens.models.forward import Forward
 from longlens.tasks import get_task
-from longlens.tasks.building import built
-from longlens.tasks.overlong import POLICIES
+from longlens.tasks.truncation import POLICIES
 from longlens.tokenization import own_bos
 from tests.bench.conftest import CHAT
 from tests.bench.fakes import ASK, PREFIX, Toy
@@ -39,15 +38,7 @@ def asking(tokenizer=None, **changes):
 
 
 def samples(task, tokenizer=None, count=1):
-    return built(
-        task,
-        length=None,
-        samples=count,
-        seed=42,
-        tokenizer=tokenizer or byte_tokenizer(),
-        reserve=0,
-        overlong="error",
-    )
+    return task.build(samples=count, tokenizer=tokenizer or byte_tokenizer(), overlong="error")
 
 
 def asked(changes, task=None, tokenizer=None):
@@ -278,7 +269,7 @@ def test_what_stands_for_the_cut_has_to_fit_too():
 
 @pytest.mark.parametrize(("policy", "room"), [("context-only", 46), ("middle", 20), ("left", 20)])
 def test_what_must_stay_and_does_not_fit_is_an_error(policy, room):
-    with pytest.raises(UserError, match=f"cannot be cut to .* with overlong='{policy}'"):
+    with pytest.raises(UserError, match=f"cannot be cut to .* with `overlong={policy}`"):
         cut(policy, room)
 
 

@@ -28,8 +28,7 @@ from longlens.bench.summary import summarise_run
 from longlens.bench.table import results_table
 from longlens.errors import LonglensWarning, UserError
 from longlens.rope import YaRN, extend
-from longlens.tasks.base import Sample
-from longlens.tasks.building import Builder
+from longlens.tasks.base import Builder, Sample
 from tests.bench.fakes import FakeEngine, rows
 from tests.tiny import byte_tokenizer
 

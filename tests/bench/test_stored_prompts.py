@@ -10,7 +10,7 @@ import pytest
 from longlens.bench.prompts import Asking
 from longlens.bench.samples import FileBatch, run_sample, sample_row
 from longlens.tasks import get_task
-from longlens.tasks.judged import CitedTask
+from longlens.tasks.base import CitedTask
 from tests.bench.conftest import CHAT
 from tests.tiny import byte_tokenizer
 

@@ -14,7 +14,7 @@ from longlens.bench.summary import by_depth, percent_interval, summarise, summar
 from longlens.errors import UserError
 from longlens.metrics.uncertainty import score_interval
 from longlens.tasks import RULER, get_task, list_tasks
-from longlens.tasks.helmet.summary import CATEGORIES
+from longlens.tasks.helmet import CATEGORIES
 from tests.bench.fakes import sample
 from tests.bench.test_store import opened
 

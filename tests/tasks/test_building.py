@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks
-from longlens.tasks.fitting import Tokens
+from longlens.tasks.fitting import TokenCounter
 from tests.tasks.fixtures import LENGTH, TOKENIZER, WITH_LENGTH, task
 from tests.tiny import byte_tokenizer
 
@@ -25,7 +25,7 @@ def built(name, folder, **arguments):
 def least_length(name, folder, samples, seed):
     with pytest.raises(UserError, match="is too short") as error:
         built(name, folder, length=1, samples=samples, seed=seed)
-    return int(re.search(r"pass length=(\d+) or more", str(error.value))[1])
+    return int(re.search(r"pass `length=(\d+)` or more", str(error.value))[1])
 
 
 @pytest.mark.parametrize("name", WITH_LENGTH)
@@ -45,13 +45,13 @@ def test_a_sample_fits_its_budget_and_another_unit_would_not(name, folder, more,
 def test_the_least_length_is_named_and_is_the_least(name, folder):
     least = least_length(name, folder, 2, 5)
     assert len(built(name, folder, length=least, samples=2, seed=5)) == 2
-    with pytest.raises(UserError, match=f"length={least - 1} is too short"):
+    with pytest.raises(UserError, match=f"`length={least - 1}` is too short"):
         built(name, folder, length=least - 1, samples=2, seed=5)
 
 
 @pytest.mark.parametrize("name", WITH_LENGTH)
 def test_one_unit_more_does_not_fit(name, folder):
-    made, tokens = task(name, folder), Tokens(TOKENIZER)
+    made, tokens = task(name, folder), TokenCounter(TOKENIZER)
     sample = built(name, folder, samples=1)[0] if name != "longeval_topics" else built(name, folder, length=3000)[0]
     length = sample.metadata["requested_length"]
     plan = made.plan(length=length, seed=42, index=0, tokens=tokens)
@@ -110,7 +110,7 @@ def test_a_right_answer_scores_1_and_a_wrong_one_0(name, folder):
 @pytest.mark.parametrize("name", WITH_LENGTH)
 def test_a_text_is_tokenized_whole_a_few_times_at_most(name, folder, monkeypatch):
     counts = []
-    monkeypatch.setattr(Tokens, "count", lambda self, text: counts.append(1) or len(TOKENIZER(text).input_ids))
+    monkeypatch.setattr(TokenCounter, "count", lambda self, text: counts.append(1) or len(TOKENIZER(text).input_ids))
     built(name, folder, length=3000 if name == "longeval_topics" else LENGTH, samples=1)
     assert len(counts) <= 6  # the smallest text, then two to four; vt fits its example as well
 
@@ -119,7 +119,7 @@ def test_settings_that_fix_the_units_need_no_length():
     lines = get_task("longeval_lines", lines=30).build(samples=2, tokenizer=TOKENIZER)
     assert [sample.metadata["lines"] for sample in lines] == [30, 30]
     assert lines[0].id == "longeval_lines-30units-42-0"
-    with pytest.raises(UserError, match="length=200 is too short for 2 samples of longeval_lines"):
+    with pytest.raises(UserError, match="`length=200` is too short for 2 samples of longeval_lines"):
         get_task("longeval_lines", lines=30).build(length=200, samples=2, tokenizer=TOKENIZER)
 
 
@@ -142,10 +142,10 @@ def test_a_sample_says_what_made_it(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"samples": 0}, "samples=0; expected at least 1"),
-        ({"length": -5}, "length=-5; expected at least 1"),
-        ({"reserve": -1}, "reserve=-1; expected at least 0"),
-        ({"length": None}, "fwe needs a length in tokens, such as length=4096"),
+        ({"samples": 0}, "`samples=0`; expected at least 1"),
+        ({"length": -5}, "`length=-5`; expected at least 1"),
+        ({"reserve": -1}, "`reserve=-1`; expected at least 0"),
+        ({"length": None}, "fwe needs a length in tokens, such as `length=4096`"),
         ({"tokenizer": "smollm2"}, r"tokenizer is 'smollm2'; expected a tokenizer of transformers, such as"),
     ],
 )

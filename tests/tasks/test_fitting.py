@@ -7,8 +7,7 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longlens.tasks.fitting import Draft, Plan, fit, shortest
-from longlens.tasks.fitting import Tokens as RealTokens
+from longlens.tasks.fitting import Draft, Plan, TokenCounter, fit, shortest
 from tests.tasks.fixtures import TOKENIZER
 
 
@@ -68,7 +67,7 @@ def test_without_a_budget_it_is_the_smallest():
 
 def test_a_text_is_sized_once(monkeypatch):
     asked = []
-    tokens = RealTokens(lambda texts, **_: asked.extend(texts) or {"input_ids": [[0] * len(text) for text in texts]})
+    tokens = TokenCounter(lambda texts, **_: asked.extend(texts) or {"input_ids": [[0] * len(text) for text in texts]})
     assert tokens.sizes(["ab", "abc", "ab"]) == [2, 3, 2]
     assert tokens.sizes(["abc", "a"]) == [3, 1]
     assert asked == ["ab", "abc", "a"]
@@ -77,5 +76,5 @@ def test_a_text_is_sized_once(monkeypatch):
 
 
 def test_counts_are_the_tokenizers():
-    assert RealTokens(TOKENIZER).count("abc") == 4
-    assert RealTokens(TOKENIZER).sizes(["abc"]) == [3]
+    assert TokenCounter(TOKENIZER).count("abc") == 4
+    assert TokenCounter(TOKENIZER).sizes(["abc"]) == [3]

@@ -13,13 +13,18 @@ import pytest
 
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks, metrics
-from longlens.tasks.distractors import MOST, distractors
-from longlens.tasks.haystack import SPEECHES_SHA256, SPEECHES_VERSION, open_haystack, prose, sentence_ends
-from longlens.tasks.haystack import made as made_haystack
-from longlens.tasks.json_kv import PAIRS
-from longlens.tasks.longeval import BASE_PREFIX
-from longlens.tasks.longeval_topics import BASE_PREFIX as TOPICS_PREFIX
+from longlens.tasks.haystack import (
+    SPEECHES_SHA256,
+    SPEECHES_VERSION,
+    make_haystack,
+    open_haystack,
+    prose,
+    sentence_ends,
+)
+from longlens.tasks.helmet.recall import PAIRS
+from longlens.tasks.longeval import BASE_PREFIX, TOPICS_BASE_PREFIX
 from longlens.tasks.niah import DEPTHS, LENGTHS, rating
+from longlens.tasks.synthetic import MOST_DISTRACTORS, distractors
 from tests.tasks.fixtures import CONVERSATIONS, HAYSTACK, TOKENIZER, task
 
 LINE = re.compile(r"^line (.*): REGISTER_CONTENT is <(\d+)>$", flags=re.MULTILINE)
@@ -79,9 +84,9 @@ def test_wrong_lines_are_numbers_of_other_lines():
         numbers = {number for _, number in LINE.findall(sample.prompt)}
         wrong = sample.metadata["distractors"]
         assert set(wrong) <= numbers - set(sample.answers)
-        assert len(wrong) == len(set(wrong)) == min(MOST, lines - 1)
+        assert len(wrong) == len(set(wrong)) == min(MOST_DISTRACTORS, lines - 1)
     (alone,) = get_task("longeval_lines", lines=1).build(samples=1, tokenizer=TOKENIZER)
-    assert len(set(alone.metadata["distractors"]) - set(alone.answers)) == MOST  # drawn, since there is no other line
+    assert len(set(alone.metadata["distractors"]) - set(alone.answers)) == MOST_DISTRACTORS  # drawn: no other line
     assert all(1 <= int(number) <= 50000 for number in alone.metadata["distractors"])
 
 
@@ -90,7 +95,7 @@ def test_distractors_are_never_answers_and_each_is_there_once():
     assert sorted(distractors(inside, ["a"], Random(0))) == ["b", "c"]
     assert distractors(["a"], ["a"], Random(0)) == []
     drawn = distractors(["a"], ["a"], Random(0), lambda rng: rng.choice("abcdefghijklmnopqrstuvwxyz"))
-    assert len(set(drawn) - {"a"}) == MOST
+    assert len(set(drawn) - {"a"}) == MOST_DISTRACTORS
 
 
 def test_topics_are_conversations_and_the_first_is_asked_for(folder):
@@ -106,14 +111,14 @@ def test_topics_are_conversations_and_the_first_is_asked_for(folder):
     assert sorted(sample.metadata["distractors"]) == sorted(topics[1:])
     (alone,) = get_task("longeval_topics", data_dir=folder, topics=1).build(samples=1, tokenizer=TOKENIZER)
     assert sorted(alone.metadata["distractors"]) == sorted(set(texts) - set(alone.answers))
-    base = get_task("longeval_topics", data_dir=folder, topics=4, answer_prefix=TOPICS_PREFIX)
+    base = get_task("longeval_topics", data_dir=folder, topics=4, answer_prefix=TOPICS_BASE_PREFIX)
     assert base.target(base.build(samples=1, tokenizer=TOKENIZER)[0]) == f" {topics[0]}"
 
 
 def test_too_few_conversations_are_an_error(folder, tmp_path):
     with pytest.raises(UserError, match=r"conversations\.jsonl has 10 conversations; expected at least 11"):
         get_task("longeval_topics", data_dir=folder, topics=11).build(samples=1, tokenizer=TOKENIZER)
-    with pytest.raises(UserError, match=r"the data ends .* tokens before length=90000: give more of it, or length="):
+    with pytest.raises(UserError, match=r"the data ends .* tokens before `length=90000`: give more of it, or `length="):
         task("longeval_topics", folder).build(length=90000, samples=1, tokenizer=TOKENIZER)
     (tmp_path / "conversations.jsonl").write_text('{"topic": "a", "conversation": "b"}\n\n{"topic": "c"}\n')
     with pytest.raises(UserError, match="no str 'conversation'"):
@@ -237,7 +242,7 @@ def test_sentences_end_at_marks_before_no_small_letter():
 
 
 def test_a_haystack_repeats_and_knows_its_sentences():
-    hay = made_haystack("mine", "One two. Three. Four")
+    hay = make_haystack("mine", "One two. Three. Four")
     assert hay.take(9) == ["One", "two.", "Three.", "Four"] * 2 + ["One"]
     for count in range(1, 13):
         words = hay.take(count)
@@ -252,7 +257,7 @@ def test_a_haystack_is_named_and_hashed_by_its_words(folder, tmp_path):
     assert (hay.name, other.name) == ("prose.txt", "other.txt")
     assert hay.sha256 == other.sha256
     with pytest.raises(UserError, match="haystack 'mine' has 1 sentences; expected a text of at least 2"):
-        made_haystack("mine", "Only one here")
+        make_haystack("mine", "Only one here")
 
 
 def test_the_default_haystack_is_the_same_on_every_machine():
@@ -327,12 +332,12 @@ def test_what_is_not_there_is_said():
     for wrong in ({"pairs": 0}, {"shots": -1}):
         with pytest.raises(UserError, match="expected"):
             get_task("json_kv", **wrong)
-    with pytest.raises(UserError, match="topics=0; expected at least 1"):
+    with pytest.raises(UserError, match="`topics=0`; expected at least 1"):
         get_task("longeval_topics", topics=0)
 
 
 def test_words_need_their_package(monkeypatch):
-    from longlens.tasks.words import word_list
+    from longlens.tasks.synthetic import word_list
 
     word_list.cache_clear()
     monkeypatch.setitem(sys.modules, "wonderwords", None)

@@ -206,7 +206,7 @@ def test_rows_that_upstream_has_judged_are_left_out(folder, tmp_path):
         ("infinitebench_code_debug", "code_debug.jsonl", {"answer": ["x"]}, "the answer 'x' is none of the options"),
         ("infinitebench_code_run", "code_run.jsonl", {"input": "call it"}, "an input without"),
         ("zero_scrolls_qasper", "tau/zero_scrolls/qasper/validation.jsonl", {"output": None},
-         r"no output: the answers of this split are not published: use split=validation \(--set split=validation\)"),
+         r"no output: the answers of this split are not published: use `split=validation`"),
         ("zero_scrolls_qasper", "tau/zero_scrolls/qasper/validation.jsonl", {"query_end_index": 10**6},
          "places of document and query that are not in its input"),
         ("leval_tpo", "tpo.jsonl", {"outputs": ["A"]}, "2 instructions and 1 outputs"),
@@ -233,7 +233,7 @@ def test_archives_are_read_as_they_are_and_broken_ones_are_said(folder, tmp_path
     (tmp_path / "quality.zip").write_bytes(b"PK no")
     with pytest.raises(UserError, match=r"quality\.zip: not a ZIP file that can be read"):
         built("scrolls_quality", tmp_path)
-    with pytest.raises(UserError, match="split is 'train'; expected validation or test"):
+    with pytest.raises(UserError, match="`split` is 'train'; expected validation or test"):
         get_task("scrolls_quality", split="train")
 
 

@@ -11,12 +11,12 @@ from collections import Counter
 import pytest
 
 from longlens.errors import UserError
-from longlens.tasks import RULER, get_task
-from longlens.tasks.ruler import effective_length, mean_over_tasks, summarise, weighted_average
-from longlens.tasks.ruler.base import NOISE
-from longlens.tasks.ruler.frequent import FrequentWords
-from longlens.tasks.ruler.needles import NUMBERS, UUIDS, WORDS, Kind, NoiseNeedles
-from longlens.tasks.words import word_list
+from longlens.tasks import get_task
+from longlens.tasks.ruler import TASKS as RULER
+from longlens.tasks.ruler import effective_length, mean_over_tasks, summarize, weighted_average
+from longlens.tasks.ruler.needles import NOISE, NUMBERS, UUIDS, WORDS, Kind, NoiseNeedles
+from longlens.tasks.ruler.words import FrequentWords
+from longlens.tasks.synthetic import word_list
 from tests.tasks.fixtures import HOTPOTQA, SQUAD, TOKENIZER, task
 
 NEEDLE = re.compile(r"One of the special magic (numbers|uuids) for (\S+(?: [a-z]\S*)*?) is: (\S+)\.(?=\s|$)")
@@ -147,8 +147,8 @@ def test_common_words_are_the_most_frequent(length, common, uncommon, folder):
 
 def test_more_words_than_there_are_become_pairs(monkeypatch, folder):
     few = {kind: word_list(kind)[:30] for kind in ("noun", "adjective", "verb")}
-    monkeypatch.setattr("longlens.tasks.words.word_list", few.__getitem__)
-    monkeypatch.setattr("longlens.tasks.ruler.common.word_list", few.__getitem__)
+    monkeypatch.setattr("longlens.tasks.synthetic.word_list", few.__getitem__)
+    monkeypatch.setattr("longlens.tasks.ruler.words.word_list", few.__getitem__)
     sample = one("cwe", folder, length=9000)
     assert sample.metadata["words"] > 90 or sample.metadata["common_repeats"] == 30
     sample = one("cwe", folder, length=4000)
@@ -178,7 +178,7 @@ def test_frequent_words_are_never_in_doubt():
 
 
 def test_alpha_has_to_be_above_1():
-    with pytest.raises(UserError, match=r"alpha=1\.0; expected above 1"):
+    with pytest.raises(UserError, match=r"`alpha=1\.0`; expected above 1"):
         get_task("fwe", alpha=1.0)
 
 
@@ -312,7 +312,7 @@ def test_a_summary_is_a_row_of_the_published_table(model, scores, mean, increasi
         length: {task: score + (place - 6) * min(score, 100 - score) / 6 for place, task in enumerate(RULER)}
         for length, score in reversed(by_length.items())
     }
-    row = summarise(by_task)
+    row = summarize(by_task)
     assert row.means == {length: pytest.approx(score) for length, score in by_length.items()}
     assert list(row.means) == sorted(by_length)
     assert row.average == pytest.approx(mean, abs=0.06)
@@ -327,8 +327,8 @@ def test_a_missing_task_is_an_error_or_a_gap_without_a_mean():
     scores = {4096: full, 8192: {**full, "cwe": None}, 16384: {name: 90.0 for name in RULER if "qa" not in name}}
     message = r"over 13 tasks, and there is no score of cwe at length 8192; qa_1, qa_2 at length 16384: run what"
     with pytest.raises(UserError, match=message):
-        summarise(scores)
-    row = summarise(scores, allow_gaps=True)
+        summarize(scores)
+    row = summarize(scores, allow_gaps=True)
     assert row.means == {4096: 90.0, 8192: None, 16384: None}
     assert row.gaps == {8192: ("cwe",), 16384: ("qa_1", "qa_2")}
     assert (row.average, row.weighted_increasing, row.weighted_decreasing, row.effective_length) == (None,) * 4
@@ -337,10 +337,10 @@ def test_a_missing_task_is_an_error_or_a_gap_without_a_mean():
 def test_the_effective_length_is_known_where_the_gap_comes_after_its_end():
     full, low = dict.fromkeys(RULER, 90.0), dict.fromkeys(RULER, 50.0)
     gap = {"vt": 90.0}
-    assert summarise({4: full, 8: low, 16: gap}, allow_gaps=True).effective_length == 4
-    assert summarise({4: full, 8: gap, 16: low}, allow_gaps=True).effective_length is None
-    assert summarise({4: gap, 8: full}, allow_gaps=True).effective_length is None
-    assert summarise({4: full, 8: low}, threshold=40.0).effective_length == 8
+    assert summarize({4: full, 8: low, 16: gap}, allow_gaps=True).effective_length == 4
+    assert summarize({4: full, 8: gap, 16: low}, allow_gaps=True).effective_length is None
+    assert summarize({4: gap, 8: full}, allow_gaps=True).effective_length is None
+    assert summarize({4: full, 8: low}, threshold=40.0).effective_length == 8
 
 
 @pytest.mark.parametrize(
@@ -357,4 +357,4 @@ def test_the_effective_length_is_known_where_the_gap_comes_after_its_end():
 )
 def test_a_summary_of_what_makes_no_sense_is_refused(scores, message):
     with pytest.raises(UserError, match=message):
-        summarise(scores, allow_gaps=True)
+        summarize(scores, allow_gaps=True)

@@ -20,7 +20,7 @@ from longlens.errors import UserError
 from longlens.reasoning import final_answer
 from longlens.runs.identity import canonical_sha256
 from longlens.settings.options import Loading
-from longlens.tasks.judged import CitedTask, Judge, JudgedTask
+from longlens.tasks.base import CitedTask, Judge, JudgedTask
 
 JUDGE_TOKENS = 512
 """Tokens of a judge's reply, in which it may give reasons first; more where the benchmark gives more."""

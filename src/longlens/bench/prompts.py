@@ -12,8 +12,8 @@ from longlens.bench.engine import Request, check_border, prompt_tokens
 from longlens.chat_template import render
 from longlens.errors import UserError
 from longlens.tasks.base import Sample, Task
-from longlens.tasks.fitting import Draft, Tokens
-from longlens.tasks.overlong import shortened
+from longlens.tasks.fitting import Draft, TokenCounter
+from longlens.tasks.truncation import truncate
 from longlens.tokenization import own_bos
 
 TEMPLATES = ("auto", "none", "chat", "chat-prefix", "prefill")
@@ -69,7 +69,7 @@ class Asking:
         template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
         is_chat: Whether the engine takes messages.
         max_length: Tokens that prompt and answer may have.
-        overlong: One of `longlens.tasks.overlong.POLICIES`; a task's own unless given.
+        overlong: One of `longlens.tasks.truncation.POLICIES`; a task's own unless given.
         think_tokens: More tokens for an answer, for reasoning before it.
     """
 
@@ -184,7 +184,7 @@ class Asking:
             context_span=sample.context_span,
             metadata=sample.metadata,
         )
-        cut, _ = shortened(draft, Tokens(self.tokenizer), budget, policy, omission)
+        cut, _ = truncate(draft, TokenCounter(self.tokenizer), budget, policy, omission)
         return replace(
             sample,
             prompt=cut.prompt,

@@ -32,7 +32,7 @@ from longlens.errors import UserError
 from longlens.files import write_json
 from longlens.runs.folder import versions
 from longlens.runs.identity import ModelIdentity
-from longlens.tasks.overlong import check_policy
+from longlens.tasks.truncation import check_policy
 
 CHUNK_SAMPLES = 64
 CHUNK_CHARACTERS = 2**23

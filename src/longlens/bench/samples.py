@@ -23,8 +23,7 @@ from longlens.errors import UserError, shown, shown_value, system_errors
 from longlens.files import parse_json, replacing
 from longlens.runs.jsonl import read_lines
 from longlens.tasks import get_task, task_settings
-from longlens.tasks.base import Sample, Task
-from longlens.tasks.building import Builder
+from longlens.tasks.base import Builder, Sample, Task
 from longlens.tasks.data import check_files
 from longlens.tasks.haystack import NAMED
 from longlens.tokenization import TextEncoder
@@ -176,7 +175,7 @@ def task_batches(
         reserve: Tokens that are left for a chat template.
 
     Raises:
-        UserError: As `longlens.tasks.building.Builder` says.
+        UserError: As `longlens.tasks.base.Builder` says.
     """
     counted_by = TextEncoder(tokenizer).sha256
     batches = []

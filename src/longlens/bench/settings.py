@@ -22,7 +22,7 @@ class BenchSettings:
         mode: One of `longlens.bench.prompts.MODES`.
         template: One of `longlens.bench.prompts.TEMPLATES`.
         template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
-        overlong: One of `longlens.tasks.overlong.POLICIES`; each task's own unless given.
+        overlong: One of `longlens.tasks.truncation.POLICIES`; each task's own unless given.
         think_tokens: More tokens for an answer, for reasoning before it.
         think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
         few_shot: Examples of tasks of lm-evaluation-harness, instead of their own number.

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from longlens.bench.grading import Graded
-from longlens.tasks import helmet, longbench
-from longlens.tasks.ruler import aggregate as ruler
+from longlens.tasks import helmet, longbench, ruler
 
 Batches = Mapping[str, Mapping[str, Any]]
 """What `longlens.bench.summary.summarise_batch` says, by batch."""
@@ -28,20 +27,20 @@ def suite_summaries(
         threshold: What RULER's means have to be above, for its effective length.
 
     Returns:
-        By suite: ``ruler`` as `longlens.tasks.ruler.aggregate.summarise`; the others by length, 0 where data fixes it,
+        By suite: ``ruler`` as `longlens.tasks.ruler.summarize`; the others by length, 0 where data fixes it,
         since samples that are cut to another length are other ones: ``helmet`` as
-        `longlens.tasks.helmet.summary.summarise`; ``longbench``, ``longbench_e`` and ``longbench_v2`` as in
-        `longlens.tasks.longbench.summary`. ``gaps`` in each names what is missing. Several seeds of a task count as
+        `longlens.tasks.helmet.summarize`; ``longbench``, ``longbench_e`` and ``longbench_v2`` as in
+        `longlens.tasks.longbench`. ``gaps`` in each names what is missing. Several seeds of a task count as
         more samples of it.
     """
     made: dict[str, Callable[[Lengths], Any]] = {
         "ruler": lambda found: asdict(
-            ruler.summarise(
+            ruler.summarize(
                 {length: _scores(tasks) for length, tasks in found.items()}, threshold=threshold, allow_gaps=True
             )
         ),
-        "helmet": _each(lambda tasks: asdict(helmet.summary.summarise(_all_scores(tasks), allow_gaps=True))),
-        "longbench": _each(lambda tasks: asdict(longbench.summary.summarise(_scores(tasks), allow_gaps=True))),
+        "helmet": _each(lambda tasks: asdict(helmet.summarize(_all_scores(tasks), allow_gaps=True))),
+        "longbench": _each(lambda tasks: asdict(longbench.summarize(_scores(tasks), allow_gaps=True))),
         "longbench_e": _each(lambda tasks: _e(tasks, graded)),
         "longbench_v2": _each(lambda tasks: _v2(tasks, graded)),
     }
@@ -85,8 +84,8 @@ def _e(tasks: Tasks, graded: Sequence[Graded]) -> dict[str, Any]:
     for task, own in tasks.items():
         rows = [row for row in graded if row.batch in own and row.scores]
         scores = [(row.scores or {})[row.task.metric] for row in rows]
-        buckets[task] = longbench.summary.bucket_means([row.sample.metadata for row in rows], scores)
-    summaries = longbench.summary.summarise_e(buckets, allow_gaps=True)
+        buckets[task] = longbench.bucket_means([row.sample.metadata for row in rows], scores)
+    summaries = longbench.summarize_e(buckets, allow_gaps=True)
     return {bucket: asdict(summary) for bucket, summary in summaries.items()}
 
 
@@ -95,6 +94,6 @@ def _v2(tasks: Tasks, graded: Sequence[Graded]) -> dict[str, dict[str, float | N
     rows = [row for row in graded if row.batch in names and row.scores]
     metadata = [row.sample.metadata for row in rows]
     return {
-        name: longbench.summary.summarise_v2(metadata, [(row.scores or {})[name] for row in rows])
+        name: longbench.summarize_v2(metadata, [(row.scores or {})[name] for row in rows])
         for name in ("accuracy", "compensated")
     }

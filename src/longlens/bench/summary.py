@@ -14,8 +14,8 @@ from longlens.bench.store import SCHEMA_VERSION, open_run, read_harness, read_ju
 from longlens.bench.suites import suite_summaries
 from longlens.metrics.uncertainty import Interval, score_interval
 from longlens.tasks import list_tasks
-from longlens.tasks.judged import JudgedTask
-from longlens.tasks.ruler.aggregate import THRESHOLD
+from longlens.tasks.base import JudgedTask
+from longlens.tasks.ruler import THRESHOLD
 
 NOT_BOUNDED = ("exact_match", "accuracy")
 """Metrics of which teacher forcing is no lower bound: it equals the first, where an answer ends; the second wants the

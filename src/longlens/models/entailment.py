@@ -160,7 +160,7 @@ class EntailmentWriter(EntailmentModel):
 
 
 def load_entails(name: str, *, max_tokens: int | None = None, **loading: Any) -> EntailmentModel:
-    """Loads a model of natural language inference, as `longlens.tasks.judged.CitedTask` asks for one.
+    """Loads a model of natural language inference, as `longlens.tasks.base.CitedTask` asks for one.
 
     Args:
         name: Hub id or local folder; HELMET's is `HELMET_MODEL`, in bfloat16 about 22 GB.

@@ -23,58 +23,20 @@ from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
 from longlens.tasks.helmet import TASKS as HELMET_TASKS
 from longlens.tasks.infinitebench import TASKS as INFINITEBENCH_TASKS
-from longlens.tasks.json_kv import JsonKV
 from longlens.tasks.leval import TASKS as LEVAL_TASKS
 from longlens.tasks.longbench import TASKS as LONGBENCH_TASKS
-from longlens.tasks.longeval import PAPER_LINES, LongEvalLines
-from longlens.tasks.longeval_topics import LongEvalTopics
+from longlens.tasks.longeval import PAPER_LINES, LongEvalLines, LongEvalTopics
 from longlens.tasks.loogle import TASKS as LOOGLE_TASKS
 from longlens.tasks.niah import NeedleGrid
-from longlens.tasks.ruler import CommonWords, FrequentWords, QuestionAnswering, VariableTracking
-from longlens.tasks.ruler.needles import (
-    NUMBERS,
-    UUIDS,
-    WORDS,
-    DistractorNeedles,
-    Kind,
-    Needles,
-    NoiseNeedles,
-    ProseNeedles,
-)
-from longlens.tasks.ruler.qa import HOTPOTQA, SQUAD, read_hotpotqa, read_squad
+from longlens.tasks.ruler import TASKS as RULER_TASKS
 from longlens.tasks.scrolls import TASKS as SCROLLS_TASKS
-
-
-def _needles(
-    kind: type[Needles], keys: int = 1, values: int = 1, queries: int = 1, of: Kind = WORDS, to: Kind = NUMBERS
-) -> Callable[..., Task]:
-    return partial(kind, keys=keys, values=values, queries=queries, key_kind=of, value_kind=to)
-
-
-RULER: dict[str, Callable[..., Task]] = {  # scripts/synthetic.yaml
-    "niah_single_1": _needles(NoiseNeedles),
-    "niah_single_2": _needles(ProseNeedles),
-    "niah_single_3": _needles(ProseNeedles, to=UUIDS),
-    "niah_multikey_1": _needles(ProseNeedles, keys=4),
-    "niah_multikey_2": _needles(DistractorNeedles),
-    "niah_multikey_3": _needles(DistractorNeedles, of=UUIDS, to=UUIDS),
-    "niah_multivalue": _needles(ProseNeedles, values=4),
-    "niah_multiquery": _needles(ProseNeedles, queries=4),
-    "vt": VariableTracking,
-    "cwe": CommonWords,
-    "fwe": FrequentWords,
-    "qa_1": partial(QuestionAnswering, file=SQUAD, read=read_squad),
-    "qa_2": partial(QuestionAnswering, file=HOTPOTQA, read=read_hotpotqa),
-}
-"""RULER's 13 tasks, in its order."""
 
 _TASKS: dict[str, Callable[..., Task]] = {
     "longeval_lines": LongEvalLines,
     "longeval_lines_1350": partial(LongEvalLines, lines=PAPER_LINES),
     "longeval_topics": LongEvalTopics,
     "niah_grid": NeedleGrid,
-    **RULER,
-    "json_kv": JsonKV,
+    **RULER_TASKS,
     **HELMET_TASKS,
     **LONGBENCH_TASKS,
     **INFINITEBENCH_TASKS,

@@ -24,7 +24,7 @@ from itertools import combinations
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.data import DataFile
 from longlens.tasks.fitting import Draft
-from longlens.tasks.rows import Row, Subset, SubsetTask, corpus_means, letter_of, other_letters
+from longlens.tasks.rows import DataRow, Subset, SubsetTask, letter_of, other_letters
 
 MAX_NEW_TOKENS = 32  # run_for_transformers.py, generate: max_new_tokens=32
 SIZES = ("4k", "16k")
@@ -103,9 +103,7 @@ class Bamboo(SubsetTask):
     """A data set of BAMBOO.
 
     Attributes:
-        name: Of the task.
         dataset: A key of `SETS`, ``_`` and one of `SIZES`.
-        data_dir: The folder that has the file, or upstream's repository.
     """
 
     suite = "bamboo"
@@ -131,7 +129,7 @@ class Bamboo(SubsetTask):
             raw_controls=True,
         )
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The row's prompt."""
         fields: dict[str, str] = {}
         metadata: dict[str, object] = {}
@@ -155,7 +153,7 @@ class Bamboo(SubsetTask):
             content = "\n".join(f"[{n}] ```{part}```" for n, part in enumerate(self.texts(row, "content")))
         else:
             content = self.text(row, "content")
-        return self.filled(metadata, [answer], context=content, **fields)
+        return self.fill(metadata, [answer], context=content, **fields)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """The data set's score; of hypotheses whether the reply, the truth and both say yes."""
@@ -182,7 +180,7 @@ class Bamboo(SubsetTask):
         means = super().aggregate(scores)
         if self.category != HALLUCINATION:
             return means
-        said, true, both = corpus_means(scores, "says_yes", "is_true", "both")
+        said, true, both = (sum(row[name] for row in scores) / len(scores) for name in ("says_yes", "is_true", "both"))
         return {
             "f1": 200 * both / (said + true) if both else 0.0,
             "precision": 100 * both / said if both else 0.0,

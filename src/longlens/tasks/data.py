@@ -15,12 +15,13 @@ from zipfile import BadZipFile, ZipFile
 from longlens.errors import UserError, one_line, shown, system_errors, utf8
 from longlens.files import file_sha256, parse_json
 from longlens.runs.jsonl import parse_lines
+from longlens.tasks.base import Task
 
 DATASET_FOLDER = "@"
 """In a hub file's name: ends the name of the data set, as in ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
 
 
-class Found(NamedTuple):
+class LocatedFile(NamedTuple):
     """A file of data.
 
     Attributes:
@@ -59,7 +60,7 @@ class DataFile:
         """What is in it, for messages."""
         return f"expected {self.schema}, as {self.source} has it"
 
-    def find(self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None) -> Found:
+    def find(self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None) -> LocatedFile:
         """The file and what describes it.
 
         Args:
@@ -75,13 +76,12 @@ class DataFile:
             if self.hub:
                 return self._download(task, revision, wanted)
             raise UserError(
-                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass data_dir= "
-                "(--data-dir)"
+                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass `data_dir`"
             )
         path = self.place(folder)
         if path is None:
             raise UserError(f"{task}: no {' or '.join(self.names)} in {shown(folder)}: put there {wanted}")
-        return Found(path, {"file": path.name, "sha256": hashed(path)})
+        return LocatedFile(path, {"file": path.name, "sha256": sha256_of(path)})
 
     def place(self, folder: str | os.PathLike[str]) -> Path | None:
         """Where the file is in a folder, or in a copy of the hub's data set as ``folder/owner/name``; else None."""
@@ -155,7 +155,7 @@ class DataFile:
         except (ArrowException, OSError) as error:
             raise self.wrong(name, f"not Parquet: {one_line(error)}") from error
 
-    def _download(self, task: str, revision: str | None, wanted: str) -> Found:
+    def _download(self, task: str, revision: str | None, wanted: str) -> LocatedFile:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -165,11 +165,11 @@ class DataFile:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
                 f"{task}: cannot get {name} of the hub's data set {repo} ({one_line(error)}): check the network and "
-                f"the revision, or put into a folder {wanted}, and pass data_dir= (--data-dir)"
+                f"the revision, or put into a folder {wanted}, and pass `data_dir`"
             ) from error
         # The hub's cache is snapshots/COMMIT/path/in/it.
         commit = path.parts[-1 - len(Path(name).parts)]
-        return Found(path, {"file": path.name, "sha256": hashed(path), "hub": repo, "commit": commit})
+        return LocatedFile(path, {"file": path.name, "sha256": sha256_of(path), "hub": repo, "commit": commit})
 
     def wrong(self, name: str, what: str) -> UserError:
         """What to say where the file does not have the schema."""
@@ -199,6 +199,37 @@ def _escaped(data: bytes) -> bytes:
     return re.sub(rb"[\x00-\x09\x0b-\x1f]", lambda found: b"\\u%04x" % found[0][0], data.replace(b"\r\n", b"\n"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderTask(Task):
+    """A task that reads files.
+
+    Attributes:
+        data_dir: The folder that has them; the hub's unless given, where the hub has them.
+    """
+
+    data_dir: str | os.PathLike[str] | None = None
+
+    def check_index(self, index: int, count: int, file: str, what: str) -> None:
+        """Checks that a file has a sample of that index.
+
+        Raises:
+            UserError: It has fewer.
+        """
+        if index >= count:
+            raise UserError(f"{self.name}: {file} has {count} {what}: ask for as many samples at most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTask(FolderTask):
+    """A task that reads files of a folder or of the hub.
+
+    Attributes:
+        revision: Branch, tag or commit of the hub's data set.
+    """
+
+    revision: str | None = None
+
+
 def check_files(tasks: Iterable[Any]) -> None:
     """Names all missing data files of several tasks at once; a single one is left to `DataFile.find`.
 
@@ -216,12 +247,10 @@ def check_files(tasks: Iterable[Any]) -> None:
     if len(missing) > 1:
         sources = " and from ".join(dict.fromkeys(missing.values()))
         place = "no folder of data is given" if folder is None else f"{shown(folder)} lacks {len(missing)} files"
-        raise UserError(
-            f"{place}: put {', '.join(missing)} into a folder, from {sources}, and pass data_dir= (--data-dir)"
-        )
+        raise UserError(f"{place}: put {', '.join(missing)} into a folder, from {sources}, and pass `data_dir`")
 
 
-def hashed(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """sha256 of a file.
 
     Raises:

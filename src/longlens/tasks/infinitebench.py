@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
+from longlens.tasks import metrics
 from longlens.tasks.base import Sample, Task
-from longlens.tasks.data import DataFile
+from longlens.tasks.data import DataFile, HubTask
 from longlens.tasks.fitting import Draft
-from longlens.tasks.rows import LETTERS, Row, Subset, SubsetTask, letter_of, other_letters
+from longlens.tasks.metrics.chinese import character_f1_zh
+from longlens.tasks.metrics.rouge import rouge_f
+from longlens.tasks.rows import LETTERS, DataRow, Subset, SubsetTask, letter_of, other_letters
 
 RETRIEVAL, NOVEL, DIALOGUE, CODE, MATH = "retrieval", "novel", "dialogue", "code", "math"
 _OPTIONS = "A. {a}\nB. {b}\nC. {c}\nD. {d}"
@@ -128,17 +131,12 @@ SETS: dict[str, Subset] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfiniteBench(SubsetTask):
+class InfiniteBench(HubTask, SubsetTask):
     """A task of InfiniteBench.
 
     Attributes:
-        name: Of the task.
         dataset: A key of `SETS`.
-        data_dir: The folder that has the file; the hub's unless given.
-        revision: Of the hub's data set.
     """
-
-    revision: str | None = None
 
     sets = SETS
     suite = "infinitebench"  # overlong is "middle": eval_yarn_mistral.py, truncate_by_tokens
@@ -153,7 +151,7 @@ class InfiniteBench(SubsetTask):
             hub=f"xinrongzhang2022/InfiniteBench@{self.dataset}.jsonl",
         )
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The row's prompt."""
         answer = row.values.get("answer")
         answers = list(answer) if isinstance(answer, list) else [answer]
@@ -172,15 +170,15 @@ class InfiniteBench(SubsetTask):
             metadata |= {"option": options[LETTERS.index(letter)], "distractors": other_letters(letter)}
             answers = [letter]
         elif self.dataset == "code_run":
-            call = self._found(r"(func_[0-9]+)\(-?[0-9]+\)", fields["input"], row)
+            call = self._search(r"(func_[0-9]+)\(-?[0-9]+\)", fields["input"], row)
             fields |= {"call": call[0], "function": call[1]}
         elif self.dataset == "math_find":
-            wanted = self._found("The .+ of", fields["input"], row)[0].lower()[: -len(" of")]
+            wanted = self._search("The .+ of", fields["input"], row)[0].lower()[: -len(" of")]
             fields["wanted"] = f"What is {wanted} in the following list?"
         said = [one if isinstance(one, str) else json.dumps(one) for one in answers]
-        return self.filled(metadata, said, context=self.text(row, "context"), **fields)
+        return self.fill(metadata, said, context=self.text(row, "context"), **fields)
 
-    def _found(self, pattern: str, text: str, row: Row) -> re.Match[str]:
+    def _search(self, pattern: str, text: str, row: DataRow) -> re.Match[str]:
         found = re.search(pattern, text)
         if found is None:
             raise self.file.wrong(row.place, f"an input without {pattern}")
@@ -270,33 +268,15 @@ def _debug(prediction: str, answers: Sequence[str], metadata: Mapping[str, objec
     return bool(rest) and any(str(rest).startswith(one) for one in (letter, str(metadata["option"])))
 
 
-def _summary(prediction: str, answers: Sequence[str], metadata: Mapping[str, object]) -> float:
-    from longlens.tasks.metrics.rouge import rouge_f
-
-    return rouge_f(prediction, answers, "rougeLsum")["rougeLsum"]
-
-
-def _f1(prediction: str, answers: Sequence[str], metadata: Mapping[str, object]) -> float:
-    from longlens.tasks import metrics
-
-    return metrics.token_f1(prediction, answers, variant="longbench")
-
-
-def _f1_zh(prediction: str, answers: Sequence[str], metadata: Mapping[str, object]) -> float:
-    from longlens.tasks.metrics.chinese import character_f1_zh
-
-    return character_f1_zh(prediction, answers)
-
-
 CHOICES = ("longbook_choice_eng", "code_debug")
 SCORES: dict[str, Callable[[str, Sequence[str], Mapping[str, object]], float]] = {
     "passkey": _first_digits,
     "number_string": _first_digits,
     "kv_retrieval": _word,
-    "longbook_sum_eng": _summary,
+    "longbook_sum_eng": lambda text, answers, _: rouge_f(text, answers, "rougeLsum")["rougeLsum"],
     "longbook_choice_eng": _choice,
-    "longbook_qa_eng": _f1,
-    "longbook_qa_chn": _f1_zh,
+    "longbook_qa_eng": lambda text, answers, _: metrics.token_f1(text, answers, variant="longbench"),
+    "longbook_qa_chn": lambda text, answers, _: character_f1_zh(text, answers),
     "longdialogue_qa_eng": _name,
     "math_find": _first_number,
     "math_calc": _values_in_order,

@@ -26,11 +26,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from longlens.tasks import metrics
 from longlens.tasks.base import Sample, Task
-from longlens.tasks.data import DataFile
+from longlens.tasks.data import DataFile, HubTask
 from longlens.tasks.fitting import Draft
-from longlens.tasks.rows import Row, Subset, SubsetTask
-from longlens.tasks.scrolls import GEOMETRIC, scores_of, with_geometric_mean
+from longlens.tasks.rows import GEOMETRIC, DataRow, Subset, SubsetTask, rouge_scores, with_geometric_mean
 
 CLOSED, OPEN = "closed-ended", "open-ended"
 MAX_NEW_TOKENS = 512  # LEval_config.py
@@ -120,17 +120,12 @@ SETS: dict[str, Subset] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LEval(SubsetTask):
+class LEval(HubTask, SubsetTask):
     """A task of L-Eval.
 
     Attributes:
-        name: Of the task.
         dataset: A key of `SETS`.
-        data_dir: The folder that has the file, or upstream's repository; the hub unless given.
-        revision: Of the hub's data set.
     """
-
-    revision: str | None = None
 
     sets = SETS
     suite = "leval"
@@ -148,8 +143,8 @@ class LEval(SubsetTask):
             hub=f"L4NLP/LEval@LEval/{on_hub}/{name}",
         )
 
-    def questions(self, rows: Sequence[Row]) -> list[Row]:
-        """One `Row` an instruction, but those that upstream has judged."""
+    def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
+        """One `DataRow` an instruction, but those that upstream has judged."""
         found = []
         for row in rows:
             asked, outputs = self.texts(row, "instructions"), self.texts(row, "outputs")
@@ -161,7 +156,7 @@ class LEval(SubsetTask):
             raise self.file.wrong(self.dataset, "no row that is scored without a judge")
         return found
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The question on the row's document."""
         question, output = row.item
         metadata: dict[str, object] = {"output": output}
@@ -172,12 +167,14 @@ class LEval(SubsetTask):
         elif self.dataset == "sci_fi":
             metadata["distractors"] = [{"true": "false", "false": "true"}.get(answer, "true")]
         words = str(len(output.split()))
-        return self.filled(metadata, [answer], context=self.text(row, "input"), question=question, words=words)
+        return self.fill(metadata, [answer], context=self.text(row, "input"), question=question, words=words)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """The task's score."""
         if self.category == OPEN:
-            return scores_of(self.metric, prediction, sample.answers)
+            if self.metric == GEOMETRIC:
+                return rouge_scores(prediction, sample.answers)
+            return {"f1": metrics.token_f1(prediction, sample.answers, variant="longbench")}
         answer = output = str(sample.metadata["output"])
         if self.dataset in READ:
             read_output, read = READ[self.dataset]

@@ -1,27 +1,34 @@
-"""LongEval's lines: recall the number in one of many lines.
+"""LongEval: recall the number in one of many lines, or name the first of many conversations.
 
-Blog: Li et al., How Long Can Open-Source LLMs Truly Promise on Context Length?, lmsys.org, June 2023. Prompt and
-metric: ``longeval/utils.py`` of DachengLi1/LongChat at 4b5faa5, Apache-2.0 (``generate_lines_testcases``,
-``test_lines_one_sample``). Metric: whether the last integer of the answer is the line's. Known differences: ids of
-LRT-NL are never the same twice, at any number of lines (upstream draws adjectives without replacement and fails beyond
-about 900); ids of LRT-ABCindex are 6 letters for the first 46,656 lines and 7 from there on (upstream writes all with 7
-then); the test files that upstream ships were drawn with an older word list. The paper of LongPPL, section 4: "For
-LongEval, we use 1350 lines as the prompt, which is approximately 32k tokens": task ``longeval_lines_1350``.
+Blog: Li et al., How Long Can Open-Source LLMs Truly Promise on Context Length?, lmsys.org, June 2023. Prompts and
+metrics: ``longeval/utils.py`` of DachengLi1/LongChat at 4b5faa5, Apache-2.0.
+
+Lines (``generate_lines_testcases``, ``test_lines_one_sample``): scored by whether the last integer of the answer is the
+line's. Known differences: ids of LRT-NL are never the same twice, at any number of lines (upstream draws adjectives
+without replacement and fails beyond about 900); ids of LRT-ABCindex are 6 letters for the first 46,656 lines and 7 from
+there on (upstream writes all with 7 then); the test files that upstream ships were drawn with an older word list. The
+paper of LongPPL, section 4: "For LongEval, we use 1350 lines as the prompt, which is approximately 32k tokens": task
+``longeval_lines_1350``.
+
+Topics (``generate_topics_testcases``, ``test_topics_one_sample``): ``longeval/evaluation/topics/conversations.jsonl``,
+30 conversations, a file of the user; scored by whether the answer contains the topic after both are normalised (lower
+case, no articles or punctuation). Known difference: upstream asks GPT-3.5 instead, which also takes synonyms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, count, islice, product
 from random import Random
 
 from longlens.errors import UserError
-from longlens.tasks.base import Sample, Task, draws
-from longlens.tasks.distractors import distractors
-from longlens.tasks.fitting import Draft, Plan, Tokens
-from longlens.tasks.layout import starts_of
-from longlens.tasks.words import distinct, longest, uuids, word_list
+from longlens.tasks import metrics
+from longlens.tasks.base import Sample, Task, check_least, draws
+from longlens.tasks.data import DataFile, FolderTask
+from longlens.tasks.fitting import Draft, Plan, TokenCounter
+from longlens.tasks.synthetic import distinct, distractors, draw_uuid, longest_word, starts_of, word_list
 
 HEADER = (
     "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
@@ -45,7 +52,7 @@ def _letters(rng: Random) -> Iterator[str]:
 
 
 def _uuids(rng: Random) -> Iterator[str]:
-    return distinct(uuids, rng)
+    return distinct(draw_uuid, rng)
 
 
 def _adjective_nouns(rng: Random) -> Iterator[str]:
@@ -68,7 +75,7 @@ IDS: dict[str, tuple[Callable[[Random], Iterator[str]], Callable[[], int]]] = {
     "LRT": (_numbered, lambda: 12),
     "LRT-ABCindex": (_letters, lambda: 12),
     "LRT-UUID": (_uuids, lambda: 36),
-    "LRT-NL": (_adjective_nouns, lambda: longest("adjective", "noun")),
+    "LRT-NL": (_adjective_nouns, lambda: longest_word("adjective", "noun")),
 }
 """How the lines are named, by upstream's ``line_idx_opt``: what draws the names, and bytes of the longest."""
 
@@ -98,23 +105,20 @@ class LongEvalLines(Task):
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.ids not in IDS:
-            raise UserError(f"ids={self.ids!r}; expected one of {', '.join(IDS)}")
-        if self.lines is not None and self.lines < 1:
-            raise UserError(f"lines={self.lines}; expected at least 1")
+            raise UserError(f"`ids={self.ids}`; expected one of {', '.join(IDS)}")
+        check_least(self, lines=1)
 
     @property
     def unit_tokens(self) -> int:
         """A line."""
         return len(_line("", "50000")) + IDS[self.ids][1]()
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Draws ids and numbers."""
         return _Lines(self, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Whether the last integer is the right one."""
-        from longlens.tasks import metrics
-
         return {"accuracy": float(metrics.last_integer(prediction) == int(sample.answers[0]))}
 
     def target(self, sample: Sample) -> str | None:
@@ -170,5 +174,107 @@ class _Lines(Plan):
                 "distractors": distractors(
                     [other for _, other in pairs], [number], draws(*self._key, "distractors"), _number
                 ),
+            },
+        )
+
+
+TOPICS_HEADER = (
+    "Below is a record of our previous conversation on {count} different topics. You are the ASSISTANT, and I am the "
+    "USER. At the beginning of each topic, the USER will say 'I would like to discuss the topic of <TOPIC>'. Memorize "
+    "each <TOPIC>. At the end of the record, I will ask you to retrieve the first topic. Now the record start. "
+)
+TOPICS_QUESTION = (
+    " Now the record ends. What is the first topic(s) we discussed? Only give me the topic name. Do not summarize "
+    "yourself."
+)
+# utils.py, test_topics_one_sample, for MPT-StoryWriter
+TOPICS_BASE_PREFIX = "\n ASSISTANT: The first topic is"
+"""An answer prefix for base models: ``get_task("longeval_topics", answer_prefix=TOPICS_BASE_PREFIX)``."""
+CONVERSATIONS = DataFile(
+    names=("conversations.jsonl",),
+    source="github.com/DachengLi1/LongChat, longeval/evaluation/topics/conversations.jsonl",
+    schema="a line a conversation, with the texts topic and conversation",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongEvalTopics(FolderTask):
+    """LongEval's topics.
+
+    Attributes:
+        name: Of the task.
+        topics: So many conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); as many as the length holds
+            unless given.
+        answer_prefix: What the model continues; upstream has none for chat models. A base model needs one, such as
+            `TOPICS_BASE_PREFIX`.
+    """
+
+    name: str = "longeval_topics"
+    topics: int | None = None
+    answer_prefix: str = ""
+
+    suite = "longeval"
+    metric = "accuracy"
+    max_new_tokens = 50  # utils.py, test_topics_one_sample: max_new_tokens=50
+    default_samples = 50  # generate_testcases_configs.yaml: num_test_samples: 50
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check_least(self, topics=1)
+
+    @cached_property
+    def data(self) -> tuple[Sequence[tuple[str, str]], dict[str, str]]:
+        """Topics and conversations, and what describes the file.
+
+        Raises:
+            UserError: It is missing, has another schema, or too few conversations.
+        """
+        found, described = CONVERSATIONS.rows(self.name, self.data_dir)
+        name, get = described["file"], CONVERSATIONS.get
+        rows = [(get(row, "topic", str, name), get(row, "conversation", str, name)) for row in found]
+        if len(rows) < (self.topics or 1):
+            raise UserError(f"{self.name}: {name} has {len(rows)} conversations; expected at least {self.topics or 1}")
+        return rows, described
+
+    @property
+    def unit_tokens(self) -> int:
+        """A conversation, at most the longest one; the header's count can grow by a digit."""
+        return 1 + max(len(text.encode()) for _, text in self.data[0])
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
+        """Draws the conversations."""
+        return _Topics(self, (self.name, seed, index))
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """Whether the topic is in the answer."""
+        return {"accuracy": metrics.substring_exact_match(prediction, sample.answers)}
+
+
+class _Topics(Plan):
+    def __init__(self, task: LongEvalTopics, key: tuple[str, int, int]) -> None:
+        self._task, self._key = task, key
+        rows, self._described = task.data
+        self._rows = draws(*key, "conversations").sample(list(rows), len(rows))
+        self.minimum = task.topics or 1
+        self.maximum = task.topics or len(rows)
+
+    def unit(self, index: int) -> str:
+        return self._rows[index][1]
+
+    def draft(self, units: int) -> Draft:
+        header = TOPICS_HEADER.format(count=units)
+        topic, first = self._rows[0]
+        others = [other for other, _ in self._rows[1:units] or self._rows]
+        at = first.lower().find(topic.lower()) if len(first.lower()) == len(first) else first.find(topic)
+        return Draft(
+            prompt=header + "".join(text for _, text in self._rows[:units]) + TOPICS_QUESTION,
+            answer_prefix=self._task.answer_prefix,
+            answers=[topic],
+            answer_spans=[(len(header) + at, len(header) + at + len(topic))] if at >= 0 else [],
+            metadata={
+                "depths": [0.0],
+                "topics": [topic for topic, _ in self._rows[:units]],
+                "distractors": distractors(others, [topic], draws(*self._key, "distractors")),
+                "data": self._described,
             },
         )

@@ -28,11 +28,11 @@ from typing import Any
 
 from longlens.errors import UserError
 from longlens.files import parse_json
-from longlens.tasks.base import Sample, Task
-from longlens.tasks.data import DataFile
+from longlens.tasks.base import JudgedTask, Sample, Task
+from longlens.tasks.data import DataFile, HubTask
 from longlens.tasks.fitting import Draft
-from longlens.tasks.judged import JudgedTask
-from longlens.tasks.rows import Row, Subset, SubsetTask
+from longlens.tasks.metrics.rouge import bleu, rouge_recall
+from longlens.tasks.rows import DataRow, Subset, SubsetTask
 
 _ASK = "Please answer the question based on the long texts below. \n{context}\nQuestion: {question}"
 SHORT, LONG = "short dependency", "long dependency"
@@ -70,17 +70,12 @@ _POINTS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LooGLE(SubsetTask):
+class LooGLE(HubTask, SubsetTask):
     """Gaps to fill, and what all data sets of LooGLE share.
 
     Attributes:
-        name: Of the task.
         dataset: A key of `SETS`.
-        data_dir: The folder that has the file; the hub's unless given.
-        revision: Of the hub's data set.
     """
-
-    revision: str | None = None
 
     sets = SETS
     suite = "loogle"  # overlong is "middle": pred_opensource_models.py, get_pred
@@ -100,8 +95,8 @@ class LooGLE(SubsetTask):
             hub=f"bigai-nlco/LooGLE@data/{on_hub}.jsonl",
         )
 
-    def questions(self, rows: Sequence[Row]) -> list[Row]:
-        """One `Row` a question: its text, its question and its answer."""
+    def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
+        """One `DataRow` a question: its text, its question and its answer."""
         found = []
         for row in rows:
             if "input" not in row.values:
@@ -114,14 +109,14 @@ class LooGLE(SubsetTask):
             found += [replace(row, item=(text, *pair)) for pair in pairs]
         return found
 
-    def _pairs(self, row: Row) -> list[dict[str, Any]]:
+    def _pairs(self, row: DataRow) -> list[dict[str, Any]]:
         pairs = row.values.get("qa_pairs")
         pairs = literal(pairs) if isinstance(pairs, str) else pairs
         if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
             raise self.file.wrong(row.place, "qa_pairs is no list of questions")
         return pairs
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The question on its text."""
         text, question, answer = row.item
         if "{question}" in self.facts.prompt and not isinstance(question, str):
@@ -138,7 +133,7 @@ class LooGLE(SubsetTask):
             metadata["gaps"], answer = gaps, str(gaps)
         if not isinstance(answer, str):
             raise self.file.wrong(row.place, "an answer that is no text")
-        return self.filled(metadata, [answer], context=text, question=question or "")
+        return self.fill(metadata, [answer], context=text, question=question or "")
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Shares of gaps that are filled with the right words, and with one of them."""
@@ -151,7 +146,7 @@ class LooGLE(SubsetTask):
 
 @dataclass(frozen=True, kw_only=True)
 class LooGLEAnswers(LooGLE, JudgedTask):
-    """Questions and summaries of LooGLE, which a judge may score; attributes as of `LooGLE`."""
+    """Questions and summaries of LooGLE, which a judge may score."""
 
     judged_metric = "judge"
     judge_tokens = 10  # llm_score.py: max_tokens=10
@@ -163,8 +158,6 @@ class LooGLEAnswers(LooGLE, JudgedTask):
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """ROUGE's recall and BLEU of single n-grams, as the package rouge and NLTK have them."""
-        from longlens.tasks.metrics.rouge import bleu, rouge_recall
-
         given, wanted = prediction or "None", sample.answers[0]  # automatic_eval.py: if hyp == '': hyp = 'None'
         found = rouge_recall(given, wanted)
         return {**found, "bleu_1": bleu(given, wanted, 1), "bleu_4": bleu(given, wanted, 4)}

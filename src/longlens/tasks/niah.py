@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from longlens.errors import UserError
-from longlens.tasks.base import Sample
-from longlens.tasks.fitting import Draft, Plan, Tokens
+from longlens.tasks import metrics
+from longlens.tasks.base import JudgedTask, Sample
+from longlens.tasks.fitting import Draft, Plan, TokenCounter
 from longlens.tasks.haystack import Haystack, open_haystack
-from longlens.tasks.judged import JudgedTask
-from longlens.tasks.layout import Needle, between, boundary_at
+from longlens.tasks.synthetic import Needle, boundary_at, hide_needles
 
 SYSTEM = "You are a helpful AI bot that answers questions for a user. Keep your response short and direct\n\n"
 ASK = "\n\n{question} Don't give information outside the document or repeat your findings"
@@ -121,14 +121,12 @@ class NeedleGrid(JudgedTask):
         """A word."""
         return 1 + max(len(word.encode()) for word in self.text.words)
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Takes the depth whose turn it is."""
         return _Cell(self, self.depths[index % len(self.depths)])
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """``exact``: the answer is in the prediction; ``recall``: the share of its words that are; normalised both."""
-        from longlens.tasks import metrics
-
         wanted = Counter(metrics.normalize_answer(sample.answers[0]).split())
         found = wanted & Counter(metrics.normalize_answer(prediction).split())
         exact = metrics.substring_exact_match(prediction, sample.answers)
@@ -169,7 +167,7 @@ class _Cell(Plan):
     def draft(self, units: int) -> Draft:
         text = self._task.text
         place = boundary_at(text.sentences(units), int(units * self._depth / 100))
-        context = between(text.take(units), [self._needle], [place], " ")
+        context = hide_needles(text.take(units), [self._needle], [place], " ")
         return Draft(
             prompt=SYSTEM + context.text + ASK.format(question=self._task.question),
             answer_prefix=self._task.answer_prefix,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from longlens.errors import UserError, shown_value
-from longlens.tasks.base import Sample, Task
-from longlens.tasks.data import DataFile
-from longlens.tasks.fitting import Draft, Plan, Tokens, Whole
+from longlens.errors import shown_value
+from longlens.tasks.base import Sample
+from longlens.tasks.data import DataFile, FolderTask
+from longlens.tasks.fitting import Draft, Plan, TokenCounter, Whole
+from longlens.tasks.metrics.rouge import rouge_f
 
 LETTERS = ("A", "B", "C", "D")
+ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+"""Names of scores, and of the package rouge-score."""
+GEOMETRIC = "rouge"
+"""The score that is the geometric mean of these, over all samples together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class DataRow:
     """What one sample is made of.
 
     Attributes:
@@ -45,6 +50,7 @@ class Subset:
         prefix: How the answer begins; white space at its end belongs to the answer.
         category: Part of the suite.
         stop: Where an answer ends.
+        template: How prompts are put to a chat model, see `longlens.tasks.Task`.
     """
 
     prompt: str
@@ -54,21 +60,15 @@ class Subset:
     prefix: str = ""
     category: str = ""
     stop: tuple[str, ...] = ()
+    template: str = "chat-prefix"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsTask(Task):
-    """A data set of a suite, sample i from question i of its file.
-
-    Attributes:
-        name: Of the task.
-        data_dir: The folder that has the file; the hub's unless given, where the hub has it.
-    """
+class RowsTask(FolderTask):
+    """A data set of a suite, sample i from question i of its file."""
 
     name: str
-    data_dir: str | os.PathLike[str] | None = None
 
-    template = "chat-prefix"
     fills = False
     overlong = "middle"
     unit_tokens = 0  # a sample is all of its row
@@ -79,27 +79,27 @@ class RowsTask(Task):
         """The file of the data set."""
 
     @abstractmethod
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
-        """The sample of a row.
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
+        """What a row's sample says.
 
         Args:
             row: The row.
             key: Seed and index, for what is drawn.
         """
 
-    def questions(self, rows: Sequence[Row]) -> list[Row]:
-        """One `Row` a question."""
+    def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
+        """One `DataRow` a question."""
         return list(rows)
 
     @cached_property
-    def data(self) -> tuple[list[Row], dict[str, str]]:
-        """One `Row` a question, and what describes the file.
+    def data(self) -> tuple[list[DataRow], dict[str, str]]:
+        """One `DataRow` a question, and what describes the file.
 
         Raises:
             UserError: The file is missing, or is broken.
         """
         rows, described = self.file.rows(self.name, self.data_dir, getattr(self, "revision", None))
-        found = [Row(values=row, place=f"{described['file']}, row {n}") for n, row in enumerate(rows, start=1)]
+        found = [DataRow(values=row, place=f"{described['file']}, row {n}") for n, row in enumerate(rows, start=1)]
         return self.questions(found), described
 
     @property
@@ -107,57 +107,50 @@ class RowsTask(Task):
         """As many as the file has."""
         return len(self.data[0])
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """The row's prompt, all of it."""
         rows, described = self.data
-        if index >= len(rows):
-            wanted = max(index + 1, self.default_samples)
-            raise UserError(
-                f"{self.name}: {described['file']} has {len(rows)} rows; expected {wanted}: ask for as "
-                "many samples at most as there are, or get the whole file"
-            )
-        return Whole(self.asked(rows[index], (seed, index)))
+        self.check_index(index, len(rows), described["file"], f"rows ({self.default_samples} in the whole file)")
+        return Whole(self.draft(rows[index], (seed, index)))
 
-    def draft(
+    def make_draft(
         self,
-        begun: str,
+        prompt: str,
         prefix: str,
         *,
         answers: Sequence[str],
-        context: tuple[int, int] | None,
+        context: tuple[int, int],
         metadata: Mapping[str, Any],
     ) -> Draft:
         """A draft whose prompt and answer prefix do not end in white space; `target` gives that back.
 
         Args:
-            begun: Upstream's prompt up to where the answer begins.
+            prompt: Upstream's, up to where the answer begins.
             prefix: How the answer begins.
             answers: The right answers.
-            context: ``[start, end)`` of the long text in ``begun``.
+            context: ``[start, end)`` of the long text in the prompt.
             metadata: Of the sample.
         """
-        prompt, whole = begun.rstrip(), begun + prefix
-        kept = whole.rstrip()[len(prompt) :]
-        more = {"white_space": whole[len(prompt + kept) :], "data": self.data[1]}
-        span = None if context is None else (context[0], min(context[1], len(prompt)))
+        bare, whole = prompt.rstrip(), prompt + prefix
+        kept = whole.rstrip()[len(bare) :]
         return Draft(
-            prompt=prompt,
+            prompt=bare,
             answer_prefix=kept,
             answers=answers,
             answer_spans=[],
-            context_span=span,
-            metadata={**more, **metadata},
+            context_span=(context[0], min(context[1], len(bare))),
+            metadata={"white_space": whole[len(bare + kept) :], "data": self.data[1], **metadata},
         )
 
     def target(self, sample: Sample) -> str | None:
         """The only answer, after the white space that upstream's prompt ends with, else after a space."""
         return (sample.metadata["white_space"] or " ") + sample.answers[0] if len(sample.answers) == 1 else None
 
-    def text(self, row: Row, key: str) -> str:
+    def text(self, row: DataRow, key: str) -> str:
         """A text of the row."""
         return str(self.file.get(row.values, key, str, row.place))
 
-    def texts(self, row: Row, key: str, kinds: type | tuple[type, ...] = str) -> list[Any]:
+    def texts(self, row: DataRow, key: str, kinds: type | tuple[type, ...] = str) -> list[Any]:
         """A list of the row with at least one value, each of these kinds."""
         values = self.file.get(row.values, key, list, row.place)
         if not values or not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
@@ -170,9 +163,7 @@ class SubsetTask(RowsTask):
     """A `RowsTask` whose facts stand in a table of `Subset`.
 
     Attributes:
-        name: Of the task.
         dataset: A key of the table.
-        data_dir: As in `RowsTask`.
     """
 
     dataset: str
@@ -187,10 +178,10 @@ class SubsetTask(RowsTask):
 
     def __post_init__(self) -> None:
         """Takes over what the table says."""
-        for attribute in ("max_new_tokens", "metric", "joint", "category", "stop"):
+        for attribute in ("max_new_tokens", "metric", "joint", "category", "stop", "template"):
             object.__setattr__(self, attribute, getattr(self.facts, attribute))
 
-    def filled(self, metadata: Mapping[str, Any], answers: Sequence[str], *, context: str, **fields: str) -> Draft:
+    def fill(self, metadata: Mapping[str, Any], answers: Sequence[str], *, context: str, **fields: str) -> Draft:
         """The table's prompt with its fields filled in.
 
         Args:
@@ -203,10 +194,10 @@ class SubsetTask(RowsTask):
         before, after = before.format(**fields), after.format(**fields)
         span = (len(before), len(before) + len(context))
         prefix = self.facts.prefix.format(**fields)
-        return self.draft(before + context + after, prefix, answers=answers, context=span, metadata=metadata)
+        return self.make_draft(before + context + after, prefix, answers=answers, context=span, metadata=metadata)
 
 
-def letter_of(task: RowsTask, row: Row, answer: Any, options: Sequence[str]) -> str:
+def letter_of(task: RowsTask, row: DataRow, answer: Any, options: Sequence[str]) -> str:
     """The letter of the right option.
 
     Raises:
@@ -224,6 +215,14 @@ def other_letters(letter: str) -> list[str]:
     return [other for other in LETTERS if other != letter]
 
 
-def corpus_means(scores: Sequence[Mapping[str, float]], *names: str) -> list[float]:
-    """Means of these scores over all samples, from 0 to 1."""
-    return [sum(row[name] for row in scores) / len(scores) for name in names]
+def rouge_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+    """``rouge_1``, ``rouge_2`` and ``rouge_l`` of SCROLLS, ZeroSCROLLS and L-Eval, best over the answers."""
+    found = rouge_f(prediction, answers, *ROUGE.values())
+    return {name: found[kind] for name, kind in ROUGE.items()}
+
+
+def with_geometric_mean(means: dict[str, float]) -> dict[str, float]:
+    """Means in percent, and the geometric mean of those of ROUGE where they are there."""
+    if set(ROUGE) <= set(means):
+        means[GEOMETRIC] = math.prod(means[name] for name in ROUGE) ** (1 / len(ROUGE))
+    return means

@@ -21,7 +21,6 @@ letters stay.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -31,15 +30,13 @@ from itertools import combinations
 from typing import Any
 
 from longlens.errors import UserError, shown_value
+from longlens.tasks import metrics
 from longlens.tasks.base import Sample, Task
-from longlens.tasks.data import DataFile
+from longlens.tasks.data import DataFile, HubTask
 from longlens.tasks.fitting import Draft
-from longlens.tasks.rows import Row, Subset, SubsetTask, other_letters
+from longlens.tasks.rows import GEOMETRIC, DataRow, Subset, SubsetTask, other_letters, rouge_scores, with_geometric_mean
 
 SPLITS = ("validation", "test")
-ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-"""Names of scores, and of the package rouge-score."""
-GEOMETRIC = "rouge"
 SUMMARY, QUESTIONS, INFERENCE, AGGREGATION = "summarization", "QA", "NLI", "aggregation"
 CONCLUSIONS = ("Not mentioned", "Entailment", "Contradiction")
 
@@ -100,20 +97,15 @@ ZERO_SETS: dict[str, Subset] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scrolls(SubsetTask):
+class Scrolls(HubTask, SubsetTask):
     """A data set of SCROLLS.
 
     Attributes:
-        name: Of the task.
         dataset: A key of `SETS`.
-        data_dir: The folder that has the ZIP file, or the folder that was in it; the hub unless given.
         split: ``validation``, or ``test`` where its answers are published.
-        revision: Of the hub's data set.
     """
 
     split: str = "validation"
-    revision: str | None = None
-
     sets = SETS
     suite = "scrolls"
 
@@ -121,7 +113,7 @@ class Scrolls(SubsetTask):
         """Checks the split."""
         super().__post_init__()
         if self.split not in SPLITS:
-            raise UserError(f"split is {shown_value(self.split)}; expected {' or '.join(SPLITS)}")
+            raise UserError(f"`split` is {shown_value(self.split)}; expected {' or '.join(SPLITS)}")
 
     @property
     def hub(self) -> str:
@@ -140,21 +132,20 @@ class Scrolls(SubsetTask):
             member=member,
         )
 
-    def questions(self, rows: Sequence[Row]) -> list[Row]:
-        """One `Row` an ``id``, with all outputs."""
-        found: dict[str, Row] = {}
+    def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
+        """One `DataRow` an ``id``, with all outputs."""
+        found: dict[str, DataRow] = {}
         for row in rows:
             output = row.values.get("output")
             if output is None and "output" in row.values:
                 raise UserError(
-                    f"{row.place}: no output: the answers of this split are not published: use "
-                    "split=validation (--set split=validation)"
+                    f"{row.place}: no output: the answers of this split are not published: use `split=validation`"
                 )
             first = found.setdefault(self.text(row, "id"), replace(row, item=[]))
             first.item.append(self.text(row, "output"))
         return list(found.values())
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The row's prompt: the text, then the question, which stands before it in the file."""
         text = self.text(row, "input")
         metadata: dict[str, Any] = {"row_id": self.text(row, "id")}
@@ -177,11 +168,13 @@ class Scrolls(SubsetTask):
             text = text.strip()
         elif self.dataset == "contract_nli":
             metadata["distractors"] = [option for option in CONCLUSIONS if option not in answers]
-        return self.filled(metadata, answers, context=text, **fields)
+        return self.fill(metadata, answers, context=text, **fields)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """The data set's scores, best over the answers."""
-        return scores_of(self.metric, prediction, sample.answers)
+        if self.metric == GEOMETRIC:
+            return rouge_scores(prediction, sample.answers)
+        return {self.metric: max(float(_SCORES[self.metric](prediction, answer)) for answer in sample.answers)}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Means in percent; for summaries also ``rouge``, the geometric mean of the three means.
@@ -193,7 +186,7 @@ class Scrolls(SubsetTask):
 
 
 class ZeroScrolls(Scrolls):
-    """A data set of ZeroSCROLLS; its attributes are those of `Scrolls`."""
+    """A data set of ZeroSCROLLS."""
 
     sets = ZERO_SETS
     suite = "zero_scrolls"
@@ -204,7 +197,7 @@ class ZeroScrolls(Scrolls):
         """The hub's data set."""
         return "tau/zero_scrolls"
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The row's own prompt, cut where its query ends."""
         text, places = self.text(row, "input"), []
         for name in ("document_start_index", "document_end_index", "query_end_index"):
@@ -218,48 +211,19 @@ class ZeroScrolls(Scrolls):
             if letter is None:
                 raise self.file.wrong(row.place, "an output without a letter A to D")
             answers, metadata["distractors"] = [letter], other_letters(letter)
-        return self.draft(
+        return self.make_draft(
             text[: places[2]], text[places[2] :], answers=answers, context=(places[0], places[1]), metadata=metadata
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """As for SCROLLS; F1 without accents."""
+        """The data set's scores, best over the answers; F1 without accents."""
         if self.metric == "f1":
-            return scores_of("f1", _plain(prediction), [_plain(answer) for answer in sample.answers])
+            sample, prediction = replace(sample, answers=list(map(_plain, sample.answers))), _plain(prediction)
         return super().score(sample, prediction)
-
-
-def scores_of(metric: str, prediction: str, answers: Sequence[str]) -> dict[str, float]:
-    """Scores of a data set of SCROLLS, ZeroSCROLLS or L-Eval by the name of its metric, best over the answers."""
-    if metric == GEOMETRIC:
-        from longlens.tasks.metrics.rouge import rouge_f
-
-        found = rouge_f(prediction, answers, *ROUGE.values())
-        return {name: found[kind] for name, kind in ROUGE.items()}
-    return {metric: max(float(_SCORES[metric](prediction, answer)) for answer in answers)}
-
-
-def with_geometric_mean(means: dict[str, float]) -> dict[str, float]:
-    """Means in percent, and the geometric mean of those of ROUGE where they are there."""
-    if set(ROUGE) <= set(means):
-        means[GEOMETRIC] = math.prod(means[name] for name in ROUGE) ** (1 / len(ROUGE))
-    return means
 
 
 def _plain(text: str) -> str:
     return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-
-
-def _f1(prediction: str, answer: str) -> float:
-    from longlens.tasks import metrics
-
-    return metrics.token_f1(prediction, answer, variant="longbench")
-
-
-def _exact_match(prediction: str, answer: str) -> float:
-    from longlens.tasks import metrics
-
-    return metrics.exact_match(prediction, answer)
 
 
 def _letter(text: str) -> str | None:
@@ -298,8 +262,8 @@ def concordance_index(prediction: str, answer: str) -> float:
 
 
 _SCORES: dict[str, Callable[[str, str], float]] = {
-    "f1": _f1,
-    "exact_match": _exact_match,
+    "f1": lambda prediction, answer: metrics.token_f1(prediction, answer, variant="longbench"),
+    "exact_match": metrics.exact_match,
     "accuracy": lambda prediction, answer: float(_letter(prediction) == _letter(answer)),
     "exp_similarity": exp_similarity,
     "concordance_index": concordance_index,

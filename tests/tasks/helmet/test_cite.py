@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from longlens.errors import UserError
 from longlens.tasks import get_task, metrics
-from longlens.tasks.helmet.cite import ASQA, QAMPARI, qampari_scores
-from longlens.tasks.helmet.numbered import DOCUMENTS
+from longlens.tasks.helmet.cite import ASQA, DOCUMENTS, QAMPARI, qampari_scores
 from tests.tasks.fixtures import TOKENIZER
 from tests.tasks.helmet.rows_cite_longqa_summ import TOWNS, asqa_row, demonstrations, qampari_row
 
@@ -66,7 +65,7 @@ def test_without_demonstrations_their_file_is_not_read(folder, tmp_path):
         get_task("helmet_asqa", data_dir=tmp_path, docs=3).build(samples=1, tokenizer=TOKENIZER)
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "asqa_revised.json").write_text(json.dumps(demonstrations("")))
-    with pytest.raises(UserError, match=r"shots=6, but asqa_revised\.json has 5 demonstrations: give fewer"):
+    with pytest.raises(UserError, match=r"`shots=6`, but asqa_revised\.json has 5 demonstrations: give fewer"):
         get_task("helmet_asqa", data_dir=tmp_path, docs=3, shots=6).build(samples=1, tokenizer=TOKENIZER)
     assert get_task("helmet_asqa", data_dir=tmp_path, docs=3).build(samples=1, tokenizer=TOKENIZER)
 
@@ -80,7 +79,7 @@ def test_instructions_are_helmets():
 def test_a_number_of_documents_that_is_not_there_is_refused(folder):
     _, samples = built("helmet_qampari", folder, samples=1, docs=91)
     assert samples[0].metadata["units"] == 91
-    with pytest.raises(UserError, match=r"docs=92, but qampari_eval_.* has 91 documents for 'Which boats .*': give"):
+    with pytest.raises(UserError, match=r"`docs=92`, but qampari_eval_.* has 91 documents for 'Which boats .*': give"):
         built("helmet_qampari", folder, docs=92)
     with pytest.raises(UserError, match="has 7 questions: ask for as many samples at most"):
         built("helmet_qampari", folder, docs=2, samples=8)

@@ -162,7 +162,7 @@ def test_short_documents_can_be_left_out(folder):
 
 
 def test_what_cannot_be_is_refused(folder):
-    with pytest.raises(UserError, match=r"shots=7, but longbook_sum_eng\.jsonl has 6 rows to show: give shots=6"):
+    with pytest.raises(UserError, match=r"`shots=7`, but longbook_sum_eng\.jsonl has 6 rows to show: give `shots=6`"):
         built("helmet_infbench_sum", folder, shots=7)
     for wrong in ({"shots": -1}, {"min_characters": -1}):
         with pytest.raises(UserError, match="expected at least 0"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from longlens.errors import UserError
 from longlens.tasks import get_task
-from longlens.tasks.helmet.icl import SHOTS, Example, by_label, rounds
+from longlens.tasks.helmet.icl import SHOTS, LabelledText, by_label, rounds
 from tests.tasks.fixtures import LENGTH, TOKENIZER, task
 from tests.tasks.helmet.rows_rag_rerank_icl import CLINIC, TREC, labelled_rows
 
@@ -101,8 +101,8 @@ def test_rounds_have_one_of_each_class(sizes, seed):
 
 
 def test_classes_are_grouped_in_their_order():
-    assert by_label([Example("b", 2), Example("a", 0), Example("c", 2)]) == {0: ["a"], 2: ["b", "c"]}
-    assert list(by_label([Example("b", 2), Example("a", 0)])) == [0, 2]
+    assert by_label([LabelledText("b", 2), LabelledText("a", 0), LabelledText("c", 2)]) == {0: ["a"], 2: ["b", "c"]}
+    assert list(by_label([LabelledText("b", 2), LabelledText("a", 0)])) == [0, 2]
 
 
 def test_a_small_test_set_is_asked_whole(folder):
@@ -111,7 +111,7 @@ def test_a_small_test_set_is_asked_whole(folder):
     again = [sample.prompt.rpartition("\n\n")[2] for sample in build("helmet_trec_coarse", folder, samples=30, seed=1)]
     assert sorted(again) == sorted(asked)
     assert again != asked
-    with pytest.raises(UserError, match="helmet_trec_coarse: there are 30 texts to ask: ask for as many samples"):
+    with pytest.raises(UserError, match=r"helmet_trec_coarse: test\.jsonl has 30 texts to ask: ask for as many samples"):
         build("helmet_trec_coarse", folder, samples=31)
 
 
@@ -139,9 +139,9 @@ def test_nlu_asks_a_tenth_that_is_not_among_the_examples(folder):
     made = task("helmet_nlu", folder)
     for seed in (1, 2):
         split = made.split(seed)
-        train = [Example(text, label) for label, texts in split.train.items() for text in texts]
+        train = [LabelledText(text, label) for label, texts in split.train.items() for text in texts]
         assert len(split.test) == 10  # of 96
-        assert sorted([*train, *split.test]) == sorted(Example(*item) for item in TRAIN["helmet_nlu"].items())
+        assert sorted([*train, *split.test]) == sorted(LabelledText(*item) for item in TRAIN["helmet_nlu"].items())
     assert made.split(1).test != made.split(2).test
     assert made.split(1) == task("helmet_nlu", folder).split(1)
 
@@ -149,7 +149,7 @@ def test_nlu_asks_a_tenth_that_is_not_among_the_examples(folder):
 def test_every_class_is_shown_once_at_least(folder):
     with pytest.raises(UserError, match="is too short") as least:
         build("helmet_clinic150", folder, length=60)
-    length = int(re.search(r"pass length=(\d+)", str(least.value))[1])
+    length = int(re.search(r"pass `length=(\d+)", str(least.value))[1])
     for sample in build("helmet_clinic150", folder, length=length, samples=3):
         assert len({number for _, number in examples_of(sample)}) == len(CLINIC)
 
@@ -164,7 +164,7 @@ def test_a_fixed_number_of_examples_is_cut_at_its_end(folder):
     assert cut.metadata["cut"]["policy"] == "context-only"
     (other,) = get_task("helmet_trec_fine", data_dir=folder, shots=30).build(samples=1, tokenizer=TOKENIZER)
     assert examples_of(whole)[:30] == examples_of(other)
-    with pytest.raises(UserError, match="shots=0; expected at least 1"):
+    with pytest.raises(UserError, match="`shots=0`; expected at least 1"):
         get_task("helmet_nlu", shots=0)
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from longlens.errors import UserError
 from longlens.tasks import get_task
-from longlens.tasks.helmet.judge_prompts import PROMPTS
-from longlens.tasks.helmet.judging import HELMETS, fields_of, filled, last_object
+from longlens.tasks.helmet.judging import HELMETS, PROMPTS, fields_of, fill, last_object
 from tests.tasks.fixtures import TOKENIZER
 
 ASKED = {
@@ -153,13 +152,13 @@ VALUES = {"text": "{summary} }} {{", "summary": "{text}{"}
 @given(st.lists(PARTS, max_size=8))
 def test_fields_are_filled_as_format_does(parts):
     template = "".join(parts)
-    assert filled(template, VALUES) == template.format(**VALUES)
+    assert fill(template, VALUES) == template.format(**VALUES)
     assert fields_of(template) == {part[1:-1] for part in parts if part in ("{text}", "{summary}")}
 
 
 def test_other_braces_stand_for_themselves():
     text = '{"a": {"b": 1}} {text.x} {text[0]} {text!r} {text:>9} { text } {}'
-    assert filled(text, VALUES) == text.replace("}}", "}")
+    assert fill(text, VALUES) == text.replace("}}", "}")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from longlens.errors import UserError
 from longlens.tasks import get_task
 from longlens.tasks.data import DataFile
-from longlens.tasks.helmet.lines import read_lines
-from longlens.tasks.helmet.questions import QUESTIONS, demonstrations, parted, sample_order
-from longlens.tasks.helmet.rag import found
+from longlens.tasks.helmet.base import find_answers, split_prefix
+from longlens.tasks.helmet.passages import QUESTIONS, demonstrations, open_passages, sample_order
 from tests.tasks.fixtures import LENGTH, TOKENIZER, task
 from tests.tasks.metrics.reference import ndcg
 
@@ -203,7 +202,7 @@ def test_passages_may_be_given(folder):
 @pytest.mark.parametrize("length", [None, 4095])
 def test_there_is_no_data_for_less_than_4096_tokens(length, folder):
     for name, sizes in (("helmet_nq", "20 for 4096, 50 for 8192"), ("helmet_msmarco", "14 for 4096, 50 for 8192")):
-        with pytest.raises(UserError, match=rf"{name}: length={length}; expected at least 4096.*{sizes}"):
+        with pytest.raises(UserError, match=rf"{name}: `length={length}`; expected at least 4096.*{sizes}"):
             build(name, folder, length=length)
 
 
@@ -245,18 +244,20 @@ def test_the_first_samples_are_of_all_depths_and_of_all_questions():
 
 def test_too_few_demonstrations_are_an_error():
     assert demonstrations(["a", "b", "a"], "a", 1, "t") == [1]
-    with pytest.raises(UserError, match="t: shots=2, but the demonstrations are of 1 other questions: give shots=1"):
+    with pytest.raises(
+        UserError, match="t: `shots=2`, but the demonstrations are of 1 other questions: give `shots=1`"
+    ):
         demonstrations(["a", "b", "b"], "a", 2, "t")
 
 
 def test_white_space_at_a_prompts_end_goes_to_the_prefix():
-    assert parted("Why? \n", "\nAnswer:") == ("Why?", " \n\nAnswer:")
+    assert split_prefix("Why? \n", "\nAnswer:") == ("Why?", " \n\nAnswer:")
 
 
 def test_answers_are_found_as_words_and_the_longest_first():
     text = "New York, not Newark or York2; York. new york"
-    assert [text[slice(*span)] for span in found(text, ["York", "New York", ""])] == ["New York", "York"]
-    assert found(text, ["(York"]) == []
+    assert [text[slice(*span)] for span in find_answers(text, ["York", "New York", ""])] == ["New York", "York"]
+    assert find_answers(text, ["(York"]) == []
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ ANY = DataFile(names=("rows.jsonl",), source="there", schema="rows with a k")
 
 def read(folder, content: bytes):
     (folder / "rows.jsonl").write_bytes(content)
-    return read_lines(ANY, "t", folder, lambda row, place: row.get("k"))
+    return open_passages(ANY, "t", folder, lambda row, place: row.get("k"))
 
 
 def test_lines_are_read_when_they_are_wanted(tmp_path):

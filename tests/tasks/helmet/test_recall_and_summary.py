@@ -6,7 +6,7 @@ import pytest
 
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks
-from longlens.tasks.helmet import CATEGORIES, TASKS, summarise
+from longlens.tasks.helmet import CATEGORIES, TASKS, summarize
 from tests.tasks.fixtures import LENGTH, TOKENIZER, task
 
 RECALL = {"helmet_niah_multikey_2": 50, "helmet_niah_multikey_3": 100, "helmet_niah_multivalue": 50}
@@ -61,7 +61,7 @@ def all_scores() -> dict[str, dict[str, float]]:
 def test_the_summary_is_means_of_means():
     """collect_results.py, custom_avgs, written out."""
     scores = all_scores()
-    made = summarise(scores)
+    made = summarize(scores)
     s = scores
     asqa, qampari = s["helmet_asqa"], s["helmet_qampari"]
     wanted = {
@@ -99,7 +99,7 @@ def test_the_summary_is_means_of_means():
 def test_what_does_not_belong_to_it_does_not_count():
     scores = all_scores()
     more = {name: values | {"other": 1.0} for name, values in scores.items()} | {"vt": {"string_match_all": 3.0}}
-    assert summarise(more) == summarise(scores)
+    assert summarize(more) == summarize(scores)
 
 
 def test_a_gap_is_an_error_or_leaves_no_number():
@@ -107,15 +107,15 @@ def test_a_gap_is_an_error_or_leaves_no_number():
     del scores["helmet_qampari"]["citation_recall"]
     scores["helmet_nlu"]["exact_match"] = None
     with pytest.raises(UserError, match="needs helmet_qampari citation_recall, helmet_nlu exact_match too: score them"):
-        summarise(scores)
-    made, whole = summarise(scores, allow_gaps=True), summarise(all_scores())
+        summarize(scores)
+    made, whole = summarize(scores, allow_gaps=True), summarize(all_scores())
     assert made.gaps == ("helmet_qampari citation_recall", "helmet_nlu exact_match")
     assert made.overall is None
     for category, value in made.categories.items():
         assert value == (None if category in ("cite", "icl") else whole.categories[category])
     assert "citation_recall" not in made.tasks["helmet_qampari"]
     assert "helmet_nlu" not in made.tasks
-    nothing = summarise({}, allow_gaps=True)
+    nothing = summarize({}, allow_gaps=True)
     assert (set(nothing.categories.values()), nothing.overall, len(nothing.gaps)) == ({None}, None, 25)
 
 
@@ -124,7 +124,7 @@ def test_scores_are_percentages(value):
     scores = all_scores()
     scores["helmet_msmarco"]["NDCG@10"] = value
     with pytest.raises(UserError, match=r"helmet_msmarco: NDCG@10 is .*; expected a percentage"):
-        summarise(scores, allow_gaps=True)
+        summarize(scores, allow_gaps=True)
 
 
 def test_the_summary_names_the_tasks_there_are():

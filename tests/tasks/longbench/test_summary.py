@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longlens.errors import UserError
-from longlens.tasks.longbench import SETS, summarise, summarise_e
-from longlens.tasks.longbench.summary import BUCKETS
+from longlens.tasks.longbench import BUCKETS, SETS, summarize, summarize_e
 
 # GPT-3.5-Turbo-16k and ChatGLM3-6B-32k, "Evaluation Result on Each Dataset", in the order of `SETS`
 PUBLISHED = {
@@ -31,7 +30,7 @@ def named(values, prefix="longbench_"):
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_sets_give_the_published_averages(model):
-    found = summarise(named(PUBLISHED[model]))
+    found = summarize(named(PUBLISHED[model]))
     for part in ("en", "zh"):
         average, *domains = LEADERBOARD[model, part]
         # The README's sets are rounded to one place already.
@@ -44,8 +43,8 @@ def test_published_sets_give_the_published_averages(model):
 
 
 def test_domains_weigh_alike_whatever_their_sets():
-    scores = named([100.0 if facts.domain == "code" else 0.0 for facts in SETS.values()])
-    assert summarise(scores).overall == {part: pytest.approx(100 / 6) for part in ("en", "zh", "all")}
+    scores = named([100.0 if facts.category == "code" else 0.0 for facts in SETS.values()])
+    assert summarize(scores).overall == {part: pytest.approx(100 / 6) for part in ("en", "zh", "all")}
 
 
 def test_a_missing_set_is_an_error_or_a_named_gap():
@@ -53,29 +52,29 @@ def test_a_missing_set_is_an_error_or_a_named_gap():
     del scores["longbench_vcsum"]
     scores["longbench_lsht"] = None
     with pytest.raises(UserError, match="no score of longbench_vcsum, longbench_lsht: an average without them is not"):
-        summarise(scores)
-    found = summarise(scores, allow_gaps=True)
+        summarize(scores)
+    found = summarize(scores, allow_gaps=True)
     assert found.gaps == ["longbench_vcsum", "longbench_lsht"]
     assert found.overall == {"en": 50.0, "zh": None, "all": None}
     assert [domain for domain, value in found.domains["zh"].items() if value is None] == ["summarization", "few-shot"]
     assert found.domains["all"]["code"] == 50.0
     with pytest.raises(UserError, match="no sets longbench_vcsun; expected longbench_narrativeqa, "):
-        summarise(scores | {"longbench_vcsun": 1.0}, allow_gaps=True)
+        summarize(scores | {"longbench_vcsun": 1.0}, allow_gaps=True)
 
 
 def test_e_is_summed_up_by_length():
     sets = [name for name, facts in SETS.items() if facts.samples_e]
     scores = {f"longbench_e_{name}": {"0-4k": 60.0, "4-8k": 40.0, "8k+": float(n)} for n, name in enumerate(sets)}
-    found = summarise_e(scores)
+    found = summarize_e(scores)
     assert list(found) == list(BUCKETS)
     assert (found["0-4k"].overall, found["4-8k"].overall) == ({"en": 60.0}, {"en": 40.0})
     # single-doc 0, 1; multi-doc 2, 3; summaries 4, 5; few-shot 6, 7, 8; synthetic 9, 10; code 11, 12
     assert found["8k+"].overall["en"] == pytest.approx((0.5 + 2.5 + 4.5 + 7 + 9.5 + 11.5) / 6)
     scores["longbench_e_lcc"]["8k+"] = None
     with pytest.raises(UserError, match=r"no score of longbench_e_lcc in bucket 8k\+: an average"):
-        summarise_e(scores)
-    gaps = summarise_e(scores, allow_gaps=True)
+        summarize_e(scores)
+    gaps = summarize_e(scores, allow_gaps=True)
     assert (gaps["0-4k"].overall["en"], gaps["8k+"].overall["en"]) == (60.0, None)
     assert gaps["8k+"].gaps == ["longbench_e_lcc"]
     with pytest.raises(UserError, match="no sets longbench_lcc"):
-        summarise_e({"longbench_lcc": {}}, allow_gaps=True)
+        summarize_e({"longbench_lcc": {}}, allow_gaps=True)

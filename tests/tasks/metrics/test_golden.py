@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longlens.tasks import metrics
-from longlens.tasks.metrics.sentences import split_sentences
+from longlens.tasks.metrics.helmet import split_sentences
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "answer_metrics.json").read_text(encoding="utf-8"))
 DOCUMENTS = GOLDEN.pop("citation_documents")

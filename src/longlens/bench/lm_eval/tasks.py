@@ -24,8 +24,8 @@ from longlens.bench.names import HarnessTask
 from longlens.errors import UserError, library_errors, one_line, shown
 from longlens.files import cache_folder
 from longlens.metrics.uncertainty import Estimate, bounded_interval
-from longlens.tasks.fitting import Draft, Tokens
-from longlens.tasks.overlong import shortened
+from longlens.tasks.fitting import Draft, TokenCounter
+from longlens.tasks.truncation import truncate
 
 Keep = Callable[[str, Any], None]
 OFFLINE = (ConnectionError, TimeoutError, DatasetNotFoundError, HfHubHTTPError)
@@ -239,7 +239,7 @@ class Recorded(LM):  # type: ignore[misc]
                 "with --overlong middle or left what is done with it, or take a model with more"
             )
         draft = Draft(prompt=text, answer_prefix="", answers=[], answer_spans=[])
-        cut, _ = shortened(draft, Tokens(texts.tokenizer), room, self._overlong)
+        cut, _ = truncate(draft, TokenCounter(texts.tokenizer), room, self._overlong)
         self.num_cut += 1
         return replace(request, arguments=(cut.prompt, other), resps=[], filtered_resps={})
 

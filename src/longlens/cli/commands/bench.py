@@ -55,7 +55,7 @@ def list_(as_json: o.Json = False) -> None:
     from longlens.bench.names import HARNESS, suites
     from longlens.cli.console import print_json, print_table
     from longlens.tasks import get_task, task_settings
-    from longlens.tasks.judged import JudgedTask
+    from longlens.tasks.base import JudgedTask
 
     rows = []
     for names in suites().values():

@@ -1,25 +1,246 @@
 """HELMET's answers with citations: ALCE's ASQA (long answers) and QAMPARI (lists) on many retrieved documents.
 
-Prompts: prompts/asqa_revised.json and qampari_revised.json of princeton-nlp/HELMET at 4526dfb, MIT, without their
-demonstrations, which are read from the user's file. Metrics: eval_alce.py, of Gao et al., ALCE, arXiv 2305.14627; what
-supports a sentence is asked of a model, see `longlens.tasks.judged.CitedTask` and `longlens.models.entailment`. Data:
-files of the user, in HELMET's schema: questions with 2,000 documents each, best first. Known differences, beside those
-of `longlens.tasks.helmet.numbered`: the prefix ``Answer:`` that stands in the prompt is no part of what is scored; of
-eval_alce.py's other numbers, which HELMET does not report, ROUGE and MAUVE are not there.
+Prompts: ``load_alce`` in data.py, prompts/asqa_revised.json and qampari_revised.json of princeton-nlp/HELMET at
+4526dfb, MIT, without their demonstrations, which are read from the user's file; settings: configs/cite.yaml. Metrics:
+eval_alce.py, of Gao et al., ALCE, arXiv 2305.14627; what supports a sentence is asked of a model, see
+`longlens.tasks.base.CitedTask` and `longlens.models.entailment`. Data: files of the user, in HELMET's schema: questions
+with 2,000 documents each, best first. Known differences:
+
+- A length is filled with as many documents as it holds, unless ``docs`` fixes their number as HELMET does.
+- Demonstrations are drawn for each sample, where HELMET draws them from Python's global random numbers.
+- Documents lose white space at their ends.
+- A number cited that the prompt does not have is out of range, where HELMET looks it up among all 2,000 documents of
+  the row, so that one that the model has not seen may support a claim, and counts for precision.
+- The prefix ``Answer:`` that stands in the prompt is no part of what is scored.
+- Of eval_alce.py's other numbers, which HELMET does not report, ROUGE and MAUVE are not there.
 """
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
-from longlens.tasks.base import Sample
-from longlens.tasks.data import DataFile
-from longlens.tasks.helmet.numbered import CitationTask
+from longlens.errors import UserError
+from longlens.tasks import metrics
+from longlens.tasks.base import CitedTask, Sample, check_least, draws
+from longlens.tasks.data import DataFile, FolderTask
+from longlens.tasks.fitting import Draft, Plan, TokenCounter
+from longlens.tasks.helmet.base import by_length, find_answers, split_prefix
+from longlens.tasks.metrics.helmet import Entails
+from longlens.tasks.synthetic import starts_of
 
+# generate_configs.py, alce_asqa and alce_qampari: ["_8", "_30", "_75", "_165", "_345", "_700"]
+DOCUMENTS = by_length(8, 30, 75, 165, 345, 700)
+"""HELMET's documents for a nominal length: ``get_task("helmet_asqa", docs=DOCUMENTS[8192])``."""
+HEAD, BETWEEN = "Document [{number}](Title: ", "): "  # doc_prompt: "Document [{ID}](Title: {title}): {text}"
+PREFIX = "\n\nAnswer:"
 TOP = 5  # eval_alce.py, compute_qampari_f1: min(5, …)
+
+
+class Passage(NamedTuple):
+    """A retrieved document."""
+
+    title: str
+    text: str
+
+    def shown(self, number: int) -> str:
+        """As it stands in a prompt."""
+        return f"{HEAD.format(number=number)}{self.title}{BETWEEN}{self.text}"
+
+
+class CitationQuestion(NamedTuple):
+    """A row: of each group of answers, any one will do."""
+
+    text: str
+    passages: Sequence[Passage]
+    groups: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CitationTask(FolderTask, CitedTask):
+    """A question on numbered documents, whose answer names those that say so.
+
+    HELMET's own folder, with ``data`` and ``prompts`` in it, will do as `data_dir`.
+
+    Attributes:
+        docs: So many documents, whatever their tokens, as HELMET has them (`DOCUMENTS`); as many as the length holds
+            unless given.
+        shots: Demonstrations.
+        file: The questions.
+        demo_file: The demonstrations.
+        instruction: What is asked for.
+        demo_prefix: What stands before the answer of a demonstration.
+        is_list: Whether claims are the items of a list, and not sentences.
+    """
+
+    name: str
+    docs: int | None = None
+    shots: int = 2  # cite.yaml: shots: 2
+
+    file: ClassVar[DataFile]
+    demo_file: ClassVar[DataFile]
+    instruction: ClassVar[str]
+    demo_prefix: ClassVar[str]
+    is_list: ClassVar[bool] = False
+
+    suite = "helmet"
+    category = "cite"
+    max_new_tokens = 300  # cite.yaml: generation_max_length: 300
+    default_samples = 100  # cite.yaml: max_test_samples: 100
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check_least(self, docs=1, shots=0)
+
+    @abstractmethod
+    def groups(self, row: Mapping[str, Any], place: str) -> list[list[str]]:
+        """The right answers of a row, in groups of which any one will do."""
+
+    @cached_property
+    def data(self) -> tuple[Sequence[CitationQuestion], dict[str, str]]:
+        """The questions, and what describes their file.
+
+        Raises:
+            UserError: It is missing, or has another schema.
+        """
+        rows, described = self.file.rows(self.name, self.data_dir)
+        questions = []
+        for number, row in enumerate(rows, start=1):
+            place = f"{described['file']}, row {number}"
+            groups = self.groups(row, place)
+            if not groups or not all(groups):
+                raise self.file.wrong(place, "no answers")
+            text = self.file.get(row, "question", str, place)
+            questions.append(CitationQuestion(text, _passages(self.file, row, place), groups))
+        return questions, described
+
+    @cached_property
+    def demonstrations(self) -> tuple[Sequence[str], dict[str, str]]:
+        """The demonstrations as they stand in a prompt, and what describes their file.
+
+        Raises:
+            UserError: It is missing, has another schema, or too few.
+        """
+        text, described = self.demo_file.read(self.name, self.data_dir)
+        name = described["file"]
+        get = self.demo_file.get
+        rows = get(self.demo_file.parse(text, name), "demos", list, name)
+        if len(rows) < self.shots:
+            raise UserError(f"{self.name}: `shots={self.shots}`, but {name} has {len(rows)} demonstrations: give fewer")
+        shown = []
+        for number, row in enumerate(rows, start=1):
+            place = f"{name}, demonstration {number}"
+            blocks = _blocks(_passages(self.demo_file, row, place))
+            asked, answer = get(row, "question", str, place), get(row, "answer", str, place)
+            shown.append(f"{self.asked(asked)}\n\n{_joined(blocks)}{self.demo_prefix} {answer}")
+        return shown, described
+
+    def asked(self, question: str) -> str:
+        """What stands before the documents."""
+        return f"{self.instruction}\n\nQuestion: {question}"
+
+    @cached_property
+    def unit_tokens(self) -> int:
+        """A document, at most the longest one."""
+        longest = max(len(passage.shown(10**6).encode()) for question in self.data[0] for passage in question.passages)
+        return len("\n\n") + longest
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
+        """Takes the question whose turn it is, and draws the demonstrations."""
+        questions, described = self.data
+        self.check_index(index, len(questions), described["file"], "questions")
+        order = list(range(len(questions)))
+        draws(self.name, seed, 0, "questions").shuffle(order)
+        question = questions[order[index]]
+        if self.docs is not None and self.docs > len(question.passages):
+            raise UserError(
+                f"{self.name}: `docs={self.docs}`, but {described['file']} has {len(question.passages)} documents for "
+                f"{question.text!r}: give fewer"
+            )
+        made: dict[str, Any] = {"data": described}
+        shown: list[str] = []
+        if self.shots:
+            rows, made["demonstrations"] = self.demonstrations
+            shown = draws(self.name, seed, index, "demonstrations").sample(list(rows), self.shots)
+        return _Documents(self, question, "".join(f"{one}\n\n\n" for one in shown), made)
+
+    def cited(self, sample: Sample, prediction: str, entails: Entails) -> dict[str, float]:
+        """``citation_recall`` and ``citation_precision``, see `longlens.tasks.metrics.citation_scores`."""
+        question = sample.metadata["question"] if self.is_list else None
+        scores = metrics.citation_scores(prediction, _cited_passages(sample), entails, question)
+        if not scores["num_claims"]:
+            return {}
+        return {name: scores[name] / 100 for name in ("citation_recall", "citation_precision")}
+
+    def target(self, sample: Sample) -> None:
+        """None: an answer is more than one of the right ones."""
+        return None
+
+
+class _Documents(Plan):
+    """Units are documents, the best ones first."""
+
+    def __init__(self, task: CitationTask, question: CitationQuestion, shown: str, made: Mapping[str, Any]) -> None:
+        self._question, self._made = question, made
+        self._before = f"{shown}{task.asked(question.text)}\n\n"
+        self.minimum = task.docs or 1
+        self.maximum = task.docs or len(question.passages)
+
+    def unit(self, index: int) -> str:
+        return f"\n\n{self._question.passages[index].shown(index + 1)}"
+
+    def draft(self, units: int) -> Draft:
+        passages = self._question.passages[:units]
+        blocks = _blocks(passages)
+        context = _joined(blocks)
+        begin = len(self._before)
+        answers = list(dict.fromkeys(answer for group in self._question.groups for answer in group))
+        prompt, prefix = split_prefix(self._before + context, PREFIX)
+        return Draft(
+            prompt=prompt,
+            answer_prefix=prefix,
+            answers=answers,
+            answer_spans=[(begin + start, begin + end) for start, end in find_answers(context, answers)],
+            context_span=(begin, len(prompt)),
+            metadata={
+                "question": self._question.text,
+                "answer_groups": [list(group) for group in self._question.groups],
+                "documents": [
+                    [begin + start + len(HEAD.format(number=number)), len(passage.title), len(passage.text)]
+                    for number, (start, passage) in enumerate(zip(starts_of(blocks, "\n\n"), passages, strict=True), 1)
+                ],
+                **self._made,
+            },
+        )
+
+
+def _blocks(passages: Sequence[Passage]) -> list[str]:
+    return [passage.shown(number) for number, passage in enumerate(passages, start=1)]
+
+
+def _joined(blocks: Sequence[str]) -> str:
+    return "\n\n".join(blocks)
+
+
+def _passages(file: DataFile, row: Mapping[str, Any], place: str) -> list[Passage]:
+    docs = file.get(row, "docs", list, place)
+    if not docs:
+        raise file.wrong(place, "no docs")
+    get = file.get
+    return [Passage(get(one, "title", str, place), get(one, "text", str, place).rstrip()) for one in docs]
+
+
+def _cited_passages(sample: Sample) -> list[dict[str, str]]:
+    """The documents of a prompt, from where each title begins and how long title and text are."""
+    passages = []
+    for start, title, text in sample.metadata["documents"]:
+        begin = start + title + len(BETWEEN)
+        passages.append({"title": sample.prompt[start : start + title], "text": sample.prompt[begin : begin + text]})
+    return passages
 
 
 def _eval_file(name: str, schema: str) -> DataFile:
@@ -38,13 +259,11 @@ def _demo_file(name: str) -> DataFile:
     )
 
 
-def cleaned(output: str) -> str:
+def clean_output(output: str) -> str:
     """What correctness is scored on: one line, without citations.
 
     Source: HELMET ``eval_alce.py``, `main`.
     """
-    from longlens.tasks import metrics
-
     return metrics.remove_citations(re.sub(r"\n+", " ", output).replace("<|im_end|>", ""))
 
 
@@ -77,9 +296,7 @@ class ASQA(CitationTask):
 
         Source: HELMET ``eval_alce.py``, `compute_str_em`.
         """
-        from longlens.tasks import metrics
-
-        output = cleaned(prediction)
+        output = clean_output(prediction)
         found = [metrics.substring_exact_match(output, group) for group in sample.metadata["answer_groups"]]
         share = sum(found) / len(found)
         return {"str_em": share, "str_hit": float(share == 1)}
@@ -109,8 +326,8 @@ class QAMPARI(CitationTask):
         return [_texts(self.file, {"names": names}, "names", place) for names in answers["answers"]]
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """See `qampari_scores`."""
-        return qampari_scores(cleaned(prediction), sample.metadata["answer_groups"])
+        """Precision, recall and F1 of the items, see `qampari_scores`."""
+        return qampari_scores(clean_output(prediction), sample.metadata["answer_groups"])
 
 
 def qampari_scores(output: str, groups: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -127,11 +344,9 @@ def qampari_scores(output: str, groups: Sequence[Sequence[str]]) -> dict[str, fl
 
     Source: HELMET ``eval_alce.py``, `compute_qampari_f1`.
     """
-    from longlens.tasks.metrics import normalize_answer
-
-    items = [normalize_answer(item) for item in output.rstrip().rstrip(".").rstrip(",").split(",")]
+    items = [metrics.normalize_answer(item) for item in output.rstrip().rstrip(".").rstrip(",").split(",")]
     items = [item for item in items if item]
-    names = [{normalize_answer(name) for name in group} for group in groups]
+    names = [{metrics.normalize_answer(name) for name in group} for group in groups]
     known = set().union(*names)
     precision = sum(item in known for item in items) / len(items) if items else 0.0
     found = sum(bool(group.intersection(items)) for group in names)

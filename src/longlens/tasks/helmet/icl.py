@@ -16,7 +16,6 @@ after ``label:``. Known differences:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,14 +23,12 @@ from itertools import chain, islice
 from random import Random
 from typing import NamedTuple
 
-from longlens.errors import UserError
-from longlens.tasks.base import Sample, Task, draws
-from longlens.tasks.data import DataFile
-from longlens.tasks.distractors import distractors
-from longlens.tasks.fitting import UNBOUNDED, Draft, Plan, Tokens
-from longlens.tasks.helmet.lengths import by_length
-from longlens.tasks.helmet.questions import parted
-from longlens.tasks.layout import starts_of
+from longlens.tasks import metrics
+from longlens.tasks.base import Sample, Task, check_least, draws
+from longlens.tasks.data import DataFile, FolderTask
+from longlens.tasks.fitting import UNBOUNDED, Draft, Plan, TokenCounter
+from longlens.tasks.helmet.base import by_length, split_prefix
+from longlens.tasks.synthetic import distractors, starts_of
 
 INSTRUCTION = (  # data.py, load_icl, its blank before the line end included
     'Use the provided mapping from the text to label to assign a label to the text. Only output "label: {label}" and '
@@ -49,7 +46,7 @@ SHOTS = {
 """HELMET's examples by nominal length: ``get_task("helmet_nlu", shots=SHOTS["helmet_nlu"][131072])``."""
 
 
-class Example(NamedTuple):
+class LabelledText(NamedTuple):
     """A text and its class."""
 
     text: str
@@ -57,7 +54,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Labelled:
+class LabelledSet:
     """A data set of texts with classes.
 
     Attributes:
@@ -84,38 +81,35 @@ class Labelled:
 
 
 # data.py, load_icl
-TREC_COARSE = Labelled(folder="trec", hub="CogComp/trec", field="coarse_label", labels=6, test="test")
-TREC_FINE = Labelled(folder="trec", hub="CogComp/trec", field="fine_label", labels=50, test="test")
-BANKING77 = Labelled(folder="banking77", hub="PolyAI/banking77", field="label", labels=77, test="test")
-CLINIC150 = Labelled(folder="clinc_oos", hub="clinc_oos, subset plus", field="intent", labels=151, test="validation")
-NLU = Labelled(
+TREC_COARSE = LabelledSet(folder="trec", hub="CogComp/trec", field="coarse_label", labels=6, test="test")
+TREC_FINE = LabelledSet(folder="trec", hub="CogComp/trec", field="fine_label", labels=50, test="test")
+BANKING77 = LabelledSet(folder="banking77", hub="PolyAI/banking77", field="label", labels=77, test="test")
+CLINIC150 = LabelledSet(folder="clinc_oos", hub="clinc_oos, subset plus", field="intent", labels=151, test="validation")
+NLU = LabelledSet(
     folder="nlu_evaluation_data", hub="xingkunliuxtracta/nlu_evaluation_data", field="label", labels=68, test=""
 )
 
 
-class Split(NamedTuple):
+class LabelledSplit(NamedTuple):
     """What examples are drawn from, what is asked in order, and what describes the files."""
 
     train: Mapping[int, Sequence[str]]
-    test: Sequence[Example]
+    test: Sequence[LabelledText]
     described: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManyShot(Task):
+class ManyShot(FolderTask):
     """Classes of texts from examples.
 
     Attributes:
-        name: Of the task.
         labelled: The data.
         shots: So many examples, whatever their tokens, as HELMET has them; as many as the length holds unless given.
-        data_dir: The folder that has the data's folder.
     """
 
     name: str
-    labelled: Labelled
+    labelled: LabelledSet
     shots: int | None = None
-    data_dir: str | os.PathLike[str] | None = None
 
     suite = "helmet"
     category = "icl"
@@ -128,8 +122,7 @@ class ManyShot(Task):
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.shots is not None and self.shots < 1:
-            raise UserError(f"shots={self.shots}; expected at least 1")
+        check_least(self, shots=1)
 
     @property
     def fills(self) -> bool:  # type: ignore[override]
@@ -141,48 +134,46 @@ class ManyShot(Task):
         """An example, at most the longest one."""
         return max(len(one.text.encode()) for one in self._train) + len(f"\n\n{PREFIX} {self.labelled.labels}")
 
-    def split(self, seed: int) -> Split:
+    def split(self, seed: int) -> LabelledSplit:
         """The data; what the seed decides is the order of the test set, and for NLU what is in it.
 
         Raises:
             UserError: A file is missing, or has another schema.
         """
         if seed not in self._splits:
-            self._splits[seed] = self._made(draws(self.name, seed, 0, "split"))
+            self._splits[seed] = self._draw_split(draws(self.name, seed, 0, "split"))
         return self._splits[seed]
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Draws examples and numbers of the classes."""
         split = self.split(seed)
-        if index >= len(split.test):
-            raise UserError(f"{self.name}: there are {len(split.test)} texts to ask: ask for as many samples at most")
+        file = split.described.get(self.labelled.test, split.described["train"])["file"]
+        self.check_index(index, len(split.test), file, "texts to ask")
         return _Examples(self, split, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Whether the number after the last part of the prompt is the class."""
-        from longlens.tasks import metrics
-
         # eval.py, run_test: without a chat template the answer prefix is put before the output
         parsed = metrics.parse_output(PREFIX.strip() + prediction, PREFIX.strip())
         return {"exact_match": metrics.exact_match(parsed, sample.answers)}
 
     @cached_property
-    def _splits(self) -> dict[int, Split]:
+    def _splits(self) -> dict[int, LabelledSplit]:
         return {}
 
     @cached_property
-    def _train_file(self) -> tuple[list[Example], dict[str, str]]:
+    def _train_file(self) -> tuple[list[LabelledText], dict[str, str]]:
         return self._examples("train")
 
     @property
-    def _train(self) -> list[Example]:
+    def _train(self) -> list[LabelledText]:
         return self._train_file[0]
 
     @cached_property
-    def _test_file(self) -> tuple[list[Example], dict[str, str]]:
+    def _test_file(self) -> tuple[list[LabelledText], dict[str, str]]:
         return self._examples(self.labelled.test)
 
-    def _examples(self, split: str) -> tuple[list[Example], dict[str, str]]:
+    def _examples(self, split: str) -> tuple[list[LabelledText], dict[str, str]]:
         file = self.labelled.file(split)
         rows, described = file.rows(self.name, self.data_dir)
         examples = []
@@ -191,10 +182,10 @@ class ManyShot(Task):
             label = file.get(row, self.labelled.field, int, place)
             if not 0 <= label < self.labelled.labels:
                 raise file.wrong(place, f"{self.labelled.field} is {label}")
-            examples.append(Example(file.get(row, "text", str, place), label))
+            examples.append(LabelledText(file.get(row, "text", str, place), label))
         return examples, described
 
-    def _made(self, rng: Random) -> Split:
+    def _draw_split(self, rng: Random) -> LabelledSplit:
         train, described = self._train_file
         if self.labelled.test:
             test, test_described = self._test_file
@@ -207,7 +198,7 @@ class ManyShot(Task):
             order = list(islice(chain.from_iterable(rounds(by_label(test), rng)), len(test)))
         else:
             order = rng.sample(test, len(test))
-        return Split(by_label(train), order, files)
+        return LabelledSplit(by_label(train), order, files)
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -219,7 +210,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def by_label(examples: Sequence[Example]) -> dict[int, list[str]]:
+def by_label(examples: Sequence[LabelledText]) -> dict[int, list[str]]:
     """Texts of each class that has some."""
     grouped: dict[int, list[str]] = {}
     for text, label in sorted(examples, key=lambda one: one.label):
@@ -227,7 +218,7 @@ def by_label(examples: Sequence[Example]) -> dict[int, list[str]]:
     return grouped
 
 
-def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[Example]]:
+def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[LabelledText]]:
     """Endless rounds of one example of each class, in random order; a text comes again when its class is used up."""
     left: dict[int, list[str]] = {label: [] for label in texts}
     while True:
@@ -235,27 +226,27 @@ def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[Exa
         for label, own in texts.items():
             if not left[label]:
                 left[label] = rng.sample(own, len(own))
-            one_each.append(Example(left[label].pop(), label))
+            one_each.append(LabelledText(left[label].pop(), label))
         rng.shuffle(one_each)
         yield one_each
 
 
 class _Examples(Plan):
-    def __init__(self, task: ManyShot, split: Split, key: tuple[str, int, int]) -> None:
+    def __init__(self, task: ManyShot, split: LabelledSplit, key: tuple[str, int, int]) -> None:
         self._split, self._key = split, key
         self._asked = split.test[key[2]]
         self._numbers = list(range(task.labelled.labels))
         draws(*key, "labels").shuffle(self._numbers)
         self._source = chain.from_iterable(rounds(split.train, draws(*key, "examples")))
-        self._drawn: list[Example] = []
+        self._drawn: list[LabelledText] = []
         self.minimum = len(split.train) if task.shots is None else task.shots
         self.maximum = UNBOUNDED if task.shots is None else task.shots
 
-    def _draw(self, examples: int) -> list[Example]:
+    def _draw(self, examples: int) -> list[LabelledText]:
         self._drawn += islice(self._source, max(0, examples - len(self._drawn)))
         return self._drawn[:examples]
 
-    def _shown(self, example: Example) -> str:
+    def _shown(self, example: LabelledText) -> str:
         return f"{example.text}{PREFIX} {self._numbers[example.label]}"
 
     def unit(self, index: int) -> str:
@@ -271,7 +262,7 @@ class _Examples(Plan):
             for start, text, one in zip(starts_of(shown, "\n\n"), shown, examples, strict=True)
             if one.label == self._asked.label
         ]
-        prompt, prefix = parted(f"{INSTRUCTION}{context}\n\n{self._asked.text}", PREFIX)
+        prompt, prefix = split_prefix(f"{INSTRUCTION}{context}\n\n{self._asked.text}", PREFIX)
         numbers = [str(self._numbers[one.label]) for one in examples]
         return Draft(
             prompt=prompt,

@@ -3,27 +3,37 @@
 Prompts: ``load_narrativeqa`` and ``load_infbench`` in data.py of princeton-nlp/HELMET at 4526dfb, MIT; settings:
 configs/longqa.yaml. Metrics: a judge's points for NarrativeQA (scripts/eval_gpt4_longqa.py), ROUGE-L for the questions
 of InfiniteBench, exact match for its choices (scripts/collect_results.py). Data: NarrativeQA, Kočiský et al., arXiv
-1712.07040, Apache-2.0; InfiniteBench, Zhang et al., arXiv 2402.13718, MIT. Known differences, beside those of
-`longlens.tasks.helmet.documents`: the judge's prompt is ours unless the user gives HELMET's, see
-`longlens.tasks.helmet.judging`; without a judge NarrativeQA has ROUGE-L, which HELMET does not report; a judge's points
-that cannot be make a sample unreadable.
+1712.07040, Apache-2.0; InfiniteBench, Zhang et al., arXiv 2402.13718, MIT. Known differences to data.py, of which the
+first three hold for `longlens.tasks.helmet.summ` too:
+
+- The text is cut with the tokenizer of the model to the length asked for, where HELMET cuts it with Llama 2's to 200
+  tokens less than length and answer leave, the same text for every model (``truncate_llama2``).
+- HELMET has only documents of a least number of Llama-2 tokens, for which ``min_characters`` is there.
+- Which documents come and which demonstrations is drawn otherwise: HELMET draws with the shuffle of datasets, for
+  NarrativeQA's and Multi-LexSum's demonstrations without a seed, thus anew in each run.
+- The judge's prompt is ours unless the user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's points that
+  cannot be make a sample unreadable.
+- Without a judge NarrativeQA has ROUGE-L, which HELMET does not report.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-from longlens.tasks.base import Sample
-from longlens.tasks.data import DataFile
-from longlens.tasks.helmet.documents import Document, Documents, DocumentTask
+from longlens.errors import UserError
+from longlens.tasks import metrics
+from longlens.tasks.base import Sample, check_least, draws
+from longlens.tasks.data import DataFile, HubTask
+from longlens.tasks.fitting import Draft, Plan, TokenCounter, Whole
+from longlens.tasks.helmet.base import best_scores, split_prefix
 from longlens.tasks.helmet.judging import HelmetJudged, last_object, number
-from longlens.tasks.helmet.replies import best_scores
+from longlens.tasks.rows import LETTERS, other_letters
 
 QA_SCORES = ("rougeL_f1", "f1", "exact_match", "substring_exact_match")
-LETTERS = ("A", "B", "C", "D")
 POINTS = 3  # eval_gpt4_longqa.py, judge_prompt: correctness is 0 to 3
 
 NARRATIVEQA = DataFile(
@@ -36,6 +46,139 @@ NARRATIVEQA_TRAIN = DataFile(
     source="the hub's deepmind/narrativeqa, split train (docs/tasks_helmet.md has the lines that write it)",
     schema="rows with question.text and answers[].text",
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongDocument:
+    """A row.
+
+    Attributes:
+        text: The document; empty where the row serves as a demonstration alone.
+        question: What is asked; empty for summaries.
+        answers: The right ones; the first is shown in a demonstration.
+        metadata: What a sample says of it.
+    """
+
+    text: str
+    question: str = ""
+    answers: Sequence[str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+Documents = tuple[Sequence[LongDocument], dict[str, str]]
+"""Rows, and what describes their file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentTask(HubTask):
+    """A task on one long document: instruction, demonstrations, document, what is asked.
+
+    Samples take the documents in an order that the seed gives; a document with several questions is there as often.
+
+    Attributes:
+        shots: Demonstrations, without their documents.
+        min_characters: Shorter documents are left out. HELMET's least numbers of Llama-2 tokens, of some four
+            characters each in English prose: 131,073 for NarrativeQA, 65,536 for the others, at every length.
+        file: The documents.
+        instruction: What the prompt begins with.
+        begins: Before the demonstrations.
+        shown: One of them, of ``{question}`` and ``{answer}``.
+        ends: After them.
+        lead: Before the document.
+        asks: After the document, of ``{question}``.
+        prefix: What stands before the answer.
+    """
+
+    name: str
+    shots: int = 2  # longqa.yaml, summ.yaml: shots: 2
+    min_characters: int = 0
+
+    file: ClassVar[DataFile]
+    instruction: ClassVar[str]
+    begins: ClassVar[str]
+    shown: ClassVar[str]
+    ends: ClassVar[str]
+    lead: ClassVar[str] = ""
+    asks: ClassVar[str]
+    prefix: ClassVar[str]
+
+    suite = "helmet"
+    default_samples = 100  # longqa.yaml, summ.yaml: max_test_samples: 100
+    fills = False
+    overlong = "context-only"  # data.py, truncate_llama2, and model_utils.py, tokenize
+    omission = " ... [the rest of the text is omitted]"  # data.py, truncate_llama2: postfix_text
+    unit_tokens = 0  # a sample is one unit
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        check_least(self, shots=0, min_characters=0)
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any], place: str) -> LongDocument | None:
+        """A row, checked; None for one that does not count."""
+
+    @cached_property
+    def documents(self) -> Documents:
+        """All rows that count.
+
+        Raises:
+            UserError: The file is missing, or has another schema.
+        """
+        rows, described = self.file.rows(self.name, self.data_dir, self.revision)
+        places = (f"{described['file']}, row {number}" for number in range(1, len(rows) + 1))
+        read = [self.read(row, place) for row, place in zip(rows, places, strict=True)]
+        return [document for document in read if document is not None], described
+
+    @cached_property
+    def examples(self) -> Documents:
+        """What demonstrations are drawn from: the other documents, unless a task has a file for them."""
+        return self.documents
+
+    def shown_answer(self, document: LongDocument) -> str:
+        """What a demonstration answers."""
+        return document.answers[0]
+
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
+        """Takes the document whose turn it is, and draws the demonstrations."""
+        document, described = self._document(seed, index)
+        before = self.instruction + self._demonstrations(document, seed, index) + self.lead
+        asked = self.asks.format(question=document.question)
+        prompt, prefix = split_prefix(before + document.text + asked, self.prefix)
+        made = {"question": document.question, "data": described, **document.metadata}
+        if self.shots and self.examples is not self.documents:
+            made["demonstrations"] = self.examples[1]
+        return Whole(
+            Draft(
+                prompt=prompt,
+                answer_prefix=prefix,
+                answers=document.answers,
+                answer_spans=[],
+                context_span=(len(before), len(before) + len(document.text)),
+                metadata=made,
+            )
+        )
+
+    def _document(self, seed: int, index: int) -> tuple[LongDocument, dict[str, str]]:
+        documents, described = self.documents
+        long = [document for document in documents if len(document.text) >= self.min_characters]
+        least = f" of at least {self.min_characters:,} characters" if self.min_characters else ""
+        self.check_index(index, len(long), described["file"], f"documents{least}")
+        draws(self.name, seed, 0, "documents").shuffle(long)
+        return long[index], described
+
+    def _demonstrations(self, document: LongDocument, seed: int, index: int) -> str:
+        if not self.shots:
+            return ""
+        rows, described = self.examples
+        others = [one for one in rows if one is not document]
+        if len(others) < self.shots:
+            raise UserError(
+                f"{self.name}: `shots={self.shots}`, but {described['file']} has {len(others)} rows to show: give "
+                f"`shots={len(others)}` at most"
+            )
+        drawn = draws(self.name, seed, index, "demonstrations").sample(others, self.shots)
+        texts = [self.shown.format(question=one.question, answer=self.shown_answer(one)) for one in drawn]
+        return self.begins + "\n\n".join(texts) + self.ends
 
 
 def infinitebench(name: str, schema: str) -> DataFile:
@@ -73,12 +216,12 @@ class NarrativeQA(DocumentTask, HelmetJudged):
         file = NARRATIVEQA_TRAIN
         rows, described = file.rows(self.name, self.data_dir, self.revision)
         places = (f"{described['file']}, row {number}" for number in range(1, len(rows) + 1))
-        return [_asked(file, row, place, text="") for row, place in zip(rows, places, strict=True)], described
+        return [_question(file, row, place, text="") for row, place in zip(rows, places, strict=True)], described
 
-    def read(self, row: Mapping[str, Any], place: str) -> Document:
+    def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
         """A row of the test split."""
         text = self.file.get(self.file.get(row, "document", dict, place), "text", str, place)
-        return _asked(self.file, row, place, text)
+        return _question(self.file, row, place, text)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """What HELMET computes without its judge, best of reply and parsed reply."""
@@ -89,10 +232,8 @@ class NarrativeQA(DocumentTask, HelmetJudged):
 
         HELMET leaves out what a chat model writes before ``Answer:``, if it writes that.
         """
-        from longlens.tasks import metrics
-
         return [
-            self.asked(
+            self.fill_prompt(
                 "narrativeqa",
                 question=sample.metadata["question"],
                 correct_answers=list(sample.answers),
@@ -115,12 +256,12 @@ class NarrativeQA(DocumentTask, HelmetJudged):
         }
 
 
-def _asked(file: DataFile, row: Mapping[str, Any], place: str, text: str) -> Document:
+def _question(file: DataFile, row: Mapping[str, Any], place: str, text: str) -> LongDocument:
     answers = [file.get(answer, "text", str, place) for answer in file.get(row, "answers", list, place)]
     if not answers:
         raise file.wrong(place, "no answers")
     asked = file.get(file.get(row, "question", dict, place), "text", str, place)
-    return Document(text=text, question=asked, answers=answers)
+    return LongDocument(text=text, question=asked, answers=answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +300,10 @@ class InfiniteBenchQA(InfiniteBenchTask):
     asks = "\n\nQuestion: {question}"
     prefix = "\n\nAnswer:"
 
-    def read(self, row: Mapping[str, Any], place: str) -> Document:
+    def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
         """A row."""
         text, question, answers, said = self.row(row, place)
-        return Document(text=text, question=question, answers=answers, metadata=said)
+        return LongDocument(text=text, question=question, answers=answers, metadata=said)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """HELMET's scores, best of reply and parsed reply."""
@@ -184,7 +325,7 @@ class InfiniteBenchChoice(InfiniteBenchQA):
         "Don't say anything else.\n\n"
     )
 
-    def read(self, row: Mapping[str, Any], place: str) -> Document:
+    def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
         """A row; the question has the options after it, the answers are the letter and the option with its letter."""
         text, question, answers, said = self.row(row, place)
         options = self.file.get(row, "options", list, place)
@@ -194,11 +335,11 @@ class InfiniteBenchChoice(InfiniteBenchQA):
             raise self.file.wrong(place, "an answer that is none of the options")
         letter = LETTERS[options.index(answers[0])]
         listed = "\n".join(f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True))
-        return Document(
+        return LongDocument(
             text=text,
             question=f"{question}\nOptions:\n{listed}",
             answers=(letter, f"{letter}. {answers[0]}"),
-            metadata={**said, "distractors": [other for other in LETTERS if other != letter]},
+            metadata={**said, "distractors": other_letters(letter)},
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:

@@ -1,34 +1,40 @@
-"""HELMET's RAG: short questions on retrieved passages, ``helmet_nq``, ``_triviaqa``, ``_hotpotqa`` and ``_popqa``.
+"""HELMET's RAG, ``helmet_nq``, ``_triviaqa``, ``_hotpotqa`` and ``_popqa``, and its re-ranking, ``helmet_msmarco``.
 
-Paper: HELMET, arXiv 2410.02694. Prompt, demonstrations and metric: ``load_qa`` and ``default_post_process`` in data.py
-of princeton-nlp/HELMET at 4526dfb, MIT; settings: configs/rag.yaml, scripts/generate_configs.py. Data: HELMET's own
-files, a data set on the hub as one archive (scripts/download_data.sh), made of KILT (MIT), Natural Questions (CC BY-SA
-3.0), TriviaQA (Apache-2.0), HotpotQA (CC BY-SA 4.0), PopQA (MIT) and Wikipedia (CC BY-SA); the right passage of a
-question stands at 6 depths in as many rows, 3 for HotpotQA. Metric: ``substring_exact_match``, best of the raw and the
-parsed reply. Known differences:
+Paper: HELMET, arXiv 2410.02694. Code: princeton-nlp/HELMET at 4526dfb, MIT; settings: scripts/generate_configs.py.
+
+RAG has short questions on retrieved passages. Prompt, demonstrations and metric: ``load_qa`` and
+``default_post_process`` in data.py; settings: configs/rag.yaml. Data: HELMET's own files, a data set on the hub as one
+archive (scripts/download_data.sh), made of KILT (MIT), Natural Questions (CC BY-SA 3.0), TriviaQA (Apache-2.0),
+HotpotQA (CC BY-SA 4.0), PopQA (MIT) and Wikipedia (CC BY-SA); the right passage of a question stands at 6 depths in as
+many rows, 3 for HotpotQA. Metric: ``substring_exact_match``, best of the raw and the parsed reply. Known differences:
 
 - Which questions are asked, and which two show how to answer, is drawn otherwise: HELMET draws with Python's global
   random numbers and with the shuffle of datasets. A question's demonstrations depend on it alone in both.
 - A reply ends at the first line end, as configs/rag.yaml wants with ``stop_new_line``. HELMET's arguments.py does not
   know this name (it is ``stop_newline`` there), so its code writes on for 20 tokens, and an answer there counts.
 - HotpotQA's yes and no are not looked for in the passages (`Sample.answer_spans`).
+
+Re-ranking puts passages in the order of their relevance to a query. Prompt, demonstrations and metric:
+``load_msmarco_rerank``; settings: configs/rerank.yaml. Data: HELMET's own files, made of MS MARCO's passages and TREC's
+graded labels, which may be used for research (microsoft.github.io/msmarco); each query stands in 3 rows with its
+passages in 3 orders. Metric: NDCG@10 of the longest ``ID > ID > ID`` in the reply. Known differences, beside what is
+drawn and where a reply ends: a demonstration may be a query that another sample asks, which HELMET rules out where the
+file of demonstrations has more than twice as many rows as the test has.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from longlens.tasks import metrics
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.data import DataFile
-from longlens.tasks.helmet.lengths import by_length
-from longlens.tasks.helmet.passages import Asked, PassageTask
-from longlens.tasks.helmet.questions import QUESTIONS
-from longlens.tasks.helmet.replies import best_scores
+from longlens.tasks.helmet.base import best_scores, by_length, find_answers
+from longlens.tasks.helmet.passages import QUESTIONS, PassageQuestion, PassageTask
 
 SOURCE = "the hub's data set princeton-nlp/HELMET, data.tar.gz, folder data/kilt"
 SCHEMA = "a line a question, with question, answers[], ctxs[] of title and text, and an id if there is one"
@@ -126,7 +132,7 @@ class RetrievedQA(PassageTask):
                 return None
         return file.get(row, "question", str, place) if row.get("id") is None else str(row["id"])
 
-    def read(self, file: DataFile, row: Mapping[str, Any], place: str) -> Asked:
+    def read(self, file: DataFile, row: Mapping[str, Any], place: str) -> PassageQuestion:
         """A row, checked."""
         answers = file.get(row, "answers", list, place)
         passages = [
@@ -135,7 +141,7 @@ class RetrievedQA(PassageTask):
         ]
         if not passages or not answers or not all(isinstance(answer, str) for answer in answers):
             raise file.wrong(place, "answers or ctxs are empty, or an answer is no text")
-        return Asked(
+        return PassageQuestion(
             question=file.get(row, "question", str, place),
             passages=passages,
             shown=answers[0],
@@ -143,9 +149,9 @@ class RetrievedQA(PassageTask):
             metadata={"depth": row["depth"]} if "depth" in row else {},
         )
 
-    def evidence(self, asked: Asked, context: str) -> list[tuple[int, int]]:
+    def evidence(self, asked: PassageQuestion, context: str) -> list[tuple[int, int]]:
         """Answers as words of the context; of those that overlap the longest one."""
-        return found(context, [answer for answer in asked.answers if answer.lower() not in ("yes", "no")])
+        return find_answers(context, [answer for answer in asked.answers if answer.lower() not in ("yes", "no")])
 
     def target(self, sample: Sample) -> str:
         """The first answer, which is what demonstrations give; the others are right too."""
@@ -156,29 +162,82 @@ class RetrievedQA(PassageTask):
         return best_scores(prediction, sample.answers, "substring_exact_match", "exact_match")
 
 
+# generate_configs.py, msmarco_rerank_psg: test_files and demo_files
+RERANK_FILE = "test_reranking_data_k{passages}_dep3.jsonl"
+RERANK_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rerank(PassageTask):
+    """HELMET's re-ranking of passages."""
+
+    name: str = "helmet_msmarco"
+
+    category = "rerank"
+    metric = "NDCG@10"
+    max_new_tokens = 200  # rerank.yaml: generation_max_length
+    # rerank.yaml: max_test_samples: 100, but TREC 2019 labels the passages of 43 queries; each has 3 rows
+    default_samples = 43 * 3
+    sizes = by_length(14, 50, 130, 285, 600, 1000)  # generate_configs.py, msmarco_rerank_psg
+    # data.py, load_msmarco_rerank, its spelling included
+    instruction = (
+        "You are provided with a list of documents, each indicated by their ID. Rank each document based on their "
+        "relevance to the question in descending order from most relelvant to least relevant texts. Include all "
+        "documents in the rankings. Write your answer using the unique IDs, with the following format:\n"
+        "Ranking: ID3 > ID1 > ID2\n\n"
+    )
+    asks = "Query: "
+    prefix = "\nRanking:"
+
+    def file(self, passages: int) -> DataFile:
+        """The queries with so many passages each."""
+        name = RERANK_FILE.format(passages=passages)
+        return DataFile(
+            names=(f"msmarco/{name}", name),
+            source="the hub's data set princeton-nlp/HELMET, data.tar.gz, folder data/msmarco",
+            schema="a line a query, with qid, query and ctxs[] of id, text and label (a whole number), perhaps title",
+        )
+
+    @property
+    def shown_file(self) -> DataFile:
+        """The demonstrations."""
+        return self.file(RERANK_SHOWN)
+
+    def key(self, file: DataFile, row: Mapping[str, Any], place: str) -> str:
+        """The query's id."""
+        return str(file.get(row, "qid", str, place))
+
+    def read(self, file: DataFile, row: Mapping[str, Any], place: str) -> PassageQuestion:
+        """A row, checked."""
+        passages = file.get(row, "ctxs", list, place)
+        relevance = {file.get(one, "id", str, place): file.get(one, "label", int, place) for one in passages}
+        if not passages:
+            raise file.wrong(place, "no ctxs")
+        titled = "title" in passages[0]
+        shown = []
+        for one in passages:
+            title = f" (Title: {file.get(one, 'title', str, place)})" if titled else ""
+            shown.append(f"[ID: {one['id']}] Document{title}: {file.get(one, 'text', str, place)}")
+        ranking = " > ".join(one["id"] for one in sorted(passages, key=lambda one: -one["label"]))
+        return PassageQuestion(
+            question=file.get(row, "query", str, place),
+            passages=shown,
+            shown=ranking,
+            answers=[ranking],
+            metadata={"relevance": relevance},
+        )
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """NDCG@10 of the ranking that is read out of the prediction."""
+        # eval.py, run_test: without a chat template the answer prefix is put before the output
+        ranking = metrics.parse_ranking(self.prefix.strip() + prediction)
+        return {"NDCG@10": metrics.ndcg_at_k(ranking, sample.metadata["relevance"], k=10)}
+
+
 TASKS: dict[str, Callable[..., Task]] = {
     "helmet_nq": partial(RetrievedQA, kilt=NQ),
     "helmet_triviaqa": partial(RetrievedQA, kilt=TRIVIAQA),
     "helmet_hotpotqa": partial(RetrievedQA, kilt=HOTPOTQA),
     "helmet_popqa": partial(RetrievedQA, kilt=POPQA),
+    "helmet_msmarco": Rerank,
 }
-
-
-def found(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
-    """``[start, end)`` of each answer where it stands as words; of spans that overlap the first and longest one."""
-    spans = {
-        match.span()
-        for answer in answers
-        if answer.strip()
-        for match in re.finditer(re.escape(answer), text)
-        if not _inside_word(text, *match.span())
-    }
-    chosen: list[tuple[int, int]] = []
-    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if not chosen or start >= chosen[-1][1]:
-            chosen.append((start, end))
-    return chosen
-
-
-def _inside_word(text: str, start: int, end: int) -> bool:
-    return any(0 < place < len(text) and (text[place - 1] + text[place]).isalnum() for place in (start, end))

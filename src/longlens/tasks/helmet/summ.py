@@ -3,7 +3,7 @@
 Prompts: ``load_infbench`` and ``load_multi_lexsum`` in data.py of princeton-nlp/HELMET at 4526dfb, MIT; settings:
 configs/summ.yaml. Metric: three questions to a judge (scripts/eval_gpt4_summ.py). Data: InfiniteBench, Zhang et al.,
 arXiv 2402.13718, MIT; Multi-LexSum, Shen et al., arXiv 2206.10883, ODC-By; the key points that a judge looks for are
-HELMET's. Known differences, beside those of `longlens.tasks.helmet.documents`: the judge's prompts are ours unless the
+HELMET's. Known differences, beside those of `longlens.tasks.helmet.longqa`: the judge's prompts are ours unless the
 user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's counts that cannot be make a sample unreadable; the
 judge sees the reply without the prefix that stands in the prompt.
 """
@@ -19,10 +19,9 @@ from typing import Any, ClassVar
 from longlens.errors import UserError
 from longlens.tasks.base import Sample
 from longlens.tasks.data import DataFile
-from longlens.tasks.helmet.documents import Document, Documents, DocumentTask
+from longlens.tasks.helmet.base import best_scores
 from longlens.tasks.helmet.judging import HelmetJudged, last_object, number
-from longlens.tasks.helmet.longqa import InfiniteBenchTask, infinitebench
-from longlens.tasks.helmet.replies import best_scores
+from longlens.tasks.helmet.longqa import Documents, DocumentTask, InfiniteBenchTask, LongDocument, infinitebench
 
 SCORES = ("rougeL_f1", "f1")
 _HELMET_DATA = "data.tar.gz of the hub's princeton-nlp/HELMET, file"
@@ -83,15 +82,16 @@ class SummaryTask(HelmetJudged):
         """Three prompts: is it fluent, which key points are in it, which of its sentences are in the expert's summary.
 
         Raises:
-            UserError: The file of key points is missing or broken, or has none for this document; or as `asked` says.
+            UserError: The file of key points is missing or broken, or has none for this document; or the
+                user's prompts are.
         """
         listed = "\n".join(f"{number}. {point}" for number, point in enumerate(self._points(sample), start=1))
         summary = prediction.strip()
         fluency, recall, precision = self.prompts
         return [
-            self.asked(fluency, text=summary),
-            self.asked(recall, keypoints=listed, summary=summary),
-            self.asked(precision, expert_summary=self.expert(sample), summary=summary),
+            self.fill_prompt(fluency, text=summary),
+            self.fill_prompt(recall, keypoints=listed, summary=summary),
+            self.fill_prompt(precision, expert_summary=self.expert(sample), summary=summary),
         ]
 
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
@@ -161,12 +161,12 @@ class InfiniteBenchSummary(InfiniteBenchTask, SummaryTask):
     keypoints_field = "keypoints"
     parsed_after = "Answer:"  # data.py, load_infbench: default_post_process, whose prefix is that of questions
 
-    def read(self, row: Mapping[str, Any], place: str) -> Document:
+    def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
         """A row."""
         text, _, answers, said = self.row(row, place)
-        return Document(text=text, answers=answers, metadata=said)
+        return LongDocument(text=text, answers=answers, metadata=said)
 
-    def shown_answer(self, document: Document) -> str:
+    def shown_answer(self, document: LongDocument) -> str:
         """Without white space around it."""
         return document.answers[0].strip()
 
@@ -201,9 +201,9 @@ class MultiLexSum(DocumentTask, SummaryTask):
         rows, described = CASES_TRAIN.rows(self.name, self.data_dir, self.revision)
         places = (f"{described['file']}, row {line}" for line in range(1, len(rows) + 1))
         short = [_short(CASES_TRAIN, row, place) for row, place in zip(rows, places, strict=True)]
-        return [Document(text="", answers=[summary]) for summary in short if summary is not None], described
+        return [LongDocument(text="", answers=[summary]) for summary in short if summary is not None], described
 
-    def read(self, row: Mapping[str, Any], place: str) -> Document | None:
+    def read(self, row: Mapping[str, Any], place: str) -> LongDocument | None:
         """A row of the validation split; those without a short summary do not count."""
         short = _short(self.file, row, place)
         if short is None:
@@ -213,7 +213,7 @@ class MultiLexSum(DocumentTask, SummaryTask):
         if not all(isinstance(source, str) for source in sources):
             raise self.file.wrong(place, "sources that are no texts")
         said = {"document": get(row, "id", str, place), "long_summary": get(row, "summary/long", str, place)}
-        return Document(text="\n\n".join(sources), answers=[short], metadata=said)
+        return LongDocument(text="\n\n".join(sources), answers=[short], metadata=said)
 
     def expert(self, sample: Sample) -> str:
         """The long summary."""

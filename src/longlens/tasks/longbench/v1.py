@@ -14,48 +14,49 @@ Sample i is row i of the file; nothing is drawn but the wrong answers to choose 
   upstream halves prompt and prefix together, so that the cut is a few tokens elsewhere.
 - samsum ends at a line end, as upstream, whose first token however cannot be one.
 - Classes are those of the row; upstream takes those of the file's last row, which are the same.
+- Nothing that is missing changes an average silently: it is an error, or the average is None and the gap is named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
-from longlens.tasks.base import Sample, draws
+from longlens.errors import UserError
+from longlens.tasks.base import Sample, Task, complete_mean, draws
 from longlens.tasks.data import DataFile
-from longlens.tasks.distractors import distractors
 from longlens.tasks.fitting import Draft
-from longlens.tasks.longbench.scores import CLASSIFICATION
-from longlens.tasks.longbench.sets import CHINESE, CONTEXT, SETS, Facts
-from longlens.tasks.longbench.summary import bucket_of, percent
-from longlens.tasks.rows import Row, RowsTask
+from longlens.tasks.longbench.sets import CHINESE, DOMAINS, ENGLISH, METRICS, PROGRAMS, SETS, LongBenchSet
+from longlens.tasks.rows import DataRow, SubsetTask
+from longlens.tasks.synthetic import distractors
+
+NAME = "longbench_"
+NAME_E = "longbench_e_"
+# Paper, table 2: "code tasks are included in both languages"
+PARTS_E = {"en": (ENGLISH, PROGRAMS)}
+PARTS = PARTS_E | {"zh": (CHINESE, PROGRAMS), "all": (ENGLISH, CHINESE, PROGRAMS)}
+"""The averages, and which sets each is over, by language."""
+# eval.py, scorer_e: "if length < 4000 … elif length < 8000 … else"; words, or characters of Chinese
+BUCKETS: dict[str, float] = {"0-4k": 4000, "4-8k": 8000, "8k+": float("inf")}
+"""LongBench-E's buckets, and below which length of the row's data each ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongBench(RowsTask):
+class LongBench(SubsetTask):
     """A set of LongBench v1.
 
     Attributes:
-        name: Of the task.
         dataset: A key of `SETS`.
-        data_dir: The folder that has the file, or its folder ``data``.
     """
 
-    dataset: str
-
+    sets = SETS
     suite = "longbench"  # overlong is "middle": pred.py, get_pred: "we suggest truncate in the middle"
 
-    def __post_init__(self) -> None:
-        """Takes over what the table says of the set."""
-        for attribute in ("max_new_tokens", "template", "stop"):
-            object.__setattr__(self, attribute, getattr(self.facts, attribute))
-        object.__setattr__(self, "category", self.facts.domain)
-        object.__setattr__(self, "metric", self.facts.metric.name)
-
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> LongBenchSet:
         """What LongBench says of the set."""
         return SETS[self.dataset]
 
@@ -72,7 +73,7 @@ class LongBench(RowsTask):
     @cached_property
     def file(self) -> DataFile:
         """The file of the set."""
-        classes = ", all_classes (a list of texts)" if self.facts.metric is CLASSIFICATION else ""
+        classes = ", all_classes (a list of texts)" if self.metric == "classification" else ""
         return DataFile(
             names=(f"data/{self.stem}.jsonl", f"{self.stem}.jsonl", f"{self.stem}.parquet"),
             source="data.zip of the hub's data set THUDM/LongBench, unpacked",
@@ -80,7 +81,7 @@ class LongBench(RowsTask):
             "length (a number)",
         )
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The row's prompt."""
         context, answers = self.text(row, "context"), self.texts(row, "answers")
         words = self.file.get(row.values, "length", int, row.place)
@@ -90,19 +91,13 @@ class LongBench(RowsTask):
             "bucket": bucket_of(words),
             "language": self.facts.language,
         }
-        start = self.facts.prompt.index(CONTEXT)
-        return self.draft(
-            self.facts.prompt.format(context=context, input=self.text(row, "input")),
-            self.facts.prefix,
-            answers=answers,
-            context=(start, start + len(context)),
-            metadata=metadata | self._others(row, context, answers, key),
-        )
+        metadata |= self._others(row, context, answers, key)
+        return self.fill(metadata, answers, context=context, input=self.text(row, "input"))
 
-    def _others(self, row: Row, context: str, answers: Sequence[str], key: tuple[int, int]) -> dict[str, list[str]]:
+    def _others(self, row: DataRow, context: str, answers: Sequence[str], key: tuple[int, int]) -> dict[str, list[str]]:
         """The classes, and wrong answers of the right kind, for the sets that have any."""
         rng = draws(self.name, *key, "distractors")
-        if self.facts.metric is CLASSIFICATION:
+        if self.metric == "classification":
             classes = self.texts(row, "all_classes")
             return {"all_classes": classes, "distractors": distractors(classes, answers, rng)}
         if self.facts.inside:
@@ -113,11 +108,11 @@ class LongBench(RowsTask):
         """The set's metric, best over the answers; of the prediction's first line where LongBench takes that alone."""
         if self.facts.first_line:
             prediction = prediction.lstrip("\n").split("\n")[0]
-        classes = sample.metadata.get("all_classes", ())
-        return {self.metric: max(self.facts.metric.score(prediction, answer, classes) for answer in sample.answers)}
+        compare, classes = METRICS[self.metric], sample.metadata.get("all_classes", ())
+        return {self.metric: max(compare(prediction, answer, classes) for answer in sample.answers)}
 
     def target(self, sample: Sample) -> str | None:
-        """As `RowsTask.target`; no space before Chinese."""
+        """The only answer, after upstream's white space or a space; no space before Chinese."""
         if self.facts.language == CHINESE and not sample.metadata["white_space"]:
             return sample.answers[0] if len(sample.answers) == 1 else None
         return super().target(sample)
@@ -133,7 +128,7 @@ class LongBench(RowsTask):
 
 @dataclass(frozen=True, kw_only=True)
 class LongBenchE(LongBench):
-    """A set of LongBench-E: rows of all lengths, to be summed up by `longlens.tasks.longbench.bucket_means`."""
+    """A set of LongBench-E: rows of all lengths, to be summed up by `bucket_means`."""
 
     suite = "longbench_e"
 
@@ -146,3 +141,133 @@ class LongBenchE(LongBench):
     def stem(self) -> str:
         """The file's name without its ending."""
         return f"{self.dataset}_e"
+
+
+TASKS: dict[str, Callable[..., Task]] = {
+    **{NAME + dataset: partial(LongBench, dataset=dataset) for dataset in SETS},
+    **{NAME_E + dataset: partial(LongBenchE, dataset=dataset) for dataset, facts in SETS.items() if facts.samples_e},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongBenchSummary:
+    """Averages in percent; None where a set is missing.
+
+    Attributes:
+        overall: ``en``, ``zh`` and ``all``, of LongBench-E ``en`` alone -> mean of its domains' values in `domains`.
+        domains: The same -> domain -> mean of its sets. Code counts in both languages.
+        gaps: Tasks without a score.
+    """
+
+    overall: dict[str, float | None]
+    domains: dict[str, dict[str, float | None]]
+    gaps: list[str]
+
+
+def bucket_of(length: int) -> str:
+    """The bucket of a row, by its ``length``."""
+    return next(name for name, end in BUCKETS.items() if length < end)
+
+
+def percent(scores: Sequence[float]) -> float:
+    """``round(100 * sum(scores) / len(scores), 2)``, as ``eval.py`` rounds the score of a set.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not scores:
+        raise UserError("no scores to sum up; give at least one")
+    return round(100 * sum(scores) / len(scores), 2)
+
+
+def bucket_means(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, float | None]:
+    """`percent` of each bucket's scores, None where a bucket has none (``eval.py`` says NaN).
+
+    Args:
+        metadata: Of the samples; ``bucket`` counts.
+        scores: Of the same samples, from 0 to 1.
+
+    Raises:
+        UserError: Their numbers differ, or there are none.
+    """
+    groups = group_scores([str(row["bucket"]) for row in metadata], scores)
+    return {name: percent(groups[name]) if name in groups else None for name in BUCKETS}
+
+
+def summarize(scores: Mapping[str, float | None], *, allow_gaps: bool = False) -> LongBenchSummary:
+    """LongBench's averages: domains are means of sets, languages means of domains, so that each domain weighs alike.
+
+    Paper (Bai et al., arXiv 2308.14508), table 2: the macro-average over the task categories, for English, Chinese and
+    all sets.
+
+    Args:
+        scores: Task, as ``longbench_hotpotqa`` -> score in percent; None is a gap.
+        allow_gaps: Whether sets may be missing; the averages that they belong to are None then.
+
+    Raises:
+        UserError: A set is missing, or a name is no task of LongBench v1.
+    """
+    return _averages(scores, {NAME + name: name for name in SETS}, PARTS, allow_gaps)
+
+
+def summarize_e(
+    scores: Mapping[str, Mapping[str, float | None]], *, allow_gaps: bool = False
+) -> dict[str, LongBenchSummary]:
+    """LongBench-E's averages, as `summarize` has them, for each of `BUCKETS`; all of its sets are English or code.
+
+    Args:
+        scores: Task, as ``longbench_e_hotpotqa`` -> bucket -> score in percent, as from `bucket_means`.
+        allow_gaps: Whether sets, or buckets of sets, may be missing.
+
+    Raises:
+        UserError: A set or a bucket is missing, or a name is no task of LongBench-E.
+    """
+    sets = {NAME_E + name: name for name, facts in SETS.items() if facts.samples_e}
+    return {
+        bucket: _averages(
+            {task: row.get(bucket) for task, row in scores.items()}, sets, PARTS_E, allow_gaps, f" in bucket {bucket}"
+        )
+        for bucket in BUCKETS
+    }
+
+
+def group_scores(names: Sequence[str], scores: Sequence[float]) -> dict[str, list[float]]:
+    """Scores by name, in order.
+
+    Raises:
+        UserError: Their numbers differ, or there are none.
+    """
+    if len(names) != len(scores) or not scores:
+        raise UserError(f"{len(names)} samples and {len(scores)} scores; expected as many of each, at least one")
+    groups: dict[str, list[float]] = {}
+    for name, score in zip(names, scores, strict=True):
+        groups.setdefault(name, []).append(score)
+    return groups
+
+
+def _averages(
+    scores: Mapping[str, float | None],
+    sets: Mapping[str, str],
+    parts: Mapping[str, tuple[str, ...]],
+    allow_gaps: bool,
+    where: str = "",
+) -> LongBenchSummary:
+    unknown = [task for task in scores if task not in sets]
+    if unknown:
+        raise UserError(f"no sets {', '.join(unknown)}; expected {', '.join(sets)}")
+    gaps = [task for task in sets if scores.get(task) is None]
+    if gaps and not allow_gaps:
+        raise UserError(
+            f"no score of {', '.join(gaps)}{where}: an average without them is not LongBench's; run them, or pass "
+            "`allow_gaps=True` for the averages that do not need them"
+        )
+    domains = {}
+    for part, languages in parts.items():
+        inside = {task: SETS[name] for task, name in sets.items() if SETS[name].language in languages}
+        domains[part] = {
+            domain: complete_mean(scores.get(task) for task, facts in inside.items() if facts.category == domain)
+            for domain in DOMAINS
+        }
+    return LongBenchSummary(
+        overall={part: complete_mean(row.values()) for part, row in domains.items()}, domains=domains, gaps=gaps
+    )

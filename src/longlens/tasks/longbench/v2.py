@@ -14,14 +14,17 @@ THUDM/LongBench-v2), whose card has its licence. Sample i is row i of the file. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from longlens.errors import UserError
+from longlens.tasks import metrics
 from longlens.tasks.base import Sample
-from longlens.tasks.data import DataFile
+from longlens.tasks.data import DataFile, HubTask
 from longlens.tasks.fitting import Draft
-from longlens.tasks.longbench.summary import DIFFICULTIES, LENGTHS
-from longlens.tasks.rows import LETTERS, Row, RowsTask, other_letters
+from longlens.tasks.longbench.v1 import group_scores
+from longlens.tasks.rows import LETTERS, DataRow, RowsTask, other_letters
 
 _QUESTION = "What is the correct answer to this question: $Q$\n"
 _CHOICES = "Choices:\n(A) $C_A$\n(B) $C_B$\n(C) $C_C$\n(D) $C_D$\n\n"
@@ -43,48 +46,48 @@ FILE = DataFile(
     hub="zai-org/LongBench-v2@data.json",
 )
 
+DIFFICULTIES = ("easy", "hard")
+LENGTHS = ("short", "medium", "long")
+"""v2's difficulties and lengths (paper, section 3: below 32k words, up to 128k, above)."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class LongBenchV2(RowsTask):
+class LongBenchV2(HubTask, RowsTask):
     r"""LongBench v2.
 
     Attributes:
-        name: Of the task.
         context: Whether the prompt has the text; without it (upstream's ``--no_context``) the task shows what a model
             knows by heart.
         answer_prefix: What the model continues; upstream has none for chat models. For base ones, say,
             ``"\n\nThe correct answer is"``.
-        data_dir: The folder that has the file; the hub's unless given.
-        revision: Of the hub's data set.
     """
 
     name: str = "longbench_v2"
     context: bool = True
     answer_prefix: str = ""
-    revision: str | None = None
 
     suite = "longbench_v2"
     metric = "accuracy"
     max_new_tokens = 128  # pred.py, get_pred: max_new_tokens=128
     default_samples = 503  # README: "503 challenging multiple-choice questions"
-    template = "prefill"  # of the empty prefix: pred.py, query_llm: messages=[{"role": "user", "content": prompt}]
+    # template is "prefill", of the empty prefix: pred.py, query_llm: messages=[{"role": "user", "content": prompt}]
     # overlong is "middle": pred.py, query_llm: input_ids[:max_len//2] + input_ids[-max_len//2:]
 
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.answer_prefix != self.answer_prefix.rstrip():
-            raise UserError(f"answer_prefix is {self.answer_prefix!r}; expected one that does not end in white space")
+            raise UserError(f"`answer_prefix` is {self.answer_prefix!r}; expected one that does not end in white space")
 
     @property
     def file(self) -> DataFile:
         """The file."""
         return FILE
 
-    def asked(self, row: Row, key: tuple[int, int]) -> Draft:
+    def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The row's prompt."""
         answer = _one_of(row, "answer", LETTERS)
         document = self.text(row, "context").strip()
-        fill = _Filled(row)
+        fill = _Filler(row)
         start = PROMPT.index(DOCUMENT)
         return Draft(
             prompt=fill(PROMPT.replace(DOCUMENT, document) if self.context else PROMPT_WITHOUT_CONTEXT),
@@ -108,8 +111,6 @@ class LongBenchV2(RowsTask):
 
         The letter is read from answer prefix and prediction, so that a prefix may begin the statement.
         """
-        from longlens.tasks import metrics
-
         letter = metrics.extract_choice(sample.answer_prefix + prediction)
         right = float(letter in sample.answers)
         # result.py: if compensated and pred["pred"] == None: acc = 0.25
@@ -123,14 +124,14 @@ class LongBenchV2(RowsTask):
         return f"{' ' if sample.answer_prefix else ''}{STATEMENT} {letter}"
 
 
-class _Filled:
+class _Filler:
     """Puts question and choices into a text.
 
     As ``pred.py`` does it: one after the other, wherever the mark stands, in the document too. A text in LaTeX that has
     ``$Q$`` has the question there; published numbers have it so.
     """
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: DataRow) -> None:
         self._marks = [("$Q$", FILE.get(row.values, "question", str, row.place).strip())]
         for letter in LETTERS:
             self._marks.append((f"$C_{letter}$", FILE.get(row.values, f"choice_{letter}", str, row.place).strip()))
@@ -141,8 +142,31 @@ class _Filled:
         return text
 
 
-def _one_of(row: Row, key: str, values: tuple[str, ...]) -> str:
+def _one_of(row: DataRow, key: str, values: tuple[str, ...]) -> str:
     value = str(FILE.get(row.values, key, str, row.place))
     if value not in values:
         raise FILE.wrong(row.place, f"{key} is {value!r}")
     return value
+
+
+def summarize_v2(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, float | None]:
+    """v2's accuracies in percent: ``overall``, each of `DIFFICULTIES` and `LENGTHS`; None where there is no sample.
+
+    ``round(100 * sum(scores) / len(scores), 1)`` of each group. Source: ``result.py``.
+
+    Args:
+        metadata: Of the samples; ``difficulty`` and ``length_label`` count.
+        scores: Of the same samples: their ``accuracy``, or their ``compensated``, which is upstream's option.
+
+    Raises:
+        UserError: Their numbers differ, or there are none.
+    """
+    groups = {
+        "overall": list(scores),
+        **group_scores([str(row["difficulty"]) for row in metadata], scores),
+        **group_scores([str(row["length_label"]) for row in metadata], scores),
+    }
+    return {
+        name: round(100 * sum(groups[name]) / len(groups[name]), 1) if name in groups else None
+        for name in ("overall", *DIFFICULTIES, *LENGTHS)
+    }

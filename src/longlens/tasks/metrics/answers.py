@@ -1,17 +1,21 @@
-"""A short answer against the right ones, as HELMET and LongBench compare them."""
+"""A short answer against the right ones, as HELMET and LongBench compare them, and LongEval's number."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from longlens.errors import UserError
-from longlens.tasks.metrics.variants import chosen
 
 Answers = str | Sequence[str] | Sequence[Sequence[str]]
 """The right answers to one question: one, several, or several groups; any of them will do."""
+
+MAX_DIGITS = 4300
+"""Digits that Python turns into an integer unless told otherwise (``sys.int_info.default_max_str_digits``)."""
+Score = TypeVar("Score")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -72,6 +76,17 @@ def substring_exact_match(prediction: str, answers: Answers) -> float:
     return float(any(normalize_answer(answer) in given for answer in flat_answers(answers)))
 
 
+def of_variant(variant: str, variants: Mapping[str, Score]) -> Score:
+    """``variants[variant]``: two benchmarks may mean different things by one metric's name.
+
+    Raises:
+        UserError: There is no such variant.
+    """
+    if variant not in variants:
+        raise UserError(f"no variant {variant!r}: expected one of {', '.join(variants)}")
+    return variants[variant]
+
+
 def words_f1(given: Sequence[str], wanted: Sequence[str]) -> float:
     """The formula of `token_f1`."""
     common = (Counter(given) & Counter(wanted)).total()
@@ -117,7 +132,7 @@ def token_f1(prediction: str, answers: Answers, variant: str = "helmet") -> floa
     Raises:
         UserError: No answers, or no such variant.
     """
-    score = chosen(variant, _F1)
+    score = of_variant(variant, _F1)
     return max(score(prediction, answer) for answer in flat_answers(answers))
 
 
@@ -143,3 +158,27 @@ def parse_output(text: str, prefix: str = "Answer:") -> str:
     if re.match(re.escape(prefix), line, flags=re.IGNORECASE):
         line = line[len(prefix) :]
     return line.strip()
+
+
+def integer(digits: str) -> int | None:
+    """``int(digits)``, or None for more digits than Python converts; no benchmark has such a number."""
+    return int(digits) if len(digits) <= MAX_DIGITS else None
+
+
+def last_integer(text: str) -> int | None:
+    r"""``int(re.findall(r"\d+", text)[-1])``, None where there is no digit (LongEval says -1, equally wrong).
+
+    Oddities: the last number counts even where it is not the answer (``"<2416> (line 7)"`` is 7); signs, decimal
+    points and commas separate (``"12,345"`` is 345, ``"1.5"`` is 5); digits of any script are digits.
+
+    Source: LongChat ``longeval/utils.py``, `test_lines_one_sample`. A run of more than 4300 digits, at which that code
+    fails, is None here.
+    """
+    numbers = re.findall(r"\d+", text)
+    return integer(numbers[-1]) if numbers else None
+
+
+def last_integer_with_commas(text: str) -> int | None:
+    """`last_integer`, with commas between groups of three digits as part of the number: ``"12,345"`` is 12345."""
+    numbers = re.findall(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)|\d+", text)
+    return integer(numbers[-1].replace(",", "")) if numbers else None

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from longlens.errors import LonglensWarning, require
-from longlens.tasks.metrics.variants import chosen
+from longlens.tasks.metrics.answers import of_variant
 
 # LongBench's ``rouge`` walks back through its table by recursion, under Python's limit of 1000 frames, ten of which
 # ``eval.py`` and the package have used by then.
@@ -174,4 +174,4 @@ def rouge_l(prediction: str, reference: str, variant: str = "rouge_score") -> fl
     Warns:
         LonglensWarning: ``longbench`` counted a pair as 0 for its length.
     """
-    return chosen(variant, _ROUGE)(prediction, reference)
+    return of_variant(variant, _ROUGE)(prediction, reference)

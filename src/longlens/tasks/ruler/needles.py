@@ -9,21 +9,31 @@ end by the rule of `longlens.tasks.haystack.sentence_ends`; at depths 0 and 100 
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, repeat
 from random import Random
 
 from longlens.errors import UserError
-from longlens.tasks.base import draws
-from longlens.tasks.distractors import distractors
-from longlens.tasks.fitting import Draft, Plan, Tokens
+from longlens.tasks import metrics
+from longlens.tasks.base import Sample, Task, check_least, draws
+from longlens.tasks.fitting import Draft, Plan, TokenCounter
 from longlens.tasks.haystack import Haystack, open_haystack
-from longlens.tasks.layout import Context, Needle, between, needle
-from longlens.tasks.ruler.base import NOISE, RulerTask
-from longlens.tasks.words import distinct, longest, numbers, uuids, words
+from longlens.tasks.synthetic import (
+    Needle,
+    NeedleText,
+    distinct,
+    distractors,
+    draw_number,
+    draw_uuid,
+    draw_words,
+    hide_needles,
+    longest_word,
+    make_needle,
+)
 
 BEFORE = (
     "Some special magic {value_kind} are hidden within the following text. Make sure to memorize it. I will quiz you "
@@ -34,6 +44,32 @@ PREFIX = " The special magic {value_kind} for {query} mentioned in the provided 
 SINGULAR = (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer"))
 DEPTHS = [round(100 * step / 39) for step in range(40)]
 """Percent; niah.py: ``np.round(np.linspace(0, 100, num=40, endpoint=True))``."""
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+"""The line that RULER's "noise" haystack repeats (niah.py, variable_tracking.py)."""
+
+
+def clean(prediction: str) -> str:
+    """RULER's evaluate.py: stripped, control characters (line ends, tabs) made line ends, stripped again."""
+    return re.sub(r"[\x00-\x1f]", "\n", prediction.strip()).strip()
+
+
+class RulerTask(Task):
+    """A task of RULER."""
+
+    suite = "ruler"
+    metric = "string_match_all"
+    default_samples = 500  # config_tasks.sh: NUM_SAMPLES=500
+
+    def score(self, sample: Sample, prediction: str) -> dict[str, float]:
+        """The share of answers that the prediction contains, in any case: ``string_match_all`` of one sample."""
+        text = clean(prediction)
+        found = [metrics.string_match_all([text], [[answer]]) / 100 for answer in sample.answers]
+        return {"string_match_all": sum(found) / len(found)}
+
+    def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Means over samples in percent, rounded to two places as RULER's."""
+        return {name: round(value, 2) for name, value in super().aggregate(scores).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +87,14 @@ class Kind:
     longest: Callable[[], int]
 
 
-WORDS = Kind("words", words, lambda: longest("adjective", "noun"))
-NUMBERS = Kind("numbers", numbers, lambda: 7)
-UUIDS = Kind("uuids", uuids, lambda: 36)
+WORDS = Kind("words", draw_words, lambda: longest_word("adjective", "noun"))
+NUMBERS = Kind("numbers", draw_number, lambda: 7)
+UUIDS = Kind("uuids", draw_uuid, lambda: 36)
 
 
 def needle_text(kind: Kind, key: str, value: str, *, asked: bool = True) -> Needle:
     """``One of the special magic numbers for KEY is: VALUE.``"""
-    hidden = needle(f"One of the special magic {kind.name} for {key} is: ", value, ".")
+    hidden = make_needle(f"One of the special magic {kind.name} for {key} is: ", value, ".")
     return hidden if asked else Needle(hidden.text)
 
 
@@ -76,7 +112,7 @@ class Hay(ABC):
         """Unit ``index`` with its separator."""
 
     @abstractmethod
-    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
+    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
         """Puts needles into so many units."""
 
     def values(self, units: int) -> list[str]:
@@ -84,7 +120,7 @@ class Hay(ABC):
         return []
 
 
-class Prose(Hay):
+class ProseHay(Hay):
     """Words; needles stand between sentences, at depths drawn from `DEPTHS` without replacement."""
 
     least = 1
@@ -96,15 +132,15 @@ class Prose(Hay):
         """A word."""
         return " " + self._haystack.words[index % len(self._haystack.words)]
 
-    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
+    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
         """Each at sentence ``int(sentences * depth / 100)``."""
         sentences = self._haystack.sentences(units)
         depths = sorted(rng.sample(DEPTHS, len(needles)))
         places = [sentences[int((len(sentences) - 1) * (depth / 100))] for depth in depths]
-        return between(self._haystack.take(units), needles, places, " ")
+        return hide_needles(self._haystack.take(units), needles, places, " ")
 
 
-class Lines(Hay):
+class LineHay(Hay):
     """Lines; needles are lines among them, at random places of which no two are the same."""
 
     def __init__(self, lines: Iterator[Needle], needles: int) -> None:
@@ -117,11 +153,11 @@ class Lines(Hay):
         self._draw(index + 1)
         return "\n" + self._drawn[index].text
 
-    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> Context:
+    def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
         """Each before one of the lines."""
         self._draw(units)
         lines = [line.text for line in self._drawn[:units]]
-        return between(lines, needles, sorted(rng.sample(range(units), len(needles))), "\n")
+        return hide_needles(lines, needles, sorted(rng.sample(range(units), len(needles))), "\n")
 
     def values(self, units: int) -> list[str]:
         """Those of the lines that are needles."""
@@ -156,9 +192,7 @@ class Needles(RulerTask):
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        for what in ("keys", "values", "queries"):
-            if getattr(self, what) < 1:
-                raise UserError(f"{what}={getattr(self, what)}; expected at least 1")
+        check_least(self, keys=1, values=1, queries=1)
         if max(self.keys, self.queries) * self.values > len(DEPTHS):
             raise UserError(f"{max(self.keys, self.queries) * self.values} needles; expected {len(DEPTHS)} at most")
 
@@ -171,7 +205,7 @@ class Needles(RulerTask):
     def described(self) -> str | dict[str, str]:
         """What a sample's metadata says of the haystack."""
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Draws keys and values."""
         return _Plan(self, (self.name, seed, index))
 
@@ -203,7 +237,7 @@ class ProseNeedles(Needles):
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
         """Nothing of it is drawn."""
-        return Prose(self.text)
+        return ProseHay(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +253,7 @@ class NoiseNeedles(Needles):
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
         """Nothing of it is drawn."""
-        return Lines(repeat(Needle(NOISE)), needles)
+        return LineHay(repeat(Needle(NOISE)), needles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +271,7 @@ class DistractorNeedles(Needles):
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
         """Draws the other needles."""
         pairs = zip(distinct(self.key_kind.draw, rng, taken), distinct(self.value_kind.draw, rng, taken), strict=True)
-        return Lines((needle_text(self.value_kind, key, value) for key, value in pairs), needles)
+        return LineHay((needle_text(self.value_kind, key, value) for key, value in pairs), needles)
 
 
 class _Plan(Plan):
@@ -266,7 +300,7 @@ class _Plan(Plan):
         *first, last = self._asked
         query = f"{', '.join(first)}, and {last}" if first else last
         single = len(self._answers) == 1
-        before, after, prefix = _worded(self._task.value_kind.name, query, single=single)
+        before, after, prefix = _word_prompt(self._task.value_kind.name, query, single=single)
         return Draft(
             prompt=before + context.text + after,
             answer_prefix=prefix,
@@ -281,7 +315,7 @@ class _Plan(Plan):
         return distractors(inside, self._answers, draws(*self._sample, "distractors"), self._task.value_kind.draw)
 
 
-def _worded(kind: str, query: str, *, single: bool) -> tuple[str, str, str]:
+def _word_prompt(kind: str, query: str, *, single: bool) -> tuple[str, str, str]:
     """The template's parts, made singular as niah.py does where there is one answer."""
     parts = [BEFORE, AFTER, PREFIX]
     if single:

@@ -8,19 +8,18 @@ more documents than there are, the gold ones stay and the others come again.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from longlens.errors import UserError
+from longlens.tasks import metrics
 from longlens.tasks.base import Sample, draws
-from longlens.tasks.data import DataFile
-from longlens.tasks.fitting import Draft, Plan, Tokens
-from longlens.tasks.layout import starts_of
-from longlens.tasks.ruler.base import RulerTask, cleaned
+from longlens.tasks.data import DataFile, FolderTask
+from longlens.tasks.fitting import Draft, Plan, TokenCounter
+from longlens.tasks.ruler.needles import RulerTask, clean
+from longlens.tasks.synthetic import starts_of
 
 INSTRUCTION = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\n"
@@ -42,7 +41,7 @@ HOTPOTQA = DataFile(
 )
 
 
-class Question(NamedTuple):
+class RulerQuestion(NamedTuple):
     """A question; documents are numbers in the sorted list of all.
 
     Attributes:
@@ -60,38 +59,36 @@ class Question(NamedTuple):
     evidence: frozenset[tuple[int, int, int]]
 
 
-class Questions(NamedTuple):
+class QuestionFile(NamedTuple):
     """A file of questions: its documents sorted and each once, and what describes it."""
 
-    questions: Sequence[Question]
+    questions: Sequence[RulerQuestion]
     documents: Sequence[str]
     described: dict[str, str]
 
 
-Read = Callable[[Any, str], tuple[list[Question], list[str]]]
+Read = Callable[[Any, str], tuple[list[RulerQuestion], list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionAnswering(RulerTask):
+class QuestionAnswering(FolderTask, RulerTask):
     """Questions on documents.
 
     Attributes:
         name: RULER's name.
         file: The data.
         read: Reads its schema.
-        data_dir: The folder that has the file.
     """
 
     name: str
     file: DataFile
     read: Read
-    data_dir: str | os.PathLike[str] | None = None
 
     metric = "string_match_part"
     max_new_tokens = 32  # constants.py: 'tokens_to_generate': 32
 
     @cached_property
-    def data(self) -> Questions:
+    def data(self) -> QuestionFile:
         """What the file holds.
 
         Raises:
@@ -101,27 +98,21 @@ class QuestionAnswering(RulerTask):
         questions, documents = self.read(self.file.parse(text, described["file"]), described["file"])
         if not questions:
             raise self.file.wrong(described["file"], "no question that has an answer")
-        return Questions(questions, documents, described)
+        return QuestionFile(questions, documents, described)
 
     @property
     def unit_tokens(self) -> int:
         """A document, at most the longest one."""
         return len("\n\nDocument 1000000:\n") + max(len(text.encode()) for text in self.data.documents)
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Draws which documents come beside the right ones."""
-        if index >= len(self.data.questions):
-            raise UserError(
-                f"{self.name}: {self.data.described['file']} has {len(self.data.questions)} questions: ask for as many "
-                "samples at most"
-            )
+        self.check_index(index, len(self.data.questions), self.data.described["file"], "questions")
         return _Plan(self.data, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Whether the prediction contains one of the answers, in any case."""
-        from longlens.tasks import metrics
-
-        return {"string_match_part": metrics.string_match_part([cleaned(prediction)], [sample.answers]) / 100}
+        return {"string_match_part": metrics.string_match_part([clean(prediction)], [sample.answers]) / 100}
 
     def target(self, sample: Sample) -> str | None:
         """The answer that most annotators gave, of equally frequent ones the first; others are right too."""
@@ -131,7 +122,7 @@ class QuestionAnswering(RulerTask):
 class _Plan(Plan):
     minimum = 0
 
-    def __init__(self, data: Questions, key: tuple[str, int, int]) -> None:
+    def __init__(self, data: QuestionFile, key: tuple[str, int, int]) -> None:
         self._data, self._key = data, key
         self._question = question = data.questions[key[2]]
         rng = draws(*key, "documents")
@@ -175,7 +166,7 @@ class _Plan(Plan):
         )
 
 
-def read_squad(content: Any, name: str) -> tuple[list[Question], list[str]]:
+def read_squad(content: Any, name: str) -> tuple[list[RulerQuestion], list[str]]:
     """SQuAD 2.0: questions that have an answer, each with its paragraph, beside it those of its article."""
     get = SQUAD.get
     articles = [get(article, "paragraphs", list, name) for article in get(content, "data", list, name)]
@@ -193,7 +184,7 @@ def read_squad(content: Any, name: str) -> tuple[list[Question], list[str]]:
                 texts = tuple(get(answer, "text", str, name) for answer in answers)
                 starts = [get(answer, "answer_start", int, name) for answer in answers]
                 questions.append(
-                    Question(
+                    RulerQuestion(
                         text=get(asked, "question", str, name),
                         answers=texts,
                         gold=(gold,),
@@ -208,7 +199,7 @@ def read_squad(content: Any, name: str) -> tuple[list[Question], list[str]]:
     return questions, documents
 
 
-def read_hotpotqa(content: Any, name: str) -> tuple[list[Question], list[str]]:
+def read_hotpotqa(content: Any, name: str) -> tuple[list[RulerQuestion], list[str]]:
     """HotpotQA, distractor setting: each question with its ten paragraphs; answers stand in the supporting ones."""
     if not isinstance(content, list):
         raise HOTPOTQA.wrong(name, "not a list")
@@ -227,7 +218,7 @@ def read_hotpotqa(content: Any, name: str) -> tuple[list[Question], list[str]]:
             for found in sought.finditer(text)
         )
         gold = tuple(dict.fromkeys(number_of[text] for _, text in of_row))
-        questions.append(Question(HOTPOTQA.get(row, "question", str, name), (answer,), gold, (), evidence))
+        questions.append(RulerQuestion(HOTPOTQA.get(row, "question", str, name), (answer,), gold, (), evidence))
     return questions, documents
 
 

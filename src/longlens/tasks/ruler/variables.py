@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
-from longlens.errors import UserError
-from longlens.tasks.base import Sample, draws
-from longlens.tasks.fitting import Draft, Plan, Tokens, fit
-from longlens.tasks.layout import Context, Needle, between
-from longlens.tasks.ruler.base import NOISE, RulerTask
+from longlens.tasks.base import Sample, check_least, draws
+from longlens.tasks.fitting import Draft, Plan, TokenCounter, fit
+from longlens.tasks.ruler.needles import NOISE, RulerTask
+from longlens.tasks.synthetic import Needle, hide_needles
 
 BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 AFTER = "\nQuestion: Find all variables that are assigned the value {value} in the text above."
@@ -46,32 +45,27 @@ class VariableTracking(RulerTask):
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.hops < 0:
-            raise UserError(f"hops={self.hops}; expected at least 0")
+        check_least(self, hops=0)
 
     @property
     def unit_tokens(self) -> int:
         """A line of filler."""
         return 1 + len(NOISE)
 
-    def plan(self, *, length: int | None, seed: int, index: int, tokens: Tokens) -> Plan:
+    def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Draws the chain, and the example before it."""
-        rng = draws(self.name, seed, index, "example")
-        shown = Chain(_names(rng, self.hops + 1, letters=3), rng.randint(10000, 99998), draws_key(self, seed, index, 1))
+        key = (self.name, seed, index)
+        rng = draws(*key, "example")
+        shown = Chain(_draw_names(rng, self.hops + 1, letters=3), rng.randint(10000, 99998), (*key, "example places"))
         draft = fit(shown, tokens, EXAMPLE_TOKENS).draft
         example = f"{draft.prompt}{draft.answer_prefix} {' '.join(draft.answers)}\n\n"
-        rng = draws(self.name, seed, index, "chain")
-        names = _names(rng, self.hops + 1, letters=5)
-        return Chain(names, rng.randint(10000, 99998), draws_key(self, seed, index, 0), example)
+        rng = draws(*key, "chain")
+        names = _draw_names(rng, self.hops + 1, letters=5)
+        return Chain(names, rng.randint(10000, 99998), (*key, "places"), example)
 
     def target(self, sample: Sample) -> str | None:
         """All names in the order of the chain, as in the worked example."""
         return f" {' '.join(sample.answers)}"
-
-
-def draws_key(task: VariableTracking, seed: int, index: int, example: int) -> tuple[str, int, int, str]:
-    """What the places of a chain are drawn with."""
-    return task.name, seed, index, ("places", "example places")[example]
 
 
 class Chain(Plan):
@@ -90,7 +84,7 @@ class Chain(Plan):
     def draft(self, units: int) -> Draft:
         """The lines of the chain stand in order, before lines drawn without replacement."""
         places = sorted(draws(*self._key).sample(range(units), len(self._lines)))
-        context: Context = between([NOISE] * units, self._lines, places, "\n")
+        context = hide_needles([NOISE] * units, self._lines, places, "\n")
         before = self._example + BEFORE
         return Draft(
             prompt=before + context.text + AFTER.format(value=self._value),
@@ -101,7 +95,7 @@ class Chain(Plan):
         )
 
 
-def _names(rng: Random, count: int, *, letters: int) -> list[str]:
+def _draw_names(rng: Random, count: int, *, letters: int) -> list[str]:
     names: dict[str, None] = {}
     while len(names) < count:
         names["".join(rng.choices(string.ascii_uppercase, k=letters))] = None

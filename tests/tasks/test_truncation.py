@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longlens.errors import UserError
-from longlens.tasks.fitting import Draft, Tokens
-from longlens.tasks.overlong import POLICIES, check_policy, shortened
+from longlens.tasks.fitting import Draft, TokenCounter
+from longlens.tasks.truncation import POLICIES, check_policy, truncate
 from tests.tasks.fixtures import TOKENIZER
 
-TOKENS = Tokens(TOKENIZER)
+TOKENS = TokenCounter(TOKENIZER)
 BEFORE, AFTER = "Read this.\n", "\nWho sings?"
 
 
@@ -50,7 +50,7 @@ def test_what_stays_is_what_a_slice_keeps(policy, omission, removed, letters):
         omission = ""
     if policy == "context-only" and removed + len(omission) > letters:
         return
-    cut, counted = shortened(made, TOKENS, budget, policy, omission)
+    cut, counted = truncate(made, TOKENS, budget, policy, omission)
     assert cut.prompt == naive(made, budget, policy, omission)
     assert counted == TOKENS.count(cut.prompt + cut.answer_prefix) <= budget
     assert counted >= budget - 1  # middle keeps two halves of equal size
@@ -67,7 +67,7 @@ def test_characters_of_several_tokens_are_not_split(context, removed):
     made = draft(context)
     budget = TOKENS.count(made.prompt + made.answer_prefix) - removed
     for policy in ("middle", "left", "context-only"):
-        cut, counted = shortened(made, TOKENS, budget, policy)
+        cut, counted = truncate(made, TOKENS, budget, policy)
         assert counted <= budget
         assert set(cut.prompt) <= set(made.prompt)
 
@@ -75,21 +75,21 @@ def test_characters_of_several_tokens_are_not_split(context, removed):
 def test_answers_move_with_the_text_and_those_cut_out_are_gone():
     made = draft("Wren sings at noon. " + "Nobody else does. " * 5 + "Lark sings at dawn.", "Lark")
     whole = TOKENS.count(made.prompt + made.answer_prefix)
-    moved, _ = shortened(made, TOKENS, whole - 30, "middle")
+    moved, _ = truncate(made, TOKENS, whole - 30, "middle")
     assert [moved.prompt[start:end] for start, end in moved.answer_spans] == ["Lark"]
-    gone, _ = shortened(made, TOKENS, whole - 30, "context-only")
+    gone, _ = truncate(made, TOKENS, whole - 30, "context-only")
     assert gone.answer_spans == []
 
 
 def test_what_has_to_stay_is_never_cut():
     made = draft("short")
-    with pytest.raises(UserError, match="cannot be cut to 20 with overlong='context-only': what has to stay is longer"):
-        shortened(made, TOKENS, 20, "context-only")
+    with pytest.raises(UserError, match="cannot be cut to 20 with `overlong=context-only`: what has to stay is longer"):
+        truncate(made, TOKENS, 20, "context-only")
     with pytest.raises(UserError, match="needs a task whose prompt has a long text apart"):
-        shortened(Draft(prompt="a" * 40, answer_prefix="", answers=[], answer_spans=[]), TOKENS, 20, "context-only")
+        truncate(Draft(prompt="a" * 40, answer_prefix="", answers=[], answer_spans=[]), TOKENS, 20, "context-only")
 
 
 def test_policies_are_known():
     assert [check_policy(policy) for policy in POLICIES] == list(POLICIES)
-    with pytest.raises(UserError, match="overlong is 'right'; expected one of error, skip, middle, left, context-only"):
+    with pytest.raises(UserError, match="`overlong` is 'right'; expected one of error, skip, middle, left"):
         check_policy("right")

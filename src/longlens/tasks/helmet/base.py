@@ -1,0 +1,105 @@
+"""What HELMET's tasks share: nominal lengths, where a prompt ends, where answers stand, and how a reply is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from longlens.errors import UserError
+from longlens.tasks import metrics
+
+# generate_configs.py, lengths_mapping: {"4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768, "64k": 65536, "128k": …}
+NOMINAL = (4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def by_length(*sizes: int) -> dict[int, int]:
+    """One size for each nominal length."""
+    return dict(zip(NOMINAL, sizes, strict=True))
+
+
+def nominal_length(task: str, length: int | None, sizes: Mapping[int, int], what: str) -> int:
+    """The largest nominal length that is at most ``length``.
+
+    Args:
+        task: Which task asks, for messages.
+        length: Tokens, or None.
+        sizes: Size by nominal length.
+        what: The task's setting that gives a size instead.
+
+    Raises:
+        UserError: There is no length, or the smallest nominal one is larger.
+    """
+    fitting = [nominal for nominal in sizes if length is not None and nominal <= length]
+    if not fitting:
+        raise UserError(
+            f"{task}: `length={length}`; expected at least {min(sizes)}, the smallest length that HELMET has data for "
+            f"({what} by length: {', '.join(f'{size} for {nominal}' for nominal, size in sizes.items())}); or give "
+            f"`{what}` itself"
+        )
+    return max(fitting)
+
+
+def split_prefix(prompt: str, prefix: str) -> tuple[str, str]:
+    """Prompt and answer prefix, where a prompt must not end in white space: what it ends in goes over to the prefix."""
+    bare = prompt.rstrip()
+    return bare, prompt[len(bare) :] + prefix
+
+
+def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
+    """``[start, end)`` of each answer where it stands as words; of spans that overlap the first and longest one."""
+    spans = {
+        match.span()
+        for answer in answers
+        if answer.strip()
+        for match in re.finditer(re.escape(answer), text)
+        if not _inside_word(text, *match.span())
+    }
+    chosen: list[tuple[int, int]] = []
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not chosen or start >= chosen[-1][1]:
+            chosen.append((start, end))
+    return chosen
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    return any(0 < place < len(text) and (text[place - 1] + text[place]).isalnum() for place in (start, end))
+
+
+def readings(reply: str, prefix: str) -> list[str]:
+    """The texts that HELMET scores; the best score counts.
+
+    These are the reply, the rest of the line after the first ``prefix`` in it (else its first line), and its first
+    line. HELMET puts the prefix before the reply of a model that continues the prompt, so that its first line is read,
+    and leaves that of a chat model as it is, so that the line after its own prefix is; here both are read. The whole
+    reply has no prefix before it here, so that an answer like ``E``, a part of ``Answer:``, is not in every reply.
+
+    Source: HELMET ``data.py``, `default_post_process`, and ``eval.py``, `run_test`.
+    """
+    return list(
+        dict.fromkeys([reply, metrics.parse_output(reply, prefix), metrics.parse_output(prefix + reply, prefix)])
+    )
+
+
+def best_scores(reply: str, answers: Sequence[str], *names: str, prefix: str = "Answer:") -> dict[str, float]:
+    """HELMET's scores of a reply, 0 to 1, each the best over `readings` and answers.
+
+    Args:
+        reply: What the model wrote.
+        answers: The right answers.
+        *names: Of ``exact_match``, ``substring_exact_match``, ``f1`` and ``rougeL_f1``.
+        prefix: What the answer stands after.
+
+    Source: HELMET ``utils.py``, `calculate_metrics`.
+    """
+
+    def rouge(text: str, answers: Sequence[str]) -> float:
+        return max(metrics.rouge_l(text, answer) for answer in answers)
+
+    measures: dict[str, Callable[[str, Sequence[str]], float]] = {
+        "exact_match": metrics.exact_match,
+        "substring_exact_match": metrics.substring_exact_match,
+        "f1": metrics.token_f1,
+        "rougeL_f1": rouge,
+    }
+    texts = readings(reply, prefix)
+    return {name: max(measures[name](text, answers) for text in texts) for name in names}
