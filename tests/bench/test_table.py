@@ -11,7 +11,7 @@ from longlens.bench.suites import suite_summaries
 from longlens.bench.summary import summarise
 from longlens.bench.table import Table, results_table
 from longlens.errors import UserError
-from longlens.tasks.ruler import TASKS as RULER
+from longlens.tasks import RULER
 from tests.bench.test_summary import LONGBENCH, LONGBENCH_E, TASK, graded, helmet_rows
 
 

@@ -11,8 +11,7 @@ from collections import Counter
 import pytest
 
 from longlens.errors import UserError
-from longlens.tasks import get_task
-from longlens.tasks.ruler import TASKS as RULER
+from longlens.tasks import RULER, get_task
 from longlens.tasks.ruler import effective_length, mean_over_tasks, summarize, weighted_average
 from longlens.tasks.ruler.needles import NOISE, NUMBERS, UUIDS, WORDS, Kind, NoiseNeedles
 from longlens.tasks.ruler.words import FrequentWords

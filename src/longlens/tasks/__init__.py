@@ -28,7 +28,7 @@ from longlens.tasks.longbench import TASKS as LONGBENCH_TASKS
 from longlens.tasks.longeval import PAPER_LINES, LongEvalLines, LongEvalTopics
 from longlens.tasks.loogle import TASKS as LOOGLE_TASKS
 from longlens.tasks.niah import NeedleGrid
-from longlens.tasks.ruler import TASKS as RULER_TASKS
+from longlens.tasks.ruler import RULER as RULER
 from longlens.tasks.scrolls import TASKS as SCROLLS_TASKS
 
 _TASKS: dict[str, Callable[..., Task]] = {
@@ -36,7 +36,7 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "longeval_lines_1350": partial(LongEvalLines, lines=PAPER_LINES),
     "longeval_topics": LongEvalTopics,
     "niah_grid": NeedleGrid,
-    **RULER_TASKS,
+    **RULER,
     **HELMET_TASKS,
     **LONGBENCH_TASKS,
     **INFINITEBENCH_TASKS,

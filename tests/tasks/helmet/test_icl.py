@@ -111,7 +111,9 @@ def test_a_small_test_set_is_asked_whole(folder):
     again = [sample.prompt.rpartition("\n\n")[2] for sample in build("helmet_trec_coarse", folder, samples=30, seed=1)]
     assert sorted(again) == sorted(asked)
     assert again != asked
-    with pytest.raises(UserError, match=r"helmet_trec_coarse: test\.jsonl has 30 texts to ask: ask for as many samples"):
+    with pytest.raises(
+        UserError, match=r"helmet_trec_coarse: test\.jsonl has 30 texts to ask: ask for as many samples"
+    ):
         build("helmet_trec_coarse", folder, samples=31)
 
 

@@ -44,7 +44,7 @@ def _needles(
     return partial(kind, keys=keys, values=values, queries=queries, key_kind=of, value_kind=to)
 
 
-TASKS: dict[str, Callable[..., Task]] = {  # scripts/synthetic.yaml
+RULER: dict[str, Callable[..., Task]] = {  # scripts/synthetic.yaml
     "niah_single_1": _needles(NoiseNeedles),
     "niah_single_2": _needles(ProseNeedles),
     "niah_single_3": _needles(ProseNeedles, to=UUIDS),
@@ -104,12 +104,12 @@ def summarize(
     found = {length: _scored(length, scores[length]) for length in sorted(scores)}
     if not found:
         raise UserError("no scores to sum up; give at least one length")
-    missing = {length: tuple(task for task in TASKS if task not in own) for length, own in found.items()}
+    missing = {length: tuple(task for task in RULER if task not in own) for length, own in found.items()}
     gaps = {length: tasks for length, tasks in missing.items() if tasks}
     if gaps and not allow_gaps:
         named = "; ".join(f"{', '.join(tasks)} at length {length}" for length, tasks in gaps.items())
         raise UserError(
-            f"RULER's mean is over {len(TASKS)} tasks, and there is no score of {named}: run what is missing, or pass "
+            f"RULER's mean is over {len(RULER)} tasks, and there is no score of {named}: run what is missing, or pass "
             "`allow_gaps=True` for a summary that has no mean there"
         )
     means = {length: None if length in gaps else mean_over_tasks(own) for length, own in found.items()}
@@ -131,8 +131,8 @@ def summarize(
 def _scored(length: int, scores: Mapping[str, float | None]) -> dict[str, float]:
     """The tasks that have a score, checked."""
     for task, score in scores.items():
-        if task not in TASKS:
-            raise UserError(f"{task} is not of RULER's tasks, so not of its mean; expected {', '.join(TASKS)}")
+        if task not in RULER:
+            raise UserError(f"{task} is not of RULER's tasks, so not of its mean; expected {', '.join(RULER)}")
         if score is not None and not 0 <= score <= 100:
             raise UserError(f"score={score} of {task} at length {length}; expected percent, 0 to 100")
     return {task: score for task, score in scores.items() if score is not None}
