@@ -8,6 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from longlens.rope.base import Method as Method
+from longlens.rope.base import ScaledMethod as ScaledMethod
+from longlens.rope.frequencies import Frequencies as Frequencies
+from longlens.rope.frequencies import Rope as Rope
 from longlens.rope.methods import CLEX as CLEX
 from longlens.rope.methods import EABF as EABF
 from longlens.rope.methods import NTK as NTK

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longlens.errors import UserError, shown_value
+from longlens.plugins import list_plugins, load_plugin
 from longlens.rope import frequencies as f
 from longlens.rope.base import (
     CLEX_TYPE,
@@ -334,6 +335,25 @@ def _written(current: Mapping[str, Any], rope_type: str, rope: Rope, **settings:
     """``rope_parameters`` of a type that keeps L0; settings that are None are left to it."""
     kept = {"rope_type": rope_type, "original_max_position_embeddings": rope.length}
     return {**current, **kept, **as_floats(**settings)}
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of a name, one of `METHODS` or one that another package adds (entry points longlens.rope_methods).
+
+    Raises:
+        UserError: No such method.
+    """
+    added: type[Method] | None = load_plugin(
+        "longlens.rope_methods",
+        name,
+        own=METHODS,
+        is_kind=lambda kind: isinstance(kind, type) and issubclass(kind, Method),
+        expected="a subclass of longlens.rope.Method",
+    )
+    if added is None and name not in METHODS:
+        known = ", ".join([*METHODS, *list_plugins("longlens.rope_methods")])
+        raise UserError(f"`method` is {shown_value(name)}; expected one of {known}")
+    return added or METHODS[name]
 
 
 METHODS: dict[str, type[Method]] = {

@@ -66,7 +66,8 @@ def apply(model: Any, method: Method) -> Any:
     text = text_config(model.config)
     rope = rope_of(text, method.original_length)
     modules = rotary_modules(model)
-    fresh = {name: _made(module, new) for name, module in modules.items()}
+    with library_errors(f"cannot extend {type(model).__name__} by {method.name}", "check its parameters"):
+        fresh = {name: _made(module, new) for name, module in modules.items()}
     _check_method(model, fresh.values(), method, rope, layer_type(new))
     for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings", "head_dim"):
         if getattr(new, name, None) != getattr(text, name, None):
