@@ -7,7 +7,7 @@ import pytest
 
 from longlens.bench.prompts import Asking
 from longlens.chat_template import SECONDS, render, template_tokens
-from longlens.data.template import ChatTemplate
+from longlens.data.conversation import ChatTemplate
 from longlens.errors import UserError
 from longlens.models.generate import TransformersGenerator
 from tests.bench.fakes import Toy

@@ -30,12 +30,13 @@ from longlens.bench.summary import summarise, summarise_run
 from longlens.bench.table import results_table
 from longlens.cli import main
 from longlens.corpus import Document, read_documents
-from longlens.data.chat import chat_rows
-from longlens.data.documents import Framing, dataset_rows
-from longlens.data.folders import pack_folder, weigh_folder
+from longlens.data.chat import ChatSettings, chat_rows
+from longlens.data.documents import Framing, read_dataset_rows
+from longlens.data.mixture import pack_folder
 from longlens.data.packing import BestFit, pack
 from longlens.data.recipe import read_mixture
 from longlens.data.store import check_rows
+from longlens.data.weigh import weigh_folder
 from longlens.errors import UserError
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.models import load_scorer
@@ -207,7 +208,7 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
 
     def tokens(name: str) -> Callable[[], Any]:
         def read() -> None:
-            for columns in pack(map(framing.framed_row, dataset_rows([name], Reading())), 64, packing=BestFit()):
+            for columns in pack(map(framing.framed_row, read_dataset_rows([name], Reading())), 64, packing=BestFit()):
                 assert len({len(values) for values in columns.values()}) == 1
                 assert columns["input_ids"].max() < 258
 
@@ -243,7 +244,7 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
 
 
 def read_chat(name: str, tokenizer: Any) -> None:
-    for row in chat_rows([name], tokenizer, max_length=500):
+    for row in chat_rows([name], tokenizer, ChatSettings(max_length=500)):
         assert len(row["input_ids"]) == len(row["labels"])
 
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from longlens.data.chat import ChatCounts, chat_dataset, chat_rows
+from longlens.data.chat import ChatCounts, ChatSettings, chat_dataset, chat_rows
 from longlens.data.conversation import ChatEncoder, Conversation
 from longlens.data.mixture import mix
 from longlens.data.packing import pack_dataset
@@ -143,8 +143,7 @@ def test_answers_apart_are_the_last_turns_of_shorter_conversations(template, con
         chat_rows(
             written(folder, [{"messages": dialogue(*contents)}]),
             TOKENIZERS[template],
-            max_length=10_000,
-            turns="apart",
+            ChatSettings(max_length=10_000, turns="apart"),
         )
     )
     last = [ANSWER[template](contents[at], True) for at in (1, 3)]
@@ -324,9 +323,9 @@ def test_rows_that_are_no_conversation_are_named(row, message, tmp_path):
     [
         ([], {}, "no conversations given"),
         ("chat.jsonl", {}, "expected a list of them: pass ['chat.jsonl']"),
-        (["chat.jsonl"], {"max_length": 1}, "max_length is 1; a row needs at least 2 tokens"),
-        (["chat.jsonl"], {"too_long": "split"}, "too_long is 'split'; expected cut or drop"),
-        (["chat.jsonl"], {"turns": "all"}, "turns is 'all'; expected together or apart"),
+        (["chat.jsonl"], {"max_length": 1}, "`max_length` is 1; a row needs at least 2 tokens"),
+        (["chat.jsonl"], {"too_long": "split"}, "`too_long` is 'split'; expected cut or drop"),
+        (["chat.jsonl"], {"turns": "all"}, "`turns` is 'all'; expected together or apart"),
         (["nosuch.jsonl"], {}, "no such file or folder: 'nosuch.jsonl'"),
     ],
 )
@@ -466,7 +465,9 @@ def test_tool_calls_and_tools_are_learned_as_they_were_written_whatever_the_file
     datasets.Dataset.from_list(rows, on_mixed_types="use_json").save_to_disk(tmp_path / "j")
 
     def texts(source):
-        return [tokenizer.decode(row["input_ids"]) for row in chat_rows([source], tokenizer, max_length=999)]
+        return [
+            tokenizer.decode(row["input_ids"]) for row in chat_rows([source], tokenizer, ChatSettings(max_length=999))
+        ]
 
     expected = texts(f"{tmp_path}/t.jsonl")
     assert '{"name": "weather", "arguments": {"city": "Bergen"}}' in expected[0]

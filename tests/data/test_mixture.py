@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 
 from longlens.data import mixture as mixing
 from longlens.data.documents import Framing
-from longlens.data.folders import pack_folder
-from longlens.data.mixture import allocate, interleave, mix
+from longlens.data.mixture import allocate, interleave, mix, pack_folder
 from longlens.data.packing import BestFit
 from longlens.data.recipe import Mixture, Source
 from longlens.data.store import DatasetFolder, check_rows
@@ -200,7 +199,7 @@ def test_a_source_that_runs_out(texts):
         mix(recipe(sources={"a": short}), byte_tokenizer(), "out")
     assert str(refused.value) == (
         "the source a (code/y) gives 2 rows of 64 tokens, and its share of 100 % is 10 (1 documents with 182 tokens, "
-        "0 of them left out for their length): give it more text, ask for fewer --tokens, or let it be read again with "
+        "0 of them left out for their length): give it more text, ask for fewer `tokens`, or let it be read again with "
         "repeat: true"
     )
     assert not (texts / "out").exists()
@@ -211,8 +210,8 @@ def test_a_source_that_runs_out(texts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "nosuch"}, "the source a: no such file or folder: 'nosuch': pass --source a=PATH"),
-        ({"path": None}, "the source a has no path: pass --source a=PATH, a file, a folder or hf:NAME"),
+        ({"path": "nosuch"}, "the source a: no such file or folder: 'nosuch': pass `sources={'a': PATH}`"),
+        ({"path": None}, "the source a has no path: pass `sources={'a': PATH}`, a file, a folder or hf:NAME"),
         ({"path": "empty"}, "folder 'empty' has no text, Markdown"),
         ({"path": "empty.jsonl"}, "'empty.jsonl' is empty: leave it out"),
         ({"min_tokens": 9999}, "the source a (books) gives 0 rows of 64 tokens, and its share of 100 % is 10 (2 docu"),
@@ -238,7 +237,7 @@ def test_the_largest_remainders_get_what_is_left():
 
 def test_a_small_share_that_is_no_row():
     sources = {"a": Source(weight=99, path="a"), "b": Source(weight=1, path="b")}
-    with pytest.raises(UserError, match=r"10 rows leave none to the source b with 1 %: give at least --tokens 6401"):
+    with pytest.raises(UserError, match=r"10 rows leave none to the source b with 1 %: give at least 6401 `tokens`"):
         allocate(recipe(sources=sources))
 
 
@@ -294,7 +293,7 @@ def test_a_run_that_made_nothing_binds_the_folder_to_nothing(texts):
 
 def test_what_is_complete_is_not_made_again(texts, monkeypatch):
     counts = mix(recipe(), byte_tokenizer(), "out")
-    monkeypatch.setattr(mixing, "documents_of", None)
+    monkeypatch.setattr(mixing, "read_source", None)
     assert mix(recipe(), byte_tokenizer(), "out") == counts
 
 
@@ -304,13 +303,13 @@ from longlens.data import store
 from longlens.data.mixture import mix
 from longlens.data.recipe import read_mixture
 from tests.tiny import byte_tokenizer
-calls, add = [], store._Shards.add
+calls, write = [], store.Part.write
 def killing(self, *arguments):
-    add(self, *arguments)
+    write(self, *arguments)
     calls.append(1)
     if len(calls) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-store._Shards.add = killing
+store.Part.write = killing
 store.ROW_GROUP_TOKENS = 64
 mix(read_mixture("r.yaml"), byte_tokenizer(), "killed")
 """
@@ -330,7 +329,7 @@ def test_a_run_that_is_killed_and_begun_again_gives_the_same_files(texts, monkey
         assert not (texts / "killed" / "data").exists()
     assert (texts / "killed" / ".work" / "code" / "counts.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(mixing, "documents_of", None)  # the sources are not read again
+        patch.setattr(mixing, "read_source", None)  # the sources are not read again
         mix(recipe(), byte_tokenizer(), "killed")
     mix(recipe(), byte_tokenizer(), "whole")
     assert files("killed") == files("whole")

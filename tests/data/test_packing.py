@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longlens.data.columns import columns_of
-from longlens.data.packing import BestFit, Counts, Fill, pack, pack_dataset
+from longlens.data.packing import BestFit, Fill, PackingCounts, pack, pack_dataset
+from longlens.data.store import read_columns
 from longlens.errors import LonglensWarning, UserError
 
 PACKINGS = [Fill(), Fill(keep_remainder=False), BestFit(), BestFit(buffer_rows=1), BestFit(buffer_rows=3)]
@@ -41,7 +41,7 @@ def spans(row):
     piece=st.integers(2, 20),
 )
 def test_every_token_is_in_one_row_or_counted(sizes, length, packing, too_long, min_tokens, max_tokens, piece):
-    counts, piece = Counts(), min(piece, length)
+    counts, piece = PackingCounts(), min(piece, length)
     options = {"too_long": too_long, "min_tokens": min_tokens, "max_tokens": max_tokens, "piece_length": piece}
     documents = documents_of(sizes)
     rows = list(pack(documents, length, packing=packing, counts=counts, **options))
@@ -128,7 +128,7 @@ def test_by_hand():
     assert [row["input_ids"].tolist() for row in rows] == [[0, 1, 2, 3], [4, 7, 8, 9], [5, 6, 10]]
     assert rows[1]["position_ids"].tolist() == [0, 0, 1, 2]
     assert rows[1]["labels"].tolist() == [-100, -100, 8, 9]
-    counts = Counts()
+    counts = PackingCounts()
     rows = list(pack(documents_of([5, 2, 3, 1]), 4, packing=Fill(), counts=counts))
     assert [row["input_ids"].tolist() for row in rows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert (counts.split_documents, counts.wrapped_pieces) == (1, 1)
@@ -208,13 +208,13 @@ def test_a_dataset_that_is_not_tokenized():
 )
 def test_columns_that_cannot_be(changes, message):
     with pytest.raises(UserError, match=message) as caught:
-        columns_of({"input_ids": [1, 2]} | changes, "r", vocabulary=300)
+        read_columns({"input_ids": [1, 2]} | changes, "r", vocabulary=300)
     assert len(str(caught.value)) < 300
 
 
 def test_columns_that_can_be():
     row = {"input_ids": [0, 299], "labels": [-100, 299], "token_weights": [1, 0], "short_logprobs": [None, -1]}
-    columns = columns_of(row, "r", vocabulary=300)
+    columns = read_columns(row, "r", vocabulary=300)
     assert {name: values.dtype.name for name, values in columns.items()} == {
         "input_ids": "int32",
         "labels": "int32",
@@ -223,4 +223,4 @@ def test_columns_that_can_be():
     }
     assert columns["labels"].tolist() == [-100, 299]
     np.testing.assert_equal(columns["short_logprobs"], np.array([np.nan, -1], dtype=np.float32))
-    assert len(columns_of({"input_ids": []}, "r", vocabulary=300)["input_ids"]) == 0
+    assert len(read_columns({"input_ids": []}, "r", vocabulary=300)["input_ids"]) == 0

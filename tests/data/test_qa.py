@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from longlens.data.chat import chat_dataset
 from longlens.data.qa import (
     PROMPT,
-    Pair,
+    QAPair,
     QASettings,
-    Refused,
+    Refusal,
     Span,
+    crop_around,
     is_grounded,
-    messages_of,
-    part_around,
+    make_messages,
     read_pair,
     sample_passages,
-    tokens_of,
+    tokens_inside,
 )
 from longlens.data.qa_folder import REFUSED, ROWS, qa_folder
 from longlens.errors import LonglensWarning, UserError
@@ -122,7 +122,7 @@ def test_passages_are_inside_short_enough_and_apart(text, tokens, pairs, seed):
 def test_the_part_that_is_kept_holds_the_passage_as_deep_as_the_whole(number, length, place, budget):
     first = round(place * (number - length))
     passage = Span(first, first + length)
-    kept = part_around(passage, number, min(budget, number))
+    kept = crop_around(passage, number, min(budget, number))
     assert kept.end - kept.start == min(budget, number)
     assert 0 <= kept.start <= passage.start < passage.end <= kept.end <= number
     if first == 0:
@@ -136,34 +136,34 @@ def test_the_part_that_is_kept_holds_the_passage_as_deep_as_the_whole(number, le
 
 def test_tokens_of_characters():
     spans = np.array([(0, 3), (3, 3), (3, 4), (6, 9), (6, 9)])
-    assert tokens_of(Span(0, 3), spans) == (0, 1)
-    assert tokens_of(Span(1, 4), spans) == (0, 3)
-    assert tokens_of(Span(6, 7), spans) == (3, 5)
-    assert tokens_of(Span(4, 6), spans) == (3, 3)
+    assert tokens_inside(Span(0, 3), spans) == (0, 1)
+    assert tokens_inside(Span(1, 4), spans) == (0, 3)
+    assert tokens_inside(Span(6, 7), spans) == (3, 5)
+    assert tokens_inside(Span(4, 6), spans) == (3, 3)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Question: Who?\nAnswer: Ann.", Pair("Who?", "Ann.")),
+        ("Question: Who?\nAnswer: Ann.", QAPair("Who?", "Ann.")),
         (
             "Here you are.\n\n**Question:** Who\nis it?\n\n**Answer:** Ann.\n\nAnd Bob.",
-            Pair("Who\nis it?", "Ann.\n\nAnd Bob."),
+            QAPair("Who\nis it?", "Ann.\n\nAnd Bob."),
         ),
         (
             "question: Why ask a question: now?\nANSWER: No answer: none.",
-            Pair("Why ask a question: now?", "No answer: none."),
+            QAPair("Why ask a question: now?", "No answer: none."),
         ),
-        ("### Question: **Who?**\n### Answer: Ann", Pair("Who?", "Ann")),
-        ("Who? Ann.", Refused("no question")),
-        ("Question: Who?\nAnn.", Refused("no answer")),
-        ("Answer: Ann.", Refused("no question")),
-        ("Answer: Ann.\nQuestion: Who?", Refused("the answer comes first")),
-        ("Question:\nAnswer: Ann.", Refused("empty question")),
-        ("Question: Who?\nAnswer: \n", Refused("empty answer")),
-        ("Question: Who?\nAnswer: Ann.\nQuestion: Where?\nAnswer: Here.", Refused("several questions")),
-        ("Question: Who?\nAnswer: Ann.\nAnswer: Bob.", Refused("several answers")),
-        ("", Refused("no question")),
+        ("### Question: **Who?**\n### Answer: Ann", QAPair("Who?", "Ann")),
+        ("Who? Ann.", Refusal("no question")),
+        ("Question: Who?\nAnn.", Refusal("no answer")),
+        ("Answer: Ann.", Refusal("no question")),
+        ("Answer: Ann.\nQuestion: Who?", Refusal("the answer comes first")),
+        ("Question:\nAnswer: Ann.", Refusal("empty question")),
+        ("Question: Who?\nAnswer: \n", Refusal("empty answer")),
+        ("Question: Who?\nAnswer: Ann.\nQuestion: Where?\nAnswer: Here.", Refusal("several questions")),
+        ("Question: Who?\nAnswer: Ann.\nAnswer: Bob.", Refusal("several answers")),
+        ("", Refusal("no question")),
     ],
 )
 def test_a_pair_is_one_question_and_then_one_answer(text, expected):
@@ -171,10 +171,10 @@ def test_a_pair_is_one_question_and_then_one_answer(text, expected):
 
 
 def test_what_did_not_come_to_an_end_is_refused():
-    stopped = Refused("stopped by --max-new-tokens")
+    stopped = Refusal("stopped by --max-new-tokens")
     assert read_pair(Written("Question: Who?\nAnswer: An", False), "", QASettings()) == stopped
     several = Written("Question: Who?\nAnswer: Ann.\nQuestion: W", False)
-    assert read_pair(several, "", QASettings()) == Refused("several questions")
+    assert read_pair(several, "", QASettings()) == Refusal("several questions")
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_grounded_answers_have_the_words_of_the_passage(answer, expected):
     passage = "Ann lives in the Straße, at number 4."
     assert is_grounded(answer, passage) == expected
     found = read_pair(Written(f"Question: Q?\nAnswer: {answer}"), passage, QASettings(grounded=True))
-    assert found == (Pair("Q?", answer) if expected else Refused("answer is not in the passage"))
-    assert read_pair(Written(f"Question: Q?\nAnswer: {answer}"), passage, QASettings()) == Pair("Q?", answer)
+    assert found == (QAPair("Q?", answer) if expected else Refusal("answer is not in the passage"))
+    assert read_pair(Written(f"Question: Q?\nAnswer: {answer}"), passage, QASettings()) == QAPair("Q?", answer)
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_rows_are_the_document_the_question_and_the_answer(books):
         passage = text[slice(*row["passage_span"])]
         first = passage.split()[0]
         assert prompt == PROMPT.format(passage=passage)
-        assert row["messages"] == messages_of(text, Pair(f"What begins with {first[0]}?", first))
+        assert row["messages"] == make_messages(text, QAPair(f"What begins with {first[0]}?", first))
         assert (row["document_span"], row["document_characters"]) == ([0, len(text)], len(text))
         assert (row["generator"], row["generator_sha256"], row["seed"], row["pair"]) == ("parrot", "0", 0, 0)
         assert row["generation"] == Parrot.generation
@@ -415,9 +415,9 @@ def test_nothing_is_left_of_a_run_that_could_not_begin(books):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pairs": 0}, "--pairs is 0; expected at least 1"),
-        ({"passage_tokens": 7}, "--passage-tokens is 7; expected at least 8"),
-        ({"passage_tokens": 100, "max_length": 199}, "--max-length is 199 and --passage-tokens 100: expected at least"),
+        ({"pairs": 0}, "`pairs` is 0; expected at least 1"),
+        ({"passage_tokens": 7}, "`passage_tokens` is 7; expected at least 8"),
+        ({"passage_tokens": 100, "max_length": 199}, "`max_length` is 199 and `passage_tokens` 100: expected at least"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
@@ -498,10 +498,10 @@ def test_a_raw_prompt_that_begins_with_bos_has_it_once():
 
 
 def test_what_a_generator_cannot_do_is_said():
-    with pytest.raises(UserError, match="--max-new-tokens is 0; expected at least 1"):
+    with pytest.raises(UserError, match="`max_new_tokens` is 0; expected at least 1"):
         generator(max_new_tokens=0)
     with pytest.raises(
-        UserError, match=r"tiny takes 64 tokens, and a prompt has 1\d\d with 5 to write: use fewer --pass"
+        UserError, match=r"tiny takes 64 tokens, and a prompt has 1\d\d with 5 to write: use fewer `pass"
     ):
         generator(tiny_model("llama", max_position_embeddings=64), max_new_tokens=5).generate(["a" * 100])
     model, tokenizer = tiny_model("llama"), tokenizer_of(None)

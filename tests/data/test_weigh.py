@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import longlens
-from longlens.data.folders import pack_folder, weigh_folder
+from longlens.data.mixture import pack_folder
 from longlens.data.packing import BestFit, Fill, pack_dataset
-from longlens.data.weigh import carry_ones, weigh, weights_of
+from longlens.data.weigh import carry_with_ones, weigh, weigh_folder, weights_of
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens.alignment import carry_weights
 from longlens.keytokens.influence import soft_influence
@@ -90,7 +90,12 @@ def test_another_tokenizer_gets_weights_by_characters():
 
 
 def test_characters_that_no_token_has_weigh_one():
-    assert carry_ones([[0, 2], [4, 6]], [3.0, 5.0], [[0, 2], [2, 4], [1, 5], [4, 4]]).tolist() == [3, 1, 2.5, 1]
+    assert carry_with_ones([[0, 2], [4, 6]], [3.0, 5.0], [[0, 2], [2, 4], [1, 5], [4, 4]]).tolist() == [
+        3,
+        1,
+        2.5,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,8 +107,8 @@ def test_characters_that_no_token_has_weigh_one():
             "row 1 has the id 'a' and another text than was scored: score the",
         ),
         ({"id": ["c"], "text": ["x"]}, {}, "row 1 has the id 'c', which was not scored (2 documents were): score the"),
-        ({"text": ["x"]}, {}, "row 1 has no field 'id', which says which document it is: name it with --id-field"),
-        ({"id": ["a"], "body": ["x"]}, {}, "row 1 has neither input_ids nor a text in the field 'text': pass --text-f"),
+        ({"text": ["x"]}, {}, "row 1 has no field 'id', which says which document it is: name it with `id_field`"),
+        ({"id": ["a"], "body": ["x"]}, {}, "row 1 has neither input_ids nor a text in the field 'text': name it with"),
         (
             {"id": ["a"], "input_ids": [[0, 1, 2, 4]]},
             {},
@@ -120,7 +125,7 @@ def test_characters_that_no_token_has_weigh_one():
             "short log-probabilities are of the tokens of one tokenizer, and the scores are of another",
         ),
         ({"id": ["a"], "text": ["the cat sat"]}, {"gamma": 0}, "gamma is 0, expected a finite number above 0"),
-        ({"id": ["a"], "text": ["the cat sat"]}, {"what": "x"}, "what is 'x'; expected token_weights or short_logpr"),
+        ({"id": ["a"], "text": ["the cat sat"]}, {"what": "x"}, "`what` is 'x'; expected token_weights or short_logpr"),
         ({"id": ["a"], "token_weights": [[1.0]]}, {}, "the dataset has a column 'token_weights' already: remove it"),
     ],
 )
@@ -216,7 +221,7 @@ def test_the_same_tokenizer_named_again_changes_nothing(trained):
 
 def test_weighing_imports_no_torch():
     program = (
-        "import sys, datasets, pyarrow\nimport longlens.data\nfrom longlens.data import folders\n"
+        "import sys, datasets, pyarrow\nimport longlens.data\nfrom longlens.data import mixture, weigh\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import torch
 
 import longlens
 from longlens import Document, UserError, load_scorer, open_scores, perplexity, score
-from longlens.data.folders import weigh_folder
+from longlens.data.weigh import weigh_folder
 from longlens.keytokens import read_keys, select_key_tokens, write_keys
 from longlens.metrics.context_reach import reach
 from longlens.models import identify

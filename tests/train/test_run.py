@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import longlens
-from longlens.data.folders import pack_folder, weigh_folder
+from longlens.data.mixture import pack_folder
 from longlens.data.packing import BestFit, packing_of
+from longlens.data.weigh import weigh_folder
 from longlens.errors import LonglensWarning, UserError
 from longlens.losses.longce import weighted_nll
 from longlens.models import load_scorer

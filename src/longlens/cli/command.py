@@ -24,6 +24,7 @@ GROUPS = (Loading, Engine, Reading, Truncation, KeyRule)
 
 OPTIONS = {
     "format": "format_",
+    "keep_remainder": "drop_remainder",
     "sources": "source",
     "store_text": "text",
     "template_arguments": "template_args",
@@ -66,7 +67,12 @@ def _flag(option: Any) -> str:
 
 
 def _plain(value: str) -> str:
-    """A value of Python as one writes it in a shell: ``"middle"`` as ``middle``, ``[64, 256]`` as ``64,256``."""
+    """A value of Python as one writes it in a shell.
+
+    ``"middle"`` as ``middle``, ``[64, 256]`` as ``64,256``, ``{"books": PATH}`` as ``books=PATH``.
+    """
+    if value[0] == "{":
+        return ",".join("=".join(part.strip(" '\"") for part in pair.split(":", 1)) for pair in value[1:-1].split(","))
     if value[0] in "[(":
         return ",".join(part.strip().strip("'\"") for part in value[1:-1].split(",") if part.strip())
     return value.strip("'\"")

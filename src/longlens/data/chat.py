@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from longlens.data.columns import Columns
-from longlens.data.conversation import ASSISTANT, ChatEncoder, ChatRow, Conversation, read_conversation
-from longlens.data.documents import dataset_rows
-from longlens.data.store import read_manifest
-from longlens.data.template import Turns
+import numpy as np
+
+from longlens.corpus import text_sha256
+from longlens.data.conversation import ASSISTANT, ChatEncoder, ChatRow, Conversation, Turns, read_conversation
+from longlens.data.documents import fingerprint, read_dataset_rows
+from longlens.data.packing import BestFit, PackingCounts, pack
+from longlens.data.store import Columns, DatasetFolder, read_manifest, schema_of, to_dataset
 from longlens.errors import LonglensWarning, UserError, shown
 from longlens.settings.options import Reading
+from longlens.tokenization import TextEncoder
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TooLong = Literal["cut", "drop"]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatSettings:
+    """How conversations become rows.
+
+    Attributes:
+        max_length: Tokens of a row.
+        too_long: Of a conversation with more tokens, ``cut`` keeps the whole turns that fit, ``drop`` nothing.
+        turns: ``together`` makes a row of a conversation, ``apart`` one of each answer, see `chat_dataset`.
+
+    Raises:
+        UserError: A value that cannot be.
+    """
+
+    max_length: int
+    too_long: Literal["cut", "drop"] = "cut"
+    turns: Turns = "together"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.max_length < 2:
+            raise UserError(f"`max_length` is {self.max_length}; a row needs at least 2 tokens, such as 4096")
+        if self.too_long not in ("cut", "drop"):
+            raise UserError(f"`too_long` is {self.too_long!r}; expected cut or drop")
+        if self.turns not in ("together", "apart"):
+            raise UserError(f"`turns` is {self.turns!r}; expected together or apart")
 
 
 @dataclass(slots=True)
@@ -64,7 +92,7 @@ def chat_dataset(
     *,
     max_length: int,
     reading: Reading | None = None,
-    too_long: TooLong = "cut",
+    too_long: Literal["cut", "drop"] = "cut",
     turns: Turns = "together",
     counts: ChatCounts | None = None,
 ) -> Dataset:
@@ -106,84 +134,112 @@ def chat_dataset(
     Warns:
         LonglensWarning: Conversations were cut or left out, or answers begin inside a token of the prompt.
     """
-    import datasets
-
+    settings = ChatSettings(max_length=max_length, too_long=too_long, turns=turns)
     counts = ChatCounts() if counts is None else counts
-    rows = chat_rows(
-        sources, tokenizer, max_length=max_length, reading=reading, too_long=too_long, turns=turns, counts=counts
-    )
-    ids = datasets.List(datasets.Value("int32"))
-    # The fingerprint is given, since the library would hash the generator, which holds the tokenizer, for one.
-    try:
-        made = datasets.Dataset.from_generator(
-            lambda: rows,
-            features=datasets.Features({"input_ids": ids, "labels": ids}),
-            fingerprint=uuid.uuid4().hex,
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):  # which the library wraps
-            raise error.__cause__ from None
-        raise
+    rows = chat_rows(sources, tokenizer, settings, reading=reading, counts=counts)
+    dataset = to_dataset(rows, [("input_ids", np.int32), ("labels", np.int32)])
     warn_left_out(counts, max_length)
-    return made
+    return dataset
+
+
+def chat_folder(
+    sources: Sequence[str],
+    tokenizer: Any,
+    out: str | os.PathLike[str],
+    settings: ChatSettings,
+    *,
+    pack_rows: bool = False,
+    reading: Reading | None = None,
+) -> dict[str, Any]:
+    """Writes the rows of `chat_dataset` into a folder, whole or not at all.
+
+    Args:
+        sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
+        tokenizer: Of transformers, with a chat template.
+        out: A new folder.
+        settings: How conversations become rows.
+        pack_rows: Packs whole conversations into rows, none of which sees another.
+        reading: Subset, split (``train`` unless given) and number of conversations.
+
+    Returns:
+        What counts.json holds: `ChatCounts`, and ``packed_rows`` where rows are packed.
+
+    Raises:
+        UserError: What `chat_dataset` refuses, a folder that holds something else, a full disk.
+
+    Warns:
+        LonglensWarning: Conversations were cut or left out, or answers begin inside a token of the prompt.
+    """
+    reading = Reading(split="train") if reading is None else reading
+    manifest = {
+        "sources": {source: fingerprint(source) for source in sources},
+        "tokenizer_sha256": TextEncoder(tokenizer).sha256,
+        "chat_template_sha256": text_sha256(str(tokenizer.chat_template)),
+        "length": settings.max_length,
+        "pack": pack_rows,
+        "too_long": settings.too_long,
+        "turns": settings.turns,
+        "subset": reading.subset,
+        "split": reading.split,
+        "samples": reading.samples,
+    }
+    counts, packed = ChatCounts(), PackingCounts()
+    with DatasetFolder(Path(out), "chat", manifest) as folder:
+        if folder.counts is not None:
+            return folder.counts
+        rows: Iterator[Mapping[str, Any]] = chat_rows(sources, tokenizer, settings, reading=reading, counts=counts)
+        # A packing of one conversation a row would be this as well, but for positions, which padding has no need of.
+        if pack_rows:
+            rows = pack(rows, settings.max_length, packing=BestFit(), counts=packed)
+        folder.write("data", rows, schema_of(["input_ids", "labels"]))
+        warn_left_out(counts, settings.max_length)
+        found = counts.to_json() | ({"packed_rows": packed.rows} if pack_rows else {})
+        folder.finish(found)
+        return found
 
 
 def chat_rows(
     sources: Sequence[str],
     tokenizer: Any,
+    settings: ChatSettings,
     *,
-    max_length: int,
     reading: Reading | None = None,
-    too_long: TooLong = "cut",
-    turns: Turns = "together",
     counts: ChatCounts | None = None,
 ) -> Iterator[Columns]:
     """The rows of `chat_dataset`, one by one; arguments are checked at once.
 
     Args:
-        sources: As in `chat_dataset`.
-        tokenizer: As in `chat_dataset`.
-        max_length: As in `chat_dataset`.
-        reading: As in `chat_dataset`.
-        too_long: As in `chat_dataset`.
-        turns: As in `chat_dataset`.
+        sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
+        tokenizer: Of transformers, with a chat template.
+        settings: How conversations become rows.
+        reading: Subset, split (``train`` unless given) and number of conversations.
         counts: Is added to as rows are made.
 
     Raises:
         UserError: See `chat_dataset`; also where no row was made, when the last conversation was read.
     """
-    if max_length < 2:
-        raise UserError(f"max_length is {max_length}; a row needs at least 2 tokens, such as 4096")
-    if too_long not in ("cut", "drop"):
-        raise UserError(f"too_long is {too_long!r}; expected cut or drop")
-    if turns not in ("together", "apart"):
-        raise UserError(f"turns is {turns!r}; expected together or apart")
     if isinstance(sources, (str, bytes, Path)):
-        raise UserError(f"sources is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
+        raise UserError(f"`sources` is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
     if not sources:
         raise UserError("no conversations given: name JSON Lines or Parquet files, folders or hf:NAME")
     for source in sources:
         if not source.startswith("hf:"):
             read_manifest(Path(source))  # refuses what `longlens data qa` has not finished
     reading = Reading(split="train") if reading is None else reading
-    encoder = ChatEncoder(tokenizer, turns=turns)
+    encoder = ChatEncoder(tokenizer, turns=settings.turns)
     counts = ChatCounts() if counts is None else counts
-    found = islice(dataset_rows(sources, reading), reading.samples)
+    found = islice(read_dataset_rows(sources, reading), reading.samples)
     conversations = (read_conversation(row.values, row.place) for row in found)
-    return _counted_rows(conversations, encoder, max_length, too_long, counts)
+    return _count_rows(conversations, encoder, settings, counts)
 
 
-def _counted_rows(
-    conversations: Iterable[Conversation],
-    encoder: ChatEncoder,
-    max_length: int,
-    too_long: TooLong,
-    counts: ChatCounts,
+def _count_rows(
+    conversations: Iterable[Conversation], encoder: ChatEncoder, settings: ChatSettings, counts: ChatCounts
 ) -> Iterator[Columns]:
     for conversation in conversations:
         counts.conversations += 1
-        answers = conversation.answers()
-        rows = _fitting_rows(conversation, encoder, max_length, too_long)
+        answers = conversation.find_answers()
+        rows = _fitting_rows(conversation, encoder, settings)
         left_out = len(answers) - sum(row.answers for row in rows)
         rows = [row for row in rows if row.learned]
         if answers and left_out == len(answers):
@@ -202,25 +258,23 @@ def _counted_rows(
     if not counts.rows:
         raise UserError(
             f"no row was made of {counts.conversations:,} conversations: {counts.long_conversations:,} are longer than "
-            f"{max_length:,} tokens, {counts.unanswered_conversations:,} have no turn of the role {ASSISTANT!r} after "
-            "another: raise max_length, or check the roles"
+            f"{settings.max_length:,} tokens, {counts.unanswered_conversations:,} have no turn of the role "
+            f"{ASSISTANT!r} after another: raise `max_length`, or check the roles"
         )
 
 
-def _fitting_rows(
-    conversation: Conversation, encoder: ChatEncoder, max_length: int, too_long: TooLong
-) -> list[ChatRow]:
+def _fitting_rows(conversation: Conversation, encoder: ChatEncoder, settings: ChatSettings) -> list[ChatRow]:
     """Rows of a conversation as far as they fit; none where nothing does, or there is no answer."""
-    answers = conversation.answers()
-    if encoder.turns == "apart":
+    answers = conversation.find_answers()
+    if settings.turns == "apart":
         rows = [encoder.encode(conversation.until(answer)) for answer in answers]
-        fitting = [row for row in rows if row.size <= max_length]
-        return [] if too_long == "drop" and len(fitting) < len(rows) else fitting
+        fitting = [row for row in rows if row.size <= settings.max_length]
+        return [] if settings.too_long == "drop" and len(fitting) < len(rows) else fitting
     for answer in reversed(answers):
         row = encoder.encode(conversation.until(answer))
-        if row.size <= max_length:
+        if row.size <= settings.max_length:
             return [row]
-        if too_long == "drop":
+        if settings.too_long == "drop":
             break
     return []
 
@@ -237,9 +291,9 @@ def warn_left_out(counts: ChatCounts, max_length: int) -> None:
         (counts.long_conversations, f"left out, being longer than {max_length:,} tokens"),
         (counts.unanswered_conversations, "left out, having nothing to learn"),
     ]
-    told = [f"{number:,} were {what}" for number, what in happened if number]
-    if told:
-        warnings.warn(f"of {counts.conversations:,} conversations {', '.join(told)}", LonglensWarning, stacklevel=3)
+    parts = [f"{number:,} were {what}" for number, what in happened if number]
+    if parts:
+        warnings.warn(f"of {counts.conversations:,} conversations {', '.join(parts)}", LonglensWarning, stacklevel=3)
     if counts.merged_turns:
         warnings.warn(
             f"{counts.merged_turns:,} answers begin inside a token that began in the prompt, which ends with other "

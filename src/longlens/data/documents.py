@@ -1,4 +1,4 @@
-"""From the files of a source to documents of tokens."""
+"""Sources of documents: what they are, whose tokens they hold, and how their texts become documents of tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from longlens.corpus import Document, read_documents
-from longlens.corpus.files import files_of_folder
+from longlens.corpus.files import STDLIB, files_of_folder, module_files
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, open_dataset, rows_reader
-from longlens.data.columns import NEUTRAL, Columns, columns_of
 from longlens.data.recipe import Source
-from longlens.data.store import read_manifest
-from longlens.errors import UserError, shown, system_errors
+from longlens.data.store import NEUTRAL, Columns, read_columns, read_manifest
+from longlens.errors import UserError, shown, shown_value, system_errors
 from longlens.files import cannot_write
 from longlens.settings.options import Reading
 
@@ -56,23 +55,23 @@ class Framing:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [{"input_ids": np.array(ids, dtype=np.int32)} for ids in encoded]
 
-    def framed(self, document: Columns) -> Columns:
+    def frame(self, document: Columns) -> Columns:
         """The document with BOS and EOS."""
         ids = document["input_ids"]
         before = [] if self.bos is None or (len(ids) and ids[0] == self.bos) else [self.bos]
         after = [] if self.eos is None or (len(ids) and ids[-1] == self.eos) else [self.eos]
-        return {name: _between(values, before, after, NEUTRAL.get(name)) for name, values in document.items()}
+        return {name: _frame_column(values, before, after, NEUTRAL.get(name)) for name, values in document.items()}
 
-    def framed_row(self, row: Row) -> Columns:
+    def frame_row(self, row: Row) -> Columns:
         """The document of a tokenized row, with BOS and EOS.
 
         Raises:
-            UserError: It has no tokens of this tokenizer, see `longlens.data.columns.columns_of`.
+            UserError: It has no tokens of this tokenizer, see `longlens.data.store.read_columns`.
         """
-        return self.framed(columns_of(row.values, row.place, vocabulary=self.vocabulary))
+        return self.frame(read_columns(row.values, row.place, vocabulary=self.vocabulary))
 
 
-def _between(
+def _frame_column(
     values: npt.NDArray[Any], before: Sequence[int], after: Sequence[int], neutral: float | None
 ) -> npt.NDArray[Any]:
     """The values between those of added tokens: their ids, or the neutral value."""
@@ -80,7 +79,47 @@ def _between(
     return np.concatenate([np.array(ends[0], dtype=values.dtype), values, np.array(ends[1], dtype=values.dtype)])
 
 
-def documents_of(source: Source, framing: Framing, *, seed: int, scratch: Path) -> Iterator[Columns]:
+def check_tokenizer(path: str, framing: Framing) -> None:
+    """Refuses a tokenized dataset of longlens that another tokenizer made; of other datasets nothing is known.
+
+    Raises:
+        UserError: It did, or the rows are packed already.
+    """
+    manifest = None if path.startswith("hf:") else read_manifest(Path(path))
+    if manifest is None:
+        return
+    if manifest["kind"] != "weighed":
+        kind = shown_value(manifest["kind"])
+        raise UserError(f"{path} is packed already (a {kind} of longlens): give it to the trainer as it is")
+    made = (manifest.get("settings") or {}).get("tokenizer_sha256")
+    if made != framing.tokenizer_sha256:
+        raise UserError(
+            f"{path} was tokenized by another tokenizer (sha256 {shown_value(made)[:13]}…, and here "
+            f"{framing.tokenizer_sha256[:12]}…): name the tokenizer that it was weighed for"
+        )
+
+
+def is_weighed(path: str) -> bool:
+    """Whether ``longlens data weigh`` made it."""
+    manifest = None if path.startswith("hf:") else read_manifest(Path(path))
+    return manifest is not None and manifest["kind"] == "weighed"
+
+
+def fingerprint(path: str) -> str:
+    """Says that files changed between two runs, by their names and sizes: reading them would take as long as mixing."""
+    folder = Path(path)
+    if path.startswith(STDLIB):
+        listed = [f"{name} {file.stat().st_size}" for name, file in module_files(path.removeprefix(STDLIB))]
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    if path.startswith("hf:") and not Path(path[3:]).exists():
+        return path
+    folder = Path(path[3:]) if path.startswith("hf:") else folder
+    files = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
+    listed = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files if file.is_file()]
+    return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
+
+
+def read_source(source: Source, framing: Framing, *, seed: int, scratch: Path) -> Iterator[Columns]:
     """The documents of a source, in its order; groups in an order that the seed decides.
 
     Args:
@@ -95,27 +134,27 @@ def documents_of(source: Source, framing: Framing, *, seed: int, scratch: Path) 
     """
     assert source.path is not None
     if source.tokenized:
-        rows = dataset_rows([source.path], source.reading())
-        yield from (framing.framed_row(row) for row in rows)
+        rows = read_dataset_rows([source.path], source.reading())
+        yield from (framing.frame_row(row) for row in rows)
         return
     read = read_documents([source.path], source.reading())
-    texts = (d.text for d in read) if source.group_by is None else _grouped(read, source, seed, scratch)
-    yield from texts_to_documents(texts, framing)
+    texts = (d.text for d in read) if source.group_by is None else _group_texts(read, source, seed, scratch)
+    yield from tokenize_texts(texts, framing)
 
 
-def texts_to_documents(texts: Iterable[str], framing: Framing) -> Iterator[Columns]:
+def tokenize_texts(texts: Iterable[str], framing: Framing) -> Iterator[Columns]:
     """Texts, tokenized and framed."""
     batch: list[str] = []
     for text in texts:
         batch.append(text)
         if len(batch) == BATCH or sum(map(len, batch)) >= BATCH_CHARACTERS:
-            yield from map(framing.framed, framing.encode(batch))
+            yield from map(framing.frame, framing.encode(batch))
             batch = []
     if batch:
-        yield from map(framing.framed, framing.encode(batch))
+        yield from map(framing.frame, framing.encode(batch))
 
 
-def dataset_rows(sources: Sequence[str], options: Reading) -> Iterator[Row]:
+def read_dataset_rows(sources: Sequence[str], options: Reading) -> Iterator[Row]:
     """Rows of datasets, tokenized or of conversations: ``hf:NAME``, JSON Lines or Parquet files, or folders of such.
 
     Raises:
@@ -123,7 +162,7 @@ def dataset_rows(sources: Sequence[str], options: Reading) -> Iterator[Row]:
     """
     for source in sources:
         none = True
-        for read in _readers(source, options):
+        for read in _row_readers(source, options):
             for row in read():
                 none = False
                 if not isinstance(row.values, Mapping):
@@ -133,7 +172,7 @@ def dataset_rows(sources: Sequence[str], options: Reading) -> Iterator[Row]:
             raise UserError(f"{shown(source)} is empty, it has no row: leave it out")
 
 
-def _readers(source: str, options: Reading) -> list[Callable[[], Iterator[Row]]]:
+def _row_readers(source: str, options: Reading) -> list[Callable[[], Iterator[Row]]]:
     if source.startswith("hf:"):
         return [open_dataset(source[3:], options)]
     path = Path(source)
@@ -157,14 +196,14 @@ def _readers(source: str, options: Reading) -> list[Callable[[], Iterator[Row]]]
 _TEXTS = pa.schema([("group", pa.string()), ("order", pa.string()), ("text", pa.string())])
 
 
-def _grouped(documents: Iterable[Document], source: Source, seed: int, scratch: Path) -> Iterator[str]:
+def _group_texts(documents: Iterable[Document], source: Source, seed: int, scratch: Path) -> Iterator[str]:
     """A text a group; of all documents only the group and order are held in memory."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder, "texts.arrow")
         keys: list[tuple[bytes, str, str, int]] = []
         try:
             with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _TEXTS) as writer:
-                places = (_place(document, source) | {"text": document.text} for document in documents)
+                places = (_group_and_order(document, source) | {"text": document.text} for document in documents)
                 while batch := list(islice(places, BATCH)):
                     for row in batch:
                         rank = hashlib.sha256(f"{seed}:{row['group']}".encode()).digest()
@@ -183,7 +222,7 @@ def _text(texts: Any, at: int) -> str:
     return text
 
 
-def _place(document: Document, source: Source) -> dict[str, str]:
+def _group_and_order(document: Document, source: Source) -> dict[str, str]:
     """The group of a document and its place in it: fields of its row, or folders of its file."""
     assert source.path is not None
     assert source.group_by is not None

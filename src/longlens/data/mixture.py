@@ -1,40 +1,134 @@
-"""Mixtures: each source packed, then their rows interleaved, so that shares of rows are shares of tokens."""
+"""Folders of packed rows: ``longlens data pack``, and ``longlens data mix``.
+
+In a mixture each source is packed, then their rows interleaved, so that shares of rows are shares of tokens.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from longlens.corpus.files import STDLIB, module_files
-from longlens.data.columns import CARRIED, NEUTRAL, Columns
-from longlens.data.documents import Framing, documents_of
-from longlens.data.packing import Counts, pack, packing_of, warn_divided
+from longlens.corpus import read_documents
+from longlens.data.documents import (
+    Framing,
+    check_tokenizer,
+    fingerprint,
+    is_weighed,
+    read_dataset_rows,
+    read_source,
+    tokenize_texts,
+)
+from longlens.data.packing import Packing, PackingCounts, TooLong, pack, packing_of, warn_divided
 from longlens.data.recipe import Mixture, Source
-from longlens.data.store import DatasetFolder, packed_schema, read_manifest, read_rows
-from longlens.errors import UserError, shown, shown_value
+from longlens.data.store import CARRIED, NEUTRAL, Columns, DatasetFolder, Row, read_rows, schema_of
+from longlens.errors import UserError, shown
 from longlens.files import read_json, write_json
+from longlens.settings.options import Reading
 
-Row = dict[str, npt.NDArray[Any]]
+_LOGGER = logging.getLogger(__name__)
 
 
-def mix(
-    mixture: Mixture,
+def pack_folder(
+    sources: Sequence[str],
     tokenizer: Any,
     out: str | os.PathLike[str],
     *,
-    told: Callable[[str], None] = lambda line: None,
+    length: int,
+    packing: Packing,
+    too_long: TooLong = "split",
+    min_tokens: int = 1,
+    max_tokens: int | None = None,
+    bos: bool = True,
+    eos: bool = True,
+    tokenized: bool = False,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
+    """Packs documents in the order in which they come, into a folder that ``datasets.load_dataset(out)`` reads.
+
+    Args:
+        sources: Files, folders or ``hf:NAME``: texts; or tokenized, rows with ``input_ids`` of this tokenizer, such as
+            ``longlens data weigh`` writes, whose folders are known as such.
+        tokenizer: Of transformers.
+        out: A new folder.
+        length: Tokens of a row.
+        packing: `Fill` or `BestFit`.
+        too_long: What becomes of documents longer than a row: ``split``, ``cut`` or ``drop``.
+        min_tokens: Documents of fewer tokens are left out, and last pieces of split ones too.
+        max_tokens: Documents of more tokens are left out.
+        bos: Whether the tokenizer's BOS stands before every document.
+        eos: Whether its EOS stands behind every document.
+        tokenized: Whether rows hold ``input_ids``.
+        reading: Fields and split.
+
+    Returns:
+        What counts.json holds: `PackingCounts`.
+
+    Raises:
+        UserError: Documents that cannot be read or packed, a folder that holds something else, a full disk.
+    """
+    reading = Reading() if reading is None else reading
+    framing = Framing(tokenizer, bos=bos, eos=eos)
+    for source in sources:
+        check_tokenizer(source, framing)
+    tokenized = tokenized or (bool(sources) and all(is_weighed(source) for source in sources))
+    if tokenized:
+        rows = read_dataset_rows(sources, reading)
+        documents: Iterable[Columns] = map(framing.frame_row, rows)
+    else:
+        documents = tokenize_texts((d.text for d in read_documents(sources, reading)), framing)
+    settings = {
+        "sources": {source: fingerprint(source) for source in sources},
+        "tokenizer_sha256": framing.tokenizer_sha256,
+        "bos_token_id": framing.bos,
+        "eos_token_id": framing.eos,
+        "length": length,
+        "packing": repr(packing),
+        "too_long": too_long,
+        "min_tokens": min_tokens,
+        "max_tokens": max_tokens,
+        "tokenized": tokenized,
+        "text_field": reading.text_field,
+        "subset": reading.subset,
+        "split": reading.split,
+        "samples": reading.samples,
+    }
+    counts = PackingCounts()
+    packed = pack(
+        documents,
+        length,
+        packing=packing,
+        too_long=too_long,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        counts=counts,
+    )
+    with DatasetFolder(Path(out), "packed", settings) as folder:
+        if folder.counts is not None:
+            return folder.counts
+        first = next(packed, None)
+        if first is None:
+            raise UserError(
+                f"no row was made of {counts.documents:,} documents with {counts.tokens:,} tokens "
+                f"({counts.short_documents:,} are shorter than `min_tokens`, {counts.long_documents:,} too long): "
+                "check the lengths"
+            )
+        folder.write("data", chain([first], packed), schema_of(first))
+        warn_divided(counts, first, "the documents")
+        folder.finish(counts.to_json())
+        return counts.to_json()
+
+
+def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[str, Any]:
     """Makes a mixture: a folder that ``datasets.load_dataset(out)`` reads, rows as `longlens.data.pack` gives them.
 
     Each row has documents of one source, whose name is its column ``source``. The same recipe, tokenizer and files give
@@ -45,10 +139,9 @@ def mix(
         mixture: What to make.
         tokenizer: Of transformers, such as `longlens.models.load_tokenizer` gives.
         out: A new folder, or one that was begun with the same settings.
-        told: Told in a line of each source that is complete.
 
     Returns:
-        What counts.json holds: ``rows``, ``tokens``, ``input_ids_sha256``, and `Counts` for each source.
+        What counts.json holds: ``rows``, ``tokens``, ``input_ids_sha256``, and `PackingCounts` for each source.
 
     Raises:
         UserError: A source without path, with too few tokens or that cannot be read; a folder that holds something
@@ -72,17 +165,14 @@ def mix(
         for name in mixture.sources:
             made = folder.work / name
             if not (made / "counts.json").is_file():
-                shutil.rmtree(made, ignore_errors=True)
                 _make_source(mixture, name, wanted[name], framing, folder)
             counts[name] = read_json(made / "counts.json")
-            told(f"{name}: {counts[name]['rows']:,} rows of {counts[name]['documents']:,} documents")
+            _LOGGER.info(f"{name}: {counts[name]['rows']:,} rows of {counts[name]['documents']:,} documents")
         order = interleave(wanted, mixture.seed)
         names = {column for name in wanted for column in counts[name].pop("columns")}
         digest = hashlib.sha256()
-        # A run that was killed before it wrote its counts left this; the hash is taken as rows are written.
-        shutil.rmtree(folder.folder / "data", ignore_errors=True)
         rows = _interleaved(folder.work, order, names, digest)
-        folder.write("data", rows, packed_schema(names, ("source", pa.string())))
+        folder.write("data", rows, schema_of(names, ("source", pa.string())))
         total: dict[str, Any] = {"rows": len(order), "tokens": sum(c["row_tokens"] for c in counts.values())}
         total |= {"input_ids_sha256": digest.hexdigest(), "sources": counts}
         folder.finish(total)
@@ -107,7 +197,7 @@ def allocate(mixture: Mixture) -> dict[str, int]:
         if not count:
             raise UserError(
                 f"{rows} rows leave none to the source {name} with {float(weights[name]):g} %: "
-                f"give at least --tokens {int(100 * mixture.length / weights[name]) + 1}"
+                f"give at least {int(100 * mixture.length / weights[name]) + 1} `tokens`"
             )
     return whole
 
@@ -131,7 +221,7 @@ def _uniform(key: str) -> float:
 
 
 def _make_source(mixture: Mixture, name: str, wanted: int, framing: Framing, folder: DatasetFolder) -> None:
-    source, counts = mixture.sources[name], Counts()
+    source, counts = mixture.sources[name], PackingCounts()
     folder.work.mkdir(exist_ok=True)
     rows = _source_rows(mixture, source, framing, folder.work, counts)
     first = next(rows, None)
@@ -145,16 +235,18 @@ def _make_source(mixture: Mixture, name: str, wanted: int, framing: Framing, fol
         if counts.rows < wanted:
             raise UserError(_too_few(name, wanted, mixture, counts))
 
-    folder.write(f".work/{name}", all_rows(), packed_schema(columns))
+    folder.write(f".work/{name}", all_rows(), schema_of(columns))
     warn_divided(counts, columns, f"the source {name}")
     write_json(folder.work / name / "counts.json", counts.to_json() | {"columns": columns})
 
 
-def _source_rows(mixture: Mixture, source: Source, framing: Framing, scratch: Path, counts: Counts) -> Iterator[Row]:
+def _source_rows(
+    mixture: Mixture, source: Source, framing: Framing, scratch: Path, counts: PackingCounts
+) -> Iterator[Row]:
     def documents() -> Iterator[Columns]:
         while True:
             before = counts.packable_tokens
-            yield from documents_of(source, framing, seed=mixture.seed, scratch=scratch)
+            yield from read_source(source, framing, seed=mixture.seed, scratch=scratch)
             if not source.repeat or counts.packable_tokens == before:
                 return
             counts.repeats += 1
@@ -172,13 +264,13 @@ def _source_rows(mixture: Mixture, source: Source, framing: Framing, scratch: Pa
     )
 
 
-def _too_few(name: str, wanted: int, mixture: Mixture, counts: Counts) -> str:
+def _too_few(name: str, wanted: int, mixture: Mixture, counts: PackingCounts) -> str:
     source = mixture.sources[name]
     filtered = counts.short_documents + counts.long_documents
     return (
         f"the source {name} ({source.path}) gives {counts.rows:,} rows of {mixture.length:,} tokens, and its share of "
         f"{source.weight:g} % is {wanted:,} ({counts.documents:,} documents with {counts.tokens:,} tokens, "
-        f"{filtered:,} of them left out for their length): give it more text, ask for fewer --tokens"
+        f"{filtered:,} of them left out for their length): give it more text, ask for fewer `tokens`"
         + (", or check min_tokens" if filtered else "")
         + ("" if source.repeat else ", or let it be read again with repeat: true")
     )
@@ -186,45 +278,15 @@ def _too_few(name: str, wanted: int, mixture: Mixture, counts: Counts) -> str:
 
 def _check_source(name: str, source: Source, framing: Framing) -> None:
     if source.path is None:
-        raise UserError(f"the source {name} has no path: pass --source {name}=PATH, a file, a folder or hf:NAME")
+        raise UserError(
+            f"the source {name} has no path: pass `sources={{{name!r}: PATH}}`, a file, a folder or hf:NAME"
+        )
     if not source.path.startswith("hf:") and not Path(source.path).exists():
-        raise UserError(f"the source {name}: no such file or folder: {shown(source.path)}: pass --source {name}=PATH")
+        raise UserError(
+            f"the source {name}: no such file or folder: {shown(source.path)}: pass `sources={{{name!r}: PATH}}`"
+        )
     if source.tokenized:
         check_tokenizer(source.path, framing)
-
-
-def check_tokenizer(path: str, framing: Framing) -> None:
-    """Refuses a tokenized dataset of longlens that another tokenizer made; of other datasets nothing is known.
-
-    Raises:
-        UserError: It did, or the rows are packed already.
-    """
-    manifest = None if path.startswith("hf:") else read_manifest(Path(path))
-    if manifest is None:
-        return
-    if manifest["kind"] != "weighed":
-        kind = shown_value(manifest["kind"])
-        raise UserError(f"{path} is packed already (a {kind} of longlens): give it to the trainer as it is")
-    made = (manifest.get("settings") or {}).get("tokenizer_sha256")
-    if made != framing.tokenizer_sha256:
-        raise UserError(
-            f"{path} was tokenized by another tokenizer (sha256 {shown_value(made)[:13]}…, and here "
-            f"{framing.tokenizer_sha256[:12]}…): name the tokenizer that it was weighed for"
-        )
-
-
-def fingerprint(path: str) -> str:
-    """Says that files changed between two runs, by their names and sizes: reading them would take as long as mixing."""
-    folder = Path(path)
-    if path.startswith(STDLIB):
-        listed = [f"{name} {file.stat().st_size}" for name, file in module_files(path.removeprefix(STDLIB))]
-        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
-    if path.startswith("hf:") and not Path(path[3:]).exists():
-        return path
-    folder = Path(path[3:]) if path.startswith("hf:") else folder
-    files = sorted(folder.rglob("*")) if folder.is_dir() else [folder]
-    listed = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files if file.is_file()]
-    return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
 
 
 def _interleaved(work: Path, order: Sequence[str], names: set[str], digest: Any) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Documents of tokens to rows of one length; boundaries of documents are kept, and no token is in two rows.
 
 A *document* here is a mapping of columns, arrays of one length: ``input_ids`` and what goes along with each token, see
-`longlens.data.columns.CARRIED`. A *piece* is a document, or the part of one that is longer than a row.
+`longlens.data.store.CARRIED`. A *piece* is a document, or the part of one that is longer than a row.
 
 ``trl.pack_dataset(strategy="bfd_split")`` packs as `BestFit` does and is not used: it is part of a trainer that is no
 dependency here, it counts nothing (documents that are cut, tokens that are dropped), it leaves ``position_ids`` to its
@@ -11,17 +11,15 @@ own collator, and every batch of a thousand documents ends in rows that are not 
 from __future__ import annotations
 
 import sys
-import uuid
 import warnings
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from longlens.data.columns import IGNORED, NEUTRAL, Columns, columns_of, part_of, row_types, size_of
+from longlens.data.store import IGNORED, NEUTRAL, Columns, Row, part_of, read_columns, size_of, to_dataset, token_types
 from longlens.errors import LonglensWarning, UserError, shown_value
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ BUFFER_ROWS = 64
 
 
 @dataclass(slots=True)
-class Counts:
+class PackingCounts:
     """What became of the documents and tokens of a source; BOS and EOS count as tokens.
 
     ``tokens == row_tokens + short_tokens + long_tokens + cut_tokens + tail_tokens + left_tokens``
@@ -88,7 +86,7 @@ class Counts:
 class Packing(Protocol):
     """How pieces become rows."""
 
-    def rows(self, pieces: Iterable[Columns], length: int, counts: Counts) -> Iterator[list[Columns]]:
+    def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
         """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
 
 
@@ -105,7 +103,7 @@ class Fill:
 
     keep_remainder: bool = True
 
-    def rows(self, pieces: Iterable[Columns], length: int, counts: Counts) -> Iterator[list[Columns]]:
+    def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
         """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
         row: list[Columns] = []
         room = length
@@ -142,7 +140,7 @@ class BestFit:
         if self.buffer_rows < 1:
             raise UserError(f"buffer_rows is {self.buffer_rows}, expected at least 1")
 
-    def rows(self, pieces: Iterable[Columns], length: int, counts: Counts) -> Iterator[list[Columns]]:
+    def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
         """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
         waiting: list[Columns] = []
         tokens = 0
@@ -177,7 +175,7 @@ def packing_of(name: str, *, keep_remainder: bool = True) -> Packing:
     if name != "best-fit":
         raise UserError(f"packing is {shown_value(name)}; expected {' or '.join(PACKINGS)}")
     if not keep_remainder:
-        raise UserError("packing best-fit has no remainder to drop, as fill has: leave --drop-remainder out")
+        raise UserError("packing best-fit has no remainder to drop, as fill has: leave `keep_remainder=False` out")
     return BestFit()
 
 
@@ -205,12 +203,12 @@ def pack(
     piece_length: int | None = None,
     min_tokens: int = 1,
     max_tokens: int | None = None,
-    counts: Counts | None = None,
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    counts: PackingCounts | None = None,
+) -> Iterator[Row]:
     """Packs documents into rows; the order of documents decides all of it, nothing is drawn.
 
     Args:
-        documents: Mappings of columns: ``input_ids`` and any of `columns.CARRIED`, the same for all.
+        documents: Mappings of columns: ``input_ids`` and any of `store.CARRIED`, the same for all.
         length: Tokens of a row.
         packing: `Fill` or `BestFit`.
         too_long: What becomes of a document of more than ``piece_length`` tokens: split into pieces of that length,
@@ -230,7 +228,7 @@ def pack(
     Raises:
         UserError: A length that cannot be, or documents whose columns differ.
     """
-    counts = Counts() if counts is None else counts
+    counts = PackingCounts() if counts is None else counts
     limit = length if piece_length is None else piece_length
     if length < 2:
         raise UserError(f"length is {length}; a row needs at least 2 tokens, such as 65536")
@@ -238,16 +236,13 @@ def pack(
         raise UserError(f"piece_length is {limit}; expected 2 to {length} tokens, the length of a row")
     if too_long not in ("split", "cut", "drop"):
         raise UserError(f"too_long is {too_long!r}; expected split, cut or drop")
-    longest = min(
-        limit if too_long == "drop" else sys.maxsize,
-        sys.maxsize if max_tokens is None else max_tokens,
-    )
-    kept = _filtered(documents, min_tokens, longest, counts)
-    pieces = _pieces(kept, limit, too_long, min_tokens, counts)
-    return _counted((packed_row(parts) for parts in packing.rows(pieces, length, counts)), counts)
+    longest = min(limit if too_long == "drop" else sys.maxsize, sys.maxsize if max_tokens is None else max_tokens)
+    kept = _filter(documents, min_tokens, longest, counts)
+    pieces = _split(kept, limit, too_long, min_tokens, counts)
+    return _count_rows((packed_row(parts) for parts in packing.rows(pieces, length, counts)), counts)
 
 
-def _filtered(documents: Iterable[Columns], fewest: int, most: int, counts: Counts) -> Iterator[Columns]:
+def _filter(documents: Iterable[Columns], fewest: int, most: int, counts: PackingCounts) -> Iterator[Columns]:
     names: set[str] | None = None
     for document in documents:
         names = set(document) if names is None else names
@@ -269,8 +264,8 @@ def _filtered(documents: Iterable[Columns], fewest: int, most: int, counts: Coun
             yield document
 
 
-def _pieces(
-    documents: Iterable[Columns], limit: int, too_long: TooLong, fewest: int, counts: Counts
+def _split(
+    documents: Iterable[Columns], limit: int, too_long: TooLong, fewest: int, counts: PackingCounts
 ) -> Iterator[Columns]:
     for document in documents:
         size = size_of(document)
@@ -290,15 +285,13 @@ def _pieces(
                     yield piece
 
 
-def packed_row(documents: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:
+def packed_row(documents: Sequence[Columns]) -> Row:
     """A row of these documents, with ``position_ids`` and ``labels``, see `pack`.
 
     Args:
         documents: At least one, none empty, of the same columns.
     """
-    row: dict[str, npt.NDArray[Any]] = {
-        name: np.concatenate([document[name] for document in documents]) for name in documents[0]
-    }
+    row: Row = {name: np.concatenate([document[name] for document in documents]) for name in documents[0]}
     sizes = [size_of(document) for document in documents]
     row["position_ids"] = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
     labels = row.get("labels", row["input_ids"]).copy()
@@ -307,7 +300,7 @@ def packed_row(documents: Sequence[Columns]) -> dict[str, npt.NDArray[Any]]:
     return row
 
 
-def warn_divided(counts: Counts, columns: Iterable[str], what: str) -> None:
+def warn_divided(counts: PackingCounts, columns: Iterable[str], what: str) -> None:
     """Warns where documents with offline weights were divided: the weights know more context than the row has.
 
     Args:
@@ -326,7 +319,7 @@ def warn_divided(counts: Counts, columns: Iterable[str], what: str) -> None:
         )
 
 
-def _counted(rows: Iterable[dict[str, npt.NDArray[Any]]], counts: Counts) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def _count_rows(rows: Iterable[Row], counts: PackingCounts) -> Iterator[Row]:
     for row in rows:
         counts.rows += 1
         counts.row_tokens += size_of(row)
@@ -337,39 +330,26 @@ class Packed(NamedTuple):
     """Packed rows, and what became of the documents."""
 
     dataset: Dataset
-    counts: Counts
+    counts: PackingCounts
 
 
 def pack_dataset(
     dataset: Dataset, length: int, *, packing: Packing | None = None, too_long: TooLong = "split"
 ) -> Packed:
-    """Packs a `datasets.Dataset` of tokenized documents: ``input_ids`` and any of `columns.CARRIED`.
+    """Packs a `datasets.Dataset` of tokenized documents: ``input_ids`` and any of `store.CARRIED`.
 
     Args:
         dataset: A document a row; no BOS or EOS is added, other columns are dropped.
         length: Tokens of a row.
         packing: `Fill` or `BestFit`, ``BestFit()`` unless given.
-        too_long: See `pack`.
+        too_long: What becomes of documents longer than a row: ``split``, ``cut`` or ``drop``.
 
     Raises:
         UserError: See `pack`; or there is no document.
     """
-    import datasets
-
-    counts = Counts()
-    documents = (columns_of(row, f"row {at}") for at, row in enumerate(dataset.with_format("numpy")))
+    counts = PackingCounts()
+    documents = (read_columns(row, f"row {at}") for at, row in enumerate(dataset.with_format("numpy")))
     rows = pack(documents, length, packing=packing or BestFit(), too_long=too_long, counts=counts)
-    features = {
-        name: datasets.List(datasets.Value(np.dtype(kind).name)) for name, kind in row_types(dataset.column_names)
-    }
-    # The fingerprint is given, since the library would hash the dataset's rows for one.
-    try:
-        packed = datasets.Dataset.from_generator(
-            lambda: rows, features=datasets.Features(features), fingerprint=uuid.uuid4().hex
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):  # which the library wraps
-            raise error.__cause__ from None
-        raise
+    packed = to_dataset(rows, token_types(dataset.column_names))
     warn_divided(counts, dataset.column_names, "the dataset")
     return Packed(packed, counts)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from longlens.data.conversation import Span
 from longlens.errors import UserError
 
 PROMPT = """\
@@ -38,7 +39,7 @@ DRAWS = 100
 Spans = npt.NDArray[np.int64]
 
 
-class Generated(Protocol):
+class GeneratedText(Protocol):
     """What a model wrote: its text, and whether it came to an end by itself (not by a limit of tokens)."""
 
     @property
@@ -63,7 +64,7 @@ class Generator(Protocol):
     identity_sha256: str
     generation: Mapping[str, Any]
 
-    def generate(self, prompts: Sequence[str]) -> Sequence[Generated]:
+    def generate(self, prompts: Sequence[str]) -> Sequence[GeneratedText]:
         """An answer to each prompt."""
 
 
@@ -91,31 +92,24 @@ class QASettings:
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.pairs < 1:
-            raise UserError(f"--pairs is {self.pairs}; expected at least 1 of each document")
+            raise UserError(f"`pairs` is {self.pairs}; expected at least 1 of each document")
         if self.passage_tokens < 8:
-            raise UserError(f"--passage-tokens is {self.passage_tokens}; expected at least 8, such as 384")
+            raise UserError(f"`passage_tokens` is {self.passage_tokens}; expected at least 8, such as 384")
         if self.max_length < 2 * self.passage_tokens:
             raise UserError(
-                f"--max-length is {self.max_length} and --passage-tokens {self.passage_tokens}: expected at least "
+                f"`max_length` is {self.max_length} and `passage_tokens` {self.passage_tokens}: expected at least "
                 "twice as many, for the passage to be a part of its document"
             )
 
 
-class Span(NamedTuple):
-    """Characters ``[start, end)``, or tokens."""
-
-    start: int
-    end: int
-
-
-class Pair(NamedTuple):
+class QAPair(NamedTuple):
     """A question and its answer."""
 
     question: str
     answer: str
 
 
-class Refused(NamedTuple):
+class Refusal(NamedTuple):
     """Why there is no pair."""
 
     reason: str
@@ -145,7 +139,7 @@ def sample_passages(text: str, char_spans: Spans, document_id: str, settings: QA
         digest = hashlib.sha256(f"{settings.seed}:{draw}:{document_id}".encode()).digest()
         first = int.from_bytes(digest, "big") % places
         window = Span(int(char_spans[first, 0]), int(char_spans[first + settings.passage_tokens - 1, 1]))
-        passage = _whole_paragraphs(window, paragraphs, char_spans) or _whole_words(text, window)
+        passage = _trim_to_paragraphs(window, paragraphs, char_spans) or _trim_to_words(text, window)
         if passage is not None and all(passage.end <= other.start or other.end <= passage.start for other in found):
             found.append(passage)
             if len(found) == settings.pairs:
@@ -158,16 +152,16 @@ def _paragraphs(text: str) -> Iterator[Span]:
         yield Span(*match.span())
 
 
-def _whole_paragraphs(window: Span, paragraphs: Sequence[Span], char_spans: Spans) -> Span | None:
+def _trim_to_paragraphs(window: Span, paragraphs: Sequence[Span], char_spans: Spans) -> Span | None:
     inside = [one for one in paragraphs if window.start <= one.start and one.end <= window.end]
     if not inside:
         return None
     passage = Span(inside[0].start, inside[-1].end)
-    (first, last), (begin, end) = (tokens_of(span, char_spans) for span in (passage, window))
+    (first, last), (begin, end) = (tokens_inside(span, char_spans) for span in (passage, window))
     return passage if 2 * (last - first) >= end - begin else None
 
 
-def _whole_words(text: str, window: Span) -> Span | None:
+def _trim_to_words(text: str, window: Span) -> Span | None:
     start, end = window
     while 0 < start < end and not text[start - 1].isspace():
         start += 1
@@ -179,7 +173,7 @@ def _whole_words(text: str, window: Span) -> Span | None:
     return Span(start, end) if start < end else None
 
 
-def tokens_of(span: Span, char_spans: Spans) -> Span:
+def tokens_inside(span: Span, char_spans: Spans) -> Span:
     """Tokens that hold characters of a span.
 
     Args:
@@ -190,7 +184,7 @@ def tokens_of(span: Span, char_spans: Spans) -> Span:
     return Span(first, max(first, int(np.searchsorted(char_spans[:, 0], span.end, side="left"))))
 
 
-def part_around(passage: Span, number: int, budget: int) -> Span:
+def crop_around(passage: Span, number: int, budget: int) -> Span:
     """Which ``budget`` of ``number`` tokens are kept, such that the passage is inside, as deep as in the whole.
 
     ``start = p * (n - b) // (n - l)`` for a passage of l tokens that begins at token p: 0 where it stands first, n - b
@@ -208,7 +202,7 @@ def part_around(passage: Span, number: int, budget: int) -> Span:
     return Span(start, start + budget)
 
 
-def messages_of(document: str, pair: Pair) -> list[dict[str, str]]:
+def make_messages(document: str, pair: QAPair) -> list[dict[str, str]]:
     """The conversation: the document and the question from the user, the answer from the assistant."""
     return [
         {"role": "user", "content": f"{document}\n\n{pair.question}"},
@@ -219,10 +213,10 @@ def messages_of(document: str, pair: Pair) -> list[dict[str, str]]:
 _FIELD = re.compile(r"^[ \t]*[*_#]*[ \t]*(question|answer)[ \t]*[*_]*:[*_]*", re.IGNORECASE | re.MULTILINE)
 
 
-def read_pair(generated: Generated, passage: str, settings: QASettings) -> Pair | Refused:
+def read_pair(generated: GeneratedText, passage: str, settings: QASettings) -> QAPair | Refusal:
     """The pair that a model wrote: one line that begins with ``Question:``, then one with ``Answer:``.
 
-    What stands before the question is passed over, both may have several lines and be in bold. Refused is what has
+    What stands before the question is passed over, both may have several lines and be in bold. Refusal is what has
     another number of either, an empty one, or did not come to an end.
 
     Args:
@@ -236,21 +230,21 @@ def read_pair(generated: Generated, passage: str, settings: QASettings) -> Pair 
     # Several pairs in a text that was stopped are the reason why it was.
     for name in ("question", "answer"):
         if names.count(name) > 1:
-            return Refused(f"several {name}s")
+            return Refusal(f"several {name}s")
     if not generated.is_complete:
-        return Refused("stopped by --max-new-tokens")
+        return Refusal("stopped by --max-new-tokens")
     for name in ("question", "answer"):
         if name not in names:
-            return Refused(f"no {name}")
+            return Refusal(f"no {name}")
     if names[0] != "question":
-        return Refused("the answer comes first")
+        return Refusal("the answer comes first")
     question = text[fields[0].end() : fields[1].start()].strip().strip("*_").strip()
     answer = text[fields[1].end() :].strip().strip("*_").strip()
     if not question or not answer:
-        return Refused("empty question" if not question else "empty answer")
+        return Refusal("empty question" if not question else "empty answer")
     if settings.grounded and not is_grounded(answer, passage):
-        return Refused("answer is not in the passage")
-    return Pair(question, answer)
+        return Refusal("answer is not in the passage")
+    return QAPair(question, answer)
 
 
 def is_grounded(answer: str, passage: str) -> bool:
@@ -266,35 +260,3 @@ def is_grounded(answer: str, passage: str) -> bool:
     said, there = (set(re.findall(r"\w+", text.casefold())) for text in (answer, passage))
     words = {word for word in said if len(word) > 3 or any(character.isdigit() for character in word)}
     return words <= there if words else answer.casefold() in passage.casefold()
-
-
-def row_of(
-    document: Mapping[str, Any],
-    number: int,
-    kept: Span,
-    passage: Span,
-    text: str,
-    pair: Pair,
-    origin: Mapping[str, Any],
-) -> dict[str, Any]:
-    """A row of the data set.
-
-    Args:
-        document: ``document_id`` and ``document_sha256``.
-        number: Which pair of the document it is.
-        kept: Characters of the document that are in the row.
-        passage: Characters of the document that the question is of.
-        text: The document.
-        pair: The question and its answer.
-        origin: Generator, seed and prompt.
-    """
-    return {
-        "id": f"{document['document_id']}#qa{number}",
-        "messages": messages_of(text[kept.start : kept.end], pair),
-        **document,
-        "pair": number,
-        "document_characters": len(text),
-        "document_span": list(kept),
-        "passage_span": list(passage),
-        **origin,
-    }

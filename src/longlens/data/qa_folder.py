@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from longlens.chat_template import template_tokens
 from longlens.corpus import Document, read_documents, text_sha256
-from longlens.data.mixture import fingerprint
+from longlens.data.conversation import Span
+from longlens.data.documents import fingerprint
 from longlens.data.qa import (
     PROMPT,
     Generator,
-    Pair,
+    QAPair,
     QASettings,
-    Refused,
-    Span,
+    Refusal,
     Spans,
-    messages_of,
-    part_around,
+    crop_around,
+    make_messages,
     read_pair,
-    row_of,
     sample_passages,
-    tokens_of,
+    tokens_inside,
 )
 from longlens.data.store import DatasetFolder
 from longlens.errors import LonglensWarning, UserError, shown, shown_value
+from longlens.progress import Progress
 from longlens.runs.jsonl import Line, append_line, read_lines
 from longlens.settings.options import Reading
 from longlens.tokenization import TextEncoder
@@ -49,7 +48,7 @@ def qa_folder(
     settings: QASettings,
     *,
     reading: Reading | None = None,
-    told: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes a pair on a passage of each document, behind the document: rows of ``messages`` for `chat_dataset`.
 
@@ -65,13 +64,13 @@ def qa_folder(
     ``generator``, ``generator_sha256``, ``generation`` (its settings), ``seed``, and ``prompt_sha256`` of the prompt.
 
     Args:
-        sources: As in `longlens.read_documents`.
+        sources: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
         generator: Writes the pairs.
         tokenizer: Counts the tokens of passages and rows: of the model that is to be trained, or the generator's.
         out: A new folder, or one of the same settings.
         settings: See `QASettings`.
         reading: Fields and split.
-        told: Is given a line after each document.
+        progress: Shows documents.
 
     Returns:
         ``documents``, ``pairs`` (asked for), ``rows`` (accepted), ``cut_rows`` (of documents that were cut),
@@ -84,7 +83,8 @@ def qa_folder(
         LonglensWarning: No pair was accepted.
     """
     reading = Reading(split="train") if reading is None else reading
-    maker = _Maker(generator, tokenizer, settings)
+    progress = Progress() if progress is None else progress
+    maker = _PairMaker(generator, tokenizer, settings)
     documents = read_documents(sources, reading)
     manifest = {
         "sources": {source: fingerprint(source) for source in sources},
@@ -92,7 +92,7 @@ def qa_folder(
         "generator_sha256": generator.identity_sha256,
         "generation": generator.generation,
         "tokenizer_sha256": maker.encoder.sha256,
-        "prompt_sha256": _sha256(PROMPT),
+        "prompt_sha256": text_sha256(PROMPT),
         **asdict(settings),
         "text_field": reading.text_field,
         "id_field": reading.id_field,
@@ -105,11 +105,14 @@ def qa_folder(
             return folder.counts
         log = _Log(folder.folder)
         number = 0
-        for number, document in enumerate(documents, start=1):
-            for line in maker.lines(document, log.done(document)):
-                log.write(line)
-            if told is not None:
-                told(f"{number:,} documents: {log.rows:,} pairs, {sum(log.refused.values()):,} refused")
+        progress.start("questions", unit="documents")
+        try:
+            for number, document in enumerate(documents, start=1):
+                for line in maker.lines(document, log.done(document)):
+                    log.write(line)
+                progress.update(number, note=f"{log.rows:,} pairs, {sum(log.refused.values()):,} refused")
+        finally:
+            progress.finish()
         counts = {
             "documents": number,
             "pairs": log.rows + sum(log.refused.values()),
@@ -128,7 +131,7 @@ def qa_folder(
     return counts
 
 
-class _Maker:
+class _PairMaker:
     """Makes the lines of a document: rows, or what says why there is none."""
 
     def __init__(self, generator: Generator, tokenizer: Any, settings: QASettings) -> None:
@@ -158,35 +161,41 @@ class _Maker:
         prompt = PROMPT.format(passage=text)
         (generated,) = self._generator.generate([prompt])
         found = read_pair(generated, text, self._settings)
-        kept = found if isinstance(found, Refused) else self._kept(document.text, passage, char_spans, found)
-        if isinstance(found, Refused) or isinstance(kept, Refused):
-            reason = found.reason if isinstance(found, Refused) else "too long for --max-length"
+        kept = found if isinstance(found, Refusal) else self._crop(document.text, passage, char_spans, found)
+        if isinstance(found, Refusal) or isinstance(kept, Refusal):
+            reason = found.reason if isinstance(found, Refusal) else "too long for --max-length"
             return {**named, "pair": number, "reason": reason, "passage_span": list(passage), "text": generated.text}
-        origin = {
+        return {
+            "id": f"{document.id}#qa{number}",
+            "messages": make_messages(document.text[kept.start : kept.end], found),
+            **named,
+            "pair": number,
+            "document_characters": len(document.text),
+            "document_span": list(kept),
+            "passage_span": list(passage),
             "generator": self._generator.name,
             "generator_sha256": self._generator.identity_sha256,
             "generation": self._generator.generation,
             "seed": self._settings.seed,
-            "prompt_sha256": _sha256(prompt),
+            "prompt_sha256": text_sha256(prompt),
         }
-        return row_of(named, number, kept, passage, document.text, found, origin)
 
-    def _kept(self, text: str, passage: Span, char_spans: Spans, pair: Pair) -> Span | Refused:
+    def _crop(self, text: str, passage: Span, char_spans: Spans, pair: QAPair) -> Span | Refusal:
         """Characters of the document that fit beside the pair."""
-        inside = tokens_of(passage, char_spans)
+        inside = tokens_inside(passage, char_spans)
         kept = Span(0, len(text))
         budget = len(char_spans)
         while (excess := self._size(text[kept.start : kept.end], pair) - self._settings.max_length) > 0:
             budget -= excess
             if budget < inside.end - inside.start:
-                return Refused("too long")
-            part = part_around(inside, len(char_spans), budget)
+                return Refusal("too long")
+            part = crop_around(inside, len(char_spans), budget)
             kept = Span(int(char_spans[part.start, 0]), int(char_spans[part.start : part.end, 1].max()))
         return kept
 
-    def _size(self, document: str, pair: Pair) -> int:
+    def _size(self, document: str, pair: QAPair) -> int:
         """Tokens of the conversation."""
-        messages = messages_of(document, pair)
+        messages = make_messages(document, pair)
         if getattr(self._tokenizer, "chat_template", None):
             return len(template_tokens(self._tokenizer, messages))
         texts = [message["content"] for message in messages]
@@ -250,7 +259,3 @@ def _fields(line: Line) -> dict[str, Any]:
         if not isinstance(fields.get(name), kind):
             raise UserError(f"{line.place} is broken ({name} is {shown_value(fields.get(name))}): give another folder")
     return fields
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A folder that holds a dataset: a manifest, Parquet shards that appear all or not at all, and counts at the end.
+"""Columns of tokens, and folders of their rows: a manifest, Parquet shards that appear all or not at all, and counts.
 
 ::
 
@@ -6,31 +6,137 @@
     OUT/data/train-00000.parquet    rows; `datasets.load_dataset("OUT")` reads them
     OUT/counts.json                 what became of documents and tokens; written last: where it is, all is done
     OUT/.work/                      what an interrupted run keeps; gone at the end
+
+The columns of a document or a row are arrays of one length, an entry for each token.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longlens.data.columns import IGNORED, row_types
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json, write_json
 from longlens.runs.folder import OwnFolder, versions, warn_of_versions
 from longlens.runs.parts import Part, open_file
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SCHEMA_VERSION = 1
 ROW_GROUP_TOKENS = 2**20
 SHARD_TOKENS = 2**24
+
+Columns = Mapping[str, npt.NDArray[Any]]
+Row = dict[str, npt.NDArray[Any]]
+
+CARRIED: dict[str, type[Any]] = {
+    "labels": np.int32,
+    "token_weights": np.float32,
+    "short_logprobs": np.float32,
+}
+"""Columns that go along with ``input_ids`` through packing, and their types."""
+IGNORED = -100
+"""Label of a token that is not in the loss, as in torch and transformers."""
+NEUTRAL = {"token_weights": 1.0, "short_logprobs": float("nan")}
+"""What says nothing of a token: the weight of plain cross-entropy, and no score. Labels are ids and have none."""
+
+
+def token_types(names: Iterable[str]) -> list[tuple[str, type[Any]]]:
+    """The columns of packed rows, in order, and their types.
+
+    Args:
+        names: Columns of the documents.
+    """
+    carried = {name: kind for name, kind in CARRIED.items() if name in set(names) and name != "labels"}
+    return list(({"input_ids": np.int32, "labels": np.int32, "position_ids": np.int32} | carried).items())
+
+
+def size_of(columns: Columns) -> int:
+    """How many tokens."""
+    return len(columns["input_ids"])
+
+
+def part_of(columns: Columns, start: int, stop: int) -> Columns:
+    """Tokens ``[start, stop)`` of all columns."""
+    return {name: values[start:stop] for name, values in columns.items()}
+
+
+def read_columns(row: Mapping[str, Any], place: str, *, vocabulary: int | None = None) -> Columns:
+    """The columns of a row of a tokenized dataset: ``input_ids`` and what is there of `CARRIED`.
+
+    Args:
+        row: Lists or arrays by name; other names are passed over.
+        place: Where it is, for messages.
+        vocabulary: Token ids are below it; what int32 holds unless given.
+
+    Raises:
+        UserError: It has no flat list of token ids, columns of other lengths or types, or values that cannot be.
+    """
+    ids = row.get("input_ids")
+    if ids is None:
+        raise UserError(f"{place} has no input_ids, it has {', '.join(map(repr, row)) or 'nothing'}: tokenize it first")
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, kind in ({"input_ids": np.int32} | CARRIED).items():
+        if row.get(name) is not None:
+            found[name] = _column(row[name], kind, f"{name} of {place}")
+    size = len(found["input_ids"])
+    for name, values in found.items():
+        if len(values) != size:
+            raise UserError(
+                f"{name} of {place} has {len(values)} entries beside {size} input_ids: expected one for each token"
+            )
+    _check_ids(found["input_ids"], vocabulary, f"input_ids of {place}")
+    if "labels" in found:
+        _check_ids(found["labels"][found["labels"] != IGNORED], vocabulary, f"labels of {place}")
+    if "token_weights" in found:
+        weights = found["token_weights"]
+        _refuse(weights[~(np.isfinite(weights) & (weights >= 0))], f"token_weights of {place}", "a number of 0 or more")
+    if "short_logprobs" in found:
+        logprobs = found["short_logprobs"]
+        _refuse(logprobs[logprobs > 0], f"short_logprobs of {place}", "a log-probability of 0 or less, or null")
+    return found
+
+
+def _refuse(wrong: npt.NDArray[Any], what: str, expected: str) -> None:
+    if len(wrong):
+        raise UserError(f"{what} has {wrong[0]}, expected {expected}: correct the row")
+
+
+def _column(values: Any, kind: type[Any], what: str) -> npt.NDArray[Any]:
+    """An array of one of the types that rows have; a null in a column of floats becomes NaN."""
+    is_float = np.issubdtype(kind, np.floating)
+    try:
+        array = np.asarray(values)
+        if is_float and array.dtype == object:
+            array = np.array([np.nan if value is None else value for value in array])
+    except (TypeError, ValueError, OverflowError):  # lists of unequal lengths
+        array = np.empty((0, 0))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in ("iuf" if is_float else "iu")):
+        expected = "numbers" if is_float else "integers"
+        raise UserError(f"{what} is {shown_value(values)}, expected a flat list of {expected}: correct the row")
+    if not is_float and array.size and not np.iinfo(kind).min <= array.min() <= array.max() <= np.iinfo(kind).max:
+        raise UserError(f"{what} has a number beyond int32, as no token id is: correct the row")
+    return array.astype(kind)
+
+
+def _check_ids(ids: npt.NDArray[Any], vocabulary: int | None, what: str) -> None:
+    if not len(ids) or (ids.min() >= 0 and (vocabulary is None or ids.max() < vocabulary)):
+        return
+    wrong = ids.min() if ids.min() < 0 else ids.max()
+    known = "are 0 or more" if vocabulary is None else f"of this tokenizer are 0 to {vocabulary - 1}"
+    raise UserError(f"{what} has {wrong}, and token ids {known}: name the tokenizer that made the rows")
 
 
 class DatasetFolder:
@@ -90,12 +196,11 @@ class DatasetFolder:
         self._own.check()
         target = self.folder / name
         temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        for left in (temporary, target):  # of a run that was killed before it wrote its counts
+            shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            with _Shards(temporary, schema) as shards:
-                for table, tokens in _row_groups(rows, schema):
-                    shards.add(table, tokens)
+            _write_shards(temporary, rows, schema)
             self._own.check()
             os.rename(temporary, target)
         except OSError as error:
@@ -127,15 +232,39 @@ class DatasetFolder:
         self._own.release()
 
 
-def packed_schema(names: Iterable[str], *more: tuple[str, pa.DataType]) -> pa.Schema:
+def schema_of(names: Iterable[str], *more: tuple[str, pa.DataType]) -> pa.Schema:
     """Of packed rows.
 
     Args:
         names: Columns of the documents.
         more: Further columns, before the others.
     """
-    lists = [(name, pa.list_(pa.from_numpy_dtype(np.dtype(kind)))) for name, kind in row_types(names)]
+    lists = [(name, pa.list_(pa.from_numpy_dtype(np.dtype(kind)))) for name, kind in token_types(names)]
     return pa.schema([*more, *lists])
+
+
+def to_dataset(rows: Iterable[Mapping[str, Any]], types: Iterable[tuple[str, type[Any]]]) -> Dataset:
+    """Rows as a `datasets.Dataset`.
+
+    Args:
+        rows: Columns of tokens.
+        types: Their names and types.
+
+    Raises:
+        UserError: That of the rows.
+    """
+    import datasets
+
+    features = {name: datasets.List(datasets.Value(np.dtype(kind).name)) for name, kind in types}
+    # The fingerprint is given, since the library would hash the generator and all that it holds for one.
+    try:
+        return datasets.Dataset.from_generator(
+            lambda: rows, features=datasets.Features(features), fingerprint=uuid.uuid4().hex
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):  # which the library wraps
+            raise error.__cause__ from None
+        raise
 
 
 def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -160,7 +289,7 @@ def check_rows(folder: Path, vocabulary: int) -> None:
     """
     number = 0
     for batch in _batches(folder, 1024):
-        table = {name: batch.column(name) for name, _ in row_types(batch.schema.names) if name in batch.schema.names}
+        table = {name: batch.column(name) for name, _ in token_types(batch.schema.names) if name in batch.schema.names}
         rows = f"rows {number + 1} to {number + batch.num_rows} of {folder}"
         number += batch.num_rows
         lists = {name: column for name, column in table.items() if pa.types.is_list(column.type)}
@@ -249,34 +378,24 @@ def _row_groups(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterato
         yield pa.Table.from_pylist(group, schema=schema), tokens
 
 
-class _Shards:
-    """Writes tables into ``train-00000.parquet`` and so on, each of about `SHARD_TOKENS`."""
-
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        self._folder, self._schema = folder, schema
-        self._number = self._tokens = 0
-        self._part: Part | None = None
-
-    def add(self, table: pa.Table, tokens: int) -> None:
-        if self._part is not None and self._tokens + tokens > SHARD_TOKENS:
-            self._close()
-        if self._part is None:
-            self._part = Part(self._folder / f"train-{self._number:05d}.parquet", self._schema)
-            self._number, self._tokens = self._number + 1, 0
-        self._part.write(table)
-        self._tokens += tokens
-
-    def _close(self) -> None:
-        part, self._part = self._part, None
+def _write_shards(folder: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Writes rows into ``train-00000.parquet`` and so on, each of about `SHARD_TOKENS`."""
+    number = written = 0
+    part: Part | None = None
+    try:
+        for table, tokens in _row_groups(rows, schema):
+            if part is not None and written + tokens > SHARD_TOKENS:
+                part.close()
+                part = None
+            if part is None:
+                part = Part(folder / f"train-{number:05d}.parquet", schema)
+                number, written = number + 1, 0
+            part.write(table)
+            written += tokens
+    except BaseException:
         if part is not None:
-            part.close()
-
-    def __enter__(self) -> _Shards:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # After an error the file goes away with its folder: what it says when it is closed is of no use.
-        with suppress(OSError) if error is not None else nullcontext():
-            self._close()
+            with suppress(OSError):  # the file goes away with its folder
+                part.close()
+        raise
+    if part is not None:
+        part.close()

@@ -7,26 +7,32 @@ the long side to the model in training, which computes it anyway.
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from longlens.corpus import text_sha256
-from longlens.data.columns import CARRIED, NEUTRAL, columns_of
+from longlens.corpus import read_documents, text_sha256
+from longlens.data.documents import fingerprint, read_dataset_rows
+from longlens.data.store import CARRIED, NEUTRAL, DatasetFolder, read_columns
 from longlens.errors import UserError
 from longlens.keytokens.alignment import carry_weights
 from longlens.keytokens.influence import GAMMA, soft_influence
-from longlens.scoring.scores import Scores, TokenScores
+from longlens.scoring.scores import Scores, TokenScores, identity_of
+from longlens.settings.options import Reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from longlens.tokenization import TextEncoder
 
-What = Literal["token_weights", "short_logprobs"]
+OfflineColumn = Literal["token_weights", "short_logprobs"]
 Floats = npt.NDArray[np.float32]
 
 
@@ -35,7 +41,7 @@ def weigh(
     scores: Scores,
     *,
     gamma: float = GAMMA,
-    what: What = "token_weights",
+    what: OfflineColumn = "token_weights",
     column: str | None = None,
     id_field: str = "id",
     text_field: str = "text",
@@ -47,7 +53,7 @@ def weigh(
         dataset: A document a row, with its id, and ``input_ids`` or a text; of texts the tokens are added as well.
         scores: Of the same documents; several K: the selected one is meant.
         gamma: The largest weight.
-        what: See `weights_of`.
+        what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
         column: Its name; ``what`` unless given.
         id_field: Field with the id that the document was scored under.
         text_field: Field with its text, for rows without ``input_ids``.
@@ -55,98 +61,223 @@ def weigh(
             characters (eq. 10). For rows with a text.
 
     Raises:
-        UserError: A row that was not scored, or with another text; see `weights_of`.
+        UserError: A row that was not scored, or with another text; the run has no short scores, or gamma is not a
+            finite number above 0.
     """
     import datasets
 
     column = column or what
     if column in dataset.column_names:
         raise UserError(f"the dataset has a column {column!r} already: remove it, or name another one")
+    weigher = Weigher(scores=scores, gamma=gamma, what=what, encoder=encoder, id_field=id_field, text_field=text_field)
     kinds = {column: "float32"} | ({} if "input_ids" in dataset.column_names else {"input_ids": "int32"})
     features = datasets.Features(
         {**dataset.features, **{name: datasets.List(datasets.Value(kind)) for name, kind in kinds.items()}}
     )
 
-    def added(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-        place = f"row {number + 1}"
-        found = weigh_row(
-            row, place, scores, gamma=gamma, what=what, id_field=id_field, text_field=text_field, encoder=encoder
-        )
+    def add(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        found = weigher.weigh_row(row, f"row {number + 1}")
         return {name: found[what if name == column else name] for name in kinds}
 
     # The fingerprint is given, since the library would hash the scores for one.
-    fingerprint = uuid.uuid4().hex
-    return dataset.with_format(None).map(added, with_indices=True, features=features, new_fingerprint=fingerprint)
+    return dataset.with_format(None).map(add, with_indices=True, features=features, new_fingerprint=uuid.uuid4().hex)
 
 
-def weigh_row(
-    row: Mapping[str, Any],
-    place: str,
+def weigh_folder(
+    sources: Sequence[str],
     scores: Scores,
+    out: str | os.PathLike[str],
     *,
     gamma: float = GAMMA,
-    what: What = "token_weights",
-    id_field: str = "id",
-    text_field: str = "text",
+    what: OfflineColumn = "token_weights",
     encoder: TextEncoder | None = None,
-) -> dict[str, npt.NDArray[Any]]:
-    """``input_ids`` of a row, and what there is to say of each; see `weigh` for the arguments.
+    tokenized: bool = False,
+    reading: Reading | None = None,
+) -> dict[str, Any]:
+    """Writes ``id``, ``input_ids`` and ``token_weights`` (or ``short_logprobs``) of documents that were scored.
 
     Args:
-        row: Its fields.
-        place: Where it is, for messages.
-        scores: As in `weigh`.
-        gamma: As in `weigh`.
-        what: As in `weigh`.
-        id_field: As in `weigh`.
-        text_field: As in `weigh`.
-        encoder: As in `weigh`.
-
-    Raises:
-        UserError: It was not scored, or with another text.
-    """
-    if what not in NEUTRAL:
-        raise UserError(f"what is {what!r}; expected {' or '.join(NEUTRAL)}")
-    id = row.get(id_field)
-    if id is None:
-        raise UserError(f"{place} has no field {id_field!r}, which says which document it is: name it with --id-field")
-    scored = _scores_of(str(id), place, scores)
-    same = encoder is None or encoder.sha256 == scores.manifest["model"]["tokenizer_sha256"]
-    if row.get("input_ids") is not None:
-        if not same:
-            raise UserError(
-                f"{place} has input_ids and was scored with another tokenizer: only weights of a text can be carried "
-                "over, so give the texts, or score with a model of this tokenizer"
-            )
-        ids = columns_of({"input_ids": row["input_ids"]}, place)["input_ids"]
-        return {"input_ids": ids, what: _beside(ids, scored, place, what, gamma)}
-    _check_text(row.get(text_field), scored, place, text_field)
-    if same:
-        return {"input_ids": scored.token_ids.astype(np.int32), what: weights_of(scored, what=what, gamma=gamma)}
-    if what == "short_logprobs":
-        raise UserError(
-            "short log-probabilities are of the tokens of one tokenizer, and the scores are of another: score with a "
-            "model of the tokenizer in training, or write weights, which are carried over by characters"
-        )
-    assert encoder is not None
-    encoded = encoder.encode(row[text_field])
-    weights = weights_of(scored, what=what, gamma=gamma)
-    return {
-        "input_ids": encoded.token_ids.astype(np.int32),
-        what: carry_ones(scored.char_spans, weights, encoded.char_spans).astype(np.float32),
-    }
-
-
-def weights_of(scores: TokenScores, *, what: What = "token_weights", gamma: float = GAMMA) -> Floats:
-    """``min(exp(LSD), gamma)`` (eq. 7) for each token, 1 where it has no short score; or its short log-probability.
-
-    Args:
-        scores: Of one document, n tokens.
-        what: ``token_weights``; or ``short_logprobs``, nats, NaN where there is none.
+        sources: The documents: texts, or tokenized rows, with the ids they were scored under.
+        scores: Of these documents; several K: the selected one is meant.
+        out: A new folder.
         gamma: The largest weight.
+        what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
+        encoder: Of the model that is to be trained, where that is not the one that scored.
+        tokenized: Whether rows hold ``input_ids``.
+        reading: Fields and split.
 
     Returns:
-        ``(n,)`` float32.
+        What counts.json holds: ``documents``, ``tokens``; of weights ``mean_weight`` and ``at_gamma``, how many are the
+        largest; of short log-probabilities ``without_short_score``, how many there are not.
+
+    Raises:
+        UserError: A document that was not scored, or with another text; a folder that holds something else; a full
+            disk.
+    """
+    reading = Reading() if reading is None else reading
+    model = scores.manifest["model"]
+    settings = {
+        "sources": {source: fingerprint(source) for source in sources},
+        "what": what,
+        "gamma": gamma if what == "token_weights" else None,
+        "short_context": None if scores.selected is None else list(scores.selected),
+        "scored_with": identity_of(scores).sha256,
+        "scored_as": scores.manifest["settings"],
+        "tokenizer_sha256": model["tokenizer_sha256"] if encoder is None else encoder.sha256,
+    }
+    weigher = Weigher(
+        scores=scores,
+        gamma=gamma,
+        what=what,
+        encoder=encoder,
+        id_field=reading.id_field,
+        text_field=reading.text_field,
+    )
+    if tokenized:
+        found: Iterable[tuple[str, Mapping[str, Any]]] = (
+            (row.place, row.values) for row in read_dataset_rows(sources, reading)
+        )
+    else:
+        documents = read_documents(sources, reading)
+        # read_documents names ids as scoring does, rows without an id too.
+        found = ((f"document {d.id!r}", {reading.id_field: d.id, reading.text_field: d.text}) for d in documents)
+    counts: dict[str, Any] = {"documents": 0, "tokens": 0}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        total, at_gamma = 0.0, 0
+        for place, row in found:
+            columns = weigher.weigh_row(row, place)
+            values = columns[what].astype(np.float64)
+            counts["documents"] += 1
+            counts["tokens"] += len(values)
+            if what == "short_logprobs":
+                counts["without_short_score"] = counts.get("without_short_score", 0) + int(np.isnan(values).sum())
+            else:
+                total += float(values.sum())
+                at_gamma += int((values == np.float32(gamma)).sum())
+                counts.update(mean_weight=total / max(counts["tokens"], 1), at_gamma=at_gamma)
+            yield {"id": str(row[reading.id_field]), **columns}
+
+    schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), (what, pa.list_(pa.float32()))])
+    with DatasetFolder(Path(out), "weighed", settings) as folder:
+        if folder.counts is not None:
+            return folder.counts
+        folder.write("data", rows(), schema)
+        folder.finish(counts)
+        return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weigher:
+    """From a row of a dataset to its tokens, and what stored scores say of each.
+
+    ``token_weights`` is ``min(exp(LSD), gamma)`` (eq. 7), 1 where a token has no short score; ``short_logprobs`` is in
+    nats, NaN where a token has none.
+
+    Attributes:
+        scores: Of the documents.
+        gamma: The largest weight.
+        what: Which of both.
+        encoder: Of the model that is to be trained, where that is not the one that scored.
+        id_field: Field with the id that the document was scored under.
+        text_field: Field with its text, for rows without ``input_ids``.
+    """
+
+    scores: Scores
+    gamma: float = GAMMA
+    what: OfflineColumn = "token_weights"
+    encoder: TextEncoder | None = None
+    id_field: str = "id"
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        """Checks what is asked for."""
+        if self.what not in NEUTRAL:
+            raise UserError(f"`what` is {self.what!r}; expected {' or '.join(NEUTRAL)}")
+
+    def weigh_row(self, row: Mapping[str, Any], place: str) -> dict[str, npt.NDArray[Any]]:
+        """``input_ids`` of a row, and the column.
+
+        Args:
+            row: Its fields.
+            place: Where it is, for messages.
+
+        Raises:
+            UserError: It was not scored, or with another text.
+        """
+        id, encoder, what = row.get(self.id_field), self.encoder, self.what
+        if id is None:
+            raise UserError(
+                f"{place} has no field {self.id_field!r}, which says which document it is: name it with `id_field`"
+            )
+        scored = self._scores_of(str(id), place)
+        same = encoder is None or encoder.sha256 == self.scores.manifest["model"]["tokenizer_sha256"]
+        if row.get("input_ids") is not None:
+            if not same:
+                raise UserError(
+                    f"{place} has input_ids and was scored with another tokenizer: only weights of a text can be "
+                    "carried over, so give the texts, or score with a model of this tokenizer"
+                )
+            ids = read_columns({"input_ids": row["input_ids"]}, place)["input_ids"]
+            return {"input_ids": ids, what: self._beside(ids, scored, place)}
+        self._check_text(row.get(self.text_field), scored, place)
+        if same:
+            return {
+                "input_ids": scored.token_ids.astype(np.int32),
+                what: weights_of(scored, what=what, gamma=self.gamma),
+            }
+        if what == "short_logprobs":
+            raise UserError(
+                "short log-probabilities are of the tokens of one tokenizer, and the scores are of another: score with "
+                "a model of the tokenizer in training, or write weights, which are carried over by characters"
+            )
+        assert encoder is not None
+        encoded = encoder.encode(row[self.text_field])
+        weights = carry_with_ones(scored.char_spans, self._column(scored), encoded.char_spans)
+        return {"input_ids": encoded.token_ids.astype(np.int32), what: weights.astype(np.float32)}
+
+    def _column(self, scored: TokenScores) -> Floats:
+        return weights_of(scored, what=self.what, gamma=self.gamma)
+
+    def _scores_of(self, id: str, place: str) -> TokenScores:
+        scores = self.scores
+        try:
+            return scores.get(id)
+        except KeyError as error:
+            waiting = f", {scores.num_incomplete} more are not complete" if scores.num_incomplete else ""
+            raise UserError(
+                f"{place} has the id {id!r}, which was not scored ({len(scores)} documents were{waiting}): score the "
+                "same documents, or name the field of the ids with `id_field`"
+            ) from error
+
+    def _check_text(self, text: Any, scored: TokenScores, place: str) -> None:
+        if not isinstance(text, str):
+            raise UserError(
+                f"{place} has neither input_ids nor a text in the field {self.text_field!r}: name it with `text_field`"
+            )
+        if text_sha256(text) != scored.text_sha256:
+            cut = f" (the scores are of its first {len(scored.token_ids)} tokens)" if scored.truncated else ""
+            raise UserError(
+                f"{place} has the id {scored.id!r} and another text than was scored{cut}: score the same texts, "
+                "whole: cut them before, or score with a larger `max_length`"
+            )
+
+    def _beside(self, ids: npt.NDArray[Any], scored: TokenScores, place: str) -> Floats:
+        """The column of tokenized rows, which may have a token such as BOS or EOS around those that were scored."""
+        n = len(scored.token_ids)
+        for before in (0, 1):
+            if before + n <= len(ids) <= before + n + 1 and np.array_equal(ids[before : before + n], scored.token_ids):
+                column = np.full(len(ids), NEUTRAL[self.what], dtype=CARRIED[self.what])
+                column[before : before + n] = self._column(scored)
+                return column
+        raise UserError(
+            f"{place} has the id {scored.id!r} and other tokens than were scored ({len(ids)} here, {n} there): it is "
+            "of another text or tokenizer: score the same documents, or give the texts"
+        )
+
+
+def weights_of(scores: TokenScores, *, what: OfflineColumn = "token_weights", gamma: float = GAMMA) -> Floats:
+    """``(n,)`` float32: the column of a document that was scored, see `Weigher`.
 
     Raises:
         UserError: The run has no short scores, or gamma is not a finite number above 0.
@@ -157,52 +288,9 @@ def weights_of(scores: TokenScores, *, what: What = "token_weights", gamma: floa
     return weights.astype(np.float32)
 
 
-def carry_ones(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_spans: npt.ArrayLike) -> npt.NDArray[Any]:
-    """`longlens.keytokens.alignment.carry_weights`, where a character that no source token has weighs 1, not 0.
-
-    Args:
-        source_spans: ``(n, 2)``.
-        weights: ``(n,)`` finite.
-        target_spans: ``(n', 2)``.
-
-    Returns:
-        ``(n',)`` float64; 1 for an empty target token.
-    """
+def carry_with_ones(
+    source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_spans: npt.ArrayLike
+) -> npt.NDArray[Any]:
+    """`carry_weights` (eq. 10), where a character that no source token has weighs 1, not 0; so does an empty token."""
     covered = carry_weights(source_spans, np.ones(len(np.asarray(weights))), target_spans)
     return carry_weights(source_spans, weights, target_spans) + (1 - covered)
-
-
-def _scores_of(id: str, place: str, scores: Scores) -> TokenScores:
-    try:
-        return scores.get(id)
-    except KeyError as error:
-        waiting = f", {scores.num_incomplete} more are not complete" if scores.num_incomplete else ""
-        raise UserError(
-            f"{place} has the id {id!r}, which was not scored ({len(scores)} documents were{waiting}): score the same "
-            "documents, or name the field of the ids with --id-field"
-        ) from error
-
-
-def _check_text(text: Any, scored: TokenScores, place: str, text_field: str) -> None:
-    if not isinstance(text, str):
-        raise UserError(f"{place} has neither input_ids nor a text in the field {text_field!r}: pass --text-field")
-    if text_sha256(text) != scored.text_sha256:
-        cut = f" (the scores are of its first {len(scored.token_ids)} tokens)" if scored.truncated else ""
-        raise UserError(
-            f"{place} has the id {scored.id!r} and another text than was scored{cut}: score the same texts, "
-            "whole: cut them before, or use a larger --max-length"
-        )
-
-
-def _beside(ids: npt.NDArray[Any], scored: TokenScores, place: str, what: What, gamma: float) -> Floats:
-    """What is known of tokenized rows, which may have a token such as BOS or EOS around those that were scored."""
-    n = len(scored.token_ids)
-    for before in (0, 1):
-        if before + n <= len(ids) <= before + n + 1 and np.array_equal(ids[before : before + n], scored.token_ids):
-            column = np.full(len(ids), NEUTRAL[what], dtype=CARRIED[what])
-            column[before : before + n] = weights_of(scored, what=what, gamma=gamma)
-            return column
-    raise UserError(
-        f"{place} has the id {scored.id!r} and other tokens than were scored ({len(ids)} here, {n} there): it is of "
-        "another text or tokenizer: score the same documents, or give the texts"
-    )

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from longlens.corpus import text_sha256
-from longlens.data.packing import BestFit, Counts, pack, packing_of
-from longlens.data.store import DatasetFolder, check_rows, packed_schema, read_manifest
+from longlens.data.packing import packing_of
+from longlens.data.store import NEUTRAL, check_rows, read_manifest
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json
 from longlens.settings.options import Reading
-from longlens.train.batch import OFFLINE_COLUMNS
 from longlens.train.recipe import Recipe, mixture_of
-from longlens.train.settings import ChatData, DocumentsData, MixtureData, Offline, PackedData
-
-Told = Callable[[str], None]
+from longlens.train.settings import DocumentsData, MixtureData, Offline, PackedData
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -31,8 +27,8 @@ def check_sources(recipe: Recipe) -> None:
         for name, source in mixture_of(data).sources.items():
             if source.path is None:
                 raise UserError(
-                    f"the source {name} of {data.mixture} has no path: pass --set data.sources.{name}=PATH, a file, a "
-                    "folder or hf:NAME"
+                    f"the source {name} of {data.mixture} has no path: give one, a file, a folder or "
+                    f"hf:NAME, in `data.sources.{name}=PATH`"
                 )
     if isinstance(data, PackedData):
         _read_packed(data)
@@ -48,42 +44,41 @@ def _read_packed(data: PackedData) -> Mapping[str, Any]:
     return manifest
 
 
-def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
+def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
     """Makes the rows, or finishes them; returns their folder.
 
     Args:
         recipe: Says which.
         tokenizer: Of the model.
         out: The folder they are made in.
-        told: Told of what is finished.
 
     Raises:
         UserError: They cannot be made, are broken, or are of another tokenizer.
     """
     from longlens.tokenization import vocabulary_size
 
-    made = _prepared(recipe, tokenizer, out, told)
-    check_rows(made / "data", vocabulary_size(tokenizer))
-    return made
+    folder = _make_rows(recipe, tokenizer, out)
+    check_rows(folder / "data", vocabulary_size(tokenizer))
+    return folder
 
 
-def _prepared(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
-    from longlens.data.folders import pack_folder
-    from longlens.data.mixture import mix
+def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
+    from longlens.data.chat import ChatSettings, chat_folder
+    from longlens.data.mixture import mix, pack_folder
     from longlens.tokenization import TextEncoder
 
     data = recipe.data
     if isinstance(data, PackedData):
-        made = (_read_packed(data).get("settings") or {}).get("tokenizer_sha256")
+        theirs = (_read_packed(data).get("settings") or {}).get("tokenizer_sha256")
         mine = TextEncoder(tokenizer).sha256
-        if made is not None and made != mine:
+        if theirs is not None and theirs != mine:
             raise UserError(
-                f"{data.packed} was tokenized by another tokenizer (sha256 {shown_value(made)[:13]}…, and that of "
-                f"{recipe.model} is {mine[:12]}…): make the rows with --tokenizer {recipe.model}"
+                f"{data.packed} was tokenized by another tokenizer (sha256 {shown_value(theirs)[:13]}…, and that of "
+                f"{recipe.model} is {mine[:12]}…): make the rows with the tokenizer of {recipe.model}"
             )
         return Path(data.packed)
     if isinstance(data, MixtureData):
-        mix(mixture_of(data), tokenizer, out, told=told)
+        mix(mixture_of(data), tokenizer, out)
     elif isinstance(data, DocumentsData):
         pack_folder(
             data.documents,
@@ -96,49 +91,10 @@ def _prepared(recipe: Recipe, tokenizer: Any, out: Path, told: Told) -> Path:
             reading=Reading(text_field=data.text_field or "text", split=data.split or "train"),
         )
     else:
-        _chat_folder(data, tokenizer, out)
+        settings = ChatSettings(max_length=data.length, too_long=data.too_long, turns=data.turns)  # type: ignore[arg-type]
+        reading = Reading(subset=data.subset, split=data.split or "train", samples=data.samples)
+        chat_folder(data.chat, tokenizer, out, settings, pack_rows=data.pack, reading=reading)
     return out
-
-
-def _chat_folder(data: ChatData, tokenizer: Any, out: Path) -> None:
-    """Conversations as rows with labels, whole or not at all."""
-    from longlens.data.chat import ChatCounts, chat_rows, warn_left_out
-    from longlens.data.mixture import fingerprint
-    from longlens.tokenization import TextEncoder
-
-    settings = {
-        "sources": {source: fingerprint(source) for source in data.chat},
-        "tokenizer_sha256": TextEncoder(tokenizer).sha256,
-        "chat_template_sha256": text_sha256(str(tokenizer.chat_template)),
-        "length": data.length,
-        "pack": data.pack,
-        "too_long": data.too_long,
-        "turns": data.turns,
-        "subset": data.subset,
-        "split": data.split or "train",
-        "samples": data.samples,
-    }
-    counts, packed = ChatCounts(), Counts()
-    with DatasetFolder(out, "chat", settings) as folder:
-        if folder.counts is not None:
-            return
-        rows = chat_rows(
-            data.chat,
-            tokenizer,
-            max_length=data.length,
-            reading=Reading(subset=data.subset, split=data.split or "train", samples=data.samples),
-            too_long=data.too_long,
-            turns=data.turns,
-            counts=counts,
-        )
-        # A packing of one conversation a row would be this as well, but for positions, which padding has no need of.
-        found: Iterator[Mapping[str, Any]] = rows
-        if data.pack:
-            found = pack(rows, data.length, packing=BestFit(), counts=packed)
-        schema = packed_schema(["input_ids", "labels"])
-        folder.write("data", found, schema)
-        warn_left_out(counts, data.length)
-        folder.finish(counts.to_json() | ({"packed_rows": packed.rows} if data.pack else {}))
 
 
 def rows_sha256(folder: Path) -> str:
@@ -174,11 +130,9 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
             if isinstance(cause, OSError) and cause.errno is not None:  # Parquet's own errors have none
                 raise cannot_write(cache, cause, resumes=True) from error
             raise
-    offline = [name for name in OFFLINE_COLUMNS if name in rows.column_names]
+    offline = [name for name in NEUTRAL if name in rows.column_names]
     if isinstance(recipe.loss, Offline) and not offline:
-        raise UserError(
-            f"loss is offline, and {folder} has neither {' nor '.join(OFFLINE_COLUMNS)}: see longlens data weigh"
-        )
+        raise UserError(f"loss is offline, and {folder} has neither {' nor '.join(NEUTRAL)}: see longlens data weigh")
     if recipe.loss is not None and not isinstance(recipe.loss, Offline) and offline:
         raise UserError(
             f"{folder} has {offline[0]}, which would take the place of the short pass, so that context and stride "

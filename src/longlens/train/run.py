@@ -140,7 +140,7 @@ def _prepare(
     recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, rows: Path, processes: int, told: Told
 ) -> dict[str, Any]:
     """What the first process does alone: rows, key tokens, and where the run goes on."""
-    made = prepare_rows(recipe, tokenizer, rows, told)
+    made = prepare_rows(recipe, tokenizer, rows)
     load_rows(made, folder.path / "cache", recipe)
     if recipe.evaluation is not None:
         prepare_evaluation(recipe, tokenizer, _length(recipe, made, folder.path), folder.path / "evaluation", told)

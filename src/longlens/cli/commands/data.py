@@ -47,7 +47,7 @@ def mix(
 
     Example: longlens data mix prolong-64k --tokenizer smollm2 --tokens 1e9 --source books=books/ -o mixture
     """
-    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.cli.console import print_json, print_table, printable
     from longlens.data.mixture import mix as make
     from longlens.data.recipe import read_mixture
     from longlens.models import load_tokenizer
@@ -60,7 +60,7 @@ def mix(
         seed=seed,
         sources=parse_sources(source or []),
     )
-    counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code), out, told=say)
+    counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code), out)
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
@@ -97,7 +97,7 @@ def pack(
     Example: longlens data pack books/ --tokenizer smollm2 --length 65536 -o packed
     """
     from longlens.cli.console import print_json, print_table, printable
-    from longlens.data.folders import pack_folder
+    from longlens.data.mixture import pack_folder
     from longlens.data.packing import packing_of
     from longlens.models import load_tokenizer
     from longlens.settings.recipe import parse_integer
@@ -149,7 +149,7 @@ def weigh(
     Example: longlens data weigh books/ --scores scores/smollm2 -o weighed
     """
     from longlens.cli.console import print_json, printable, say
-    from longlens.data.folders import weigh_folder
+    from longlens.data.weigh import weigh_folder
     from longlens.errors import UserError
     from longlens.scoring.reader import open_scores
 
@@ -208,7 +208,8 @@ def qa(
 
     Example: longlens data qa books/ --model smollm2 --pairs 2 -o long-qa
     """
-    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.cli.console import print_json, print_table, printable
+    from longlens.cli.progress import ProgressBar
     from longlens.corpus import read_documents
     from longlens.data.qa import QASettings
     from longlens.data.qa_folder import qa_folder
@@ -225,7 +226,7 @@ def qa(
     counted_by = generator.tokenizer
     if tokenizer is not None:
         counted_by = load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code)
-    counts = qa_folder(docs, generator, counted_by, out, settings, reading=reading, told=say)
+    counts = qa_folder(docs, generator, counted_by, out, settings, reading=reading, progress=ProgressBar())
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
