@@ -62,10 +62,10 @@ def test_a_python_without_sources(monkeypatch, tmp_path):
 
 
 def test_another_version_of_a_module_is_seen_in_a_data_set(monkeypatch):
-    from longlens.data import mixture
+    from longlens.data import documents
 
-    before = mixture.fingerprint("stdlib:shlex")
-    assert before != mixture.fingerprint("stdlib:textwrap")
-    assert before == mixture.fingerprint("stdlib:shlex")
-    monkeypatch.setattr(mixture, "module_files", lambda name: [("stdlib:shlex.py", Path(__file__))])
-    assert mixture.fingerprint("stdlib:shlex") != before
+    before = documents.fingerprint("stdlib:shlex")
+    assert before != documents.fingerprint("stdlib:textwrap")
+    assert before == documents.fingerprint("stdlib:shlex")
+    monkeypatch.setattr(documents, "module_files", lambda name: [("stdlib:shlex.py", Path(__file__))])
+    assert documents.fingerprint("stdlib:shlex") != before

@@ -208,7 +208,7 @@ def kinds_of_data() -> Iterator[tuple[str, Kind]]:
 
     def tokens(name: str) -> Callable[[], Any]:
         def read() -> None:
-            for columns in pack(map(framing.framed_row, read_dataset_rows([name], Reading())), 64, packing=BestFit()):
+            for columns in pack(map(framing.frame_row, read_dataset_rows([name], Reading())), 64, packing=BestFit()):
                 assert len({len(values) for values in columns.values()}) == 1
                 assert columns["input_ids"].max() < 258
 

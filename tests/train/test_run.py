@@ -485,7 +485,7 @@ def test_what_is_refused_leaves_nothing(place, changes, message):
 
 def test_a_source_without_a_path(place):
     content = {**BASE, "data": {"mixture": "pg19", "tokens": 1e6}}
-    with pytest.raises(UserError, match=r"the source pg19 of pg19 has no path: pass --set data.sources.pg19=PATH"):
+    with pytest.raises(UserError, match=r"the source pg19 of pg19 has no path: pass `data.sources.pg19=PATH`, "):
         run(parse_recipe(content, "r"), "out")
 
 
@@ -513,7 +513,7 @@ def test_damaged_rows_are_refused_before_training(place):
 
 @pytest.mark.parametrize("packing", ["fill", "best-fit"])
 def test_documents_are_packed_as_data_pack_does(place, packing):
-    prepare_rows(recipe(data={"packing": packing}), byte_tokenizer(), Path("rows"), print)
+    prepare_rows(recipe(data={"packing": packing}), byte_tokenizer(), Path("rows"))
     counts = pack_folder(["a.txt"], byte_tokenizer(), "packed", length=32, packing=packing_of(packing))
     assert json.loads(Path("rows/counts.json").read_text()) == counts
     assert counts["row_tokens"] == counts["tokens"]

@@ -27,8 +27,8 @@ def check_sources(recipe: Recipe) -> None:
         for name, source in mixture_of(data).sources.items():
             if source.path is None:
                 raise UserError(
-                    f"the source {name} of {data.mixture} has no path: give one, a file, a folder or "
-                    f"hf:NAME, in `data.sources.{name}=PATH`"
+                    f"the source {name} of {data.mixture} has no path: pass "
+                    f"`data.sources.{name}=PATH`, a file, a folder or hf:NAME"
                 )
     if isinstance(data, PackedData):
         _read_packed(data)
@@ -91,7 +91,7 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
             reading=Reading(text_field=data.text_field or "text", split=data.split or "train"),
         )
     else:
-        settings = ChatSettings(max_length=data.length, too_long=data.too_long, turns=data.turns)  # type: ignore[arg-type]
+        settings = ChatSettings(max_length=data.length, too_long=data.too_long, turns=data.turns)
         reading = Reading(subset=data.subset, split=data.split or "train", samples=data.samples)
         chat_folder(data.chat, tokenizer, out, settings, pack_rows=data.pack, reading=reading)
     return out
