@@ -8,17 +8,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import ConfigDict, model_validator
 
-from longlens.errors import UserError, shown_value
+from longlens.errors import UserError, library_errors
 from longlens.files import read_json
 from longlens.rope.base import Method
-from longlens.rope.methods import METHODS
+from longlens.rope.methods import METHODS, find_method
 from longlens.settings.recipe import Integer, Real, Settings
 
 
 class Extension(Settings):
-    """A method and its settings, as a recipe has them.
+    """A method and its settings, as a recipe has them; a method of another package may have others than those here.
 
     Attributes:
         method: Its name.
@@ -39,6 +39,14 @@ class Extension(Settings):
     step: Real | None = None
     factors: str | None = None
 
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        is_added = isinstance(values, Mapping) and values.get("method", "pi") not in METHODS
+        return values if is_added else super()._check_keys(values)  # type: ignore[operator]  # a classmethod
+
     @model_validator(mode="after")
     def _check_method(self) -> Extension:
         self.build()
@@ -56,20 +64,22 @@ def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
     """The method of that name with these settings.
 
     Args:
-        name: One of `methods.METHODS`.
-        settings: Of `SETTINGS`; and ``factors`` for LongRoPE, a JSON file.
+        name: Of `methods.find_method`.
+        settings: Fields of the method; but ``factor`` for CLEX's ``max_factor``, and ``factors`` for LongRoPE's two
+            lists, a JSON file.
 
     Raises:
         UserError: No such method, a setting that it does not have, or one that it needs.
     """
-    if name not in METHODS:
-        raise UserError(f"`method` is {shown_value(name)}; expected one of {', '.join(METHODS)}")
-    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
+    kind = find_method(name)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     # Settings whose field is called otherwise.
     spelled = {"factor": "max_factor"} if "max_factor" in fields else {}
     options = [option for option in SETTINGS if spelled.get(option, option) in fields]
     if "short_factors" in fields:
         options.append("factors")
+    if name not in METHODS:
+        options += [option for option in fields if option not in options]
     known = ", ".join(f"`{option}`" for option in options)
     for option in settings:
         if option not in options:
@@ -83,7 +93,8 @@ def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
     values = {spelled.get(option, option): value for option, value in settings.items() if option != "factors"}
     if "factors" in settings:
         values["short_factors"], values["long_factors"] = _read_factors(settings["factors"])
-    return METHODS[name](**values)
+    with library_errors(f"`method` {name} does not take these settings", f"its settings are {known}"):
+        return kind(**values)
 
 
 def _is_required(field: Any) -> bool:

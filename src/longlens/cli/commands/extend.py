@@ -15,7 +15,10 @@ from longlens.settings.options import Loading
 def extend(
     *,
     model: Annotated[str, typer.Argument(help=o.MODEL_HELP)],
-    method: Annotated[str, typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf or clex.")],
+    method: Annotated[
+        str,
+        typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf, clex, or one of another package."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
     factor: Annotated[float | None, typer.Option(help="How many times its length the model is to take.")] = None,
     theta: Annotated[
@@ -40,6 +43,10 @@ def extend(
     ] = None,
     width: Annotated[int | None, typer.Option(help="clex: hidden size of its layer.  [default: 1]")] = None,
     step: Annotated[float | None, typer.Option(help="clex: step of its solver.  [default: 0.01]")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of a method that a package adds.", metavar="KEY=VALUE"),
+    ] = None,
     loading: Annotated[Loading, Part(("trust_remote_code",))],
     as_json: o.Json = False,
 ) -> None:
@@ -51,7 +58,7 @@ def extend(
     from longlens.rope.folder import extend as extend_folder
     from longlens.rope.settings import parse_method
 
-    settings = {
+    given = {
         "factor": factor,
         "theta": theta,
         "first_layer": first_layer,
@@ -65,7 +72,8 @@ def extend(
         "width": width,
         "step": step,
     }
-    chosen = parse_method(method, {name: value for name, value in settings.items() if value is not None})
+    given |= o.assignments(settings, "--set", "power=2")
+    chosen = parse_method(method, {name: value for name, value in given.items() if value is not None})
     extended = extend_folder(model, chosen, out, trust_remote_code=loading.trust_remote_code)
     if as_json:
         print_json(extended.to_json())
