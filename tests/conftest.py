@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["plugin_package"]  # a package of its own, which tests/cli/test_add_your_own.py installs
+
 # Tiny models are computed in one thread sooner than in several; set before anything imports torch, here or in a child.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As the command line sets them, which is too late where transformers is imported already.

@@ -1,0 +1,25 @@
+"""What a package that adds to longlens tests: one call for each of its things."""
+
+from longlens_toys.engine import BigramScorer
+from longlens_toys.method import Ramp
+
+from longlens.models.caches import load_cache
+from longlens.settings.options import Loading
+from longlens.tasks import get_task
+from longlens.testing import check_cache, check_rope_method, check_scorer, check_task
+
+
+def test_engine():
+    check_scorer(BigramScorer(__file__, Loading()))
+
+
+def test_task():
+    check_task(get_task("pass_key"))
+
+
+def test_method():
+    check_rope_method(Ramp(factor=4))
+
+
+def test_cache():
+    check_cache(load_cache("recent:64"))
