@@ -183,7 +183,7 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path):
         opened(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file is a file; give a folder for the benchmark run, such as -o run"):
+    with pytest.raises(UserError, match=r"file is a file; give a folder for the benchmark run, such as `out=run`"):
         opened(tmp_path / "file")
 
 

@@ -131,7 +131,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*MIX, "--tokens", "1e6"], "the source a (a.txt) gives 6 rows of 32 tokens, and its share of 50 % is 15,625"),
         ([*MIX[:5], "-o", "out"], "the source b has no path: pass --source b=PATH, a file, a folder or hf:NAME"),
         ([*MIX[:-1], "llama"], "llama is not empty and holds no dataset (it has 'config.json'): give a new folder"),
-        ([*MIX[:-1], "a.txt"], "a.txt is a file; give a folder for the dataset, such as -o packed"),
+        ([*MIX[:-1], "a.txt"], "a.txt is a file; give a folder for the dataset, such as --out packed"),
         ([*PACK, "--packing", "tight"], "packing is 'tight'; expected fill or best-fit"),
         (
             [*PACK, "--drop-remainder"],
@@ -222,7 +222,7 @@ def test_qa(work, run, monkeypatch):
     assert again.code == 0
     assert again.out.splitlines()[-1] == "1 of 2 pairs on 2 documents, 0 cut, in out"
     assert "no question" in again.out
-    assert run(*QA, "--seed", "1").error.startswith("error: out was made with other settings: seed is 0 there and 1")
+    assert run(*QA, "--seed", "1").error.startswith("error: out holds another dataset: seed is 0 there and 1")
     options = ("--grounded", "--pairs", "3", "--max-length", "150", "--tokenizer", "other", "-o", "out2")
     other = run.json(*QA, *options)
     assert (other["rows"], other["cut_rows"]) == (3, 3)

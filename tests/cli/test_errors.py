@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from longlens.corpus import text_sha256
-from longlens.scoring.layout import read_manifest
 from longlens.scoring.scores import ShortContext
-from longlens.scoring.store import RunWriter
+from longlens.scoring.store import RunWriter, read_manifest
 from tests.toys import manifest
 
 RULE = ("--context", 32, "--stride", 16)
@@ -137,7 +136,7 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
         (["--min-tokens", 5], "--min-tokens counts the input_ids of tokenized rows: pass --tokenized-with"),
         (["--samples", "x"], "Invalid value for '--samples': "),
         (["--nosuch"], "No such option: --nosuch"),
-        (["-o", "a.txt"], "a.txt is a file; give a folder for the run, such as -o scores"),
+        (["-o", "a.txt"], "a.txt is a file; give a folder for the run, such as --out scores"),
         (
             ["-o", "a.txt/in"],
             "cannot write a.txt/in: Not a directory; what was committed before is kept: check the folder",
@@ -246,18 +245,19 @@ def test_a_run_with_other_settings(work, run, monkeypatch):
     monkeypatch.setattr("longlens.models.load.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
     error = run(*SCORE, "--dtype", "bfloat16", "--max-length", 100).error
     assert error == (
-        "error: out holds scores made with other settings (llama there, llama here): dtype is 'float32' there and "
-        "'bfloat16' here; max_length is 4095 there and 100 here. Give another folder, or the settings of that run"
+        "error: out holds another run: dtype is 'float32' there and "
+        "'bfloat16' here; max_length is 4095 there and 100 here. Give another folder, or the same settings"
     )
     assert (
-        "(llama there, other here): weights_sha256 is " in run("score", "a.txt", "--model", "other", *SCORE[4:]).error
+        "name is 'llama' there and 'other' here; weights_sha256 is "
+        in run("score", "a.txt", "--model", "other", *SCORE[4:]).error
     )
     for name, options in {
         "evaluator": ["--evaluator", "llama"],
         "model": ["--evaluator", "other", "--model", "other"],
     }.items():
         error = run(*longppl, *options).error
-        assert f"error: two/{name} holds scores made with other settings" in error
+        assert f"error: two/{name} holds another run" in error
     assert everything(work) == before
 
 

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from longlens.cli.console import ScoringProgress, interval, number, printable, say
+from longlens.cli.console import interval, number, printable, say
 
 EVIL = "\x1b[31mred\x1b]0;title\x07 [bold]b[/bold] \x9b2J \u202eabc\u2066 \x00\x08\x7f\r end"
 NAME = "\x1b[31m[bold]new\nline\x9b2J\u202e"
@@ -137,23 +137,3 @@ def test_a_run_folder_that_somebody_else_made_steers_nothing(scored, run, tmp_pa
 def test_numbers():
     assert (number(1234.5), number(None), number(7, 0)) == ("1,234.500", "-", "7")
     assert (interval((1, 2)), interval(None)) == ("[1.000, 2.000]", "-")
-
-
-def test_progress_is_lines_where_stderr_is_no_terminal(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("longlens.cli.console.time.monotonic", lambda: now[0])
-    with ScoringProgress(f"score {NAME}", 2000) as progress:
-        progress.encoded(1000, 500)
-        progress.scored(100)
-        now[0] = 20.0
-        progress.scored(100)
-        progress.encoded(1000, 0)  # done before: nothing is left
-        progress.scored(300)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert_harmless(err)
-    title = printable(f"score {NAME}")
-    assert err.splitlines() == [
-        f"{title}: 200 tokens of model input, 10 tokens/s, about 80 s left",
-        f"{title}: 500 tokens of model input in 20.0 s",
-    ]

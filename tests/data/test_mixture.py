@@ -252,9 +252,9 @@ def test_another_recipe_into_the_same_folder(texts):
         with pytest.raises(UserError) as refused:
             mix(other, byte_tokenizer(), "out")
         ending = "Give another folder, or the same settings"
-        assert str(refused.value) == f"out was made with other settings: {message}. {ending}"
+        assert str(refused.value) == f"out holds another dataset: {message}. {ending}"
     (texts / "books" / "a.txt").write_text("Shorter. " * 60)
-    with pytest.raises(UserError, match="out was made with other settings: files_sha256 is"):
+    with pytest.raises(UserError, match="out holds another dataset: files_sha256 is"):
         mix(recipe(), byte_tokenizer(), "out")
     assert files("out") == before
 
@@ -266,7 +266,7 @@ def test_folders_that_hold_something_else(texts):
         UserError, match=r"mine is not empty and holds no dataset \(it has 'thesis.txt'\): give a new f"
     ):
         mix(recipe(), byte_tokenizer(), "mine")
-    with pytest.raises(UserError, match=r"a.txt is a file; give a folder for the dataset, such as -o packed"):
+    with pytest.raises(UserError, match=r"a.txt is a file; give a folder for the dataset, such as `out=packed`"):
         mix(recipe(), byte_tokenizer(), "books/a.txt")
     assert files("mine") == {Path("thesis.txt"): b"precious"}
     with (
@@ -280,14 +280,14 @@ def test_a_run_that_made_nothing_binds_the_folder_to_nothing(texts):
     with pytest.raises(UserError, match="the source code"):
         mix(recipe(tokens=1600), byte_tokenizer(), "out")
     # One source is complete, so that another recipe is refused; where nothing was, it is not.
-    with pytest.raises(UserError, match="out was made with other settings"):
+    with pytest.raises(UserError, match="out holds another dataset"):
         mix(recipe(), byte_tokenizer(), "out")
     (texts / "killed").mkdir()
     (texts / "killed" / "manifest.json").write_text('{"schema_version": 1, "kind": "mixture", "settings": {}}')
     mix(recipe(), byte_tokenizer(), "killed")
     (texts / "run").mkdir()
     (texts / "run" / "manifest.json").write_text('{"schema_version": 1, "model": {}, "settings": {}}')
-    with pytest.raises(UserError, match="run was made with other settings: kind is None there and 'mixture' here"):
+    with pytest.raises(UserError, match="run holds another dataset: kind is None there and 'mixture' here"):
         mix(recipe(), byte_tokenizer(), "run")
 
 
@@ -299,24 +299,24 @@ def test_what_is_complete_is_not_made_again(texts, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from longlens.data import store
+from longlens.runs import parts
 from longlens.data.mixture import mix
 from longlens.data.recipe import read_mixture
 from tests.tiny import byte_tokenizer
-calls, write = [], store.Part.write
+calls, write = [], parts._Part.write
 def killing(self, *arguments):
     write(self, *arguments)
     calls.append(1)
     if len(calls) == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-store.Part.write = killing
-store.ROW_GROUP_TOKENS = 64
+parts._Part.write = killing
+parts.ROW_GROUP_TOKENS = 64
 mix(read_mixture("r.yaml"), byte_tokenizer(), "killed")
 """
 
 
 def test_a_run_that_is_killed_and_begun_again_gives_the_same_files(texts, monkeypatch):
-    monkeypatch.setattr("longlens.data.store.ROW_GROUP_TOKENS", 64)
+    monkeypatch.setattr("longlens.runs.parts.ROW_GROUP_TOKENS", 64)
     (texts / "r.yaml").write_text(
         "length: 64\ntokens: 640\nsources:\n  books: {weight: 60, path: books}\n"
         "  code: {weight: 40, path: code, group_by: repository}\n"
@@ -337,7 +337,7 @@ def test_a_run_that_is_killed_and_begun_again_gives_the_same_files(texts, monkey
 
 @pytest.mark.parametrize("at", [1, 7, 12])
 def test_a_full_disk(texts, monkeypatch, at):
-    monkeypatch.setattr("longlens.data.store.ROW_GROUP_TOKENS", 64)
+    monkeypatch.setattr("longlens.runs.parts.ROW_GROUP_TOKENS", 64)
     calls, write = [], pq.ParquetWriter.write_table
 
     def full(self, *arguments, **options):

@@ -365,11 +365,11 @@ def test_a_process_that_is_killed_leaves_whole_lines_and_the_next_goes_on(books)
 def test_another_run_is_refused_its_folder(change, books):
     made()
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=f"out was made with other settings: {next(iter(change))} is"):
+    with pytest.raises(UserError, match=f"out holds another dataset: {next(iter(change))} is"):
         made(**change)
     other = Parrot()
     other.identity_sha256 = "1"
-    with pytest.raises(UserError, match="other settings: generator_sha256 is '0' there and '1' here"):
+    with pytest.raises(UserError, match="another dataset: generator_sha256 is '0' there and '1' here"):
         made(generator=other)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 

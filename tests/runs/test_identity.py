@@ -15,8 +15,8 @@ from longlens.metrics.context_reach import reach
 from longlens.models import identify
 from longlens.models.generate import load_generator
 from longlens.rope import extend
+from longlens.runs import folder
 from longlens.runs.identity import ModelIdentity, functional_config, model_differences
-from longlens.scoring import run as scoring_run
 from longlens.scoring.scores import identity_of, same_model
 from longlens.scoring.transformers import TransformersScorer
 from tests.rope.conftest import LENGTH, METHODS
@@ -77,7 +77,7 @@ def test_a_run_folder_takes_no_second_model_with_the_same_weights(name, scorers,
         assert base.info.weights_sha256 == other.info.weights_sha256
     score(DOCUMENTS[:1], base, context=16, stride=8, max_length=60, out=tmp_path / "run", extrapolate=True)
     before = open_scores(tmp_path / "run")[0].long_logprobs
-    with pytest.raises(UserError, match=r"holds scores made with other settings .* is .* there and .* here"):
+    with pytest.raises(UserError, match=r"holds another run: .* is .* there and .* here"):
         scored(other, tmp_path / "run")
     np.testing.assert_array_equal(open_scores(tmp_path / "run")[0].long_logprobs, before)
     assert len(scored(base, tmp_path / "run")) == 2
@@ -196,7 +196,7 @@ def test_an_older_run_is_read_with_a_warning_and_goes_on(scorers, tmp_path):
 
 def test_other_versions_are_a_warning(scorers, tmp_path, monkeypatch):
     scored(scorers["llama"], tmp_path / "run")
-    monkeypatch.setattr(scoring_run, "versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(folder, "versions", lambda: {"torch": "9.9"})
     with pytest.warns(longlens.errors.LonglensWarning, match=r"was begun with other versions \(torch \S+ -> 9\.9\)"):
         scored(scorers["llama"], tmp_path / "run")
 
@@ -231,7 +231,7 @@ def test_data_is_of_one_model(folders, scorers, tmp_path):
         for name in ("pi", "yarn")
     }
     weigh_folder([str(texts)], of["pi"], tmp_path / "weighed")
-    with pytest.raises(UserError, match=r"was made with other settings: scored_with is '.*' there and '.*' here"):
+    with pytest.raises(UserError, match=r"holds another dataset: scored_with is '.*' there and '.*' here"):
         weigh_folder([str(texts)], of["yarn"], tmp_path / "weighed")
     hashes = {load_generator(str(folders / name), dtype=dtype).identity_sha256 for name in of for dtype in DTYPES}
     assert len(hashes) == 4

@@ -17,8 +17,9 @@ import pytest
 import longlens
 from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
+from longlens.progress import Progress
 from longlens.report import summarize_runs
-from longlens.scoring import store
+from longlens.runs import parts
 from longlens.scoring.scorer import Result, ScorerInfo
 from longlens.scoring.scores import ShortContext
 from longlens.scoring.transformers import TransformersScorer
@@ -150,10 +151,9 @@ DRIVER = """
 import os, signal, sys
 import longlens
 from longlens.runs import parts
-from longlens.scoring import store
 from tests.scoring.test_run import RULE, FakeScorer, documents
 out, events_left = sys.argv[1], int(sys.argv[2])
-store.PART_SECONDS = 0.0
+parts.PART_SECONDS = 0.0
 
 def watched(function):
     def watch(*arguments, **options):
@@ -166,8 +166,8 @@ def watched(function):
 
 # Every step that touches the disk, and every answer, is a point to be killed at.
 for owner, name in [
-    (parts.pq.ParquetWriter, "write_table"), (parts.pq.ParquetWriter, "close"), (store.Path, "rename"),
-    (store.Path, "mkdir"), (store.os, "fsync"), (store.PartWriter, "add"), (store.PartWriter, "tick"),
+    (parts.pq.ParquetWriter, "write_table"), (parts.pq.ParquetWriter, "close"), (parts.Path, "rename"),
+    (parts.Path, "mkdir"), (parts.os, "fsync"), (parts.PartWriter, "add"), (parts.PartWriter, "tick"),
 ]:
     setattr(owner, name, watched(getattr(owner, name)))
 longlens.score(documents(), FakeScorer(), **RULE, out=out)
@@ -273,6 +273,86 @@ def test_shards_together_score_everything_once(tmp_path):
     whole = FakeScorer()
     score(documents(), whole, **RULE, out=tmp_path / "run")
     assert whole.requests == []
+
+
+class Seen(Progress):
+    """What a display was told."""
+
+    def __init__(self):
+        self.started, self.done, self.notes, self.ended = [], [], [], 0
+
+    def start(self, title, *, unit, total=None, done=0.0):
+        self.started.append((title, unit, total, done))
+
+    def update(self, done, *, note=""):
+        self.done.append(done)
+        self.notes.append(note)
+
+    def finish(self):
+        self.ended += 1
+
+
+def test_progress_counts_characters_by_the_model_input_that_is_done(tmp_path, caplog):
+    caplog.set_level("INFO", logger="longlens")
+    seen, options = Seen(), RULE | {"out": tmp_path / "run"}
+    score(documents()[:2], FakeScorer(), **options)
+    caplog.clear()
+    scorer = FakeScorer()
+    score(documents(), scorer, **options, progress=seen)
+    total, before = sum(map(len, TEXTS.values())), len(TEXTS["empty-ish"]) + len(TEXTS["short"])
+    assert seen.started == [("score fake", "characters", total, before)]
+    assert seen.done == sorted(seen.done)
+    assert seen.done[-1] == pytest.approx(total)
+    assert len(seen.done) == len(scorer.requests)
+    assert seen.notes[-1].endswith(" tokens/s")
+    assert seen.ended == 1
+    (line,) = caplog.messages
+    assert line.startswith(f"score fake: {sum(tokens for _, _, tokens in scorer.requests):,} tokens of model input in ")
+    again = Seen()  # of an iterator the total is not known, and nothing is left to do
+    score(iter(documents()), FakeScorer(), **options, progress=again)
+    assert (again.started, again.done, again.ended) == ([], [], 0)
+    lazy, cut = Seen(), Truncation(max_length=20)
+    score(iter(documents()), FakeScorer(), context=4, limit=cut, progress=lazy)
+    assert lazy.started == [("score fake", "characters", None, 0)]
+    assert lazy.done[-1] == pytest.approx(sum(min(len(text), 100) for text in TEXTS.values()))
+
+
+TORCHRUN = """
+import longlens
+from tests.scoring.test_run import documents, tiny_scorer
+longlens.score(documents(), tiny_scorer(), context=16, stride=5, out="run")
+print("in memory", len(longlens.score(documents(), tiny_scorer(), context=16, stride=5)))
+"""
+
+
+def tiny_scorer():
+    return TransformersScorer(tiny_model("llama"), byte_tokenizer(), name="tiny", weights_sha256="0")
+
+
+def test_processes_of_torchrun_share_the_documents(tmp_path):
+    (tmp_path / "shared.py").write_text(TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "shared.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["in memory 4"] * 2
+    for rank, ids in enumerate((["empty-ish", "emoji"], ["short", "plain"])):
+        written = [pq.read_table(path) for path in (tmp_path / "run" / "long").glob(f"part-{rank:05d}-*")]
+        assert sorted(id for table in written for id in table["id"].to_pylist()) == sorted(ids)
+    whole = score(documents(), tiny_scorer(), context=16, stride=5)
+    shared = open_scores(tmp_path / "run")
+    assert sorted(shared.ids) == sorted(TEXTS)
+    for row in whole:
+        np.testing.assert_allclose(shared.get(row.id).long_logprobs, row.long_logprobs, atol=1e-5)
+        np.testing.assert_allclose(shared.get(row.id).short_logprobs, row.short_logprobs, atol=1e-5)
+    whole_run = score(documents(), tiny_scorer(), context=16, stride=5, out=tmp_path / "run")
+    assert rows(whole_run) == rows(shared)  # nothing is left for another process
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_a_shard_that_cannot_be(shard):
+    with pytest.raises(UserError, match=r"`shard` is .* a rank below the world size"):
+        score(documents(), FakeScorer(), **RULE, shard=shard)
 
 
 def test_documents_no_longer_than_k_have_no_short_scores(tmp_path):
@@ -423,9 +503,9 @@ import sys
 import longlens.models
 from longlens.cli import main
 from longlens.report import summarize_runs
-from longlens.scoring import store
+from longlens.runs import parts
 from tests.scoring.test_run import FakeScorer
-store.PART_SECONDS = 0.05
+parts.PART_SECONDS = 0.05
 # A test run in the background of a shell starts with SIGINT ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 longlens.models.UnloadedModel = lambda *_, **__: FakeScorer(seconds=0.002)
@@ -477,9 +557,7 @@ def test_an_interrupted_run_exits_130_keeps_what_is_finished_and_goes_on(tmp_pat
 def test_a_real_model_that_is_killed_gives_the_same_rows(tmp_path, models):
     texts = jsonl(tmp_path / "documents.jsonl", 40)
     model = models / "llama"
-    program = (
-        "import sys\nfrom longlens.scoring import store\nfrom longlens.cli import main\nstore.PART_SECONDS = 0.0\n"
-    )
+    program = "import sys\nfrom longlens.runs import parts\nfrom longlens.cli import main\nparts.PART_SECONDS = 0.0\n"
     driver = [sys.executable, "-c", f"{program}sys.exit(main(sys.argv[1:]))", *command(tmp_path, model)]
     # Of a stride given twice, the last one counts.
     driver += ["--batch-tokens", "100", "--stride", "40"]
@@ -521,8 +599,8 @@ def error_line(capsys):
 @pytest.mark.parametrize("method", ["write_table", "close"])
 def test_a_disk_that_is_full_while_writing(method, tmp_path, monkeypatch, fake, capsys):
     texts = jsonl(tmp_path / "documents.jsonl")
-    monkeypatch.setattr(store, "ROW_GROUP_TOKENS", 300)
-    monkeypatch.setattr(store, "PART_TOKENS", 600)
+    monkeypatch.setattr(parts, "ROW_GROUP_TOKENS", 300)
+    monkeypatch.setattr(parts, "PART_TOKENS", 600)
     calls, original = [], getattr(pq.ParquetWriter, method)
 
     def full(self, *arguments, **options):
@@ -552,8 +630,8 @@ def test_a_disk_that_is_really_full(tmp_path, fake, capsys, monkeypatch):
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        monkeypatch.setattr(store, "ROW_GROUP_TOKENS", 2000)
-        monkeypatch.setattr(store, "PART_TOKENS", 4000)
+        monkeypatch.setattr(parts, "ROW_GROUP_TOKENS", 2000)
+        monkeypatch.setattr(parts, "PART_TOKENS", 4000)
         texts = jsonl(tmp_path / "documents.jsonl", 500)
         arguments = [*command(tmp_path), "-o", str(disk / "run")]
         assert main(arguments) == 2

@@ -26,10 +26,11 @@ from longlens import UserError, open_scores, score
 from longlens.cli import main
 from longlens.corpus import text_sha256
 from longlens.files import create_json, read_json
-from longlens.scoring import layout, reader, store
-from longlens.scoring.layout import LONG_SCHEMA, SHORT_SCHEMA
+from longlens.runs import parts as run_parts
+from longlens.runs.folder import SCHEMA_VERSION
+from longlens.scoring import reader, store
 from longlens.scoring.scores import ShortContext
-from longlens.scoring.store import RunWriter
+from longlens.scoring.store import LONG_SCHEMA, SHORT_SCHEMA, RunWriter
 from longlens.scoring.transformers import TransformersScorer
 from tests.scoring.test_run import FakeScorer
 from tests.tiny import byte_tokenizer, tiny_model
@@ -109,7 +110,7 @@ def documents(draw):
 @given(documents(), st.integers(1, 12))
 def test_what_is_written_comes_back(rows, row_group_tokens):
     with tempfile.TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "ROW_GROUP_TOKENS", row_group_tokens)
+        patch.setattr(run_parts, "ROW_GROUP_TOKENS", row_group_tokens)
         folder = Path(temporary, "run")
         with RunWriter(folder, manifest()) as writer:
             for row in rows:
@@ -153,7 +154,7 @@ def test_parts_are_as_documented(tmp_path):
 
 
 def test_row_groups_are_closed_by_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROW_GROUP_TOKENS", 8)
+    monkeypatch.setattr(run_parts, "ROW_GROUP_TOKENS", 8)
     write(tmp_path / "run", "abcde", ())
     (part,) = parts(tmp_path / "run")
     groups = pq.read_metadata(part)
@@ -161,8 +162,8 @@ def test_row_groups_are_closed_by_tokens(tmp_path, monkeypatch):
 
 
 def test_parts_are_closed_by_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROW_GROUP_TOKENS", 4)
-    monkeypatch.setattr(store, "PART_TOKENS", 8)
+    monkeypatch.setattr(run_parts, "ROW_GROUP_TOKENS", 4)
+    monkeypatch.setattr(run_parts, "PART_TOKENS", 8)
     write(tmp_path / "run", "abcde", ())
     assert sorted(pq.read_metadata(part).num_rows for part in parts(tmp_path / "run")) == [1, 2, 2]
     assert sorted(open_scores(tmp_path / "run").ids) == list("abcde")
@@ -170,7 +171,7 @@ def test_parts_are_closed_by_tokens(tmp_path, monkeypatch):
 
 def test_parts_are_closed_once_their_oldest_row_is_old(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(store.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_parts.time, "monotonic", lambda: now[0])
     with RunWriter(tmp_path / "run", manifest()) as writer:
         writer.add(None, long_row("a"))
         now[0] += 20
@@ -199,7 +200,7 @@ def test_a_temporary_file_is_never_read_and_goes_away(tmp_path):
 
 
 def test_nothing_is_seen_of_a_part_before_it_is_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROW_GROUP_TOKENS", 4)
+    monkeypatch.setattr(run_parts, "ROW_GROUP_TOKENS", 4)
     with RunWriter(tmp_path / "run", manifest()) as writer:
         writer.add(None, long_row("a"))
         assert [path.suffix for path in (tmp_path / "run" / "long").iterdir()] == [".tmp"]
@@ -237,7 +238,7 @@ def test_opening_reads_ids_alone(tmp_path, reads):
 
 
 def test_reading_keeps_a_bounded_number_of_row_groups(tmp_path, monkeypatch, reads):
-    monkeypatch.setattr(store, "ROW_GROUP_TOKENS", 8)
+    monkeypatch.setattr(run_parts, "ROW_GROUP_TOKENS", 8)
     write(tmp_path / "run", [f"{i:02}" for i in range(40)])
     scores = open_scores(tmp_path / "run")
     most = 0
@@ -288,7 +289,7 @@ def test_ranks_write_side_by_side(tmp_path):
 
 def test_the_lock_is_free_after_a_refusal(tmp_path):
     write(tmp_path / "run")
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="holds another run"):
         RunWriter(tmp_path / "run", manifest(dtype="bfloat16"))
     write(tmp_path / "run")
 
@@ -299,12 +300,12 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     with pytest.raises(UserError) as refused:
         RunWriter(tmp_path / "run", manifest("model-2", max_length=100, bos="published", new=1))
     message = str(refused.value)
-    assert f"{tmp_path / 'run'} holds scores made with other settings (toy there, model-2 here): " in message
+    assert f"{tmp_path / 'run'} holds another run: name is 'toy' there and 'model-2' here; " in message
     assert "weights_sha256 is 'weights-toy' there and 'weights-model-2' here" in message
     assert "max_length is 32768 there and 100 here" in message
     assert "bos is 'window' there and 'published' here" in message
     assert "new is None there and 1 here" in message
-    assert message.endswith("Give another folder, or the settings of that run")
+    assert message.endswith("Give another folder, or the same settings")
     assert "dtype" not in message
     assert everything(tmp_path / "run") == before
 
@@ -423,7 +424,7 @@ def test_a_manifest_of_something_else(content, tmp_path):
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(
         UserError,
-        match=r"is broken .no JSON object.|is no manifest of longlens: expected schema_version, model",
+        match=r"is broken .no JSON object.|is no manifest of (longlens|scores)",
     ):
         open_scores(tmp_path / "run")
 
@@ -517,7 +518,7 @@ def test_what_is_finished_is_kept_when_the_run_fails(tmp_path):
 
 def test_columns_and_their_types_are_frozen():
     """Whoever changes them has to raise SCHEMA_VERSION."""
-    assert layout.SCHEMA_VERSION == 2
+    assert SCHEMA_VERSION == 2
     long = {field.name: field.type for field in LONG_SCHEMA}
     places, floats = pa.list_(pa.int64()), pa.list_(pa.float32())
     assert long == {

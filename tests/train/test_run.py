@@ -347,7 +347,11 @@ def test_a_damaged_checkpoint_is_named_with_the_cure(place, monkeypatch, name):
         ("log.jsonl", '{"step": 1, "loss": 3}\n{"st\n', "log.jsonl:2' is broken ("),
         ("log.jsonl", "[3]\n", "'out/log.jsonl:1' is a JSON list, expected an object with \"step\""),
         ("log.jsonl", '{"loss": 3}\n', "'out/log.jsonl:1' has no number as \"step\": delete the line; nothing but"),
-        ("manifest.json", '{"run": 3, "versions": {}}', "out/manifest.json says of no run what it is (run): give "),
+        (
+            "manifest.json",
+            '{"schema_version": 2, "run": 3, "versions": {}}',
+            "out/manifest.json says of no run what it is (run): give ",
+        ),
         ("recipe.yaml", b"\xff\xfe", "out/recipe.yaml is "),
         ("recipe.yaml", "3", "out holds another run: "),
         ("result.json", "{}", "out/result.json is broken (it has no evaluation): delete out/result.json, and run the"),

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from longlens.errors import UserError, shown, shown_value, system_errors
 from longlens.files import cannot_write, parse_json, read_json, write_json
 from longlens.reasoning import Marks
-from longlens.runs.folder import OwnFolder, warn_by_weights, warn_of_versions
+from longlens.runs.folder import LockedFolder, warn_by_weights, warn_of_versions
 from longlens.runs.identity import model_differences
 from longlens.runs.jsonl import append_line, read_lines
 
@@ -110,14 +110,14 @@ class BenchRun:
         self.manifest = dict(manifest)
         self._parts: dict[str, Write] = {}
         self._is_begun = self._is_compared = False
-        self._held = OwnFolder(
+        self._held = LockedFolder(
             self.path,
             "benchmark run",
             marker=MANIFEST,
             own=FOLDERS,
             doing="running a benchmark in",
             example="run",
-            lock=f".lock-{rank}" if rank else ".lock",
+            rank=rank,
         )
         try:
             self.check()

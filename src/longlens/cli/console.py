@@ -7,17 +7,14 @@ import json
 import os
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -122,71 +119,3 @@ def number(value: float | None, digits: int = 3) -> str:
 def interval(both: tuple[float, float] | None, digits: int = 3) -> str:
     """An interval for a table."""
     return "-" if both is None else f"[{number(both[0], digits)}, {number(both[1], digits)}]"
-
-
-class ScoringProgress:
-    """Tokens per second and time left of a scoring run, on stderr.
-
-    What is left is known from the characters that are left: the run's own tokens of model input per character so far.
-
-    Args:
-        title: Shown before the bar.
-        num_characters: Characters of all documents; None where they are not known beforehand.
-    """
-
-    def __init__(self, title: str, num_characters: int | None) -> None:
-        self._title, self._characters_left = title, num_characters
-        self._characters = self._cost = self._done = 0
-        self._started = self._told = time.monotonic()
-        console = Console(stderr=True, markup=False, highlight=False)
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.fields[rate]}", markup=False),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(printable(title), total=None, rate="")
-
-    def encoded(self, num_characters: int, num_tokens: int) -> None:
-        """A document of so many characters will take so many tokens of model input."""
-        if num_tokens:
-            self._characters += num_characters
-            self._cost += num_tokens
-        if self._characters_left is not None:
-            self._characters_left = max(0, self._characters_left - num_characters)
-
-    def scored(self, num_tokens: int) -> None:
-        """So many tokens of model input are done."""
-        self._done += num_tokens
-        now = time.monotonic()
-        rate = self._done / max(now - self._started, 1e-9)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, total=self._total(), rate=f"{rate:,.0f} tokens/s")
-        elif now - self._told >= PLAIN_SECONDS:
-            self._told = now
-            total = self._total()
-            left = "" if total is None else f", about {max(0.0, total - self._done) / rate:,.0f} s left"
-            say(f"{self._title}: {self._done:,} tokens of model input, {rate:,.0f} tokens/s{left}")
-
-    def _total(self) -> float | None:
-        if self._characters_left is None or not self._characters:
-            return None
-        return self._cost + self._characters_left * self._cost / self._characters
-
-    def __enter__(self) -> ScoringProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        seconds = time.monotonic() - self._started
-        if error is None and self._done:
-            say(f"{self._title}: {self._done:,} tokens of model input in {seconds:,.1f} s")

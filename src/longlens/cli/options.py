@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,14 +127,19 @@ def documents(docs: list[str], options: Reading, *, trust_remote_code: bool = Fa
     return read_documents(docs, options, decoder=decoder_of(tokenizer))
 
 
-def num_characters(docs: list[str], options: Reading, longest: int) -> int | None:
-    """Characters of all documents, each counted up to ``longest``, for the time left; None for datasets."""
+def total_characters(
+    docs: list[str], options: Reading, limit: Limit, shard: tuple[int, int] | None = None
+) -> int | None:
+    """Characters that are scored of a shard of the documents, for the time left; None for datasets."""
     if any(doc.startswith("hf:") for doc in docs) or options.tokenized_with is not None:
         return None
     from longlens.cli.console import told_once
+    from longlens.scoring.truncation import num_characters
 
     with told_once():  # the documents are read again, and their warnings were shown
-        return sum(min(len(document.text), longest) for document in read_documents(docs, options))
+        rank, world_size = shard or (0, 1)
+        mine = islice(read_documents(docs, options), rank, None, world_size)
+        return sum(num_characters(document.text, limit) for document in mine)
 
 
 TOKEN_CHARACTERS = 8
@@ -200,7 +206,8 @@ def cut(found: Iterable[Document], limit: Limit | None) -> Iterable[Document]:
 def announce(scorer: Scorer, limit: Limit | None) -> None:
     """Says what was loaded and what was chosen for the user."""
     from longlens.cli.console import say
-    from longlens.scoring.truncation import MAX_LENGTH, TokenLimit
+    from longlens.scoring.truncation import TokenLimit
+    from longlens.settings.options import MAX_LENGTH
 
     info = scorer.info
     say(f"{info.name}: {info.architecture} from {info.source}, {info.dtype} on {info.device}")

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,15 +28,19 @@ import pyarrow.parquet as pq
 
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json, write_json
-from longlens.runs.folder import OwnFolder, versions, warn_of_versions
-from longlens.runs.parts import Part, open_file
+from longlens.runs.folder import (
+    MANIFEST,
+    LockedFolder,
+    check_schema_version,
+    differences,
+    make_manifest,
+    refuse_other,
+    warn_of_versions,
+)
+from longlens.runs.parts import PartWriter, open_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-SCHEMA_VERSION = 1
-ROW_GROUP_TOKENS = 2**20
-SHARD_TOKENS = 2**24
 
 Columns = Mapping[str, npt.NDArray[Any]]
 Row = dict[str, npt.NDArray[Any]]
@@ -151,10 +155,8 @@ class DatasetFolder:
 
     def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
         self.folder, self.work = folder, folder / ".work"
-        manifest = {"schema_version": SCHEMA_VERSION, "kind": kind, "settings": dict(settings)}
-        self._own = OwnFolder(
-            folder, "dataset", marker="manifest.json", own={".work"}, doing="writing to", example="packed"
-        )
+        manifest = make_manifest({"kind": kind, "settings": dict(settings)}, "datasets")
+        self._own = LockedFolder(folder, "dataset", own={".work"}, example="packed")
         try:
             self._claim(manifest)
             self.counts = read_json(folder / "counts.json") if (folder / "counts.json").exists() else None
@@ -163,28 +165,19 @@ class DatasetFolder:
             raise
 
     def _claim(self, manifest: dict[str, Any]) -> None:
-        path = self.folder / "manifest.json"
+        path = self.folder / MANIFEST
         have = read_json(path) if path.exists() else None
         if have is None or ("kind" in have and not self._committed()):
-            write_json(path, manifest | {"versions": versions("datasets")})
+            write_json(path, manifest)
             return
         there, here = ({"kind": m.get("kind"), **_settings_of(m, path)} for m in (have, manifest))
-        differs = [
-            f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
-        ]
-        if differs:
-            raise UserError(
-                f"{self.folder} was made with other settings: {'; '.join(differs)}. Give another folder, or the same "
-                "settings"
-            )
+        refuse_other(self.folder, "dataset", differences(there, here))
         if not (self.folder / "counts.json").exists():
-            warn_of_versions(self.folder, have, versions("datasets"))
+            warn_of_versions(self.folder, have, manifest["versions"])
 
     def _committed(self) -> bool:
         """Whether there is anything that another run could go on from."""
-        others = {entry.name for entry in self.folder.iterdir()} - {"manifest.json", ".lock", ".work"}
+        others = {entry.name for entry in self.folder.iterdir()} - {MANIFEST, ".lock", ".work"}
         return bool(others) or any(self.work.glob("*/counts.json"))
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
@@ -200,7 +193,12 @@ class DatasetFolder:
             shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            _write_shards(temporary, rows, schema)
+            number = count()
+            with PartWriter(
+                temporary, schema, counted="input_ids", name=lambda: f"train-{next(number):05d}.parquet"
+            ) as shards:
+                for row in rows:
+                    shards.add(row)
             self._own.check()
             os.rename(temporary, target)
         except OSError as error:
@@ -228,7 +226,7 @@ class DatasetFolder:
         # After an error nothing stays that would bind the folder to settings of which nothing was made.
         if error is not None and self._own.is_there and not self._committed():
             shutil.rmtree(self.work, ignore_errors=True)
-            (self.folder / "manifest.json").unlink(missing_ok=True)
+            (self.folder / MANIFEST).unlink(missing_ok=True)
         self._own.release()
 
 
@@ -336,7 +334,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: It is broken, or the dataset is not complete.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         return None
     manifest = read_json(path)
@@ -344,6 +342,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest["kind"], str):
         raise UserError(f"{path} is broken (kind is {shown_value(manifest['kind'])}): make the dataset again")
+    if "schema_version" in manifest:  # a dataset may be anybody's
+        check_schema_version(path, manifest)
     _settings_of(manifest, path)
     if not (folder / "counts.json").is_file():
         raise UserError(f"{folder} is not complete: run the command that makes it again, it goes on from there")
@@ -361,41 +361,3 @@ def _value(scalar: pa.Scalar) -> Any:
     if not pa.types.is_list(scalar.type):
         return scalar.as_py()
     return None if scalar.values is None else scalar.values.to_numpy(zero_copy_only=False)
-
-
-def _row_groups(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of about a million tokens, each with how many."""
-    group: list[Mapping[str, Any]] = []
-    tokens = 0
-    for row in rows:
-        size = len(row["input_ids"])
-        if group and tokens + size > ROW_GROUP_TOKENS:
-            yield pa.Table.from_pylist(group, schema=schema), tokens
-            group, tokens = [], 0
-        group.append(row)
-        tokens += size
-    if group:
-        yield pa.Table.from_pylist(group, schema=schema), tokens
-
-
-def _write_shards(folder: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Writes rows into ``train-00000.parquet`` and so on, each of about `SHARD_TOKENS`."""
-    number = written = 0
-    part: Part | None = None
-    try:
-        for table, tokens in _row_groups(rows, schema):
-            if part is not None and written + tokens > SHARD_TOKENS:
-                part.close()
-                part = None
-            if part is None:
-                part = Part(folder / f"train-{number:05d}.parquet", schema)
-                number, written = number + 1, 0
-            part.write(table)
-            written += tokens
-    except BaseException:
-        if part is not None:
-            with suppress(OSError):  # the file goes away with its folder
-                part.close()
-        raise
-    if part is not None:
-        part.close()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.keytokens.influence import GAMMA
 from longlens.losses.documents import scored_labels, split_documents, unlike
 from longlens.losses.passes import check_packing, head_of, run_inside, target_logprobs
 from longlens.losses.settings import CONTEXT, STRIDE, LongCE
 from longlens.losses.short import score_short
 from longlens.models.forward import Forward
+from longlens.settings.options import GAMMA
 
 
 def longce_loss(

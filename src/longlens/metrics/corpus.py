@@ -12,7 +12,7 @@ import numpy.typing as npt
 from longlens.corpus.document import Spans
 from longlens.errors import UserError, shown
 from longlens.keytokens.alignment import carry_weights
-from longlens.keytokens.influence import GAMMA, check_gamma, soft_influence
+from longlens.keytokens.influence import check_gamma, soft_influence
 from longlens.keytokens.selection import (
     KeySource,
     KeyTokens,
@@ -23,6 +23,7 @@ from longlens.keytokens.selection import (
 )
 from longlens.metrics.documents import DocumentStatistics, document_statistics
 from longlens.scoring.scores import Scores, TokenScores, identity_of, same_model
+from longlens.settings.options import GAMMA
 
 AnswerSpans = Mapping[str, Spans]
 _MODEL_SETTINGS = ("bos", "max_length", "dtype")

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import as_spans, characters_of
-from longlens.keytokens.influence import ALPHA, BETA, check_thresholds
+from longlens.keytokens.influence import check_thresholds
 from longlens.keytokens.selection import select_key_tokens
 from longlens.metrics.corpus import Influence, influence_of
 from longlens.scoring.scores import Scores, TokenScores
+from longlens.settings.options import ALPHA, BETA
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

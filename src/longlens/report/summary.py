@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
-from longlens.keytokens.influence import ALPHA, BETA
 from longlens.keytokens.selection import KeySource, select_key_tokens
 from longlens.metrics.comparison import PairComparison, compare
 from longlens.metrics.context_reach import ReachResult, reach
@@ -21,6 +20,7 @@ from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.metrics.score_distributions import Distributions, distributions
 from longlens.metrics.thresholds import ThresholdTable, threshold_table
 from longlens.scoring.scores import Scores, ShortContext, names_of, same_run
+from longlens.settings.options import ALPHA, BETA
 
 SCHEMA_VERSION = 1
 STEP = 0.1

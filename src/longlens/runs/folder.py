@@ -1,10 +1,14 @@
-"""Folders with one writer, and the versions that a run was made with."""
+"""Folders that a run is kept in: one writer, a manifest, and one rule for what may go on there.
+
+A manifest has a ``schema_version``, what the run is of, and the ``versions`` it was begun with. A run goes on where
+model and settings are the same (`refuse_other`); with other versions it goes on and says so (`warn_of_versions`).
+"""
 
 from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -12,9 +16,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longlens.errors import LonglensWarning, UserError, shown
-from longlens.files import cannot_write
+from longlens.errors import LonglensWarning, UserError, shown, shown_value
+from longlens.files import cannot_write, read_json
 
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 2
+"""Of manifests; 2: where they are of a model, its configuration is recorded, see `longlens.runs.identity`."""
+BY_WEIGHTS = 1
+"""Schema version whose runs tell models by weights and tokenizer alone; they are still read."""
+MAX_DIFFERENCES = 8
 PACKAGES = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -38,7 +48,7 @@ def hold(lock: Path, doing: str) -> FileLock:
     return held
 
 
-class OwnFolder:
+class LockedFolder:
     """A folder with one writer: made if it is missing, locked, and removed again if nothing came of it.
 
     Hidden files do not count as what it holds.
@@ -48,9 +58,9 @@ class OwnFolder:
         what: What it holds, such as ``dataset``.
         marker: A file that every such folder has; one that is not empty and lacks it is foreign.
         own: Other names in it that do not count.
-        doing: As in `hold`.
+        doing: What its writer does in it, such as ``training in``.
         example: A name for the message.
-        lock: Name of the lock's file; several writers that share a folder have one each.
+        rank: Of this process, where several share the folder: each of them has a lock of its own.
 
     Raises:
         UserError: It is a file or a foreign folder, another process has it, or it cannot be made.
@@ -61,15 +71,15 @@ class OwnFolder:
         path: Path,
         what: str,
         *,
-        marker: str,
+        marker: str = MANIFEST,
         own: Collection[str] = (),
-        doing: str,
+        doing: str = "writing to",
         example: str,
-        lock: str = ".lock",
+        rank: int = 0,
     ) -> None:
         try:
             if path.exists() and not path.is_dir():
-                raise UserError(f"{path} is a file; give a folder for the {what}, such as -o {example}")
+                raise UserError(f"{path} is a file; give a folder for the {what}, such as `out={example}`")
             names = {entry.name for entry in path.iterdir()} if path.exists() else set()
             foreign = {name for name in names if not name.startswith(".")} - {*own}
             if foreign and marker not in names:
@@ -80,11 +90,11 @@ class OwnFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error, resumes=True) from error
-        self._lock_name = lock
-        self._lock = hold(path / lock, doing)
-        self._identity = self._found()
+        self._lock_path = path / (f".lock-{rank:05d}" if rank else ".lock")
+        self._lock = hold(self._lock_path, doing)
+        self._inode = self._inode_now()
 
-    def _found(self) -> tuple[int, int] | None:
+    def _inode_now(self) -> tuple[int, int] | None:
         try:
             status = self._path.stat()
         except OSError:
@@ -94,7 +104,7 @@ class OwnFolder:
     @property
     def is_there(self) -> bool:
         """Whether the folder is still the one that was locked: not deleted, moved or replaced."""
-        return self._identity is not None and self._found() == self._identity
+        return self._inode is not None and self._inode_now() == self._inode
 
     def check(self) -> None:
         """Refuses to write into a folder that has been deleted or replaced, which would be a new and incomplete one.
@@ -109,10 +119,84 @@ class OwnFolder:
 
     def release(self) -> None:
         """Releases the lock; a folder that was made here and holds nothing is removed."""
-        if self._created and self.is_there and {entry.name for entry in self._path.iterdir()} <= {self._lock_name}:
-            (self._path / self._lock_name).unlink(missing_ok=True)
-            self._path.rmdir()
+        if self._created and self.is_there and set(self._path.iterdir()) <= {self._lock_path}:
+            with suppress(OSError):  # another process may begin there at this moment
+                self._lock_path.unlink(missing_ok=True)
+                self._path.rmdir()
         self._lock.release()
+
+
+def make_manifest(record: Mapping[str, Any], *packages: str) -> dict[str, Any]:
+    """A manifest.
+
+    Args:
+        record: What the run is of.
+        packages: Packages that compute, beside `PACKAGES`.
+    """
+    return {"schema_version": SCHEMA_VERSION, **record, "versions": versions(*packages)}
+
+
+def read_manifest(folder: Path, *, step: str = "give another folder") -> dict[str, Any]:
+    """The manifest of a folder, of this schema version or an older one.
+
+    Args:
+        folder: Of the run.
+        step: What to do where it is broken, for the message.
+
+    Raises:
+        UserError: It is broken, or of another schema version.
+    """
+    manifest = read_json(folder / MANIFEST, step)
+    check_schema_version(folder / MANIFEST, manifest)
+    return manifest
+
+
+def check_schema_version(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuses a manifest that another version of longlens wrote, and which this one does not read.
+
+    Raises:
+        UserError: It is of such a schema version, or has none.
+    """
+    version = manifest.get("schema_version")
+    if version is None:
+        raise UserError(f"{path} is no manifest of longlens (it has no schema_version): give another folder")
+    if type(version) is not int or version not in (BY_WEIGHTS, SCHEMA_VERSION):
+        raise UserError(
+            f"{path} has schema_version {shown_value(version)}, this longlens reads {SCHEMA_VERSION}: install the "
+            "version of longlens that wrote it, or give another folder"
+        )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """How the settings of a folder differ from those of this run: ``NAME is X there and Y here`` for each.
+
+    Args:
+        there: Of the folder.
+        here: Of this run.
+    """
+    return [
+        f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
+
+
+def refuse_other(folder: Path, what: str, differs: Sequence[str]) -> None:
+    """Refuses to go on with a run that is of something else.
+
+    Args:
+        folder: Of the run.
+        what: What it holds, for the message, such as ``dataset``.
+        differs: See `differences` and `longlens.runs.identity.model_differences`.
+
+    Raises:
+        UserError: Something differs; both values are shown.
+    """
+    if differs:
+        raise UserError(
+            f"{folder} holds another {what}: {'; '.join(differs[:MAX_DIFFERENCES])}. Give another folder, or the same "
+            "settings"
+        )
 
 
 def versions(*more: str) -> dict[str, str]:

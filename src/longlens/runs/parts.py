@@ -1,13 +1,23 @@
-"""The one writer of Parquet files of token rows."""
+"""The one writer of Parquet files of token rows: whole or not at all, by size and by age."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from longlens.files import cannot_write
+
+ROW_GROUP_TOKENS = 2**20
+PART_TOKENS = 2**24
+PART_SECONDS = 30.0
 
 
 def open_file(path: Path, mode: str) -> pa.OSFile:
@@ -15,20 +25,122 @@ def open_file(path: Path, mode: str) -> pa.OSFile:
     return pa.OSFile(os.fsencode(path), mode)
 
 
-class Part:
-    """A Parquet file that is being written: zstd, checksums of pages, lists of floats split into byte streams, of
-    integers as differences.
+class PartWriter:
+    """Writes rows into Parquet files of a folder, which have a temporary name (``.NAME.tmp``) until they are whole.
+
+    A row group has at most `ROW_GROUP_TOKENS` and a file at most `PART_TOKENS` where no row is longer than that.
 
     Args:
-        path: Of the file.
-        schema: Its columns.
+        folder: Made with the first file.
+        schema: Of the rows.
+        counted: Column of lists that have an entry a token.
+        name: Gives the name of the next file.
+        check: Raises UserError where nothing may be written any more.
         statistics: Columns that have statistics; all unless given.
 
     Raises:
-        OSError: It cannot be written, as of all methods.
+        UserError: The disk is full or the folder cannot be written, as of all methods; whole files are untouched.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, *, statistics: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        *,
+        counted: str,
+        name: Callable[[], str],
+        check: Callable[[], None] = lambda: None,
+        statistics: Sequence[str] | None = None,
+    ) -> None:
+        self._folder, self._schema, self._counted, self._name = folder, schema, counted, name
+        self._check, self._statistics = check, statistics
+        self._rows: list[Mapping[str, Any]] = []
+        self._row_tokens = self._part_tokens = 0
+        self._opened = 0.0
+        self._part: _Part | None = None
+        self._target = folder
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Appends a row."""
+        tokens = len(row[self._counted])
+        if self._rows and self._row_tokens + tokens > ROW_GROUP_TOKENS:
+            self._flush()
+        if self._part is None and not self._rows:
+            self._opened = time.monotonic()
+        self._rows.append(row)
+        self._row_tokens += tokens
+        if self._row_tokens >= ROW_GROUP_TOKENS:
+            self._flush()
+
+    def tick(self) -> None:
+        """Commits a file whose oldest row is `PART_SECONDS` old, so that a kill loses no more work than that."""
+        if (self._part or self._rows) and time.monotonic() - self._opened >= PART_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Closes the file and renames it into place."""
+        self._flush()
+        if self._part is None:
+            return
+        try:
+            self._part.close()
+            self._check()
+            with self._part.path.open("rb") as written:
+                os.fsync(written.fileno())
+            self._part.path.rename(self._target)
+        except OSError as error:
+            self.discard()
+            raise cannot_write(self._target, error, resumes=True) from error
+        self._part, self._part_tokens = None, 0
+
+    def discard(self) -> None:
+        """Drops what is not committed."""
+        part, self._part, self._rows = self._part, None, []
+        self._row_tokens = self._part_tokens = 0
+        if part is not None:
+            # The disk that could not take the rows cannot take the footer either.
+            with suppress(OSError):
+                part.close()
+            with suppress(OSError):
+                part.path.unlink()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        if self._part is not None and self._part_tokens + self._row_tokens > PART_TOKENS:
+            rows, self._rows = self._rows, []
+            self.commit()
+            self._rows, self._opened = rows, time.monotonic()
+        try:
+            if self._part is None:
+                self._part = self._open()
+            self._part.write(pa.Table.from_pylist(self._rows, schema=self._schema))
+        except OSError as error:
+            self.discard()
+            raise cannot_write(self._target, error, resumes=True) from error
+        self._rows, self._part_tokens, self._row_tokens = [], self._part_tokens + self._row_tokens, 0
+        if self._part_tokens >= PART_TOKENS:
+            self.commit()
+
+    def _open(self) -> _Part:
+        self._check()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._target = self._folder / self._name()
+        return _Part(self._folder / f".{self._target.name}.tmp", self._schema, self._statistics)
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.commit() if error is None else self.discard()
+
+
+class _Part:
+    """A Parquet file: zstd, checksums of pages, lists of floats split into byte streams, of integers as differences."""
+
+    def __init__(self, path: Path, schema: pa.Schema, statistics: Sequence[str] | None) -> None:
         self.path = path
         encodings = {
             f"{field.name}.list.element": "BYTE_STREAM_SPLIT"

@@ -17,7 +17,8 @@ import pyarrow as pa
 from longlens.corpus import text_sha256
 from longlens.corpus.document import Spans
 from longlens.errors import UserError, shown
-from longlens.scoring.layout import (
+from longlens.scoring.scores import Floats, ShortContext, TokenScores, choose_short_context, identity_of, wrong_logprobs
+from longlens.scoring.store import (
     LONG_SCHEMA,
     SHORT_SCHEMA,
     Place,
@@ -27,7 +28,6 @@ from longlens.scoring.layout import (
     read_manifest,
     run_sha256,
 )
-from longlens.scoring.scores import Floats, ShortContext, TokenScores, choose_short_context, identity_of, wrong_logprobs
 
 CACHED_ROW_GROUPS = 2
 MAX_CHARACTERS = 1024

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from longlens.corpus import Document, text_sha256
 from longlens.corpus.document import check_answer_spans
 from longlens.errors import UserError, shown
-from longlens.runs.folder import versions
-from longlens.scoring.layout import MANIFEST, SCHEMA_VERSION, read_manifest
+from longlens.progress import Progress
+from longlens.runs.processes import Processes
 from longlens.scoring.reader import StoredScores, open_scores
-from longlens.scoring.scorer import Request, Result, Scorer, ScorerInfo
-from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, wrong_logprobs
-from longlens.scoring.store import RunWriter, check_same_run
-from longlens.scoring.truncation import Cut, Limit, TokenLimit, make_limit
-from longlens.settings.options import Truncation
-from longlens.windows import check_window_settings, plan_windows
+from longlens.scoring.scorer import Request, Result, Scorer
+from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
+from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
+from longlens.scoring.truncation import Cut, Limit, make_limit, num_characters
+from longlens.settings.options import CONTEXT, STRIDE, Truncation
+from longlens.windows import plan_windows
 
-Bos = Literal["window", "published"]
-
-# Paper, section 4.1: "We set the hyperparameters as alpha = 2, beta = -2, K = 4096." Appendix A.1: "a step size d,
-# which is smaller than the truncation length K (we set it to d = 1024)".
-CONTEXT = 4096
-STRIDE = 1024
-
-
-class _Progress(Protocol):
-    def encoded(self, num_characters: int, num_tokens: int) -> None:
-        """A document of so many characters will take so many tokens of model input."""
-
-    def scored(self, num_tokens: int) -> None:
-        """So many tokens of model input are done."""
+_LOGGER = logging.getLogger(__name__)
 
 
 class _Key(NamedTuple):
@@ -55,6 +45,7 @@ class _Side:
     row: dict[str, Any]
     logprobs: Floats
     waiting: int
+    characters_per_token: float
 
 
 def score(
@@ -69,8 +60,8 @@ def score(
     limit: Limit | Truncation | None = None,
     extrapolate: bool = False,
     store_text: bool = True,
-    shard: tuple[int, int] = (0, 1),
-    progress: _Progress | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: Progress | None = None,
 ) -> MemoryScores | StoredScores:
     """Runs a model over documents: log-probabilities under the long and under the short contexts.
 
@@ -96,8 +87,9 @@ def score(
             that two models see the same text.
         extrapolate: Allows more tokens than the model was made for.
         store_text: False leaves the text out of the run folder.
-        shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on.
-        progress: Told of tokens as they are encoded and scored.
+        shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on. None: with ``out``,
+            what torchrun says of this process; all documents where it was started otherwise, or without ``out``.
+        progress: Shows characters of the documents.
 
     Returns:
         `MemoryScores`, or the run folder opened. With ``out`` and nothing to do, the model is not run.
@@ -114,101 +106,72 @@ def score(
     if isinstance(limit, Truncation):
         extrapolate |= limit.extrapolate
         limit = make_limit(limit, scorer)
-    settings = run_settings(scorer.info, shorts, bos=bos, limit=limit)
-    run = _Run(scorer, shorts, bos, limit, extrapolate=extrapolate, store_text=store_text, progress=progress)
-    mine = (d for i, d in enumerate(documents) if i % shard[1] == shard[0])
-    manifest = make_manifest(scorer.info, settings | {"text": store_text})
+    settings = run_settings(scorer.info, shorts, bos=bos, limit=limit, store_text=store_text)
+    rank, world_size = _shard(shard, out)
+    meter = _Meter(progress or Progress(), scorer.info.name, _total_characters(documents, limit, rank, world_size))
+    run = _Run(scorer, shorts, bos, limit, meter, extrapolate=extrapolate, store_text=store_text)
+    mine = islice(documents, rank, None, world_size)
+    manifest = make_manifest(scorer.info, settings)
     if out is None:
         memory = _MemoryWriter()
         run.score(mine, memory)
         return memory.finish(manifest, shorts, run.ids)
-    with RunWriter(Path(out), manifest, rank=shard[0]) as writer:
+    with RunWriter(Path(out), manifest, rank=rank) as writer:
         run.score(mine, writer)
         for short in shorts:  # also where this shard had no documents
             writer.make_side(short)
     return open_scores(out, context=shorts[0].context, stride=shorts[0].stride) if shorts else open_scores(out)
 
 
-def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[int]) -> list[ShortContext]:
-    """The short contexts that are meant by K and d, the largest K first.
-
-    Raises:
-        UserError: K or d below 1, or as many strides as fits neither one nor each K.
-    """
-    contexts = [] if context is None else [context] if isinstance(context, int) else list(context)
-    strides = [stride] if isinstance(stride, int) else list(stride)
-    if len(strides) not in (1, len(contexts)) and contexts:
-        raise UserError(
-            f"{len(strides)} strides for {len(contexts)} contexts: give one `stride`, or one for each `context`"
-        )
-    if len(strides) == 1:
-        strides = strides * len(contexts)
-    pairs = [ShortContext(k, d) for k, d in zip(contexts, strides, strict=False)]
-    for pair in pairs:
-        check_window_settings(*pair)
-    return sorted(set(pairs), key=lambda s: (-s.context, s.stride))
+def _shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:
+    if shard is None:
+        processes = Processes()
+        return (0, 1) if out is None else (processes.rank, processes.size)
+    if not 0 <= shard[0] < shard[1]:
+        raise UserError(f"`shard` is {shard}; expected (rank, world size) with a rank below the world size")
+    return shard
 
 
-def run_settings(info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, limit: Limit) -> dict[str, Any]:
-    """The settings that make two runs the same run, for the manifest.
-
-    Raises:
-        UserError: An unknown BOS rule, or K that leaves nothing to score.
-    """
-    if bos not in ("window", "published"):
-        raise UserError(f"bos is {bos!r}; expected 'window' or 'published'")
-    in_tokens = isinstance(limit, TokenLimit)
-    length = limit.max_tokens if isinstance(limit, TokenLimit) else limit.max_characters
-    for short in shorts:
-        if short.context >= length:
-            raise UserError(
-                f"`context={short.context}` is not below the maximum length, {length} "
-                + ("tokens" if in_tokens else "characters")
-                + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
-                + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
-            )
-    role = {} if bos == "window" else {"bos_role": "evaluator" if shorts else "evaluated"}
-    return {
-        "bos": bos,
-        **role,
-        "dtype": info.dtype,
-        "max_length": length,
-        "max_length_counted_by": limit.counted_by,
-    }
+def _total_characters(documents: Iterable[Document], limit: Limit, rank: int, world_size: int) -> int | None:
+    """Characters to score of this shard; None where documents can be read once only."""
+    if not isinstance(documents, Sequence):
+        return None
+    return sum(num_characters(document.text, limit) for document in documents[rank::world_size])
 
 
-def check_resumes(
-    out: Path,
-    info: Callable[[], ScorerInfo | None],
-    shorts: Sequence[ShortContext],
-    *,
-    bos: Bos,
-    limit: Limit,
-    store_text: bool,
-) -> None:
-    """Refuses, before weights are loaded, a run folder that was made otherwise.
+class _Meter:
+    """Shows how many characters are scored: of each document, as its tokens of model input are."""
 
-    Args:
-        out: The folder; anything is fine where no run is in it.
-        info: Says of which model the run would be, None where that is not known yet; asked where a run is there.
-        shorts: As in `run_settings`.
-        bos: As in `score`.
-        limit: As there.
-        store_text: As there.
+    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
+        self._progress, self._title, self._total = progress, f"score {name}", total
+        self._done, self._tokens, self._started = 0.0, 0, 0.0
 
-    Raises:
-        UserError: Model, tokenizer or settings differ.
-    """
-    found = info() if (out / MANIFEST).is_file() else None
-    if found is not None:
-        settings = run_settings(found, shorts, bos=bos, limit=limit)
-        check_same_run(out, read_manifest(out), make_manifest(found, settings | {"text": store_text}))
+    def skip(self, characters: int) -> None:
+        """So many are scored already."""
+        self._done += characters
 
+    def begin(self) -> None:
+        """What was skipped before the first document is no work of this run."""
+        if not self._started:
+            self._started = time.monotonic()
+            self._progress.start(self._title, unit="characters", total=self._total, done=self._done)
 
-def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What manifest.json holds."""
-    model = asdict(info) | info.identity.to_json()
-    return {"schema_version": SCHEMA_VERSION, "model": model, "settings": dict(settings), "versions": versions()}
+    def add(self, characters: float, tokens: int) -> None:
+        """So many are scored now, which took so many tokens of model input."""
+        self._done, self._tokens = self._done + characters, self._tokens + tokens
+        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        self._progress.update(self._done, note=f"{rate:,.0f} tokens/s")
+
+    def finish(self) -> None:
+        """The run has ended, well or not."""
+        if self._started:
+            self._progress.finish()
+
+    def log(self) -> None:
+        """Says what the run took."""
+        if self._tokens:
+            seconds = time.monotonic() - self._started
+            _LOGGER.info("%s: %s tokens of model input in %s s", self._title, f"{self._tokens:,}", f"{seconds:,.1f}")
 
 
 class _Run:
@@ -220,12 +183,12 @@ class _Run:
         shorts: Sequence[ShortContext],
         bos: Bos,
         limit: Limit,
+        meter: _Meter,
         *,
         extrapolate: bool,
         store_text: bool,
-        progress: _Progress | None,
     ) -> None:
-        self._scorer, self._shorts, self._limit, self._progress = scorer, shorts, limit, progress
+        self._scorer, self._shorts, self._limit, self._meter = scorer, shorts, limit, meter
         self._extrapolate, self._store_text = extrapolate, store_text
         self.ids: dict[str, None] = {}  # of the documents so far, in their order
         info = scorer.info
@@ -240,17 +203,20 @@ class _Run:
 
     def score(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> None:
         self._open: dict[tuple[str, ShortContext | None], _Side] = {}
-        for result in self._scorer.logprobs(self._requests(documents, writer)):
-            key: _Key = result.key
-            side = self._open[key.id, key.short]
-            self._check(result, key)
-            side.logprobs[key.first : key.first + len(result.logprobs)] = result.logprobs
-            side.waiting -= 1
-            if not side.waiting:
-                self._close(writer, key.id, key.short)
-            if self._progress:
-                self._progress.scored(key.num_input)
-            writer.tick()
+        try:
+            for result in self._scorer.logprobs(self._requests(documents, writer)):
+                key: _Key = result.key
+                side = self._open[key.id, key.short]
+                self._check(result, key)
+                side.logprobs[key.first : key.first + len(result.logprobs)] = result.logprobs
+                side.waiting -= 1
+                if not side.waiting:
+                    self._close(writer, key.id, key.short)
+                self._meter.add(key.num_input * side.characters_per_token, key.num_input)
+                writer.tick()
+        finally:
+            self._meter.finish()
+        self._meter.log()
 
     def _check(self, result: Result, key: _Key) -> None:
         """An engine may be anybody's: what it gives is checked before it is stored."""
@@ -281,8 +247,8 @@ class _Run:
                     )
             if cut is not None and todo:
                 yield from self._document(document, cut, todo, writer)
-            elif self._progress:
-                self._progress.encoded(len(document.text), 0)
+            else:
+                self._meter.skip(num_characters(document.text, self._limit))
 
     def _document(
         self,
@@ -307,12 +273,12 @@ class _Run:
             "answer_spans": _answer_ends(document, len(cut.text)),
         }
         requests = [list(self._side(document.id, ids, short)) for short in todo]
-        if self._progress:
-            cost = sum(request.key.num_input for side in requests for request in side)
-            self._progress.encoded(len(document.text), cost)
+        self._meter.begin()
+        cost = sum(request.key.num_input for side in requests for request in side)
+        characters = num_characters(document.text, self._limit) / max(cost, 1)
         for short, side in zip(todo, requests, strict=True):
             start = row if short is None else {"id": document.id}
-            self._open[document.id, short] = _Side(start, np.full(n, np.nan, np.float32), len(side))
+            self._open[document.id, short] = _Side(start, np.full(n, np.nan, np.float32), len(side), characters)
             if not side:
                 self._close(writer, document.id, short)
         for side in requests:

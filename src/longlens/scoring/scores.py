@@ -14,6 +14,7 @@ import numpy.typing as npt
 from longlens.corpus.document import Spans
 from longlens.errors import UserError
 from longlens.runs.identity import ModelIdentity
+from longlens.windows import check_window_settings
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -111,6 +112,26 @@ def choose_short_context(
         options = " and ".join(f"`{name}={value}`" for name, value in named.items())
         raise UserError(f"no scores at {wanted}; scored short contexts: {have}. Score with {options}")
     return max(fits, key=lambda s: (s.context, -s.stride))
+
+
+def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[int]) -> list[ShortContext]:
+    """The short contexts that are meant by K and d, the largest K first.
+
+    Raises:
+        UserError: K or d below 1, or as many strides as fits neither one nor each K.
+    """
+    contexts = [] if context is None else [context] if isinstance(context, int) else list(context)
+    strides = [stride] if isinstance(stride, int) else list(stride)
+    if len(strides) not in (1, len(contexts)) and contexts:
+        raise UserError(
+            f"{len(strides)} strides for {len(contexts)} contexts: give one `stride`, or one for each `context`"
+        )
+    if len(strides) == 1:
+        strides = strides * len(contexts)
+    pairs = [ShortContext(k, d) for k, d in zip(contexts, strides, strict=False)]
+    for pair in pairs:
+        check_window_settings(*pair)
+    return sorted(set(pairs), key=lambda s: (-s.context, s.stride))
 
 
 class Scores(Protocol):

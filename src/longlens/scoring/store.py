@@ -1,6 +1,12 @@
-"""Writing token scores: many documents a Parquet part, atomic, resumed by id, one locked writer.
+"""The run folder of scores: many documents a Parquet part, resumed by id, one locked writer a rank.
 
-What is done is the ids in committed parts. A part is a temporary file (``.NAME.tmp``) until it is renamed.
+::
+
+    RUN/manifest.json                        model and settings; written once, and a run with other ones is refused
+    RUN/long/part-00000-UUID.parquet         a row a document: its text, tokens, spans and long log-probabilities
+    RUN/short/K4096-d1024/part-....parquet   id and short log-probabilities; another K is another folder
+
+What is done is the ids in committed parts.
 """
 
 from __future__ import annotations
@@ -8,122 +14,229 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from longlens.errors import UserError, shown_value
+from longlens.errors import UserError, one_line
 from longlens.files import cannot_write, create_json
-from longlens.runs.folder import OwnFolder, warn_of_versions
-from longlens.runs.identity import model_differences
-from longlens.runs.parts import Part
-from longlens.scoring.layout import (
-    MANIFEST,
-    RUN_KEY,
-    read_ids,
-    read_manifest,
-    run_sha256,
-    side_folder,
-    side_schema,
-)
+from longlens.runs import folder as runs
+from longlens.runs.folder import BY_WEIGHTS, MANIFEST, LockedFolder, differences, refuse_other, warn_by_weights
+from longlens.runs.identity import ModelIdentity, canonical_sha256, model_differences
+from longlens.runs.parts import PartWriter, open_file
+from longlens.scoring.scorer import ScorerInfo
 from longlens.scoring.scores import ShortContext
+from longlens.scoring.truncation import Limit, TokenLimit
 
-ROW_GROUP_TOKENS = 2**20
-PART_TOKENS = 2**24
-PART_SECONDS = 30.0
+if TYPE_CHECKING:
+    from longlens.models import UnloadedModel
+
+Bos = Literal["window", "published"]
+"""Which BOS tokens the model sees, see `longlens.score`."""
+RUN_KEY = b"longlens_run"
+"""Where a part's metadata has `run_sha256`."""
+_floats = pa.list_(pa.float32())
+LONG_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text_sha256", pa.string()),
+        ("text", pa.string()),
+        ("total_tokens", pa.int64()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("char_start", pa.list_(pa.int64())),
+        ("char_end", pa.list_(pa.int64())),
+        ("logprobs", _floats),
+        ("answer_spans", pa.list_(pa.int64())),  # start, end, start, end, …; null where none were named
+    ]
+)
+BEFORE_ANSWERS = pa.schema(list(LONG_SCHEMA)[:-1])
+"""`LONG_SCHEMA` of parts that were written before it had the last column."""
+SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
 
 
-class PartWriter:
-    """Writes rows of one side of a run (long, or one short context) into parts.
+class Place(NamedTuple):
+    """Where a row is."""
 
-    A row group is closed at about 2^20 tokens; a part by size, or by `tick` once its oldest row is 30 s old, so that
-    a kill loses half a minute of work.
+    path: Path
+    group: int
+    row: int
+
+
+def side_folder(short: ShortContext | None) -> str:
+    """Where a side is inside the run: ``long`` (None), or ``short/K4096-d1024``."""
+    return "long" if short is None else f"short/K{short.context}-d{short.stride}"
+
+
+def side_schema(short: ShortContext | None) -> pa.Schema:
+    """The columns of a side."""
+    return LONG_SCHEMA if short is None else SHORT_SCHEMA
+
+
+def run_settings(
+    info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, limit: Limit, store_text: bool
+) -> dict[str, Any]:
+    """The settings that make two runs the same run, for the manifest.
+
+    Raises:
+        UserError: An unknown BOS rule, or K that leaves nothing to score.
+    """
+    if bos not in ("window", "published"):
+        raise UserError(f"bos is {bos!r}; expected 'window' or 'published'")
+    in_tokens = isinstance(limit, TokenLimit)
+    length = limit.max_tokens if isinstance(limit, TokenLimit) else limit.max_characters
+    for short in shorts:
+        if short.context >= length:
+            raise UserError(
+                f"`context={short.context}` is not below the maximum length, {length} "
+                + ("tokens" if in_tokens else "characters")
+                + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
+                + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
+            )
+    role = {} if bos == "window" else {"bos_role": "evaluator" if shorts else "evaluated"}
+    return {
+        "bos": bos,
+        **role,
+        "dtype": info.dtype,
+        "max_length": length,
+        "max_length_counted_by": limit.counted_by,
+        "text": store_text,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        UserError: There is no run, or it is of another schema version, or broken.
+
+    Warns:
+        LonglensWarning: It is of schema version 1.
+    """
+    if not folder.exists():
+        raise UserError(f"no such folder: {folder}. Make scores with: longlens score DOCS --model M -o {folder}")
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no scores (no manifest.json): expected a folder made by longlens score")
+    manifest = runs.read_manifest(folder, step="score again into a new folder")
+    model, settings = manifest.get("model"), manifest.get("settings")
+    if not isinstance(settings, dict) or not isinstance(model, dict) or "name" not in model:
+        raise UserError(f"{folder / MANIFEST} is no manifest of scores: expected model and settings in it")
+    if manifest["schema_version"] == BY_WEIGHTS:
+        warn_by_weights(folder)
+    return manifest
+
+
+def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What manifest.json holds.
 
     Args:
-        folder: Of the side.
-        schema: Its columns, with the metadata of each part.
-        rank: Of this process, in the names of parts.
-        check: Raises UserError where the run folder is gone.
+        info: Of the model.
+        settings: See `run_settings`.
     """
+    return runs.make_manifest({"model": asdict(info) | info.identity.to_json(), "settings": dict(settings)})
 
-    def __init__(self, folder: Path, schema: pa.Schema, rank: int, check: Callable[[], None]) -> None:
-        self._folder, self._schema, self._rank, self._check = folder, schema, rank, check
-        self._rows: list[dict[str, Any]] = []
-        self._row_tokens = self._part_tokens = 0
-        self._opened = 0.0
-        self._part: Part | None = None
-        self._target = self._folder
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Appends one document's row.
+def check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses to mix scores that were made differently.
 
-        Raises:
-            UserError: The disk is full or the folder cannot be written; committed parts are untouched.
-        """
-        if self._part is None and not self._rows:
-            self._opened = time.monotonic()
-        self._rows.append(row)
-        self._row_tokens += len(row["logprobs"])
-        if self._row_tokens >= ROW_GROUP_TOKENS:
-            self._flush()
-        if self._part_tokens >= PART_TOKENS:
-            self.commit()
+    Raises:
+        UserError: Model, tokenizer or settings differ; both values are shown.
+    """
+    differs = model_differences(have["model"], wanted["model"])
+    # Settings that identify the model too are said once.
+    differs += [said for said in differences(have["settings"], wanted["settings"]) if said not in differs]
+    names = ({"name": manifest["model"]["name"]} for manifest in (have, wanted))
+    refuse_other(folder, "run", [*differences(*names), *differs] if differs else [])
 
-    def tick(self) -> None:
-        """Closes the part once its oldest row is old enough."""
-        if (self._part or self._rows) and time.monotonic() - self._opened >= PART_SECONDS:
-            self.commit()
 
-    def commit(self) -> None:
-        """Closes the part and renames it into place."""
-        self._flush()
-        if self._part is None:
-            return
-        try:
-            self._part.close()
-            self._check()
-            with self._part.path.open("rb") as written:
-                os.fsync(written.fileno())
-            self._part.path.rename(self._target)
-        except OSError as error:
-            self.discard()
-            raise cannot_write(self._target, error, resumes=True) from error
-        self._part, self._part_tokens = None, 0
+def check_run(
+    out: Path,
+    model: UnloadedModel,
+    shorts: Sequence[ShortContext],
+    *,
+    bos: Bos,
+    limit: Limit,
+    store_text: bool,
+) -> None:
+    """Refuses, before weights are loaded, settings that cannot be and a run folder that was made otherwise.
 
-    def discard(self) -> None:
-        """Drops what is not committed."""
-        part, self._part, self._rows = self._part, None, []
-        self._row_tokens = self._part_tokens = 0
-        if part is not None:
-            # The disk that could not take the rows cannot take the footer either.
-            with suppress(OSError):
-                part.close()
-            with suppress(OSError):
-                part.path.unlink()
+    Args:
+        out: The folder; anything is fine where no run is in it.
+        model: Of the run; while its weights are not on this machine, the folder is not looked at.
+        shorts: Short contexts that would be scored.
+        bos: Which BOS tokens the model sees, see `longlens.score`.
+        limit: What documents are cut to.
+        store_text: Whether texts are stored.
 
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        try:
-            if self._part is None:
-                self._part = self._open()
-            self._part.write(pa.Table.from_pylist(self._rows, schema=self._schema))
-        except OSError as error:
-            self.discard()
-            raise cannot_write(self._target, error, resumes=True) from error
-        self._rows, self._part_tokens, self._row_tokens = [], self._part_tokens + self._row_tokens, 0
+    Raises:
+        UserError: An unknown BOS rule, K that leaves nothing to score, or a folder of another model or other settings.
+    """
+    run_settings(model.info, shorts, bos=bos, limit=limit, store_text=store_text)
+    info = model.identify() if (out / MANIFEST).is_file() else None
+    if info is not None:
+        settings = run_settings(info, shorts, bos=bos, limit=limit, store_text=store_text)
+        check_same_run(out, read_manifest(out), make_manifest(info, settings))
 
-    def _open(self) -> Part:
-        self._check()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # The name begins with the time (as UUID version 7 does), so that the order of names is the order of writing.
-        unique = f"{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}"
-        self._target = self._folder / f"part-{self._rank:05d}-{unique}.parquet"
-        return Part(self._folder / f".{self._target.name}.tmp", self._schema, statistics=["id"])
+
+def run_sha256(manifest: Mapping[str, Any]) -> str | None:
+    """What every part of a run carries: the hash of its model and settings; None in runs of schema version 1."""
+    if manifest["schema_version"] == BY_WEIGHTS:
+        return None
+    return canonical_sha256([ModelIdentity.read(manifest["model"]).to_json(), manifest["settings"]])
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """Committed parts, in the order of their names."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def read_ids(folder: Path, short: ShortContext | None, run: str | None) -> Iterator[tuple[Place, dict[str, str]]]:
+    """Of each row of a side its place and its id, with the hash of the text where the side has it."""
+    columns = ["id", "text_sha256"] if short is None else ["id"]
+    for path in part_paths(folder / side_folder(short)):
+        with open_part(path, side_schema(short), run) as parquet:
+            for group in range(parquet.num_row_groups):
+                for row, record in enumerate(parquet.read_row_group(group, columns=columns).to_pylist()):
+                    if None in record.values():
+                        raise broken(path, f"row {row} of row group {group} has no {' or no '.join(columns)}")
+                    yield Place(path, group, row), record
+
+
+def broken(path: Path, reason: str) -> UserError:
+    """What to say of a part that cannot be relied on."""
+    return UserError(
+        f"{path} is broken or not made by longlens ({reason}): delete that file and run the same longlens score "
+        "command again, it scores what is missing"
+    )
+
+
+@contextmanager
+def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.ParquetFile]:
+    """A part with its checksums verified.
+
+    Args:
+        path: The part.
+        schema: Its columns.
+        run: `run_sha256` of its folder.
+
+    Raises:
+        UserError: It is broken, has other columns, or is of another run.
+    """
+    try:
+        with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            there = parquet.schema_arrow
+            if not there.equals(schema) and not (schema is LONG_SCHEMA and there.equals(BEFORE_ANSWERS)):
+                raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
+            if run is not None and (there.metadata or {}).get(RUN_KEY) != run.encode():
+                raise pa.ArrowInvalid("it is of a run of another model or with other settings")
+            yield parquet
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise broken(path, one_line(error)) from error
 
 
 def check_writable(folder: Path, *, rank: int = 0) -> None:
@@ -139,9 +252,8 @@ def check_writable(folder: Path, *, rank: int = 0) -> None:
             path.rmdir()
 
 
-def _own(folder: Path, rank: int) -> OwnFolder:
-    lock = f".lock-{rank:05d}"
-    return OwnFolder(folder, "run", marker=MANIFEST, doing="writing to", example="scores", lock=lock)
+def _own(folder: Path, rank: int) -> LockedFolder:
+    return LockedFolder(folder, "run", example="scores", rank=rank)
 
 
 class RunWriter:
@@ -171,7 +283,7 @@ class RunWriter:
             return run_sha256(manifest)
         have = read_manifest(self.folder)
         check_same_run(self.folder, have, manifest)
-        warn_of_versions(self.folder, have, manifest["versions"])
+        runs.warn_of_versions(self.folder, have, manifest["versions"])
         return run_sha256(have)
 
     def done(self, short: ShortContext | None) -> Mapping[str, str]:
@@ -194,8 +306,19 @@ class RunWriter:
             schema = side_schema(short)
             if self._run is not None:
                 schema = schema.with_metadata({RUN_KEY: self._run})
-            self._writers[short] = PartWriter(self.folder / side_folder(short), schema, self._rank, self._own.check)
+            self._writers[short] = PartWriter(
+                self.folder / side_folder(short),
+                schema,
+                counted="logprobs",
+                name=self._part_name,
+                check=self._own.check,
+                statistics=["id"],
+            )
         self._writers[short].add(row)
+
+    def _part_name(self) -> str:
+        # The name begins with the time (as UUID version 7 does), so that the order of names is the order of writing.
+        return f"part-{self._rank:05d}-{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}.parquet"
 
     def make_side(self, short: ShortContext) -> None:
         """Makes the folder of a side, which says that it was scored also where no document has rows of it.
@@ -233,24 +356,3 @@ class RunWriter:
             self._own.release()
         if failures and error is None:
             raise failures[0]
-
-
-def check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses to mix scores that were made differently.
-
-    Raises:
-        UserError: Model, tokenizer or settings differ; both values are shown.
-    """
-    there, here = have["settings"], wanted["settings"]
-    differs = model_differences(have["model"], wanted["model"])
-    differs += [
-        f"{key} is {shown_value(there.get(key))} there and {shown_value(here.get(key))} here"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key)
-    ]
-    if differs:
-        name = f"{have['model'].get('name')} there, {wanted['model'].get('name')} here"
-        raise UserError(
-            f"{folder} holds scores made with other settings ({name}): {'; '.join(dict.fromkeys(differs))}. "
-            "Give another folder, or the settings of that run"
-        )

@@ -13,11 +13,9 @@ from longlens.corpus import Document
 from longlens.errors import LonglensWarning, UserError
 from longlens.models import load_encoder
 from longlens.scoring.scorer import TokenizedModel
-from longlens.settings.options import Truncation
+from longlens.settings.options import MAX_LENGTH, Truncation
 from longlens.tokenization import Encoded
 
-MAX_LENGTH = 32768
-"""Tokens. Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens."."""
 CHARACTERS_PER_TOKEN = 64
 """A text longer than this many characters for each token of the limit is not tokenized to its end."""
 
@@ -103,6 +101,11 @@ def cut_documents(documents: Iterable[Document], limit: Limit) -> Iterator[Docum
     """The documents with what a run with this limit scores of their texts."""
     for document in documents:
         yield replace(document, text=limit(document.text).text)
+
+
+def num_characters(text: str, limit: Limit) -> int:
+    """About how many characters of a text are scored, without counting its tokens; to say how far a run is."""
+    return min(len(text), limit.max_characters if isinstance(limit, CharacterLimit) else 5 * limit.max_tokens)
 
 
 def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_remote_code: bool = False) -> Limit:

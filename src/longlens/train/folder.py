@@ -23,14 +23,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from longlens.errors import UserError, shown_value, system_errors, utf8
+from longlens.errors import UserError, system_errors, utf8
 from longlens.files import cannot_write, file_sha256, read_json, replacing, write_json
-from longlens.runs.folder import OwnFolder, versions, warn_by_weights, warn_of_versions
+from longlens.runs.folder import (
+    MANIFEST,
+    LockedFolder,
+    differences,
+    make_manifest,
+    read_manifest,
+    refuse_other,
+    warn_by_weights,
+    warn_of_versions,
+)
 from longlens.runs.jsonl import read_lines
 from longlens.settings.recipe import parse_yaml, write_yaml
 
-MANIFEST_VERSION = 2
-"""2: ``run`` has the model's configuration, see `longlens.runs.identity`."""
 PACKAGES = ("accelerate", "datasets")
 """Those beside the usual ones that compute."""
 WHOLE = "longlens.json"
@@ -59,7 +66,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any], *, result: Collection[str] = ()) -> None:
         self.path, self._settings = path, dict(settings)
         self.checkpoints, self.log = path / "checkpoints", path / "log.jsonl"
-        self._own = OwnFolder(path, "run", marker="recipe.yaml", own=_OWN, doing="training in", example="run")
+        self._own = LockedFolder(path, "run", marker="recipe.yaml", own=_OWN, doing="training in", example="run")
         try:
             self._claim()
             done = path / "result.json"
@@ -78,7 +85,7 @@ class RunFolder:
             with system_errors(recipe):
                 text = utf8(recipe.read_bytes(), str(recipe))
             have = parse_yaml(text, f"{recipe}", "give another folder")
-            refuse_other(self.path, _flat(have), _flat(self._settings))
+            refuse_other(self.path, "run", differences(_flat(have), _flat(self._settings)))
             return
         with replacing(recipe) as file:
             file.write("# All settings of this run.\n" + write_yaml(self._settings))
@@ -104,20 +111,20 @@ class RunFolder:
             LonglensWarning: The run was begun with other versions, or by a longlens that recorded no configuration.
         """
         self.check()
-        path, here = self.path / "manifest.json", versions(*PACKAGES)
+        path, here = self.path / MANIFEST, make_manifest({"run": dict(manifest)}, *PACKAGES)
         if not path.exists():
-            write_json(path, {"schema_version": MANIFEST_VERSION, "run": dict(manifest), "versions": here})
+            write_json(path, here)
             return manifest
-        have = read_json(path)
+        have = read_manifest(self.path)
         there = have.get("run")
         if not isinstance(there, dict):
             raise UserError(f"{path} says of no run what it is (run): give another folder (-o)")
         is_old = "config" not in there
         known = {name: value for name, value in manifest.items() if name in there or not is_old}
-        refuse_other(self.path, _flat(there), _flat(known))
+        refuse_other(self.path, "run", differences(_flat(there), _flat(known)))
         if is_old:
             warn_by_weights(self.path)
-        warn_of_versions(self.path, have, here)
+        warn_of_versions(self.path, have, here["versions"])
         return there
 
     def last_checkpoint(self, run: str) -> Path | None:
@@ -223,12 +230,12 @@ class RunFolder:
         # After an error nothing stays that would bind the folder to settings of which nothing was made.
         if error is not None and self._own.is_there and not self._has_begun():
             shutil.rmtree(self.path / "cache", ignore_errors=True)
-            for name in ("recipe.yaml", "manifest.json"):
+            for name in ("recipe.yaml", MANIFEST):
                 (self.path / name).unlink(missing_ok=True)
         self._own.release()
 
     def _has_begun(self) -> bool:
-        others = {entry.name for entry in self.path.iterdir()} - _OWN - {"recipe.yaml", "manifest.json"}
+        others = {entry.name for entry in self.path.iterdir()} - _OWN - {"recipe.yaml", MANIFEST}
         return bool(others)
 
 
@@ -245,23 +252,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             raise UserError(f'{line.place} has no number as "step": {STEP}')
         found.append(content)
     return found
-
-
-def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuses settings that are not those of a folder.
-
-    Raises:
-        UserError: Says which differ.
-    """
-    differs = [
-        f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
-    if differs:
-        raise UserError(
-            f"{folder} holds another run: {'; '.join(differs[:5])}. Give another folder (-o), or the same settings"
-        )
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

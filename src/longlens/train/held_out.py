@@ -87,7 +87,7 @@ def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Doc
     told(f"{chosen.model} selects the key tokens of {len(documents):,} held-out documents")
     load = recipe.load
     scorer = load_scorer(chosen.model, trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
-    scores = score(documents, scorer, context=chosen.context, stride=chosen.stride, out=out / "scores")
+    scores = score(documents, scorer, context=chosen.context, stride=chosen.stride, out=out / "scores", shard=(0, 1))
     write_keys(out / "keys.jsonl", select_key_tokens(scores, alpha=chosen.alpha, beta=chosen.beta))
 
 

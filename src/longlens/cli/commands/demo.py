@@ -29,7 +29,8 @@ def demo(
     Example: longlens demo -o longlens-demo
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import ScoringProgress, print_json, printable, say, told_once
+    from longlens.cli.console import print_json, printable, say, told_once
+    from longlens.cli.progress import ProgressBar
     from longlens.files import write_json
     from longlens.keytokens.exchange import write_keys
     from longlens.keytokens.selection import select_key_tokens
@@ -46,8 +47,8 @@ def demo(
     scorer = load_scorer(MODEL)
     limit = make_limit(Truncation(max_length=MAX_LENGTH), scorer)
     o.announce(scorer, limit)
-    with ScoringProgress("score", min(len(document.text), 4 * MAX_LENGTH)) as progress:
-        scores = score([document], scorer, context=CONTEXT, stride=STRIDE, out=out, limit=limit, progress=progress)
+    settings = {"context": CONTEXT, "stride": STRIDE, "out": out, "limit": limit, "shard": (0, 1)}
+    scores = score([document], scorer, **settings, progress=ProgressBar())  # type: ignore[arg-type]
     keys = select_key_tokens(scores)
     with told_once():
         write_keys(out / "keys.jsonl", keys, overwrite=True)

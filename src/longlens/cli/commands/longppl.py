@@ -69,8 +69,8 @@ def longppl(
     from longlens.files import write_json
     from longlens.metrics.longppl import perplexity
     from longlens.models import UnloadedModel
-    from longlens.scoring.run import check_resumes, run_settings, short_contexts
-    from longlens.scoring.store import check_writable
+    from longlens.scoring.scores import short_contexts
+    from longlens.scoring.store import check_run, check_writable
     from longlens.scoring.truncation import TokenLimit
     from longlens.settings.options import Loading
     from longlens.windows import check_window_settings
@@ -108,13 +108,12 @@ def longppl(
     )
     assert limit is not None
     shorts = short_contexts(None if evaluator is None else context, stride)
-    run_settings(selecting.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
     shared = limit
     if selects is not None and isinstance(limit, TokenLimit) and limit.counted_by == "own":
         shared = replace(limit, counted_by=str(selects))
     sides = [("model", evaluated, shorts if alone else [], shared)]
     for name, unloaded, contexts, cut in [*([("evaluator", selecting, shorts, limit)] if selects else []), *sides]:
-        check_resumes(out / name, unloaded.identify, contexts, bos=bos, limit=cut, store_text=not no_text)  # type: ignore[arg-type]
+        check_run(out / name, unloaded, contexts, bos=bos, limit=cut, store_text=not no_text)  # type: ignore[arg-type]
     o.tell_lengths(docs, reading, selecting, shorts)
     windows = {"context": context, "stride": stride}
     if selects is not None:
@@ -147,16 +146,14 @@ def _run(
     storing: dict[str, Any],
 ) -> StoredScores:
     """Scores the documents with one model, whose weights are let go afterwards."""
-    from longlens.cli.console import ScoringProgress
+    from longlens.cli.progress import ProgressBar
     from longlens.scoring.reader import StoredScores
     from longlens.scoring.run import score
-    from longlens.scoring.truncation import MAX_LENGTH
 
-    name = model.info.name
     scorer = model.load()
     o.announce(scorer, limit)
-    with ScoringProgress(f"score {name}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
-        scores = score(documents, scorer, out=out, limit=limit, progress=progress, **storing)
+    progress = ProgressBar(o.total_characters(docs, reading, limit))
+    scores = score(documents, scorer, out=out, limit=limit, shard=(0, 1), progress=progress, **storing)
     assert isinstance(scores, StoredScores)
     return scores
 

@@ -24,7 +24,12 @@ def score(
     extrapolate: o.Extrapolate = False,
     bos: o.Bos = "window",
     no_text: o.NoText = False,
-    shard: Annotated[str, typer.Option(help="RANK/WORLD: take every WORLD-th document.", metavar="RANK/WORLD")] = "0/1",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="RANK/WORLD: take every WORLD-th document.  [default: what torchrun says]", metavar="RANK/WORLD"
+        ),
+    ] = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     device_map: o.DeviceMap = None,
@@ -45,23 +50,26 @@ def score(
 
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """
-    from longlens.cli.console import ScoringProgress, print_json, printable, say
+    from longlens.cli.console import print_json, printable, say
+    from longlens.cli.progress import ProgressBar
     from longlens.models import UnloadedModel
-    from longlens.scoring import run as scoring
-    from longlens.scoring.store import check_writable
-    from longlens.scoring.truncation import MAX_LENGTH
+    from longlens.runs.processes import Processes
+    from longlens.scoring.run import score as score_documents
+    from longlens.scoring.scores import short_contexts
+    from longlens.scoring.store import check_run, check_writable
     from longlens.settings.options import Loading
 
     if long_only:
         o.refuse(command, "with --long-only, which scores no short context", "context", "stride")
     contexts = None if long_only else o.integers(context, "--context")
     strides = o.integers(stride, "--stride")
-    shorts = scoring.short_contexts(contexts, strides)
-    rank = parse_shard(shard)
+    shorts = short_contexts(contexts, strides)
+    processes = Processes()
+    part = (processes.rank, processes.size) if shard is None else parse_shard(shard)
     reading = o.reading(command)
     # All that can be refused without the weights is refused before they are loaded.
     documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
-    check_writable(out, rank=rank[0])
+    check_writable(out, rank=part[0])
     unloaded = UnloadedModel(model, Loading(**o.loading(command)))
     limit = o.limit(
         unloaded,
@@ -72,25 +80,25 @@ def score(
         trust_remote_code=trust_remote_code,
     )
     assert limit is not None
-    scoring.run_settings(unloaded.info, shorts, bos=bos, limit=limit)  # type: ignore[arg-type]  # bos is checked there
-    scoring.check_resumes(out, unloaded.identify, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
+    check_run(out, unloaded, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
     o.tell_lengths(docs, reading, unloaded, shorts)
     loaded = unloaded.load()
     o.announce(loaded, limit)
-    with ScoringProgress(f"score {model}", o.num_characters(docs, reading, 5 * MAX_LENGTH)) as progress:
-        scores = scoring.score(
-            documents,
-            loaded,
-            context=contexts,
-            stride=strides,
-            out=out,
-            bos=bos,  # type: ignore[arg-type]
-            limit=limit,
-            extrapolate=extrapolate,
-            store_text=not no_text,
-            shard=rank,
-            progress=progress,
-        )
+    scores = score_documents(
+        documents,
+        loaded,
+        context=contexts,
+        stride=strides,
+        out=out,
+        bos=bos,  # type: ignore[arg-type]
+        limit=limit,
+        extrapolate=extrapolate,
+        store_text=not no_text,
+        shard=part,
+        progress=ProgressBar(o.total_characters(docs, reading, limit, part)),
+    )
+    if processes.rank > 0:
+        return
     if as_json:
         manifest = scores.manifest
         stored = [list(short) for short in scores.short_contexts]
