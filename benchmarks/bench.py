@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from benchmarks.tables import write_table
-from longlens.bench.summary import summarise_run
+from longlens.bench.results import summarize_run
 from longlens.bench.table import results_table
 
 
 def main() -> None:
-    table = results_table({Path(run).name: summarise_run(run) for run in sys.argv[1:]})
+    table = results_table({Path(run).name: summarize_run(run) for run in sys.argv[1:]})
     write_table("bench", table.columns, table.rows, "docs/bench.md")
 
 

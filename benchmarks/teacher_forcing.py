@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.tables import write_table
-from longlens.bench.store import open_run, read_answers, read_samples
+from longlens.bench.store import read_answers, read_manifest, read_samples
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         begins = {key: written[key].startswith(targets[key]) for key in both}
         alike = sum(begins[key] == greedy[key] for key in both)
         said = [sum(greedy[key] for key in both), sum(begins[key] for key in both)]
-        rows.append([Path(open_run(forced)["model"]).name, len(both), *said, alike])
+        rows.append([Path(read_manifest(forced)["model"]).name, len(both), *said, alike])
     columns = ["model", "samples", "right by teacher forcing", "answers that begin so", "samples on which both agree"]
     write_table("teacher_forcing", columns, rows, "docs/bench.md")
 

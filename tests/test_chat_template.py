@@ -5,7 +5,8 @@ import time
 import jinja2
 import pytest
 
-from longlens.bench.prompts import Asking
+from longlens.bench.engine import TokenLimit
+from longlens.bench.prompts import PromptBuilder, PromptSettings
 from longlens.chat_template import SECONDS, render, template_tokens
 from longlens.data.conversation import ChatTemplate
 from longlens.errors import UserError
@@ -134,11 +135,11 @@ def test_long_messages_may_be_written_and_looped_over():
 def test_all_that_write_conversations_go_by_it(name):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template, message = HOSTILE[name]
-    asking = Asking(tokenizer=tokenizer, mode="generate", template="chat", is_chat=False, max_length=4096)
+    builder = PromptBuilder(PromptSettings(template="chat"), TokenLimit(tokenizer, 4096))
     generator = TransformersGenerator(tiny_model("llama"), tokenizer, name="tiny", identity_sha256="", max_new_tokens=1)
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for writes in (
-        lambda: asking.ask(Toy(words=3), samples(Toy(words=3))[0]),
+        lambda: builder.build(Toy(words=3), samples(Toy(words=3))[0]),
         lambda: generator.generate(["q"]),
         lambda: ChatTemplate(tokenizer).write(talk, [1], tools=None, turns="together"),
         lambda: template_tokens(tokenizer, talk),

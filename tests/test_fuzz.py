@@ -24,9 +24,8 @@ import pytest
 import yaml
 
 import longlens
-from longlens.bench.grading import graded_predictions
+from longlens.bench.results import grade_predictions, summarize, summarize_run
 from longlens.bench.samples import read_sample_file
-from longlens.bench.summary import summarise, summarise_run
 from longlens.bench.table import results_table
 from longlens.cli import main
 from longlens.corpus import Document, read_documents
@@ -375,11 +374,11 @@ def kinds_of_benchmarks(model: Path) -> Iterator[tuple[str, Kind]]:
     assert main(["bench", "run", *asked, *arguments]) == 0
 
     def grade() -> None:
-        graded = graded_predictions(read_sample_file(Path("samples.jsonl")), Path("said.jsonl"))
-        summarise(graded)
+        graded = grade_predictions(read_sample_file(Path("samples.jsonl")), Path("said.jsonl"))
+        summarize(graded)
 
     def summary() -> None:
-        found = summarise_run("bench")
+        found = summarize_run("bench")
         json.dumps(found, allow_nan=False)  # what --json prints
         results_table({"bench": found})
 

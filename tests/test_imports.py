@@ -37,7 +37,7 @@ def test_what_works_on_stored_scores_imports_no_torch():
         "report",
         "report.figures",
         "bench.run",
-        "bench.summary",
+        "bench.results",
         "bench.table",
         "tasks",
     ]

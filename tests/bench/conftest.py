@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 
 import pytest
 import transformers
@@ -38,3 +39,16 @@ def chat_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def log():
+    """Lines of the library's log."""
+    lines, logger, handler = [], logging.getLogger("longlens.bench"), logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from longlens.bench.engine import Answer
+from longlens.bench.engine import EngineSettings, ModelAnswer
+from longlens.bench.prompts import PromptSettings
+from longlens.bench.selection import BenchSettings
+from longlens.settings.options import Loading
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Draft, Whole
 
 ASK = "Which number is it?"
 PREFIX = "\nAnswer:"
+
+
+def split(group, options):
+    """The options that are fields of a group of settings, and the others."""
+    names = {field.name for field in fields(group)}
+    own = {name: value for name, value in options.items() if name in names}
+    return group(**own), {name: value for name, value in options.items() if name not in names}
+
+
+def bench_settings(**options):
+    """What is asked; settings of prompts stand beside the others."""
+    prompts, others = split(PromptSettings, options)
+    return BenchSettings(**others, prompts=prompts)
+
+
+def engine_settings(**options):
+    """Which model answers; how it is loaded stands beside the rest."""
+    loading, others = split(Loading, options)
+    return EngineSettings(**others, loading=loading)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +93,11 @@ class FakeEngine:
         self.calls = 0
         self.info = {"architecture": "Fake"}
 
-    def __call__(self, settings, texts):
-        """As `open_engine`."""
+    def __call__(self, settings, limit):
+        """Stands for `open_engine`."""
         return self
 
-    def answer(self, requests, take):
+    def answer(self, requests, on_answer):
         self.calls += 1
         for request in requests:
             if self.fails_after is not None and len(self.asked) >= self.fails_after:
@@ -83,10 +105,10 @@ class FakeEngine:
             self.asked.append(request)
             if request.continuation is None:
                 text = self.text(request) if callable(self.text) else self.text
-                take(Answer(request.key, text=text, is_truncated=False))
+                on_answer(ModelAnswer(request.key, text=text, is_truncated=False))
             else:
                 value = self.logprob(request) if self.logprob else -1.0
-                take(Answer(request.key, logprob=value, is_greedy=value > -0.5))
+                on_answer(ModelAnswer(request.key, logprob=value, is_greedy=value > -0.5))
 
     @property
     def keys(self):

@@ -10,24 +10,25 @@ import pytest
 
 from longlens.bench import judging
 from longlens.bench.engine import EngineSettings
-from longlens.bench.grading import answer_text, graded_predictions, graded_run
-from longlens.bench.judging import JUDGE_TOKENS, judge_run, judged
-from longlens.bench.run import BenchSettings, run_bench
-from longlens.bench.samples import read_sample_file, task_of
-from longlens.bench.store import open_run, set_think_marks
-from longlens.bench.summary import summarise_run
+from longlens.bench.judging import JUDGE_TOKENS, judge_answer, judge_run
+from longlens.bench.results import answer_text, grade_predictions, grade_run, summarize_run
+from longlens.bench.run import run_bench
+from longlens.bench.samples import read_sample_file
+from longlens.bench.selection import task_of
+from longlens.bench.store import read_manifest, set_think_marks
 from longlens.errors import UserError
 from longlens.models import entailment, generate
 from longlens.reasoning import MARKS, parse_marks
+from longlens.settings.options import Loading
 from longlens.tasks import get_task, list_tasks
 from longlens.tasks.base import CitedTask, JudgedTask
-from tests.bench.fakes import FakeEngine, rows, sample
+from tests.bench.fakes import FakeEngine, bench_settings, rows, sample
 from tests.tasks.fixtures import task as with_data
 from tests.tiny import byte_tokenizer
 
 
 def graded(folder):
-    return list(graded_run(folder, open_run(folder)))
+    return list(grade_run(folder, read_manifest(folder)))
 
 
 def written(path, samples):
@@ -103,7 +104,7 @@ def test_other_marks_can_be_given(tmp_path):
         "",
         "7",
     ]
-    (found,) = graded_predictions(SAMPLES[:1], predictions(tmp_path, said(IDS[0], "<plan>0</plan>1")), marks=marks)
+    (found,) = grade_predictions(SAMPLES[:1], predictions(tmp_path, said(IDS[0], "<plan>0</plan>1")), marks=marks)
     assert found.scores == {"string_match_all": 0.0}
     for wrong in ("", "a", "a,", ",b", "a,a", "a,b,c"):
         with pytest.raises(UserError, match=r"`think_marks` is .*; expected BEGIN,END"):
@@ -165,7 +166,7 @@ def said(key, text="it is 0"):
 def test_predictions_are_scored_in_the_order_of_the_samples(tmp_path):
     texts = {IDS[2]: "it is 2", IDS[0]: "<think>2</think> 0", IDS[1]: "none"}
     path = predictions(tmp_path, *[said(key, text) | {"more": 1} for key, text in texts.items()])
-    found = graded_predictions(SAMPLES, path)
+    found = grade_predictions(SAMPLES, path)
     assert [row.sample.id for row in found] == IDS
     assert [row.prediction for row in found] == ["0", "none", "it is 2"]
     assert [row.scores for row in found] == [{"string_match_all": float(right)} for right in (1, 0, 1)]
@@ -202,7 +203,7 @@ def test_predictions_are_scored_in_the_order_of_the_samples(tmp_path):
 )
 def test_a_wrong_file_of_predictions_is_one_line(tmp_path, lines, message):
     with pytest.raises(UserError, match=message) as caught:
-        graded_predictions(SAMPLES, predictions(tmp_path, *lines))
+        grade_predictions(SAMPLES, predictions(tmp_path, *lines))
     assert "\n" not in str(caught.value)
 
 
@@ -210,7 +211,7 @@ def test_a_line_that_is_broken_off_is_an_error_in_a_file_of_predictions(tmp_path
     path = predictions(tmp_path, *[said(key) for key in IDS])
     path.write_text(path.read_text().rstrip()[:-3])
     with pytest.raises(UserError, match=r"predictions.jsonl:3. is broken"):
-        graded_predictions(SAMPLES, path)
+        grade_predictions(SAMPLES, path)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_a_line_that_is_broken_off_is_an_error_in_a_file_of_predictions(tmp_path
 def test_samples_of_no_task_are_an_error(tmp_path, metadata, message):
     mine = sample(**metadata)
     with pytest.raises(UserError, match=message):
-        graded_predictions([mine], predictions(tmp_path, said(mine.id)))
+        grade_predictions([mine], predictions(tmp_path, said(mine.id)))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def test_scores_of_a_file_are_those_of_the_task(tmp_path, name, data):
     read = read_sample_file(written(tmp_path / "samples.jsonl", made))
     assert read == [type(one)(**json.loads(json.dumps(asdict(one))) | spans(one) | {"prompt": ""}) for one in made]
     texts = [f" {made[0].answers[0]}" if made[0].answers else "", "The answer is 12345, perhaps [1]."]
-    found = graded_predictions(read, predictions(tmp_path, *map(said, [one.id for one in made], texts)))
+    found = grade_predictions(read, predictions(tmp_path, *map(said, [one.id for one in made], texts)))
     for row, one, text in zip(found, made, texts, strict=True):
         assert row.scores == task.score(one, answer_text(text, task.stop))
         assert all(0 <= score <= 1 for score in row.scores.values())
@@ -308,7 +309,7 @@ def test_settings_of_a_task_are_those_of_its_samples():
 
 
 def run(model, folder, engine, *tasks, settings=None, **changes):
-    asked = BenchSettings(tasks=tasks, settings=settings or {}, **changes)
+    asked = bench_settings(tasks=tasks, settings=settings or {}, **changes)
     return run_bench(EngineSettings(model=model), asked, folder, open_engine=engine)
 
 
@@ -427,45 +428,45 @@ class FakeJudge:
         return [generate.Generated(self.replies.pop(0), True) for _ in prompts]
 
 
-def test_a_judge_scores_each_answer_once(model, judgeable, monkeypatch):
+def test_a_judge_scores_each_answer_once(model, judgeable, monkeypatch, log):
     judge = FakeJudge("<think>Rating: [[1]]</think>Rating: [[7]]", "no rating")
     monkeypatch.setattr(generate, "load_generator", judge.load)
-    told = []
-    judge_run(judgeable, judge=model, nli=None, options={"dtype": "float32"}, told=told.append)
-    assert judge.opened == [(model, {"max_new_tokens": JUDGE_TOKENS, "dtype": "float32"})]
-    assert told == [f"{model}: 2 of 2 answers to score"]
+    judge_run(judgeable, judge=model, nli=None, loading=Loading(dtype="float32"))
+    ((name, options),) = judge.opened
+    assert (name, options["max_new_tokens"], options["dtype"]) == (model, JUDGE_TOKENS, "float32")
+    assert log == [f"{model}: 2 of 2 answers to score"]
     answers = [row for row in graded(judgeable) if isinstance(row.task, JudgedTask)]
     assert judge.prompts == [row.task.judge_prompts(row.sample, "It is Ada [1]. So it is.")[0] for row in answers]
     assert [(row["id"], row["by"], row["scores"], row["replies"]) for row in rows(judgeable, "judged")] == [
         (answers[0].sample.id, model, {"judge": 0.7}, ["<think>Rating: [[1]]</think>Rating: [[7]]"]),
         (answers[1].sample.id, model, {}, ["no rating"]),
     ]
-    grid = summarise_run(judgeable)["tasks"]["niah_grid-1500-42"]
+    grid = summarize_run(judgeable)["tasks"]["niah_grid-1500-42"]
     # What could not be read does not count as wrong, and is not hidden.
     assert (grid["metric"], grid["score"], grid["num_scored"], grid["num_samples"]) == ("judge", 70.0, 1, 2)
     assert grid["scores"]["exact"] == 0.0
-    judge_run(judgeable, judge=model, nli=None, options={}, told=told.append)
-    assert (len(judge.opened), len(judge.prompts), told[-1]) == (1, 2, f"{model}: 0 of 2 answers to score")
+    judge_run(judgeable, judge=model, nli=None, loading=Loading())
+    assert (len(judge.opened), len(judge.prompts), log[-1]) == (1, 2, f"{model}: 0 of 2 answers to score")
 
 
 def test_of_two_judges_the_last_one_counts(model, judgeable, tmp_path, monkeypatch):
     for number, points in enumerate([2, 9, 4, 5, 3]):
         name = str(shutil.copytree(model, tmp_path / f"judge{number}"))
         monkeypatch.setattr(generate, "load_generator", FakeJudge(*[f"Rating: [[{points}]]"] * 2).load)
-        judge_run(judgeable, judge=name, nli=None, options={})
-        assert summarise_run(judgeable)["tasks"]["niah_grid-1500-42"]["score"] == 10 * points
+        judge_run(judgeable, judge=name, nli=None, loading=Loading())
+        assert summarize_run(judgeable)["tasks"]["niah_grid-1500-42"]["score"] == 10 * points
 
 
-def test_another_model_under_the_name_of_a_judge_is_asked_again(model, judgeable, tmp_path, monkeypatch):
+def test_another_model_under_the_name_of_a_judge_is_asked_again(model, judgeable, tmp_path, monkeypatch, log):
     monkeypatch.setattr(judging, "JUDGE_TOKENS", 3)
-    folder, told = shutil.copytree(model, tmp_path / "judge"), []
+    folder = shutil.copytree(model, tmp_path / "judge")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 257, "repetition_penalty": 9.0}))
     config = folder / "config.json"
     before = config.read_text()
     for content in (before, before.replace('"rms_norm_eps": ', '"rms_norm_eps": 1'), before):
         config.write_text(content)
-        judge_run(judgeable, judge=str(folder), nli=None, options={"dtype": "float32"}, told=told.append)
-    assert [line.partition(": ")[2] for line in told] == [f"{n} of 2 answers to score" for n in (2, 2, 0)]
+        judge_run(judgeable, judge=str(folder), nli=None, loading=Loading(dtype="float32"))
+    assert [line.partition(": ")[2] for line in log] == [f"{n} of 2 answers to score" for n in (2, 2, 0)]
     lines = rows(judgeable, "judged")
     assert [len({line["model"] for line in lines[i : i + 2]} | {lines[0]["model"]}) for i in (0, 2, 4)] == [1, 2, 1]
     generation = lines[0]["generation"]
@@ -475,10 +476,10 @@ def test_another_model_under_the_name_of_a_judge_is_asked_again(model, judgeable
 def test_a_judge_that_fails_loses_no_score(model, judgeable, monkeypatch):
     monkeypatch.setattr(generate, "load_generator", FakeJudge("Rating: [[10]]").load)
     with pytest.raises(IndexError):
-        judge_run(judgeable, judge=model, nli=None, options={})
+        judge_run(judgeable, judge=model, nli=None, loading=Loading())
     again = FakeJudge("Rating: [[5]]")
     monkeypatch.setattr(generate, "load_generator", again.load)
-    judge_run(judgeable, judge=model, nli=None, options={})
+    judge_run(judgeable, judge=model, nli=None, loading=Loading())
     assert len(again.prompts) == 1
     assert [row["scores"] for row in rows(judgeable, "judged")] == [{"judge": 1.0}, {"judge": 0.5}]
 
@@ -494,14 +495,14 @@ def test_citations_are_scored_by_a_model_of_entailment(model, judgeable, monkeyp
             return claim.startswith("It is Ada")
 
     monkeypatch.setattr(entailment, "load_entails", lambda name, **options: FakeEntails())
-    judge_run(judgeable, judge=None, nli=model, options={})
+    judge_run(judgeable, judge=None, nli=model, loading=Loading())
     answers = [row for row in graded(judgeable) if isinstance(row.task, CitedTask)]
     assert len(answers) == 2
     for row, answer in zip(rows(judgeable, "judged"), answers, strict=True):
         by_hand = answer.task.cited(answer.sample, answer.prediction, lambda premise, claim: "Ada" in claim)
         assert (row["id"], row["by"], row["scores"]) == (answer.sample.id, model, by_hand)
     # One of two sentences is supported, and its one citation is right.
-    cited = summarise_run(judgeable)["tasks"]["helmet_asqa-4000-42"]["scores"]
+    cited = summarize_run(judgeable)["tasks"]["helmet_asqa-4000-42"]["scores"]
     assert (cited["citation_recall"], cited["citation_precision"]) == (50.0, 100.0)
     assert {claim for _, claim in asked} == {"It is Ada."}
 
@@ -515,12 +516,12 @@ def test_a_run_that_no_judge_could_score_is_an_error(model, tmp_path, monkeypatc
     monkeypatch.setattr(entailment, "load_entails", lambda *a, **o: pytest.fail("loaded"))
     (name,) = options.values()
     with pytest.raises(UserError, match=f"has no answers that {name} could score"):
-        judge_run(tmp_path, **{"judge": None, "nli": None} | options, options={})
+        judge_run(tmp_path, **{"judge": None, "nli": None} | options, loading=Loading())
 
 
 def test_what_there_is_nothing_to_ask_about_has_no_score(judgeable):
     row = next(r for r in graded(judgeable) if isinstance(r.task, JudgedTask))
     silent = type("Silent", (type(row.task),), {"judge_prompts": lambda self, sample, prediction: []})()
     mine = type(row)(sample=row.sample, task=silent, batch=row.batch, prediction="")
-    assert judged(mine, lambda prompts: pytest.fail("asked")) == ({}, [])
-    assert judged(row, lambda prompts: ["Rating: 10"] * len(prompts)) == ({"judge": 1.0}, ["Rating: 10"])
+    assert judge_answer(mine, lambda prompts: pytest.fail("asked")) == ({}, [])
+    assert judge_answer(row, lambda prompts: ["Rating: 10"] * len(prompts)) == ({"judge": 1.0}, ["Rating: 10"])

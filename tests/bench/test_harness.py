@@ -13,14 +13,15 @@ from lm_eval.tasks import TaskManager
 from scipy.stats import binomtest
 
 from longlens.bench.engine import EngineSettings, prompt_tokens
-from longlens.bench.lm_eval import open_engine
 from longlens.bench.lm_eval import tasks as adapter
-from longlens.bench.names import HARNESS, choose
-from longlens.bench.run import BenchSettings, run_bench
+from longlens.bench.lm_eval.backends import open_engine
+from longlens.bench.run import run_bench
+from longlens.bench.selection import HARNESS, select_tasks
 from longlens.bench.table import results_table
 from longlens.errors import UserError
+from longlens.runs.identity import canonical_sha256
 from tests.bench.conftest import CHAT
-from tests.bench.fakes import rows
+from tests.bench.fakes import bench_settings, rows
 from tests.tiny import byte_tokenizer
 
 TASKS = Path(lm_eval.__file__).parent / "tasks"
@@ -106,9 +107,8 @@ class Counting:
 
 def bench(model, folder, hub, *tasks, engine=None, engine_settings=None, **changes):
     settings = {"few_shot": 1, "settings": {"data_dir": str(hub)}} | changes
-    told = settings.pop("told", lambda line: None)
     made = EngineSettings(**{"model": model, "batch_size": 4} | (engine_settings or {}))
-    return run_bench(made, BenchSettings(tasks=tasks, **settings), folder, open_engine=engine or Counting(), told=told)
+    return run_bench(made, bench_settings(tasks=tasks, **settings), folder, open_engine=engine or Counting())
 
 
 def known(folder):
@@ -121,10 +121,10 @@ def test_all_names_are_those_of_the_pinned_version():
 
 
 def test_any_name_of_the_harness_may_be_given():
-    (found,) = choose(["lm_eval:arc_easy"]).harness
+    (found,) = select_tasks(["lm_eval:arc_easy"]).harness
     assert (found.name, found.task, found.few_shot) == ("lm_eval:arc_easy", "arc_easy", None)
     with pytest.raises(UserError, match=r"no task or suite 'lm_eval:'"):
-        choose(["lm_eval:"])
+        select_tasks(["lm_eval:"])
 
 
 def folder_names(folder):
@@ -259,7 +259,7 @@ def test_choices_are_scored_as_by_hand(model, tmp_path, hub):
         (context,) = [text for text in contexts if text.endswith(f"\n\nQuestion: {row['question']}\nAnswer:")]
         assert context.startswith("Question: Where does keeper")
         found = [
-            answers[adapter.request_key("loglikelihood", (context, f" {text}"))][0] for text in row["choices"]["text"]
+            answers[canonical_sha256(["loglikelihood", context, f" {text}"])][0] for text in row["choices"]["text"]
         ]
         by_length = [value / len(text) for value, text in zip(found, row["choices"]["text"], strict=True)]
         gold = LETTERS.index(row["answerKey"])
@@ -346,7 +346,7 @@ LIMIT = {"max_length": 400}
 @pytest.mark.parametrize("task", ["arc_challenge", "gsm8k"])
 def test_a_prompt_too_long_is_an_error(model, tmp_path, task):
     engine = Counting()
-    message = rf"a prompt of {task} has \d+ tokens, and \d+ are left for it: choose with --overlong middle or left"
+    message = rf"a prompt of {task} has \d+ tokens, and \d+ are left for it: choose by `overlong` what is done"
     with pytest.raises(UserError, match=message):
         bench(model, tmp_path / "run", long_hub(tmp_path), task, engine=engine, engine_settings=LIMIT, few_shot=0)
     assert engine.asked == []
@@ -354,8 +354,8 @@ def test_a_prompt_too_long_is_an_error(model, tmp_path, task):
 
 @pytest.mark.parametrize("policy", ["middle", "left"])
 @pytest.mark.parametrize(("task", "prompts"), [("arc_challenge", 4), ("gsm8k", 1)])
-def test_prompts_are_shortened_only_where_that_is_asked_for(model, tmp_path, task, prompts, policy):
-    engine, told = Counting(), []
+def test_prompts_are_shortened_only_where_that_is_asked_for(model, tmp_path, log, task, prompts, policy):
+    engine = Counting()
     results = bench(
         model,
         tmp_path / "run",
@@ -365,10 +365,9 @@ def test_prompts_are_shortened_only_where_that_is_asked_for(model, tmp_path, tas
         engine_settings=LIMIT,
         few_shot=0,
         overlong=policy,
-        told=told.append,
     )
     assert results["harness"][task]["num_cut"] == prompts
-    assert told == [f"{task}: {prompts} prompts were too long and are shortened"]
+    assert log == [f"{task}: {prompts} prompts were too long and are shortened"]
     question = "Much is said. " * 40 + ("Where does keeper 1 wait?" if task == "arc_challenge" else "What is 1 and 1?")
     whole = f"Question: {question}\nAnswer:"
     cut = [asked for asked in engine.asked if "Much is said" in asked[1]]
@@ -401,16 +400,20 @@ def test_chat_models_get_their_template_when_asked_for(chat_model, tmp_path, hub
     [
         ("lm_eval:nosuch", {}, "lm-evaluation-harness has no task 'nosuch': see lm_eval ls tasks"),
         ("gsm8k", {"settings": {"data_dir": "nowhere"}}, "'nowhere' has no folder openai/gsm8k: put there a copy of"),
-        ("gsm8k", {"lengths": [1024]}, "gsm8k has prompts of one length, which --length does not change: leave it out"),
+        (
+            "gsm8k",
+            {"lengths": [1024]},
+            "gsm8k has prompts of one length, which `lengths` does not change: leave it out",
+        ),
         (
             "lm_eval:arc_easy",
             {"lengths": [1024]},
-            "lm_eval:arc_easy has prompts of one length, which --length does not",
+            "lm_eval:arc_easy has prompts of one length, which `lengths` does not",
         ),
         (
             "babilong",
             {"lengths": [1024, 3000]},
-            "babilong has no data of length 3000: pass --length with some of 1024,",
+            "babilong has no data of length 3000: pass `lengths` with some of 1024,",
         ),
     ],
 )

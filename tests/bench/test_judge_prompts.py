@@ -7,13 +7,15 @@ import json
 import pytest
 
 from longlens.bench.engine import EngineSettings
-from longlens.bench.judging import judge_run, last_judged
-from longlens.bench.run import BenchSettings, run_bench
-from longlens.bench.summary import summarise_run
+from longlens.bench.judging import judge_run, latest_lines
+from longlens.bench.results import summarize_run
+from longlens.bench.run import run_bench
+from longlens.bench.selection import BenchSettings
 from longlens.bench.table import results_table
 from longlens.cli import main
 from longlens.errors import UserError
 from longlens.models import generate
+from longlens.settings.options import Loading
 from longlens.tasks import get_task
 from tests.bench.fakes import FakeEngine, rows
 
@@ -65,19 +67,23 @@ class Judge:
         return [generate.Generated(self.reply, True) for _ in prompts]
 
 
-def judged(folder, name="j", **places):
-    told = []
-    judge_run(folder, judge=name, nli=None, options={}, places=places, told=told.append)
-    return told
+@pytest.fixture
+def judged(log):
+    def judge(folder, name="j", **places):
+        log.clear()
+        judge_run(folder, judge=name, nli=None, loading=Loading(), places=places)
+        return list(log)
+
+    return judge
 
 
-def test_key_points_and_prompts_reach_the_judge_of_a_stored_run(judgeable, data, prompts, monkeypatch):
+def test_key_points_and_prompts_reach_the_judge_of_a_stored_run(judged, judgeable, data, prompts, monkeypatch):
     judge = Judge(monkeypatch)
     with pytest.raises(UserError, match=r"helmet_multi_lexsum reads data .*multi_lexsum_val\.jsonl.*data_dir"):
         judged(judgeable)
     assert not judge.options  # said before the judge is loaded
     assert judged(judgeable, data_dir=str(data)) == ["j: 4 of 4 answers to score"]
-    assert judge.options == {"max_new_tokens": 4096}  # HELMET's for summaries
+    assert judge.options["max_new_tokens"] == 4096  # HELMET's for summaries
     points = next(prompt for prompt in judge.prompts if "leaves out" in prompt)
     assert "\n1. a suit\n2. a court\n3. {town}\n" in points
     assert len(judge.prompts) == 2 + 3 * 2
@@ -90,7 +96,7 @@ def test_key_points_and_prompts_reach_the_judge_of_a_stored_run(judgeable, data,
     assert not set(own) & set(judge.prompts)
 
 
-def test_the_prompts_asked_for_last_count_and_are_told(judgeable, data, prompts, monkeypatch):
+def test_the_prompts_asked_for_last_count_and_are_told(judged, judgeable, data, prompts, monkeypatch):
     mine = {"data_dir": str(data), "prompts_dir": str(prompts)}
     ours = {"data_dir": str(data)}
     seen = []
@@ -98,7 +104,7 @@ def test_the_prompts_asked_for_last_count_and_are_told(judgeable, data, prompts,
         judge = Judge(monkeypatch, correctness)
         assert judged(judgeable, **place) == [f"j: {owed} of 4 answers to score"]
         assert len(judge.prompts) == 2 * owed
-        results = summarise_run(judgeable)
+        results = summarize_run(judgeable)
         notes = results_table({"a": results}).notes
         for name, batch in zip(TASKS, (QUESTIONS, CASES), strict=True):
             label = get_task(name, **place).prompts_by
@@ -109,7 +115,7 @@ def test_the_prompts_asked_for_last_count_and_are_told(judgeable, data, prompts,
     assert seen == [(100.0, 4), (0.0, 8), (100.0, 12), (100.0, 12), (0.0, 16)]
 
 
-def test_a_judge_that_was_broken_off_is_not_filled_up_with_another_ones_scores(judgeable, data, monkeypatch):
+def test_a_judge_that_was_broken_off_is_not_filled_up_with_another_ones_scores(judged, judgeable, data, monkeypatch):
     Judge(monkeypatch)
     judged(judgeable, "first", data_dir=str(data))
     judge = Judge(monkeypatch, correctness=0)
@@ -117,7 +123,7 @@ def test_a_judge_that_was_broken_off_is_not_filled_up_with_another_ones_scores(j
     monkeypatch.setattr(judge, "generate", lambda asked: [generate.Generated(next(replies), True) for _ in asked])
     with pytest.raises((StopIteration, RuntimeError)):
         judged(judgeable, "second", data_dir=str(data))
-    batch = summarise_run(judgeable)["tasks"][QUESTIONS]
+    batch = summarize_run(judgeable)["tasks"][QUESTIONS]
     assert [one["by"] for one in batch["judged_by"]] == ["second"]
     assert (batch["score"], batch["num_scored"], batch["num_samples"]) == (0.0, 1, 2)
 
@@ -128,12 +134,12 @@ def test_models_of_entailment_and_judges_do_not_replace_one_another():
         {"id": "a", "by": "n", "prompts": None, "scores": {"citation_recall": 1.0}},
         {"id": "b", "by": "k", "prompts": "own 1", "scores": {"judge": 0.0}},
     ]
-    assert last_judged({"a"}, lines) == lines[:2]
-    assert last_judged({"a", "b"}, lines) == lines[1:]
-    assert last_judged({"c"}, lines) == []
+    assert latest_lines({"a"}, lines) == lines[:2]
+    assert latest_lines({"a", "b"}, lines) == lines[1:]
+    assert latest_lines({"c"}, lines) == []
 
 
-def test_places_that_no_judged_task_has_are_refused(judgeable, prompts, monkeypatch):
+def test_places_that_no_judged_task_has_are_refused(judged, judgeable, prompts, monkeypatch):
     Judge(monkeypatch)
     with pytest.raises(UserError, match="none of helmet_multi_lexsum, helmet_narrativeqa has a setting 'haystack'"):
         judged(judgeable, haystack="x")

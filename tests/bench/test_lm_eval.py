@@ -12,13 +12,15 @@ from importlib import metadata
 import pytest
 import torch
 
-from longlens.bench.engine import Answer, EngineSettings, Request, describe, open_texts, prompt_tokens
-from longlens.bench.lm_eval import backends, engine, open_engine
+from longlens.bench.engine import EngineSettings, ModelAnswer, ModelRequest, describe, load_limit, prompt_tokens
+from longlens.bench.lm_eval import backends, engine
+from longlens.bench.lm_eval.backends import open_engine
 from longlens.errors import UserError
 from longlens.models import resolve
 from longlens.models.forward import BATCH_TOKENS
 from longlens.rope import EABF, DynamicNTK, YaRN, extend
 from tests.bench.conftest import saved
+from tests.bench.fakes import engine_settings
 from tests.families import family_model
 from tests.tiny import OWN_GENERATION, byte_tokenizer, tiny_model
 
@@ -27,8 +29,8 @@ NEIGHBOURS = ["llama", "llama-dynamic-ntk", "phi3-longrope", "gemma3", "any-rwkv
 
 
 def opened(name, **options):
-    settings = EngineSettings(model=name, **options)
-    return open_engine(settings, open_texts(settings))
+    settings = engine_settings(model=name, **options)
+    return open_engine(settings, load_limit(settings))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,8 @@ def made(model):
     return opened(model, batch_size=2)
 
 
-def answers(made, requests) -> list[Answer]:
-    found: list[Answer] = []
+def answers(made, requests) -> list[ModelAnswer]:
+    found: list[ModelAnswer] = []
     made.answer(requests, found.append)
     return sorted(found)
 
@@ -64,7 +66,7 @@ def test_the_pinned_version_has_the_names_that_are_used():
 
 def test_answers_are_those_of_greedy_generation(made):
     prompts = [TEXT, TEXT + " and waits", "On day 7"]
-    found = answers(made, [Request(f"k{n}", prompt, None, 6) for n, prompt in enumerate(prompts)])
+    found = answers(made, [ModelRequest(f"k{n}", prompt, None, 6) for n, prompt in enumerate(prompts)])
     assert [answer.text for answer in found] == [greedy(prompt, 6) for prompt in prompts]
     assert [answer.is_truncated for answer in found] == [True] * 3
 
@@ -72,13 +74,13 @@ def test_answers_are_those_of_greedy_generation(made):
 def test_an_answer_ends_at_its_stop_and_is_not_truncated_then(made):
     whole = greedy(TEXT, 6)
     stop = next(c for c in whole[1:] if c not in whole[:1] and c.isprintable())
-    (found,) = answers(made, [Request("k", TEXT, None, 6, (stop,))])
+    (found,) = answers(made, [ModelRequest("k", TEXT, None, 6, (stop,))])
     assert found.text == whole.partition(stop)[0]
     assert found.is_truncated is False
 
 
 def test_requests_of_one_prompt_are_all_answered(made):
-    found = answers(made, [Request(f"k{n}", TEXT, None, 4) for n in range(3)])
+    found = answers(made, [ModelRequest(f"k{n}", TEXT, None, 4) for n in range(3)])
     assert len(found) == 3
     assert len({answer.text for answer in found}) == 1
 
@@ -89,7 +91,8 @@ def test_an_answer_is_handed_on_before_the_next_batch_is_asked(made, monkeypatch
     monkeypatch.setattr(
         made.lm.forward, "generate", lambda *args, **options: events.append("asked") or generate(*args, **options)
     )
-    made.answer([Request(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], lambda answer: events.append(answer.key))
+    requests = [ModelRequest(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)]
+    made.answer(requests, lambda answer: events.append(answer.key))
     assert events == ["asked", "k3", "k2", "asked", "k1", "k0"]
 
 
@@ -106,7 +109,7 @@ CONTINUATIONS = [" at dawn", " at noon, and then rests", "\n"]
 
 
 def test_continuations_are_those_of_one_pass(made):
-    found = answers(made, [Request(f"k{n}", TEXT, text) for n, text in enumerate(CONTINUATIONS)])
+    found = answers(made, [ModelRequest(f"k{n}", TEXT, text) for n, text in enumerate(CONTINUATIONS)])
     for answer, text in zip(found, CONTINUATIONS, strict=True):
         logprob, is_greedy = naive(TEXT, text)
         assert answer.logprob == pytest.approx(logprob, abs=0.01)
@@ -127,23 +130,23 @@ def test_the_harnesss_own_tasks_have_the_same_continuations_either_way(made, mon
 
 def test_a_prompt_may_end_in_a_line_end(made):
     """As chat templates do; lm-evaluation-harness would move it to the continuation and score it too."""
-    (found,) = answers(made, [Request("k", TEXT + "\n", "at dawn")])
+    (found,) = answers(made, [ModelRequest("k", TEXT + "\n", "at dawn")])
     assert found.logprob == pytest.approx(naive(TEXT + "\n", "at dawn")[0], abs=0.01)
 
 
 @pytest.mark.parametrize("continuation", [None, " at dawn"])
 def test_a_prompt_that_would_be_cut_is_refused_before_anything_is_asked(made, monkeypatch, continuation):
     monkeypatch.setattr(made.lm, "generate_until", lambda *args: pytest.fail("asked"))
-    long = Request("long", "x" * 4100, continuation, 5)
-    with pytest.raises(UserError, match=r"long needs 4,1\d\d tokens and .* takes 4,096: use a shorter --length"):
-        made.answer([Request("short", TEXT, None, 5), long], lambda answer: pytest.fail("answered"))
+    long = ModelRequest("long", "x" * 4100, continuation, 5)
+    with pytest.raises(UserError, match=r"long needs 4,1\d\d tokens and .* takes 4,096: use shorter `lengths`"):
+        made.answer([ModelRequest("short", TEXT, None, 5), long], lambda answer: pytest.fail("answered"))
 
 
 def test_settings_of_the_models_folder_are_not_in_force(model, tmp_path):
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(OWN_GENERATION))
     made = opened(str(tmp_path / "m"), batch_size=2)
-    found = answers(made, [Request(f"k{n}", TEXT + "." * n, None, 8) for n in range(2)])
+    found = answers(made, [ModelRequest(f"k{n}", TEXT + "." * n, None, 8) for n in range(2)])
     assert [answer.text for answer in found] == [greedy(TEXT + "." * n, 8) for n in range(2)]
     recorded = made.info["generation"]
     assert recorded["in_force"].items() >= {"do_sample": False, "num_beams": 1, "eos_token_id": [257]}.items()
@@ -158,7 +161,7 @@ def test_an_answer_depends_on_its_prompt_alone(tmp_path, family, batch_size):
     made.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     prompts = ["<s>" + TEXT * 2, TEXT * 2, TEXT * 2 + "!", TEXT[:20], "<s>" + TEXT[:17], TEXT[:29]]
-    requests = [Request(f"k{n}", prompt, None, 6) for n, prompt in enumerate(prompts)]
+    requests = [ModelRequest(f"k{n}", prompt, None, 6) for n, prompt in enumerate(prompts)]
     together = answers(opened(str(tmp_path), max_length=400, batch_size=batch_size), requests)
     assert together == [answers(opened(str(tmp_path), max_length=400), [request])[0] for request in requests]
 
@@ -171,7 +174,7 @@ def test_an_automatic_batch_is_sized_by_tokens(model, monkeypatch):
         lambda module, args, inputs: shapes.append(tuple((inputs.get("input_ids", args[0] if args else None)).shape)),
         with_kwargs=True,
     )
-    found = answers(made, [Request(f"k{n}", TEXT + "." * n, None, 4) for n in range(6)])
+    found = answers(made, [ModelRequest(f"k{n}", TEXT + "." * n, None, 4) for n in range(6)])
     assert [answer.text for answer in found] == [greedy(TEXT + "." * n, 4) for n in range(6)]
     assert max(rows * length for rows, length in shapes) <= 200
     assert max(rows for rows, _ in shapes) > 2
@@ -187,10 +190,10 @@ def test_an_automatic_batch_is_sized_by_tokens(model, monkeypatch):
     ("options", "message"),
     [
         ({"backend": "vlm"}, "no backend 'vlm'; lm-evaluation-harness has"),
-        ({"backend": "vllm"}, r"the backend 'vllm' cannot be made ready for .*: check the model, --model-arg"),
-        ({"arguments": {"nosuch": 1}}, "--model-arg nosuch: the backend 'hf' takes logits_cache"),
-        ({"batch_size": "many"}, "--batch-size is 'many'; expected a number from 1 on, or auto"),
-        ({"max_length": 0}, "--max-length is 0; expected at least 1"),
+        ({"backend": "vllm"}, r"the backend 'vllm' cannot be made ready for .*: check the model, `arguments`"),
+        ({"arguments": {"nosuch": 1}}, "`arguments` has nosuch: the backend 'hf' takes logits_cache"),
+        ({"batch_size": "many"}, "`batch_size` is 'many'; expected a number from 1 on, or auto"),
+        ({"max_length": 0}, "`max_length` is 0; expected at least 1"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(model, options, message):
@@ -202,7 +205,7 @@ def test_what_cannot_be_run_is_one_line(model, options, message):
     ("name", "message"),
     [
         ("http://localhost:1/v1", "expected a server and its model, such as http://localhost:8000/v1#NAME"),
-        ("http://localhost:1/v1#m", "a server does not say how it counts: name its model with --tokenizer"),
+        ("http://localhost:1/v1#m", "a server does not say how it counts: name its model as `tokenizer`"),
     ],
 )
 def test_a_server_has_to_be_named_in_full(name, message):
@@ -217,8 +220,8 @@ def test_what_is_known_of_a_model_before_it_is_loaded_is_what_it_says_itself(tmp
     if method is not None:
         extend(folder, method, tmp_path / "extended")
         folder = str(tmp_path / "extended")
-    settings = EngineSettings(model=folder, dtype="bfloat16")
-    before = describe(settings, open_texts(settings))
+    settings = engine_settings(model=folder, dtype="bfloat16")
+    before = describe(settings, load_limit(settings))
     info = opened(folder, dtype="bfloat16").info
     assert {name: info[name] for name in before} == before
     assert before["weights_sha256"]
@@ -231,7 +234,7 @@ SECRET = "sk-sesame-open-0123"
     "address", [f"http://user:{SECRET}@h/v1#m", f"https://h/v1?api_key={SECRET}#m", f"http://{SECRET}@h/v1"]
 )
 def test_an_address_with_a_secret_is_refused_without_saying_it(address):
-    with pytest.raises(UserError, match=r"which would be written down.*--api-key-env") as caught:
+    with pytest.raises(UserError, match=r"which would be written down.*`api_key_env`") as caught:
         EngineSettings(model=address)
     assert SECRET not in str(caught.value)
     with pytest.raises(UserError, match="scoring with a server is not there yet") as caught:
@@ -249,17 +252,18 @@ def test_an_address_with_a_secret_is_refused_without_saying_it(address):
         ({"arguments": {"header": {"Authorization": "Bearer given"}}}, "Bearer given"),
     ],
 )
-def test_a_key_is_sent_to_the_server_that_it_is_for(server, model, monkeypatch, concurrent, options, expected):
+def test_a_key_is_sent_to_the_server_that_it_is_for(server, model, monkeypatch, log, concurrent, options, expected):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     monkeypatch.setenv("OTHER_KEY", "other-key")
     arguments = {"num_concurrent": concurrent, **options.get("arguments", {})}
     options = {"tokenizer": model, "max_length": 512, **options, "arguments": arguments}
     settings = EngineSettings(model=f"{server}#tiny", **options)
-    answers(open_engine(settings, open_texts(settings)), [Request("k", TEXT, None, 6)])
+    answers(open_engine(settings, load_limit(settings)), [ModelRequest("k", TEXT, None, 6)])
     assert {sent["authorization"] for sent in Server.sent} == {expected}
-    note = "OPENAI_API_KEY is set and not sent to 127.0.0.1: pass --api-key-env OPENAI_API_KEY"
-    assert [line[: len(note)] for line in settings.notes()] == ([note] if expected is None else [])
-    assert SECRET not in json.dumps(settings.written_arguments())
+    settings.log_unsent_key()
+    note = "OPENAI_API_KEY is set and not sent to 127.0.0.1: pass `api_key_env=OPENAI_API_KEY`"
+    assert [line[: len(note)] for line in log] == ([note] if expected is None else [])
+    assert SECRET not in json.dumps(settings.recorded_arguments())
     hosts = {"https://api.openai.com/v1#m": SECRET, "http://api.openai.com/v1#m": "", "https://openai.com.h/v1#m": ""}
     assert {host: EngineSettings(model=host).api_key for host in hosts} == hosts
 
@@ -267,7 +271,7 @@ def test_a_key_is_sent_to_the_server_that_it_is_for(server, model, monkeypatch, 
 @pytest.mark.parametrize("concurrent", [1, 4])
 def test_a_refusal_that_repeats_the_key_is_not_repeated(server, model, monkeypatch, concurrent):
     monkeypatch.setenv("OTHER_KEY", SECRET)
-    for status, message in ((401, "and the key, see --api-key-env"), (400, "did not answer")):
+    for status, message in ((401, "and the key, see `api_key_env`"), (400, "did not answer")):
         Server.status = status
         made = opened(
             f"{server}#tiny",
@@ -277,7 +281,7 @@ def test_a_refusal_that_repeats_the_key_is_not_repeated(server, model, monkeypat
             arguments={"num_concurrent": concurrent, "max_retries": 1},
         )
         with pytest.raises(UserError, match=message) as caught:
-            answers(made, [Request("k", TEXT, None, 6)])
+            answers(made, [ModelRequest("k", TEXT, None, 6)])
         assert SECRET not in str(caught.value)
         assert SECRET in Server.said
 
@@ -339,7 +343,7 @@ def server():
 @pytest.mark.parametrize("concurrent", [1, 4])
 def test_a_server_is_sent_all_tokens_with_bos(server, model, concurrent):
     made = opened(f"{server}#tiny", tokenizer=model, max_length=512, arguments={"num_concurrent": concurrent})
-    found = answers(made, [Request("a", "x" * 500, None, 5), Request("b", TEXT, None, 5)])
+    found = answers(made, [ModelRequest("a", "x" * 500, None, 5), ModelRequest("b", TEXT, None, 5)])
     assert [answer.text for answer in found] == ["501 tokens", f"{len(TEXT) + 1} tokens"]
     request = next(row for row in Server.sent if len(row["prompt"]) == 501 or len(row["prompt"][0]) == 501)
     assert request["path"] == "/v1/completions"
@@ -350,7 +354,7 @@ def test_a_server_is_sent_all_tokens_with_bos(server, model, concurrent):
 def test_a_chat_server_is_sent_messages_and_an_answer_left_out_is_a_truncated_one(server, model):
     made = opened(f"{server}#tiny", backend="local-chat-completions", tokenizer=model, max_length=512)
     messages = [json.dumps([{"role": "user", "content": text}]) for text in ("one", "empty")]
-    found = answers(made, [Request(f"k{n}", text, None, 5) for n, text in enumerate(messages)])
+    found = answers(made, [ModelRequest(f"k{n}", text, None, 5) for n, text in enumerate(messages)])
     assert [(answer.text, answer.is_truncated) for answer in found] == [("a message", True), ("", True)]
     assert Server.sent[0]["messages"][0]["content"] in ("one", "empty")
     assert Server.sent[0]["path"] == "/v1/chat/completions"
@@ -374,7 +378,7 @@ def test_too_little_memory_is_one_line_and_what_was_answered_stays(made, monkeyp
         return generate(input_ids, **options)
 
     monkeypatch.setattr(made.lm.model, "generate", short_of_memory)
-    found: list[Answer] = []
-    with pytest.raises(UserError, match="ran out of memory; what was answered is kept: use a smaller --batch-size"):
-        made.answer([Request(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], found.append)
+    found: list[ModelAnswer] = []
+    with pytest.raises(UserError, match="ran out of memory; what was answered is kept: use a smaller `batch_size`"):
+        made.answer([ModelRequest(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], found.append)
     assert {answer.key for answer in found} == {"k3", "k2"}

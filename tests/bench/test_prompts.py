@@ -10,16 +10,16 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from longlens.bench.engine import EngineSettings, Request, prompt_tokens
-from longlens.bench.lm_eval import open_engine
-from longlens.bench.prompts import MODES, TEMPLATES, Asking
+from longlens.bench.engine import EngineSettings, ModelRequest, TokenLimit, prompt_tokens
+from longlens.bench.lm_eval.backends import open_engine
+from longlens.bench.prompts import MODES, TEMPLATES, PromptBuilder, PromptSettings
 from longlens.errors import UserError
 from longlens.models.forward import Forward
 from longlens.tasks import get_task
 from longlens.tasks.truncation import POLICIES
 from longlens.tokenization import own_bos
 from tests.bench.conftest import CHAT
-from tests.bench.fakes import ASK, PREFIX, Toy
+from tests.bench.fakes import ASK, PREFIX, Toy, split
 from tests.tiny import byte_tokenizer
 
 BOS = 256
@@ -32,9 +32,10 @@ def tokenizer_with(template, **options):
     return made
 
 
-def asking(tokenizer=None, **changes):
-    settings = {"mode": "generate", "template": "none", "is_chat": False, "max_length": 4096}
-    return Asking(tokenizer=tokenizer or byte_tokenizer(), **(settings | changes))
+def builder(tokenizer=None, **changes):
+    prompts, others = split(PromptSettings, {"template": "none"} | changes)
+    limit = TokenLimit(tokenizer or byte_tokenizer(), others.pop("max_length", 4096))
+    return PromptBuilder(prompts, limit, **others)
 
 
 def samples(task, tokenizer=None, count=1):
@@ -43,9 +44,9 @@ def samples(task, tokenizer=None, count=1):
 
 def asked(changes, task=None, tokenizer=None):
     task = task or Toy(words=3)
-    made = asking(tokenizer, **changes)
+    made = builder(tokenizer, **changes)
     (sample,) = samples(task)
-    return made.ask(task, sample), sample
+    return made.build(task, sample), sample
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,9 @@ def asked(changes, task=None, tokenizer=None):
 )
 def test_a_template_puts_prompt_and_prefix_where_it_says(template, expected):
     found, sample = asked({"template": template}, tokenizer=tokenizer_with(CHAT))
-    assert found.prompt == expected.format(prompt=sample.prompt)
+    assert found.text == expected.format(prompt=sample.prompt)
     (request,) = found.requests
-    assert (request.key, request.prompt, request.continuation) == (sample.id, found.prompt, None)
+    assert (request.key, request.prompt, request.continuation) == (sample.id, found.text, None)
     assert (request.max_new_tokens, request.stop) == (10, ("\n",))
 
 
@@ -80,15 +81,15 @@ class OwnWay(Toy):
     ],
 )
 def test_auto_is_the_benchmarks_own_way_with_chat_models(task, chat, messages, expected):
-    assert asking(tokenizer_with(chat), template="auto", is_chat=messages).template_of(task) == expected
+    assert builder(tokenizer_with(chat), template="auto", is_chat=messages).template_of(task) == expected
 
 
 def test_arguments_of_the_chat_template_reach_it():
     tokenizer = tokenizer_with(CHAT + "{% if not enable_thinking %}<think></think>{% endif %}")
     found, _ = asked({"template": "chat", "template_arguments": {"enable_thinking": False}}, tokenizer=tokenizer)
-    assert found.prompt.endswith("[assistant]<think></think>")
+    assert found.text.endswith("[assistant]<think></think>")
     found, _ = asked({"template": "chat", "template_arguments": {"enable_thinking": True}}, tokenizer=tokenizer)
-    assert found.prompt.endswith("[assistant]")
+    assert found.text.endswith("[assistant]")
 
 
 @pytest.mark.parametrize("template", ["none", "chat", "chat-prefix", "prefill"])
@@ -106,8 +107,8 @@ def test_arguments_of_the_chat_template_reach_it():
 def test_bos_is_never_there_twice(template, chat, options):
     tokenizer = tokenizer_with(chat, **options)
     found, sample = asked({"template": template}, tokenizer=tokenizer)
-    ids = prompt_tokens(tokenizer, found.prompt)
-    assert found.prompt_tokens == len(ids)
+    ids = prompt_tokens(tokenizer, found.text)
+    assert found.num_tokens == len(ids)
     adds = options.get("adds_bos", True) and options.get("bos", True)
     if template == "none":
         text = tokenizer(sample.prompt + PREFIX, add_special_tokens=False)["input_ids"]
@@ -127,18 +128,18 @@ def test_a_raw_prompt_that_begins_with_bos_has_it_once(adds):
     (sample,) = samples(task, tokenizer)
     begun = replace(sample, prompt="<s>" + sample.prompt, length=sample.length + 1)
     for own_tokens in (True, False):
-        found = asking(tokenizer, mode="teacher-forced").ask(task, begun, own_tokens=own_tokens)
+        found = builder(tokenizer, mode="teacher-forced").build(task, begun, own_tokens=own_tokens)
         (request,) = found.requests
-        for text in (found.prompt, request.prompt + request.continuation):
+        for text in (found.text, request.prompt + request.continuation):
             ids = prompt_tokens(tokenizer, text)
             assert (ids[0], ids.count(BOS)) == (BOS, 1)
-        assert found.prompt_tokens == len(prompt_tokens(tokenizer, found.prompt))
+        assert found.num_tokens == len(prompt_tokens(tokenizer, found.text))
 
 
 def test_bos_in_the_middle_of_a_template_stays():
     tokenizer = tokenizer_with("[system]{{ bos_token }}{{ messages[0]['content'] }}")
     found, sample = asked({"template": "chat"}, tokenizer=tokenizer)
-    assert found.prompt == f"[system]<s>{sample.prompt}"
+    assert found.text == f"[system]<s>{sample.prompt}"
 
 
 @pytest.mark.parametrize("template", ["none", "chat", "prefill"])
@@ -146,14 +147,14 @@ def test_the_model_gets_the_tokens_that_were_counted(chat_model, template, monke
     settings = EngineSettings(model=chat_model)
     tokenizer = tokenizer_with(CHAT)
     found, _ = asked({"template": template, "mode": "teacher-forced"}, tokenizer=tokenizer)
-    wanted = prompt_tokens(tokenizer, found.prompt)
-    made = open_engine(settings, texts_of(tokenizer))
+    wanted = prompt_tokens(tokenizer, found.text)
+    made = open_engine(settings, TokenLimit(tokenizer, 4096))
     seen = []
     generate = Forward.generate
     monkeypatch.setattr(
         Forward, "generate", lambda self, rows, *a, **o: seen.append(list(rows)) or generate(self, rows, *a, **o)
     )
-    made.answer([Request("k", found.prompt, None, 2)], lambda answer: None)
+    made.answer([ModelRequest("k", found.text, None, 2)], lambda answer: None)
     assert seen == [[wanted]]
     score = made.lm._loglikelihood_tokens
     monkeypatch.setattr(
@@ -165,28 +166,22 @@ def test_the_model_gets_the_tokens_that_were_counted(chat_model, template, monke
     assert tuple(map(list, seen[1])) == (wanted, target)
 
 
-def texts_of(tokenizer):
-    from longlens.bench.engine import Texts
-
-    return Texts(tokenizer, 4096)
-
-
 @pytest.mark.parametrize("template", ["none", "chat", "chat-prefix", "prefill"])
 def test_a_template_takes_what_is_reserved_for_it(template):
     tokenizer, task = tokenizer_with(CHAT), Toy(words=5)
-    made = asking(tokenizer, template=template)
+    made = builder(tokenizer, template=template)
     (sample,) = samples(task)
-    found = made.ask(task, sample)
+    found = made.build(task, sample)
     prefix = len(PREFIX) if template == "chat" else 0  # counted in a sample's length, and not in the text
-    assert found.prompt_tokens + prefix == sample.length - task.max_new_tokens + made.reserve(task)
+    assert found.num_tokens + prefix == sample.length - task.max_new_tokens + made.reserve(task)
     assert made.reserve(task) == (0 if template == "none" else len("[user]\n[assistant]"))
 
 
 def test_messages_are_json():
     found, sample = asked({"template": "auto", "is_chat": True})
-    assert json.loads(found.prompt) == [{"role": "user", "content": sample.prompt + PREFIX}]
+    assert json.loads(found.text) == [{"role": "user", "content": sample.prompt + PREFIX}]
     found, sample = asked({"template": "chat", "is_chat": True})
-    assert json.loads(found.prompt) == [{"role": "user", "content": sample.prompt}]
+    assert json.loads(found.text) == [{"role": "user", "content": sample.prompt}]
 
 
 # --- too long ---------------------------------------------------------------------------------------------------------
@@ -202,7 +197,7 @@ WHOLE = 1 + len(f"Task 0. {' '.join(f'w{n:03d}' for n in range(40))}\n{ASK}{PREF
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_just_fits_is_as_it_is(policy):
     found, sample = cut(policy, WHOLE + 10)
-    assert (found.prompt, found.prompt_tokens, found.skipped) == (sample.prompt + PREFIX, WHOLE, False)
+    assert (found.text, found.num_tokens, found.skipped) == (sample.prompt + PREFIX, WHOLE, False)
     assert "cut" not in found.sample.metadata
 
 
@@ -220,13 +215,13 @@ class CutsItself(Toy):
 
 def test_a_tasks_own_policy_is_the_default():
     found, sample = cut(None, WHOLE + 9, CutsItself(words=40))
-    assert found.prompt == sample.prompt[1:] + PREFIX
+    assert found.text == sample.prompt[1:] + PREFIX
 
 
 def test_a_sample_that_is_left_out_is_asked_nothing():
     found, sample = cut("skip", WHOLE + 9)
     assert (found.skipped, found.requests) == (True, ())
-    assert (found.sample, found.prompt) == (sample, sample.prompt + PREFIX)
+    assert (found.sample, found.text) == (sample, sample.prompt + PREFIX)
     assert not cut("skip", WHOLE + 10)[0].skipped
 
 
@@ -242,12 +237,12 @@ def test_cuts_are_the_smallest_that_fit(removed):
             "middle": sample.prompt[: kept // 2] + sample.prompt[len(sample.prompt) - kept // 2 :],
             "context-only": sample.prompt[: end - removed] + sample.prompt[end:],
         }[policy]
-        assert found.prompt == expected + PREFIX
-        assert found.prompt_tokens == prompt_count(found.prompt) <= WHOLE - removed
+        assert found.text == expected + PREFIX
+        assert found.num_tokens == prompt_count(found.text) <= WHOLE - removed
         assert found.sample.metadata["cut"] == {
             "policy": policy,
             "characters": len(sample.prompt) - len(expected),
-            "tokens": WHOLE - found.prompt_tokens,
+            "tokens": WHOLE - found.num_tokens,
         }
         assert found.sample.context_span is not None
         assert start <= found.sample.context_span[1]
@@ -264,7 +259,7 @@ class Omits(Toy):
 def test_what_stands_for_the_cut_has_to_fit_too():
     found, sample = cut("context-only", WHOLE + 10 - 8, Omits(words=40))
     end = sample.context_span[1]
-    assert found.prompt == sample.prompt[: end - 14] + " [cut]" + sample.prompt[end:] + PREFIX
+    assert found.text == sample.prompt[: end - 14] + " [cut]" + sample.prompt[end:] + PREFIX
 
 
 @pytest.mark.parametrize(("policy", "room"), [("context-only", 46), ("middle", 20), ("left", 20)])
@@ -299,19 +294,19 @@ def test_a_cut_prompt_fits_whatever_the_tokenizer_merges(policy, template):
     task = Toy(words=40)
     (sample,) = samples(task)
     tokenizer = bpe_tokenizer((sample.prompt + PREFIX + "[user]\n[assistant]") * 3)
-    whole = asking(tokenizer, template=template).ask(task, sample).prompt_tokens
+    whole = builder(tokenizer, template=template).build(task, sample).num_tokens
     assert whole < len(sample.prompt) / 2
     for room in range(whole + 9, whole - 20, -1):
-        found = asking(tokenizer, template=template, overlong=policy, max_length=room).ask(task, sample)
-        assert found.prompt_tokens == len(prompt_tokens(tokenizer, found.prompt))
-        assert found.prompt_tokens + task.max_new_tokens <= room, room
-        assert found.prompt.endswith(PREFIX) or template.startswith("chat")
+        found = builder(tokenizer, template=template, overlong=policy, max_length=room).build(task, sample)
+        assert found.num_tokens == len(prompt_tokens(tokenizer, found.text))
+        assert found.num_tokens + task.max_new_tokens <= room, room
+        assert found.text.endswith(PREFIX) or template.startswith("chat")
 
 
 def test_messages_are_cut_so_that_they_fit():
     found, _ = cut("context-only", WHOLE, is_chat=True, template="auto")
-    (message,) = json.loads(found.prompt)
-    assert found.prompt_tokens + 10 <= WHOLE
+    (message,) = json.loads(found.text)
+    assert found.num_tokens + 10 <= WHOLE
     assert message["content"].endswith(ASK + PREFIX)
     assert found.sample.metadata["cut"]["policy"] == "context-only"
 
@@ -321,8 +316,8 @@ def test_reasoning_has_tokens_of_its_own_and_no_stop(tokens):
     found, _ = asked({"think_tokens": tokens})
     (request,) = found.requests
     assert (request.max_new_tokens, request.stop) == (10 + tokens, () if tokens else ("\n",))
-    assert cut("left", WHOLE + 10 + tokens, think_tokens=tokens)[0].prompt_tokens == WHOLE
-    assert cut("left", WHOLE + 9 + tokens, think_tokens=tokens)[0].prompt_tokens == WHOLE - 1
+    assert cut("left", WHOLE + 10 + tokens, think_tokens=tokens)[0].num_tokens == WHOLE
+    assert cut("left", WHOLE + 9 + tokens, think_tokens=tokens)[0].num_tokens == WHOLE - 1
 
 
 # --- continuations ----------------------------------------------------------------------------------------------------
@@ -331,14 +326,14 @@ def test_reasoning_has_tokens_of_its_own_and_no_stop(tokens):
 def test_the_right_answer_is_scored_as_it_would_follow():
     found, sample = asked({"mode": "teacher-forced"})
     count = len(byte_tokenizer()(sample.prompt + PREFIX + " 0")["input_ids"])
-    assert found.requests == (Request(f"{sample.id}#0", sample.prompt + PREFIX, " 0", num_tokens=count),)
+    assert found.requests == (ModelRequest(f"{sample.id}#0", sample.prompt + PREFIX, " 0", num_tokens=count),)
 
 
 def test_wrong_answers_stand_where_the_right_one_does():
     found, sample = asked({"mode": "choice"})
     assert [request.continuation for request in found.requests] == [" 0", " 77", " 88"]
     assert [request.key for request in found.requests] == [f"{sample.id}#{number}" for number in range(3)]
-    assert {request.prompt for request in found.requests} == {found.prompt}
+    assert {request.prompt for request in found.requests} == {found.text}
 
 
 def test_what_stands_around_an_answer_stays_with_wrong_ones():
@@ -367,9 +362,9 @@ class Unlike(Toy):
 @pytest.mark.parametrize(
     ("task", "mode", "message"),
     [
-        (Several(), "teacher-forced", "toy has no single right answer that could be scored: use --mode generate"),
+        (Several(), "teacher-forced", "toy has no single right answer that could be scored: use `mode=generate`"),
         (Several(), "choice", "toy has no single right answer"),
-        (Unlike(), "choice", "toy has no wrong answers to choose from: use --mode generate"),
+        (Unlike(), "choice", "toy has no wrong answers to choose from: use `mode=generate`"),
         (get_task("niah_multivalue"), "teacher-forced", "niah_multivalue has no single right answer"),
     ],
 )
@@ -379,7 +374,7 @@ def test_what_has_no_one_right_answer_cannot_be_scored(task, mode, message):
     else:
         (sample,) = task.build(length=2000, samples=1, tokenizer=byte_tokenizer())
     with pytest.raises(UserError, match=message):
-        asking(mode=mode).ask(task, sample)
+        builder(mode=mode).build(task, sample)
 
 
 def test_without_wrong_answers_there_is_no_choice():
@@ -387,7 +382,7 @@ def test_without_wrong_answers_there_is_no_choice():
     (sample,) = samples(task)
     sample.metadata.pop("distractors")
     with pytest.raises(UserError, match="toy has no wrong answers to choose from"):
-        asking(mode="choice").ask(task, sample)
+        builder(mode="choice").build(task, sample)
 
 
 @pytest.mark.parametrize(
@@ -403,16 +398,16 @@ def test_a_token_across_the_border_is_an_error(merge, prefix, is_error):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made)
     task = Toy(prefix=prefix)
     (sample,) = samples(task)
-    ask = asking(tokenizer, mode="teacher-forced")
+    made = builder(tokenizer, mode="teacher-forced")
     if is_error:
         message = (
-            r"toy-whole-42-0: ' 0' merges with the end of the prompt '.*Answer:' into one token.*use --mode generate"
+            r"toy-whole-42-0: ' 0' merges with the end of the prompt '.*Answer:' into one token.*use `mode=generate`"
         )
         with pytest.raises(UserError, match=message):
-            ask.ask(task, sample)
-        asking(tokenizer).ask(task, sample)  # in mode generate it does not matter
+            made.build(task, sample)
+        builder(tokenizer).build(task, sample)  # in mode generate it does not matter
     else:
-        assert ask.ask(task, sample).requests[0].continuation == " 0"
+        assert made.build(task, sample).requests[0].continuation == " 0"
 
 
 def test_a_hash_is_of_all_that_is_asked():
@@ -431,15 +426,15 @@ def test_the_bos_of_its_own_is_the_tokenizers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "guess"}, "--mode is 'guess'; expected one of generate, teacher-forced, choice"),
-        ({"template": "chatml"}, f"--template is 'chatml'; expected one of {', '.join(TEMPLATES)}"),
-        ({"think_tokens": -1}, "--think-tokens is -1; expected 0 or more"),
-        ({"template": "chat"}, "--template is 'chat', and this tokenizer has no chat template: use --template none"),
-        ({"is_chat": True}, "--template is 'none', and this backend takes messages alone: use chat-prefix"),
-        ({"is_chat": True, "template": "prefill"}, "--template is 'prefill', and this backend takes messages alone"),
-        ({"is_chat": True, "template": "auto", "mode": "choice"}, "--mode choice needs log-probabilities"),
+        ({"mode": "guess"}, "`mode` is 'guess'; expected one of generate, teacher-forced, choice"),
+        ({"template": "chatml"}, f"`template` is 'chatml'; expected one of {', '.join(TEMPLATES)}"),
+        ({"think_tokens": -1}, "`think_tokens` is -1; expected 0 or more"),
+        ({"template": "chat"}, "`template` is 'chat', and this tokenizer has no chat template: use `template=none`"),
+        ({"is_chat": True}, "`template` is 'none', and this backend takes messages alone: use chat-prefix"),
+        ({"is_chat": True, "template": "prefill"}, "`template` is 'prefill', and this backend takes messages alone"),
+        ({"is_chat": True, "template": "auto", "mode": "choice"}, "`mode=choice` needs log-probabilities"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        asking(**changes)
+        builder(**changes)

@@ -18,18 +18,21 @@ import safetensors.torch
 import transformers
 
 import longlens.bench.run
-from longlens.bench.engine import EngineSettings, Request
-from longlens.bench.lm_eval import open_engine
-from longlens.bench.prompts import Prompted
-from longlens.bench.run import BenchSettings, run_bench
-from longlens.bench.samples import file_batches, make_tasks, task_batches, write_samples
+from longlens.bench.engine import EngineSettings, ModelRequest
+from longlens.bench.lm_eval.backends import open_engine
+from longlens.bench.prompts import Prompt
+from longlens.bench.results import summarize_run
+from longlens.bench.run import run_bench
+from longlens.bench.samples import file_batches, task_batches, write_samples
+from longlens.bench.selection import make_tasks
 from longlens.bench.store import read_samples
-from longlens.bench.summary import summarise_run
 from longlens.bench.table import results_table
 from longlens.errors import LonglensWarning, UserError
+from longlens.progress import Progress
 from longlens.rope import YaRN, extend
 from longlens.tasks.base import Builder, Sample
-from tests.bench.fakes import FakeEngine, rows
+from tests.bench import fakes
+from tests.bench.fakes import FakeEngine, bench_settings, rows
 from tests.tiny import byte_tokenizer
 
 TASKS = ("longeval_lines", "vt")
@@ -47,22 +50,25 @@ PUBLISHED = {
 """Tasks of published rows, how each is asked here, and its score."""
 
 
-class Progress:
+class Shown(Progress):
     def __init__(self):
-        self.told = []
+        self.calls = []
 
-    def asked(self, title, requests):
-        self.told.append((title, requests))
+    def start(self, title, *, unit, total=None, done=0.0):
+        self.calls.append((title, unit, total))
 
-    def answered(self):
-        self.told[-1] += (1,)
+    def update(self, done, *, note=""):
+        self.calls[-1] += (done,)
+
+    def finish(self):
+        self.calls[-1] += ("finished",)
 
 
 def bench(model, folder, engine=None, *, tasks=TASKS, engine_settings=None, **changes):
     """A run of two tasks, three samples each, with the engine's answers."""
-    options = {name: changes.pop(name) for name in ("rank", "processes", "told", "progress") if name in changes}
-    settings = BenchSettings(**{"tasks": tasks, "lengths": [2000], "samples": 3} | changes)
-    made = EngineSettings(**{"model": str(model)} | (engine_settings or {}))
+    options = {name: changes.pop(name) for name in ("rank", "world_size", "progress") if name in changes}
+    settings = bench_settings(**{"tasks": tasks, "lengths": [2000], "samples": 3} | changes)
+    made = fakes.engine_settings(**{"model": str(model)} | (engine_settings or {}))
     return run_bench(made, settings, folder, open_engine=engine, **options)
 
 
@@ -122,14 +128,14 @@ def test_a_finished_run_builds_nothing_and_loads_no_model(model, tmp_path, build
     builds.clear()
     assert bench(model, tmp_path / "run", never, **asked) == results
     for rank in range(3):
-        assert bench(model, tmp_path / "run", never, **asked, rank=rank, processes=3) == results
+        assert bench(model, tmp_path / "run", never, **asked, rank=rank, world_size=3) == results
     assert builds == []
 
 
 def test_processes_build_their_share(model, tmp_path, builds, small_chunks):
     for rank in (1, 0, 2):
         builds.clear()
-        bench(model, tmp_path / "run", FakeEngine(), samples=10, rank=rank, processes=3)
+        bench(model, tmp_path / "run", FakeEngine(), samples=10, rank=rank, world_size=3)
         assert sorted(builds) == sorted(f"{task}-2000-42-{at}" for task in TASKS for at in range(rank, 10, 3))
     assert bench(model, tmp_path / "run", never, samples=10)["tasks"]["vt-2000-42"]["num_samples"] == 10
 
@@ -140,7 +146,11 @@ def test_a_chunk_of_prompts_is_in_memory(model, tmp_path, small_chunks):
 
         def answer(self, requests, take):
             gc.collect()
-            held = [one.prompt for one in gc.get_objects() if type(one) in (Prompted, Sample, Request)]
+            held = [
+                one.text if type(one) is Prompt else one.prompt
+                for one in gc.get_objects()
+                if type(one) in (Prompt, Sample, ModelRequest)
+            ]
             self.most = max(self.most, len({prompt for prompt in held if prompt}))
             super().answer(requests, take)
             self.asked.clear()
@@ -168,13 +178,13 @@ def test_a_run_of_before_and_one_whose_files_were_touched_go_on(model, tmp_path,
         bench(model, tmp_path / "run", never, **asked)
     # Also where what is stored need not be compared.
     with pytest.raises(UserError, match="holds another sample niah_single_2-2000-42-"):
-        bench(model, tmp_path / "run", never, **asked | {"samples": 5}, rank=3, processes=4)
+        bench(model, tmp_path / "run", never, **asked | {"samples": 5}, rank=3, world_size=4)
 
 
 def test_of_a_file_the_longest_sample_is_checked_first_and_one_that_changes_is_said(model, tmp_path):
     batches = task_batches(make_tasks(["vt"], {}), lengths=[2000], samples=3, seed=42, tokenizer=byte_tokenizer())
     path = tmp_path / "samples.jsonl"
-    write_samples(path, batches, print)
+    write_samples(path, batches)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     longer = lines[2] | {"prompt": "word " * 1000, "length": 5030}
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines[:2], longer]))
@@ -207,7 +217,7 @@ def test_a_prompt_is_tokenized_once_after_it_is_built(chat_model, tmp_path, monk
 
 
 def test_each_sample_is_asked_once_with_its_exact_prompt(model, tmp_path):
-    engine, progress = FakeEngine(), Progress()
+    engine, progress = FakeEngine(), Shown()
     results = bench(model, tmp_path / "run", engine, progress=progress)
     names = [f"{task}-2000-42-{number}" for task in TASKS for number in range(3)]
     assert engine.keys == names
@@ -217,7 +227,7 @@ def test_each_sample_is_asked_once_with_its_exact_prompt(model, tmp_path):
         assert row["prompt"] == request.prompt
         assert row["prompt_tokens"] == len(byte_tokenizer()(request.prompt)["input_ids"])
         assert (row["max_new_tokens"], tuple(row["stop"])) == (request.max_new_tokens, request.stop)
-    assert progress.told == [(f"{task}-2000-42", 3, 1, 1, 1) for task in TASKS]
+    assert progress.calls == [(f"{task}-2000-42", "samples", 3, 1, 2, 3, "finished") for task in TASKS]
     assert list(results["tasks"]) == [f"{task}-2000-42" for task in sorted(TASKS)]
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == json.loads(json.dumps(results))
 
@@ -227,9 +237,9 @@ def test_nothing_is_asked_when_all_is_answered(model, tmp_path, mode):
     tasks = ("longeval_lines",)
     first = bench(model, tmp_path / "run", FakeEngine(), tasks=tasks, mode=mode)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.jsonl")}
-    engine, progress = FakeEngine(), Progress()
+    engine, progress = FakeEngine(), Shown()
     assert bench(model, tmp_path / "run", engine, tasks=tasks, mode=mode, progress=progress) == first
-    assert (engine.calls, progress.told) == (0, [])
+    assert (engine.calls, progress.calls) == (0, [])
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.jsonl")} == before
 
 
@@ -279,7 +289,7 @@ def test_of_a_choice_only_what_is_missing_is_asked_again(model, tmp_path):
 def test_processes_share_the_samples(model, tmp_path, order):
     engines = [FakeEngine(), FakeEngine()]
     for rank in order:
-        bench(model, tmp_path / "run", engines[rank], rank=rank, processes=2)
+        bench(model, tmp_path / "run", engines[rank], rank=rank, world_size=2)
     asked = [[int(key.rpartition("-")[2]) for key in engine.keys if key.startswith("vt")] for engine in engines]
     assert asked == [[0, 2], [1]]
     alone = FakeEngine()
@@ -291,7 +301,7 @@ def test_processes_share_the_samples(model, tmp_path, order):
     nobody = FakeEngine()
     for processes in (1, 3):
         for rank in range(processes):
-            bench(model, tmp_path / "run", nobody, rank=rank, processes=processes)
+            bench(model, tmp_path / "run", nobody, rank=rank, world_size=processes)
     assert nobody.keys == []
 
 
@@ -318,15 +328,14 @@ SECRETS = {
 }
 
 
-def test_secrets_are_written_nowhere(model, tmp_path):
+def test_secrets_are_written_nowhere(model, tmp_path, log):
     arguments = {**SECRETS, "num_concurrent": 8}
-    told = []
     for _ in range(2):
         settings = {"arguments": arguments, "backend": "local-completions"}
-        results = bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings, told=told.append)
+        results = bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings)
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or b"sesame" not in path.read_bytes(), path
-    assert "sesame" not in json.dumps(results) + "".join(told)
+    assert "sesame" not in json.dumps(results) + "".join(log)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["engine"]["arguments"]["num_concurrent"] == 8
     # Another key is not another run.
@@ -393,7 +402,7 @@ def test_all_is_checked_before_the_model_is_loaded(model, tmp_path):
         ({"tasks": ["vt", "nosuch"]}, "no task or suite 'nosuch'"),
         ({"lengths": [100]}, "`length=100` is too short for 3 samples of"),
         ({"lengths": [5000]}, "has .* tokens and wants .* for the answer, and the model takes 4,096"),
-        ({"mode": "choose"}, "--mode is 'choose'"),
+        ({"mode": "choose"}, "`mode` is 'choose'"),
         ({"mode": "choice"}, "vt has no wrong answers to choose from"),
         ({"template": "chat"}, "this tokenizer has no chat template"),
         ({"overlong": "cut"}, "`overlong` is 'cut'"),
@@ -401,33 +410,32 @@ def test_all_is_checked_before_the_model_is_loaded(model, tmp_path):
         ({"samples": 0}, "`samples=0`; expected at least 1"),
         ({"tasks": [str(tmp_path / "none.jsonl")]}, "cannot read"),
         ({"tasks": ["gsm8k"], "mode": "choice"}, "gsm8k is lm-evaluation-harness's and has a mode of its own"),
-        ({"tasks": ["vt", "gsm8k"], "overlong": "skip"}, "--overlong skip is not possible"),
-        ({"tasks": ["babilong"], "lengths": []}, "babilong has data of several lengths: pass --length"),
-        ({"tasks": ["lm_eval:coqa"]}, "lm_eval:coqa has prompts of one length, which --length does not change"),
+        ({"tasks": ["vt", "gsm8k"], "overlong": "skip"}, "`overlong=skip` is not possible"),
+        ({"tasks": ["babilong"], "lengths": []}, "babilong has data of several lengths: pass `lengths`"),
+        ({"tasks": ["lm_eval:coqa"]}, "lm_eval:coqa has prompts of one length, which `lengths` does not change"),
         ({"tasks": ["gsm8k"], "lengths": [], "samples": 0}, "`samples=0`; expected at least 1"),
         ({"tasks": ["gsm8k"], "lengths": [], "settings": {"nosuch": 1}}, "no task has a setting 'nosuch'"),
-        ({"tasks": ["gsm8k"], "lengths": [], "processes": 2}, "run in one process"),
+        ({"tasks": ["gsm8k"], "lengths": [], "world_size": 2}, "run in one process"),
     ]:
         with pytest.raises(UserError, match=message):
             bench(model, tmp_path / "run", never, **changes)
         assert not (tmp_path / "run").exists()
 
 
-def test_samples_too_long_are_counted(model, tmp_path):
+def test_samples_too_long_are_counted(model, tmp_path, log):
     """Those that the length is too short for, and those that the model is."""
-    told = []
-    asked = {"tasks": ["longeval_lines"], "lengths": [], "settings": {"lines": 20}, "told": told.append}
+    asked = {"tasks": ["longeval_lines"], "lengths": [], "settings": {"lines": 20}}
     results = bench(
         model, tmp_path / "cut", FakeEngine(), **asked, overlong="middle", engine_settings={"max_length": 1200}
     )
     (batch,) = results["tasks"].values()
     assert (batch["num_samples"], batch["num_cut"], batch["num_skipped"]) == (3, 3, 0)
-    assert told == ["longeval_lines-20units-42: 3 of 3 samples were too long and are shortened"]
+    assert log == ["longeval_lines-20units-42: 3 of 3 samples were too long and are shortened"]
     engine = FakeEngine()
     results = bench(model, tmp_path / "skip", engine, **asked, overlong="skip", engine_settings={"max_length": 1200})
     (batch,) = results["tasks"].values()
     assert (batch["num_samples"], batch["num_cut"], batch["num_skipped"], batch["score"]) == (0, 0, 3, None)
-    assert (engine.keys, told[-1]) == ([], "longeval_lines-20units-42: 3 of 3 samples were too long and are left out")
+    assert (engine.keys, log[-1]) == ([], "longeval_lines-20units-42: 3 of 3 samples were too long and are left out")
 
 
 def sizes_of(task, count, settings):
@@ -435,19 +443,18 @@ def sizes_of(task, count, settings):
     return [sample.length for sample in made]
 
 
-def test_samples_that_are_left_out_when_they_are_built_are_counted_too(model, tmp_path):
+def test_samples_that_are_left_out_when_they_are_built_are_counted_too(model, tmp_path, log):
     sizes = sizes_of("longeval_lines", 6, {"lines": 20})
     limit = sorted(sizes)[2]
     assert len(set(sizes)) > 3
     fits = sum(size <= limit for size in sizes)
-    told = []
     asked = {"tasks": ["longeval_lines"], "samples": 6, "settings": {"lines": 20}, "overlong": "skip"}
     engine = FakeEngine()
-    results = bench(model, tmp_path / "run", engine, **asked, lengths=[limit], told=told.append)
+    results = bench(model, tmp_path / "run", engine, **asked, lengths=[limit])
     (batch,) = results["tasks"].values()
     assert (batch["num_samples"], batch["num_skipped"], batch["num_missing"]) == (fits, 6 - fits, 0)
     assert [int(key.rpartition("-")[2]) for key in engine.keys] == [n for n, size in enumerate(sizes) if size <= limit]
-    assert told == [f"longeval_lines-{limit}-42: {6 - fits} of 6 samples were too long and are left out"]
+    assert log == [f"longeval_lines-{limit}-42: {6 - fits} of 6 samples were too long and are left out"]
     # All of them, too: a task is not gone because nothing of it fits.
     results = bench(model, tmp_path / "none", FakeEngine(), **asked, lengths=[min(sizes) - 1])
     (batch,) = results["tasks"].values()
@@ -459,7 +466,7 @@ def test_a_file_of_samples_is_asked_as_the_task_is(model, tmp_path):
     batches = task_batches(
         make_tasks(TASKS, {}), lengths=[2000], samples=3, seed=42, tokenizer=byte_tokenizer(), overlong=None
     )
-    write_samples(tmp_path / "samples.jsonl", batches, print)
+    write_samples(tmp_path / "samples.jsonl", batches)
     engines = [FakeEngine(), FakeEngine()]
     results = [
         bench(model, tmp_path / "a", engines[0]),
@@ -472,7 +479,7 @@ def test_a_file_of_samples_is_asked_as_the_task_is(model, tmp_path):
 @pytest.mark.parametrize("name", ["../../outside-0", "a/b-0", "/tmp/x-0", ".-0", "a\\b-0", "..-0", ""])
 def test_a_file_of_samples_writes_nothing_outside_of_the_run(model, tmp_path, name):
     (batch,) = task_batches(make_tasks(["vt"], {}), lengths=[2000], samples=1, seed=42, tokenizer=byte_tokenizer())
-    write_samples(tmp_path / "samples.jsonl", [batch], print)
+    write_samples(tmp_path / "samples.jsonl", [batch])
     row = json.loads((tmp_path / "samples.jsonl").read_text()) | {"id": name}
     (tmp_path / "samples.jsonl").write_text(json.dumps(row) + "\n")
     before = sorted(tmp_path.rglob("*"))
@@ -572,12 +579,12 @@ def test_likelihoods_do_not_depend_on_the_size_of_a_batch(model, tmp_path):
 @pytest.mark.parametrize("mode", ["generate", "choice", "teacher-forced"])
 def test_suites_of_published_rows_run_with_a_model_to_their_scores(mode, model, tmp_path, data):
     names = [name for name, (way, _) in PUBLISHED.items() if way == mode]
-    settings = BenchSettings(tasks=names, samples=2, mode=mode, settings={"data_dir": str(data)})
+    settings = bench_settings(tasks=names, samples=2, mode=mode, settings={"data_dir": str(data)})
     made = EngineSettings(model=model, batch_size=8)
     batches = run_bench(made, settings, tmp_path / "run")["tasks"].values()
     assert {batch["task"]: batch["metric"] for batch in batches} == {name: PUBLISHED[name][1] for name in names}
     for batch in batches:
         assert 0 <= batch["score"] <= 100
         assert (batch["num_samples"], batch["num_scored"]) == (2, 2)
-    page = results_table({"run": summarise_run(tmp_path / "run")}).rows
+    page = results_table({"run": summarize_run(tmp_path / "run")}).rows
     assert {row[0] for row in page} >= set(names)

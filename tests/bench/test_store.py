@@ -13,11 +13,11 @@ from longlens.bench.store import (
     FOLDERS,
     IDENTITY,
     BenchRun,
-    open_run,
     part_writer,
     read_answers,
     read_harness,
     read_judged,
+    read_manifest,
     read_samples,
 )
 from longlens.errors import LonglensWarning, UserError
@@ -102,7 +102,7 @@ def test_a_line_that_a_kill_broke_off_is_none(tmp_path, rest):
     run = opened(tmp_path / "run")
     for key in "ab":
         run.append("answers", answer(key))
-        run.keep("task-1-42", row(key))
+        run.store("task-1-42", row(key))
     run.release()
     (part,) = (tmp_path / "run" / "answers").iterdir()
     for path in (part, tmp_path / "run" / "samples" / "task-1-42.jsonl"):
@@ -110,7 +110,7 @@ def test_a_line_that_a_kill_broke_off_is_none(tmp_path, rest):
     run = opened(tmp_path / "run")
     assert keys(tmp_path / "run") == ids(tmp_path / "run") == list(run.stored("task-1-42")) == ["a", "b"]
     run.append("answers", answer("c"))
-    run.keep("task-1-42", row("c"))
+    run.store("task-1-42", row("c"))
     run.release()
     assert sorted(keys(tmp_path / "run")) == ids(tmp_path / "run") == ["a", "b", "c"]
 
@@ -235,7 +235,7 @@ def test_a_broken_manifest_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json is broken"):
         opened(tmp_path / "run")
     with pytest.raises(UserError, match=r"manifest\.json is broken"):
-        open_run(tmp_path / "run")
+        read_manifest(tmp_path / "run")
 
 
 def test_a_second_process_at_the_same_time_is_refused(tmp_path):
@@ -252,7 +252,7 @@ def test_ranks_write_parts_of_their_own_and_see_all(tmp_path):
     ranks = [opened(tmp_path / "run", rank) for rank in range(3)]
     for number, rank in enumerate([0, 1, 2, 1, 0]):
         ranks[rank].append("answers", answer(f"{number} of {rank}"))
-        ranks[rank].keep("task-1-42", row(f"{number} of {rank}"))
+        ranks[rank].store("task-1-42", row(f"{number} of {rank}"))
     assert {path.name.split("-")[1] for path in (tmp_path / "run" / "answers").iterdir()} == {"0", "1", "2"}
     wanted = ["0 of 0", "1 of 1", "2 of 2", "3 of 1", "4 of 0"]
     assert sorted(keys(tmp_path / "run")) == sorted(ids(tmp_path / "run")) == wanted
@@ -265,7 +265,7 @@ def test_ranks_write_parts_of_their_own_and_see_all(tmp_path):
 def test_ranks_may_come_in_any_order(tmp_path, first):
     runs = [opened(tmp_path / "run", rank) for rank in (first, 1 - first)]
     for run in runs:
-        run.keep("task-1-42", row("a"))
+        run.store("task-1-42", row("a"))
         run.release()
     assert json.loads((tmp_path / "run" / "manifest.json").read_text()) == MANIFEST
     assert ids(tmp_path / "run") == ["a"]  # once
@@ -276,7 +276,7 @@ def test_a_rank_of_another_model_that_came_first_is_refused_before_it_sums_up(tm
     late = BenchRun(tmp_path / "run", MANIFEST | {"engine": engine}, rank=1)
     opened(tmp_path / "run").release()
     with pytest.raises(UserError, match="holds a run with another engine"):
-        late.keep("task-1-42", row("a"))
+        late.store("task-1-42", row("a"))
     assert ids(tmp_path / "run") == []
 
 
@@ -288,13 +288,13 @@ def test_samples_are_found_by_id_and_read_where_they_are(tmp_path):
         row("c", skipped=True, metadata={"cut": {}, "data": {"s": 1}}),
     ]
     for one in rows:
-        run.keep("task-1-42", one)
-    run.keep("other-1-42", row("z"))
+        run.store("task-1-42", one)
+    run.store("other-1-42", row("z"))
     stored = run.stored("task-1-42")
     assert [found.read() for found in stored.values()] == rows
     assert [found.keys for found in stored.values()] == [("a",), ("b#0", "b#1"), ("c",)]
     assert [(found.is_skipped, found.is_cut) for found in stored.values()] == [(False, False)] * 2 + [(True, True)]
-    assert stored["c"].made_of == {"data": {"s": 1}}
+    assert stored["c"].data == {"data": {"s": 1}}
     assert run.stored("none-1-42") == {}
     assert ids(tmp_path / "run") == ["z", "a", "b", "c"]
     path = tmp_path / "run" / "samples" / "task-1-42.jsonl"
@@ -308,7 +308,7 @@ def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
     run = opened(tmp_path / "run")
     run.append("answers", answer("a"))
     shutil.rmtree(tmp_path / "run")
-    for write in (lambda: run.append("answers", answer("b")), lambda: run.keep("task-1-42", row("a"))):
+    for write in (lambda: run.append("answers", answer("b")), lambda: run.store("task-1-42", row("a"))):
         with pytest.raises(UserError, match="was deleted or moved while this process was writing to it"):
             write()
     assert not (tmp_path / "run").exists()
@@ -355,4 +355,4 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path, name):
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="is no benchmark run: give the folder of longlens bench run"):
-        open_run(tmp_path / name)
+        read_manifest(tmp_path / name)

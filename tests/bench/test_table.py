@@ -7,18 +7,17 @@ import io
 
 import pytest
 
-from longlens.bench.suites import suite_summaries
-from longlens.bench.summary import summarise
+from longlens.bench.results import suite_averages, summarize
 from longlens.bench.table import Table, results_table
 from longlens.errors import UserError
 from longlens.tasks import RULER
-from tests.bench.test_summary import LONGBENCH, LONGBENCH_E, TASK, graded, helmet_rows
+from tests.bench.test_results import LONGBENCH, LONGBENCH_E, TASK, graded, helmet_rows
 
 
 def results(rows=(), model="org/tiny", mode="generate", **changes):
     rows = list(rows)
-    tasks = summarise(rows, mode=mode)
-    suites = suite_summaries(tasks, rows) if mode == "generate" else {}
+    tasks = summarize(rows, mode=mode)
+    suites = suite_averages(tasks, rows) if mode == "generate" else {}
     return {"model": model, "mode": mode, "tasks": tasks, "harness": {}, "suites": suites} | changes
 
 
@@ -75,7 +74,7 @@ def test_several_seeds_have_a_row_each():
 
 
 def test_several_numbers_of_units_have_a_row_each():
-    from longlens.bench.grading import Graded
+    from longlens.bench.results import GradedSample
     from longlens.tasks import get_task
     from tests.tiny import byte_tokenizer
 
@@ -84,7 +83,7 @@ def test_several_numbers_of_units_have_a_row_each():
         task = get_task("longeval_lines", lines=lines)
         (one,) = task.build(samples=1, tokenizer=byte_tokenizer())
         batch = one.id.rpartition("-")[0]
-        rows.append(Graded(sample=one, task=task, batch=batch, scores={"accuracy": float(lines == 3)}))
+        rows.append(GradedSample(sample=one, task=task, batch=batch, scores={"accuracy": float(lines == 3)}))
     assert cells(table(results(rows))) == {
         ("longeval_lines", "3units-42", "accuracy"): ["100.0"],
         ("longeval_lines", "5units-42", "accuracy"): ["0.0"],

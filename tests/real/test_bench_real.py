@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import pytest
 
-from longlens.bench.engine import EngineSettings
 from longlens.bench.run import run_bench
-from longlens.bench.settings import BenchSettings
 from longlens.bench.store import read_answers, read_samples
 from longlens.models import identify_unloaded, load_scorer
 from longlens.tasks.longeval import BASE_PREFIX
+from tests.bench.fakes import bench_settings, engine_settings
 
 pytestmark = pytest.mark.real
-ENGINE = EngineSettings(model="smollm2", dtype="float32")
+ENGINE = engine_settings(model="smollm2", dtype="float32")
 
 
 def asked(folder, mode, **changes):
-    settings = BenchSettings(
+    settings = bench_settings(
         **{"tasks": ["longeval_lines"], "lengths": [330], "samples": 12, "mode": mode, "template": "none"}
         | {"settings": {"answer_prefix": BASE_PREFIX}}
         | changes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from longlens.bench.samples import make_tasks
+from longlens.bench.selection import make_tasks
 from longlens.errors import UserError
 from longlens.tasks import bamboo, get_task, infinitebench, leval, list_tasks, loogle
 from longlens.tasks.base import Sample

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
@@ -13,6 +14,7 @@ from longlens.errors import UserError, one_line, shown_value
 from longlens.runs.identity import ModelIdentity
 from longlens.settings.options import Loading
 
+_LOGGER = logging.getLogger(__name__)
 HF = "hf"
 _HOW_IT_RUNS = """
 num_concurrent max_retries timeout batch_size max_batch_size logits_cache tokenized_requests tensor_parallel_size
@@ -25,9 +27,9 @@ dtype quantization kv_cache_dtype mixed_precision_dtype softmax_dtype load_in_4b
 lora_local_path seed max_model_len max_length max_gen_toks truncation add_bos_token prefix_token_id eos_string
 repetition_penalty enable_thinking think_end_token reasoning_effort trust_remote_code tokenizer_backend
 """
-WRITTEN = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
-"""Arguments of a backend that are written down where they are numbers, texts or yes and no; others may be secrets."""
-NOT_WRITTEN = "(not written down)"
+RECORDED_ARGUMENTS = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
+"""Arguments of a backend that are recorded where they are numbers, texts or yes and no; others may be secrets."""
+NOT_RECORDED = "(not written down)"
 KEY = "OPENAI_API_KEY"
 KEY_HOSTS = ("api.openai.com",)
 """Hosts that the key in `KEY` is for."""
@@ -38,52 +40,42 @@ class EngineSettings:
     """Which model answers, and how it is run.
 
     Attributes:
-        model: As in `longlens.load_scorer`, or a server as ``http://HOST:PORT/v1#NAME``.
+        model: Name or path of the model, or a server as ``http://HOST:PORT/v1#NAME``.
         backend: lm-evaluation-harness's name, such as ``hf``, ``vllm``, ``sglang``, ``local-completions``,
             ``local-chat-completions``; empty is ``hf``, or ``local-completions`` for a server.
         arguments: More arguments of the backend.
         tokenizer: Whose tokenizer counts and, for a server, encodes; the model's own unless given.
-        dtype: As in `longlens.load_scorer`.
-        device: As there.
-        device_map: As there.
-        attention: As there.
+        loading: How the model is loaded.
         batch_size: Prompts at a time, or ``auto``.
         max_length: Tokens that prompt and answer may have; what the model was made for unless given.
         api_key_env: Environment variable with the key that is sent to the server; without it, `KEY` is sent to
             `KEY_HOSTS` alone.
-        trust_remote_code: As in `longlens.load_scorer`.
-        allow_pickle: As there.
     """
 
     model: str
     backend: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    attention: str | None = None
+    loading: Loading = field(default_factory=Loading)
     batch_size: int | str = 1
     max_length: int | None = None
     api_key_env: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         """Checks the values and fills in the backend."""
         if self.max_length is not None and self.max_length < 1:
-            raise UserError(f"--max-length is {self.max_length}; expected at least 1, or leave it out")
+            raise UserError(f"`max_length` is {self.max_length}; expected at least 1, or leave it out")
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise UserError(f"--batch-size is {shown_value(self.batch_size)}; expected a number from 1 on, or auto")
+            raise UserError(f"`batch_size` is {shown_value(self.batch_size)}; expected a number from 1 on, or auto")
         if not self.backend:
             object.__setattr__(self, "backend", "local-completions" if self.server else HF)
         if self.backend == HF and self.server:
-            raise UserError(f"{self.model} is a server: leave --backend out, or give local-chat-completions")
+            raise UserError(f"{self.model} is a server: leave `backend` out, or give `backend=local-chat-completions`")
         if "base_url" in self.arguments:
-            raise UserError("--model-arg base_url: give the server as --model http://HOST:PORT/v1#NAME instead")
+            raise UserError("`arguments` has base_url: give the server as `model=http://HOST:PORT/v1#NAME` instead")
         if self.api_key_env is not None and not (self.server and os.environ.get(self.api_key_env)):
-            what = "is not set in the environment" if self.server else "is for a server, and --model is none"
-            raise UserError(f"--api-key-env {shown_value(self.api_key_env)} {what}: leave it out, or correct it")
+            what = "is not set in the environment" if self.server else "is for a server, and `model` is none"
+            raise UserError(f"`api_key_env` {shown_value(self.api_key_env)} {what}: leave it out, or correct it")
 
     @property
     def server(self) -> Server | None:
@@ -100,12 +92,12 @@ class EngineSettings:
             parts = urlsplit(address)
             _ = parts.port
         except ValueError as error:
-            raise UserError(f"--model is a broken address ({one_line(error)}); {expected}") from error
+            raise UserError(f"`model` is a broken address ({one_line(error)}); {expected}") from error
         if "@" in address or parts.query or "?" in address:
             raise UserError(
-                f"--model has a user name, a password or a query in the address of {shown_value(parts.hostname)}, "
+                f"`model` has a user name, a password or a query in the address of {shown_value(parts.hostname)}, "
                 "which would be written down: leave them out, and name the environment variable that holds the key "
-                "with --api-key-env"
+                "as `api_key_env`"
             )
         if not name or not parts.netloc:
             raise UserError(f"{shown_value(self.model)}: {expected}")
@@ -123,27 +115,33 @@ class EngineSettings:
         parts = urlsplit(self.server.address if self.server else "")
         return parts.scheme == "https" and parts.hostname in KEY_HOSTS
 
-    def notes(self) -> list[str]:
-        """What a user should know before a server is asked."""
+    def log_unsent_key(self) -> None:
+        """Says so where the environment has a key that the server does not get."""
         has_header = any(name in self.arguments for name in ("header", "auth_token"))
         if self.server and os.environ.get(KEY) and not (self.api_key or has_header):
             host = urlsplit(self.server.address).hostname
-            return [f"{KEY} is set and not sent to {host}: pass --api-key-env {KEY} if the key is for that server"]
-        return []
+            _LOGGER.info(f"{KEY} is set and not sent to {host}: pass `api_key_env={KEY}` if the key is for that server")
 
-    def written_arguments(self) -> dict[str, Any]:
-        """The arguments as they may be written down."""
+    def recorded_arguments(self) -> dict[str, Any]:
+        """The arguments as they may be recorded."""
+        plain = (str, int, float, type(None))
         return {
-            name: value if name in WRITTEN and isinstance(value, (str, int, float, type(None))) else NOT_WRITTEN
+            name: value if name in RECORDED_ARGUMENTS and isinstance(value, plain) else NOT_RECORDED
             for name, value in self.arguments.items()
         }
 
-    def redacted(self, text: str) -> str:
+    def to_json(self) -> dict[str, Any]:
+        """How the model is run, for a manifest; `recorded_arguments` and the limit are said elsewhere in it."""
+        loading = {name: value for name, value in asdict(self.loading).items() if name != "batch_tokens"}
+        names = ("model", "backend", "tokenizer", "batch_size", "api_key_env")
+        return {name: getattr(self, name) for name in names} | loading
+
+    def redact(self, text: str) -> str:
         """A text of someone else without the secrets of these settings and of the environment."""
-        found = {os.environ.get(name, "") for name in (KEY, "HF_TOKEN", self.api_key_env or KEY)}
+        secrets = {os.environ.get(name, "") for name in (KEY, "HF_TOKEN", self.api_key_env or KEY)}
         for name, value in self.arguments.items():
-            found |= set() if name in WRITTEN else set(_texts(value))
-        for secret in sorted(found, key=len, reverse=True):
+            secrets |= set() if name in RECORDED_ARGUMENTS else set(_strings(value))
+        for secret in sorted(secrets, key=len, reverse=True):
             for form in {secret, quote(secret, safe="")} if len(secret) > 3 else ():
                 text = text.replace(form, "***")
         return text
@@ -154,13 +152,13 @@ class EngineSettings:
         return self.backend.endswith("chat-completions")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for part in value.values():
-            yield from _texts(part)
+            yield from _strings(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _texts(part)
+            yield from _strings(part)
     elif isinstance(value, str):
         yield value
         yield from value.split()  # the key in "Bearer KEY"
@@ -173,8 +171,8 @@ class Server(NamedTuple):
     name: str
 
 
-class Texts(NamedTuple):
-    """What is known of a model without its weights.
+class TokenLimit(NamedTuple):
+    """How many tokens a model takes, and what counts them.
 
     Attributes:
         tokenizer: Of transformers.
@@ -185,30 +183,30 @@ class Texts(NamedTuple):
     max_length: int
 
 
-def open_texts(settings: EngineSettings) -> Texts:
-    """The tokenizer of a model, and how long its texts may be.
+def load_limit(settings: EngineSettings) -> TokenLimit:
+    """The tokenizer of a model, and how many tokens it takes.
 
     Raises:
-        UserError: There is none, or nothing says how long.
+        UserError: There is none, or nothing says how many.
     """
     from longlens.models import check_folder, load_max_length, load_tokenizer, resolve
 
     name = settings.tokenizer or (None if settings.server else settings.model)
     if name is None:
-        raise UserError(f"{settings.model}: a server does not say how it counts: name its model with --tokenizer")
+        raise UserError(f"{settings.model}: a server does not say how it counts: name its model as `tokenizer`")
     if name == settings.model:
         check_folder(resolve(name))
-    tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=settings.loading.trust_remote_code)
     positions = None
     if settings.max_length is None and not settings.server:
-        positions = load_max_length(settings.model, trust_remote_code=settings.trust_remote_code)
+        positions = load_max_length(settings.model, trust_remote_code=settings.loading.trust_remote_code)
     max_length = positions if settings.max_length is None else settings.max_length
     if max_length is None:
-        raise UserError(f"{settings.model} does not say how many tokens it takes: pass --max-length")
-    return Texts(tokenizer, max_length)
+        raise UserError(f"{settings.model} does not say how many tokens it takes: pass `max_length`")
+    return TokenLimit(tokenizer, max_length)
 
 
-def describe(settings: EngineSettings, texts: Texts) -> dict[str, Any] | None:
+def describe(settings: EngineSettings, limit: TokenLimit) -> dict[str, Any] | None:
     """What is recorded of an engine, as far as it is known before the model is loaded: enough to tell models apart.
 
     None where it is not known yet, since the weights are still to be downloaded.
@@ -219,26 +217,24 @@ def describe(settings: EngineSettings, texts: Texts) -> dict[str, Any] | None:
     from longlens.models import identify_unloaded, resolve
     from longlens.tokenization import TextEncoder
 
-    identity, source = ModelIdentity(dtype=settings.dtype), settings.backend
+    loading = settings.loading
+    identity, source = ModelIdentity(dtype=loading.dtype), settings.backend
     if settings.server:
         source = settings.server.address
     elif settings.backend == HF or Path(settings.model).is_dir():
-        trust = settings.trust_remote_code
-        loading = Loading(trust_remote_code=trust)
-        if settings.backend == HF:
-            loading = Loading(dtype=settings.dtype, device=settings.device, trust_remote_code=trust)
-        found = identify_unloaded(settings.model, loading, tokenizer=texts.tokenizer)
+        own = loading if settings.backend == HF else Loading(trust_remote_code=loading.trust_remote_code)
+        found = identify_unloaded(settings.model, own, tokenizer=limit.tokenizer)
         if found is None:
             return None
         if settings.backend == HF:
             identity, source = found, resolve(settings.model).note
         else:
-            identity = replace(found, dtype=settings.dtype)
+            identity = replace(found, dtype=loading.dtype)
     info = {"model": settings.model, "backend": settings.backend, "source": source, **identity.to_json()}
-    return info | {"tokenizer_sha256": TextEncoder(texts.tokenizer).sha256, "max_length": texts.max_length}
+    return info | {"tokenizer_sha256": TextEncoder(limit.tokenizer).sha256, "max_length": limit.max_length}
 
 
-class Request(NamedTuple):
+class ModelRequest(NamedTuple):
     """A question to a model.
 
     Attributes:
@@ -258,7 +254,7 @@ class Request(NamedTuple):
     num_tokens: int | None = None
 
 
-class Answer(NamedTuple):
+class ModelAnswer(NamedTuple):
     """What a model said.
 
     Attributes:
@@ -285,8 +281,8 @@ class Engine(Protocol):
 
     info: dict[str, Any]
 
-    def answer(self, requests: Sequence[Request], take: Callable[[Answer], None]) -> None:
-        """Answers requests in any order; each answer is taken as soon as it is there.
+    def answer(self, requests: Sequence[ModelRequest], on_answer: Callable[[ModelAnswer], None]) -> None:
+        """Answers requests in any order; each answer is handed on as soon as it is there.
 
         Raises:
             UserError: A prompt is too long, or the border of prompt and continuation is inside of a token.
@@ -316,6 +312,6 @@ def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], c
     if whole[: len(before)] != list(before) or len(whole) <= len(before):
         raise UserError(
             f"{key}: {continuation[:20]!r} merges with the end of the prompt {prompt[-20:]!r} into one token, so that "
-            "it cannot be scored as what comes next: use --mode generate for this task and tokenizer"
+            "it cannot be scored as what comes next: use `mode=generate` for this task and tokenizer"
         )
     return len(whole)

@@ -9,24 +9,25 @@ asked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longlens.bench.grading import Graded, graded_run
-from longlens.bench.samples import check_settings
-from longlens.bench.store import open_run, part_writer, read_judged
+from longlens.bench.results import Asker, GradedSample, Line, asker_of, grade_run, latest_lines
+from longlens.bench.selection import check_settings
+from longlens.bench.store import part_writer, read_judged, read_manifest
 from longlens.errors import UserError
 from longlens.reasoning import final_answer
 from longlens.runs.identity import canonical_sha256
 from longlens.settings.options import Loading
 from longlens.tasks.base import CitedTask, Judge, JudgedTask
 
+_LOGGER = logging.getLogger(__name__)
 JUDGE_TOKENS = 512
 """Tokens of a judge's reply, in which it may give reasons first; more where the benchmark gives more."""
-Line = Mapping[str, Any]
-Asker = tuple[str, str | None, str | None]
-Scored = Iterator[tuple[Graded, Mapping[str, float], list[str], Mapping[str, Any] | None]]
+Scored = Iterator[tuple[GradedSample, Mapping[str, float], list[str], Mapping[str, Any] | None]]
 
 
 def judge_run(
@@ -34,26 +35,24 @@ def judge_run(
     *,
     judge: str | None,
     nli: str | None,
-    options: Mapping[str, Any],
+    loading: Loading,
     places: Mapping[str, Any] | None = None,
-    told: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Scores what these models have not scored yet by these prompts; what they have scored is the run's again.
 
     Args:
         folder: Of a run in mode ``generate``.
-        judge: A model as in `longlens.load_scorer`, for tasks whose benchmark asks a judge.
-        nli: A model as in `longlens.models.entailment.load_entails`, for tasks with citations.
-        options: dtype, device, trust_remote_code, allow_pickle.
+        judge: Name or path of a model, for tasks whose benchmark asks a judge.
+        nli: Name or path of an NLI model, for tasks with citations.
+        loading: How they are loaded.
         places: Where tasks find what a judge needs, ``data_dir`` and ``prompts_dir``; a run does not say.
-        told: Takes lines about what was scored.
 
     Raises:
         UserError: The run has no such tasks, none of them looks in such a place, a file of theirs is missing, or a
             model cannot be loaded.
     """
-    manifest = open_run(folder)
-    rows = list(graded_run(folder, manifest, places=places, with_prompts=nli is not None))
+    manifest = read_manifest(folder)
+    rows = list(grade_run(folder, manifest, places=places, with_prompts=nli is not None))
     known = list(read_judged(folder))
     asked = [
         (name, [row for row in rows if isinstance(row.task, kind) and row.prediction is not None], score)
@@ -64,69 +63,52 @@ def judge_run(
     for name, mine, score in asked:
         if not mine:
             raise UserError(f"{folder} has no answers that {name} could score: no task of it is scored by such a model")
-        model = _model_sha256(name, options)
+        model = _model_sha256(name, loading)
         again, owed = _split(name, model, mine, known)
-        told(f"{name}: {len(owed)} of {len(mine)} answers to score")
+        _LOGGER.info(f"{name}: {len(owed)} of {len(mine)} answers to score")
         write = part_writer(folder, "judged")
         for line in again:
             write(line)
-        for row, scores, replies, generation in score(name, owed, options) if owed else ():
-            model = model or _model_sha256(name, options)  # its weights are here now
+        for row, scores, replies, generation in score(name, owed, loading) if owed else ():
+            model = model or _model_sha256(name, loading)  # its weights are here now
             by = dict(zip(("by", "model", "prompts"), _asker(name, model, row), strict=True))
             said = {"generation": generation, "scores": dict(scores), "replies": list(replies)}
             write({"id": row.sample.id} | by | said)
 
 
-def last_judged(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
-    """The lines of these samples by the judge and by the NLI model that were asked last.
-
-    Args:
-        ids: Samples of one task and length.
-        known: All lines of a run, in their order.
-    """
-    mine = [line for line in known if line["id"] in ids]
-    last = {line.get("prompts") is None: _asker_of(line) for line in mine}
-    return [line for line in mine if _asker_of(line) in last.values()]
-
-
-def _model_sha256(name: str, options: Mapping[str, Any]) -> str | None:
+def _model_sha256(name: str, loading: Loading) -> str | None:
     """Hash of what the model is, dtype included; None while its weights are not on this machine."""
     from longlens.models import identify_unloaded
 
-    wanted = ("dtype", "device", "trust_remote_code")
-    identity = identify_unloaded(name, Loading(**{key: value for key, value in options.items() if key in wanted}))
+    identity = identify_unloaded(name, loading)
     return None if identity is None else canonical_sha256(identity.to_json())
 
 
 def _split(
-    name: str, model: str | None, rows: Sequence[Graded], known: Sequence[Line]
-) -> tuple[list[Line], list[Graded]]:
+    name: str, model: str | None, rows: Sequence[GradedSample], known: Sequence[Line]
+) -> tuple[list[Line], list[GradedSample]]:
     """Lines of a model that another one came after, and rows that it has not scored."""
-    batches: dict[str, list[Graded]] = {}
+    batches: dict[str, list[GradedSample]] = {}
     for row in rows:
         batches.setdefault(row.batch, []).append(row)
     again: list[Line] = []
-    owed: list[Graded] = []
+    owed: list[GradedSample] = []
     for batch in batches.values():
         ids = {row.sample.id for row in batch}
         asker = _asker(name, model, batch[0])
-        mine = [line for line in known if line["id"] in ids and _asker_of(line) == asker]
+        mine = [line for line in known if line["id"] in ids and asker_of(line) == asker]
         scored = {line["id"]: line for line in mine if model is not None}
-        if asker not in map(_asker_of, last_judged(ids, known)):
+        if asker not in map(asker_of, latest_lines(ids, known)):
             again += scored.values()
         owed += [row for row in batch if row.sample.id not in scored]
     return again, owed
 
 
-def _asker(name: str, model: str | None, row: Graded) -> Asker:
+def _asker(name: str, model: str | None, row: GradedSample) -> Asker:
     return name, model, row.task.prompts_by if isinstance(row.task, JudgedTask) else None
 
 
-def _asker_of(line: Line) -> Asker:
-    return line["by"], line.get("model"), line.get("prompts")
-
-
-def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
+def _by_judge(name: str, rows: Sequence[GradedSample], loading: Loading) -> Scored:
     from longlens.models.generate import load_generator
 
     tokens = JUDGE_TOKENS
@@ -134,16 +116,16 @@ def _by_judge(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> 
         assert isinstance(row.task, JudgedTask)
         row.task.judge_prompts(row.sample, row.prediction or "")  # a missing file is told before the model is loaded
         tokens = max(tokens, row.task.judge_tokens)
-    generator = load_generator(name, max_new_tokens=tokens, **options)
+    generator = load_generator(name, max_new_tokens=tokens, **asdict(loading))
 
     def judge(prompts: Any) -> list[str]:
         return [written.text for written in generator.generate(prompts)]
 
     for row in rows:
-        yield (row, *judged(row, judge), generator.generation)
+        yield (row, *judge_answer(row, judge), generator.generation)
 
 
-def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
+def judge_answer(row: GradedSample, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
     """Scores of a judge for one answer, and what it replied; no scores where a reply cannot be read.
 
     What a judge says after its reasoning counts.
@@ -157,16 +139,16 @@ def judged(row: Graded, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
     return (task.judged(row.sample, row.prediction, said) if prompts else {}), replies
 
 
-def _by_nli(name: str, rows: Sequence[Graded], options: Mapping[str, Any]) -> Scored:
+def _by_nli(name: str, rows: Sequence[GradedSample], loading: Loading) -> Scored:
     from longlens.models.entailment import load_entails
 
     for row in rows:
         if not row.sample.prompt:
             raise UserError(
-                f"{row.sample.id}: its prompt, with the documents that are cited, was not stored: run it again without "
-                "--no-prompts"
+                f"{row.sample.id}: its prompt, with the documents that are cited, was not stored: run the benchmark "
+                "again with its prompts stored"
             )
-    model = load_entails(name, **options)
+    model = load_entails(name, **asdict(loading))
     for row in rows:
         assert isinstance(row.task, CitedTask)
         assert row.prediction is not None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from longlens.bench.engine import Request, check_border, prompt_tokens
+from longlens.bench.engine import ModelRequest, TokenLimit, check_border, prompt_tokens
 from longlens.chat_template import render
 from longlens.errors import UserError
+from longlens.runs.identity import canonical_sha256
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.fitting import Draft, TokenCounter
-from longlens.tasks.truncation import truncate
+from longlens.tasks.truncation import check_policy, truncate
 from longlens.tokenization import own_bos
 
 TEMPLATES = ("auto", "none", "chat", "chat-prefix", "prefill")
@@ -27,85 +27,91 @@ MODES = ("generate", "teacher-forced", "choice")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prompted:
-    """A sample and what a model is asked.
+class Prompt:
+    """What a model is asked for a sample.
 
     Attributes:
         sample: The sample, shortened where its text was.
-        prompt: The exact text; for a chat engine the messages, as JSON.
-        prompt_tokens: Its tokens.
+        text: The exact text; for a chat engine the messages, as JSON.
+        num_tokens: Its tokens.
         requests: One, or one for each choice, the right one first.
         skipped: Whether it is left out for its length; then there is nothing to ask.
-        is_messages: Whether the prompt is messages, as JSON.
+        is_messages: Whether the text is messages, as JSON.
     """
 
     sample: Sample
-    prompt: str
-    prompt_tokens: int
-    requests: tuple[Request, ...]
+    text: str = ""
+    num_tokens: int = 0
+    requests: tuple[ModelRequest, ...] = ()
     skipped: bool = False
     is_messages: bool = False
 
     @property
     def sha256(self) -> str:
-        """Of the exact prompt and all continuations."""
-        parts = [self.prompt, *(request.continuation or "" for request in self.requests)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def nothing_asked(sample: Sample) -> Prompted:
-    """Of a sample that was left out before it had a prompt."""
-    return Prompted(sample=sample, prompt="", prompt_tokens=0, requests=(), skipped=True)
+        """Of the exact text and all continuations."""
+        return canonical_sha256([self.text, *(request.continuation or "" for request in self.requests)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asking:
-    """How samples are put to a model.
+class PromptSettings:
+    """How samples are put to a model: what a run is of, beside its engine.
 
     Attributes:
-        tokenizer: Of the model.
         mode: One of `MODES`.
         template: One of `TEMPLATES`.
         template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
-        is_chat: Whether the engine takes messages.
-        max_length: Tokens that prompt and answer may have.
-        overlong: One of `longlens.tasks.truncation.POLICIES`; a task's own unless given.
+        overlong: Truncation policy, one of `longlens.tasks.truncation.POLICIES`; each task's own unless given.
         think_tokens: More tokens for an answer, for reasoning before it.
     """
 
-    tokenizer: Any
-    mode: str
-    template: str
-    is_chat: bool
-    max_length: int
+    mode: str = "generate"
+    template: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     overlong: str | None = None
     think_tokens: int = 0
-    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the values."""
         for name, value, known in (("mode", self.mode, MODES), ("template", self.template, TEMPLATES)):
             if value not in known:
-                raise UserError(f"--{name} is {value!r}; expected one of {', '.join(known)}")
+                raise UserError(f"`{name}` is {value!r}; expected one of {', '.join(known)}")
         if self.think_tokens < 0:
-            raise UserError(f"--think-tokens is {self.think_tokens}; expected 0 or more")
-        has_template = self.is_chat or bool(getattr(self.tokenizer, "chat_template", None))
-        if self.template not in ("auto", "none") and not has_template:
-            raise UserError(
-                f"--template is {self.template!r}, and this tokenizer has no chat template: use --template none"
-            )
-        if self.is_chat and self.template in ("none", "prefill"):
-            raise UserError(f"--template is {self.template!r}, and this backend takes messages alone: use chat-prefix")
-        if self.is_chat and self.mode != "generate":
-            raise UserError(f"--mode {self.mode} needs log-probabilities, which chat completions do not give")
+            raise UserError(f"`think_tokens` is {self.think_tokens}; expected 0 or more")
+        if self.overlong is not None:
+            check_policy(self.overlong)
+
+
+class PromptBuilder:
+    """Builds the exact text of samples.
+
+    Args:
+        settings: How samples are put to the model.
+        limit: Its tokenizer, and how many tokens prompt and answer may have.
+        is_chat: Whether the engine takes messages.
+
+    Raises:
+        UserError: The model cannot be asked so.
+    """
+
+    def __init__(self, settings: PromptSettings, limit: TokenLimit, *, is_chat: bool = False) -> None:
+        self.settings, self.is_chat = settings, is_chat
+        self.tokenizer, self.max_length = limit
+        mode, template = settings.mode, settings.template
+        self._has_template = bool(getattr(self.tokenizer, "chat_template", None))
+        if template not in ("auto", "none") and not (is_chat or self._has_template):
+            raise UserError(f"`template` is {template!r}, and this tokenizer has no chat template: use `template=none`")
+        if is_chat and template in ("none", "prefill"):
+            raise UserError(f"`template` is {template!r}, and this backend takes messages alone: use chat-prefix")
+        if is_chat and mode != "generate":
+            raise UserError(f"`mode={mode}` needs log-probabilities, which chat completions do not give")
 
     def template_of(self, task: Task) -> str:
         """The template of a task's prompts."""
-        if self.template != "auto":
-            return self.template
+        if self.settings.template != "auto":
+            return self.settings.template
         if self.is_chat:
             return "chat" if task.template == "chat" else "chat-prefix"
-        return task.template if getattr(self.tokenizer, "chat_template", None) else "none"
+        return task.template if self._has_template else "none"
 
     def reserve(self, task: Task) -> int:
         """Tokens that the template puts around a prompt."""
@@ -123,11 +129,12 @@ class Asking:
         messages = [{"role": "user", "content": sample.prompt + (prefix if template == "chat-prefix" else "")}]
         if self.is_chat:
             return json.dumps(messages, ensure_ascii=False)
-        opened = render(self.tokenizer, messages, add_generation_prompt=True, arguments=self.template_arguments).text
+        arguments = self.settings.template_arguments
+        opened = render(self.tokenizer, messages, add_generation_prompt=True, arguments=arguments).text
         return opened.removeprefix(bos) + (prefix if template == "prefill" else "")
 
-    def ask(self, task: Task, sample: Sample, *, own_tokens: bool = False) -> Prompted:
-        """What a model is asked for a sample.
+    def build(self, task: Task, sample: Sample, *, own_tokens: bool = False) -> Prompt:
+        """The prompt of a sample, which is shortened where the policy says so.
 
         Args:
             task: Its task.
@@ -138,52 +145,40 @@ class Asking:
             UserError: It is too long and the policy is to say so, or the mode does not go with the task.
         """
         template = self.template_of(task)
-        policy = task.overlong if self.overlong is None else self.overlong
-        answer_tokens = task.max_new_tokens + self.think_tokens
-        prompt = self.text(sample, template)
-        if own_tokens and prompt == sample.prompt + sample.answer_prefix:
+        policy = task.overlong if self.settings.overlong is None else self.settings.overlong
+        answer_tokens = task.max_new_tokens + self.settings.think_tokens
+        text = self.text(sample, template)
+        if own_tokens and text == sample.prompt + sample.answer_prefix:
             counted = sample.length - task.max_new_tokens
         else:
-            counted = len(prompt_tokens(self.tokenizer, prompt))
+            counted = len(prompt_tokens(self.tokenizer, text))
+        is_skipped = False
         if counted + answer_tokens > self.max_length:
-            if policy == "skip":
-                return Prompted(
-                    sample=sample,
-                    prompt=prompt,
-                    prompt_tokens=counted,
-                    requests=(),
-                    skipped=True,
-                    is_messages=self.is_chat,
-                )
             if policy == "error":
                 raise UserError(
                     f"{sample.id} has {counted:,} tokens and wants {answer_tokens:,} for the answer, and the model "
-                    f"takes {self.max_length:,}: ask for shorter samples, or say by --overlong what is done with it"
+                    f"takes {self.max_length:,}: ask for shorter samples, or say by `overlong` what is done with it"
                 )
-            whole, budget = sample, self.max_length - answer_tokens
+            whole, budget, is_skipped = sample, self.max_length - answer_tokens, policy == "skip"
             around = max(0, counted - len(prompt_tokens(self.tokenizer, sample.prompt + sample.answer_prefix)))
-            while counted > budget:
+            while counted > budget and not is_skipped:
                 sample = self._cut(whole, budget - around, policy, task.omission)
-                prompt = self.text(sample, template)
-                counted = len(prompt_tokens(self.tokenizer, prompt))
+                text = self.text(sample, template)
+                counted = len(prompt_tokens(self.tokenizer, text))
                 around += 1  # where a template's text makes other tokens beside the cut one
-        return Prompted(
+        requests = () if is_skipped else self._requests(task, sample, text, counted)
+        return Prompt(
             sample=sample,
-            prompt=prompt,
-            prompt_tokens=counted,
-            requests=self._requests(task, sample, prompt, counted),
+            text=text,
+            num_tokens=counted,
+            requests=requests,
+            skipped=is_skipped,
             is_messages=self.is_chat,
         )
 
     def _cut(self, sample: Sample, budget: int, policy: str, omission: str) -> Sample:
-        draft = Draft(
-            prompt=sample.prompt,
-            answer_prefix=sample.answer_prefix,
-            answers=sample.answers,
-            answer_spans=sample.answer_spans,
-            context_span=sample.context_span,
-            metadata=sample.metadata,
-        )
+        names = ("prompt", "answer_prefix", "answers", "answer_spans", "context_span", "metadata")
+        draft = Draft(**{name: getattr(sample, name) for name in names})
         cut, _ = truncate(draft, TokenCounter(self.tokenizer), budget, policy, omission)
         return replace(
             sample,
@@ -193,25 +188,26 @@ class Asking:
             metadata=dict(cut.metadata),
         )
 
-    def _requests(self, task: Task, sample: Sample, prompt: str, counted: int) -> tuple[Request, ...]:
-        if self.mode == "generate":
+    def _requests(self, task: Task, sample: Sample, prompt: str, counted: int) -> tuple[ModelRequest, ...]:
+        mode, think_tokens = self.settings.mode, self.settings.think_tokens
+        if mode == "generate":
             # A stop may stand in the reasoning before an answer; then answers are cut at it afterwards.
-            stop = () if self.think_tokens else task.stop
-            return (Request(sample.id, prompt, None, task.max_new_tokens + self.think_tokens, stop, counted),)
+            stop = () if think_tokens else task.stop
+            return (ModelRequest(sample.id, prompt, None, task.max_new_tokens + think_tokens, stop, counted),)
         target = task.target(sample)
         if target is not None and self.template_of(task) in ("chat", "chat-prefix"):
             target = target.lstrip()  # a reply begins with it, and nothing stands before it
         if not target:
-            raise UserError(f"{task.name} has no single right answer that could be scored: use --mode generate")
+            raise UserError(f"{task.name} has no single right answer that could be scored: use `mode=generate`")
         wrong: Sequence[str] = ()
-        if self.mode == "choice":
+        if mode == "choice":
             wrong = sample.metadata.get("distractors", ())
             if not wrong or sample.answers[0] not in target:
-                raise UserError(f"{task.name} has no wrong answers to choose from: use --mode generate")
+                raise UserError(f"{task.name} has no wrong answers to choose from: use `mode=generate`")
         texts = [target, *(target.replace(sample.answers[0], text) for text in wrong)]
         before = prompt_tokens(self.tokenizer, prompt)
         sizes = [check_border(self.tokenizer, sample.id, prompt, before, text) for text in texts]
         return tuple(
-            Request(f"{sample.id}#{number}", prompt, text, num_tokens=size)
+            ModelRequest(f"{sample.id}#{number}", prompt, text, num_tokens=size)
             for number, (text, size) in enumerate(zip(texts, sizes, strict=True))
         )

@@ -8,149 +8,66 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from longlens.bench.prompts import Prompted
-from longlens.bench.store import Row, as_numbers, as_texts, checked
+from longlens.bench.prompts import Prompt
+from longlens.bench.selection import task_of
+from longlens.bench.store import NUMBER, Row, check_fields, check_numbers, check_strings
 from longlens.errors import UserError, shown, shown_value, system_errors
 from longlens.files import parse_json, replacing
-from longlens.runs.jsonl import read_lines
-from longlens.tasks import get_task, task_settings
+from longlens.runs.identity import canonical_sha256
+from longlens.runs.jsonl import read_at, read_lines
 from longlens.tasks.base import Builder, Sample, Task
-from longlens.tasks.data import check_files
 from longlens.tasks.haystack import NAMED
 from longlens.tokenization import TextEncoder
 
+_LOGGER = logging.getLogger(__name__)
 _STEP = "give a file of longlens bench build"
 _METADATA: dict[str, Any] = {
     **{"task?": str, "settings?": dict, "seed?": int, "index?": int, "requested_length?": int, "cut?": dict},
-    **{"depth?": (int, float), "depths?": list, "distractors?": list, "data?": dict},
+    **{"depth?": NUMBER, "depths?": list, "distractors?": list, "data?": dict},
 }
 
 
-class Batch(Protocol):
-    """Samples of one task and length, built or read one at a time.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleBatch:
+    """Samples of one task and length, built or read one at a time, by their number.
 
     Attributes:
         name: Task, length and seed, as in the samples' ids.
         task: Their task.
+        ids: Of the samples.
+        sample: Builds or reads a sample; None where it is left out for its length.
+        recipe: Hash of all that a sample is made of, for which it need not be made.
+        order: In which samples are checked: the one that is the likeliest too long first.
         own_tokens: Whether lengths are counted by the tokenizer of the model that is asked.
+        about: What is known of a sample that is left out.
     """
 
     name: str
     task: Task
+    ids: Sequence[str]
+    sample: Callable[[int], Sample | None]
+    recipe: Callable[[int], str]
+    order: Sequence[int]
     own_tokens: bool
+    about: Mapping[str, Any] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def id(self, at: int) -> str:
-        """Of a sample."""
-
-    def recipe(self, at: int) -> str:
-        """Hash of all that a sample is made of, for which it need not be made."""
-
-    def sample(self, at: int) -> Sample | None:
-        """A sample; None where it is left out for its length.
-
-        Raises:
-            UserError: It cannot be made.
-        """
-
-    def first(self) -> Sequence[int]:
-        """All samples in the order in which they are checked: the one that is the likeliest too long first."""
-
-
-class TaskBatch:
-    """A batch that a task builds; as `Batch`.
-
-    Args:
-        task: The task.
-        builder: Builds its samples.
-        made_of: All that decides them, as JSON.
-    """
-
-    own_tokens = True
-
-    def __init__(self, task: Task, builder: Builder, made_of: Mapping[str, Any]) -> None:
-        self.task, self.name = task, builder.name
-        self.sample = builder.sample
-        self.seed, self.length = made_of["seed"], made_of["length"]
-        self._samples, self._made_of = builder.samples, dict(made_of)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return self._samples
-
-    def id(self, at: int) -> str:
-        """Of a sample."""
-        return f"{self.name}-{at}"
-
-    def recipe(self, at: int) -> str:
-        """As in `Batch`."""
-        return _sha256(self._made_of | {"index": at})
-
-    def first(self) -> Sequence[int]:
-        """As in `Batch`."""
-        return range(len(self))
-
-
-class FileBatch:
-    """A batch of a file, which stays there; as `Batch`.
-
-    Args:
-        path: The file.
-        name: Of the batch.
-        task: Its task.
-        lines: Where the samples are.
-    """
-
-    own_tokens = False
-
-    def __init__(self, path: Path, name: str, task: Task, lines: Sequence[_Line]) -> None:
-        self.name, self.task = name, task
-        self._path, self._lines = path, lines
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._lines)
-
-    def id(self, at: int) -> str:
-        """Of a sample."""
-        return self._lines[at].id
-
-    def recipe(self, at: int) -> str:
-        """As in `Batch`."""
-        return self._lines[at].sha256
-
-    def sample(self, at: int) -> Sample:
-        """As in `Batch`."""
-        line = self._lines[at]
-        with system_errors(self._path), self._path.open("rb") as file:
-            file.seek(line.start)
-            row = parse_json(file.readline(), shown(self._path), _STEP)
-        if _sha256(row) != line.sha256:
-            raise UserError(f"{shown(self._path)} has changed while it was read: run the same command again")
-        return as_sample(row, line.place)
-
-    def first(self) -> Sequence[int]:
-        """As in `Batch`."""
-        return sorted(range(len(self)), key=lambda at: -self._lines[at].length)
-
-
-class _Line(NamedTuple):
-    id: str
-    start: int
-    place: str
-    length: int
-    sha256: str
+    def skipped_sample(self, at: int) -> Sample:
+        """In the place of a sample that was too long to be built: nothing but its id and what was asked for."""
+        about = {"task": self.task.name, "index": at, **self.about}
+        return Sample(
+            id=self.ids[at], prompt="", answer_prefix="", answers=[], answer_spans=[], length=0, metadata=about
+        )
 
 
 def task_batches(
@@ -162,7 +79,7 @@ def task_batches(
     tokenizer: Any,
     overlong: str | None = None,
     reserve: Callable[[Task], int] = lambda task: 0,
-) -> list[TaskBatch]:
+) -> list[SampleBatch]:
     """Samples of each task at each length; none of them is built yet.
 
     Args:
@@ -171,35 +88,41 @@ def task_batches(
         samples: Of each task and length; the benchmark's own number unless given.
         seed: Of the samples.
         tokenizer: Counts.
-        overlong: As in `Task.build`.
+        overlong: Truncation policy; the task's own unless given.
         reserve: Tokens that are left for a chat template.
 
     Raises:
-        UserError: As `longlens.tasks.base.Builder` says.
+        UserError: No sample of that length can be built, or the data cannot be had.
     """
-    counted_by = TextEncoder(tokenizer).sha256
+    made_with = {"longlens": metadata.version("longlens"), "python": platform.python_version()}
+    made_with["tokenizer_sha256"] = TextEncoder(tokenizer).sha256
     batches = []
     for task in tasks:
-        made_of = {"task": task.name, "settings": _settings(task), "files": _files(task), "seed": seed}
-        reserved = reserve(task)
-        made_of |= {"tokenizer_sha256": counted_by, "overlong": overlong, "reserve": reserved}
-        made_of |= {"longlens": metadata.version("longlens"), "python": platform.python_version()}
+        options: dict[str, Any] = {"seed": seed, "overlong": overlong, "reserve": reserve(task)}
+        inputs = {"task": task.name, "settings": _settings(task), "files": _files(task), **options, **made_with}
         for length in lengths or (None,):
-            builder = Builder(
-                task,
-                length=length,
-                samples=samples,
-                seed=seed,
-                tokenizer=tokenizer,
-                reserve=reserved,
-                overlong=overlong,
+            builder = Builder(task, length=length, samples=samples, tokenizer=tokenizer, **options)
+            batches.append(
+                SampleBatch(
+                    name=builder.name,
+                    task=task,
+                    ids=[f"{builder.name}-{at}" for at in range(builder.samples)],
+                    sample=builder.sample,
+                    recipe=partial(_recipe, inputs | {"length": length}),
+                    order=range(builder.samples),
+                    own_tokens=True,
+                    about={"seed": seed, "requested_length": length},
+                )
             )
-            batches.append(TaskBatch(task, builder, made_of | {"length": length}))
     return batches
 
 
+def _recipe(inputs: Mapping[str, Any], at: int) -> str:
+    return canonical_sha256({**inputs, "index": at})
+
+
 def _settings(task: Any) -> dict[str, Any]:
-    values = {field.name: getattr(task, field.name) for field in fields(task)}
+    values = {one.name: getattr(task, one.name) for one in fields(task)}
     kinds = (str, int, float, tuple, list, type(None))
     return {name: value for name, value in values.items() if isinstance(value, kinds)}
 
@@ -217,90 +140,20 @@ def files_sha256(top: Path) -> str:
     """
     with system_errors(top):
         paths = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
-        return _sha256(
+        return canonical_sha256(
             [[os.fsencode(path).hex(), found.st_size, found.st_mtime_ns] for path in paths for found in [path.stat()]]
         )
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+def log_lengths(name: str, count: int, num_skipped: int, num_cut: int) -> None:
+    """Says how many samples of a batch were too long."""
+    for number, what in ((num_skipped, "left out"), (num_cut, "shortened")):
+        if number:
+            _LOGGER.info(f"{name}: {number} of {count} samples were too long and are {what}")
 
 
-def left_out(batch: Batch, at: int) -> Sample:
-    """In the place of a sample that was too long to be built: nothing but its id and what was asked for."""
-    made: dict[str, Any] = {"task": batch.task.name, "index": at}
-    if isinstance(batch, TaskBatch):
-        made |= {"seed": batch.seed, "requested_length": batch.length}
-    return Sample(id=batch.id(at), prompt="", answer_prefix="", answers=[], answer_spans=[], length=0, metadata=made)
-
-
-def too_long(name: str, count: int, num_skipped: int, num_cut: int) -> list[str]:
-    """Lines that say how many samples of a batch were too long."""
-    counts = ((num_skipped, "left out"), (num_cut, "shortened"))
-    return [f"{name}: {n} of {count} samples were too long and are {what}" for n, what in counts if n]
-
-
-def make_tasks(
-    names: Iterable[str], settings: Mapping[str, Any], shared: Mapping[str, Any] | None = None
-) -> list[Task]:
-    """Tasks, each with those of the settings that are its own.
-
-    Args:
-        names: Of the tasks.
-        settings: Each of them has to be one of a task at least.
-        shared: Settings that no task needs to have.
-
-    Raises:
-        UserError: A setting is of none of them.
-    """
-    chosen = list(names)
-    check_settings(chosen, settings)
-    given = {**(shared or {}), **settings}
-    tasks = [
-        get_task(name, **{key: value for key, value in given.items() if key in task_settings(name)}) for name in chosen
-    ]
-    check_files(tasks)
-    return tasks
-
-
-def check_settings(names: Iterable[str], settings: Iterable[str]) -> None:
-    """Checks that each setting is one of a task at least.
-
-    Raises:
-        UserError: One is of none of them.
-    """
-    chosen = list(names)
-    for setting in settings:
-        if chosen and not any(setting in task_settings(name) for name in chosen):
-            known = sorted({own for name in chosen for own in task_settings(name)})
-            raise UserError(f"none of {', '.join(chosen)} has a setting {setting!r}: they have {', '.join(known)}")
-
-
-def task_of(sample: Sample, places: Mapping[str, Any] | None = None) -> Task:
-    """The task that scores a sample, from its metadata: no files are needed for that, unless a judge needs some.
-
-    Args:
-        sample: The sample.
-        places: Where files are, for the tasks that have such a setting; samples do not say.
-
-    Raises:
-        UserError: It names no task.
-    """
-    name = sample.metadata.get("task")
-    if not isinstance(name, str):
-        raise UserError(f"sample {shown_value(sample.id)} names no task in its metadata: {_STEP}")
-    own = task_settings(name)
-    given = {**(sample.metadata.get("settings") or {}), **(places or {})}
-    return get_task(name, **{key: value for key, value in given.items() if key in own})
-
-
-def write_samples(path: Path, batches: Iterable[Batch], told: Callable[[str], None]) -> dict[str, int]:
+def write_samples(path: Path, batches: Iterable[SampleBatch]) -> dict[str, int]:
     """Writes samples as JSON Lines, whole or not at all; one sample is in memory at a time.
-
-    Args:
-        path: The file.
-        batches: What is written.
-        told: Takes lines about samples that were too long.
 
     Returns:
         How many samples of each batch were written.
@@ -312,14 +165,13 @@ def write_samples(path: Path, batches: Iterable[Batch], told: Callable[[str], No
     with replacing(path) as file:
         for batch in batches:
             written = num_cut = 0
-            for at in range(len(batch)):
+            for at in range(len(batch.ids)):
                 sample = batch.sample(at)
                 if sample is not None:
                     file.write(json.dumps(asdict(sample), ensure_ascii=True) + "\n")
                     written, num_cut = written + 1, num_cut + ("cut" in sample.metadata)
             counts[batch.name] = written
-            for line in too_long(batch.name, len(batch), len(batch) - written, num_cut):
-                told(line)
+            log_lengths(batch.name, len(batch.ids), len(batch.ids) - written, num_cut)
     return counts
 
 
@@ -334,7 +186,7 @@ def read_sample_file(path: Path) -> list[Sample]:
     """
     samples: dict[str, Sample] = {}
     for line in read_lines(path, step=_STEP):
-        sample = as_sample(line.fields(), line.place)
+        sample = parse_sample(line.fields(), line.place)
         _check_new(path, sample.id, samples)
         samples[sample.id] = replace(sample, prompt="")
     if not samples:
@@ -351,11 +203,11 @@ def _no_samples(path: Path) -> UserError:
     return UserError(f"{shown(path)} has no samples: expected the JSON Lines of longlens bench build")
 
 
-def file_batches(path: Path) -> list[FileBatch]:
+def file_batches(path: Path) -> list[SampleBatch]:
     """The samples of a file by task, length and seed. All of them are checked here, and read again one at a time.
 
     Raises:
-        UserError: As `read_sample_file` and `task_of`; or the file is of a run.
+        UserError: There is no such file, it is of a run, a line is no sample or names no task, or two have one id.
     """
     groups: dict[str, tuple[Task, dict[str, _Line]]] = {}
     for line in read_lines(path, step=_STEP):
@@ -364,7 +216,7 @@ def file_batches(path: Path) -> list[FileBatch]:
             raise UserError(
                 f"{shown(path)} has the exact prompts of a run, or none: give a file of longlens bench build"
             )
-        sample = as_sample(row, line.place)
+        sample = parse_sample(row, line.place)
         name = sample.id.rpartition("-")[0]
         if not re.fullmatch(r"\w[^/\\\0]{0,150}", name):  # a run names files so
             raise UserError(
@@ -373,13 +225,41 @@ def file_batches(path: Path) -> list[FileBatch]:
         if name not in groups:
             groups[name] = (task_of(sample), {})
         _check_new(path, sample.id, groups[name][1])
-        groups[name][1][sample.id] = _Line(sample.id, line.start, line.place, sample.length, _sha256(row))
+        groups[name][1][sample.id] = _Line(sample.id, line.start, line.place, sample.length, canonical_sha256(row))
     if not groups:
         raise _no_samples(path)
-    return [FileBatch(path, name, task, list(lines.values())) for name, (task, lines) in groups.items()]
+    return [_file_batch(path, name, task, list(lines.values())) for name, (task, lines) in groups.items()]
 
 
-def as_sample(row: Mapping[str, Any], place: str, *, is_skipped: bool = False) -> Sample:
+class _Line(NamedTuple):
+    """Where a sample of a file is, and what it is."""
+
+    id: str
+    start: int
+    place: str
+    length: int
+    sha256: str
+
+
+def _file_batch(path: Path, name: str, task: Task, lines: Sequence[_Line]) -> SampleBatch:
+    def sample(at: int) -> Sample:
+        row = read_at(path, lines[at].start, step=_STEP)
+        if canonical_sha256(row) != lines[at].sha256:
+            raise UserError(f"{shown(path)} has changed while it was read: run the same command again")
+        return parse_sample(row, lines[at].place)
+
+    return SampleBatch(
+        name=name,
+        task=task,
+        ids=[line.id for line in lines],
+        sample=sample,
+        recipe=lambda at: lines[at].sha256,
+        order=sorted(range(len(lines)), key=lambda at: -lines[at].length),
+        own_tokens=False,
+    )
+
+
+def parse_sample(row: Mapping[str, Any], place: str, *, is_skipped: bool = False) -> Sample:
     """A sample from its JSON object.
 
     Args:
@@ -390,13 +270,14 @@ def as_sample(row: Mapping[str, Any], place: str, *, is_skipped: bool = False) -
     Raises:
         UserError: A field is missing or of another type.
     """
-    checked(row, place, {"id": str, "prompt?": str, "answer_prefix": str, "length": int, "metadata": dict}, _STEP)
+    wanted = {"id": str, "prompt?": str, "answer_prefix": str, "length": int, "metadata": dict}
+    check_fields(row, place, wanted, step=_STEP)
     if "prompt" not in row:
         raise UserError(f"{place}: there is no prompt: {_STEP}")
-    made = checked(row["metadata"], f"{place}: metadata", _METADATA, _STEP)
-    as_numbers(made.get("depths") or [], f"{place}: metadata.depths")
-    as_texts(made.get("distractors") or [], f"{place}: metadata.distractors")
-    answers = as_texts(row.get("answers"), f"{place}: answers")
+    made = check_fields(row["metadata"], f"{place}: metadata", _METADATA, step=_STEP)
+    check_numbers(made.get("depths") or [], f"{place}: metadata.depths")
+    check_strings(made.get("distractors") or [], f"{place}: metadata.distractors")
+    answers = check_strings(row.get("answers"), f"{place}: answers")
     if not answers and not is_skipped:
         raise UserError(f"{place}: answers is empty, expected at least one right answer: {_STEP}")
     spans, context = row.get("answer_spans") or [], row.get("context_span")
@@ -420,7 +301,7 @@ def _span(value: Any, place: str) -> tuple[int, int]:
     return value[0], value[1]
 
 
-def run_sample(row: Mapping[str, Any], place: str, *, with_prompt: bool) -> Sample:
+def stored_sample(row: Mapping[str, Any], place: str, *, with_prompt: bool) -> Sample:
     """A sample from the line that a run keeps of it.
 
     Args:
@@ -436,7 +317,7 @@ def run_sample(row: Mapping[str, Any], place: str, *, with_prompt: bool) -> Samp
     if with_prompt and isinstance(text, str) and span is not None:
         start, end = _span(span, f"{place}: own_prompt_span")
         own = _content(text, is_messages=bool(row.get("is_messages")), place=place)[start:end]
-    return as_sample({**row, "prompt": own}, place, is_skipped=row.get("skipped") is True)
+    return parse_sample({**row, "prompt": own}, place, is_skipped=row.get("skipped") is True)
 
 
 def _content(prompt: str, *, is_messages: bool, place: str) -> str:
@@ -449,26 +330,26 @@ def _content(prompt: str, *, is_messages: bool, place: str) -> str:
         raise UserError(f"{place}: prompt is {shown_value(messages)}, expected messages: {_STEP}") from error
 
 
-def sample_row(question: Prompted, batch: Batch, template: str, *, recipe: str, keep_prompt: bool) -> Row:
+def sample_row(prompt: Prompt, batch: SampleBatch, template: str, *, recipe: str, keep_prompt: bool) -> Row:
     """What a run keeps of a sample: the exact prompt, where the sample's own is in it, and what is asked about it."""
-    row = asdict(question.sample)
-    row["prompt"] = question.prompt if keep_prompt else None
-    content = _content(question.prompt, is_messages=question.is_messages, place="")
-    at = content.find(question.sample.prompt)
-    request = question.requests[0] if question.requests else None
+    row = asdict(prompt.sample)
+    row["prompt"] = prompt.text if keep_prompt else None
+    content = _content(prompt.text, is_messages=prompt.is_messages, place="")
+    at = content.find(prompt.sample.prompt)
+    request = prompt.requests[0] if prompt.requests else None
     return row | {
         "batch": batch.name,
         "task": batch.task.name,
         "recipe": recipe,
         "template": template,
-        "prompt_sha256": question.sha256,
-        "is_messages": question.is_messages,
+        "prompt_sha256": prompt.sha256,
+        "is_messages": prompt.is_messages,
         # A template that changes what it is given leaves no such place.
-        "own_prompt_span": [at, at + len(question.sample.prompt)] if at >= 0 else None,
-        "text_sha256": hashlib.sha256(question.prompt.encode()).hexdigest(),
-        "prompt_tokens": question.prompt_tokens,
-        "skipped": question.skipped,
-        "continuations": [r.continuation for r in question.requests if r.continuation is not None],
+        "own_prompt_span": [at, at + len(prompt.sample.prompt)] if at >= 0 else None,
+        "text_sha256": hashlib.sha256(prompt.text.encode()).hexdigest(),
+        "prompt_tokens": prompt.num_tokens,
+        "skipped": prompt.skipped,
+        "continuations": [r.continuation for r in prompt.requests if r.continuation is not None],
         "max_new_tokens": request.max_new_tokens if request else 0,
         "stop": list(request.stop) if request else [],
         "task_stop": list(batch.task.stop),

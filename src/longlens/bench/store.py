@@ -23,15 +23,17 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.errors import UserError, shown, shown_value, system_errors
-from longlens.files import cannot_write, parse_json, read_json, write_json
+from longlens.bench.prompts import PromptSettings
+from longlens.errors import UserError, shown, shown_value
+from longlens.files import cannot_write, read_json, write_json
 from longlens.reasoning import Marks
 from longlens.runs.folder import LockedFolder, warn_by_weights, warn_of_versions
 from longlens.runs.identity import model_differences
-from longlens.runs.jsonl import append_line, read_lines
+from longlens.runs.jsonl import append_line, read_at, read_lines
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,31 +41,31 @@ RESULTS = "results.json"
 FOLDERS = ("samples", "answers", "harness", "judged")
 MANIFEST_VERSION = 2
 """2: ``engine`` has the model's configuration, see `longlens.runs.identity`."""
-IDENTITY = ("mode", "template", "template_arguments", "overlong", "think_tokens")
+IDENTITY = tuple(field.name for field in fields(PromptSettings))
 """How a model is asked. With ``engine`` it is what a run folder is of; numbers of another one are not put beside them.
 """
 SAMPLE = ("prompt_sha256", "answers", "max_new_tokens", "stop")
 """What a sample is, beside the settings of its task: answers to another one, and scores of them, are not its own."""
-
-
 Row = dict[str, Any]
-Number = (int, float)
+Write = Callable[[Mapping[str, Any]], None]
+NUMBER = (int, float)
+JSON_NAMES = {str: "string", dict: "object", int: "integer"}
 _RUN_STEP = "give another folder, or run the benchmark again in a new one"
 
 
-class Stored(NamedTuple):
+class StoredSample(NamedTuple):
     """A sample in the folder; its text stays there.
 
     Attributes:
         path: The file.
         start: Offset of its line.
         recipe: Hash of all that it was made of; empty in runs of before 0.2.
-        identity: What it is, see `SAMPLE`.
+        identity: What it is, see `sample_identity`.
         keys: Of its requests.
         prompt_sha256: Of its exact prompt and continuations.
         is_skipped: Whether it was left out for its length.
         is_cut: Whether it was shortened.
-        made_of: Hashes of data and haystack.
+        data: Hashes of data and haystack.
     """
 
     path: Path
@@ -74,7 +76,7 @@ class Stored(NamedTuple):
     prompt_sha256: str
     is_skipped: bool
     is_cut: bool
-    made_of: dict[str, Any]
+    data: dict[str, Any]
 
     def read(self) -> Row:
         """The whole row.
@@ -82,10 +84,8 @@ class Stored(NamedTuple):
         Raises:
             UserError: The file has changed meanwhile.
         """
-        with system_errors(self.path), self.path.open("rb") as file:
-            file.seek(self.start)
-            row = parse_json(file.readline(), shown(self.path), _RUN_STEP)
-        if not isinstance(row, dict) or identity(row) != self.identity:
+        row = read_at(self.path, self.start, step=_RUN_STEP)
+        if not isinstance(row, dict) or sample_identity(row) != self.identity:
             raise UserError(f"{shown(self.path)} has changed while it was read: run the same command again")
         return row
 
@@ -146,7 +146,7 @@ class BenchRun:
                 f"{there} has schema_version {shown_value(version)}, this longlens reads {MANIFEST_VERSION}: install "
                 "the version of longlens that wrote it, or give a new folder"
             )
-        _refuse_other(self.path, found, self.manifest)
+        _check_same_run(self.path, found, self.manifest)
         if not self._is_compared:
             if version == 1:
                 warn_by_weights(self.path)
@@ -163,42 +163,33 @@ class BenchRun:
         if self._is_begun:
             return
         self.check()
-        try:
-            for name in FOLDERS:
-                (self.path / name).mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error, resumes=True) from error
+        for name in FOLDERS:
+            _make_folder(self.path / name)
         if self.rank == 0 and not self.is_begun:
             self.manifest |= {} if info is None else {"engine_info": dict(info)}
             write_json(self.path / MANIFEST, self.manifest)
         self._is_begun = True
 
-    def stored(self, name: str) -> dict[str, Stored]:
+    def stored(self, name: str) -> dict[str, StoredSample]:
         """The samples of a batch that are in the folder, by id.
 
         Raises:
             UserError: A file is damaged.
         """
-        found: dict[str, Stored] = {}
-        for path in sorted((self.path / "samples").glob("rank-*")):
-            found |= _stored(path / f"{name}.jsonl")
-        return found | _stored(self.path / "samples" / f"{name}.jsonl")
+        top = self.path / "samples"
+        folders = [*sorted(top.glob("rank-*")), top]
+        return {key: sample for folder in folders for key, sample in _stored_samples(folder / f"{name}.jsonl")}
 
-    def keep(self, name: str, row: Mapping[str, Any]) -> None:
-        """Writes a sample down, before it is asked.
+    def store(self, name: str, row: Mapping[str, Any]) -> None:
+        """Adds a sample of a batch, before it is asked.
 
         Raises:
             UserError: It cannot be written.
         """
         self.begin()
         self._held.check()
-        folder = self.path / "samples"
-        try:
-            if self.rank > 0:
-                folder /= f"rank-{self.rank}"
-                folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error, resumes=True) from error
+        folder = self.path / "samples" / (f"rank-{self.rank}" if self.rank else "")
+        _make_folder(folder)
         append_line(folder / f"{name}.jsonl", row)
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
@@ -218,7 +209,11 @@ class BenchRun:
         self._held.release()
 
 
-Write = Callable[[Mapping[str, Any]], None]
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error, resumes=True) from error
 
 
 def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Write:
@@ -226,16 +221,13 @@ def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Write:
     path = folder / kind / f"part-{rank}-{time.time_ns()}-{uuid.uuid4().hex}.jsonl"
 
     def write(row: Mapping[str, Any]) -> None:
-        try:
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path.parent, error, resumes=True) from error
+        _make_folder(path.parent)
         append_line(path, row)
 
     return write
 
 
-def open_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a run.
 
     Raises:
@@ -246,7 +238,7 @@ def open_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{shown(folder)} is no benchmark run: give the folder of longlens bench run")
     wanted = {"model": str, "mode": str, "template": str, "think_tokens": int}
     manifest = read_json(path)
-    checked(manifest, shown(path), wanted, _RUN_STEP)
+    check_fields(manifest, shown(path), wanted)
     return manifest
 
 
@@ -256,7 +248,7 @@ def set_think_marks(folder: str | os.PathLike[str], marks: Marks) -> None:
     Raises:
         UserError: The folder holds no run, or cannot be written.
     """
-    manifest = open_run(folder)
+    manifest = read_manifest(folder)
     if manifest.get("think_marks") != list(marks):
         write_json(Path(folder) / MANIFEST, manifest | {"think_marks": list(marks)})
 
@@ -270,7 +262,7 @@ def read_samples(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     ids: set[str] = set()
     for path in sorted((Path(folder) / "samples").rglob("*.jsonl")):
         for line in read_lines(path, step=_RUN_STEP, unfinished=True):
-            row = as_row(line.fields(), line.place)
+            row = check_sample_row(line.fields(), line.place)
             if row["id"] not in ids:
                 ids.add(row["id"])
                 yield line.place, row
@@ -283,9 +275,9 @@ def read_answers(folder: str | os.PathLike[str], mode: str) -> Iterator[Row]:
         UserError: A row is damaged.
     """
     wanted: dict[str, Any] = {"key": str, "prompt_sha256": str}
-    wanted |= {"text": str, "is_truncated": bool} if mode == "generate" else {"logprob": Number, "is_greedy": bool}
+    wanted |= {"text": str, "is_truncated": bool} if mode == "generate" else {"logprob": NUMBER, "is_greedy": bool}
     for place, row in _parts(folder, "answers"):
-        yield checked(row, place, wanted, _RUN_STEP)
+        yield check_fields(row, place, wanted)
 
 
 def read_judged(folder: str | os.PathLike[str]) -> Iterator[Row]:
@@ -295,8 +287,8 @@ def read_judged(folder: str | os.PathLike[str]) -> Iterator[Row]:
         UserError: A row is damaged.
     """
     for place, row in _parts(folder, "judged"):
-        checked(row, place, {"id": str, "by": str, "scores": dict, "prompts?": str, "model?": str}, _RUN_STEP)
-        checked(row["scores"], f"{place}, scores", dict.fromkeys(row["scores"], Number), _RUN_STEP)
+        check_fields(row, place, {"id": str, "by": str, "scores": dict, "prompts?": str, "model?": str})
+        check_fields(row["scores"], f"{place}, scores", dict.fromkeys(row["scores"], NUMBER))
         yield row
 
 
@@ -310,16 +302,16 @@ def read_harness(folder: str | os.PathLike[str], kind: str) -> Iterator[Row]:
         if row.get("kind") != kind:
             continue
         if kind == "answer":
-            checked(row, place, {"key": str}, _RUN_STEP)
+            check_fields(row, place, {"key": str})
         else:
-            checked(row, place, {"name": str, "results": dict, "length?": str}, _RUN_STEP)
+            check_fields(row, place, {"name": str, "results": dict, "length?": str})
             for task, metrics in row["results"].items():
-                checked(row["results"], f"{place}, results", {task: dict}, _RUN_STEP)
+                check_fields(row["results"], f"{place}, results", {task: dict})
                 for metric, value in metrics.items():
-                    checked(metrics, f"{place}, {task}", {metric: dict}, _RUN_STEP)
-                    checked(value, f"{place}, {task}", {"score?": Number}, _RUN_STEP)
+                    check_fields(metrics, f"{place}, {task}", {metric: dict})
+                    check_fields(value, f"{place}, {task}", {"score?": NUMBER})
                     if value.get("interval") is not None:
-                        as_numbers(value["interval"], f"{place}, {task}: interval", 2)
+                        check_numbers(value["interval"], f"{place}, {task}: interval", 2)
         yield row
 
 
@@ -329,20 +321,20 @@ def _parts(folder: str | os.PathLike[str], kind: str) -> Iterator[tuple[str, Row
             yield line.place, line.fields()
 
 
-def as_row(row: Row, place: str) -> Row:
-    """A sample's row of a run; `longlens.bench.samples.run_sample` reads the sample itself.
+def check_sample_row(row: Row, place: str) -> Row:
+    """A sample's row of a run; `longlens.bench.samples.stored_sample` reads the sample itself.
 
     Raises:
         UserError: A field is missing or of another type.
     """
     wanted = {"id": str, "batch": str, "prompt_sha256": str, "skipped": bool, "metadata": dict, "prompt?": str}
-    checked(row, place, {**wanted, "max_new_tokens": int, "recipe?": str}, _RUN_STEP)
+    check_fields(row, place, {**wanted, "max_new_tokens": int, "recipe?": str})
     for name in ("continuations", "stop", "task_stop"):
-        as_texts(row.get(name), f"{place}: {name}")
+        check_strings(row.get(name), f"{place}: {name}")
     return row
 
 
-def checked(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], step: str) -> Any:
+def check_fields(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], *, step: str = _RUN_STEP) -> Any:
     """The row, if its fields are of these types.
 
     Args:
@@ -355,23 +347,20 @@ def checked(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], step:
     Raises:
         UserError: A field is missing or of another type.
     """
-    for name, kinds in wanted.items():
-        value = row.get(name.removesuffix("?"))
-        if value is None and name.endswith("?"):
+    for key, kinds in wanted.items():
+        name = key.removesuffix("?")
+        value = row.get(name)
+        if value is None and name != key:
             continue
         is_other = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
         if is_other or (isinstance(value, float) and not value < math.inf):
-            expected = "number" if isinstance(kinds, tuple) else kinds.__name__
-            raise UserError(
-                f"{place}: {name.removesuffix('?')} is {shown_value(value)}, expected a JSON "
-                f"{ {'str': 'string', 'dict': 'object', 'list': 'list', 'int': 'integer'}.get(expected, expected) }: "
-                f"{step}"
-            )
+            kind = "number" if isinstance(kinds, tuple) else JSON_NAMES.get(kinds, kinds.__name__)
+            raise UserError(f"{place}: {name} is {shown_value(value)}, expected a JSON {kind}: {step}")
     return row
 
 
-def as_texts(value: Any, place: str) -> list[str]:
-    """A list of texts.
+def check_strings(value: Any, place: str) -> list[str]:
+    """A list of strings.
 
     Raises:
         UserError: It is none.
@@ -381,51 +370,52 @@ def as_texts(value: Any, place: str) -> list[str]:
     return value
 
 
-def as_numbers(value: Any, place: str, count: int | None = None) -> list[float]:
-    """A list of numbers, of so many where that is said.
+def check_numbers(value: Any, place: str, count: int | None = None) -> list[float]:
+    """A list of finite numbers, of so many where that is said.
 
     Raises:
         UserError: It is none.
     """
-    is_list = isinstance(value, list) and all(type(part) in Number and math.isfinite(part) for part in value)
+    is_list = isinstance(value, list) and all(type(part) in NUMBER and math.isfinite(part) for part in value)
     if not is_list or (count is not None and len(value) != count):
         raise UserError(f"{place} is {shown_value(value)}, expected a list of numbers: {_RUN_STEP}")
     return list(value)
 
 
-def _stored(path: Path) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+def _stored_samples(path: Path) -> Iterator[tuple[str, StoredSample]]:
     for line in read_lines(path, step=_RUN_STEP, unfinished=True) if path.is_file() else ():
-        row = as_row(line.fields(), line.place)
+        row = check_sample_row(line.fields(), line.place)
         count = len(row["continuations"])
-        found[row["id"]] = Stored(
-            path=path,
-            start=line.start,
-            recipe=row.get("recipe") or "",
-            identity=identity(row),
-            keys=tuple(f"{row['id']}#{number}" for number in range(count)) if count else (row["id"],),
-            prompt_sha256=row["prompt_sha256"],
-            is_skipped=row["skipped"],
-            is_cut="cut" in row["metadata"],
-            made_of=made_of(row["metadata"]),
+        yield (
+            row["id"],
+            StoredSample(
+                path=path,
+                start=line.start,
+                recipe=row.get("recipe") or "",
+                identity=sample_identity(row),
+                keys=tuple(f"{row['id']}#{number}" for number in range(count)) if count else (row["id"],),
+                prompt_sha256=row["prompt_sha256"],
+                is_skipped=row["skipped"],
+                is_cut="cut" in row["metadata"],
+                data=data_hashes(row["metadata"]),
+            ),
         )
-    return found
 
 
-def made_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def data_hashes(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Which data and haystack a sample is made of."""
     return {name: metadata[name] for name in ("data", "haystack") if name in metadata}
 
 
-def identity(row: Mapping[str, Any]) -> list[Any]:
-    """What a sample's row is of, see `SAMPLE`, as JSON would give it back."""
+def sample_identity(row: Mapping[str, Any]) -> list[Any]:
+    """What a sample's row is of: `SAMPLE` and the settings of its task, as JSON would give them back."""
     metadata = row.get("metadata")
     settings = metadata.get("settings") if isinstance(metadata, Mapping) else None
-    found: list[Any] = json.loads(json.dumps([*(row.get(name) for name in SAMPLE), settings]))
-    return found
+    values: list[Any] = json.loads(json.dumps([*(row.get(name) for name in SAMPLE), settings]))
+    return values
 
 
-def _refuse_other(folder: Path, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+def _check_same_run(folder: Path, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Raises UserError where a run is of another model, or asked in another way; names and paths do not count."""
     there, here = (dict(record.get("engine") or {}) for record in (found, manifest))
     differs = model_differences(there, here)

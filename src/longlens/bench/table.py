@@ -1,10 +1,11 @@
-"""A table across runs: what each model scores at each task and length."""
+"""Tables and heatmaps across runs: what each model scores at each task and length."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from longlens.errors import UserError
 FORMATS = ("text", "markdown", "csv")
 MANY = 8
 """Models that have a column each."""
+GRID = "niah_grid"
 _KEYS = ("task", "length", "metric")
 # README of NVIDIA/RULER, the columns of its table
 RULER_AVERAGES = {"average": "Avg.", "weighted_increasing": "wAvg. (inc)", "weighted_decreasing": "wAvg. (dec)"}
@@ -63,7 +65,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
     """Runs side by side.
 
     Args:
-        results: Name of a run -> what `longlens.bench.summary.summarise_run` says of it.
+        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
         by_depth: Whether a task's rows are followed by those of the parts of the text.
 
     Raises:
@@ -84,12 +86,15 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
                 cells.setdefault((batch["task"], place, batch["metric"]), {})[name] = _cell(part, bound)
             notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _notes(batch, length))
         for harness in result["harness"].values():
-            for key, value in _harness(harness).items():
-                cells.setdefault(key, {})[name] = _number(value["score"], value["interval"])
-        for key, score in _suite_rows(result["suites"]).items():
-            shown = f"{score:,}" if isinstance(score, int) else f"{score:.2f}" if score is not None else "-"
-            cells.setdefault(key, {})[name] = shown
-        notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _gaps(result["suites"]))
+            for task, metrics in harness["results"].items():
+                for metric, value in metrics.items():
+                    cells.setdefault((task, harness["length"] or "", metric), {})[name] = _cell(value)
+        for suite, place, scores, gaps in _suite_parts(result["suites"]):
+            for what, score in scores.items():
+                shown = f"{score:,}" if isinstance(score, int) else f"{score:.2f}" if score is not None else "-"
+                cells.setdefault((suite, place, what), {})[name] = shown
+            if gaps:
+                notes[f"{labels[name]}: {suite}{' at ' if place else ''}{place}: no {', '.join(gaps)}"] = None
     # Averages that no run has are left out; what they lack is in the notes.
     known = {key: found for key, found in cells.items() if any(cell != "-" for cell in found.values())}
     rows = [[*key, *(found.get(name, "-") for name in results)] for key, found in known.items()]
@@ -121,13 +126,10 @@ def _labels(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _cell(batch: Mapping[str, Any], bound: str = "") -> str:
-    return bound + _number(batch["score"], batch["interval"])
-
-
-def _number(score: float | None, interval: Sequence[float] | None) -> str:
+    score, interval = batch["score"], batch["interval"]
     if score is None:
-        return "-"
-    return f"{score:.1f}" + ("" if interval is None else f" [{interval[0]:.1f}, {interval[1]:.1f}]")
+        return f"{bound}-"
+    return f"{bound}{score:.1f}" + ("" if interval is None else f" [{interval[0]:.1f}, {interval[1]:.1f}]")
 
 
 def _span(part: Mapping[str, Any]) -> str:
@@ -142,45 +144,41 @@ def _notes(batch: Mapping[str, Any], length: str) -> list[str]:
         "num_cut": "samples were shortened",
         "num_truncated_answers": "answers ended for their number of tokens",
     }
-    told = [f"{place}: {batch[key]} {what}" for key, what in counts.items() if batch[key]]
+    notes = [f"{place}: {batch[key]} {what}" for key, what in counts.items() if batch[key]]
     if batch.get("needs_judge"):
-        told.append(f"{place}: the score is a judge's: longlens bench grade RUN --judge MODEL")
+        notes.append(f"{place}: the score is a judge's: longlens bench grade RUN --judge MODEL")
     elif batch["num_scored"] != batch["num_samples"]:
-        told.append(f"{place}: {batch['metric']} is of {batch['num_scored']} of {batch['num_samples']} samples")
+        notes.append(f"{place}: {batch['metric']} is of {batch['num_scored']} of {batch['num_samples']} samples")
     judges = [one for one in batch.get("judged_by", ()) if one["prompts"] is not None]
-    return told + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]
+    return notes + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]
 
 
-def _harness(result: Mapping[str, Any]) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    return {
-        (task, result["length"] or "", metric): value
-        for task, metrics in result["results"].items()
-        for metric, value in metrics.items()
-    }
-
-
-def _suite_rows(suites: Mapping[str, Any]) -> dict[tuple[str, str, str], float | None]:
-    rows: dict[tuple[str, str, str], float | None] = {}
+def _suite_parts(
+    suites: Mapping[str, Any],
+) -> Iterator[tuple[str, str, Mapping[str, float | None], Sequence[str]]]:
+    """Suite, place, averages there, and which tasks are missing for one."""
     if "ruler" in suites:
         found = suites["ruler"]
-        rows |= {("RULER", f"{int(length):,}", "mean of 13"): mean for length, mean in found["means"].items()}
-        for key, name in RULER_AVERAGES.items():
-            rows[("RULER", "all", name)] = found[key]
-        rows[("RULER", "all", f"effective length (> {found['threshold']:g})")] = found["effective_length"]
+        for length, mean in found["means"].items():
+            yield "RULER", f"{int(length):,}", {"mean of 13": mean}, ()
+        averages = {name: found[key] for key, name in RULER_AVERAGES.items()}
+        averages[f"effective length (> {found['threshold']:g})"] = found["effective_length"]
+        yield "RULER", "all", averages, ()
+        for length, gaps in found["gaps"].items():
+            yield "RULER", str(length), {}, gaps
     for length, found in suites.get("helmet", {}).items():
-        rows |= {("HELMET", _at(length), category): score for category, score in found["categories"].items()}
-        rows[("HELMET", _at(length), "overall")] = found["overall"]
+        yield "HELMET", _at(length), {**found["categories"], "overall": found["overall"]}, found["gaps"]
     for length, found in suites.get("longbench", {}).items():
         for part, domains in found["domains"].items():
-            rows |= {("LongBench", _at(length, part), domain): score for domain, score in domains.items()}
-            rows[("LongBench", _at(length, part), "overall")] = found["overall"][part]
+            yield "LongBench", _at(length, part), {**domains, "overall": found["overall"][part]}, ()
+        yield "LongBench", _at(length), {}, found["gaps"]
     for length, buckets in suites.get("longbench_e", {}).items():
         for bucket, found in buckets.items():
-            rows[("LongBench-E", _at(length, bucket), "overall")] = found["overall"]["en"]
+            yield "LongBench-E", _at(length, bucket), {"overall": found["overall"]["en"]}, found["gaps"]
     for length, numbers in suites.get("longbench_v2", {}).items():
         for name, groups in numbers.items():
-            rows |= {("LongBench v2", _at(length, group), name): score for group, score in groups.items()}
-    return rows
+            for group, score in groups.items():
+                yield "LongBench v2", _at(length, group), {name: score}, ()
 
 
 def _at(length: str, part: str = "") -> str:
@@ -188,19 +186,37 @@ def _at(length: str, part: str = "") -> str:
     return " ".join(word for word in (f"{int(length):,}" if int(length) else "", part) if word)
 
 
-def _gaps(suites: Mapping[str, Any]) -> list[str]:
-    told = []
-    if "ruler" in suites:
-        told += [f"RULER at {length}: no {', '.join(tasks)}" for length, tasks in suites["ruler"]["gaps"].items()]
-    lacking = {("HELMET", length, ""): found["gaps"] for length, found in suites.get("helmet", {}).items()}
-    lacking |= {("LongBench", length, ""): found["gaps"] for length, found in suites.get("longbench", {}).items()}
-    for length, buckets in suites.get("longbench_e", {}).items():
-        lacking |= {("LongBench-E", length, bucket): found["gaps"] for bucket, found in buckets.items()}
-    for (name, length, part), gaps in lacking.items():
-        if gaps:
-            told.append(f"{name}{' at ' if int(length) or part else ''}{_at(length, part)}: no {', '.join(gaps)}")
-    return told
-
-
 def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """A heatmap of each run that has a needle grid.
+
+    Args:
+        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
+        folder: Where the files go.
+
+    Raises:
+        UserError: No run has a needle grid, or matplotlib is not installed.
+    """
+    from longlens.report.heatmap import write_heatmap
+
+    written: list[Path] = []
+    stems: list[str] = []
+    for name, result in results.items():
+        cells = [
+            (batch["length"], part["from"], part["score"])
+            for batch in result["tasks"].values()
+            if batch["suite"] == GRID and batch["length"] is not None
+            for part in batch["depths"]
+        ]
+        if cells:
+            stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+            stems.append(stem)
+            stem += f"-{stems.count(stem)}" if stems.count(stem) > 1 else ""
+            title = f"{Path(str(result['model'])).name}, needle in a haystack"
+            written += write_heatmap(cells, folder, name=f"heatmap-{stem}", title=title)
+    if not written:
+        raise UserError(f"no run has a needle grid to draw: run {GRID} first, with several `lengths`")
+    return written

@@ -23,9 +23,11 @@ from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncat
 GROUPS = (Loading, Engine, Reading, Truncation, KeyRule)
 
 OPTIONS = {
+    "arguments": "model_args",
     "format": "format_",
     "keep_remainder": "drop_remainder",
     "sources": "source",
+    "lengths": "length",
     "store_text": "text",
     "template_arguments": "template_args",
     "use_lcl": "lcl",

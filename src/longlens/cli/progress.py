@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Any
 
 import rich.progress
 from rich.console import Console
@@ -13,62 +11,6 @@ from longlens.cli import console
 from longlens.cli.console import printable, say
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
-
-
-class CountProgress:
-    """Counts what is done, on stderr.
-
-    Args:
-        what: What is counted, in the plural.
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._bar: Any = None
-        self._title, self._total, self._done = "", 0, 0
-        self._started = self._told = time.monotonic()
-
-    def asked(self, title: str, requests: int) -> None:
-        """So many more are about to be done."""
-        self._stop()
-        self._title, self._total, self._done = printable(title), requests, 0
-        self._started = self._told = time.monotonic()
-        terminal = Console(stderr=True, markup=False, highlight=False)
-        if not terminal.is_terminal:
-            say(f"{self._title}: {requests:,} {self._what} to answer")
-            return
-        columns = (
-            rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.completed}/{task.total}", markup=False),
-            rich.progress.TimeRemainingColumn(),
-        )
-        self._bar = rich.progress.Progress(*columns, console=terminal, transient=True)
-        self._task = self._bar.add_task(self._title, total=requests)
-        self._bar.start()
-
-    def answered(self) -> None:
-        """One is done."""
-        self._done, now = self._done + 1, time.monotonic()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
-        elif now - self._told >= console.PLAIN_SECONDS:
-            self._told = now
-            left = (now - self._started) / self._done * (self._total - self._done)
-            say(f"{self._title}: {self._done:,} of {self._total:,} {self._what}, about {left:,.0f} s left")
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def __enter__(self) -> CountProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
 
 
 class ProgressBar(Progress):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.errors import UserError, shown, utf8
+from longlens.errors import UserError, shown, system_errors, utf8
 from longlens.files import cannot_write, opened, parse_json
 
 STEP = "correct or delete the line"
@@ -54,6 +54,17 @@ def read_lines(path: Path, *, step: str = STEP, unfinished: bool = False) -> Ite
     """
     with opened(path) as file:
         yield from parse_lines(file, str(path), step=step, unfinished=unfinished)
+
+
+def read_at(path: Path, start: int, *, step: str = STEP) -> Any:
+    """The value of the line that begins at a byte, see `Line`, of a file that is not compressed.
+
+    Raises:
+        UserError: The file cannot be read, or the line is not JSON.
+    """
+    with system_errors(path), path.open("rb") as file:
+        file.seek(start)
+        return parse_json(file.readline(), shown(path), step)
 
 
 def parse_lines(lines: Iterable[bytes], name: str, *, step: str = STEP, unfinished: bool = False) -> Iterator[Line]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -16,11 +17,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from longlens.bench.engine import HF, EngineSettings, Texts, describe
+from longlens.bench.engine import HF, EngineSettings, TokenLimit, describe
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.errors import UserError, one_line, shown_value
 from longlens.models.forward import Forward, generation_record, greedy, pack, running
-from longlens.settings.options import Loading
 from longlens.tokenization import own_bos
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
@@ -29,7 +29,7 @@ FULL_LOGITS_BYTES = 2**28
 """Continuations in lm-evaluation-harness's own tasks whose logits would take more are scored as ours are."""
 
 
-class Exact:
+class ExactPairs:
     """Keeps a backend from moving the border of a prompt and its continuation; mixed into each of them.
 
     Attributes:
@@ -49,7 +49,7 @@ class Exact:
         return before, whole[len(before) :]  # the border was checked with the same tokenizer
 
 
-class LensHFLM(Exact, HFLM):  # type: ignore[misc]
+class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
     """The Hugging Face backend, without logits of long sequences, and it knows which answers were cut short.
 
     Attributes:
@@ -167,7 +167,7 @@ class LensHFLM(Exact, HFLM):  # type: ignore[misc]
                 yield answer
 
 
-def open_engine(settings: EngineSettings, texts: Texts) -> HarnessEngine:
+def open_engine(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     """Loads a model, or makes ready to ask a server.
 
     Raises:
@@ -176,33 +176,26 @@ def open_engine(settings: EngineSettings, texts: Texts) -> HarnessEngine:
     if settings.backend not in MODEL_MAPPING:
         known = ", ".join(sorted(MODEL_MAPPING))
         raise UserError(f"no backend {settings.backend!r}; lm-evaluation-harness has {known}")
-    return (_open_hf if settings.backend == HF else _open_other)(settings, texts)
+    return (_open_hf if settings.backend == HF else _open_other)(settings, limit)
 
 
-def _open_hf(settings: EngineSettings, texts: Texts) -> HarnessEngine:
+def _open_hf(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     from longlens.models import load_transformers
     from longlens.scoring.continuations import ContinuationScorer
 
     for name in settings.arguments:
         if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
-            raise UserError(f"--model-arg {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
-    loading = Loading(
-        dtype=settings.dtype,
-        device=own_device(settings.device),
-        device_map=settings.device_map,
-        attention=settings.attention,
-        trust_remote_code=settings.trust_remote_code,
-        allow_pickle=settings.allow_pickle,
-    )
+            raise UserError(f"`arguments` has {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
+    loading = replace(settings.loading, device=own_device(settings.loading.device))
     loaded = load_transformers(settings.model, loading)
-    arguments = {"max_length": texts.max_length, "batch_size": settings.batch_size}
+    arguments = {"max_length": limit.max_length, "batch_size": settings.batch_size}
     with _explained(settings), quiet():
-        lm = LensHFLM(pretrained=loaded.model, tokenizer=texts.tokenizer, **arguments, **settings.arguments)
+        lm = LensHFLM(pretrained=loaded.model, tokenizer=limit.tokenizer, **arguments, **settings.arguments)
     info = loaded.info
-    lm.scorer = ContinuationScorer(loaded.model, texts.tokenizer, weights_sha256=info.weights_sha256)
+    lm.scorer = ContinuationScorer(loaded.model, limit.tokenizer, weights_sha256=info.weights_sha256)
     names = ("source", "architecture", "device", "attention")
     described = {name: getattr(info, name) for name in names} | info.identity.to_json() | {"generation": lm.generation}
-    return HarnessEngine(lm, settings, texts, described)
+    return HarnessEngine(lm, settings, limit, described)
 
 
 def own_device(device: str) -> str:
@@ -212,27 +205,27 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def _open_other(settings: EngineSettings, texts: Texts) -> HarnessEngine:
+def _open_other(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     server = settings.server
-    arguments: dict[str, Any] = {"batch_size": settings.batch_size, "add_bos_token": bool(own_bos(texts.tokenizer))}
+    arguments: dict[str, Any] = {"batch_size": settings.batch_size, "add_bos_token": bool(own_bos(limit.tokenizer))}
     if server:
         path = "chat/completions" if settings.is_chat else "completions"
         arguments |= {"model": server.name, "base_url": f"{server.address}/{path}", "tokenizer_backend": "none"}
         # Its own maximum is one less, for a token to write.
-        arguments |= {"max_length": texts.max_length + 1}
+        arguments |= {"max_length": limit.max_length + 1}
     else:
-        arguments |= {"pretrained": settings.model, "max_model_len": texts.max_length}
-        arguments |= {} if settings.dtype == "auto" else {"dtype": settings.dtype}
+        arguments |= {"pretrained": settings.model, "max_model_len": limit.max_length}
+        arguments |= {} if settings.loading.dtype == "auto" else {"dtype": settings.loading.dtype}
     with _explained(settings), quiet():
         base = get_model(settings.backend)
         given = {name: value for name, value in settings.arguments.items() if name != PENALTY}
         own = _server_key(settings.api_key) if server else {}
-        lm = type(f"Exact{base.__name__}", (Exact, base), own)(**(arguments | given))
+        lm = type(f"Exact{base.__name__}", (ExactPairs, base), own)(**(arguments | given))
     if server and not settings.is_chat:
         # It would load a tokenizer by its name on the hub; this is the one that counts.
-        lm.tokenizer, lm.tokenizer_backend = texts.tokenizer, "huggingface"
+        lm.tokenizer, lm.tokenizer_backend = limit.tokenizer, "huggingface"
         lm.tokenized_requests = bool(given.get("tokenized_requests", True))
-    return HarnessEngine(lm, settings, texts, describe(settings, texts) or {})
+    return HarnessEngine(lm, settings, limit, describe(settings, limit) or {})
 
 
 def _server_key(key: str) -> dict[str, Any]:
@@ -252,8 +245,8 @@ def _explained(settings: EngineSettings) -> Iterator[None]:
     except UserError:
         raise
     except (TypeError, ValueError, AssertionError, ModuleNotFoundError, ImportError, RuntimeError, OSError) as error:
-        reason = settings.redacted(one_line(error))
+        reason = settings.redact(one_line(error))
         raise UserError(
             f"the backend {settings.backend!r} cannot be made ready for {settings.model}: {reason}: check the model, "
-            "--model-arg and that the backend's package is installed"
+            "`arguments` and that the backend's package is installed"
         ) from error

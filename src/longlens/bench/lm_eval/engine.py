@@ -14,10 +14,12 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models import api_models
 
-from longlens.bench.engine import Answer, EngineSettings, Request, Texts, prompt_tokens
+from longlens.bench.engine import EngineSettings, ModelAnswer, ModelRequest, TokenLimit, prompt_tokens
 from longlens.errors import UserError, one_line
 from longlens.tokenization import TextEncoder, own_bos
 
+OnAnswer = Callable[[ModelAnswer], None]
+OnRawAnswer = Callable[[str, Any, "bool | None"], None]
 PENALTY = "repetition_penalty"
 NO_ANSWER = "\x00no answer"
 # What stands for an answer that a server left out, which is the empty string otherwise, as if the model had said that.
@@ -44,46 +46,69 @@ class HarnessEngine:
 
     Attributes:
         lm: Its backend.
-        texts: What counts its tokens, and how many it takes.
+        limit: What counts its tokens, and how many it takes.
         info: What is recorded.
     """
 
-    def __init__(self, lm: Any, settings: EngineSettings, texts: Texts, described: Mapping[str, Any]) -> None:
-        self.lm, self.texts = lm, texts
+    def __init__(self, lm: Any, settings: EngineSettings, limit: TokenLimit, described: Mapping[str, Any]) -> None:
+        self.lm, self.limit = lm, limit
         self._settings = settings
-        lm.adds_bos = bool(own_bos(texts.tokenizer))
-        hashed = TextEncoder(texts.tokenizer).sha256
+        lm.adds_bos = bool(own_bos(limit.tokenizer))
+        hashed = TextEncoder(limit.tokenizer).sha256
         self.info: dict[str, Any] = {
             "model": settings.model,
             "backend": settings.backend,
             **described,
             "tokenizer_sha256": hashed,
-            "max_length": texts.max_length,
+            "max_length": limit.max_length,
         }
 
-    def answer(self, requests: Sequence[Request], take: Callable[[Answer], None]) -> None:
+    def answer(self, requests: Sequence[ModelRequest], on_answer: OnAnswer) -> None:
         """See `longlens.bench.engine.Engine`."""
         self._check(requests)
         self.lm.exact_pairs = True
-        for (tokens, stop), group in groupby(sorted(requests, key=_kind), key=lambda r: (r.max_new_tokens, r.stop)):
-            asked = list(group)
-            if asked[0].continuation is None:
-                self._generate(asked, tokens, stop, take)
-            else:
-                self._score(asked, take)
+        for (is_written, tokens, stop), group in groupby(sorted(requests, key=_kind), key=_kind):
+            same: dict[tuple[str, str | None], list[ModelRequest]] = {}
+            for request in group:
+                same.setdefault((request.prompt, request.continuation), []).append(request)
+            by_key = {alike[0].key: alike for alike in same.values()}
 
-    def _check(self, requests: Iterable[Request]) -> None:
+            def hand_on(key: str, answer: Any, has_ended: bool | None, by_key: Any = by_key) -> None:
+                for request in by_key[key]:
+                    on_answer(self._answer_to(request, answer, has_ended))
+
+            if is_written:
+                options: dict[str, Any] = {"until": list(stop), "max_gen_toks": tokens, "do_sample": False}
+                options |= {PENALTY: 1.0} if self.takes_penalty else {}
+                sent = api_models.JsonChatStr if self._settings.is_chat else str
+                asked = {key: (sent(alike[0].prompt), dict(options)) for key, alike in by_key.items()}
+                self.ask("generate_until", asked, hand_on)
+            else:
+                pairs = {key: (alike[0].prompt, alike[0].continuation) for key, alike in by_key.items()}
+                self.ask("loglikelihood", pairs, hand_on)
+
+    def _answer_to(self, request: ModelRequest, answer: Any, has_ended: bool | None) -> ModelAnswer:
+        if request.continuation is not None:
+            return ModelAnswer(request.key, logprob=float(answer[0]), is_greedy=bool(answer[1]))
+        if answer == NO_ANSWER:  # servers that keep reasoning apart leave out an answer whose tokens all went into it
+            return ModelAnswer(request.key, text="", is_truncated=True)
+        if has_ended is None:
+            written = self.limit.tokenizer(str(answer), add_special_tokens=False, verbose=False)["input_ids"]
+            has_ended = len(written) < request.max_new_tokens
+        return ModelAnswer(request.key, text=str(answer), is_truncated=not has_ended)
+
+    def _check(self, requests: Iterable[ModelRequest]) -> None:
         for request in requests:
             counted = request.num_tokens
             if counted is None:
                 text = request.prompt + (request.continuation or "")
-                counted = len(prompt_tokens(self.texts.tokenizer, text))
+                counted = len(prompt_tokens(self.limit.tokenizer, text))
             needed = counted + request.max_new_tokens
-            if needed > self.texts.max_length:
+            if needed > self.limit.max_length:
                 raise UserError(
                     f"{request.key} needs {needed:,} tokens and {self._settings.model} takes "
-                    f"{self.texts.max_length:,}: use a shorter --length, another --overlong, or --max-length if the "
-                    "model takes more"
+                    f"{self.limit.max_length:,}: use shorter `lengths`, another `overlong`, or `max_length` if "
+                    "the model takes more"
                 )
 
     @property
@@ -95,44 +120,16 @@ class HarnessEngine:
         is_refused = self._settings.arguments.get(PENALTY, 1.0) is None
         return not is_refused and not self._settings.backend.startswith(("openai", "anthropic"))
 
-    def _generate(
-        self, requests: Sequence[Request], tokens: int, stop: tuple[str, ...], take: Callable[[Answer], None]
-    ) -> None:
-        options: dict[str, Any] = {"until": list(stop), "max_gen_toks": tokens, "do_sample": False}
-        if self.takes_penalty:
-            options[PENALTY] = 1.0
-        same = _by_prompt(requests)
-
-        def taken(key: str, text: Any, has_ended: bool | None) -> None:
-            # Servers that keep reasoning apart leave out an answer whose tokens all went into it.
-            said = "" if text == NO_ANSWER else str(text)
-            is_truncated = text == NO_ANSWER or self._is_truncated(said, tokens, has_ended)
-            for request in same[key]:
-                take(Answer(request.key, text=said, is_truncated=is_truncated))
-
-        sent = api_models.JsonChatStr if self._settings.is_chat else str
-        self.ask("generate_until", {key: (sent(group[0].prompt), dict(options)) for key, group in same.items()}, taken)
-
-    def _score(self, requests: Sequence[Request], take: Callable[[Answer], None]) -> None:
-        same = _by_prompt(requests)
-
-        def taken(key: str, answer: Any, has_ended: bool | None) -> None:
-            for request in same[key]:
-                take(Answer(request.key, logprob=float(answer[0]), is_greedy=bool(answer[1])))
-
-        pairs = {key: (group[0].prompt, group[0].continuation) for key, group in same.items()}
-        self.ask("loglikelihood", pairs, taken)
-
-    def ask(self, kind: str, asked: Mapping[str, tuple[Any, ...]], take: Taken) -> None:
+    def ask(self, kind: str, asked: Mapping[str, tuple[Any, ...]], on_answer: OnRawAnswer) -> None:
         """Asks the backend.
 
         Args:
             kind: ``generate_until``, ``loglikelihood`` or ``loglikelihood_rolling``.
             asked: What is asked, by any key.
-            take: Takes the key, the answer and, where that is known, whether it ended by itself; at once where the
+            on_answer: Takes the key, the answer and, where that is known, whether it ended by itself; at once where the
                 backend says so, else when all are there.
         """
-        hook = Hook(self.lm, asked, take)
+        hook = AnswerHook(self.lm, asked, on_answer)
         self.lm.set_cache_hook(hook)
         run = getattr(self.lm, kind)
         without_bar = {"disable_tqdm": True} if "disable_tqdm" in inspect.signature(run).parameters else {}
@@ -141,8 +138,8 @@ class HarnessEngine:
                 [Instance(kind, {}, arguments, at) for at, arguments in enumerate(asked.values())], **without_bar
             )
         for key, answer in zip(asked, answers, strict=True):
-            if key not in hook.taken:
-                take(key, answer, None)
+            if key not in hook.handed_on:
+                on_answer(key, answer, None)
 
     @contextmanager
     def _engine_errors(self) -> Iterator[None]:
@@ -156,8 +153,8 @@ class HarnessEngine:
             yield
         except OutOfMemoryError as error:
             raise UserError(
-                f"{self._settings.model} ran out of memory; what was answered is kept: use a smaller --batch-size (it "
-                f"was {self._settings.batch_size}), --dtype bfloat16 or --device-map auto, and run it again"
+                f"{self._settings.model} ran out of memory; what was answered is kept: use a smaller `batch_size` (it "
+                f"was {self._settings.batch_size}), `dtype=bfloat16` or `device_map=auto`, and run it again"
             ) from error
         except (RequestException, ClientError, RetryError, TimeoutError) as error:
             if not self._settings.server:
@@ -167,52 +164,37 @@ class HarnessEngine:
             is_refused = getattr(response, "status_code", getattr(error, "status", None)) in (401, 403)
             # What a server says of a key may repeat it.
             reason = f"{one_line(error)}: {said[:200]}" if said and not is_refused else one_line(error)
-            reason = self._settings.redacted(reason)
-            hint = ", and the key, see --api-key-env" if is_refused else ""
-            hint += f", or leave out what it does not know: --model-arg {PENALTY}=null" if PENALTY in said else ""
+            reason = self._settings.redact(reason)
+            hint = ", and the key, see `api_key_env`" if is_refused else ""
+            if PENALTY in said:
+                hint += f", or leave out what it does not know: {PENALTY}=null among the `arguments`"
             raise UserError(
                 f"{self._settings.model} did not answer ({reason}): what was answered is kept; check it and run "
                 f"the same command again{hint}"
             ) from error
 
-    def _is_truncated(self, text: str, tokens: int, has_ended: bool | None) -> bool:
-        if has_ended is not None:
-            return not has_ended
-        return len(self.texts.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) >= tokens
 
-
-Taken = Callable[[str, Any, "bool | None"], None]
-
-
-def _kind(request: Request) -> tuple[bool, int, tuple[str, ...]]:
+def _kind(request: ModelRequest) -> tuple[bool, int, tuple[str, ...]]:
     return request.continuation is None, request.max_new_tokens, request.stop
 
 
-def _by_prompt(requests: Iterable[Request]) -> dict[str, list[Request]]:
-    """Requests of one prompt and continuation together, by the key of the first."""
-    same: dict[tuple[str, str | None], list[Request]] = {}
-    for request in requests:
-        same.setdefault((request.prompt, request.continuation), []).append(request)
-    return {group[0].key: group for group in same.values()}
-
-
-class Hook:
+class AnswerHook:
     """What a backend calls for each answer, as its cache: hands it on at once.
 
     A backend may change the options that it calls with, so that an answer is known by its prompt and continuation;
     where several requests have the same ones, they wait until all answers are there.
 
     Attributes:
-        taken: Keys of the answers that were handed on.
+        handed_on: Keys of the answers that were handed on.
     """
 
-    def __init__(self, lm: Any, asked: Mapping[str, tuple[Any, ...]], take: Taken) -> None:
-        self._lm, self._take = lm, take
+    def __init__(self, lm: Any, asked: Mapping[str, tuple[Any, ...]], on_answer: OnRawAnswer) -> None:
+        self._lm, self._on_answer = lm, on_answer
         self._keys: dict[tuple[str, str | None], str | None] = {}
         for key, arguments in asked.items():
             identity = _identity(arguments)
             self._keys[identity] = None if identity in self._keys else key
-        self.taken: set[str] = set()
+        self.handed_on: set[str] = set()
 
     def add_partial(self, kind: str, asked: Sequence[Any], answer: Any) -> None:
         """An answer to (prompt, options), (prompt, continuation) or (text,)."""
@@ -220,8 +202,8 @@ class Hook:
         has_ended = ends.pop(0) if kind == "generate_until" and ends else None
         key = self._keys.pop(_identity(tuple(asked)), None)
         if key is not None:
-            self.taken.add(key)
-            self._take(key, answer, has_ended)
+            self.handed_on.add(key)
+            self._on_answer(key, answer, has_ended)
 
 
 def _identity(arguments: tuple[Any, ...]) -> tuple[str, str | None]:

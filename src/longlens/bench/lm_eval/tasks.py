@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,55 +18,83 @@ from lm_eval.tasks._factory import TaskFactory
 
 from longlens.bench.engine import prompt_tokens
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
-from longlens.bench.names import HarnessTask
+from longlens.bench.samples import files_sha256
+from longlens.bench.selection import BenchSettings, HarnessTask
+from longlens.bench.store import BenchRun, read_harness
 from longlens.errors import UserError, library_errors, one_line, shown
 from longlens.files import cache_folder
 from longlens.metrics.uncertainty import Estimate, bounded_interval
+from longlens.progress import Progress
+from longlens.runs.identity import canonical_sha256
 from longlens.tasks.fitting import Draft, TokenCounter
 from longlens.tasks.truncation import truncate
 
-Keep = Callable[[str, Any], None]
+_LOGGER = logging.getLogger(__name__)
 OFFLINE = (ConnectionError, TimeoutError, DatasetNotFoundError, HfHubHTTPError)
 """What is said where a data set cannot be had from the hub."""
 
 
-def run_task(
-    engine: HarnessEngine,
-    task: HarnessTask,
-    *,
-    length: str | None,
-    samples: int | None,
-    few_shot: int | None,
-    chat_template: bool,
-    overlong: str,
-    data_dir: str | None,
-    known: Mapping[str, Any],
-    keep: Keep,
-    asked: Callable[[int], None],
-) -> dict[str, Any]:
-    """Runs a task or group.
+def run_harness(
+    run: BenchRun, get_engine: Callable[[], Any], task: HarnessTask, settings: BenchSettings, progress: Progress
+) -> None:
+    """Runs a task or group, and keeps its answers as they come, and its results.
+
+    An answer is looked up by a hash of what is asked, with all options, so that the same call goes on after a kill. A
+    task whose result is there, of the same settings and files, is not run again.
 
     Args:
-        engine: The model.
-        task: What is run.
-        length: Of its data, such as ``4k``, where that comes in lengths.
-        samples: The first so many of each of its tasks.
-        few_shot: Examples in a prompt; its own number unless given.
-        chat_template: Whether prompts are put into the tokenizer's chat template.
-        overlong: ``error``, ``middle`` or ``left``.
-        data_dir: Folder with copies of the hub's data sets, ``DIR/owner/name``; the hub unless given.
-        known: Answers of before, by `request_key`.
-        keep: Takes each new answer.
-        asked: Hears how many requests are about to be answered.
-
-    Returns:
-        ``results``: task -> metric -> score and interval in percent; ``num_samples``, ``versions`` of tasks,
-        ``few_shot`` and ``num_cut``.
+        run: The folder.
+        get_engine: Loads the model, once.
+        task: What is run, as `longlens.bench.selection.check_harness` allows it.
+        settings: What is asked; its ``data_dir`` is a folder with copies of the hub's data sets, ``DIR/owner/name``.
+        progress: Shows how many requests are answered.
 
     Raises:
         UserError: There is no such task, its data cannot be had, or a prompt is too long.
     """
-    recorded = Recorded(engine, known, keep, asked, overlong)
+    data_dir = settings.settings.get("data_dir")
+    asked: dict[str, Any] = {
+        "samples": settings.samples,
+        "few_shot": task.few_shot if settings.few_shot is None else settings.few_shot,
+        "chat_template": settings.prompts.template not in ("none", "auto"),
+        "overlong": settings.prompts.overlong or "error",
+    }
+    files = files_sha256(Path(data_dir)) if data_dir is not None and Path(data_dir).exists() else None
+    results = {row["name"]: row for row in read_harness(run.path, "result")}
+    for length in [f"{length // 1024}k" for length in settings.lengths] if task.by_length else [None]:
+        name = task.name if length is None else f"{task.name}-{length}"
+        result = results.get(name, {})
+        if result.get("asked") != asked | {"files": files}:
+            engine = get_engine()
+            run.begin(engine.info)
+            recorded = RecordingLM(run, engine, name, asked["overlong"], progress)
+            result = evaluate(recorded, task, length, data_dir, asked) | {"num_cut": recorded.num_cut}
+            run.append("harness", {"kind": "result", "name": name, "asked": asked | {"files": files}, **result})
+        if result["num_cut"]:
+            _LOGGER.info(f"{name}: {result['num_cut']} prompts were too long and are shortened")
+
+
+def evaluate(
+    recorded: RecordingLM, task: HarnessTask, length: str | None, data_dir: str | None, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What lm-evaluation-harness says of a task.
+
+    Args:
+        recorded: The model.
+        task: What is run.
+        length: Of its data, such as ``4k``, where that comes in lengths.
+        data_dir: Folder with copies of the hub's data sets; the hub unless given.
+        asked: ``samples``, the first so many of each of its tasks; ``few_shot``, examples in a prompt, its own number
+            where that is None; ``chat_template``, whether prompts are put into the tokenizer's.
+
+    Returns:
+        ``results``: task -> metric -> score and interval in percent; ``num_samples``, ``versions`` of tasks and
+        ``few_shot``.
+
+    Raises:
+        UserError: There is no such task, its data cannot be had, or a prompt is too long.
+    """
+    engine = recorded.engine
     metadata: dict[str, Any] = {"tokenizer": engine.info["model"]}
     if length is not None:
         metadata["max_seq_lengths"] = length
@@ -88,10 +114,10 @@ def run_task(
                 model=recorded,
                 tasks=names,
                 task_manager=manager,
-                num_fewshot=few_shot,
-                limit=samples,
-                apply_chat_template=chat_template,
-                fewshot_as_multiturn=chat_template,
+                num_fewshot=asked["few_shot"],
+                limit=asked["samples"],
+                apply_chat_template=asked["chat_template"],
+                fewshot_as_multiturn=asked["chat_template"],
                 log_samples=False,
                 # Its seeding of the whole process's random numbers is switched off.
                 random_seed=None,
@@ -103,8 +129,8 @@ def run_task(
             if data_dir is not None:
                 raise
             raise UserError(
-                f"{task.name}: cannot get its data ({one_line(error)}): check the network, or pass --data-dir DIR with "
-                "copies of the hub's data sets as DIR/owner/name"
+                f"{task.name}: cannot get its data ({one_line(error)}): check the network, or pass as `data_dir` a "
+                "folder with copies of the hub's data sets, owner/name each"
             ) from error
     return {
         "results": {
@@ -116,7 +142,6 @@ def run_task(
         "few_shot": found["n-shot"],
         "metric": task.metric,
         "length": length,
-        "num_cut": recorded.num_cut,
     }
 
 
@@ -161,7 +186,7 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
                 # A function that asks the hub, whatever the path: BABILong's, for the rows of a length and a question.
                 if kwargs.pop("qa_split", None) is None:
                     raise UserError(
-                        f"{config.get('task')} reads the hub by a function of its own: leave --data-dir out"
+                        f"{config.get('task')} reads the hub by a function of its own: leave `data_dir` out"
                     )
                 config["dataset_name"] = self._meta["max_seq_lengths"]
             config["dataset_kwargs"] = {**kwargs, "cache_dir": str(_rows_cache(self._folder / name))}
@@ -173,26 +198,22 @@ def _rows_cache(folder: Path) -> Path:
 
     Its own cache goes by the folder's name and would give the rows of another one, or those of before a change.
     """
-    digest = hashlib.sha256(os.fsencode(folder.resolve()))
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found = path.stat()
-        digest.update(os.fsencode(path.relative_to(folder)) + f"\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return cache_folder() / "datasets" / digest.hexdigest()[:16]
+    return cache_folder() / "datasets" / files_sha256(folder.resolve())[:16]
 
 
-class Recorded(LM):  # type: ignore[misc]
-    """A backend whose answers are kept as they come, and not asked for again.
+class RecordingLM(LM):  # type: ignore[misc]
+    """A backend whose answers are kept in the run's folder as they come, and not asked for again.
 
     Attributes:
+        engine: The model.
         num_cut: Prompts that were too long and are shortened.
     """
 
-    def __init__(
-        self, engine: HarnessEngine, known: Mapping[str, Any], keep: Keep, asked: Callable[[int], None], overlong: str
-    ) -> None:
+    def __init__(self, run: BenchRun, engine: HarnessEngine, name: str, overlong: str, progress: Progress) -> None:
         super().__init__()
-        self._engine, self._asked, self._keep, self._overlong = engine, asked, keep, overlong
-        self._known = dict(known)
+        self.engine = engine
+        self._run, self._name, self._overlong, self._progress = run, name, overlong, progress
+        self._known = {row["key"]: row["answer"] for row in read_harness(run.path, "answer")}
         self.num_cut = 0
 
     def generate_until(self, requests: Sequence[Any], **options: Any) -> list[str]:
@@ -209,56 +230,62 @@ class Recorded(LM):  # type: ignore[misc]
         return self._answers("loglikelihood_rolling", requests)
 
     def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
-        keys = [request_key(kind, request.args) for request in requests]
-        owed = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._known}
-        if owed:
-            self._asked(len(owed))
-            self._engine.lm.exact_pairs = False
-            with library_errors("the model could not answer", "the same command resumes; see --batch-size for memory"):
-                self._engine.ask(kind, {key: request.args for key, request in owed.items()}, self._take)
-        return [self._known[key] for key in keys]
+        # A request is named by a hash of what is asked, with all options.
+        keys = [
+            canonical_sha256([kind, *(getattr(argument, "prompt", argument) for argument in request.args)])
+            for request in requests
+        ]
+        owed = {key: request.args for key, request in zip(keys, requests, strict=True) if key not in self._known}
+        num_known = len(self._known)
 
-    def _take(self, key: str, answer: Any, has_ended: bool | None) -> None:
-        self._known[key] = answer
-        self._keep(key, answer)
+        def keep(key: str, answer: Any, has_ended: bool | None) -> None:
+            self._known[key] = answer
+            self._run.append("harness", {"kind": "answer", "key": key, "answer": answer})
+            self._progress.update(len(self._known) - num_known)
+
+        if owed:
+            self.engine.lm.exact_pairs = False
+            self._progress.start(self._name, unit="samples", total=len(owed))
+            try:
+                with library_errors(
+                    "the model could not answer", "the same command resumes; see `batch_size` for memory"
+                ):
+                    self.engine.ask(kind, owed, keep)
+            finally:
+                self._progress.finish()
+        return [self._known[key] for key in keys]
 
     def _fitting(self, request: Any) -> Any:
         """The request with a prompt that the backend will not cut."""
         context, other = request.args
-        text, texts = getattr(context, "prompt", context), self._engine.texts
-        count = len(prompt_tokens(texts.tokenizer, text))
+        text, limit = getattr(context, "prompt", context), self.engine.limit
+        count = len(prompt_tokens(limit.tokenizer, text))
         if isinstance(other, str):
-            room = texts.max_length - len(texts.tokenizer(other, add_special_tokens=False)["input_ids"])
+            room = limit.max_length - len(limit.tokenizer(other, add_special_tokens=False)["input_ids"])
         else:
-            room = texts.max_length - int(other.get("max_gen_toks", self._engine.lm.max_gen_toks))
+            room = limit.max_length - int(other.get("max_gen_toks", self.engine.lm.max_gen_toks))
         if count <= room:
             return request
         if self._overlong == "error" or text is not context:
             raise UserError(
                 f"a prompt of {request.task_name} has {count:,} tokens, and {max(0, room):,} are left for it: choose "
-                "with --overlong middle or left what is done with it, or take a model with more"
+                "by `overlong` what is done with it, middle or left, or take a model with more"
             )
         draft = Draft(prompt=text, answer_prefix="", answers=[], answer_spans=[])
-        cut, _ = truncate(draft, TokenCounter(texts.tokenizer), room, self._overlong)
+        cut, _ = truncate(draft, TokenCounter(limit.tokenizer), room, self._overlong)
         self.num_cut += 1
         return replace(request, arguments=(cut.prompt, other), resps=[], filtered_resps={})
 
     @property
     def tokenizer_name(self) -> str:
         """See `lm_eval.api.model.TemplateLM`."""
-        return str(self._engine.lm.tokenizer_name)
+        return str(self.engine.lm.tokenizer_name)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """See `lm_eval.api.model.TemplateLM`."""
-        found: str | None = self._engine.lm.chat_template(chat_template)
+        found: str | None = self.engine.lm.chat_template(chat_template)
         return found
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
         """See `lm_eval.api.model.LM`."""
-        return self._engine.lm.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
-
-
-def request_key(kind: str, arguments: tuple[Any, ...]) -> str:
-    """Names a request: a hash of what is asked, with all options."""
-    plain = [getattr(argument, "prompt", argument) for argument in arguments]
-    return hashlib.sha256(json.dumps([kind, *plain], sort_keys=True).encode()).hexdigest()
+        return self.engine.lm.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)

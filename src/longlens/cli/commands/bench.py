@@ -52,7 +52,7 @@ def list_(as_json: o.Json = False) -> None:
 
     Example: longlens bench list
     """
-    from longlens.bench.names import HARNESS, suites
+    from longlens.bench.selection import HARNESS, suites
     from longlens.cli.console import print_json, print_table
     from longlens.tasks import get_task, task_settings
     from longlens.tasks.base import JudgedTask
@@ -96,18 +96,18 @@ def build(
 
     Example: longlens bench build niah_single_1 vt --length 4096,8192 --samples 5 --tokenizer smollm2 -o samples.jsonl
     """
-    from longlens.bench.names import choose
-    from longlens.bench.samples import make_tasks, task_batches, write_samples
-    from longlens.cli.console import print_json, printable, say
+    from longlens.bench.samples import task_batches, write_samples
+    from longlens.bench.selection import make_tasks, select_tasks
+    from longlens.cli.console import print_json, printable
     from longlens.errors import UserError
     from longlens.models import load_tokenizer
 
-    chosen = choose(tasks)
-    if chosen.harness:
-        raise UserError(f"{chosen.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
+    selected = select_tasks(tasks)
+    if selected.harness:
+        raise UserError(f"{selected.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
     found = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
     batches = task_batches(
-        make_tasks(chosen.tasks, task_options(settings, data_dir, haystack)),
+        make_tasks(selected.tasks, task_options(settings, data_dir, haystack)),
         lengths=parse_lengths(length),
         samples=samples,
         seed=seed,
@@ -115,7 +115,7 @@ def build(
         overlong=overlong,
         reserve=lambda task: reserve,
     )
-    sizes = write_samples(out, batches, say)
+    sizes = write_samples(out, batches)
     count = sum(sizes.values())
     if as_json:
         print_json({"schema_version": 1, "out": str(out), "num_samples": count, "batches": sizes})
@@ -177,49 +177,51 @@ def run(
     Example: longlens bench run longeval_lines niah_single_1 --length 512,1024 --samples 20 --model smollm2 -o run
     """
     from longlens.bench.engine import EngineSettings
+    from longlens.bench.prompts import PromptSettings
     from longlens.bench.run import run_bench
-    from longlens.bench.settings import BenchSettings
-    from longlens.cli.console import print_json, say
-    from longlens.cli.progress import CountProgress
+    from longlens.bench.selection import BenchSettings
+    from longlens.cli.console import print_json
+    from longlens.cli.progress import ProgressBar
     from longlens.reasoning import parse_marks
     from longlens.runs.processes import Processes
+    from longlens.settings.options import Loading
 
-    processes = Processes()
     engine = EngineSettings(
         model=model,
         backend=backend,
         arguments=o.assignments(model_args, "--model-arg", "num_concurrent=8"),
         tokenizer=tokenizer,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        attention=attention,
+        loading=Loading(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        ),
         batch_size=int(batch_size) if batch_size.isdecimal() and len(batch_size) < 10 else batch_size,
         max_length=max_length,
         api_key_env=api_key_env,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
     )
     asked = BenchSettings(
         tasks=tasks,
         lengths=parse_lengths(length),
         samples=samples,
         seed=seed,
-        mode=mode,
-        template=template,
-        template_arguments=o.assignments(template_args, "--template-arg", "enable_thinking=false"),
-        overlong=overlong,
-        think_tokens=think_tokens,
+        prompts=PromptSettings(
+            mode=mode,
+            template=template,
+            template_arguments=o.assignments(template_args, "--template-arg", "enable_thinking=false"),
+            overlong=overlong,
+            think_tokens=think_tokens,
+        ),
         think_marks=None if think_marks is None else parse_marks(think_marks),
         few_shot=few_shot,
         settings=task_options(settings, data_dir, haystack),
         keep_prompts=not no_prompts,
     )
-    with CountProgress("samples") as progress:
-        results = run_bench(
-            engine, asked, out, rank=processes.rank, processes=processes.size, told=say, progress=progress
-        )
-    if processes.rank > 0:
+    results = run_bench(engine, asked, out, progress=ProgressBar())
+    if Processes().rank > 0:
         return
     if as_json:
         print_json({"out": str(out), **results})
@@ -251,22 +253,20 @@ def grade(
 
     Example: longlens bench grade predictions.jsonl --samples samples.jsonl
     """
-    from longlens.bench.grading import graded_predictions
     from longlens.bench.judging import judge_run
-    from longlens.bench.samples import read_sample_file
+    from longlens.bench.results import summarize_predictions, summarize_run
     from longlens.bench.store import RESULTS, set_think_marks
-    from longlens.bench.suites import suite_summaries
-    from longlens.bench.summary import summarise, summarise_run
-    from longlens.cli.console import print_json, say
+    from longlens.cli.console import print_json
     from longlens.errors import UserError, shown
     from longlens.files import write_json
     from longlens.reasoning import parse_marks
+    from longlens.settings.options import Loading
 
     if judge is None and nli is None:
         idle = ("dtype", "device", "trust_remote_code", "allow_pickle")
         o.refuse(command, "without --judge and --nli, which are models", *idle)
     marks = None if think_marks is None else parse_marks(think_marks)
-    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    loading = Loading(dtype=dtype, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
     places = {name: str(path) for name, path in found.items() if path is not None}
     if not what.exists():
@@ -279,19 +279,15 @@ def grade(
         if marks is not None:
             set_think_marks(what, marks)
         if judge is not None or nli is not None:
-            judge_run(what, judge=judge, nli=nli, options=options, places=places, told=say)
-        results = summarise_run(what)
+            judge_run(what, judge=judge, nli=nli, loading=loading, places=places)
+        results = summarize_run(what)
         write_json(what / RESULTS, results)
     else:
         if samples is None:
             raise UserError(f"{what} holds predictions: say what they are of with --samples, a file of bench build")
         if judge is not None or nli is not None:
             raise UserError("--judge and --nli score the answers of a run: give its folder")
-        graded = graded_predictions(read_sample_file(samples), what, marks=marks)
-        tasks = summarise(graded)
-        suites = suite_summaries(tasks, graded)
-        results = {"schema_version": 1, "model": what.stem, "mode": "generate", "tasks": tasks}
-        results |= {"harness": {}, "suites": suites}
+        results = summarize_predictions(samples, what, marks=marks)
     if as_json:
         print_json(results)
         return
@@ -312,9 +308,8 @@ def table(
 
     Example: longlens bench table runs/base runs/extended --by-depth
     """
-    from longlens.bench.heatmaps import write_heatmaps
-    from longlens.bench.summary import summarise_run
-    from longlens.bench.table import FORMATS, results_table
+    from longlens.bench.results import summarize_run
+    from longlens.bench.table import FORMATS, results_table, write_heatmaps
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError
 
@@ -322,7 +317,7 @@ def table(
         raise UserError(f"--format is {format_!r}; expected one of {', '.join(FORMATS)}")
     if as_json:
         o.refuse(command, "with --json", "format_")
-    results = {str(folder): summarise_run(folder, threshold=threshold) for folder in runs}
+    results = {str(folder): summarize_run(folder, threshold=threshold) for folder in runs}
     if figures is not None:
         for path in write_heatmaps(results, figures):
             say(f"wrote {path}")
@@ -342,9 +337,9 @@ def path() -> None:
 
     Example: lm_eval --include_path "$(longlens bench path)" --tasks longlens_longeval_lines --model hf ...
     """
-    from longlens.bench.door import write_tasks
+    from longlens.bench.lm_eval.export import export_tasks
 
-    print(write_tasks())
+    print(export_tasks())
 
 
 def _show(results: dict[str, Any], *, by_depth: bool) -> None:

@@ -6,17 +6,18 @@ here, when they are built. It knows no other guard of ours: `longlens bench run`
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longlens.bench.grading import answer_text
-from longlens.bench.samples import as_sample, make_tasks, task_of
+from longlens.bench.results import answer_text
+from longlens.bench.samples import parse_sample
+from longlens.bench.selection import make_tasks, task_of
 from longlens.errors import UserError
 from longlens.files import cache_folder, replacing
+from longlens.runs.identity import canonical_sha256
 from longlens.tasks import get_task, list_tasks, task_settings
 from longlens.tasks.base import SEED, Task
 
@@ -24,11 +25,10 @@ PREFIX = "longlens_"
 LENGTH = 4096
 
 
-def write_tasks() -> Path:
+def export_tasks() -> Path:
     """A folder with a YAML file for each task, in the user's cache; made where it is not there."""
     texts = {f"{PREFIX}{name}.yaml": _yaml(get_task(name)) for name in list_tasks()}
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"lm_eval-{digest}"
+    folder = cache_folder() / f"lm_eval-{canonical_sha256(texts)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         if not (folder / name).is_file():
@@ -38,7 +38,7 @@ def write_tasks() -> Path:
 
 
 def _yaml(task: Task) -> str:
-    here = "longlens.bench.door"
+    here = "longlens.bench.lm_eval.export"
     summed_up = f"!function {here}.joint_score" if task.joint else "mean"
     return f"""task: {PREFIX}{task.name}
 tag: longlens_{task.suite}
@@ -66,7 +66,7 @@ def dataset(**given: Any) -> dict[str, Any]:
             4096; ``samples``, default the benchmark's own number; ``seed``; settings of the task.
 
     Raises:
-        UserError: No tokenizer, a length that the model does not take, or as `Task.build` says.
+        UserError: No tokenizer, a length that the model does not take, or a sample that cannot be built.
     """
     import datasets
 
@@ -87,7 +87,7 @@ def dataset(**given: Any) -> dict[str, Any]:
     tokenizer = load_tokenizer(name)
     count, seed = given.get("samples"), int(given.get("seed", SEED))
     built = [task.build(length=length, samples=count, seed=seed, tokenizer=tokenizer) for length in lengths]
-    # One of each length in turn, so that --limit, which takes the first ones, does not drop whole lengths.
+    # One of each length in turn, so that `--limit`, which takes the first ones, does not drop whole lengths.
     rows = [_row(sample) for of_all in zip(*built, strict=True) for sample in of_all]
     return {"test": datasets.Dataset.from_list(rows)}
 
@@ -102,7 +102,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
     A joint score is of all lengths together only, see `joint_score`.
     """
-    sample = as_sample(json.loads(doc["sample"]), doc["id"])
+    sample = parse_sample(json.loads(doc["sample"]), doc["id"])
     task = task_of(sample)
     scores = dict(task.score(sample, answer_text(results[0], task.stop)))
     length = sample.metadata.get("requested_length")

@@ -7,14 +7,21 @@ import json
 import numpy as np
 import pytest
 
-from longlens.bench.grading import Graded
-from longlens.bench.heatmaps import write_heatmaps
-from longlens.bench.suites import suite_summaries
-from longlens.bench.summary import by_depth, percent_interval, summarise, summarise_batch, summarise_run
+from longlens.bench.results import (
+    GradedSample,
+    by_depth,
+    percent_interval,
+    suite_averages,
+    summarize,
+    summarize_batch,
+    summarize_run,
+)
+from longlens.bench.table import write_heatmaps
 from longlens.errors import UserError
 from longlens.metrics.uncertainty import score_interval
-from longlens.tasks import RULER, get_task, list_tasks
+from longlens.tasks import get_task, list_tasks
 from longlens.tasks.helmet import CATEGORIES
+from longlens.tasks.ruler import RULER
 from tests.bench.fakes import sample
 from tests.bench.test_store import opened
 
@@ -27,11 +34,11 @@ def graded(score=None, number=0, task=TASK, length=4096, seed=42, metric=None, *
     made = get_task(task)
     one = sample(task, number, length=length, **{"seed": seed} | changes)
     scores = None if score is None else {metric or made.metric: float(score)}
-    return Graded(sample=one, task=made, batch=f"{task}-{length}-{seed}", **{"scores": scores} | own)
+    return GradedSample(sample=one, task=made, batch=f"{task}-{length}-{seed}", **{"scores": scores} | own)
 
 
 def batch(rows, mode="generate", judged=None):
-    return summarise_batch(rows, judged or {}, mode)
+    return summarize_batch(rows, judged or {}, mode)
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------
@@ -100,7 +107,7 @@ def test_all_that_was_not_scored_is_counted_and_not_in_the_mean():
 
 def test_tasks_come_in_the_order_of_the_registry_and_lengths_by_size():
     rows = [graded(1, 0, task, length) for length in (16384, 8192) for task in ("vt", TASK, "longeval_lines")]
-    assert list(summarise(rows)) == [
+    assert list(summarize(rows)) == [
         f"{task}-{length}-42" for task in ("longeval_lines", TASK, "vt") for length in (8192, 16384)
     ]
 
@@ -163,7 +170,7 @@ def test_what_samples_were_made_of_is_said():
 
 def test_seeds_and_lengths_are_not_mixed():
     rows = [graded(1, 0), graded(0, 0, length=8192), graded(0, 0, seed=43), graded(1, 1, task="vt"), graded(0, 1)]
-    found = summarise(rows)
+    found = summarize(rows)
     assert {name: one["score"] for name, one in found.items()} == {
         f"{TASK}-4096-42": 50.0,
         f"{TASK}-8192-42": 0.0,
@@ -217,7 +224,7 @@ def test_a_built_grid_has_its_depths():
 
     task = get_task("niah_grid", depths=[0, 40, 100])
     built = task.build(length=2000, tokenizer=byte_tokenizer())
-    rows = [Graded(sample=one, task=task, batch="b", scores={"exact": 1.0}) for one in built]
+    rows = [GradedSample(sample=one, task=task, batch="b", scores={"exact": 1.0}) for one in built]
     assert [part["from"] for part in by_depth(rows, "exact")] == [0, 40, 100]
 
 
@@ -226,7 +233,7 @@ def test_a_built_grid_has_its_depths():
 
 def suites(rows, **options):
     rows = list(rows)
-    return suite_summaries(summarise(rows), rows, **options)
+    return suite_averages(summarize(rows), rows, **options)
 
 
 def test_rulers_mean_needs_all_tasks_and_says_what_is_missing():
@@ -287,7 +294,7 @@ def test_helmet_without_a_judge_lacks_what_a_judge_gives():
     assert set(found["gaps"]) == wanted
     assert found["categories"]["longqa"] is None
     ids = {row.sample.id: {"judge": 0.8} for row in rows if f"{row.task.name} judge" in wanted}
-    found = suite_summaries(summarise(rows, judged=ids), rows)["helmet"]["8192"]
+    found = suite_averages(summarize(rows, judged=ids), rows)["helmet"]["8192"]
     assert found["categories"]["summ"] == pytest.approx(80.0)
 
 
@@ -354,7 +361,7 @@ def test_other_suites_have_no_average():
 
 def test_a_run_without_samples_has_no_results(tmp_path):
     opened(tmp_path / "run").release()
-    assert summarise_run(tmp_path / "run") == {
+    assert summarize_run(tmp_path / "run") == {
         "schema_version": 1,
         "model": "tiny",
         "mode": "generate",
@@ -371,15 +378,15 @@ def test_of_results_of_lm_evaluation_harness_the_last_one_counts(tmp_path):
         run.append("harness", {"kind": "answer", "key": "k", "answer": [0, True]})
         run.append("harness", {"kind": "result", "name": "mmlu", "results": {}, "num_samples": count})
         run.release()
-    assert summarise_run(tmp_path / "run")["harness"] == {
+    assert summarize_run(tmp_path / "run")["harness"] == {
         "mmlu": {"kind": "result", "name": "mmlu", "results": {}, "num_samples": 5},
     }
 
 
 def test_results_are_json():
     rows = [graded(0.5, number, task, depths=[5.0]) for number in range(3) for task in (TASK, "vt")]
-    tasks = summarise(rows)
-    json.dumps([tasks, suite_summaries(tasks, rows)], allow_nan=False)
+    tasks = summarize(rows)
+    json.dumps([tasks, suite_averages(tasks, rows)], allow_nan=False)
 
 
 # --- heatmaps ---------------------------------------------------------------------------------------------------------
@@ -391,7 +398,7 @@ def grid_of(model, *scores):
         for length in (1000, 2000)
         for number, score in enumerate(scores)
     ]
-    return {"model": model, "tasks": summarise(rows)}
+    return {"model": model, "tasks": summarize(rows)}
 
 
 def test_each_run_with_a_grid_has_a_heatmap(tmp_path):
@@ -407,5 +414,7 @@ def test_runs_of_like_names_do_not_overwrite_each_other(tmp_path):
 
 
 def test_without_a_grid_there_is_no_heatmap(tmp_path):
-    with pytest.raises(UserError, match="no run has a needle grid to draw: run niah_grid first, with several --length"):
-        write_heatmaps({"a": {"model": "m", "tasks": summarise([graded(1)])}}, tmp_path)
+    with pytest.raises(
+        UserError, match="no run has a needle grid to draw: run niah_grid first, with several `lengths`"
+    ):
+        write_heatmaps({"a": {"model": "m", "tasks": summarize([graded(1)])}}, tmp_path)

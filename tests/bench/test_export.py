@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from longlens.bench.door import dataset, process_results, write_tasks
 from longlens.bench.engine import EngineSettings
-from longlens.bench.lm_eval import open_engine
-from longlens.bench.run import BenchSettings, run_bench
+from longlens.bench.lm_eval.backends import open_engine
+from longlens.bench.lm_eval.export import dataset, export_tasks, process_results
+from longlens.bench.run import run_bench
+from longlens.bench.selection import BenchSettings
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks
 from tests.bench.fakes import rows
@@ -31,20 +32,20 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_each_task_has_a_file(cache):
-    folder = write_tasks()
+    folder = export_tasks()
     assert folder.is_relative_to(cache)
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"longlens_{name}.yaml" for name in list_tasks())
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert write_tasks() == folder
+    assert export_tasks() == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     next(folder.iterdir()).unlink()
-    write_tasks()
+    export_tasks()
     assert len(list(folder.iterdir())) == len(list_tasks())
 
 
 @pytest.mark.parametrize("name", ["longeval_lines", "helmet_nq", "longbench_samsum", "niah_grid"])
 def test_a_file_says_what_the_task_does(cache, name):
-    found, task = load_yaml(write_tasks() / f"longlens_{name}.yaml"), get_task(name)
+    found, task = load_yaml(export_tasks() / f"longlens_{name}.yaml"), get_task(name)
     assert (found["task"], found["tag"]) == (f"longlens_{name}", f"longlens_{task.suite}")
     options = found["generation_kwargs"]
     assert (options["max_gen_toks"], options["until"], options["do_sample"]) == (
@@ -115,7 +116,7 @@ def test_the_real_command_asks_and_scores_as_we_do(model, data, tmp_path, cache)
     tasks = ("vt", "longbench_lcc")
     metadata = {"lengths": LENGTHS, "samples": 2, "data_dir": str(data)}
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}"]
-    command += ["--include_path", str(write_tasks()), "--tasks", ",".join(f"longlens_{name}" for name in tasks)]
+    command += ["--include_path", str(export_tasks()), "--tasks", ",".join(f"longlens_{name}" for name in tasks)]
     command += ["--metadata", json.dumps(metadata), "--output_path", str(tmp_path / "out"), "--log_samples"]
     command += ["--device", "cpu", "--batch_size", "4"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
@@ -151,7 +152,7 @@ def test_the_real_command_asks_and_scores_as_we_do(model, data, tmp_path, cache)
 
 @pytest.mark.parametrize("name", ["scrolls_gov_report", "leval_news_summ", "bamboo_abshallu_4k"])
 def test_a_score_of_all_samples_together_is_that_of_the_task(name, cache, data):
-    found, task = load_yaml(write_tasks() / f"longlens_{name}.yaml"), get_task(name, data_dir=data)
+    found, task = load_yaml(export_tasks() / f"longlens_{name}.yaml"), get_task(name, data_dir=data)
     samples = task.build(samples=2, tokenizer=byte_tokenizer())
     docs = [{"id": one.id, "sample": json.dumps({**asdict(one), "prompt": None})} for one in samples]
     answers = [samples[0].answers[0], "Yes, Ben of Elm waits at the mill"]

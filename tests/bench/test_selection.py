@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from longlens.bench.samples import make_tasks
+from longlens.bench.selection import make_tasks
 from longlens.errors import UserError
 from longlens.tasks import get_task, list_tasks, task_settings
 from tests.bench.test_grading import LONG
@@ -38,7 +38,7 @@ def test_a_value_of_another_kind_is_refused(name):
             "context": ["no", 1, None, []],
         }[setting]
         for value in wrong:
-            with pytest.raises(UserError, match=f"^{setting} of task {name!r} is .*; expected ") as caught:
+            with pytest.raises(UserError, match=f"^`{setting}` of task {name!r} is .*; expected ") as caught:
                 get_task(name, **{setting: value})
             assert "\n" not in str(caught.value)
 

@@ -1,0 +1,241 @@
+"""What a run asks: names of our own tasks, of suites of them, and of tasks that lm-evaluation-harness has as it is."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from longlens.bench.prompts import PromptSettings
+from longlens.errors import UserError, shown_value
+from longlens.reasoning import Marks
+from longlens.tasks import get_task, list_tasks, task_settings
+from longlens.tasks.base import SEED, Sample, Task
+from longlens.tasks.data import check_files
+
+_LOGGER = logging.getLogger(__name__)
+
+PREFIX = "lm_eval:"
+"""Before any name of lm-evaluation-harness's, for tasks that are not in `HARNESS`."""
+BABILONG_LENGTHS = tuple(1024 * thousands for thousands in (1, 2, 4, 8, 16, 32, 64, 128))
+"""Lengths of which BABILong has data on the hub, RMT-team/babilong-1k-samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarnessTask:
+    """A task or group of lm-evaluation-harness.
+
+    Attributes:
+        name: Ours.
+        task: Its; several with commas between them.
+        metric: The number that papers report; empty for a group without one.
+        few_shot: Examples in the prompt; the task's own number unless given.
+        by_length: Whether its data comes in lengths, such as ``4k``, of which it takes one at a time.
+    """
+
+    name: str
+    task: str
+    metric: str
+    few_shot: int | None = None
+    by_length: bool = False
+
+
+# Short-context tasks: LongCE's paper, table 10, names MMLU, ARC-C, RACE, BBH, TruthfulQA and CommonsenseQA; the
+# lecture's tables of ProLong name HellaSwag, MMLU, ARC-c, WinoGrande and GSM8K. Neither says how many examples a prompt
+# has: those of the Open LLM Leaderboard's first version are taken (ARC 25, HellaSwag 10, MMLU, WinoGrande and GSM8K 5),
+# else the task's own.
+HARNESS: dict[str, HarnessTask] = {
+    task.name: task
+    for task in (
+        HarnessTask(name="mmlu", task="mmlu", metric="acc", few_shot=5),
+        HarnessTask(name="arc_challenge", task="arc_challenge", metric="acc_norm", few_shot=25),
+        HarnessTask(name="race", task="race", metric="acc"),
+        HarnessTask(name="bbh", task="bbh_cot_fewshot", metric="exact_match"),
+        HarnessTask(name="truthfulqa", task="truthfulqa_mc2", metric="acc"),
+        HarnessTask(name="commonsense_qa", task="commonsense_qa", metric="acc"),
+        HarnessTask(name="hellaswag", task="hellaswag", metric="acc_norm", few_shot=10),
+        HarnessTask(name="winogrande", task="winogrande", metric="acc", few_shot=5),
+        HarnessTask(name="gsm8k", task="gsm8k", metric="exact_match", few_shot=5),
+        # Its group babilong has qa1 to qa20, and the data of qa6 to qa20 is of no length: this one has qa1 to qa5.
+        HarnessTask(name="babilong", task="babilong_longctx", metric="acc", by_length=True),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectedTasks:
+    """What names stand for.
+
+    Attributes:
+        tasks: Our own tasks.
+        harness: Those of lm-evaluation-harness.
+    """
+
+    tasks: tuple[str, ...]
+    harness: tuple[HarnessTask, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """What is asked, and how.
+
+    Attributes:
+        tasks: Names of tasks and suites, or files of samples that `longlens bench build` wrote.
+        lengths: Budgets in tokens, each of them for every task; none where settings or data fix the lengths.
+        samples: Of each task and length; the benchmark's own number unless given.
+        seed: Of the samples.
+        prompts: How samples are put to the model.
+        think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
+        few_shot: Examples of tasks of lm-evaluation-harness, instead of their own number.
+        settings: Of tasks, such as ``haystack`` and ``data_dir``; each has to be one of at least one task.
+        keep_prompts: Whether the exact prompts are stored.
+    """
+
+    tasks: Sequence[str]
+    lengths: Sequence[int] = ()
+    samples: int | None = None
+    seed: int = SEED
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    think_marks: Marks | None = None
+    few_shot: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keep_prompts: bool = True
+
+    @property
+    def files(self) -> list[str]:
+        """Those of `tasks` that are files of samples."""
+        return [name for name in self.tasks if name.endswith(".jsonl")]
+
+    @property
+    def selected(self) -> SelectedTasks:
+        """What the other ones stand for.
+
+        Raises:
+            UserError: There is no such task or suite.
+        """
+        return select_tasks(name for name in self.tasks if name not in self.files)
+
+
+@lru_cache(maxsize=1)
+def suites() -> Mapping[str, tuple[str, ...]]:
+    """Tasks by suite, in the order of the registry."""
+    found: dict[str, list[str]] = {}
+    for name in list_tasks():
+        found.setdefault(get_task(name).suite, []).append(name)
+    return {suite: tuple(names) for suite, names in found.items()}
+
+
+def select_tasks(names: Iterable[str]) -> SelectedTasks:
+    """Tasks and suites by name, each once.
+
+    Raises:
+        UserError: There is no such task or suite; says which name is near.
+    """
+    tasks: dict[str, None] = {}
+    harness: dict[str, HarnessTask] = {}
+    for name in names:
+        if name in list_tasks():
+            tasks[name] = None
+        elif name in suites():
+            tasks |= dict.fromkeys(suites()[name])
+        elif name in HARNESS:
+            harness[name] = HARNESS[name]
+        elif name.startswith(PREFIX) and len(name) > len(PREFIX):
+            harness[name] = HarnessTask(name=name, task=name.removeprefix(PREFIX), metric="")
+        else:
+            known = [*suites(), *list_tasks(), *HARNESS]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
+            raise UserError(f"no task or suite {name!r}: {hint}")
+    return SelectedTasks(tasks=tuple(tasks), harness=tuple(harness.values()))
+
+
+def make_tasks(
+    names: Iterable[str], settings: Mapping[str, Any], shared: Mapping[str, Any] | None = None
+) -> list[Task]:
+    """Tasks, each with those of the settings that are its own.
+
+    Args:
+        names: Of the tasks.
+        settings: Each of them has to be one of a task at least.
+        shared: Settings that no task needs to have.
+
+    Raises:
+        UserError: A setting is of none of them.
+    """
+    chosen = list(names)
+    check_settings(chosen, settings)
+    given = {**(shared or {}), **settings}
+    tasks = [
+        get_task(name, **{key: value for key, value in given.items() if key in task_settings(name)}) for name in chosen
+    ]
+    check_files(tasks)
+    return tasks
+
+
+def check_settings(names: Iterable[str], settings: Iterable[str]) -> None:
+    """Checks that each setting is one of a task at least.
+
+    Raises:
+        UserError: One is of none of them.
+    """
+    chosen = list(names)
+    for setting in settings:
+        if chosen and not any(setting in task_settings(name) for name in chosen):
+            known = sorted({own for name in chosen for own in task_settings(name)})
+            raise UserError(f"none of {', '.join(chosen)} has a setting {setting!r}: they have {', '.join(known)}")
+
+
+def task_of(sample: Sample, places: Mapping[str, Any] | None = None) -> Task:
+    """The task that scores a sample, from its metadata: no files are needed for that, unless a judge needs some.
+
+    Args:
+        sample: The sample.
+        places: Where files are, for the tasks that have such a setting; samples do not say.
+
+    Raises:
+        UserError: It names no task.
+    """
+    name = sample.metadata.get("task")
+    if not isinstance(name, str):
+        raise UserError(
+            f"sample {shown_value(sample.id)} names no task in its metadata: give a file of longlens bench build"
+        )
+    own = task_settings(name)
+    given = {**(sample.metadata.get("settings") or {}), **(places or {})}
+    return get_task(name, **{key: value for key, value in given.items() if key in own})
+
+
+def check_harness(settings: BenchSettings) -> None:
+    """Checks what can be known of lm-evaluation-harness's tasks before a model is loaded.
+
+    Raises:
+        UserError: One of them cannot be asked so.
+    """
+    selected, lengths, prompts = settings.selected, settings.lengths, settings.prompts
+    takes_length = bool(selected.tasks) or any(task.by_length for task in selected.harness)
+    for task in selected.harness:
+        if prompts.mode != "generate":
+            raise UserError(f"{task.name} is lm-evaluation-harness's and has a mode of its own: leave `mode` out")
+        if prompts.overlong in ("skip", "context-only"):
+            raise UserError(
+                f"{task.name} is lm-evaluation-harness's: `overlong={prompts.overlong}` is not possible, as its "
+                "prompts are whole texts: use error, middle or left"
+            )
+        if task.by_length and not lengths:
+            raise UserError(f"{task.name} has data of several lengths: pass `lengths`, such as `lengths=[4096]`")
+        if task.by_length and not set(lengths) <= set(BABILONG_LENGTHS):
+            other = next(length for length in lengths if length not in BABILONG_LENGTHS)
+            known = ", ".join(map(str, BABILONG_LENGTHS))
+            raise UserError(f"{task.name} has no data of length {other}: pass `lengths` with some of {known}")
+        if lengths and not takes_length:
+            raise UserError(f"{task.name} has prompts of one length, which `lengths` does not change: leave it out")
+        for what, value, least in (("samples", settings.samples, 1), ("few_shot", settings.few_shot, 0)):
+            if value is not None and value < least:
+                raise UserError(f"`{what}={value}`; expected at least {least}")
+    fixed = [task.name for task in selected.harness if lengths and not task.by_length]
+    if fixed:
+        _LOGGER.info(f"`lengths` is not for {', '.join(fixed)}, whose data fixes its lengths")
