@@ -48,14 +48,12 @@ def score(out: Path) -> None:
 
 def report(folder: Path) -> None:
     """The page and its charts, and pictures of the page."""
-    from longlens.report import summarize_runs, write_report
     from longlens.report.charts import charts
     from longlens.report.figures import write_figures
 
     runs = {name: longlens.open_scores(folder / name, context=CONTEXT) for name in CONTEXTS}
-    summary = summarize_runs(list(runs.values()), evaluator_scores=runs[EVALUATOR])
     page = ROOT / "docs" / "example_report.html"
-    write_report(page, summary, documents=[SHOWN])
+    summary = longlens.write_report(page, list(runs.values()), evaluator_scores=runs[EVALUATOR], documents=[SHOWN])
     write_figures(charts(summary), ROOT / "docs" / "figures", formats=("svg",))
     photograph(page, ROOT / "docs" / "figures")
 
@@ -82,9 +80,8 @@ def photograph(page: Path, out: Path) -> None:
 
 def reach(folder: Path) -> None:
     """The table of effective reach; key tokens are those of the evaluator at the smallest K."""
-    from longlens.metrics.context_reach import reach as compute
-
-    found = compute(longlens.open_scores(folder / MODEL), evaluator_scores=longlens.open_scores(folder / EVALUATOR))
+    model, evaluator = (longlens.open_scores(folder / name) for name in (MODEL, EVALUATOR))
+    found = longlens.reach(model, evaluator_scores=evaluator)
     rows = [_row(tokens, curve) for tokens, curve in (("all", found.all), ("key", found.keys)) if curve]
     columns = ["tokens", "effective reach R", "95 % interval", "max gain, nats", "95 % interval", "tokens in S"]
     write_table("report", columns, rows, "docs/report.md")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from longlens.metrics.longppl import perplexity as perplexity
     from longlens.metrics.score_distributions import distributions as distributions
     from longlens.models import load_scorer as load_scorer
+    from longlens.report.html import write_report as write_report
     from longlens.scoring.reader import open_scores as open_scores
     from longlens.scoring.run import score as score
 
@@ -40,6 +41,7 @@ _HOME = {
     "score": "scoring.run",
     "select_key_tokens": "keytokens.selection",
     "write_keys": "keytokens.exchange",
+    "write_report": "report.html",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -1,9 +1,13 @@
-"""Results and scores as tables of pyarrow and pandas, which are imported when they are asked for."""
+"""Results and scores as plain values for JSON, and as tables of pyarrow and pandas, imported when asked for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,3 +30,16 @@ class Tabular:
     def to_pandas(self) -> pd.DataFrame:
         """The table as a ``pandas.DataFrame``; a value that does not exist is NaN among numbers, else None."""
         return self.to_arrow().to_pandas()
+
+
+def plain(value: Any) -> Any:
+    """The same in values that JSON has: objects for dataclasses, lists for tuples and arrays, None for NaN."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

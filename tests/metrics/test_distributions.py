@@ -118,8 +118,8 @@ def test_keys_of_another_tokenizer_and_from_a_file(tmp_path):
 
 
 def test_what_there_is_no_data_for_is_none():
-    found = distributions(scores(token_scores(PIECES, LONG), name="M"), name="M (long only)")
-    assert found.model == "M (long only)"
+    found = distributions(scores(token_scores(PIECES, LONG), name="M"))
+    assert found.model == "M"
     assert found.lsd is found.lcl is found.positions.short_logprob is found.positions.long_of_short is None
     assert found.positions.key_share is None
     assert found.positions.num_tokens.tolist() == [7]
@@ -163,19 +163,19 @@ def test_another_short_context():
     run = toy()
     run[0].short[ShortContext(2, 1)] = np.array([NAN, NAN, *[-9] * 6], dtype=np.float32)
     assert distributions(run).lsd.counts == (1, 0, 1, 1, 2)
-    found = distributions(run, short=ShortContext(2, 1))
+    found = distributions(run, context=2)
     assert found.lsd.counts == (1, 0, 1, 0, 4)
     assert found.positions.short_logprob.tolist() == [-9]
     opened = scores(replace(run[0], selected=ShortContext(2, 1)))
     assert distributions(opened).lsd == found.lsd
-    with pytest.raises(UserError, match="no scores at K=3, d=1"):
-        distributions(run, short=ShortContext(3, 1))
+    with pytest.raises(UserError, match="no scores at K=3"):
+        distributions(run, context=3)
 
 
 def test_documents_without_keys_or_of_another_text_and_no_documents_are_refused():
     keys = select_key_tokens(toy())
-    with pytest.raises(UserError, match="document 'b' was scored with new name, and has no keys"):
-        distributions(toy(id="b"), keys=keys, name="new name")
+    with pytest.raises(UserError, match="document 'b' was scored with M, and has no keys"):
+        distributions(toy(id="b"), keys=keys)
     with pytest.raises(UserError, match="the keys are of different texts"):
         distributions(scores(token_scores(["a"], [-1])), keys=keys)
     with pytest.raises(UserError, match="the scores of M hold no documents"):

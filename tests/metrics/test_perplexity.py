@@ -57,7 +57,7 @@ def test_why_no_token_is_key_is_said():
         (found,) = (one for one in perplexity(model, **options).warnings if "is key" in one)
         return found
 
-    assert "the evaluator selects none in these documents; a lower --alpha" in note(
+    assert "the evaluator selects none in these documents; a lower `alpha`" in note(
         other(), evaluator_scores=evaluator(), alpha=9
     )
     assert "none of its tokens lies inside one of the 2 key tokens" in note(
@@ -169,10 +169,10 @@ def test_perplexity_on_reoccurred_ngrams_needs_the_text():
     assert perplexity(scores(row)).ppl_ngram is None  # unless it is asked for
     result = perplexity(scores(row), ngram=True)
     assert (result.ppl_ngram, result.num_ngram_tokens) == (pytest.approx(math.exp(2)), 3)
-    assert not any("--no-text" in note for note in perplexity(other(store_text=False)).warnings)
+    assert not any("without texts" in note for note in perplexity(other(store_text=False)).warnings)
     result = perplexity(other(store_text=False), ngram=True)
     assert result.ppl_ngram is result.num_ngram_tokens is None
-    assert any("--no-text" in note for note in result.warnings)
+    assert any("without texts" in note for note in result.warnings)
 
 
 def test_keys_give_the_same_as_the_evaluator_but_soft(tmp_path):
@@ -355,10 +355,10 @@ SETTINGS = [{"alpha": 2.0}, {"beta": -2.0}, {"use_lcl": True}, {"use_lcl": False
 @pytest.mark.parametrize("function", [perplexity, lambda run, **given: compare([run, run], **given)])
 def test_settings_that_would_have_no_effect_are_refused(setting, function):
     name = next(iter(setting))
-    with pytest.raises(UserError, match=f"{name} cannot be chosen with keys"):  # also with the value of the default
+    with pytest.raises(UserError, match=f"`{name}` cannot be chosen with keys"):  # also with the value of the default
         function(other(), keys=select_key_tokens(evaluator()), **setting)
     if name != "context":
-        with pytest.raises(UserError, match=f"{name} would have no effect"):
+        with pytest.raises(UserError, match=f"`{name}` would have no effect"):
             function(other(), **setting)
 
 
@@ -384,7 +384,7 @@ def test_a_document_without_keys_or_evaluator_scores_is_named():
 
 def test_scores_of_different_texts_are_refused():
     model = scores(token_scores(["The code"], [NAN]), name="M")
-    with pytest.raises(UserError, match=r"different texts .* same --max-length and --truncate-with$"):
+    with pytest.raises(UserError, match=r"different texts .* same `max_length` and `truncate_with`$"):
         perplexity(model, evaluator_scores=evaluator())
     with pytest.raises(UserError, match=r"the keys are of different texts .* or use keys of this text"):
         perplexity(model, keys=select_key_tokens(evaluator()))

@@ -308,11 +308,13 @@ def test_json_has_lists_and_no_nan_also_where_nothing_exists():
 
 def test_refusals():
     for contexts in ((4, 16), (16,)):
-        with pytest.raises(UserError, match=r"K=16, and a reach needs 3 different K: longlens score DOCS .*--stride"):
+        with pytest.raises(UserError, match=r"K=16, and a reach needs 3 different K: score it .* `stride="):
             reach(run([0] * len(contexts), contexts=contexts))
     with pytest.raises(UserError, match="M was scored at no short context, and a reach needs"):
         reach(scores(token_scores(["a"], [NAN]), name="M"))
-    with pytest.raises(UserError, match=r"M was scored at K=4 with d=4, .* 4 to 7 tokens of .* --context 4 --stride 2"):
+    with pytest.raises(
+        UserError, match=r"M was scored at K=4 with d=4, .* to 7 tokens of .* `context=4` and `stride=2`"
+    ):
         reach(run(divisor=1))
     with pytest.raises(UserError, match="no token of M has 16 tokens before it"):
         reach(run(pieces=["a"] * 16))
@@ -320,7 +322,7 @@ def test_refusals():
         reach(run(), evaluator_scores=evaluator(context=8))
     with pytest.raises(UserError, match="both evaluator scores and keys were given"):
         reach(run(), evaluator_scores=evaluator(name="M"), keys=select_key_tokens(evaluator()))
-    with pytest.raises(UserError, match="alpha cannot be chosen with keys"):
+    with pytest.raises(UserError, match="`alpha` cannot be chosen with keys"):
         reach(run(), keys=select_key_tokens(evaluator()), alpha=1)
     with pytest.raises(UserError, match="document 'd11' was scored with M, and has no scores of the evaluator E"):
         reach(run(), evaluator_scores=evaluator(n=11))
@@ -332,7 +334,7 @@ def test_refusals():
 
 def test_refusals_of_a_reference():
     with pytest.raises(
-        UserError, match=r"the reference R was scored at K=4,8,12 and M at K=4,8,16: .*--context 4,8,16"
+        UserError, match=r"the reference R was scored at K=4,8,12 and M at K=4,8,16: .*`context=4,8,16`"
     ):
         reach(run(), reference_scores=run(name="R", contexts=(4, 8, 12)))
     for first, second in ((11, 12), (12, 11)):

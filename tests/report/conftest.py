@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from longlens import perplexity
 from longlens.corpus import text_sha256
 from longlens.errors import LonglensWarning
-from longlens.report import Summary, summarize_runs, write_report
+from longlens.report import ReportSummary, summarize_runs, write_report
 from longlens.scoring.scores import MemoryScores, Scores, ShortContext, TokenScores
 from tests.toys import manifest
 
@@ -110,16 +110,18 @@ def four_runs(texts: dict[str, str]) -> tuple[list[MemoryScores], MemoryScores]:
     return models, run(texts, "evaluator", 4, longest=7, contexts=[SHORT])
 
 
-def summarized(runs: Sequence[Scores], **options: Any) -> Summary:
+def summarized(runs: Sequence[Scores], **options: Any) -> ReportSummary:
     """The summary, without the warning that scores at a threshold give."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LonglensWarning)
         return summarize_runs(runs, **options)
 
 
-def report(path: Path, runs: Sequence[Scores], *, documents: Sequence[str] = (), **options: Any) -> Path:
+def report(path: Path, runs: Sequence[Scores], **options: Any) -> Path:
     """Writes a report."""
-    write_report(path, summarized(runs, **options), documents=documents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LonglensWarning)
+        write_report(path, runs, **options)
     return path
 
 

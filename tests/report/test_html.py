@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -11,8 +12,7 @@ from hypothesis import strategies as st
 
 from longlens.errors import UserError
 from longlens.report import write_report
-from longlens.report.html import embedded
-from tests.report.conftest import summarized
+from longlens.report.documents import embedded
 from tests.toys import scores, token_scores
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("<>&/'\"\0🙂\u2028\u202e"))
@@ -38,9 +38,10 @@ class Parsed(HTMLParser):
 
 
 @pytest.fixture
-def summary():
+def write():
+    """Writes a report of one model and an evaluator."""
     row = token_scores(["the ", "key"] * 4, [-1.0] * 8, [-1.0, -5.0] * 4)
-    return summarized([scores(row, name="m")], evaluator_scores=scores(row, name="e"))
+    return partial(write_report, runs=[scores(row, name="m")], evaluator_scores=scores(row, name="e"))
 
 
 @given(st.recursive(UNICODE, lambda inner: st.lists(inner) | st.dictionaries(UNICODE, inner), max_leaves=8))
@@ -51,8 +52,8 @@ def test_embedded_json_is_ascii_that_no_parser_of_html_takes_for_markup(content)
     assert not set(text) & set("<>&\0\r\n")
 
 
-def test_the_policy_allows_the_script_and_the_style_of_the_file_by_their_hashes_and_nothing_else(tmp_path, summary):
-    write_report(tmp_path / "r.html", summary)
+def test_the_policy_allows_the_script_and_the_style_of_the_file_by_their_hashes_and_nothing_else(tmp_path, write):
+    write(tmp_path / "r.html")
     page = Parsed((tmp_path / "r.html").read_text(encoding="utf-8"))
     (policy,) = (a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     rules = {name: sources for name, *sources in map(str.split, policy.split("; "))}
@@ -77,8 +78,8 @@ def test_the_policy_allows_the_script_and_the_style_of_the_file_by_their_hashes_
     assert [list(a) for a in before[:2]] == [["charset"], ["http-equiv", "content"]]
 
 
-def test_nothing_in_the_page_names_another_file_or_carries_style_or_script_in_an_attribute(tmp_path, summary):
-    write_report(tmp_path / "r.html", summary)
+def test_nothing_in_the_page_names_another_file_or_carries_style_or_script_in_an_attribute(tmp_path, write):
+    write(tmp_path / "r.html")
     for tag, attributes in Parsed((tmp_path / "r.html").read_text(encoding="utf-8")).elements:
         assert not [
             name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "action")
@@ -86,41 +87,41 @@ def test_nothing_in_the_page_names_another_file_or_carries_style_or_script_in_an
         assert attributes.get("href", "#").startswith(("#", "data:,"))
 
 
-def test_the_same_scores_give_the_same_bytes(tmp_path, summary):
+def test_the_same_scores_give_the_same_bytes(tmp_path, write):
     for name in ("one.html", "two.html"):
-        write_report(tmp_path / name, summary)
+        write(tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     assert b"\r" not in (tmp_path / "one.html").read_bytes()
 
 
-def test_a_report_is_replaced_and_what_is_none_is_kept(tmp_path, summary):
+def test_a_report_is_replaced_and_what_is_none_is_kept(tmp_path, write):
     path = tmp_path / "r.html"
-    assert write_report(str(path), summary) == ["a"]
+    assert write(str(path)).documents == ["a"]
     first = path.read_bytes()
-    assert write_report(path, summary, num_documents=1) == ["a"]
+    assert write(path, num_documents=1).documents == ["a"]
     assert path.read_bytes() == first
     for content in ("mine", "<!doctype html><title>longlens</title>", ""):
         path.write_text(content)
         with pytest.raises(UserError, match=r"r\.html exists and is no report of longlens: name another file"):
-            write_report(path, summary)
+            write(path)
         assert path.read_text() == content
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="folder exists and is no report"):
-        write_report(tmp_path / "folder", summary)
+        write(tmp_path / "folder")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "r.html"]
 
 
-def test_a_missing_folder_and_an_unknown_document_are_said_and_leave_nothing(tmp_path, summary):
+def test_a_missing_folder_and_an_unknown_document_are_said_and_leave_nothing(tmp_path, write):
     with pytest.raises(UserError, match=r"nosuch is not a folder: create it, then write r\.html there"):
-        write_report(tmp_path / "nosuch" / "r.html", summary)
-    with pytest.raises(UserError, match="document 'b' was not scored; see the ids with --per-document"):
-        write_report(tmp_path / "r.html", summary, documents=["a", "b"])
+        write(tmp_path / "nosuch" / "r.html")
+    with pytest.raises(UserError, match="document 'b' was not scored; see the ids with `per_document`"):
+        write(tmp_path / "r.html", documents=["a", "b"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one_and_no_temporary(tmp_path, summary, monkeypatch):
+def test_a_page_that_cannot_be_written_leaves_the_old_one_and_no_temporary(tmp_path, write, monkeypatch):
     path = tmp_path / "r.html"
-    write_report(path, summary)
+    write(path)
     before = path.read_bytes()
 
     def full(*_):
@@ -128,15 +129,15 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one_and_no_temporary(tmp_p
 
     monkeypatch.setattr("longlens.files.os.replace", full)
     with pytest.raises(UserError, match=r"cannot write .*r\.html: No space left on device: make room"):
-        write_report(path, summary)
-    monkeypatch.setattr("longlens.report.html.page_documents", lambda *_: iter([1 / 0]))
+        write(path)
+    monkeypatch.setattr("longlens.report.documents.page_document", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_report(path, summary)
+        write(path)
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("r.html", before)]
 
 
 def test_a_name_that_is_not_unicode_is_written_somehow(tmp_path):
     name = os.fsdecode(b"run\xff")  # as a folder of that name has it
-    write_report(tmp_path / "r.html", summarized([scores(token_scores(["a", "b"], [-1, -1]), name=name)]))
+    write_report(tmp_path / "r.html", [scores(token_scores(["a", "b"], [-1, -1]), name=name)])
     (title,) = re.findall("<title>(.*)</title>", (tmp_path / "r.html").read_text(encoding="utf-8"))
     assert title.startswith("longlens report: run")

@@ -2,7 +2,7 @@
 
 from longlens.metrics.comparison import Comparison, Difference, PairComparison, compare
 from longlens.metrics.context_reach import Curve, Drop, ReachResult, reach
-from longlens.metrics.documents import DocumentStatistics, WeightedSum
+from longlens.metrics.corpus import DocumentStatistics, WeightedSum
 from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.metrics.score_distributions import Classes, Distributions, Positions, distributions

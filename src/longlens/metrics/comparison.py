@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_corpus
-from longlens.metrics.documents import DocumentStatistics, column
+from longlens.metrics.corpus import AnswerSpans, Corpus, DocumentStatistics, choose_influence, read_once
 from longlens.metrics.longppl import (
     PerplexityResult,
+    PerplexitySums,
     character_column,
+    column,
     key_character_column,
-    summarize,
 )
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Estimate, Interval, estimate, quantile
 from longlens.scoring.scores import Scores, names_of
+from longlens.settings.options import KeyRule
+from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
 
@@ -70,12 +72,13 @@ class PairComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what does not exist is None."""
-        return _listed(asdict(self))
+        values: dict[str, Any] = plain(self)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What `compare` finds.
+class Comparison(Tabular):
+    """Models against a baseline. As a table: a row a pair, with columns such as ``log_ppl.value``.
 
     Attributes:
         baseline: Name of the first model.
@@ -102,6 +105,17 @@ class Comparison:
             "warnings": list(self.warnings),
         }
 
+    def _columns(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for field in fields(PairComparison):
+            values = [getattr(pair, field.name) for pair in self.pairs]
+            if field.name not in _MEASURES:
+                columns[field.name] = values
+                continue
+            for part in fields(Difference):
+                columns[f"{field.name}.{part.name}"] = [plain(getattr(value, part.name, None)) for value in values]
+        return columns
+
 
 def compare(
     runs: Sequence[Scores],
@@ -120,57 +134,85 @@ def compare(
 
     Args:
         runs: Scores of two or more models; the first is the baseline.
-        evaluator_scores: As for `perplexity`, and so are all that follow; with neither these nor keys, only `log_ppl`
-            and `bits_per_character` exist.
-        keys: See there.
-        alpha: See there.
-        beta: See there.
-        gamma: See there.
-        use_lcl: See there.
-        context: See there.
-        stride: See there.
-        answers: See there.
+        evaluator_scores: Of the evaluator, on the same texts; with neither these nor keys, only `log_ppl` and
+            `bits_per_character` exist.
+        keys: Key tokens instead, selected before.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
+        gamma: Largest soft weight; 5 by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
+        context: Which of the evaluator's short contexts, K tokens.
+        stride: Which of its strides.
+        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
 
     Raises:
         UserError: Fewer than two runs; runs of different documents or texts; what `perplexity` refuses.
 
     Warns:
-        LonglensWarning: As `perplexity`, once.
+        LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run to compare, expected two or more: the first is the baseline")
-    influence = choose_influence(
-        evaluator_scores,
-        keys,
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        use_lcl=use_lcl,
-        context=context,
-        stride=stride,
-    )
-    corpora = [read_corpus(run, influence, answers, name=name) for run, name in zip(runs, names_of(runs), strict=True)]
+    rule = KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride)
+    influence = choose_influence(evaluator_scores, keys, rule)
+    corpora = [Corpus(run, influence, answers, name=name) for run, name in zip(runs, names_of(runs), strict=True)]
+    check_same_ids(corpora)
+    sums = [PerplexitySums(corpus) for corpus in corpora]
+    for *rows, evaluated in read_once(runs[0].ids, [*runs, influence.evaluator]):
+        for each, row in zip(sums, rows, strict=True):
+            assert row is not None
+            each.add(each.corpus.document(row, evaluated))
+    sums[0].warn()
+    return compare_results([each.result() for each in sums], runs)
+
+
+def check_same_ids(corpora: Sequence[Corpus]) -> None:
+    """Refuses models that were scored on different documents, before any is read.
+
+    Raises:
+        UserError: A document of the first one was not scored with another one, or the other way round.
+    """
+    baseline = corpora[0]
+    ours = frozenset(baseline.scores.ids)
     for corpus in corpora[1:]:
-        _check_same_documents(corpora[0], corpus)
-    corpora[0].warn()
-    results = [summarize(corpus) for corpus in corpora]
+        for id in sorted(ours.symmetric_difference(corpus.scores.ids)):
+            has, lacks = (baseline, corpus) if id in ours else (corpus, baseline)
+            raise UserError(
+                f"document {id!r} was scored with {has.name} and not with {lacks.name}: score the same documents with "
+                "all"
+            )
+
+
+def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores]) -> Comparison:
+    """Each result against the first one.
+
+    Args:
+        results: Of the same documents.
+        runs: What they are the results of.
+
+    Raises:
+        UserError: A document has different texts.
+    """
+    baseline = results[0]
+    for result in results[1:]:
+        _check_same_texts(baseline, result)
     hashes = [run.manifest["model"].get("tokenizer_sha256") for run in runs]
     pairs = [
         PairComparison(
-            model=corpus.model,
-            baseline=corpora[0].model,
+            model=result.model,
+            baseline=baseline.model,
             same_tokenizer=None if None in (hash, hashes[0]) else hash == hashes[0],
             **{
                 name: _difference(
-                    of(corpus.documents),
-                    of(corpora[0].documents),
+                    of(result.documents),
+                    of(baseline.documents),
                     unit,
-                    min(getattr(result, counted) or 0, getattr(results[0], counted) or 0),
+                    min(getattr(result, counted) or 0, getattr(baseline, counted) or 0),
                 )
                 for name, (of, unit, counted) in _MEASURES.items()
             },
         )
-        for corpus, result, hash in zip(corpora[1:], results[1:], hashes[1:], strict=True)
+        for result, hash in zip(results[1:], hashes[1:], strict=True)
     ]
     notes = list(dict.fromkeys(note for result in results for note in result.warnings))
     notes += [
@@ -180,8 +222,8 @@ def compare(
         if pair.same_tokenizer is False
     ]
     return Comparison(
-        baseline=corpora[0].model,
-        num_documents=len(corpora[0].documents),
+        baseline=baseline.model,
+        num_documents=len(baseline.documents),
         results=results,
         pairs=pairs,
         warnings=notes,
@@ -214,9 +256,9 @@ def _difference(model: Doubles | None, baseline: Doubles | None, unit: float, nu
         return None
     own, base = (float(total / weight) for total, weight in totals)
     value = unit * (base - own)
-    found = estimate(baseline, model) if num_tokens >= MIN_TOKENS else None
-    both = None if found is None else found.interval()
-    if found is None or both is None:
+    estimated = estimate(baseline, model) if num_tokens >= MIN_TOKENS else None
+    both = None if estimated is None else estimated.interval()
+    if estimated is None or both is None:
         return Difference(value=value, interval=None, significant=None, settled=False, documents_to_settle=None)
     low, high = (unit * end for end in both)
     excludes = low > 0 or high < 0
@@ -225,21 +267,21 @@ def _difference(model: Doubles | None, baseline: Doubles | None, unit: float, nu
         interval=(low, high),
         significant=excludes,
         settled=excludes,
-        documents_to_settle=documents_needed(found, len(model)) if value else None,
+        documents_to_settle=documents_needed(estimated, len(model)) if value else None,
     )
 
 
-def documents_needed(found: Estimate, num_documents: int) -> int:
+def documents_needed(estimated: Estimate, num_documents: int) -> int:
     """The least number of documents with which a value other than 0 would be significant, if it and the spread stay.
 
     The least m >= 2 with ``t(0.975, f m / n) * error * sqrt(n / m) < abs(value)``, f + 1 being as many documents of
     equal weight as the n documents count for: ``f m / n`` is ``(f + 1) m / n - 1``.
     """
-    equal = (found.freedom + 1) / num_documents
+    equal = (estimated.freedom + 1) / num_documents
 
     def excludes(number: int) -> bool:
-        half = quantile(max(1.0, equal * number - 1)) * found.error * math.sqrt(num_documents / number)
-        return half < abs(found.value)
+        half = quantile(max(1.0, equal * number - 1)) * estimated.error * math.sqrt(num_documents / number)
+        return half < abs(estimated.value)
 
     low, high = 1, 2
     while not excludes(high):
@@ -250,24 +292,10 @@ def documents_needed(found: Estimate, num_documents: int) -> int:
     return high
 
 
-def _check_same_documents(baseline: Corpus, corpus: Corpus) -> None:
-    hashes = ({d.id: d.text_sha256 for d in c.documents} for c in (baseline, corpus))
-    ours, theirs = hashes
-    for id in sorted(ours.keys() ^ theirs.keys()):
-        has, lacks = (baseline, corpus) if id in ours else (corpus, baseline)
-        raise UserError(
-            f"document {id!r} was scored with {has.model} and not with {lacks.model}: score the same documents with all"
-        )
-    for id, hash in ours.items():
-        if theirs[id] != hash:
+def _check_same_texts(baseline: PerplexityResult, result: PerplexityResult) -> None:
+    for one, other in zip(baseline.documents, result.documents, strict=True):
+        if one.text_sha256 != other.text_sha256:
             raise UserError(
-                f"document {id!r}: {baseline.model} and {corpus.model} were scored on different texts: score both with "
-                "the same --max-length and --truncate-with"
+                f"document {one.id!r}: {baseline.model} and {result.model} were scored on different texts: score both "
+                "with the same `max_length` and `truncate_with`"
             )
-
-
-def _listed(pair: dict[str, Any]) -> dict[str, Any]:
-    for value in pair.values():
-        if isinstance(value, dict) and value["interval"] is not None:
-            value["interval"] = list(value["interval"])
-    return pair

@@ -22,7 +22,7 @@ cifkao/context-probing).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,14 +30,8 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource, near_threshold_message, warn_near_threshold
-from longlens.metrics.corpus import Influence, choose_influence, is_evaluator
-from longlens.metrics.gains import (
-    DocumentGains,
-    Gains,
-    read_gains,
-    read_reference_gains,
-    rising_contexts,
-)
+from longlens.metrics.corpus import AnswerSpans, Corpus, Influence, choose_influence, is_evaluator
+from longlens.metrics.gains import DocumentGains, GainSums, check_reference, rising_contexts
 from longlens.metrics.uncertainty import (
     MIN_TOKENS,
     RESAMPLES,
@@ -50,6 +44,8 @@ from longlens.metrics.uncertainty import (
     scaled_deviations,
 )
 from longlens.scoring.scores import Scores
+from longlens.settings.options import KeyRule
+from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
 REACHED = 0.9
@@ -117,8 +113,8 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReachResult:
-    """What `reach` finds.
+class ReachResult(Tabular):
+    """How far back a model's context reaches. As a table: a row a curve and K.
 
     Attributes:
         model: Name of the model.
@@ -126,6 +122,7 @@ class ReachResult:
         reference: Name of the reference; None without one.
         all: The curve of all tokens with K_m tokens before them.
         keys: The curve of those that are key; None without any.
+        answers: The curve of those that share a character with an answer; None without any.
         num_short_documents: Documents of K_m tokens or fewer, which contribute nothing.
         settings: ``contexts``, ``strides``; ``alpha``, ``beta``, ``lcl`` of the key tokens; ``bos``, ``dtype`` of the
             model.
@@ -137,13 +134,27 @@ class ReachResult:
     reference: str | None
     all: Curve
     keys: Curve | None
+    answers: Curve | None
     num_short_documents: int
     settings: Mapping[str, Any]
     warnings: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``longlens reach --json`` prints; what does not exist is None, nothing is NaN."""
-        return {"schema_version": SCHEMA_VERSION, **_listed(asdict(self))}
+        return {"schema_version": SCHEMA_VERSION, **plain(self)}
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = ("contexts", "gains", "gain_intervals", "fit")
+        columns: dict[str, list[Any]] = {name: [] for name in ("model", "tokens", *names)}
+        for tokens in ("all", "keys", "answers"):
+            curve = getattr(self, tokens)
+            if curve is not None:
+                rows = len(curve.contexts)
+                columns["model"] += [self.model] * rows
+                columns["tokens"] += [tokens] * rows
+                for name in names:
+                    columns[name] += plain(getattr(curve, name)) or [None] * rows
+        return columns
 
 
 def reach(
@@ -154,6 +165,7 @@ def reach(
     alpha: float | None = None,
     beta: float | None = None,
     use_lcl: bool | None = None,
+    answers: AnswerSpans | None = None,
     reference_scores: Scores | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -167,9 +179,10 @@ def reach(
         model_scores: Of the model, at three K or more with d <= K/2.
         evaluator_scores: Of another model, on the same texts and at K_1 too: it selects the key tokens there.
         keys: Key tokens instead, selected before.
-        alpha: As in `select_key_tokens`, nats; 2 by default.
-        beta: As in `select_key_tokens`, nats; -2 by default.
-        use_lcl: As in `select_key_tokens`; true by default.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
+        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         reference_scores: Of a model to measure the gain by, on the same texts and at the same K.
         seed: Of the draws that give the intervals of the largest gain and of R.
         resamples: How many draws.
@@ -183,46 +196,99 @@ def reach(
         LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
     """
     if resamples < 1:
-        raise UserError(f"resamples is {resamples}, expected 1 or more")
-    shorts = rising_contexts(model_scores)
-    contexts = tuple(short.context for short in shorts)
-    own = None in (evaluator_scores, keys) and is_evaluator(model_scores, evaluator_scores, keys)
-    chosen: dict[str, Any] = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
-    if own:
-        choose_influence(evaluator_scores, keys, **chosen)  # for what it refuses
-        influence = choose_influence(None, None)
-    else:
-        influence = _influence(evaluator_scores, keys, model_scores, contexts[0], **chosen)
-    model = read_gains(model_scores, shorts, influence)
-    rule = {} if influence.keys is None else influence.keys.settings
-    warn_near_threshold(*model.near, rule.get("dtype"))
-    reference = None if reference_scores is None else read_reference_gains(reference_scores, model, influence)
+        raise UserError(f"`resamples` is {resamples}, expected 1 or more")
+    influence, own = reach_influence(model_scores, evaluator_scores, keys, KeyRule(alpha=alpha, beta=beta, lcl=use_lcl))
+    model = _read_gains(Corpus(model_scores, influence, answers))
+    reference = None
+    if reference_scores is not None:
+        selects = is_evaluator(reference_scores, influence.evaluator, influence.keys)
+        reference = _read_gains(Corpus(reference_scores, NO_INFLUENCE if selects else influence, answers))
+    if influence.keys is not None:
+        warn_near_threshold(model.num_near, model.num_key_tokens, influence.keys.settings["dtype"])
+    return reach_result(model, reference, own=own, seed=seed, resamples=resamples)
 
-    everything = _curve(contexts, model.all, reference.all if reference else [], seed, resamples)
-    of_keys = _curve(contexts, model.key or [], (reference and reference.key) or [], seed, resamples)
+
+def _read_gains(corpus: Corpus) -> GainSums:
+    sums = GainSums(corpus)
+    for row, evaluated in corpus.rows():
+        sums.add(row, evaluated)
+    return sums
+
+
+NO_INFLUENCE = Influence(keys=None, evaluator=None, gamma=None, context=None, stride=None)
+
+
+def reach_influence(
+    scores: Scores, evaluator_scores: Scores | None, keys: KeySource | None, rule: KeyRule
+) -> tuple[Influence, bool]:
+    """What selects key tokens at K_1, without soft weights; and whether that is the model itself, so that nothing does.
+
+    Raises:
+        UserError: What `reach` refuses before it reads anything.
+    """
+    smallest = rising_contexts(scores)[0].context
+    if None in (evaluator_scores, keys) and is_evaluator(scores, evaluator_scores, keys):
+        choose_influence(evaluator_scores, keys, rule)  # for what it refuses
+        return NO_INFLUENCE, True
+    if evaluator_scores is not None and smallest not in {short.context for short in evaluator_scores.short_contexts}:
+        evaluator, model = (each.manifest["model"]["name"] for each in (evaluator_scores, scores))
+        have = ", ".join(f"K={short.context}" for short in evaluator_scores.short_contexts) or "no short context"
+        raise UserError(
+            f"the evaluator {evaluator} was scored at {have}, and not at K={smallest}, the smallest K of {model}, "
+            f"where the key tokens are selected: score it with `context={smallest}`, `stride={max(1, smallest // 2)}`"
+        )
+    if evaluator_scores is not None:
+        rule = replace(rule, context=smallest)
+    return replace(choose_influence(evaluator_scores, keys, rule), gamma=None), False
+
+
+def reach_result(
+    model: GainSums, reference: GainSums | None, *, own: bool, seed: int = 0, resamples: int = RESAMPLES
+) -> ReachResult:
+    """The curves of what was added.
+
+    Args:
+        model: Of the model.
+        reference: Of the model that the gain is measured by.
+        own: Whether the model is its own evaluator.
+        seed: Of the draws.
+        resamples: How many draws.
+
+    Raises:
+        UserError: The reference has other documents or K; no document is longer than K_m.
+    """
+    if reference is not None:
+        check_reference(model, reference)
+    contexts, influence = model.contexts, model.corpus.influence
+    everything, of_keys, of_answers = (
+        _curve(contexts, model.of(tokens), [] if reference is None else reference.of(tokens), seed, resamples)
+        for tokens in ("all", "keys", "answers")
+    )
     if everything is None:
         raise UserError(
             f"no token of {model.name} has {contexts[-1]} tokens before it and a score at every K: score longer "
-            "documents, or with smaller contexts, such as --context 64,128,256 --stride 32,64,128"
+            "documents, or with smaller contexts, such as `context=64,128,256` and `stride=32,64,128`"
         )
-    recorded = model_scores.manifest["settings"]
+    rule = {} if influence.keys is None else influence.keys.settings
+    recorded = model.corpus.scores.manifest["settings"]
     return ReachResult(
         model=model.name,
         evaluator=rule.get("evaluator"),
         reference=None if reference is None else reference.name,
         all=everything,
         keys=of_keys,
+        answers=of_answers,
         num_short_documents=model.num_short,
         settings={
             "contexts": contexts,
-            "strides": tuple(short.stride for short in shorts),
+            "strides": tuple(short.stride for short in model.shorts),
             **{name: rule.get(name) for name in ("alpha", "beta", "lcl")},
             **{name: recorded.get(name) for name in ("bos", "dtype")},
         },
         warnings=[
-            *_notes_on_documents(model, contexts[-1]),
-            *_notes_on_keys(model, influence, contexts[0], own),
-            *_notes_on_curves(model, everything, of_keys),
+            *_notes_on_documents(model),
+            *_notes_on_keys(model, own),
+            *_notes_on_curves(model, everything, of_keys, of_answers),
             *([] if reference is None else _notes_on_reference(model, reference)),
         ],
     )
@@ -246,21 +312,6 @@ def effective_reach(contexts: Sequence[int], fit: npt.ArrayLike) -> float | None
     low, high = contexts[step - 1], contexts[step]
     part = (wanted - values[step - 1]) / (values[step] - values[step - 1])
     return float(min(low * (high / low) ** part, high))
-
-
-def _influence(
-    evaluator_scores: Scores | None, keys: KeySource | None, model_scores: Scores, context: int, **chosen: Any
-) -> Influence:
-    """The rule that selects key tokens, at K_1, without the soft weights that nothing here asks for."""
-    if evaluator_scores is not None and context not in {short.context for short in evaluator_scores.short_contexts}:
-        evaluator, model = (scores.manifest["model"]["name"] for scores in (evaluator_scores, model_scores))
-        have = ", ".join(f"K={short.context}" for short in evaluator_scores.short_contexts) or "no short context"
-        raise UserError(
-            f"the evaluator {evaluator} was scored at {have}, and not at K={context}, the smallest K of {model}, where "
-            f"the key tokens are selected: score it with --context {context} --stride {max(1, context // 2)}"
-        )
-    asked = None if evaluator_scores is None else context
-    return replace(choose_influence(evaluator_scores, keys, context=asked, **chosen), gamma=None)
 
 
 def _isotonic(gains: Doubles) -> Doubles:
@@ -345,10 +396,10 @@ def curve_intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resa
         resamples: How many.
     """
     gains, deviations, shares = linearised(columns[:, :-2].T, columns[:, -1])
-    found = scaled_deviations(deviations, shares)
-    if found is None:
+    both = scaled_deviations(deviations, shares)
+    if both is None:
         return None
-    scaled, freedom = found
+    scaled, freedom = both
     fits = np.array([_isotonic(drawn) for drawn in drawn_values(gains, scaled, freedom, seed, resamples).T])
     reaches = [reached for fit in fits if (reached := effective_reach(contexts, fit)) is not None]
 
@@ -369,8 +420,8 @@ def _gains_surely(contexts: tuple[int, ...], sums: Sequence[DocumentGains], seed
     columns = np.array([[*document.gains, document.num_tokens] for document in sums], dtype=np.float64)
     if np.count_nonzero(columns[:, -1]) < MIN_DOCUMENTS or columns[:, -1].sum() < MIN_TOKENS:
         return True
-    found = curve_intervals(contexts, columns, seed, resamples)
-    return found is None or found.max_gain[0] > 0
+    intervals = curve_intervals(contexts, columns, seed, resamples)
+    return intervals is None or intervals.max_gain[0] > 0
 
 
 def _gain_per_character(sums: Sequence[DocumentGains]) -> float | None:
@@ -382,7 +433,7 @@ def _gain_per_character(sums: Sequence[DocumentGains]) -> float | None:
     return float(_isotonic(total[:-1])[-1] / num_characters)
 
 
-def _notes_on_documents(model: Gains, largest: int) -> list[str]:
+def _notes_on_documents(model: GainSums) -> list[str]:
     notes = []
     if model.num_incomplete:
         notes.append(
@@ -391,8 +442,8 @@ def _notes_on_documents(model: Gains, largest: int) -> list[str]:
         )
     if model.num_short:
         notes.append(
-            f"{model.num_short} of {len(model.texts)} documents have {largest} tokens of {model.name} or fewer, the "
-            "largest K, and contribute nothing"
+            f"{model.num_short} of {len(model.texts)} documents have {model.contexts[-1]} tokens of {model.name} or "
+            "fewer, the largest K, and contribute nothing"
         )
     if model.num_left_out:
         notes.append(
@@ -402,7 +453,8 @@ def _notes_on_documents(model: Gains, largest: int) -> list[str]:
     return notes
 
 
-def _notes_on_keys(model: Gains, influence: Influence, context: int, own: bool) -> list[str]:
+def _notes_on_keys(model: GainSums, own: bool) -> list[str]:
+    influence, context = model.corpus.influence, model.contexts[0]
     if own:
         return [
             f"{model.name} is its own evaluator, so there is no curve of key tokens: they would be picked for its own "
@@ -420,20 +472,20 @@ def _notes_on_keys(model: Gains, influence: Influence, context: int, own: bool) 
     if settings["context"] not in (None, context):
         notes.append(
             f"the keys were selected at K={settings['context']}, and the smallest K of {model.name} is {context}, "
-            f"so they are not all that gain from more: select them with longlens keys --context {context}"
+            f"so they are not all that gain from more: select them with longlens keys at `context={context}`"
         )
-    near = near_threshold_message(*model.near, settings["dtype"])
+    near = near_threshold_message(model.num_near, model.num_key_tokens, settings["dtype"])
     return [*notes, near] if near else notes
 
 
-def _notes_on_curves(model: Gains, everything: Curve, of_keys: Curve | None) -> list[str]:
+def _notes_on_curves(model: GainSums, everything: Curve, of_keys: Curve | None, of_answers: Curve | None) -> list[str]:
     notes = []
-    if model.key is not None and of_keys is None:
+    if model.of("keys") and of_keys is None:
         notes.append(
-            f"no key token of {model.name} has {everything.contexts[-1]} tokens before it, so there is no curve of key "
-            "tokens: use longer documents, or a lower --alpha"
+            f"no key token of {model.name} has {model.contexts[-1]} tokens before it, so there is no curve of key "
+            "tokens: use longer documents, or a lower `alpha`"
         )
-    for tokens, curve in (("all tokens", everything), ("key tokens", of_keys)):
+    for tokens, curve in (("all tokens", everything), ("key tokens", of_keys), ("answers", of_answers)):
         if curve is not None and curve.gain_intervals is None:
             notes.append(
                 f"the curve of {tokens} of {model.name} has no intervals: with {curve.num_documents} documents and "
@@ -443,14 +495,14 @@ def _notes_on_curves(model: Gains, everything: Curve, of_keys: Curve | None) -> 
     return notes
 
 
-def _notes_on_reference(model: Gains, reference: Gains) -> list[str]:
+def _notes_on_reference(model: GainSums, reference: GainSums) -> list[str]:
     notes = []
-    if model.key is not None and reference.key is None:
+    if model.of("keys") and not reference.of("keys"):
         notes.append(
             f"the reference {reference.name} is the evaluator, whose own gain on the key tokens is biased upwards: "
             "there is no share of it"
         )
-    hashes = [gains.manifest["model"].get("tokenizer_sha256") for gains in (model, reference)]
+    hashes = [gains.corpus.scores.manifest["model"].get("tokenizer_sha256") for gains in (model, reference)]
     if None not in hashes and hashes[0] != hashes[1]:
         notes.append(
             f"{model.name} and {reference.name} have different tokenizers: K tokens of theirs are different numbers of "
@@ -461,10 +513,3 @@ def _notes_on_reference(model: Gains, reference: Gains) -> list[str]:
             f"{model.name} and {reference.name} were scored with different d, so at K they see a little more or less"
         )
     return notes
-
-
-def _listed(value: Any) -> Any:
-    """The same with lists for tuples."""
-    if isinstance(value, dict):
-        return {name: _listed(part) for name, part in value.items()}
-    return [_listed(part) for part in value] if isinstance(value, (tuple, list)) else value

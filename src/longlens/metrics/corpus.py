@@ -1,32 +1,28 @@
-"""Reads the scores of a corpus once: the evaluated model's beside the key tokens, or the evaluator's scores."""
+"""The documents of a corpus: one model's scores beside the key tokens, or the evaluator's scores, and the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from longlens.corpus.document import Spans
+from longlens.corpus.document import Spans, check_answer_spans
 from longlens.errors import UserError, shown
-from longlens.keytokens.alignment import carry_weights
-from longlens.keytokens.influence import check_gamma, soft_influence
-from longlens.keytokens.selection import (
-    KeySource,
-    KeyTokens,
-    KeyTokensView,
-    near_threshold_message,
-    select_key_tokens,
-    warn_near_threshold,
-)
-from longlens.metrics.documents import DocumentStatistics, document_statistics
+from longlens.keytokens.alignment import as_spans, carry_weights, merge_spans, tokens_in_runs, tokens_touching
+from longlens.keytokens.influence import GAMMA, check_gamma, soft_influence
+from longlens.keytokens.selection import KeySource, KeyTokens, KeyTokensView, select_key_tokens
+from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.scoring.scores import Scores, TokenScores, identity_of, same_model
-from longlens.settings.options import GAMMA
+from longlens.settings.options import KeyRule
 
+Bools = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
 AnswerSpans = Mapping[str, Spans]
-_MODEL_SETTINGS = ("bos", "max_length", "dtype")
+"""``[start, end)`` in characters of the answers, by document id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +34,7 @@ class Influence:
         evaluator: Its scores; None where the keys were given.
         gamma: Largest soft weight; None where there are none.
         context: K of `keys`; else the one that was asked for, if any.
-        stride: d, likewise.
+        stride: d of `keys`.
     """
 
     keys: KeySource | None
@@ -48,18 +44,8 @@ class Influence:
     stride: int | None
 
 
-def choose_influence(
-    evaluator_scores: Scores | None,
-    keys: KeySource | None,
-    *,
-    alpha: float | None = None,
-    beta: float | None = None,
-    gamma: float | None = None,
-    use_lcl: bool | None = None,
-    context: int | None = None,
-    stride: int | None = None,
-) -> Influence:
-    """Puts what a user may name for the influence into one form; a setting that was not given is None.
+def choose_influence(evaluator_scores: Scores | None, keys: KeySource | None, rule: KeyRule) -> Influence:
+    """Puts what a user may name for the influence into one form.
 
     Raises:
         UserError: Both were given; keys with settings that they have already; settings of key tokens, with nothing that
@@ -67,27 +53,37 @@ def choose_influence(
     """
     if keys is not None and evaluator_scores is not None:
         raise UserError("both evaluator scores and keys were given, and they decide the same: give one of them")
-    settings = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl, "gamma": gamma, "context": context, "stride": stride}
-    given = [name for name, value in settings.items() if value is not None]
-    for name in ("context", "stride"):
-        check_tokens(name, settings[name])
+    for name, tokens in (("context", rule.context), ("stride", rule.stride)):
+        if tokens is not None and (tokens < 1 or tokens != int(tokens)):
+            raise UserError(f"`{name}` is {tokens}, expected a number of tokens, 1 or more")
+    given = [
+        f"`{'use_lcl' if field.name == 'lcl' else field.name}`"
+        for field in fields(rule)
+        if getattr(rule, field.name) is not None
+    ]
     if keys is not None and given:
         raise UserError(
             f"{', '.join(given)} cannot be chosen with keys, which were selected already: give evaluator scores"
         )
     if keys is None and evaluator_scores is None:
-        useless = [name for name in given if name != "context"]  # which says where ppl_from_context begins
+        useless = [name for name in given if name != "`context`"]  # which says where ppl_from_context begins
         if useless:
             raise UserError(
                 f"{', '.join(useless)} would have no effect, as there are neither evaluator scores nor keys: give one "
                 "of them, or leave this out"
             )
-        return Influence(keys=None, evaluator=None, gamma=None, context=context, stride=None)
+        return Influence(keys=None, evaluator=None, gamma=None, context=rule.context, stride=None)
+    gamma = None
     if evaluator_scores is not None:
-        gamma = GAMMA if gamma is None else gamma
+        gamma = GAMMA if rule.gamma is None else rule.gamma
         check_gamma(gamma)  # before anything is read
         keys = select_key_tokens(
-            evaluator_scores, alpha=alpha, beta=beta, use_lcl=use_lcl, context=context, stride=stride
+            evaluator_scores,
+            alpha=rule.alpha,
+            beta=rule.beta,
+            use_lcl=rule.lcl,
+            context=rule.context,
+            stride=rule.stride,
         )
     assert keys is not None
     return Influence(
@@ -107,234 +103,274 @@ def is_evaluator(scores: Scores, evaluator_scores: Scores | None, keys: KeySourc
     return sha256 is not None and sha256 == identity_of(scores).sha256
 
 
-def check_tokens(name: str, value: float | None) -> None:
-    """Refuses a number of tokens below 1; None is one that was not given.
+@dataclass(frozen=True, kw_only=True)
+class ScoredDocument:
+    """One document under one model, n tokens, with what tells its tokens apart.
+
+    Attributes:
+        row: The model's scores.
+        keys: The key tokens; None where none were asked for.
+        evaluated: The evaluator's scores at the K of the keys; None where they are not at hand.
+        gamma: Largest soft weight; None where there are none.
+        answer_spans: ``[start, end)`` in characters of the answers; None where none were named.
+    """
+
+    row: TokenScores
+    keys: KeyTokens | None
+    evaluated: TokenScores | None
+    gamma: float | None
+    answer_spans: Spans | None
+
+    @cached_property
+    def is_key(self) -> Bools | None:
+        """``(n,)``: which tokens lie inside a run of key tokens (eq. 9); None without keys."""
+        return None if self.keys is None else tokens_in_runs(self.row.char_spans, self.keys.char_runs)
+
+    @cached_property
+    def is_answer(self) -> Bools | None:
+        """``(n,)``: which tokens share a character with an answer; None where no answer was named.
+
+        Raises:
+            UserError: The answers are no list of spans, or one is reversed or negative.
+        """
+        if self.answer_spans is None:
+            return None
+        # A text that was cut may have had its answer behind the cut.
+        row = self.row
+        characters = None if row.text is None or row.truncated else len(row.text)
+        spans = check_answer_spans(self.answer_spans, f"document {shown(row.id)}", characters)
+        return tokens_touching(row.char_spans, merge_spans(as_spans(spans)))
+
+    @cached_property
+    def weights(self) -> Doubles | None:
+        """``(n,)``: the influence that the evaluator's tokens carry over (eq. 10); None without evaluator scores."""
+        if self.evaluated is None or self.gamma is None:
+            return None
+        influence = soft_influence(self.evaluated.lsd, gamma=self.gamma)
+        return carry_weights(self.evaluated.char_spans, influence, self.row.char_spans)
+
+
+class Corpus:
+    """The scores of one model, beside what selects its key tokens and names its answers; iterating reads documents.
+
+    Args:
+        scores: Of the model.
+        influence: What decides how much a token counts.
+        answers: In place of those that were stored with the scores.
+        name: What the model is called; its name in the manifest unless given.
 
     Raises:
-        UserError: It is below 1, or no integer.
+        UserError: There are no documents, or answers were given and are for none of them.
     """
-    if value is not None and (value < 1 or value != int(value)):
-        raise UserError(f"{name} is {value}, expected a number of tokens, 1 or more")
+
+    def __init__(
+        self, scores: Scores, influence: Influence, answers: AnswerSpans | None = None, *, name: str | None = None
+    ) -> None:
+        self.scores, self.influence, self.answers = scores, influence, answers
+        self.name = name or str(scores.manifest["model"]["name"])
+        if not len(scores):
+            raise UserError(f"the scores of {self.name} hold no documents: score some, with longlens score DOCS")
+        if answers is not None and answers.keys().isdisjoint(scores.ids):
+            raise UserError(f"answers were given for {list(answers)[:3]} …, and none of these documents was scored")
+
+    def __iter__(self) -> Iterator[ScoredDocument]:
+        return (self.document(row, evaluated) for row, evaluated in self.rows())
+
+    def rows(self) -> Iterator[tuple[TokenScores, TokenScores | None]]:
+        """The model's scores of one document after the other, and the evaluator's, as `document` takes them."""
+        for row, evaluated in read_once(self.scores.ids, [self.scores, self.influence.evaluator]):
+            assert row is not None
+            yield row, evaluated
+
+    def document(self, row: TokenScores, evaluated: TokenScores | None) -> ScoredDocument:
+        """A document of the corpus.
+
+        Args:
+            row: The model's scores.
+            evaluated: The evaluator's, where there are evaluator scores; None where the document is not among them.
+
+        Raises:
+            UserError: There are no keys or evaluator scores of this document, or they are of another text.
+        """
+        keys, evaluator = self.influence.keys, self.influence.evaluator
+        selected = None
+        if keys is not None:
+            try:
+                if isinstance(keys, KeyTokensView):
+                    evaluated = keys.scores_of(row.id) if evaluator is None else self._at(evaluated, row.id)
+                    selected = keys.of(evaluated)
+                else:
+                    selected = keys.get(row.id)
+            except KeyError as error:
+                lacking, mend = (
+                    ("keys", "select them for all documents")
+                    if evaluator is None
+                    else (f"scores of the evaluator {keys.settings['evaluator']}", "score the same documents with both")
+                )
+                raise UserError(
+                    f"document {row.id!r} was scored with {self.name}, and has no {lacking}: {mend}"
+                ) from error
+            self._check_text(row, selected)
+        return ScoredDocument(
+            row=row,
+            keys=selected,
+            evaluated=evaluated,
+            gamma=self.influence.gamma,
+            answer_spans=row.answer_spans if self.answers is None else self.answers.get(row.id),
+        )
+
+    def _at(self, evaluated: TokenScores | None, id: str) -> TokenScores:
+        """The evaluator's scores at the K of the keys."""
+        if evaluated is None:
+            raise KeyError(id)
+        context, stride = self.influence.context, self.influence.stride
+        if context is None or evaluated.selected == (context, stride):
+            return evaluated
+        return evaluated.at(context=context, stride=stride)
+
+    def _check_text(self, row: TokenScores, selected: KeyTokens) -> None:
+        has_evaluator = self.influence.evaluator is not None
+        if selected.text_sha256 != row.text_sha256:
+            raise UserError(
+                f"document {row.id!r}: {self.name} and {'the evaluator' if has_evaluator else 'the keys'} are of "
+                f"different texts (sha256 {row.text_sha256[:12]}… and {selected.text_sha256[:12]}…): score both with "
+                "the same `max_length` and `truncate_with`" + ("" if has_evaluator else ", or use keys of this text")
+            )
+        if row.text is not None and len(selected.char_runs) and selected.char_runs[-1, 1] > len(row.text):
+            raise UserError(
+                f"document {shown(row.id)}: a run of its key tokens ends at character {selected.char_runs[-1, 1]}, and "
+                f"the text has {len(row.text)}: write the keys again with longlens keys"
+            )
+
+
+def read_once(ids: Iterable[str], runs: Sequence[Scores | None]) -> Iterator[list[TokenScores | None]]:
+    """One document after the other: its scores in each of the runs, None in one that has it not, or is None.
+
+    A run that is named twice is read once, and no more than one document is in memory.
+    """
+    members = {id(run): (run, frozenset(run.ids)) for run in runs if run is not None}
+    for name in dict.fromkeys(ids):
+        rows = {key: run.get(name) for key, (run, scored) in members.items() if name in scored}
+        yield [rows.get(id(run)) for run in runs]
+
+
+class WeightedSum(NamedTuple):
+    """``sum(w * logprob)`` in nats and ``sum(w)``, which is a number of tokens where all w are 1; float64."""
+
+    logprob: float
+    weight: float
+
+    @property
+    def ppl(self) -> float | None:
+        """``exp(-logprob / weight)``; None where there is no weight, or where it is infinite."""
+        if self.weight == 0:
+            return None
+        with np.errstate(over="ignore"):
+            value = float(np.exp(-self.logprob / self.weight))
+        return value if np.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """One model's documents under one influence.
+class DocumentStatistics:
+    """Sums over the scored tokens of one document; a scored token is one whose log-probability is not NaN.
 
     Attributes:
-        model: Its name.
-        evaluator: The evaluator's name; None without one.
-        documents: Sorted by id, so that what a seed draws does not depend on the order of scoring.
-        settings: See `PerplexityResult`.
-        notes: What has to be known before a number is relied on.
-        near: Number of evaluator tokens near a threshold, of its key tokens, and its dtype.
+        id: The document's id.
+        text_sha256: Hash of its text.
+        truncated: Whether it was cut before it was scored.
+        num_characters: From the start of the first scored token to the end of the last one.
+        num_key_characters: Characters that the key tokens cover.
+        scored: Over all scored tokens.
+        key: Over key tokens (eq. 9); None without keys.
+        soft: Over all, weighted by the influence that the evaluator's tokens carry over (eq. 10); None without
+            evaluator scores.
+        from_context: Over tokens K, K + 1, … of this model; None where no K is known.
+        ngram: Over tokens of re-occurred n-grams; None where that was not asked for, or the text was not stored.
+        answers: Over tokens that share a character with an answer; None where no answer was named.
+        rest: Over the other tokens of a document whose answers were named.
+        num_impossible: Scored tokens of probability 0 (a log-probability of -inf).
+        num_unscored: Tokens without a log-probability, which should be the first one at most.
     """
 
-    model: str
-    evaluator: str | None
-    documents: Sequence[DocumentStatistics]
-    settings: Mapping[str, Any]
-    notes: Sequence[str]
-    near: tuple[int, int, str | None]
+    id: str
+    text_sha256: str
+    truncated: bool
+    num_characters: int
+    num_key_characters: int | None
+    scored: WeightedSum
+    key: WeightedSum | None
+    soft: WeightedSum | None
+    from_context: WeightedSum | None
+    ngram: WeightedSum | None
+    answers: WeightedSum | None
+    rest: WeightedSum | None
+    num_impossible: int
+    num_unscored: int
 
-    def warn(self) -> None:
-        """Warns of tokens near a threshold, in the name of the caller's caller."""
-        warn_near_threshold(*self.near, stacklevel=4)
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.scored.weight)
+
+    @property
+    def num_key_tokens(self) -> int | None:
+        """Scored tokens of this model that are key; None without keys."""
+        return None if self.key is None else int(self.key.weight)
+
+    @property
+    def ppl(self) -> float | None:
+        """Perplexity of the document (eq. 1)."""
+        return self.scored.ppl
+
+    @property
+    def longppl(self) -> float | None:
+        """LongPPL of the document (eq. 4); None where it has no key tokens."""
+        return None if self.key is None else self.key.ppl
 
 
-def read_corpus(
-    model_scores: Scores,
-    influence: Influence,
-    answers: AnswerSpans | None,
-    *,
-    name: str | None = None,
-    ngram: bool = False,
-) -> Corpus:
-    """The statistics of every document; one pass over the scores, one document in memory at a time.
+def document_statistics(
+    document: ScoredDocument, *, context: int | None = None, ngram: bool = False
+) -> DocumentStatistics:
+    """The sums over one document.
 
     Args:
-        model_scores: Of the evaluated model.
-        influence: What decides how much a token counts.
-        answers: As for `perplexity`.
-        name: What the model is called; its name in the manifest unless given.
+        document: The document.
+        context: K in tokens, from which on `from_context` counts.
         ngram: Whether to find re-occurred n-grams.
 
     Raises:
-        UserError: There are no documents, one has no keys or evaluator scores, or those are of another text; answers
-            were given and are for none of the documents.
+        UserError: The answer spans are no spans.
     """
-    model = name or str(model_scores.manifest["model"]["name"])
-    context = influence.context
-    if influence.keys is None and context is None and model_scores.selected is not None:
-        context = model_scores.selected.context
-    documents: list[DocumentStatistics] = []
-    near = total = longest = 0
-    for row in model_scores:
-        found, weights, num_tokens = influence_of(row, model, influence)
-        longest = max(longest, num_tokens)
-        if found is not None:
-            near += found.num_near_threshold or 0
-            total += found.num_key_tokens or 0
-        documents.append(
-            document_statistics(
-                row,
-                char_runs=None if found is None else found.char_runs,
-                weights=weights,
-                context=context,
-                answer_spans=row.answer_spans if answers is None else answers.get(row.id),
-                ngram=ngram,
-            )
-        )
-    if not documents:
-        raise UserError(f"the scores of {model} hold no documents: score some, with longlens score DOCS")
-    if answers is not None and all(document.answers is None for document in documents):
-        raise UserError(f"answers were given for {list(answers)[:3]} …, and none of these documents was scored")
-    dtype = influence.keys.settings["dtype"] if influence.keys is not None else None
-    documents.sort(key=lambda document: document.id)
-    return Corpus(
-        model=model,
-        evaluator=None if influence.keys is None else influence.keys.settings["evaluator"],
-        documents=documents,
-        settings=_settings(model_scores, influence, context),
-        notes=[
-            *_notes_on_incomplete(model_scores),
-            *_notes_on_evaluator(model_scores, influence),
-            *filter(None, [near_threshold_message(near, total, dtype)]),
-            *_notes_on_documents(model, documents, ngram),
-            *_notes_on_key_tokens(model, documents, influence, total, longest),
-        ],
-        near=(near, total, dtype),
+    row, key, answer, weights = document.row, document.is_key, document.is_answer, document.weights
+    logprobs = row.long_logprobs.astype(np.float64)
+    scored = ~np.isnan(logprobs)
+
+    def over(tokens: Bools | None) -> WeightedSum | None:
+        return None if tokens is None else _sum_over(logprobs[tokens & scored])
+
+    soft = None
+    if weights is not None:
+        weighty = scored & (weights > 0)  # else 0 * -inf
+        soft = WeightedSum(float((weights[weighty] * logprobs[weighty]).sum()), float(weights[weighty].sum()))
+    copied = reoccurred_ngram_mask(row.text, row.char_spans) if ngram and row.text is not None else None
+    covered = merge_spans(row.char_spans[scored])
+    return DocumentStatistics(
+        id=row.id,
+        text_sha256=row.text_sha256,
+        truncated=row.truncated,
+        num_characters=int(covered[-1, 1] - covered[0, 0]) if len(covered) else 0,
+        num_key_characters=None if key is None else int(np.diff(merge_spans(row.char_spans[key & scored])).sum()),
+        scored=_sum_over(logprobs[scored]),
+        key=over(key),
+        soft=soft,
+        from_context=over(None if context is None else np.arange(len(logprobs)) >= context),
+        ngram=over(copied),
+        answers=over(answer),
+        rest=over(None if answer is None else ~answer),
+        num_impossible=int(np.isneginf(logprobs).sum()),
+        num_unscored=int(np.count_nonzero(~scored)),
     )
 
 
-def influence_of(
-    row: TokenScores, model: str, influence: Influence
-) -> tuple[KeyTokens | None, npt.NDArray[np.float64] | None, int]:
-    """The key tokens of a document, the weights that carry over to its tokens, and the evaluator's number of tokens.
-
-    Without keys the first is None, without gamma the second; the third is the model's own where the evaluator's scores
-    are not at hand.
-
-    Args:
-        row: The evaluated model's scores of it.
-        model: Its name, for messages.
-        influence: What decides.
-
-    Raises:
-        UserError: There are no keys or evaluator scores of this document, or they are of another text.
-    """
-    keys, gamma = influence.keys, influence.gamma
-    if keys is None:
-        return None, None, len(row.token_ids)
-    evaluated: TokenScores | None = None
-    try:
-        if isinstance(keys, KeyTokensView):
-            evaluated = keys.scores_of(row.id)
-            found = keys.of(evaluated)
-        else:
-            found = keys.get(row.id)
-    except KeyError as error:
-        lacking, mend = (
-            ("keys", "select them for all documents")
-            if influence.evaluator is None
-            else (f"scores of the evaluator {keys.settings['evaluator']}", "score the same documents with both")
-        )
-        raise UserError(f"document {row.id!r} was scored with {model}, and has no {lacking}: {mend}") from error
-    if found.text_sha256 != row.text_sha256:
-        raise UserError(
-            f"document {row.id!r}: {model} and {'the keys' if influence.evaluator is None else 'the evaluator'} are of "
-            f"different texts (sha256 {row.text_sha256[:12]}… and {found.text_sha256[:12]}…): score both with the same "
-            "--max-length and --truncate-with" + (", or use keys of this text" if influence.evaluator is None else "")
-        )
-    if row.text is not None and len(found.char_runs) and found.char_runs[-1, 1] > len(row.text):
-        raise UserError(
-            f"document {shown(row.id)}: a run of its key tokens ends at character {found.char_runs[-1, 1]}, and the "
-            f"text has {len(row.text)}: write the keys again with longlens keys"
-        )
-    num_tokens = len(row.token_ids if evaluated is None else evaluated.token_ids)
-    if evaluated is None or gamma is None:
-        return found, None, num_tokens
-    weights = carry_weights(evaluated.char_spans, soft_influence(evaluated.lsd, gamma=gamma), row.char_spans)
-    return found, weights, num_tokens
-
-
-def _settings(model_scores: Scores, influence: Influence, context: int | None) -> dict[str, Any]:
-    recorded = model_scores.manifest["settings"]
-    chosen = {} if influence.keys is None else influence.keys.settings
-    settings: dict[str, Any] = {
-        "context": context,
-        "stride": influence.stride,
-        "alpha": chosen.get("alpha"),
-        "beta": chosen.get("beta"),
-        "gamma": influence.gamma,
-        "lcl": chosen.get("lcl"),
-    }
-    settings |= {name: recorded.get(name) for name in _MODEL_SETTINGS}
-    for name in ("bos", "dtype"):
-        if chosen.get(name) not in (None, settings[name]):
-            settings[f"evaluator_{name}"] = chosen[name]
-    return settings
-
-
-def _notes_on_incomplete(model_scores: Scores) -> list[str]:
-    if not model_scores.num_incomplete:
-        return []
-    return [
-        f"{model_scores.num_incomplete} documents lack the short context that is asked for and are left out: run the "
-        "same longlens score command again to finish them"
-    ]
-
-
-def _notes_on_evaluator(model_scores: Scores, influence: Influence) -> list[str]:
-    notes = []
-    model = model_scores.manifest["model"]
-    if is_evaluator(model_scores, influence.evaluator, influence.keys):
-        notes.append(
-            f"{model['name']} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
-            "little of long-context ability; use a strong long-context model as the evaluator"
-        )
-    extra = 0 if influence.evaluator is None else len(influence.evaluator) - len(model_scores)
-    if extra > 0:
-        notes.append(f"{extra} documents of the evaluator were not scored with {model['name']} and are left out")
-    return notes
-
-
-def _notes_on_documents(model: str, documents: Sequence[DocumentStatistics], ngram: bool) -> list[str]:
-    notes = []
-    impossible = {document.id: document.num_impossible for document in documents if document.num_impossible}
-    if impossible:
-        notes.append(
-            f"{_names(impossible)}: {sum(impossible.values())} tokens have probability 0 under {model}, so that every "
-            "perplexity they are part of is infinite and given as null"
-        )
-    unscored = {document.id: document.num_unscored for document in documents if document.num_unscored > 1}
-    if unscored:
-        notes.append(
-            f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability under {model}, where only a "
-            "first token should have none; the model may have given NaN"
-        )
-    if ngram and all(document.ngram is None for document in documents):
-        notes.append(f"{model} was scored with --no-text, so there is no perplexity on re-occurred n-grams")
-    return notes
-
-
-def _notes_on_key_tokens(
-    model: str, documents: Sequence[DocumentStatistics], influence: Influence, total: int, longest: int
-) -> list[str]:
-    """Why there is no key token, where there is none: too short, none selected, or none that lies in a run."""
-    if not all(document.num_key_tokens == 0 for document in documents):
-        return []
-    nothing = f"no token of {model} is key, so it has no LongPPL: "
-    if total:
-        return [nothing + f"none of its tokens lies inside one of the {total:,} key tokens of the evaluator"]
-    if influence.context is not None and longest <= influence.context:
-        return [
-            nothing + f"the longest document has {longest:,} tokens, and only tokens after the first "
-            f"{influence.context:,} (K) can be key; score longer documents, or with a smaller --context"
-        ]
-    return [nothing + "the evaluator selects none in these documents; a lower --alpha or --beta selects more"]
-
-
-def _names(documents: Mapping[str, int]) -> str:
-    first = ", ".join(repr(id) for id in list(documents)[:3])
-    return f"document {first}" if len(documents) == 1 else f"{len(documents)} documents ({first}, …)"
+def _sum_over(logprobs: Doubles) -> WeightedSum:
+    return WeightedSum(float(logprobs.sum()), float(len(logprobs)))

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_corpus
-from longlens.metrics.documents import DocumentStatistics, WeightedSum, column, corpus_sum
+from longlens.keytokens.selection import KeySource, near_threshold_message, warn_near_threshold
+from longlens.metrics.corpus import (
+    AnswerSpans,
+    Corpus,
+    DocumentStatistics,
+    ScoredDocument,
+    WeightedSum,
+    choose_influence,
+    document_statistics,
+    is_evaluator,
+)
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.scoring.scores import Scores
+from longlens.settings.options import KeyRule
+from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
+_PER_DOCUMENT = ("id", "ppl", "longppl", "num_tokens", "num_key_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityResult:
-    """What `perplexity` finds. A value that does not exist, or is infinite, is None.
+class PerplexityResult(Tabular):
+    """Perplexities of a corpus. A value that does not exist, or is infinite, is None. As a table: a row a document.
 
     Attributes:
         model: Name of the evaluated model.
@@ -36,10 +47,10 @@ class PerplexityResult:
         ppl_rest: Perplexity on the other tokens of the documents with answers.
         num_tokens: Scored tokens; those that `ppl` is about.
         num_key_tokens: Scored tokens of the evaluated model that are key; None without an evaluator.
-        num_from_context_tokens: Those that `ppl_from_context` is about; likewise the next three.
-        num_ngram_tokens: See there.
-        num_answer_tokens: See there.
-        num_rest_tokens: See there.
+        num_from_context_tokens: Tokens that `ppl_from_context` is about.
+        num_ngram_tokens: Tokens that `ppl_ngram` is about.
+        num_answer_tokens: Tokens that `ppl_answers` is about.
+        num_rest_tokens: Tokens that `ppl_rest` is about.
         num_documents: Documents.
         truncated_documents: Documents that were cut before they were scored.
         intervals: 95 % intervals of ``ppl``, ``longppl`` and ``longppl_soft`` over documents, see
@@ -80,14 +91,15 @@ class PerplexityResult:
         Args:
             per_document: Whether to add ``documents``.
         """
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "documents"}
-        plain["intervals"] = {name: None if both is None else list(both) for name, both in self.intervals.items()}
-        plain["settings"] = dict(self.settings)
-        plain["warnings"] = list(self.warnings)
+        values = {name: plain(getattr(self, name)) for name in self.__dataclass_fields__ if name != "documents"}
         if per_document:
-            names = ("id", "ppl", "longppl", "num_tokens", "num_key_tokens")
-            plain["documents"] = [{name: getattr(document, name) for name in names} for document in self.documents]
-        return {"schema_version": SCHEMA_VERSION, **plain}
+            values["documents"] = [
+                {name: getattr(document, name) for name in _PER_DOCUMENT} for document in self.documents
+            ]
+        return {"schema_version": SCHEMA_VERSION, **values}
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {name: [getattr(document, name) for document in self.documents] for name in _PER_DOCUMENT}
 
 
 def perplexity(
@@ -118,14 +130,14 @@ def perplexity(
         model_scores: Of the evaluated model.
         evaluator_scores: Of the evaluator, on the same texts; more documents are fine.
         keys: Key tokens instead, selected before; more documents are fine. There is no `longppl_soft` then.
-        alpha: As in `select_key_tokens`, nats; 2 by default.
-        beta: As in `select_key_tokens`, nats; -2 by default.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
         gamma: Largest soft weight; 5 by default.
-        use_lcl: As in `select_key_tokens`; true by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
         context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default. Without
             evaluator and keys it only says where `ppl_from_context` begins.
         stride: Which of its strides.
-        answers: `[start, end)` in characters of the answers, by document id, in place of those that were stored with
+        answers: ``[start, end)`` in characters of the answers, by document id, in place of those that were stored with
             the scores; a document without is in neither `ppl_answers` nor `ppl_rest`.
         ngram: Whether to find re-occurred n-grams, for `ppl_ngram`.
 
@@ -136,58 +148,169 @@ def perplexity(
     Warns:
         LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
     """
-    influence = choose_influence(
-        evaluator_scores,
-        keys,
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        use_lcl=use_lcl,
-        context=context,
-        stride=stride,
-    )
-    corpus = read_corpus(model_scores, influence, answers, ngram=ngram)
-    corpus.warn()
-    return summarize(corpus)
+    rule = KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride)
+    corpus = Corpus(model_scores, choose_influence(evaluator_scores, keys, rule), answers)
+    sums = PerplexitySums(corpus, ngram=ngram)
+    for document in corpus:
+        sums.add(document)
+    sums.warn()
+    return sums.result()
 
 
-def summarize(corpus: Corpus) -> PerplexityResult:
-    """Corpus values and intervals from the statistics of documents."""
-    documents = corpus.documents
-    scored, key = column(d.scored for d in documents), column(d.key for d in documents)
-    soft = column(d.soft for d in documents)
-    num_tokens, num_key_tokens = _number(corpus_sum(scored)) or 0, _number(corpus_sum(key))
-    ends = {"ppl": (scored, num_tokens), "longppl": (key, num_key_tokens or 0), "longppl_soft": (soft, num_tokens)}
-    intervals = {name: _interval(*end) for name, end in ends.items()}
-    totals = {name: corpus_sum(column(getattr(d, name) for d in documents)) for name in _GROUPS}
-    return PerplexityResult(
-        model=corpus.model,
-        evaluator=corpus.evaluator,
-        ppl=_ppl(corpus_sum(scored)),
-        longppl=_ppl(corpus_sum(key)),
-        longppl_soft=_ppl(corpus_sum(soft)),
-        bits_per_character=_bits(corpus_sum(character_column(documents))),
-        key_bits_per_character=_bits(corpus_sum(key_character_column(documents))),
-        ppl_from_context=_ppl(totals["from_context"]),
-        ppl_ngram=_ppl(totals["ngram"]),
-        ppl_answers=_ppl(totals["answers"]),
-        ppl_rest=_ppl(totals["rest"]),
-        num_tokens=num_tokens,
-        num_key_tokens=num_key_tokens,
-        num_from_context_tokens=_number(totals["from_context"]),
-        num_ngram_tokens=_number(totals["ngram"]),
-        num_answer_tokens=_number(totals["answers"]),
-        num_rest_tokens=_number(totals["rest"]),
-        num_documents=len(documents),
-        truncated_documents=sum(d.truncated for d in documents),
-        intervals=intervals,
-        settings=corpus.settings,
-        documents=documents,
-        warnings=[*corpus.notes, *_notes_on_intervals(corpus.model, ends, intervals)],
-    )
+class PerplexitySums:
+    """The sums of every document of a corpus, and what has to be said of them.
+
+    Args:
+        corpus: Whose documents are added.
+        ngram: Whether to find re-occurred n-grams.
+    """
+
+    def __init__(self, corpus: Corpus, *, ngram: bool = False) -> None:
+        self.corpus, self._ngram = corpus, ngram
+        influence, selected = corpus.influence, corpus.scores.selected
+        self._context = influence.context
+        if influence.keys is None and influence.context is None and selected is not None:
+            self._context = selected.context
+        self._documents: list[DocumentStatistics] = []
+        self._num_near = self._num_key_tokens = self._longest = 0
+
+    def add(self, document: ScoredDocument) -> None:
+        """Counts a document in."""
+        if document.keys is not None:
+            self._num_near += document.keys.num_near_threshold or 0
+            self._num_key_tokens += document.keys.num_key_tokens or 0
+        self._longest = max(self._longest, len((document.evaluated or document.row).token_ids))
+        self._documents.append(document_statistics(document, context=self._context, ngram=self._ngram))
+
+    @property
+    def _near(self) -> tuple[int, int, str | None]:
+        """Evaluator tokens near a threshold, its key tokens, and its dtype."""
+        keys = self.corpus.influence.keys
+        return self._num_near, self._num_key_tokens, None if keys is None else keys.settings["dtype"]
+
+    def warn(self) -> None:
+        """Warns of tokens near a threshold, in the name of the caller's caller."""
+        warn_near_threshold(*self._near, stacklevel=4)
+
+    def result(self) -> PerplexityResult:
+        """Corpus values and intervals from the sums of the documents."""
+        documents = sorted(self._documents, key=lambda document: document.id)  # so that their order decides nothing
+        columns = {name: column(getattr(d, name) for d in documents) for name in _GROUPS}
+        totals = {name: corpus_sum(sums) for name, sums in columns.items()}
+        num_tokens, num_key_tokens = _number(totals["scored"]) or 0, _number(totals["key"])
+        ends = {
+            "ppl": (columns["scored"], num_tokens),
+            "longppl": (columns["key"], num_key_tokens or 0),
+            "longppl_soft": (columns["soft"], num_tokens),
+        }
+        intervals = {name: _interval(*end) for name, end in ends.items()}
+        influence = self.corpus.influence
+        return PerplexityResult(
+            model=self.corpus.name,
+            evaluator=None if influence.keys is None else influence.keys.settings["evaluator"],
+            ppl=_ppl(totals["scored"]),
+            longppl=_ppl(totals["key"]),
+            longppl_soft=_ppl(totals["soft"]),
+            bits_per_character=_bits(corpus_sum(character_column(documents))),
+            key_bits_per_character=_bits(corpus_sum(key_character_column(documents))),
+            ppl_from_context=_ppl(totals["from_context"]),
+            ppl_ngram=_ppl(totals["ngram"]),
+            ppl_answers=_ppl(totals["answers"]),
+            ppl_rest=_ppl(totals["rest"]),
+            num_tokens=num_tokens,
+            num_key_tokens=num_key_tokens,
+            num_from_context_tokens=_number(totals["from_context"]),
+            num_ngram_tokens=_number(totals["ngram"]),
+            num_answer_tokens=_number(totals["answers"]),
+            num_rest_tokens=_number(totals["rest"]),
+            num_documents=len(documents),
+            truncated_documents=sum(d.truncated for d in documents),
+            intervals=intervals,
+            settings=self._settings(),
+            documents=documents,
+            warnings=[*self._notes(documents), *_notes_on_intervals(self.corpus.name, ends, intervals)],
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        recorded, influence = self.corpus.scores.manifest["settings"], self.corpus.influence
+        chosen = {} if influence.keys is None else influence.keys.settings
+        settings: dict[str, Any] = {
+            "context": self._context,
+            "stride": influence.stride,
+            "alpha": chosen.get("alpha"),
+            "beta": chosen.get("beta"),
+            "gamma": influence.gamma,
+            "lcl": chosen.get("lcl"),
+            **{name: recorded.get(name) for name in ("bos", "max_length", "dtype")},
+        }
+        for name in ("bos", "dtype"):
+            if chosen.get(name) not in (None, settings[name]):
+                settings[f"evaluator_{name}"] = chosen[name]
+        return settings
+
+    def _notes(self, documents: Sequence[DocumentStatistics]) -> list[str]:
+        scores, influence, model = self.corpus.scores, self.corpus.influence, self.corpus.name
+        notes = []
+        if scores.num_incomplete:
+            notes.append(
+                f"{scores.num_incomplete} documents lack the short context that is asked for and are left out: run the "
+                "same longlens score command again to finish them"
+            )
+        recorded = scores.manifest["model"]["name"]
+        if is_evaluator(scores, influence.evaluator, influence.keys):
+            notes.append(
+                f"{recorded} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
+                "little of long-context ability; use a strong long-context model as the evaluator"
+            )
+        extra = 0 if influence.evaluator is None else len(influence.evaluator) - len(scores)
+        if extra > 0:
+            notes.append(f"{extra} documents of the evaluator were not scored with {recorded} and are left out")
+        if near := near_threshold_message(*self._near):
+            notes.append(near)
+        if impossible := {document.id: n for document in documents if (n := document.num_impossible)}:
+            notes.append(
+                f"{_names(impossible)}: {sum(impossible.values())} tokens have probability 0 under {model}, so that "
+                "every perplexity they are part of is infinite and given as null"
+            )
+        if unscored := {document.id: n for document in documents if (n := document.num_unscored) > 1}:
+            notes.append(
+                f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability under {model}, where "
+                "only a first token should have none; the model may have given NaN"
+            )
+        if self._ngram and all(document.ngram is None for document in documents):
+            notes.append(f"{model} was scored without texts, so there is no perplexity on re-occurred n-grams")
+        if all(document.num_key_tokens == 0 for document in documents):
+            notes.append(f"no token of {model} is key, so it has no LongPPL: {self._why_no_key_tokens()}")
+        return notes
+
+    def _why_no_key_tokens(self) -> str:
+        """Too short, none selected, or none that lies in a run."""
+        context = self.corpus.influence.context
+        if self._num_key_tokens:
+            return f"none of its tokens lies inside one of the {self._num_key_tokens:,} key tokens of the evaluator"
+        if context is not None and self._longest <= context:
+            return (
+                f"the longest document has {self._longest:,} tokens, and only tokens after the first {context:,} (K) "
+                "can be key; score longer documents, or with a smaller `context`"
+            )
+        return "the evaluator selects none in these documents; a lower `alpha` or `beta` selects more"
 
 
-_GROUPS = ("from_context", "ngram", "answers", "rest")
+_GROUPS = ("scored", "key", "soft", "from_context", "ngram", "answers", "rest")
+_TITLES = {"ppl": "PPL", "longppl": "LongPPL", "longppl_soft": "LongPPL-soft"}
+
+
+def column(sums: Iterable[WeightedSum | None]) -> Doubles | None:
+    """``(n, 2)`` float64, a row a document, zeros for one without; None where all are without."""
+    rows = list(sums)
+    if all(row is None for row in rows):
+        return None
+    return np.array([row or (0.0, 0.0) for row in rows], dtype=np.float64)
+
+
+def corpus_sum(sums: Doubles | None) -> WeightedSum | None:
+    """The sum over documents; None where there is none."""
+    return None if sums is None else WeightedSum(*(float(total) for total in sums.sum(axis=0)))
 
 
 def character_column(documents: Sequence[DocumentStatistics]) -> Doubles | None:
@@ -216,8 +339,8 @@ def _number(total: WeightedSum | None) -> int | None:
 
 def _interval(sums: Doubles | None, num_tokens: int) -> Interval | None:
     """Of a perplexity: the interval of its nats per token, which are above 0, on their logarithmic scale."""
-    found = None if sums is None or num_tokens < MIN_TOKENS else estimate(sums)
-    nats = None if found is None else found.interval(relative=True)
+    estimated = None if sums is None or num_tokens < MIN_TOKENS else estimate(sums)
+    nats = None if estimated is None else estimated.interval(relative=True)
     if nats is None:
         return None
     with np.errstate(over="ignore"):
@@ -232,20 +355,21 @@ def _notes_on_intervals(
     names: dict[str, list[str]] = {}
     for name, (sums, num_tokens) in ends.items():
         if sums is not None and _ppl(corpus_sum(sums)) is not None and intervals[name] is None:
-            names.setdefault(why_no_interval(sums, num_tokens), []).append(_TITLES[name])
+            names.setdefault(_why_no_interval(sums, num_tokens), []).append(_TITLES[name])
     return [
         f"{' and '.join(titles)} of {model} {'has' if len(titles) == 1 else 'have'} no interval: {why}"
         for why, titles in names.items()
     ]
 
 
-_TITLES = {"ppl": "PPL", "longppl": "LongPPL", "longppl_soft": "LongPPL-soft"}
-
-
-def why_no_interval(sums: Doubles, num_tokens: int) -> str:
-    """Why a value of these sums, which rests on so many tokens, has no interval."""
+def _why_no_interval(sums: Doubles, num_tokens: int) -> str:
     if num_tokens < MIN_TOKENS:
         return f"{num_tokens} tokens decide it, and at least {MIN_TOKENS} are needed"
     if np.count_nonzero(sums[:, 1]) < 2:
         return "all of its tokens are in one document, and at least 2 are needed"
     return "its documents are too few and differ too much"
+
+
+def _names(documents: Mapping[str, int]) -> str:
+    first = ", ".join(repr(id) for id in list(documents)[:3])
+    return f"document {first}" if len(documents) == 1 else f"{len(documents)} documents ({first}, …)"

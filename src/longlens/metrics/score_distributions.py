@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import UserError
-from longlens.keytokens.alignment import tokens_in_runs, tokens_touching
 from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import AnswerSpans, choose_influence, influence_of
-from longlens.metrics.documents import answer_runs
-from longlens.scoring.scores import Scores, ShortContext, TokenScores
+from longlens.metrics.corpus import AnswerSpans, Corpus, Influence, ScoredDocument, choose_influence
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context
+from longlens.settings.options import KeyRule
+from longlens.tables import Tabular, plain
 
 Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
@@ -65,9 +64,11 @@ class Classes:
 
     def to_json(self) -> dict[str, Any]:
         """Lists; what does not exist is None."""
-        names = ("edges", "counts", "answers", "rest", "shares", "answer_shares", "rest_shares")
-        values = {name: getattr(self, name) for name in names}
-        return {name: None if value is None else list(value) for name, value in values.items()}
+        return {name: plain(getattr(self, name)) for name in ("edges", *_CLASS_VALUES)}
+
+
+_CLASS_VALUES = ("counts", "answers", "rest", "shares", "answer_shares", "rest_shares")
+_POSITION_VALUES = ("num_tokens", "long_logprob", "short_logprob", "long_of_short", "key_share")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,17 +96,15 @@ class Positions:
 
     def to_json(self) -> dict[str, Any]:
         """Lists; what does not exist is None, nothing is NaN."""
-        means = ("long_logprob", "short_logprob", "long_of_short", "key_share")
-        return {
-            "edges": self.edges.tolist(),
-            "num_tokens": self.num_tokens.tolist(),
-            **{name: _without_nan(getattr(self, name)) for name in means},
-        }
+        return {name: plain(getattr(self, name)) for name in ("edges", *_POSITION_VALUES)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Distributions:
-    """What `distributions` finds.
+class Distributions(Tabular):
+    """How a model's scores are distributed.
+
+    As a table: a row a class or a bin, with ``distribution`` (``lsd``, ``lcl``, ``positions``), its edges ``from`` and
+    ``to``, and the values that this distribution has.
 
     Attributes:
         model: Name of the model.
@@ -128,58 +127,106 @@ class Distributions:
             "positions": self.positions.to_json(),
         }
 
+    def _columns(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("model", "distribution", "from", "to", *_CLASS_VALUES, *_POSITION_VALUES)
+        }
+        for name in ("lsd", "lcl", "positions"):
+            part = getattr(self, name)
+            if part is None:
+                continue
+            values = part.to_json()
+            edges = values.pop("edges") if name == "positions" else [None, *values.pop("edges"), None]
+            rows = len(edges) - 1
+            values |= {"model": [self.model] * rows, "distribution": [name] * rows, "from": edges[:-1], "to": edges[1:]}
+            for column, known in columns.items():
+                known += values.get(column) or [None] * rows
+        return columns
+
 
 def distributions(
     scores: Scores,
     *,
+    evaluator_scores: Scores | None = None,
     keys: KeySource | None = None,
-    short: ShortContext | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    use_lcl: bool | None = None,
+    context: int | None = None,
+    stride: int | None = None,
     answers: AnswerSpans | None = None,
-    name: str | None = None,
 ) -> Distributions:
     """Counts tokens by LSD and LCL, and takes means along the documents; one pass, one document in memory at a time.
 
+    LSD is under the short context at which key tokens are selected; where the model was not scored there, or without
+    key tokens, under the one that its scores were opened with.
+
     Args:
         scores: Of the model that this is about.
-        keys: Key tokens, its own or an evaluator's; more documents are fine.
-        short: Which of its short contexts; the one that the scores were opened with by default.
-        answers: `[start, end)` in characters of the answers, by document id; those that were stored with the scores
-            by default.
-        name: What the model is called; its name in the manifest unless given.
+        evaluator_scores: Of the evaluator, on the same texts: its key tokens are what `key_share` counts.
+        keys: Key tokens instead, selected before; more documents are fine.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
+        context: Which of the evaluator's short contexts, K tokens; without evaluator and keys, of the model's.
+        stride: Which of its strides.
+        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
 
     Raises:
         UserError: There are no documents, one has no keys or those of another text; the short context was not scored;
             answers were given and are for none of the documents.
     """
-    model = name or str(scores.manifest["model"]["name"])
-    influence = choose_influence(None, keys)
-    has_short = short is not None or bool(scores.short_contexts)
-    by_lsd, by_lcl = (np.zeros((3, len(edges) + 1), dtype=np.int64) for edges in (LSD_EDGES, LCL_EDGES))
-    cells = np.zeros((_NUM_SUMS, 0))
-    num_documents = num_answered = 0
-    for row in scores:
-        num_documents += 1
-        if short is not None:
-            row = row.at(context=short.context, stride=short.stride)
-        found, _, _ = influence_of(row, model, influence)
-        key = None if found is None else tokens_in_runs(row.char_spans, found.char_runs)
-        cells = _added(cells, _sums_along(row, key, has_short))
-        spans = row.answer_spans if answers is None else answers.get(row.id)
-        answer = None if spans is None else tokens_touching(row.char_spans, answer_runs(row, spans))
-        num_answered += spans is not None
-        if has_short:
-            by_lsd += _class_counts(row.lsd, LSD_EDGES, answer)
-            by_lcl += _class_counts(np.where(row.lsd > LSD_FLOOR, row.lcl, np.nan), LCL_EDGES, answer)
-    if not num_documents:
-        raise UserError(f"the scores of {model} hold no documents: score some, with longlens score DOCS")
-    if answers is not None and not num_answered:
-        raise UserError(f"answers were given for {list(answers)[:3]} …, and none of these documents was scored")
-    return Distributions(
-        model=model,
-        lsd=_classes(LSD_EDGES, by_lsd, num_answered > 0) if has_short else None,
-        lcl=_classes(LCL_EDGES, by_lcl, num_answered > 0) if has_short else None,
-        positions=_positions(cells, has_short=has_short, has_keys=keys is not None),
-    )
+    rule = KeyRule(alpha=alpha, beta=beta, lcl=use_lcl, context=context, stride=stride)
+    influence = choose_influence(evaluator_scores, keys, rule)
+    short = short_of(scores, influence)
+    if influence.keys is None and context is not None:
+        short = choose_short_context(scores.short_contexts, context)
+    corpus = Corpus(scores, influence, answers)
+    sums = DistributionSums(corpus, short)
+    for document in corpus:
+        sums.add(document)
+    return sums.result()
+
+
+def short_of(scores: Scores, influence: Influence) -> ShortContext | None:
+    """The short context of the key tokens; the model's own where it has not that, or there are none."""
+    wanted = None if influence.keys is None else (influence.context, influence.stride)
+    return next((short for short in scores.short_contexts if short == wanted), scores.selected)
+
+
+class DistributionSums:
+    """Counts and sums over the documents of a corpus.
+
+    Args:
+        corpus: Whose documents are added.
+        short: The short context that LSD is under; None in a run without short scores.
+    """
+
+    def __init__(self, corpus: Corpus, short: ShortContext | None) -> None:
+        self._corpus, self._short = corpus, short
+        self._lsd, self._lcl = (np.zeros((3, len(edges) + 1), dtype=np.int64) for edges in (LSD_EDGES, LCL_EDGES))
+        self._cells = np.zeros((_NUM_SUMS, 0))
+        self._has_answers = False
+
+    def add(self, document: ScoredDocument) -> None:
+        """Counts a document in."""
+        row, answer = document.row, document.is_answer
+        if self._short is not None:
+            row = row.at(context=self._short.context, stride=self._short.stride)
+            self._lsd += _class_counts(row.lsd, LSD_EDGES, answer)
+            self._lcl += _class_counts(np.where(row.lsd > LSD_FLOOR, row.lcl, np.nan), LCL_EDGES, answer)
+        self._cells = _added(self._cells, _sums_along(row, document.is_key, self._short is not None))
+        self._has_answers |= answer is not None
+
+    def result(self) -> Distributions:
+        """The distributions over the documents that were added."""
+        has_short = self._short is not None
+        return Distributions(
+            model=self._corpus.name,
+            lsd=_classes(LSD_EDGES, self._lsd, self._has_answers) if has_short else None,
+            lcl=_classes(LCL_EDGES, self._lcl, self._has_answers) if has_short else None,
+            positions=_positions(self._cells, has_short=has_short, has_keys=self._corpus.influence.keys is not None),
+        )
 
 
 def _class_counts(values: npt.ArrayLike, edges: tuple[float, ...], answer: Bools | None) -> Ints:
@@ -247,7 +294,3 @@ def _positions(cells: Doubles, *, has_short: bool, has_keys: bool) -> Positions:
 def _ratio(total: Doubles, number: Doubles) -> Doubles:
     ratio: Doubles = np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
     return ratio
-
-
-def _without_nan(values: Doubles | None) -> list[float | None] | None:
-    return None if values is None else [None if np.isnan(value) else value for value in values.tolist()]

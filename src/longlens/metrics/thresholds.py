@@ -12,11 +12,18 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import as_spans, characters_of
+<<<<<<< HEAD
 from longlens.keytokens.influence import check_thresholds
 from longlens.keytokens.selection import select_key_tokens
 from longlens.metrics.corpus import Influence, influence_of
 from longlens.scoring.scores import Scores, TokenScores
 from longlens.settings.options import ALPHA, BETA
+=======
+from longlens.keytokens.influence import ALPHA, BETA, check_thresholds
+from longlens.metrics.corpus import Corpus, ScoredDocument, choose_influence
+from longlens.scoring.scores import Scores, TokenScores
+from longlens.settings.options import KeyRule
+>>>>>>> 1cbde65 (The report reads every stored document once; corpus and documents one file; messages name parameters)
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -26,7 +33,7 @@ _SPLIT_TOKENS_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ThresholdTable:
-    """What `threshold_table` finds, for A values of alpha and B values of beta.
+    """LongPPL at each pair of thresholds, for A values of alpha and B values of beta.
 
     Attributes:
         alphas: ``(A,)`` nats.
@@ -79,22 +86,43 @@ def threshold_table(
         UserError: Thresholds that do not increase or are not finite; no documents; a document without evaluator scores
             or with those of another text; an evaluator without (such) short scores.
     """
-    alphas, betas = _increasing("alphas", alphas), _increasing("betas", betas)
-    for alpha in alphas:
-        check_thresholds(alpha, BETA)
-    for beta in betas[1:] if betas[0] == -np.inf else betas:
-        check_thresholds(ALPHA, beta)
-    model = str(model_scores.manifest["model"]["name"])
-    keys = select_key_tokens(evaluator_scores, context=context, stride=stride)
-    influence = Influence(keys=keys, evaluator=evaluator_scores, gamma=None, context=context, stride=stride)
-    table = np.zeros((2, len(alphas), len(betas) + 1))
-    for row in model_scores:
-        influence_of(row, model, influence)  # for what it refuses
-        table += _document_table(row, keys.scores_of(row.id), alphas, betas)
-    if not len(model_scores):
-        raise UserError(f"the scores of {model} hold no documents: score some, with longlens score DOCS")
-    logprob, number = _at_least(table, axis=2)[:, :, 1:]
-    return ThresholdTable(alphas=alphas, betas=betas, logprob=logprob, num_tokens=number.astype(np.int64))
+    influence = choose_influence(evaluator_scores, None, KeyRule(context=context, stride=stride))
+    sums = ThresholdSums(alphas, betas)
+    for document in Corpus(model_scores, influence):
+        sums.add(document)
+    return sums.result()
+
+
+class ThresholdSums:
+    """Nats and numbers of the tokens that pass each pair of thresholds, over the documents that were added.
+
+    Args:
+        alphas: Strictly increasing, nats.
+        betas: Strictly increasing, nats; the first may be -inf.
+
+    Raises:
+        UserError: Thresholds that do not increase or are not finite.
+    """
+
+    def __init__(self, alphas: Sequence[float] | Doubles, betas: Sequence[float] | Doubles) -> None:
+        self._alphas, self._betas = _increasing("alphas", alphas), _increasing("betas", betas)
+        for alpha in self._alphas:
+            check_thresholds(alpha, BETA)
+        for beta in self._betas[1:] if self._betas[0] == -np.inf else self._betas:
+            check_thresholds(ALPHA, beta)
+        self._table = np.zeros((2, len(self._alphas), len(self._betas) + 1))
+
+    def add(self, document: ScoredDocument) -> None:
+        """Counts in a document that has the evaluator's scores."""
+        assert document.evaluated is not None
+        self._table += _document_table(document.row, document.evaluated, self._alphas, self._betas)
+
+    def result(self) -> ThresholdTable:
+        """The table over the documents."""
+        logprob, number = _at_least(self._table, axis=2)[:, :, 1:]
+        return ThresholdTable(
+            alphas=self._alphas, betas=self._betas, logprob=logprob, num_tokens=number.astype(np.int64)
+        )
 
 
 def _increasing(name: str, values: Sequence[float] | Doubles) -> Doubles:

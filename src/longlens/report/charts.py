@@ -14,7 +14,7 @@ import numpy.typing as npt
 from longlens.metrics.context_reach import Curve, ReachResult
 from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
-from longlens.report.summary import Run, Summary
+from longlens.report.summary import ReportRun, ReportSummary
 
 Values = Sequence[float | None]
 
@@ -91,7 +91,7 @@ class Chart:
     marks: Sequence[Mark] = field(default=())
 
 
-def charts(summary: Summary) -> list[Chart]:
+def charts(summary: ReportSummary) -> list[Chart]:
     """The charts of a report, those that its scores allow."""
     colors = {run.name: index for index, run in enumerate(summary.runs)}
     found = [
@@ -105,7 +105,7 @@ def charts(summary: Summary) -> list[Chart]:
     return [chart for chart in found if chart is not None and chart.series]
 
 
-def _lsd_classes(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
+def _lsd_classes(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart:
     return Chart(
         name="lsd-classes",
         title="Tokens by long-short difference (LSD)",
@@ -117,7 +117,7 @@ def _lsd_classes(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
     )
 
 
-def _lcl_classes(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
+def _lcl_classes(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart:
     return Chart(
         name="lcl-classes",
         title=f"Tokens with LSD > {LSD_FLOOR:g} by long-context likelihood (LCL)",
@@ -129,7 +129,7 @@ def _lcl_classes(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
     )
 
 
-def _class_names(runs: Sequence[Run], which: str) -> list[str]:
+def _class_names(runs: Sequence[ReportRun], which: str) -> list[str]:
     classes: Classes | None = next((c for run in runs if (c := getattr(run.distributions, which)) is not None), None)
     if classes is None:
         return []
@@ -138,7 +138,7 @@ def _class_names(runs: Sequence[Run], which: str) -> list[str]:
     return [f"< {edges[0]}", *between, f"≥ {edges[-1]}"]
 
 
-def _all_bars(runs: Sequence[Run], colors: dict[str, int], which: str) -> list[Series]:
+def _all_bars(runs: Sequence[ReportRun], colors: dict[str, int], which: str) -> list[Series]:
     return [
         series
         for run in runs
@@ -146,7 +146,7 @@ def _all_bars(runs: Sequence[Run], colors: dict[str, int], which: str) -> list[S
     ]
 
 
-def _bars(run: Run, classes: Classes | None, color: int, other_color: int) -> Iterator[Series]:
+def _bars(run: ReportRun, classes: Classes | None, color: int, other_color: int) -> Iterator[Series]:
     if classes is None:
         return
     groups = {"": classes.counts}
@@ -163,7 +163,7 @@ def _bars(run: Run, classes: Classes | None, color: int, other_color: int) -> It
         )
 
 
-def _logprob_by_position(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
+def _logprob_by_position(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart:
     series = []
     for run in runs:
         positions = run.distributions.positions
@@ -185,7 +185,7 @@ def _logprob_by_position(runs: Sequence[Run], colors: dict[str, int]) -> Chart:
     )
 
 
-def _key_share_by_position(summary: Summary, colors: dict[str, int]) -> Chart | None:
+def _key_share_by_position(summary: ReportSummary, colors: dict[str, int]) -> Chart | None:
     if summary.keys is None:
         return None
     settings = summary.keys.settings
@@ -212,7 +212,7 @@ def _key_share_by_position(summary: Summary, colors: dict[str, int]) -> Chart | 
     )
 
 
-def _reach(runs: Sequence[Run], colors: dict[str, int], which: Literal["all", "keys"]) -> Chart | None:
+def _reach(runs: Sequence[ReportRun], colors: dict[str, int], which: Literal["all", "keys"]) -> Chart | None:
     curves = [(run, run.reach, curve) for run in runs if run.reach is not None and (curve := getattr(run.reach, which))]
     if not curves:
         return None
@@ -256,11 +256,11 @@ def reach_in_words(curve: Curve) -> str:
     return f"{'≥ ' if curve.censored else ''}{curve.reach:,.0f} tokens"
 
 
-def _evaluators(curves: Sequence[tuple[Run, ReachResult, Curve]]) -> list[str]:
+def _evaluators(curves: Sequence[tuple[ReportRun, ReachResult, Curve]]) -> list[str]:
     return list(dict.fromkeys(reached.evaluator or "the key file" for _, reached, _ in curves))
 
 
-def _reaches_in_words(curves: Sequence[tuple[Run, ReachResult, Curve]]) -> str:
+def _reaches_in_words(curves: Sequence[tuple[ReportRun, ReachResult, Curve]]) -> str:
     said = []
     for run, reached, curve in curves:
         words = f"{run.name}: reach {reach_in_words(curve)}{_between(curve.reach_interval, 0)}, "
@@ -278,7 +278,7 @@ def _between(interval: Interval | None, digits: int) -> str:
     return "" if interval is None else f" ({interval[0]:,.{digits}f} to {interval[1]:,.{digits}f})"
 
 
-def _benchmarks(summary: Summary, colors: dict[str, int]) -> Iterator[Chart]:
+def _benchmarks(summary: ReportSummary, colors: dict[str, int]) -> Iterator[Chart]:
     for number, (benchmark, scores) in enumerate(summary.benchmarks.items(), start=1):
         for field_name, metric in (("longppl", "LongPPL"), ("ppl", "PPL")):
             points = [

@@ -5,79 +5,121 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from types import TracebackType
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
-from longlens.keytokens.selection import KeySource
-from longlens.report.summary import Summary
+from longlens.files import cannot_write
+from longlens.keytokens.selection import KeyTokens
 from longlens.scoring.scores import ShortContext, TokenScores
 
+MAX_BYTES = 7_000_000
+"""What the documents may take of a page by default, so that it stays below 10 MB."""
 BYTES_PER_TOKEN = 4 * 4 * 4 / 3
 """Of the page, for one token of one run: start, end, long and short, four bytes each, in base64."""
 
 
-def utf16_offsets(text: str) -> npt.NDArray[np.int64]:
-    """Where each character of a text begins in UTF-16, which is what a page counts in: ``(len(text) + 1,)``.
-
-    Equals ``[len(text[:i].encode("utf-16-le")) // 2 for i in range(len(text) + 1)]``.
-    """
-    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    return np.concatenate([[0], np.cumsum(1 + (points > 0xFFFF))]).astype(np.int64)
-
-
-def choose_documents(summary: Summary, wanted: Sequence[str], num_documents: int | None, max_bytes: int) -> list[str]:
-    """Ids of the documents whose text is shown: the named ones, or the first ones.
+class PageDocuments:
+    """The documents whose text a page shows, taken as they are read; more than `MAX_BYTES` of them wait in a file.
 
     Args:
-        summary: The report.
-        wanted: Ids that were asked for.
+        path: The page, beside which that file is.
+        wanted: Ids of the documents, in this order; the first ones unless given.
         num_documents: How many of the first ones; None for as many as fit.
         max_bytes: What they may take of the page, if nothing else says how many; one is always shown.
-
-    Raises:
-        KeyError: An id that was not scored.
     """
-    scores = summary.runs[0].scores
-    if wanted:
-        for id in wanted:
-            scores.get(id)
-        return list(dict.fromkeys(wanted))
-    if num_documents is not None:
-        return list(scores.ids[:num_documents])
-    chosen: list[str] = []
-    size = 0.0
-    for row in scores:
+
+    def __init__(
+        self, path: Path, wanted: Sequence[str] = (), num_documents: int | None = None, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._path, self._wanted = path, list(dict.fromkeys(wanted))
+        self._num_documents, self._max_bytes = num_documents, max_bytes
+        self._size, self._is_full = 0.0, False
+        self._places: dict[str, tuple[int, int]] = {}
+        self._file: IO[bytes] = SpooledTemporaryFile(MAX_BYTES, dir=str(path.parent))  # noqa: SIM115  closed in __exit__
+
+    def __enter__(self) -> PageDocuments:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the documents that are shown, in the order of the page."""
+        return self._wanted or list(self._places)
+
+    def __iter__(self) -> Iterator[Markup]:
+        """The documents as the page reads them, one after the other."""
+        for id in self.ids:
+            start, length = self._places[id]
+            self._file.seek(start)
+            yield Markup(self._file.read(length).decode("ascii"))
+
+    def add(
+        self, rows: Sequence[TokenScores | None], shorts: Sequence[ShortContext | None], keys: KeyTokens | None
+    ) -> None:
+        """Takes a document if it is one of those to show.
+
+        Args:
+            rows: Its scores in each run of the report; None where a run has no such document.
+            shorts: The short context of each run.
+            keys: Its key tokens, where they are not the evaluator's to select.
+
+        Raises:
+            UserError: There is no room for it.
+        """
+        if rows[0] is None or not self._shows(rows[0], len(rows)):
+            return
+        content = embedded(page_document(rows, shorts, keys)).encode("ascii")
+        try:
+            start = self._file.seek(0, 2)
+            self._file.write(content)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        self._places[rows[0].id] = start, len(content)
+
+    def _shows(self, row: TokenScores, num_runs: int) -> bool:
+        if self._wanted:
+            return row.id in self._wanted
+        if self._num_documents is not None:
+            return len(self._places) < self._num_documents
         # Every run of the report has about as many tokens as the first one.
-        size += len(row.token_ids) * BYTES_PER_TOKEN * len(summary.runs) + _embedded_size(row.text or "")
-        if chosen and size > max_bytes:
-            break
-        chosen.append(row.id)
-    return chosen
+        text = json.dumps(row.text or "")
+        self._size += len(row.token_ids) * BYTES_PER_TOKEN * num_runs
+        self._size += len(text) + 5 * sum(text.count(character) for character in "<>&")
+        self._is_full |= bool(self._places) and self._size > self._max_bytes
+        return not self._is_full
 
 
-def _embedded_size(text: str) -> int:
-    return len(json.dumps(text)) + 5 * sum(text.count(character) for character in "<>&")
-
-
-def page_documents(summary: Summary, ids: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The documents as the page reads them, one after the other.
+def page_document(
+    rows: Sequence[TokenScores | None], shorts: Sequence[ShortContext | None], keys: KeyTokens | None
+) -> dict[str, Any]:
+    """A document as the page reads it.
 
     ``{"id", "text", "runs": [{"start", "end", "long", "short"} or null, ...], "keys": [...] or null}``: a list with an
     entry a run of the report, null where it has no such document; arrays are base64 of little-endian int32 offsets in
-    UTF-16 and of float32 nats. ``keys`` are runs of key tokens, only where they are not the evaluator's to select.
+    UTF-16 and of float32 nats. ``keys`` are runs of key tokens.
     """
-    for id in ids:
-        rows = [(run, run.scores.get(id) if id in run.scores.ids else None) for run in summary.runs]
-        text = next((row.text for _, row in rows if row is not None and row.text is not None), None)
-        offsets = None if text is None else utf16_offsets(text)
-        yield {
-            "id": id,
-            "text": text,
-            "runs": [None if row is None or offsets is None else _tokens(row, run.short, offsets) for run, row in rows],
-            "keys": None if offsets is None or summary.evaluator is not None else _key_runs(summary.keys, id, offsets),
-        }
+    scored = [row for row in rows if row is not None]
+    text = next((row.text for row in scored if row.text is not None), None)
+    offsets = None if text is None else utf16_offsets(text)
+    return {
+        "id": scored[0].id,
+        "text": text,
+        "runs": [
+            None if row is None or offsets is None else _tokens(row, short, offsets)
+            for row, short in zip(rows, shorts, strict=True)
+        ],
+        "keys": None if offsets is None or keys is None else base64_of(offsets[keys.char_runs], "<i4"),
+    }
 
 
 def _tokens(row: TokenScores, short: ShortContext | None, offsets: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -90,10 +132,26 @@ def _tokens(row: TokenScores, short: ShortContext | None, offsets: npt.NDArray[n
     }
 
 
-def _key_runs(keys: KeySource | None, id: str, offsets: npt.NDArray[np.int64]) -> str | None:
-    return None if keys is None else base64_of(offsets[keys.get(id).char_runs], "<i4")
+def utf16_offsets(text: str) -> npt.NDArray[np.int64]:
+    """Where each character of a text begins in UTF-16, which is what a page counts in: ``(len(text) + 1,)``.
+
+    Equals ``[len(text[:i].encode("utf-16-le")) // 2 for i in range(len(text) + 1)]``.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    return np.concatenate([[0], np.cumsum(1 + (points > 0xFFFF))]).astype(np.int64)
 
 
 def base64_of(values: npt.ArrayLike, dtype: str) -> str:
     """The values as the page takes them: base64 of little-endian numbers."""
     return base64.b64encode(np.ascontiguousarray(values, dtype=dtype).tobytes()).decode("ascii")
+
+
+def embedded(content: Any) -> Markup:
+    r"""JSON for the inside of a ``<script type="application/json">``: ASCII, with ``<``, ``>`` and ``&`` as ``\u003c``…
+
+    So neither ``</script>`` nor ``<!--`` can be in it, whatever the content is.
+    """
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

@@ -74,14 +74,19 @@ def write_figures(
     """
     check_formats(formats)
     folder = Path(folder)
-    if not folder.parent.is_dir():
-        raise UserError(f"{folder.parent} is not a folder: create it, then write {folder.name} there")
+    check_folder(folder)
     written = []
     with style():
         _make(folder)
         for chart, name in zip(charts, _file_names(charts), strict=True):
             written += save(draw(chart), folder, name, title=chart.title, caption=chart.caption, formats=formats)
     return written
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that cannot be created, since there is none to create it in."""
+    if not folder.parent.is_dir():
+        raise UserError(f"{folder.parent} is not a folder: create it, then write {folder.name} there")
 
 
 def save(

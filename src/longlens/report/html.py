@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -16,45 +16,86 @@ from markupsafe import Markup
 
 from longlens.errors import UserError
 from longlens.files import replacing
+from longlens.keytokens.selection import KeySource
 from longlens.metrics.comparison import Difference
+from longlens.metrics.corpus import AnswerSpans
 from longlens.report.charts import charts
-from longlens.report.documents import base64_of, choose_documents, page_documents
-from longlens.report.summary import Summary
+from longlens.report.documents import PageDocuments, base64_of, embedded
+from longlens.report.summary import ReportSummary, summarize_runs
+from longlens.scoring.scores import Scores
 
 SCRIPTS = ("tokens.js", "pane.js", "charts.js", "main.js")
 GENERATOR = '<meta name="generator" content="longlens">'
-MAX_BYTES = 7_000_000
-"""What the documents may take of a page by default, so that it stays below 10 MB."""
 
 
 def write_report(
-    path: Path, summary: Summary, *, documents: Sequence[str] = (), num_documents: int | None = None
-) -> list[str]:
-    """Writes the page; the file appears whole or not at all, and replaces an older one.
+    path: str | os.PathLike[str],
+    runs: Sequence[Scores],
+    *,
+    evaluator_scores: Scores | None = None,
+    keys: KeySource | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    use_lcl: bool | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    answers: AnswerSpans | None = None,
+    benchmarks: Mapping[str, Mapping[str, float]] | None = None,
+    documents: Sequence[str] = (),
+    num_documents: int | None = None,
+) -> ReportSummary:
+    """Writes one self-contained HTML page; it appears whole or not at all, and replaces an older one.
+
+    Every stored document is read once, and one is in memory at a time.
 
     Args:
         path: Where to.
-        summary: What it shows.
+        runs: Scores of one or more models on the same documents; the first is the baseline.
+        evaluator_scores: Of the evaluator, which selects the key tokens. With neither these nor keys, the first run
+            that has short-context scores is the evaluator, and a note says so.
+        keys: Key tokens instead, selected before.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
+        gamma: Largest soft weight; 5 by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
+        context: Which of the evaluator's short contexts, K tokens.
+        stride: Which of its strides.
+        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
+        benchmarks: By the name of a benchmark, scores by the names of runs.
         documents: Ids of the documents whose texts and tokens are shown.
         num_documents: Else how many of the first ones; None for as many as keep the page below 10 MB. Numbers are of
             all documents in any case.
 
     Returns:
-        Ids of the documents that are shown.
+        What the page shows, for `longlens.report.charts.charts`; its ``documents`` are the ids of those with text.
 
     Raises:
-        UserError: The file cannot be written, or a document was not scored.
+        UserError: The file cannot be written; no runs; a document was not scored; what `longlens.compare` refuses.
     """
     path = Path(path)
     check_place(path)
-    try:
-        shown = choose_documents(summary, documents, num_documents, MAX_BYTES)
-    except KeyError as error:
-        raise UserError(f"document {error.args[0]!r} was not scored; see the ids with --per-document") from error
-    with replacing(path) as file:
-        # A folder's name may hold bytes that are no UTF-8, and a model may be called after it.
-        file.writelines(piece.encode("utf-8", "replace").decode("utf-8") for piece in render(summary, shown))
-    return shown
+    if runs and (unknown := [id for id in documents if id not in frozenset(runs[0].ids)]):
+        raise UserError(f"document {unknown[0]!r} was not scored; see the ids with `per_document`")
+    with PageDocuments(path, documents, num_documents) as page:
+        summary = summarize_runs(
+            runs,
+            evaluator_scores=evaluator_scores,
+            keys=keys,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            use_lcl=use_lcl,
+            context=context,
+            stride=stride,
+            answers=answers,
+            benchmarks=benchmarks,
+            page=page,
+        )
+        with replacing(path) as file:
+            # A folder's name may hold bytes that are no UTF-8, and a model may be called after it.
+            file.writelines(piece.encode("utf-8", "replace").decode("utf-8") for piece in render(summary, page))
+    return summary
 
 
 def check_place(path: Path) -> None:
@@ -76,8 +117,8 @@ def _is_report(path: Path) -> bool:
         return GENERATOR.encode() in file.read(4096)
 
 
-def render(summary: Summary, shown: Sequence[str]) -> Iterator[str]:
-    """The page, piece by piece, with the documents that have these ids."""
+def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
+    """The page, piece by piece."""
     folder = resources.files("longlens.report") / "page"
     style = (folder / "style.css").read_text(encoding="utf-8")
     script = "(() => {\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS) + "\n})();\n"
@@ -86,14 +127,14 @@ def render(summary: Summary, shown: Sequence[str]) -> Iterator[str]:
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.generate(
         summary=summary,
-        shown=shown,
+        shown=summary.documents,
         generator=Markup(GENERATOR),
         # Our own files, which have to stand in the page as they were hashed.
         style=Markup(style),
         script=Markup(script),
         policy=content_security_policy(script, style),
-        page=embedded(page_data(summary, shown)),
-        documents=(embedded(document) for document in page_documents(summary, shown)),
+        page=embedded(page_data(summary)),
+        documents=documents,
     )
 
 
@@ -116,18 +157,7 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
 
 
-def embedded(content: Any) -> Markup:
-    r"""JSON for the inside of a ``<script type="application/json">``: ASCII, with ``<``, ``>`` and ``&`` as ``\u003c``…
-
-    So neither ``</script>`` nor ``<!--`` can be in it, whatever the content is.
-    """
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def page_data(summary: Summary, shown: Sequence[str]) -> dict[str, Any]:
+def page_data(summary: ReportSummary) -> dict[str, Any]:
     """What the script of the page works with, but for the documents."""
     settings = None if summary.keys is None else summary.keys.settings
     tables = [run.thresholds for run in summary.runs]
@@ -155,7 +185,7 @@ def page_data(summary: Summary, shown: Sequence[str]) -> dict[str, Any]:
         "alphas": None if table is None else table.alphas.tolist(),
         # the first position of beta is -inf, which JSON has not: without the second criterion
         "betas": None if table is None else table.betas[1:].tolist(),
-        "documents": list(shown),
+        "documents": list(summary.documents),
         "num_documents": len(summary.runs[0].scores),
         "charts": [asdict(chart) for chart in charts(summary)],
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
+<<<<<<< HEAD
 from longlens.keytokens.selection import KeySource, select_key_tokens
 from longlens.metrics.comparison import PairComparison, compare
 from longlens.metrics.context_reach import ReachResult, reach
@@ -21,6 +23,20 @@ from longlens.metrics.score_distributions import Distributions, distributions
 from longlens.metrics.thresholds import ThresholdTable, threshold_table
 from longlens.scoring.scores import Scores, ShortContext, names_of, same_run
 from longlens.settings.options import ALPHA, BETA
+=======
+from longlens.keytokens.influence import ALPHA, BETA
+from longlens.keytokens.selection import KeySource, warn_near_threshold
+from longlens.metrics.comparison import PairComparison, check_same_ids, compare_results
+from longlens.metrics.context_reach import ReachResult, reach_influence, reach_result
+from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_once
+from longlens.metrics.gains import MIN_CONTEXTS, GainSums
+from longlens.metrics.longppl import PerplexityResult, PerplexitySums
+from longlens.metrics.score_distributions import Distributions, DistributionSums, short_of
+from longlens.metrics.thresholds import ThresholdSums, ThresholdTable
+from longlens.report.documents import PageDocuments
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, names_of, same_run
+from longlens.settings.options import KeyRule
+>>>>>>> 1cbde65 (The report reads every stored document once; corpus and documents one file; messages name parameters)
 
 SCHEMA_VERSION = 1
 STEP = 0.1
@@ -28,7 +44,7 @@ STEP = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportRun:
     """One run in the report.
 
     Attributes:
@@ -52,7 +68,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class ReportSummary:
     """What a report shows.
 
     Attributes:
@@ -62,17 +78,19 @@ class Summary:
         pairs: Every other compared run against the baseline.
         benchmarks: By the name of a benchmark, the scores of runs by their names.
         notes: What has to be known before a number is relied on.
+        documents: Ids of the documents whose text the page shows; empty without a page.
     """
 
-    runs: Sequence[Run]
-    evaluator: Run | None
+    runs: Sequence[ReportRun]
+    evaluator: ReportRun | None
     keys: KeySource | None
     pairs: Sequence[PairComparison]
     benchmarks: Mapping[str, Mapping[str, float]]
     notes: Sequence[str]
+    documents: Sequence[str] = ()
 
     @property
-    def compared(self) -> Sequence[Run]:
+    def compared(self) -> Sequence[ReportRun]:
         """The runs that have a result."""
         return [run for run in self.runs if run.result is not None]
 
@@ -103,92 +121,166 @@ def summarize_runs(
     stride: int | None = None,
     answers: AnswerSpans | None = None,
     benchmarks: Mapping[str, Mapping[str, float]] | None = None,
-) -> Summary:
-    """All numbers of a report, from stored scores; no model is run.
+    page: PageDocuments | None = None,
+) -> ReportSummary:
+    """All numbers of a report, from stored scores; every document is read once, and no model is run.
 
     Args:
         runs: Scores of one or more models on the same documents; the first is the baseline.
         evaluator_scores: Of the evaluator, which selects the key tokens. With neither these nor keys, the first run
             that has short-context scores is the evaluator, and a note says so.
-        keys: As for `longlens.perplexity`, and so are all that follow.
-        alpha: See there.
-        beta: See there.
-        gamma: See there.
-        use_lcl: See there.
-        context: See there.
-        stride: See there.
-        answers: See there; distributions are split by them too.
+        keys: Key tokens instead, selected before.
+        alpha: Threshold of the long-short difference, nats; 2 by default.
+        beta: Threshold of the long-context likelihood, nats; -2 by default.
+        gamma: Largest soft weight; 5 by default.
+        use_lcl: False leaves the second criterion out, and with it beta.
+        context: Which of the evaluator's short contexts, K tokens.
+        stride: Which of its strides.
+        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs (see `read_benchmarks`).
+        page: Takes the documents that a page shows.
 
     Raises:
         UserError: No runs, or what `longlens.compare` refuses.
     """
     if not runs:
-        raise UserError("no scores to report: score documents first, with longlens score DOCS --model M -o SCORES")
+        raise UserError("no scores to report: score documents first, with longlens score DOCS")
     notes = []
     if evaluator_scores is None and keys is None:
         evaluator_scores = next((run for run in runs if run.short_contexts), None)
         if evaluator_scores is not None:
             notes.append(
                 f"no evaluator was named, so {evaluator_scores.manifest['model']['name']} selects the key tokens, the "
-                "first run with short-context scores (--evaluator-scores names another)"
+                "first run with short-context scores (`evaluator_scores` names another)"
             )
     elif evaluator_scores is not None:
         # One object for one run, so that it is shown once.
         evaluator_scores = next((run for run in runs if same_run(run, evaluator_scores)), evaluator_scores)
-    rule: dict[str, Any] = {"alpha": alpha, "beta": beta, "use_lcl": use_lcl}
-    place: dict[str, Any] = {"context": context, "stride": stride}
-    chosen = {"evaluator_scores": evaluator_scores, "keys": keys, "gamma": gamma, "answers": answers, **rule, **place}
-    pairs: Sequence[PairComparison] = []
-    if len(runs) > 1:
-        found = compare(runs, **chosen)
-        results, pairs = list(found.results), found.pairs
-        notes += found.warnings
-    else:
-        results = [perplexity(runs[0], **chosen)]
-        notes += results[0].warnings
-    given_keys = keys
-    if keys is None and evaluator_scores is not None:
-        keys = select_key_tokens(evaluator_scores, **rule, **place)
+    rule = KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride)
+    influence = choose_influence(evaluator_scores, keys, rule)
     shown = [*runs]
     if evaluator_scores is not None and not any(run is evaluator_scores for run in runs):
         shown.append(evaluator_scores)
-    reaches = _reaches(shown, evaluator_scores, given_keys, rule, notes)
+    # the compared runs are called as in `compare` and in the files of benchmarks
+    names = [*names_of(runs), *names_of(shown)[len(runs) :]]
+    corpora = [Corpus(run, influence, answers, name=name) for run, name in zip(shown, names, strict=True)]
+    check_same_ids(corpora[: len(runs)])
+    sums = [_RunSums(corpus, keys, rule, compared=place < len(runs)) for place, corpus in enumerate(corpora)]
+    shorts = [each.short for each in sums]
+    for *rows, evaluated in read_once(chain(runs[0].ids, shown[-1].ids), [*shown, evaluator_scores]):
+        for each, row in zip(sums, rows, strict=True):
+            if row is not None:
+                each.add(row, evaluated)
+        if page is not None and rows[0] is not None:
+            page.add(rows, shorts, None if keys is None else keys.get(rows[0].id))
+    results = [each.perplexity.result() for each in sums[: len(runs)]]
+    sums[0].perplexity.warn()
+    pairs: Sequence[PairComparison] = []
+    if len(runs) > 1:
+        comparison = compare_results(results, runs)
+        pairs = comparison.pairs
+        notes += comparison.warnings
+    else:
+        notes += results[0].warnings
+    reaches = [each.reach(sums, evaluator_scores, notes) for each in sums]
     summarized = [
-        Run(
-            name=name,
-            scores=run,
-            short=(short := _short(run, keys)),
-            distributions=distributions(run, keys=keys, short=short, answers=answers, name=name),
+        ReportRun(
+            name=each.corpus.name,
+            scores=each.corpus.scores,
+            short=each.short,
+            distributions=each.distributions.result(),
             result=result,
             reach=reached,
-            thresholds=None
-            if result is None or evaluator_scores is None
-            else threshold_table(
-                run,
-                evaluator_scores,
-                alphas=positions(ALPHA if alpha is None else alpha, 0.0, 8.0),
-                betas=np.concatenate([[-np.inf], positions(BETA if beta is None else beta, -10.0, 0.0)]),
-                **place,
-            ),
+            thresholds=None if result is None or evaluator_scores is None else each.thresholds.result(),
         )
-        for name, run, result, reached in zip(
-            # the compared runs are called as in `compare` and in the files of benchmarks
-            [*names_of(runs), *names_of(shown)[len(runs) :]],
-            shown,
-            [*results, *[None] * (len(shown) - len(runs))],
-            reaches,
-            strict=True,
-        )
+        for each, result, reached in zip(sums, [*results, *[None] * (len(shown) - len(runs))], reaches, strict=True)
     ]
-    return Summary(
+    return ReportSummary(
         runs=summarized,
         evaluator=next((run for run in summarized if run.scores is evaluator_scores), None),
-        keys=keys,
+        keys=influence.keys,
         pairs=pairs,
         benchmarks=benchmarks or {},
         notes=list(dict.fromkeys(notes)),
+        documents=[] if page is None else page.ids,
     )
+
+
+class _RunSums:
+    """All that a report says of one run, as its documents are read.
+
+    Args:
+        corpus: The run.
+        keys: Key tokens that were given.
+        rule: What selects key tokens where none were given.
+        compared: Whether it is one of the compared runs.
+    """
+
+    def __init__(self, corpus: Corpus, keys: KeySource | None, rule: KeyRule, *, compared: bool) -> None:
+        self.corpus, self._compared = corpus, compared
+        self.short = short_of(corpus.scores, corpus.influence)
+        self.distributions = DistributionSums(corpus, self.short)
+        self.perplexity = PerplexitySums(corpus)
+        self.thresholds = ThresholdSums(
+            positions(ALPHA if rule.alpha is None else rule.alpha, 0.0, 8.0),
+            np.concatenate([[-np.inf], positions(BETA if rule.beta is None else rule.beta, -10.0, 0.0)]),
+        )
+        self._contexts = {short.context for short in corpus.scores.short_contexts}
+        self._gains: GainSums | None = None
+        self._no_reach: UserError | None = None
+        self._own = False
+        if len(self._contexts) >= MIN_CONTEXTS:
+            evaluator = corpus.influence.evaluator
+            at_smallest = KeyRule(alpha=rule.alpha, beta=rule.beta, lcl=rule.lcl)
+            if evaluator is None or min(self._contexts) not in {short.context for short in evaluator.short_contexts}:
+                evaluator, at_smallest = None, KeyRule()
+            try:
+                influence, self._own = reach_influence(corpus.scores, evaluator, keys, at_smallest)
+                self._gains = GainSums(Corpus(corpus.scores, influence, corpus.answers))
+            except UserError as error:
+                self._no_reach = error
+
+    def add(self, row: TokenScores, evaluated: TokenScores | None) -> None:
+        """Counts a document in."""
+        document = self.corpus.document(row, evaluated)
+        self.distributions.add(document)
+        if self._compared:
+            self.perplexity.add(document)
+            if document.evaluated is not None and self.corpus.influence.evaluator is not None:
+                self.thresholds.add(document)
+        if self._gains is not None and self._no_reach is None:
+            try:
+                self._gains.add(row, evaluated)
+            except UserError as error:
+                self._no_reach = error
+
+    def reach(self, sums: Sequence[_RunSums], evaluator: Scores | None, notes: list[str]) -> ReachResult | None:
+        """The reach of the run if it can have one; what has to be known of it, or why it has none, goes into the notes.
+
+        Args:
+            sums: Of all runs: the evaluator, or else the first one with the same contexts, is the reference.
+            evaluator: The evaluator.
+            notes: Where to.
+        """
+        if self._gains is None and self._no_reach is None:
+            return None
+        others = sorted(sums, key=lambda each: each.corpus.scores is not evaluator)
+        reference = next((each for each in others if each is not self and each._contexts == self._contexts), None)
+        try:
+            for each in (self, reference):
+                if each is not None and each._no_reach is not None:
+                    raise each._no_reach
+            assert self._gains is not None
+            keys = self._gains.corpus.influence.keys
+            if keys is not None:
+                near = self._gains.num_near, self._gains.num_key_tokens
+                warn_near_threshold(*near, keys.settings["dtype"])
+            reached = reach_result(self._gains, None if reference is None else reference._gains, own=self._own)
+        except UserError as error:
+            notes.append(f"no context reach of {self.corpus.scores.manifest['model']['name']}: {error}")
+            return None
+        notes += reached.warnings
+        return reached
 
 
 def positions(value: float, low: float, high: float) -> npt.NDArray[np.float64]:
@@ -197,38 +289,3 @@ def positions(value: float, low: float, high: float) -> npt.NDArray[np.float64]:
     above = max(0, math.ceil((high - value) / STEP))
     # rounded, so that a position is the number that a user writes: 2.1 and not 2.1000000000000001
     return np.array([round(value + step * STEP, 10) if step else value for step in range(-below, above + 1)])
-
-
-def _short(run: Scores, keys: KeySource | None) -> ShortContext | None:
-    """The short context of the key tokens; the run's own where it has not that, or there are none."""
-    wanted = None if keys is None else ShortContext(keys.settings["context"], keys.settings["stride"])
-    return next((short for short in run.short_contexts if short == wanted), run.selected)
-
-
-def _reaches(
-    runs: Sequence[Scores],
-    evaluator: Scores | None,
-    keys: KeySource | None,
-    rule: Mapping[str, Any],
-    notes: list[str],
-) -> list[ReachResult | None]:
-    """The reach of every run that can have one; why another has none goes into the notes."""
-    reaches: list[ReachResult | None] = []
-    for run in runs:
-        contexts = {short.context for short in run.short_contexts}
-        if len(contexts) < MIN_CONTEXTS:
-            reaches.append(None)
-            continue
-        others = [other for other in (evaluator, *runs) if other is not None and other is not run]
-        same = (other for other in others if {short.context for short in other.short_contexts} == contexts)
-        selects = evaluator is not None and min(contexts) in {short.context for short in evaluator.short_contexts}
-        try:
-            selecting = {"evaluator_scores": evaluator, **rule} if selects else {"keys": keys}
-            reached = reach(run, **selecting, reference_scores=next(same, None))
-        except UserError as error:
-            notes.append(f"no context reach of {run.manifest['model']['name']}: {error}")
-            reaches.append(None)
-        else:
-            notes += reached.warnings
-            reaches.append(reached)
-    return reaches

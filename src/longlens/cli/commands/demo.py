@@ -36,7 +36,7 @@ def demo(
     from longlens.keytokens.selection import select_key_tokens
     from longlens.metrics.longppl import perplexity
     from longlens.models import load_scorer
-    from longlens.report import summarize_runs, write_report
+    from longlens.report import write_report
     from longlens.scoring.run import score
     from longlens.scoring.store import check_writable
     from longlens.scoring.truncation import make_limit
@@ -53,7 +53,7 @@ def demo(
     with told_once():
         write_keys(out / "keys.jsonl", keys, overwrite=True)
         result = perplexity(scores, evaluator_scores=scores)
-        write_report(out / "report.html", summarize_runs([scores], evaluator_scores=scores))
+        write_report(out / "report.html", [scores], evaluator_scores=scores)
     write_json(out / "perplexity.json", result.to_json(per_document=True))
     if as_json:
         print_json(result.to_json(per_document=True))

@@ -39,10 +39,10 @@ def report(
     from longlens.cli.console import print_json, say, told_once
     from longlens.corpus.rows import read_answers
     from longlens.errors import UserError, require
-    from longlens.report import summarize_runs, write_report
+    from longlens.report import write_report
     from longlens.report.benchmarks import read_benchmarks
     from longlens.report.charts import charts
-    from longlens.report.figures import write_figures
+    from longlens.report.figures import check_folder, write_figures
     from longlens.report.html import check_place
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
@@ -53,25 +53,34 @@ def report(
         raise UserError(f"--num-documents is {num_documents}, expected 1 or more")
     if figures is not None:
         require("matplotlib", extra="figures", purpose="--figures")
+        check_folder(figures)
     check_place(out)
     chosen = o.key_source(evaluator_scores, keys, rule)
     runs = [open_scores(path) for path in scores]
     with told_once():
-        summary = summarize_runs(
+        summary = write_report(
+            out,
             runs,
             answers=None if answers is None else read_answers(answers),
             benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
+            documents=document or (),
+            num_documents=num_documents,
             **chosen,
         )
     drawn = [] if figures is None else write_figures(charts(summary), figures)
-    shown = write_report(out, summary, documents=document or (), num_documents=num_documents)
     for note in summary.notes:
         say(f"note: {note}")
     if as_json:
         print_json(
-            {"report": str(out), "documents": shown, "figures": [str(path) for path in drawn], **summary.to_json()}
+            {
+                "report": str(out),
+                "documents": summary.documents,
+                "figures": [str(path) for path in drawn],
+                **summary.to_json(),
+            }
         )
         return
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(shown)} of {len(runs[0])} documents with their text")
+    num_shown = len(summary.documents)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {num_shown} of {len(runs[0])} documents with their text")
     for path in drawn:
         print(path)
