@@ -40,8 +40,8 @@ def test_help_has_an_example(run):
 def test_one_run_as_json(reached, run):
     found = run.json("reach", reached / "llama", "--evaluator-scores", reached / "other", "--alpha", -5, "--no-lcl")
     assert found.keys() == {
-        *("schema_version", "model", "evaluator", "reference", "all", "keys", "num_short_documents", "settings"),
-        "warnings",
+        *("schema_version", "model", "evaluator", "reference", "all", "keys", "answers", "num_short_documents"),
+        *("settings", "warnings"),
     }
     assert (found["model"].rsplit("/")[-1], found["evaluator"].rsplit("/")[-1]) == ("llama", "other")
     assert found["reference"] is None

@@ -457,3 +457,18 @@ def test_there_is_no_share_of_a_gain_that_noise_could_make():
     assert reach(noisy, resamples=200).all.max_gain > 0, "a gain that is not above 0 is refused anyway"
     assert reach(steady, reference_scores=noisy, resamples=200).all.reference_share is None
     assert reach(noisy, reference_scores=steady, resamples=200).all.reference_share is not None
+
+
+def test_answers_have_a_curve_of_their_own():
+    late = np.where(np.arange(TOKENS) >= 20, 2.0, 0.5)  # tokens 20 to 23 gain most
+    model = run([0, late, late])
+    answers = {f"d{i:02}": [(40, 48)] for i in range(12)}
+    found = reach(model, answers=answers, resamples=20)
+    assert found.answers.gains == pytest.approx((0, 2, 2))
+    assert (found.answers.num_tokens, found.answers.num_characters) == (12 * 4, 12 * 8)
+    stored = scores(*(replace(row, answer_spans=answers[row.id]) for row in model), name="M")
+    assert reach(stored, resamples=20) == found
+    assert reach(stored, answers={"d00": [(40, 42)]}, resamples=20).answers.num_tokens == 1
+    assert reach(model, resamples=20).answers is None
+    with pytest.raises(UserError, match="none of these documents was scored"):
+        reach(model, answers={"x": [(0, 1)]})

@@ -274,13 +274,15 @@ def choice(
     from longlens.keytokens.influence import check_gamma
     from longlens.metrics.corpus import choose_influence
     from longlens.scoring.reader import open_scores
+    from longlens.settings.options import KeyRule
 
     check_gamma(gamma)
     settings = key_rule(command, alpha, beta, no_lcl) | {"context": context, "stride": stride}
     settings["gamma"] = given(command, "gamma", gamma)
     selected = None if keys is None else read_keys(keys)
     if selected is not None and evaluator_scores is None:
-        choose_influence(None, selected, **settings)  # for what it refuses, before a model is run
+        named = {"lcl" if name == "use_lcl" else name: value for name, value in settings.items()}
+        choose_influence(None, selected, KeyRule(**named))  # for what it refuses, before a model is run
     evaluator: StoredScores | None = None
     if evaluator_scores is not None:
         evaluator = open_scores(evaluator_scores, context=context, stride=stride)

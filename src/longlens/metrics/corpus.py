@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from longlens.corpus.document import Spans, check_answer_spans
 from longlens.errors import UserError, shown
 from longlens.keytokens.alignment import as_spans, carry_weights, merge_spans, tokens_in_runs, tokens_touching
-from longlens.keytokens.influence import GAMMA, check_gamma, soft_influence
+from longlens.keytokens.influence import soft_influence
 from longlens.keytokens.selection import KeySource, KeyTokens, KeyTokensView, select_key_tokens
 from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.scoring.scores import Scores, TokenScores, identity_of, same_model
-from longlens.settings.options import KeyRule
+from longlens.settings.options import GAMMA, KeyRule
 
 Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
@@ -56,11 +56,7 @@ def choose_influence(evaluator_scores: Scores | None, keys: KeySource | None, ru
     for name, tokens in (("context", rule.context), ("stride", rule.stride)):
         if tokens is not None and (tokens < 1 or tokens != int(tokens)):
             raise UserError(f"`{name}` is {tokens}, expected a number of tokens, 1 or more")
-    given = [
-        f"`{'use_lcl' if field.name == 'lcl' else field.name}`"
-        for field in fields(rule)
-        if getattr(rule, field.name) is not None
-    ]
+    given = [f"`{name}`" for name, value in rule.keywords().items() if value is not None]
     if keys is not None and given:
         raise UserError(
             f"{', '.join(given)} cannot be chosen with keys, which were selected already: give evaluator scores"
@@ -76,7 +72,6 @@ def choose_influence(evaluator_scores: Scores | None, keys: KeySource | None, ru
     gamma = None
     if evaluator_scores is not None:
         gamma = GAMMA if rule.gamma is None else rule.gamma
-        check_gamma(gamma)  # before anything is read
         keys = select_key_tokens(
             evaluator_scores,
             alpha=rule.alpha,

@@ -12,18 +12,10 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import as_spans, characters_of
-<<<<<<< HEAD
 from longlens.keytokens.influence import check_thresholds
-from longlens.keytokens.selection import select_key_tokens
-from longlens.metrics.corpus import Influence, influence_of
-from longlens.scoring.scores import Scores, TokenScores
-from longlens.settings.options import ALPHA, BETA
-=======
-from longlens.keytokens.influence import ALPHA, BETA, check_thresholds
 from longlens.metrics.corpus import Corpus, ScoredDocument, choose_influence
 from longlens.scoring.scores import Scores, TokenScores
-from longlens.settings.options import KeyRule
->>>>>>> 1cbde65 (The report reads every stored document once; corpus and documents one file; messages name parameters)
+from longlens.settings.options import ALPHA, BETA, KeyRule
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -12,19 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
-<<<<<<< HEAD
-from longlens.keytokens.selection import KeySource, select_key_tokens
-from longlens.metrics.comparison import PairComparison, compare
-from longlens.metrics.context_reach import ReachResult, reach
-from longlens.metrics.corpus import AnswerSpans
-from longlens.metrics.gains import MIN_CONTEXTS
-from longlens.metrics.longppl import PerplexityResult, perplexity
-from longlens.metrics.score_distributions import Distributions, distributions
-from longlens.metrics.thresholds import ThresholdTable, threshold_table
-from longlens.scoring.scores import Scores, ShortContext, names_of, same_run
-from longlens.settings.options import ALPHA, BETA
-=======
-from longlens.keytokens.influence import ALPHA, BETA
 from longlens.keytokens.selection import KeySource, warn_near_threshold
 from longlens.metrics.comparison import PairComparison, check_same_ids, compare_results
 from longlens.metrics.context_reach import ReachResult, reach_influence, reach_result
@@ -35,8 +22,7 @@ from longlens.metrics.score_distributions import Distributions, DistributionSums
 from longlens.metrics.thresholds import ThresholdSums, ThresholdTable
 from longlens.report.documents import PageDocuments
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, names_of, same_run
-from longlens.settings.options import KeyRule
->>>>>>> 1cbde65 (The report reads every stored document once; corpus and documents one file; messages name parameters)
+from longlens.settings.options import ALPHA, BETA, KeyRule
 
 SCHEMA_VERSION = 1
 STEP = 0.1

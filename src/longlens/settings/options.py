@@ -143,7 +143,7 @@ class KeyRule:
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.lcl is False and self.beta is not None:
-            raise UserError(f"`beta` is {self.beta}, and `lcl=False` selects without beta: leave one of them out")
+            raise UserError(f"`beta` is {self.beta}, and `use_lcl=False` selects without beta: leave one of them out")
         check_thresholds(ALPHA if self.alpha is None else self.alpha, BETA if self.beta is None else self.beta)
         check_gamma(GAMMA if self.gamma is None else self.gamma)
 

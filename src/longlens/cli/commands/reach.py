@@ -23,19 +23,21 @@ def reach(
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: Annotated[KeyRule, Part(("alpha", "beta", "lcl"))],
+    answers: o.Answers = None,
     reference: Annotated[
         Path | None,
         typer.Option(help="Scores of a model to measure the gain by.  [default: of several runs the first]"),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Context reach: up to which K predictions improve. On all tokens and on key tokens, and by how much.
+    """Context reach: up to which K predictions improve. On all, key and answer tokens, and by how much.
 
     Example: longlens reach scores/smollm2 --evaluator-scores scores/gemma3
     """
     from dataclasses import replace
 
     from longlens.cli.console import print_json, say, told_once
+    from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
     from longlens.metrics.context_reach import reach as compute
     from longlens.scoring.reader import open_scores
@@ -44,6 +46,7 @@ def reach(
     runs = [open_scores(path) for path in scores]
     evaluator = None if evaluator_scores is None else open_evaluator(evaluator_scores, runs[0])
     selected = None if keys is None else read_keys(keys)
+    spans = None if answers is None else read_answers(answers)
     measure = open_scores(reference) if reference is not None else runs[0] if len(runs) > 1 else None
     names = names_of(runs)
     results = []
@@ -56,6 +59,7 @@ def reach(
                 alpha=rule.alpha,
                 beta=rule.beta,
                 use_lcl=rule.lcl,
+                answers=spans,
                 reference_scores=None if run is measure else measure,
             )
         if found.reference is not None and measure is runs[0]:
@@ -86,10 +90,10 @@ def print_results(results: Sequence[ReachResult]) -> None:
 
     named = next((result.reference for result in results if result.reference is not None), None)
     curves: list[tuple[str, Curve]] = []
-    for tokens in ("all tokens", "key tokens"):
+    for which, tokens in (("all", "all tokens"), ("keys", "key tokens"), ("answers", "answers")):
         rows = []
         for result in results:
-            curve = result.all if tokens == "all tokens" else result.keys
+            curve: Curve | None = getattr(result, which)
             if curve is not None:
                 curves.append((f"{result.model}, {tokens}", curve))
                 share = "reference" if named and result.reference is None else number(curve.reference_share, 2)
