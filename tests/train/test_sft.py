@@ -1,6 +1,7 @@
 """LongCE in TRL: packing, masks of completions, adapters."""
 
 import copy
+import inspect
 import subprocess
 import sys
 
@@ -10,16 +11,16 @@ import torch
 import transformers
 
 from longlens.errors import UserError
-from longlens.losses.settings import LongCE
+from longlens.losses.settings import ChunkedLongCE, LongCE
 from tests.reference.longce import naive_longce
 from tests.tiny import byte_tokenizer, tiny_model
 from tests.train.runs import RULE, arguments, losses, pad_right, rows, trained, weights_of
-from tests.train.test_trainer import assert_stepped, naive_step
+from tests.train.test_trainer import assert_stepped, documents, naive_step
 
 peft = pytest.importorskip("peft")
 trl = pytest.importorskip("trl")
 
-from longlens.train import LongCESFTTrainer  # noqa: E402
+from longlens.train import LongCEConfig, LongCESFTConfig, LongCESFTTrainer  # noqa: E402
 
 
 def tokenizer():
@@ -162,8 +163,6 @@ def test_what_trl_would_lose_or_change_is_refused(tmp_path):
 
 
 def test_offline_weights_in_trl(tmp_path):
-    from tests.train.test_trainer import documents
-
     expected = naive_step(tiny_model("llama"), documents())
     lengths = [len(ids) - 1 for ids, _ in documents()]
     weighed = rows(token_weights=[[1.0, *w.tolist()] for w in expected[1].split(lengths)])
@@ -189,3 +188,36 @@ def test_rows_that_are_packed_already_need_a_collator_that_keeps_where_documents
     documents = [(i[part], k[part]) for i, k in zip(ids, labels, strict=True) for part in (slice(40), slice(40, 60))]
     kept = sft(tmp_path / "b", data=packed, data_collator=transformers.default_data_collator)
     assert_stepped(kept, naive_step(tiny_model("llama"), documents))
+
+
+def test_settings_of_the_loss_in_the_arguments(tmp_path):
+    made = LongCESFTConfig(
+        **arguments(
+            tmp_path, context=16, stride=8, gamma=1.1, gradient_checkpointing=False, max_length=None, bf16=False
+        )
+    )
+    assert isinstance(made, trl.SFTConfig)
+    trainer = LongCESFTTrainer(tiny_model("llama"), made, train_dataset=rows(), processing_class=tokenizer())
+    trainer.train()
+    assert trainer.longce == RULE
+    assert_stepped(trainer, naive_step(tiny_model("llama"), documents()))
+    (parsed,) = transformers.HfArgumentParser(LongCESFTConfig).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu", "--context", "1024", "--loss", "chunked-longce", "--packing"]
+    )
+    assert (parsed.longce, parsed.packing) == (ChunkedLongCE(context=1024), True)
+    plain_config = trl.SFTConfig(output_dir=str(tmp_path), use_cpu=True)
+    ours = LongCESFTConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert {name: getattr(ours, name) for name in plain_config.to_dict()} == {
+        name: getattr(plain_config, name) for name in plain_config.to_dict()
+    }
+
+
+def test_the_signature_is_that_of_trl():
+    ours, theirs = (inspect.signature(kind).parameters for kind in (LongCESFTTrainer, trl.SFTTrainer))
+    assert list(ours) == [*theirs, "longce"]
+    assert {name: ours[name].default for name in theirs} == {name: p.default for name, p in theirs.items()}
+
+
+def test_arguments_of_the_other_trainer_are_refused(tmp_path):
+    with pytest.raises(UserError, match="`args` is LongCEConfig, without the settings of TRL: write LongCESFTConfig"):
+        LongCESFTTrainer(tiny_model("llama"), LongCEConfig(output_dir=str(tmp_path)), train_dataset=rows())

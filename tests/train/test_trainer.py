@@ -1,6 +1,7 @@
 """LongCETrainer: one step equals the naive loss's, however the step is cut into micro-batches."""
 
 import copy
+import inspect
 import math
 
 import datasets
@@ -11,10 +12,10 @@ import transformers
 from longlens.errors import LonglensWarning, UserError
 from longlens.logprobs import Head
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
-from longlens.train import LongCETrainer
+from longlens.train import LongCEConfig, LongCETrainer
 from tests.reference.longce import naive_longce
 from tests.tiny import VOCABULARY, tiny_model
-from tests.train.runs import LEARNING_RATE, RULE, losses, pad_right, rows, trained, weights_of
+from tests.train.runs import LEARNING_RATE, RULE, arguments, losses, pad_right, rows, trained, weights_of
 
 OFFLINE = LongCE(gamma=RULE.gamma)
 
@@ -271,3 +272,85 @@ def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setattr(LongCETrainer, "_refuse_unshown", pretend)
     with pytest.raises(UserError, match="use one process, or DistributedDataParallel with torchrun"):
         trained(tmp_path)
+
+
+def config(folder, **changes):
+    return LongCEConfig(**arguments(folder, context=RULE.context, stride=RULE.stride, gamma=RULE.gamma, **changes))
+
+
+def test_settings_of_the_loss_in_the_arguments_are_the_same_loss(tmp_path):
+    trainer = LongCETrainer(
+        model=tiny_model("llama"), args=config(tmp_path), data_collator=pad_right, train_dataset=rows()
+    )
+    assert trainer.longce == RULE
+    trainer.train()
+    assert_stepped(trainer, naive_step(tiny_model("llama"), documents()))
+
+
+@pytest.mark.parametrize(
+    ("given", "loss"),
+    [
+        ({}, LongCE()),
+        ({"loss": "ce"}, None),
+        ({"loss": "sampled-longce", "context": 64, "share": 0.25}, SampledLongCE(context=64, share=0.25)),
+        (
+            {"loss": "chunked-longce", "stride": 64, "short_dtype": "bfloat16"},
+            ChunkedLongCE(stride=64, short_dtype="bfloat16"),
+        ),
+    ],
+)
+def test_arguments_go_through_json_and_the_command_line(tmp_path, given, loss):
+    made = LongCEConfig(output_dir=str(tmp_path), use_cpu=True, **given)
+    assert made.longce == loss
+    file = tmp_path / "arguments.json"
+    file.write_text(made.to_json_string())
+    parser = transformers.HfArgumentParser(LongCEConfig)
+    (read,) = parser.parse_json_file(str(file), allow_extra_keys=True)
+    assert (read.longce, read.to_dict()) == (loss, made.to_dict())
+    options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    (parsed,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--use_cpu", *options])
+    assert parsed.longce == loss
+    assert "--context" in parser.format_help()
+
+
+def test_a_run_with_its_arguments_goes_on_from_a_checkpoint_that_has_them(tmp_path):
+    args = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+
+    def trainer(settings):
+        return LongCETrainer(tiny_model("llama"), settings, pad_right, rows())
+
+    whole = trainer(config(tmp_path / "a", **args))
+    whole.train()
+    saved = torch.load(tmp_path / "a" / "checkpoint-2" / "training_args.bin", weights_only=False)  # noqa: TID251
+    assert (type(saved), saved.longce) == (LongCEConfig, RULE)
+    again = trainer(saved)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert losses(again) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"context": 0}, "`context` is 0; expected at least 1"),
+        ({"gamma": "many"}, "`gamma` is 'many'; expected a number"),
+        ({"loss": "longec"}, "`loss` is 'longec'; expected one of longce, sampled-longce, chunked-longce, ce"),
+        ({"loss": "ce", "stride": 0}, "`stride` is 0; expected at least 1"),
+        ({"share": 0.5}, "`share` is for sampled-longce, and `loss` is longce: leave it out"),
+        ({"loss": "sampled-longce", "share": 2.0}, "`share` is 2.0; expected at most 1"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        LongCEConfig(output_dir=str(tmp_path), **given)
+
+
+def test_settings_of_the_loss_in_two_places_are_refused(tmp_path):
+    with pytest.raises(UserError, match="`longce` is given, and `args` is LongCEConfig, which has the settings of the"):
+        LongCETrainer(tiny_model("llama"), config(tmp_path), pad_right, rows(), longce=None)
+
+
+def test_the_signature_is_that_of_the_trainer_of_transformers():
+    ours, theirs = (inspect.signature(kind).parameters for kind in (LongCETrainer, transformers.Trainer))
+    assert list(ours) == [*theirs, "longce"]
+    assert not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.values())
+    assert {name: ours[name].default for name in theirs} == {name: p.default for name, p in theirs.items()}

@@ -1,7 +1,8 @@
 """Training with LongCE: trainers of transformers and TRL, and LongPPL as an evaluation during training.
 
-``LongCETrainer`` and ``LongCESFTTrainer`` take `LongCE` settings beside the arguments of the classes they extend. A
-loop of one's own, with accelerate or without, calls `longlens.losses.longce_loss`.
+``LongCETrainer`` takes `LongCEConfig`, and ``LongCESFTTrainer`` takes `LongCESFTConfig`: the training arguments of the
+classes they extend, and the settings of the loss. A loop of one's own, with accelerate or without, calls
+`longlens.losses.longce_loss`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from longlens.losses.settings import SampledLongCE as SampledLongCE
     from longlens.train.callback import LongPPLCallback as LongPPLCallback
     from longlens.train.collate import pad_right as pad_right
+    from longlens.train.sft import LongCESFTConfig as LongCESFTConfig
     from longlens.train.sft import LongCESFTTrainer as LongCESFTTrainer
+    from longlens.train.trainer import LongCEConfig as LongCEConfig
     from longlens.train.trainer import LongCETrainer as LongCETrainer
 
 # TRL takes seconds to import and is an extra, which transformers' own trainer does not need.
@@ -23,6 +26,8 @@ _HOME = {
     "ChunkedLongCE": "losses.settings",
     "LongCE": "losses.settings",
     "SampledLongCE": "losses.settings",
+    "LongCEConfig": "train.trainer",
+    "LongCESFTConfig": "train.sft",
     "LongCESFTTrainer": "train.sft",
     "LongCETrainer": "train.trainer",
     "LongPPLCallback": "train.callback",

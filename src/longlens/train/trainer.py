@@ -3,22 +3,80 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning, UserError, shown_value
+from longlens.keytokens.influence import GAMMA
 from longlens.losses.documents import document_starts
 from longlens.losses.longce import WeightedNLL, weighted_nll
-from longlens.losses.settings import LongCE, check_offline
+from longlens.losses.settings import CONTEXT, STRIDE, ChunkedLongCE, LongCE, SampledLongCE, check_offline
 from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
 from longlens.train.callback import LongPPLCallback
 
-# Cross-entropy with the weights of the paper's settings.
 PAPER = LongCE()
+
+
+@dataclass
+class LongCEArguments:
+    """The settings of the loss as fields of training arguments: plain values that a command line and JSON can hold.
+
+    Attributes:
+        loss: ``longce``, one of its forms ``sampled-longce`` and ``chunked-longce``, or ``ce`` for cross-entropy by the
+            same path.
+        context: K, tokens of context that a short score has at least.
+        stride: d, tokens that share a window.
+        gamma: The largest weight.
+        share: Of the windows, for ``sampled-longce``; 0.5 unless given.
+        short_dtype: ``bfloat16`` or ``float16`` for the short pass; the precision of the long pass unless given.
+
+    Raises:
+        UserError: A value that cannot be, or a share without ``sampled-longce``.
+    """
+
+    loss: Literal["longce", "sampled-longce", "chunked-longce", "ce"] = field(
+        default="longce", metadata={"help": "longce, sampled-longce, chunked-longce, or ce for cross-entropy."}
+    )
+    context: int = field(default=CONTEXT, metadata={"help": "K: tokens of context that a short score has at least."})
+    stride: int = field(default=STRIDE, metadata={"help": "d: tokens that share a window."})
+    gamma: float = field(default=GAMMA, metadata={"help": "The largest weight of a token."})
+    share: float | None = field(
+        default=None, metadata={"help": "Share of the windows that sampled-longce scores at a step; 0.5 unless given."}
+    )
+    short_dtype: Literal["float16", "bfloat16"] | None = field(
+        default=None, metadata={"help": "Precision of the short pass; that of the long pass unless given."}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the settings, and then those that training has beside them."""
+        _ = self.longce
+        super().__post_init__()  # type: ignore[misc]
+
+    @property
+    def longce(self) -> LongCE | None:
+        """The same as settings of the loss; None for cross-entropy."""
+        kinds = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": ChunkedLongCE, "ce": LongCE}
+        if self.loss not in kinds:
+            raise UserError(f"`loss` is {shown_value(self.loss)}; expected one of {', '.join(kinds)}")
+        if self.share is not None and self.loss != "sampled-longce":
+            raise UserError(f"`share` is for sampled-longce, and `loss` is {self.loss}: leave it out")
+        names = ("context", "stride", "gamma", "short_dtype", *(() if self.share is None else ("share",)))
+        settings = kinds[self.loss](**{name: getattr(self, name) for name in names})
+        return None if self.loss == "ce" else settings
+
+
+@dataclass
+class LongCEConfig(LongCEArguments, TrainingArguments):  # type: ignore[misc]
+    """TrainingArguments of transformers, and the settings of LongCE: `LongCEArguments`.
+
+    As every TrainingArguments they can be parsed by HfArgumentParser (``--context 1024``), are written as JSON by
+    ``to_dict``, and are saved beside checkpoints.
+    """
 
 
 class LongCETrainer(Trainer):  # type: ignore[misc]
@@ -37,13 +95,12 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     ``longce_share_weighed`` (tokens with a short score), of all scored tokens since the log before.
 
     Args:
-        model: As in transformers, and so are the others but for ``longce``.
-        args: Training arguments.
-        data_collator: Makes batches.
-        train_dataset: Tokenized rows.
-        *others: Further arguments by position.
-        longce: Settings of the loss; None for plain cross-entropy by the same path.
-        **settings: Further arguments by name.
+        model: A causal language model of transformers; or give ``model_init``.
+        args: `LongCEConfig`, which has the settings of the loss; or TrainingArguments, and ``longce``.
+        longce: Settings of the loss beside TrainingArguments, also of a class of one's own; None for plain
+            cross-entropy by the same path. The paper's unless given.
+
+    All other arguments are those of Trainer.
 
     Raises:
         UserError: A setting that LongCE was not shown to be right with. What works is one process, or several with
@@ -56,25 +113,67 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         model: Any = None,
-        args: Any = None,
-        data_collator: Any = None,
+        args: LongCEConfig | TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
         train_dataset: Any = None,
-        *others: Any,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., Any] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
+        compute_metrics: Callable[[Any], Mapping[str, Any]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
         longce: LongCE | None = PAPER,
-        **settings: Any,
     ) -> None:
+        columns = self._set_loss(args, longce, train_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self._check_settings(columns)
+
+    def _set_loss(self, args: Any, longce: LongCE | None, train_dataset: Any) -> set[str]:
+        """Sets the settings of the loss before the data set is prepared; returns its offline columns."""
+        if isinstance(args, LongCEArguments):
+            if longce is not PAPER:
+                raise UserError(
+                    f"`longce` is given, and `args` is {type(args).__name__}, which has the settings of the loss: "
+                    "leave `longce` out, or give TrainingArguments or SFTConfig"
+                )
+            longce = args.longce
         self.longce = longce
-        wanted = _offline_columns(train_dataset)
-        if longce is not None and wanted:
+        columns = _offline_columns(train_dataset)
+        if longce is not None and columns:
             check_offline(longce)
-        super().__init__(model, args, data_collator, train_dataset, *others, **settings)
+        return columns
+
+    def _check_settings(self, columns: set[str]) -> None:
+        """What can be checked only of a trainer that is made.
+
+        Args:
+            columns: The offline columns of the data set as it was given.
+        """
         self._refuse_unshown()
-        for column in wanted - _offline_columns(self.train_dataset):
+        for column in columns - _offline_columns(self.train_dataset):
             raise UserError(
                 f"{column} got lost while the data set was prepared: TRL's packing keeps no such column. Pack first, "
                 "weigh the packed rows, and train on them with packing=False"
             )
-        if wanted or getattr(self.train_dataset, "column_names", None) is None:  # a stream may not know its columns
+        if columns or getattr(self.train_dataset, "column_names", None) is None:  # a stream may not know its columns
             self.data_collator: Any = OfflineCollator(self.data_collator)
         self._check_collator()
         self._sums = torch.zeros(5, dtype=torch.float64)
