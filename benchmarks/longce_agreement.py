@@ -19,9 +19,7 @@ from torch import Tensor
 from benchmarks.longce_modes import CONTEXT, EXACT, ONLINE, load, texts
 from benchmarks.tables import write_table
 from longlens.losses import LongCE
-from longlens.losses.documents import scored_labels, split_documents
-from longlens.losses.passes import head_of, target_logprobs
-from longlens.losses.short import score_short
+from longlens.losses.passes import head_of, score_short, scored_labels, split_documents, target_logprobs
 from longlens.models.forward import Forward
 from longlens.rope import load_model
 

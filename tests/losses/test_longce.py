@@ -13,8 +13,8 @@ from longlens.errors import UserError
 from longlens.keytokens.influence import soft_influence
 from longlens.logprobs import Head, token_logprobs
 from longlens.losses import longce_loss, longce_weights
-from longlens.losses.documents import scored_labels
 from longlens.losses.longce import weighted_nll
+from longlens.losses.passes import scored_labels
 from longlens.losses.settings import LongCE
 from tests.reference.longce import naive_longce
 from tests.tiny import FAMILIES, VOCABULARY, tiny_model
@@ -285,7 +285,7 @@ def test_the_gradient_of_the_block_loop_is_that_of_the_equation(rows, block, bia
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"context": 40}, "context is 40 and the sequences have 40 tokens"),
+        ({"context": 40}, "`context` is 40 and the sequences have 40 tokens"),
         ({"context": 0}, "`context` is 0; expected at least 1"),
         ({"stride": 0}, "`stride` is 0; expected at least 1"),
         ({"gamma": 0.0}, "`gamma` is 0.0; expected more than 0"),

@@ -127,10 +127,10 @@ def test_what_cannot_be_is_refused(kind, given, message):
 
 
 def test_settings_beside_context_stride_and_gamma_are_refused():
-    with pytest.raises(UserError, match="in settings already"):
+    with pytest.raises(UserError, match="in `settings` already"):
         longce_loss(tiny_model("llama"), tokens(1, 64), settings=LongCE(context=16, stride=8), context=8)
 
 
 def test_a_gamma_below_1_is_said():
-    with pytest.warns(LonglensWarning, match=r"gamma is 0.5, .* weigh less than those without"):
+    with pytest.warns(LonglensWarning, match=r"`gamma` is 0.5, .* weigh less than those without"):
         LongCE(gamma=0.5)

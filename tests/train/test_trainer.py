@@ -146,7 +146,7 @@ def test_weights_of_the_batch_replace_the_short_pass(tmp_path, monkeypatch):
     assert losses(plain)[0] != pytest.approx(expected[0], rel=1e-4)
     # gamma caps weights that were made with a larger one; nothing else of the loss's settings would have an effect.
     larger = [[w * (2.0 if w > 1.0999 else 1.0) for w in row] for row in per_token]
-    with pytest.warns(LonglensWarning, match=r"token_weights go up to 2\.2 and gamma is 1\.1: larger weights are redu"):
+    with pytest.warns(LonglensWarning, match=r"token_weights go up to 2\.2 and `gamma` is 1\.1: larger weights are"):
         capped = trained(tmp_path, train_dataset=rows(token_weights=larger), longce=OFFLINE)
     assert_stepped(capped, expected)
     for dead in (RULE, SampledLongCE(share=0.25), ChunkedLongCE(), LongCE(short_dtype="bfloat16")):

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.losses.documents import scored_labels, split_documents, unlike
-from longlens.losses.passes import check_packing, head_of, run_inside, target_logprobs
+from longlens.losses.passes import (
+    check_packing,
+    head_of,
+    run_inside,
+    score_short,
+    scored_labels,
+    split_documents,
+    target_logprobs,
+    unlike,
+)
 from longlens.losses.settings import CONTEXT, STRIDE, LongCE
-from longlens.losses.short import score_short
 from longlens.models.forward import Forward
 from longlens.settings.options import GAMMA
 
@@ -67,11 +74,11 @@ def longce_loss(
             a model that LongCE would be wrong for (`head_of`, `check_packing`).
     """
     if settings is not None and (context, stride, gamma) != (CONTEXT, STRIDE, GAMMA):
-        raise UserError("context, stride and gamma are in settings already: give them there alone")
+        raise UserError("`context`, `stride` and `gamma` are in `settings` already: give them there alone")
     longce = LongCE(context=context, stride=stride, gamma=gamma) if settings is None else settings
     if input_ids.ndim == 2 and longce.context >= input_ids.shape[1]:
         raise UserError(
-            f"context is {longce.context} and the sequences have {input_ids.shape[1]} tokens, so that no token would "
+            f"`context` is {longce.context} and the sequences have {input_ids.shape[1]} tokens, so that no token would "
             "have a short score and LongCE were CE: train on longer sequences, or with a smaller context"
         )
     found = weighted_nll(model, input_ids, labels, longce=longce, position_ids=position_ids, step=step)
@@ -106,19 +113,20 @@ def weighted_nll(
     """``-sum(weight * long)`` over scored tokens: LongCE, its offline forms and plain CE by the same two lines.
 
     Args:
-        model: As in `longce_loss`.
-        input_ids: As in `longce_loss`.
-        labels: As in `longce_loss`.
+        model: A causal language model of transformers, wrapped or not.
+        input_ids: ``(B, S)`` int64, padded on the right.
+        labels: ``(B, S)``, -100 for tokens that are context alone; ``input_ids`` unless given.
         longce: None for weights that are all 1, which is CE.
-        position_ids: As in `longce_loss`.
+        position_ids: ``(B, S)``, which start again with each packed document.
         token_weights: ``(B, S)`` offline weights, one at each token; instead of the short pass. Those above gamma are
             reduced to it, with a warning.
         short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN where a token has none; instead of the
             short pass.
-        step: As in `longce_loss`.
+        step: Counts updates from 0.
 
     Raises:
-        UserError: As `longce_loss`; or weights and short log-probabilities at once.
+        UserError: Shapes that differ, a model that LongCE would be wrong for, or weights and short log-probabilities at
+            once.
     """
     labels = input_ids if labels is None else labels
     for name, other in (("labels", labels), ("token_weights", token_weights), ("short_logprobs", short_logprobs)):
@@ -155,8 +163,8 @@ def weighted_nll(
 def _capped(weights: Tensor, gamma: float) -> Tensor:
     if (weights > gamma * (1 + 1e-6)).any():  # float32 rounds gamma itself
         warnings.warn(
-            f"token_weights go up to {weights.max():g} and gamma is {gamma:g}: larger weights are reduced to gamma; "
-            "for weights as they were made, set gamma as in longlens data weigh",
+            f"token_weights go up to {weights.max():g} and `gamma` is {gamma:g}: larger weights are reduced to gamma; "
+            "for weights as they were made, set `gamma` as in longlens data weigh",
             LonglensWarning,
             stacklevel=2,
         )

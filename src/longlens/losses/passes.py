@@ -1,9 +1,12 @@
-"""What a loss needs of a model: its forward pass through all wrappers, its vocabulary head, documents kept apart."""
+"""What a loss needs of a batch and of a model: its documents and labels, the head, the long and the short pass."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +14,59 @@ from torch.distributed.fsdp import FSDPModule
 
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
-from longlens.models.forward import Forward, probe_ids, running
+from longlens.losses.settings import SHORT_DTYPES, LongCE
+from longlens.models.forward import Forward, default_batch_tokens, probe_ids, running
+from longlens.windows import Window
 
+IGNORED = -100
+"""Label of a token that is in the context and not in the loss, as in torch and transformers."""
 PROBE_TOKENS = 16
+
+
+class Span(NamedTuple):
+    """A document in a batch: tokens ``[start, stop)`` of a row."""
+
+    row: int
+    start: int
+    stop: int
+
+
+def document_starts(input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+    """``(B, S)`` bool: first tokens of documents: of a row, and where a position does not follow the one before.
+
+    Source: `transformers.masking_utils.find_packed_sequence_indices`, which builds the attention mask.
+
+    Raises:
+        UserError: Shapes that differ.
+    """
+    if input_ids.ndim != 2:
+        raise UserError(f"input_ids have shape {tuple(input_ids.shape)}, expected (batch, tokens)")
+    starts = torch.zeros(input_ids.shape, dtype=torch.bool, device=input_ids.device)
+    starts[:, :1] = True
+    if position_ids is not None:
+        if position_ids.ndim > 2 or position_ids.shape[-1] != input_ids.shape[1]:
+            raise unlike("position_ids", position_ids, input_ids)
+        starts[:, 1:] |= position_ids.expand(len(input_ids), -1).diff(dim=-1) != 1
+    return starts
+
+
+def split_documents(input_ids: Tensor, position_ids: Tensor | None) -> list[Span]:
+    """The documents of a batch, in order: each is a row, or a part of one where documents are packed."""
+    documents = []
+    for row, starts in enumerate(document_starts(input_ids, position_ids).cpu()):
+        places = torch.nonzero(starts)[:, 0].tolist()
+        documents += [Span(row, *ends) for ends in pairwise([*places, len(starts)])]
+    return documents
+
+
+def scored_labels(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """``(B, S)`` bool: labels in the loss; the first token of a document has nothing to be predicted from."""
+    return (labels != IGNORED) & ~document_starts(labels, position_ids)
+
+
+def unlike(name: str, other: Tensor, input_ids: Tensor) -> UserError:
+    """What to say of a tensor that is not shaped like ``input_ids``."""
+    return UserError(f"{name} have shape {tuple(other.shape)}, input_ids {tuple(input_ids.shape)}: make them alike")
 
 
 def run_inside(model: Any, function: Any) -> Any:
@@ -29,7 +82,7 @@ def run_inside(model: Any, function: Any) -> Any:
     mine = inner.__dict__.get("forward")
 
     def forward(*_: Any, **__: Any) -> Any:
-        with _precision(inner):
+        with _outer_precision(inner):
             return function(inner)
 
     inner.forward = forward
@@ -61,7 +114,7 @@ def innermost(model: Any) -> Any:
     return model.get_base_model()
 
 
-def _precision(inner: Any) -> AbstractContextManager[Any]:
+def _outer_precision(inner: Any) -> AbstractContextManager[Any]:
     """The autocast that accelerate put into the ``forward`` which `run_inside` takes the place of."""
     if not hasattr(inner, "_original_forward"):
         return nullcontext()
@@ -167,3 +220,87 @@ def most_over_ranks(number: int, model: Any) -> int:
     most = torch.tensor(number, device=model.device)  # type: ignore[attr-defined]
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return int(most)
+
+
+def score_short(
+    model: Any,
+    head: Head,
+    input_ids: Tensor,
+    labels: Tensor,
+    scored: Tensor,
+    documents: Sequence[Span],
+    longce: LongCE,
+    step: int,
+) -> Tensor:
+    """``(B, S)`` float32, nats: log P of each scored token under its short context; NaN where it has none.
+
+    Args:
+        model: A causal language model of transformers, not wrapped.
+        head: Its vocabulary head.
+        input_ids: ``(B, S)``.
+        labels: ``(B, S)``: what is predicted.
+        scored: ``(B, S)`` bool: the tokens that are wanted.
+        documents: Where documents are; a window lies in one of them.
+        longce: Which windows, and the precision.
+        step: Counts updates from 0.
+    """
+    found = torch.full(input_ids.shape, math.nan, device=input_ids.device)
+    wanted = scored.cpu()  # one copy, not one a window
+    windows = [
+        (document, window)
+        for document in documents
+        for window in longce.windows(input_ids[document.row, document.start : document.stop], step)
+        if wanted[document.row, document.start + window.first : document.start + window.stop].any()
+    ]
+    at_once = max(1, default_batch_tokens(input_ids.device) // (longce.context + longce.stride))
+    batches = list(_batches(windows, at_once))
+    missing = most_over_ranks(len(batches), model) - len(batches)
+    forward = Forward(model)
+    with running(model, inference=False), _short_precision(input_ids, longce):
+        head = head.keep_wide()
+        for batch in batches:
+            _score_windows(forward, head, input_ids, labels, scored, batch, found)
+        for _ in range(missing):
+            forward.hidden(input_ids[:1, :1])
+    return found
+
+
+def _short_precision(input_ids: Tensor, longce: LongCE) -> AbstractContextManager[Any]:
+    if longce.short_dtype is None:
+        return nullcontext()
+    return torch.autocast(input_ids.device.type, SHORT_DTYPES[longce.short_dtype])
+
+
+def _batches(windows: list[tuple[Span, Window]], size: int) -> Iterator[list[tuple[Span, Window]]]:
+    # Equal lengths together: a ragged window would be padded, and some frequencies go by the longest of a batch.
+    by_length: dict[int, list[tuple[Span, Window]]] = {}
+    for document, window in windows:
+        by_length.setdefault(window.stop - window.start, []).append((document, window))
+    for alike in by_length.values():
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def _score_windows(
+    forward: Forward,
+    head: Head,
+    input_ids: Tensor,
+    labels: Tensor,
+    scored: Tensor,
+    batch: Sequence[tuple[Span, Window]],
+    found: Tensor,
+) -> None:
+    """Writes the short log-probabilities of some windows of one length into ``found``."""
+    ids, targets, wanted = (
+        torch.stack([tensor[d.row, d.start + w.start : d.start + w.stop] for d, w in batch])
+        for tensor in (input_ids, labels, scored)
+    )
+    for row, (_, window) in zip(wanted, batch, strict=True):
+        row[: window.first - window.start] = False
+    logprobs = target_logprobs(forward.hidden(ids), targets, wanted, head)
+    place = 0
+    for row, (document, window) in zip(wanted, batch, strict=True):
+        count = int(row.sum())
+        target = found[document.row, document.start + window.start : document.start + window.stop]
+        target[row] = logprobs[place : place + count]
+        place += count

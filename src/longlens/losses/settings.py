@@ -50,8 +50,8 @@ class LongCE(Settings):
     def _warn_of_gamma(self) -> LongCE:
         if self.gamma < 1:
             warnings.warn(
-                f"gamma is {self.gamma}, the largest weight: tokens that the long context helps weigh less than those "
-                "without a short score, which weigh 1; the paper has gamma = 5",
+                f"`gamma` is {self.gamma}, the largest weight: tokens that the long context helps weigh less than "
+                "those without a short score, which weigh 1; the paper has gamma = 5",
                 LonglensWarning,
                 stacklevel=3,
             )

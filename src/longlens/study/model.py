@@ -18,11 +18,9 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from longlens.errors import UserError
-from longlens.losses.documents import scored_labels, split_documents
 from longlens.losses.longce import WeightedNLL, weighted_nll
-from longlens.losses.passes import head_of, target_logprobs
+from longlens.losses.passes import head_of, score_short, scored_labels, split_documents, target_logprobs
 from longlens.losses.settings import LongCE
-from longlens.losses.short import score_short
 from longlens.models.forward import Forward, running
 from longlens.rope import apply, load_model
 from longlens.rope.base import Method

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import UserError
-from longlens.losses.documents import IGNORED, document_starts, scored_labels
+from longlens.losses.passes import IGNORED, document_starts, scored_labels
 
 # What a token that has no value of its own gets: a weight of 1, no short score.
 OFFLINE_COLUMNS = {"token_weights": 1.0, "short_logprobs": math.nan}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longlens.losses.documents import IGNORED
+from longlens.losses.passes import IGNORED
 
 
 def pad_right(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from transformers import Trainer, TrainingArguments
 
 from longlens.errors import LonglensWarning, UserError, shown_value
 from longlens.keytokens.influence import GAMMA
-from longlens.losses.documents import document_starts
 from longlens.losses.longce import WeightedNLL, weighted_nll
+from longlens.losses.passes import document_starts
 from longlens.losses.settings import CONTEXT, STRIDE, ChunkedLongCE, LongCE, SampledLongCE, check_offline
 from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
 from longlens.train.callback import LongPPLCallback
