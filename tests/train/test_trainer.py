@@ -150,11 +150,11 @@ def test_weights_of_the_batch_replace_the_short_pass(tmp_path, monkeypatch):
         capped = trained(tmp_path, train_dataset=rows(token_weights=larger), longce=OFFLINE)
     assert_stepped(capped, expected)
     for dead in (RULE, SampledLongCE(share=0.25), ChunkedLongCE(), LongCE(short_dtype="bfloat16")):
-        with pytest.raises(UserError, match="so there is no short pass, and only gamma of"):
+        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` of"):
             trained(tmp_path, train_dataset=rows(token_weights=per_token), longce=dead)
         stream = datasets.IterableDataset.from_generator(lambda: iter(rows(token_weights=per_token)))
         assert stream.column_names is None  # so that only a batch shows that there are weights
-        with pytest.raises(UserError, match="so there is no short pass, and only gamma of"):
+        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` of"):
             trained(tmp_path, train_dataset=stream, longce=dead)
 
 
