@@ -237,7 +237,7 @@ def _check_folder(method: Method, folder: Path, head_dim: int, rules: _Rules) ->
     from transformers import AutoModelForCausalLM
 
     from longlens import rope
-    from longlens.rope.config import custom_rope_type, rope_of, rope_parameters
+    from longlens.rope.config import custom_rope_type, read_rope, rope_parameters
 
     base = _tiny_model(head_dim)
     ids = torch.randint(256, (1, 150), generator=torch.Generator().manual_seed(0))
@@ -246,7 +246,7 @@ def _check_folder(method: Method, folder: Path, head_dim: int, rules: _Rules) ->
         with torch.no_grad():
             return model(input_ids=ids[:, :num_tokens], use_cache=False).logits
 
-    original = rope_of(base.config, method.original_length)
+    original = read_rope(base.config, method.original_length)
     with rules.holds("a model of transformers can be extended by it"):
         config = rope.extend_config(base.config, method)
     parameters = rope_parameters(config)

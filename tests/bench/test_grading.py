@@ -425,7 +425,7 @@ class FakeJudge:
 
     def generate(self, prompts):
         self.prompts += prompts
-        return [generate.Generated(self.replies.pop(0), True) for _ in prompts]
+        return [generate.Completion(self.replies.pop(0), True) for _ in prompts]
 
 
 def test_a_judge_scores_each_answer_once(model, judgeable, monkeypatch, log):

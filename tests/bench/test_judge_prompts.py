@@ -64,7 +64,7 @@ class Judge:
 
     def generate(self, prompts):
         self.prompts += prompts
-        return [generate.Generated(self.reply, True) for _ in prompts]
+        return [generate.Completion(self.reply, True) for _ in prompts]
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_judge_that_was_broken_off_is_not_filled_up_with_another_ones_scores(j
     judged(judgeable, "first", data_dir=str(data))
     judge = Judge(monkeypatch, correctness=0)
     replies = iter([judge.reply] * 7)
-    monkeypatch.setattr(judge, "generate", lambda asked: [generate.Generated(next(replies), True) for _ in asked])
+    monkeypatch.setattr(judge, "generate", lambda asked: [generate.Completion(next(replies), True) for _ in asked])
     with pytest.raises((StopIteration, RuntimeError)):
         judged(judgeable, "second", data_dir=str(data))
     batch = summarize_run(judgeable)["tasks"][QUESTIONS]

@@ -196,10 +196,12 @@ def test_other_documents_than_were_scored(scored, run, tmp_path, monkeypatch):
 
 
 def test_qa(work, run, monkeypatch):
-    from longlens.models.generate import Generated, TransformersGenerator
+    from longlens.models.generate import Completion, TransformersGenerator
 
     def written(self, prompts):
-        return [Generated("Question: Which times?\nAnswer: The best." if "best" in p else "No.", True) for p in prompts]
+        return [
+            Completion("Question: Which times?\nAnswer: The best." if "best" in p else "No.", True) for p in prompts
+        ]
 
     monkeypatch.setattr(TransformersGenerator, "generate", written)
     found = run.json(*QA)

@@ -7,7 +7,8 @@ import pytest
 
 from longlens.bench.run import run_bench
 from longlens.bench.store import read_answers, read_samples
-from longlens.models import identify_unloaded, load_scorer
+from longlens.models import identify, load_scorer
+from longlens.settings.options import Loading
 from longlens.tasks.longeval import BASE_PREFIX
 from tests.bench.fakes import bench_settings, engine_settings
 
@@ -47,4 +48,4 @@ def test_a_choice_is_easier_than_writing_the_answer(tmp_path):
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3-270m"])
 def test_a_gguf_file_is_identified_without_its_weights(name):
-    assert identify_unloaded(name, dtype="float32") == load_scorer(name, dtype="float32").info.identity
+    assert identify(name, Loading(dtype="float32")) == load_scorer(name, dtype="float32").info.identity

@@ -8,8 +8,8 @@ import transformers
 
 from longlens import UserError
 from longlens.rope import CLEX, EABF, NTK, DynamicNTK, LongRoPE, PositionInterpolation, YaRN, extend_config
-from longlens.rope.config import prepare_config, rope_parameters, set_rope_parameters, shared_note, text_config
-from longlens.rope.model import rope_use
+from longlens.rope.config import prepare_config, rope_parameters, set_rope_parameters, shared_rotary_note, text_config
+from longlens.rope.model import count_rope_layers
 from tests.rope.conftest import KNOWN, LENGTH, METHODS
 from tests.tiny import tiny_model
 
@@ -138,7 +138,7 @@ def test_layers_that_attend_to_everything_need_a_rotary_embedding(family):
     names = vars(kind()).keys()
     config = kind(**{name: value for name, value in (_SMALL | _MIXED).items() if name in names} | changes)
     before = config.to_dict()
-    assert rope_use(config)["full_attention"] == expected
+    assert count_rope_layers(config)["full_attention"] == expected
     assert config.to_dict() == before
 
     from transformers import AutoModelForCausalLM
@@ -173,7 +173,7 @@ def test_layers_that_attend_to_everything_need_a_rotary_embedding(family):
             extend_config(config, NTK(factor=8))
         return
     extend_config(config, NTK(factor=8))
-    note = shared_note(config)
+    note = shared_rotary_note(config)
     assert (note or "").startswith(f"{local} layers share one rotary embedding" if local else "")
     assert (note is None) == (local is None)
 

@@ -19,6 +19,7 @@ from longlens.runs import folder
 from longlens.runs.identity import ModelIdentity, functional_config, model_differences
 from longlens.scoring.scores import identity_of, same_model
 from longlens.scoring.transformers import TransformersScorer
+from longlens.settings.options import Loading
 from tests.rope.conftest import LENGTH, METHODS
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -84,8 +85,9 @@ def test_a_run_folder_takes_no_second_model_with_the_same_weights(name, scorers,
 
 
 def test_every_folder_has_an_identity_of_its_own_that_is_known_before_it_is_loaded(folders, scorers):
+    loading = Loading(dtype="float32")
     for name, scorer in scorers.items():
-        assert identify(str(folders / name), byte_tokenizer(), "float32") == scorer.info.identity
+        assert identify(str(folders / name), loading, tokenizer=byte_tokenizer()) == scorer.info.identity
     hashes = {name: scorer.info.identity.sha256 for name, scorer in scorers.items()}
     assert len(set(hashes.values())) == len(hashes)
     there, here = (scorers[name].info.identity.to_json() for name in ("pi", "yarn"))
@@ -153,7 +155,7 @@ def test_adapters_count_with_their_settings_and_their_base(folders, tmp_path):
     assert found["adapter"].weights_sha256 == found["stronger"].weights_sha256 != found["base"].weights_sha256
     assert len({info.identity.sha256 for info in found.values()}) == 3
     for name, info in found.items():
-        assert identify(str(tmp_path / name), byte_tokenizer(), info.dtype) == info.identity
+        assert identify(str(tmp_path / name), Loading(dtype=info.dtype), tokenizer=byte_tokenizer()) == info.identity
     other = tiny_model("llama", max_position_embeddings=LENGTH)
     with torch.no_grad():
         other.lm_head.weight.mul_(0.5)

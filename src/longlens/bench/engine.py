@@ -214,7 +214,7 @@ def describe(settings: EngineSettings, limit: TokenLimit) -> dict[str, Any] | No
     Raises:
         UserError: A folder has no weight files.
     """
-    from longlens.models import identify_unloaded, resolve
+    from longlens.models import identify, resolve
     from longlens.tokenization import TextEncoder
 
     loading = settings.loading
@@ -223,7 +223,7 @@ def describe(settings: EngineSettings, limit: TokenLimit) -> dict[str, Any] | No
         source = settings.server.address
     elif settings.backend == HF or Path(settings.model).is_dir():
         own = loading if settings.backend == HF else Loading(trust_remote_code=loading.trust_remote_code)
-        found = identify_unloaded(settings.model, own, tokenizer=limit.tokenizer)
+        found = identify(settings.model, own, tokenizer=limit.tokenizer)
         if found is None:
             return None
         if settings.backend == HF:

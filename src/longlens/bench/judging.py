@@ -78,9 +78,9 @@ def judge_run(
 
 def _model_sha256(name: str, loading: Loading) -> str | None:
     """Hash of what the model is, dtype included; None while its weights are not on this machine."""
-    from longlens.models import identify_unloaded
+    from longlens.models import identify
 
-    identity = identify_unloaded(name, loading)
+    identity = identify(name, loading)
     return None if identity is None else canonical_sha256(identity.to_json())
 
 

@@ -2,7 +2,6 @@
 
 from longlens.models.files import ADAPTER as ADAPTER
 from longlens.models.files import hash_files as hash_files
-from longlens.models.files import identify as identify
 from longlens.models.files import load_config as load_config
 from longlens.models.files import load_encoder as load_encoder
 from longlens.models.files import load_max_length as load_max_length
@@ -11,7 +10,7 @@ from longlens.models.files import loading_errors as loading_errors
 from longlens.models.files import model_max_length as model_max_length
 from longlens.models.load import UnloadedModel as UnloadedModel
 from longlens.models.load import check_loading_info as check_loading_info
-from longlens.models.load import identify_unloaded as identify_unloaded
+from longlens.models.load import identify as identify
 from longlens.models.load import load_scorer as load_scorer
 from longlens.models.load import load_transformers as load_transformers
 from longlens.models.load import load_weights as load_weights

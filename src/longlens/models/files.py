@@ -1,4 +1,4 @@
-"""What a model's files say without its weights: configuration, tokenizer, length, adapter, and which model it is."""
+"""What a model's files say without its weights: configuration, tokenizer, length, adapter, hash."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from longlens.errors import UserError, library_errors, require, shown, shown_val
 from longlens.files import file_sha256, read_json
 from longlens.models.gguf import load_gguf_tokenizer
 from longlens.models.resolve import Source, hub_access, resolve
-from longlens.runs.identity import ModelIdentity, functional_config
 
 if TYPE_CHECKING:
     from longlens.tokenization import TextEncoder
@@ -151,33 +150,6 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         # transformers makes one of the class that the configuration names, with special tokens alone.
         raise nothing
     return tokenizer
-
-
-def identify(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool = False) -> ModelIdentity:
-    """Which model a name is, where another engine loads its weights.
-
-    Args:
-        name: Folder, hub id, ``.gguf`` file or embedded model.
-        tokenizer: The model's.
-        dtype: Of its weights, such as ``float32``.
-        trust_remote_code: Runs code that comes with the model.
-
-    Raises:
-        UserError: It has no configuration or no weights.
-    """
-    from longlens.tokenization import TextEncoder
-
-    source, encoder = resolve(name), TextEncoder(tokenizer)
-    adapter = find_adapter(source)
-    config = load_config(source, trust_remote_code=trust_remote_code)
-    return ModelIdentity(
-        weights_sha256=hash_files(source),
-        config=functional_config(config, [] if adapter is None else [adapter.config]),
-        tokenizer_sha256=encoder.sha256,
-        bos_token_id=encoder.bos_token_id,
-        own_prefix=encoder.own_prefix,
-        dtype=dtype,
-    )
 
 
 def hash_files(source: Source) -> str:

@@ -18,7 +18,7 @@ from longlens.tokenization import own_bos
 MAX_NEW_TOKENS = 256
 
 
-class Generated(NamedTuple):
+class Completion(NamedTuple):
     """What a model wrote, and whether it came to an end by itself (not by the limit of tokens)."""
 
     text: str
@@ -65,7 +65,7 @@ class TransformersGenerator:
         }
         self.generation: Mapping[str, Any] = generation_record(model, **self._settings)
 
-    def generate(self, prompts: Sequence[str]) -> list[Generated]:
+    def generate(self, prompts: Sequence[str]) -> list[Completion]:
         """An answer to each prompt, without special tokens.
 
         Raises:
@@ -79,7 +79,7 @@ class TransformersGenerator:
                 f"{self.name} ran out of memory: use fewer `passage_tokens`, or `dtype='bfloat16'`"
             ) from error
 
-    def _answer(self, prompt: str) -> Generated:
+    def _answer(self, prompt: str) -> Completion:
         ids = self._encode(prompt)
         if self._max_length is not None and len(ids) + self._max_new_tokens > self._max_length:
             raise UserError(
@@ -89,7 +89,7 @@ class TransformersGenerator:
         with greedy(self.model, **self._settings) as config:
             (written,) = self._forward.generate([ids], config)
         text = self.tokenizer.decode(written, skip_special_tokens=True)
-        return Generated(text, bool(written) and written[-1] in self._ends)
+        return Completion(text, bool(written) and written[-1] in self._ends)
 
     def _encode(self, prompt: str) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None):

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longlens.errors import LonglensWarning, UserError, shown
-from longlens.models.files import hash_files, identify, load_config, load_tokenizer, loading_errors, model_max_length
+from longlens.models.files import (
+    find_adapter,
+    hash_files,
+    load_config,
+    load_tokenizer,
+    loading_errors,
+    model_max_length,
+)
 from longlens.models.resolve import Source, check_folder, check_hub, resolve
 from longlens.plugins import list_plugins, load_plugin
-from longlens.runs.identity import ModelIdentity
+from longlens.runs.identity import ModelIdentity, functional_config
 from longlens.settings.options import Engine, Loading
 
 if TYPE_CHECKING:
@@ -75,7 +82,7 @@ class UnloadedModel:
         """`info` with all that tells the model from others; None while its weights are not on this machine."""
         if self._loaded is not None:
             return self.info
-        identity = identify_unloaded(self.info.name, self._loading, tokenizer=self._tokenizer)
+        identity = identify(self.info.name, self._loading, tokenizer=self._tokenizer)
         if identity is None:
             return None
         from longlens.models.caches import cache_identity
@@ -227,26 +234,38 @@ def load_transformers(
         )
 
 
-def identify_unloaded(name: str, loading: Loading | None = None, *, tokenizer: Any = None) -> ModelIdentity | None:
-    """Which model `load_scorer` would load with these settings; None while its weights are not on this machine.
+def identify(name: str, loading: Loading | None = None, *, tokenizer: Any = None) -> ModelIdentity | None:
+    """Which model is loaded with these settings, its weights not being read; None while they are not on this machine.
 
     Args:
-        name: Name or path of the model.
-        loading: How it would be loaded.
+        name: Hub id, folder, ``.gguf`` file or embedded model.
+        loading: How it is loaded.
         tokenizer: The model's, if it is loaded already.
 
     Raises:
         UserError: A local model has no configuration or no weights.
     """
+    from longlens.tokenization import TextEncoder
+
     loading = loading or Loading()
     trust, dtype = loading.trust_remote_code, str(resolve_dtype(loading)).removeprefix("torch.")
+    source = resolve(name)
+    adapter = find_adapter(source)
     try:
-        tokenizer = load_tokenizer(name, trust_remote_code=trust) if tokenizer is None else tokenizer
-        return identify(name, tokenizer, dtype, trust)
+        encoder = TextEncoder(load_tokenizer(name, trust_remote_code=trust) if tokenizer is None else tokenizer)
+        config = load_config(source, trust_remote_code=trust)
+        return ModelIdentity(
+            weights_sha256=hash_files(source),
+            config=functional_config(config, [] if adapter is None else [adapter.config]),
+            tokenizer_sha256=encoder.sha256,
+            bos_token_id=encoder.bos_token_id,
+            own_prefix=encoder.own_prefix,
+            dtype=dtype,
+        )
     except FileNotFoundError:
         return None
     except UserError:
-        if Path(resolve(name).path).is_dir():
+        if Path(source.path).is_dir():
             raise
         return None
 

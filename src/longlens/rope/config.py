@@ -58,7 +58,7 @@ def set_rope_parameters(text: Any, parameters: dict[str, Any]) -> None:
     text.rope_parameters = parameters if key is None else {**text.rope_parameters, key: parameters}
 
 
-def rope_of(text: Any, original_length: int | None = None) -> Rope:
+def read_rope(text: Any, original_length: int | None = None) -> Rope:
     """The rotary embedding that a config describes.
 
     Raises:
@@ -108,7 +108,7 @@ def extend_config(config: Any, method: Method) -> Any:
         raise UserError(f"{config.model_type} is an encoder and a decoder: longlens extends decoders alone")
     new = copy.deepcopy(config)
     text = text_config(new)
-    rope = rope_of(text, method.original_length)
+    rope = read_rope(text, method.original_length)
     current = rope_parameters(text)
     kind = current.get("rope_type", "default")
     if not method.extends(kind):
@@ -146,10 +146,10 @@ def _check_layers(config: Any, method: Method) -> None:
     types = getattr(text, "layer_types", None) or []
     if len(set(types)) < 2 or "full_attention" not in types:
         return
-    from longlens.rope.model import rope_use
+    from longlens.rope.model import count_rope_layers
 
     try:
-        use = rope_use(config)
+        use = count_rope_layers(config)
     except UserError as error:
         warnings.warn(f"{error}: extended as if all had one", LonglensWarning, stacklevel=3)
         return
@@ -162,7 +162,7 @@ def _check_layers(config: Any, method: Method) -> None:
         )
 
 
-def shared_note(config: Any) -> str | None:
+def shared_rotary_note(config: Any) -> str | None:
     """What to say where layers with a window change with those that attend to everything; None where they do not."""
     text = text_config(config)
     types = set(getattr(text, "layer_types", None) or ())

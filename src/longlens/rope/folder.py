@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from longlens.errors import UserError
 from longlens.files import cannot_write
 from longlens.rope.base import CLEX_TYPE, Method
-from longlens.rope.config import custom_rope_type, layer_type, rope_parameters, shared_note, text_config
+from longlens.rope.config import custom_rope_type, layer_type, rope_parameters, shared_rotary_note, text_config
 from longlens.rope.load import COPIED, local_folder
 from longlens.settings.options import Loading
 
@@ -27,7 +27,7 @@ NOT_COPIED = ("config.json", "adapter_config.json", "trainer_state.json", "*.bin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extended:
+class ExtendedModel:
     """What `extend` did.
 
     Attributes:
@@ -50,7 +50,7 @@ class Extended:
         return content | {"before": dict(self.before), "after": dict(self.after), "notes": list(self.notes)}
 
 
-def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: bool = False) -> Extended:
+def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: bool = False) -> ExtendedModel:
     """Writes a model folder with extended context, ready to load.
 
     The files of a folder or a hub model are copied, in the dtype that they have; those of a ``.gguf`` file are written
@@ -109,7 +109,7 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
         raise UserError(f"cannot write {out}: {error}: make room, or check the folder and its permissions") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Extended(
+    return ExtendedModel(
         out=out, method=method.name, before=_described(config), after=_described(new), notes=_notes(config, new)
     )
 
@@ -143,7 +143,7 @@ def _notes(old: Any, new: Any) -> list[str]:
     if getattr(before, "max_position_embeddings", None) == after.max_position_embeddings:
         length = f"{after.max_position_embeddings:,}"
         notes.append(f"max_position_embeddings stays {length}: longer documents need longlens score --extrapolate")
-    if shared := shared_note(old):
+    if shared := shared_rotary_note(old):
         notes.append(shared)
     window = getattr(after, "sliding_window", None)
     if (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from longlens.rope.config import (
     extend_config,
     layer_type,
     prepare_config,
-    rope_of,
+    read_rope,
     rope_parameters,
     text_config,
 )
@@ -62,13 +62,9 @@ def apply(model: Any, method: Method) -> Any:
         UserError: As `extend_config`; or the model's code does not compute what the method defines.
     """
     extended = extend_config(model.config, method)
-    new = text_config(extended)
-    text = text_config(model.config)
-    rope = rope_of(text, method.original_length)
-    modules = rotary_modules(model)
+    new, text, modules = text_config(extended), text_config(model.config), rotary_modules(model)
     with library_errors(f"cannot extend {type(model).__name__} by {method.name}", "check its parameters"):
-        fresh = {name: _made(module, new) for name, module in modules.items()}
-    _check_method(model, fresh.values(), method, rope, layer_type(new))
+        fresh = _extended_rotary(model, new, method, read_rope(text, method.original_length))
     for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings", "head_dim"):
         if getattr(new, name, None) != getattr(text, name, None):
             setattr(text, name, getattr(new, name))
@@ -130,7 +126,7 @@ def check_model(model: Any) -> None:
         # Code that comes with a model may make its embeddings in a way of its own.
         made_of_config = set(inspect.signature(type(module)).parameters) <= {"config", "device"}
         if type(module).__module__.startswith("transformers.") and made_of_config:
-            right &= _same(module, _made(module, module.config))
+            right &= _same(module, _rebuild(module, module.config))
     if not right:
         raise UserError(
             f"the rotary embedding of {type(model).__name__} is not the one of its config: the config was edited after "
@@ -153,16 +149,13 @@ def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
 
     with library_errors(f"cannot extend a model of type {shown_value(config.model_type)}", "check its config.json"):
         new = extend_config(config, method)
-        text = text_config(new)
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(prepare_config(new))
-        fresh = {name: _made(module, text) for name, module in rotary_modules(shape).items()}
-        rope = rope_of(text_config(config), method.original_length)
-        _check_method(shape, fresh.values(), method, rope, layer_type(text))
-    return new, fresh
+        rope = read_rope(text_config(config), method.original_length)
+        return new, _extended_rotary(shape, text_config(new), method, rope)
 
 
-def rope_use(config: Any) -> dict[str, tuple[int, int]]:
+def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
     """How many layers of each type apply the rotary embedding, and how many there are: ``{"full_attention": (0, 2)}``.
 
     The model's own code decides it, so that a forward pass without memory or values (on the meta device) is asked:
@@ -213,7 +206,7 @@ def rope_use(config: Any) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _made(module: Any, text: Any) -> Any:
+def _rebuild(module: Any, text: Any) -> Any:
     """A rotary embedding of the same class, made of a config."""
     return type(module)(prepare_config(text))
 
@@ -222,9 +215,12 @@ def _device_of(module: nn.Module) -> torch.device:
     return next(buffer.device for buffer in module.buffers())
 
 
-def _check_method(model: Any, made: Iterable[Any], method: Method, rope: Rope, key: str | None) -> None:
-    name, prefix = type(model).__name__, "" if key is None else f"{key}_"
-    found = [module for module in made if hasattr(module, f"{prefix}original_inv_freq")]
+def _extended_rotary(model: Any, text: Any, method: Method, rope: Rope) -> dict[str, Any]:
+    """A model's rotary embeddings made anew of an extended config, held against what the method defines."""
+    fresh = {name: _rebuild(module, text) for name, module in rotary_modules(model).items()}
+    name, key = type(model).__name__, layer_type(text)
+    prefix = "" if key is None else f"{key}_"
+    found = [module for module in fresh.values() if hasattr(module, f"{prefix}original_inv_freq")]
     if not found:
         raise UserError(f"{name} has no rotary embedding of transformers' kind, which is what {method.name} changes")
     wanted = method.frequencies(rope)
@@ -236,6 +232,7 @@ def _check_method(model: Any, made: Iterable[Any], method: Method, rope: Rope, k
             raise UserError(
                 f"{name} does not compute its rotary embedding as {method.name} defines it: choose another method"
             )
+    return fresh
 
 
 def _same(module: Any, fresh: Any) -> bool:

@@ -93,11 +93,11 @@ def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Doc
 
 def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
     """Keys of before 0.2 name no evaluator's identity, and a model of the hub need not be here any more."""
-    from longlens.models import identify_unloaded
+    from longlens.models import identify
 
     there, here = keys.settings["evaluator_sha256"], None
     if there is not None:
-        here = identify_unloaded(name, Loading(trust_remote_code=recipe.load.trust_remote_code))
+        here = identify(name, Loading(trust_remote_code=recipe.load.trust_remote_code))
     if here is not None and here.sha256 != there:
         raise UserError(
             f"{path} was selected by another model than {name} is now: give that model again, or another folder (-o)"

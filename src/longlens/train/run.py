@@ -17,7 +17,7 @@ from longlens.errors import UserError, library_errors
 from longlens.files import cannot_write, read_json
 from longlens.losses.settings import LongCE
 from longlens.models.files import model_max_length
-from longlens.rope.config import shared_note
+from longlens.rope.config import shared_rotary_note
 from longlens.runs.processes import Processes
 from longlens.train.arguments import accumulation, training_arguments
 from longlens.train.collate import pad_right
@@ -97,7 +97,7 @@ def run(
     processes.connect()
     check_sources(recipe)
     config = plan_config(recipe)
-    if recipe.extend is not None and (shared := shared_note(config)):
+    if recipe.extend is not None and (shared := shared_rotary_note(config)):
         told(f"note: {shared}")
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.load.trust_remote_code)
     rows = rows or out / "data"
