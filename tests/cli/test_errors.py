@@ -182,10 +182,10 @@ def test_options_of_score(options, message, work, run):
             ["keys", "--from-upstream", "nothing", "a.txt", "--max-length", "9", "-o", "k"],
             "--max-length counts tokens: name the model whose tokenizer counts, with --truncate-with",
         ),
-        (["longppl", "a.txt", "--model", "llama", "-o", "out"], "LongPPL needs key tokens: give --evaluator MODEL or"),
+        (["longppl", "a.txt", "--model", "llama", "-o", "out"], "LongPPL needs key tokens: give --evaluator or"),
         (
             ["longppl", "a.txt", "--model", "llama", "--evaluator", "self", "--keys", "k", "-o", "out"],
-            "LongPPL needs key tokens: give --evaluator MODEL or --keys FILE, one of them",
+            "LongPPL needs key tokens: give --evaluator or --keys, one of them",
         ),
         (
             ["longppl", "a.txt", "--model", "llama", "--evaluator", "other", "--stride", "0", "-o", "out"],

@@ -92,14 +92,11 @@ def test_the_demo_shows_excerpts_escaped(evil, run, monkeypatch):
 
     from longlens.corpus import Document
     from longlens.keytokens.selection import select_key_tokens
-    from longlens.models import load_scorer
 
-    scorer = load_scorer("llama")
-    monkeypatch.setattr("longlens.models.load_scorer", lambda *_, **__: scorer)
     demo = "longlens.cli.commands.demo"
     document = Document(id="evil", text=EVIL * 10, metadata={"title": EVIL})
     monkeypatch.setattr(f"{demo}.demo_document", lambda: document)
-    for name, value in (("CONTEXT", 32), ("STRIDE", 16), ("MAX_LENGTH", 400)):
+    for name, value in (("MODEL", "llama"), ("CONTEXT", 32), ("STRIDE", 16), ("MAX_LENGTH", 400)):
         monkeypatch.setattr(f"{demo}.{name}", value)
     loose = functools.partial(select_key_tokens, alpha=0.5, use_lcl=False)
     monkeypatch.setattr("longlens.keytokens.selection.select_key_tokens", loose)

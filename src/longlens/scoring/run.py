@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longlens.corpus import Document, text_sha256
+from longlens.corpus import Document, Sources, text_sha256
 from longlens.corpus.document import check_answer_spans
 from longlens.errors import UserError, shown
 from longlens.progress import Progress
@@ -133,10 +133,10 @@ def _shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:
 
 
 def _total_characters(documents: Iterable[Document], limit: Limit, rank: int, world_size: int) -> int | None:
-    """Characters to score of this shard; None where documents can be read once only."""
-    if not isinstance(documents, Sequence):
+    """Characters to score of this shard; None where it would cost too much to know."""
+    if not isinstance(documents, (Sequence, Sources)) or (isinstance(documents, Sources) and not documents.are_files):
         return None
-    return sum(num_characters(document.text, limit) for document in documents[rank::world_size])
+    return sum(num_characters(document.text, limit) for document in islice(documents, rank, None, world_size))
 
 
 class _Meter:

@@ -358,7 +358,7 @@ def parse_lengths(text: str | None) -> list[int]:
     Raises:
         UserError: It is not that.
     """
-    return [] if text is None else o.integers(text, "--length")
+    return [] if text is None else o.integers(text, "length")
 
 
 def task_options(changes: Sequence[str] | None, data_dir: Path | None, haystack: Path | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.settings.options import Truncation
 
 if TYPE_CHECKING:
     from longlens.corpus import Document
@@ -31,24 +32,23 @@ def demo(
     from longlens.cli.commands.perplexity import print_results
     from longlens.cli.console import print_json, printable, say, told_once
     from longlens.cli.progress import ProgressBar
+    from longlens.evaluation import score_documents
     from longlens.files import write_json
     from longlens.keytokens.exchange import write_keys
     from longlens.keytokens.selection import select_key_tokens
     from longlens.metrics.longppl import perplexity
-    from longlens.models import load_scorer
     from longlens.report import write_report
-    from longlens.scoring.run import score
-    from longlens.scoring.store import check_writable
-    from longlens.scoring.truncation import make_limit
-    from longlens.settings.options import Truncation
 
-    document = demo_document()
-    check_writable(out)
-    scorer = load_scorer(MODEL)
-    limit = make_limit(Truncation(max_length=MAX_LENGTH), scorer)
-    o.announce(scorer, limit)
-    settings = {"context": CONTEXT, "stride": STRIDE, "out": out, "limit": limit, "shard": (0, 1)}
-    scores = score([document], scorer, **settings, progress=ProgressBar())  # type: ignore[arg-type]
+    scores = score_documents(
+        [demo_document()],
+        MODEL,
+        out,
+        context=CONTEXT,
+        stride=STRIDE,
+        truncation=Truncation(max_length=MAX_LENGTH),
+        shard=(0, 1),
+        progress=ProgressBar(),
+    )
     keys = select_key_tokens(scores)
     with told_once():
         write_keys(out / "keys.jsonl", keys, overwrite=True)

@@ -36,6 +36,7 @@ def keys(
     """
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError
+    from longlens.evaluation import open_sources
     from longlens.keytokens.exchange import check_keys_file, import_upstream, write_keys
     from longlens.keytokens.selection import KeySource, select_key_tokens
     from longlens.scoring.reader import open_scores
@@ -44,7 +45,7 @@ def keys(
     check_keys_file(out, overwrite=overwrite)
     if from_upstream is not None:
         o.refuse(command, "with --from-upstream, whose tokens were selected already", KeyRule)
-        documents: Iterable[Document] = o.documents(sources, reading)
+        documents: Iterable[Document] = open_sources(sources, reading)
         if truncation != Truncation():
             documents = cut_documents(documents, make_limit(truncation, None))
         selected: KeySource = import_upstream(from_upstream, documents)

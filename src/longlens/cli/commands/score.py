@@ -8,20 +8,23 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
+from longlens.settings.options import CONTEXT, STRIDE, Engine, Loading, Reading, Truncation
 
 
 def score(
     command: typer.Context,
+    *,
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=o.MODEL_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
-    context: o.Context = "4096",
-    stride: o.Stride = "1024",
+    context: Annotated[
+        str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
+    ] = str(CONTEXT),
+    stride: Annotated[
+        str, typer.Option(help="d, tokens that share a window; one, or one for each K.", metavar="TOKENS[,TOKENS...]")
+    ] = str(STRIDE),
     long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
-    max_length: o.MaxLength = None,
-    max_characters: o.MaxCharacters = None,
-    truncate_with: o.TruncateWith = None,
-    extrapolate: o.Extrapolate = False,
+    truncation: Truncation,
     bos: o.Bos = "window",
     no_text: o.NoText = False,
     shard: Annotated[
@@ -30,20 +33,9 @@ def score(
             help="RANK/WORLD: take every WORLD-th document.  [default: what torchrun says]", metavar="RANK/WORLD"
         ),
     ] = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    device_map: o.DeviceMap = None,
-    attention: o.Attention = None,
-    batch_tokens: o.BatchTokens = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_pickle: o.AllowPickle = False,
-    text_field: o.TextField = "text",
-    id_field: o.IdField = "id",
-    subset: o.Subset = None,
-    split: o.Split = "test",
-    tokenized_with: o.TokenizedWith = None,
-    min_tokens: o.MinTokens = None,
-    samples: o.Samples = None,
+    loading: Loading,
+    engine: Engine,
+    reading: Reading,
     as_json: o.Json = False,
 ) -> None:
     """Run a model over documents and store its token scores. The same command resumes an unfinished run.
@@ -52,52 +44,28 @@ def score(
     """
     from longlens.cli.console import print_json, printable, say
     from longlens.cli.progress import ProgressBar
-    from longlens.models import UnloadedModel
+    from longlens.evaluation import open_sources, score_documents
     from longlens.runs.processes import Processes
-    from longlens.scoring.run import score as score_documents
-    from longlens.scoring.scores import short_contexts
-    from longlens.scoring.store import check_run, check_writable
-    from longlens.settings.options import Loading
 
     if long_only:
-        o.refuse(command, "with --long-only, which scores no short context", "context", "stride")
-    contexts = None if long_only else o.integers(context, "--context")
-    strides = o.integers(stride, "--stride")
-    shorts = short_contexts(contexts, strides)
-    processes = Processes()
-    part = (processes.rank, processes.size) if shard is None else parse_shard(shard)
-    reading = o.reading(command)
-    # All that can be refused without the weights is refused before they are loaded.
-    documents = o.documents(docs, reading, trust_remote_code=trust_remote_code)
-    check_writable(out, rank=part[0])
-    unloaded = UnloadedModel(model, Loading(**o.loading(command)))
-    limit = o.limit(
-        unloaded,
-        max_length,
-        max_characters,
-        truncate_with,
-        extrapolate=extrapolate,
-        trust_remote_code=trust_remote_code,
-    )
-    assert limit is not None
-    check_run(out, unloaded, shorts, bos=bos, limit=limit, store_text=not no_text)  # type: ignore[arg-type]
-    o.tell_lengths(docs, reading, unloaded, shorts)
-    loaded = unloaded.load()
-    o.announce(loaded, limit)
+        o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
+    contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
+    part = None if shard is None else parse_shard(shard)
     scores = score_documents(
-        documents,
-        loaded,
-        context=contexts,
+        open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
+        model,
+        out,
+        context=None if long_only else contexts,
         stride=strides,
-        out=out,
-        bos=bos,  # type: ignore[arg-type]
-        limit=limit,
-        extrapolate=extrapolate,
+        truncation=truncation,
+        bos=bos,  # type: ignore[arg-type]  # checked there
         store_text=not no_text,
+        loading=loading,
+        engine=engine,
         shard=part,
-        progress=ProgressBar(o.total_characters(docs, reading, limit, part)),
+        progress=ProgressBar(),
     )
-    if processes.rank > 0:
+    if Processes().rank > 0:
         return
     if as_json:
         manifest = scores.manifest

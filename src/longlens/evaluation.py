@@ -1,0 +1,300 @@
+"""Models that are named score documents, and LongPPL of them: what ``longlens score`` and ``longlens longppl`` do.
+
+All that can be refused without a model's weights is refused before any are loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from longlens.corpus import Document, Sources
+from longlens.errors import LonglensWarning, UserError
+from longlens.files import write_json
+from longlens.keytokens.exchange import read_keys
+from longlens.keytokens.selection import KeySource
+from longlens.metrics.corpus import choose_influence
+from longlens.metrics.longppl import PerplexityResult, perplexity
+from longlens.models import UnloadedModel, load_tokenizer
+from longlens.progress import Progress
+from longlens.runs.processes import Processes
+from longlens.scoring.reader import StoredScores
+from longlens.scoring.run import score
+from longlens.scoring.scores import ShortContext, short_contexts
+from longlens.scoring.store import Bos, check_run, check_writable
+from longlens.scoring.truncation import Limit, TokenLimit, cut_documents, make_limit
+from longlens.settings.options import (
+    CONTEXT,
+    MAX_LENGTH,
+    STRIDE,
+    Engine,
+    KeyRule,
+    Loading,
+    Reading,
+    Truncation,
+)
+from longlens.tokenization import decoder_of
+
+Documents = Sources | Sequence[Document]
+"""What can be read more than once."""
+TOKEN_CHARACTERS = 8
+"""A text of more characters for each token is taken to be longer than that many tokens, without counting them."""
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def open_sources(
+    sources: Sequence[str | os.PathLike[str]], reading: Reading | None = None, *, trust_remote_code: bool = False
+) -> Sources:
+    """Documents of files, folders and datasets, with a tokenizer to decode tokenized ones.
+
+    Args:
+        sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
+        reading: Fields, split and filters.
+        trust_remote_code: Runs code that comes with that tokenizer.
+
+    Raises:
+        UserError: A source that is missing or cannot be read.
+    """
+    if reading is None or reading.tokenized_with is None:
+        return Sources(sources, reading)
+    tokenizer = load_tokenizer(reading.tokenized_with, trust_remote_code=trust_remote_code)
+    return Sources(sources, reading, decoder=decoder_of(tokenizer))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """One model that is to score documents into a folder."""
+
+    model: UnloadedModel
+    out: Path
+    shorts: Sequence[ShortContext]
+    limit: Limit
+    bos: Bos
+    extrapolate: bool
+    store_text: bool
+
+    def check(self) -> None:
+        check_run(self.out, self.model, self.shorts, bos=self.bos, limit=self.limit, store_text=self.store_text)
+
+    def score(self, documents: Documents, progress: Progress | None, shard: tuple[int, int] = (0, 1)) -> StoredScores:
+        scorer = self.model.load()  # whose weights are let go at the end
+        info = scorer.info
+        _LOGGER.info("%s: %s from %s, %s on %s", info.name, info.architecture, info.source, info.dtype, info.device)
+        if isinstance(self.limit, TokenLimit) and self.limit.counted_by == "own" and self.limit.max_tokens < MAX_LENGTH:
+            takes = "" if info.max_length is None else f" (it takes {info.max_length:,})"
+            _LOGGER.info("%s: documents are cut to %s tokens%s", info.name, f"{self.limit.max_tokens:,}", takes)
+        scores = score(
+            documents,
+            scorer,
+            context=[short.context for short in self.shorts] or None,
+            stride=[short.stride for short in self.shorts] or STRIDE,
+            out=self.out,
+            bos=self.bos,
+            limit=self.limit,
+            extrapolate=self.extrapolate,
+            store_text=self.store_text,
+            shard=shard,
+            progress=progress,
+        )
+        assert isinstance(scores, StoredScores)
+        return scores
+
+
+def score_documents(
+    documents: Documents,
+    model: str,
+    out: str | os.PathLike[str],
+    *,
+    context: int | Sequence[int] | None = CONTEXT,
+    stride: int | Sequence[int] = STRIDE,
+    truncation: Truncation | None = None,
+    bos: Bos = "window",
+    store_text: bool = True,
+    loading: Loading | None = None,
+    engine: Engine | None = None,
+    shard: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> StoredScores:
+    """Scores documents with a model that is named, into a run folder; `longlens.score` takes one that is loaded.
+
+    Args:
+        documents: Those in a list, or from `open_sources`.
+        model: Name or path of the model.
+        out: The folder; what is in it already is not scored again.
+        context: K, or several, or None for long-context scores alone.
+        stride: d, one for all K or one a K.
+        truncation: What documents are cut to.
+        bos: ``"window"`` or ``"published"``, see `longlens.score`.
+        store_text: False leaves the texts out of the folder.
+        loading: How the model is loaded.
+        engine: What runs it.
+        shard: ``(rank, world size)``: every world-size-th document, from rank on; what torchrun says unless given.
+        progress: Shows characters of the documents.
+
+    Raises:
+        UserError: Settings that cannot be, no such model, or a folder that was made otherwise.
+
+    Warns:
+        LonglensWarning: No document is longer than a short context.
+    """
+    loading, truncation, folder = loading or Loading(), truncation or Truncation(), Path(out)
+    shorts = short_contexts(context, stride)
+    processes = Processes()
+    shard = shard or (processes.rank, processes.size)
+    check_writable(folder, rank=shard[0])
+    unloaded = UnloadedModel(model, loading, engine)
+    side = _Side(
+        model=unloaded,
+        out=folder,
+        shorts=shorts,
+        limit=make_limit(truncation, unloaded, trust_remote_code=loading.trust_remote_code),
+        bos=bos,
+        extrapolate=truncation.extrapolate,
+        store_text=store_text,
+    )
+    side.check()
+    _warn_of_short_documents(documents, unloaded, shorts)
+    return side.score(documents, progress, shard)
+
+
+def evaluate_longppl(
+    documents: Documents,
+    model: str,
+    out: str | os.PathLike[str],
+    *,
+    evaluator: str | None = None,
+    keys: KeySource | str | os.PathLike[str] | None = None,
+    context: int = CONTEXT,
+    stride: int = STRIDE,
+    rule: KeyRule | None = None,
+    truncation: Truncation | None = None,
+    bos: Bos = "window",
+    store_text: bool = True,
+    loading: Loading | None = None,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> PerplexityResult:
+    """LongPPL of a model on documents: the evaluator scores them, then the model, into a folder.
+
+    Documents are cut by the evaluator's tokenizer, so that both models see the same text.
+
+    Args:
+        documents: Those in a list, or from `open_sources`.
+        model: Name or path of the evaluated model.
+        out: Folder for ``evaluator``, ``model`` and ``perplexity.json``; what is scored there is not scored again.
+        evaluator: Name or path of the model that selects key tokens, ``self`` for the evaluated one.
+        keys: Key tokens instead, selected before, or their file.
+        context: K in tokens, of the evaluator.
+        stride: d in tokens.
+        rule: Which tokens are key.
+        truncation: What documents are cut to.
+        bos: ``"window"`` or ``"published"``, see `longlens.score`.
+        store_text: False leaves the texts out of the folder.
+        loading: How both models are loaded.
+        engine: What runs them.
+        progress: Shows characters of the documents.
+
+    Raises:
+        UserError: Not one of evaluator and keys; settings that cannot be; no such model; a folder that was made
+            otherwise; a document with more tokens than the evaluated model takes.
+
+    Warns:
+        LonglensWarning: The model is its own evaluator; no document is longer than the short context.
+    """
+    loading, truncation, rule = loading or Loading(), truncation or Truncation(), rule or KeyRule()
+    if (evaluator is None) == (keys is None):
+        raise UserError(
+            "LongPPL needs key tokens: give `evaluator` or `keys`, one of them (`evaluator=self` selects by the "
+            "evaluated model, which the paper finds uninformative)"
+        )
+    if isinstance(keys, (str, os.PathLike)):
+        keys = read_keys(keys)
+    if keys is not None:
+        choose_influence(None, keys, rule)  # for what it refuses
+    if evaluator == "self":
+        warnings.warn(
+            "the model is its own evaluator, for which the paper finds LongPPL uninformative (appendix B.2)",
+            LonglensWarning,
+            stacklevel=2,
+        )
+    shorts = short_contexts(None if evaluator is None else context, stride)
+    # Under the window rule one run gives both sides of a model that is its own evaluator.
+    is_alone = evaluator == "self" and bos == "window"
+    selector = None if is_alone or evaluator is None else model if evaluator == "self" else evaluator
+    folder = Path(out)
+    for name in ["model"] if selector is None else ["evaluator", "model"]:
+        check_writable(folder / name)
+    evaluated = UnloadedModel(model, loading, engine)
+    selecting = evaluated if selector in (None, model) else UnloadedModel(str(selector), loading, engine)
+    selecting_side = _Side(
+        model=selecting,
+        out=folder / "evaluator",
+        shorts=shorts,
+        limit=make_limit(truncation, selecting, trust_remote_code=loading.trust_remote_code),
+        bos=bos,
+        extrapolate=truncation.extrapolate,
+        store_text=store_text,
+    )
+    limit = selecting_side.limit
+    if selector is not None and isinstance(limit, TokenLimit) and limit.counted_by == "own":
+        limit = replace(limit, counted_by=selector)
+    side = replace(
+        selecting_side, model=evaluated, out=folder / "model", shorts=shorts if is_alone else [], limit=limit
+    )
+    for one in [side] if selector is None else [selecting_side, side]:
+        one.check()
+    _warn_of_short_documents(documents, selecting, shorts)
+    evaluator_scores = None
+    if selector is not None:
+        if not truncation.extrapolate and selecting is not evaluated:
+            _check_fits(documents, evaluated, limit)
+        evaluator_scores = selecting_side.score(documents, progress)
+    scores = side.score(documents, progress)
+    result = perplexity(scores, evaluator_scores=scores if is_alone else evaluator_scores, keys=keys, **rule.keywords())
+    write_json(folder / "perplexity.json", result.to_json(per_document=True))
+    return result
+
+
+def _warn_of_short_documents(documents: Documents, model: UnloadedModel, shorts: Sequence[ShortContext]) -> None:
+    """Says that no document is longer than a short context; datasets are not read for it."""
+    if not shorts or (isinstance(documents, Sources) and not documents.are_files):
+        return
+    wanted = max(short.context for short in shorts)
+    longest = 0
+    for document in documents:
+        text = document.text
+        if len(text) > TOKEN_CHARACTERS * wanted:
+            return
+        if len(text.encode("utf-8", "replace")) > longest:  # no token has less than a byte
+            longest = max(longest, len(model.encode(document).token_ids))
+        if longest > wanted:
+            return
+    missed = ", ".join(str(short.context) for short in shorts if short.context >= longest)
+    warnings.warn(
+        f"no document has more than {longest:,} tokens of {model.info.name}, so none has a token with a longer context "
+        f"than K = {missed}, and there will be no key tokens at that K: use a smaller `context`, such as "
+        f"{max(1, longest // 4)}, or longer documents",
+        LonglensWarning,
+        stacklevel=3,
+    )
+
+
+def _check_fits(documents: Documents, model: UnloadedModel, limit: Limit) -> None:
+    """Says before the evaluator runs, which takes longest, that the evaluated model takes less than a document has."""
+    takes, bos = model.info.max_length, model.info.bos_token_id
+    if takes is None:
+        return
+    room = takes - (bos is not None)
+    for document in cut_documents(documents, limit):
+        ids = model.encode(document).token_ids
+        tokens = len(ids) - (len(ids) > 0 and int(ids[0]) == bos)
+        if tokens > room:
+            raise UserError(
+                f"document {document.id!r}, cut for the evaluator, has {tokens:,} tokens of {model.info.name}, which "
+                f"takes {room:,}: use a smaller `max_length`, or `extrapolate=True`"
+            )
