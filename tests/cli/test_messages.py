@@ -123,10 +123,10 @@ def test_progress_is_a_line_now_and_then(capsys, clock):
     ]
 
 
-def test_the_total_of_the_caller_replaces_that_of_the_library(capsys, clock):
+def test_without_a_total_there_is_no_time_left(capsys, clock):
     for total, left in ((40, " of 40 steps, about 30 s left"), (None, " steps")):
-        bar = ProgressBar(total)
-        bar.start("run", unit="steps", total=None)
+        bar = ProgressBar()
+        bar.start("run", unit="steps", total=total)
         clock[0] += 10
         bar.update(10)
         assert capsys.readouterr().err == f"run: 10{left}\n"

@@ -17,19 +17,15 @@ class ProgressBar(Progress):
     """How far a command is, on stderr: a bar with the time left on a terminal, else a line every ten seconds.
 
     Of torchrun's processes the first one shows it.
-
-    Args:
-        total: How many units there are, where the library cannot know; replaces the ``total`` of `start`.
     """
 
-    def __init__(self, total: float | None = None) -> None:
-        self._own_total, self._is_shown = total, Processes().rank == 0
+    def __init__(self) -> None:
+        self._is_shown = Processes().rank == 0
         self._bar: rich.progress.Progress | None = None
 
     def start(self, title: str, *, unit: str, total: float | None = None, done: float = 0.0) -> None:
         """Shows a bar, where stderr is a terminal."""
-        self._title, self._unit = title, unit
-        self._total = total if self._own_total is None else self._own_total
+        self._title, self._unit, self._total = title, unit, total
         self._first = self._done = done
         self._note = ""
         self._started = self._shown = time.monotonic()
