@@ -290,7 +290,7 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         ([*RUN, "--set", "nosuch=1"], "none of vt has a setting 'nosuch': they have hops"),
         ([*RUN, "--set", "hops"], "--set is 'hops'; expected KEY=VALUE, such as --set lines=1350"),
         ([*RUN, "--set", "hops=[1"], "--set hops is no YAML: "),
-        ([*RUN, "--set", "hops=many"], "hops of task 'vt' is 'many'; expected int"),
+        ([*RUN, "--set", "hops=many"], "`hops` of task 'vt' is 'many'; expected int"),
         ([*RUN, "--set", "hops=-1"], "--set hops=-1; expected at least 0"),
         ([*RUN, "--model-arg", "nosuch=1"], "--model-arg has nosuch: the backend 'hf' takes "),
         ([*RUN, "--backend", "vlm"], "no backend 'vlm'; lm-evaluation-harness has "),

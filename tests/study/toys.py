@@ -7,7 +7,7 @@ import numpy as np
 from longlens.losses.settings import LongCE
 from longlens.rope import EABF, PositionInterpolation
 from longlens.study.documents import Facts, Text
-from longlens.study.settings import Evaluation, Shape, Study, Training, Words
+from longlens.study.settings import Shape, Study, StudyEvaluation, StudyTraining, Words
 
 LETTERS = "abcdefghij"
 
@@ -21,7 +21,7 @@ def toy_text(seed: int = 0) -> Text:
 
 def toy_study(**changes: object) -> Study:
     """CE for 3 steps, the others for 2, with two extensions and two seeds."""
-    training = Training(
+    training = StudyTraining(
         steps=2,
         documents=2,
         learning_rate=1e-2,
@@ -38,7 +38,7 @@ def toy_study(**changes: object) -> Study:
         training=training,
         ce_steps=3,
         checkpoints=(1, 2),
-        evaluation=Evaluation(documents=4, facts=Facts(stated=2, repeated=0, distance=40), alpha=0.0, beta=-100.0),
+        evaluation=StudyEvaluation(documents=4, facts=Facts(stated=2, repeated=0, distance=40), alpha=0.0, beta=-100.0),
         evaluator=training,
         evaluator_method="pi",
         seeds=(1, 2),

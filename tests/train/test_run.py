@@ -443,7 +443,7 @@ WRONG = [
     ),
     ({"training": {"arguments": {"optim": "sgd"}}}, "training.arguments.optim is 'sgd', and training.betas are of Ada"),
     *(
-        ({"training": {"arguments": {name: value}}}, f"{name} of training.arguments is ")
+        ({"training": {"arguments": {name: value}}}, f"training.arguments.{name} is ")
         for name, value in {
             "adam_epsilon": "x",
             "optim_args": 3,

@@ -15,9 +15,9 @@ from longlens.losses.passes import (
     run_inside,
     score_short,
     scored_labels,
+    shape_error,
     split_documents,
     target_logprobs,
-    unlike,
 )
 from longlens.losses.settings import CONTEXT, STRIDE, LongCE
 from longlens.models.forward import Forward
@@ -131,7 +131,7 @@ def weighted_nll(
     labels = input_ids if labels is None else labels
     for name, other in (("labels", labels), ("token_weights", token_weights), ("short_logprobs", short_logprobs)):
         if other is not None and other.shape != input_ids.shape:
-            raise unlike(name, other, input_ids)
+            raise shape_error(name, other, input_ids)
     if token_weights is not None and short_logprobs is not None:
         raise UserError("the batch has token_weights and short_logprobs: weights come from one of them, drop the other")
     documents = split_documents(input_ids, position_ids)

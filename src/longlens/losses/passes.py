@@ -23,7 +23,7 @@ IGNORED = -100
 PROBE_TOKENS = 16
 
 
-class Span(NamedTuple):
+class DocumentSpan(NamedTuple):
     """A document in a batch: tokens ``[start, stop)`` of a row."""
 
     row: int
@@ -45,17 +45,17 @@ def document_starts(input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
     starts[:, :1] = True
     if position_ids is not None:
         if position_ids.ndim > 2 or position_ids.shape[-1] != input_ids.shape[1]:
-            raise unlike("position_ids", position_ids, input_ids)
+            raise shape_error("position_ids", position_ids, input_ids)
         starts[:, 1:] |= position_ids.expand(len(input_ids), -1).diff(dim=-1) != 1
     return starts
 
 
-def split_documents(input_ids: Tensor, position_ids: Tensor | None) -> list[Span]:
+def split_documents(input_ids: Tensor, position_ids: Tensor | None) -> list[DocumentSpan]:
     """The documents of a batch, in order: each is a row, or a part of one where documents are packed."""
     documents = []
     for row, starts in enumerate(document_starts(input_ids, position_ids).cpu()):
         places = torch.nonzero(starts)[:, 0].tolist()
-        documents += [Span(row, *ends) for ends in pairwise([*places, len(starts)])]
+        documents += [DocumentSpan(row, *ends) for ends in pairwise([*places, len(starts)])]
     return documents
 
 
@@ -64,7 +64,7 @@ def scored_labels(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
     return (labels != IGNORED) & ~document_starts(labels, position_ids)
 
 
-def unlike(name: str, other: Tensor, input_ids: Tensor) -> UserError:
+def shape_error(name: str, other: Tensor, input_ids: Tensor) -> UserError:
     """What to say of a tensor that is not shaped like ``input_ids``."""
     return UserError(f"{name} have shape {tuple(other.shape)}, input_ids {tuple(input_ids.shape)}: make them alike")
 
@@ -210,7 +210,7 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
     return token_logprobs(before, labels[wanted], head)
 
 
-def most_over_ranks(number: int, model: Any) -> int:
+def max_over_ranks(number: int, model: Any) -> int:
     """The largest such number over all ranks where a forward pass gathers weights (FSDP); the number itself elsewhere.
 
     There, ranks that run unequal numbers of passes wait for each other for ever.
@@ -228,7 +228,7 @@ def score_short(
     input_ids: Tensor,
     labels: Tensor,
     scored: Tensor,
-    documents: Sequence[Span],
+    documents: Sequence[DocumentSpan],
     longce: LongCE,
     step: int,
 ) -> Tensor:
@@ -254,7 +254,7 @@ def score_short(
     ]
     at_once = max(1, default_batch_tokens(input_ids.device) // (longce.context + longce.stride))
     batches = list(_batches(windows, at_once))
-    missing = most_over_ranks(len(batches), model) - len(batches)
+    missing = max_over_ranks(len(batches), model) - len(batches)
     forward = Forward(model)
     with running(model, inference=False), _short_precision(input_ids, longce):
         head = head.keep_wide()
@@ -271,9 +271,9 @@ def _short_precision(input_ids: Tensor, longce: LongCE) -> AbstractContextManage
     return torch.autocast(input_ids.device.type, SHORT_DTYPES[longce.short_dtype])
 
 
-def _batches(windows: list[tuple[Span, Window]], size: int) -> Iterator[list[tuple[Span, Window]]]:
+def _batches(windows: list[tuple[DocumentSpan, Window]], size: int) -> Iterator[list[tuple[DocumentSpan, Window]]]:
     # Equal lengths together: a ragged window would be padded, and some frequencies go by the longest of a batch.
-    by_length: dict[int, list[tuple[Span, Window]]] = {}
+    by_length: dict[int, list[tuple[DocumentSpan, Window]]] = {}
     for document, window in windows:
         by_length.setdefault(window.stop - window.start, []).append((document, window))
     for alike in by_length.values():
@@ -287,7 +287,7 @@ def _score_windows(
     input_ids: Tensor,
     labels: Tensor,
     scored: Tensor,
-    batch: Sequence[tuple[Span, Window]],
+    batch: Sequence[tuple[DocumentSpan, Window]],
     found: Tensor,
 ) -> None:
     """Writes the short log-probabilities of some windows of one length into ``found``."""

@@ -111,6 +111,10 @@ class ChunkedLongCE(LongCE):
         return plan_chunks(len(ids), self.context, self.stride, step * self.stride)
 
 
+FORMS = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": ChunkedLongCE}
+"""LongCE in all its forms, by the names that recipes have."""
+
+
 def check_offline(longce: LongCE) -> None:
     """Refuses settings of the short pass where offline columns replace it; gamma alone still has an effect.
 

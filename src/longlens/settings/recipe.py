@@ -97,13 +97,13 @@ def parse_integer(value: Any, name: str) -> int:
         return TypeAdapter(dict[str, Integer]).validate_python({name: value}, strict=True)[name]
 
 
-def check_values(values: Mapping[str, Any], kind: type, owner: str) -> None:
+def check_values(values: Mapping[str, Any], kind: type, spelling: str) -> None:
     """Holds values against the types of a dataclass's fields, without conversion.
 
     Args:
         values: By names of fields.
         kind: The dataclass.
-        owner: What has these fields, for messages.
+        spelling: How a field is called in messages: ``training.arguments.{}``.
 
     Raises:
         UserError: One is of another type.
@@ -116,7 +116,7 @@ def check_values(values: Mapping[str, Any], kind: type, owner: str) -> None:
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         type_ = getattr(spelled[name], "__name__", spelled[name])
-        raise UserError(f"`{name}` of {owner} is {shown_value(values[name])}; expected {type_}") from error
+        raise UserError(f"{spelling.format(name)} is {shown_value(values[name])}; expected {type_}") from error
 
 
 def expected(what: str) -> PydanticCustomError:

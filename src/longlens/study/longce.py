@@ -46,7 +46,7 @@ from longlens.study.documents import (
     make_question,
     make_vocabulary,
 )
-from longlens.study.settings import Study, Training
+from longlens.study.settings import Study, StudyTraining
 from longlens.study.summary import equal_time_step, summarize
 from longlens.train.folder import RunFolder
 
@@ -241,14 +241,14 @@ class _Experiment:
         long, short = models.score(model, questions.long), models.score(model, questions.short)
         return measure(questions, long.long, short.long, long.predicted, keys)
 
-    def _batches(self, training: Training, length: int, seed: Sequence[int]) -> Iterator[FactBatch]:
+    def _batches(self, training: StudyTraining, length: int, seed: Sequence[int]) -> Iterator[FactBatch]:
         return make_batches(training, self.vocabulary, self.documents["train"], length, seed)
 
     def _train(
         self,
         name: str,
         model: Any,
-        training: Training,
+        training: StudyTraining,
         batches: Iterator[FactBatch],
         *,
         loss: Callable[[int], LongCE | None] = lambda step: None,
@@ -337,7 +337,7 @@ def make_questions(
 
 
 def make_batches(
-    training: Training, vocabulary: Vocabulary, documents: Sequence[Ids], length: int, seed: Sequence[int]
+    training: StudyTraining, vocabulary: Vocabulary, documents: Sequence[Ids], length: int, seed: Sequence[int]
 ) -> Iterator[FactBatch]:
     """The documents of each step; a function of the seed alone, so that all arms of a seed learn from the same ones.
 

@@ -25,7 +25,7 @@ from longlens.models.forward import Forward, running
 from longlens.rope import apply, load_model
 from longlens.rope.base import Method
 from longlens.study.documents import FactBatch, Ids, Vocabulary
-from longlens.study.settings import Shape, Training
+from longlens.study.settings import Shape, StudyTraining
 from longlens.train.trainer import LongCETrainer
 
 Floats = npt.NDArray[np.float32]
@@ -155,7 +155,7 @@ class Step(NamedTuple):
 
 def train(
     model: Any,
-    training: Training,
+    training: StudyTraining,
     batches: Iterable[FactBatch],
     *,
     loss: Callable[[int], LongCE | None] = lambda step: None,
@@ -235,7 +235,7 @@ class _EachStep(TrainerCallback):  # type: ignore[misc]
         self._after_step(Step(state.global_step, self._trainer.step_loss, weights, answers))
 
 
-def learning_rate_share(training: Training, step: int) -> float:
+def learning_rate_share(training: StudyTraining, step: int) -> float:
     """``min(1, (step + 1) / warmup) * (end + (1 - end) * (1 + cos(pi * step / steps)) / 2)``, step from 0."""
     warm = min(1.0, (step + 1) / max(1, training.warmup))
     return warm * (training.end + (1 - training.end) * (1 + math.cos(math.pi * step / training.steps)) / 2)

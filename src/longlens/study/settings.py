@@ -63,7 +63,7 @@ class Shape(Settings):
         return self
 
 
-class Training(Settings):
+class StudyTraining(Settings):
     """A training run with AdamW (betas 0.9 and 0.95, gradient norm at most 1).
 
     Attributes:
@@ -87,12 +87,12 @@ class Training(Settings):
     weight_decay: Real = Field(default=0.0, ge=0)
     drills: Share = 0.0
 
-    def lasting(self, steps: int) -> Training:
+    def lasting(self, steps: int) -> StudyTraining:
         """The same for another number of steps."""
         return self.replace(steps=steps)
 
 
-class Evaluation(Settings):
+class StudyEvaluation(Settings):
     """What is scored at checkpoints.
 
     Attributes:
@@ -108,7 +108,7 @@ class Evaluation(Settings):
     beta: Real = BETA
 
     @model_validator(mode="after")
-    def _check_facts(self) -> Evaluation:
+    def _check_facts(self) -> StudyEvaluation:
         if self.facts.stated < 1:
             raise UserError(f"stated of facts is {self.facts.stated}; expected at least 1")
         return self
@@ -143,15 +143,15 @@ class Study(Settings):
 
     words: Words
     model: Shape
-    base: Training
+    base: StudyTraining
     base_seed: Integer
     extensions: Annotated[Mapping[str, InstanceOf[Method]], BeforeValidator(_to_methods)]
     longce: LongCE
-    training: Training
+    training: StudyTraining
     ce_steps: Integer
     checkpoints: tuple[Integer, ...] = Field(strict=False)
-    evaluation: Evaluation
-    evaluator: Training
+    evaluation: StudyEvaluation
+    evaluator: StudyTraining
     evaluator_method: str
     seeds: tuple[Integer, ...] = Field(strict=False)
     development_seed: Integer

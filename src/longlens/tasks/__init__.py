@@ -87,5 +87,5 @@ def get_task(name: str, **settings: Any) -> Task:
         if setting not in free:
             known = f"it has {', '.join(free)}" if free else "it has none"
             raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
-    check_values(settings, _kind(name)[0], f"task {name!r}")
+    check_values(settings, _kind(name)[0], f"`{{}}` of task {name!r}")
     return _TASKS[name](name=name, **settings)

@@ -114,7 +114,7 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
     from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
-    chosen = _chosen(recipe, folder, micro_batches, name)
+    chosen = _from_recipe(recipe, folder, micro_batches, name)
     has_device = torch.accelerator.is_available()
     # Without a device, transformers takes bf16 for a mistake unless it is told to use the CPU.
     preferred = {"dataloader_pin_memory": has_device, "use_cpu": not has_device}
@@ -146,7 +146,7 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
             f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: take one of "
             "its forms, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
         )
-    check_values(given, TrainingArguments, "training.arguments")
+    check_values(given, TrainingArguments, "training.arguments.{}")
     strategies, strategy = ("random", "sequential", "group_by_length", "batch_rebalance"), "train_sampling_strategy"
     if given.get(strategy, "random") not in strategies:
         raise UserError(
@@ -166,7 +166,7 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
     return made
 
 
-def _chosen(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> dict[str, Any]:
+def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> dict[str, Any]:
     training = recipe.training
     schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
     schedule: dict[str, Any] = {"lr_scheduler_type": schedules[training.schedule]}

@@ -12,7 +12,7 @@ from longlens.corpus.files import STDLIB, TEXT_ENDINGS
 from longlens.data.packing import TooLong
 from longlens.errors import UserError, shown_value
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA
-from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
+from longlens.losses.settings import FORMS, LongCE
 from longlens.settings.recipe import Integer, Names, Real, Settings, expected, nearest
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -159,9 +159,7 @@ class Offline(Settings):
 
 
 LOSSES: Mapping[str, type[LongCE | Offline] | None] = {
-    "longce": LongCE,
-    "sampled-longce": SampledLongCE,
-    "chunked-longce": ChunkedLongCE,
+    **FORMS,
     "offline": Offline,
     "ce": None,
 }

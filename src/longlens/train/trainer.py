@@ -15,7 +15,7 @@ from longlens.errors import LonglensWarning, UserError, shown_value
 from longlens.keytokens.influence import GAMMA
 from longlens.losses.longce import WeightedNLL, weighted_nll
 from longlens.losses.passes import document_starts
-from longlens.losses.settings import CONTEXT, STRIDE, ChunkedLongCE, LongCE, SampledLongCE, check_offline
+from longlens.losses.settings import CONTEXT, FORMS, STRIDE, LongCE, check_offline
 from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
 from longlens.train.callback import LongPPLCallback
 
@@ -60,7 +60,7 @@ class LongCEArguments:
     @property
     def longce(self) -> LongCE | None:
         """The same as settings of the loss; None for cross-entropy."""
-        kinds = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": ChunkedLongCE, "ce": LongCE}
+        kinds = {**FORMS, "ce": LongCE}
         if self.loss not in kinds:
             raise UserError(f"`loss` is {shown_value(self.loss)}; expected one of {', '.join(kinds)}")
         if self.share is not None and self.loss != "sampled-longce":
@@ -263,7 +263,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         batch = read_batch(inputs)
         if self.longce is not None and not (batch.token_weights is None and batch.short_logprobs is None):
             check_offline(self.longce)  # an iterable data set shows its columns here for the first time
-        found = _weighted(model, batch, self.longce, self.state.global_step)
+        found = _weigh(model, batch, self.longce, self.state.global_step)
         if self.longce is not None:
             self._count(found, self.longce)
         loss = self._mean(found, num_items_in_batch)
@@ -288,7 +288,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             batch = read_batch(self._prepare_inputs(inputs))
             number = self._get_num_items_in_batch([inputs], self.args.device)
-            loss = self._mean(_weighted(model, batch, None, 0), number).detach()
+            loss = self._mean(_weigh(model, batch, None, 0), number).detach()
             if prediction_loss_only:
                 return loss, None, None
             return loss, _outputs(model, batch).logits, batch.labels
@@ -318,7 +318,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _weighted(model: Any, batch: Batch, longce: LongCE | None, step: int) -> WeightedNLL:
+def _weigh(model: Any, batch: Batch, longce: LongCE | None, step: int) -> WeightedNLL:
     return weighted_nll(
         model,
         batch.input_ids,
