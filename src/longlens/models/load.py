@@ -137,7 +137,7 @@ def load_scorer(
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that has it and
             float32 elsewhere; key tokens are decided by differences of a few nats, of which bfloat16 loses some tenths.
         device: ``auto`` is the first GPU, else the CPU.
-        device_map: As in transformers, to spread a model over devices; instead of ``device``.
+        device_map: Of transformers, such as ``auto``, to spread a model over devices; instead of ``device``.
         attention: ``attn_implementation`` of transformers; its own choice unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
         trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
