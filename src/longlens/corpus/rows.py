@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,12 +108,76 @@ def open_dataset(name: str, options: Reading) -> Callable[[], Iterator[Row]]:
     _refuse_files_elsewhere(Path(name))
     with _dataset_errors(name):
         dataset = (_load_saved if _is_saved(Path(name)) else _load)(name, options)
-        if dataset.features is not None:
-            # Columns of images, sound or dates cost time to read, and are of no use here.
-            used = [field.name for field in dataset.features.arrow_schema if _is_used(field.type)]
-            dataset = dataset.select_columns(used) if used else dataset
-        # Arrow is what the library reads; asked for Python values it would decode images and sound.
-        return partial(_dataset_rows, name, dataset.with_format("arrow"))
+        return partial(_dataset_rows, name, _as_arrow(dataset), shown(f"hf:{name}"))
+
+
+def _as_arrow(dataset: Any) -> Any:
+    """The dataset without what is of no use here, giving Arrow: asked for Python values it decodes images and sound."""
+    if dataset.features is not None:
+        # Columns of images, sound or dates cost time to read.
+        used = [field.name for field in dataset.features.arrow_schema if _is_used(field.type)]
+        dataset = dataset.select_columns(used) if used else dataset
+    return dataset.with_format("arrow")
+
+
+def to_documents(
+    rows: Iterable[Any], options: Reading | None = None, *, decoder: Callable[[Sequence[int]], str] | None = None
+) -> Iterable[Document]:
+    """Documents of what is in memory or loaded: documents, texts, mappings with fields, or a dataset.
+
+    Of a mapping, or a row of a dataset, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
+    ``answer_spans`` are taken; without an id it is ``row#000000012``, counted from 1.
+
+    Args:
+        rows: A ``datasets.Dataset`` or ``IterableDataset``, or any iterable of documents, texts and mappings. A list is
+            checked as a whole, anything else as it is read.
+        options: Names of the fields, and which rows are left out.
+        decoder: Turns ``input_ids`` into text; goes with `Reading.tokenized_with`.
+
+    Raises:
+        UserError: Something is no document, a field is missing, or a text is empty.
+    """
+    options = Reading() if options is None else options
+    if options.subset is not None or options.split != Reading().split:
+        raise UserError("`subset` and `split` have no effect on documents that are loaded: leave them out")
+    if isinstance(rows, (str, bytes, Mapping, Document)) or not isinstance(rows, Iterable):
+        raise UserError(
+            f"the documents are {shown_value(rows)}, expected a list of documents or a dataset: "
+            + ("give one of its splits" if isinstance(rows, Mapping) else "for files, use read_documents")
+        )
+    if hasattr(rows, "column_names") and hasattr(rows, "with_format"):
+        rows = _checked_dataset(rows, options, decoder)
+        return _documents_of(_dataset_rows("in memory", _as_arrow(rows), "the dataset"), options, decoder)
+    documents = _documents_of((_to_row(number, item, options) for number, item in enumerate(rows, 1)), options, decoder)
+    return list(documents) if isinstance(rows, Sequence) else documents
+
+
+def _checked_dataset(dataset: Any, options: Reading, decoder: object) -> Any:
+    needed = options.text_field if decoder is None else "input_ids"
+    if dataset.column_names is not None and needed not in dataset.column_names:
+        remedy = "`text_field`" if decoder is None else "rows with input_ids"
+        raise _missing_field(dict.fromkeys(dataset.column_names), needed, "the dataset", remedy)
+    return dataset
+
+
+def _to_row(number: int, item: Any, options: Reading) -> Row | Document:
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        return Row(number, f"text {number}", {options.text_field: item})
+    if not isinstance(item, Mapping):
+        raise UserError(
+            f"document {number} is a {type(item).__name__} ({shown_value(item)}), expected a Document, a text, or a "
+            f"mapping with the field {shown(options.text_field)}"
+        )
+    return Row(number, f"row {number}", dict(item))
+
+
+def _documents_of(
+    rows: Iterable[Row | Document], options: Reading, decoder: Callable[[Sequence[int]], str] | None
+) -> Iterator[Document]:
+    documents = (row if isinstance(row, Document) else document_of_row(row, "row", options, decoder) for row in rows)
+    return islice((document for document in documents if document is not None), options.samples)
 
 
 def _is_saved(folder: Path) -> bool:
@@ -183,9 +247,9 @@ def _load(name: str, options: Reading) -> Any:
         return datasets.load_dataset(name, options.subset, split=options.split)
 
 
-def _dataset_rows(name: str, dataset: Any) -> Iterator[Row]:
+def _dataset_rows(name: str, dataset: Any, source: str) -> Iterator[Row]:
     rows = (values for table in dataset.iter(batch_size=_BATCH_ROWS) for values in _python_rows(table))
-    yield from _numbered(rows, shown(f"hf:{name}"), lambda number: _dataset_errors(name, f", from row {number} on"))
+    yield from _numbered(rows, source, lambda number: _dataset_errors(name, f", from row {number} on"))
 
 
 def _numbered(

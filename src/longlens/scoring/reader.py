@@ -17,7 +17,15 @@ import pyarrow as pa
 from longlens.corpus import text_sha256
 from longlens.corpus.document import Spans
 from longlens.errors import UserError, shown
-from longlens.scoring.scores import Floats, ShortContext, TokenScores, choose_short_context, identity_of, wrong_logprobs
+from longlens.scoring.scores import (
+    Floats,
+    ScoresTable,
+    ShortContext,
+    TokenScores,
+    choose_short_context,
+    identity_of,
+    wrong_logprobs,
+)
 from longlens.scoring.store import (
     LONG_SCHEMA,
     SHORT_SCHEMA,
@@ -34,7 +42,7 @@ MAX_CHARACTERS = 1024
 """Characters that n tokens of a text that was not stored can have: so many for each, and for as many more."""
 
 
-class StoredScores(Sequence[TokenScores]):
+class StoredScores(ScoresTable):
     """The scores of a run folder, read row group by row group as they are asked for.
 
     Documents come in the order of the long parts; only those that have the selected short context as well are there

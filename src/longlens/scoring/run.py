@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longlens.corpus import Document, Sources, text_sha256
+from longlens.corpus import Document, Sources, text_sha256, to_documents
 from longlens.corpus.document import check_answer_spans
 from longlens.errors import UserError, shown
+from longlens.models import load_tokenizer
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
 from longlens.scoring.reader import StoredScores, open_scores
@@ -23,7 +24,8 @@ from longlens.scoring.scorer import Request, Result, Scorer
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
 from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
 from longlens.scoring.truncation import Cut, Limit, make_limit, num_characters
-from longlens.settings.options import CONTEXT, STRIDE, Truncation
+from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
+from longlens.tokenization import decoder_of
 from longlens.windows import plan_windows
 
 _LOGGER = logging.getLogger(__name__)
@@ -49,9 +51,10 @@ class _Side:
 
 
 def score(
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     scorer: Scorer,
     *,
+    reading: Reading | None = None,
     context: int | Sequence[int] | None = CONTEXT,
     stride: int | Sequence[int] = STRIDE,
     out: str | PathLike[str] | None = None,
@@ -71,8 +74,11 @@ def score(
         short_logprobs[i] = log P(x[i] | bos, x[j d : i])   with j = (i - K) // d         NaN for i < K
 
     Args:
-        documents: Any iterable; read lazily.
+        documents: Any iterable, read lazily, of `Document`, texts, or mappings with the fields of a row; or a
+            ``datasets.Dataset`` or ``IterableDataset``.
         scorer: The model, from `longlens.load_scorer`.
+        reading: Which fields of rows hold text and id, or whose tokenizer decodes their ``input_ids``; by default
+            ``text`` and, where rows have it, ``id``.
         context: K, or several, or None for long-context scores alone.
         stride: d, one for all K or one a K.
         out: Run folder; what is in it already is not scored again. None keeps the scores in memory.
@@ -108,6 +114,8 @@ def score(
         limit = make_limit(limit, scorer)
     settings = run_settings(scorer.info, shorts, bos=bos, limit=limit, store_text=store_text)
     rank, world_size = _shard(shard, out)
+    if not isinstance(documents, Sources):
+        documents = to_documents(documents, reading, decoder=_decoder(reading))
     meter = _Meter(progress or Progress(), scorer.info.name, _total_characters(documents, limit, rank, world_size))
     run = _Run(scorer, shorts, bos, limit, meter, extrapolate=extrapolate, store_text=store_text)
     mine = islice(documents, rank, None, world_size)
@@ -121,6 +129,12 @@ def score(
         for short in shorts:  # also where this shard had no documents
             writer.make_side(short)
     return open_scores(out, context=shorts[0].context, stride=shorts[0].stride) if shorts else open_scores(out)
+
+
+def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
+    if reading is None or reading.tokenized_with is None:
+        return None
+    return decoder_of(load_tokenizer(reading.tokenized_with))
 
 
 def _shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from longlens.corpus.document import Spans
 from longlens.errors import UserError
 from longlens.runs.identity import ModelIdentity
 from longlens.windows import check_window_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -90,10 +94,63 @@ class TokenScores:
         """``(n,)`` float32, nats: long-context likelihood, which is ``long_logprobs`` (eq. 3)."""
         return self.long_logprobs
 
+    def to_arrow(self, *, every_context: bool = False) -> pa.Table:
+        """A ``pyarrow.Table`` with a row a token, about 60 bytes each.
+
+        Columns: ``document`` (the id), ``index``, ``token_id``, ``char_start``, ``char_end``, ``long_logprob``,
+        ``short_logprob``, ``lsd``, ``lcl`` (nats, NaN where there is none), ``context`` and ``stride`` (K and d). Where
+        there are no short scores, theirs are null.
+
+        Args:
+            every_context: Whether each token has a row for each scored short context, in place of the selected one.
+        """
+        import pyarrow as pa
+
+        contexts = sorted(self.short) if every_context else []
+        tables = [self._table(short) for short in contexts] or [self._table(self.selected)]
+        return pa.concat_tables(tables).unify_dictionaries()
+
+    def _table(self, short: ShortContext | None) -> pa.Table:
+        import pyarrow as pa
+
+        n = len(self.token_ids)
+        row = replace(self, selected=short)
+        columns = {
+            "document": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([self.id], pa.string())),
+            "index": np.arange(n, dtype=np.int32),
+            "token_id": self.token_ids,
+            "char_start": self.char_spans[:, 0],
+            "char_end": self.char_spans[:, 1],
+            "long_logprob": self.long_logprobs,
+            "short_logprob": pa.nulls(n, pa.float32()) if short is None else row.short_logprobs,
+            "lsd": pa.nulls(n, pa.float32()) if short is None else row.lsd,
+            "lcl": self.lcl,
+            "context": pa.nulls(n, pa.int32()) if short is None else np.full(n, short.context, np.int32),
+            "stride": pa.nulls(n, pa.int32()) if short is None else np.full(n, short.stride, np.int32),
+        }
+        return pa.table(columns)
+
+    def to_pandas(self, *, every_context: bool = False) -> pd.DataFrame:
+        """`to_arrow` as a ``pandas.DataFrame``."""
+        return self.to_arrow(every_context=every_context).to_pandas()
+
     @property
     def truncated(self) -> bool:
         """Whether the document was longer than what was scored."""
         return self.total_tokens is None or self.total_tokens > len(self.token_ids)
+
+
+_NO_SCORES = TokenScores(
+    id="",
+    text=None,
+    text_sha256="",
+    total_tokens=0,
+    token_ids=np.empty(0, np.int64),
+    char_spans=np.empty((0, 2), np.int64),
+    long_logprobs=np.empty(0, np.float32),
+    short={},
+    selected=None,
+)
 
 
 def choose_short_context(
@@ -176,7 +233,26 @@ class Scores(Protocol):
     def __iter__(self) -> Iterator[TokenScores]: ...
 
 
-class MemoryScores(Sequence[TokenScores]):
+class ScoresTable(Sequence[TokenScores]):
+    """Scores as one table of all documents, which takes about 60 bytes a token of memory; a document has its own."""
+
+    def to_arrow(self, *, every_context: bool = False) -> pa.Table:
+        """A ``pyarrow.Table`` with a row a token, document after document, see `TokenScores.to_arrow`.
+
+        Args:
+            every_context: Whether each token has a row for each scored short context, in place of the selected one.
+        """
+        import pyarrow as pa
+
+        tables = [row.to_arrow(every_context=every_context) for row in self] or [_NO_SCORES._table(None)]
+        return pa.concat_tables(tables).unify_dictionaries()
+
+    def to_pandas(self, *, every_context: bool = False) -> pd.DataFrame:
+        """`to_arrow` as a ``pandas.DataFrame``."""
+        return self.to_arrow(every_context=every_context).to_pandas()
+
+
+class MemoryScores(ScoresTable):
     """Scores that are held in memory."""
 
     def __init__(self, rows: Sequence[TokenScores], manifest: Mapping[str, Any]) -> None:
