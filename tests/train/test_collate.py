@@ -2,8 +2,7 @@
 
 import torch
 
-from longlens.train.batch import OfflineCollator, read_batch
-from longlens.train.collate import pad_right
+from longlens.train.batch import OfflineCollator, pad_right, read_batch
 
 
 def test_padding_is_no_label_and_no_document():

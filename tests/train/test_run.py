@@ -22,14 +22,14 @@ from longlens.data.weigh import weigh_folder
 from longlens.errors import LonglensWarning, UserError
 from longlens.losses.longce import weighted_nll
 from longlens.models import load_scorer
+from longlens.progress import Progress
 from longlens.rope import load_model
 from longlens.scoring.reader import open_scores
 from longlens.train.folder import WHOLE, RunFolder, read_log
-from longlens.train.loading import load_for_training, plan_config
 from longlens.train.recipe import parse_recipe, read_recipe
-from longlens.train.recorder import Silent
 from longlens.train.rows import load_rows, prepare_rows
 from longlens.train.run import run, run_file
+from longlens.train.setup import load_for_training, plan_config
 from tests.tiny import byte_tokenizer, tiny_model
 
 BASE = {
@@ -91,7 +91,7 @@ def place(tmp_path, models, dropping, monkeypatch):
     return folder
 
 
-def test_a_run_and_what_it_leaves(place):
+def test_a_run_and_what_it_leaves(place, caplog):
     start = load_file(place / "llama" / "model.safetensors")
     result = run(recipe(evaluation=EVALUATION), "out")
     assert result == json.loads(Path("out/result.json").read_text())
@@ -117,9 +117,10 @@ def test_a_run_and_what_it_leaves(place):
     assert found.longppl == pytest.approx(result["evaluation"]["last"]["longppl"], rel=1e-5)
     assert found.num_key_tokens == result["evaluation"]["last"]["num_key_tokens"] > 3
 
-    before, told = everything("out"), []
-    assert run(recipe(evaluation=EVALUATION), "out", told=told.append) == result
-    assert told == ["out: done already, nothing was changed"]
+    before = everything("out")
+    with caplog.at_level("INFO", logger="longlens"):
+        assert run(recipe(evaluation=EVALUATION), "out") == result
+    assert caplog.messages[-1] == "out: done already, nothing was changed"
     assert everything("out") == before
 
 
@@ -297,8 +298,8 @@ def test_key_tokens_of_another_evaluator_under_its_name_are_refused(place, monke
 
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_a_folder_that_is_deleted_in_mid_run_is_not_made_anew(place, step):
-    class Deleting(Silent):
-        def stepped(self, done, line):
+    class Deleting(Progress):
+        def update(self, done, *, note=""):
             if done == step:
                 shutil.rmtree("out")
 

@@ -1,4 +1,4 @@
-"""The processes of one run, which torchrun starts: the first prepares, and the others hear from it what was decided."""
+"""The processes of one run, which torchrun starts: the first prepares, and broadcasts what it decided to the others."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ class Processes:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self._group: Any = None
-        self._has_told = False
+        self._has_broadcast = False
 
     def connect(self) -> None:
-        """Meets the others; called by all of them when torch's process group is there."""
+        """Makes a group of all processes; called by all of them when torch's process group is there."""
         if self.size > 1:
             import torch.distributed as dist
 
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @contextmanager
-    def leading(self) -> Iterator[None]:
-        """Where this block of the first process fails before it told the others anything, they are told to stop."""
+    def stopping_others(self) -> Iterator[None]:
+        """Where this block of the first process fails before it has broadcast anything, it stops the others."""
         try:
             yield
         except BaseException:
-            if not self._has_told:
-                self.tell(None)
+            if not self._has_broadcast:
+                self.broadcast(None)
             raise
 
-    def tell(self, plan: dict[str, Any] | None) -> None:
-        """The first process says what was decided; None says that it has to stop."""
-        self._has_told = True
+    def broadcast(self, plan: dict[str, Any] | None) -> None:
+        """The first process sends what it decided to the others; None stops them."""
+        self._has_broadcast = True
         if self._group is not None:
             import torch.distributed as dist
 
             dist.broadcast_object_list([plan], src=0, group=self._group)
 
-    def hear(self) -> dict[str, Any]:
-        """The others wait until they are told.
+    def receive(self) -> dict[str, Any]:
+        """What the first process decided, in another one, which waits for it.
 
         Raises:
             UserError: The first process stopped.

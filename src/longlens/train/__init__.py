@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from longlens.losses.settings import ChunkedLongCE as ChunkedLongCE
     from longlens.losses.settings import LongCE as LongCE
     from longlens.losses.settings import SampledLongCE as SampledLongCE
-    from longlens.train.callback import LongPPLCallback as LongPPLCallback
-    from longlens.train.collate import pad_right as pad_right
+    from longlens.train.batch import pad_right as pad_right
+    from longlens.train.callbacks import LongPPLCallback as LongPPLCallback
     from longlens.train.sft import LongCESFTConfig as LongCESFTConfig
     from longlens.train.sft import LongCESFTTrainer as LongCESFTTrainer
     from longlens.train.trainer import LongCEConfig as LongCEConfig
@@ -30,8 +30,8 @@ _HOME = {
     "LongCESFTConfig": "train.sft",
     "LongCESFTTrainer": "train.sft",
     "LongCETrainer": "train.trainer",
-    "LongPPLCallback": "train.callback",
-    "pad_right": "train.collate",
+    "LongPPLCallback": "train.callbacks",
+    "pad_right": "train.batch",
 }
 __all__ = sorted(_HOME)
 

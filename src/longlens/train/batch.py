@@ -1,4 +1,7 @@
-"""From what a collator gives to what the loss takes: which tokens are scored, where documents are, offline weights."""
+"""Batches: collators of rows, and from what a collator gives to what the loss takes.
+
+Which tokens are scored, where packed documents begin, and offline weights.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longlens.data.store import NEUTRAL
 from longlens.errors import UserError
 from longlens.losses.passes import IGNORED, document_starts, scored_labels
 
-# What a token that has no value of its own gets: a weight of 1, no short score.
-OFFLINE_COLUMNS = {"token_weights": 1.0, "short_logprobs": math.nan}
-"""Columns of a data set that take the place of the short pass, a number a token, and their padding."""
 _TOKENS = ("input_ids", "labels", "attention_mask", "position_ids")
 _BOUNDARIES = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class TrainingBatch:
     """The arguments of `longlens.losses.longce.weighted_nll` that come from data; ``(B, S)`` each.
 
     Attributes:
@@ -44,7 +45,7 @@ class Batch:
         return scored_labels(self.labels, self.position_ids).sum()
 
 
-def read_batch(inputs: Mapping[str, Any]) -> Batch:
+def read_batch(inputs: Mapping[str, Any]) -> TrainingBatch:
     """Reads a batch of a collator of transformers or TRL.
 
     Causal attention needs no mask for padding on the right, and packed documents are told apart by their positions
@@ -55,7 +56,7 @@ def read_batch(inputs: Mapping[str, Any]) -> Batch:
         UserError: Padding on the left or between tokens, boundaries of documents that differ, or an input that would
             change what the model computes and that longlens does not know.
     """
-    unknown = sorted(set(inputs) - {*_TOKENS, *_BOUNDARIES, *OFFLINE_COLUMNS})
+    unknown = sorted(set(inputs) - {*_TOKENS, *_BOUNDARIES, *NEUTRAL})
     if unknown:
         raise UserError(
             f"the batch has {', '.join(unknown)}, which longlens does not pass to the model: text of causal language "
@@ -68,7 +69,7 @@ def read_batch(inputs: Mapping[str, Any]) -> Batch:
     mask = inputs.get("attention_mask")
     if mask is not None:
         labels = labels.masked_fill(~_tokens(mask, input_ids), IGNORED)
-    return Batch(
+    return TrainingBatch(
         input_ids=input_ids,
         labels=labels,
         position_ids=_positions(inputs, input_ids),
@@ -119,7 +120,7 @@ def _positions(inputs: Mapping[str, Any], input_ids: Tensor) -> Tensor | None:
 
 
 class OfflineCollator:
-    """A collator that also takes `OFFLINE_COLUMNS`, which stand at the tokens that they are of.
+    """A collator that also takes offline columns (`NEUTRAL`), which stand at the tokens that they are of.
 
     Args:
         collator: Makes the batch of everything else: a row a document, or all of them in one row.
@@ -135,15 +136,15 @@ class OfflineCollator:
             UserError: A column is not as long as its tokens, is missing in a row, or a weight is no finite number
                 from 0 on.
         """
-        columns = [name for name in OFFLINE_COLUMNS if any(name in row for row in features)]
-        rest = [{name: value for name, value in row.items() if name not in OFFLINE_COLUMNS} for row in features]
+        columns = [name for name in NEUTRAL if any(name in row for row in features)]
+        rest = [{name: value for name, value in row.items() if name not in NEUTRAL} for row in features]
         batch = self.collator(rest)
         for name in columns:
             rows = [_column(name, row) for row in features]
             if len(batch["input_ids"]) != len(rows):
                 rows = [torch.cat(rows)]
             width = batch["input_ids"].shape[1]
-            padded = [torch.nn.functional.pad(row, (0, width - len(row)), value=OFFLINE_COLUMNS[name]) for row in rows]
+            padded = [torch.nn.functional.pad(row, (0, width - len(row)), value=NEUTRAL[name]) for row in rows]
             batch[name] = torch.stack(padded)
         return batch
 
@@ -153,9 +154,26 @@ def _column(name: str, row: Mapping[str, Any]) -> Tensor:
     if len(values) != len(row["input_ids"]):
         raise UserError(
             f"a row has {len(values)} {name} for {len(row['input_ids'])} tokens: there is one for each token, also "
-            "after rows are cut, so cut or pack them before they are weighed, and train with max_length=None"
+            "after rows are cut, so cut or pack them before they are weighed, and train with `max_length=None`"
         )
     column = torch.tensor(values, dtype=torch.float32)
     if name == "token_weights" and not (column.isfinite() & (column >= 0)).all():
         raise UserError("token_weights have a value that is no finite number from 0 on: weigh the data set again")
     return column
+
+
+def pad_right(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """A batch of rows of any lengths: padding has the label -100, and positions that go on."""
+    width = max(len(row["input_ids"]) for row in features)
+    batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    if "position_ids" in features[0]:
+        batch["position_ids"] = []
+    for row in features:
+        missing = width - len(row["input_ids"])
+        ids = list(row["input_ids"])
+        batch["input_ids"].append(ids + [0] * missing)
+        batch["labels"].append(list(row.get("labels", ids)) + [IGNORED] * missing)
+        if "position_ids" in batch:
+            positions = list(row["position_ids"])
+            batch["position_ids"].append(positions + [positions[-1] + 1 + at for at in range(missing)])
+    return {name: torch.tensor(values, dtype=torch.long) for name, values in batch.items()}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,33 +18,32 @@ from longlens.errors import UserError, library_errors
 from longlens.files import cannot_write, read_json
 from longlens.losses.settings import LongCE
 from longlens.models.files import model_max_length
+from longlens.progress import Progress
 from longlens.rope.config import shared_rotary_note
 from longlens.runs.processes import Processes
 from longlens.train.arguments import accumulation, training_arguments
-from longlens.train.collate import pad_right
+from longlens.train.batch import pad_right
+from longlens.train.callbacks import CheckpointCommitter, LogWriter, LongPPLCallback
 from longlens.train.folder import RunFolder, read_log
-from longlens.train.held_out import HeldOut, prepare_evaluation
-from longlens.train.loading import load_for_training, plan_config
 from longlens.train.recipe import Recipe, RecipeFile
-from longlens.train.recorder import Committer, Progress, Recorder, Silent
 from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha256
 from longlens.train.settings import ChatData, Offline
+from longlens.train.setup import HeldOutDocuments, load_for_training, plan_config, prepare_evaluation
 
 SCHEMA_VERSION = 1
 RESULT = ("evaluation", "loss", "model", "steps")
-Told = Callable[[str], None]
+_LOGGER = logging.getLogger(__name__)
 
 
 def run_file(
-    found: RecipeFile, out: str | os.PathLike[str], *, told: Told = lambda line: None, progress: Progress | None = None
+    found: RecipeFile, out: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:
     """Runs a recipe, or those of a sweep one after the other.
 
     Args:
         found: Of `longlens.train.recipe.read_recipe`.
         out: Folder of the run, or of those of a sweep; the same call again goes on where it stopped.
-        told: Told in a line of what is finished.
-        progress: Told of steps.
+        progress: Shows the steps.
 
     Returns:
         Results of `run` by the names of the runs.
@@ -57,8 +57,8 @@ def run_file(
     results = {}
     for label, recipe in found.runs.items():
         if label != ".":
-            told(f"run {label}")
-        results[label] = run(recipe, Path(out) / label, rows=shared, told=told, progress=progress)
+            _LOGGER.info(f"run {label}")
+        results[label] = run(recipe, Path(out) / label, rows=shared, progress=progress)
     return results
 
 
@@ -67,7 +67,6 @@ def run(
     out: str | os.PathLike[str],
     *,
     rows: Path | None = None,
-    told: Told = lambda line: None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Trains a model as a recipe says; the same call again goes on from the last checkpoint, to the same losses.
@@ -76,8 +75,7 @@ def run(
         recipe: What to do.
         out: A new folder, or one of this recipe; see `longlens.train.folder` for what it holds.
         rows: Where rows are made, instead of ``out/data``.
-        told: Told in a line of what is finished.
-        progress: Told of steps.
+        progress: Shows the steps.
 
     Returns:
         What result.json holds: the model's folder, steps, the loss of the first and the last line of the log, and the
@@ -86,11 +84,11 @@ def run(
     Raises:
         UserError: Settings, a model, data or a checkpoint that cannot be used, or a disk that is full.
     """
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     from longlens.models import load_tokenizer
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     out, processes = Path(out), Processes()
     micro_batches = accumulation(recipe, processes.size)
     arguments = training_arguments(recipe, out / "checkpoints", micro_batches, out.name or "run")
@@ -98,35 +96,35 @@ def run(
     check_sources(recipe)
     config = plan_config(recipe)
     if recipe.extend is not None and (shared := shared_rotary_note(config)):
-        told(f"note: {shared}")
+        _LOGGER.info(f"note: {shared}")
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.load.trust_remote_code)
     rows = rows or out / "data"
     if processes.rank > 0:
-        plan = processes.hear()
+        plan = processes.receive()
         if not plan["done"]:
             start = _start(recipe, load_for_training(recipe, config), tokenizer, plan, out)
-            committer = Committer(None, "", recipe.training.keep)
+            committer = CheckpointCommitter(None, "", recipe.training.keep)
             _train(_trainer(recipe, start, tokenizer, arguments, [committer]), start)
         return {}
-    with processes.leading(), RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
+    with processes.stopping_others(), RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
         if folder.result is not None:
-            processes.tell({"done": True})
-            told(f"{out}: done already, nothing was changed")
+            processes.broadcast({"done": True})
+            _LOGGER.info(f"{out}: done already, nothing was changed")
             return folder.result
         model = load_for_training(recipe, config)
-        plan = _prepare(recipe, model, tokenizer, folder, rows, processes.size, told)
-        processes.tell(plan)
+        plan = _prepare(recipe, model, tokenizer, folder, rows, processes.size)
+        processes.broadcast(plan)
         start = _start(recipe, model, tokenizer, plan, out)
         if start.checkpoint is not None:
-            told(f"goes on after {start.checkpoint.name}")
-        recorder = Recorder(folder, progress or Silent(), out.name or "run")
+            _LOGGER.info(f"goes on after {start.checkpoint.name}")
+        log = LogWriter(folder, progress or Progress(), out.name or "run")
         # The line of a step is written before its checkpoint is whole.
-        callbacks = [recorder, Committer(folder, plan["run"], recipe.training.keep)]
+        callbacks = [log, CheckpointCommitter(folder, plan["run"], recipe.training.keep)]
         trainer = _trainer(recipe, start, tokenizer, arguments, callbacks)
         try:
             _train(trainer, start)
         finally:
-            recorder.ended()
+            log.close()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         trained.config.use_cache = start.use_cache
         folder.check()
@@ -137,18 +135,18 @@ def run(
 
 
 def _prepare(
-    recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, rows: Path, processes: int, told: Told
+    recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, out: Path, processes: int
 ) -> dict[str, Any]:
     """What the first process does alone: rows, key tokens, and where the run goes on."""
-    made = prepare_rows(recipe, tokenizer, rows)
-    load_rows(made, folder.path / "cache", recipe)
+    rows = prepare_rows(recipe, tokenizer, out)
+    load_rows(rows, folder.path / "cache", recipe)
     if recipe.evaluation is not None:
-        prepare_evaluation(recipe, tokenizer, _length(recipe, made, folder.path), folder.path / "evaluation", told)
-    manifest = folder.bind(_manifest(recipe, model, tokenizer, made) | {"processes": processes})
+        prepare_evaluation(recipe, tokenizer, _length(recipe, rows, folder.path), folder.path / "evaluation")
+    manifest = folder.bind(_manifest(recipe, model, tokenizer, rows) | {"processes": processes})
     run_id = hashlib.sha256(json.dumps([recipe.resolved(), manifest], sort_keys=True).encode()).hexdigest()
     checkpoint = folder.last_checkpoint(run_id)
     folder.cut_log(-1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
-    return {"done": False, "rows": str(made), "run": run_id, "checkpoint": checkpoint and str(checkpoint)}
+    return {"done": False, "rows": str(rows), "run": run_id, "checkpoint": checkpoint and str(checkpoint)}
 
 
 def _length(recipe: Recipe, rows: Path, out: Path) -> int:
@@ -179,7 +177,7 @@ class _Start(NamedTuple):
 
     model: Any
     rows: Any
-    held_out: HeldOut | None
+    held_out: HeldOutDocuments | None
     checkpoint: Path | None
     use_cache: bool
 
@@ -189,7 +187,7 @@ def _start(recipe: Recipe, model: Any, tokenizer: Any, plan: Mapping[str, Any], 
     held_out = None
     if recipe.evaluation is not None:
         length = _length(recipe, Path(plan["rows"]), out)
-        held_out = prepare_evaluation(recipe, tokenizer, length, out / "evaluation", lambda line: None)
+        held_out = prepare_evaluation(recipe, tokenizer, length, out / "evaluation")
     if held_out is not None:
         _check_room(model, tokenizer, held_out)
     return _Start(
@@ -201,7 +199,7 @@ def _start(recipe: Recipe, model: Any, tokenizer: Any, plan: Mapping[str, Any], 
     )
 
 
-def _check_room(model: Any, tokenizer: Any, held_out: HeldOut) -> None:
+def _check_room(model: Any, tokenizer: Any, held_out: HeldOutDocuments) -> None:
     takes = model_max_length(model.config)
     needed = held_out.max_length + (tokenizer.bos_token_id is not None)
     if takes is not None and needed > takes:
@@ -214,7 +212,6 @@ def _check_room(model: Any, tokenizer: Any, held_out: HeldOut) -> None:
 def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, callbacks: list[Any]) -> Any:
     from transformers import PrinterCallback
 
-    from longlens.train.callback import LongPPLCallback
     from longlens.train.trainer import LongCETrainer
 
     kind: Any = LongCETrainer
@@ -312,7 +309,7 @@ def _writing(out: Path, folder: RunFolder) -> Iterator[None]:
             raise
         raise cannot_write(Path(error.filename or out), error, resumes=True) from error
     except (SafetensorError, RuntimeError) as error:
-        if not _is_writing(error):
+        if not _is_write_error(error):
             raise
         folder.drop_half_written()
         # They do not say what it was; a full disk is what it is most often.
@@ -320,7 +317,7 @@ def _writing(out: Path, folder: RunFolder) -> Iterator[None]:
         raise cannot_write(out / "checkpoints", reason, resumes=True) from error
 
 
-def _is_writing(error: Exception) -> bool:
+def _is_write_error(error: Exception) -> bool:
     # torch.save says no more than that.
     return type(error).__name__ == "SafetensorError" or any(
         word in str(error) for word in ("PytorchStreamWriter", "inline_container", "No space left")

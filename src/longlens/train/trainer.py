@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from longlens.data.store import NEUTRAL
 from longlens.errors import LonglensWarning, UserError, shown_value
 from longlens.keytokens.influence import GAMMA
 from longlens.losses.longce import WeightedNLL, weighted_nll
 from longlens.losses.passes import document_starts
 from longlens.losses.settings import CONTEXT, FORMS, STRIDE, LongCE, check_offline
-from longlens.train.batch import OFFLINE_COLUMNS, Batch, OfflineCollator, read_batch
-from longlens.train.callback import LongPPLCallback
+from longlens.train.batch import OfflineCollator, TrainingBatch, read_batch
+from longlens.train.callbacks import LongPPLCallback
 
 PAPER = LongCE()
 
@@ -233,7 +234,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        wanted = (*OFFLINE_COLUMNS, "position_ids")  # the latter is no column of TRL's
+        wanted = (*NEUTRAL, "position_ids")  # the latter is no column of TRL's
         missing = [name for name in wanted if name not in self._signature_columns]
         self._signature_columns += missing
 
@@ -318,7 +319,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
 
-def _weigh(model: Any, batch: Batch, longce: LongCE | None, step: int) -> WeightedNLL:
+def _weigh(model: Any, batch: TrainingBatch, longce: LongCE | None, step: int) -> WeightedNLL:
     return weighted_nll(
         model,
         batch.input_ids,
@@ -331,10 +332,10 @@ def _weigh(model: Any, batch: Batch, longce: LongCE | None, step: int) -> Weight
     )
 
 
-def _outputs(model: Any, batch: Batch) -> Any:
+def _outputs(model: Any, batch: TrainingBatch) -> Any:
     with torch.no_grad():
         return model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
 
 
 def _offline_columns(dataset: Any) -> set[str]:
-    return set(getattr(dataset, "column_names", None) or ()) & OFFLINE_COLUMNS.keys()
+    return set(getattr(dataset, "column_names", None) or ()) & NEUTRAL.keys()

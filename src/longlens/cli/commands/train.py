@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +30,8 @@ def train(
 
     Example: longlens train smollm2-cpu --set training.steps=20 -o run
     """
-    from longlens.cli.console import print_json, say
+    from longlens.cli.console import print_json
+    from longlens.cli.progress import ProgressBar
     from longlens.errors import UserError
     from longlens.runs.processes import Processes
     from longlens.train.recipe import read_recipe
@@ -44,8 +44,7 @@ def train(
     if folder is None:
         raise UserError(f"{recipe} names no folder for the run: pass -o, such as -o run")
     is_first = Processes().rank == 0
-    shown: dict[str, Any] = {"told": say, "progress": TrainingProgress()} if is_first else {}
-    results = run_file(found, folder, **shown)
+    results = run_file(found, folder, progress=ProgressBar())
     if not is_first:
         return
     if as_json:
@@ -76,55 +75,3 @@ def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
     print_table(columns, rows)
     for result in results.values():
         print(f"the trained model is in {printable(result['model'])}")
-
-
-class TrainingProgress:
-    """Steps, the loss and the time left, on stderr: a bar on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def began(self, title: str, done: int, total: int) -> None:
-        """Training begins, or goes on after ``done`` steps."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from longlens.cli.console import printable
-
-        self._title, self._first, self._done, self._total = printable(title), done, done, total
-        self._started = self._told = time.monotonic()
-        console = Console(stderr=True, markup=False, highlight=False)
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.fields[loss]}", markup=False),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(self._title, total=total, completed=done, loss="")
-            self._bar.start()
-
-    def stepped(self, done: int, line: Mapping[str, Any]) -> None:
-        """A step is done; ``line`` is the last of the log."""
-        from longlens.cli.console import PLAIN_SECONDS, say
-
-        self._done, now = done, time.monotonic()
-        loss = f"loss {line['loss']:.3f}" if isinstance(line.get("loss"), float) else "no loss yet"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, loss=loss)
-        elif now - self._told >= PLAIN_SECONDS:
-            self._told = now
-            left = (now - self._started) / (done - self._first) * (self._total - done)
-            say(f"{self._title}: step {done:,} of {self._total:,}, {loss}, about {left:,.0f} s left")
-
-    def ended(self) -> None:
-        """Training ended, well or not."""
-        from longlens.cli.console import say
-
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        if getattr(self, "_done", 0) > getattr(self, "_first", 0):
-            say(f"{self._title}: {self._done - self._first:,} steps in {time.monotonic() - self._started:,.1f} s")

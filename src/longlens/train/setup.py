@@ -1,14 +1,16 @@
-"""Held-out documents of a run, and their key tokens, which do not change during training."""
+"""What a run is set up with: the model of its recipe, and held-out documents with key tokens that do not change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.corpus import Document, read_documents, text_sha256
-from longlens.errors import UserError, shown_value
+from longlens.errors import UserError, require, shown_value
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
@@ -18,10 +20,108 @@ from longlens.tokenization import TextEncoder
 from longlens.train.recipe import Recipe
 from longlens.train.settings import Evaluation
 
-Told = Callable[[str], None]
+_LOGGER = logging.getLogger(__name__)
 
 
-class HeldOut(NamedTuple):
+def plan_config(recipe: Recipe) -> Any:
+    """The config that the model is loaded with, None for its own; weights are not needed.
+
+    Raises:
+        UserError: No such model, one that the method does not extend, or one without a sliding window to turn off.
+    """
+    from longlens import models
+    from longlens.rope.config import extend_config
+    from longlens.rope.model import build_rotary
+
+    source = models.resolve(recipe.model)
+    models.check_folder(source)
+    config = models.load_config(source, trust_remote_code=recipe.load.trust_remote_code)
+    plain, extend, after = config, recipe.method("extend"), recipe.method("after")
+    if recipe.load.full_attention:
+        config = disable_sliding_window(config)
+    if extend is not None:
+        config, _ = build_rotary(config, extend)
+    if after is not None:
+        extend_config(config, after)
+    return None if config is plain else config
+
+
+def disable_sliding_window(config: Any) -> Any:
+    """A new config in which all layers attend to everything.
+
+    Raises:
+        UserError: It has no sliding window, or in some layers alone, which belongs to how the model was made.
+    """
+    new = copy.deepcopy(config)
+    text = new.get_text_config(decoder=True)
+    is_off = not getattr(text, "sliding_window", None) or getattr(text, "use_sliding_window", True) is False
+    if is_off:
+        raise UserError(f"load.full_attention: {text.model_type} has no sliding window to turn off: leave it out")
+    types = getattr(text, "layer_types", None) or []
+    if len(set(types)) > 1:
+        raise UserError(
+            f"load.full_attention: {text.model_type} has a sliding window in some layers alone, beside layers that "
+            "attend to everything: it is made for long context as it is, leave it out"
+        )
+    text.sliding_window = None
+    if hasattr(text, "use_sliding_window"):
+        text.use_sliding_window = False
+    if types:
+        text.layer_types = ["full_attention"] * len(types)
+    return new
+
+
+def load_for_training(recipe: Recipe, config: Any) -> Any:
+    """The model, with adapters where the recipe has them.
+
+    Args:
+        recipe: Says which, and how.
+        config: Of `plan_config`.
+
+    Raises:
+        UserError: It cannot be loaded, or lacks weights.
+    """
+    from longlens import models
+
+    load = recipe.load
+    loading = Loading(
+        dtype=load.dtype,
+        device="cpu",  # the trainer moves it
+        attention=load.attention,
+        trust_remote_code=load.trust_remote_code,
+        allow_pickle=load.allow_pickle,
+    )
+    model, loading_info = models.load_weights(models.resolve(recipe.model), loading, config=config)
+    models.check_loading_info(
+        recipe.model, model, loading_info, "give a causal language model with its vocabulary head"
+    )
+    return model if recipe.lora is None else _add_adapters(model, recipe)
+
+
+def _add_adapters(model: Any, recipe: Recipe) -> Any:
+    peft: Any = require("peft", extra="train", purpose="lora")
+    lora = recipe.lora
+    assert lora is not None
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=modules,
+        modules_to_save=list(lora.modules_to_save) or None,
+    )
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except ValueError as error:  # peft: no module has such a name
+        raise UserError(f"lora: {' '.join(str(error).split())[:300]}: check target_modules") from error
+    if recipe.training.gradient_checkpointing:
+        # Else nothing that the first checkpointed layer gets has a gradient.
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+class HeldOutDocuments(NamedTuple):
     """Documents of an evaluation during training, with their key tokens."""
 
     documents: list[Document]
@@ -30,7 +130,7 @@ class HeldOut(NamedTuple):
     rows: Any
 
 
-def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, told: Told) -> HeldOut:
+def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path) -> HeldOutDocuments:
     """Reads the held-out documents, cuts them, and has an evaluator select their key tokens, once.
 
     Args:
@@ -38,7 +138,6 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
         tokenizer: Of the model that is trained.
         length: Tokens of a row.
         out: Folder for the evaluator's scores and ``keys.jsonl``.
-        told: Told of what is done.
 
     Raises:
         UserError: Documents or keys that cannot be read, keys of other texts, or no key token at all.
@@ -62,7 +161,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
         path = out / "keys.jsonl"
         is_new = not path.is_file()
         if is_new:
-            _select_keys(recipe, evaluation, documents, out, told)
+            _select_keys(recipe, evaluation, documents, out)
         keys = read_keys(path)
         if not is_new:
             _check_evaluator(keys, recipe, evaluation.evaluator.model, path)
@@ -71,7 +170,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
     _check_keys_of(keys, documents)
     encoded = [encoder.encode(document.text).token_ids.tolist() for document in documents]
     encoded = [ids[1:] if bos and ids[:1] == bos else ids for ids in encoded]  # it may be in the text already
-    return HeldOut(
+    return HeldOutDocuments(
         documents=documents,
         keys=keys,
         max_length=max([2, *(len(ids) for ids in encoded)]),
@@ -79,12 +178,12 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path, t
     )
 
 
-def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Document], out: Path, told: Told) -> None:
+def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Document], out: Path) -> None:
     from longlens.models import load_scorer
 
     chosen = evaluation.evaluator
     assert chosen is not None
-    told(f"{chosen.model} selects the key tokens of {len(documents):,} held-out documents")
+    _LOGGER.info(f"{chosen.model} selects the key tokens of {len(documents):,} held-out documents")
     load = recipe.load
     scorer = load_scorer(chosen.model, trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
     scores = score(documents, scorer, context=chosen.context, stride=chosen.stride, out=out / "scores", shard=(0, 1))

@@ -1,10 +1,10 @@
-"""LongPPL during training: held-out documents, scored by the model as it is, on key tokens that do not change."""
+"""Callbacks of a Trainer: LongPPL of held-out documents, and what a run writes (its log, whole checkpoints)."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,15 +17,17 @@ from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
 from longlens.losses.passes import innermost
 from longlens.metrics.longppl import perplexity
+from longlens.progress import Progress
 from longlens.scoring.run import score
 from longlens.scoring.transformers import TransformersScorer
+from longlens.train.folder import RunFolder
 
 
 class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
     """Adds ``eval_ppl``, ``eval_longppl`` and ``eval_num_key_tokens`` to every evaluation of a Trainer.
 
     Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts alone, the tokenizer's BOS before
-    each document, as in `longlens.score`. Training goes on as if it had not been: no generator of random numbers, no
+    each document. Training goes on as if it had not been: no generator of random numbers, no
     module's mode and no gradient is touched. One process scores; the others wait and get its values, so that
     ``metric_for_best_model="eval_longppl"`` works.
 
@@ -35,7 +37,7 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         documents: The texts that the evaluator scored, as they were cut for it.
         keys: Key tokens in these texts, from `longlens.read_keys` or `longlens.select_key_tokens`.
-        max_length: Tokens of this model's tokenizer that a document is cut to; as in `longlens.score`.
+        max_length: Tokens of this model's tokenizer that a document is cut to.
         tokenizer: The model's; the trainer's ``processing_class`` unless given.
 
     Raises:
@@ -114,3 +116,87 @@ def _same_random_numbers() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+class CheckpointCommitter(TrainerCallback):  # type: ignore[misc]
+    """Marks a checkpoint as whole when all processes have written their parts; in every process of a run.
+
+    The Trainer writes a checkpoint into its final place file by file, and its state last but in several processes not
+    last of all.
+
+    Args:
+        folder: Of the run; None in processes that do not write.
+        identity: What identifies the run.
+        keep: How many checkpoints are kept.
+    """
+
+    def __init__(self, folder: RunFolder | None, identity: str, keep: int) -> None:
+        self._folder, self._identity, self._keep = folder, identity, keep
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """After the Trainer wrote a checkpoint."""
+        if args.world_size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+        if self._folder is not None:
+            self._folder.commit_checkpoint(state.global_step, self._identity, self._keep)
+
+
+class LogWriter(TrainerCallback):  # type: ignore[misc]
+    """Writes log.jsonl: all that is logged at a step is one line, which is there before the step's checkpoint is whole.
+
+    Args:
+        folder: Of the run.
+        progress: Shows the steps.
+        title: Of the run.
+    """
+
+    def __init__(self, folder: RunFolder, progress: Progress, title: str) -> None:
+        self._folder, self._progress, self._title = folder, progress, title
+        self._line: dict[str, Any] = {}
+        self._last: Mapping[str, Any] = {}
+        self._is_shown = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Shows how many steps there are."""
+        self._is_shown = True
+        self._progress.start(self._title, unit="steps", total=state.max_steps, done=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Gathers what is logged, but for what the clock says and what sums up a part of a run."""
+        kept = {
+            name: value
+            for name, value in (logs or {}).items()
+            if not name.endswith(("_runtime", "_per_second")) and not name.startswith("train_") and name != "total_flos"
+        }
+        if set(kept) - {"epoch"}:
+            self._line = {"step": state.global_step} | self._line | kept
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Writes the line of the step before, with its evaluation."""
+        self.flush()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Shows the update; its loss is logged after this."""
+        loss = self._last.get("loss")
+        self._progress.update(state.global_step, note=f"loss {loss:.3f}" if isinstance(loss, float) else "")
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Writes the line before the checkpoint becomes whole."""
+        self.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Writes the last line."""
+        self.flush()
+
+    def close(self) -> None:
+        """Training has ended, well or not."""
+        if self._is_shown:
+            self._progress.finish()
+
+    def flush(self) -> None:
+        """Writes the line, if there is one."""
+        if self._line:
+            self._last, self._line = self._line, {}
+            self._folder.add_to_log(self._last)
