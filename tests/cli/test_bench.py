@@ -288,7 +288,7 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         ([*BUILD, "--overlong", "cut"], "--overlong is 'cut'; expected one of error, skip, middle, left, context-only"),
         ([*RUN, "--think-tokens", "-1"], "--think-tokens is -1; expected 0 or more"),
         ([*RUN, "--set", "nosuch=1"], "none of vt has a setting 'nosuch': they have hops"),
-        ([*RUN, "--set", "hops"], "--set is 'hops'; expected KEY=VALUE, such as --set lines=1350"),
+        ([*RUN, "--set", "hops"], "--set is 'hops'; expected KEY=VALUE, such as lines=1350"),
         ([*RUN, "--set", "hops=[1"], "--set hops is no YAML: "),
         ([*RUN, "--set", "hops=many"], "`hops` of task 'vt' is 'many'; expected int"),
         ([*RUN, "--set", "hops=-1"], "--set hops=-1; expected at least 0"),
