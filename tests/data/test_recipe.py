@@ -106,7 +106,7 @@ def test_numbers_as_people_write_them(tmp_path):
         (GOOD.replace("weight: 100, ", ""), "r.yaml: sources.a.weight is missing: give it"),
         (
             GOOD.replace("path: a", "path: a, split: x"),
-            "r.yaml: sources.a: split is for hf: datasets, and path is 'a': leave it out",
+            "r.yaml: sources.a: split is for hf: datasets, and 'a' is none: leave it out",
         ),
         (
             GOOD.replace("path: a", "path: a, order_by: x"),

@@ -418,7 +418,7 @@ WRONG = [
     ({"data": {"packed": "llama"}}, "llama holds no rows of longlens data mix or longlens data pack: make them, or gi"),
     (
         {"data": {"mixture": "pg19", "documents": None, "length": 64, "packing": None}},
-        "recipe: data has an unknown key 'packing'",
+        "recipe: data: unknown key 'packing'",
     ),
     ({"training": {"report_to": ["wandbb"]}}, "training.report_to is 'wandbb' (nearest: 'wandb'); expected one of "),
     ({"training": {"report_to": ["comet_ml"]}}, "training.report_to has 'comet_ml', which is not installed: pip insta"),

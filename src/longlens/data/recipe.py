@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from longlens.corpus.files import STDLIB, TEXT_ENDINGS
 from longlens.data.packing import TooLong
 from longlens.errors import UserError, shown, shown_value
 from longlens.settings import recipe as recipes
@@ -23,6 +24,25 @@ def _check_weight(value: Any) -> Any:
 
 
 Tokens = Annotated[Integer, Field(ge=1)]
+
+
+def check_reading(
+    sources: Sequence[str], *, text_field: str | None = None, subset: str | None = None, split: str | None = None
+) -> None:
+    """Refuses settings of reading that none of the sources has a use for.
+
+    Raises:
+        UserError: A subset or a split without an ``hf:`` dataset, or a text field where no source has rows.
+    """
+    datasets = [source for source in sources if source.startswith("hf:")]
+    for name, value in (("subset", subset), ("split", split)):
+        if value is not None and not datasets:
+            raise UserError(f"{name} is for hf: datasets, and {shown_value(sources[0])} is none: leave it out")
+    if text_field is not None and all(s.startswith(STDLIB) or Path(s).suffix.lower() in TEXT_ENDINGS for s in sources):
+        raise UserError(
+            f"text_field is for rows of datasets, JSON Lines and Parquet, and {shown_value(sources[0])} is a text: "
+            "leave it out"
+        )
 
 
 class Source(Settings):
@@ -72,10 +92,8 @@ class Source(Settings):
             raise UserError("order_by is the order in a group: give group_by too, or leave it out")
         if self.tokenized and (self.group_by or self.text_field):
             raise UserError("group_by and text_field are for texts, and tokenized is true: leave them out")
-        if self.path is not None and not self.path.startswith("hf:"):
-            for name in ("subset", "split"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"{name} is for hf: datasets, and path is {shown_value(self.path)}: leave it out")
+        if self.path is not None:
+            check_reading([self.path], subset=self.subset, split=self.split)
         return self
 
     def reading(self) -> Reading:

@@ -55,7 +55,7 @@ class Settings(BaseModel):
     @classmethod
     def _check_keys(cls, values: Any) -> Any:
         """What ``extra="forbid"`` does, with the nearest of the known keys."""
-        known = [field.alias or name for name, field in cls.model_fields.items()]
+        known = list(cls.model_fields)
         if not isinstance(values, (Mapping, cls)):
             raise expected(f"keys such as {known[0]}")
         for key in values if isinstance(values, Mapping) else ():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from longlens.corpus.files import STDLIB, TEXT_ENDINGS
 from longlens.data.packing import TooLong
+from longlens.data.recipe import check_reading
 from longlens.errors import UserError, shown_value
 from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 from longlens.losses.settings import FORMS, LongCE
@@ -20,25 +19,6 @@ Length = Annotated[Integer, Field(ge=2)]
 Count = Annotated[Integer, Field(ge=1)]
 Sources = Annotated[Names, Field(min_length=1)]
 Beta = Annotated[Real, Field(ge=0, lt=1)]
-
-
-def check_reading(
-    sources: Sequence[str], *, text_field: str | None = None, subset: str | None = None, split: str | None = None
-) -> None:
-    """Refuses settings of reading that none of the sources has a use for.
-
-    Raises:
-        UserError: A subset or a split without an ``hf:`` dataset, or a text field where no source has rows.
-    """
-    datasets = [source for source in sources if source.startswith("hf:")]
-    for name, value in (("subset", subset), ("split", split)):
-        if value is not None and not datasets:
-            raise UserError(f"{name} is for hf: datasets, and {shown_value(sources[0])} is none: leave it out")
-    if text_field is not None and all(s.startswith(STDLIB) or Path(s).suffix.lower() in TEXT_ENDINGS for s in sources):
-        raise UserError(
-            f"text_field is for rows of datasets, JSON Lines and Parquet, and {shown_value(sources[0])} is a text: "
-            "leave it out"
-        )
 
 
 class MixtureData(Settings):
