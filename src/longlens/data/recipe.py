@@ -1,4 +1,4 @@
-"""Recipes of mixtures: what is read, in which shares, and how it is packed; from YAML, every key known and used."""
+"""Recipes of mixtures: what is read, in which shares, and how it is packed."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def run_inside(model: Any, function: Any) -> Any:
     forward of what they wrap; a direct call of an inner module would go past them. ``inner`` is `innermost` of it.
 
     Raises:
-        UserError: As `innermost`.
+        UserError: PEFT's prompt learning, whose virtual tokens are no part of the inner model.
     """
     inner = innermost(model)
     mine = inner.__dict__.get("forward")

@@ -1,4 +1,4 @@
-"""Settings of a study, from a YAML recipe: every key known, every value checked."""
+"""Settings of a study, from a YAML recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes of training runs: from YAML and ``--set`` to settings, every key known and used; and sweeps over them."""
+"""Recipes of training runs: from YAML and changes to settings, and sweeps over them."""
 
 from __future__ import annotations
 

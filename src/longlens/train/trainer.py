@@ -228,7 +228,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             callback.trainer = self
 
     def add_callback(self, callback: Any) -> None:
-        """As in transformers; a `LongPPLCallback` logs through this trainer."""
+        """Adds a callback; a `LongPPLCallback` logs through this trainer."""
         super().add_callback(callback)
         self._bind(self.callback_handler.callbacks[-1])
 
@@ -301,7 +301,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         self._sums = self._sums.to(weights.device) + torch.stack([part.sum(dtype=torch.float64) for part in parts])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in transformers, with the weights since the log before where it is one of training."""
+        """Logs, a line of training with the weights since the one before."""
         # Every process logs this one; others come from one process alone, and gathering would wait for ever.
         if self.longce is not None and "loss" in logs and "learning_rate" in logs:
             sums = self.accelerator.gather(self._sums.to(self.args.device)[None]).sum(dim=0).tolist()
