@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_serializer, model_validator
 
 from longlens.data.recipe import Mixture, read_mixture
 from longlens.errors import UserError, shown_value
@@ -99,15 +99,18 @@ class Recipe(Settings):
         extension: Extension | None = getattr(self, name)
         return None if extension is None else extension.build()
 
+    @field_serializer("loss")
+    def _name_loss(self, loss: Any) -> dict[str, Any]:
+        name = next(name for name, kind in LOSSES.items() if kind is (None if loss is None else type(loss)))
+        return {name: {} if loss is None else loss.model_dump(mode="json")}
+
+    @field_serializer("extend", "after")
+    def _leave_out_unset(self, extension: Extension | None) -> dict[str, Any] | None:
+        return None if extension is None else extension.model_dump(exclude_none=True)
+
     def resolved(self) -> dict[str, Any]:
-        """All settings as JSON; `parse` makes the same recipe of them."""
-        content = {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
-        loss = next(name for name, kind in LOSSES.items() if kind is (self.loss and type(self.loss)))
-        content["loss"] = {loss: {} if self.loss is None else self.loss.model_dump(mode="json")}
-        for name in {"extend", "after"} & content.keys():
-            content[name] = {key: value for key, value in content[name].items() if value is not None}
-        order = [*type(self).model_fields]
-        return {name: content[name] for name in sorted(content, key=order.index)}
+        """All settings as JSON; `parse_recipe` makes the same recipe of them."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
