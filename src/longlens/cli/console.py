@@ -102,7 +102,7 @@ def _width(lines: Sequence[Sequence[str]]) -> int:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Leaves out the warnings of a result, which holds them and is printed with them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LonglensWarning)

@@ -23,16 +23,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Bos = Annotated[str, typer.Option(help="window: BOS before every window. published: as the package longppl does.")]
 NoText = Annotated[bool, typer.Option("--no-text", help="Do not store the texts.")]
 
-Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU, else float32.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-DeviceMap = Annotated[str | None, typer.Option(help="Spread the model over devices, such as auto.")]
-Attention = Annotated[str | None, typer.Option(help="Attention implementation of transformers, such as sdpa.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, which can run code.")]
-
-
 EvaluatorScores = Annotated[Path | None, typer.Option(help="Scores of the evaluator, which selects the key tokens.")]
 Keys = Annotated[Path | None, typer.Option(help="Key tokens in a file, from longlens keys.")]
 Answers = Annotated[

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from longlens.cli import options as o
-from longlens.cli.command import App
+from longlens.cli.command import App, Part
+from longlens.settings.options import Loading
 
 bench = App("bench", "Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks.")
 
@@ -78,6 +79,7 @@ def list_(as_json: o.Json = False) -> None:
 
 @bench.command()
 def build(
+    *,
     tasks: Tasks,
     tokenizer: Annotated[str, typer.Option(help=f"Whose tokenizer counts. {o.MODEL_HELP}")],
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines to write.")],
@@ -89,7 +91,7 @@ def build(
     settings: Set = None,
     overlong: Overlong = None,
     reserve: Annotated[int, typer.Option(help="Tokens that are left for a chat template.")] = 0,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Annotated[Loading, Part(("trust_remote_code",))],
     as_json: o.Json = False,
 ) -> None:
     """Build samples and write them as JSON Lines.
@@ -105,7 +107,7 @@ def build(
     selected = select_tasks(tasks)
     if selected.harness:
         raise UserError(f"{selected.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
-    found = load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    found = load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code)
     batches = task_batches(
         make_tasks(selected.tasks, task_options(settings, data_dir, haystack)),
         lengths=parse_lengths(length),
@@ -125,7 +127,7 @@ def build(
 
 @bench.command()
 def run(
-    command: typer.Context,
+    *,
     tasks: Tasks,
     model: Annotated[str, typer.Option(help=f"{o.MODEL_HELP} Or a server, http://HOST:PORT/v1#NAME.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
@@ -161,12 +163,7 @@ def run(
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Whose tokenizer counts; needed for a server.")] = None,
     batch_size: Annotated[str, typer.Option(help="Prompts at a time, or auto.")] = "1",
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    device_map: o.DeviceMap = None,
-    attention: o.Attention = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_pickle: o.AllowPickle = False,
+    loading: Annotated[Loading, Part(but=("batch_tokens",))],
     no_prompts: Annotated[
         bool, typer.Option("--no-prompts", help="Do not store the prompts, only their hashes.")
     ] = False,
@@ -184,21 +181,13 @@ def run(
     from longlens.cli.progress import ProgressBar
     from longlens.reasoning import parse_marks
     from longlens.runs.processes import Processes
-    from longlens.settings.options import Loading
 
     engine = EngineSettings(
         model=model,
         backend=backend,
         arguments=o.assignments(model_args, "--model-arg", "num_concurrent=8"),
         tokenizer=tokenizer,
-        loading=Loading(
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        ),
+        loading=loading,
         batch_size=int(batch_size) if batch_size.isdecimal() and len(batch_size) < 10 else batch_size,
         max_length=max_length,
         api_key_env=api_key_env,
@@ -232,6 +221,7 @@ def run(
 @bench.command()
 def grade(
     command: typer.Context,
+    *,
     what: Annotated[Path, typer.Argument(help="A run's folder, or JSON Lines with id and prediction.")],
     samples: Annotated[Path | None, typer.Option(help="What the predictions are of: a file of bench build.")] = None,
     judge: Annotated[str | None, typer.Option(help=f"Judges answers of a run. {o.MODEL_HELP}")] = None,
@@ -243,10 +233,7 @@ def grade(
     judge_prompts: Annotated[
         Path | None, typer.Option(help="Folder with a judge's prompts, such as HELMET's.  [default: ours]")
     ] = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_pickle: o.AllowPickle = False,
+    loading: Annotated[Loading, Part(("dtype", "device", "trust_remote_code", "allow_pickle"))],
     as_json: o.Json = False,
 ) -> None:
     """Score a file of predictions, or a run again, perhaps by a judge.
@@ -260,13 +247,10 @@ def grade(
     from longlens.errors import UserError, shown
     from longlens.files import write_json
     from longlens.reasoning import parse_marks
-    from longlens.settings.options import Loading
 
     if judge is None and nli is None:
-        idle = ("dtype", "device", "trust_remote_code", "allow_pickle")
-        o.refuse(command, "without --judge and --nli, which are models", *idle)
+        o.refuse(command, "without `judge` and `nli`, which are models", Loading)
     marks = None if think_marks is None else parse_marks(think_marks)
-    loading = Loading(dtype=dtype, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
     places = {name: str(path) for name, path in found.items() if path is not None}
     if not what.exists():

@@ -25,14 +25,14 @@ def compare(
     Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import interval, number, print_json, print_table, say, told_once
+    from longlens.cli.console import interval, number, print_json, print_table, say, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
 
     chosen = o.key_source(evaluator_scores, keys, rule)
     spans = None if answers is None else read_answers(answers)
-    with told_once():
+    with without_warnings():
         found = compute([open_scores(path) for path in scores], answers=spans, **chosen)
     if as_json:
         print_json(found.to_json())
@@ -55,7 +55,7 @@ def compare(
                 rows.append([name, number(difference.value), interval(difference.interval), verdict, needed])
         columns = [f"{pair.model} minus {pair.baseline}", "difference", "95 % interval", "", "documents needed"]
         print_table(columns, rows)
-    told = {warning for result in found.results for warning in result.warnings}  # with the results
+    listed = {warning for result in found.results for warning in result.warnings}  # with the results
     for warning in found.warnings:
-        if warning not in told:
+        if warning not in listed:
             say(f"note: {warning}")

@@ -30,7 +30,7 @@ def demo(
     Example: longlens demo -o longlens-demo
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import print_json, printable, say, told_once
+    from longlens.cli.console import print_json, printable, say, without_warnings
     from longlens.cli.progress import ProgressBar
     from longlens.evaluation import score_documents
     from longlens.files import write_json
@@ -50,7 +50,7 @@ def demo(
         progress=ProgressBar(),
     )
     keys = select_key_tokens(scores)
-    with told_once():
+    with without_warnings():
         write_keys(out / "keys.jsonl", keys, overwrite=True)
         result = perplexity(scores, evaluator_scores=scores)
         write_report(out / "report.html", [scores], evaluator_scores=scores)

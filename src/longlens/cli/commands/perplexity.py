@@ -35,7 +35,7 @@ def perplexity(
 
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """
-    from longlens.cli.console import print_json, told_once
+    from longlens.cli.console import print_json, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.metrics.longppl import perplexity as compute
     from longlens.scoring.reader import open_scores
@@ -43,7 +43,7 @@ def perplexity(
 
     chosen = o.key_source(evaluator_scores, keys, rule)
     spans = None if answers is None else read_answers(answers)
-    with told_once():
+    with without_warnings():
         runs = [open_scores(path) for path in scores]
         results = [compute(run, answers=spans, ngram=ngram, **chosen) for run in runs]
     if as_json:

@@ -36,7 +36,7 @@ def reach(
     """
     from dataclasses import replace
 
-    from longlens.cli.console import print_json, say, told_once
+    from longlens.cli.console import print_json, say, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
     from longlens.metrics.context_reach import reach as compute
@@ -51,7 +51,7 @@ def reach(
     names = names_of(runs)
     results = []
     for run, name in zip(runs, names, strict=True):
-        with told_once():
+        with without_warnings():
             found = compute(
                 run,
                 evaluator_scores=evaluator,

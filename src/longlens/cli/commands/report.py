@@ -36,7 +36,7 @@ def report(
 
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """
-    from longlens.cli.console import print_json, say, told_once
+    from longlens.cli.console import print_json, say, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.errors import UserError, require
     from longlens.report import write_report
@@ -57,7 +57,7 @@ def report(
     check_place(out)
     chosen = o.key_source(evaluator_scores, keys, rule)
     runs = [open_scores(path) for path in scores]
-    with told_once():
+    with without_warnings():
         summary = write_report(
             out,
             runs,
