@@ -18,11 +18,11 @@ from longlens.errors import UserError
 from longlens.files import replacing
 from longlens.keytokens.alignment import tokens_in_runs
 from longlens.keytokens.exchange import parse_published_runs
-from longlens.keytokens.influence import check_thresholds
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
 from longlens.scoring.scores import TokenScores
 from longlens.scoring.truncation import CharacterLimit
+from longlens.settings.options import check_thresholds
 from longlens.windows import check_window_settings
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import Any
 from longlens.bench.prompts import PromptSettings
 from longlens.errors import UserError, shown_value
 from longlens.reasoning import Marks
+from longlens.settings.options import SEED
 from longlens.tasks import get_task, list_tasks, task_settings
-from longlens.tasks.base import SEED, Sample, Task
+from longlens.tasks.base import Sample, Task
 from longlens.tasks.data import check_files
 
 _LOGGER = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from longlens.data.conversation import Span
 from longlens.errors import UserError
+from longlens.settings.options import MAX_LENGTH
 
 PROMPT = """\
 Here is a passage from a longer document.
@@ -85,7 +86,7 @@ class QASettings:
 
     pairs: int = 1
     passage_tokens: int = 384
-    max_length: int = 32768
+    max_length: int = MAX_LENGTH
     seed: int = 0
     grounded: bool = False
 

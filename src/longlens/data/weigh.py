@@ -23,9 +23,9 @@ from longlens.data.documents import fingerprint, read_dataset_rows
 from longlens.data.store import CARRIED, NEUTRAL, DatasetFolder, read_columns
 from longlens.errors import UserError
 from longlens.keytokens.alignment import carry_weights
-from longlens.keytokens.influence import GAMMA, soft_influence
+from longlens.keytokens.influence import soft_influence
 from longlens.scoring.scores import Scores, TokenScores, identity_of
-from longlens.settings.options import Reading
+from longlens.settings.options import GAMMA, Reading
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,11 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from longlens.settings.options import ALPHA as ALPHA
-from longlens.settings.options import BETA as BETA
-from longlens.settings.options import GAMMA as GAMMA
-from longlens.settings.options import check_gamma as check_gamma
-from longlens.settings.options import check_thresholds as check_thresholds
+from longlens.settings.options import ALPHA, BETA, GAMMA, check_gamma, check_thresholds
 
 # By how much, in nats, rounding moves an LSD: `python -m benchmarks.dtype_error` (docs/precision.md) against float64.
 # float32: above the largest error there; half precision: about what 95 % of the tokens stay below.

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens.alignment import merge_spans
-from longlens.keytokens.influence import check_thresholds, hard_influence, logprob_error, num_near_threshold
+from longlens.keytokens.influence import hard_influence, logprob_error, num_near_threshold
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context, identity_of
-from longlens.settings.options import ALPHA, BETA
+from longlens.settings.options import ALPHA, BETA, check_thresholds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,9 +19,9 @@ from longlens.losses.passes import (
     split_documents,
     target_logprobs,
 )
-from longlens.losses.settings import CONTEXT, STRIDE, LongCE
+from longlens.losses.settings import LongCE
 from longlens.models.forward import Forward
-from longlens.settings.options import GAMMA
+from longlens.settings.options import CONTEXT, GAMMA, STRIDE
 
 
 def longce_loss(

@@ -13,13 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from longlens.errors import LonglensWarning, UserError
-from longlens.keytokens.influence import GAMMA, check_gamma
+from longlens.settings.options import CONTEXT, GAMMA, STRIDE, check_gamma
 from longlens.settings.recipe import Integer, Real, Settings
 from longlens.windows import Window, plan_chunks, plan_windows
 
-# Paper, section 4.2: "The context length of s_i is set to be K = 4096", with the stride of appendix A.1, d = 1024.
-CONTEXT = 4096
-STRIDE = 1024
 SHORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import as_spans, characters_of
-from longlens.keytokens.influence import check_thresholds
 from longlens.metrics.corpus import Corpus, ScoredDocument, choose_influence
 from longlens.scoring.scores import Scores, TokenScores
-from longlens.settings.options import ALPHA, BETA, KeyRule
+from longlens.settings.options import ALPHA, BETA, KeyRule, check_thresholds
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

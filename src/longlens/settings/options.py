@@ -13,12 +13,15 @@ from typing import Annotated, Any, NamedTuple
 from longlens.errors import UserError, shown
 
 # Paper, section 4.1: "We set the hyperparameters as alpha = 2, beta = -2, K = 4096." Appendix A.1: "a step size d,
-# which is smaller than the truncation length K (we set it to d = 1024)".
+# which is smaller than the truncation length K (we set it to d = 1024)". Of LongCE, section 4.2: "The context length of
+# s_i is set to be K = 4096".
 ALPHA, BETA, CONTEXT, STRIDE = 2.0, -2.0, 4096, 1024
 # Paper, section 4.2: "For the calculation of LongCE, we set gamma = 5 in Equation 7".
 GAMMA = 5.0
 # Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens."
 MAX_LENGTH = 32768
+SEED = 42
+"""Of samples of tasks: RULER's and HELMET's."""
 
 
 class Help(NamedTuple):

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, InstanceOf, TypeAdapter, model_validator
 
 from longlens.errors import UserError, shown_value
-from longlens.keytokens.influence import ALPHA, BETA
 from longlens.losses.settings import LongCE
 from longlens.rope.base import Method
 from longlens.rope.settings import Extension
+from longlens.settings.options import ALPHA, BETA
 from longlens.settings.recipe import Integer, Real, Settings, parse, read_yaml
 from longlens.study.documents import Facts
 

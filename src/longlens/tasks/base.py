@@ -17,12 +17,11 @@ from random import Random
 from typing import Any
 
 from longlens.errors import UserError, one_line
+from longlens.settings.options import SEED
 from longlens.tasks.fitting import Fitted, Plan, TokenCounter, fit, shortest
 from longlens.tasks.metrics.helmet import Entails
 from longlens.tasks.truncation import check_policy, truncate
 
-SEED = 42
-"""RULER's and HELMET's seed."""
 _PROBE = "Each of these words is another one, and so are 7 numbers."
 # Files are told by what is in them, not by their places.
 _NO_SETTING = frozenset(("name", "data_dir", "haystack", "prompts_dir"))

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from longlens.data.packing import TooLong
 from longlens.data.recipe import check_reading
 from longlens.errors import UserError, shown_value
-from longlens.keytokens.influence import ALPHA, BETA, GAMMA
 from longlens.losses.settings import FORMS, LongCE
+from longlens.settings.options import ALPHA, BETA, GAMMA
 from longlens.settings.recipe import Integer, Names, Real, Settings, expected, nearest
 
 Precision = Literal["float32", "bfloat16", "float16"]

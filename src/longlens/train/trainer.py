@@ -13,10 +13,10 @@ from transformers import Trainer, TrainingArguments
 
 from longlens.data.store import NEUTRAL
 from longlens.errors import LonglensWarning, UserError, shown_value
-from longlens.keytokens.influence import GAMMA
 from longlens.losses.longce import WeightedNLL, weighted_nll
 from longlens.losses.passes import document_starts
-from longlens.losses.settings import CONTEXT, FORMS, STRIDE, LongCE, check_offline
+from longlens.losses.settings import FORMS, LongCE, check_offline
+from longlens.settings.options import CONTEXT, GAMMA, STRIDE
 from longlens.train.batch import OfflineCollator, TrainingBatch, read_batch
 from longlens.train.callbacks import LongPPLCallback
 

@@ -18,8 +18,9 @@ from longlens.bench.selection import make_tasks, task_of
 from longlens.errors import UserError
 from longlens.files import cache_folder, replacing
 from longlens.runs.identity import canonical_sha256
+from longlens.settings.options import SEED
 from longlens.tasks import get_task, list_tasks, task_settings
-from longlens.tasks.base import SEED, Task
+from longlens.tasks.base import Task
 
 PREFIX = "longlens_"
 LENGTH = 4096

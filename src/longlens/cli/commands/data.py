@@ -10,7 +10,7 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import App, Part
-from longlens.settings.options import GAMMA, KeyRule, Loading, Reading
+from longlens.settings.options import GAMMA, MAX_LENGTH, KeyRule, Loading, Reading
 
 data = App(
     "data", "Training data: mixtures, packing, weights, questions. Offline LongCE weights and synthetic long questions."
@@ -189,9 +189,9 @@ def qa(
     out: Out,
     pairs: Annotated[int, typer.Option(help="Questions on each document, each on a passage of its own.")] = 1,
     passage_tokens: Annotated[int, typer.Option(help="Tokens of a passage, at most.")] = 384,
-    max_length: Annotated[int, typer.Option(help="Tokens of a row; longer documents are cut around the passage.")] = (
-        32768
-    ),
+    max_length: Annotated[
+        int, typer.Option(help="Tokens of a row; longer documents are cut around the passage.")
+    ] = MAX_LENGTH,
     tokenizer: Annotated[
         str | None, typer.Option(help="Model whose tokenizer counts: the one to train.  [default: --model]")
     ] = None,
