@@ -5,16 +5,11 @@ from longlens_toys.method import Ramp
 
 from longlens.models.caches import load_cache
 from longlens.settings.options import Loading
-from longlens.tasks import get_task
-from longlens.testing import check_cache, check_rope_method, check_scorer, check_task
+from longlens.testing import check_cache, check_rope_method, check_scorer
 
 
 def test_engine():
     check_scorer(BigramScorer(__file__, Loading()))
-
-
-def test_task():
-    check_task(get_task("pass_key"))
 
 
 def test_method():
