@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longlens.scoring.continuations import ContinuationScorer
+from longlens.scoring.transformers import ContinuationScorer
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 
 TEXT = [256, *b"The keeper of the mill counts the lamps, and waits for rain at the station."]

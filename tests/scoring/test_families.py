@@ -8,8 +8,8 @@ import torch
 
 from longlens.errors import UserError
 from longlens.models.forward import Forward, greedy, pack, running
-from longlens.scoring.continuations import ContinuationScorer
 from longlens.scoring.scorer import Request
+from longlens.scoring.transformers import ContinuationScorer
 from tests.families import KINDS, family_model
 from tests.reference.scoring import naive_logprobs
 from tests.tiny import byte_tokenizer

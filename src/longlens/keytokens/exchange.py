@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from longlens.files import replacing
 from longlens.keytokens.alignment import as_spans, merge_spans
 from longlens.keytokens.selection import KeySource, KeyTokens, warn_near_threshold
 from longlens.runs.jsonl import read_lines
+from longlens.scoring.scores import SequenceById
 
 SCHEMA_VERSION = 1
 SETTINGS: Mapping[str, tuple[type, ...]] = {
@@ -47,17 +48,12 @@ OPTIONAL = ("evaluator_sha256",)
 PUBLISHED_RUN = re.compile(r"\[(\d{1,18}), (\d{1,18})\]", re.ASCII)
 
 
-class Keys:
+class Keys(SequenceById[KeyTokens]):
     """Key tokens of documents that were read from files, in the order of the file."""
 
     def __init__(self, documents: Iterable[KeyTokens], settings: Mapping[str, Any]) -> None:
         self._by_id = {document.id: document for document in documents}
-        self.settings = settings
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Ids of the documents, in order."""
-        return list(self._by_id)
+        self.ids, self.settings = list(self._by_id), settings
 
     def get(self, id: str) -> KeyTokens:
         """The key tokens of the document with this id.
@@ -66,12 +62,6 @@ class Keys:
             KeyError: There is none.
         """
         return self._by_id[id]
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    def __iter__(self) -> Iterator[KeyTokens]:
-        return iter(self._by_id.values())
 
 
 def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool = False) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import LonglensWarning
 from longlens.keytokens.alignment import merge_spans
 from longlens.keytokens.influence import hard_influence, logprob_error, num_near_threshold
-from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context, identity_of
-from longlens.settings.options import ALPHA, BETA, check_thresholds
+from longlens.scoring.scores import (
+    Scores,
+    SequenceById,
+    ShortContext,
+    TokenScores,
+    choose_short_context,
+    identity_of,
+)
+from longlens.settings.options import ALPHA, BETA, KeyRule
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,59 +71,26 @@ class KeySource(Protocol):
     def __iter__(self) -> Iterator[KeyTokens]: ...
 
 
-def key_tokens(row: TokenScores, *, alpha: float, beta: float, use_lcl: bool, error: float) -> KeyTokens:
-    """The key tokens of one document (eq. 4) under its selected short context.
-
-    Args:
-        row: The evaluator's scores of it.
-        alpha: Nats, as for `hard_influence`.
-        beta: Nats, as for `hard_influence`.
-        use_lcl: As for `hard_influence`.
-        error: Error of a log-probability, nats.
-
-    Raises:
-        UserError: There are no short-context scores.
-    """
-    indices = np.flatnonzero(hard_influence(row.lsd, row.lcl, alpha=alpha, beta=beta, use_lcl=use_lcl))
-    near = num_near_threshold(row.lsd, row.lcl, alpha=alpha, beta=beta, error=error, use_lcl=use_lcl)
-    return KeyTokens(
-        id=row.id,
-        text_sha256=row.text_sha256,
-        char_runs=merge_spans(row.char_spans[indices]),
-        token_indices=indices.astype(np.int64),
-        num_key_tokens=len(indices),
-        num_near_threshold=near,
-    )
-
-
-class KeyTokensView(Sequence[KeyTokens]):
+class KeyTokensView(SequenceById[KeyTokens]):
     """The key tokens of every scored document, in the order of the scores; computed anew whenever asked for."""
 
-    def __init__(self, scores: Scores, short: ShortContext | None, *, alpha: float, beta: float, use_lcl: bool) -> None:
+    def __init__(self, scores: Scores, short: ShortContext | None, rule: KeyRule) -> None:
         recorded = scores.manifest["settings"]
-        self._scores, self._short = scores, short
-        self._rule: dict[str, Any] = {
-            "alpha": alpha,
-            "beta": beta,
-            "use_lcl": use_lcl,
-            "error": logprob_error(str(recorded.get("dtype"))),
-        }
+        self.ids, self._scores, self._short = scores.ids, scores, short
+        alpha, beta = ALPHA if rule.alpha is None else rule.alpha, BETA if rule.beta is None else rule.beta
+        self._rule: dict[str, Any] = {"alpha": alpha, "beta": beta, "use_lcl": rule.lcl is not False}
+        self._error = logprob_error(str(recorded.get("dtype")))
         self.settings: Mapping[str, Any] = {
             "evaluator": scores.manifest["model"]["name"],
             "evaluator_sha256": identity_of(scores).sha256,
             "alpha": alpha,
             "beta": beta,
-            "lcl": use_lcl,
+            "lcl": rule.lcl is not False,
             "context": short.context if short else None,
             "stride": short.stride if short else None,
             "bos": recorded.get("bos"),
             "dtype": recorded.get("dtype"),
         }
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Ids of the documents, in order."""
-        return self._scores.ids
 
     def get(self, id: str) -> KeyTokens:
         """The key tokens of the document with this id.
@@ -136,27 +110,21 @@ class KeyTokensView(Sequence[KeyTokens]):
 
     def of(self, row: TokenScores) -> KeyTokens:
         """The key tokens of a document of these scores that was read already."""
-        return key_tokens(self._at(row), **self._rule)
+        row = self._at(row)
+        indices = np.flatnonzero(hard_influence(row.lsd, row.lcl, **self._rule))
+        return KeyTokens(
+            id=row.id,
+            text_sha256=row.text_sha256,
+            char_runs=merge_spans(row.char_spans[indices]),
+            token_indices=indices.astype(np.int64),
+            num_key_tokens=len(indices),
+            num_near_threshold=num_near_threshold(row.lsd, row.lcl, error=self._error, **self._rule),
+        )
 
     def _at(self, row: TokenScores) -> TokenScores:
         if self._short is None or self._short == row.selected:
             return row
         return row.at(context=self._short.context, stride=self._short.stride)
-
-    def __len__(self) -> int:
-        return len(self._scores)
-
-    def __iter__(self) -> Iterator[KeyTokens]:
-        return (self.of(row) for row in self._scores)
-
-    @overload
-    def __getitem__(self, index: int) -> KeyTokens: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[KeyTokens]: ...
-    def __getitem__(self, index: int | slice) -> KeyTokens | Sequence[KeyTokens]:
-        if isinstance(index, slice):
-            return [self.of(row) for row in self._scores[index]]
-        return self.of(self._scores[index])
 
 
 def select_key_tokens(
@@ -184,27 +152,14 @@ def select_key_tokens(
     Raises:
         UserError: The run has no (such) short-context scores, a threshold is not finite, or beta is given and left out.
     """
-    rule = key_rule(alpha, beta, use_lcl)
+    rule = KeyRule(alpha=alpha, beta=beta, lcl=use_lcl)
     available = scores.short_contexts
     if not available and len(scores):
         scores[0].short_logprobs  # noqa: B018  raises the error that says how to get them
     short = scores.selected if available else None
     if available and (context is not None or stride is not None):
         short = choose_short_context(available, context, stride)
-    return KeyTokensView(scores, short, **rule)
-
-
-def key_rule(alpha: float | None, beta: float | None, use_lcl: bool | None) -> dict[str, Any]:
-    """``alpha``, ``beta`` and ``use_lcl``, with the paper's values for those that were not given.
-
-    Raises:
-        UserError: A threshold is not finite, or beta is given and left out.
-    """
-    if use_lcl is False and beta is not None:
-        raise UserError(f"`beta` is {beta}, and `use_lcl=False` selects without beta: leave one of them out")
-    alpha, beta = ALPHA if alpha is None else alpha, BETA if beta is None else beta
-    check_thresholds(alpha, beta)
-    return {"alpha": alpha, "beta": beta, "use_lcl": use_lcl is not False}
+    return KeyTokensView(scores, short, rule)
 
 
 def near_threshold_message(count: int, total: int, dtype: str | None) -> str | None:

@@ -28,30 +28,9 @@ MAX_DIFFERENCES = 8
 PACKAGES = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
-def hold(lock: Path, doing: str) -> FileLock:
-    """Takes an OS lock, which ends with the process at the latest.
-
-    Args:
-        lock: The lock's file.
-        doing: What its holder does in the folder, such as ``writing to``.
-
-    Raises:
-        UserError: Another process has it, or the file cannot be made.
-    """
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is {doing} {lock.parent}: wait for it, or give another folder") from error
-    except OSError as error:
-        raise cannot_write(lock.parent, error, resumes=True) from error
-    return held
-
-
 class LockedFolder:
-    """A folder with one writer: made if it is missing, locked, and removed again if nothing came of it.
-
-    Hidden files do not count as what it holds.
+    """A folder with one writer: made if it is missing, removed again if nothing came of it, and under an OS lock, which
+    ends with the process at the latest. Hidden files do not count as what it holds.
 
     Args:
         path: The folder.
@@ -91,7 +70,13 @@ class LockedFolder:
         except OSError as error:
             raise cannot_write(path, error, resumes=True) from error
         self._lock_path = path / (f".lock-{rank:05d}" if rank else ".lock")
-        self._lock = hold(self._lock_path, doing)
+        self._lock = FileLock(self._lock_path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"another process is {doing} {path}: wait for it, or give another folder") from error
+        except OSError as error:
+            raise cannot_write(path, error, resumes=True) from error
         self._inode = self._inode_now()
 
     def _inode_now(self) -> tuple[int, int] | None:

@@ -68,13 +68,13 @@ def read_at(path: Path, start: int, *, step: str = STEP) -> Any:
 
 
 def parse_lines(lines: Iterable[bytes], name: str, *, step: str = STEP, unfinished: bool = False) -> Iterator[Line]:
-    """The values of lines that are read elsewhere.
+    r"""The values of lines that are read elsewhere.
 
     Args:
         lines: Each with its end, from the start of the file.
         name: Of the file, for messages.
-        step: As in `read_lines`.
-        unfinished: As in `read_lines`.
+        step: What to do about a broken line, for messages.
+        unfinished: Whether a last line without ``\n`` is left out.
 
     Raises:
         UserError: A line is not UTF-8 or not JSON.

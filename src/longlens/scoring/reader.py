@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -155,21 +155,6 @@ class StoredScores(ScoresTable):
         else:
             self._cache.move_to_end((path, group))
         return {name: table[name][row] for name in table.column_names}
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @overload
-    def __getitem__(self, index: int) -> TokenScores: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[TokenScores]: ...
-    def __getitem__(self, index: int | slice) -> TokenScores | Sequence[TokenScores]:
-        if isinstance(index, slice):
-            return [self.get(id) for id in self.ids[index]]
-        return self.get(self.ids[index])
-
-    def __iter__(self) -> Iterator[TokenScores]:
-        return (self.get(id) for id in self.ids)
 
 
 class _Damaged(ValueError):

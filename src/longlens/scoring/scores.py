@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -233,7 +233,38 @@ class Scores(Protocol):
     def __iter__(self) -> Iterator[TokenScores]: ...
 
 
-class ScoresTable(Sequence[TokenScores]):
+Item = TypeVar("Item")
+
+
+class SequenceById(Sequence[Item]):
+    """A lazy sequence of what documents have, which are told by their ids."""
+
+    ids: Sequence[str]
+    """Ids of the documents, in order."""
+
+    def get(self, id: str) -> Item:
+        """What the document with this id has.
+
+        Raises:
+            KeyError: There is none.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        return [self.get(id) for id in self.ids[index]] if isinstance(index, slice) else self.get(self.ids[index])
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self.get(id) for id in self.ids)
+
+
+class ScoresTable(SequenceById[TokenScores]):
     """Scores as one table of all documents, which takes about 60 bytes a token of memory; a document has its own."""
 
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
@@ -244,7 +275,7 @@ class ScoresTable(Sequence[TokenScores]):
         """
         import pyarrow as pa
 
-        tables = [row.to_arrow(every_context=every_context) for row in self] or [_NO_SCORES._table(None)]
+        tables = [row.to_arrow(every_context=every_context) for row in self] or [_NO_SCORES.to_arrow()]
         return pa.concat_tables(tables).unify_dictionaries()
 
     def to_pandas(self, *, every_context: bool = False) -> pd.DataFrame:
@@ -256,22 +287,10 @@ class MemoryScores(ScoresTable):
     """Scores that are held in memory."""
 
     def __init__(self, rows: Sequence[TokenScores], manifest: Mapping[str, Any]) -> None:
-        self._rows = list(rows)
-        self._by_id = {row.id: row for row in self._rows}
-        self.manifest = manifest
-        self.folder = None
-        self.selected = self._rows[0].selected if self._rows else None
-        self.num_incomplete = 0
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Ids of the documents, in order."""
-        return [row.id for row in self._rows]
-
-    @property
-    def short_contexts(self) -> Sequence[ShortContext]:
-        """The short contexts that every document was scored under."""
-        return sorted(self._rows[0].short) if self._rows else []
+        self._rows = {row.id: row for row in rows}
+        self.ids, self.manifest, self.folder, self.num_incomplete = list(self._rows), manifest, None, 0
+        self.selected = rows[0].selected if rows else None
+        self.short_contexts: Sequence[ShortContext] = sorted(rows[0].short) if rows else []
 
     def get(self, id: str) -> TokenScores:
         """The scores of the document with this id.
@@ -279,17 +298,7 @@ class MemoryScores(ScoresTable):
         Raises:
             KeyError: There is none.
         """
-        return self._by_id[id]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> TokenScores: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[TokenScores]: ...
-    def __getitem__(self, index: int | slice) -> TokenScores | Sequence[TokenScores]:
-        return self._rows[index]
+        return self._rows[id]
 
 
 def names_of(runs: Sequence[Scores]) -> list[str]:

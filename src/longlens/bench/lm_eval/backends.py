@@ -181,7 +181,7 @@ def open_engine(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
 
 def _open_hf(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     from longlens.models import load_transformers
-    from longlens.scoring.continuations import ContinuationScorer
+    from longlens.scoring.transformers import ContinuationScorer
 
     for name in settings.arguments:
         if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
