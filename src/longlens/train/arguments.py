@@ -11,74 +11,40 @@ from longlens.settings.recipe import check_values, nearest
 from longlens.train.recipe import Recipe
 from longlens.train.settings import ChatData
 
-_UNSHOWN = "training was not shown to be right with it"
-_NO_METRICS = "a recipe has no metrics but cross-entropy, PPL and LongPPL, so it would have no effect"
-_NO_EFFECT = "it would have no effect on a run"
 # What would break what a run promises (whole checkpoints, a log without gaps, the same losses when resumed), or would
-# have no effect.
-REFUSED = {
-    "accelerator_config": "the batches would not be the recipe's",
-    "auto_find_batch_size": "the batch size would not be the recipe's",
-    "dataloader_in_order": "the order of rows would not be the same twice",
-    "enable_jit_checkpoint": "checkpoints are written by training.save_every",
-    "eval_on_start": "the evaluation of the recipe does so",
-    "ignore_data_skip": "a resumed run would see rows twice",
-    "load_best_model_at_end": "the model is that of the last step",
-    "resume_from_checkpoint": "runs resume by themselves",
-    "restore_callback_states_from_checkpoint": "runs resume by themselves",
-    "save_only_model": "a run could not resume",
-    "save_total_limit": "use training.keep",
-    "save_on_each_node": "the first process alone writes",
-    "gradient_checkpointing": "use training.gradient_checkpointing",
-    "local_rank": "torchrun sets it",
-    "length_column_name": _NO_EFFECT,
-    "use_cache": _NO_EFFECT,
-    "skip_memory_metrics": _NO_EFFECT,
-    **dict.fromkeys(("do_train", "do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval"), _NO_EFFECT),
-    **dict.fromkeys(
-        (
-            "batch_eval_metrics",
-            "eval_accumulation_steps",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "greater_is_better",
-            "include_for_metrics",
-            "label_names",
-            "metric_for_best_model",
-            "prediction_loss_only",
-        ),
-        _NO_METRICS,
+# have no effect; by the reason.
+_REFUSED = {
+    "the batches would not be the recipe's": ("accelerator_config", "auto_find_batch_size"),
+    "the order of rows would not be the same twice": ("dataloader_in_order",),
+    "checkpoints are written by training.save_every": ("enable_jit_checkpoint",),
+    "the evaluation of the recipe does so": ("eval_on_start",),
+    "a resumed run would see rows twice": ("ignore_data_skip",),
+    "the model is that of the last step": ("load_best_model_at_end",),
+    "runs resume by themselves": ("resume_from_checkpoint", "restore_callback_states_from_checkpoint"),
+    "a run could not resume": ("save_only_model",),
+    "use training.keep": ("save_total_limit",),
+    "the first process alone writes": ("save_on_each_node",),
+    "use training.gradient_checkpointing": ("gradient_checkpointing",),
+    "torchrun sets it": ("local_rank",),
+    "it would have no effect on a run": (
+        *("length_column_name", "use_cache", "skip_memory_metrics"),
+        *("do_train", "do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval"),
     ),
-    **dict.fromkeys(
-        (
-            "deepspeed",
-            "fsdp",
-            "fsdp_config",
-            "label_smoothing_factor",
-            "liger_kernel_config",
-            "parallelism_config",
-            "torch_compile",
-            "torch_compile_backend",
-            "torch_compile_mode",
-            "use_liger_kernel",
-        ),
-        _UNSHOWN,
+    "a recipe has no metrics but cross-entropy, PPL and LongPPL, so it would have no effect": (
+        *("batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+        *("greater_is_better", "include_for_metrics", "label_names", "metric_for_best_model", "prediction_loss_only"),
+    ),
+    "training was not shown to be right with it": (
+        *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "label_smoothing_factor"),
+        *("use_liger_kernel", "liger_kernel_config", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     ),
 }
-# Those that another key has to switch on.
-_GOES_WITH = {
-    "activation_checkpointing_kwargs": "training.gradient_checkpointing",
-    "gradient_checkpointing_kwargs": "training.gradient_checkpointing",
-    "eval_delay": "evaluation",
-    "project": "training.report_to: [trackio]",
-    "trackio_space_id": "training.report_to: [trackio]",
-    "trackio_bucket_id": "training.report_to: [trackio]",
-    "trackio_static_space_id": "training.report_to: [trackio]",
-    "hub_private_repo": "push_to_hub",
-    "hub_model_id": "push_to_hub",
-    "hub_strategy": "push_to_hub",
-    "hub_always_push": "push_to_hub",
-    "hub_revision": "push_to_hub",
+# Those that another key has to switch on, by that key.
+_NEEDED_BY = {
+    "training.gradient_checkpointing": ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+    "evaluation": ("eval_delay",),
+    "training.report_to: [trackio]": ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    "push_to_hub": ("hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
 }
 
 
@@ -120,26 +86,26 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
     preferred = {"dataloader_pin_memory": has_device, "use_cpu": not has_device}
     known = {field.name for field in fields(TrainingArguments)}
     given = recipe.training.arguments
-    on = {
+    is_on = {
         "training.gradient_checkpointing": recipe.training.gradient_checkpointing,
         "evaluation": recipe.evaluation is not None,
         "training.report_to: [trackio]": "trackio" in recipe.training.report_to,
         "push_to_hub": bool(given.get("push_to_hub")),
     }
+    refused = {key: reason for reason, keys in _REFUSED.items() for key in keys}
+    refused |= dict.fromkeys(chosen, "it follows from the other keys of the recipe")
+    without_effect = {key: needed for needed, keys in _NEEDED_BY.items() for key in keys if not is_on[needed]}
     for key in given:
         if key not in known:
             raise UserError(
                 f"training.arguments has {shown_value(key)}, which TrainingArguments of transformers does not"
                 f"{nearest(key, known)}"
             )
-        if key in chosen or key in REFUSED:
-            why = REFUSED.get(key, "it follows from the other keys of the recipe")
+        if key in refused:
+            raise UserError(f"training.arguments has {key!r}, which a recipe cannot set ({refused[key]}): leave it out")
+        if key in without_effect:
             raise UserError(
-                f"training.arguments has {shown_value(key)}, which a recipe cannot set ({why}): leave it out"
-            )
-        if key in _GOES_WITH and not on[_GOES_WITH[key]]:
-            raise UserError(
-                f"training.arguments has {key}, which has no effect without {_GOES_WITH[key]}: leave it out"
+                f"training.arguments has {key}, which has no effect without {without_effect[key]}: leave it out"
             )
     if given.get("optim") in [name.value for name in OptimizerNames if "adam" not in name.value]:
         raise UserError(
