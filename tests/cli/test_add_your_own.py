@@ -115,6 +115,25 @@ def test_a_cache_policy_in_python_and_on_the_command_line(toy_work, run):
     )
 
 
+def test_what_they_do_not_take_is_one_line(toy_work, run):
+    command = ["score", "a.txt", "--context", 40, "--stride", 10, "-o", "run"]
+    for options, message in (
+        (["--engine", "nonsense", "--model", "x"], "--engine is 'nonsense'; expected one of transformers, bigram, or"),
+        (["--engine", "bigram", "--model", "x"], "'x' is no file; the engine bigram takes a text file"),
+        (["--engine", "bigram", "--model", "."], "'.' is no file"),
+        (["--engine", "bigram", "--model", "a.txt", "--cache", "full"], "--cache and --cache-chunk are for --engine"),
+        (
+            ["--model", "llama", "--cache", "recent:x"],
+            "--cache is 'recent:x', whose settings are wrong: ",
+        ),
+        (["--model", "llama", "--cache", "nonsense"], "--cache is 'nonsense'; expected one of full, recent, or"),
+        (["--model", "llama", "--cache-chunk", 8], "--cache-chunk would have no effect without --cache"),
+    ):
+        assert message in run(*command, *options).error
+    with pytest.raises(UserError, match="`tokenizer` is for `engine=transformers`"):
+        load_scorer("a.txt", engine="bigram", tokenizer=object())
+
+
 def test_a_method_in_a_recipe(toys):
     from longlens_toys.method import Ramp
 

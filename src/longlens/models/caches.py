@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from longlens.errors import UserError
+from longlens.errors import UserError, library_errors
 from longlens.plugins import list_plugins, load_plugin
 
 CACHE_CHUNK = 256
@@ -107,7 +107,8 @@ def load_cache(name: str) -> CachePolicy:
     if make is None:
         known = ", ".join([FullCache.name, *list_plugins("longlens.caches")])
         raise UserError(f"`cache` is {name!r}; expected one of {known}, or a package that adds it")
-    policy = make(settings)
+    with library_errors(f"`cache` is {name!r}, whose settings are wrong", f"see what {kind} takes"):
+        policy = make(settings)
     if not isinstance(policy, CachePolicy):
         raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: mend its package")
     return policy

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longlens.errors import LonglensWarning, UserError, shown
+from longlens.errors import LonglensWarning, UserError, library_errors, shown
 from longlens.models.files import (
     find_adapter,
     hash_files,
@@ -156,6 +156,8 @@ def load_scorer(
         allow_pickle=allow_pickle,
     )
     if engine != TRANSFORMERS:
+        if tokenizer is not None:
+            raise UserError(f"`tokenizer` is for `engine={TRANSFORMERS}`: leave it out")
         named = cache if cache is None or isinstance(cache, str) else cache.name
         return _load_engine(name, loading, Engine(engine=engine, cache=named, cache_chunk=cache_chunk))
     return load_transformers(name, loading, tokenizer=tokenizer, cache=cache, cache_chunk=cache_chunk)
@@ -170,7 +172,8 @@ def _load_engine(name: str, loading: Loading, engine: Engine) -> Scorer:
         raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the package that adds it")
     if engine.cache is not None or engine.cache_chunk is not None:
         raise UserError(f"`cache` and `cache_chunk` are for `engine={TRANSFORMERS}`: leave them out")
-    scorer: Scorer = make(name, loading)
+    with library_errors(f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask its makers"):
+        scorer: Scorer = make(name, loading)
     wrong = [part for part in ("info", "encode", "logprobs") if not hasattr(scorer, part)]
     if wrong:
         raise UserError(f"`engine` {shown(kind)} makes {type(scorer).__name__}, which has no {wrong[0]}: mend it")

@@ -22,17 +22,17 @@ from longlens.rope.methods import PositionInterpolation as PositionInterpolation
 from longlens.rope.methods import YaRN as YaRN
 
 if TYPE_CHECKING:
-    from longlens.rope.config import extend_config as extend_config
     from longlens.rope.folder import extend as extend
     from longlens.rope.load import load_model as load_model
     from longlens.rope.model import apply as apply
     from longlens.rope.model import check_model as check_model
+    from longlens.rope.model import extend_config as extend_config
 
 _HOME = {
     "apply": "model",
     "check_model": "model",
     "extend": "folder",
-    "extend_config": "config",
+    "extend_config": "model",
     "load_model": "load",
 }
 

@@ -1,10 +1,11 @@
-"""Position extrapolation on a model in memory: the one place that makes its modules agree with its config."""
+"""Position extrapolation of a config, and of a model in memory, whose modules are made to agree with its config."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longlens.errors import UserError, library_errors, shown_value
+from longlens.errors import LonglensWarning, UserError, library_errors, shown_value
 from longlens.models.forward import find_decoder
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, REQUIRES, Method
 from longlens.rope.clex import ClexRotary
 from longlens.rope.config import (
     custom_rope_type,
-    extend_config,
     layer_type,
     prepare_config,
     read_rope,
     rope_parameters,
+    set_rope_parameters,
     text_config,
 )
 from longlens.rope.eabf import PREFIX, scale_queries
@@ -50,6 +51,96 @@ def rotary_modules(model: Any) -> dict[str, Any]:
         for name, module in model.named_modules()
         if module in decoder and any(key.endswith("original_inv_freq") for key in module._buffers)
     }
+
+
+def extend_config(config: Any, method: Method) -> Any:
+    """A new config with extended context; the given one stays as it was.
+
+    ``rope_parameters`` become the method's, and ``max_position_embeddings`` is multiplied by the factor where the
+    method defines it so (dynamic NTK keeps the original, which is its reference length). Give it to `load_model` or
+    ``from_pretrained(config=...)``: transformers reads it when a model is made, and never again. For a model that is
+    loaded already there is `apply`.
+
+    Args:
+        config: Of transformers.
+        method: Such as ``PositionInterpolation(factor=8)``.
+
+    Raises:
+        UserError: A model without RoPE, or without it in the layers that attend to everything; one that is extended
+            already, or settings that do not fit it.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{config.model_type} is an encoder and a decoder: longlens extends decoders alone")
+    new = copy.deepcopy(config)
+    text = text_config(new)
+    rope = read_rope(text, method.original_length)
+    current = rope_parameters(text)
+    kind = current.get("rope_type", "default")
+    if not method.extends(kind):
+        factor = f" with factor {current['factor']:g}" if isinstance(current.get("factor"), (int, float)) else ""
+        raise UserError(
+            f"{text.model_type} is extended already (rope_type {shown_value(kind)}{factor}): {method.name} starts from "
+            "the base model that it was made from, whose rope_type is 'default'"
+        )
+    method.check(rope)
+    _check_layers(config, method)
+    parameters = method.parameters(rope, current)
+    set_rope_parameters(text, parameters)
+    text.max_position_embeddings = method.max_length(rope)
+    if kind == "default" and hasattr(text, "original_max_position_embeddings"):
+        # Phi-3 has it outside of rope_parameters as well, and transformers prefers it there.
+        text.original_max_position_embeddings = rope.length
+    if hasattr(text, "head_dim") and text.head_dim is None:
+        # transformers takes hidden size over heads for None, but not where it computes dynamic, yarn and longrope.
+        text.head_dim = text.hidden_size // text.num_attention_heads
+    if custom_rope_type(new) is not None:
+        new.longlens_requires = REQUIRES
+    _check_readable(new, parameters)
+    return new
+
+
+def _check_layers(config: Any, method: Method) -> None:
+    """Holds a method against the layers of a model with several types of them."""
+    text = text_config(config)
+    first_layer = getattr(method, "first_layer", 0)
+    if first_layer >= text.num_hidden_layers:
+        raise UserError(
+            f"first_layer is {first_layer}, and {text.model_type} has {text.num_hidden_layers} layers, so that no "
+            "query would be scaled: give a smaller one"
+        )
+    types = getattr(text, "layer_types", None) or []
+    if len(set(types)) < 2 or "full_attention" not in types:
+        return
+    try:
+        use = count_rope_layers(config)
+    except UserError as error:
+        warnings.warn(f"{error}: extended as if all had one", LonglensWarning, stacklevel=3)
+        return
+    if not use["full_attention"][0]:
+        others = " and ".join(sorted(kind for kind, (used, _) in use.items() if used)) or "no"
+        raise UserError(
+            f"the layers of {text.model_type} that attend to everything have no rotary embedding (RoPE), so that none "
+            f"limits their length; {method.name} would change {others} layers alone: use the model at the longer "
+            "length as it is"
+        )
+
+
+def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
+    """Refuses what the model's own config class refuses, or reads as something else."""
+    name, kind = text_config(config).model_type, parameters["rope_type"]
+    try:
+        read = rope_parameters(text_config(type(config).from_dict(config.to_dict())))
+    except Exception as error:  # config classes raise what they like
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{name} does not take rope_type {shown_value(kind)}: {reason}. Choose another method"
+        ) from error
+    wrong = [key for key, value in parameters.items() if read.get(key) != value]
+    if wrong:
+        raise UserError(
+            f"{name} reads {wrong[0]} of rope_type {shown_value(kind)} as {shown_value(read.get(wrong[0]))} instead of "
+            f"{shown_value(parameters[wrong[0]])}: choose another method"
+        )
 
 
 def apply(model: Any, method: Method) -> Any:

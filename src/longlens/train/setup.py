@@ -30,8 +30,7 @@ def plan_config(recipe: Recipe) -> Any:
         UserError: No such model, one that the method does not extend, or one without a sliding window to turn off.
     """
     from longlens import models
-    from longlens.rope.config import extend_config
-    from longlens.rope.model import build_rotary
+    from longlens.rope.model import build_rotary, extend_config
 
     source = models.resolve(recipe.model)
     models.check_folder(source)
