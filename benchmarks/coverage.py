@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.tables import write_table
-from longlens.metrics.context_reach import curve_intervals, effective_reach
+from longlens.metrics.gains import curve_intervals, effective_reach
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate, percentile_interval, score_interval
 
 DOCUMENTS = (2, 3, 5, 10, 40)

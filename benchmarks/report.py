@@ -12,7 +12,7 @@ from shutil import which
 
 import longlens
 from benchmarks.tables import ROOT, write_table
-from longlens.metrics.context_reach import Curve
+from longlens.metrics.gains import Curve
 
 MODULES = ("_pydecimal", "argparse", "datetime", "difflib", "doctest", "inspect")
 MODULES += ("ipaddress", "optparse", "statistics", "tarfile", "turtle", "typing")

@@ -11,7 +11,7 @@ from scipy import stats
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import select_key_tokens
 from longlens.metrics import reach
-from longlens.metrics.context_reach import effective_reach
+from longlens.metrics.gains import effective_reach
 from longlens.scoring.scores import ShortContext
 from tests.reference import reach as naive
 from tests.reference.metrics import estimate

@@ -11,6 +11,7 @@ from longlens.keytokens.selection import select_key_tokens
 from longlens.report import write_report
 from longlens.report.documents import PageDocuments, base64_of, utf16_offsets
 from longlens.scoring.scores import MemoryScores
+from longlens.settings.options import KeyRule
 from tests.reference import report as naive
 from tests.report import conftest as made
 from tests.report.conftest import SHORT, summarized
@@ -100,9 +101,9 @@ def test_short_scores_are_those_of_the_context_that_selects_the_key_tokens(tmp_p
     contexts = [SHORT, made.ShortContext(64, 16)]
     runs = [made.run(texts, "both", 1, contexts=contexts), made.run(texts, "evaluator", 2, contexts=contexts)]
     for context in contexts:
-        _, (page,) = shown(tmp_path, runs[:1], ["one"], evaluator_scores=runs[1], context=context.context)
+        _, (page,) = shown(tmp_path, runs[:1], ["one"], evaluator_scores=runs[1], rule=KeyRule(context=context.context))
         for stored, source in zip(page["runs"], runs, strict=True):
-            expected = source.get("one").at(context=context.context).short_logprobs
+            expected = source.get("one").at(rule=KeyRule(context=context.context)).short_logprobs
             assert decoded(stored["short"], "<f4").tobytes() == expected.tobytes()
 
 

@@ -9,6 +9,7 @@ from longlens import Document, open_scores, score, select_key_tokens
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.report import summarize_runs, write_report
 from longlens.scoring.reader import StoredScores
+from longlens.settings.options import KeyRule
 from tests.scoring.test_run import FakeScorer
 
 pytestmark = pytest.mark.filterwarnings("ignore::longlens.LonglensWarning")
@@ -50,7 +51,7 @@ def once(*names):
 def test_every_stored_document_is_read_once(folder, reads, context, answers):
     runs = [open_scores(folder / name) for name in ("one", "two", "long")]
     evaluator = open_scores(folder / "evaluator")
-    summary = summarize_runs(runs, evaluator_scores=evaluator, context=context, answers=answers)
+    summary = summarize_runs(runs, evaluator_scores=evaluator, rule=KeyRule(context=context), answers=answers)
     assert [run.reach is None for run in summary.runs] == [False, False, True, False]
     assert all(run.thresholds is not None for run in summary.compared)
     assert reads == once("one", "two", "long", "evaluator")

@@ -1,8 +1,9 @@
 """Numbers from stored scores: perplexities, their uncertainty, and comparisons. No torch here."""
 
 from longlens.metrics.comparison import Comparison, Difference, PairComparison, compare
-from longlens.metrics.context_reach import Curve, Drop, ReachResult, reach
+from longlens.metrics.context_reach import ReachResult, reach
 from longlens.metrics.corpus import DocumentStatistics, WeightedSum
+from longlens.metrics.gains import Curve, Drop
 from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.metrics.score_distributions import Classes, Distributions, Positions, distributions

@@ -23,93 +23,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource, near_threshold_message, warn_near_threshold
 from longlens.metrics.corpus import AnswerSpans, Corpus, Influence, choose_influence, is_evaluator
-from longlens.metrics.gains import DocumentGains, GainSums, check_reference, rising_contexts
-from longlens.metrics.uncertainty import (
-    MIN_TOKENS,
-    RESAMPLES,
-    Doubles,
-    Interval,
-    drawn_values,
-    linearised,
-    percentile_interval,
-    quantile,
-    scaled_deviations,
+from longlens.metrics.gains import (
+    MIN_DOCUMENTS,
+    Curve,
+    GainSums,
+    check_reference,
+    curve_of,
+    rising_contexts,
 )
+from longlens.metrics.uncertainty import MIN_TOKENS, RESAMPLES
 from longlens.scoring.scores import Scores
 from longlens.settings.options import KeyRule
 from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
-REACHED = 0.9
-MIN_DOCUMENTS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drop:
-    """A step in which more context made the raw gain smaller, which the isotonic fit hides.
-
-    Attributes:
-        from_context: K_j.
-        to_context: K_{j+1}.
-        nats: ``G(K_j) - G(K_{j+1})``, above 0.
-        interval: 95 % interval of it; None where the curve has no intervals.
-    """
-
-    from_context: int
-    to_context: int
-    nats: float
-    interval: Interval | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """The gain of one model on one set S of tokens. Intervals are 95 %, over documents (`metrics.uncertainty`).
-
-    Attributes:
-        contexts: K_1, …, K_m.
-        gains: G at each of them, nats per token; raw.
-        gain_intervals: Of each; None with fewer than 5 documents or 20 tokens in S, as all intervals.
-        fit: G̃ at each of them.
-        whole_gain: The same under the whole context of each token, nats per token.
-        max_gain: max G̃, which is its last value. A maximum of what is noise is above 0 more often than not.
-        max_gain_interval: Of `max_gain`.
-        reach: R, tokens; None where `max_gain` is not above 0, or its interval reaches down to 0.
-        reach_interval: Of `reach`, the fit and R being computed anew from gains that are drawn from their t
-            distribution; None where `reach` is. So is `max_gain_interval`.
-        censored: Whether R lies in the last step, so that a larger K could move it: R is a lower bound.
-        reach_interval_censored: Whether the upper end of the interval does.
-        drops: The steps in which G fell.
-        num_tokens: Tokens in S.
-        num_characters: Characters that they cover.
-        num_documents: Documents that have tokens in S.
-        reference_share: ``max_gain * num_tokens / num_characters``, nats per character, over that of the reference on
-            its own tokens; None without reference, or where its gain is not above 0, or cannot be told from it.
-    """
-
-    contexts: tuple[int, ...]
-    gains: tuple[float, ...]
-    gain_intervals: tuple[Interval, ...] | None
-    fit: tuple[float, ...]
-    whole_gain: float
-    max_gain: float
-    max_gain_interval: Interval | None
-    reach: float | None
-    reach_interval: Interval | None
-    censored: bool
-    reach_interval_censored: bool
-    drops: tuple[Drop, ...]
-    num_tokens: int
-    num_characters: int
-    num_documents: int
-    reference_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +193,7 @@ def reach_result(
         check_reference(model, reference)
     contexts, influence = model.contexts, model.corpus.influence
     everything, of_keys, of_answers = (
-        _curve(contexts, model.of(tokens), [] if reference is None else reference.of(tokens), seed, resamples)
+        curve_of(contexts, model.of(tokens), [] if reference is None else reference.of(tokens), seed, resamples)
         for tokens in ("all", "keys", "answers")
     )
     if everything is None:
@@ -292,145 +224,6 @@ def reach_result(
             *([] if reference is None else _notes_on_reference(model, reference)),
         ],
     )
-
-
-def effective_reach(contexts: Sequence[int], fit: npt.ArrayLike) -> float | None:
-    """R, the smallest K with ``G̃(K) >= 0.9 * G̃(K_m)``, G̃ being linear in log K between the contexts.
-
-    Args:
-        contexts: ``(m,)`` K, rising.
-        fit: ``(m,)`` G̃ at each, nats; not falling, and the first not above 0.
-
-    Returns:
-        Tokens; None where the last value is not above 0.
-    """
-    values = np.asarray(fit, dtype=np.float64)
-    if values[-1] <= 0:
-        return None
-    wanted = REACHED * values[-1]
-    step = int(np.searchsorted(values, wanted))  # the first K that reaches it; not K_1, whose value is not above 0
-    low, high = contexts[step - 1], contexts[step]
-    part = (wanted - values[step - 1]) / (values[step] - values[step - 1])
-    return float(min(low * (high / low) ** part, high))
-
-
-def _isotonic(gains: Doubles) -> Doubles:
-    from scipy.optimize import isotonic_regression  # slow to import, and not every command needs it
-
-    fit: Doubles = isotonic_regression(gains).x
-    return fit
-
-
-def _curve(
-    contexts: tuple[int, ...],
-    sums: Sequence[DocumentGains],
-    reference: Sequence[DocumentGains],
-    seed: int,
-    resamples: int,
-) -> Curve | None:
-    """The curve of these tokens; None where there are none."""
-    num_tokens = sum(document.num_tokens for document in sums)
-    num_characters = sum(document.num_characters for document in sums)
-    if not num_tokens:
-        return None
-    columns = np.array([[*document.gains, document.num_tokens] for document in sums], dtype=np.float64)
-    *gains, whole_gain = columns[:, :-1].sum(axis=0) / num_tokens
-    fit = _isotonic(np.array(gains))
-    reached = effective_reach(contexts, fit)
-    num_documents = int(np.count_nonzero(columns[:, -1]))
-    intervals = None
-    if num_documents >= MIN_DOCUMENTS and num_tokens >= MIN_TOKENS:
-        intervals = curve_intervals(contexts, columns, seed, resamples)
-        if intervals is not None and intervals.max_gain[0] <= 0:
-            reached = None
-    reach_interval = intervals.reach if intervals and reached is not None else None
-    own, others = _gain_per_character(sums), _gain_per_character(reference)
-    share = None if own is None or others is None or others <= 0 else own / others
-    if share is not None and not _gains_surely(contexts, reference, seed, resamples):
-        share = None
-    return Curve(
-        contexts=contexts,
-        gains=tuple(float(gain) for gain in gains),
-        gain_intervals=intervals and intervals.gains,
-        fit=tuple(float(value) for value in fit),
-        whole_gain=float(whole_gain),
-        max_gain=float(fit[-1]),
-        max_gain_interval=intervals and intervals.max_gain,
-        reach=reached,
-        reach_interval=reach_interval,
-        censored=reached is not None and reached > contexts[-2],
-        reach_interval_censored=reach_interval is not None and reach_interval[1] > contexts[-2],
-        drops=tuple(
-            Drop(
-                from_context=contexts[j],
-                to_context=contexts[j + 1],
-                nats=float(gains[j] - gains[j + 1]),
-                interval=intervals and intervals.drops[j],
-            )
-            for j in range(len(contexts) - 1)
-            if gains[j + 1] < gains[j]
-        ),
-        num_tokens=num_tokens,
-        num_characters=num_characters,
-        num_documents=num_documents,
-        reference_share=share,
-    )
-
-
-class _Intervals(NamedTuple):
-    gains: tuple[Interval, ...]
-    drops: tuple[Interval, ...]
-    max_gain: Interval
-    reach: Interval | None
-
-
-def curve_intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> _Intervals | None:
-    """The intervals of gains and drops by the rule for ratios; of the fit's maximum and of R from draws of the gains.
-
-    R is of the draws that have one. None where one document has all the tokens.
-
-    Args:
-        contexts: ``(m,)`` K.
-        columns: ``(n, m + 2)``: a document's sums of gains at each K and under the whole context, and its tokens.
-        seed: Of the draws.
-        resamples: How many.
-    """
-    gains, deviations, shares = linearised(columns[:, :-2].T, columns[:, -1])
-    both = scaled_deviations(deviations, shares)
-    if both is None:
-        return None
-    scaled, freedom = both
-    fits = np.array([_isotonic(drawn) for drawn in drawn_values(gains, scaled, freedom, seed, resamples).T])
-    reaches = [reached for fit in fits if (reached := effective_reach(contexts, fit)) is not None]
-
-    def intervals(values: Doubles, scaled: Doubles) -> tuple[Interval, ...]:
-        half = quantile(freedom) * np.sqrt((scaled**2).sum(axis=1))
-        return tuple(zip((values - half).tolist(), (values + half).tolist(), strict=True))
-
-    return _Intervals(
-        gains=intervals(gains, scaled),
-        drops=intervals(-np.diff(gains), np.diff(scaled, axis=0)),
-        max_gain=percentile_interval(fits[:, -1]),
-        reach=percentile_interval(np.array(reaches)) if reaches else None,
-    )
-
-
-def _gains_surely(contexts: tuple[int, ...], sums: Sequence[DocumentGains], seed: int, resamples: int) -> bool:
-    """Whether the largest gain can be told from 0; with too few documents to say, yes."""
-    columns = np.array([[*document.gains, document.num_tokens] for document in sums], dtype=np.float64)
-    if np.count_nonzero(columns[:, -1]) < MIN_DOCUMENTS or columns[:, -1].sum() < MIN_TOKENS:
-        return True
-    intervals = curve_intervals(contexts, columns, seed, resamples)
-    return intervals is None or intervals.max_gain[0] > 0
-
-
-def _gain_per_character(sums: Sequence[DocumentGains]) -> float | None:
-    """The largest gain, nats per character of S; None where S has none."""
-    num_characters = sum(document.num_characters for document in sums)
-    if not num_characters:
-        return None
-    total: Doubles = np.sum([document.gains for document in sums], axis=0)
-    return float(_isotonic(total[:-1])[-1] / num_characters)
 
 
 def _notes_on_documents(model: GainSums) -> list[str]:

@@ -16,11 +16,12 @@ from longlens.keytokens.alignment import as_spans, carry_weights, merge_spans, t
 from longlens.keytokens.influence import soft_influence
 from longlens.keytokens.selection import KeySource, KeyTokens, KeyTokensView, select_key_tokens
 from longlens.metrics.ngram import reoccurred_ngram_mask
+from longlens.metrics.uncertainty import Doubles
 from longlens.scoring.scores import Scores, TokenScores, identity_of, same_model
 from longlens.settings.options import GAMMA, KeyRule
 
 Bools = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 AnswerSpans = Mapping[str, Spans]
 """``[start, end)`` in characters of the answers, by document id."""
 

@@ -1,17 +1,31 @@
-"""What context reach is computed from: the gains of every document at every K, on all, key and answer tokens."""
+"""Gains: what every document gains at every K, on all, key and answer tokens, and their curves with intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import merge_spans
 from longlens.metrics.corpus import Bools, Corpus
-from longlens.metrics.uncertainty import Doubles
+from longlens.metrics.uncertainty import (
+    MIN_TOKENS,
+    Doubles,
+    Interval,
+    drawn_values,
+    linearised,
+    percentile_interval,
+    quantile,
+    scaled_deviations,
+)
 from longlens.scoring.scores import Scores, ShortContext, TokenScores
 
+REACHED = 0.9
+MIN_DOCUMENTS = 5
 MIN_CONTEXTS = 3
 Tokens = Literal["all", "keys", "answers"]
 """Which tokens a curve is of."""
@@ -145,3 +159,214 @@ def _document_gains(row: TokenScores, logprobs: Doubles, chosen: Bools) -> Docum
         num_tokens=int(np.count_nonzero(chosen)),
         num_characters=int(np.diff(merge_spans(row.char_spans[chosen])).sum()),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """A step in which more context made the raw gain smaller, which the isotonic fit hides.
+
+    Attributes:
+        from_context: K_j.
+        to_context: K_{j+1}.
+        nats: ``G(K_j) - G(K_{j+1})``, above 0.
+        interval: 95 % interval of it; None where the curve has no intervals.
+    """
+
+    from_context: int
+    to_context: int
+    nats: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The gain of one model on one set S of tokens. Intervals are 95 %, over documents (`metrics.uncertainty`).
+
+    Attributes:
+        contexts: K_1, …, K_m.
+        gains: G at each of them, nats per token; raw.
+        gain_intervals: Of each; None with fewer than 5 documents or 20 tokens in S, as all intervals.
+        fit: G̃ at each of them.
+        whole_gain: The same under the whole context of each token, nats per token.
+        max_gain: max G̃, which is its last value. A maximum of what is noise is above 0 more often than not.
+        max_gain_interval: Of `max_gain`.
+        reach: R, tokens; None where `max_gain` is not above 0, or its interval reaches down to 0.
+        reach_interval: Of `reach`, the fit and R being computed anew from gains that are drawn from their t
+            distribution; None where `reach` is. So is `max_gain_interval`.
+        censored: Whether R lies in the last step, so that a larger K could move it: R is a lower bound.
+        reach_interval_censored: Whether the upper end of the interval does.
+        drops: The steps in which G fell.
+        num_tokens: Tokens in S.
+        num_characters: Characters that they cover.
+        num_documents: Documents that have tokens in S.
+        reference_share: ``max_gain * num_tokens / num_characters``, nats per character, over that of the reference on
+            its own tokens; None without reference, or where its gain is not above 0, or cannot be told from it.
+    """
+
+    contexts: tuple[int, ...]
+    gains: tuple[float, ...]
+    gain_intervals: tuple[Interval, ...] | None
+    fit: tuple[float, ...]
+    whole_gain: float
+    max_gain: float
+    max_gain_interval: Interval | None
+    reach: float | None
+    reach_interval: Interval | None
+    censored: bool
+    reach_interval_censored: bool
+    drops: tuple[Drop, ...]
+    num_tokens: int
+    num_characters: int
+    num_documents: int
+    reference_share: float | None = None
+
+
+def effective_reach(contexts: Sequence[int], fit: npt.ArrayLike) -> float | None:
+    """R, the smallest K with ``G̃(K) >= 0.9 * G̃(K_m)``, G̃ being linear in log K between the contexts.
+
+    Args:
+        contexts: ``(m,)`` K, rising.
+        fit: ``(m,)`` G̃ at each, nats; not falling, and the first not above 0.
+
+    Returns:
+        Tokens; None where the last value is not above 0.
+    """
+    values = np.asarray(fit, dtype=np.float64)
+    if values[-1] <= 0:
+        return None
+    wanted = REACHED * values[-1]
+    step = int(np.searchsorted(values, wanted))  # the first K that reaches it; not K_1, whose value is not above 0
+    low, high = contexts[step - 1], contexts[step]
+    part = (wanted - values[step - 1]) / (values[step] - values[step - 1])
+    return float(min(low * (high / low) ** part, high))
+
+
+def _isotonic(gains: Doubles) -> Doubles:
+    from scipy.optimize import isotonic_regression  # slow to import, and not every command needs it
+
+    fit: Doubles = isotonic_regression(gains).x
+    return fit
+
+
+def curve_of(
+    contexts: tuple[int, ...],
+    sums: Sequence[DocumentGains],
+    reference: Sequence[DocumentGains],
+    seed: int,
+    resamples: int,
+) -> Curve | None:
+    """The curve of some tokens; None where there are none.
+
+    Args:
+        contexts: K_1, …, K_m.
+        sums: The gains of every document on these tokens.
+        reference: The same of the reference; none without one.
+        seed: Of the draws that give intervals.
+        resamples: How many draws.
+    """
+    columns = _columns(sums)
+    num_tokens = sum(document.num_tokens for document in sums)
+    if not num_tokens:
+        return None
+    *gains, whole_gain = columns[:, :-1].sum(axis=0) / num_tokens
+    fit = _isotonic(np.array(gains))
+    reached = effective_reach(contexts, fit)
+    intervals = _intervals(contexts, columns, seed, resamples)
+    if intervals is not None and intervals.max_gain[0] <= 0:
+        reached = None
+    reach_interval = intervals.reach if intervals and reached is not None else None
+    own, others = _gain_per_character(sums), _gain_per_character(reference)
+    share = None if own is None or others is None or others <= 0 else own / others
+    if share is not None:
+        theirs = _intervals(contexts, _columns(reference), seed, resamples)
+        if theirs is not None and theirs.max_gain[0] <= 0:  # cannot be told from 0
+            share = None
+    return Curve(
+        contexts=contexts,
+        gains=tuple(float(gain) for gain in gains),
+        gain_intervals=intervals and intervals.gains,
+        fit=tuple(float(value) for value in fit),
+        whole_gain=float(whole_gain),
+        max_gain=float(fit[-1]),
+        max_gain_interval=intervals and intervals.max_gain,
+        reach=reached,
+        reach_interval=reach_interval,
+        censored=reached is not None and reached > contexts[-2],
+        reach_interval_censored=reach_interval is not None and reach_interval[1] > contexts[-2],
+        drops=tuple(
+            Drop(
+                from_context=contexts[j],
+                to_context=contexts[j + 1],
+                nats=float(gains[j] - gains[j + 1]),
+                interval=intervals and intervals.drops[j],
+            )
+            for j in range(len(contexts) - 1)
+            if gains[j + 1] < gains[j]
+        ),
+        num_tokens=num_tokens,
+        num_characters=sum(document.num_characters for document in sums),
+        num_documents=int(np.count_nonzero(columns[:, -1])),
+        reference_share=share,
+    )
+
+
+class CurveIntervals(NamedTuple):
+    """The 95 % intervals of a curve; `reach` is None where none of the draws has one."""
+
+    gains: tuple[Interval, ...]
+    drops: tuple[Interval, ...]
+    max_gain: Interval
+    reach: Interval | None
+
+
+def curve_intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> CurveIntervals | None:
+    """The intervals of gains and drops by the rule for ratios; of the fit's maximum and of R from draws of the gains.
+
+    R is of the draws that have one. None where one document has all the tokens.
+
+    Args:
+        contexts: ``(m,)`` K.
+        columns: ``(n, m + 2)``: a document's sums of gains at each K and under the whole context, and its tokens.
+        seed: Of the draws.
+        resamples: How many.
+    """
+    gains, deviations, shares = linearised(columns[:, :-2].T, columns[:, -1])
+    both = scaled_deviations(deviations, shares)
+    if both is None:
+        return None
+    scaled, freedom = both
+    fits = np.array([_isotonic(drawn) for drawn in drawn_values(gains, scaled, freedom, seed, resamples).T])
+    reaches = [reached for fit in fits if (reached := effective_reach(contexts, fit)) is not None]
+
+    def intervals(values: Doubles, scaled: Doubles) -> tuple[Interval, ...]:
+        half = quantile(freedom) * np.sqrt((scaled**2).sum(axis=1))
+        return tuple(zip((values - half).tolist(), (values + half).tolist(), strict=True))
+
+    return CurveIntervals(
+        gains=intervals(gains, scaled),
+        drops=intervals(-np.diff(gains), np.diff(scaled, axis=0)),
+        max_gain=percentile_interval(fits[:, -1]),
+        reach=percentile_interval(np.array(reaches)) if reaches else None,
+    )
+
+
+def _intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> CurveIntervals | None:
+    """The intervals, where there are documents and tokens enough."""
+    tokens = columns[:, -1]
+    if np.count_nonzero(tokens) < MIN_DOCUMENTS or tokens.sum() < MIN_TOKENS:
+        return None
+    return curve_intervals(contexts, columns, seed, resamples)
+
+
+def _columns(sums: Sequence[DocumentGains]) -> Doubles:
+    """``(n, m + 2)``: a document's sums of gains at each K and under the whole context, and its tokens."""
+    return np.array([[*document.gains, document.num_tokens] for document in sums], dtype=np.float64)
+
+
+def _gain_per_character(sums: Sequence[DocumentGains]) -> float | None:
+    """The largest gain, nats per character of S; None where S has none."""
+    num_characters = sum(document.num_characters for document in sums)
+    if not num_characters:
+        return None
+    total: Doubles = np.sum([document.gains for document in sums], axis=0)
+    return float(_isotonic(total[:-1])[-1] / num_characters)

@@ -9,14 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import AnswerSpans, Corpus, Influence, ScoredDocument, choose_influence
+from longlens.metrics.corpus import AnswerSpans, Bools, Corpus, Influence, Ints, ScoredDocument, choose_influence
+from longlens.metrics.uncertainty import Doubles
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context
 from longlens.settings.options import KeyRule
 from longlens.tables import Tabular, plain
-
-Bools = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 # Paper, section 2.2 on figures 3(a) and 4(a): "most tokens in a natural corpus [...] are long-context-irrelevant tokens
 # with low LSD (lower than 0.5), while only less than 10% tokens are highly influenced by long context (with LSD > 2)".

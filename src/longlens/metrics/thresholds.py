@@ -12,12 +12,10 @@ import numpy.typing as npt
 
 from longlens.errors import UserError
 from longlens.keytokens.alignment import as_spans, characters_of
-from longlens.metrics.corpus import Corpus, ScoredDocument, choose_influence
+from longlens.metrics.corpus import Corpus, Ints, ScoredDocument, choose_influence
+from longlens.metrics.uncertainty import Doubles
 from longlens.scoring.scores import Scores, TokenScores
 from longlens.settings.options import ALPHA, BETA, KeyRule, check_thresholds
-
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _SPLIT_TOKENS_AT_ONCE = 1024
 

@@ -156,8 +156,8 @@ def percentile_interval(drawn: Doubles) -> Interval:
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """95 % interval of a mean: Student's t, which the rule is for equal weights; None for fewer than 2 values."""
-    found = estimate(np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1))
-    return None if found is None else found.interval()
+    mean = estimate(np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1))
+    return None if mean is None else mean.interval()
 
 
 def score_interval(values: Sequence[float]) -> Interval | None:

@@ -38,7 +38,7 @@ def read_benchmarks(path: str | os.PathLike[str], names: Sequence[str]) -> dict[
     header = [cell.strip() for cell in rows[0]] if rows else []
     if len(header) < 2 or header[0] != "model" or len(set(header)) < len(header) or not all(header):
         raise UserError(f"{path} begins with {header}, expected a line such as model,LongBench,RULER")
-    found: dict[str, dict[str, float]] = {benchmark: {} for benchmark in header[1:]}
+    scores: dict[str, dict[str, float]] = {benchmark: {} for benchmark in header[1:]}
     seen: set[str] = set()
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
@@ -54,8 +54,8 @@ def read_benchmarks(path: str | os.PathLike[str], names: Sequence[str]) -> dict[
         seen.add(name)
         for benchmark, cell in zip(header[1:], row[1:], strict=True):
             if cell.strip():
-                found[benchmark][name] = _score(path, number, cell)
-    return found
+                scores[benchmark][name] = _score(path, number, cell)
+    return scores
 
 
 def _score(path: Path, number: int, cell: str) -> float:

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from longlens.metrics.context_reach import Curve, ReachResult
+from longlens.metrics.context_reach import ReachResult
+from longlens.metrics.gains import Curve
 from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
 from longlens.report.summary import ReportRun, ReportSummary
@@ -94,61 +95,55 @@ class Chart:
 def charts(summary: ReportSummary) -> list[Chart]:
     """The charts of a report, those that its scores allow."""
     colors = {run.name: index for index, run in enumerate(summary.runs)}
-    found = [
-        _lsd_classes(summary.runs, colors),
-        _lcl_classes(summary.runs, colors),
+    allowed = [
+        *_classes(summary.runs, colors),
         _logprob_by_position(summary.runs, colors),
         _key_share_by_position(summary, colors),
         *(_reach(summary.runs, colors, of) for of in ("all", "keys")),
         *_benchmarks(summary, colors),
     ]
-    return [chart for chart in found if chart is not None and chart.series]
+    return [chart for chart in allowed if chart is not None and chart.series]
 
 
-def _lsd_classes(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart:
-    return Chart(
-        name="lsd-classes",
-        title="Tokens by long-short difference (LSD)",
-        caption="How much the long context helps a token, in nats; as figures 3(a) and 4(a) of the paper. "
-        "Tokens with fewer than K tokens before them have no LSD and are left out.",
-        x=Axis(label="LSD, nats", categories=_class_names(runs, "lsd")),
-        y=Axis(label="share of tokens, %"),
-        series=_all_bars(runs, colors, "lsd"),
-    )
+def _classes(runs: Sequence[ReportRun], colors: dict[str, int]) -> Iterator[Chart]:
+    above = f"tokens with LSD > {LSD_FLOOR:g}"
+    for which, title, caption, share in (
+        (
+            "lsd",
+            "Tokens by long-short difference (LSD)",
+            "How much the long context helps a token, in nats; as figures 3(a) and 4(a) of the paper. "
+            "Tokens with fewer than K tokens before them have no LSD and are left out.",
+            "tokens",
+        ),
+        (
+            "lcl",
+            f"T{above[1:]} by long-context likelihood (LCL)",
+            "Of the tokens that the long context helps: how likely it makes them, in nats; as figure 3(b) of the "
+            "paper. Left: mispredicted under the long context too.",
+            above,
+        ),
+    ):
+        all_classes: list[tuple[ReportRun, Classes]] = [
+            (run, classes) for run in runs if (classes := getattr(run.distributions, which)) is not None
+        ]
+        if all_classes:
+            edges = [f"{edge:g}".replace("-", "−") for edge in all_classes[0][1].edges]
+            names = [f"< {edges[0]}", *(f"{low} to {high}" for low, high in pairwise(edges)), f"≥ {edges[-1]}"]
+            yield Chart(
+                name=f"{which}-classes",
+                title=title,
+                caption=caption,
+                x=Axis(label=f"{which.upper()}, nats", categories=names),
+                y=Axis(label=f"share of {share}, %"),
+                series=[
+                    series
+                    for run, classes in all_classes
+                    for series in _bars(run, classes, colors[run.name], colors[run.name] + len(runs))
+                ],
+            )
 
 
-def _lcl_classes(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart:
-    return Chart(
-        name="lcl-classes",
-        title=f"Tokens with LSD > {LSD_FLOOR:g} by long-context likelihood (LCL)",
-        caption="Of the tokens that the long context helps: how likely it makes them, in nats; as figure 3(b) of the "
-        "paper. Left: mispredicted under the long context too.",
-        x=Axis(label="LCL, nats", categories=_class_names(runs, "lcl")),
-        y=Axis(label=f"share of tokens with LSD > {LSD_FLOOR:g}, %"),
-        series=_all_bars(runs, colors, "lcl"),
-    )
-
-
-def _class_names(runs: Sequence[ReportRun], which: str) -> list[str]:
-    classes: Classes | None = next((c for run in runs if (c := getattr(run.distributions, which)) is not None), None)
-    if classes is None:
-        return []
-    edges = [f"{edge:g}".replace("-", "−") for edge in classes.edges]
-    between = [f"{low} to {high}" for low, high in pairwise(edges)]
-    return [f"< {edges[0]}", *between, f"≥ {edges[-1]}"]
-
-
-def _all_bars(runs: Sequence[ReportRun], colors: dict[str, int], which: str) -> list[Series]:
-    return [
-        series
-        for run in runs
-        for series in _bars(run, getattr(run.distributions, which), colors[run.name], colors[run.name] + len(runs))
-    ]
-
-
-def _bars(run: ReportRun, classes: Classes | None, color: int, other_color: int) -> Iterator[Series]:
-    if classes is None:
-        return
+def _bars(run: ReportRun, classes: Classes, color: int, other_color: int) -> Iterator[Series]:
     groups = {"": classes.counts}
     if classes.answers is not None and classes.rest is not None:
         groups = {", answers": classes.answers, ", other tokens": classes.rest}
@@ -217,7 +212,8 @@ def _reach(runs: Sequence[ReportRun], colors: dict[str, int], which: Literal["al
     if not curves:
         return None
     tokens = "all tokens" if which == "all" else "key tokens"
-    selected = "" if which == "all" else " Key at the smallest K, by " + " and ".join(_evaluators(curves)) + "."
+    evaluators = dict.fromkeys(reached.evaluator or "the key file" for _, reached, _ in curves)
+    selected = "" if which == "all" else " Key at the smallest K, by " + " and ".join(evaluators) + "."
     return Chart(
         name=f"reach-{which}",
         title=f"Context reach, {tokens}",
@@ -241,8 +237,8 @@ def _gains(name: str, curve: Curve, color: int) -> Iterator[Series]:
         name=name,
         x=list(curve.contexts),
         y=list(curve.gains),
-        low=None if intervals is None else [None if both is None else both[0] for both in intervals],
-        high=None if intervals is None else [None if both is None else both[1] for both in intervals],
+        low=None if intervals is None else [low for low, _ in intervals],
+        high=None if intervals is None else [high for _, high in intervals],
         color=color,
         style="points",
     )
@@ -254,10 +250,6 @@ def reach_in_words(curve: Curve) -> str:
     if curve.reach is None:
         return "none: no gain that can be told from 0"
     return f"{'≥ ' if curve.censored else ''}{curve.reach:,.0f} tokens"
-
-
-def _evaluators(curves: Sequence[tuple[ReportRun, ReachResult, Curve]]) -> list[str]:
-    return list(dict.fromkeys(reached.evaluator or "the key file" for _, reached, _ in curves))
 
 
 def _reaches_in_words(curves: Sequence[tuple[ReportRun, ReachResult, Curve]]) -> str:
@@ -307,10 +299,10 @@ def _correlation(x: Sequence[float], y: Sequence[float]) -> str:
         return f"{len(x)} models: too few to correlate, or all alike."
     from scipy import stats
 
-    found = stats.pearsonr(x, y)
-    low, high = found.confidence_interval() if len(x) > 3 else (math.nan, math.nan)
+    correlation = stats.pearsonr(x, y)
+    low, high = correlation.confidence_interval() if len(x) > 3 else (math.nan, math.nan)
     interval = f", 95 % interval [{low:.2f}, {high:.2f}]" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"Pearson r = {found.statistic:.2f} over {len(x)} models{interval}."
+    return f"Pearson r = {correlation.statistic:.2f} over {len(x)} models{interval}."
 
 
 def _file_name(name: str) -> str:

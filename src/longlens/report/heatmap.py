@@ -71,21 +71,21 @@ def heatmap(cells: Iterable[tuple[int, float, float | None]], *, title: str = ""
     grey, which no score looks like.
 
     Raises:
-        UserError: As `grid`; or matplotlib is not installed.
+        UserError: There are no cells, or a score is not from 0 to 100; matplotlib is not installed.
     """
-    found = grid(cells)
+    drawn = grid(cells)
     with style():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6.4, 4.0 if len(found.depths) <= _WITH_NUMBERS else 4.8))
+        figure = Figure(figsize=(6.4, 4.0 if len(drawn.depths) <= _WITH_NUMBERS else 4.8))
         if title:
             figure.suptitle(plain(title, 74))
         axes = figure.add_subplot()
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=2)
-        _draw_cells(axes, found)
-        _set_ticks(axes, found)
+        _draw_cells(axes, drawn)
+        _set_ticks(axes, drawn)
         return figure
 
 
@@ -101,7 +101,7 @@ def write_heatmap(
     """Draws `heatmap` into ``NAME.FORMAT``, which replaces a file of that name; the same cells give the same bytes.
 
     Args:
-        cells: As for `grid`.
+        cells: Length in tokens, depth in percent and score in percent or None, one for each sample.
         folder: Where; created if it is missing.
         name: Of the files.
         title: Above the map, and in the metadata of the files.
@@ -109,7 +109,7 @@ def write_heatmap(
         formats: Of ``png`` and ``svg``.
 
     Raises:
-        UserError: As `heatmap`; or a format is unknown, or a file cannot be written.
+        UserError: What `heatmap` refuses; a format is unknown, or a file cannot be written.
     """
     check_formats(formats)
     return save(heatmap(cells, title=title), Path(folder), name, title=title, caption=caption, formats=formats)
@@ -119,22 +119,22 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _draw_cells(axes: Axes, found: Grid) -> None:
+def _draw_cells(axes: Axes, cells: Grid) -> None:
     from matplotlib.patches import Patch, Rectangle
 
-    rows, columns = found.means.shape
+    rows, columns = cells.means.shape
     numbered = max(rows, columns) <= _WITH_NUMBERS
     drawn = axes.pcolormesh(
         np.arange(columns + 1),
         np.arange(rows + 1),
-        np.ma.masked_invalid(found.means),
+        np.ma.masked_invalid(cells.means),
         cmap=COLOURS,
         vmin=0,
         vmax=100,
     )
     bar = axes.figure.colorbar(drawn, ax=axes, label="mean score, %", ticks=range(0, 101, 20), pad=0.02)
     bar.outline.set_visible(False)
-    missing = [(int(row), int(column)) for row, column in np.argwhere(np.isnan(found.means))]
+    missing = [(int(row), int(column)) for row, column in np.argwhere(np.isnan(cells.means))]
     look: dict[str, Any] = _MISSING
     for row, column in missing:
         axes.add_patch(Rectangle((column, row), 1, 1, **look))
@@ -146,18 +146,18 @@ def _draw_cells(axes: Axes, found: Grid) -> None:
     axes.hlines(np.arange(1, rows), 0, columns, **lines)
     axes.vlines(np.arange(1, columns), 0, rows, **lines)
     if numbered:
-        for (row, column), mean in np.ndenumerate(found.means):
+        for (row, column), mean in np.ndenumerate(cells.means):
             if not math.isnan(mean):
                 ink = _ink(drawn.to_rgba(mean))
                 axes.text(column + 0.5, row + 0.5, f"{round(mean, 1):g}", ha="center", va="center", color=ink)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
 
 
-def _set_ticks(axes: Axes, found: Grid) -> None:
+def _set_ticks(axes: Axes, cells: Grid) -> None:
     """At the middle of cells: of each of them where there is room, else of the first, the last and some between."""
     for axis, what, names in (
-        (axes.xaxis, "length, tokens", [f"{length:,}" for length in found.lengths]),
-        (axes.yaxis, "depth, % of the text", [f"{depth:.4g}" for depth in found.depths]),
+        (axes.xaxis, "length, tokens", [f"{length:,}" for length in cells.lengths]),
+        (axes.yaxis, "depth, % of the text", [f"{depth:.4g}" for depth in cells.depths]),
     ):
         ticks = min(len(names), _WITH_NUMBERS)
         places = [round((len(names) - 1) * tick / max(1, ticks - 1)) for tick in range(ticks)]

@@ -23,6 +23,7 @@ from longlens.report.charts import charts
 from longlens.report.documents import PageDocuments, base64_of, embedded
 from longlens.report.summary import ReportSummary, summarize_runs
 from longlens.scoring.scores import Scores
+from longlens.settings.options import KeyRule
 
 SCRIPTS = ("tokens.js", "pane.js", "charts.js", "main.js")
 GENERATOR = '<meta name="generator" content="longlens">'
@@ -82,12 +83,7 @@ def write_report(
             runs,
             evaluator_scores=evaluator_scores,
             keys=keys,
-            alpha=alpha,
-            beta=beta,
-            gamma=gamma,
-            use_lcl=use_lcl,
-            context=context,
-            stride=stride,
+            rule=KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride),
             answers=answers,
             benchmarks=benchmarks,
             page=page,

@@ -99,12 +99,7 @@ def summarize_runs(
     *,
     evaluator_scores: Scores | None = None,
     keys: KeySource | None = None,
-    alpha: float | None = None,
-    beta: float | None = None,
-    gamma: float | None = None,
-    use_lcl: bool | None = None,
-    context: int | None = None,
-    stride: int | None = None,
+    rule: KeyRule | None = None,
     answers: AnswerSpans | None = None,
     benchmarks: Mapping[str, Mapping[str, float]] | None = None,
     page: PageDocuments | None = None,
@@ -116,12 +111,7 @@ def summarize_runs(
         evaluator_scores: Of the evaluator, which selects the key tokens. With neither these nor keys, the first run
             that has short-context scores is the evaluator, and a note says so.
         keys: Key tokens instead, selected before.
-        alpha: Threshold of the long-short difference, nats; 2 by default.
-        beta: Threshold of the long-context likelihood, nats; -2 by default.
-        gamma: Largest soft weight; 5 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
-        context: Which of the evaluator's short contexts, K tokens.
-        stride: Which of its strides.
+        rule: How the evaluator's scores select key tokens; the paper's thresholds unless given.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs (see `read_benchmarks`).
         page: Takes the documents that a page shows.
@@ -142,7 +132,7 @@ def summarize_runs(
     elif evaluator_scores is not None:
         # One object for one run, so that it is shown once.
         evaluator_scores = next((run for run in runs if same_run(run, evaluator_scores)), evaluator_scores)
-    rule = KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride)
+    rule = rule or KeyRule()
     influence = choose_influence(evaluator_scores, keys, rule)
     shown = [*runs]
     if evaluator_scores is not None and not any(run is evaluator_scores for run in runs):

@@ -13,7 +13,8 @@ from longlens.cli.command import Part
 from longlens.settings.options import KeyRule
 
 if TYPE_CHECKING:
-    from longlens.metrics.context_reach import Curve, ReachResult
+    from longlens.metrics.context_reach import ReachResult
+    from longlens.metrics.gains import Curve
     from longlens.scoring.reader import StoredScores
 
 
