@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import AnswerSpans, Corpus, DocumentStatistics, choose_influence, read_once
-from longlens.metrics.longppl import (
-    PerplexityResult,
-    PerplexitySums,
-    character_column,
-    column,
-    key_character_column,
-)
+from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_once
+from longlens.metrics.longppl import PerplexityResult, PerplexitySums, column
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Estimate, Interval, estimate, quantile
 from longlens.scoring.scores import Scores, names_of
 from longlens.settings.options import KeyRule
@@ -204,12 +198,12 @@ def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores])
             same_tokenizer=None if None in (hash, hashes[0]) else hash == hashes[0],
             **{
                 name: _difference(
-                    of(result.documents),
-                    of(baseline.documents),
+                    column(result.documents, sums),
+                    column(baseline.documents, sums),
                     unit,
                     min(getattr(result, counted) or 0, getattr(baseline, counted) or 0),
                 )
-                for name, (of, unit, counted) in _MEASURES.items()
+                for name, (sums, unit, counted) in _MEASURES.items()
             },
         )
         for result, hash in zip(results[1:], hashes[1:], strict=True)
@@ -232,11 +226,11 @@ def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores])
 
 # what is compared: which sums (nats and weight) it is a ratio of, how many of its unit a nat is, and what counts its
 # tokens
-_MEASURES: dict[str, tuple[Callable[[Sequence[DocumentStatistics]], Doubles | None], float, str]] = {
-    "log_ppl": (lambda documents: column(d.scored for d in documents), 1.0, "num_tokens"),
-    "log_longppl": (lambda documents: column(d.key for d in documents), 1.0, "num_key_tokens"),
-    "bits_per_character": (character_column, 1 / math.log(2), "num_tokens"),
-    "key_bits_per_character": (key_character_column, 1 / math.log(2), "num_key_tokens"),
+_MEASURES = {
+    "log_ppl": ("scored", 1.0, "num_tokens"),
+    "log_longppl": ("key", 1.0, "num_key_tokens"),
+    "bits_per_character": ("characters", 1 / math.log(2), "num_tokens"),
+    "key_bits_per_character": ("key_characters", 1 / math.log(2), "num_key_tokens"),
 }
 
 

@@ -304,6 +304,16 @@ class DocumentStatistics:
     num_unscored: int
 
     @property
+    def characters(self) -> WeightedSum:
+        """Nats over scored tokens, and their characters."""
+        return WeightedSum(self.scored.logprob, self.num_characters)
+
+    @property
+    def key_characters(self) -> WeightedSum | None:
+        """Nats over key tokens, and the characters that they cover; None without keys."""
+        return None if self.key is None else WeightedSum(self.key.logprob, self.num_key_characters or 0)
+
+    @property
     def num_tokens(self) -> int:
         """Scored tokens."""
         return int(self.scored.weight)

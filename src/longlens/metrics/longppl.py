@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,8 +195,8 @@ class PerplexitySums:
     def result(self) -> PerplexityResult:
         """Corpus values and intervals from the sums of the documents."""
         documents = sorted(self._documents, key=lambda document: document.id)  # so that their order decides nothing
-        columns = {name: column(getattr(d, name) for d in documents) for name in _GROUPS}
-        totals = {name: corpus_sum(sums) for name, sums in columns.items()}
+        columns = {name: column(documents, name) for name in _GROUPS}
+        totals = {name: _total(sums) for name, sums in columns.items()}
         num_tokens, num_key_tokens = _number(totals["scored"]) or 0, _number(totals["key"])
         ends = {
             "ppl": (columns["scored"], num_tokens),
@@ -211,8 +211,8 @@ class PerplexitySums:
             ppl=_ppl(totals["scored"]),
             longppl=_ppl(totals["key"]),
             longppl_soft=_ppl(totals["soft"]),
-            bits_per_character=_bits(corpus_sum(character_column(documents))),
-            key_bits_per_character=_bits(corpus_sum(key_character_column(documents))),
+            bits_per_character=_bits(totals["characters"]),
+            key_bits_per_character=_bits(totals["key_characters"]),
             ppl_from_context=_ppl(totals["from_context"]),
             ppl_ngram=_ppl(totals["ngram"]),
             ppl_answers=_ppl(totals["answers"]),
@@ -296,31 +296,20 @@ class PerplexitySums:
         return "the evaluator selects none in these documents; a lower `alpha` or `beta` selects more"
 
 
-_GROUPS = ("scored", "key", "soft", "from_context", "ngram", "answers", "rest")
+_GROUPS = ("scored", "characters", "key", "key_characters", "soft", "from_context", "ngram", "answers", "rest")
 _TITLES = {"ppl": "PPL", "longppl": "LongPPL", "longppl_soft": "LongPPL-soft"}
 
 
-def column(sums: Iterable[WeightedSum | None]) -> Doubles | None:
-    """``(n, 2)`` float64, a row a document, zeros for one without; None where all are without."""
-    rows = list(sums)
+def column(documents: Sequence[DocumentStatistics], name: str) -> Doubles | None:
+    """``(n, 2)``: the weighted sums of this name, a row a document, zeros for one without; None where none has one."""
+    rows = [getattr(document, name) for document in documents]
     if all(row is None for row in rows):
         return None
     return np.array([row or (0.0, 0.0) for row in rows], dtype=np.float64)
 
 
-def corpus_sum(sums: Doubles | None) -> WeightedSum | None:
-    """The sum over documents; None where there is none."""
+def _total(sums: Doubles | None) -> WeightedSum | None:
     return None if sums is None else WeightedSum(*(float(total) for total in sums.sum(axis=0)))
-
-
-def character_column(documents: Sequence[DocumentStatistics]) -> Doubles | None:
-    """``(n, 2)``: nats over scored tokens, and their characters."""
-    return column(WeightedSum(d.scored.logprob, d.num_characters) for d in documents)
-
-
-def key_character_column(documents: Sequence[DocumentStatistics]) -> Doubles | None:
-    """``(n, 2)``: nats over key tokens, and the characters that they cover; None without keys."""
-    return column(None if d.key is None else WeightedSum(d.key.logprob, d.num_key_characters or 0) for d in documents)
 
 
 def _ppl(total: WeightedSum | None) -> float | None:
@@ -354,7 +343,7 @@ def _notes_on_intervals(
     """Why a value that exists has no interval."""
     names: dict[str, list[str]] = {}
     for name, (sums, num_tokens) in ends.items():
-        if sums is not None and _ppl(corpus_sum(sums)) is not None and intervals[name] is None:
+        if sums is not None and _ppl(_total(sums)) is not None and intervals[name] is None:
             names.setdefault(_why_no_interval(sums, num_tokens), []).append(_TITLES[name])
     return [
         f"{' and '.join(titles)} of {model} {'has' if len(titles) == 1 else 'have'} no interval: {why}"

@@ -253,8 +253,13 @@ def _set_ticks(axes: Axes, axis: Axis, xs: Sequence[float]) -> None:
     crowded = len(places) * max(map(len, labels), default=0) > 90
     axes.set_xticks(places, labels)
     if crowded:
-        for label in axes.get_xticklabels():
-            label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
+        tilt_labels(axes)
+
+
+def tilt_labels(axes: Axes) -> None:
+    """Tilts the labels of the x axis, which are too long to stand side by side."""
+    for label in axes.get_xticklabels():
+        label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:

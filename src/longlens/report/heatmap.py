@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from longlens.errors import UserError
-from longlens.report.figures import FORMATS, check_formats, plain, save, style
+from longlens.report.figures import FORMATS, check_formats, plain, save, style, tilt_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,8 +164,7 @@ def _set_ticks(axes: Axes, cells: Grid) -> None:
         axis.set_ticks([place + 0.5 for place in places], [names[place] for place in places])
         axis.set_label_text(what)
     if sum(len(label.get_text()) for label in axes.get_xticklabels()) > 60:
-        for label in axes.get_xticklabels():
-            label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
+        tilt_labels(axes)
 
 
 def _ink(rgba: Any) -> str:
