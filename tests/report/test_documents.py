@@ -103,7 +103,7 @@ def test_short_scores_are_those_of_the_context_that_selects_the_key_tokens(tmp_p
     for context in contexts:
         _, (page,) = shown(tmp_path, runs[:1], ["one"], evaluator_scores=runs[1], rule=KeyRule(context=context.context))
         for stored, source in zip(page["runs"], runs, strict=True):
-            expected = source.get("one").at(rule=KeyRule(context=context.context)).short_logprobs
+            expected = source.get("one").at(context=context.context).short_logprobs
             assert decoded(stored["short"], "<f4").tobytes() == expected.tobytes()
 
 
