@@ -79,9 +79,9 @@ def test_a_folder_is_of_one_configuration_wherever_it_lies(model, tmp_path, monk
     before = rows(tmp_path / "run")
     extend(model, YaRN(factor=4), tmp_path / "yarn")
     shutil.copytree(model, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"engine \(config\.max_position_embeddings is 4096 there and 16384 here"):
+    with pytest.raises(UserError, match=r"another benchmark run: config\.max_position_embeddings is 4096 there and 16384 here"):
         bench(str(tmp_path / "yarn"), tmp_path / "run", open_engine, **settings)
-    monkeypatch.setattr("longlens.bench.run.versions", lambda *_: {"lm_eval": "9"})
+    monkeypatch.setattr("longlens.runs.folder.versions", lambda *_: {"lm_eval": "9"})
     with pytest.warns(LonglensWarning, match=r"begun with other versions \(lm_eval \S+ -> 9\)"):
         bench(str(tmp_path / "copy"), tmp_path / "run", open_engine, **settings)
     assert rows(tmp_path / "run") == before
@@ -342,20 +342,23 @@ def test_secrets_are_written_nowhere(model, tmp_path, log):
     settings = {"arguments": arguments | {"auth_token": "new"}, "backend": "local-completions"}
     bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings)
     settings = {"arguments": arguments | {"num_concurrent": 4}, "backend": "local-completions"}
-    with pytest.raises(UserError, match="holds a run with another engine"):
+    with pytest.raises(UserError, match="holds another benchmark run: "):
         bench(model, tmp_path / "run", FakeEngine(), engine_settings=settings)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine_settings": {"dtype": "bfloat16"}}, "holds a run with another engine"),
-        ({"engine_settings": {"arguments": {"logits_cache": False}}}, "holds a run with another engine"),
-        ({"mode": "teacher-forced", "tasks": ["longeval_lines"]}, "holds a run with another mode"),
-        ({"think_tokens": 9}, "holds a run with another think tokens"),
-        ({"overlong": "skip"}, "holds a run with another overlong"),
-        ({"template": "none"}, "holds a run with another template"),
-        ({"template_arguments": {"a": 1}}, "holds a run with another template arguments"),
+        ({"engine_settings": {"dtype": "bfloat16"}}, "holds another benchmark run: dtype is 'float32' there"),
+        ({"engine_settings": {"arguments": {"logits_cache": False}}}, "holds another benchmark run: arguments is"),
+        (
+            {"mode": "teacher-forced", "tasks": ["longeval_lines"]},
+            "mode is 'generate' there and",
+        ),
+        ({"think_tokens": 9}, "think_tokens is 0 there and 9 here"),
+        ({"overlong": "skip"}, "overlong is None there and 'skip' here"),
+        ({"template": "none"}, "template is 'auto' there and"),
+        ({"template_arguments": {"a": 1}}, "template_arguments is "),
         ({"settings": {"hops": 2}}, r"holds another sample vt-2000-42-\d \(other settings, data or haystack\)"),
         ({"tasks": ["longeval_lines"], "settings": {"ids": "LRT"}}, "holds another sample longeval_lines-2000-42-"),
     ],
@@ -382,7 +385,7 @@ def test_another_model_of_the_same_name_is_refused_before_it_is_loaded(model, tm
         tokenizer = byte_tokenizer()
         tokenizer.add_tokens(["<other>"])
         tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match="holds a run with another engine"):
+    with pytest.raises(UserError, match="holds another benchmark run: "):
         bench(folder, tmp_path / "run", never, tasks=["vt"])
 
 

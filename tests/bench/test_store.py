@@ -192,7 +192,7 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path):
 def test_a_run_of_another_kind_is_refused(tmp_path, name, rank):
     opened(tmp_path / "run").release()
     before = (tmp_path / "run" / "manifest.json").read_bytes()
-    words = f"holds a run with another {name.replace('_', ' ')} .*: give a new folder"
+    words = f"holds another benchmark run: {'(config|weights)' if name == 'engine' else name}.* is .* there and "
     other = {"engine": MANIFEST["engine"] | {"config": {"sliding_window": 9}}}.get(name, {"another": 1})
     for changes in ({name: other}, {name: None if MANIFEST[name] is not None else "skip"}):
         with pytest.raises(UserError, match=words):
@@ -214,9 +214,7 @@ def test_what_does_not_change_answers_may_change(tmp_path):
 def test_a_server_is_told_by_its_name(tmp_path):
     engine = {"backend": "local-completions", "weights_sha256": None, "config": None, "arguments": {}}
     opened(tmp_path / "run", engine=engine).release()
-    with pytest.raises(
-        UserError, match="another engine \\(model is 'tiny' there and 'other' here\\): give a new folder"
-    ):
+    with pytest.raises(UserError, match="another benchmark run: model is 'tiny' there and 'other' here"):
         opened(tmp_path / "run", engine=engine, model="other")
 
 
@@ -275,7 +273,7 @@ def test_a_rank_of_another_model_that_came_first_is_refused_before_it_sums_up(tm
     engine = MANIFEST["engine"] | {"weights_sha256": "5678"}
     late = BenchRun(tmp_path / "run", MANIFEST | {"engine": engine}, rank=1)
     opened(tmp_path / "run").release()
-    with pytest.raises(UserError, match="holds a run with another engine"):
+    with pytest.raises(UserError, match="holds another benchmark run: "):
         late.store("task-1-42", row("a"))
     assert ids(tmp_path / "run") == []
 

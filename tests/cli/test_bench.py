@@ -357,9 +357,9 @@ def test_another_model_or_way_of_asking_needs_a_new_folder(work, run):
     run.json(*RUN)
     before = everything(work / "run")
     for changes, message in (
-        (["--model", "other"], "run holds a run with another engine ("),
+        (["--model", "other"], "run holds another benchmark run: "),
         (["--mode", "choice", "longeval_lines"], ""),
-        (["--overlong", "skip"], 'run holds a run with another overlong (null, now "skip"): give a new folder'),
+        (["--overlong", "skip"], "run holds another benchmark run: overlong is None there and 'skip' here"),
         (["--set", "hops=2"], "run holds another sample vt-1800-42-"),
     ):
         ended = run(*RUN, *changes)

@@ -11,9 +11,7 @@ from typing import Any
 from longlens.bench.samples import read_sample_file, stored_sample
 from longlens.bench.selection import task_of
 from longlens.bench.store import (
-    MANIFEST,
     SCHEMA_VERSION,
-    check_strings,
     read_answers,
     read_harness,
     read_judged,
@@ -39,7 +37,6 @@ Batches = Mapping[str, Mapping[str, Any]]
 """What `summarize_batch` says, by batch."""
 Tasks = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """The batches of each task, at one length."""
-Lengths = dict[int, dict[str, dict[str, Mapping[str, Any]]]]
 
 
 def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.THRESHOLD) -> dict[str, Any]:
@@ -259,27 +256,25 @@ def suite_averages(
         `longlens.tasks.longbench`. ``gaps`` in each names what is missing. Several seeds of a task count as
         more samples of it.
     """
-    made: dict[str, Callable[[Lengths], Any]] = {
-        "ruler": lambda found: asdict(
-            ruler.summarize(
-                {length: _scores(tasks) for length, tasks in found.items()}, threshold=threshold, allow_gaps=True
-            )
-        ),
-        "helmet": _each(lambda tasks: asdict(helmet.summarize(_all_scores(tasks), allow_gaps=True))),
-        "longbench": _each(lambda tasks: asdict(longbench.summarize(_scores(tasks), allow_gaps=True))),
-        "longbench_e": _each(lambda tasks: _e(tasks, graded)),
-        "longbench_v2": _each(lambda tasks: _v2(tasks, graded)),
-    }
-    found: dict[str, Lengths] = {}
+    found: dict[str, dict[int, dict[str, dict[str, Mapping[str, Any]]]]] = {}
     for name, batch in batches.items():
         if batch["score"] is not None:
             of_length = found.setdefault(batch["suite"], {}).setdefault(batch["length"] or 0, {})
             of_length.setdefault(batch["task"], {})[name] = batch
-    return {suite: make(found[suite]) for suite, make in made.items() if suite in found}
-
-
-def _each(make: Callable[[Tasks], Any]) -> Callable[[Lengths], dict[str, Any]]:
-    return lambda found: {str(length): make(tasks) for length, tasks in found.items()}
+    averages: dict[str, Callable[[Tasks], Any]] = {
+        "helmet": lambda tasks: asdict(helmet.summarize(_all_scores(tasks), allow_gaps=True)),
+        "longbench": lambda tasks: asdict(longbench.summarize(_scores(tasks), allow_gaps=True)),
+        "longbench_e": lambda tasks: _e(tasks, graded),
+        "longbench_v2": lambda tasks: _v2(tasks, graded),
+    }
+    results: dict[str, Any] = {}
+    if "ruler" in found:
+        by_length = {length: _scores(tasks) for length, tasks in found["ruler"].items()}
+        results["ruler"] = asdict(ruler.summarize(by_length, threshold=threshold, allow_gaps=True))
+    for suite, average in averages.items():
+        if suite in found:
+            results[suite] = {str(length): average(tasks) for length, tasks in found[suite].items()}
+    return results
 
 
 def _scores(tasks: Tasks) -> dict[str, float | None]:
@@ -391,10 +386,10 @@ def grade_run(
         places: Where files are that tasks need for more than that, see `task_of`.
         with_prompts: Whether samples have their own prompts, which scores do not need and judges may.
     """
-    mode, marks = manifest["mode"], _think_marks(manifest)
-    answers: dict[str, dict[str, Any]] = {}
+    mode, marks = manifest["mode"], manifest.get("think_marks")
+    answers: dict[tuple[str, str], dict[str, Any]] = {}
     for row in read_answers(folder, mode):
-        answers.setdefault(f"{row['key']} {row['prompt_sha256']}", row)
+        answers.setdefault((row["key"], row["prompt_sha256"]), row)
     tasks: dict[str, Task] = {}
     for place, row in read_samples(folder):
         sample = stored_sample(row, place, with_prompt=with_prompts)
@@ -402,41 +397,17 @@ def grade_run(
             tasks[row["batch"]] = task_of(sample, places)
         made = {"sample": sample, "task": tasks[row["batch"]], "batch": row["batch"], "is_skipped": row["skipped"]}
         keys = [sample.id] if mode == "generate" else [f"{sample.id}#{n}" for n in range(len(row["continuations"]))]
-        found = [answers.get(f"{key} {row['prompt_sha256']}") for key in keys]
-        if row["skipped"] or not found or any(answer is None for answer in found):
+        found = [answers[key, row["prompt_sha256"]] for key in keys if (key, row["prompt_sha256"]) in answers]
+        if row["skipped"] or len(found) < max(1, len(keys)):
             yield GradedSample(**made)
         elif mode == "generate":
-            yield _grade_answer(made, row, found[0] or {}, place, thinks=manifest["think_tokens"] > 0, marks=marks)
+            text, is_truncated = found[0]["text"], found[0]["is_truncated"]
+            thinks = manifest["think_tokens"] > 0
+            prediction = answer_text(text, row["task_stop"], is_truncated=is_truncated, thinks=thinks, marks=marks)
+            scores = _score(made["task"], sample, prediction, place)
+            yield GradedSample(**made, prediction=prediction, scores=scores, is_truncated=is_truncated)
         else:
-            yield _grade_logprobs(made, [answer or {} for answer in found], row["continuations"], mode)
-
-
-def _think_marks(manifest: Mapping[str, Any]) -> Marks | None:
-    """The marks of reasoning that a run was told of.
-
-    Raises:
-        UserError: The manifest is damaged.
-    """
-    found = manifest.get("think_marks")
-    if found is None:
-        return None
-    begin, end = check_strings(found, f"{MANIFEST}: think_marks")
-    return begin, end
-
-
-def _grade_answer(
-    made: dict[str, Any],
-    row: Mapping[str, Any],
-    answer: Mapping[str, Any],
-    place: str,
-    *,
-    thinks: bool,
-    marks: Marks | None,
-) -> GradedSample:
-    is_truncated = bool(answer["is_truncated"])
-    prediction = answer_text(answer["text"], row["task_stop"], is_truncated=is_truncated, thinks=thinks, marks=marks)
-    scores = _score(made["task"], made["sample"], prediction, place)
-    return GradedSample(**made, prediction=prediction, scores=scores, is_truncated=is_truncated)
+            yield _grade_logprobs(made, found, row["continuations"], mode)
 
 
 def _score(task: Task, sample: Sample, prediction: str, place: str) -> dict[str, float]:

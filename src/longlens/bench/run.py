@@ -16,7 +16,6 @@ from longlens.bench.results import summarize_run
 from longlens.bench.samples import SampleBatch, file_batches, log_lengths, sample_row, task_batches
 from longlens.bench.selection import BenchSettings, check_harness, make_tasks
 from longlens.bench.store import (
-    MANIFEST_VERSION,
     RESULTS,
     BenchRun,
     Row,
@@ -29,7 +28,7 @@ from longlens.bench.store import (
 from longlens.errors import UserError, require
 from longlens.files import write_json
 from longlens.progress import Progress
-from longlens.runs.folder import versions
+from longlens.runs.folder import make_manifest
 from longlens.runs.identity import ModelIdentity
 from longlens.runs.processes import Processes
 
@@ -301,12 +300,11 @@ def _stored_requests(row: Row) -> Iterator[ModelRequest]:
 
 def _manifest(engine: EngineSettings, settings: BenchSettings, info: Mapping[str, Any]) -> dict[str, Any]:
     identified = {"backend": info.get("backend"), **ModelIdentity.read(info).to_json()}
-    return {
-        "schema_version": MANIFEST_VERSION,
+    record = {
         "model": engine.model,
         "engine": {**identified, "arguments": engine.recorded_arguments()},
         "engine_settings": engine.to_json(),
         "engine_info": dict(info),
         **asdict(settings.prompts),
-        "versions": versions("lm_eval"),
     }
+    return make_manifest(record, "lm_eval")

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib import metadata
@@ -25,7 +25,7 @@ from longlens.bench.store import NUMBER, Row, check_fields, check_numbers, check
 from longlens.errors import UserError, shown, shown_value, system_errors
 from longlens.files import parse_json, replacing
 from longlens.runs.identity import canonical_sha256
-from longlens.runs.jsonl import read_at, read_lines
+from longlens.runs.jsonl import Line, read_at, read_lines
 from longlens.tasks.base import Builder, Sample, Task
 from longlens.tasks.haystack import NAMED
 from longlens.tokenization import TextEncoder
@@ -184,23 +184,26 @@ def read_sample_file(path: Path) -> list[Sample]:
     Raises:
         UserError: There is no such file, a line is no sample, or two have one id.
     """
-    samples: dict[str, Sample] = {}
+    return [replace(sample, prompt="") for _, sample in _read_samples(path)]
+
+
+def _read_samples(path: Path, *, of_runs: bool = True) -> Iterator[tuple[Line, Sample]]:
+    ids: set[str] = set()
     for line in read_lines(path, step=_STEP):
-        sample = parse_sample(line.fields(), line.place)
-        _check_new(path, sample.id, samples)
-        samples[sample.id] = replace(sample, prompt="")
-    if not samples:
-        raise _no_samples(path)
-    return list(samples.values())
-
-
-def _check_new(path: Path, name: str, known: Mapping[str, Any]) -> None:
-    if name in known:
-        raise UserError(f"{shown(path)}: the id {shown_value(name)} is there twice: each sample needs one of its own")
-
-
-def _no_samples(path: Path) -> UserError:
-    return UserError(f"{shown(path)} has no samples: expected the JSON Lines of longlens bench build")
+        row = line.fields()
+        if not of_runs and "prompt_sha256" in row:
+            raise UserError(
+                f"{shown(path)} has the exact prompts of a run, or none: give a file of longlens bench build"
+            )
+        sample = parse_sample(row, line.place)
+        if sample.id in ids:
+            raise UserError(
+                f"{shown(path)}: the id {shown_value(sample.id)} is there twice: each sample needs one of its own"
+            )
+        ids.add(sample.id)
+        yield line, sample
+    if not ids:
+        raise UserError(f"{shown(path)} has no samples: expected the JSON Lines of longlens bench build")
 
 
 def file_batches(path: Path) -> list[SampleBatch]:
@@ -209,26 +212,18 @@ def file_batches(path: Path) -> list[SampleBatch]:
     Raises:
         UserError: There is no such file, it is of a run, a line is no sample or names no task, or two have one id.
     """
-    groups: dict[str, tuple[Task, dict[str, _Line]]] = {}
-    for line in read_lines(path, step=_STEP):
-        row = line.fields()
-        if "prompt_sha256" in row:
-            raise UserError(
-                f"{shown(path)} has the exact prompts of a run, or none: give a file of longlens bench build"
-            )
-        sample = parse_sample(row, line.place)
+    groups: dict[str, tuple[Task, list[_Line]]] = {}
+    for line, sample in _read_samples(path, of_runs=False):
         name = sample.id.rpartition("-")[0]
         if not re.fullmatch(r"\w[^/\\\0]{0,150}", name):  # a run names files so
             raise UserError(
                 f"{shown(path)}: expected an id such as vt-4096-42-0, TASK-LENGTH-SEED-INDEX: {shown_value(sample.id)}"
             )
         if name not in groups:
-            groups[name] = (task_of(sample), {})
-        _check_new(path, sample.id, groups[name][1])
-        groups[name][1][sample.id] = _Line(sample.id, line.start, line.place, sample.length, canonical_sha256(row))
-    if not groups:
-        raise _no_samples(path)
-    return [_file_batch(path, name, task, list(lines.values())) for name, (task, lines) in groups.items()]
+            groups[name] = (task_of(sample), [])
+        sha256 = canonical_sha256(line.value)
+        groups[name][1].append(_Line(sample.id, line.start, line.place, sample.length, sha256))
+    return [_file_batch(path, name, task, lines) for name, (task, lines) in groups.items()]
 
 
 class _Line(NamedTuple):

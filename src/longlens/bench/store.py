@@ -29,18 +29,24 @@ from typing import Any, NamedTuple
 
 from longlens.bench.prompts import PromptSettings
 from longlens.errors import UserError, shown, shown_value
-from longlens.files import cannot_write, read_json, write_json
+from longlens.files import cannot_write, write_json
 from longlens.reasoning import Marks
-from longlens.runs.folder import LockedFolder, warn_by_weights, warn_of_versions
+from longlens.runs.folder import (
+    BY_WEIGHTS,
+    MANIFEST,
+    LockedFolder,
+    differences,
+    refuse_other,
+    warn_by_weights,
+    warn_of_versions,
+)
+from longlens.runs.folder import read_manifest as read_run_manifest
 from longlens.runs.identity import model_differences
 from longlens.runs.jsonl import append_line, read_at, read_lines
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 RESULTS = "results.json"
 FOLDERS = ("samples", "answers", "harness", "judged")
-MANIFEST_VERSION = 2
-"""2: ``engine`` has the model's configuration, see `longlens.runs.identity`."""
 IDENTITY = tuple(field.name for field in fields(PromptSettings))
 """How a model is asked. With ``engine`` it is what a run folder is of; numbers of another one are not put beside them.
 """
@@ -113,7 +119,6 @@ class BenchRun:
         self._held = LockedFolder(
             self.path,
             "benchmark run",
-            marker=MANIFEST,
             own=FOLDERS,
             doing="running a benchmark in",
             example="run",
@@ -138,17 +143,10 @@ class BenchRun:
         """
         if not self.is_begun:
             return
-        there = self.path / MANIFEST
-        found = read_json(there)
-        version = found.get("schema_version")
-        if version not in (1, MANIFEST_VERSION):
-            raise UserError(
-                f"{there} has schema_version {shown_value(version)}, this longlens reads {MANIFEST_VERSION}: install "
-                "the version of longlens that wrote it, or give a new folder"
-            )
+        found = read_run_manifest(self.path)
         _check_same_run(self.path, found, self.manifest)
         if not self._is_compared:
-            if version == 1:
+            if found["schema_version"] == BY_WEIGHTS:
                 warn_by_weights(self.path)
             warn_of_versions(self.path, found, self.manifest["versions"])
         self._is_compared = True
@@ -237,8 +235,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file() or not (Path(folder) / "samples").is_dir():
         raise UserError(f"{shown(folder)} is no benchmark run: give the folder of longlens bench run")
     wanted = {"model": str, "mode": str, "template": str, "think_tokens": int}
-    manifest = read_json(path)
+    manifest = read_run_manifest(Path(folder), step=_RUN_STEP)
     check_fields(manifest, shown(path), wanted)
+    if manifest.get("think_marks") is not None:
+        check_strings(manifest["think_marks"], f"{shown(path)}: think_marks")
     return manifest
 
 
@@ -417,25 +417,11 @@ def sample_identity(row: Mapping[str, Any]) -> list[Any]:
 
 def _check_same_run(folder: Path, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Raises UserError where a run is of another model, or asked in another way; names and paths do not count."""
-    there, here = (dict(record.get("engine") or {}) for record in (found, manifest))
-    differs = model_differences(there, here)
-    if here.get("weights_sha256") is None and found.get("model") != manifest.get("model"):  # a server's, by its name
-        differs.append(
-            f"model is {shown_value(found.get('model'))} there and {shown_value(manifest.get('model'))} here"
-        )
-    for name in ("backend", "arguments"):
-        if there.get(name) != here.get(name):
-            differs.append(f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here")
-    if differs:
-        raise UserError(f"{folder} holds a run with another engine ({'; '.join(differs)}): give a new folder")
-    for name in IDENTITY:
-        if found.get(name) != manifest.get(name):
-            raise UserError(
-                f"{folder} holds a run with another {name.replace('_', ' ')} ({_short(found.get(name))}, now "
-                f"{_short(manifest.get(name))}): give a new folder"
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    there, here = (record.get("engine") or {} for record in (found, manifest))
+    # A server's model is known by its name alone.
+    names = IDENTITY if here.get("weights_sha256") else ("model", *IDENTITY)
+    same = [
+        {name: engine.get(name) for name in ("backend", "arguments")} | {name: record.get(name) for name in names}
+        for engine, record in ((there, found), (here, manifest))
+    ]
+    refuse_other(folder, "benchmark run", model_differences(there, here) + differences(*same))
