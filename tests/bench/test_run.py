@@ -79,7 +79,7 @@ def test_a_folder_is_of_one_configuration_wherever_it_lies(model, tmp_path, monk
     before = rows(tmp_path / "run")
     extend(model, YaRN(factor=4), tmp_path / "yarn")
     shutil.copytree(model, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"another benchmark run: config\.max_position_embeddings is 4096 there and 16384 here"):
+    with pytest.raises(UserError, match=r"config\.max_position_embeddings is 4096 there and 16384 here"):
         bench(str(tmp_path / "yarn"), tmp_path / "run", open_engine, **settings)
     monkeypatch.setattr("longlens.runs.folder.versions", lambda *_: {"lm_eval": "9"})
     with pytest.warns(LonglensWarning, match=r"begun with other versions \(lm_eval \S+ -> 9\)"):
