@@ -290,7 +290,11 @@ class MemoryScores(ScoresTable):
         self._rows = {row.id: row for row in rows}
         self.ids, self.manifest, self.folder, self.num_incomplete = list(self._rows), manifest, None, 0
         self.selected = rows[0].selected if rows else None
-        self.short_contexts: Sequence[ShortContext] = sorted(rows[0].short) if rows else []
+
+    @property
+    def short_contexts(self) -> Sequence[ShortContext]:
+        """The short contexts that every document was scored under."""
+        return sorted(self[0].short) if self.ids else []
 
     def get(self, id: str) -> TokenScores:
         """The scores of the document with this id.
