@@ -49,8 +49,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         say(f"error: {error}")
         return 2
     except typer.TyperException as error:
-        text = getattr(error, "format_message", error.__str__)()
-        say(f"error: {text.rstrip('.')}. See longlens --help")
+        text = getattr(error, "format_message", error.__str__)().rstrip(".")
+        at = getattr(error, "ctx", None)
+        end = "" if text.endswith("?") else "."
+        say(f"error: {text}{end} See {'longlens' if at is None else at.command_path} --help")
         return 2
     except typer.Abort:
         raise KeyboardInterrupt from None

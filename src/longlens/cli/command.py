@@ -22,6 +22,7 @@ from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncat
 
 GROUPS = (Loading, Engine, Reading, Truncation, KeyRule)
 
+HELP = {"help_option_names": ["-h", "--help"]}
 OPTIONS = {
     "arguments": "model_args",
     "format": "format_",
@@ -194,14 +195,19 @@ class App(typer.Typer):
 
     def __init__(self, name: str, help: str) -> None:
         super().__init__(
-            name=name, help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+            name=name,
+            help=help,
+            context_settings=HELP,
+            add_completion=False,
+            rich_markup_mode=None,
+            pretty_exceptions_enable=False,
         )
 
     def command(  # type: ignore[override]  # of typer's settings, those that are used
         self, name: str | None = None
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Registers a function as a command, its groups of settings as options."""
-        register = super().command(name, cls=Command)
+        register = super().command(name, cls=Command, context_settings=HELP)
         return lambda function: register(expanded(function))
 
 

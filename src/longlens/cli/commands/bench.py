@@ -10,7 +10,7 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import App, Part
-from longlens.settings.options import Loading
+from longlens.settings.options import SEED, Loading
 
 bench = App("bench", "Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks.")
 
@@ -85,7 +85,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines to write.")],
     length: Length = None,
     samples: Samples = None,
-    seed: Seed = 42,
+    seed: Seed = SEED,
     data_dir: DataDir = None,
     haystack: Haystack = None,
     settings: Set = None,
@@ -133,7 +133,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
     length: Length = None,
     samples: Samples = None,
-    seed: Seed = 42,
+    seed: Seed = SEED,
     mode: Annotated[str, typer.Option(help="generate, teacher-forced or choice.")] = "generate",
     template: Annotated[str, typer.Option(help="auto, none, chat, chat-prefix or prefill.")] = "auto",
     template_args: Annotated[
@@ -284,7 +284,9 @@ def table(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     by_depth: Annotated[bool, typer.Option("--by-depth", help="Scores by where the needle stands as well.")] = False,
     format_: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
-    threshold: Annotated[float, typer.Option(help="Of RULER's effective length, in percent.")] = 85.6,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of RULER's effective length, in percent.  [default: RULER's, 85.6]")
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder for heatmaps of needle grids, as PNG and SVG.")] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -301,7 +303,8 @@ def table(
         raise UserError(f"--format is {format_!r}; expected one of {', '.join(FORMATS)}")
     if as_json:
         o.refuse(command, "with --json", "format_")
-    results = {str(folder): summarize_run(folder, threshold=threshold) for folder in runs}
+    chosen = {} if threshold is None else {"threshold": threshold}
+    results = {str(folder): summarize_run(folder, **chosen) for folder in runs}
     if figures is not None:
         for path in write_heatmaps(results, figures):
             say(f"wrote {path}")
