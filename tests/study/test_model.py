@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from longlens.errors import UserError
 from longlens.losses.settings import LongCE
-from longlens.rope import EABF
+from longlens.rope import EABF, load_model
 from longlens.study import model as models
 from longlens.study.documents import FactBatch, Vocabulary
 from longlens.study.longce import make_batches, reproduce_longce
@@ -61,7 +61,7 @@ def test_the_model_depends_on_its_seed_alone():
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     model = small()
     models.save_model(model, tmp_path / "base")
-    loaded = weights_of(models.read_model(tmp_path / "base"))
+    loaded = weights_of(load_model(tmp_path / "base"))
     assert all(torch.equal(loaded[name], weight) for name, weight in weights_of(model).items())
 
 

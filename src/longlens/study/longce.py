@@ -33,6 +33,7 @@ from longlens.files import cannot_write, read_json, write_json
 from longlens.keytokens.influence import hard_influence
 from longlens.losses.settings import LongCE
 from longlens.progress import Progress
+from longlens.rope import load_model
 from longlens.study import model as models
 from longlens.study.documents import (
     FactBatch,
@@ -141,7 +142,7 @@ class _Experiment:
             shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
             models.save_model(model, temporary)
             os.replace(temporary, path)
-        return models.read_model(path)
+        return load_model(str(path))
 
     def _measure_base(self, base: Any) -> dict[str, Any]:
         """Whether the small model answers at its own length, on development documents."""

@@ -22,7 +22,7 @@ from longlens.losses.longce import WeightedNLL, weighted_nll
 from longlens.losses.passes import head_of, score_short, scored_labels, split_documents, target_logprobs
 from longlens.losses.settings import LongCE
 from longlens.models.forward import Forward, running
-from longlens.rope import apply, load_model
+from longlens.rope import apply
 from longlens.rope.base import Method
 from longlens.study.documents import FactBatch, Ids, Vocabulary
 from longlens.study.settings import Shape, StudyTraining
@@ -79,15 +79,6 @@ def save_model(model: Any, folder: Path) -> None:
         ) from error
 
 
-def read_model(folder: Path) -> Any:
-    """The model that `save_model` wrote.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    return load_model(str(folder))
-
-
 def extend_model(model: Any, method: Method) -> Any:
     """A copy of the model with its context extended."""
     return apply(copy.deepcopy(model), method)
@@ -119,19 +110,11 @@ class NormalizedLongCE(LongCE):
         return weights / weights.mean()
 
 
-def _permuted(longce: LongCE, seed: int) -> LongCE:
-    return PermutedLongCE(context=longce.context, stride=longce.stride, gamma=longce.gamma, seed=seed)
-
-
-def _normalized(longce: LongCE, seed: int) -> LongCE:
-    return NormalizedLongCE(context=longce.context, stride=longce.stride, gamma=longce.gamma)
-
-
 ARMS: Mapping[str, Callable[[LongCE, int], LongCE | None]] = {
     "ce": lambda longce, seed: None,
     "longce": lambda longce, seed: longce,
-    "permuted": _permuted,
-    "normalised": _normalized,
+    "permuted": lambda longce, seed: PermutedLongCE(**dict(longce), seed=seed),
+    "normalised": lambda longce, seed: NormalizedLongCE(**dict(longce)),
 }
 """What is trained side by side, the loss of a step by the arm's name: CE, LongCE, and LongCE with a part of it taken
 away; from the settings of LongCE and a seed that no other step of the run has."""
