@@ -558,6 +558,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            ({"text_field": "body", "tokenized_with": "t"}, "`text_field` would have no effect"),
             ({"min_tokens": 5}, "pass `tokenized_with`"),
             ({"min_tokens": 0, "tokenized_with": "t"}, "`min_tokens` is 0"),
             ({"samples": 0}, "`samples` is 0"),

@@ -209,6 +209,8 @@ def test_what_a_group_refuses_is_said_with_flags():
 def test_the_library_says_the_same_with_its_own_names():
     with pytest.raises(UserError, match=r"^`samples` is 0, expected at least 1"):
         Reading(samples=0)
+    with pytest.raises(UserError, match=r"^`device` would have no effect with `device_map`"):
+        Loading(device="cpu", device_map="auto")
     with pytest.raises(UserError, match=r"^`beta` is 1, and `use_lcl=False` selects without beta"):
         KeyRule(lcl=False, beta=1)
 

@@ -41,7 +41,7 @@ class Loading:
     """How a model is loaded.
 
     Raises:
-        UserError: A value is out of range.
+        UserError: Both a device and a device map are given.
     """
 
     dtype: Annotated[
@@ -53,6 +53,11 @@ class Loading:
     batch_tokens: Annotated[int | None, Help("Tokens of a batch.  [default: 1024, on a GPU 32768]")] = None
     trust_remote_code: Annotated[bool, Help("Run code that comes with the model.")] = False
     allow_pickle: Annotated[bool, Help("Read .bin weights, which can run code.")] = False
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.device_map is not None and self.device != "auto":
+            raise UserError("`device` would have no effect with `device_map`: leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +103,8 @@ class Reading:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"`{name}` is {value}, expected at least 1: leave it out to take every document")
+        if self.tokenized_with is not None and self.text_field != "text":
+            raise UserError("`text_field` would have no effect for rows that are tokenized already: leave it out")
         if self.min_tokens is not None and self.tokenized_with is None:
             raise UserError("`min_tokens` counts the input_ids of tokenized rows: pass `tokenized_with` too")
 
