@@ -2,8 +2,9 @@
 
 import pytest
 
-from longlens.data.recipe import Mixture, Source, presets, read_mixture
+from longlens.data.recipe import Mixture, Source, read_mixture
 from longlens.errors import UserError
+from longlens.settings.recipe import presets
 
 SHORTMIX = {"fineweb": 25, "fineweb-edu": 25, "wikipedia": 10, "tulu-v2": 10, "stackexchange": 10, "arxiv": 10}
 SHORTMIX |= {"openwebmath": 10}
@@ -13,7 +14,7 @@ def weights(preset):
     return {name: source.weight for name, source in read_mixture(preset, tokens=10**9).sources.items()}
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", presets("mixtures"))
 def test_presets_sum_to_100_percent(preset):
     assert sum(weights(preset).values()) == 100
 
@@ -22,7 +23,7 @@ def test_the_presets_are_these():
     long, sft = [f"long-{share}" for share in (0, 100, 20, 40, 80)], [f"sft-{share}" for share in (0, 1, 10, 3, 50)]
     lecture = ["books", "books-repos", "commoncrawl", "dclm", "fineweb-edu", *long, "repos", *sft, "slimpajama"]
     others = ["pg19", "pile-arxiv", "prolong-512k", "prolong-64k", "shortmix"]
-    assert presets() == [*(f"lecture-{name}" for name in lecture), *others]
+    assert presets("mixtures") == [*(f"lecture-{name}" for name in lecture), *others]
 
 
 def test_shares_of_the_presets():

@@ -9,7 +9,8 @@ import yaml
 from longlens.errors import UserError
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE
 from longlens.rope import EABF, NTK, PositionInterpolation
-from longlens.train.recipe import mixture_of, parse_recipe, presets, read_recipe
+from longlens.settings.recipe import presets
+from longlens.train.recipe import mixture_of, parse_recipe, read_recipe
 from longlens.train.settings import ChatData, DocumentsData, MixtureData, Offline, PackedData
 
 GOOD = {
@@ -40,7 +41,7 @@ def only(recipe, *changes):
     return read_recipe(recipe, changes).runs["."]
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", presets("train"))
 def test_shipped_recipes_resolve_and_say_the_same_again(preset):
     for recipe in read_recipe(preset).runs.values():
         again = parse_recipe(recipe.resolved(), "again")
@@ -53,7 +54,7 @@ def test_the_shipped_recipes_are_these():
     prolong = ["512k", "512k-theta", "64k", "64k-theta", "sft"]
     lecture = ["length-512k", "length-64k", "long-ratio", "sft-ratio"]
     names = {"lecture": lecture, "longce": longce, "prolong": prolong}
-    assert presets() == [*(f"{group}-{name}" for group, found in names.items() for name in found), "smollm2-cpu"]
+    assert presets("train") == [*(f"{group}-{name}" for group, found in names.items() for name in found), "smollm2-cpu"]
 
 
 def test_the_lectures_length_table():

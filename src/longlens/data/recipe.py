@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from longlens.corpus.files import STDLIB, TEXT_ENDINGS
 from longlens.data.packing import TooLong
 from longlens.errors import UserError, shown, shown_value
-from longlens.settings import recipe as recipes
 from longlens.settings.options import Reading
 from longlens.settings.recipe import Integer, Settings, expected, nearest, parse, parse_integer, read_yaml
 
@@ -146,11 +145,6 @@ class Mixture(Settings):
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON, for the manifest."""
         return self.model_dump(mode="json")
-
-
-def presets() -> list[str]:
-    """Names of the recipes that come with longlens."""
-    return recipes.presets("mixtures")
 
 
 def read_mixture(

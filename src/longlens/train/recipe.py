@@ -19,7 +19,6 @@ from longlens.errors import UserError, shown_value
 from longlens.losses.settings import LongCE
 from longlens.rope.base import Method
 from longlens.rope.settings import Extension
-from longlens.settings import recipe as recipes
 from longlens.settings.recipe import Name, Settings, assignment, nearest, parse, read_yaml
 from longlens.train.settings import (
     LOSSES,
@@ -128,11 +127,6 @@ class RecipeFile:
     out: str | None
     runs: Mapping[str, Recipe]
     shares_data: bool = False
-
-
-def presets() -> list[str]:
-    """Names of the recipes that come with longlens."""
-    return recipes.presets("train")
 
 
 def read_recipe(
