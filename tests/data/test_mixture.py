@@ -23,7 +23,7 @@ from longlens.data import mixture as mixing
 from longlens.data.documents import Framing
 from longlens.data.mixture import allocate, interleave, mix, pack_folder
 from longlens.data.packing import BestFit
-from longlens.data.recipe import Mixture, Source
+from longlens.data.recipe import Mixture, MixtureSource
 from longlens.data.store import DatasetFolder, check_rows
 from longlens.errors import UserError
 from tests.tiny import byte_tokenizer
@@ -48,14 +48,14 @@ def texts(tmp_path, monkeypatch):
 
 def recipe(**changes):
     sources = {
-        "books": Source(weight=60, path="books"),
-        "code": Source(weight=40, path="code", group_by="repository"),
+        "books": MixtureSource(weight=60, path="books"),
+        "code": MixtureSource(weight=40, path="code", group_by="repository"),
     }
     return Mixture(**{"sources": sources, "length": 64, "tokens": 640} | changes)
 
 
 def one(path="books", **changes):
-    return recipe(sources={"a": Source(weight=100, path=path, **changes)})
+    return recipe(sources={"a": MixtureSource(weight=100, path=path, **changes)})
 
 
 def rows(folder):
@@ -79,7 +79,9 @@ shares = st.lists(st.integers(1, 50), min_size=1, max_size=8)
 def test_rows_are_within_one_of_each_weight(parts, total):
     weights = [100 * part / sum(parts) for part in parts]
     made = Mixture(
-        sources={f"s{at}": Source(weight=w, path="x") for at, w in enumerate(weights)}, length=2, tokens=2 * total
+        sources={f"s{at}": MixtureSource(weight=w, path="x") for at, w in enumerate(weights)},
+        length=2,
+        tokens=2 * total,
     )
     if any(weight * total / 100 < 1 for weight in weights):
         return  # may be refused, see test_a_small_share_that_is_no_row
@@ -194,7 +196,7 @@ def test_long_documents_as_prolong_has_them(texts):
 
 
 def test_a_source_that_runs_out(texts):
-    short = Source(weight=100, path="code/y")
+    short = MixtureSource(weight=100, path="code/y")
     with pytest.raises(UserError) as refused:
         mix(recipe(sources={"a": short}), byte_tokenizer(), "out")
     assert str(refused.value) == (
@@ -203,7 +205,9 @@ def test_a_source_that_runs_out(texts):
         "repeat: true"
     )
     assert not (texts / "out").exists()
-    counts = mix(recipe(sources={"a": Source(weight=100, path="code/y", repeat=True)}), byte_tokenizer(), "again")
+    counts = mix(
+        recipe(sources={"a": MixtureSource(weight=100, path="code/y", repeat=True)}), byte_tokenizer(), "again"
+    )
     assert (counts["sources"]["a"]["repeats"], counts["sources"]["a"]["documents"]) == (3, 4)
 
 
@@ -231,12 +235,12 @@ def test_sources_that_cannot_be_read(changes, message, texts):
 
 
 def test_the_largest_remainders_get_what_is_left():
-    sources = {name: Source(weight=weight, path="x") for name, weight in (("a", 10), ("b", 45), ("c", 45))}
+    sources = {name: MixtureSource(weight=weight, path="x") for name, weight in (("a", 10), ("b", 45), ("c", 45))}
     assert allocate(recipe(sources=sources, tokens=64 * 11)) == {"a": 1, "b": 5, "c": 5}
 
 
 def test_a_small_share_that_is_no_row():
-    sources = {"a": Source(weight=99, path="a"), "b": Source(weight=1, path="b")}
+    sources = {"a": MixtureSource(weight=99, path="a"), "b": MixtureSource(weight=1, path="b")}
     with pytest.raises(UserError, match=r"10 rows leave none to the source b with 1 %: give at least 6401 `tokens`"):
         allocate(recipe(sources=sources))
 
@@ -379,7 +383,7 @@ def test_a_folder_that_is_deleted_while_it_is_written_to_is_not_made_anew(texts,
 @pytest.mark.parametrize("name", ["a\0b", "", ".", "a/b", "a\nb", "x" * 300])
 def test_names_of_sources_that_name_no_folder(name, texts):
     with pytest.raises(UserError, match="which cannot name a folder: choose a plain word"):
-        recipe(sources={name: Source(weight=100, path="books")})
+        recipe(sources={name: MixtureSource(weight=100, path="books")})
     with pytest.raises(UserError, match="no such file or folder"):
         mix(one("a\0b"), byte_tokenizer(), "out")
 

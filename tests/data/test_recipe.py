@@ -2,7 +2,7 @@
 
 import pytest
 
-from longlens.data.recipe import Mixture, Source, read_mixture
+from longlens.data.recipe import Mixture, MixtureSource, read_mixture
 from longlens.errors import UserError
 from longlens.settings.recipe import presets
 
@@ -70,7 +70,7 @@ GOOD = "length: 64\ntokens: 1e3\nsources:\n  a: {weight: 100, path: a}\n"
 def test_numbers_as_people_write_them(tmp_path):
     (tmp_path / "r.yaml").write_text(GOOD)
     assert read_mixture(tmp_path / "r.yaml") == Mixture(
-        sources={"a": Source(weight=100, path="a")}, length=64, tokens=1000
+        sources={"a": MixtureSource(weight=100, path="a")}, length=64, tokens=1000
     )
 
 

@@ -8,6 +8,6 @@ from longlens.data.packing import Fill as Fill
 from longlens.data.packing import pack as pack
 from longlens.data.packing import pack_dataset as pack_dataset
 from longlens.data.recipe import Mixture as Mixture
-from longlens.data.recipe import Source as Source
+from longlens.data.recipe import MixtureSource as MixtureSource
 from longlens.data.recipe import read_mixture as read_mixture
 from longlens.data.weigh import weigh as weigh

@@ -16,7 +16,7 @@ import pyarrow as pa
 from longlens.corpus import Document, read_documents
 from longlens.corpus.files import STDLIB, files_of_folder, module_files
 from longlens.corpus.rows import JSONL_ENDINGS, PARQUET_ENDINGS, Row, open_dataset, rows_reader
-from longlens.data.recipe import Source
+from longlens.data.recipe import MixtureSource
 from longlens.data.store import NEUTRAL, Columns, read_columns, read_manifest
 from longlens.errors import UserError, shown, shown_value, system_errors
 from longlens.files import cannot_write
@@ -119,7 +119,7 @@ def fingerprint(path: str) -> str:
     return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
 
 
-def read_source(source: Source, framing: Framing, *, seed: int, scratch: Path) -> Iterator[Columns]:
+def read_source(source: MixtureSource, framing: Framing, *, seed: int, scratch: Path) -> Iterator[Columns]:
     """The documents of a source, in its order; groups in an order that the seed decides.
 
     Args:
@@ -196,7 +196,7 @@ def _row_readers(source: str, options: Reading) -> list[Callable[[], Iterator[Ro
 _TEXTS = pa.schema([("group", pa.string()), ("order", pa.string()), ("text", pa.string())])
 
 
-def _group_texts(documents: Iterable[Document], source: Source, seed: int, scratch: Path) -> Iterator[str]:
+def _group_texts(documents: Iterable[Document], source: MixtureSource, seed: int, scratch: Path) -> Iterator[str]:
     """A text a group; of all documents only the group and order are held in memory."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder, "texts.arrow")
@@ -222,7 +222,7 @@ def _text(texts: Any, at: int) -> str:
     return text
 
 
-def _group_and_order(document: Document, source: Source) -> dict[str, str]:
+def _group_and_order(document: Document, source: MixtureSource) -> dict[str, str]:
     """The group of a document and its place in it: fields of its row, or folders of its file."""
     assert source.path is not None
     assert source.group_by is not None

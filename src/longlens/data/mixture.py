@@ -29,7 +29,7 @@ from longlens.data.documents import (
     tokenize_texts,
 )
 from longlens.data.packing import Packing, PackingCounts, TooLong, pack, packing_of, warn_divided
-from longlens.data.recipe import Mixture, Source
+from longlens.data.recipe import Mixture, MixtureSource
 from longlens.data.store import CARRIED, NEUTRAL, Columns, DatasetFolder, Row, read_rows, schema_of
 from longlens.errors import UserError, shown
 from longlens.files import read_json, write_json
@@ -241,7 +241,7 @@ def _make_source(mixture: Mixture, name: str, wanted: int, framing: Framing, fol
 
 
 def _source_rows(
-    mixture: Mixture, source: Source, framing: Framing, scratch: Path, counts: PackingCounts
+    mixture: Mixture, source: MixtureSource, framing: Framing, scratch: Path, counts: PackingCounts
 ) -> Iterator[Row]:
     def documents() -> Iterator[Columns]:
         while True:
@@ -276,7 +276,7 @@ def _too_few(name: str, wanted: int, mixture: Mixture, counts: PackingCounts) ->
     )
 
 
-def _check_source(name: str, source: Source, framing: Framing) -> None:
+def _check_source(name: str, source: MixtureSource, framing: Framing) -> None:
     if source.path is None:
         raise UserError(
             f"the source {name} has no path: pass `sources={{{name!r}: PATH}}`, a file, a folder or hf:NAME"

@@ -44,7 +44,7 @@ def check_reading(
         )
 
 
-class Source(Settings):
+class MixtureSource(Settings):
     """One part of a mixture.
 
     Attributes:
@@ -84,7 +84,7 @@ class Source(Settings):
     repeat: bool = False
 
     @model_validator(mode="after")
-    def _check_together(self) -> Source:
+    def _check_together(self) -> MixtureSource:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise UserError(f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}: no document fits")
         if self.order_by is not None and self.group_by is None:
@@ -116,7 +116,7 @@ class Mixture(Settings):
         UserError: A value that cannot be.
     """
 
-    sources: Mapping[str, Source] = Field(min_length=1)
+    sources: Mapping[str, MixtureSource] = Field(min_length=1)
     length: Integer = Field(ge=2)
     tokens: Integer
     seed: Integer = 0
@@ -159,7 +159,7 @@ def read_mixture(
 
     Args:
         recipe: Name of a preset, or a YAML file: the keys of `Mixture`, and under ``sources`` for each name those of
-            `Source`.
+            `MixtureSource`.
         length: Instead of the recipe's.
         tokens: Instead of the recipe's.
         seed: Instead of the recipe's.
@@ -190,7 +190,7 @@ def _fill_in(sources: Mapping[str, Any], paths: Mapping[str, str], length: int, 
             if values.get("min_tokens") == "length":
                 values = values | {"min_tokens": length}
             if type(values.get("weight")) in (int, float) and values["weight"] == 0:
-                parse(Source, values | {"weight": 1}, f"{place}: sources.{name}")
+                parse(MixtureSource, values | {"weight": 1}, f"{place}: sources.{name}")
                 continue
             if name in paths:
                 # The recipe's subset and split are of the dataset that the path stands in for.
