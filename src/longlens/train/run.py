@@ -21,14 +21,20 @@ from longlens.models.files import model_max_length
 from longlens.progress import Progress
 from longlens.rope.config import shared_rotary_note
 from longlens.runs.processes import Processes
-from longlens.train.arguments import accumulation, training_arguments
 from longlens.train.batch import pad_right
 from longlens.train.callbacks import CheckpointCommitter, LogWriter, LongPPLCallback
 from longlens.train.folder import RunFolder, read_log
 from longlens.train.recipe import Recipe, RecipeFile
 from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha256
 from longlens.train.settings import ChatData, Offline
-from longlens.train.setup import HeldOutDocuments, load_for_training, plan_config, prepare_evaluation
+from longlens.train.setup import (
+    HeldOutDocuments,
+    accumulation,
+    load_for_training,
+    plan_config,
+    prepare_evaluation,
+    training_arguments,
+)
 
 SCHEMA_VERSION = 1
 RESULT = ("evaluation", "loss", "model", "steps")

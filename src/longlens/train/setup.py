@@ -1,26 +1,205 @@
-"""What a run is set up with: the model of its recipe, and held-out documents with key tokens that do not change."""
+"""What a recipe becomes before a run: training arguments, the model, and held-out documents with their key tokens."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.corpus import Document, read_documents, text_sha256
-from longlens.errors import UserError, require, shown_value
+from longlens.errors import UserError, library_errors, require, shown_value
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
 from longlens.scoring.truncation import TokenLimit
 from longlens.settings.options import Loading, Reading
+from longlens.settings.recipe import check_values, nearest
 from longlens.tokenization import TextEncoder
 from longlens.train.recipe import Recipe
-from longlens.train.settings import Evaluation
+from longlens.train.settings import ChatData, Evaluation
 
 _LOGGER = logging.getLogger(__name__)
+# What would break what a run promises (whole checkpoints, a log without gaps, the same losses when resumed), or would
+# have no effect; by the reason.
+_REFUSED = {
+    "the batches would not be the recipe's": ("accelerator_config", "auto_find_batch_size"),
+    "the order of rows would not be the same twice": ("dataloader_in_order",),
+    "checkpoints are written by training.save_every": ("enable_jit_checkpoint",),
+    "the evaluation of the recipe does so": ("eval_on_start",),
+    "a resumed run would see rows twice": ("ignore_data_skip",),
+    "the model is that of the last step": ("load_best_model_at_end",),
+    "runs resume by themselves": ("resume_from_checkpoint", "restore_callback_states_from_checkpoint"),
+    "a run could not resume": ("save_only_model",),
+    "use training.keep": ("save_total_limit",),
+    "the first process alone writes": ("save_on_each_node",),
+    "use training.gradient_checkpointing": ("gradient_checkpointing",),
+    "torchrun sets it": ("local_rank",),
+    "it would have no effect on a run": (
+        *("length_column_name", "use_cache", "skip_memory_metrics"),
+        *("do_train", "do_eval", "do_predict", "bf16_full_eval", "fp16_full_eval"),
+    ),
+    "a recipe has no metrics but cross-entropy, PPL and LongPPL, so it would have no effect": (
+        *("batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+        *("greater_is_better", "include_for_metrics", "label_names", "metric_for_best_model", "prediction_loss_only"),
+    ),
+    "training was not shown to be right with it": (
+        *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "label_smoothing_factor"),
+        *("use_liger_kernel", "liger_kernel_config", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    ),
+}
+# Those that another key has to switch on, by that key.
+_NEEDED_BY = {
+    "training.gradient_checkpointing": ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+    "evaluation": ("eval_delay",),
+    "training.report_to: [trackio]": ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+    "push_to_hub": ("hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+}
+
+
+def accumulation(recipe: Recipe, processes: int) -> int:
+    """Micro-batches of a step in each process.
+
+    Raises:
+        UserError: The batch is no whole number of them.
+    """
+    training = recipe.training
+    at_once = training.per_device_batch_size * processes
+    if training.batch_size % at_once:
+        raise UserError(
+            f"training.batch_size is {training.batch_size} rows, which do not divide among {processes} processes with "
+            f"micro-batches of {training.per_device_batch_size}: expected a multiple of {at_once}"
+        )
+    return training.batch_size // at_once
+
+
+def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> Any:
+    """TrainingArguments, or SFTConfig for conversations.
+
+    Args:
+        recipe: Of the run.
+        folder: For checkpoints.
+        micro_batches: Of a step in each process.
+        name: Of the run, where it is reported to.
+
+    Raises:
+        UserError: Arguments that there are not, that longlens sets, or a reporter that is not there.
+    """
+    import torch
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    chosen = _from_recipe(recipe, folder, micro_batches, name)
+    has_device = torch.accelerator.is_available()
+    # Without a device, transformers takes bf16 for a mistake unless it is told to use the CPU.
+    preferred = {"dataloader_pin_memory": has_device, "use_cpu": not has_device}
+    known = {field.name for field in fields(TrainingArguments)}
+    given = recipe.training.arguments
+    is_on = {
+        "training.gradient_checkpointing": recipe.training.gradient_checkpointing,
+        "evaluation": recipe.evaluation is not None,
+        "training.report_to: [trackio]": "trackio" in recipe.training.report_to,
+        "push_to_hub": bool(given.get("push_to_hub")),
+    }
+    refused = {key: reason for reason, keys in _REFUSED.items() for key in keys}
+    refused |= dict.fromkeys(chosen, "it follows from the other keys of the recipe")
+    without_effect = {key: needed for needed, keys in _NEEDED_BY.items() for key in keys if not is_on[needed]}
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"training.arguments has {shown_value(key)}, which TrainingArguments of transformers does not"
+                f"{nearest(key, known)}"
+            )
+        if key in refused:
+            raise UserError(f"training.arguments has {key!r}, which a recipe cannot set ({refused[key]}): leave it out")
+        if key in without_effect:
+            raise UserError(
+                f"training.arguments has {key}, which has no effect without {without_effect[key]}: leave it out"
+            )
+    if given.get("optim") in [name.value for name in OptimizerNames if "adam" not in name.value]:
+        raise UserError(
+            f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: take one of "
+            "its forms, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
+        )
+    check_values(given, TrainingArguments, "training.arguments.{}")
+    strategies, strategy = ("random", "sequential", "group_by_length", "batch_rebalance"), "train_sampling_strategy"
+    if given.get(strategy, "random") not in strategies:
+        raise UserError(
+            f"training.arguments.{strategy} is {shown_value(given[strategy])}; expected one of {', '.join(strategies)}"
+        )
+    _check_reporters(recipe)
+    kind: Any = TrainingArguments
+    if isinstance(recipe.data, ChatData):
+        kind = require("trl", extra="train", purpose="data.chat").SFTConfig
+        # The rows are tokens already, with labels.
+        chosen |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    with library_errors("training", "change precision or arguments"):
+        made = kind(**preferred | chosen | dict(given))
+        made.get_process_log_level()
+        if not made.optim_target_modules:  # else the model is needed
+            Trainer.get_optimizer_cls_and_kwargs(made)
+    return made
+
+
+def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> dict[str, Any]:
+    training = recipe.training
+    schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+    schedule: dict[str, Any] = {"lr_scheduler_type": schedules[training.schedule]}
+    if training.final_share is not None:
+        schedule = {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": training.final_share},
+        }
+    every = {} if recipe.evaluation is None else {"eval_steps": recipe.evaluation.every}
+    return schedule | {
+        "output_dir": str(folder),
+        "run_name": name,
+        "max_steps": training.steps or -1,
+        "num_train_epochs": training.epochs or 1.0,
+        "per_device_train_batch_size": training.per_device_batch_size,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": micro_batches,
+        "learning_rate": training.learning_rate,
+        # A number below 1 is a share of the steps there.
+        "warmup_steps": training.warmup_steps or training.warmup_ratio or 0,
+        "adam_beta1": training.betas[0],
+        "adam_beta2": training.betas[1],
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.clip or 0.0,
+        "bf16": training.precision == "bfloat16",
+        "fp16": training.precision == "float16",
+        "activation_checkpointing": training.gradient_checkpointing,
+        "seed": training.seed,
+        "save_strategy": "steps",
+        "save_steps": training.save_every,
+        "logging_strategy": "steps",
+        "logging_steps": training.log_every,
+        # A loss that is not finite is to be seen.
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if every else "no",
+        **every,
+        "report_to": list(training.report_to) or "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+
+
+def _check_reporters(recipe: Recipe) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    there = get_available_reporting_integrations()
+    for name in recipe.training.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise UserError(
+                f"training.report_to is {shown_value(name)}{nearest(name, INTEGRATION_TO_CALLBACK)}; expected one of "
+                f"{known}"
+            )
+        if name not in there:
+            raise UserError(f"training.report_to has {shown_value(name)}, which is not installed: pip install {name}")
 
 
 def plan_config(recipe: Recipe) -> Any:
