@@ -360,15 +360,6 @@ def test_a_chat_server_is_sent_messages_and_an_answer_left_out_is_a_truncated_on
     assert Server.sent[0]["path"] == "/v1/chat/completions"
 
 
-def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert backends.own_device("auto") == "auto"
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert [backends.own_device(device) for device in ("auto", "cpu", "cuda:1")] == ["cuda:3", "cpu", "cuda:1"]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert backends.own_device("auto") == "auto"
-
-
 def test_too_little_memory_is_one_line_and_what_was_answered_stays(made, monkeypatch):
     generate = made.lm.model.generate
 

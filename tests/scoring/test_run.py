@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import longlens
 from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
+from longlens.models.load import resolve_device
 from longlens.progress import Progress
 from longlens.report import summarize_runs
 from longlens.runs import parts
@@ -347,6 +349,16 @@ def test_processes_of_torchrun_share_the_documents(tmp_path):
         np.testing.assert_allclose(shared.get(row.id).short_logprobs, row.short_logprobs, atol=1e-5)
     whole_run = score(documents(), tiny_scorer(), context=16, stride=5, out=tmp_path / "run")
     assert rows(whole_run) == rows(shared)  # nothing is left for another process
+
+
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [resolve_device(device) for device in ("auto", "cpu")] == [torch.device("cuda:3"), torch.device("cpu")]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])

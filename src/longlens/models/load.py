@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -336,7 +337,7 @@ def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], s
 
 
 def resolve_device(device: str) -> torch.device:
-    """Where a model is put: ``auto`` is the first GPU, else the CPU.
+    """Where a model is put: ``auto`` is the first GPU, that of this process where torchrun started several, or the CPU.
 
     Raises:
         UserError: It cannot be used.
@@ -344,7 +345,8 @@ def resolve_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).cpu()  # only use shows whether it can be used
     except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import groupby
 from typing import Any, cast
 
@@ -186,8 +184,7 @@ def _open_hf(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     for name in settings.arguments:
         if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
             raise UserError(f"`arguments` has {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
-    loading = replace(settings.loading, device=own_device(settings.loading.device))
-    loaded = load_transformers(settings.model, loading)
+    loaded = load_transformers(settings.model, settings.loading)
     arguments = {"max_length": limit.max_length, "batch_size": settings.batch_size}
     with _explained(settings), quiet():
         lm = LensHFLM(pretrained=loaded.model, tokenizer=limit.tokenizer, **arguments, **settings.arguments)
@@ -196,13 +193,6 @@ def _open_hf(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     names = ("source", "architecture", "device", "attention")
     described = {name: getattr(info, name) for name in names} | info.identity.to_json() | {"generation": lm.generation}
     return HarnessEngine(lm, settings, limit, described)
-
-
-def own_device(device: str) -> str:
-    """The device of this process: with ``auto``, each of the processes that torchrun started has a GPU of its own."""
-    if device != "auto" or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
-        return device
-    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def _open_other(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
