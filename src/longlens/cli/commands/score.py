@@ -65,7 +65,8 @@ def score(
         shard=part,
         progress=ProgressBar(),
     )
-    if Processes().rank > 0:
+    processes = Processes()
+    if processes.rank > 0:
         return
     if as_json:
         manifest = scores.manifest
@@ -73,7 +74,8 @@ def score(
         content = {"schema_version": 1, "out": str(out), "num_documents": len(scores), "short_contexts": stored}
         print_json(content | {"model": manifest["model"]["name"], "settings": manifest["settings"]})
     else:
-        say(f"{len(scores):,} documents in {out}")
+        by_now = " by now, while other processes may go on" if processes.size > 1 else ""
+        say(f"{len(scores):,} documents in {out}{by_now}")
         print(f"next: longlens perplexity {printable(str(out))}")
 
 
