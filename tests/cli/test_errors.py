@@ -299,7 +299,7 @@ def test_keys_and_scores_of_other_documents(work, run):
         ("--keys", "changed.jsonl"): "document 'a': model and the keys are of different texts (sha256 ",
         ("--keys", "a.txt"): "'a.txt:1' is broken (not JSON: ",
         ("--keys", "nothing"): "cannot read 'nothing': Is a directory: check the file",
-        ("--keys", "changed.jsonl", "--alpha", 1): "alpha cannot be chosen with keys, which were selected already",
+        ("--keys", "changed.jsonl", "--alpha", 1): "--alpha cannot be chosen with keys, which were selected already",
         ("--keys", "changed.jsonl", "--evaluator-scores", "changed"): "both evaluator scores and keys were given",
         ("--evaluator-scores", "evaluator", "--context", 9): "no scores at K=9; scored short contexts: K=2, d=1",
         ("--evaluator-scores", "evaluator", "--stride", 9): "no scores at d=9; scored short contexts: K=2, d=1. Score "
