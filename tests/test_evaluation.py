@@ -24,7 +24,8 @@ def no_weights(monkeypatch):
 def test_scores_are_those_of_the_loaded_model(models, tmp_path, caplog):
     caplog.set_level(logging.INFO, "longlens")
     name = str(models / "llama")
-    found = score_documents(DOCUMENTS, name, tmp_path / "run", truncation=Truncation(max_length=99), **WINDOWS)
+    rows = [{"id": document.id, "text": document.text} for document in DOCUMENTS]
+    found = score_documents(rows, name, tmp_path / "run", truncation=Truncation(max_length=99), **WINDOWS)
     expected = longlens.score(DOCUMENTS, longlens.load_scorer(name), max_length=99, **WINDOWS)
     assert [row.long_logprobs.tolist() for row in found] == [row.long_logprobs.tolist() for row in expected]
     assert caplog.messages[:2] == [

@@ -11,15 +11,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from longlens.corpus import Document, Sources
+from longlens.corpus import Document, Sources, to_documents
 from longlens.errors import LonglensWarning, UserError
 from longlens.files import write_json
 from longlens.keytokens.exchange import read_keys
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import choose_influence
 from longlens.metrics.longppl import PerplexityResult, perplexity
-from longlens.models import UnloadedModel, load_tokenizer
+from longlens.models import UnloadedModel, load_decoder
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
 from longlens.scoring.reader import StoredScores
@@ -37,10 +38,9 @@ from longlens.settings.options import (
     Reading,
     Truncation,
 )
-from longlens.tokenization import decoder_of
 
 Documents = Sources | Sequence[Document]
-"""What can be read more than once."""
+"""They are read more than once."""
 TOKEN_CHARACTERS = 8
 """A text of more characters for each token is taken to be longer than that many tokens, without counting them."""
 
@@ -62,8 +62,8 @@ def open_sources(
     """
     if reading is None or reading.tokenized_with is None:
         return Sources(sources, reading)
-    tokenizer = load_tokenizer(reading.tokenized_with, trust_remote_code=trust_remote_code)
-    return Sources(sources, reading, decoder=decoder_of(tokenizer))
+    decoder = load_decoder(reading.tokenized_with, trust_remote_code=trust_remote_code)
+    return Sources(sources, reading, decoder=decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class _Side:
 
 
 def score_documents(
-    documents: Documents,
+    documents: Sources | Sequence[Any],
     model: str,
     out: str | os.PathLike[str],
     *,
@@ -123,7 +123,7 @@ def score_documents(
     """Scores documents with a model that is named, into a run folder; `longlens.score` takes one that is loaded.
 
     Args:
-        documents: Those in a list, or from `open_sources`.
+        documents: A list as for `longlens.score`, or files from `open_sources`.
         model: Name or path of the model.
         out: The folder; what is in it already is not scored again.
         context: K, or several, or None for long-context scores alone.
@@ -143,6 +143,7 @@ def score_documents(
         LonglensWarning: No document is longer than a short context.
     """
     loading, truncation, folder = loading or Loading(), truncation or Truncation(), Path(out)
+    documents = _as_documents(documents)
     shorts = short_contexts(context, stride)
     processes = Processes()
     shard = shard or (processes.rank, processes.size)
@@ -163,7 +164,7 @@ def score_documents(
 
 
 def evaluate_longppl(
-    documents: Documents,
+    documents: Sources | Sequence[Any],
     model: str,
     out: str | os.PathLike[str],
     *,
@@ -184,7 +185,7 @@ def evaluate_longppl(
     Documents are cut by the evaluator's tokenizer, so that both models see the same text.
 
     Args:
-        documents: Those in a list, or from `open_sources`.
+        documents: A list as for `longlens.score`, or files from `open_sources`.
         model: Name or path of the evaluated model.
         out: Folder for ``evaluator``, ``model`` and ``perplexity.json``; what is scored there is not scored again.
         evaluator: Name or path of the model that selects key tokens, ``self`` for the evaluated one.
@@ -207,6 +208,7 @@ def evaluate_longppl(
         LonglensWarning: The model is its own evaluator; no document is longer than the short context.
     """
     loading, truncation, rule = loading or Loading(), truncation or Truncation(), rule or KeyRule()
+    documents = _as_documents(documents)
     if (evaluator is None) == (keys is None):
         raise UserError(
             "LongPPL needs key tokens: give `evaluator` or `keys`, one of them (`evaluator=self` selects by the "
@@ -258,6 +260,10 @@ def evaluate_longppl(
     result = perplexity(scores, evaluator_scores=scores if is_alone else evaluator_scores, keys=keys, **rule.keywords())
     write_json(folder / "perplexity.json", result.to_json(per_document=True))
     return result
+
+
+def _as_documents(documents: Sources | Sequence[Any]) -> Documents:
+    return documents if isinstance(documents, Sources) else list(to_documents(documents))
 
 
 def _warn_of_short_documents(documents: Documents, model: UnloadedModel, shorts: Sequence[ShortContext]) -> None:

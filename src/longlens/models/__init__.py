@@ -3,6 +3,7 @@
 from longlens.models.files import ADAPTER as ADAPTER
 from longlens.models.files import hash_files as hash_files
 from longlens.models.files import load_config as load_config
+from longlens.models.files import load_decoder as load_decoder
 from longlens.models.files import load_encoder as load_encoder
 from longlens.models.files import load_max_length as load_max_length
 from longlens.models.files import load_tokenizer as load_tokenizer

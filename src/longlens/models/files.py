@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -104,6 +104,21 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _is_factor(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
+
+
+def load_decoder(name: str, *, trust_remote_code: bool = False) -> Callable[[Sequence[int]], str]:
+    """What turns the ``input_ids`` of rows into their text, for `longlens.read_documents`.
+
+    Args:
+        name: Name or path of the model whose tokenizer made them.
+        trust_remote_code: Runs code that comes with the model.
+
+    Raises:
+        UserError: No such tokenizer.
+    """
+    from longlens.tokenization import decoder_of
+
+    return decoder_of(load_tokenizer(name, trust_remote_code=trust_remote_code))
 
 
 def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:

@@ -16,7 +16,7 @@ import numpy as np
 from longlens.corpus import Document, Sources, text_sha256, to_documents
 from longlens.corpus.document import check_answer_spans
 from longlens.errors import UserError, shown
-from longlens.models import load_tokenizer
+from longlens.models import load_decoder
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
 from longlens.scoring.reader import StoredScores, open_scores
@@ -25,7 +25,6 @@ from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenSco
 from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
 from longlens.scoring.truncation import Cut, Limit, make_limit, num_characters
 from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
-from longlens.tokenization import decoder_of
 from longlens.windows import plan_windows
 
 _LOGGER = logging.getLogger(__name__)
@@ -134,7 +133,7 @@ def score(
 def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
     if reading is None or reading.tokenized_with is None:
         return None
-    return decoder_of(load_tokenizer(reading.tokenized_with))
+    return load_decoder(reading.tokenized_with)
 
 
 def _shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:
