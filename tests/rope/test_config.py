@@ -267,23 +267,23 @@ REFUSED = {
     "longrope lists": (
         llama,
         LongRoPE(factor=4, short_factors=[1.0] * 4, long_factors=[1.0] * 3),
-        "long_factors has 3 values; expected 4, one for each frequency of the model's 8 rotary dimensions",
+        "`long_factors` has 3 values; expected 4, one for each frequency of the model's 8 rotary dimensions",
     ),
     "no length": (
         lambda: llama(max_position_embeddings=0),
         YaRN(factor=4),
         "the config of llama does not say at which length it was trained (no max_position_embeddings): give",
     ),
-    "lengths that are not whole": (llama, YaRN(factor=1.3), "factor 1.3 times 64 tokens is 83.2; expected a whole"),
+    "lengths that are not whole": (llama, YaRN(factor=1.3), "`factor=1.3` times 64 tokens is 83.2; expected a whole"),
     "smaller base": (
         lambda: llama(rope_theta=1e6),
         EABF(factor=4),
-        "theta is 500000; the model's base is 1e+06 already, and EABF makes it larger: give at least that",
+        "`theta` is 500000; the model's base is 1e+06 already, and EABF makes it larger: give at least that",
     ),
     "the same base": (
         lambda: llama(rope_theta=1e6),
         NTK(theta=1e6),
-        "theta is 1e+06; the model's base is 1e+06 already, and only a larger one reaches further",
+        "`theta` is 1e+06; the model's base is 1e+06 already, and only a larger one reaches further",
     ),
     "two dimensions": (
         lambda: tiny_model("gpt-neox").config,

@@ -106,7 +106,7 @@ def test_layers_from_the_first_on_are_scaled(first_layer, ids, monkeypatch):
 
 
 def test_a_first_layer_that_there_is_not_is_refused():
-    with pytest.raises(UserError, match="first_layer is 3, and llama has 3 layers, so that no query would be scaled"):
+    with pytest.raises(UserError, match="`first_layer` is 3, and llama has 3 layers, so that no query would be scaled"):
         pair(first_layer=3)
 
 

@@ -410,7 +410,7 @@ def gpt2(place):
 
 WRONG = [
     ({"extend": {"method": "pi", "factor": 8}, "model": "gpt2"}, "gpt2 has no rotary position embedding (RoPE), which"),
-    ({"after": {"method": "ntk", "theta": 1e3}}, "theta is 1000; the model's base is 10000 already, and only a larger"),
+    ({"after": {"method": "ntk", "theta": 1e3}}, "`theta` is 1000; the model's base is 10000 already, and only a larg"),
     ({"model": "nosuch.gguf"}, "no such model: 'nosuch.gguf' is neither a folder, a .gguf file nor a hub id (owner/na"),
     ({"load": {"full_attention": True}}, "load.full_attention: llama has no sliding window to turn off: leave it out"),
     ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: leave it out, or give it text"),

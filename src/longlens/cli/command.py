@@ -26,6 +26,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 OPTIONS = {
     "arguments": "model_args",
     "format": "format_",
+    "max_factor": "factor",
     "keep_remainder": "drop_remainder",
     "sources": "source",
     "lengths": "length",

@@ -36,7 +36,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         length = self.original_length
         if length is not None and (not isinstance(length, int) or length < 2):
-            raise UserError(f"original_length is {length}; expected the tokens that the model was trained at")
+            raise UserError(f"`original_length` is {length}; expected the tokens that the model was trained at")
 
     @abstractmethod
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
@@ -104,19 +104,26 @@ class ScaledMethod(Method):
 def check_factor(factor: float) -> None:
     """Refuses a factor that extends nothing."""
     if not (isinstance(factor, (int, float)) and 1 < factor < math.inf):
-        raise UserError(f"factor is {factor}; expected more than 1, such as 8 to go from 4,096 tokens to 32,768")
+        raise UserError(f"`factor` is {factor}; expected more than 1, such as 8 to go from 4,096 tokens to 32,768")
 
 
 def check_theta(theta: float) -> None:
     """Refuses what is no base."""
     if not (isinstance(theta, (int, float)) and 1 < theta < math.inf):
-        raise UserError(f"theta is {theta}; expected a base above 1, such as 500000")
+        raise UserError(f"`theta` is {theta}; expected a base above 1, such as 500000")
 
 
 def check_attention_factor(value: float | None) -> None:
     """Refuses what logits cannot be multiplied by."""
     if value is not None and not 0 < value < math.inf:
-        raise UserError(f"attention_factor is {value}; expected more than 0, or leave it out for the paper's")
+        raise UserError(f"`attention_factor` is {value}; expected more than 0, or leave it out for the paper's")
+
+
+def check_order(**values: float) -> None:
+    """Refuses two settings that are not 0 < the first < the second."""
+    (low, a), (high, b) = values.items()
+    if not 0 < a < b < math.inf:
+        raise UserError(f"`{low}` is {a} and `{high}` is {b}; expected 0 < {low} < {high}")
 
 
 def as_floats(**values: float | None) -> dict[str, float]:
@@ -128,5 +135,5 @@ def extended_length(factor: float, length: int) -> int:
     """Tokens of the extended model, which have to be whole: transformers reads the factor back from the two lengths."""
     product = factor * length
     if product != round(product):
-        raise UserError(f"factor {factor:g} times {length} tokens is {product:g}; expected a whole number of tokens")
+        raise UserError(f"`factor={factor:g}` times {length} tokens is {product:g}; expected a whole number of tokens")
     return round(product)

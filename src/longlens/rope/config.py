@@ -75,7 +75,7 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
     if not length:
         raise UserError(
             f"the config of {name} does not say at which length it was trained (no max_position_embeddings): give "
-            "original_length, in tokens"
+            "`original_length`, in tokens"
         )
     theta = parameters.get("rope_theta")
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -21,6 +21,7 @@ from longlens.rope.base import (
     as_floats,
     check_attention_factor,
     check_factor,
+    check_order,
     check_theta,
     extended_length,
 )
@@ -97,7 +98,7 @@ class NTK(Method):
         # With a factor the base may stay: the model is trained at the new length with its own (ProLong, table 18).
         if self.theta is not None and (self.theta < rope.theta or (self.theta == rope.theta and self.factor is None)):
             raise UserError(
-                f"theta is {self.theta:g}; the model's base is {rope.theta:g} already, and only a larger one reaches "
+                f"`theta` is {self.theta:g}; the model's base is {rope.theta:g} already, and only a larger one reaches "
                 "further"
             )
 
@@ -143,10 +144,7 @@ class YaRN(ScaledMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_attention_factor(self.attention_factor)
-        if not 0 < self.beta_slow < self.beta_fast < math.inf:
-            raise UserError(
-                f"beta_slow is {self.beta_slow} and beta_fast is {self.beta_fast}; expected 0 < beta_slow < beta_fast"
-            )
+        check_order(beta_slow=self.beta_slow, beta_fast=self.beta_fast)
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
         """A part of them divided by s."""
@@ -183,7 +181,7 @@ class LongRoPE(ScaledMethod):
             wrong = [value for value in values if not (isinstance(value, (int, float)) and 0 < value < math.inf)]
             if wrong or not len(values):
                 raise UserError(
-                    f"{name} has {shown_value(wrong[0]) if wrong else 'no value'}; expected numbers above 0"
+                    f"`{name}` has {shown_value(wrong[0]) if wrong else 'no value'}; expected numbers above 0"
                 )
             object.__setattr__(self, name, tuple(float(value) for value in values))
 
@@ -209,7 +207,7 @@ class LongRoPE(ScaledMethod):
         for name in ("short_factors", "long_factors"):
             if len(getattr(self, name)) != rope.dim // 2:
                 raise UserError(
-                    f"{name} has {len(getattr(self, name))} values; expected {rope.dim // 2}, one for each frequency "
+                    f"`{name}` has {len(getattr(self, name))} values; expected {rope.dim // 2}, one for each frequency "
                     f"of the model's {rope.dim} rotary dimensions"
                 )
 
@@ -230,11 +228,7 @@ class Llama3(ScaledMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
-            raise UserError(
-                f"low_freq_factor is {self.low_freq_factor} and high_freq_factor is {self.high_freq_factor}; expected "
-                "0 < low_freq_factor < high_freq_factor"
-            )
+        check_order(low_freq_factor=self.low_freq_factor, high_freq_factor=self.high_freq_factor)
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
         """A part of them divided by s."""
@@ -272,7 +266,7 @@ class EABF(ScaledMethod):
         super().__post_init__()
         check_theta(self.theta)
         if not isinstance(self.first_layer, int) or self.first_layer < 0:
-            raise UserError(f"first_layer is {self.first_layer}; expected 0 (the published code), 2 (the paper) or so")
+            raise UserError(f"`first_layer` is {self.first_layer}; expected 0 (the published code) or 2 (the paper)")
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
         """Those of the larger base."""
@@ -287,8 +281,8 @@ class EABF(ScaledMethod):
         super().check(rope)
         if self.theta < rope.theta:
             raise UserError(
-                f"theta is {self.theta:g}; the model's base is {rope.theta:g} already, and EABF makes it larger: give "
-                "at least that"
+                f"`theta` is {self.theta:g}; the model's base is {rope.theta:g} already, and EABF makes it larger: "
+                "give at least that"
             )
 
 
@@ -311,12 +305,12 @@ class CLEX(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_factor != int(self.max_factor) or self.max_factor < 2:
-            raise UserError(f"max_factor is {self.max_factor}; expected a whole number from 2 on, such as 16")
+            raise UserError(f"`max_factor` is {self.max_factor}; expected a whole number from 2 on, such as 16")
         object.__setattr__(self, "max_factor", int(self.max_factor))
         if not isinstance(self.width, int) or self.width < 1:
-            raise UserError(f"width is {self.width}; expected a whole number from 1 on")
+            raise UserError(f"`width` is {self.width}; expected a whole number from 1 on")
         if not 0 < self.step <= 1:
-            raise UserError(f"step is {self.step}; expected a number in (0, 1], such as 0.01")
+            raise UserError(f"`step` is {self.step}; expected a number in (0, 1], such as 0.01")
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
         """Those before training."""

@@ -105,7 +105,7 @@ def _check_layers(config: Any, method: Method) -> None:
     first_layer = getattr(method, "first_layer", 0)
     if first_layer >= text.num_hidden_layers:
         raise UserError(
-            f"first_layer is {first_layer}, and {text.model_type} has {text.num_hidden_layers} layers, so that no "
+            f"`first_layer` is {first_layer}, and {text.model_type} has {text.num_hidden_layers} layers, so that no "
             "query would be scaled: give a smaller one"
         )
     types = getattr(text, "layer_types", None) or []
