@@ -10,7 +10,9 @@ Nothing of theirs is imported, and nothing of theirs is complained of, before on
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -58,9 +60,15 @@ def load_plugin(
     return loaded
 
 
-def _entries(group: Group) -> list[EntryPoint]:
+def _entries(group: Group) -> tuple[EntryPoint, ...]:
+    return _scan(group, tuple(sys.path))
+
+
+@lru_cache(maxsize=16)
+def _scan(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of the packages on the path: reading them takes milliseconds, and names are looked up often."""
     with library_errors("cannot read the entry points of installed packages", "mend or uninstall the broken one"):
-        return list(entry_points(group=group))
+        return tuple(entry_points(group=group))
 
 
 def _package(entry: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""Checks of what others build on longlens, one call in their own tests: an engine, a RoPE method, a cache policy.
+"""Checks of what others build on longlens, one call in their own tests: an engine, a task, a RoPE method, a cache.
 
 Each raises `ConformanceError` at the first rule of the contract that does not hold, with one line that says which. They
 run offline in seconds, on tiny random models where they need one, and need no pytest.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
+import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,9 @@ from longlens.errors import UserError, one_line
 from longlens.rope.base import Method, ScaledMethod
 from longlens.rope.frequencies import Rope
 from longlens.scoring.scorer import Request, Scorer, ScorerInfo
+from longlens.tasks.base import Builder, JudgedTask, Sample, Task
+from longlens.tasks.fitting import TokenCounter
+from longlens.tasks.truncation import POLICIES
 
 if TYPE_CHECKING:
     from longlens.models.caches import CachePolicy
@@ -317,6 +322,149 @@ def check_cache(policy: CachePolicy) -> None:
     _close(beginning, whole[: len(beginning)], "what it drops depends on the tokens so far", rules)
     (again,) = _answers(scorer, rows[:1], rules)
     _close(again, whole, "it keeps the same each time", rules)
+
+
+def check_task(
+    task: Task,
+    *,
+    length: int | None = 4096,
+    samples: int = 5,
+    perfect: Callable[[Sample], str] | None = None,
+    tokenizer: Any = None,
+) -> None:
+    """Checks a task: samples that depend on nothing but seed and index, keep their length and say where answers are.
+
+    Scores are from 0 to 1 for any text, do not need the prompt, and tell a perfect answer from an empty one.
+
+    Args:
+        task: With the settings that it needs, such as `data_dir`.
+        length: Tokens of a sample; None where settings or data fix how many it has.
+        samples: So many are built; 2 or more, of which the data has to have enough.
+        perfect: What a model that answers rightly writes; the task's `target`, else the best of its answers and of all
+            of them with commas between them, unless given.
+        tokenizer: Counts; one of bytes unless given.
+
+    Raises:
+        ConformanceError: A rule does not hold.
+    """
+    rules = _Rules(f"task {getattr(task, 'name', type(task).__name__)}")
+    _check_declaration(task, rules)
+    tokenizer = _byte_tokenizer() if tokenizer is None else tokenizer
+    settings = {"length": length, "seed": 42, "tokenizer": tokenizer}
+    state = random.getstate()
+    with rules.holds(f"`build` makes {samples} samples"):
+        built = task.build(**settings, samples=samples)
+    rules.require(random.getstate() == state, "`build` leaves Python's own random numbers as they are: use `draws`")
+    _check_repeats(task, built, settings, rules)
+    for place in ("id", "prompt") if task.fills else ("id",):  # others have what their data has
+        differ = len({getattr(sample, place) for sample in built}) == samples
+        rules.require(differ, f"no two samples have the same {place}", [getattr(sample, place) for sample in built])
+    for index, sample in enumerate(built):
+        _check_sample(task, sample, index, settings["length"], TokenCounter(tokenizer), rules)
+        for text in ("", "\n", "Nothing at all", "漢字 🙂 [1] {", "9" * 5000, sample.answers[0], sample.prompt[-200:]):
+            _scores(task, sample, text, rules)
+    answer = perfect or (lambda sample: _best_answer(task, sample))
+    right = _aggregate(task, [_scores(task, sample, answer(sample), rules) for sample in built], rules)
+    rules.require(math.isclose(right, 100, abs_tol=1e-3), "the perfect answer to each sample scores 100 %", right)
+    empty = _aggregate(task, [_scores(task, sample, "", rules) for sample in built], rules)
+    rules.require(empty < right - 1e-3, "an empty answer scores less than the perfect one", empty)
+
+
+def _check_declaration(task: Task, rules: _Rules) -> None:
+    rules.require(isinstance(task, Task), "it is a `longlens.tasks.Task`", type(task))
+    rules.require("name" in getattr(task, "__dataclass_fields__", {}), "it is a dataclass with a field `name`")
+    with rules.holds("it says name, suite, metric and max_new_tokens"):
+        texts = (task.name, task.suite, task.metric)
+        rules.require(all(isinstance(text, str) and text for text in texts), "name, suite and metric are texts", texts)
+        rules.require(task.max_new_tokens >= 1, "`max_new_tokens` is at least 1", task.max_new_tokens)
+    known = ("none", "chat", "chat-prefix", "prefill")
+    rules.require(task.template in known, f"`template` is one of {', '.join(known)}", task.template)
+    rules.require(task.overlong in POLICIES, f"`overlong` is one of {', '.join(POLICIES)}", task.overlong)
+    is_texts = isinstance(task.stop, tuple) and all(isinstance(text, str) and text for text in task.stop)
+    rules.require(is_texts, "`stop` is a tuple of texts", task.stop)
+    with rules.holds("`default_samples` and `unit_tokens` are numbers"):
+        rules.require(task.default_samples >= 1, "`default_samples` is at least 1", task.default_samples)
+        rules.require(task.unit_tokens >= 0, "`unit_tokens` is at least 0", task.unit_tokens)
+
+
+def _check_repeats(task: Task, built: Sequence[Sample], settings: Mapping[str, Any], rules: _Rules) -> None:
+    """A sample is a function of seed and index: in any order, after others, and among however many."""
+    samples = len(built)
+    with rules.holds("`build` can be called again"):
+        builder = Builder(task, **settings, samples=samples, reserve=0, overlong=None)
+        backwards = [builder.sample(index) for index in reversed(range(samples))][::-1]
+        task.build(**{**settings, "seed": 7}, samples=1)
+        fewer = task.build(**settings, samples=min(3, samples))
+    for one, late in zip(built, backwards, strict=True):
+        rules.require(one == late, "seed and index alone decide a sample, not those built before it", one.id)
+    rules.require(built[: len(fewer)] == fewer, f"the first {len(fewer)} of {samples} samples are the {len(fewer)}")
+
+
+def _best_answer(task: Task, sample: Sample) -> str:
+    target = task.target(sample)
+    texts = [f" {', '.join(sample.answers)}", *sample.answers] if target is None else [target]
+    return max(texts, key=lambda text: sum(task.score(sample, text).values()))
+
+
+def _check_sample(
+    task: Task, sample: Sample, index: int, length: int | None, tokens: TokenCounter, rules: _Rules
+) -> None:
+    text = sample.prompt + sample.answer_prefix
+    rules.require(sample.prompt.strip(), "a prompt is not empty", sample.id)
+    is_texts = sample.answers and all(isinstance(answer, str) and answer for answer in sample.answers)
+    rules.require(is_texts, "a sample has at least one right answer, and all are texts", sample.answers)
+    counted = tokens.count(text) + task.max_new_tokens
+    is_counted = sample.length == counted
+    rules.require(is_counted, "`length` counts prompt, prefix and max_new_tokens", f"{sample.length}, not {counted}")
+    if length is not None:
+        rules.require(sample.length <= length, "a sample keeps the length", f"{sample.length} of {length}")
+        fixed = task.plan(length=length, seed=42, index=index, tokens=tokens)
+        is_full = fixed.minimum == fixed.maximum or sample.length > length - task.unit_tokens
+        rules.require(is_full, "less than `unit_tokens` of the length stay empty", f"{sample.length} of {length}")
+    lowered = {answer.lower() for answer in sample.answers}
+    for start, end in sample.answer_spans:
+        found = text[start:end] if 0 <= start < end <= len(text) else ""
+        rules.require(found.lower() in lowered, "`answer_spans` are where answers stand in the prompt", f"{found!r}")
+    if sample.context_span is not None:
+        start, end = sample.context_span
+        is_inside = 0 <= start < end <= len(sample.prompt)
+        rules.require(is_inside, "`context_span` lies in the prompt", sample.context_span)
+    for key, value in (("task", task.name), ("seed", 42), ("index", index)):
+        rules.require(sample.metadata.get(key) == value, f"metadata keeps its {key}", sample.metadata.get(key))
+    with rules.holds("metadata can be stored as JSON"):
+        json.dumps(sample.metadata, allow_nan=False)
+    wrong = sample.metadata.get("distractors", [])
+    is_wrong = len(set(wrong)) == len(wrong) and not set(wrong) & set(sample.answers)
+    rules.require(is_wrong, "distractors differ, and none is a right answer", wrong)
+    if isinstance(task, JudgedTask):
+        with rules.holds("`judge_prompts` gives texts, and `judged` nothing for replies that it cannot read"):
+            prompts = task.judge_prompts(sample, sample.answers[0])
+            judged = task.judged(sample, sample.answers[0], ["no idea"] * len(prompts))
+        rules.require(all(isinstance(prompt, str) for prompt in prompts), "`judge_prompts` gives texts", prompts)
+        rules.require(not prompts or judged == {}, "`judged` gives nothing for replies that it cannot read", judged)
+
+
+def _scores(task: Task, sample: Sample, text: str, rules: _Rules) -> dict[str, float]:
+    """Scores of a text, which are the same for a sample that was stored, without its prompt."""
+    said = f"{text[:20]!r} for {sample.id}"
+    stored = dataclasses.replace(sample, prompt="", metadata=json.loads(json.dumps(sample.metadata)))
+    with rules.holds("`score` takes any text"):
+        scores = task.score(sample, text)
+    with rules.holds("`score` takes a sample that was stored, without its prompt"):
+        again = task.score(stored, text)
+    rules.require(again == scores, "`score` gives the same for a sample that was stored, without its prompt", said)
+    for name, score in scores.items():
+        rules.require(0 <= score <= 1, "scores are from 0 to 1", f"{name} is {score} of {said}")
+    rules.require(task.joint or task.metric in scores, f"`score` gives {task.metric}", f"{', '.join(scores)} of {said}")
+    return scores
+
+
+def _aggregate(task: Task, scores: Sequence[Mapping[str, float]], rules: _Rules) -> float:
+    with rules.holds("`aggregate` sums scores up"):
+        means = task.aggregate(scores)
+    rules.require(task.metric in means, f"`aggregate` gives {task.metric}", ", ".join(means))
+    rules.require(0 <= means[task.metric] <= 100, "`aggregate` gives percent", means[task.metric])
+    return float(means[task.metric])
 
 
 def _tiny_model(head_dim: int) -> Any:

@@ -6,14 +6,13 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from longlens.bench.prompts import PromptSettings
 from longlens.errors import UserError, shown_value
 from longlens.reasoning import Marks
 from longlens.settings.options import SEED
-from longlens.tasks import get_task, list_tasks, task_settings
+from longlens.tasks import get_task, list_tasks, task_settings, usable_tasks
 from longlens.tasks.base import Sample, Task
 from longlens.tasks.data import check_files
 
@@ -120,12 +119,11 @@ class BenchSettings:
         return select_tasks(name for name in self.tasks if name not in self.files)
 
 
-@lru_cache(maxsize=1)
 def suites() -> Mapping[str, tuple[str, ...]]:
-    """Tasks by suite, in the order of the registry."""
+    """Tasks by suite, in the order of the registry; without those that cannot be used."""
     found: dict[str, list[str]] = {}
-    for name in list_tasks():
-        found.setdefault(get_task(name).suite, []).append(name)
+    for name, task in usable_tasks()[0].items():
+        found.setdefault(task.suite, []).append(name)
     return {suite: tuple(names) for suite, names in found.items()}
 
 
@@ -137,17 +135,18 @@ def select_tasks(names: Iterable[str]) -> SelectedTasks:
     """
     tasks: dict[str, None] = {}
     harness: dict[str, HarnessTask] = {}
+    of_suites, known_tasks = suites(), list_tasks()
     for name in names:
-        if name in list_tasks():
+        if name in known_tasks:
             tasks[name] = None
-        elif name in suites():
-            tasks |= dict.fromkeys(suites()[name])
+        elif name in of_suites:
+            tasks |= dict.fromkeys(of_suites[name])
         elif name in HARNESS:
             harness[name] = HARNESS[name]
         elif name.startswith(PREFIX) and len(name) > len(PREFIX):
             harness[name] = HarnessTask(name=name, task=name.removeprefix(PREFIX), metric="")
         else:
-            known = [*suites(), *list_tasks(), *HARNESS]
+            known = [*of_suites, *known_tasks, *HARNESS]
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
             raise UserError(f"no task or suite {name!r}: {hint}")

@@ -6,21 +6,28 @@ samples = task.build(length=32768, samples=100, seed=42, tokenizer=tokenizer)
 scores = [task.score(sample, answer) for sample, answer in zip(samples, answers)]
 task.aggregate(scores)
 ```
+
+A task of another package is a dataclass that is a `Task`; its entry point of the group ``longlens.tasks`` has its name.
+`longlens.testing.check_task` checks it.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import fields
-from functools import partial
+from dataclasses import fields, is_dataclass
+from functools import lru_cache, partial
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import UserError, library_errors
+from longlens.plugins import Group, list_plugins, load_plugin
 from longlens.settings.recipe import check_values
 from longlens.tasks.bamboo import TASKS as BAMBOO_TASKS
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
+from longlens.tasks.fitting import Draft as Draft
+from longlens.tasks.fitting import Plan as Plan
+from longlens.tasks.fitting import Whole as Whole
 from longlens.tasks.helmet import TASKS as HELMET_TASKS
 from longlens.tasks.infinitebench import TASKS as INFINITEBENCH_TASKS
 from longlens.tasks.leval import TASKS as LEVAL_TASKS
@@ -31,6 +38,8 @@ from longlens.tasks.niah import NeedleGrid
 from longlens.tasks.ruler import RULER as RULER
 from longlens.tasks.scrolls import TASKS as SCROLLS_TASKS
 
+GROUP: Group = "longlens.tasks"
+_EXPECTED = "a dataclass that is a longlens.tasks.Task, or functools.partial of one"
 _TASKS: dict[str, Callable[..., Task]] = {
     "longeval_lines": LongEvalLines,
     "longeval_lines_1350": partial(LongEvalLines, lines=PAPER_LINES),
@@ -48,28 +57,50 @@ _TASKS: dict[str, Callable[..., Task]] = {
 
 
 def list_tasks() -> list[str]:
-    """Names that `get_task` knows."""
-    return list(_TASKS)
+    """Names that `get_task` knows: our own, then those that other installed packages add."""
+    return [*_TASKS, *plugin_tasks()]
+
+
+def plugin_tasks() -> dict[str, str]:
+    """Tasks that other installed packages add by entry points ``longlens.tasks``, each with the package it is from."""
+    return {name: package for name, package in list_plugins(GROUP).items() if name not in _TASKS}
+
+
+def usable_tasks() -> tuple[dict[str, Task], dict[str, str]]:
+    """Each task with its own settings, and of those that cannot be used why, which `get_task` raises."""
+    tasks: dict[str, Task] = {}
+    problems: dict[str, str] = {}
+    for name in list_tasks():
+        try:
+            tasks[name] = get_task(name)
+        except UserError as error:
+            problems[name] = str(error)
+    return tasks, problems
 
 
 def task_settings(name: str) -> list[str]:
     """Names of the settings that `get_task` takes for a task.
 
     Raises:
-        UserError: No such task.
+        UserError: No such task, or a package's that cannot be used.
     """
-    kind, fixed = _kind(name)
+    _, kind, fixed = _factory(name)
     return [field.name for field in fields(kind) if field.name != "name" and field.name not in fixed]
 
 
-def _kind(name: str) -> tuple[Any, dict[str, Any]]:
-    """The dataclass of a task, and those of its fields that are fixed."""
-    if name not in _TASKS:
-        close = difflib.get_close_matches(name, _TASKS, n=1)
-        known = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
-        raise UserError(f"no task {name!r}: {known}")
-    made = _TASKS[name]
-    return (made.func, made.keywords) if isinstance(made, partial) else (made, {})
+def _factory(name: str) -> tuple[Callable[..., Task], Any, dict[str, Any]]:
+    """What makes a task, the dataclass that it is, and those of its fields that are fixed."""
+    make = load_plugin(GROUP, name, own=_TASKS, is_kind=_makes_tasks, expected=_EXPECTED) or _TASKS.get(name)
+    if make is None:
+        close = difflib.get_close_matches(name, list_tasks(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
+        raise UserError(f"no task {name!r}: {hint}")
+    return (make, make.func, make.keywords) if isinstance(make, partial) else (make, make, {})
+
+
+def _makes_tasks(found: Any) -> bool:
+    kind = found.func if isinstance(found, partial) else found
+    return isinstance(kind, type) and issubclass(kind, Task) and is_dataclass(kind)
 
 
 def get_task(name: str, **settings: Any) -> Task:
@@ -80,12 +111,28 @@ def get_task(name: str, **settings: Any) -> Task:
         settings: Of the task, such as ``haystack``, ``data_dir``, ``lines``, ``depths``; docs/tasks.md lists them.
 
     Raises:
-        UserError: No such task or setting, or a value that makes no sense.
+        UserError: No such task or setting, a value that makes no sense, or a package's task that cannot be used.
     """
+    make, kind, _ = _factory(name)
     free = task_settings(name)
     for setting in settings:
         if setting not in free:
             known = f"it has {', '.join(free)}" if free else "it has none"
             raise UserError(f"task {name!r} has no setting {setting!r}: {known}")
-    check_values(settings, _kind(name)[0], f"`{{}}` of task {name!r}")
-    return _TASKS[name](name=name, **settings)
+    check_values(settings, kind, f"`{{}}` of task {name!r}")
+    if name in _TASKS:
+        return make(name=name, **settings)
+    package = plugin_tasks()[name]
+    with library_errors(f"cannot make task {name!r} of the package {package}", f"mend or uninstall {package}"):
+        task = make(name=name, **settings)
+    if task.suite in _own_suites():
+        raise UserError(
+            f"task {name!r} of the package {package} says that its suite is {task.suite!r}, which is one of longlens "
+            f"itself: rename it there, or uninstall {package}"
+        )
+    return task
+
+
+@lru_cache(maxsize=1)
+def _own_suites() -> frozenset[str]:
+    return frozenset(make(name=name).suite for name, make in _TASKS.items())

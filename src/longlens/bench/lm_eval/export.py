@@ -19,7 +19,7 @@ from longlens.errors import UserError
 from longlens.files import cache_folder, replacing
 from longlens.runs.identity import canonical_sha256
 from longlens.settings.options import SEED
-from longlens.tasks import get_task, list_tasks, task_settings
+from longlens.tasks import get_task, task_settings, usable_tasks
 from longlens.tasks.base import Task
 
 PREFIX = "longlens_"
@@ -27,8 +27,8 @@ LENGTH = 4096
 
 
 def export_tasks() -> Path:
-    """A folder with a YAML file for each task, in the user's cache; made where it is not there."""
-    texts = {f"{PREFIX}{name}.yaml": _yaml(get_task(name)) for name in list_tasks()}
+    """A folder with a YAML file for each task that can be used, in the user's cache; made where it is not there."""
+    texts = {f"{PREFIX}{name}.yaml": _yaml(task) for name, task in usable_tasks()[0].items()}
     folder = cache_folder() / f"lm_eval-{canonical_sha256(texts)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

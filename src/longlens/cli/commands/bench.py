@@ -53,23 +53,33 @@ def list_(as_json: o.Json = False) -> None:
 
     Example: longlens bench list
     """
-    from longlens.bench.selection import HARNESS, suites
+    from longlens.bench.selection import HARNESS
     from longlens.cli.console import print_json, print_table
-    from longlens.tasks import get_task, task_settings
+    from longlens.tasks import plugin_tasks, task_settings, usable_tasks
     from longlens.tasks.base import JudgedTask
 
+    packages = plugin_tasks()
+    tasks, unusable = usable_tasks()
+    suites = list(dict.fromkeys(task.suite for task in tasks.values()))
     rows = []
-    for names in suites().values():
-        for name in names:
-            task = get_task(name)
-            metric = task.judged_metric if isinstance(task, JudgedTask) and task.needs_judge else task.metric
-            rows.append((name, task.suite, task.category, metric, task_settings(name)))
+    for name, task in sorted(tasks.items(), key=lambda item: suites.index(item[1].suite)):
+        metric = task.judged_metric if isinstance(task, JudgedTask) and task.needs_judge else task.metric
+        package = packages.get(name, "longlens")
+        rows.append((name, task.suite, task.category, metric, task_settings(name), package))
     if as_json:
-        keys = ("task", "suite", "category", "metric", "settings")
-        tasks = [dict(zip(keys, row, strict=True)) for row in rows]
-        print_json({"schema_version": 1, "tasks": tasks, "lm_eval": {name: t.task for name, t in HARNESS.items()}})
+        keys = ("task", "suite", "category", "metric", "settings", "package")
+        listed = [dict(zip(keys, row, strict=True)) for row in rows]
+        harness = {name: task.task for name, task in HARNESS.items()}
+        print_json({"schema_version": 1, "tasks": listed, "unusable": unusable, "lm_eval": harness})
         return
-    print_table(("task", "suite", "category", "metric", "settings"), [(*row[:4], ", ".join(row[4])) for row in rows])
+    columns = ("task", "suite", "category", "metric", "settings")
+    print_table(columns, [(*row[:4], ", ".join(row[4])) for row in rows if row[0] not in packages])
+    if packages or unusable:
+        print("\nOf other packages:")
+        added = [(*row[:4], ", ".join(row[4]), row[5]) for row in rows if row[0] in packages]
+        print_table((*columns, "package"), added)
+        for problem in unusable.values():
+            print(f"cannot be used: {problem}")
     print("\nOf lm-evaluation-harness (any other one of its tasks as lm_eval:NAME):")
     print_table(
         ("task", "its name", "metric", "examples"),
