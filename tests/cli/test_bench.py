@@ -76,10 +76,12 @@ def test_list_has_all_tasks(run):
         "category": "",
         "metric": "accuracy",
         "settings": ["ids", "lines", "answer_prefix"],
+        "package": "longlens",
     }
     metrics = {row["task"]: row["metric"] for row in found["tasks"]}
     assert (metrics["helmet_narrativeqa"], metrics["helmet_infbench_sum"]) == ("judge", "judge")  # no score without one
     assert metrics["niah_grid"] == "exact"
+    assert found["unusable"] == {}
     assert found["lm_eval"]["bbh"] == "bbh_cot_fewshot"
     shown = run("bench", "list").out
     assert all(name in shown for name in (*list_tasks(), *found["lm_eval"]))
