@@ -5,7 +5,7 @@ import time
 import jinja2
 import pytest
 
-from longlens.bench.engine import TokenLimit
+from longlens.bench.engine import PromptLimit
 from longlens.bench.prompts import PromptBuilder, PromptSettings
 from longlens.chat_template import SECONDS, render, template_tokens
 from longlens.data.conversation import ChatTemplate
@@ -135,7 +135,7 @@ def test_long_messages_may_be_written_and_looped_over():
 def test_all_that_write_conversations_go_by_it(name):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template, message = HOSTILE[name]
-    builder = PromptBuilder(PromptSettings(template="chat"), TokenLimit(tokenizer, 4096))
+    builder = PromptBuilder(PromptSettings(template="chat"), PromptLimit(tokenizer, 4096))
     generator = TransformersGenerator(tiny_model("llama"), tokenizer, name="tiny", identity_sha256="", max_new_tokens=1)
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     for writes in (

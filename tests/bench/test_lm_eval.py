@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 import torch
 
-from longlens.bench.engine import EngineSettings, ModelAnswer, ModelRequest, describe, load_limit, prompt_tokens
+from longlens.bench.engine import EngineSettings, ModelAnswer, ModelRequest, describe, load_prompt_limit, prompt_tokens
 from longlens.bench.lm_eval import backends, engine
 from longlens.bench.lm_eval.backends import open_engine
 from longlens.errors import UserError
@@ -30,7 +30,7 @@ NEIGHBOURS = ["llama", "llama-dynamic-ntk", "phi3-longrope", "gemma3", "any-rwkv
 
 def opened(name, **options):
     settings = engine_settings(model=name, **options)
-    return open_engine(settings, load_limit(settings))
+    return open_engine(settings, load_prompt_limit(settings))
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_what_is_known_of_a_model_before_it_is_loaded_is_what_it_says_itself(tmp
         extend(folder, method, tmp_path / "extended")
         folder = str(tmp_path / "extended")
     settings = engine_settings(model=folder, dtype="bfloat16")
-    before = describe(settings, load_limit(settings))
+    before = describe(settings, load_prompt_limit(settings))
     info = opened(folder, dtype="bfloat16").info
     assert {name: info[name] for name in before} == before
     assert before["weights_sha256"]
@@ -258,7 +258,7 @@ def test_a_key_is_sent_to_the_server_that_it_is_for(server, model, monkeypatch, 
     arguments = {"num_concurrent": concurrent, **options.get("arguments", {})}
     options = {"tokenizer": model, "max_length": 512, **options, "arguments": arguments}
     settings = EngineSettings(model=f"{server}#tiny", **options)
-    answers(open_engine(settings, load_limit(settings)), [ModelRequest("k", TEXT, None, 6)])
+    answers(open_engine(settings, load_prompt_limit(settings)), [ModelRequest("k", TEXT, None, 6)])
     assert {sent["authorization"] for sent in Server.sent} == {expected}
     settings.log_unsent_key()
     note = "OPENAI_API_KEY is set and not sent to 127.0.0.1: pass `api_key_env=OPENAI_API_KEY`"

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from longlens.bench.engine import EngineSettings, ModelRequest, TokenLimit, prompt_tokens
+from longlens.bench.engine import EngineSettings, ModelRequest, PromptLimit, prompt_tokens
 from longlens.bench.lm_eval.backends import open_engine
 from longlens.bench.prompts import MODES, TEMPLATES, PromptBuilder, PromptSettings
 from longlens.errors import UserError
@@ -34,7 +34,7 @@ def tokenizer_with(template, **options):
 
 def builder(tokenizer=None, **changes):
     prompts, others = split(PromptSettings, {"template": "none"} | changes)
-    limit = TokenLimit(tokenizer or byte_tokenizer(), others.pop("max_length", 4096))
+    limit = PromptLimit(tokenizer or byte_tokenizer(), others.pop("max_length", 4096))
     return PromptBuilder(prompts, limit, **others)
 
 
@@ -148,7 +148,7 @@ def test_the_model_gets_the_tokens_that_were_counted(chat_model, template, monke
     tokenizer = tokenizer_with(CHAT)
     found, _ = asked({"template": template, "mode": "teacher-forced"}, tokenizer=tokenizer)
     wanted = prompt_tokens(tokenizer, found.text)
-    made = open_engine(settings, TokenLimit(tokenizer, 4096))
+    made = open_engine(settings, PromptLimit(tokenizer, 4096))
     seen = []
     generate = Forward.generate
     monkeypatch.setattr(

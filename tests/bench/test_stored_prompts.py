@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from longlens.bench.engine import TokenLimit
+from longlens.bench.engine import PromptLimit
 from longlens.bench.prompts import PromptBuilder, PromptSettings
 from longlens.bench.samples import SampleBatch, sample_row, stored_sample
 from longlens.tasks import get_task
@@ -18,7 +18,7 @@ from tests.tiny import byte_tokenizer
 def builder(template, *, chat=CHAT, is_chat=False):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat
-    return PromptBuilder(PromptSettings(template=template), TokenLimit(tokenizer, 9000), is_chat=is_chat)
+    return PromptBuilder(PromptSettings(template=template), PromptLimit(tokenizer, 9000), is_chat=is_chat)
 
 
 def stored(builder, task, sample, **options):

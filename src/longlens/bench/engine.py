@@ -171,8 +171,8 @@ class Server(NamedTuple):
     name: str
 
 
-class TokenLimit(NamedTuple):
-    """How many tokens a model takes, and what counts them.
+class PromptLimit(NamedTuple):
+    """How many tokens a prompt and its answer may have, and what counts them.
 
     Attributes:
         tokenizer: Of transformers.
@@ -183,7 +183,7 @@ class TokenLimit(NamedTuple):
     max_length: int
 
 
-def load_limit(settings: EngineSettings) -> TokenLimit:
+def load_prompt_limit(settings: EngineSettings) -> PromptLimit:
     """The tokenizer of a model, and how many tokens it takes.
 
     Raises:
@@ -203,10 +203,10 @@ def load_limit(settings: EngineSettings) -> TokenLimit:
     max_length = positions if settings.max_length is None else settings.max_length
     if max_length is None:
         raise UserError(f"{settings.model} does not say how many tokens it takes: pass `max_length`")
-    return TokenLimit(tokenizer, max_length)
+    return PromptLimit(tokenizer, max_length)
 
 
-def describe(settings: EngineSettings, limit: TokenLimit) -> dict[str, Any] | None:
+def describe(settings: EngineSettings, limit: PromptLimit) -> dict[str, Any] | None:
     """What is recorded of an engine, as far as it is known before the model is loaded: enough to tell models apart.
 
     None where it is not known yet, since the weights are still to be downloaded.
@@ -272,7 +272,7 @@ class ModelAnswer(NamedTuple):
     is_greedy: bool | None = None
 
 
-class Engine(Protocol):
+class BenchEngine(Protocol):
     """What runs a model.
 
     Attributes:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longlens.bench.results import Asker, GradedSample, Line, asker_of, grade_run, latest_lines
+from longlens.bench.results import GradedSample, JudgeKey, Line, grade_run, judge_key, latest_lines
 from longlens.bench.selection import check_settings
 from longlens.bench.store import part_writer, read_judged, read_manifest
 from longlens.errors import UserError
@@ -71,7 +71,7 @@ def judge_run(
             write(line)
         for row, scores, replies, generation in score(name, owed, loading) if owed else ():
             model = model or _model_sha256(name, loading)  # its weights are here now
-            by = dict(zip(("by", "model", "prompts"), _asker(name, model, row), strict=True))
+            by = dict(zip(("by", "model", "prompts"), _judge_key(name, model, row), strict=True))
             said = {"generation": generation, "scores": dict(scores), "replies": list(replies)}
             write({"id": row.sample.id} | by | said)
 
@@ -95,16 +95,16 @@ def _split(
     owed: list[GradedSample] = []
     for batch in batches.values():
         ids = {row.sample.id for row in batch}
-        asker = _asker(name, model, batch[0])
-        mine = [line for line in known if line["id"] in ids and asker_of(line) == asker]
+        key = _judge_key(name, model, batch[0])
+        mine = [line for line in known if line["id"] in ids and judge_key(line) == key]
         scored = {line["id"]: line for line in mine if model is not None}
-        if asker not in map(asker_of, latest_lines(ids, known)):
+        if key not in map(judge_key, latest_lines(ids, known)):
             again += scored.values()
         owed += [row for row in batch if row.sample.id not in scored]
     return again, owed
 
 
-def _asker(name: str, model: str | None, row: GradedSample) -> Asker:
+def _judge_key(name: str, model: str | None, row: GradedSample) -> JudgeKey:
     return name, model, row.task.prompts_by if isinstance(row.task, JudgedTask) else None
 
 

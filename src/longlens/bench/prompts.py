@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from longlens.bench.engine import ModelRequest, TokenLimit, check_border, prompt_tokens
+from longlens.bench.engine import ModelRequest, PromptLimit, check_border, prompt_tokens
 from longlens.chat_template import render
 from longlens.errors import UserError
 from longlens.runs.identity import canonical_sha256
@@ -93,7 +93,7 @@ class PromptBuilder:
         UserError: The model cannot be asked so.
     """
 
-    def __init__(self, settings: PromptSettings, limit: TokenLimit, *, is_chat: bool = False) -> None:
+    def __init__(self, settings: PromptSettings, limit: PromptLimit, *, is_chat: bool = False) -> None:
         self.settings, self.is_chat = settings, is_chat
         self.tokenizer, self.max_length = limit
         mode, template = settings.mode, settings.template

@@ -32,7 +32,7 @@ DEPTH_PARTS = 5
 """Parts of the text that scores are shown for, where needles stand at any depth."""
 Line = Mapping[str, Any]
 """Scores of a judge or an NLI model, as `longlens.bench.judging` writes them."""
-Asker = tuple[str, str | None, str | None]
+JudgeKey = tuple[str, str | None, str | None]
 Batches = Mapping[str, Mapping[str, Any]]
 """What `summarize_batch` says, by batch."""
 Tasks = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -217,8 +217,8 @@ def _latest_scores(
         lines = latest_lines(ids, known)
         for line in lines:
             scores.setdefault(line["id"], {}).update(line["scores"])
-        askers = dict.fromkeys((line["by"], line.get("prompts")) for line in lines)
-        judges[name] = [{"by": by, "prompts": prompts} for by, prompts in askers]
+        keys = dict.fromkeys((line["by"], line.get("prompts")) for line in lines)
+        judges[name] = [{"by": by, "prompts": prompts} for by, prompts in keys]
     return scores, judges
 
 
@@ -230,11 +230,11 @@ def latest_lines(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
         known: All lines of a run, in their order.
     """
     mine = [line for line in known if line["id"] in ids]
-    last = {line.get("prompts") is None: asker_of(line) for line in mine}
-    return [line for line in mine if asker_of(line) in last.values()]
+    last = {line.get("prompts") is None: judge_key(line) for line in mine}
+    return [line for line in mine if judge_key(line) in last.values()]
 
 
-def asker_of(line: Line) -> Asker:
+def judge_key(line: Line) -> JudgeKey:
     """Who scored a line: name and identity of a model, and whose prompts it got."""
     return line["by"], line.get("model"), line.get("prompts")
 

@@ -10,7 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longlens.bench.engine import Engine, EngineSettings, ModelAnswer, ModelRequest, TokenLimit, describe, load_limit
+from longlens.bench.engine import (
+    BenchEngine,
+    EngineSettings,
+    ModelAnswer,
+    ModelRequest,
+    PromptLimit,
+    describe,
+    load_prompt_limit,
+)
 from longlens.bench.prompts import Prompt, PromptBuilder
 from longlens.bench.results import summarize_run
 from longlens.bench.samples import SampleBatch, file_batches, log_lengths, sample_row, task_batches
@@ -32,7 +40,7 @@ from longlens.runs.folder import make_manifest
 from longlens.runs.identity import ModelIdentity
 from longlens.runs.processes import Processes
 
-OpenEngine = Callable[[EngineSettings, TokenLimit], Engine]
+OpenEngine = Callable[[EngineSettings, PromptLimit], BenchEngine]
 CHUNK_SAMPLES = 64
 CHUNK_CHARACTERS = 2**23
 """Samples that are in memory at a time: so many, or those of so many characters, but `batch_size` at least."""
@@ -86,7 +94,7 @@ def run_bench(
     shared = {key: value for key, value in settings.settings.items() if key not in own}
     if own and not selected.tasks:
         raise UserError(f"no task has a setting {next(iter(own))!r}: files of samples have theirs in them")
-    limit = load_limit(engine_settings)
+    limit = load_prompt_limit(engine_settings)
     builder = PromptBuilder(settings.prompts, limit, is_chat=engine_settings.is_chat)
     batches = task_batches(
         make_tasks(selected.tasks, own, shared),
@@ -132,7 +140,7 @@ def run_bench(
 class _LazyEngine:
     """A model that is loaded when it is asked for, once; `expected` says what it has to be."""
 
-    def __init__(self, settings: EngineSettings, limit: TokenLimit, open_engine: OpenEngine | None) -> None:
+    def __init__(self, settings: EngineSettings, limit: PromptLimit, open_engine: OpenEngine | None) -> None:
         self.settings, self._limit, self._open_engine = settings, limit, open_engine
         self.expected: Mapping[str, Any] = {}
 
@@ -148,7 +156,7 @@ class _LazyEngine:
         return self._engine
 
     @cached_property
-    def _engine(self) -> Engine:
+    def _engine(self) -> BenchEngine:
         if self._open_engine is None:
             require("lm_eval", extra="tasks", purpose="running benchmarks")
             from longlens.bench.lm_eval.backends import open_engine

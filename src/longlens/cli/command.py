@@ -227,7 +227,7 @@ def _reporting() -> Iterator[None]:
     # Documents are read more than once, and libraries that change warning filters make "once" forget.
     tell = functools.cache(say)
     logger, handler = logging.getLogger("longlens"), _Lines(logging.INFO)
-    level = logger.level
+    level, propagates = logger.level, logger.propagate
     with warnings.catch_warnings():
         warnings.simplefilter("always", LonglensWarning)
         warnings.showwarning = lambda message, category, *_: tell(
@@ -236,8 +236,10 @@ def _reporting() -> Iterator[None]:
         if Processes().rank == 0:
             logger.addHandler(handler)
             logger.setLevel(logging.INFO)
+        logger.propagate = False  # some libraries give the root logger a handler, which would print lines twice
         try:
             yield
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
+            logger.propagate = propagates

@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from longlens.bench.engine import HF, EngineSettings, TokenLimit, describe
+from longlens.bench.engine import HF, EngineSettings, PromptLimit, describe
 from longlens.bench.lm_eval.engine import PENALTY, HarnessEngine, quiet
 from longlens.errors import UserError, one_line, shown_value
 from longlens.models.forward import Forward, generation_record, greedy, pack, running
@@ -165,7 +165,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
                 yield answer
 
 
-def open_engine(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
+def open_engine(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
     """Loads a model, or makes ready to ask a server.
 
     Raises:
@@ -177,7 +177,7 @@ def open_engine(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     return (_open_hf if settings.backend == HF else _open_other)(settings, limit)
 
 
-def _open_hf(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
+def _open_hf(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
     from longlens.models import load_transformers
     from longlens.scoring.transformers import ContinuationScorer
 
@@ -195,7 +195,7 @@ def _open_hf(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
     return HarnessEngine(lm, settings, limit, described)
 
 
-def _open_other(settings: EngineSettings, limit: TokenLimit) -> HarnessEngine:
+def _open_other(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
     server = settings.server
     arguments: dict[str, Any] = {"batch_size": settings.batch_size, "add_bos_token": bool(own_bos(limit.tokenizer))}
     if server:

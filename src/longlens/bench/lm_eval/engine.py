@@ -14,7 +14,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models import api_models
 
-from longlens.bench.engine import EngineSettings, ModelAnswer, ModelRequest, TokenLimit, prompt_tokens
+from longlens.bench.engine import EngineSettings, ModelAnswer, ModelRequest, PromptLimit, prompt_tokens
 from longlens.errors import UserError, one_line
 from longlens.tokenization import TextEncoder, own_bos
 
@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 
 
 class HarnessEngine:
-    """A `longlens.bench.engine.Engine` of lm-evaluation-harness.
+    """A `longlens.bench.engine.BenchEngine` of lm-evaluation-harness.
 
     Attributes:
         lm: Its backend.
@@ -50,7 +50,7 @@ class HarnessEngine:
         info: What is recorded.
     """
 
-    def __init__(self, lm: Any, settings: EngineSettings, limit: TokenLimit, described: Mapping[str, Any]) -> None:
+    def __init__(self, lm: Any, settings: EngineSettings, limit: PromptLimit, described: Mapping[str, Any]) -> None:
         self.lm, self.limit = lm, limit
         self._settings = settings
         lm.adds_bos = bool(own_bos(limit.tokenizer))
@@ -64,7 +64,7 @@ class HarnessEngine:
         }
 
     def answer(self, requests: Sequence[ModelRequest], on_answer: OnAnswer) -> None:
-        """See `longlens.bench.engine.Engine`."""
+        """See `longlens.bench.engine.BenchEngine`."""
         self._check(requests)
         self.lm.exact_pairs = True
         for (is_written, tokens, stop), group in groupby(sorted(requests, key=_kind), key=_kind):
