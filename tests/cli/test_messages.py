@@ -220,3 +220,18 @@ def test_every_group_has_a_help_text_for_each_field():
         for field, annotation in get_type_hints(group, include_extras=True).items():
             _, help = get_args(annotation)
             assert help.text.endswith((".", "]")), field
+
+
+def test_the_log_is_printed_once_where_the_root_logger_has_a_handler(monkeypatch, work, run):
+    """As some libraries give it one."""
+    says(monkeypatch, work)
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.name)
+    logging.getLogger().addHandler(handler)
+    try:
+        run("keys", "scores", "-o", "keys.jsonl")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert seen == ["other"]
+    assert logging.getLogger("longlens").propagate

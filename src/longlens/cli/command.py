@@ -226,16 +226,16 @@ def _reporting() -> Iterator[None]:
     """Warnings, each once, and the log of longlens on stderr; of torchrun's processes the first one logs."""
     # Documents are read more than once, and libraries that change warning filters make "once" forget.
     tell = functools.cache(say)
-    logger, handler = logging.getLogger("longlens"), _Lines(logging.INFO)
+    logger = logging.getLogger("longlens")
+    handler = _Lines(logging.INFO) if Processes().rank == 0 else logging.NullHandler()
     level, propagates = logger.level, logger.propagate
     with warnings.catch_warnings():
         warnings.simplefilter("always", LonglensWarning)
         warnings.showwarning = lambda message, category, *_: tell(
             f"warning: {message}" if issubclass(category, LonglensWarning) else f"{category.__name__}: {message}"
         )
-        if Processes().rank == 0:
-            logger.addHandler(handler)
-            logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
         logger.propagate = False  # some libraries give the root logger a handler, which would print lines twice
         try:
             yield
