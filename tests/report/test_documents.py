@@ -1,5 +1,6 @@
 import base64
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def corpus(sizes, name="m", text="abcd"):
 
 def shown(folder, runs, *chosen, **options):
     """Ids of the documents of a page, and what the page has of them."""
-    with PageDocuments(folder / "r.html", *chosen) as page:
+    with closing(PageDocuments(folder / "r.html", *chosen)) as page:
         return summarized(runs, page=page, **options).documents, [json.loads(piece) for piece in page]
 
 

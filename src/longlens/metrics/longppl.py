@@ -204,6 +204,14 @@ class PerplexitySums:
             "longppl_soft": (columns["soft"], num_tokens),
         }
         intervals = {name: _interval(*end) for name, end in ends.items()}
+        without: dict[str, list[str]] = {}
+        for name, (_, why) in intervals.items():
+            if why is not None:
+                without.setdefault(why, []).append(_TITLES[name])
+        notes = [
+            f"{' and '.join(titles)} of {self.corpus.name} {'has' if len(titles) == 1 else 'have'} no interval: {why}"
+            for why, titles in without.items()
+        ]
         influence = self.corpus.influence
         return PerplexityResult(
             model=self.corpus.name,
@@ -225,10 +233,10 @@ class PerplexitySums:
             num_rest_tokens=_number(totals["rest"]),
             num_documents=len(documents),
             truncated_documents=sum(d.truncated for d in documents),
-            intervals=intervals,
+            intervals={name: interval for name, (interval, _) in intervals.items()},
             settings=self._settings(),
             documents=documents,
-            warnings=[*self._notes(documents), *_notes_on_intervals(self.corpus.name, ends, intervals)],
+            warnings=[*self._notes(documents), *notes],
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -326,37 +334,24 @@ def _number(total: WeightedSum | None) -> int | None:
     return None if total is None else int(total.weight)
 
 
-def _interval(sums: Doubles | None, num_tokens: int) -> Interval | None:
-    """Of a perplexity: the interval of its nats per token, which are above 0, on their logarithmic scale."""
-    estimated = None if sums is None or num_tokens < MIN_TOKENS else estimate(sums)
-    nats = None if estimated is None else estimated.interval(relative=True)
-    if nats is None:
-        return None
-    with np.errstate(over="ignore"):
-        high, low = np.exp(-np.array(nats))
-    return (float(low), float(high)) if np.isfinite(high) else None
+def _interval(sums: Doubles | None, num_tokens: int) -> tuple[Interval | None, str | None]:
+    """The interval of a perplexity, or why one that exists has none.
 
-
-def _notes_on_intervals(
-    model: str, ends: Mapping[str, tuple[Doubles | None, int]], intervals: Mapping[str, Interval | None]
-) -> list[str]:
-    """Why a value that exists has no interval."""
-    names: dict[str, list[str]] = {}
-    for name, (sums, num_tokens) in ends.items():
-        if sums is not None and _ppl(_total(sums)) is not None and intervals[name] is None:
-            names.setdefault(_why_no_interval(sums, num_tokens), []).append(_TITLES[name])
-    return [
-        f"{' and '.join(titles)} of {model} {'has' if len(titles) == 1 else 'have'} no interval: {why}"
-        for why, titles in names.items()
-    ]
-
-
-def _why_no_interval(sums: Doubles, num_tokens: int) -> str:
+    It is that of its nats per token, which are above 0, on their logarithmic scale.
+    """
+    if sums is None or _ppl(_total(sums)) is None:
+        return None, None
     if num_tokens < MIN_TOKENS:
-        return f"{num_tokens} tokens decide it, and at least {MIN_TOKENS} are needed"
+        return None, f"{num_tokens} tokens decide it, and at least {MIN_TOKENS} are needed"
     if np.count_nonzero(sums[:, 1]) < 2:
-        return "all of its tokens are in one document, and at least 2 are needed"
-    return "its documents are too few and differ too much"
+        return None, "all of its tokens are in one document, and at least 2 are needed"
+    estimated = estimate(sums)
+    nats = None if estimated is None else estimated.interval(relative=True)
+    with np.errstate(over="ignore"):
+        high, low = (np.inf, np.inf) if nats is None else np.exp(-np.array(nats))
+    if not np.isfinite(high):
+        return None, "its documents are too few and differ too much"
+    return (float(low), float(high)), None
 
 
 def _names(documents: Mapping[str, int]) -> str:

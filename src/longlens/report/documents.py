@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -41,14 +40,10 @@ class PageDocuments:
         self._num_documents, self._max_bytes = num_documents, max_bytes
         self._size, self._is_full = 0.0, False
         self._places: dict[str, tuple[int, int]] = {}
-        self._file: IO[bytes] = SpooledTemporaryFile(MAX_BYTES, dir=str(path.parent))  # noqa: SIM115  closed in __exit__
+        self._file: IO[bytes] = SpooledTemporaryFile(MAX_BYTES, dir=str(path.parent))  # noqa: SIM115  see close
 
-    def __enter__(self) -> PageDocuments:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Gives the file up."""
         self._file.close()
 
     @property

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -78,7 +79,7 @@ def write_report(
     check_place(path)
     if runs and (unknown := [id for id in documents if id not in frozenset(runs[0].ids)]):
         raise UserError(f"document {unknown[0]!r} was not scored; see the ids with `per_document`")
-    with PageDocuments(path, documents, num_documents) as page:
+    with closing(PageDocuments(path, documents, num_documents)) as page:
         summary = summarize_runs(
             runs,
             evaluator_scores=evaluator_scores,
