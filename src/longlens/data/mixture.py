@@ -171,7 +171,7 @@ def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[s
         order = interleave(wanted, mixture.seed)
         names = {column for name in wanted for column in counts[name].pop("columns")}
         digest = hashlib.sha256()
-        rows = _interleaved(folder.work, order, names, digest)
+        rows = _interleave_rows(folder.work, order, names, digest)
         folder.write("data", rows, schema_of(names, ("source", pa.string())))
         total: dict[str, Any] = {"rows": len(order), "tokens": sum(c["row_tokens"] for c in counts.values())}
         total |= {"input_ids_sha256": digest.hexdigest(), "sources": counts}
@@ -289,7 +289,7 @@ def _check_source(name: str, source: MixtureSource, framing: Framing) -> None:
         check_tokenizer(source.path, framing)
 
 
-def _interleaved(work: Path, order: Sequence[str], names: set[str], digest: Any) -> Iterator[dict[str, Any]]:
+def _interleave_rows(work: Path, order: Sequence[str], names: set[str], digest: Any) -> Iterator[dict[str, Any]]:
     """The rows of the sources in this order; a column that a source lacks has what says nothing of a token."""
     readers = {name: read_rows(work / name) for name in set(order)}
     for name in order:
