@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import longlens
@@ -411,3 +412,17 @@ def test_output_where_the_terminal_knows_ascii_alone(work, scored):
     done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["out"] == "clé.jsonl"
+
+
+def test_engines_and_caches_are_named(work, run):
+    rule = ("score", "a.txt", "--model", "llama", *RULE, "--dtype", "float32")
+    assert run(*rule, "-o", "plain").code == 0
+    ended = run(*rule, "-o", "cached", "--cache", "full", "--cache-chunk", 16)
+    assert ended.code == 0, ended.err
+    plain, cached = (longlens.open_scores(name)[0] for name in ("plain", "cached"))
+    assert np.allclose(plain.long_logprobs, cached.long_logprobs, atol=1e-4, equal_nan=True)
+    before = sorted(work.iterdir())
+    for option, value in (("--engine", "nosuch"), ("--cache", "nosuch")):
+        assert "'nosuch'" in run(*rule, "-o", "new", option, value).error
+    assert "--cache-chunk is 0" in run(*rule, "-o", "new", "--cache", "full", "--cache-chunk", 0).error
+    assert sorted(work.iterdir()) == before
