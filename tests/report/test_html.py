@@ -114,7 +114,7 @@ def test_a_report_is_replaced_and_what_is_none_is_kept(tmp_path, write):
 def test_a_missing_folder_and_an_unknown_document_are_said_and_leave_nothing(tmp_path, write):
     with pytest.raises(UserError, match=r"nosuch is not a folder: create it, then write r\.html there"):
         write(tmp_path / "nosuch" / "r.html")
-    with pytest.raises(UserError, match="document 'b' was not scored; see the ids with `per_document`"):
+    with pytest.raises(UserError, match=r"document 'b' was not scored: name another one, such as one of \['a'\]"):
         write(tmp_path / "r.html", documents=["a", "b"])
     assert list(tmp_path.iterdir()) == []
 

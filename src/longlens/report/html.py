@@ -77,8 +77,9 @@ def write_report(
     """
     path = Path(path)
     check_place(path)
-    if runs and (unknown := [id for id in documents if id not in frozenset(runs[0].ids)]):
-        raise UserError(f"document {unknown[0]!r} was not scored; see the ids with `per_document`")
+    ids = runs[0].ids if runs else []
+    if unknown := sorted(set(documents).difference(ids)):
+        raise UserError(f"document {unknown[0]!r} was not scored: name another one, such as one of {list(ids[:3])}")
     with closing(PageDocuments(path, documents, num_documents)) as page:
         summary = summarize_runs(
             runs,
