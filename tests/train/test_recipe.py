@@ -295,6 +295,7 @@ WRONG = [
         "r.yaml: loss.longce: unknown key 'share' (nearest: 'stride'); known are context, stride, gamma, shor",
     ),
     ({"extend": {"factor": 8}}, "r.yaml: extend.method is missing: give it"),
+    ({"extend": {"method": ["pi"]}}, "r.yaml: extend.method is ['pi']; expected text"),
     (
         {"extend": {"method": "yan", "factor": 8}},
         "r.yaml: extend: method is 'yan'; expected one of pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf,",

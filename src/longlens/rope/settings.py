@@ -44,7 +44,7 @@ class Extension(Settings):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, values: Any) -> Any:
-        is_added = isinstance(values, Mapping) and values.get("method", "pi") not in METHODS
+        is_added = isinstance(values, Mapping) and str(values.get("method", "pi")) not in METHODS
         return values if is_added else super()._check_keys(values)  # type: ignore[operator]  # a classmethod
 
     @model_validator(mode="after")
