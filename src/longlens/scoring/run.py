@@ -23,7 +23,7 @@ from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.scorer import Request, Result, Scorer
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
 from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
-from longlens.scoring.truncation import Cut, Limit, make_limit, num_characters
+from longlens.scoring.truncation import Limit, TruncatedText, make_limit, num_characters
 from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
 from longlens.windows import plan_windows
 
@@ -115,7 +115,8 @@ def score(
     rank, world_size = _shard(shard, out)
     if not isinstance(documents, Sources):
         documents = to_documents(documents, reading, decoder=_decoder(reading))
-    meter = _Meter(progress or Progress(), scorer.info.name, _total_characters(documents, limit, rank, world_size))
+    total = None if progress is None else _total_characters(documents, limit, rank, world_size)
+    meter = _Meter(progress or Progress(), scorer.info.name, total)
     run = _Run(scorer, shorts, bos, limit, meter, extrapolate=extrapolate, store_text=store_text)
     mine = islice(documents, rank, None, world_size)
     manifest = make_manifest(scorer.info, settings)
@@ -266,7 +267,7 @@ class _Run:
     def _document(
         self,
         document: Document,
-        cut: Cut,
+        cut: TruncatedText,
         todo: Sequence[ShortContext | None],
         writer: RunWriter | _MemoryWriter,
     ) -> Iterator[Request]:

@@ -20,7 +20,7 @@ CHARACTERS_PER_TOKEN = 64
 """A text longer than this many characters for each token of the limit is not tokenized to its end."""
 
 
-class Cut(NamedTuple):
+class TruncatedText(NamedTuple):
     """A text after truncation, and how many tokens it had before (None where it was too long to count)."""
 
     text: str
@@ -47,7 +47,7 @@ class TokenLimit:
         if self.max_tokens < 2:
             raise UserError(f"`max_length` is {self.max_tokens}; a document needs at least 2 tokens")
 
-    def __call__(self, text: str) -> Cut:
+    def __call__(self, text: str) -> TruncatedText:
         """The longest prefix that ends with one of the first ``max_tokens`` tokens and has no more than that many.
 
         A BOS that the text itself begins with is one more.
@@ -75,7 +75,7 @@ class TokenLimit:
             end = min(end, int(encoded.char_spans[most - 1, 1]))
             head = head[: end if end < len(head) else len(head) - 1]
             encoded = self.encode(head)
-        return Cut(head, total)
+        return TruncatedText(head, total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +89,9 @@ class CharacterLimit:
         if self.max_characters < 1:
             raise UserError(f"`max_characters` is {self.max_characters}; expected at least 1")
 
-    def __call__(self, text: str) -> Cut:
+    def __call__(self, text: str) -> TruncatedText:
         """``text[:max_characters]``; its tokens before are not counted."""
-        return Cut(text[: self.max_characters], None)
+        return TruncatedText(text[: self.max_characters], None)
 
 
 Limit = TokenLimit | CharacterLimit
