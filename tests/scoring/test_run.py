@@ -512,7 +512,7 @@ def test_settings_that_cannot_be(options, message, tmp_path):
 CLI_DRIVER = """
 import signal
 import sys
-import longlens.models
+import longlens.evaluation
 from longlens.cli import main
 from longlens.report import summarize_runs
 from longlens.runs import parts
@@ -520,7 +520,7 @@ from tests.scoring.test_run import FakeScorer
 parts.PART_SECONDS = 0.05
 # A test run in the background of a shell starts with SIGINT ignored, which children inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-longlens.models.UnloadedModel = lambda *_, **__: FakeScorer(seconds=0.002)
+longlens.evaluation.UnloadedModel = lambda *_, **__: FakeScorer(seconds=0.002)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -546,7 +546,7 @@ def wait_for_a_part(folder, process):
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr("longlens.models.UnloadedModel", lambda *_: FakeScorer())
+    monkeypatch.setattr("longlens.evaluation.UnloadedModel", lambda *_: FakeScorer())
 
 
 def test_an_interrupted_run_exits_130_keeps_what_is_finished_and_goes_on(tmp_path, fake, capsys):
