@@ -16,9 +16,11 @@ import torch
 
 import longlens
 from longlens import Document, UserError, load_scorer, score
+from longlens.models import load_tokenizer
 from longlens.plugins import list_plugins
 from longlens.rope import load_model
 from longlens.rope.settings import Extension
+from longlens.tasks import get_task
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tests" / "plugin_package"
@@ -66,7 +68,7 @@ def test_its_own_tests_pass(toy_work):
     tests = {
         name: test for name, test in runpy.run_path(str(PACKAGE / "test_toys.py")).items() if name.startswith("test_")
     }
-    assert len(tests) == 3
+    assert len(tests) == 4
     for test in tests.values():
         test()
 
@@ -113,6 +115,17 @@ def test_a_cache_policy_in_python_and_on_the_command_line(toy_work, run):
         "cache is 'recent:16@8' there and 'recent:9@8' here"
         in run(*command, "--cache", "recent:9", "--cache-chunk", 8, "-o", "run").error
     )
+
+
+def test_a_task_in_python_and_on_the_command_line(toy_work, run):
+    wanted = get_task("pass_key", digits=7).build(length=1000, samples=2, tokenizer=load_tokenizer("llama"))
+    settings = ["--length", 1000, "--samples", 2, "--tokenizer", "llama", "--set", "digits=7"]
+    ended = run("bench", "build", "pass_key", *settings, "-o", "samples.jsonl")
+    assert ended.code == 0, ended.err
+    rows = [json.loads(line) for line in Path("samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [sample.prompt for sample in wanted]
+    assert len(wanted[0].answers[0]) == 7
+    assert "pass_key" in run("bench", "list").out
 
 
 def test_what_they_do_not_take_is_one_line(toy_work, run):

@@ -5,11 +5,16 @@ from longlens_toys.method import Ramp
 
 from longlens.models.caches import load_cache
 from longlens.settings.options import Loading
-from longlens.testing import check_cache, check_rope_method, check_scorer
+from longlens.tasks import get_task
+from longlens.testing import check_cache, check_rope_method, check_scorer, check_task
 
 
 def test_engine():
     check_scorer(BigramScorer(__file__, Loading()))
+
+
+def test_task():
+    check_task(get_task("pass_key"))
 
 
 def test_method():
