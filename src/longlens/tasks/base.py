@@ -63,7 +63,7 @@ class Task(ABC):
     """A benchmark's task. Its settings are the fields of the dataclass that it is.
 
     Attributes:
-        name: As in `longlens.tasks.list_tasks`.
+        name: One of `longlens.tasks.list_tasks`.
         max_new_tokens: Tokens that an answer may have; part of a sample's length.
         suite: The benchmark that it is a part of, such as ``ruler``; its own name where it is one by itself.
         category: Its part of the suite's average, such as HELMET's ``rag``; empty where the suite has no parts.

@@ -127,7 +127,7 @@ class LongBenchV2(HubTask, RowsTask):
 class _Filler:
     """Puts question and choices into a text.
 
-    As ``pred.py`` does it: one after the other, wherever the mark stands, in the document too. A text in LaTeX that has
+    One after the other, as ``pred.py`` does it, wherever the mark stands, in the document too. A text in LaTeX that has
     ``$Q$`` has the question there; published numbers have it so.
     """
 

@@ -49,8 +49,8 @@ def _normal_words(text: str) -> list[str]:
 def token_f1_zh(prediction: str, answers: Answers) -> float:
     """F1 of the words that prediction and answer share, best over the answers, 0 to 1.
 
-    As `token_f1`, with words from `split_words`, each in lower case and without punctuation, ASCII or Chinese, and
-    blanks; words of which nothing is left do not count. Two texts without words score 0.
+    The formula of `token_f1`, with words from `split_words`, each in lower case and without punctuation, ASCII or
+    Chinese, and blanks; words of which nothing is left do not count. Two texts without words score 0.
 
     Oddity: LongBench's list of Chinese punctuation lacks ``《`` and ``·``, which stay.
 
@@ -66,8 +66,8 @@ def token_f1_zh(prediction: str, answers: Answers) -> float:
 def character_f1_zh(prediction: str, answers: Answers) -> float:
     """F1 of the characters that prediction and answer share, best over the answers, 0 to 1.
 
-    As `token_f1`, with every character a word, in lower case and without punctuation and blanks. Two texts without
-    characters score 0.
+    The formula of `token_f1`, with every character a word, in lower case and without punctuation and blanks. Two texts
+    without characters score 0.
 
     Source: InfiniteBench ``src/compute_scores.py``, `qa_f1_score_zh` (longbook_qa_chn).
 

@@ -108,8 +108,8 @@ def rouge_recall(prediction: str, reference: str) -> dict[str, float]:
     """Recall of ROUGE-1, 2 and L as the package rouge 1.0.1 has it, 0 to 1: ``rouge_1``, ``rouge_2``, ``rouge_l``.
 
     Words are those between blanks, full stops taken away; each different n-gram counts once, over the ends of
-    sentences too; ROUGE-L as in `rouge_l` for ``longbench``. Oddities: letter case and commas count; a text of less
-    than n words has no n-gram, and scores 0.
+    sentences too; ROUGE-L is the recall of `rouge_l` for ``longbench``. Oddities: letter case and commas count; a text
+    of less than n words has no n-gram, and scores 0.
 
     Source: LooGLE ``Evaluation/automatic_metrics.py``, `get_rouge_score` with its ``metric="r"``.
     """

@@ -59,10 +59,10 @@ def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[
 
     ``100 * mean(max(r.lower() in p.lower() for r in refs) for p, refs in zip(predictions, references))``
 
-    For question answering. Everything else as in `string_match_all`.
+    For question answering. Oddities, source and arguments are those of `string_match_all`.
 
     Raises:
-        UserError: As `string_match_all`.
+        UserError: Nothing to score, numbers that differ, a sample without references.
     """
     return _percent(_anywhere, predictions, references, best=True)
 
@@ -71,7 +71,7 @@ def string_match_all_words(predictions: Sequence[str], references: Sequence[Sequ
     r"""`string_match_all`, with a reference found only where no letter, digit or ``_`` (``\w``) touches it.
 
     Raises:
-        UserError: As `string_match_all`.
+        UserError: Nothing to score, numbers that differ, a sample without references.
     """
     return _percent(_as_words, predictions, references, best=False)
 
@@ -80,6 +80,6 @@ def string_match_part_words(predictions: Sequence[str], references: Sequence[Seq
     r"""`string_match_part`, with a reference found only where no letter, digit or ``_`` (``\w``) touches it.
 
     Raises:
-        UserError: As `string_match_all`.
+        UserError: Nothing to score, numbers that differ, a sample without references.
     """
     return _percent(_as_words, predictions, references, best=True)

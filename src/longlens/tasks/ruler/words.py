@@ -46,8 +46,8 @@ class Repeats:
         common: Times that each of the ten words is there.
         uncommon: Times that each other word is there.
         example_words: Different words of the example.
-        example_common: As `common`, for the example.
-        example_uncommon: As `uncommon`, for the example.
+        example_common: Times that each of the ten words is in the example.
+        example_uncommon: Times that each other word is in the example.
     """
 
     common: int
