@@ -235,10 +235,11 @@ def test_an_option_for_every_setting_of_every_method():
     import dataclasses
     import inspect
 
+    from longlens.cli.command import expanded
     from longlens.cli.commands.extend import extend
     from longlens.rope.methods import METHODS as KINDS
     from longlens.rope.settings import SETTINGS
 
     fields = {field.name for kind in KINDS.values() for field in dataclasses.fields(kind)}
     assert fields - {"short_factors", "long_factors", "max_factor"} == set(SETTINGS)
-    assert set(SETTINGS) < inspect.signature(extend).parameters.keys()
+    assert set(SETTINGS) < inspect.signature(expanded(extend)).parameters.keys()

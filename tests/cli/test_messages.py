@@ -9,11 +9,11 @@ import typer
 
 from longlens.cli import console
 from longlens.cli.app import app
-from longlens.cli.command import GROUPS, App, Part, with_flags
+from longlens.cli.command import App, Part, with_flags
 from longlens.cli.console import say
 from longlens.cli.progress import ProgressBar
 from longlens.errors import LonglensWarning, UserError
-from longlens.settings.options import KeyRule, Loading, Reading
+from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncation
 from tests.cli.test_output import NAME, assert_harmless
 
 _LOGGER = logging.getLogger("longlens.tests")
@@ -50,11 +50,14 @@ def test_parameters_become_flags_of_the_command(command, message, shown):
     assert with_flags(message, options(*command.split())) == shown
 
 
-def says(monkeypatch, work):
-    """`longlens keys` does nothing but this."""
+def run_toy():
+    """A command that says all kinds of things with the library's names, and fails."""
+    toy = App("toy", "A toy.")
 
-    def fails(*_, **__):
-        _LOGGER.info("cut to `gamma=%d`; see `alpha`", 5)
+    @toy.command()
+    def fails(*, rule: KeyRule) -> None:
+        """Fails."""
+        _LOGGER.info("cut to `gamma=%d`; see `alpha`, not `max_length`", 5)
         _LOGGER.debug("not shown")
         _LOGGER.warning("slow `context`")
         logging.getLogger("other").warning("not ours")
@@ -62,30 +65,28 @@ def says(monkeypatch, work):
             warnings.warn("nothing with `lcl=True`, lower `alpha`", LonglensWarning, stacklevel=1)
         raise UserError("`beta` is 0, such as `beta=5`")
 
-    monkeypatch.setattr("longlens.scoring.reader.open_scores", fails)
+    with pytest.raises(UserError, match=r"^--beta is 0, such as --beta 5$"):
+        typer.main.get_command(toy).main([], standalone_mode=False)
 
 
-def test_what_the_library_says_is_printed_with_flags(monkeypatch, work, run):
-    says(monkeypatch, work)
-    handlers, level = list(logging.getLogger("longlens").handlers), logging.getLogger("longlens").level
+def test_what_the_library_says_is_printed_with_flags(capsys):
+    logger = logging.getLogger("longlens")
+    before = list(logger.handlers), logger.level
     for _ in range(2):  # the handler of the first run is gone
-        assert run("keys", "scores", "-o", "keys.jsonl").err.splitlines() == [
-            "cut to `gamma=5`; see --alpha",
+        run_toy()
+        assert capsys.readouterr().err.splitlines() == [
+            "cut to --gamma 5; see --alpha, not `max_length`",
             "warning: slow --context",
             "warning: nothing with `lcl=True`, lower --alpha",
-            "error: --beta is 0, such as --beta 5",
         ]
-    assert (logging.getLogger("longlens").handlers, logging.getLogger("longlens").level) == (handlers, level)
-    say("`gamma`")  # no command runs
+    assert (logger.handlers, logger.level) == before
 
 
-def test_of_torchruns_processes_the_first_one_logs(monkeypatch, work, run):
-    says(monkeypatch, work)
+def test_of_torchruns_processes_the_first_one_logs(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    shown = run("keys", "scores", "-o", "keys.jsonl").err
-    assert "slow" not in shown
-    assert "warning: nothing with" in shown
+    run_toy()
+    assert capsys.readouterr().err == "warning: nothing with `lcl=True`, lower --alpha\n"
 
 
 def test_after_a_command_nothing_is_translated(run, capsys):
@@ -216,21 +217,20 @@ def test_the_library_says_the_same_with_its_own_names():
 
 
 def test_every_group_has_a_help_text_for_each_field():
-    for group in GROUPS:
+    for group in (Loading, Engine, Reading, Truncation, KeyRule):
         for field, annotation in get_type_hints(group, include_extras=True).items():
             _, help = get_args(annotation)
             assert help.text.endswith((".", "]")), field
 
 
-def test_the_log_is_printed_once_where_the_root_logger_has_a_handler(monkeypatch, work, run):
+def test_the_log_is_printed_once_where_the_root_logger_has_a_handler():
     """As some libraries give it one."""
-    says(monkeypatch, work)
     seen = []
     handler = logging.Handler()
     handler.emit = lambda record: seen.append(record.name)
     logging.getLogger().addHandler(handler)
     try:
-        run("keys", "scores", "-o", "keys.jsonl")
+        run_toy()
     finally:
         logging.getLogger().removeHandler(handler)
     assert seen == ["other"]

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
@@ -18,9 +18,6 @@ from typer.core import TyperCommand
 from longlens.cli.console import say, translating
 from longlens.errors import LonglensWarning, UserError
 from longlens.runs.processes import Processes
-from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncation
-
-GROUPS = (Loading, Engine, Reading, Truncation, KeyRule)
 
 HELP = {"help_option_names": ["-h", "--help"]}
 OPTIONS = {
@@ -103,7 +100,7 @@ def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         group, *extra = get_args(parameter.annotation) or (parameter.annotation,)
-        if group in GROUPS:
+        if isinstance(group, type) and is_dataclass(group):
             part = next((found for found in extra if isinstance(found, Part)), Part())
             names = [f.name for f in fields(group) if f.name not in part.but and (not part.only or f.name in part.only)]
             groups[parameter.name] = group, names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,30 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import Part
-from longlens.settings.options import Loading
+from longlens.settings.options import Help, Loading
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodOptions:
+    """Settings of the methods that are built in; which of them a method has, it says itself."""
+
+    factor: Annotated[float | None, Help("How many times its length the model is to take.")] = None
+    theta: Annotated[float | None, Help("Base: ntk (else from `factor`) and eabf.  [default: eabf 500000]")] = None
+    first_layer: Annotated[
+        int | None,
+        Help("eabf scales queries from this layer on; its paper has 2.  [default: 0, the published code]"),
+    ] = None
+    original_length: Annotated[
+        int | None, Help("Tokens the model was trained at.  [default: its max_position_embeddings]")
+    ] = None
+    beta_fast: Annotated[float | None, Help("yarn.  [default: 32]")] = None
+    beta_slow: Annotated[float | None, Help("yarn.  [default: 1]")] = None
+    low_freq_factor: Annotated[float | None, Help("llama3.  [default: 1]")] = None
+    high_freq_factor: Annotated[float | None, Help("llama3.  [default: 4]")] = None
+    attention_factor: Annotated[float | None, Help("yarn and longrope.  [default: the paper's, from `factor`]")] = None
+    factors: Annotated[Path | None, Help("longrope: JSON with short_factor and long_factor, as config.json.")] = None
+    width: Annotated[int | None, Help("clex: hidden size of its layer.  [default: 1]")] = None
+    step: Annotated[float | None, Help("clex: step of its solver.  [default: 0.01]")] = None
 
 
 def extend(
@@ -20,29 +44,7 @@ def extend(
         typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf, clex, or one of another package."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
-    factor: Annotated[float | None, typer.Option(help="How many times its length the model is to take.")] = None,
-    theta: Annotated[
-        float | None, typer.Option(help="Base: ntk (else from --factor) and eabf.  [default: eabf 500000]")
-    ] = None,
-    first_layer: Annotated[
-        int | None,
-        typer.Option(help="eabf scales queries from this layer on; its paper has 2.  [default: 0, the published code]"),
-    ] = None,
-    original_length: Annotated[
-        int | None, typer.Option(help="Tokens the model was trained at.  [default: its max_position_embeddings]")
-    ] = None,
-    beta_fast: Annotated[float | None, typer.Option(help="yarn.  [default: 32]")] = None,
-    beta_slow: Annotated[float | None, typer.Option(help="yarn.  [default: 1]")] = None,
-    low_freq_factor: Annotated[float | None, typer.Option(help="llama3.  [default: 1]")] = None,
-    high_freq_factor: Annotated[float | None, typer.Option(help="llama3.  [default: 4]")] = None,
-    attention_factor: Annotated[
-        float | None, typer.Option(help="yarn and longrope.  [default: the paper's, from --factor]")
-    ] = None,
-    factors: Annotated[
-        Path | None, typer.Option(help="longrope: JSON with short_factor and long_factor, as in a config.json.")
-    ] = None,
-    width: Annotated[int | None, typer.Option(help="clex: hidden size of its layer.  [default: 1]")] = None,
-    step: Annotated[float | None, typer.Option(help="clex: step of its solver.  [default: 0.01]")] = None,
+    options: MethodOptions,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of a method that a package adds.", metavar="KEY=VALUE"),
@@ -58,21 +60,7 @@ def extend(
     from longlens.rope.folder import extend as extend_folder
     from longlens.rope.settings import parse_method
 
-    given = {
-        "factor": factor,
-        "theta": theta,
-        "first_layer": first_layer,
-        "original_length": original_length,
-        "beta_fast": beta_fast,
-        "beta_slow": beta_slow,
-        "low_freq_factor": low_freq_factor,
-        "high_freq_factor": high_freq_factor,
-        "attention_factor": attention_factor,
-        "factors": factors,
-        "width": width,
-        "step": step,
-    }
-    given |= o.assignments(settings, "--set", "power=2")
+    given = asdict(options) | o.assignments(settings, "--set", "power=2")
     chosen = parse_method(method, {name: value for name, value in given.items() if value is not None})
     extended = extend_folder(model, chosen, out, trust_remote_code=loading.trust_remote_code)
     if as_json:
