@@ -19,7 +19,7 @@ from longlens.corpus.document import Spans
 from longlens.errors import UserError, shown
 from longlens.scoring.scores import (
     Floats,
-    ScoresTable,
+    Scores,
     ShortContext,
     TokenScores,
     choose_short_context,
@@ -42,12 +42,14 @@ MAX_CHARACTERS = 1024
 """Characters that n tokens of a text that was not stored can have: so many for each, and for as many more."""
 
 
-class StoredScores(ScoresTable):
+class StoredScores(Scores):
     """The scores of a run folder, read row group by row group as they are asked for.
 
     Documents come in the order of the long parts; only those that have the selected short context as well are there
     (`num_incomplete` others wait for an interrupted run to be resumed).
     """
+
+    folder: Path
 
     def __init__(self, folder: Path, *, context: int | None = None, stride: int | None = None) -> None:
         self.folder = folder

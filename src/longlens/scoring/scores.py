@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -191,48 +191,6 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
     return sorted(set(pairs), key=lambda s: (-s.context, s.stride))
 
 
-class Scores(Protocol):
-    """A lazy sequence of token scores: kept in memory or read from a run folder as they are asked for.
-
-    ``manifest`` is what manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
-    In memory they have the order of the documents, in a run folder that in which they were complete. Ids are unique.
-    """
-
-    @property
-    def manifest(self) -> Mapping[str, Any]:
-        """What manifest.json holds."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Ids of the documents, in order."""
-
-    @property
-    def short_contexts(self) -> Sequence[ShortContext]:
-        """The short contexts that were scored."""
-
-    @property
-    def selected(self) -> ShortContext | None:
-        """The short context that LSD is about unless another one is named; None in a run without short scores."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The run folder; None for scores that are kept in memory."""
-
-    @property
-    def num_incomplete(self) -> int:
-        """Documents that are left out, since an interrupted run has not scored them under the selected context."""
-
-    def get(self, id: str) -> TokenScores:
-        """The scores of the document with this id; KeyError where there is none."""
-
-    def __len__(self) -> int: ...
-    @overload
-    def __getitem__(self, index: int) -> TokenScores: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[TokenScores]: ...
-    def __iter__(self) -> Iterator[TokenScores]: ...
-
-
 Item = TypeVar("Item")
 
 
@@ -264,8 +222,25 @@ class SequenceById(Sequence[Item]):
         return (self.get(id) for id in self.ids)
 
 
-class ScoresTable(SequenceById[TokenScores]):
-    """Scores as one table of all documents, which takes about 60 bytes a token of memory; a document has its own."""
+class Scores(SequenceById[TokenScores]):
+    """A lazy sequence of token scores: kept in memory or read from a run folder as they are asked for.
+
+    In memory they have the order of the documents, in a run folder that in which they were complete. Ids are unique.
+    As one table of all documents they take about 60 bytes a token of memory; a document has its own.
+
+    Attributes:
+        manifest: What manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
+        short_contexts: The short contexts that were scored.
+        selected: The short context that LSD is about unless another one is named; None in a run without short scores.
+        folder: The run folder; None for scores that are kept in memory.
+        num_incomplete: Documents that are left out, since an interrupted run has not scored them under `selected`.
+    """
+
+    manifest: Mapping[str, Any]
+    short_contexts: Sequence[ShortContext]
+    selected: ShortContext | None
+    folder: Path | None
+    num_incomplete: int
 
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
         """A ``pyarrow.Table`` with a row a token, document after document, see `TokenScores.to_arrow`.
@@ -283,7 +258,7 @@ class ScoresTable(SequenceById[TokenScores]):
         return self.to_arrow(every_context=every_context).to_pandas()
 
 
-class MemoryScores(ScoresTable):
+class MemoryScores(Scores):
     """Scores that are held in memory."""
 
     def __init__(self, rows: Sequence[TokenScores], manifest: Mapping[str, Any]) -> None:
@@ -292,7 +267,7 @@ class MemoryScores(ScoresTable):
         self.selected = rows[0].selected if rows else None
 
     @property
-    def short_contexts(self) -> Sequence[ShortContext]:
+    def short_contexts(self) -> Sequence[ShortContext]:  # type: ignore[override]
         """The short contexts that every document was scored under."""
         return sorted(self[0].short) if self.ids else []
 
