@@ -154,7 +154,7 @@ class Command(TyperCommand):
                 raise UserError(translate(str(error))) from error
 
 
-def is_given(command: typer.Context, name: str) -> bool:
+def _is_given(command: typer.Context, name: str) -> bool:
     """Whether the user gave an option of the running command."""
     source = command.get_parameter_source(name)
     return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
@@ -172,7 +172,7 @@ def refuse(command: typer.Context, why: str, *useless: str | type) -> None:
         UserError: The user gave one of them.
     """
     names = [name for one in useless for name in ([one] if isinstance(one, str) else [f.name for f in fields(one)])]
-    given = [f"`{name}`" for name in names if is_given(command, name) or is_given(command, f"no_{name}")]
+    given = [f"`{name}`" for name in names if _is_given(command, name) or _is_given(command, f"no_{name}")]
     if given:
         raise UserError(f"{', '.join(given)} would have no effect {why}: leave it out")
 
