@@ -120,7 +120,7 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
         (["--device", "cuda:99"], "--device is 'cuda:99', which cannot be used: "),
         (["--attention", "nonsense"], "cannot load the model 'llama' (local folder): "),
         (["--batch-tokens", 0], "--batch-tokens is 0; expected at least 1, or leave it out"),
-        (["--bos", "nonsense"], "bos is 'nonsense'; expected 'window' or 'published'"),
+        (["--bos", "nonsense"], "--bos is 'nonsense'; expected 'window' or 'published'"),
         (["--shard", "nonsense"], "--shard is 'nonsense'; expected RANK/WORLD with RANK below WORLD, such as 0/4"),
         (["--shard", "2/2"], "--shard is '2/2'; expected RANK/WORLD with RANK below WORLD"),
         (["--shard", "-1/2"], "--shard is '-1/2'; expected RANK/WORLD"),
@@ -417,7 +417,7 @@ def test_what_is_for_a_closed_stderr_does_not_go_to_stdout(tmp_path):
         (["--context", 60, "--max-length", 50], "--context 60 is not below the maximum length, 50 tokens"),
         (["--max-length", 9999], "--max-length is 9999; llama takes 4095 tokens and a BOS"),
         (["--max-length", 99, "--max-characters", 9], "--max-characters and --max-length (or --truncate-with) were"),
-        (["--bos", "nonsense"], "bos is 'nonsense'; expected 'window' or 'published'"),
+        (["--bos", "nonsense"], "--bos is 'nonsense'; expected 'window' or 'published'"),
         (["--model", "nothing"], "the folder 'nothing' holds no model (no config.json): give one made by save_pret"),
     ],
 )

@@ -496,7 +496,7 @@ def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating(
         ({"context": 0}, "`context` is 0; the short context K must be at least 1 token"),
         ({"context": 4, "stride": 0}, "`stride` is 0; d must be at least 1 token, such as `stride=1024`"),
         ({"context": [4, 8], "stride": [1, 2, 3]}, "3 strides for 2 contexts: give one `stride`, or one for"),
-        ({"context": 4, "bos": "none"}, "bos is 'none'; expected 'window' or 'published'"),
+        ({"context": 4, "bos": "none"}, "`bos` is 'none'; expected 'window' or 'published'"),
         ({"context": 4, "max_length": 1}, "`max_length` is 1; a document needs at least 2 tokens"),
     ],
 )

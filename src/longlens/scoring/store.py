@@ -87,7 +87,7 @@ def run_settings(
         UserError: An unknown BOS rule, or K that leaves nothing to score.
     """
     if bos not in ("window", "published"):
-        raise UserError(f"bos is {bos!r}; expected 'window' or 'published'")
+        raise UserError(f"`bos` is {bos!r}; expected 'window' or 'published'")
     in_tokens = isinstance(limit, TokenLimit)
     length = limit.max_tokens if isinstance(limit, TokenLimit) else limit.max_characters
     for short in shorts:
