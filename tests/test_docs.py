@@ -3,9 +3,11 @@
 import importlib
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import docs.cli
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,11 +50,23 @@ def test_what_the_pages_import_exists():
                     assert hasattr(found, name), f"{path.name}: {module} has no {name}"
 
 
-def test_the_example_runs(capsys):
-    runpy.run_path(str(ROOT / "examples" / "key_tokens.py"))
-    assert re.search(r"PPL \d+\.\d+, LongPPL \d+\.\d+ on \d+ of 2048 tokens", capsys.readouterr().out)
+EXAMPLES = {
+    "benchmark": r"niah_single_1: \d+\.0 % of 20 samples",
+    "compare": r"log LongPPL  [+-]\d\.\d{3} nats a token, 95 % interval \[.*\]: \w+",
+    "extend": r"YaRN +takes 32,768 tokens, PPL +\d+\.\d\d",
+    "key_tokens": r"PPL \d+\.\d+, LongPPL \d+\.\d+ on \d+ of 2048 tokens",
+    "report": r"report\.html: context helps smollm2 up to \d+ tokens back",
+    "train": r"step 4: loss \d\.\d{3}, mean weight \d\.\d{3}",
+}
 
 
-def test_the_example_of_a_benchmark_runs(capsys):
-    runpy.run_path(str(ROOT / "examples" / "benchmark.py"))
-    assert re.search(r"niah_single_1: \d+\.0 % of 20 samples", capsys.readouterr().out)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    assert re.search(EXAMPLES[name], capsys.readouterr().out)
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
