@@ -28,7 +28,7 @@ test-core: $(VENV)/.core
 	$(BIN)/python -m pytest -n 2 -m "not real and not slow" $(CORE)
 
 # Both ends of the versions that pyproject.toml allows, each in an environment of its own; uv finds or downloads Python.
-OLDEST_PYTHON ?= 3.10
+OLDEST_PYTHON ?= 3.11
 NEWEST_PYTHON ?= 3.13
 test-oldest: $(VENV)-oldest/.made browser
 	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not real"

@@ -37,7 +37,7 @@ def main(out: str) -> None:
 
 def render(result: dict[str, Any]) -> str:
     """The tables of a result as Markdown."""
-    today = datetime.datetime.now(tz=datetime.timezone.utc).date()
+    today = datetime.datetime.now(tz=datetime.UTC).date()
     base, seeds = result["base"], ", ".join(map(str, result["seeds"]))
     ratios = ", ".join(f"{name} {found['ratio']:.2f}" for name, found in result["timing"].items())
     evaluator = result["evaluator"]["test"]

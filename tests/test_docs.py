@@ -8,11 +8,15 @@ from pathlib import Path
 
 import docs.cli
 import pytest
+import typer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.mark.skipif(
+    typer.__version__ < "0.29", reason="the page is made with a newer typer, which wraps lines elsewhere"
+)
 def test_the_command_line_page_is_what_the_commands_say():
     assert docs.cli.PAGE.read_text(encoding="utf-8") == docs.cli.render(), "run: python -m docs.cli"
 

@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from longlens.tasks import list_tasks
@@ -35,6 +36,8 @@ def summary(name: str, folder: Path) -> dict:
 
 @pytest.mark.parametrize("name", list_tasks())
 def test_samples_are_the_golden_ones(name, folder):
+    if name == "helmet_banking77" and int(pyarrow.__version__.partition(".")[0]) < 26:
+        pytest.skip("its data is Parquet, and a sample has the file's hash: another pyarrow writes other bytes")
     assert summary(name, folder) == json.loads(GOLDEN.read_text(encoding="utf-8"))[name]
 
 

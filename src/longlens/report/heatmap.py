@@ -148,7 +148,7 @@ def _draw_cells(axes: Axes, cells: Grid) -> None:
     if numbered:
         for (row, column), mean in np.ndenumerate(cells.means):
             if not math.isnan(mean):
-                ink = _ink(drawn.to_rgba(mean))
+                ink = _ink(drawn.to_rgba(np.asarray(mean)))
                 axes.text(column + 0.5, row + 0.5, f"{round(mean, 1):g}", ha="center", va="center", color=ink)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
 
