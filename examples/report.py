@@ -14,4 +14,5 @@ scores = longlens.score(
 )
 longlens.write_report(out, [scores], evaluator_scores=scores)
 reach = longlens.reach(scores).all.reach
-print(f"{out}: context helps smollm2 up to {reach} tokens back" if reach else f"{out}: no gain from longer contexts")
+found = "no gain from longer contexts" if reach is None else f"context helps up to {reach:.0f} tokens back"
+print(f"{out}: {found}")
