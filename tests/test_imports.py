@@ -1,7 +1,11 @@
 """`import longlens` and `longlens --help` are quick: nothing heavy is imported before it is used."""
 
+import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +59,30 @@ def test_every_name_resolves():
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'longlens' has no attribute 'nosuch'"):
         longlens.nosuch  # noqa: B018
+
+
+def imported(path: Path, modules: Collection[str]) -> set[str]:
+    """Modules of longlens that a file imports, inside functions too, but not for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else str(node.module) for name in names}
+    return found & set(modules)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    source = Path(longlens.__file__).parents[1]
+    files = {
+        ".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (source / "longlens").rglob("*.py")
+    }
+    graph = {name: imported(path, files) - {name} for name, path in files.items()}
+    assert sum(map(len, graph.values())) > len(graph), "the search finds nothing"
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the circle
