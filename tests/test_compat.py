@@ -283,7 +283,7 @@ def test_dynamic_ntk_starts_afresh_with_every_window(tmp_path):
         ({"save_path": "nowhere/s.txt"}, "nowhere is not a folder: create it, then write s.txt there"),
         ({"trunc_len": 0}, "`context` is 0; the short context K must be at least 1 token"),
         ({"sliding_window": 0}, "`stride` is 0"),
-        ({"alpha": math.nan}, "alpha is nan"),
+        ({"alpha": math.nan}, "`alpha` is nan"),
         ({"text": "a\ud800b"}, "lone surrogate"),
     ],
 )

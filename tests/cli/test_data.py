@@ -163,7 +163,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gamma", "0"], "gamma is 0.0, expected a finite number above 0: it is the largest weight of a token"),
+        (["--gamma", "0"], "--gamma is 0.0, expected a finite number above 0: it is the largest weight of a token"),
         (
             ["--gamma", "2", "--short-logprobs"],
             "--gamma would have no effect with --short-logprobs, which writes no weights",

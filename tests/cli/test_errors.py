@@ -306,7 +306,7 @@ def test_keys_and_scores_of_other_documents(work, run):
         "with --stride 9",
         ("--answers", "nosuch"): "cannot read 'nosuch': ",
         ("--answers", "a.txt"): "'a.txt:1' is broken (not JSON: ",
-        ("--gamma", -1, "--evaluator-scores", "changed"): "gamma is -1.0",
+        ("--gamma", -1, "--evaluator-scores", "changed"): "--gamma is -1.0",
     }
     for options, message in told.items():
         assert run("perplexity", "model", *options).error.startswith(f"error: {message}"), options

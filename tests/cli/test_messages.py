@@ -1,5 +1,6 @@
 """The library speaks of parameters, the command line of flags; its log and its progress are lines on stderr."""
 
+import json
 import logging
 import warnings
 from typing import Annotated, get_args, get_type_hints
@@ -48,6 +49,20 @@ def options(*path):
 )
 def test_parameters_become_flags_of_the_command(command, message, shown):
     assert with_flags(message, options(*command.split())) == shown
+
+
+def test_warnings_of_json_have_flags_and_nothing_else(capsys):
+    toy = App("toy", "A toy.")
+
+    @toy.command()
+    def shows(*, rule: KeyRule) -> None:
+        """Shows."""
+        found = {"warnings": ["lower `alpha`"], "text": ["`alpha`"]}
+        console.print_json(found | {"results": [found]})
+
+    typer.main.get_command(toy).main([], standalone_mode=False)
+    shown = {"warnings": ["lower --alpha"], "text": ["`alpha`"]}
+    assert json.loads(capsys.readouterr().out) == shown | {"results": [shown]}
 
 
 def run_toy():

@@ -66,7 +66,7 @@ def test_benchmarks_are_drawn_against_longppl(scored, run):
         (["{scored}/llama", "--document", "nosuch", "-o", "r.html"], "document 'nosuch' was not scored"),
         (["{scored}/llama", "--num-documents", "0", "-o", "r.html"], "--num-documents is 0, expected 1 or more"),
         (["{scored}/llama", "--context", "7", "-o", "r.html"], "no scores at K=7"),
-        (["{scored}/llama", "--alpha", "nan", "-o", "r.html"], "alpha is nan, expected a finite number"),
+        (["{scored}/llama", "--alpha", "nan", "-o", "r.html"], "--alpha is nan, expected a finite number"),
         (["{scored}/llama", "--benchmarks", "notes.txt", "-o", "r.html"], "notes.txt begins with ['mine']"),
         (["{scored}/llama", "--figures", "nosuch/figures", "-o", "r.html"], "nosuch is not a folder"),
     ],

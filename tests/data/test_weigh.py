@@ -124,7 +124,7 @@ def test_characters_that_no_token_has_weigh_one():
             {"encoder": Words(), "what": "short_logprobs"},
             "short log-probabilities are of the tokens of one tokenizer, and the scores are of another",
         ),
-        ({"id": ["a"], "text": ["the cat sat"]}, {"gamma": 0}, "gamma is 0, expected a finite number above 0"),
+        ({"id": ["a"], "text": ["the cat sat"]}, {"gamma": 0}, "`gamma` is 0, expected a finite number above 0"),
         ({"id": ["a"], "text": ["the cat sat"]}, {"what": "x"}, "`what` is 'x'; expected token_weights or short_logpr"),
         ({"id": ["a"], "token_weights": [[1.0]]}, {}, "the dataset has a column 'token_weights' already: remove it"),
     ],

@@ -80,7 +80,7 @@ def test_a_run_without_short_scores_is_refused_with_what_to_do():
 
 
 def test_a_threshold_that_is_no_number_is_refused_before_anything_is_read():
-    with pytest.raises(UserError, match="alpha is nan"):
+    with pytest.raises(UserError, match="`alpha` is nan"):
         select_key_tokens(run(), alpha=NAN)
 
 

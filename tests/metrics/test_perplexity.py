@@ -396,9 +396,9 @@ def test_no_documents_are_refused():
 
 
 def test_bad_thresholds_and_an_evaluator_without_short_scores_are_refused():
-    with pytest.raises(UserError, match="gamma is 0"):
+    with pytest.raises(UserError, match="`gamma` is 0"):
         perplexity(other(), evaluator_scores=evaluator(), gamma=0)
-    with pytest.raises(UserError, match="alpha is nan"):
+    with pytest.raises(UserError, match="`alpha` is nan"):
         perplexity(other(), evaluator_scores=evaluator(), alpha=NAN)
     with pytest.raises(UserError, match="has no short-context scores"):
         perplexity(other(), evaluator_scores=other())

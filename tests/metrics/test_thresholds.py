@@ -210,10 +210,10 @@ def test_thresholds_that_do_not_increase_are_refused(name, values, message):
 
 def test_thresholds_that_are_not_finite_are_refused_but_for_a_first_beta():
     run = scores(token_scores(["a"], [-1], [-2]))
-    with pytest.raises(UserError, match="alpha is -inf, expected a finite number"):
+    with pytest.raises(UserError, match="`alpha` is -inf, expected a finite number"):
         threshold_table(run, run, alphas=[-INF, 1], betas=[1])
     for betas in ([1, INF], [NAN]):
-        with pytest.raises(UserError, match=f"beta is {betas[-1]}, expected a finite number"):
+        with pytest.raises(UserError, match=f"`beta` is {betas[-1]}, expected a finite number"):
             threshold_table(run, run, alphas=[1], betas=betas)
     assert threshold_table(run, run, alphas=[0], betas=[-INF]).num_tokens.tolist() == [[1]]
 

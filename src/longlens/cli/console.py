@@ -65,8 +65,19 @@ def drop(stream: TextIO) -> None:
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One JSON object to stdout, in ASCII, so that no terminal is steered and any encoding of stdout will do."""
-    print(json.dumps(content, allow_nan=False))
+    """One JSON object to stdout, in ASCII, so that no terminal is steered and any encoding of stdout will do.
+
+    Lists of warnings have flags in place of parameters.
+    """
+    print(json.dumps(_with_flags(content), allow_nan=False))
+
+
+def _with_flags(value: Any, name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_flags(part, key) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_flags(part, name) for part in value]
+    return _translate.get()(value) if name == "warnings" and isinstance(value, str) else value
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, turned: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
 from longlens.scoring.truncation import Limit, TruncatedText, make_limit, num_characters
 from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
 from longlens.windows import plan_windows
-
-_LOGGER = logging.getLogger(__name__)
 
 
 class _Key(NamedTuple):
@@ -174,18 +171,12 @@ class _Meter:
         """So many are scored now, which took so many tokens of model input."""
         self._done, self._tokens = self._done + characters, self._tokens + tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        self._progress.update(self._done, note=f"{rate:,.0f} tokens/s")
+        self._progress.update(self._done, note=f"{self._tokens:,} tokens of model input, {rate:,.0f}/s")
 
     def finish(self) -> None:
         """The run has ended, well or not."""
         if self._started:
             self._progress.finish()
-
-    def log(self) -> None:
-        """Says what the run took."""
-        if self._tokens:
-            seconds = time.monotonic() - self._started
-            _LOGGER.info("%s: %s tokens of model input in %s s", self._title, f"{self._tokens:,}", f"{seconds:,.1f}")
 
 
 class _Run:
@@ -230,7 +221,6 @@ class _Run:
                 writer.tick()
         finally:
             self._meter.finish()
-        self._meter.log()
 
     def _check(self, result: Result, key: _Key) -> None:
         """An engine may be anybody's: what it gives is checked before it is stored."""

@@ -172,7 +172,7 @@ def check_thresholds(alpha: float, beta: float) -> None:
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not math.isfinite(value):
             raise UserError(
-                f"{name} is {value}, expected a finite number of nats (to do without beta: `use_lcl=False`)"
+                f"`{name}` is {value}, expected a finite number of nats (to do without beta: `use_lcl=False`)"
             )
 
 
@@ -183,4 +183,4 @@ def check_gamma(gamma: float) -> None:
         UserError: It is not a finite number above 0.
     """
     if not (math.isfinite(gamma) and gamma > 0):
-        raise UserError(f"gamma is {gamma}, expected a finite number above 0: it is the largest weight of a token")
+        raise UserError(f"`gamma` is {gamma}, expected a finite number above 0: it is the largest weight of a token")
