@@ -69,14 +69,14 @@ def print_json(content: Mapping[str, Any]) -> None:
 
     Lists of warnings have flags in place of parameters.
     """
-    print(json.dumps(_with_flags(content), allow_nan=False))
+    print(json.dumps(_translated(content), allow_nan=False))
 
 
-def _with_flags(value: Any, name: str = "") -> Any:
+def _translated(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {key: _with_flags(part, key) for key, part in value.items()}
+        return {key: _translated(part, key) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_flags(part, name) for part in value]
+        return [_translated(part, name) for part in value]
     return _translate.get()(value) if name == "warnings" and isinstance(value, str) else value
 
 
@@ -127,6 +127,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.2e}"
 
 
-def interval(both: tuple[float, float] | None, digits: int = 3) -> str:
+def interval(both: tuple[float, float] | None) -> str:
     """An interval for a table."""
-    return "-" if both is None else f"[{number(both[0], digits)}, {number(both[1], digits)}]"
+    return "-" if both is None else f"[{number(both[0])}, {number(both[1])}]"

@@ -212,7 +212,7 @@ def loading_errors(source: Source, what: str) -> Iterator[None]:
     """Turns what other libraries raise on a model that cannot be loaded or run into one line that says what to do."""
     failed = f"cannot load the {what} {shown(source.name)} ({source.note})"
     _check_counts(source)
-    with library_errors(failed, partial(_next_step, source, what)), hub_access(source):
+    with library_errors(failed, partial(_next_step, source)), hub_access(source):
         yield
 
 
@@ -231,7 +231,7 @@ def _check_counts(source: Source) -> None:
                 raise UserError(f"{path}: {found}: {again}")
 
 
-def _next_step(source: Source, what: str, error: BaseException) -> str:
+def _next_step(source: Source, error: BaseException) -> str:
     said, folder = str(error), Path(source.path)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 'give a smaller model, `dtype="bfloat16"` or `device_map="auto"`'

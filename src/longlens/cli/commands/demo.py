@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MODEL = "smollm2"
 CONTEXT, STRIDE, MAX_LENGTH = 512, 256, 6144
-NUM_SHOWN = 8
+NUM_SHOWN, AROUND = 8, 48  # key tokens, and characters on either side of one
 
 
 def demo(
@@ -83,14 +83,13 @@ def demo_document() -> Document:
     return replace(next(iter(read_documents(["stdlib:typing"]))), id="typing.py")
 
 
-def excerpts(scores: TokenScores, keys: KeyTokens, count: int, width: int = 48) -> list[tuple[float, str, str, str]]:
+def excerpts(scores: TokenScores, keys: KeyTokens, count: int) -> list[tuple[float, str, str, str]]:
     """The key tokens with the largest LSD, in the order of the text: LSD in nats, and the text around each.
 
     Args:
         scores: Of the evaluator, with the text.
         keys: Its key tokens.
         count: How many.
-        width: Characters on either side.
     """
     assert scores.text is not None
     assert keys.token_indices is not None
@@ -99,7 +98,7 @@ def excerpts(scores: TokenScores, keys: KeyTokens, count: int, width: int = 48) 
     for index in sorted(largest):
         start, end = scores.char_spans[index].tolist()
         text = scores.text
-        around = text[max(0, start - width) : start], text[start:end], text[end : end + width]
+        around = text[max(0, start - AROUND) : start], text[start:end], text[end : end + AROUND]
         before, token, after = (" ".join(part.split(" ")).replace("\n", " ") for part in around)
         rows.append((float(scores.lsd[index]), before, token, after))
     return rows
