@@ -202,13 +202,13 @@ def _write_runs(path: Path, runs: npt.NDArray[np.int64]) -> None:
 
 def _read_runs(save_path: StrPath | None, text: str) -> npt.NDArray[np.int64]:
     if save_path is None:
-        raise UserError("neither an evaluator_model nor a save_path with its key tokens was given: give one of them")
+        raise UserError("neither an `evaluator_model` nor a `save_path` with key tokens was given: give one of them")
     path = Path(save_path)
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): write it by calling with an evaluator_model and this save_path"
+            f"{path} cannot be read ({error.strerror}): give this `save_path` with an `evaluator_model` first"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text, so it holds no key tokens: {error.reason}") from error

@@ -132,12 +132,12 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*MIX[:5], "-o", "out"], "the source b has no path: pass --source b=PATH, a file, a folder or hf:NAME"),
         ([*MIX[:-1], "llama"], "llama is not empty and holds no dataset (it has 'config.json'): give a new folder"),
         ([*MIX[:-1], "a.txt"], "a.txt is a file; give a folder for the dataset, such as --out packed"),
-        ([*PACK, "--packing", "tight"], "packing is 'tight'; expected fill or best-fit"),
+        ([*PACK, "--packing", "tight"], "--packing is 'tight'; expected fill or best-fit"),
         (
             [*PACK, "--drop-remainder"],
-            "packing best-fit has no remainder to drop, as fill has: leave --drop-remainder out",
+            "--packing best-fit has no remainder to drop, as fill has: leave --drop-remainder out",
         ),
-        ([*PACK, "--too-long", "x"], "too_long is 'x'; expected split, cut or drop"),
+        ([*PACK, "--too-long", "x"], "--too-long is 'x'; expected split, cut or drop"),
         ([*PACK, "--min-tokens", "999"], "no row was made of 2 documents with "),
         ([*PACK, "--tokenized"], "'a.txt' is no .jsonl, .json or .parquet file: rows are expected in such"),
         (

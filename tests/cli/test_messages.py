@@ -34,7 +34,7 @@ def options(*path):
         ("longppl", "`max_length` is 5; expected 2", "--max-length is 5; expected 2"),
         ("longppl", "pass `context=64` or `extrapolate=True`", "pass --context 64 or --extrapolate"),
         ("longppl", "with `lcl=False`, or `use_lcl=False`", "with --no-lcl, or --no-lcl"),
-        ("longppl", "`store_text=False`; `out`", "--no-text; --out"),
+        ("longppl", "`out`", "--out"),
         ("score", "such as `context=[64, 128, 256]`", "such as --context 64,128,256"),
         ("score", "such as `bos=\"published\"` or `bos='window'`", "such as --bos published or --bos window"),
         ("score", "`evaluator` of `documents`, `model(x)`, ``", "`evaluator` of `documents`, `model(x)`, ``"),
@@ -42,7 +42,6 @@ def options(*path):
         ("report", "`alpha` or `beta` and `max_length`", "--alpha or --beta and `max_length`"),
         ("bench run", "`overlong=middle`, `split=validation`", "--overlong middle, --set split=validation"),
         ("bench run", "`template_arguments`, `split`", "--template-arg, `split`"),
-        ("bench table", "`format` is 'x'", "--format is 'x'"),
         ("train", "`loss` with `training.steps=5`", "`loss` with --set training.steps=5"),
         ("keys", "`docs` and `sources`", "`docs` and `sources`"),  # an argument has no flag
     ],

@@ -144,9 +144,9 @@ def test_labels_of_documents_are_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 1}, "length is 1; a row needs at least 2 tokens, such as 65536"),
-        ({"piece_length": 9}, "piece_length is 9; expected 2 to 8 tokens, the length of a row"),
-        ({"too_long": "nonsense"}, "too_long is 'nonsense'; expected split, cut or drop"),
+        ({"length": 1}, "`length` is 1; a row needs at least 2 tokens, such as 65536"),
+        ({"piece_length": 9}, "`piece_length` is 9; expected 2 to 8 tokens, the length of a row"),
+        ({"too_long": "nonsense"}, "`too_long` is 'nonsense'; expected split, cut or drop"),
     ],
 )
 def test_settings_are_checked_at_once(options, message):

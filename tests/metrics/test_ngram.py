@@ -42,5 +42,5 @@ def test_tokens_count_when_they_share_a_character_with_a_word():
 def test_short_texts_have_none_and_n_is_checked():
     assert reoccurred_ngram_mask("a b", [(0, 1), (1, 3)]).tolist() == [False, False]
     assert reoccurred_ngram_mask("", []).tolist() == []
-    with pytest.raises(UserError, match="n is 0"):
+    with pytest.raises(UserError, match="`n` is 0"):
         reoccurred_ngram_mask("a", [(0, 1)], n=0)

@@ -141,7 +141,7 @@ def test_a_writer_that_writes_neither_1_nor_0_is_warned_of(t5, tmp_path):
 def test_nothing_is_cut_unless_asked_for(bert):
     entails = load_entails(bert)
     assert isinstance(entails("p" * 51, "c" * 10), bool)  # with three special tokens the 64 that it has
-    with pytest.raises(UserError, match=r"takes 64 tokens, and premise and claim have 65: pass max_tokens=64 to cut"):
+    with pytest.raises(UserError, match=r"takes 64 tokens, and premise and claim have 65: pass `max_tokens=64` to cut"):
         entails("p" * 52, "c" * 10)
 
 
@@ -197,7 +197,7 @@ def test_other_models_are_refused(tmp_path, bert, t5):
     (tmp_path / "model.gguf").touch()
     with pytest.raises(UserError, match=r"is a \.gguf file: give the folder or hub id"):
         load_entails(str(tmp_path / "model.gguf"))
-    with pytest.raises(UserError, match="max_tokens=0; expected at least 1"):
+    with pytest.raises(UserError, match="`max_tokens` is 0; expected at least 1"):
         load_entails(bert, max_tokens=0)
     with pytest.raises(UserError, match="`dtype` is 'int8'; expected auto"):
         load_entails(bert, dtype="int8")
@@ -245,5 +245,5 @@ def test_it_says_where_memory_ran_out(bert, monkeypatch):
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(entails, "_decide", fail)
-    with pytest.raises(UserError, match="ran out of memory: use max_tokens="):
+    with pytest.raises(UserError, match="ran out of memory: set `max_tokens`"):
         entails(PREMISE, CLAIM)

@@ -127,7 +127,7 @@ def test_a_sample_says_what_made_it(folder):
         ({"length": -5}, "`length=-5`; expected at least 1"),
         ({"reserve": -1}, "`reserve=-1`; expected at least 0"),
         ({"length": None}, "fwe needs a length in tokens, such as `length=4096`"),
-        ({"tokenizer": "smollm2"}, r"tokenizer is 'smollm2'; expected a tokenizer of transformers, such as"),
+        ({"tokenizer": "smollm2"}, r"`tokenizer` is 'smollm2'; expected a tokenizer of transformers, such as"),
     ],
 )
 def test_what_makes_no_sense_is_refused(folder, arguments, message):

@@ -22,12 +22,10 @@ from longlens.runs.processes import Processes
 HELP = {"help_option_names": ["-h", "--help"]}
 OPTIONS = {
     "arguments": "model_args",
-    "format": "format_",
     "max_factor": "factor",
     "keep_remainder": "drop_remainder",
     "sources": "source",
     "lengths": "length",
-    "store_text": "text",
     "template_arguments": "template_args",
     "use_lcl": "lcl",
 }

@@ -81,7 +81,7 @@ def read_documents(
     """
     options = Reading() if options is None else options
     if isinstance(sources, (str, bytes, os.PathLike)):
-        raise UserError(f"sources is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
+        raise UserError(f"`sources` is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
     if (decoder is None) != (options.tokenized_with is None):
         raise UserError(
             "tokenized rows need both the tokenizer's name, `tokenized_with`, and a `decoder`: pass both or none"

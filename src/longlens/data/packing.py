@@ -138,7 +138,7 @@ class BestFit:
     def __post_init__(self) -> None:
         """Checks the buffer."""
         if self.buffer_rows < 1:
-            raise UserError(f"buffer_rows is {self.buffer_rows}, expected at least 1")
+            raise UserError(f"`buffer_rows` is {self.buffer_rows}, expected at least 1")
 
     def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
         """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
@@ -173,9 +173,9 @@ def packing_of(name: str, *, keep_remainder: bool = True) -> Packing:
     if name == "fill":
         return Fill(keep_remainder=keep_remainder)
     if name != "best-fit":
-        raise UserError(f"packing is {shown_value(name)}; expected {' or '.join(PACKINGS)}")
+        raise UserError(f"`packing` is {shown_value(name)}; expected {' or '.join(PACKINGS)}")
     if not keep_remainder:
-        raise UserError("packing best-fit has no remainder to drop, as fill has: leave `keep_remainder=False` out")
+        raise UserError("`packing=best-fit` has no remainder to drop, as fill has: leave `keep_remainder=False` out")
     return BestFit()
 
 
@@ -231,11 +231,11 @@ def pack(
     counts = PackingCounts() if counts is None else counts
     limit = length if piece_length is None else piece_length
     if length < 2:
-        raise UserError(f"length is {length}; a row needs at least 2 tokens, such as 65536")
+        raise UserError(f"`length` is {length}; a row needs at least 2 tokens, such as 65536")
     if not 2 <= limit <= length:
-        raise UserError(f"piece_length is {limit}; expected 2 to {length} tokens, the length of a row")
+        raise UserError(f"`piece_length` is {limit}; expected 2 to {length} tokens, the length of a row")
     if too_long not in ("split", "cut", "drop"):
-        raise UserError(f"too_long is {too_long!r}; expected split, cut or drop")
+        raise UserError(f"`too_long` is {too_long!r}; expected split, cut or drop")
     longest = min(limit if too_long == "drop" else sys.maxsize, sys.maxsize if max_tokens is None else max_tokens)
     kept = _filter(documents, min_tokens, longest, counts)
     pieces = _split(kept, limit, too_long, min_tokens, counts)

@@ -52,7 +52,7 @@ class EntailmentModel(ABC):
         self, model: Any, tokenizer: Any, *, name: str, weights_sha256: str, max_tokens: int | None = None
     ) -> None:
         if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"max_tokens={max_tokens}; expected at least 1, or None to cut nothing")
+            raise UserError(f"`max_tokens` is {max_tokens}; expected at least 1, or None to cut nothing")
         self.model, self.tokenizer = model, tokenizer
         self.name, self.weights_sha256 = name, weights_sha256
         self._max_tokens = max_tokens
@@ -80,7 +80,7 @@ class EntailmentModel(ABC):
                 reset_rope(self._dynamic)
                 return self._decide(inputs)
         except torch.OutOfMemoryError as error:
-            raise UserError(f"{self.name} ran out of memory: use max_tokens=, or dtype='bfloat16'") from error
+            raise UserError(f"{self.name} ran out of memory: set `max_tokens`, or `dtype='bfloat16'`") from error
 
     @abstractmethod
     def _encode(self, premise: str, claim: str) -> Any:
@@ -99,8 +99,8 @@ class EntailmentModel(ABC):
         limit = min(limits)
         if self._max_tokens is None:
             raise UserError(
-                f"{self.name} takes {limit:,} tokens, and premise and claim have {count:,}: pass max_tokens={limit} to "
-                "cut the premise at its end, which HELMET does not, or take a model for longer texts"
+                f"{self.name} takes {limit:,} tokens, and premise and claim have {count:,}: pass `max_tokens={limit}` "
+                "to cut the premise at its end, which HELMET does not, or take a model for longer texts"
             )
         ends = self._encoder.encode(premise).char_spans[:, 0]
         removed = count - limit
@@ -110,7 +110,7 @@ class EntailmentModel(ABC):
             if over <= 0:
                 return inputs
             removed += over  # a cut can change how the text around it is tokenized
-        raise UserError(f"{self.name}: a claim does not fit into {limit:,} tokens: pass a larger max_tokens, or None")
+        raise UserError(f"{self.name}: a claim does not fit into {limit:,} tokens: pass a larger `max_tokens`, or None")
 
 
 class EntailmentClassifier(EntailmentModel):

@@ -90,7 +90,7 @@ class TokenCounter:
     def __init__(self, tokenizer: Any) -> None:
         if not callable(tokenizer):
             raise UserError(
-                f"tokenizer is {tokenizer!r}; expected a tokenizer of transformers, such as "
+                f"`tokenizer` is {tokenizer!r}; expected a tokenizer of transformers, such as "
                 "longlens.models.load_tokenizer('smollm2')"
             )
         self._tokenizer = tokenizer

@@ -68,7 +68,7 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
         tokenizer = self.tokenizer or given.get("processing_class")
         if tokenizer is None:
             raise UserError(
-                "LongPPL needs the model's tokenizer: give processing_class to the trainer, or tokenizer to the "
+                "LongPPL needs the model's tokenizer: give `processing_class` to the trainer, or `tokenizer` to the "
                 "callback"
             )
         values = [self._evaluate(given["model"], tokenizer) if args.process_index == 0 else {}]

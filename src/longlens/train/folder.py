@@ -118,7 +118,7 @@ class RunFolder:
         have = read_manifest(self.path)
         there = have.get("run")
         if not isinstance(there, dict):
-            raise UserError(f"{path} says of no run what it is (run): give another folder (-o)")
+            raise UserError(f"{path} says of no run what it is (run): give another folder")
         is_old = "config" not in there
         known = {name: value for name, value in manifest.items() if name in there or not is_old}
         refuse_other(self.path, "run", differences(_flat(there), _flat(known)))

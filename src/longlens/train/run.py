@@ -59,7 +59,7 @@ def run_file(
     """
     shared = Path(out) / "data" if found.shares_data else None
     if "." not in found.runs and (Path(out) / "recipe.yaml").exists():
-        raise UserError(f"{out} holds another run, and this recipe is a sweep of several: give another folder (-o)")
+        raise UserError(f"{out} holds another run, and this recipe is a sweep of several: give another folder")
     results = {}
     for label, recipe in found.runs.items():
         if label != ".":

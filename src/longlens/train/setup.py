@@ -382,7 +382,7 @@ def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
         here = identify(name, Loading(trust_remote_code=recipe.load.trust_remote_code))
     if here is not None and here.sha256 != there:
         raise UserError(
-            f"{path} was selected by another model than {name} is now: give that model again, or another folder (-o)"
+            f"{path} was selected by another model than {name} is now: give that model again, or another folder"
         )
 
 

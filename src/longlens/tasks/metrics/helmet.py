@@ -189,9 +189,9 @@ def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int
         UserError: No relevance, one that is no whole number, k below 1, or pytrec_eval is not installed.
     """
     if k < 1:
-        raise UserError(f"k is {k}, expected at least 1 place")
+        raise UserError(f"`k` is {k}, expected at least 1 place")
     if not relevance:
-        raise UserError("relevance is empty: expected a number for at least one document")
+        raise UserError("`relevance` is empty: expected a number for at least one document")
     for document, grade in relevance.items():
         if not float(grade).is_integer():
             raise UserError(f"relevance of document {document!r} is {grade}, expected a whole number")
