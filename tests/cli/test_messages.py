@@ -44,6 +44,9 @@ def options(*path):
         ("bench run", "`template_arguments`, `split`", "--template-arg, `split`"),
         ("train", "`loss` with `training.steps=5`", "`loss` with --set training.steps=5"),
         ("keys", "`docs` and `sources`", "`docs` and `sources`"),  # an argument has no flag
+        ("score", "no '`context`.txt', give `context`", "no '`context`.txt', give --context"),  # a name that is quoted
+        ("score", "the model's `context` isn't `stride`", "the model's --context isn't --stride"),
+        ("score", "'it\\'s `bos`' and \"'s `bos`\", `bos`", "'it\\'s `bos`' and \"'s `bos`\", --bos"),
     ],
 )
 def test_parameters_become_flags_of_the_command(command, message, shown):
@@ -72,6 +75,7 @@ def run_toy():
     def fails(*, rule: KeyRule) -> None:
         """Fails."""
         _LOGGER.info("cut to `gamma=%d`; see `alpha`, not `max_length`", 5)
+        _LOGGER.info("%s with `beta`", "`alpha` by name")
         _LOGGER.debug("not shown")
         _LOGGER.warning("slow `context`")
         logging.getLogger("other").warning("not ours")
@@ -90,6 +94,7 @@ def test_what_the_library_says_is_printed_with_flags(capsys):
         run_toy()
         assert capsys.readouterr().err.splitlines() == [
             "cut to --gamma 5; see --alpha, not `max_length`",
+            "`alpha` by name with --beta",
             "warning: slow --context",
             "warning: nothing with `lcl=True`, lower --alpha",
         ]
@@ -107,6 +112,18 @@ def test_after_a_command_nothing_is_translated(run, capsys):
     run("bench", "path")
     say("`gamma` and `out`")
     assert capsys.readouterr().err == "`gamma` and `out`\n"
+
+
+def test_names_of_files_and_folders_are_printed_as_they_are(run, work):
+    (work / "`context`.txt").write_text("Words of a text. " * 9)
+    assert "no such file or folder: '`stride`.txt'" in run("score", "`stride`.txt", "--model", "llama", "-o", "s").error
+    (work / "`model`").symlink_to(work / "llama")
+    options = ["--model", "`model`", "--context", 32, "--stride", 16, "-o", "`out`"]
+    ended = run("score", "`context`.txt", *options)
+    assert ended.code == 0
+    assert "`model`: LlamaForCausalLM" in ended.err
+    assert ended.err.endswith("1 documents in `out`\n")
+    assert "--" not in ended.err
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from longlens.cli.console import say, translating
+from longlens.cli.console import message, say, translating
 from longlens.errors import LonglensWarning, UserError
 from longlens.runs.processes import Processes
 
@@ -32,33 +32,46 @@ OPTIONS = {
 """Parameters of the library whose option has another name."""
 
 _PARAMETER = re.compile(r"`([a-z_][a-z_0-9.]*)(?:=([^`]+))?`")
+_QUOTED = r"""(?<![\w`])(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+"""A name or a value that someone else wrote, as `errors.shown` has it; an apostrophe opens none."""
+_QUOTED_OR_PARAMETER = re.compile(f"{_QUOTED}|{_PARAMETER.pattern}")
 
 
-def with_flags(message: str, options: Sequence[Any]) -> str:
+def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = ()) -> str:
     """The message with names of parameters in backticks replaced by flags, where the command has such an option.
 
     "`max_length` is 5" becomes "--max-length is 5", "`context=64`" becomes "--context 64", "`extrapolate=True`" becomes
-    "--extrapolate" and "`lcl=False`" becomes "--no-lcl". Other names stay as they are; with a value they are settings
-    where the command has --set.
+    "--extrapolate" and "`lcl=False`" becomes "--no-lcl". What is in quotes, such as a file's name, stays as it is,
+    and so do other names; with a value they are settings where the command has --set.
 
     Args:
         message: What the library says.
         options: Parameters of the command, as typer has them.
+        scoring: Those of longlens score, which a message means by a value such as `context=64` where the command has
+            no such option: "score it with `context=64`".
     """
-    flags = {option.name: option for option in options if option.param_type_name == "option"}
+    flags, of_score = (
+        {option.name: option for option in parameters if option.param_type_name == "option"}
+        for parameters in (options, scoring)
+    )
 
     def translated(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
+        if name is None:
+            return found[0]
         name = OPTIONS.get(name, name)
         if name not in flags and f"no_{name}" in flags and value in (None, "False"):
             return _flag(flags[f"no_{name}"])
         if name in flags:
             flag = _flag(flags[name])
             return flag if value is None or flags[name].is_flag else f"{flag} {_plain(value)}"
-        is_setting = value is not None and any("--set" in option.opts for option in flags.values())
-        return f"--set {name}={_plain(value)}" if is_setting else found[0]
+        if value is not None and any("--set" in option.opts for option in flags.values()):
+            return f"--set {name}={_plain(value)}"
+        if value is not None and name in of_score:
+            return with_flags(found[0], scoring)
+        return found[0]
 
-    return _PARAMETER.sub(translated, message)
+    return _QUOTED_OR_PARAMETER.sub(translated, message)
 
 
 def _flag(option: Any) -> str:
@@ -143,7 +156,8 @@ class Command(TyperCommand):
         Raises:
             UserError: With flags in place of parameters.
         """
-        translate = functools.partial(with_flags, options=self.params)
+        score = getattr(ctx.find_root().command, "commands", {}).get("score")
+        translate = functools.partial(with_flags, options=self.params, scoring=() if score is None else score.params)
         with translating(translate), _reporting():
             try:
                 _refuse_idle(ctx)
@@ -212,7 +226,9 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a record."""
-        line = record.getMessage()
+        # Names of models and documents are arguments of the record: they are printed as they are.
+        line = message(str(record.msg))
+        line = line % record.args if record.args else line
         say(f"warning: {line}" if record.levelno >= logging.WARNING else line)
 
 
@@ -226,8 +242,10 @@ def _reporting() -> Iterator[None]:
     level, propagates = logger.level, logger.propagate
     with warnings.catch_warnings():
         warnings.simplefilter("always", LonglensWarning)
-        warnings.showwarning = lambda message, category, *_: tell(
-            f"warning: {message}" if issubclass(category, LonglensWarning) else f"{category.__name__}: {message}"
+        warnings.showwarning = lambda text, category, *_: tell(
+            f"warning: {message(str(text))}"
+            if issubclass(category, LonglensWarning)
+            else f"{category.__name__}: {text}"
         )
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

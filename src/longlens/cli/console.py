@@ -53,7 +53,7 @@ def message(text: str) -> str:
 def say(text: str) -> None:
     """One line to stderr, lost where that cannot be written."""
     try:
-        print(message(text), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         drop(sys.stderr)
 

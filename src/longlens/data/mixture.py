@@ -167,7 +167,8 @@ def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[s
             if not (made / "counts.json").is_file():
                 _make_source(mixture, name, wanted[name], framing, folder)
             counts[name] = read_json(made / "counts.json")
-            _LOGGER.info(f"{name}: {counts[name]['rows']:,} rows of {counts[name]['documents']:,} documents")
+            rows, documents = counts[name]["rows"], counts[name]["documents"]
+            _LOGGER.info("%s: %s rows of %s documents", name, f"{rows:,}", f"{documents:,}")
         order = interleave(wanted, mixture.seed)
         names = {column for name in wanted for column in counts[name].pop("columns")}
         digest = hashlib.sha256()

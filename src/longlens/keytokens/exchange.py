@@ -107,7 +107,7 @@ def check_keys_file(path: Path, *, overwrite: bool = False) -> None:
         UserError: It exists, or its folder does not.
     """
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: name another file, or allow overwriting it")
+        raise UserError(f"{path} exists: name another file, or pass `overwrite=True`")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
 

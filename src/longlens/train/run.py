@@ -63,7 +63,7 @@ def run_file(
     results = {}
     for label, recipe in found.runs.items():
         if label != ".":
-            _LOGGER.info(f"run {label}")
+            _LOGGER.info("run %s", label)
         results[label] = run(recipe, Path(out) / label, rows=shared, progress=progress)
     return results
 
@@ -102,7 +102,7 @@ def run(
     check_sources(recipe)
     config = plan_config(recipe)
     if recipe.extend is not None and (shared := shared_rotary_note(config)):
-        _LOGGER.info(f"note: {shared}")
+        _LOGGER.info("note: %s", shared)
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.load.trust_remote_code)
     rows = rows or out / "data"
     if processes.rank > 0:
@@ -115,7 +115,7 @@ def run(
     with processes.stopping_others(), RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
         if folder.result is not None:
             processes.broadcast({"done": True})
-            _LOGGER.info(f"{out}: done already, nothing was changed")
+            _LOGGER.info("%s: done already, nothing was changed", out)
             return folder.result
         model = load_for_training(recipe, config)
         plan = _prepare(recipe, model, tokenizer, folder, rows, processes.size)

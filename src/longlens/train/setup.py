@@ -366,7 +366,7 @@ def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Doc
 
     chosen = evaluation.evaluator
     assert chosen is not None
-    _LOGGER.info(f"{chosen.model} selects the key tokens of {len(documents):,} held-out documents")
+    _LOGGER.info("%s selects the key tokens of %s held-out documents", chosen.model, f"{len(documents):,}")
     load = recipe.load
     scorer = load_scorer(chosen.model, trust_remote_code=load.trust_remote_code, allow_pickle=load.allow_pickle)
     scores = score(documents, scorer, context=chosen.context, stride=chosen.stride, out=out / "scores", shard=(0, 1))

@@ -25,7 +25,7 @@ def compare(
     Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import interval, number, print_json, print_table, say, without_warnings
+    from longlens.cli.console import interval, message, number, print_json, print_table, say, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
@@ -58,4 +58,4 @@ def compare(
     listed = {warning for result in found.results for warning in result.warnings}  # with the results
     for warning in found.warnings:
         if warning not in listed:
-            say(f"note: {warning}")
+            say(f"note: {message(warning)}")

@@ -56,7 +56,7 @@ def extend(
 
     Example: longlens extend smollm2 --method yarn --factor 4 -o smollm2-yarn
     """
-    from longlens.cli.console import print_json, print_table, printable, say
+    from longlens.cli.console import message, print_json, print_table, printable, say
     from longlens.rope.folder import extend as extend_folder
     from longlens.rope.settings import parse_method
 
@@ -71,7 +71,7 @@ def extend(
     rows = [(name, *(_shown(side.get(name)) for side in (before, after))) for name in changed]
     print_table(("setting", "before", "after"), rows)
     for note in extended.notes:
-        say(f"note: {note}")
+        say(f"note: {message(note)}")
     print(f"next: longlens score DOCS --model {printable(str(out))} -o SCORES")
 
 

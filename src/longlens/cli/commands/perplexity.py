@@ -57,7 +57,7 @@ def print_results(
     results: Sequence[PerplexityResult], *, per_document: bool = False, names: Sequence[str] | None = None
 ) -> None:
     """The results as tables, and their warnings on stderr; under their models' names unless others are given."""
-    from longlens.cli.console import interval, number, print_table, say
+    from longlens.cli.console import interval, message, number, print_table, say
 
     names = [result.model for result in results] if names is None else names
     rows: list[tuple[str, list[str]]] = [
@@ -92,4 +92,4 @@ def print_results(
                 ],
             )
         for warning in result.warnings:
-            say(f"note: {name}: {warning}")
+            say(f"note: {name}: {message(warning)}")

@@ -37,7 +37,7 @@ def reach(
     """
     from dataclasses import replace
 
-    from longlens.cli.console import print_json, say, without_warnings
+    from longlens.cli.console import message, print_json, say, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
     from longlens.metrics.context_reach import reach as compute
@@ -72,7 +72,7 @@ def reach(
         return
     print_results(results)
     for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
-        say(f"note: {warning}")
+        say(f"note: {message(warning)}")
 
 
 def open_evaluator(path: Path, run: StoredScores) -> StoredScores:

@@ -36,7 +36,7 @@ def report(
 
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """
-    from longlens.cli.console import print_json, say, without_warnings
+    from longlens.cli.console import message, print_json, say, without_warnings
     from longlens.corpus.rows import read_answers
     from longlens.errors import UserError, require
     from longlens.report import write_report
@@ -69,7 +69,7 @@ def report(
         )
     drawn = [] if figures is None else write_figures(charts(summary), figures)
     for note in summary.notes:
-        say(f"note: {note}")
+        say(f"note: {message(note)}")
     if as_json:
         print_json(
             {
