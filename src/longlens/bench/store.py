@@ -262,7 +262,7 @@ def read_samples(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     ids: set[str] = set()
     for path in sorted((Path(folder) / "samples").rglob("*.jsonl")):
         for line in read_lines(path, step=_RUN_STEP, unfinished=True):
-            row = check_sample_row(line.fields(), line.place)
+            row = _check_sample_row(line.fields(), line.place)
             if row["id"] not in ids:
                 ids.add(row["id"])
                 yield line.place, row
@@ -321,7 +321,7 @@ def _parts(folder: str | os.PathLike[str], kind: str) -> Iterator[tuple[str, Row
             yield line.place, line.fields()
 
 
-def check_sample_row(row: Row, place: str) -> Row:
+def _check_sample_row(row: Row, place: str) -> Row:
     """A sample's row of a run; `longlens.bench.samples.stored_sample` reads the sample itself.
 
     Raises:
@@ -384,7 +384,7 @@ def check_numbers(value: Any, place: str, count: int | None = None) -> list[floa
 
 def _stored_samples(path: Path) -> Iterator[tuple[str, StoredSample]]:
     for line in read_lines(path, step=_RUN_STEP, unfinished=True) if path.is_file() else ():
-        row = check_sample_row(line.fields(), line.place)
+        row = _check_sample_row(line.fields(), line.place)
         count = len(row["continuations"])
         yield (
             row["id"],

@@ -138,7 +138,7 @@ def chat_dataset(
     counts = ChatCounts() if counts is None else counts
     rows = chat_rows(sources, tokenizer, settings, reading=reading, counts=counts)
     dataset = to_dataset(rows, [("input_ids", np.int32), ("labels", np.int32)])
-    warn_left_out(counts, max_length)
+    _warn_left_out(counts, max_length)
     return dataset
 
 
@@ -192,7 +192,7 @@ def chat_folder(
         if pack_rows:
             rows = pack(rows, settings.max_length, packing=BestFit(), counts=packed)
         folder.write("data", rows, schema_of(["input_ids", "labels"]))
-        warn_left_out(counts, settings.max_length)
+        _warn_left_out(counts, settings.max_length)
         found = counts.to_json() | ({"packed_rows": packed.rows} if pack_rows else {})
         folder.finish(found)
         return found
@@ -279,7 +279,7 @@ def _fitting_rows(conversation: Conversation, encoder: ChatEncoder, settings: Ch
     return []
 
 
-def warn_left_out(counts: ChatCounts, max_length: int) -> None:
+def _warn_left_out(counts: ChatCounts, max_length: int) -> None:
     """Says what was cut, left out or merged, if anything was.
 
     Args:

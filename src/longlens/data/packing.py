@@ -239,7 +239,7 @@ def pack(
     longest = min(limit if too_long == "drop" else sys.maxsize, sys.maxsize if max_tokens is None else max_tokens)
     kept = _filter(documents, min_tokens, longest, counts)
     pieces = _split(kept, limit, too_long, min_tokens, counts)
-    return _count_rows((packed_row(parts) for parts in packing.rows(pieces, length, counts)), counts)
+    return _count_rows((_packed_row(parts) for parts in packing.rows(pieces, length, counts)), counts)
 
 
 def _filter(documents: Iterable[Columns], fewest: int, most: int, counts: PackingCounts) -> Iterator[Columns]:
@@ -285,7 +285,7 @@ def _split(
                     yield piece
 
 
-def packed_row(documents: Sequence[Columns]) -> Row:
+def _packed_row(documents: Sequence[Columns]) -> Row:
     """A row of these documents, with ``position_ids`` and ``labels``, see `pack`.
 
     Args:

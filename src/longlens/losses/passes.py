@@ -210,7 +210,7 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
     return token_logprobs(before, labels[wanted], head)
 
 
-def max_over_ranks(number: int, model: Any) -> int:
+def _max_over_ranks(number: int, model: Any) -> int:
     """The largest such number over all ranks where a forward pass gathers weights (FSDP); the number itself elsewhere.
 
     There, ranks that run unequal numbers of passes wait for each other for ever.
@@ -254,7 +254,7 @@ def score_short(
     ]
     at_once = max(1, default_batch_tokens(input_ids.device) // (longce.context + longce.stride))
     batches = list(_batches(windows, at_once))
-    missing = max_over_ranks(len(batches), model) - len(batches)
+    missing = _max_over_ranks(len(batches), model) - len(batches)
     forward = Forward(model)
     with running(model, inference=False), _short_precision(input_ids, longce):
         head = head.keep_wide()

@@ -261,11 +261,11 @@ def _difference(model: Doubles | None, baseline: Doubles | None, unit: float, nu
         interval=(low, high),
         significant=excludes,
         settled=excludes,
-        documents_to_settle=documents_needed(estimated, len(model)) if value else None,
+        documents_to_settle=_documents_needed(estimated, len(model)) if value else None,
     )
 
 
-def documents_needed(estimated: Estimate, num_documents: int) -> int:
+def _documents_needed(estimated: Estimate, num_documents: int) -> int:
     """The least number of documents with which a value other than 0 would be significant, if it and the spread stay.
 
     The least m >= 2 with ``t(0.975, f m / n) * error * sqrt(n / m) < abs(value)``, f + 1 being as many documents of

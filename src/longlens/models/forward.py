@@ -277,7 +277,7 @@ def reset_rope(modules: Iterable[Any]) -> None:
         modules: Of `dynamic_modules`, found once a model: a walk over all modules takes longer than the reset.
     """
     for module in modules:
-        for name in original_frequencies(module):
+        for name in _original_frequencies(module):
             prefix = name.removesuffix("original_inv_freq")
             original = getattr(module, name).to(getattr(module, f"{prefix}inv_freq").device, copy=True)
             module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
@@ -285,7 +285,7 @@ def reset_rope(modules: Iterable[Any]) -> None:
         module.max_seq_len_cached = module.original_max_seq_len
 
 
-def original_frequencies(module: nn.Module) -> list[str]:
+def _original_frequencies(module: nn.Module) -> list[str]:
     """Names under which a rotary embedding keeps its first frequencies, one a layer type in some models."""
     return [name for name in {**vars(module), **module._buffers} if name.endswith("original_inv_freq")]
 
@@ -293,7 +293,7 @@ def original_frequencies(module: nn.Module) -> list[str]:
 def _rope_types(module: nn.Module) -> list[str]:
     # Not by getattr, which raises for each module that has none.
     kind = vars(module).get("rope_type", getattr(type(module), "rope_type", None))
-    if kind is None or not original_frequencies(module):
+    if kind is None or not _original_frequencies(module):
         return []
     return list(kind.values()) if isinstance(kind, dict) else [str(kind)]
 

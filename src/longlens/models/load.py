@@ -219,7 +219,7 @@ def load_transformers(
     check_hub(source)  # before torch is imported
     from longlens.scoring.transformers import TransformersScorer
 
-    resolve_dtype(loading)
+    _resolve_dtype(loading)
     policy = _load_cache(cache, cache_chunk)
     if tokenizer is None:
         tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
@@ -252,7 +252,7 @@ def identify(name: str, loading: Loading | None = None, *, tokenizer: Any = None
     from longlens.tokenization import TextEncoder
 
     loading = loading or Loading()
-    trust, dtype = loading.trust_remote_code, str(resolve_dtype(loading)).removeprefix("torch.")
+    trust, dtype = loading.trust_remote_code, str(_resolve_dtype(loading)).removeprefix("torch.")
     source = resolve(name)
     adapter = find_adapter(source)
     try:
@@ -292,7 +292,7 @@ def load_weights(
 
     from longlens.rope.load import load_model
 
-    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code, "dtype": resolve_dtype(loading)}
+    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code, "dtype": _resolve_dtype(loading)}
     if source.gguf is not None:
         options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     else:
@@ -355,7 +355,7 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_dtype(loading: Loading) -> torch.dtype:
+def _resolve_dtype(loading: Loading) -> torch.dtype:
     """Type of the weights: ``auto`` is bfloat16 on a GPU that has it, else float32.
 
     Raises:

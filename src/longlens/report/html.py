@@ -130,13 +130,13 @@ def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
         # Our own files, which have to stand in the page as they were hashed.
         style=Markup(style),
         script=Markup(script),
-        policy=content_security_policy(script, style),
-        page=embedded(page_data(summary)),
+        policy=_content_security_policy(script, style),
+        page=embedded(_page_data(summary)),
         documents=documents,
     )
 
 
-def content_security_policy(script: str, style: str) -> str:
+def _content_security_policy(script: str, style: str) -> str:
     """Lets the page's own script and style run, and nothing else: no request, no other script, no markup from text."""
     return "; ".join(
         [
@@ -155,7 +155,7 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
 
 
-def page_data(summary: ReportSummary) -> dict[str, Any]:
+def _page_data(summary: ReportSummary) -> dict[str, Any]:
     """What the script of the page works with, but for the documents."""
     settings = None if summary.keys is None else summary.keys.settings
     tables = [run.thresholds for run in summary.runs]

@@ -68,12 +68,12 @@ class Place(NamedTuple):
     row: int
 
 
-def side_folder(short: ShortContext | None) -> str:
+def _side_folder(short: ShortContext | None) -> str:
     """Where a side is inside the run: ``long`` (None), or ``short/K4096-d1024``."""
     return "long" if short is None else f"short/K{short.context}-d{short.stride}"
 
 
-def side_schema(short: ShortContext | None) -> pa.Schema:
+def _side_schema(short: ShortContext | None) -> pa.Schema:
     """The columns of a side."""
     return LONG_SCHEMA if short is None else SHORT_SCHEMA
 
@@ -141,7 +141,7 @@ def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, An
     return runs.make_manifest({"model": asdict(info) | info.identity.to_json(), "settings": dict(settings)})
 
 
-def check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuses to mix scores that were made differently.
 
     Raises:
@@ -180,7 +180,7 @@ def check_run(
     info = model.identify() if (out / MANIFEST).is_file() else None
     if info is not None:
         settings = run_settings(info, shorts, bos=bos, limit=limit, store_text=store_text)
-        check_same_run(out, read_manifest(out), make_manifest(info, settings))
+        _check_same_run(out, read_manifest(out), make_manifest(info, settings))
 
 
 def run_sha256(manifest: Mapping[str, Any]) -> str | None:
@@ -190,7 +190,7 @@ def run_sha256(manifest: Mapping[str, Any]) -> str | None:
     return canonical_sha256([ModelIdentity.read(manifest["model"]).to_json(), manifest["settings"]])
 
 
-def part_paths(folder: Path) -> list[Path]:
+def _part_paths(folder: Path) -> list[Path]:
     """Committed parts, in the order of their names."""
     return sorted(folder.glob("part-*.parquet"))
 
@@ -198,8 +198,8 @@ def part_paths(folder: Path) -> list[Path]:
 def read_ids(folder: Path, short: ShortContext | None, run: str | None) -> Iterator[tuple[Place, dict[str, str]]]:
     """Of each row of a side its place and its id, with the hash of the text where the side has it."""
     columns = ["id", "text_sha256"] if short is None else ["id"]
-    for path in part_paths(folder / side_folder(short)):
-        with open_part(path, side_schema(short), run) as parquet:
+    for path in _part_paths(folder / _side_folder(short)):
+        with open_part(path, _side_schema(short), run) as parquet:
             for group in range(parquet.num_row_groups):
                 for row, record in enumerate(parquet.read_row_group(group, columns=columns).to_pylist()):
                     if None in record.values():
@@ -282,7 +282,7 @@ class RunWriter:
         if not path.exists() and create_json(path, manifest):
             return run_sha256(manifest)
         have = read_manifest(self.folder)
-        check_same_run(self.folder, have, manifest)
+        _check_same_run(self.folder, have, manifest)
         runs.warn_of_versions(self.folder, have, manifest["versions"])
         return run_sha256(have)
 
@@ -303,11 +303,11 @@ class RunWriter:
     def add(self, short: ShortContext | None, row: dict[str, Any]) -> None:
         """Appends a row to a side."""
         if short not in self._writers:
-            schema = side_schema(short)
+            schema = _side_schema(short)
             if self._run is not None:
                 schema = schema.with_metadata({RUN_KEY: self._run})
             self._writers[short] = PartWriter(
-                self.folder / side_folder(short),
+                self.folder / _side_folder(short),
                 schema,
                 counted="logprobs",
                 name=self._part_name,
@@ -327,7 +327,7 @@ class RunWriter:
             UserError: It cannot be made.
         """
         self._own.check()
-        folder = self.folder / side_folder(short)
+        folder = self.folder / _side_folder(short)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

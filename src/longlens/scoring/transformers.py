@@ -104,7 +104,7 @@ class TransformersScorer:
             name=self._name or self.model.name_or_path or type(self.model).__name__,
             source=self._source,
             architecture=type(self.model).__name__,
-            weights_sha256=self._weights_sha256 or hash_weights(self.model),
+            weights_sha256=self._weights_sha256 or _hash_weights(self.model),
             tokenizer_sha256=self._encoder.sha256,
             max_length=model_max_length(self._config),
             dtype=str(self.model.dtype).removeprefix("torch."),
@@ -337,7 +337,7 @@ class ContinuationScorer(TransformersScorer):
         return Continuation(float(logprobs.double().sum()), is_greedy)
 
 
-def hash_weights(model: torch.nn.Module) -> str:
+def _hash_weights(model: torch.nn.Module) -> str:
     """sha256 over the names, dtypes, shapes and bytes of a model's parameters, in the order of their names.
 
     Raises:

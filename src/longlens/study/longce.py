@@ -149,7 +149,7 @@ class _Experiment:
         study, documents = self.study, self.documents["development"]
         facts = study.evaluation.facts.replace(distance=study.base.facts.distance, repeated=0)
         rng, length, count = np.random.default_rng(study.base_seed), study.model.length, study.evaluation.documents
-        questions = make_questions(facts, self.vocabulary, documents, length=length, count=count, rng=rng)
+        questions = _make_questions(facts, self.vocabulary, documents, length=length, count=count, rng=rng)
         found = models.score(base, questions)
         return {
             "schema_version": SCHEMA_VERSION,
@@ -317,12 +317,12 @@ def held_out_questions(study: Study, vocabulary: Vocabulary, documents: Sequence
     """
     rng, count = np.random.default_rng(study.base_seed), study.evaluation.documents
     facts = study.evaluation.facts
-    long = make_questions(facts, vocabulary, documents, length=study.length, count=count, rng=rng)
+    long = _make_questions(facts, vocabulary, documents, length=study.length, count=count, rng=rng)
     prose = Prose(documents, rng)
     return Questions(long=long, short=np.stack([prose.sample(study.model.length) for _ in range(count)]))
 
 
-def make_questions(
+def _make_questions(
     facts: Facts,
     vocabulary: Vocabulary,
     documents: Sequence[Ids],

@@ -265,7 +265,7 @@ class Builder:
             if self._policy == "error" or task.fills:
                 raise self._too_short(length)
             draft, counted = truncate(draft, self._tokens, length - self._spent, self._policy, task.omission)
-        made = {"task": task.name, "settings": task_fields(task), "seed": self._seed, "index": index}
+        made = {"task": task.name, "settings": _task_fields(task), "seed": self._seed, "index": index}
         made |= {"requested_length": length, "reserve": self._reserve, "units": fitted.units}
         return Sample(
             id=f"{self.name}-{index}",
@@ -332,7 +332,7 @@ def _require_vocabulary(tokenizer: Any) -> None:
         )
 
 
-def task_fields(task: Any) -> dict[str, Any]:
+def _task_fields(task: Any) -> dict[str, Any]:
     """Settings of a task that decide its samples, besides its files."""
     values = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NO_SETTING}
     return {name: value for name, value in values.items() if value is None or isinstance(value, (int, float, str))}

@@ -81,7 +81,7 @@ class DataFile:
         path = self.place(folder)
         if path is None:
             raise UserError(f"{task}: no {' or '.join(self.names)} in {shown(folder)}: put there {wanted}")
-        return LocatedFile(path, {"file": path.name, "sha256": sha256_of(path)})
+        return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path)})
 
     def place(self, folder: str | os.PathLike[str]) -> Path | None:
         """Where the file is in a folder, or in a copy of the hub's data set as ``folder/owner/name``; else None."""
@@ -169,7 +169,7 @@ class DataFile:
             ) from error
         # The hub's cache is snapshots/COMMIT/path/in/it.
         commit = path.parts[-1 - len(Path(name).parts)]
-        return LocatedFile(path, {"file": path.name, "sha256": sha256_of(path), "hub": repo, "commit": commit})
+        return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path), "hub": repo, "commit": commit})
 
     def wrong(self, name: str, what: str) -> UserError:
         """What to say where the file does not have the schema."""
@@ -250,7 +250,7 @@ def check_files(tasks: Iterable[Any]) -> None:
         raise UserError(f"{place}: put {', '.join(missing)} into a folder, from {sources}, and pass `data_dir`")
 
 
-def sha256_of(path: Path) -> str:
+def _sha256_of(path: Path) -> str:
     """sha256 of a file.
 
     Raises:

@@ -111,7 +111,7 @@ class LooGLE(HubTask, SubsetTask):
 
     def _pairs(self, row: DataRow) -> list[dict[str, Any]]:
         pairs = row.values.get("qa_pairs")
-        pairs = literal(pairs) if isinstance(pairs, str) else pairs
+        pairs = _literal(pairs) if isinstance(pairs, str) else pairs
         if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
             raise self.file.wrong(row.place, "qa_pairs is no list of questions")
         return pairs
@@ -123,7 +123,7 @@ class LooGLE(HubTask, SubsetTask):
             raise self.file.wrong(row.place, "a question that is no text")
         metadata: dict[str, Any] = {"question": question} if question else {}
         if self.dataset == "shortdep_cloze":
-            gaps = literal(answer) if isinstance(answer, str) else answer
+            gaps = _literal(answer) if isinstance(answer, str) else answer
             if (
                 not isinstance(gaps, dict)
                 or not all(isinstance(one, str) for one in (*gaps, *gaps.values()))
@@ -137,7 +137,7 @@ class LooGLE(HubTask, SubsetTask):
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Shares of gaps that are filled with the right words, and with one of them."""
-        gaps, found = sample.metadata["gaps"], literal(prediction)
+        gaps, found = sample.metadata["gaps"], _literal(prediction)
         given = found if isinstance(found, dict) else {}
         exact = sum(given.get(name) == words for name, words in gaps.items())
         part = sum(bool(set(words.split()) & set(str(given.get(name, "")).split())) for name, words in gaps.items())
@@ -180,7 +180,7 @@ class LooGLEAnswers(LooGLE, JudgedTask):
         return {"judge": float(word[0] == "True")} if word else {}
 
 
-def literal(text: str) -> Any:
+def _literal(text: str) -> Any:
     """A Python literal or a JSON value; None where the text is neither."""
     try:
         return ast.literal_eval(text.strip())

@@ -119,8 +119,8 @@ def build(
         raise UserError(f"{selected.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
     found = load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code)
     batches = task_batches(
-        make_tasks(selected.tasks, task_options(settings, data_dir, haystack)),
-        lengths=parse_lengths(length),
+        make_tasks(selected.tasks, _task_options(settings, data_dir, haystack)),
+        lengths=_parse_lengths(length),
         samples=samples,
         seed=seed,
         tokenizer=found,
@@ -204,7 +204,7 @@ def run(
     )
     asked = BenchSettings(
         tasks=tasks,
-        lengths=parse_lengths(length),
+        lengths=_parse_lengths(length),
         samples=samples,
         seed=seed,
         prompts=PromptSettings(
@@ -216,7 +216,7 @@ def run(
         ),
         think_marks=None if think_marks is None else parse_marks(think_marks),
         few_shot=few_shot,
-        settings=task_options(settings, data_dir, haystack),
+        settings=_task_options(settings, data_dir, haystack),
         keep_prompts=not no_prompts,
     )
     results = run_bench(engine, asked, out, progress=ProgressBar())
@@ -349,7 +349,7 @@ def _show(results: dict[str, Any], *, by_depth: bool) -> None:
         print(message(note))
 
 
-def parse_lengths(text: str | None) -> list[int]:
+def _parse_lengths(text: str | None) -> list[int]:
     """``"4096,8192"`` to numbers.
 
     Raises:
@@ -358,7 +358,7 @@ def parse_lengths(text: str | None) -> list[int]:
     return [] if text is None else o.integers(text, "length")
 
 
-def task_options(changes: Sequence[str] | None, data_dir: Path | None, haystack: Path | None) -> dict[str, Any]:
+def _task_options(changes: Sequence[str] | None, data_dir: Path | None, haystack: Path | None) -> dict[str, Any]:
     """Settings of tasks, those with options of their own among them."""
     own = {"data_dir": data_dir, "haystack": haystack}
     return o.assignments(changes, "--set", "lines=1350") | {

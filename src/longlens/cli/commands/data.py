@@ -58,7 +58,7 @@ def mix(
         length=None if length is None else parse_integer(length, "length"),
         tokens=None if tokens is None else parse_integer(tokens, "tokens"),
         seed=seed,
-        sources=parse_sources(source or []),
+        sources=_parse_sources(source or []),
     )
     counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code), out)
     if as_json:
@@ -238,7 +238,7 @@ def qa(
     )
 
 
-def parse_sources(pairs: list[str]) -> dict[str, str]:
+def _parse_sources(pairs: list[str]) -> dict[str, str]:
     """``["books=/data/books"]`` to ``{"books": "/data/books"}``.
 
     Raises:

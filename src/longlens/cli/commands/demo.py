@@ -65,7 +65,7 @@ def demo(
     )
     print_results([result])
     print(f"\nKey tokens with the largest long-short difference (LSD, nats), {NUM_SHOWN} of {result.num_key_tokens}:")
-    for lsd, before, token, after in excerpts(scores[0], keys[0], NUM_SHOWN):
+    for lsd, before, token, after in _excerpts(scores[0], keys[0], NUM_SHOWN):
         print(f"  {lsd:5.2f}  …{printable(before)}[{printable(token)}]{printable(after)}…")
     say(f"The run is in {out}: its scores, keys.jsonl and perplexity.json. Open {out / 'report.html'} in a browser.")
 
@@ -83,7 +83,7 @@ def demo_document() -> Document:
     return replace(next(iter(read_documents(["stdlib:typing"]))), id="typing.py")
 
 
-def excerpts(scores: TokenScores, keys: KeyTokens, count: int) -> list[tuple[float, str, str, str]]:
+def _excerpts(scores: TokenScores, keys: KeyTokens, count: int) -> list[tuple[float, str, str, str]]:
     """The key tokens with the largest LSD, in the order of the text: LSD in nats, and the text around each.
 
     Args:

@@ -45,7 +45,7 @@ def reach(
     from longlens.scoring.scores import names_of
 
     runs = [open_scores(path) for path in scores]
-    evaluator = None if evaluator_scores is None else open_evaluator(evaluator_scores, runs[0])
+    evaluator = None if evaluator_scores is None else _open_evaluator(evaluator_scores, runs[0])
     selected = None if keys is None else read_keys(keys)
     spans = None if answers is None else read_answers(answers)
     measure = open_scores(reference) if reference is not None else runs[0] if len(runs) > 1 else None
@@ -75,7 +75,7 @@ def reach(
         say(f"note: {message(warning)}")
 
 
-def open_evaluator(path: Path, run: StoredScores) -> StoredScores:
+def _open_evaluator(path: Path, run: StoredScores) -> StoredScores:
     """The evaluator's scores, with the documents that it was scored on at the smallest K of the run, if at any."""
     from longlens.scoring.reader import open_scores
 

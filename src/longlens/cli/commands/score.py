@@ -50,7 +50,7 @@ def score(
     if long_only:
         o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
     contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
-    part = None if shard is None else parse_shard(shard)
+    part = None if shard is None else _parse_shard(shard)
     scores = score_documents(
         open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
         model,
@@ -79,7 +79,7 @@ def score(
         print(f"next: longlens perplexity {printable(str(out))}")
 
 
-def parse_shard(shard: str) -> tuple[int, int]:
+def _parse_shard(shard: str) -> tuple[int, int]:
     """``"1/4"`` to ``(1, 4)``.
 
     Raises:

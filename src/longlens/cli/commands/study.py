@@ -44,7 +44,7 @@ def reproduce(
 
     if name not in STUDIES:
         raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
-    chosen = None if seeds is None else parse_seeds(seeds)
+    chosen = None if seeds is None else _parse_seeds(seeds)
     settings = read_study(recipe)
     result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen, progress=ProgressBar())
     if as_json:
@@ -56,7 +56,7 @@ def reproduce(
     print(f"{len(result['seeds'])} seeds, all numbers in {printable(str(out / 'result.json'))}")
 
 
-def parse_seeds(listed: str) -> list[int]:
+def _parse_seeds(listed: str) -> list[int]:
     """``"1,2,3"`` to ``[1, 2, 3]``.
 
     Raises:

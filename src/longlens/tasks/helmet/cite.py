@@ -259,7 +259,7 @@ def _demo_file(name: str) -> DataFile:
     )
 
 
-def clean_output(output: str) -> str:
+def _clean_output(output: str) -> str:
     """What correctness is scored on: one line, without citations.
 
     Source: HELMET ``eval_alce.py``, `main`.
@@ -296,7 +296,7 @@ class ASQA(CitationTask):
 
         Source: HELMET ``eval_alce.py``, `compute_str_em`.
         """
-        output = clean_output(prediction)
+        output = _clean_output(prediction)
         found = [metrics.substring_exact_match(output, group) for group in sample.metadata["answer_groups"]]
         share = sum(found) / len(found)
         return {"str_em": share, "str_hit": float(share == 1)}
@@ -327,7 +327,7 @@ class QAMPARI(CitationTask):
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
         """Precision, recall and F1 of the items, see `qampari_scores`."""
-        return qampari_scores(clean_output(prediction), sample.metadata["answer_groups"])
+        return qampari_scores(_clean_output(prediction), sample.metadata["answer_groups"])
 
 
 def qampari_scores(output: str, groups: Sequence[Sequence[str]]) -> dict[str, float]:

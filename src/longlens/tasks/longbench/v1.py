@@ -88,7 +88,7 @@ class LongBench(SubsetTask):
         metadata = {
             "row_id": self.text(row, "_id"),
             "row_length": words,
-            "bucket": bucket_of(words),
+            "bucket": _bucket_of(words),
             "language": self.facts.language,
         }
         metadata |= self._others(row, context, answers, key)
@@ -164,7 +164,7 @@ class LongBenchSummary:
     gaps: list[str]
 
 
-def bucket_of(length: int) -> str:
+def _bucket_of(length: int) -> str:
     """The bucket of a row, by its ``length``."""
     return next(name for name, end in BUCKETS.items() if length < end)
 

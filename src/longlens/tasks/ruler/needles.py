@@ -92,7 +92,7 @@ NUMBERS = Kind("numbers", draw_number, lambda: 7)
 UUIDS = Kind("uuids", draw_uuid, lambda: 36)
 
 
-def needle_text(kind: Kind, key: str, value: str, *, asked: bool = True) -> Needle:
+def _needle_text(kind: Kind, key: str, value: str, *, asked: bool = True) -> Needle:
     """``One of the special magic numbers for KEY is: VALUE.``"""
     hidden = make_needle(f"One of the special magic {kind.name} for {key} is: ", value, ".")
     return hidden if asked else Needle(hidden.text)
@@ -265,13 +265,13 @@ class DistractorNeedles(Needles):
     @property
     def unit_tokens(self) -> int:
         """A needle."""
-        bare = len(needle_text(self.value_kind, "", "").text)
+        bare = len(_needle_text(self.value_kind, "", "").text)
         return 1 + bare + self.key_kind.longest() + self.value_kind.longest()
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
         """Draws the other needles."""
         pairs = zip(distinct(self.key_kind.draw, rng, taken), distinct(self.value_kind.draw, rng, taken), strict=True)
-        return LineHay((needle_text(self.value_kind, key, value) for key, value in pairs), needles)
+        return LineHay((_needle_text(self.value_kind, key, value) for key, value in pairs), needles)
 
 
 class _Plan(Plan):
@@ -284,7 +284,7 @@ class _Plan(Plan):
         self._asked = rng.sample(keys, task.queries)
         self._answers = [value for key in self._asked for value in values[key]]
         self._needles = [
-            needle_text(task.value_kind, key, value, asked=key in self._asked) for key in keys for value in values[key]
+            _needle_text(task.value_kind, key, value, asked=key in self._asked) for key in keys for value in values[key]
         ]
         rng.shuffle(self._needles)
         self._values = [value for of_key in values.values() for value in of_key]
