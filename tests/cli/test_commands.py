@@ -329,6 +329,7 @@ def test_longppl(evaluator, work, run):
     warned = "warning: the model is its own evaluator, for which the paper finds LongPPL uninformative" in again.err
     assert warned == (evaluator == "self")
     stored = json.loads((work / "run" / "perplexity.json").read_text())
+    found["warnings"] = [warning.replace("--alpha or --beta", "`alpha` or `beta`") for warning in found["warnings"]]
     assert {name: stored[name] for name in found} == found
     assert len(stored["documents"]) == 2
     folders = {path.parent.name for path in (work / "run").rglob("manifest.json")}

@@ -55,12 +55,13 @@ def assignments(changes: Iterable[str] | None, option: str, example: str) -> dic
     return dict(assignment(change, option, example) for change in changes or ())
 
 
-def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule) -> dict[str, Any]:
-    """Arguments of `longlens.perplexity` and `longlens.compare` that say which tokens are key.
+def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule, answers: Path | None) -> dict[str, Any]:
+    """Arguments of `longlens.perplexity` and others that say which tokens are key, and which are of answers.
 
     Raises:
-        UserError: No such scores or keys.
+        UserError: No such scores, keys or answers.
     """
+    from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
     from longlens.scoring.reader import open_scores
 
@@ -70,5 +71,6 @@ def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule) 
     return {
         "evaluator_scores": evaluator,
         "keys": None if keys is None else read_keys(keys),
+        "answers": None if answers is None else read_answers(answers),
         **rule.keywords(),
     }

@@ -26,14 +26,12 @@ def compare(
     """
     from longlens.cli.commands.perplexity import print_results
     from longlens.cli.console import interval, message, number, print_json, print_table, say, without_warnings
-    from longlens.corpus.rows import read_answers
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
 
-    chosen = o.key_source(evaluator_scores, keys, rule)
-    spans = None if answers is None else read_answers(answers)
+    chosen = o.key_source(evaluator_scores, keys, rule, answers)
     with without_warnings():
-        found = compute([open_scores(path) for path in scores], answers=spans, **chosen)
+        found = compute([open_scores(path) for path in scores], **chosen)
     if as_json:
         print_json(found.to_json())
         return

@@ -36,16 +36,14 @@ def perplexity(
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """
     from longlens.cli.console import print_json, without_warnings
-    from longlens.corpus.rows import read_answers
     from longlens.metrics.longppl import perplexity as compute
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
-    chosen = o.key_source(evaluator_scores, keys, rule)
-    spans = None if answers is None else read_answers(answers)
+    chosen = o.key_source(evaluator_scores, keys, rule, answers)
     with without_warnings():
         runs = [open_scores(path) for path in scores]
-        results = [compute(run, answers=spans, ngram=ngram, **chosen) for run in runs]
+        results = [compute(run, ngram=ngram, **chosen) for run in runs]
     if as_json:
         listed = [result.to_json(per_document=per_document) for result in results]
         print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})

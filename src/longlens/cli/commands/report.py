@@ -37,7 +37,6 @@ def report(
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """
     from longlens.cli.console import message, print_json, say, without_warnings
-    from longlens.corpus.rows import read_answers
     from longlens.errors import UserError, require
     from longlens.report import write_report
     from longlens.report.benchmarks import read_benchmarks
@@ -55,13 +54,12 @@ def report(
         require("matplotlib", extra="figures", purpose="--figures")
         check_folder(figures)
     check_place(out)
-    chosen = o.key_source(evaluator_scores, keys, rule)
+    chosen = o.key_source(evaluator_scores, keys, rule, answers)
     runs = [open_scores(path) for path in scores]
     with without_warnings():
         summary = write_report(
             out,
             runs,
-            answers=None if answers is None else read_answers(answers),
             benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
             documents=document or (),
             num_documents=num_documents,

@@ -1,8 +1,7 @@
 """Answer metrics of the benchmarks: plain strings in, one number out.
 
 Each function gives what the benchmark's own code gives, oddities included, since the published numbers hold them; its
-docstring names that code and lists the oddities. A name that ends in ``_words`` or ``_with_commas`` is a mended form
-that no benchmark publishes numbers for.
+docstring names that code and lists the oddities.
 
 Code and commits: princeton-nlp/HELMET at 4526dfb, NVIDIA/RULER at c3f5e3b, THUDM/LongBench at 2e00731,
 DachengLi1/LongChat (LongEval) at 4b5faa5.
