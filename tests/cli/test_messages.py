@@ -124,6 +124,8 @@ def test_names_of_files_and_folders_are_printed_as_they_are(run, work):
     assert "`model`: LlamaForCausalLM" in ended.err
     assert ended.err.endswith("1 documents in `out`\n")
     assert "--" not in ended.err
+    changed = run("score", "`context`.txt", *options, "--no-text").error
+    assert changed.startswith("error: `out` holds another run: ")
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

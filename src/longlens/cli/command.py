@@ -37,7 +37,7 @@ _QUOTED = r"""(?<![\w`])(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _QUOTED_OR_PARAMETER = re.compile(f"{_QUOTED}|{_PARAMETER.pattern}")
 
 
-def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = ()) -> str:
+def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = (), given: Collection[str] = ()) -> str:
     """The message with names of parameters in backticks replaced by flags, where the command has such an option.
 
     "`max_length` is 5" becomes "--max-length is 5", "`context=64`" becomes "--context 64", "`extrapolate=True`" becomes
@@ -49,6 +49,7 @@ def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = ()
         options: Parameters of the command, as typer has them.
         scoring: Those of longlens score, which a message means by a value such as `context=64` where the command has
             no such option: "score it with `context=64`".
+        given: What the user gave, such as the name of a folder, which stays as it is.
     """
     flags, of_score = (
         {option.name: option for option in parameters if option.param_type_name == "option"}
@@ -71,7 +72,8 @@ def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = ()
             return with_flags(found[0], scoring)
         return found[0]
 
-    return _QUOTED_OR_PARAMETER.sub(translated, message)
+    names = [re.escape(text) for text in given if "`" in text]
+    return re.sub("|".join([*names, _QUOTED_OR_PARAMETER.pattern]), translated, message)
 
 
 def _flag(option: Any) -> str:
@@ -157,7 +159,13 @@ class Command(TyperCommand):
             UserError: With flags in place of parameters.
         """
         score = getattr(ctx.find_root().command, "commands", {}).get("score")
-        translate = functools.partial(with_flags, options=self.params, scoring=() if score is None else score.params)
+        lists = [value if isinstance(value, (list, tuple)) else [value] for value in ctx.params.values()]
+        translate = functools.partial(
+            with_flags,
+            options=self.params,
+            scoring=() if score is None else score.params,
+            given=[str(text) for values in lists for text in values],
+        )
         with translating(translate), _reporting():
             try:
                 _refuse_idle(ctx)
