@@ -44,6 +44,10 @@ def shown(name: str | bytes | os.PathLike[str]) -> str:
     return repr(text if len(text) <= 300 else f"{text[:200]}…{text[-50:]}")
 
 
+QUOTED = r"""(?<![\w`])(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+"""A name or a value that someone else wrote, as `shown` puts it into a message: a pattern. An apostrophe opens none."""
+
+
 def one_line(error: BaseException) -> str:
     """What another library says, for the middle of a message: one line, at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -89,6 +89,8 @@ def test_numbers_as_people_write_them(tmp_path):
         (GOOD.replace("length: 64\n", ""), "r.yaml says no length: write it there, or pass `length`"),
         (GOOD.replace("tokens: 1e3\n", ""), "r.yaml says no tokens: write it there, or pass `tokens`"),
         (GOOD.replace("1e3", "many"), "r.yaml: tokens is 'many'; expected a whole number, such as 65536 or 1e9"),
+        (GOOD.replace("length: 64", "length: 64.5"), "r.yaml: length is 64.5; expected a whole number, such as 65536"),
+        (GOOD + "'`seed`': 1\n", "r.yaml: unknown key '`seed`' (nearest: 'seed'); known are sources, length"),
         (GOOD.replace("1e3", "10.5"), "r.yaml: tokens is 10.5; expected a whole number, such as 65536 or 1e9"),
         (GOOD.replace("1e3", "63"), "r.yaml: tokens is 63, less than one row of 64: give more, such as 1e9"),
         (GOOD.replace("100", "90"), "r.yaml: the weights of the sources sum to 90; they are percent: expected 100"),

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from longlens.cli.console import message, say, translating
-from longlens.errors import LonglensWarning, UserError
+from longlens.errors import QUOTED, LonglensWarning, UserError
 from longlens.runs.processes import Processes
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -32,9 +32,7 @@ OPTIONS = {
 """Parameters of the library whose option has another name."""
 
 _PARAMETER = re.compile(r"`([a-z_][a-z_0-9.]*)(?:=([^`]+))?`")
-_QUOTED = r"""(?<![\w`])(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-"""A name or a value that someone else wrote, as `errors.shown` has it; an apostrophe opens none."""
-_QUOTED_OR_PARAMETER = re.compile(f"{_QUOTED}|{_PARAMETER.pattern}")
+_QUOTED_OR_PARAMETER = re.compile(f"{QUOTED}|{_PARAMETER.pattern}")
 
 
 def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = (), given: Collection[str] = ()) -> str:

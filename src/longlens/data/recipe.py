@@ -174,7 +174,7 @@ def read_mixture(
         if name not in content and content.keys() <= Mixture.model_fields.keys():
             raise UserError(f"{recipe} says no {name}: write it there, or pass `{name}`")
     if isinstance(content.get("sources"), dict) and "length" in content:
-        content["length"] = parse_integer(content["length"], "length")
+        content["length"] = parse_integer(content["length"], "length", f"{recipe}")
         content["sources"] = _fill_in(content["sources"], sources or {}, content["length"], f"{recipe}")
     return parse(Mixture, content, f"{recipe}")
 

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from longlens.errors import UserError, library_errors, one_line, shown, shown_value
+from longlens.errors import QUOTED, UserError, library_errors, one_line, shown, shown_value
 
 S = TypeVar("S", bound="Settings")
 
@@ -83,17 +83,18 @@ def parse(kind: type[S], values: Any, place: str) -> S:
         return kind.model_validate(values)
 
 
-def parse_integer(value: Any, name: str) -> int:
+def parse_integer(value: Any, name: str, place: str = "") -> int:
     """``1e9`` and ``"1e9"`` to 1000000000.
 
     Args:
         value: What was given.
         name: Of the parameter, for messages.
+        place: The recipe that says it, for messages.
 
     Raises:
         UserError: It is no whole number.
     """
-    with _one_line_errors():
+    with _one_line_errors(place):
         return TypeAdapter(dict[str, Integer]).validate_python({name: value}, strict=True)[name]
 
 
@@ -141,7 +142,7 @@ def _describe(error: ErrorDetails, place: str) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "value_error":
         text = str(context["error"])
-        text = _PARAMETER.sub(r"\1", text) if place else text
+        text = _QUOTED_OR_PARAMETER.sub(lambda found: found[1] or found[0], text) if place else text
         return f"{key}: {text}" if key else text
     name = key if place else f"`{key}`"
     if kind == "missing":
@@ -157,7 +158,7 @@ def _shown_key(key: str) -> str:
     return key if len(key) <= 100 and key.isprintable() else shown_value(key)
 
 
-_PARAMETER = re.compile(r"`(\w+)`")
+_QUOTED_OR_PARAMETER = re.compile(rf"{QUOTED}|`(\w+)`")
 _EXPECTED = {
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
