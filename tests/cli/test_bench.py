@@ -274,7 +274,7 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         (["bench", "run", "--model", "llama", "-o", "run"], "Missing argument 'tasks'"),
         (["bench", "build", "vt", "-o", "s.jsonl"], "Missing option '--tokenizer'"),
         ([*RUN, "niah_sigle_1"], "no task or suite 'niah_sigle_1': did you mean 'niah_single_1'?"),
-        ([*RUN, "zzzz"], "no task or suite 'zzzz': longlens bench list shows all"),
+        ([*RUN, "zzzz"], "no task or suite 'zzzz': longlens bench list shows all, or install the package that adds"),
         ([*BUILD, "rulr"], "no task or suite 'rulr': did you mean 'ruler'?"),
         ([*BUILD, "gsm8k"], "gsm8k is lm-evaluation-harness's, which builds its prompts itself"),
         ([*RUN, "--length", "100"], "--length 100 is too short for 2 samples of vt: with this tokenizer they need at"),

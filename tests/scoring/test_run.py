@@ -492,6 +492,8 @@ def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating(
         ({"context": 99}, "`context=99` is not below the maximum length, 99 tokens .fake takes 100.: no token would"),
         ({"context": 30, "limit": CharacterLimit(max_characters=30)}, "the maximum length, 30 characters"),
         ({"context": 0}, "`context` is 0; the short context K must be at least 1 token"),
+        ({"context": "64"}, "`context` is '64'; expected tokens, such as `context=1024`, or a list of them"),
+        ({"context": 4, "stride": 1.5}, "`stride` is 1.5; expected tokens, such as `stride=1024`, or a list of them"),
         ({"context": 4, "stride": 0}, "`stride` is 0; d must be at least 1 token, such as `stride=1024`"),
         ({"context": [4, 8], "stride": [1, 2, 3]}, "3 strides for 2 contexts: give one `stride`, or one for"),
         ({"context": 4, "bos": "none"}, "`bos` is 'none'; expected 'window' or 'published'"),

@@ -148,7 +148,11 @@ def select_tasks(names: Iterable[str]) -> SelectedTasks:
         else:
             known = [*of_suites, *known_tasks, *HARNESS]
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else "longlens bench list shows all, or install the package that adds it"
+            )
             raise UserError(f"no task or suite {name!r}: {hint}")
     return SelectedTasks(tasks=tuple(tasks), harness=tuple(harness.values()))
 

@@ -175,8 +175,11 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
     """The short contexts that are meant by K and d, the largest K first.
 
     Raises:
-        UserError: K or d below 1, or as many strides as fits neither one nor each K.
+        UserError: K or d below 1 or no number of tokens, or as many strides as fits neither one nor each K.
     """
+    for name, value in (("context", context), ("stride", stride)):
+        if isinstance(value, (str, float)):
+            raise UserError(f"`{name}` is {value!r}; expected tokens, such as `{name}=1024`, or a list of them")
     contexts = [] if context is None else [context] if isinstance(context, int) else list(context)
     strides = [stride] if isinstance(stride, int) else list(stride)
     if len(strides) not in (1, len(contexts)) and contexts:

@@ -93,7 +93,11 @@ def _factory(name: str) -> tuple[Callable[..., Task], Any, dict[str, Any]]:
     make = load_plugin(GROUP, name, own=_TASKS, is_kind=_makes_tasks, expected=_EXPECTED) or _TASKS.get(name)
     if make is None:
         close = difflib.get_close_matches(name, list_tasks(), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else "longlens bench list shows all, or install the package that adds it"
+        )
         raise UserError(f"no task {name!r}: {hint}")
     return (make, make.func, make.keywords) if isinstance(make, partial) else (make, make, {})
 
