@@ -9,6 +9,7 @@ from longlens.tasks.metrics import (
     count_score,
     extract_choice,
     last_integer,
+    last_integer_with_commas,
     retrieval_score,
 )
 
@@ -67,8 +68,14 @@ def test_the_last_number_is_read(before, number, after):
     assert last_integer(before + after) is None
 
 
-def test_commas_separate_numbers():
+def test_commas_between_groups_of_three_digits():
     assert last_integer("<12,345>") == 345
+    assert last_integer_with_commas("<12,345>") == 12345
+    assert last_integer_with_commas("1,234,567") == 1234567
+    assert last_integer_with_commas("12, 345") == 345
+    assert last_integer_with_commas("1,2") == 2
+    assert last_integer_with_commas("1234,567") == 567
+    assert last_integer_with_commas("none") is None
 
 
 def test_a_number_of_endless_digits_is_none():

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from longlens.errors import UserError
 from longlens.tasks.metrics import (
     string_match_all,
+    string_match_all_words,
     string_match_part,
+    string_match_part_words,
 )
 
 texts = st.text(alphabet="aB 1.", max_size=6)
@@ -13,9 +15,11 @@ samples = st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), mi
 
 
 @given(samples)
-def test_all_is_at_most_part(samples):
+def test_all_is_at_most_part_and_whole_words_at_most_any(samples):
     predictions, references = [p for p, _ in samples], [r for _, r in samples]
-    assert 0 <= string_match_all(predictions, references) <= string_match_part(predictions, references) <= 100
+    scores = [f(predictions, references) for f in (string_match_all_words, string_match_all, string_match_part)]
+    assert 0 <= scores[0] <= scores[1] <= scores[2] <= 100
+    assert scores[0] <= string_match_part_words(predictions, references) <= scores[2]
 
 
 @given(samples)
@@ -31,8 +35,11 @@ def test_shares_are_averaged_over_samples():
     assert string_match_part(["a b", "x"], [["a", "b", "c"], ["y"]]) == 50.0
 
 
-def test_a_reference_counts_inside_of_a_word():
-    assert string_match_all(["It is 123456.", "It is 2345."], [["2345"], ["2345"]]) == 100.0
+def test_whole_words_only():
+    predictions, references = ["It is 123456.", "It is 2345."], [["2345"], ["2345"]]
+    assert string_match_all(predictions, references) == 100.0
+    assert string_match_all_words(predictions, references) == 50.0
+    assert string_match_part_words(predictions, [["2345", "is"], ["5"]]) == 50.0
 
 
 def test_what_cannot_be_scored_is_said():

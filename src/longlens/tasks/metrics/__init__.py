@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from longlens.tasks.metrics.answers import exact_match as exact_match
 from longlens.tasks.metrics.answers import last_integer as last_integer
+from longlens.tasks.metrics.answers import last_integer_with_commas as last_integer_with_commas
 from longlens.tasks.metrics.answers import normalize_answer as normalize_answer
 from longlens.tasks.metrics.answers import parse_output as parse_output
 from longlens.tasks.metrics.answers import substring_exact_match as substring_exact_match
@@ -29,4 +30,6 @@ from longlens.tasks.metrics.longbench import retrieval_score as retrieval_score
 from longlens.tasks.metrics.longbench import retrieval_score_zh as retrieval_score_zh
 from longlens.tasks.metrics.rouge import rouge_l as rouge_l
 from longlens.tasks.metrics.ruler import string_match_all as string_match_all
+from longlens.tasks.metrics.ruler import string_match_all_words as string_match_all_words
 from longlens.tasks.metrics.ruler import string_match_part as string_match_part
+from longlens.tasks.metrics.ruler import string_match_part_words as string_match_part_words

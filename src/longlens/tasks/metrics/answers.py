@@ -176,3 +176,9 @@ def last_integer(text: str) -> int | None:
     """
     numbers = re.findall(r"\d+", text)
     return integer(numbers[-1]) if numbers else None
+
+
+def last_integer_with_commas(text: str) -> int | None:
+    """`last_integer`, with commas between groups of three digits as part of the number: ``"12,345"`` is 12345."""
+    numbers = re.findall(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)|\d+", text)
+    return integer(numbers[-1].replace(",", "")) if numbers else None

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from longlens.errors import UserError
 
+Found = Callable[[str, str], bool]
 
-def _percent(predictions: Sequence[str], references: Sequence[Sequence[str]], best: bool) -> float:
+
+def _anywhere(reference: str, prediction: str) -> bool:
+    return reference.lower() in prediction.lower()
+
+
+def _as_words(reference: str, prediction: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(reference.lower())}(?!\w)", prediction.lower()) is not None
+
+
+def _percent(found: Found, predictions: Sequence[str], references: Sequence[Sequence[str]], best: bool) -> float:
     if isinstance(predictions, str) or len(predictions) != len(references) or not predictions:
         given = "one string" if isinstance(predictions, str) else f"{len(predictions)} predictions"
         raise UserError(
@@ -17,7 +28,7 @@ def _percent(predictions: Sequence[str], references: Sequence[Sequence[str]], be
     for index, (prediction, wanted) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(wanted, str) or not wanted:
             raise UserError(f"references[{index}] is {wanted!r}, expected a list of at least one string")
-        hits = [float(reference.lower() in prediction.lower()) for reference in wanted]
+        hits = [float(found(reference, prediction)) for reference in wanted]
         total += max(hits) if best else sum(hits) / len(hits)
     return round(total / len(predictions) * 100, 2)
 
@@ -28,7 +39,7 @@ def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[s
     ``100 * mean(mean(r.lower() in p.lower() for r in refs) for p, refs in zip(predictions, references))``
 
     For niah, variable tracking, common and frequent words. Oddities: no word boundary, so the reference ``2345`` is
-    found in ``123456``; the empty string is found everywhere.
+    found in ``123456`` (`string_match_all_words` wants whole words); the empty string is found everywhere.
 
     Source: RULER ``scripts/eval/synthetic/constants.py``. ``evaluate.py`` there first strips the prediction, replaces
     each of the characters U+0000 to U+001F by a line break, and strips again.
@@ -40,7 +51,7 @@ def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[s
     Raises:
         UserError: Nothing to score, numbers that differ (RULER's code drops the surplus), a sample without references.
     """
-    return _percent(predictions, references, best=False)
+    return _percent(_anywhere, predictions, references, best=False)
 
 
 def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -53,4 +64,22 @@ def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[
     Raises:
         UserError: Nothing to score, numbers that differ, a sample without references.
     """
-    return _percent(predictions, references, best=True)
+    return _percent(_anywhere, predictions, references, best=True)
+
+
+def string_match_all_words(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    r"""`string_match_all`, with a reference found only where no letter, digit or ``_`` (``\w``) touches it.
+
+    Raises:
+        UserError: Nothing to score, numbers that differ, a sample without references.
+    """
+    return _percent(_as_words, predictions, references, best=False)
+
+
+def string_match_part_words(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    r"""`string_match_part`, with a reference found only where no letter, digit or ``_`` (``\w``) touches it.
+
+    Raises:
+        UserError: Nothing to score, numbers that differ, a sample without references.
+    """
+    return _percent(_as_words, predictions, references, best=True)
