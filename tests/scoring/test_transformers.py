@@ -192,7 +192,7 @@ def llama4(*, nested):
 def test_the_decoder_of_llama_4_is_found_where_get_decoder_finds_the_whole(nested):
     model = llama4(nested=nested)
     assert type(find_decoder(model)) is transformers.Llama4TextModel
-    if nested:  # transformers 5.24 cannot compute its logits without an image
+    if nested and transformers.__version__ >= "5.24":  # which cannot compute its logits without an image
         with pytest.raises(longlens.UserError, match="Llama4ForConditionalGeneration cannot be run on 48 tokens: "):
             make_scorer(model)
         return

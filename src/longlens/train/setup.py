@@ -144,14 +144,9 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
 
 
 def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> dict[str, Any]:
-    from transformers import TrainingArguments
-
     training = recipe.training
     schedules = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
     schedule: dict[str, Any] = {"lr_scheduler_type": schedules[training.schedule]}
-    # transformers 5.23 renamed it, and warns of the old name.
-    names = {field.name for field in fields(TrainingArguments)}
-    checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     if training.final_share is not None:
         schedule = {
             "lr_scheduler_type": "cosine_with_min_lr",
@@ -175,7 +170,7 @@ def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) ->
         "max_grad_norm": training.clip or 0.0,
         "bf16": training.precision == "bfloat16",
         "fp16": training.precision == "float16",
-        checkpointing: training.gradient_checkpointing,
+        "activation_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
         "save_strategy": "steps",
         "save_steps": training.save_every,
