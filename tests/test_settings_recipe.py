@@ -46,7 +46,6 @@ WRONG = [
     ({"rate": 0}, "optimizer.rate is 0; expected more than 0"),
     ({"rate": True}, "optimizer.rate is True; expected a number, such as 0.1 or 1e-5"),
     ({"rate": ".nan"}, "optimizer.rate is '.nan'; expected a number, such as 0.1 or 1e-5"),
-    ({"rate": "nan"}, "optimizer.rate is nan; expected more than 0"),
     ({"rate": 10**400}, "optimizer.rate is <an integer of 1329 bits>; expected a number, such as 0.1 or 1e-5"),
     ({"rate": 1, "steps": 1.5}, "optimizer.steps is 1.5; expected a whole number, such as 65536 or 1e9"),
     ({"rate": 1, "steps": "1e999"}, "optimizer.steps is '1e999'; expected a whole number, such as 65536 or 1e9"),
@@ -73,6 +72,11 @@ def test_what_is_wrong_is_said_with_its_place(values, message):
     with pytest.raises(UserError) as refused:
         parse(Run, {"optimizer": {"rate": 1}, "others": {"second": values}}, "r.yaml")
     assert str(refused.value) == f"r.yaml: {message.replace('optimizer', 'others.second', 1)}"
+
+
+def test_a_number_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"r\.yaml: optimizer\.rate is nan; expected (more than 0|a finite number)"):
+        parse(Run, {"optimizer": {"rate": "nan"}}, "r.yaml")  # pydantic 2.11 finds the one, later ones the other
 
 
 def test_of_a_parameter_it_is_said_in_backticks():
