@@ -25,7 +25,7 @@ test-real: $(VENV)/.real
 CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \
 	test_models.py test_tokenization.py test_windows.py)
 test-core: $(VENV)/.core
-	$(BIN)/python -m pytest -n 2 -m "not real and not slow" $(CORE)
+	$(BIN)/python -m pytest -n 2 -m "not real" --ignore tests/scoring/test_families.py $(CORE)
 
 # Both ends of the versions that pyproject.toml allows, each in an environment of its own; uv finds or downloads Python.
 OLDEST_PYTHON ?= 3.11
@@ -67,7 +67,7 @@ $(VENV)/.demo: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.core: $(VENV)/.demo
-	$(PIP) -e ".[gguf,test]"
+	$(PIP) -e ".[gguf,sentencepiece,test]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
