@@ -671,7 +671,7 @@ class TestDatasets:
 
     def test_a_broken_data_file_is_named(self) -> None:
         write("d/test.jsonl", '{"text": "a"}\n{"text": ')
-        refused("dataset 'd'", "check its files", sources=["hf:d"])
+        refused("dataset 'd'", "JSON", sources=["hf:d"])
 
     def test_an_unknown_name_and_no_network(self) -> None:
         refused_at_once("dataset 'nobody/nothing'", "cannot be reached", "network", sources=["hf:nobody/nothing"])

@@ -33,7 +33,7 @@ def gradients(model, loss):
 
 
 def assert_same(model, ours, documents, rule=RULE):
-    """Ours is no further from the float64 truth than twice what the naive form is, and rounding: loss and gradients."""
+    """Ours is no further from the float64 truth than the naive form is, but for rounding: loss and every gradient."""
     naive, _ = naive_longce(model, documents, *rule.values())
     exact = copy.deepcopy(model)
     if not hasattr(model.config, "num_local_experts"):  # torch's product of experts has no float64
@@ -44,7 +44,7 @@ def assert_same(model, ours, documents, rule=RULE):
     found, expected, true = gradients(model, ours), gradients(model, naive), gradients(exact, truth)
     assert found.keys() == expected.keys() == true.keys()
     for name, gradient in true.items():
-        allowed = 2 * (expected[name] - gradient).abs().max() + 1e-6 * max(1, float(gradient.abs().max()))
+        allowed = (expected[name] - gradient).abs().max() + 1e-6 * max(1, float(gradient.abs().max()))
         assert (found[name] - gradient).abs().max() <= allowed, name
     return weights
 
