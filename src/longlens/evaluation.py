@@ -22,9 +22,8 @@ from longlens.metrics.corpus import choose_influence
 from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.models import UnloadedModel, load_decoder
 from longlens.progress import Progress
-from longlens.runs.processes import Processes
 from longlens.scoring.reader import StoredScores
-from longlens.scoring.run import score
+from longlens.scoring.run import resolve_shard, score
 from longlens.scoring.scores import ShortContext, short_contexts
 from longlens.scoring.store import Bos, check_run, check_writable
 from longlens.scoring.truncation import Limit, TokenLimit, cut_documents, make_limit
@@ -145,8 +144,7 @@ def score_documents(
     loading, truncation, folder = loading or Loading(), truncation or Truncation(), Path(out)
     documents = _as_documents(documents)
     shorts = short_contexts(context, stride)
-    processes = Processes()
-    shard = shard or (processes.rank, processes.size)
+    shard = resolve_shard(shard, folder)
     check_writable(folder, rank=shard[0])
     unloaded = UnloadedModel(model, loading, engine)
     side = _Side(

@@ -109,7 +109,7 @@ def score(
         extrapolate |= limit.extrapolate
         limit = make_limit(limit, scorer)
     settings = run_settings(scorer.info, shorts, bos=bos, limit=limit, store_text=store_text)
-    rank, world_size = _shard(shard, out)
+    rank, world_size = resolve_shard(shard, out)
     if not isinstance(documents, Sources):
         documents = to_documents(documents, reading, decoder=_decoder(reading))
     total = None if progress is None else _total_characters(documents, limit, rank, world_size)
@@ -134,7 +134,12 @@ def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
     return load_decoder(reading.tokenized_with)
 
 
-def _shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:
+def resolve_shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:
+    """``(rank, world size)`` of this call: what was given, else what torchrun says where scores go to a folder.
+
+    Raises:
+        UserError: The rank is not below the world size.
+    """
     if shard is None:
         processes = Processes()
         return (0, 1) if out is None else (processes.rank, processes.size)
