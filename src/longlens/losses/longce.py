@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from longlens.errors import LonglensWarning, UserError
+from longlens.logprobs import token_logprobs
 from longlens.losses.passes import (
+    IGNORED,
     check_packing,
     head_of,
     run_inside,
     score_short,
     scored_labels,
     shape_error,
+    shifted,
     split_documents,
-    target_logprobs,
 )
 from longlens.losses.settings import LongCE
 from longlens.models.forward import Forward
@@ -134,30 +139,124 @@ def weighted_nll(
             raise shape_error(name, other, input_ids)
     if token_weights is not None and short_logprobs is not None:
         raise UserError("the batch has token_weights and short_logprobs: weights come from one of them, drop the other")
-    documents = split_documents(input_ids, position_ids)
-    scored = scored_labels(labels, position_ids)
+    is_packed = len(split_documents(input_ids, position_ids)) > len(input_ids)
     positions = None if position_ids is None else position_ids.expand(len(input_ids), -1)
-    kept: list[Tensor] = []
+    needs_short = longce is not None and token_weights is None and short_logprobs is None
 
-    def loss(inner: Any) -> Tensor:
-        head = head_of(inner)
-        if len(documents) > len(input_ids):
+    def loss(inner: Any) -> WeightedNLL:
+        if is_packed:
             check_packing(inner, len(input_ids))
         short = short_logprobs
-        if longce is not None and token_weights is None and short is None:
-            short = score_short(inner, head, input_ids, labels, scored, documents, longce, step)
-        long = target_logprobs(Forward(inner).hidden(input_ids, positions), labels, scored, head)
-        weights, has_short = torch.ones_like(long.detach()), torch.zeros_like(long, dtype=torch.bool)
-        if longce is not None and token_weights is not None:
-            weights, has_short = _capped(token_weights[scored].to(long.dtype), longce.gamma), ~has_short
-        elif longce is not None and short is not None:
-            chosen = short[scored].to(long.dtype)
-            weights, has_short = longce.weights(long.detach(), chosen), ~chosen.isnan()
-        kept.extend((weights, has_short))
-        return -(weights * long).sum()
+        if longce is not None and needs_short:
+            short = _score_short(inner, input_ids, labels, position_ids, longce, step, None)
+        targets = shift_targets(labels, position_ids)
+        weights = None if token_weights is None else shifted(token_weights, 1.0)
+        short = None if short is None else shifted(short, math.nan)
+        return _weighted_sum(inner, Shard(input_ids, targets, positions, weights, short), longce)
 
-    total: Tensor = run_inside(model, loss)
-    return WeightedNLL(total, *kept)
+    return _run(model, loss)
+
+
+class Shard(NamedTuple):
+    """A part of the tokens of a batch in any order, and what their hidden states predict (`shifted`); ``(B, n)`` each.
+
+    Attributes:
+        input_ids: Token ids.
+        targets: The label of the token that follows each in its document; -100 where it is not scored.
+        position_ids: Places of the tokens in their documents.
+        token_weights: Weight of the following token.
+        short_logprobs: Short log-probability of the following token, nats, NaN where it has none.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    position_ids: Tensor | None
+    token_weights: Tensor | None
+    short_logprobs: Tensor | None
+
+
+def shift_targets(labels: Tensor, position_ids: Tensor | None) -> Tensor:
+    """``(B, S)``: the label that each hidden state is scored by, -100 where it is by none."""
+    return shifted(labels.masked_fill(~scored_labels(labels, position_ids), IGNORED), IGNORED)
+
+
+def shard_nll(model: Any, shard: Shard, longce: LongCE | None) -> WeightedNLL:
+    """`weighted_nll` of a part of the tokens, where the model's attention sees all of them (context parallelism).
+
+    The sums of all parts of a batch are `weighted_nll` of the whole.
+
+    Args:
+        model: A causal language model of transformers, wrapped or not.
+        shard: The part; its weights or short log-probabilities are given, unless all weights are 1.
+        longce: None for weights that are all 1, which is CE.
+    """
+    return _run(model, lambda inner: _weighted_sum(inner, shard, longce))
+
+
+def short_logprobs_of(
+    model: Any,
+    input_ids: Tensor,
+    labels: Tensor,
+    position_ids: Tensor | None,
+    longce: LongCE,
+    step: int,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """``(B, S)`` float32, nats: the short pass alone, shared by ranks that all have this batch (`score_short`).
+
+    Args:
+        model: A causal language model of transformers, wrapped or not.
+        input_ids: ``(B, S)``.
+        labels: ``(B, S)``.
+        position_ids: ``(B, S)``, which start again with each packed document.
+        longce: Which windows, and the precision.
+        step: Counts updates from 0.
+        group: The ranks; each runs its part of the windows.
+    """
+    with torch.no_grad():
+        found: Tensor = run_inside(
+            model, lambda inner: _score_short(inner, input_ids, labels, position_ids, longce, step, group)
+        )
+    return found
+
+
+def _run(model: Any, loss: Callable[[Any], WeightedNLL]) -> WeightedNLL:
+    """Runs a loss inside of the wrappers, which are to see one tensor with gradient and no more."""
+    kept: list[WeightedNLL] = []
+
+    def total(inner: Any) -> Tensor:
+        kept.append(loss(inner))
+        return kept[0].total
+
+    outside: Tensor = run_inside(model, total)  # the wrappers' hooks may put another in its place
+    return kept[0]._replace(total=outside)
+
+
+def _score_short(
+    inner: Any,
+    input_ids: Tensor,
+    labels: Tensor,
+    position_ids: Tensor | None,
+    longce: LongCE,
+    step: int,
+    group: dist.ProcessGroup | None,
+) -> Tensor:
+    scored, documents = scored_labels(labels, position_ids), split_documents(input_ids, position_ids)
+    return score_short(inner, head_of(inner), input_ids, labels, scored, documents, longce, step, group)
+
+
+def _weighted_sum(inner: Any, shard: Shard, longce: LongCE | None) -> WeightedNLL:
+    head = head_of(inner)
+    predicts = shard.targets != IGNORED
+    states = Forward(inner).hidden(shard.input_ids, shard.position_ids)
+    long = token_logprobs(states[predicts], shard.targets[predicts], head)
+    weights, has_short = torch.ones_like(long.detach()), torch.zeros_like(long, dtype=torch.bool)
+    if longce is not None and shard.token_weights is not None:
+        weights, has_short = _capped(shard.token_weights[predicts].to(long.dtype), longce.gamma), ~has_short
+    elif longce is not None and shard.short_logprobs is not None:
+        chosen = shard.short_logprobs[predicts].to(long.dtype)
+        weights, has_short = longce.weights(long.detach(), chosen), ~chosen.isnan()
+    return WeightedNLL(-(weights * long).sum(), weights, has_short)
 
 
 def _capped(weights: Tensor, gamma: float) -> Tensor:

@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
@@ -57,6 +58,16 @@ def split_documents(input_ids: Tensor, position_ids: Tensor | None) -> list[Docu
         places = torch.nonzero(starts)[:, 0].tolist()
         documents += [DocumentSpan(row, *ends) for ends in pairwise([*places, len(starts)])]
     return documents
+
+
+def shifted(values: Tensor, last: float) -> Tensor:
+    """``(B, S)``: what stood at a token stands at the one before, whose hidden state predicts it.
+
+    Args:
+        values: ``(B, S)``, one at each token.
+        last: In the last column, whose state predicts nothing.
+    """
+    return torch.nn.functional.pad(values[:, 1:], (0, 1), value=last)
 
 
 def scored_labels(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -210,15 +221,18 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
     return token_logprobs(before, labels[wanted], head)
 
 
-def _max_over_ranks(number: int, model: Any) -> int:
-    """The largest such number over all ranks where a forward pass gathers weights (FSDP); the number itself elsewhere.
+def _max_over_ranks(number: int, model: Any, device: torch.device) -> int:
+    """The largest such number over all ranks where a forward pass gathers weights (FSDP, ZeRO-3), else the number.
 
     There, ranks that run unequal numbers of passes wait for each other for ever.
     """
-    if not isinstance(model, FSDPModule):
+    sharding = (FSDPModule, FullyShardedDataParallel)
+    is_fsdp = any(isinstance(module, sharding) for module in model.modules())
+    # DeepSpeed's name of a parameter that ZeRO-3 has spread.
+    if not is_fsdp and not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return number
-    most = torch.tensor(number, device=model.device)  # type: ignore[attr-defined]
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    most = torch.tensor(number, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
     return int(most)
 
 
@@ -231,6 +245,7 @@ def score_short(
     documents: Sequence[DocumentSpan],
     longce: LongCE,
     step: int,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """``(B, S)`` float32, nats: log P of each scored token under its short context; NaN where it has none.
 
@@ -243,6 +258,7 @@ def score_short(
         documents: Where documents are; a window lies in one of them.
         longce: Which windows, and the precision.
         step: Counts updates from 0.
+        group: Ranks that all have this batch: each runs its part of the windows, and all get all scores.
     """
     found = torch.full(input_ids.shape, math.nan, device=input_ids.device)
     wanted = scored.cpu()  # one copy, not one a window
@@ -252,9 +268,11 @@ def score_short(
         for window in longce.windows(input_ids[document.row, document.start : document.stop], step)
         if wanted[document.row, document.start + window.first : document.start + window.stop].any()
     ]
+    if group is not None:
+        windows = _part_of(windows, group)
     at_once = max(1, default_batch_tokens(input_ids.device) // (longce.context + longce.stride))
     batches = list(_batches(windows, at_once))
-    missing = _max_over_ranks(len(batches), model) - len(batches)
+    missing = _max_over_ranks(len(batches), model, input_ids.device) - len(batches)
     forward = Forward(model)
     with running(model, inference=False), _short_precision(input_ids, longce):
         head = head.keep_wide()
@@ -262,7 +280,19 @@ def score_short(
             _score_windows(forward, head, input_ids, labels, scored, batch, found)
         for _ in range(missing):
             forward.hidden(input_ids[:1, :1])
+    if group is not None:
+        # One rank at most has the score of a token.
+        found = found.masked_fill(found.isnan(), math.inf)
+        dist.all_reduce(found, dist.ReduceOp.MIN, group)
+        found = found.masked_fill(found == math.inf, math.nan)
     return found
+
+
+def _part_of(windows: list[tuple[DocumentSpan, Window]], group: dist.ProcessGroup) -> list[tuple[DocumentSpan, Window]]:
+    """This rank's part of the windows: neighbours, of equal lengths as far as possible, so that ranks end together."""
+    ordered = sorted(windows, key=lambda found: found[1].start - found[1].stop)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    return ordered[rank * len(ordered) // size : (rank + 1) * len(ordered) // size]
 
 
 def _short_precision(input_ids: Tensor, longce: LongCE) -> AbstractContextManager[Any]:
