@@ -349,7 +349,7 @@ def compare_dtypes(report: Report, device: torch.device, scale: Scale, deadline:
             mean_error_of_lcl=f"{np.abs(lcl - true_lcl).mean():.2g}",
             largest=f"{np.abs(lcl - true_lcl).max():.2g}",
             key_tokens=int(key.sum()),
-            same_key_tokens=f"{(key & true_key).sum() / max((key | true_key).sum(), 1):.3f}",
+            same_key_tokens=f"{(key & true_key).sum() / (key | true_key).sum():.3f}" if (key | true_key).any() else "-",
         )
 
 
