@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longlens.engines import OWN, TRANSFORMERS, check_taken, engine_name
 from longlens.errors import LonglensWarning, UserError, library_errors, shown
 from longlens.models.files import (
     find_adapter,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from longlens.scoring.transformers import TransformersScorer
     from longlens.tokenization import Encoded
 
-TRANSFORMERS = "transformers"
-"""The engine that is built in."""
-
 
 class UnloadedModel:
     """A model without its weights: what says, before they are loaded, whether settings and documents fit it.
@@ -56,15 +54,17 @@ class UnloadedModel:
 
         self._loading, self._engine = loading or Loading(), engine or Engine()
         self._loaded: Scorer | None = None
-        if self._engine.engine != TRANSFORMERS:
-            self._loaded = _load_engine(name, self._loading, self._engine)
+        kind = engine_name(name, self._engine)
+        check_taken(kind, self._loading, self._engine)
+        if kind != TRANSFORMERS:
+            self._loaded = _load_engine(name, kind, self._loading, self._engine)
             self.info = self._loaded.info
             return
         source = resolve(name)
         check_folder(source)
         self._cache = _load_cache(self._engine.cache, self._engine.cache_chunk)
         trust = self._loading.trust_remote_code
-        self._tokenizer = load_tokenizer(name, trust_remote_code=trust)
+        self._tokenizer = _load_tokenizer(name, self._loading, self._engine.tokenizer)
         self._encoder = TextEncoder(self._tokenizer)
         unknown: dict[str, Any] = dict.fromkeys(
             ("architecture", "tokenizer_sha256", "dtype", "device", "attention"), ""
@@ -112,8 +112,10 @@ class UnloadedModel:
 def load_scorer(
     name: str,
     *,
-    engine: str = TRANSFORMERS,
+    engine: str | None = None,
     tokenizer: Any = None,
+    concurrency: int | None = None,
+    max_model_len: int | None = None,
     cache: str | CachePolicy | None = None,
     cache_chunk: int | None = None,
     dtype: str = "auto",
@@ -121,16 +123,22 @@ def load_scorer(
     device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
     batch_tokens: int | None = None,
+    tensor_parallel: int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Scorer:
     """Loads a model to score with.
 
     Args:
-        name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``; other engines may take other names.
-        engine: ``transformers``, or a name that another package adds by an entry point of ``longlens.scorers``: a
-            function ``(name, loading) -> Scorer``, where ``loading`` is a `longlens.settings.options.Loading`.
-        tokenizer: The model's, if it is loaded already; for transformers.
+        name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``; a server and the name of its model,
+            ``http://HOST:PORT/v1#NAME``; other engines may take other names.
+        engine: ``transformers``, ``vllm``, ``llama-cpp``, ``openai``, ``sglang``, or a name that another package adds
+            by an entry point of ``longlens.scorers``: a function ``(name, loading, engine) -> Scorer`` of the name, a
+            `longlens.settings.options.Loading` and a `longlens.settings.options.Engine`. Unless given, ``openai`` for
+            a URL and ``transformers`` otherwise.
+        tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
+        concurrency: Requests to a server at a time; 8 unless given.
+        max_model_len: Tokens that the engine takes (vLLM's ``max_model_len``, llama.cpp's ``n_ctx``).
         cache: Policy of the key-value cache, for transformers: ``full``, the name of one that another package adds by
             an entry point of ``longlens.caches``, or a `longlens.models.caches.CachePolicy`. Long contexts go through
             its cache in chunks, short ones do without. None is a single pass.
@@ -141,6 +149,7 @@ def load_scorer(
         device_map: Of transformers, such as ``auto``, to spread a model over devices; instead of ``device``.
         attention: ``attn_implementation`` of transformers; its own choice unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
+        tensor_parallel: GPUs that share each layer of the model.
         trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
         allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors and GGUF alone.
 
@@ -153,32 +162,51 @@ def load_scorer(
         device_map=device_map,  # type: ignore[arg-type]  # on the command line a string
         attention=attention,
         batch_tokens=batch_tokens,
+        tensor_parallel=tensor_parallel,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    if engine != TRANSFORMERS:
-        if tokenizer is not None:
-            raise UserError(f"`tokenizer` is for `engine={TRANSFORMERS}`: leave it out")
-        named = cache if cache is None or isinstance(cache, str) else cache.name
-        return _load_engine(name, loading, Engine(engine=engine, cache=named, cache_chunk=cache_chunk))
+    settings = Engine(
+        engine=engine,
+        tokenizer=tokenizer,
+        concurrency=concurrency,
+        max_model_len=max_model_len,
+        cache=cache if cache is None or isinstance(cache, str) else cache.name,
+        cache_chunk=cache_chunk,
+    )
+    kind = engine_name(name, settings)
+    check_taken(kind, loading, settings)
+    if kind != TRANSFORMERS:
+        return _load_engine(name, kind, loading, settings)
     return load_transformers(name, loading, tokenizer=tokenizer, cache=cache, cache_chunk=cache_chunk)
 
 
-def _load_engine(name: str, loading: Loading, engine: Engine) -> Scorer:
-    """The scorer of another package's engine."""
-    group, kind = "a function (name, loading) that makes a scorer", engine.engine
-    make = load_plugin("longlens.scorers", kind, own=[TRANSFORMERS], is_kind=callable, expected=group)
+def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scorer:
+    """The scorer of another engine than transformers: one of ours, which is probed, or another package's."""
+    expected = "a function (name, loading, engine) that makes a scorer"
+    make = load_plugin("longlens.scorers", kind, own=OWN, is_kind=callable, expected=expected)
+    if kind in OWN:
+        make = OWN[kind].load()
     if make is None:
-        known = ", ".join([TRANSFORMERS, *list_plugins("longlens.scorers")])
+        known = ", ".join([*OWN, *list_plugins("longlens.scorers")])
         raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the package that adds it")
     if engine.cache is not None or engine.cache_chunk is not None:
         raise UserError(f"`cache` and `cache_chunk` are for `engine={TRANSFORMERS}`: leave them out")
     with library_errors(f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask its makers"):
-        scorer: Scorer = make(name, loading)
+        scorer: Scorer = make(name, loading, engine)
     wrong = [part for part in ("info", "encode", "logprobs") if not hasattr(scorer, part)]
     if wrong:
         raise UserError(f"`engine` {shown(kind)} makes {type(scorer).__name__}, which has no {wrong[0]}: mend it")
+    if kind in OWN:
+        scorer.probe()  # type: ignore[attr-defined]  # an EngineScorer, whose module imports tokenizers
     return scorer
+
+
+def _load_tokenizer(name: str, loading: Loading, tokenizer: Any) -> Any:
+    """The tokenizer that is given, loaded or by name, else the model's."""
+    if tokenizer is not None and not isinstance(tokenizer, str):
+        return tokenizer
+    return load_tokenizer(name if tokenizer is None else tokenizer, trust_remote_code=loading.trust_remote_code)
 
 
 def _load_cache(cache: str | CachePolicy | None, chunk: int | None) -> CachePolicy | None:
@@ -204,7 +232,7 @@ def load_transformers(
     Args:
         name: Name or path of the model.
         loading: How it is loaded.
-        tokenizer: The model's, if it is loaded already.
+        tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
         cache: Policy of the key-value cache.
         cache_chunk: Tokens that are fed to it at a time.
 
@@ -221,8 +249,7 @@ def load_transformers(
 
     _resolve_dtype(loading)
     policy = _load_cache(cache, cache_chunk)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
+    tokenizer = _load_tokenizer(name, loading, tokenizer)
     model, loading_info = load_weights(source, loading)
     check_loading_info(name, model, loading_info, "longlens needs a causal language model with its vocabulary head")
     with loading_errors(source, "model"):  # it runs the model once

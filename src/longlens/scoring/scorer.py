@@ -57,6 +57,8 @@ class ScorerInfo:
         config: The configuration in force, `longlens.runs.identity.functional_config`; of a server what it says of
             itself. None where nothing is known.
         cache: Policy of the key-value cache; None where it keeps everything.
+        engine: What ran it and its version, such as ``vllm 0.32.0``; empty for transformers, whose version stands with
+            those of the libraries.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ScorerInfo:
     own_prefix: tuple[int, ...] = ()
     config: Mapping[str, Any] | None = None
     cache: str | None = None
+    engine: str = ""
 
     @property
     def identity(self) -> ModelIdentity:

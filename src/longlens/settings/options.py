@@ -41,7 +41,7 @@ class Loading:
     """How a model is loaded.
 
     Raises:
-        UserError: Both a device and a device map are given.
+        UserError: Both a device and a device map are given, or a number is out of range.
     """
 
     dtype: Annotated[
@@ -51,6 +51,7 @@ class Loading:
     device_map: Annotated[str | None, Help("Spread the model over devices, such as auto; instead of a device.")] = None
     attention: Annotated[str | None, Help("Attention implementation of transformers, such as sdpa.")] = None
     batch_tokens: Annotated[int | None, Help("Tokens of a batch.  [default: 1024, on a GPU 32768]")] = None
+    tensor_parallel: Annotated[int | None, Help("GPUs that share each layer of the model.  [default: 1]")] = None
     trust_remote_code: Annotated[bool, Help("Run code that comes with the model.")] = False
     allow_pickle: Annotated[bool, Help("Read .bin weights, which can run code.")] = False
 
@@ -58,19 +59,46 @@ class Loading:
         """Checks the values."""
         if self.device_map is not None and self.device != "auto":
             raise UserError("`device` would have no effect with `device_map`: leave it out")
+        if self.tensor_parallel is not None and self.tensor_parallel < 1:
+            raise UserError(f"`tensor_parallel` is {self.tensor_parallel}; expected at least 1, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """What runs a model, and which cache its long contexts go through."""
+    """What runs a model: the engine, and settings that some engines have.
 
-    engine: Annotated[str, Help("transformers, or one that another installed package adds (longlens.scorers).")] = (
-        "transformers"
-    )
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    engine: Annotated[
+        str | None,
+        Help(
+            "transformers, vllm, llama-cpp; for a server openai or sglang; or one that another installed package adds "
+            "(longlens.scorers).  [default: transformers, for a URL openai]"
+        ),
+    ] = None
+    tokenizer: Annotated[
+        str | None, Help("Hub id or folder of the model's tokenizer.  [default: the model's own, by its name]")
+    ] = None
+    concurrency: Annotated[int | None, Help("Requests to a server at a time.  [default: 8]")] = None
+    max_model_len: Annotated[
+        int | None,
+        Help(
+            "Tokens that the engine takes: max_model_len of vLLM, n_ctx of llama.cpp.  [default: what the model takes]"
+        ),
+    ] = None
     cache: Annotated[
         str | None, Help("Policy of the key-value cache: full, or one that another package adds (longlens.caches).")
     ] = None
     cache_chunk: Annotated[int | None, Help("Tokens that are fed to that cache at a time.  [default: 256]")] = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, least in (("concurrency", 1), ("max_model_len", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"`{name}` is {value}; expected at least {least}, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -173,7 +173,7 @@ def run(
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Whose tokenizer counts; needed for a server.")] = None,
     batch_size: Annotated[str, typer.Option(help="Prompts at a time, or auto.")] = "1",
-    loading: Annotated[Loading, Part(but=("batch_tokens",))],
+    loading: Annotated[Loading, Part(but=("batch_tokens", "tensor_parallel"))],
     no_prompts: Annotated[
         bool, typer.Option("--no-prompts", help="Do not store the prompts, only their hashes.")
     ] = False,

@@ -200,7 +200,7 @@ def qa(
         bool, typer.Option("--grounded", help="Refuse answers with words that are not in the passage.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a pair is stopped, and refused.")] = 256,
-    loading: Annotated[Loading, Part(but=("batch_tokens",))],
+    loading: Annotated[Loading, Part(but=("batch_tokens", "tensor_parallel"))],
     reading: TrainingReading,
     as_json: o.Json = False,
 ) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 
 from longlens import Document, UserError
 from longlens.scoring.scorer import Request, Result, ScorerInfo
-from longlens.settings.options import Loading
+from longlens.settings.options import Engine, Loading
 from longlens.tokenization import Encoded
 
 
 class BigramScorer:
     """log P(byte | the byte before it), from the pairs in a file with one added to each count."""
 
-    def __init__(self, model: str, loading: Loading) -> None:
+    def __init__(self, model: str, loading: Loading, engine: Engine) -> None:
         path = Path(model)
         if not path.is_file():
             raise UserError(f"{model!r} is no file; the engine bigram takes a text file, whose pairs it counts")

@@ -1,0 +1,153 @@
+"""Engines by name, each a function ``(name, loading, engine) -> Scorer``. Nothing heavy is imported here.
+
+The same function is what another package adds by an entry point of ``longlens.scorers``. Those of longlens stand in
+`OWN`, so that they are found without installed metadata, as from a source tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, dataclass, fields, replace
+from importlib import import_module
+from typing import Any
+
+from longlens.errors import UserError
+from longlens.settings.options import Engine, Loading
+
+TRANSFORMERS = "transformers"
+"""The engine of a model that is no server, unless another is named."""
+SERVER = "openai"
+"""The engine of a model that is a URL, unless another is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnEngine:
+    """An engine of longlens.
+
+    Attributes:
+        takes: Fields of `Loading` and `Engine` that have an effect; others are refused where they are given.
+        function: ``MODULE:FUNCTION`` that makes the scorer, ``(name, loading, engine) -> Scorer``; empty for
+            transformers, whose models have files to look at before they are loaded.
+        is_server: Whether its models are URLs, ``http://HOST:PORT/v1#NAME``.
+    """
+
+    takes: frozenset[str]
+    function: str = ""
+    is_server: bool = False
+
+    def load(self) -> Callable[[str, Loading, Engine], Any]:
+        """The function, imported now."""
+        module, _, name = self.function.partition(":")
+        function: Callable[[str, Loading, Engine], Any] = getattr(import_module(module), name)
+        return function
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+OWN = {
+    TRANSFORMERS: OwnEngine(
+        takes=_names(
+            "dtype device device_map attention batch_tokens trust_remote_code allow_pickle tokenizer cache cache_chunk"
+        )
+    ),
+    SERVER: OwnEngine(
+        takes=_names("trust_remote_code tokenizer concurrency max_model_len"),
+        function="longlens.engines.openai:load",
+        is_server=True,
+    ),
+    "sglang": OwnEngine(
+        takes=_names("trust_remote_code tokenizer concurrency max_model_len"),
+        function="longlens.engines.sglang:load",
+        is_server=True,
+    ),
+    "vllm": OwnEngine(
+        takes=_names("dtype batch_tokens tensor_parallel trust_remote_code tokenizer max_model_len"),
+        function="longlens.engines.vllm:load",
+    ),
+    "llama-cpp": OwnEngine(
+        takes=_names("device batch_tokens trust_remote_code tokenizer max_model_len"),
+        function="longlens.engines.llama_cpp:load",
+    ),
+}
+
+
+def is_url(name: str) -> bool:
+    """Whether the name of a model is a server's."""
+    return name.startswith(("http://", "https://"))
+
+
+def engine_name(name: str, engine: Engine) -> str:
+    """Which engine runs a model: the one that is named, else `SERVER` for a URL and `TRANSFORMERS` for others.
+
+    Raises:
+        UserError: The engine is for servers and the name is none, or the other way round.
+    """
+    kind = engine.engine or (SERVER if is_url(name) else TRANSFORMERS)
+    own = OWN.get(kind)
+    if own is not None and own.is_server != is_url(name):
+        servers = " or ".join(f"`engine={name}`" for name, other in OWN.items() if other.is_server)
+        if own.is_server:
+            raise UserError(f"`engine={kind}` is for a server: give `model=http://HOST:PORT/v1#NAME`")
+        raise UserError(f"`engine={kind}` loads a model into this process, and the model is a URL: use {servers}")
+    return kind
+
+
+def check_taken(kind: str, loading: Loading, engine: Engine) -> None:
+    """Refuses settings that an engine of longlens would not use.
+
+    Raises:
+        UserError: One is given.
+    """
+    own = OWN.get(kind)
+    idle = (
+        []
+        if own is None
+        else [f"`{name}`" for name in sorted(_given(loading) | _given(engine)) if name not in own.takes]
+    )
+    if idle:
+        raise UserError(f"{', '.join(idle)} would have no effect with `engine={kind}`: leave {_it(idle)} out")
+
+
+def share(models: Collection[tuple[str, Loading, Engine]]) -> list[tuple[Loading, Engine]]:
+    """The settings of several models that were given once, for each the part that its engine takes.
+
+    ``dtype`` for a local model and a server is the local one's.
+
+    Args:
+        models: Name, loading and engine of each.
+
+    Raises:
+        UserError: A setting is given that no engine takes.
+    """
+    kinds = [engine_name(name, engine) for name, _, engine in models]
+    takes = [OWN[kind].takes if kind in OWN else None for kind in kinds]
+    parts = []
+    for kind, own, (_, loading, engine) in zip(kinds, takes, models, strict=True):
+        others = [other for other in takes if other is not own]
+        idle = {
+            name
+            for name in _given(loading) | _given(engine)
+            if own is not None and name not in own and any(other is None or name in other for other in others)
+        }
+        loading, engine = (_without(group, idle) for group in (loading, engine))
+        check_taken(kind, loading, engine)
+        parts.append((loading, engine))
+    return parts
+
+
+def _given(group: Loading | Engine) -> set[str]:
+    """Fields that are not as they are by default; which engine it is is no setting of it."""
+    defaults = {field.name: field.default for field in fields(group)}
+    return {name for name, default in defaults.items() if getattr(group, name) != default} - {"engine"}
+
+
+def _without(group: Any, names: Collection[str]) -> Any:
+    changes = {field.name: field.default for field in fields(group) if field.name in names}
+    assert MISSING not in changes.values()
+    return replace(group, **changes)
+
+
+def _it(names: Collection[str]) -> str:
+    return "it" if len(names) == 1 else "them"

@@ -1,0 +1,216 @@
+"""What every engine of longlens shares: token ids go in, checked log-probabilities come out, after a probe.
+
+An engine is somebody else's program. What it gives is believed after the probe alone, and checked at every answer.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longlens.corpus import Document
+from longlens.errors import UserError, shown
+from longlens.models.files import load_tokenizer
+from longlens.scoring.scorer import Request, Result, ScorerInfo
+from longlens.scoring.scores import Floats, wrong_logprobs
+from longlens.settings.options import Engine, Loading
+from longlens.tokenization import Encoded, TextEncoder
+
+PROBE_TEXT = "In 1998 the old lighthouse, 42 metres high, still burned oil; its keeper (Ann) read a letter by it."
+PROBE_TOKENS = 24
+PROBE_NATS = 0.3
+"""Mean difference of log-probabilities that are the same but for rounding. In bfloat16 single tokens differ by tenths
+of a nat between batches and kernels, and their mean by hundredths; a list shifted by one is wrong by several nats."""
+LEAST_LOGPROB = -9000.0
+"""At or below it is a stand-in for minus infinity, such as vLLM's -9999."""
+_STEP = "update the engine, or use another one (docs/engines.md)"
+
+
+class Greedy(NamedTuple):
+    """The token that an engine generates at temperature 0, and its log-probability where the engine says it."""
+
+    token_id: int
+    logprob: float | None
+
+
+class EngineScorer(ABC):
+    """A `longlens.scoring.scorer.Scorer` over an engine: what it gives for token ids is checked, then passed on.
+
+    Attributes:
+        info: What a run records.
+        longest: Tokens that a request may have; None where it is not known.
+    """
+
+    info: ScorerInfo
+    longest: int | None
+
+    def __init__(self, encoder: TextEncoder, info: ScorerInfo, *, longest: int | None = None) -> None:
+        self._encoder, self.info, self.longest = encoder, info, longest
+
+    @abstractmethod
+    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any]]]:
+        """Each request with the log-probabilities of ``token_ids[start:]`` as the engine gives them, in any order.
+
+        Requests are taken as they are needed. What is under way is stopped when the iterator is closed.
+        """
+
+    @abstractmethod
+    def _greedy(self, token_ids: Sequence[int]) -> Greedy:
+        """What the engine generates after the tokens."""
+
+    def encode(self, document: Document) -> Encoded:
+        """Tokens of the document's text and their spans; no special tokens are added."""
+        return self._encoder.encode(document.text)
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Log-probabilities of each request's tokens from its start on, in any order.
+
+        Raises:
+            UserError: A request is longer than the engine takes, or an answer cannot be right.
+        """
+        with closing(self._answers(self._admitted(requests))) as answers:  # type: ignore[type-var]  # a generator
+            for request, values in answers:
+                wanted = len(request.token_ids) - request.start
+                yield Result(request.key, check_logprobs(values, wanted, self.info.name))
+
+    def _admitted(self, requests: Iterable[Request]) -> Iterator[Request]:
+        for request in requests:
+            if self.longest is not None and len(request.token_ids) > self.longest:
+                raise UserError(
+                    f"a document has {len(request.token_ids):,} tokens, and the engine of {shown(self.info.name)} "
+                    f"takes {self.longest:,}: use a smaller `max_length`, or start the engine with room for more"
+                )
+            yield request
+
+    def probe(self) -> None:
+        """Asks about a short sequence in several ways whose answers must fit together, before anything is scored.
+
+        With v(x)[i] the log-probability that is given for token i of the sequence x::
+
+            v(x)[i] == v(x again)[i] == v(x[:m])[i] == v(x from a later start)[i]      i < m
+            v(x)[i] does not change when a token after i changes, and changes when token i or one before it does
+            sum(exp(v(p + [c])[-1]) for several c) <= 1
+            v(p + [g])[-1] == the log-probability with which the engine generates g after p, and no v(p + [c])[-1] is
+            larger, g being what it generates at temperature 0
+
+        The last rule finds lists that are shifted by one, whose entries are log-probabilities too: of the token given
+        itself (llama-cpp-python's server, ``echo``). The others find stale prefix caches and scores of other requests.
+
+        Raises:
+            UserError: The answers do not fit together.
+        """
+        x, others = _probe_ids(self._encoder)
+        n, half = len(x), len(x) // 2
+        (whole,) = self._ask([(x, 1)])
+        lasts = [[*x[:-1], token] for token in others]
+        early = [x[0], others[0] if x[1] != others[0] else others[1], *x[2:]]
+        again, prefix, late, changed, *ends = self._ask(
+            [(x, 1), (x[:-4], 1), (x, half), (early, 1), *((y, 1) for y in lasts)]
+        )
+        for found, expected, what in (
+            (again, whole, "the same tokens asked twice have other log-probabilities"),
+            (prefix, whole[:-4], "log-probabilities depend on the tokens that follow"),
+            (late, whole[half - 1 :], "log-probabilities depend on where scoring starts"),
+            *((end[:-1], whole[:-1], "log-probabilities depend on a token that follows") for end in ends),
+        ):
+            self._require(_apart(found, expected) <= PROBE_NATS, f"{what} (by {_apart(found, expected):.2g} nats)")
+        last = np.array([whole[-1], *(end[-1] for end in ends)], np.float64)
+        self._require(np.ptp(last) > 0, "the last log-probability is the same for different tokens")
+        self._require(
+            not np.array_equal(changed[1:], whole[1:]), "log-probabilities do not depend on the tokens before"
+        )
+        total = float(np.exp(last).sum())
+        self._require(total <= 1.05, f"probabilities of different next tokens sum to {total:.3g}")
+        self._check_greedy([x[:size] for size in (n // 3, half, n - 1)], others)
+
+    def _check_greedy(self, prefixes: Sequence[list[int]], others: Sequence[int]) -> None:
+        apart, best = [], []
+        for prefix in prefixes:
+            generated = self._greedy(prefix)
+            tokens = [generated.token_id, *(token for token in others if token != generated.token_id)]
+            values = [float(v[-1]) for v in self._ask([([*prefix, token], len(prefix)) for token in tokens])]
+            best.append(values[0] >= max(values) - PROBE_NATS)
+            if generated.logprob is not None:
+                apart.append(abs(values[0] - generated.logprob))
+        difference = float(np.mean(apart)) if apart else 0.0
+        self._require(
+            all(best) and difference <= PROBE_NATS,
+            "the token that it generates has another log-probability in the prompt, or is not the likeliest there"
+            + (f" (apart by {difference:.2g} nats)" if difference > PROBE_NATS else "")
+            + ": the list is shifted or of other tokens",
+        )
+
+    def _ask(self, sequences: Sequence[tuple[list[int], int]]) -> list[Floats]:
+        requests = [Request(number, ids, start) for number, (ids, start) in enumerate(sequences)]
+        found = {result.key: result.logprobs for result in self.logprobs(iter(requests))}
+        return [found[request.key] for request in requests]
+
+    def _require(self, holds: Any, what: str) -> None:
+        if not holds:
+            raise UserError(f"{shown(self.info.name)} cannot be scored with this engine: {what}: {_STEP}")
+
+
+def check_logprobs(values: Any, wanted: int, who: str) -> Floats:
+    """Log-probabilities that an engine gave, as ``(wanted,)`` float32, if they can be right.
+
+    Args:
+        values: As given, a list or an array.
+        wanted: How many there must be.
+        who: Name of the model, for the message.
+
+    Raises:
+        UserError: There are more or fewer, or one is None, no number, not finite or above 0.
+    """
+    said = f"the engine of {shown(who)} gave "
+    if len(values) != wanted:
+        raise UserError(f"{said}{len(values)} log-probabilities for {wanted} tokens: {_STEP}")
+    if not isinstance(values, np.ndarray):
+        wrong = [
+            value for value in values if isinstance(value, bool) or not isinstance(value, (int, float, np.floating))
+        ]
+        if wrong:
+            raise UserError(f"{said}{wrong[0]!r:.40} as a log-probability, expected a number of nats: {_STEP}")
+    floats = np.asarray(values, np.float32)
+    low = floats[~(floats > LEAST_LOGPROB)]
+    if low.size and not math.isnan(low[0]):
+        raise UserError(f"{said}{low[0]:g} as a log-probability, which stands for minus infinity: {_STEP}")
+    reason = wrong_logprobs(floats)
+    if reason:
+        raise UserError(f"{said}log-probabilities that cannot be ({reason}): {_STEP}")
+    return floats
+
+
+def engine_encoder(name: str, loading: Loading, engine: Engine) -> TextEncoder:
+    """The tokenizer of an engine's model: the one that is given, loaded or by name, else that of the model's name.
+
+    Args:
+        name: The model, where no tokenizer is given.
+        loading: How it is loaded.
+        engine: Whose tokenizer may be given.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    chosen: Any = name if engine.tokenizer is None else engine.tokenizer
+    if not isinstance(chosen, str):
+        return TextEncoder(chosen)
+    return TextEncoder(load_tokenizer(chosen, trust_remote_code=loading.trust_remote_code))
+
+
+def _probe_ids(encoder: TextEncoder) -> tuple[list[int], list[int]]:
+    """The probe's tokens, with the BOS where there is one, and some other tokens for its last place."""
+    ids = encoder.encode(PROBE_TEXT).token_ids[:PROBE_TOKENS].tolist()
+    bos = [] if encoder.bos_token_id is None else [encoder.bos_token_id]
+    others = [token for token in dict.fromkeys(ids) if token != ids[-1]][:6]
+    if len(ids) < 12 or len(others) < 3:
+        raise UserError(f"the tokenizer makes {len(ids)} tokens of {PROBE_TEXT!r}: give the model's own `tokenizer`")
+    return bos + ids, others
+
+
+def _apart(found: Floats, expected: Floats) -> float:
+    return float(np.abs(found - expected).mean()) if len(found) else 0.0
