@@ -131,7 +131,7 @@ def test_a_task_in_python_and_on_the_command_line(toy_work, run):
 def test_what_they_do_not_take_is_one_line(toy_work, run):
     command = ["score", "a.txt", "--context", 40, "--stride", 10, "-o", "run"]
     for options, message in (
-        (["--engine", "nonsense", "--model", "x"], "--engine is 'nonsense'; expected one of transformers, bigram, or"),
+        (["--engine", "nonsense", "--model", "x"], "sglang, vllm, llama-cpp, bigram, or install"),
         (["--engine", "bigram", "--model", "x"], "'x' is no file; the engine bigram takes a text file"),
         (["--engine", "bigram", "--model", "."], "'.' is no file"),
         (["--engine", "bigram", "--model", "a.txt", "--cache", "full"], "--cache and --cache-chunk are for --engine"),
@@ -143,8 +143,6 @@ def test_what_they_do_not_take_is_one_line(toy_work, run):
         (["--model", "llama", "--cache-chunk", 8], "--cache-chunk would have no effect without --cache"),
     ):
         assert message in run(*command, *options).error
-    with pytest.raises(UserError, match="`tokenizer` is for `engine=transformers`"):
-        load_scorer("a.txt", engine="bigram", tokenizer=object())
 
 
 def test_a_method_in_a_recipe(toys):
