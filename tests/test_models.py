@@ -48,7 +48,7 @@ def test_another_file_is_refused(tmp_path):
 
 
 def test_a_server_is_refused():
-    with pytest.raises(UserError, match="scoring with a server is not there yet; give a hub id"):
+    with pytest.raises(UserError, match="is a server, and here a model's files are needed: give a hub id"):
         resolve("http://localhost:8000/v1#name")
 
 

@@ -237,7 +237,7 @@ def test_an_address_with_a_secret_is_refused_without_saying_it(address):
     with pytest.raises(UserError, match=r"which would be written down.*`api_key_env`") as caught:
         EngineSettings(model=address)
     assert SECRET not in str(caught.value)
-    with pytest.raises(UserError, match="scoring with a server is not there yet") as caught:
+    with pytest.raises(UserError, match="is a server, and here a model's files are needed") as caught:
         resolve(address)
     assert SECRET not in str(caught.value)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-from longlens.errors import UserError, one_line, shown_value
+from longlens.engines.address import OPENAI_KEY, Server, read_server
+from longlens.errors import UserError, shown_value
 from longlens.runs.identity import ModelIdentity
 from longlens.settings.options import Loading
 
@@ -30,9 +31,6 @@ repetition_penalty enable_thinking think_end_token reasoning_effort trust_remote
 RECORDED_ARGUMENTS = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
 """Arguments of a backend that are recorded where they are numbers, texts or yes and no; others may be secrets."""
 NOT_RECORDED = "(not written down)"
-KEY = "OPENAI_API_KEY"
-KEY_HOSTS = ("api.openai.com",)
-"""Hosts that the key in `KEY` is for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,8 @@ class EngineSettings:
         loading: How the model is loaded.
         batch_size: Prompts at a time, or ``auto``.
         max_length: Tokens that prompt and answer may have; what the model was made for unless given.
-        api_key_env: Environment variable with the key that is sent to the server; without it, `KEY` is sent to
-            `KEY_HOSTS` alone.
+        api_key_env: Environment variable with the key that is sent to the server; without it, `OPENAI_KEY` is sent
+            to `OPENAI_HOSTS` alone.
     """
 
     model: str
@@ -86,41 +84,23 @@ class EngineSettings:
         """
         if not self.model.startswith(("http://", "https://")):
             return None
-        address, _, name = self.model.partition("#")
-        expected = "expected a server and its model, such as http://localhost:8000/v1#NAME"
-        try:
-            parts = urlsplit(address)
-            _ = parts.port
-        except ValueError as error:
-            raise UserError(f"`model` is a broken address ({one_line(error)}); {expected}") from error
-        if "@" in address or parts.query or "?" in address:
-            raise UserError(
-                f"`model` has a user name, a password or a query in the address of {shown_value(parts.hostname)}, "
-                "which would be written down: leave them out, and name the environment variable that holds the key "
-                "as `api_key_env`"
-            )
-        if not name or not parts.netloc:
-            raise UserError(f"{shown_value(self.model)}: {expected}")
-        return Server(address.rstrip("/"), name)
+        return read_server(self.model, secret="name the environment variable that holds the key as `api_key_env`")
 
     @property
     def api_key(self) -> str:
         """The key that is sent to the server; empty where none is."""
         if self.api_key_env is not None:
             return os.environ.get(self.api_key_env, "")
-        return os.environ.get(KEY, "") if self._is_key_host else ""
-
-    @property
-    def _is_key_host(self) -> bool:
-        parts = urlsplit(self.server.address if self.server else "")
-        return parts.scheme == "https" and parts.hostname in KEY_HOSTS
+        return os.environ.get(OPENAI_KEY, "") if self.server and self.server.is_openai else ""
 
     def log_unsent_key(self) -> None:
         """Says so where the environment has a key that the server does not get."""
         has_header = any(name in self.arguments for name in ("header", "auth_token"))
-        if self.server and os.environ.get(KEY) and not (self.api_key or has_header):
+        if self.server and os.environ.get(OPENAI_KEY) and not (self.api_key or has_header):
             host = urlsplit(self.server.address).hostname
-            _LOGGER.info(f"{KEY} is set and not sent to {host}: pass `api_key_env={KEY}` if the key is for that server")
+            _LOGGER.info(
+                f"{OPENAI_KEY} is set and not sent to {host}: pass `api_key_env={OPENAI_KEY}` if it is for that server"
+            )
 
     def recorded_arguments(self) -> dict[str, Any]:
         """The arguments as they may be recorded."""
@@ -138,7 +118,7 @@ class EngineSettings:
 
     def redact(self, text: str) -> str:
         """A text of someone else without the secrets of these settings and of the environment."""
-        secrets = {os.environ.get(name, "") for name in (KEY, "HF_TOKEN", self.api_key_env or KEY)}
+        secrets = {os.environ.get(name, "") for name in (OPENAI_KEY, "HF_TOKEN", self.api_key_env or OPENAI_KEY)}
         for name, value in self.arguments.items():
             secrets |= set() if name in RECORDED_ARGUMENTS else set(_strings(value))
         for secret in sorted(secrets, key=len, reverse=True):
@@ -162,13 +142,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, str):
         yield value
         yield from value.split()  # the key in "Bearer KEY"
-
-
-class Server(NamedTuple):
-    """Where a server is, and which of its models is meant."""
-
-    address: str
-    name: str
 
 
 class PromptLimit(NamedTuple):

@@ -60,8 +60,8 @@ class EngineScorer(ABC):
         """
 
     @abstractmethod
-    def _greedy(self, token_ids: Sequence[int]) -> Greedy:
-        """What the engine generates after the tokens."""
+    def _greedy(self, token_ids: Sequence[int]) -> Greedy | None:
+        """What the engine generates after the tokens; None where its answer does not tell which token that is."""
 
     def encode(self, document: Document) -> Encoded:
         """Tokens of the document's text and their spans; no special tokens are added."""
@@ -126,17 +126,22 @@ class EngineScorer(ABC):
         )
         total = float(np.exp(last).sum())
         self._require(total <= 1.05, f"probabilities of different next tokens sum to {total:.3g}")
-        self._check_greedy([x[:size] for size in (n // 3, half, n - 1)], others)
+        self._check_greedy([x[:size] for size in range(n - 1, n // 3, -2)], others)
 
     def _check_greedy(self, prefixes: Sequence[list[int]], others: Sequence[int]) -> None:
         apart, best = [], []
         for prefix in prefixes:
             generated = self._greedy(prefix)
+            if generated is None:
+                continue
             tokens = [generated.token_id, *(token for token in others if token != generated.token_id)]
             values = [float(v[-1]) for v in self._ask([([*prefix, token], len(prefix)) for token in tokens])]
             best.append(values[0] >= max(values) - PROBE_NATS)
             if generated.logprob is not None:
                 apart.append(abs(values[0] - generated.logprob))
+            if len(best) == 3:
+                break
+        self._require(best, "what it generates at temperature 0 is no token of the tokenizer")
         difference = float(np.mean(apart)) if apart else 0.0
         self._require(
             all(best) and difference <= PROBE_NATS,

@@ -99,13 +99,13 @@ def resolve(name: str) -> Source:
     """What the name of a model means here: an embedded model, an existing path, else a hub id.
 
     Raises:
-        UserError: It is a path that does not exist, or a server, which this version does not score with.
+        UserError: It is a path that does not exist, or a server.
     """
     if name.startswith(("http://", "https://")):
         address = name.partition("?")[0]  # a query, and what stands before an @, may be secret
         raise UserError(
-            f"{shown(address.rpartition('@')[2])}: scoring with a server is not there yet; give a hub id, a local "
-            "folder or a .gguf file"
+            f"{shown(address.rpartition('@')[2])} is a server, and here a model's files are needed: give a hub id, a "
+            "local folder or a .gguf file"
         )
     path = Path(name)
     # A run folder may be named after the model it is of.

@@ -1,0 +1,261 @@
+"""The HTTP client of servers: a bound of requests in flight, retries with back-off, time-outs, a key that stays here.
+
+A request is tried again after 429 and 5xx, a time-out, a dropped connection, and an answer that is cut short. What the
+server refuses otherwise is an error at once. Redirects are not followed, so that the key reaches no other host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import tenacity
+
+from longlens.engines.address import KEY, Server, find_key
+from longlens.errors import UserError, one_line, shown
+from longlens.scoring.scorer import Request
+
+CONCURRENCY = 8
+ATTEMPTS = 10
+"""Of one request. With back-off they span about a minute, in which a server can start again."""
+FIRST_ATTEMPTS = 3
+"""Of what is asked before anything is scored."""
+LONGEST_WAIT = 30.0
+LONGEST_RETRY_AFTER = 600.0
+CONNECT_SECONDS = 10.0
+SECONDS = 120.0
+SECONDS_PER_TOKEN = 0.005
+"""A request may take so long for each token in flight: the server may take the others first."""
+_LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Refused(Exception):  # it is no error of ours: engines turn it into what the user is told
+    """The server refused a request, and would again."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(f"{status}: {said}" if said else str(status))
+        self.status, self.said = status, said
+
+
+class _Again(Exception):
+    """A failure that may pass, and how long the server asks to wait."""
+
+    def __init__(self, said: str, after: float = 0.0) -> None:
+        super().__init__(said)
+        self.after = after
+
+
+class Http:
+    """Requests to one server, from a thread of its own, which ends with this object.
+
+    Args:
+        server: Which.
+        concurrency: Requests in flight.
+        attempts: Of each request.
+        seconds: Time-out of a request of few tokens.
+        back_off: Seconds that the first wait before another attempt may take; it doubles each time.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        concurrency: int | None = None,
+        attempts: int = ATTEMPTS,
+        seconds: float = SECONDS,
+        back_off: float = 0.5,
+    ) -> None:
+        self.server, self._concurrency = server, concurrency or CONCURRENCY
+        self._attempts, self._seconds, self._back_off = attempts, seconds, back_off
+        self._in_flight = 0
+        self._key = find_key(server)
+        self._client = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+            limits=httpx2.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
+            follow_redirects=False,
+        )
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=_run, args=(self._loop, self._client), daemon=True, name="longlens-http").start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+
+    def get(self, path: str) -> Any:
+        """JSON at a path below the address; ``/path`` is below its root.
+
+        Raises:
+            Refused: There is none.
+            UserError: The server does not answer.
+        """
+        return self._wait(self._submit(self._send("GET", path, None, 0, attempts=min(FIRST_ATTEMPTS, self._attempts))))
+
+    def post(self, path: str, body: Any, tokens: int = 0) -> Any:
+        """The answer to one request, as `answers` gives it for many."""
+        return self._wait(self._submit(self._send("POST", path, body, tokens)))
+
+    def ask_if_there(self, method: str, path: str, body: Any = None) -> Any:
+        """JSON at a path that not all servers have; None where it is not there."""
+        try:
+            return self._wait(self._submit(self._send(method, path, body, 0, attempts=FIRST_ATTEMPTS)))
+        except (Refused, UserError) as error:
+            _LOGGER.debug("%s: no %s: %s", self.server.host, path, error)
+            return None
+
+    def answers(
+        self, requests: Iterable[Request], make: Callable[[Request], tuple[str, Any]]
+    ) -> Iterator[tuple[Request, Any]]:
+        """Each request with the JSON that the server answers, in the order of answers.
+
+        Requests are taken as places become free. Where one fails, or the iterator is closed, the others are cancelled.
+
+        Args:
+            requests: Any number.
+            make: The path and the body that a request is sent as.
+
+        Raises:
+            Refused: The server refuses one.
+            UserError: The server does not answer, after all attempts.
+        """
+        waiting: dict[Future[Any], Request] = {}
+        source = iter(requests)
+        is_over = False
+        try:
+            while True:
+                while not is_over and len(waiting) < self._concurrency:
+                    request = next(source, None)
+                    if request is None:
+                        is_over = True
+                    else:
+                        path, body = make(request)
+                        waiting[self._submit(self._send("POST", path, body, len(request.token_ids)))] = request
+                if not waiting:
+                    return
+                done = wait(waiting, return_when=FIRST_COMPLETED).done
+                for future in sorted(done, key=lambda future: future.exception() is not None):  # errors last
+                    yield waiting.pop(future), future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
+
+    def redact(self, text: str) -> str:
+        """A text of the server without the key."""
+        for form in {self._key, quote(self._key, safe="")} if len(self._key) > 3 else ():
+            text = text.replace(form, "***")
+        return text
+
+    def _submit(self, work: Awaitable[T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)  # type: ignore[arg-type]  # a coroutine
+
+    def _wait(self, future: Future[T]) -> T:
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def _send(self, method: str, path: str, body: Any, tokens: int, *, attempts: int | None = None) -> Any:
+        attempts = attempts or self._attempts
+        self._in_flight += tokens
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception_type(_Again),
+                stop=tenacity.stop_after_attempt(attempts),
+                wait=self._pause,
+                before_sleep=self._note,
+                reraise=True,
+            ):
+                with attempt:
+                    return await self._once(method, path, body)
+            raise AssertionError
+        except _Again as error:
+            raise UserError(
+                f"the server {self.server.host} failed {attempts} times, last: {error}: see that it runs, and "
+                "its log, then run the same command again, which goes on where it stopped"
+            ) from error
+        finally:
+            self._in_flight -= tokens
+
+    async def _once(self, method: str, path: str, body: Any) -> Any:
+        base = self.server.root if path.startswith("/") else self.server.address
+        seconds = self._seconds + SECONDS_PER_TOKEN * self._in_flight
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._client.request(method, f"{base}/{path.lstrip('/')}", json=body)
+        except TimeoutError as error:
+            raise _Again(f"no answer within {seconds:.0f} s") from error
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise UserError(f"`model` is a broken address: {self.redact(one_line(error))}") from error
+        except httpx2.HTTPError as error:
+            raise _Again(f"{type(error).__name__} ({self.redact(one_line(error))})") from error
+        status = response.status_code
+        if status == 429 or status >= 500:
+            raise _Again(f"status {status} ({self._said(response)})", self._retry_after(response))
+        if 300 <= status < 400:
+            target = urlsplit(response.headers.get("location", "")).hostname or ""
+            raise UserError(
+                f"the server {self.server.host} redirects to {shown(target)}, which is not followed, as the key is not "
+                "sent elsewhere: give that address"
+            )
+        if status in (401, 403):
+            step = "correct the key in" if self._key else "put its key into"
+            raise UserError(f"the server {self.server.host} refuses access (status {status}): {step} {KEY}")
+        if status >= 400:
+            raise Refused(status, self._said(response))
+        try:
+            return json.loads(response.content)
+        except ValueError as error:
+            raise _Again("an answer that is no JSON, or is cut short") from error
+
+    def _said(self, response: httpx2.Response) -> str:
+        text = response.text
+        try:
+            content = json.loads(text)
+            error = content.get("error", content)
+            text = str(error.get("message", error) if isinstance(error, dict) else error)
+        except (ValueError, AttributeError):
+            pass
+        return self.redact(one_line(ValueError(text)) if text.strip() else "no message")
+
+    def _retry_after(self, response: httpx2.Response) -> float:
+        value = response.headers.get("retry-after", "")
+        try:
+            seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time()
+        except ValueError:
+            return 0.0
+        if seconds > LONGEST_RETRY_AFTER:
+            raise UserError(
+                f"the server {self.server.host} asks to wait {seconds:.0f} s (status {response.status_code}): run the "
+                "same command again then, it goes on where it stopped"
+            )
+        return max(seconds, 0.0)
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        error = None if state.outcome is None else state.outcome.exception()
+        jitter = tenacity.wait_random_exponential(multiplier=self._back_off, max=LONGEST_WAIT)(state)
+        return (error.after if isinstance(error, _Again) else 0.0) + jitter
+
+    def _note(self, state: tenacity.RetryCallState) -> None:
+        error = None if state.outcome is None else state.outcome.exception()
+        level = logging.INFO if state.attempt_number == 3 else logging.DEBUG
+        _LOGGER.log(level, "%s: attempt %d failed, trying again: %s", self.server.host, state.attempt_number, error)
+
+
+def _run(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
+    """The thread: runs what is submitted until it is stopped, then closes the connections."""
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, client.aclose(), return_exceptions=True))
+    loop.close()

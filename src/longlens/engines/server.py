@@ -1,0 +1,188 @@
+"""What scorers of servers share: the model that is named is there, and the tokenizer is the server's."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from longlens.engines.address import Server
+from longlens.engines.frame import EngineScorer
+from longlens.engines.http import Http, Refused
+from longlens.errors import UserError, shown, shown_value
+from longlens.models.files import load_tokenizer
+from longlens.scoring.scorer import Request, ScorerInfo
+from longlens.settings.options import Engine, Loading
+from longlens.tokenization import TextEncoder
+
+UNKNOWN = "unknown (server)"
+TOKENIZER_TEXT = (
+    'def area(r):\n    return 3.14159 * r ** 2  # "πr²"\n\nNaïve cafés: 12,345.67 €; Größe, 漢字とかな, Привет, '
+    "مرحبا, 🙂👩‍🚀!\r\n\tI'm sure they'll say it's 2026-11-28.   Zwölf Boxkämpfer jagen Viktor quer über den Deich."
+)
+"""What tokenizers of different models cut differently."""
+_LOGGER = logging.getLogger(__name__)
+
+
+class ServerScorer(EngineScorer):
+    """A scorer over HTTP; subclasses say how a request looks and where its log-probabilities stand in the answer."""
+
+    def __init__(self, tokenizer: Any, info: ScorerInfo, http: Http, *, longest: int | None) -> None:
+        super().__init__(TextEncoder(tokenizer), info, longest=longest)
+        self.tokenizer, self.http = tokenizer, http
+        self.check_tokenizer()
+
+    @abstractmethod
+    def request(self, token_ids: Sequence[int], start: int) -> tuple[str, dict[str, Any]]:
+        """Path and body that ask for log-probabilities of ``token_ids[start:]``."""
+
+    @abstractmethod
+    def read(self, answer: Any, token_ids: Sequence[int], start: int) -> Sequence[Any]:
+        """They, as the answer has them.
+
+        Raises:
+            UserError: It does not have them.
+        """
+
+    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any]]]:
+        def make(request: Request) -> tuple[str, Any]:
+            return self.request([int(token) for token in request.token_ids], request.start)
+
+        with closing(self.http.answers(requests, make)) as answers:  # type: ignore[type-var]  # a generator
+            try:
+                for request, answer in answers:
+                    yield request, self.read(answer, request.token_ids, request.start)
+            except Refused as refused:
+                raise self.refusal(refused) from refused
+
+    def refusal(self, refused: Refused) -> UserError:
+        """What to tell the user of a refusal."""
+        return UserError(
+            f"the server {self.http.server.host} refuses a request (status {refused.status}): {refused.said}: see its "
+            "log, and docs/engines.md for what it must be started with"
+        )
+
+    def check_tokenizer(self) -> None:
+        """Holds the tokenizer against the server's where the server tokenizes.
+
+        Raises:
+            UserError: They differ.
+        """
+        ours = self._encoder.encode(TOKENIZER_TEXT).token_ids.tolist()
+        body = {"model": self.http.server.name, "prompt": TOKENIZER_TEXT, "add_special_tokens": False}
+        answer = self.http.ask_if_there("POST", "/tokenize", body)
+        theirs = answer.get("tokens") if isinstance(answer, dict) else None
+        if not isinstance(theirs, list):
+            _LOGGER.info("%s has no /tokenize, so its tokenizer is told by its answers alone", self.http.server.host)
+            return
+        if theirs != ours:
+            raise UserError(
+                f"the tokenizer is not that of {shown(self.http.server.name)} on {self.http.server.host}, which cuts a "
+                f"text into {len(theirs)} other tokens than its {len(ours)}: give the served model's as `tokenizer`"
+            )
+
+
+def find_model(http: Http) -> dict[str, Any]:
+    """What the server says of the model that is named; nothing where it lists none.
+
+    Raises:
+        UserError: It serves others, or cannot be reached.
+    """
+    server = http.server
+    try:
+        answer = http.get("models")
+    except Refused as refused:
+        if refused.status == 404:
+            return {}
+        raise UserError(
+            f"the server {server.host} does not list its models (status {refused.status}): {refused.said}: check the "
+            "address, such as http://localhost:8000/v1#NAME"
+        ) from refused
+    models = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(models, list):
+        raise UserError(f"{server.address} is no server of the OpenAI kind: expected http://HOST:PORT/v1#NAME")
+    found = {str(model.get("id")): model for model in models if isinstance(model, dict)}
+    if server.name not in found:
+        raise UserError(
+            f"the server {server.host} has no model {shown(server.name)}: it has {shown_value(sorted(found))}; give "
+            "one of them behind the #"
+        )
+    return dict(found[server.name])
+
+
+def find_tokenizer(server: Server, root: Any, loading: Loading, engine: Engine) -> Any:
+    """The tokenizer that is given; else that of the served name, or of what the server says it was loaded from.
+
+    Raises:
+        UserError: There is none here.
+    """
+    given: Any = engine.tokenizer
+    if given is not None and not isinstance(given, str):
+        return given
+    if given is not None:
+        return load_tokenizer(given, trust_remote_code=loading.trust_remote_code)
+    names = dict.fromkeys([server.name, *([root] if isinstance(root, str) else [])])
+    for name in names:
+        try:
+            return load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
+        except UserError as error:
+            _LOGGER.debug("no tokenizer %s: %s", shown(name), error)
+    raise UserError(
+        f"no tokenizer is found by the name of the served model ({', '.join(map(shown, names))}): give "
+        "the model's hub id or folder as `tokenizer`"
+    )
+
+
+def server_info(
+    server: Server,
+    tokenizer: Any,
+    *,
+    kind: str,
+    version: str,
+    root: Any,
+    max_length: int | None,
+    dtype: str = UNKNOWN,
+) -> ScorerInfo:
+    """What a run records of a server: what it is, not where it is, so that it may move.
+
+    Args:
+        server: Which.
+        tokenizer: Its tokenizer, of transformers.
+        kind: Such as ``vllm``.
+        version: Of it; empty where it says none.
+        root: What the model was loaded from, as the server says; None where it does not.
+        max_length: Tokens that a request may have.
+        dtype: Of the weights, where the server says.
+    """
+    encoder = TextEncoder(tokenizer)
+    return ScorerInfo(
+        name=server.name,
+        source=f"server ({kind})",
+        architecture=UNKNOWN,
+        weights_sha256=None,
+        tokenizer_sha256=encoder.sha256,
+        max_length=max_length,
+        dtype=dtype,
+        device=UNKNOWN,
+        attention=UNKNOWN,
+        bos_token_id=encoder.bos_token_id,
+        own_prefix=tuple(encoder.own_prefix),
+        config={"server": kind, "served_model": server.name} | ({} if root is None else {"root": str(root)}),
+        engine=f"{kind} {version}".strip(),
+    )
+
+
+def longest_request(stated: Any, engine: Engine) -> int | None:
+    """Tokens that a request may have: what the server states, or less, which is given.
+
+    Raises:
+        UserError: More is given than it states.
+    """
+    limit = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 1 else None
+    if engine.max_model_len is None:
+        return limit
+    if limit is not None and engine.max_model_len > limit:
+        raise UserError(f"`max_model_len` is {engine.max_model_len:,}, and the server takes {limit:,}: leave it out")
+    return engine.max_model_len

@@ -1,0 +1,111 @@
+"""SGLang's own ``/generate``, which takes token ids and a start offset: what is before it is not computed twice.
+
+Source: docs.sglang.io, native API (``input_ids``, ``return_logprob``, ``logprob_start_len``) and sampling parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from longlens.engines.address import read_server
+from longlens.engines.frame import Greedy
+from longlens.engines.http import Http, Refused
+from longlens.engines.server import (
+    UNKNOWN,
+    ServerScorer,
+    find_model,
+    find_tokenizer,
+    longest_request,
+    server_info,
+)
+from longlens.errors import UserError
+from longlens.settings.options import Engine, Loading
+
+RESERVED = 6
+"""Positions of ``context_length`` that SGLang's scheduler keeps, where it does not say ``max_req_input_len``."""
+
+
+def load(name: str, loading: Loading, engine: Engine) -> SGLangScorer:
+    """A scorer of ``http://HOST:PORT/v1#NAME``; ``/v1`` may be left out.
+
+    Raises:
+        UserError: No such server or model, another tokenizer, or no SGLang.
+    """
+    server = read_server(name)
+    if not urlsplit(server.address).path:
+        server = server._replace(address=f"{server.address}/v1")
+    http = Http(server, concurrency=engine.concurrency)
+    model = find_model(http)
+    facts: dict[str, Any] = {}
+    for paths in (("/server_info", "/get_server_info"), ("/model_info", "/get_model_info")):
+        for path in paths:
+            answer = http.ask_if_there("GET", path)
+            if isinstance(answer, dict):
+                facts |= answer
+                break
+    root = facts.get("model_path") or model.get("root")
+    tokenizer = find_tokenizer(server, facts.get("tokenizer_path") or root, loading, engine)
+    stated = facts.get("max_req_input_len")
+    if stated is None:
+        context = facts.get("context_length") or model.get("max_model_len")
+        stated = context - RESERVED if isinstance(context, int) else None
+    dtype = facts.get("dtype")
+    longest = longest_request(stated, engine)
+    info = server_info(
+        server,
+        tokenizer,
+        kind="sglang",
+        version=str(facts.get("version") or ""),
+        root=root,
+        max_length=longest,
+        dtype=dtype if isinstance(dtype, str) and dtype not in ("", "auto") else UNKNOWN,
+    )
+    return SGLangScorer(tokenizer, info, http, longest=longest)
+
+
+class SGLangScorer(ServerScorer):
+    """``meta_info.input_token_logprobs`` from one token before `start` on, each with the id that it is of."""
+
+    def request(self, token_ids: Sequence[int], start: int) -> tuple[str, dict[str, Any]]:
+        """The value of the token at ``logprob_start_len`` is None, so it is one before the first that is wanted."""
+        sampling = {"max_new_tokens": 1, "temperature": 0}
+        body = {"input_ids": list(token_ids), "sampling_params": sampling, "return_logprob": True}
+        return "/generate", body | {"logprob_start_len": start - 1, "top_logprobs_num": 0, "stream": False}
+
+    def read(self, answer: Any, token_ids: Sequence[int], start: int) -> Sequence[Any]:
+        """By the ids in the answer: some versions have an entry for the token before, some one for the token after."""
+        entries = self._entries(answer, "input_token_logprobs")
+        if entries and entries[0][0] is None and entries[0][1] == token_ids[start - 1]:
+            entries = entries[1:]
+        if len(entries) == len(token_ids) - start + 1 and entries[-1][1] == -1:
+            entries = entries[:-1]
+        if [entry[1] for entry in entries] != [int(token) for token in token_ids[start:]]:
+            raise self._wrong(
+                f"gives log-probabilities of {len(entries)} tokens that are not the {len(token_ids) - start} asked for"
+            )
+        return [entry[0] for entry in entries]
+
+    def _greedy(self, token_ids: Sequence[int]) -> Greedy:
+        try:
+            answer = self.http.post(*self.request(token_ids, len(token_ids) - 1), tokens=len(token_ids))
+        except Refused as refused:
+            raise self.refusal(refused) from refused
+        entries = self._entries(answer, "output_token_logprobs")
+        if len(entries) != 1:
+            raise self._wrong(f"generates {len(entries)} tokens for one")
+        return Greedy(int(entries[0][1]), entries[0][0])
+
+    def _entries(self, answer: Any, field: str) -> list[Any]:
+        facts = answer.get("meta_info") if isinstance(answer, dict) else None
+        entries = facts.get(field) if isinstance(facts, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(one, list) and len(one) >= 2 for one in entries):
+            raise self._wrong(f"gives no {field}")
+        return entries
+
+    def _wrong(self, what: str) -> UserError:
+        return UserError(
+            f"the server {self.http.server.host} {what}: check that it is SGLang's, or leave `engine` out for a server "
+            "of OpenAI's completions (docs/engines.md)"
+        )

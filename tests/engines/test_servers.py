@@ -1,0 +1,343 @@
+"""Servers: the numbers of the same weights in this process, over HTTP, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import longlens
+from longlens import Document, UserError, load_scorer, score
+from longlens.engines.http import Http
+from longlens.testing import check_scorer
+from tests.engines.fake import Fake, share
+
+DOCUMENTS = [Document(id=f"d{n}", text=f"Document {n}: " + "it was the best of times; " * (n + 2)) for n in range(4)]
+WINDOWS = {"context": 16, "stride": 8}
+SECRET = "sesame-open-7"
+
+
+@pytest.fixture(scope="module")
+def scorer(models: Path):
+    return load_scorer(str(models / "llama"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(models: Path):
+    return str(models / "llama")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Back-off of milliseconds, so that failures take no time."""
+    start = Http.__init__
+    monkeypatch.setattr(Http, "__init__", lambda self, *a, **k: start(self, *a, **({"back_off": 0.002} | k)))
+
+
+@pytest.fixture
+def serve(scorer):
+    running = []
+
+    def start(*arguments, **options):
+        running.append(Fake(scorer, *arguments, **options))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+def engine_of(fake):
+    return "sglang" if fake.kind == "sglang" else None
+
+
+def load(fake, tokenizer, **options):
+    return load_scorer(fake.url, engine=engine_of(fake), tokenizer=tokenizer, **options)
+
+
+def same(ours, theirs):
+    found = {one.id: one for one in ours}  # a folder has them in the order in which they were complete
+    assert len(found) == len(ours) == len(theirs)
+    for other in theirs:
+        one = found[other.id]
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_allclose(one.long_logprobs, other.long_logprobs, atol=2e-5)
+        np.testing.assert_allclose(one.short_logprobs, other.short_logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
+def test_scores_are_those_of_the_same_weights_here(serve, scorer, tokenizer, kind):
+    fake = serve(kind)
+    ours = score(DOCUMENTS, load(fake, tokenizer), **WINDOWS)
+    same(ours, score(DOCUMENTS, scorer, **WINDOWS))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
+def test_a_server_keeps_the_contract(serve, tokenizer, kind):
+    check_scorer(load(serve(kind), tokenizer))
+
+
+def test_what_a_server_is_stands_in_the_manifest_and_where_it_is_does_not(serve, tokenizer, tmp_path):
+    fake = serve("vllm", max_model_len=200)
+    scorer = load(fake, tokenizer)
+    score(DOCUMENTS[:1], scorer, **WINDOWS, out=tmp_path / "run")
+    text = (tmp_path / "run" / "manifest.json").read_text()
+    model = json.loads(text)["model"]
+    assert (model["name"], model["engine"], model["source"]) == ("tiny", "vllm 0.32.0", "server (vllm)")
+    assert model["config"] == {"server": "vllm", "served_model": "tiny", "root": "tiny"}
+    assert (model["weights_sha256"], model["max_length"]) == (None, 199)  # one token is generated
+    assert str(fake.port) not in text
+    assert load(serve("sglang", max_model_len=200), tokenizer).info.dtype == "float32"
+
+
+def test_the_tokenizer_is_found_by_what_the_server_says(serve, tokenizer):
+    assert load_scorer(serve(root=tokenizer).url).info.config["root"] == tokenizer
+    with pytest.raises(UserError, match=r"no tokenizer is found by the name of the served model \('tiny'\): give"):
+        load_scorer(serve().url)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "said"),
+    [
+        ("vllm", "chat-only", r"has no completions \(status 404 at .*, as chat-only servers"),
+        ("vllm", "refuses", r"refuses a request \(status 400\): no prompts today"),
+        ("vllm", "top-k", "gives the likeliest tokens alone, and not those of the prompt"),
+        ("openai", "top-k", "gives the likeliest tokens alone, and not those of the prompt"),
+        ("vllm", "no logprobs", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
+        ("openai", "no logprobs", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
+        ("sglang", "no logprobs", "gives no input_token_logprobs"),
+        ("sglang", "ids of others", "gives log-probabilities of .* tokens that are not the"),
+        *((kind, "shifted", "the list is shifted") for kind in ("vllm", "openai", "sglang")),
+        *((kind, "stale", "log-probabilit") for kind in ("vllm", "openai", "sglang")),
+        *((kind, "other tokenizer", "the tokenizer is not that of 'tiny'") for kind in ("vllm", "openai", "sglang")),
+        *((kind, mode, mode) for kind in ("vllm", "openai", "sglang") for mode in ("None", "NaN")),
+        *((kind, "-Infinity", "minus infinity") for kind in ("vllm", "openai", "sglang")),
+    ],
+)
+def test_what_cannot_be_scored_with_is_refused_before_anything_is(serve, tokenizer, kind, mode, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load(serve(kind, mode), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
+@pytest.mark.parametrize("mode", ["short", "long"])
+def test_lists_of_wrong_length_are_refused(serve, tokenizer, kind, mode):
+    scorer = load(serve(kind, mode), tokenizer)  # the probe is shorter
+    with pytest.raises(UserError, match=r"log-probabilities|prompt_logprobs"):
+        score(DOCUMENTS, scorer, **WINDOWS)
+
+
+def test_another_model_or_none_is_refused(serve, tokenizer):
+    fake = serve()
+    with pytest.raises(UserError, match=r"has no model 'other': it has \['another', 'tiny'\]; give one of them"):
+        load_scorer(fake.url.replace("#tiny", "#other"), tokenizer=tokenizer)
+    with pytest.raises(UserError, match="expected a server and its model, such as http://localhost:8000/v1#NAME"):
+        load_scorer(fake.url.partition("#")[0], tokenizer=tokenizer)
+    fake.stop()
+    with pytest.raises(UserError, match=r"failed 3 times, last: ConnectError .*: see that it runs"):
+        load_scorer(fake.url, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
+def test_another_tokenizer_than_the_server_s_is_refused(serve, models, tmp_path, kind):
+    shutil.copytree(models / "llama", tmp_path / "m")
+    content = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the tokenizer is not that of 'tiny' on 127"):
+        load(serve(kind), str(tmp_path / "m"))
+
+
+def test_a_document_longer_than_the_server_takes_is_refused_before_it_is_sent(serve, tokenizer):
+    fake = serve(max_model_len=100)
+    scorer = load(fake, tokenizer)
+    before = len(fake.requests)
+    with pytest.raises(UserError, match="has 150 tokens, and the engine of 'tiny' takes 99: use a smaller"):
+        score([Document(id="a", text="x" * 149)], scorer, context=None, max_length=150, extrapolate=True)
+    assert len(fake.requests) == before
+    cut = score([Document(id="a", text="x" * 149)], scorer, context=None)
+    assert len(cut[0].token_ids) == 98
+    with pytest.raises(UserError, match="`max_model_len` is 200, and the server takes 100: leave it out"):
+        load(fake, tokenizer, max_model_len=200)
+    assert load(fake, tokenizer, max_model_len=50).info.max_length == 49
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
+@pytest.mark.parametrize("fault", [429, (429, {"Retry-After": "0"}), 500, 503, "drop", "cut"])
+def test_what_passes_is_tried_again(serve, scorer, tokenizer, kind, fault):
+    fake = serve(kind)
+    ours = load(fake, tokenizer)
+    fake.number, fake.fails = 0, lambda number: fault if number % 2 == 0 else None
+    same(score(DOCUMENTS[:2], ours, **WINDOWS), score(DOCUMENTS[:2], scorer, **WINDOWS))
+
+
+def test_retry_after_is_waited_for(serve, tokenizer):
+    fake = serve()
+    ours = load(fake, tokenizer)
+    fake.number, fake.fails = 0, lambda number: (429, {"Retry-After": "1"}) if number == 0 else None
+    start = time.monotonic()
+    score(DOCUMENTS[:1], ours, context=None)
+    assert time.monotonic() - start >= 1
+    fake.number, fake.fails = 0, lambda number: (503, {"Retry-After": "7200"}) if number == 0 else None
+    with pytest.raises(UserError, match=r"asks to wait 7200 s \(status 503\): run the same command again then"):
+        score(DOCUMENTS[:1], ours, context=None)
+
+
+def test_a_server_that_hangs_is_a_time_out(serve, tokenizer, monkeypatch):
+    fake = serve()
+    ours = load(fake, tokenizer)
+    ours.http._seconds, ours.http._attempts = 0.2, 2
+    fake.number, fake.fails = 0, lambda number: "hang"
+    with pytest.raises(UserError, match=r"failed 2 times, last: no answer within \d+ s: see that it runs"):
+        score(DOCUMENTS[:1], ours, context=None)
+
+
+def test_requests_in_flight_are_bounded_and_taken_as_needed(serve, tokenizer):
+    fake = serve()
+    ours = load(fake, tokenizer, concurrency=3)
+    taken = []
+
+    def requests():
+        for number in range(40):
+            taken.append(number)
+            yield longlens.scoring.scorer.Request(number, [1, 2, 3, 4, 5 + number], 1)
+
+    results = ours.logprobs(requests())
+    next(results)
+    assert len(taken) <= 7
+    keys = [result.key for result in results]
+    assert sorted(keys) != keys or len(keys) == 39
+    assert len(taken) == 40
+    assert 1 < fake.most_in_flight <= 3
+
+
+def test_an_error_and_an_interrupt_leave_nothing_behind(serve, tokenizer):
+    fake = serve()
+    ours = load(fake, tokenizer, concurrency=4)
+    fake.number, fake.fails = 0, lambda number: "hang" if number else None
+    request = longlens.scoring.scorer.Request
+    results = ours.logprobs(request(number, [1, 2, 3], 1) for number in range(100))
+    assert len(next(results).logprobs) == 2
+    start = time.monotonic()
+    results.close()
+    assert time.monotonic() - start < 2
+    fake.fails = lambda number: None
+    assert len(list(ours.logprobs(request(number, [1, 2, 3], 1) for number in range(9)))) == 9
+
+
+def test_a_server_that_dies_and_a_run_that_goes_on(serve, scorer, tokenizer, tmp_path):
+    whole = score(DOCUMENTS, scorer, **WINDOWS)
+    fake = serve()
+    ours = load(fake, tokenizer, concurrency=1)
+    ours.http._attempts = 2
+    fake.number, fake.fails = 0, lambda number: "drop" if number > 25 else None
+    with pytest.raises(UserError, match=r"failed 2 times, last: RemoteProtocolError .* goes on where it stopped"):
+        score(DOCUMENTS, ours, **WINDOWS, out=tmp_path / "run")
+    fake.stop()
+    stored = longlens.open_scores(tmp_path / "run")
+    assert 0 < len(stored) < len(DOCUMENTS)
+    again = serve()  # on another port
+    before = load(again, tokenizer)
+    again.number = 0
+    same(score(DOCUMENTS, before, **WINDOWS, out=tmp_path / "run"), whole)
+    needed = sum(1 + max(0, -(-(len(s.token_ids) - 16) // 8)) for s in whole)
+    assert 0 < again.number < needed
+    for other, said in (
+        (serve(name="tiny2"), "'tiny' there and 'tiny2' here"),
+        (serve("sglang"), "config.server is 'vllm' there and 'sglang' here"),
+        (serve(root="/models/other"), "config.root is 'tiny' there and '/models/other' here"),
+    ):
+        with pytest.raises(UserError, match=said):
+            score(DOCUMENTS, load(other, tokenizer), **WINDOWS, out=tmp_path / "run")
+
+
+def test_a_soak_of_2000_requests_of_which_a_fifth_fails(serve, scorer, tokenizer, tmp_path):
+    documents = [Document(id=f"{n}", text=f"{n % 20:02} of many things to say. " * 2) for n in range(520)]
+    settings = {"context": 10, "stride": 14}
+    whole = score(documents, scorer, **settings)
+    fake = serve(fails=lambda number: None)
+    ours = load(fake, tokenizer)
+    fake.number, fake.fails = 0, share(0.2, [429, 500, 503, "drop", "cut"])
+    same(score(documents, ours, **settings, out=tmp_path / "run"), whole)
+    assert fake.number > 2000 * 1.2
+
+
+def test_a_key_is_sent_and_written_nowhere(serve, tokenizer, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("LONGLENS_API_KEY", SECRET)
+    fake = serve(key=SECRET)
+    ours = load(fake, tokenizer)
+    fake.number, fake.fails = 0, lambda number: 500 if number % 3 == 0 else None
+    score(DOCUMENTS, ours, **WINDOWS, out=tmp_path / "run")
+    assert set(fake.keys) == {f"Bearer {SECRET}"}
+    fake.fails = lambda number: 500
+    with pytest.raises(UserError, match=r"failed, Bearer \*\*\*") as caught:
+        score([Document(id="x", text="more")], ours, context=None, out=tmp_path / "more")
+    said = [str(caught.value)]
+    fake.fails, fake.mode = lambda number: None, "refuses"
+    with pytest.raises(UserError, match=r"no prompts today \(Bearer \*\*\*\)") as caught:
+        load(fake, tokenizer)
+    said.append(str(caught.value))
+    monkeypatch.setenv("LONGLENS_API_KEY", "wrong-" + SECRET)
+    with pytest.raises(UserError, match=r"refuses access \(status 401\): correct the key in LONGLENS_API") as caught:
+        load(fake, tokenizer)
+    said.append(str(caught.value))
+    monkeypatch.delenv("LONGLENS_API_KEY")
+    with pytest.raises(UserError, match="put its key into LONGLENS_API_KEY"):
+        load(fake, tokenizer)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in caplog.text + "".join(said)
+
+
+def test_a_key_goes_to_the_host_that_it_is_for(serve, tokenizer, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    fake, other = serve(), serve()
+    load(fake, tokenizer)
+    assert set(fake.keys) == {""}
+    monkeypatch.setenv("LONGLENS_API_KEY", "another-" + SECRET)
+    fake.location = other.url
+    with pytest.raises(UserError, match=r"redirects to '127.0.0.1', which is not followed"):
+        load(fake, tokenizer)
+    assert not other.requests
+    monkeypatch.setenv("LONGLENS_API_KEY", f"{SECRET}\nX-Other: 1")
+    with pytest.raises(UserError, match="the key in LONGLENS_API_KEY has characters that no key has") as caught:
+        load(fake, tokenizer)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://user:{SECRET}@h/v1#m", f"http://h/v1?key={SECRET}#m", f"http://h:{SECRET}/v1#m"]
+)
+def test_what_may_be_a_secret_in_a_url_is_not_repeated(url):
+    with pytest.raises(UserError) as caught:
+        load_scorer(url)
+    assert SECRET not in str(caught.value) or ":sesame" in url
+
+
+def test_threads_end_with_their_scorer(serve, tokenizer):
+    import gc
+    import threading
+
+    def count():
+        return sum(thread.name == "longlens-http" for thread in threading.enumerate())
+
+    gc.collect()
+    time.sleep(0.1)
+    before = count()
+    ours = load(serve(), tokenizer)
+    assert count() == before + 1
+    del ours
+    gc.collect()
+    end = time.monotonic() + 5
+    while count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert count() == before
