@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import UserError
+from longlens.models.forward import is_sharded, run_in_layer
 
 BLOCK_BYTES = 128 * 2**20
 """Logits that exist at one time, in bytes."""
@@ -24,6 +25,7 @@ class Head:
         scale: Cohere's ``logit_scale``, or 1 over Granite's ``logits_scaling``.
         softcap: c of ``c * tanh(z / c)``, such as Gemma 2's ``final_logit_softcapping``; None for no cap.
         wide_weight: ``weight`` in fp32, kept for many calls; None where it is made for each call (see `keep_wide`).
+        layer: What holds the weight where FSDP or ZeRO-3 has spread it: it is whole only while the layer runs.
     """
 
     weight: Tensor
@@ -31,6 +33,7 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     wide_weight: Tensor | None = None
+    layer: Any = None
 
     def logits(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Logits of ``(m, H)`` hidden states, ``(m, V)``.
@@ -63,9 +66,14 @@ class Head:
 
         Takes ``4 V H`` bytes where the weights are of half precision and the device has no exact product of such.
         """
-        if self.weight.dtype == torch.float32 or _multiplies_exactly(self.weight, self.weight):
+        is_exact = self.weight.dtype == torch.float32 or _multiplies_exactly(self.weight, self.weight)
+        if is_exact or self.layer is not None:
             return self
         return replace(self, wide_weight=self.weight.to(torch.float32))
+
+    def gathered(self) -> Head:
+        """The same head, as it is while its layer runs."""
+        return replace(self, weight=self.layer.weight, bias=getattr(self.layer, "bias", None), layer=None)
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
@@ -84,6 +92,12 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     Returns:
         ``(m,)`` float32, nats.
     """
+    if head.layer is not None:
+        return run_in_layer(
+            head.layer,
+            lambda states: token_logprobs(states, targets, head.gathered(), block_bytes=block_bytes),
+            hidden,
+        )
     rows = max(1, block_bytes // (head.weight.shape[0] * _width(hidden).itemsize))
     # Autocast would take the product in half precision again.
     with torch.autocast(hidden.device.type, enabled=False):
@@ -228,6 +242,20 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
         raise UserError(
             f"the vocabulary head of {name} is offloaded by its device_map: give 'lm_head' a device of its own"
         )
+    if not is_sharded(module):
+        return _read_head(model, module, hidden, logits)
+    found: list[Head] = []
+
+    def read(states: Tensor) -> Tensor:
+        found.append(_read_head(model, module, states, logits))
+        return states
+
+    run_in_layer(module, read, hidden)
+    return replace(found[0], weight=module.weight, bias=getattr(module, "bias", None), layer=module)
+
+
+def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tensor) -> Head:
+    name = type(model).__name__
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     scales: list[float] = []
     for key in _SCALES:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 
+from longlens.errors import UserError
 from longlens.losses.longce import weighted_nll
 from longlens.train import LongPPLCallback
 from tests.tiny import byte_tokenizer, tiny_model
@@ -43,6 +44,10 @@ def main(folder: Path) -> None:
     report = {"losses": losses(trainer), "best": trainer.state.best_metric, "history": trainer.state.log_history}
     (folder / f"callback-{rank}.json").write_text(json.dumps(report))
     sharded(folder, rank)
+    try:
+        trained(folder / "cpu", args={"fsdp": True, "fsdp_config": {"version": 2}})
+    except UserError as error:
+        (folder / f"refused-{rank}.txt").write_text(str(error))
 
 
 def sharded(folder: Path, rank: int) -> None:

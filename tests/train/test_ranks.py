@@ -1,11 +1,6 @@
 """Two processes with gloo make the same update as one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +8,7 @@ from safetensors.torch import load_file
 
 from longlens.losses.longce import weighted_nll
 from tests.tiny import tiny_model
+from tests.train.launch import finish, start
 from tests.train.runs import RULE, rows, trained, weights_of
 
 
@@ -20,30 +16,7 @@ from tests.train.runs import RULE, rows, trained, weights_of
 def ranks(tmp_path_factory):
     """The folder that `tests.train.ranks` wrote, by two processes at once."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join([".", *filter(None, [os.environ.get("PYTHONPATH")])])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.ranks", str(folder)],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in started:
-            output, _ = process.communicate(timeout=100)
-            assert process.returncode == 0, output[-4000:]
-    finally:
-        for process in started:
-            process.kill()
+    finish(start(["tests.train.ranks", str(folder)]))
     return folder
 
 
@@ -78,3 +51,8 @@ def test_weights_spread_by_fsdp_get_the_same_gradient(ranks):
     found = load_file(ranks / "sharded-0.safetensors")
     for name, parameter in model.named_parameters():
         assert torch.allclose(found[name], parameter.grad, atol=1e-6), name
+
+
+def test_sharding_that_would_silently_be_a_whole_model_a_process_is_refused(ranks):
+    for rank in range(2):
+        assert "`fsdp` is given, and accelerate shards on GPUs" in (ranks / f"refused-{rank}.txt").read_text()

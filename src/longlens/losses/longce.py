@@ -144,8 +144,8 @@ def weighted_nll(
     needs_short = longce is not None and token_weights is None and short_logprobs is None
 
     def loss(inner: Any) -> WeightedNLL:
-        if is_packed:
-            check_packing(inner, len(input_ids))
+        if position_ids is not None:
+            check_packing(inner, len(input_ids) if is_packed else 0)
         short = short_logprobs
         if longce is not None and needs_short:
             short = _score_short(inner, input_ids, labels, position_ids, longce, step, None)

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from longlens.errors import UserError
 from longlens.logprobs import Head, find_head, token_logprobs
 from longlens.losses.settings import SHORT_DTYPES, LongCE
-from longlens.models.forward import Forward, default_batch_tokens, probe_ids, running
+from longlens.models.forward import Forward, default_batch_tokens, device_of, is_sharded, probe_ids, running
 from longlens.windows import Window
 
 IGNORED = -100
@@ -153,7 +152,13 @@ def head_of(model: Any) -> Head:
             with torch.autocast(states.device.type, enabled=False):
                 known = find_head(model, states, logits)
         model._longlens_head = Head(weight=torch.empty(0), scale=known.scale, softcap=known.softcap)
-    return Head(weight=module.weight, bias=getattr(module, "bias", None), scale=known.scale, softcap=known.softcap)
+    return Head(
+        weight=module.weight,
+        bias=getattr(module, "bias", None),
+        scale=known.scale,
+        softcap=known.softcap,
+        layer=module if is_sharded(module) else None,
+    )
 
 
 def _check_model(model: Any, module: Any) -> None:
@@ -177,13 +182,14 @@ def check_packing(model: Any, rows: int) -> None:
 
     Args:
         model: A causal language model of transformers, not wrapped.
-        rows: Of the batch; FlashAttention tells documents apart in a batch of one row alone.
+        rows: Of the batch; FlashAttention tells documents apart in a batch of one row alone. 0 where no documents are
+            packed: where weights are sharded, other processes may have some, and all check together.
 
     Raises:
         UserError: It does not.
     """
-    shape = min(rows, 2)
-    passed = model.__dict__.setdefault("_longlens_packs", set())
+    shape = _max_over_ranks(min(rows, 2), model, device_of(model))
+    passed = model.__dict__.setdefault("_longlens_packs", {0})
     if shape in passed:
         return
     forward = Forward(model)
@@ -222,14 +228,11 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
 
 
 def _max_over_ranks(number: int, model: Any, device: torch.device) -> int:
-    """The largest such number over all ranks where a forward pass gathers weights (FSDP, ZeRO-3), else the number.
+    """The largest such number over all ranks where a forward pass gathers weights, the number itself elsewhere.
 
     There, ranks that run unequal numbers of passes wait for each other for ever.
     """
-    sharding = (FSDPModule, FullyShardedDataParallel)
-    is_fsdp = any(isinstance(module, sharding) for module in model.modules())
-    # DeepSpeed's name of a parameter that ZeRO-3 has spread.
-    if not is_fsdp and not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if not is_sharded(model):
         return number
     most = torch.tensor(number, device=device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -279,7 +282,7 @@ def score_short(
         for batch in batches:
             _score_windows(forward, head, input_ids, labels, scored, batch, found)
         for _ in range(missing):
-            forward.hidden(input_ids[:1, :1])
+            token_logprobs(forward.hidden(input_ids[:1, :1])[0], input_ids[0, :1], head)
     if group is not None:
         # One rank at most has the score of a token.
         found = found.masked_fill(found.isnan(), math.inf)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
@@ -251,11 +251,13 @@ def running(model: Any, *, inference: bool = True) -> Iterator[None]:
         model: Of transformers.
         inference: Inference mode; off inside a training step, where tensors made here may be used with gradient.
     """
+    # What FSDP gathers in inference mode could not be trained with afterwards.
+    quiet = torch.inference_mode if inference and not is_sharded(model) else torch.no_grad
     modes = [(module, module.training) for module in model.modules()]
     states = [(module, _rope_state(module)) for module in dynamic_modules(model)]
     model.eval()
     try:
-        with torch.inference_mode() if inference else torch.no_grad():
+        with quiet():
             yield
     finally:
         for module, training in modes:
@@ -383,9 +385,42 @@ def _plain(config: Any) -> Mapping[str, Any]:
 
 def probe_ids(model: Any, rows: int = 1, tokens: int = PROBE_TOKENS) -> Tensor:
     """``(rows, tokens)`` random token ids, drawn without moving the generators that others draw from."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = vocabulary_size(model)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (rows, tokens), generator=generator).to(device_of(model))
+
+
+def vocabulary_size(model: Any) -> int:
+    """Rows of the token embeddings."""
+    weight = model.get_input_embeddings().weight
+    # ZeRO-3 leaves an empty tensor, and the shape beside it.
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP or ZeRO-3 has spread weights over processes.
+
+    A layer's weights are then whole only while it runs, and all processes have to run it together.
+    """
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    if any(isinstance(part, (FSDPModule, FullyShardedDataParallel)) for part in module.modules()):
+        return True
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())  # DeepSpeed's mark
+
+
+def run_in_layer(layer: nn.Module, function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """``function(states)`` as the forward pass of a layer, so that hooks of FSDP and ZeRO-3 gather its weights."""
+    mine = layer.__dict__.get("forward")
+    layer.forward = function
+    try:
+        found: Tensor = layer(states)
+        return found
+    finally:
+        if mine is None:
+            del layer.forward
+        else:
+            layer.forward = mine
 
 
 def is_close(ours: Tensor, theirs: Tensor) -> bool:
@@ -396,6 +431,10 @@ def is_close(ours: Tensor, theirs: Tensor) -> bool:
 
 def device_of(model: Any) -> torch.device:
     """Where token ids go. Weights that accelerate offloads are on "meta" until needed; its hooks move the inputs."""
+    if is_sharded(model) and torch.accelerator.is_available():  # where they are gathered; their parts may be on the CPU
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None
+        return torch.device(kind.type, torch.accelerator.current_device_index())
     device: torch.device = model.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
 

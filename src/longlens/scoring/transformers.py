@@ -26,6 +26,7 @@ from longlens.models.forward import (
     pack,
     probe_ids,
     running,
+    vocabulary_size,
 )
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
@@ -85,7 +86,7 @@ class TransformersScorer:
         self._attention = base_attention(self._config._attn_implementation)
         self._forward = Forward(model)
         self._device = device_of(model)
-        self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self._vocabulary = vocabulary_size(model)
         self._batch_tokens = batch_tokens or default_batch_tokens(self._device)
         self._pads = not self._forward.by_length
         # Now: what is edited later is not what was checked here.

@@ -15,8 +15,9 @@ from transformers import TrainerCallback
 from longlens.corpus import Document
 from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
-from longlens.losses.passes import innermost
+from longlens.losses.passes import innermost, run_inside
 from longlens.metrics.longppl import perplexity
+from longlens.models.forward import is_sharded
 from longlens.progress import Progress
 from longlens.scoring.run import score
 from longlens.scoring.transformers import TransformersScorer
@@ -28,8 +29,8 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
 
     Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts alone, the tokenizer's BOS before
     each document. Training goes on as if it had not been: no generator of random numbers, no
-    module's mode and no gradient is touched. One process scores; the others wait and get its values, so that
-    ``metric_for_best_model="eval_longppl"`` works.
+    module's mode and no gradient is touched. One process scores, or all of them together where FSDP or ZeRO-3 has
+    spread the weights; all get the same values, so that ``metric_for_best_model="eval_longppl"`` works.
 
     With `LongCETrainer` the values go to all its reporters. Another Trainer has them in its metrics and in
     ``state.log_history``, and in its reporters once it is named: ``callback.trainer = trainer``.
@@ -71,7 +72,9 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
                 "LongPPL needs the model's tokenizer: give `processing_class` to the trainer, or `tokenizer` to the "
                 "callback"
             )
-        values = [self._evaluate(given["model"], tokenizer) if args.process_index == 0 else {}]
+        model = given["model"]
+        everywhere = is_sharded(model)  # all processes run it together, on the same documents
+        values = [self._evaluate(model, tokenizer) if everywhere or args.process_index == 0 else {}]
         if args.world_size > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -80,16 +83,13 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
         self._log(state, dict(values[0]))
 
     def _evaluate(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        inner = innermost(model)
-        if any(hasattr(parameter, "full_tensor") for parameter in inner.parameters()):
-            raise UserError(
-                "LongPPL during training needs all weights in one process, and they are spread over several (FSDP): "
-                "save checkpoints, and score them with longlens score"
-            )
-        with _same_random_numbers():
+        def score_all(inner: Any) -> Any:
             # Hashing the weights of a large model takes longer than scoring, and nothing of this run is stored.
             scorer = TransformersScorer(inner, tokenizer, source="in training", weights_sha256="in training")
-            scores = score(self.documents, scorer, context=None, max_length=self.max_length)
+            return score(self.documents, scorer, context=None, max_length=self.max_length, shard=(0, 1))
+
+        with _same_random_numbers(), torch.no_grad():
+            scores = run_inside(model, score_all) if is_sharded(model) else score_all(innermost(model))
         result = perplexity(scores, keys=self.keys)
         found = {
             "eval_ppl": result.ppl,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -104,8 +104,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     All other arguments are those of Trainer.
 
     Raises:
-        UserError: A setting that LongCE was not shown to be right with. What works is one process, or several with
-            DistributedDataParallel (torchrun, accelerate launch).
+        UserError: A setting that LongCE was not shown to be right with. What works is one process, or several
+            (torchrun, accelerate launch) with DistributedDataParallel, FSDP2 or DeepSpeed's ZeRO.
     """
 
     # The loss is divided by the labels of all micro-batches: no more division by their number.
@@ -202,10 +202,19 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             )
 
     def _refuse_unshown(self) -> None:
+        asked = {
+            "fsdp": self.args.fsdp and not self.is_fsdp_enabled,
+            "deepspeed": self.args.deepspeed and not self.is_deepspeed_enabled,
+        }
+        for name, is_lost in asked.items():
+            if is_lost:
+                raise UserError(
+                    f"`{name}` is given, and accelerate shards on GPUs and their like alone: on the CPU each process "
+                    "would have the whole model. Leave it out for DistributedDataParallel"
+                )
         parallel = self.accelerator.parallelism_config
         refused = {
-            "DeepSpeed": self.is_deepspeed_enabled,
-            "FSDP": self.is_fsdp_enabled,
+            "FSDP 1 (version 2 of `fsdp_config` is)": self.is_fsdp_enabled and not self.accelerator.is_fsdp2,
             "tensor, context or sequence parallelism": parallel is not None
             and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1,
             "one model spread over devices (device_map)": self.is_model_parallel,
@@ -219,9 +228,27 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         for name, is_on in refused.items():
             if is_on:
                 raise UserError(
-                    f"LongCE was not shown to be right with {name}: leave it out, and use one process, or "
-                    "DistributedDataParallel with torchrun --nproc-per-node N"
+                    f"LongCE was not shown to be right with {name}: leave it out, and use one process, or several "
+                    "(torchrun --nproc-per-node N) with DistributedDataParallel, FSDP2 or DeepSpeed"
                 )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in Trainer; where FSDP2 computes in half precision, gradients are summed in fp32 and outputs kept.
+
+        accelerate's policy rounds what every layer gives to half precision, and with it log-probabilities and the loss.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.mixed_precision_policy is not None:
+                plugin.mixed_precision_policy = replace(
+                    plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+                )
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device; Trainer also casts floats to the precision of DeepSpeed, and offline weights are float32."""
+        is_float = isinstance(data, Tensor) and data.is_floating_point()
+        return data.to(self.args.device) if is_float else super()._prepare_input(data)
 
     def _bind(self, callback: Any) -> None:
         if isinstance(callback, LongPPLCallback):
@@ -288,8 +315,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         """Plain cross-entropy; logits are computed only for ``compute_metrics`` and ``predict``, which ask for all."""
         with torch.no_grad():
             batch = read_batch(self._prepare_inputs(inputs))
-            number = self._get_num_items_in_batch([inputs], self.args.device)
-            loss = self._mean(_weigh(model, batch, None, 0), number).detach()
+            # Of this process alone: Trainer takes the mean over rows, and drops those that processes repeat.
+            loss = self._mean(_weigh(model, batch, None, 0), None).detach()
             if prediction_loss_only:
                 return loss, None, None
             return loss, _outputs(model, batch).logits, batch.labels
