@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from longlens.metrics.corpus import choose_influence
 from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.models import UnloadedModel, load_decoder
 from longlens.progress import Progress
+from longlens.runs.processes import Processes
 from longlens.scoring.reader import StoredScores
-from longlens.scoring.run import resolve_shard, score
+from longlens.scoring.run import score, sharing_processes
 from longlens.scoring.scores import ShortContext, short_contexts
 from longlens.scoring.store import Bos, check_run, check_writable
 from longlens.scoring.truncation import Limit, TokenLimit, cut_documents, make_limit
@@ -80,7 +83,13 @@ class _Side:
     def check(self) -> None:
         check_run(self.out, self.model, self.shorts, bos=self.bos, limit=self.limit, store_text=self.store_text)
 
-    def score(self, documents: Documents, progress: Progress | None, shard: tuple[int, int] = (0, 1)) -> StoredScores:
+    def score(
+        self,
+        documents: Documents,
+        progress: Progress | None,
+        processes: Processes,
+        shard: tuple[int, int] | None = None,
+    ) -> StoredScores:
         scorer = self.model.load()  # whose weights are let go at the end
         info = scorer.info
         _LOGGER.info("%s: %s from %s, %s on %s", info.name, info.architecture, info.source, info.dtype, info.device)
@@ -98,6 +107,7 @@ class _Side:
             extrapolate=self.extrapolate,
             store_text=self.store_text,
             shard=shard,
+            processes=processes,
             progress=progress,
         )
         assert isinstance(scores, StoredScores)
@@ -132,7 +142,8 @@ def score_documents(
         store_text: False leaves the texts out of the folder.
         loading: How the model is loaded.
         engine: What runs it.
-        shard: ``(rank, world size)``: every world-size-th document, from rank on; what torchrun says unless given.
+        shard: ``(rank, world size)``: every world-size-th document, from rank on. Unless it is given, processes that
+            torchrun started share the documents, see `longlens.score`.
         progress: Shows characters of the documents.
 
     Raises:
@@ -144,27 +155,32 @@ def score_documents(
     loading, truncation, folder = loading or Loading(), truncation or Truncation(), Path(out)
     documents = _as_documents(documents)
     shorts = short_contexts(context, stride)
-    shard = resolve_shard(shard, folder)
-    check_writable(folder, rank=shard[0])
-    unloaded = UnloadedModel(model, loading, engine)
-    side = _Side(
-        model=unloaded,
-        out=folder,
-        shorts=shorts,
-        limit=make_limit(truncation, unloaded, trust_remote_code=loading.trust_remote_code),
-        bos=bos,
-        extrapolate=truncation.extrapolate,
-        store_text=store_text,
-    )
-    side.check()
-    _warn_of_short_documents(documents, unloaded, shorts)
-    return side.score(documents, progress, shard)
+    processes = sharing_processes(shard, folder)
+    processes.connect()
+    with processes.stopping_others():
+        with processes.after_first():
+            if processes.rank == 0:
+                check_writable(folder, rank=0 if shard is None else shard[0])
+            unloaded = UnloadedModel(model, loading, engine)
+            side = _Side(
+                model=unloaded,
+                out=folder,
+                shorts=shorts,
+                limit=make_limit(truncation, unloaded, trust_remote_code=loading.trust_remote_code),
+                bos=bos,
+                extrapolate=truncation.extrapolate,
+                store_text=store_text,
+            )
+            side.check()
+            if processes.rank == 0:
+                _warn_of_short_documents(documents, unloaded, shorts)
+        return side.score(documents, progress, processes, shard)
 
 
 def evaluate_longppl(
     documents: Sources | Sequence[Any],
     model: str,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
     evaluator: str | None = None,
     keys: KeySource | str | os.PathLike[str] | None = None,
@@ -177,7 +193,7 @@ def evaluate_longppl(
     loading: Loading | None = None,
     engine: Engine | None = None,
     progress: Progress | None = None,
-) -> PerplexityResult:
+) -> PerplexityResult | None:
     """LongPPL of a model on documents: the evaluator scores them, then the model, into a folder.
 
     Documents are cut by the evaluator's tokenizer, so that both models see the same text.
@@ -185,7 +201,8 @@ def evaluate_longppl(
     Args:
         documents: A list as for `longlens.score`, or files from `open_sources`.
         model: Name or path of the evaluated model.
-        out: Folder for ``evaluator``, ``model`` and ``perplexity.json``; what is scored there is not scored again.
+        out: Folder for ``evaluator``, ``model`` and ``perplexity.json``; what is scored there is not scored again. None
+            keeps nothing.
         evaluator: Name or path of the model that selects key tokens, ``self`` for the evaluated one.
         keys: Key tokens instead, selected before, or their file.
         context: K in tokens, of the evaluator.
@@ -197,6 +214,10 @@ def evaluate_longppl(
         loading: How both models are loaded.
         engine: What runs them.
         progress: Shows characters of the documents.
+
+    Returns:
+        The perplexities. Processes that torchrun started share the documents, see `longlens.score`; the first one
+        computes and writes the result when all have ended, and in the others it is None.
 
     Raises:
         UserError: Not one of evaluator and keys; settings that cannot be; no such model; a folder that was made
@@ -223,12 +244,55 @@ def evaluate_longppl(
             stacklevel=2,
         )
     shorts = short_contexts(None if evaluator is None else context, stride)
+    processes = Processes()
+    processes.connect()
+    with processes.stopping_others(), _folder_or_temporary(out, processes) as folder:
+        with processes.after_first():
+            selecting_side, side = _plan_longppl(
+                documents,
+                model,
+                folder,
+                evaluator=evaluator,
+                shorts=shorts,
+                truncation=truncation,
+                bos=bos,
+                store_text=store_text,
+                loading=loading,
+                engine=engine,
+                checks=processes.rank == 0,
+            )
+        chosen = None if selecting_side is None else selecting_side.score(documents, progress, processes)
+        scores = side.score(documents, progress, processes)
+        if processes.rank > 0:
+            return None
+        evaluator_scores = scores if evaluator is not None and chosen is None else chosen
+        result = perplexity(scores, evaluator_scores=evaluator_scores, keys=keys, **rule.keywords())
+        if out is not None:
+            write_json(folder / "perplexity.json", result.to_json(per_document=True))
+        return result
+
+
+def _plan_longppl(
+    documents: Documents,
+    model: str,
+    folder: Path,
+    *,
+    evaluator: str | None,
+    shorts: Sequence[ShortContext],
+    truncation: Truncation,
+    bos: Bos,
+    store_text: bool,
+    loading: Loading,
+    engine: Engine | None,
+    checks: bool,
+) -> tuple[_Side | None, _Side]:
+    """What the evaluator is to score, where it is run of its own, and what the evaluated model; nothing is loaded."""
     # Under the window rule one run gives both sides of a model that is its own evaluator.
     is_alone = evaluator == "self" and bos == "window"
     selector = None if is_alone or evaluator is None else model if evaluator == "self" else evaluator
-    folder = Path(out)
-    for name in ["model"] if selector is None else ["evaluator", "model"]:
-        check_writable(folder / name)
+    if checks:
+        for name in ["model"] if selector is None else ["evaluator", "model"]:
+            check_writable(folder / name)
     evaluated = UnloadedModel(model, loading, engine)
     selecting = evaluated if selector in (None, model) else UnloadedModel(str(selector), loading, engine)
     selecting_side = _Side(
@@ -248,16 +312,24 @@ def evaluate_longppl(
     )
     for one in [side] if selector is None else [selecting_side, side]:
         one.check()
-    _warn_of_short_documents(documents, selecting, shorts)
-    evaluator_scores = None
-    if selector is not None:
-        if not truncation.extrapolate and selecting is not evaluated:
+    if checks:
+        _warn_of_short_documents(documents, selecting, shorts)
+        if selector is not None and not truncation.extrapolate and selecting is not evaluated:
             _check_fits(documents, evaluated, limit)
-        evaluator_scores = selecting_side.score(documents, progress)
-    scores = side.score(documents, progress)
-    result = perplexity(scores, evaluator_scores=scores if is_alone else evaluator_scores, keys=keys, **rule.keywords())
-    write_json(folder / "perplexity.json", result.to_json(per_document=True))
-    return result
+    return (None if selector is None else selecting_side), side
+
+
+@contextmanager
+def _folder_or_temporary(out: str | os.PathLike[str] | None, processes: Processes) -> Iterator[Path]:
+    """The run's folder; or one that is deleted at the end, which the first process makes for all."""
+    if out is not None:
+        yield Path(out)
+    elif processes.rank > 0:
+        yield Path(processes.receive()["folder"])
+    else:
+        with tempfile.TemporaryDirectory(prefix="longlens-") as folder:
+            processes.broadcast({"folder": folder})
+            yield Path(folder)
 
 
 def _as_documents(documents: Sources | Sequence[Any]) -> Documents:

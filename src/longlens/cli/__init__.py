@@ -31,6 +31,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     from longlens.cli.app import app
     from longlens.cli.console import drop, say
     from longlens.errors import UserError, one_line
+    from longlens.runs.processes import ProcessStopped
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -45,6 +46,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
     except typer.Exit as ended:
         return ended.exit_code
+    except ProcessStopped:  # another one has said why
+        return 2
     except UserError as error:
         say(f"error: {error}")
         return 2

@@ -1,69 +1,213 @@
-"""The processes of one run, which torchrun starts: the first prepares, and broadcasts what it decided to the others."""
+"""The processes of one run, which torchrun starts: the first decides, and all meet at a key-value store.
+
+They need no process group: the store (``torch.distributed.TCPStore``) of torchrun's agent, or of the first process
+where another launcher set ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``, is all that they share. What
+goes through it is JSON. A process that waits asks the store now and then, so that Ctrl-C and torchrun can end it, and
+stops where another one has failed.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
-from longlens.errors import UserError
+from longlens.errors import LonglensWarning, UserError, one_line
 
-# Rows of a large mixture take hours; what waits for a step of training gives up sooner, after `ddp_timeout`.
-PATIENCE = timedelta(days=7)
+CONNECT = timedelta(minutes=10)
+"""So long a process waits for the store; nodes of a cluster do not start at once."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+"""Seconds between two questions to the store."""
+CHUNK_CHARACTERS = 2**22
+"""A value of the store may have 8 MB."""
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_runs = count()
+
+
+class ProcessStopped(UserError):
+    """Another process of the run has failed and says why; this one has nothing to add."""
 
 
 class Processes:
     """This process among those of a run.
 
+    All of them call `connect`, and then `broadcast` (the first) or `receive` (the others), `wait_for_all` and
+    `counter` in the same order.
+
     Attributes:
-        rank: 0 for the first one, which alone writes.
+        rank: 0 for the first one, which alone decides.
         size: How many there are.
     """
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self._group: Any = None
-        self._has_broadcast = False
+        self._store: Any = None
+        self._hosts = False
+        self._numbers = count()
+
+    @classmethod
+    def alone(cls) -> Processes:
+        """One process, whatever torchrun says."""
+        processes = cls()
+        processes.rank, processes.size = 0, 1
+        return processes
 
     def connect(self) -> None:
-        """Makes a group of all processes; called by all of them when torch's process group is there."""
-        if self.size > 1:
-            import torch.distributed as dist
+        """Connects to the store of the run; called by all of them.
 
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        Raises:
+            UserError: The environment does not say where it is, or nothing answers there.
+        """
+        if self.size == 1 or self._store is not None:
+            return
+        missing = [name for name in _NEEDED if not os.environ.get(name)]
+        if missing:
+            raise UserError(
+                f"WORLD_SIZE is {self.size} and {missing[0]} is not set in the environment: start the processes with "
+                "torchrun, or unset WORLD_SIZE for one process"
+            )
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        with _store_errors():
+            store, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=CONNECT)))
+        # Runs of one process come one after the other, and torchrun may start all processes anew.
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = PrefixStore(f"longlens/{restart}/{next(_runs)}", store)
+        self._hosts = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     @contextmanager
     def stopping_others(self) -> Iterator[None]:
-        """Where this block of the first process fails before it has broadcast anything, it stops the others."""
+        """Where this block fails, the other processes stop as soon as they wait for one another."""
         try:
             yield
+        except ProcessStopped:
+            raise
         except BaseException:
-            if not self._has_broadcast:
-                self.broadcast(None)
+            if self._store is not None:
+                with suppress(RuntimeError):  # which of the two ends first is as it may be
+                    self._store.set("stopped", str(self.rank))
             raise
 
-    def broadcast(self, plan: dict[str, Any] | None) -> None:
-        """The first process sends what it decided to the others; None stops them."""
-        self._has_broadcast = True
-        if self._group is not None:
-            import torch.distributed as dist
+    @contextmanager
+    def after_first(self) -> Iterator[None]:
+        """The first process runs this block, and then the others do, which leave its warnings to the first.
 
-            dist.broadcast_object_list([plan], src=0, group=self._group)
+        So what is refused there is said once. Nothing in the block may wait for another process.
+        """
+        if self.rank == 0:
+            yield
+            self.broadcast({})
+            return
+        self.receive()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LonglensWarning)
+            yield
+
+    def broadcast(self, plan: dict[str, Any]) -> None:
+        """The first process sends what it decided, which JSON can hold, to the others."""
+        if self.size == 1:
+            return
+        name, text = self._name(), json.dumps(plan)
+        parts = [text[at : at + CHUNK_CHARACTERS] for at in range(0, len(text), CHUNK_CHARACTERS)]
+        with _store_errors():
+            for number, part in enumerate(parts):
+                self._store.set(f"{name}/{number}", part)
+            self._store.set(name, str(len(parts)))
+        if self._hosts:  # the store ends with this process
+            self._wait_for(f"{name}/received", self.size - 1)
 
     def receive(self) -> dict[str, Any]:
         """What the first process decided, in another one, which waits for it.
 
         Raises:
-            UserError: The first process stopped.
+            ProcessStopped: A process failed.
         """
-        import torch.distributed as dist
-
-        plans: list[Any] = [None]
-        dist.broadcast_object_list(plans, src=0, group=self._group)
-        if plans[0] is None:
-            raise UserError("the first process stopped, and says why: the others stop with it")
-        plan: dict[str, Any] = plans[0]
+        name = self._name()
+        number = int(self._wait(name))
+        with _store_errors():
+            text = b"".join(self._store.get(f"{name}/{part}") for part in range(number)).decode()
+            self._store.add(f"{name}/received", 1)
+        plan: dict[str, Any] = json.loads(text)
         return plan
+
+    def wait_for_all(self) -> None:
+        """Returns when all processes are here.
+
+        Raises:
+            ProcessStopped: A process failed.
+        """
+        if self.size == 1:
+            return
+        name = self._name()
+        with _store_errors():
+            if self._store.add(f"{name}/here", 1) == self.size:
+                self._store.set(name, "")
+        self._wait(name)
+        if not self._hosts:
+            with _store_errors():
+                self._store.add(f"{name}/gone", 1)
+        else:
+            self._wait_for(f"{name}/gone", self.size - 1)
+
+    def counter(self) -> Callable[[], int]:
+        """Gives the next number, from 0 on, at each call; each number is given to one process alone."""
+        name = self._name()
+
+        def draw() -> int:
+            with _store_errors():
+                return int(self._store.add(f"{name}/drawn", 1)) - 1
+
+        return draw
+
+    def _name(self) -> str:
+        return f"step/{next(self._numbers)}"
+
+    def _wait(self, key: str) -> bytes:
+        for _ in self._pauses():
+            with _store_errors():
+                if self._store.check([key]):
+                    value: bytes = self._store.get(key)
+                    return value
+        raise AssertionError("unreachable")
+
+    def _wait_for(self, key: str, number: int) -> None:
+        for _ in self._pauses():
+            with _store_errors():
+                if self._store.add(key, 0) >= number:
+                    return
+
+    def _pauses(self) -> Iterator[None]:
+        pause = SHORTEST_PAUSE
+        while True:
+            yield
+            with _store_errors():
+                if self._store.check(["stopped"]):
+                    rank = int(self._store.get("stopped"))
+                    which = "the first process" if rank == 0 else f"process {rank} (from 0)"
+                    raise ProcessStopped(f"{which} stopped, and says why: the others stop with it")
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 1.3)
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    import torch.distributed as dist
+
+    try:
+        yield
+    except (dist.DistError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"no connection to the other processes at {address} ({one_line(error)}): they stopped, or MASTER_ADDR and "
+            "MASTER_PORT are wrong; run the same command again, it goes on from what is there"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,17 @@ from longlens.errors import UserError, shown
 from longlens.models import load_decoder
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
+from longlens.runs.sharing import BYTES_PER_TOKEN, balance, forward_cost, hidden_size_of, windows_cost
 from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.scorer import Request, Result, Scorer
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
-from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
-from longlens.scoring.truncation import Limit, TruncatedText, make_limit, num_characters
+from longlens.scoring.store import Bos, RunWriter, await_run, make_manifest, run_settings
+from longlens.scoring.truncation import Limit, TokenLimit, TruncatedText, make_limit, num_characters
 from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
 from longlens.windows import plan_windows
+
+CHECKED_COST = 1e-4
+"""Of a token of a document that is scored already and only held against what was stored, in those of a scored one."""
 
 
 class _Key(NamedTuple):
@@ -60,6 +65,7 @@ def score(
     extrapolate: bool = False,
     store_text: bool = True,
     shard: tuple[int, int] | None = None,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> MemoryScores | StoredScores:
     """Runs a model over documents: log-probabilities under the long and under the short contexts.
@@ -89,16 +95,18 @@ def score(
             that two models see the same text.
         extrapolate: Allows more tokens than the model was made for.
         store_text: False leaves the text out of the run folder.
-        shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on. None: with ``out``,
-            what torchrun says of this process; all documents where it was started otherwise, or without ``out``.
+        shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on, and knows nothing of
+            the others. None: with ``out``, all processes that torchrun started share the documents by what they cost,
+            see `longlens.runs.sharing`, and return when all of them have ended; without, each scores all of them.
+        processes: Those of torchrun, where they are connected already.
         progress: Shows characters of the documents.
 
     Returns:
         `MemoryScores`, or the run folder opened. With ``out`` and nothing to do, the model is not run.
 
     Raises:
-        UserError: Settings that cannot be, a document longer than the model takes, one id with two texts, or a run
-            folder made with other settings.
+        UserError: Settings that cannot be, a document longer than the model takes, one id with two texts, a run
+            folder made with other settings, or processes that do not see the same folder and documents.
     """
     shorts = short_contexts(context, stride)
     if limit is not None and max_length is not None:
@@ -109,23 +117,104 @@ def score(
         extrapolate |= limit.extrapolate
         limit = make_limit(limit, scorer)
     settings = run_settings(scorer.info, shorts, bos=bos, limit=limit, store_text=store_text)
-    rank, world_size = resolve_shard(shard, out)
+    processes = sharing_processes(shard, out) if processes is None else processes
+    rank, world_size = (0, 1) if shard is None else shard
     if not isinstance(documents, Sources):
         documents = to_documents(documents, reading, decoder=_decoder(reading))
-    total = None if progress is None else _total_characters(documents, limit, rank, world_size)
-    meter = _Meter(progress or Progress(), scorer.info.name, total)
+    meter = _Meter(progress or Progress(), scorer.info.name)
     run = _Run(scorer, shorts, bos, limit, meter, extrapolate=extrapolate, store_text=store_text)
-    mine = islice(documents, rank, None, world_size)
     manifest = make_manifest(scorer.info, settings)
+    if out is not None and processes.size > 1:
+        processes.connect()
+        meter.title += f" (process 1 of {processes.size})"
+        with processes.stopping_others():
+            _score_shared(documents, run, Path(out), manifest, processes)
+        return _opened(out, shorts)
+    if progress is not None:
+        meter.total = _total_characters(documents, limit, rank, world_size)
+    mine = islice(_distinct(documents), rank, None, world_size)
     if out is None:
         memory = _MemoryWriter()
         run.score(mine, memory)
         return memory.finish(manifest, shorts, run.ids)
     with RunWriter(Path(out), manifest, rank=rank) as writer:
         run.score(mine, writer)
-        for short in shorts:  # also where this shard had no documents
-            writer.make_side(short)
+        run.make_sides(writer)
+    return _opened(out, shorts)
+
+
+def _opened(out: str | PathLike[str], shorts: Sequence[ShortContext]) -> StoredScores:
     return open_scores(out, context=shorts[0].context, stride=shorts[0].stride) if shorts else open_scores(out)
+
+
+def _score_shared(
+    documents: Iterable[Document], run: _Run, out: Path, manifest: Mapping[str, Any], processes: Processes
+) -> None:
+    """What each process does of a run that several share; returns when all of them have ended.
+
+    The first one opens the folder, and shares out documents that can be read twice: each has an owner. Of a stream, the
+    document with the next number belongs to the process that draws it.
+    """
+    plan: dict[str, Any] = {}
+    if processes.rank > 0:
+        plan = processes.receive()
+        await_run(out, processes.rank)
+    with RunWriter(out, manifest, rank=processes.rank) as writer:
+        if processes.rank == 0:
+            if isinstance(documents, (Sequence, Sources)):
+                plan = run.share(_distinct(documents), writer, processes.size)
+            processes.broadcast(plan)
+        if plan:
+            run.meter.total = plan["characters"][processes.rank]
+        mine = _Mine(documents, plan.get("owners"), processes)
+        run.score(mine, writer)
+        run.make_sides(writer)
+    if processes.rank == 0:
+        processes.broadcast({"read": mine.read})
+    elif processes.receive()["read"] != mine.read:
+        raise UserError(
+            f"process {processes.rank} (from 0) read other documents than the first process: give all processes the "
+            "same files, and a new folder"
+        )
+    processes.wait_for_all()
+
+
+class _Mine:
+    """The documents of this process among those that all of them read.
+
+    Attributes:
+        read: Hash of the ids of all documents, in their order.
+    """
+
+    def __init__(self, documents: Iterable[Document], owners: Sequence[int] | None, processes: Processes) -> None:
+        self._documents, self._owners, self._rank = documents, owners, processes.rank
+        self._draw = processes.counter()
+        self.read = ""
+
+    def __iter__(self) -> Iterator[Document]:
+        digest = hashlib.sha256()
+        turn = self._turn(0)
+        for number, document in enumerate(_distinct(self._documents)):
+            digest.update(f"{document.id}\0".encode())
+            if number == turn:
+                yield document
+                turn = self._turn(number + 1)
+        self.read = digest.hexdigest()
+
+    def _turn(self, number: int) -> int | None:
+        """The number of the next own document, from this one on."""
+        if self._owners is None:
+            return self._draw()
+        return next((at for at in range(number, len(self._owners)) if self._owners[at] == self._rank), None)
+
+
+def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
+    ids: set[str] = set()
+    for document in documents:
+        if document.id in ids:
+            raise UserError(f"two documents have the id {document.id!r}: ids name documents and must differ")
+        ids.add(document.id)
+        yield document
 
 
 def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
@@ -134,18 +223,15 @@ def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
     return load_decoder(reading.tokenized_with)
 
 
-def resolve_shard(shard: tuple[int, int] | None, out: Any) -> tuple[int, int]:
-    """``(rank, world size)`` of this call: what was given, else what torchrun says where scores go to a folder.
+def sharing_processes(shard: tuple[int, int] | None, out: Any) -> Processes:
+    """The processes that share a run: torchrun's where scores go to a folder, unless this call has a shard of its own.
 
     Raises:
-        UserError: The rank is not below the world size.
+        UserError: The rank of the shard is not below the world size.
     """
-    if shard is None:
-        processes = Processes()
-        return (0, 1) if out is None else (processes.rank, processes.size)
-    if not 0 <= shard[0] < shard[1]:
+    if shard is not None and not 0 <= shard[0] < shard[1]:
         raise UserError(f"`shard` is {shard}; expected (rank, world size) with a rank below the world size")
-    return shard
+    return Processes.alone() if shard is not None or out is None else Processes()
 
 
 def _total_characters(documents: Iterable[Document], limit: Limit, rank: int, world_size: int) -> int | None:
@@ -158,8 +244,9 @@ def _total_characters(documents: Iterable[Document], limit: Limit, rank: int, wo
 class _Meter:
     """Shows how many characters are scored: of each document, as its tokens of model input are."""
 
-    def __init__(self, progress: Progress, name: str, total: int | None) -> None:
-        self._progress, self._title, self._total = progress, f"score {name}", total
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self.title = progress, f"score {name}"
+        self.total: int | None = None
         self._done, self._tokens, self._started = 0.0, 0, 0.0
 
     def skip(self, characters: int) -> None:
@@ -170,7 +257,7 @@ class _Meter:
         """What was skipped before the first document is no work of this run."""
         if not self._started:
             self._started = time.monotonic()
-            self._progress.start(self._title, unit="characters", total=self._total, done=self._done)
+            self._progress.start(self.title, unit="characters", total=self.total, done=self._done)
 
     def add(self, characters: float, tokens: int) -> None:
         """So many are scored now, which took so many tokens of model input."""
@@ -198,7 +285,7 @@ class _Run:
         extrapolate: bool,
         store_text: bool,
     ) -> None:
-        self._scorer, self._shorts, self._limit, self._meter = scorer, shorts, limit, meter
+        self._scorer, self._shorts, self._limit, self.meter = scorer, shorts, limit, meter
         self._extrapolate, self._store_text = extrapolate, store_text
         self.ids: dict[str, None] = {}  # of the documents so far, in their order
         info = scorer.info
@@ -222,10 +309,41 @@ class _Run:
                 side.waiting -= 1
                 if not side.waiting:
                     self._close(writer, key.id, key.short)
-                self._meter.add(key.num_input * side.characters_per_token, key.num_input)
+                self.meter.add(key.num_input * side.characters_per_token, key.num_input)
                 writer.tick()
         finally:
-            self._meter.finish()
+            self.meter.finish()
+
+    def make_sides(self, writer: RunWriter) -> None:
+        """Makes the folders of the short contexts, also where this process had no documents."""
+        for short in self._shorts:
+            writer.make_side(short)
+
+    def share(self, documents: Iterable[Document], writer: RunWriter, size: int) -> dict[str, Any]:
+        """Which process scores which document, by what is not scored yet, and how many characters each one has."""
+        hidden = hidden_size_of(self._scorer.info.config)
+        costs, characters = [], []
+        for document in documents:
+            tokens = self._estimate_tokens(document.text)
+            cost = tokens * CHECKED_COST
+            if document.id not in writer.done(None):
+                cost += forward_cost(tokens, hidden)
+            for short in self._shorts:
+                if document.id not in writer.done(short):
+                    cost += windows_cost(tokens, *short, hidden)
+            costs.append(cost)
+            characters.append(num_characters(document.text, self._limit))
+        owners = balance(costs, size)
+        shares = [0] * size
+        for rank, number in zip(owners, characters, strict=True):
+            shares[rank] += number
+        return {"owners": owners, "characters": shares}
+
+    def _estimate_tokens(self, text: str) -> int:
+        """About how many tokens of a text are scored; it is not tokenized."""
+        if isinstance(self._limit, TokenLimit):
+            return min(len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1, self._limit.max_tokens)
+        return len(text[: self._limit.max_characters].encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1
 
     def _check(self, result: Result, key: _Key) -> None:
         """An engine may be anybody's: what it gives is checked before it is stored."""
@@ -239,8 +357,6 @@ class _Run:
     def _requests(self, documents: Iterable[Document], writer: RunWriter | _MemoryWriter) -> Iterator[Request]:
         sides = [None, *self._shorts]
         for document in documents:
-            if document.id in self.ids:
-                raise UserError(f"two documents have the id {document.id!r}: ids name documents and must differ")
             self.ids[document.id] = None
             todo = [short for short in sides if document.id not in writer.done(short)]
             stored = writer.done(None).get(document.id)
@@ -257,7 +373,7 @@ class _Run:
             if cut is not None and todo:
                 yield from self._document(document, cut, todo, writer)
             else:
-                self._meter.skip(num_characters(document.text, self._limit))
+                self.meter.skip(num_characters(document.text, self._limit))
 
     def _document(
         self,
@@ -282,7 +398,7 @@ class _Run:
             "answer_spans": _answer_ends(document, len(cut.text)),
         }
         requests = [list(self._side(document.id, ids, short)) for short in todo]
-        self._meter.begin()
+        self.meter.begin()
         cost = sum(request.key.num_input for side in requests for request in side)
         characters = num_characters(document.text, self._limit) / max(cost, 1)
         for short, side in zip(todo, requests, strict=True):

@@ -17,7 +17,9 @@ def longppl(
     *,
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=f"The evaluated model. {o.MODEL_HELP}")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; resumes what is in it.  [default: keep nothing]")
+    ] = None,
     evaluator: Annotated[
         str | None, typer.Option(help="The model that selects key tokens; self for the evaluated one.")
     ] = None,
@@ -63,6 +65,8 @@ def longppl(
         engine=engine,
         progress=ProgressBar(),
     )
+    if result is None:  # in another process than the first
+        return
     if as_json:
         print_json(result.to_json(per_document=per_document))
     else:

@@ -30,7 +30,8 @@ def score(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="RANK/WORLD: take every WORLD-th document.  [default: what torchrun says]", metavar="RANK/WORLD"
+            help="RANK/WORLD: take every WORLD-th document.  [default: torchrun's processes share by cost]",
+            metavar="RANK/WORLD",
         ),
     ] = None,
     loading: Loading,
@@ -65,8 +66,7 @@ def score(
         shard=part,
         progress=ProgressBar(),
     )
-    processes = Processes()
-    if processes.rank > 0:
+    if Processes().rank > 0 and part is None:
         return
     if as_json:
         manifest = scores.manifest
@@ -74,8 +74,7 @@ def score(
         content = {"schema_version": 1, "out": str(out), "num_documents": len(scores), "short_contexts": stored}
         print_json(content | {"model": manifest["model"]["name"], "settings": manifest["settings"]})
     else:
-        by_now = " by now, while other processes may go on" if processes.size > 1 else ""
-        say(f"{len(scores):,} documents in {out}{by_now}")
+        say(f"{len(scores):,} documents in {out}")
         print(f"next: longlens perplexity {printable(str(out))}")
 
 
