@@ -23,7 +23,9 @@ def builder(template, *, chat=CHAT, is_chat=False):
 
 def stored(builder, task, sample, **options):
     prompt = builder.build(task, sample)
-    batch = SampleBatch(name="b", task=task, ids=[], sample=lambda at: None, recipe=str, order=[], own_tokens=False)
+    batch = SampleBatch(
+        name="b", task=task, ids=[], sample=lambda at: None, recipe=str, order=[], sizes=[], own_tokens=False
+    )
     row = sample_row(prompt, batch, builder.template_of(task), **({"recipe": "", "keep_prompt": True} | options))
     return json.loads(json.dumps(row))
 

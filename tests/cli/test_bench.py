@@ -222,16 +222,6 @@ def test_a_grid_has_its_map(work, run):
     assert ended.err.splitlines() == ["wrote figures/heatmap-run.png", "wrote figures/heatmap-run.svg"]
 
 
-def test_processes_of_torchrun_share_the_samples(work, run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("1", "0"):
-        monkeypatch.setenv("RANK", rank)
-        ended = run(*RUN, "--json")
-        assert (ended.code, ended.out == "") == (0, rank == "1")
-        assert ("vt-1800-42: 1 samples in " in ended.err) == (rank == "0")
-    assert json.loads(ended.out)["tasks"]["vt-1800-42"]["num_samples"] == 2
-
-
 def test_a_judge_scores_a_run(work, run, monkeypatch):
     asked = BenchSettings(tasks=["niah_grid"], lengths=[1400], settings={"depths": [0, 100]})
     run_bench(EngineSettings(model="llama"), asked, "run", open_engine=FakeEngine("In the park."))

@@ -39,6 +39,7 @@ from longlens.progress import Progress
 from longlens.runs.folder import make_manifest
 from longlens.runs.identity import ModelIdentity
 from longlens.runs.processes import Processes
+from longlens.runs.sharing import balance, forward_cost
 
 OpenEngine = Callable[[EngineSettings, PromptLimit], BenchEngine]
 CHUNK_SAMPLES = 64
@@ -62,31 +63,76 @@ def run_bench(
     loaded only if an answer is owed. Before that, one sample of each task and length is held against the model's
     length (of a file the longest one, else the first one that is owed); each other one is checked before it is asked.
     A chunk of samples is in memory at a time; each is stored before it is asked, and the answer to each prompt is on
-    the disk before the next one is asked, so that the same call goes on where a killed one stopped. Several processes
-    share the samples: process r builds and answers every n-th one, beginning with the r-th.
+    the disk before the next one is asked, so that the same call goes on where a killed one stopped.
+
+    Processes that torchrun started share the samples by the length of their prompts, see `longlens.runs.sharing`: each
+    builds and answers its own, and when all of them have ended the first one sums up. What is owed is shared anew at
+    each call, among however many there are then.
 
     Args:
         engine_settings: The model.
         settings: What is asked.
         out: A new folder, or one of the same model and way of asking, to which more tasks may be added.
-        rank: Of this process; torchrun's unless given.
-        world_size: How many processes there are; torchrun's unless given.
+        rank: Of this process, where several share the samples without knowing of one another: it takes every n-th one
+            of each task and length, beginning with this one. Goes with ``world_size``; unless given, torchrun's
+            processes share them.
+        world_size: How many such processes there are.
         progress: Shows requests and answers, task after task.
         open_engine: Loads the model; `longlens.bench.lm_eval.backends.open_engine` unless given.
 
     Returns:
-        What results.json holds, see `longlens.bench.results.summarize_run`: of the answers that are there when this
-        process ends.
+        What results.json holds, see `longlens.bench.results.summarize_run`: of the answers that are there at the end.
+        Empty in torchrun's other processes than the first.
 
     Raises:
         UserError: A task, the folder, the model or its way of being asked does not go with another, or a sample is too
             long.
     """
-    processes = Processes()
-    rank = processes.rank if rank is None else rank
-    world_size = processes.size if world_size is None else world_size
+    processes = Processes() if rank is None else Processes.alone()
+    turns = (rank or 0, 1 if world_size is None else world_size)
+    processes.connect()
+    with processes.stopping_others():
+        with processes.after_first():
+            limit = load_prompt_limit(engine_settings)
+            builder = PromptBuilder(settings.prompts, limit, is_chat=engine_settings.is_chat)
+            batches = _batches(settings, limit, builder, shares=max(processes.size, turns[1]) > 1)
+            engine_settings.log_unsent_key()
+            engine = _LazyEngine(engine_settings, limit, open_engine)
+            info = describe(engine_settings, limit)
+        info = info or engine.get().info
+        own_rank = processes.rank if rank is None else rank
+        run = BenchRun(out, _manifest(engine_settings, settings, info), rank=own_rank)
+        try:
+            engine.expected = info
+            progress = progress or Progress()
+            asker = _Asker(run, engine, builder, settings, progress)
+            asker.share(batches, processes, turns)
+            for batch in batches:
+                asker.check(batch)
+            for batch in batches:
+                asker.answer(batch)
+            for task in settings.selected.harness:
+                require("lm_eval", extra="tasks", purpose="running benchmarks")
+                from longlens.bench.lm_eval.tasks import run_harness
+
+                run_harness(run, engine.get, task, settings, progress)
+            run.check()
+            processes.wait_for_all()
+            if processes.rank > 0 or not run.is_begun:  # by the first process, which will find these answers
+                return {}
+            if settings.think_marks is not None and own_rank == 0:
+                set_think_marks(run.path, settings.think_marks)
+            results = summarize_run(run.path)
+            write_json(run.path / RESULTS, results)  # the last of several that know nothing of one another finds all
+            return results
+        finally:
+            run.release()
+
+
+def _batches(settings: BenchSettings, limit: PromptLimit, builder: PromptBuilder, *, shares: bool) -> list[SampleBatch]:
+    """What is asked, task after task; nothing is built yet."""
     selected = settings.selected
-    if selected.harness and world_size > 1:
+    if selected.harness and shares:
         raise UserError("tasks of lm-evaluation-harness run in one process: leave torchrun out, or those tasks")
     check_harness(settings)
     # Tasks of lm-evaluation-harness read from that folder too, and have no other settings.
@@ -94,8 +140,6 @@ def run_bench(
     shared = {key: value for key, value in settings.settings.items() if key not in own}
     if own and not selected.tasks:
         raise UserError(f"no task has a setting {next(iter(own))!r}: files of samples have theirs in them")
-    limit = load_prompt_limit(engine_settings)
-    builder = PromptBuilder(settings.prompts, limit, is_chat=engine_settings.is_chat)
     batches = task_batches(
         make_tasks(selected.tasks, own, shared),
         lengths=settings.lengths,
@@ -107,34 +151,7 @@ def run_bench(
     )
     for name in settings.files:
         batches += file_batches(Path(name))
-    engine_settings.log_unsent_key()
-    engine = _LazyEngine(engine_settings, limit, open_engine)
-    info = describe(engine_settings, limit) or engine.get().info
-    run = BenchRun(out, _manifest(engine_settings, settings, info), rank=rank)
-    try:
-        engine.expected = info
-        progress = progress or Progress()
-        asker = _Asker(run, engine, builder, settings, progress, rank, world_size)
-        for batch in batches:
-            asker.check(batch)
-        for batch in batches:
-            asker.answer(batch)
-        if selected.harness:
-            require("lm_eval", extra="tasks", purpose="running benchmarks")
-            from longlens.bench.lm_eval.tasks import run_harness
-
-            for task in selected.harness:
-                run_harness(run, engine.get, task, settings, progress)
-        run.check()
-        if not run.is_begun:  # by the first process, which will find these answers
-            return {}
-        if settings.think_marks is not None and rank == 0:
-            set_think_marks(run.path, settings.think_marks)
-        results = summarize_run(run.path)
-        write_json(run.path / RESULTS, results)  # each process: the last one finds the answers of all
-        return results
-    finally:
-        run.release()
+    return batches
 
 
 class _LazyEngine:
@@ -183,13 +200,45 @@ class _Asker:
         builder: PromptBuilder,
         settings: BenchSettings,
         progress: Progress,
-        rank: int,
-        world_size: int,
     ) -> None:
         self._run, self._engine, self._builder, self._settings = run, engine, builder, settings
-        self._progress, self._rank, self._world_size = progress, rank, world_size
+        self._progress = progress
+        self._shares: dict[str, list[int]] = {}
         self._answered = {row["key"]: row["prompt_sha256"] for row in read_answers(run.path, settings.prompts.mode)}
         self._checked: dict[str, _PendingSample] = {}
+
+    def share(self, batches: Sequence[SampleBatch], processes: Processes, turns: tuple[int, int]) -> None:
+        """Decides which samples of each batch are this process's own.
+
+        Args:
+            batches: All of them.
+            processes: That share by cost what is owed, where there are several.
+            turns: ``(r, n)``: every n-th sample from the r-th on, where there are not.
+        """
+        if processes.size == 1:
+            self._shares = {batch.name: list(range(len(batch.ids)))[turns[0] :: turns[1]] for batch in batches}
+            return
+        ids = hashlib.sha256("\n".join(id for batch in batches for id in batch.ids).encode()).hexdigest()
+        if processes.rank > 0:
+            plan = processes.receive()
+            if plan["samples"] != ids:
+                raise UserError(
+                    f"process {processes.rank} (from 0) has other samples than the first process: give all processes "
+                    "the same files and data"
+                )
+        else:
+            costs = []
+            for batch in batches:
+                stored = self._run.stored(batch.name)
+                for at, size in enumerate(batch.sizes):
+                    costs.append(0.0 if self._is_complete(batch, at, stored) else forward_cost(size))
+            plan = {"samples": ids, "owners": balance(costs, processes.size)}
+            processes.broadcast(plan)
+        self._shares = {batch.name: [] for batch in batches}
+        places = ((batch.name, at) for batch in batches for at in range(len(batch.ids)))
+        for (name, at), owner in zip(places, plan["owners"], strict=True):
+            if owner == processes.rank:
+                self._shares[name].append(at)
 
     def check(self, batch: SampleBatch) -> None:
         """Makes one of the samples that something is owed of, so that what is wrong with all of them is said early."""
@@ -221,8 +270,8 @@ class _Asker:
         self._ask(batch, chunk)
         log_lengths(batch.name, len(self._share(batch)), num_skipped, num_cut)
 
-    def _share(self, batch: SampleBatch) -> range:
-        return range(self._rank, len(batch.ids), self._world_size)
+    def _share(self, batch: SampleBatch) -> list[int]:
+        return self._shares[batch.name]
 
     def _is_complete(self, batch: SampleBatch, at: int, stored: Mapping[str, StoredSample]) -> bool:
         known = stored.get(batch.ids[at])

@@ -31,6 +31,8 @@ from longlens.tasks.haystack import NAMED
 from longlens.tokenization import TextEncoder
 
 _LOGGER = logging.getLogger(__name__)
+UNKNOWN_SIZE = 8192
+"""Tokens that a sample is taken to have where the data decides its length."""
 _STEP = "give a file of longlens bench build"
 _METADATA: dict[str, Any] = {
     **{"task?": str, "settings?": dict, "seed?": int, "index?": int, "requested_length?": int, "cut?": dict},
@@ -49,6 +51,7 @@ class SampleBatch:
         sample: Builds or reads a sample; None where it is left out for its length.
         recipe: Hash of all that a sample is made of, for which it need not be made.
         order: In which samples are checked: the one that is the likeliest too long first.
+        sizes: About how many tokens the prompt of each sample has; none is built for that.
         own_tokens: Whether lengths are counted by the tokenizer of the model that is asked.
         about: What is known of a sample that is left out.
     """
@@ -59,6 +62,7 @@ class SampleBatch:
     sample: Callable[[int], Sample | None]
     recipe: Callable[[int], str]
     order: Sequence[int]
+    sizes: Sequence[int]
     own_tokens: bool
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -110,6 +114,7 @@ def task_batches(
                     sample=builder.sample,
                     recipe=partial(_recipe, inputs | {"length": length}),
                     order=range(builder.samples),
+                    sizes=[length or UNKNOWN_SIZE] * builder.samples,
                     own_tokens=True,
                     about={"seed": seed, "requested_length": length},
                 )
@@ -250,6 +255,7 @@ def _file_batch(path: Path, name: str, task: Task, lines: Sequence[_Line]) -> Sa
         sample=sample,
         recipe=lambda at: lines[at].sha256,
         order=sorted(range(len(lines)), key=lambda at: -lines[at].length),
+        sizes=[line.length for line in lines],
         own_tokens=False,
     )
 
