@@ -317,38 +317,6 @@ def test_progress_counts_characters_by_the_model_input_that_is_done(tmp_path):
     assert lazy.done[-1] == pytest.approx(sum(min(len(text), 100) for text in TEXTS.values()))
 
 
-TORCHRUN = """
-import longlens
-from tests.scoring.test_run import documents, tiny_scorer
-longlens.score(documents(), tiny_scorer(), context=16, stride=5, out="run")
-print("in memory", len(longlens.score(documents(), tiny_scorer(), context=16, stride=5)))
-"""
-
-
-def tiny_scorer():
-    return TransformersScorer(tiny_model("llama"), byte_tokenizer(), name="tiny", weights_sha256="0")
-
-
-def test_processes_of_torchrun_share_the_documents(tmp_path):
-    (tmp_path / "shared.py").write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "shared.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["in memory 4"] * 2
-    for rank, ids in enumerate((["empty-ish", "emoji"], ["short", "plain"])):
-        written = [pq.read_table(path) for path in (tmp_path / "run" / "long").glob(f"part-{rank:05d}-*")]
-        assert sorted(id for table in written for id in table["id"].to_pylist()) == sorted(ids)
-    whole = score(documents(), tiny_scorer(), context=16, stride=5)
-    shared = open_scores(tmp_path / "run")
-    assert sorted(shared.ids) == sorted(TEXTS)
-    for row in whole:
-        np.testing.assert_allclose(shared.get(row.id).long_logprobs, row.long_logprobs, atol=1e-5)
-        np.testing.assert_allclose(shared.get(row.id).short_logprobs, row.short_logprobs, atol=1e-5)
-    whole_run = score(documents(), tiny_scorer(), context=16, stride=5, out=tmp_path / "run")
-    assert rows(whole_run) == rows(shared)  # nothing is left for another process
-
-
 def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
     assert resolve_device("auto").type in ("cpu", "cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
