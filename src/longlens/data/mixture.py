@@ -30,9 +30,11 @@ from longlens.data.documents import (
 )
 from longlens.data.packing import Packing, PackingCounts, TooLong, pack, packing_of, warn_divided
 from longlens.data.recipe import Mixture, MixtureSource
-from longlens.data.store import CARRIED, NEUTRAL, Columns, DatasetFolder, Row, read_rows, schema_of
+from longlens.data.store import CARRIED, COUNTS, NEUTRAL, Columns, DatasetFolder, Row, read_rows, schema_of
 from longlens.errors import UserError, shown
 from longlens.files import read_json, write_json
+from longlens.runs.processes import Processes
+from longlens.runs.sharing import balance
 from longlens.settings.options import Reading
 
 _LOGGER = logging.getLogger(__name__)
@@ -102,19 +104,25 @@ def pack_folder(
         "split": reading.split,
         "samples": reading.samples,
     }
-    counts = PackingCounts()
-    packed = pack(
-        documents,
-        length,
-        packing=packing,
-        too_long=too_long,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        counts=counts,
-    )
-    with DatasetFolder(Path(out), "packed", settings) as folder:
+    processes = Processes()
+    processes.connect()
+    with processes.stopping_others(), DatasetFolder(Path(out), "packed", settings, processes) as folder:
         if folder.counts is not None:
             return folder.counts
+        if processes.size > 1 and not tokenized:
+            documents = _tokenize_shared(sources, reading, framing, folder)
+        if processes.rank > 0:
+            return folder.finish(None)
+        counts = PackingCounts()
+        packed = pack(
+            documents,
+            length,
+            packing=packing,
+            too_long=too_long,
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            counts=counts,
+        )
         first = next(packed, None)
         if first is None:
             raise UserError(
@@ -124,8 +132,24 @@ def pack_folder(
             )
         folder.write("data", chain([first], packed), schema_of(first))
         warn_divided(counts, first, "the documents")
-        folder.finish(counts.to_json())
-        return counts.to_json()
+        return folder.finish(counts.to_json())
+
+
+def _tokenize_shared(
+    sources: Sequence[str], reading: Reading, framing: Framing, folder: DatasetFolder
+) -> Iterator[Columns]:
+    """The documents, which the processes have tokenized chunk by chunk."""
+
+    def rows(texts: Iterable[str], counts: dict[str, Any]) -> Iterator[Columns]:
+        counts["documents"] = 0
+        for document in tokenize_texts(texts, framing):
+            counts["documents"] += 1
+            yield document
+
+    texts = (document.text for document in read_documents(sources, reading))
+    schema = pa.schema([("input_ids", pa.list_(pa.int32()))])
+    chunks = folder.write_chunks("tokens", texts, schema, characters=len, rows=rows)
+    return (row for chunk in chunks for row in read_rows(chunk))
 
 
 def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -157,16 +181,21 @@ def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[s
         "eos_token_id": framing.eos,
         "files_sha256": {name: fingerprint(str(source.path)) for name, source in mixture.sources.items()},
     }
+    processes = Processes()
+    processes.connect()
     # As the manifest will be read again: tuples become lists there.
-    with DatasetFolder(Path(out), "mixture", json.loads(json.dumps(settings))) as folder:
+    recorded = json.loads(json.dumps(settings))
+    with processes.stopping_others(), DatasetFolder(Path(out), "mixture", recorded, processes) as folder:
         if folder.counts is not None:
             return folder.counts
+        for name in _own_sources(wanted, folder):
+            _make_source(mixture, name, wanted[name], framing, folder)
+        processes.wait_for_all()
+        if processes.rank > 0:
+            return folder.finish(None)
         counts = {}
         for name in mixture.sources:
-            made = folder.work / name
-            if not (made / "counts.json").is_file():
-                _make_source(mixture, name, wanted[name], framing, folder)
-            counts[name] = read_json(made / "counts.json")
+            counts[name] = read_json(folder.work / name / COUNTS)
             rows, documents = counts[name]["rows"], counts[name]["documents"]
             _LOGGER.info("%s: %s rows of %s documents", name, f"{rows:,}", f"{documents:,}")
         order = interleave(wanted, mixture.seed)
@@ -176,8 +205,19 @@ def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[s
         folder.write("data", rows, schema_of(names, ("source", pa.string())))
         total: dict[str, Any] = {"rows": len(order), "tokens": sum(c["row_tokens"] for c in counts.values())}
         total |= {"input_ids_sha256": digest.hexdigest(), "sources": counts}
-        folder.finish(total)
-        return total
+        return folder.finish(total)
+
+
+def _own_sources(wanted: Mapping[str, int], folder: DatasetFolder) -> list[str]:
+    """The sources that this process makes: those that are not there are shared by their rows."""
+    processes = folder.processes
+    if processes.rank > 0:
+        owners = processes.receive()
+    else:
+        missing = [name for name in wanted if not (folder.work / name / COUNTS).is_file()]
+        owners = dict(zip(missing, balance([wanted[name] for name in missing], processes.size), strict=True))
+        processes.broadcast(owners)
+    return [name for name, owner in owners.items() if owner == processes.rank]
 
 
 def allocate(mixture: Mixture) -> dict[str, int]:
@@ -238,7 +278,7 @@ def _make_source(mixture: Mixture, name: str, wanted: int, framing: Framing, fol
 
     folder.write(f".work/{name}", all_rows(), schema_of(columns))
     warn_divided(counts, columns, f"the source {name}")
-    write_json(folder.work / name / "counts.json", counts.to_json() | {"columns": columns})
+    write_json(folder.work / name / COUNTS, counts.to_json() | {"columns": columns})
 
 
 def _source_rows(

@@ -7,6 +7,10 @@
     OUT/counts.json                 what became of documents and tokens; written last: where it is, all is done
     OUT/.work/                      what an interrupted run keeps; gone at the end
 
+Processes that torchrun started share the work by units: chunks of documents that come one after the other, or the
+sources of a mixture. A unit is in ``.work`` when it is complete, whichever process made it, and the first process puts
+them together; so rows and files do not depend on how many processes there were.
+
 The columns of a document or a row are arrays of one length, an entry for each token.
 """
 
@@ -15,11 +19,12 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import count, groupby
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +36,7 @@ from longlens.files import cannot_write, read_json, write_json
 from longlens.runs.folder import (
     MANIFEST,
     LockedFolder,
+    await_manifest,
     check_schema_version,
     differences,
     make_manifest,
@@ -38,6 +44,7 @@ from longlens.runs.folder import (
     warn_of_versions,
 )
 from longlens.runs.parts import PartWriter, open_file
+from longlens.runs.processes import Processes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,6 +58,9 @@ CARRIED: dict[str, type[Any]] = {
     "short_logprobs": np.float32,
 }
 """Columns that go along with ``input_ids`` through packing, and their types."""
+CHUNK_CHARACTERS = 2**24
+"""Of the texts of a chunk of documents, about 4 million tokens; one that is longer is a chunk of its own."""
+COUNTS = "counts.json"
 IGNORED = -100
 """Label of a token that is not in the loss, as in torch and transformers."""
 NEUTRAL = {"token_weights": 1.0, "short_logprobs": float("nan")}
@@ -143,8 +153,17 @@ def _check_ids(ids: npt.NDArray[Any], vocabulary: int | None, what: str) -> None
     raise UserError(f"{what} has {wrong}, and token ids {known}: name the tokenizer that made the rows")
 
 
+Item = TypeVar("Item")
+
+
 class DatasetFolder:
-    """The one writer of a dataset's folder, under an OS lock.
+    """The one writer of a dataset's folder, under an OS lock; of processes that share it each has a lock.
+
+    Args:
+        folder: A new folder, or one of the same dataset.
+        kind: Such as ``packed``.
+        settings: What the dataset is made of.
+        processes: That share it, connected; each of them makes this object and calls its methods in the same order.
 
     Attributes:
         counts: Of a dataset that is complete already; else None.
@@ -153,32 +172,43 @@ class DatasetFolder:
         UserError: Another process writes there, or the folder holds something else, or was made with other settings.
     """
 
-    def __init__(self, folder: Path, kind: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, kind: str, settings: Mapping[str, Any], processes: Processes | None = None
+    ) -> None:
         self.folder, self.work = folder, folder / ".work"
+        self.processes = Processes.alone() if processes is None else processes
         manifest = make_manifest({"kind": kind, "settings": dict(settings)}, "datasets")
-        self._own = LockedFolder(folder, "dataset", own={".work"}, example="packed")
+        found = {}
+        if self.processes.rank > 0:
+            found = self.processes.receive()
+            await_manifest(folder, self.processes.rank)
+        self._own = LockedFolder(folder, "dataset", own={".work"}, example="packed", rank=self.processes.rank)
         try:
             self._claim(manifest)
-            self.counts = read_json(folder / "counts.json") if (folder / "counts.json").exists() else None
+            if self.processes.rank == 0:
+                found = {"counts": read_json(folder / COUNTS) if (folder / COUNTS).exists() else None}
+                self.processes.broadcast(found)
         except BaseException:
             self._own.release()
             raise
+        self.counts: dict[str, Any] | None = found["counts"]
 
     def _claim(self, manifest: dict[str, Any]) -> None:
         path = self.folder / MANIFEST
         have = read_json(path) if path.exists() else None
-        if have is None or ("kind" in have and not self._committed()):
+        if self.processes.rank == 0 and (have is None or ("kind" in have and not self._committed())):
             write_json(path, manifest)
             return
+        assert have is not None
         there, here = ({"kind": m.get("kind"), **_settings_of(m, path)} for m in (have, manifest))
         refuse_other(self.folder, "dataset", differences(there, here))
-        if not (self.folder / "counts.json").exists():
+        if not (self.folder / COUNTS).exists():
             warn_of_versions(self.folder, have, manifest["versions"])
 
     def _committed(self) -> bool:
         """Whether there is anything that another run could go on from."""
         others = {entry.name for entry in self.folder.iterdir()} - {MANIFEST, ".lock", ".work"}
-        return bool(others) or any(self.work.glob("*/counts.json"))
+        return bool(others) or any(self.work.glob(f"*/{COUNTS}"))
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
         """Writes rows to shards of the folder ``name``, which appears when all of them are there.
@@ -206,16 +236,92 @@ class DatasetFolder:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def finish(self, counts: Mapping[str, Any]) -> None:
-        """Writes the counts, and drops what only an interrupted run would need.
+    def write_chunks(
+        self,
+        name: str,
+        items: Iterable[Item],
+        schema: pa.Schema,
+        *,
+        characters: Callable[[Item], int],
+        rows: Callable[[Iterable[Item], dict[str, Any]], Iterable[Mapping[str, Any]]],
+    ) -> list[Path]:
+        """Makes rows of items in chunks, which the processes draw; a chunk that is complete already is not made again.
+
+        Args:
+            name: Of the chunks, in ``.work``.
+            items: Such as documents, the same in every process.
+            schema: Of the rows.
+            characters: Of an item; so many say where a chunk ends.
+            rows: The rows of the items of a chunk; adds numbers to what its ``counts.json`` will hold.
+
+        Returns:
+            Folders of all chunks in order, each with its shards and ``counts.json``; in each process, when all are
+            there.
+        """
+        draw = self.processes.counter()
+        turn, number = draw(), -1
+        self.work.mkdir(exist_ok=True)
+        for number, chunk in groupby(_chunk_numbers(items, characters), key=lambda pair: pair[0]):
+            if number != turn:
+                continue
+            folder = self._chunk(name, number)
+            if not (folder / COUNTS).is_file():
+                counts: dict[str, Any] = {}
+                self.write(f".work/{folder.name}", rows((item for _, item in chunk), counts), schema)
+                write_json(folder / COUNTS, counts)
+            turn = draw()
+        self.processes.wait_for_all()
+        return [self._chunk(name, at) for at in range(number + 1)]
+
+    def _chunk(self, name: str, number: int) -> Path:
+        return self.work / f"{name}-{number:06d}"
+
+    def join(self, name: str, chunks: Iterable[Path]) -> None:
+        """Makes the folder ``name`` of the shards of all chunks, in order.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written.
+        """
+        self._own.check()
+        target = self.folder / name
+        temporary = target.with_name(f".{name}.tmp")
+        for left in (temporary, target):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            shards = (shard for chunk in chunks for shard in sorted(chunk.glob("train-*.parquet")))
+            for number, shard in enumerate(shards):
+                joined = temporary / f"train-{number:05d}.parquet"
+                with suppress(OSError):  # a file system without links
+                    os.link(shard, joined)
+                    continue
+                shutil.copyfile(shard, joined)
+            os.rename(temporary, target)
+        except OSError as error:
+            raise cannot_write(target, error, resumes=True) from error
+
+    def finish(self, counts: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The first process writes the counts, and drops what only an interrupted run would need.
+
+        Args:
+            counts: In the first process; the others wait for them.
+
+        Returns:
+            The counts.
 
         Raises:
             UserError: The folder was deleted meanwhile, or cannot be written.
         """
+        if self.processes.rank > 0:
+            self.counts = self.processes.receive()
+            return self.counts
+        assert counts is not None
         self._own.check()
-        write_json(self.folder / "counts.json", counts)
+        write_json(self.folder / COUNTS, counts)
         shutil.rmtree(self.work, ignore_errors=True)
         self.counts = dict(counts)
+        self.processes.broadcast(self.counts)
+        return self.counts
 
     def __enter__(self) -> DatasetFolder:
         return self
@@ -224,10 +330,21 @@ class DatasetFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error nothing stays that would bind the folder to settings of which nothing was made.
-        if error is not None and self._own.is_there and not self._committed():
+        if error is not None and self.processes.rank == 0 and self._own.is_there and not self._committed():
             shutil.rmtree(self.work, ignore_errors=True)
             (self.folder / MANIFEST).unlink(missing_ok=True)
         self._own.release()
+
+
+def _chunk_numbers(items: Iterable[Item], characters: Callable[[Item], int]) -> Iterator[tuple[int, Item]]:
+    """Each item with the number of its chunk."""
+    number = filled = 0
+    for item in items:
+        size = characters(item)
+        if filled and filled + size > CHUNK_CHARACTERS:
+            number, filled = number + 1, 0
+        filled += size
+        yield number, item
 
 
 def schema_of(names: Iterable[str], *more: tuple[str, pa.DataType]) -> pa.Schema:
@@ -345,7 +462,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if "schema_version" in manifest:  # a dataset may be anybody's
         check_schema_version(path, manifest)
     _settings_of(manifest, path)
-    if not (folder / "counts.json").is_file():
+    if not (folder / COUNTS).is_file():
         raise UserError(f"{folder} is not complete: run the command that makes it again, it goes on from there")
     return manifest
 

@@ -20,10 +20,13 @@ import pyarrow as pa
 
 from longlens.corpus import read_documents, text_sha256
 from longlens.data.documents import fingerprint, read_dataset_rows
-from longlens.data.store import CARRIED, NEUTRAL, DatasetFolder, read_columns
+from longlens.data.store import CARRIED, COUNTS, NEUTRAL, DatasetFolder, read_columns
 from longlens.errors import UserError
+from longlens.files import read_json
 from longlens.keytokens.alignment import carry_weights
 from longlens.keytokens.influence import soft_influence
+from longlens.runs.processes import Processes
+from longlens.runs.sharing import BYTES_PER_TOKEN
 from longlens.scoring.scores import Scores, TokenScores, identity_of
 from longlens.settings.options import GAMMA, Reading
 
@@ -96,6 +99,8 @@ def weigh_folder(
 ) -> dict[str, Any]:
     """Writes ``id``, ``input_ids`` and ``token_weights`` (or ``short_logprobs``) of documents that were scored.
 
+    Processes that torchrun started share the documents; rows and files are those of one process.
+
     Args:
         sources: The documents: texts, or tokenized rows, with the ids they were scored under.
         scores: Of these documents; several K: the selected one is meant.
@@ -141,30 +146,41 @@ def weigh_folder(
         documents = read_documents(sources, reading)
         # read_documents names ids as scoring does, rows without an id too.
         found = ((f"document {d.id!r}", {reading.id_field: d.id, reading.text_field: d.text}) for d in documents)
-    counts: dict[str, Any] = {"documents": 0, "tokens": 0}
 
-    def rows() -> Iterator[dict[str, Any]]:
-        total, at_gamma = 0.0, 0
-        for place, row in found:
+    def characters(placed: tuple[str, Mapping[str, Any]]) -> int:
+        ids = placed[1].get("input_ids") if tokenized else None
+        return len(placed[1].get(reading.text_field) or "") if ids is None else BYTES_PER_TOKEN * len(ids)
+
+    def rows(placed: Iterable[tuple[str, Mapping[str, Any]]], counts: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        counts |= {"documents": 0, "tokens": 0} | dict.fromkeys(summed, 0)
+        for place, row in placed:
             columns = weigher.weigh_row(row, place)
             values = columns[what].astype(np.float64)
             counts["documents"] += 1
             counts["tokens"] += len(values)
             if what == "short_logprobs":
-                counts["without_short_score"] = counts.get("without_short_score", 0) + int(np.isnan(values).sum())
+                counts["without_short_score"] += int(np.isnan(values).sum())
             else:
-                total += float(values.sum())
-                at_gamma += int((values == np.float32(gamma)).sum())
-                counts.update(mean_weight=total / max(counts["tokens"], 1), at_gamma=at_gamma)
+                counts["weights"] += float(values.sum())
+                counts["at_gamma"] += int((values == np.float32(gamma)).sum())
             yield {"id": str(row[reading.id_field]), **columns}
 
+    summed = ("without_short_score",) if what == "short_logprobs" else ("weights", "at_gamma")
     schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), (what, pa.list_(pa.float32()))])
-    with DatasetFolder(Path(out), "weighed", settings) as folder:
+    processes = Processes()
+    processes.connect()
+    with processes.stopping_others(), DatasetFolder(Path(out), "weighed", settings, processes) as folder:
         if folder.counts is not None:
             return folder.counts
-        folder.write("data", rows(), schema)
-        folder.finish(counts)
-        return counts
+        chunks = folder.write_chunks("data", found, schema, characters=characters, rows=rows)
+        if processes.rank > 0:
+            return folder.finish(None)
+        made = [read_json(chunk / COUNTS) for chunk in chunks]
+        counts = {name: sum(one[name] for one in made) for name in ("documents", "tokens", *summed)}
+        if "weights" in counts:
+            counts["mean_weight"] = counts.pop("weights") / max(counts["tokens"], 1)
+        folder.join("data", chunks)
+        return folder.finish(counts)
 
 
 @dataclass(frozen=True, kw_only=True)

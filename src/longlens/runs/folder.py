@@ -7,6 +7,7 @@ model and settings are the same (`refuse_other`); with other versions it goes on
 from __future__ import annotations
 
 import platform
+import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ SCHEMA_VERSION = 2
 BY_WEIGHTS = 1
 """Schema version whose runs tell models by weights and tokenizer alone; they are still read."""
 MAX_DIFFERENCES = 8
+SEEN_SECONDS = 60.0
+"""So long a network file system may take to show a new folder on another node; NFS remembers for a minute."""
 PACKAGES = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -109,6 +112,22 @@ class LockedFolder:
                 self._lock_path.unlink(missing_ok=True)
                 self._path.rmdir()
         self._lock.release()
+
+
+def await_manifest(folder: Path, rank: int) -> None:
+    """Waits until this process sees the folder that the first one has begun, as on a network file system.
+
+    Raises:
+        UserError: It does not.
+    """
+    given_up = time.monotonic() + SEEN_SECONDS
+    while not (folder / MANIFEST).is_file():
+        if time.monotonic() > given_up:
+            raise UserError(
+                f"process {rank} (from 0) does not see {folder}, which the first process has made: give a folder that "
+                "all nodes share"
+            )
+        time.sleep(SEEN_SECONDS / 100)
 
 
 def make_manifest(record: Mapping[str, Any], *packages: str) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from longlens.corpus.document import check_answer_spans
 from longlens.errors import UserError, shown
 from longlens.models import load_decoder
 from longlens.progress import Progress
+from longlens.runs.folder import await_manifest
 from longlens.runs.processes import Processes
 from longlens.runs.sharing import BYTES_PER_TOKEN, balance, forward_cost, hidden_size_of, windows_cost
 from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.scorer import Request, Result, Scorer
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
-from longlens.scoring.store import Bos, RunWriter, await_run, make_manifest, run_settings
+from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
 from longlens.scoring.truncation import Limit, TokenLimit, TruncatedText, make_limit, num_characters
 from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
 from longlens.windows import plan_windows
@@ -158,7 +159,7 @@ def _score_shared(
     plan: dict[str, Any] = {}
     if processes.rank > 0:
         plan = processes.receive()
-        await_run(out, processes.rank)
+        await_manifest(out, processes.rank)
     with RunWriter(out, manifest, rank=processes.rank) as writer:
         if processes.rank == 0:
             if isinstance(documents, (Sequence, Sources)):

@@ -41,8 +41,6 @@ Bos = Literal["window", "published"]
 """Which BOS tokens the model sees, see `longlens.score`."""
 RUN_KEY = b"longlens_run"
 """Where a part's metadata has `run_sha256`."""
-SEEN_SECONDS = 60.0
-"""So long a network file system may take to show a new folder on another node; NFS remembers for a minute."""
 _floats = pa.list_(pa.float32())
 LONG_SCHEMA = pa.schema(
     [
@@ -252,22 +250,6 @@ def check_writable(folder: Path, *, rank: int = 0) -> None:
     for path in made:
         with suppress(OSError):  # gone, or another process has put something there
             path.rmdir()
-
-
-def await_run(folder: Path, rank: int) -> None:
-    """Waits until this process sees the run that the first one has begun; network file systems may take a while.
-
-    Raises:
-        UserError: It does not.
-    """
-    tries = time.monotonic() + SEEN_SECONDS
-    while not (folder / MANIFEST).is_file():
-        if time.monotonic() > tries:
-            raise UserError(
-                f"process {rank} (from 0) does not see {folder}, which the first process has made: give a folder that "
-                "all nodes share"
-            )
-        time.sleep(SEEN_SECONDS / 100)
 
 
 def _own(folder: Path, rank: int) -> LockedFolder:

@@ -51,6 +51,7 @@ def mix(
     from longlens.data.mixture import mix as make
     from longlens.data.recipe import read_mixture
     from longlens.models import load_tokenizer
+    from longlens.runs.processes import Processes
     from longlens.settings.recipe import parse_integer
 
     mixture = read_mixture(
@@ -61,6 +62,8 @@ def mix(
         sources=_parse_sources(source or []),
     )
     counts = make(mixture, load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code), out)
+    if Processes().rank > 0:
+        return
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
@@ -100,6 +103,7 @@ def pack(
     from longlens.data.mixture import pack_folder
     from longlens.data.packing import packing_of
     from longlens.models import load_tokenizer
+    from longlens.runs.processes import Processes
     from longlens.settings.recipe import parse_integer
 
     counts = pack_folder(
@@ -116,6 +120,8 @@ def pack(
         tokenized=tokenized,
         reading=reading,
     )
+    if Processes().rank > 0:
+        return
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
@@ -151,6 +157,7 @@ def weigh(
     from longlens.cli.console import print_json, printable, say
     from longlens.data.weigh import weigh_folder
     from longlens.errors import UserError
+    from longlens.runs.processes import Processes
     from longlens.scoring.reader import open_scores
 
     if short_logprobs:
@@ -172,6 +179,8 @@ def weigh(
         tokenized=tokenized,
         reading=reading,
     )
+    if Processes().rank > 0:
+        return
     if as_json:
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
