@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longlens.corpus import Document, Sources, to_documents
+from longlens.engines import engine_for, share
 from longlens.errors import LonglensWarning, UserError
 from longlens.files import write_json
 from longlens.keytokens.exchange import read_keys
@@ -92,7 +93,10 @@ class _Side:
     ) -> StoredScores:
         scorer = self.model.load()  # whose weights are let go at the end
         info = scorer.info
-        _LOGGER.info("%s: %s from %s, %s on %s", info.name, info.architecture, info.source, info.dtype, info.device)
+        if info.weights_sha256 is None and info.engine:
+            _LOGGER.info("%s: served by %s", info.name, info.engine)
+        else:
+            _LOGGER.info("%s: %s from %s, %s on %s", info.name, info.architecture, info.source, info.dtype, info.device)
         if isinstance(self.limit, TokenLimit) and self.limit.counted_by == "own" and self.limit.max_tokens < MAX_LENGTH:
             takes = "" if info.max_length is None else f" (it takes {info.max_length:,})"
             _LOGGER.info("%s: documents are cut to %s tokens%s", info.name, f"{self.limit.max_tokens:,}", takes)
@@ -192,6 +196,8 @@ def evaluate_longppl(
     store_text: bool = True,
     loading: Loading | None = None,
     engine: Engine | None = None,
+    evaluator_engine: str | None = None,
+    evaluator_tokenizer: Any = None,
     progress: Progress | None = None,
 ) -> PerplexityResult | None:
     """LongPPL of a model on documents: the evaluator scores them, then the model, into a folder.
@@ -211,8 +217,10 @@ def evaluate_longppl(
         truncation: What documents are cut to.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
         store_text: False leaves the texts out of the folder.
-        loading: How both models are loaded.
-        engine: What runs them.
+        loading: How both models are loaded; a setting that one of their engines has no use for is the other's.
+        engine: What runs the model, and the evaluator where it can run that too (a server's runs servers alone).
+        evaluator_engine: What runs the evaluator instead.
+        evaluator_tokenizer: The evaluator's tokenizer; that in ``engine`` is the model's alone.
         progress: Shows characters of the documents.
 
     Returns:
@@ -227,6 +235,7 @@ def evaluate_longppl(
         LonglensWarning: The model is its own evaluator; no document is longer than the short context.
     """
     loading, truncation, rule = loading or Loading(), truncation or Truncation(), rule or KeyRule()
+    engine = engine or Engine()
     documents = _as_documents(documents)
     if (evaluator is None) == (keys is None):
         raise UserError(
@@ -259,6 +268,8 @@ def evaluate_longppl(
                 store_text=store_text,
                 loading=loading,
                 engine=engine,
+                evaluator_engine=evaluator_engine,
+                evaluator_tokenizer=evaluator_tokenizer,
                 checks=processes.rank == 0,
             )
         chosen = None if selecting_side is None else selecting_side.score(documents, progress, processes)
@@ -283,7 +294,9 @@ def _plan_longppl(
     bos: Bos,
     store_text: bool,
     loading: Loading,
-    engine: Engine | None,
+    engine: Engine,
+    evaluator_engine: str | None,
+    evaluator_tokenizer: Any,
     checks: bool,
 ) -> tuple[_Side | None, _Side]:
     """What the evaluator is to score, where it is run of its own, and what the evaluated model; nothing is loaded."""
@@ -293,8 +306,15 @@ def _plan_longppl(
     if checks:
         for name in ["model"] if selector is None else ["evaluator", "model"]:
             check_writable(folder / name)
-    evaluated = UnloadedModel(model, loading, engine)
-    selecting = evaluated if selector in (None, model) else UnloadedModel(str(selector), loading, engine)
+    if selector in (None, model):
+        for name, value in (("evaluator_engine", evaluator_engine), ("evaluator_tokenizer", evaluator_tokenizer)):
+            if value is not None:
+                raise UserError(f"`{name}` would have no effect without an `evaluator` beside the model: leave it out")
+        selecting = evaluated = UnloadedModel(model, loading, engine)
+    else:
+        other = engine_for(str(selector), engine, kind=evaluator_engine, tokenizer=evaluator_tokenizer)
+        for_model, for_selector = share([(model, loading, engine), (str(selector), loading, other)])
+        evaluated, selecting = UnloadedModel(model, *for_model), UnloadedModel(str(selector), *for_selector)
     selecting_side = _Side(
         model=selecting,
         out=folder / "evaluator",
@@ -306,7 +326,7 @@ def _plan_longppl(
     )
     limit = selecting_side.limit
     if selector is not None and isinstance(limit, TokenLimit) and limit.counted_by == "own":
-        limit = replace(limit, counted_by=selector)
+        limit = replace(limit, counted_by=selecting.info.name)
     side = replace(
         selecting_side, model=evaluated, out=folder / "model", shorts=shorts if is_alone else [], limit=limit
     )

@@ -13,6 +13,7 @@ from longlens.errors import UserError
 from longlens.settings.options import KeyRule
 
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
+SCORED_HELP = f"{MODEL_HELP} Or a server, http://HOST:PORT/v1#NAME."
 Docs = Annotated[
     list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet), hf:DATASET or stdlib:MODULE.")
 ]

@@ -94,6 +94,20 @@ def engine_name(name: str, engine: Engine) -> str:
     return kind
 
 
+def engine_for(name: str, engine: Engine, *, kind: str | None = None, tokenizer: Any = None) -> Engine:
+    """The settings of one model's engine for another model: the same engine where it can run that one.
+
+    Args:
+        name: The other model.
+        engine: Settings of the first; its tokenizer is not the other's.
+        kind: The other's engine, if it is given.
+        tokenizer: The other's, if it is given.
+    """
+    own = OWN.get(engine.engine or "")
+    fits = engine.engine is not None and (own is None or own.is_server == is_url(name))
+    return replace(engine, engine=kind or (engine.engine if fits else None), tokenizer=tokenizer)
+
+
 def check_taken(kind: str, loading: Loading, engine: Engine) -> None:
     """Refuses settings that an engine of longlens would not use.
 

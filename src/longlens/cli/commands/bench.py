@@ -139,7 +139,7 @@ def build(
 def run(
     *,
     tasks: Tasks,
-    model: Annotated[str, typer.Option(help=f"{o.MODEL_HELP} Or a server, http://HOST:PORT/v1#NAME.")],
+    model: Annotated[str, typer.Option(help=o.SCORED_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
     length: Length = None,
     samples: Samples = None,

@@ -16,7 +16,7 @@ def longppl(
     command: typer.Context,
     *,
     docs: o.Docs,
-    model: Annotated[str, typer.Option(help=f"The evaluated model. {o.MODEL_HELP}")],
+    model: Annotated[str, typer.Option(help=f"The evaluated model. {o.SCORED_HELP}")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; resumes what is in it.  [default: keep nothing]")
     ] = None,
@@ -32,6 +32,12 @@ def longppl(
     no_text: o.NoText = False,
     loading: Loading,
     engine: Engine,
+    evaluator_engine: Annotated[
+        str | None, typer.Option(help="The evaluator's engine.  [default: --engine, where it can run the evaluator]")
+    ] = None,
+    evaluator_tokenizer: Annotated[
+        str | None, typer.Option(help="The evaluator's tokenizer.  [default: its own, by its name]")
+    ] = None,
     reading: Reading,
     per_document: o.PerDocument = False,
     as_json: o.Json = False,
@@ -63,6 +69,8 @@ def longppl(
         store_text=not no_text,
         loading=loading,
         engine=engine,
+        evaluator_engine=evaluator_engine,
+        evaluator_tokenizer=evaluator_tokenizer,
         progress=ProgressBar(),
     )
     if result is None:  # in another process than the first

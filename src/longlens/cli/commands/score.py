@@ -15,7 +15,7 @@ def score(
     command: typer.Context,
     *,
     docs: o.Docs,
-    model: Annotated[str, typer.Option(help=o.MODEL_HELP)],
+    model: Annotated[str, typer.Option(help=o.SCORED_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
     context: Annotated[
         str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
