@@ -238,10 +238,6 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
     module = model.get_output_embeddings()  # type: ignore[operator]
     if module is None or not isinstance(getattr(module, "weight", None), Tensor):
         raise UserError(f"{name} has no vocabulary head: longlens needs a causal language model (AutoModelForCausalLM)")
-    if module.weight.is_meta:
-        raise UserError(
-            f"the vocabulary head of {name} is offloaded by its device_map: give 'lm_head' a device of its own"
-        )
     if not is_sharded(module):
         return _read_head(model, module, hidden, logits)
     found: list[Head] = []
@@ -256,6 +252,7 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
 
 def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tensor) -> Head:
     name = type(model).__name__
+    raw = _resident(module)
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     scales: list[float] = []
     for key in _SCALES:
@@ -263,9 +260,8 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
         if isinstance(value, (int, float)) and value:
             scales += [float(value), 1.0 / float(value)]
     caps = [float(cap) for cap in (getattr(config, key, None) for key in _CAPS) if cap]
-    wanted = logits.to(module.weight.device, torch.float32)
-    wide = hidden.to(module.weight.device, torch.float32)
-    raw = Head(weight=module.weight, bias=getattr(module, "bias", None))
+    wanted = logits.to(raw.weight.device, torch.float32)
+    wide = hidden.to(raw.weight.device, torch.float32)
     base = raw.to(torch.float32)
     # The model rounds its logits to its dtype: 4 units in the last place, and no finer than fp32 products agree.
     tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(wanted.abs().max())
@@ -282,3 +278,18 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
         "scores would be wrong. "
         "Please open an issue that names the model"
     )
+
+
+def _resident(module: Any) -> Head:
+    """The plain product of a vocabulary head. One that accelerate offloads stays on its device from now on: it is used
+    for each block of rows.
+    """
+    if not module.weight.is_meta:
+        return Head(weight=module.weight, bias=getattr(module, "bias", None))
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        if module.weight.is_meta:
+            raise UserError("the vocabulary head has no weights: load the model by name")
+        bias = getattr(module, "bias", None)
+        return Head(weight=module.weight.detach().clone(), bias=None if bias is None else bias.detach().clone())

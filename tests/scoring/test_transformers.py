@@ -219,19 +219,126 @@ def test_a_model_that_takes_a_cache_and_ignores_it_is_fed_whole(monkeypatch):
     np.testing.assert_allclose(row.long_logprobs, naive_logprobs(model, [256, *row.token_ids.tolist()]), atol=1e-4)
 
 
-def test_device_maps_give_the_same_scores_and_an_offloaded_head_is_refused(tmp_path):
+DISK = {"model.embed_tokens": "disk", "model.layers": "disk", "model.norm": "disk", "model.rotary_emb": "cpu"}
+
+
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, "auto", DISK | {"lm_head": "disk"}, DISK | {"lm_head": "cpu"}])
+def test_device_maps_give_the_same_scores(tmp_path, device_map):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     plain = longlens.load_scorer(str(tmp_path / "model"))
-    mapped = longlens.load_scorer(str(tmp_path / "model"), device_map={"": "cpu"})
-    np.testing.assert_allclose(score(plain, TEXT)[0].lsd, score(mapped, TEXT)[0].lsd, atol=1e-5)
-    assert plain.info.weights_sha256 == mapped.info.weights_sha256
+    mapped = longlens.load_scorer(str(tmp_path / "model"), device_map=device_map)
+    for row, expected in zip(score(mapped, TEXT, "short"), score(plain, TEXT, "short"), strict=True):
+        np.testing.assert_allclose(row.long_logprobs, expected.long_logprobs, atol=1e-6)
+        np.testing.assert_allclose(row.short_logprobs, expected.short_logprobs, atol=1e-6)
+    assert plain.info.identity == mapped.info.identity
+    assert mapped.info.device == ("disk, cpu" if isinstance(device_map, dict) and len(device_map) > 1 else "cpu")
 
+
+def test_an_offloaded_model_continues_and_generates_as_a_plain_one():
     from accelerate import cpu_offload
 
-    offloaded = cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
-    with pytest.raises(longlens.UserError, match="vocabulary head of LlamaForCausalLM is offloaded"):
-        make_scorer(offloaded)
+    from longlens.models.forward import device_of
+    from longlens.models.generate import TransformersGenerator
+    from longlens.scoring.transformers import ContinuationScorer
+
+    plain, offloaded = tiny_model("llama"), tiny_model("llama")
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    assert device_of(offloaded) == torch.device("cpu")
+    text, continuations = [1, 2, 3, 4], [[5, 6], [7]]
+    answers = [
+        ContinuationScorer(model, byte_tokenizer(), weights_sha256="0").continuations(text, continuations)
+        for model in (plain, offloaded)
+    ]
+    for answer, expected in zip(*answers, strict=True):
+        assert answer.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert answer.is_greedy == expected.is_greedy
+    written = [
+        TransformersGenerator(model, byte_tokenizer(), name="x", identity_sha256="0", max_new_tokens=4).generate(["ab"])
+        for model in (plain, offloaded)
+    ]
+    assert written[0] == written[1]
+    # A loss cannot go into weights that are not there.
+    with pytest.raises(longlens.UserError, match="vocabulary head of LlamaForCausalLM is offloaded by its device_map"):
+        longce_loss(offloaded, torch.ones(1, 40, dtype=torch.int64), context=8, stride=4)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of a second device, as far as this machine can have one: see `TwoDevices`."""
+
+
+class TwoDevices(torch.overrides.TorchFunctionMode):
+    """As CUDA does it: what mixes tensors of two devices fails, scalars aside, and ``to`` brings them together."""
+
+    other = torch.device("cpu", 1)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not any(issubclass(kind, Elsewhere) for kind in types) and self.other not in (*args, *kwargs.values()):
+            return function(*args, **kwargs)
+        name = getattr(function, "__name__", "")
+        with torch._C.DisableTorchFunctionSubclass():
+            if function == torch.Tensor.device.__get__:
+                return self.other
+            plain = [torch.Tensor.as_subclass(a, torch.Tensor) if isinstance(a, Elsewhere) else a for a in args]
+            if name == "cpu":
+                return plain[0]
+            if name == "to":
+                moved = plain[0].to(*(a for a in plain[1:] if not isinstance(a, torch.device)))
+                devices = [a for a in plain[1:] if isinstance(a, torch.device)]
+                stays = isinstance(args[0], Elsewhere) and not devices
+                return moved.as_subclass(Elsewhere) if stays or self.other in devices else moved
+            tensors = [a for a in self._flat([*args, *kwargs.values()]) if isinstance(a, torch.Tensor) and a.dim()]
+            if len({isinstance(a, Elsewhere) for a in tensors}) > 1:
+                raise RuntimeError(f"{name}: expected all tensors to be on the same device")
+            found = function(*args, **{n: v for n, v in kwargs.items() if v != self.other})
+            if name in ("__iter__", "unbind"):
+                return iter([row.as_subclass(Elsewhere) for row in found])
+            return found.as_subclass(Elsewhere) if type(found) is torch.Tensor else found
+
+    def _flat(self, values):
+        for value in values:
+            if isinstance(value, (list, tuple)):
+                yield from self._flat(value)
+            else:
+                yield value
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_a_last_layer_on_another_device_than_the_first(monkeypatch, chunks):
+    """accelerate leaves a decoder's output on the device of its last layer, and brings the model's logits back."""
+    if chunks:  # the way of long sequences under eager attention, and of a cache
+        monkeypatch.setattr("longlens.scoring.transformers.ATTENTION_BYTES", 4 * 4 * 8 * 100)
+    model = tiny_model("llama")
+    if chunks:
+        model.set_attn_implementation("eager")
+    expected = score(make_scorer(model), TEXT, "short")
+    model._hf_hook = inside = None  # as with a device map
+
+    def enter(*_):
+        nonlocal inside
+        inside = True
+
+    def leave(*_):
+        nonlocal inside
+        inside = False
+
+    def move(decoder, _, output):
+        if not inside:
+            output.last_hidden_state = output.last_hidden_state.as_subclass(Elsewhere)
+
+    model.register_forward_pre_hook(enter)
+    model.register_forward_hook(leave)
+    model.model.register_forward_hook(move)
+    head = model.lm_head.weight.detach()
+    monkeypatch.setattr("longlens.logprobs._resident", lambda _: Head(weight=head.as_subclass(Elsewhere)))
+    with TwoDevices():
+        with pytest.raises(RuntimeError, match="same device"):
+            torch.ones(2).as_subclass(Elsewhere)[torch.tensor([True, False])]
+        found = score(make_scorer(model), TEXT, "short")
+    for row, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(row.long_logprobs, other.long_logprobs, atol=1e-6)
+        np.testing.assert_allclose(row.short_logprobs, other.short_logprobs, atol=1e-6)
 
 
 def test_out_of_memory_says_what_to_change(monkeypatch):

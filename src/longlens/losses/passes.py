@@ -163,6 +163,8 @@ def head_of(model: Any) -> Head:
 
 def _check_model(model: Any, module: Any) -> None:
     name = type(model).__name__
+    if module.weight.is_meta:
+        raise UserError(f"the vocabulary head of {name} is offloaded by its device_map: a loss needs it on a device")
     if hasattr(module, "base_layer") or hasattr(module, "token_adapter"):
         raise UserError(
             f"an adapter sits on the vocabulary head of {name}, and the loss uses the weight alone, so that it would "

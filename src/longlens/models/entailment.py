@@ -15,7 +15,7 @@ import torch
 
 from longlens.errors import LonglensWarning, UserError, library_errors
 from longlens.models.files import hash_files, load_config, load_tokenizer
-from longlens.models.forward import dynamic_modules, generation_record, greedy, reset_rope, running
+from longlens.models.forward import device_of, dynamic_modules, generation_record, greedy, reset_rope, running
 from longlens.models.load import check_loading_info, load_weights
 from longlens.models.resolve import check_folder, resolve
 from longlens.settings.options import Loading
@@ -67,7 +67,7 @@ class EntailmentModel(ABC):
             UserError: The text is longer than the model takes and may not be cut, the claim alone is, or there is not
                 enough memory.
         """
-        inputs = self._fitted(premise, claim).to(self.model.device)
+        inputs = self._fitted(premise, claim).to(device_of(self.model))
         try:
             with (
                 running(self.model),

@@ -430,13 +430,22 @@ def is_close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where token ids go. Weights that accelerate offloads are on "meta" until needed; its hooks move the inputs."""
+    """Where token ids go: to the embeddings, or where accelerate takes them for a pass if it offloads them."""
     if is_sharded(model) and torch.accelerator.is_available():  # where they are gathered; their parts may be on the CPU
         kind = torch.accelerator.current_accelerator()
         assert kind is not None
         return torch.device(kind.type, torch.accelerator.current_device_index())
-    device: torch.device = model.get_input_embeddings().weight.device
-    return torch.device("cpu") if device.type == "meta" else device
+    embeddings = model.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta":
+        return torch.device(getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None) or "cpu")
+    return device
+
+
+def devices_of(model: Any) -> list[str]:
+    """Where its layers are, such as ``["cuda:0", "cuda:1", "disk"]``, in their order."""
+    mapped = getattr(model, "hf_device_map", None) or {"": device_of(model)}
+    return list(dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else str(place) for place in mapped.values()))
 
 
 def default_batch_tokens(device: torch.device) -> int:

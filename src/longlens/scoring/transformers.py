@@ -22,6 +22,7 @@ from longlens.models.forward import (
     Forward,
     default_batch_tokens,
     device_of,
+    devices_of,
     is_close,
     pack,
     probe_ids,
@@ -109,7 +110,7 @@ class TransformersScorer:
             tokenizer_sha256=self._encoder.sha256,
             max_length=model_max_length(self._config),
             dtype=str(self.model.dtype).removeprefix("torch."),
-            device=str(self._device),
+            device=", ".join(devices_of(self.model)),
             attention=str(self._config._attn_implementation),
             bos_token_id=self._encoder.bos_token_id,
             own_prefix=tuple(self._encoder.own_prefix),
@@ -194,7 +195,8 @@ class TransformersScorer:
         batch, length = input_ids.shape
         chunk = self._chunk_tokens(batch, length) if policy is None else self._cache_chunk
         if policy is None and (chunk >= length or not self._forward.has_cache):
-            return self._forward.hidden(input_ids)[keep]
+            states = self._forward.hidden(input_ids)
+            return states[keep.to(states.device)]  # a device map may have the last layer elsewhere
         cache = self._forward.new_cache() if policy is None else policy.new_cache(self.model)
         places = None
         if policy is not None and self._forward.takes_positions:  # explicit: it may have dropped tokens before
@@ -203,7 +205,8 @@ class TransformersScorer:
         for start in range(0, length, chunk):
             ids = input_ids[:, start : start + chunk]
             states = self._forward.extend(ids, cache, None if places is None else places[:, start : start + chunk])
-            for row, wanted, part in zip(states, keep[:, start : start + chunk], parts, strict=True):
+            wanted_here = keep[:, start : start + chunk].to(states.device)
+            for row, wanted, part in zip(states, wanted_here, parts, strict=True):
                 part.append(row[wanted])
         return torch.cat([piece for part in parts for piece in part])
 
