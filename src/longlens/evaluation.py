@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from longlens.settings.options import (
     Engine,
     KeyRule,
     Loading,
+    Ray,
     Reading,
     Truncation,
 )
@@ -130,6 +131,7 @@ def score_documents(
     store_text: bool = True,
     loading: Loading | None = None,
     engine: Engine | None = None,
+    ray: Ray | None = None,
     shard: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> StoredScores:
@@ -146,6 +148,7 @@ def score_documents(
         store_text: False leaves the texts out of the folder.
         loading: How the model is loaded.
         engine: What runs it.
+        ray: Whether actors of Ray run it, and how many; this process tokenizes and writes.
         shard: ``(rank, world size)``: every world-size-th document, from rank on. Unless it is given, processes that
             torchrun started share the documents, see `longlens.score`.
         progress: Shows characters of the documents.
@@ -160,12 +163,14 @@ def score_documents(
     documents = _as_documents(documents)
     shorts = short_contexts(context, stride)
     processes = sharing_processes(shard, folder)
+    if ray is not None and ray.ray is not None and processes.size > 1:
+        raise UserError("`ray` has processes of its own: start longlens without torchrun")
     processes.connect()
-    with processes.stopping_others():
+    with processes.stopping_others(), ExitStack() as ending:
         with processes.after_first():
             if processes.rank == 0:
                 check_writable(folder, rank=0 if shard is None else shard[0])
-            unloaded = UnloadedModel(model, loading, engine)
+            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray))
             side = _Side(
                 model=unloaded,
                 out=folder,
@@ -179,6 +184,18 @@ def score_documents(
             if processes.rank == 0:
                 _warn_of_short_documents(documents, unloaded, shorts)
         return side.score(documents, progress, processes, shard)
+
+
+@contextmanager
+def _unloaded(model: str, loading: Loading, engine: Engine | None, ray: Ray | None) -> Iterator[UnloadedModel]:
+    """The model, to be loaded here or by actors of Ray, which end with the block."""
+    if ray is None or ray.ray is None:
+        yield UnloadedModel(model, loading, engine)
+        return
+    from longlens.scoring.ray import RayModel
+
+    with closing(RayModel(model, loading, engine or Engine(), ray)) as there:
+        yield there
 
 
 def evaluate_longppl(

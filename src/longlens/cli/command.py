@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 from longlens.cli.console import message, say, translating
 from longlens.errors import QUOTED, LonglensWarning, UserError
 from longlens.runs.processes import Processes
+from longlens.settings.options import Help
 
 HELP = {"help_option_names": ["-h", "--help"]}
 OPTIONS = {
@@ -137,18 +138,35 @@ def _option(group: type, name: str, defaults: Mapping[str, Any]) -> inspect.Para
     default = defaults.get(name, next(field.default for field in fields(group) if field.name == name))
     text = _PARAMETER.sub(lambda found: "--" + found[1].replace("_", "-"), help.text)
     flags = [] if help.flag is None and annotation is not bool else [help.flag or "--" + name.replace("_", "-")]
+    if help.alone is not None:
+        _VALUE_OPTIONAL["--" + name.replace("_", "-")] = help
     if help.flag is not None:
         name, annotation, default = help.flag.strip("-").replace("-", "_"), bool, False
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[annotation, typer.Option(*flags, help=text)],
+        annotation=Annotated[annotation, typer.Option(*flags, help=text, metavar=help.metavar)],
     )
+
+
+_VALUE_OPTIONAL: dict[str, Help] = {}
+"""Flags that may stand without a value, which typer does not know."""
 
 
 class Command(TyperCommand):
     """A command during whose run the library's log and warnings are lines on stderr."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Gives flags that stand alone their value: those that no value of theirs follows."""
+        given: list[str] = []
+        for at, argument in enumerate(args):
+            given.append(argument)
+            help = _VALUE_OPTIONAL.get(argument) if "--" not in given else None
+            if help is not None and not re.fullmatch(help.value, args[at + 1] if at + 1 < len(args) else ""):
+                given.append(str(help.alone))
+        rest: list[str] = super().parse_args(ctx, given)
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Runs it.

@@ -7,6 +7,7 @@ stands here.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -30,10 +31,16 @@ class Help(NamedTuple):
     Attributes:
         text: What it is.
         flag: The option's name, where it is not the field's.
+        metavar: What stands for its value, where that is not its type.
+        alone: Of an option whose value may be left out: what it is then.
+        value: Of such an option: a pattern of its values, which tells them from the next argument.
     """
 
     text: str
     flag: str | None = None
+    metavar: str | None = None
+    alone: str | None = None
+    value: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +106,67 @@ class Engine:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"`{name}` is {value}; expected at least {least}, or leave it out")
+
+
+RAY_ADDRESS = r"auto|local|(?:ray://)?[\w.-]+:\d+|(?:ray://)?\[[0-9a-fA-F:]+\]:\d+"
+"""A pattern of the addresses that Ray takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ray:
+    """Whether actors of Ray run the model, and how many.
+
+    Raises:
+        UserError: A value is out of range, or has no effect without `ray`.
+    """
+
+    ray: Annotated[
+        str | None,
+        Help(
+            "Score with actors of Ray: on this machine, or on the cluster at ADDRESS (auto, HOST:PORT, "
+            "ray://HOST:PORT).",
+            metavar="[ADDRESS]",
+            alone="local",
+            value=RAY_ADDRESS,
+        ),
+    ] = None
+    ray_actors: Annotated[
+        str | None,
+        Help("Number of actors, or MIN,MAX to scale with the work.  [default: one a GPU, without GPUs one a node]"),
+    ] = None
+    ray_gpus: Annotated[float | None, Help("GPUs of an actor, such as 0.5 or 2.  [default: 1, without GPUs 0]")] = None
+    ray_cpus: Annotated[float | None, Help("CPUs of an actor.  [default: 1, without GPUs all of a node]")] = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("ray_actors", "ray_gpus", "ray_cpus"):
+            if self.ray is None and getattr(self, name) is not None:
+                raise UserError(f"`{name}` would have no effect without `ray`: leave it out, or add `ray`")
+        if self.ray is not None and not re.fullmatch(RAY_ADDRESS, self.ray):
+            raise UserError(f"`ray` is {shown(self.ray)}; expected local, auto, HOST:PORT or ray://HOST:PORT")
+        gpus, cpus = self.ray_gpus, self.ray_cpus
+        if gpus is not None and not (0 <= gpus < math.inf and (gpus < 1 or gpus == int(gpus))):
+            raise UserError(f"`ray_gpus` is {gpus:g}; expected a fraction of a GPU, or whole GPUs, such as 0.5 or 2")
+        if cpus is not None and not 0 < cpus < math.inf:
+            raise UserError(f"`ray_cpus` is {cpus:g}; expected a number above 0")
+        _ = self.actors
+
+    @property
+    def actors(self) -> tuple[int, int] | None:
+        """Least and most actors; None where the cluster decides.
+
+        Raises:
+            UserError: They are no such numbers.
+        """
+        if self.ray_actors is None:
+            return None
+        numbers = self.ray_actors.split(",")
+        least = most = 0
+        if len(numbers) <= 2 and all(re.fullmatch("[0-9]{1,6}", number) for number in numbers):
+            least, most = int(numbers[0]), int(numbers[-1])
+        if not 1 <= least <= most:
+            raise UserError(f"`ray_actors` is {shown(self.ray_actors)}; expected a number, or MIN,MAX, such as 1,8")
+        return least, most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
-from longlens.settings.options import CONTEXT, STRIDE, Engine, Loading, Reading, Truncation
+from longlens.settings.options import CONTEXT, STRIDE, Engine, Loading, Ray, Reading, Truncation
 
 
 def score(
@@ -36,6 +36,7 @@ def score(
     ] = None,
     loading: Loading,
     engine: Engine,
+    ray: Ray,
     reading: Reading,
     as_json: o.Json = False,
 ) -> None:
@@ -63,6 +64,7 @@ def score(
         store_text=not no_text,
         loading=loading,
         engine=engine,
+        ray=ray,
         shard=part,
         progress=ProgressBar(),
     )
