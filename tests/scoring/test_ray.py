@@ -82,6 +82,17 @@ def test_an_address_may_be_left_out_wherever_the_option_stands(run, work):  # no
     assert "no such file or folder: '--ray'" in run("score", *plain, "--", "--ray").error
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "http://127.0.0.1:1/v1#m"], "--ray would have no effect on a server, which has processes of its"),
+        (["--model", "llama", "--concurrency", "2"], "--concurrency would have no effect with --engine transformers"),
+    ],
+)
+def test_engines_that_ray_does_not_help_are_refused(run, work, options, said):  # noqa: F811
+    assert said in run("score", "a.txt", *options, "-o", "out", "--ray").error
+
+
 def test_torchrun_and_ray_are_not_used_together(run, work, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -144,6 +155,7 @@ class Command:
 @pytest.fixture(scope="module")
 def folder(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents, a model, and the package of an engine."""
+    pytest.importorskip("ray")
     folder = tmp_path_factory.mktemp("ray")
     (folder / "llama").symlink_to(models / "llama")
     (folder / "other").symlink_to(models / "other")
@@ -175,7 +187,6 @@ def alone(folder: Path) -> longlens.scoring.scores.Scores:
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[str]:
     """The address of a cluster of two nodes with a CPU each."""
-    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     # What the nodes' processes inherit.

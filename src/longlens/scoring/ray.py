@@ -24,12 +24,13 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from longlens.corpus import Document
+from longlens.engines import OWN, TRANSFORMERS, check_taken, engine_name
 from longlens.errors import LonglensWarning, UserError, library_errors, require
 from longlens.models import UnloadedModel
 from longlens.runs.identity import model_differences
@@ -44,6 +45,8 @@ CHUNKS_PER_ACTOR = 4
 """Chunks that are under way for each actor: the one that it runs, and those that wait for it."""
 MAX_ATTEMPTS = 5
 """How often a chunk is handed out: one whose actors are lost each time, as for want of memory, ends the run."""
+CONNECT_SECONDS = 10.0
+"""So long the address of a cluster may take to answer."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local cluster: a chunk has megabytes at most, and those that wait are in the driver."""
 
@@ -209,7 +212,7 @@ class _Actors:
         if self._is_ours:
             _connect(ray, settings)
         try:
-            (least, most), resources = _pool(ray, settings)
+            (least, most), resources = _pool(ray, settings, loading.tensor_parallel or 1)
             self.room = CHUNKS_PER_ACTOR * most
             relay = ray.remote(_Relay).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
             self._relay = relay.remote()
@@ -327,6 +330,9 @@ def _connect(ray: Any, settings: Ray) -> None:
     cannot = f"cannot use Ray at {settings.ray!r}"
     step = "start a cluster with ray start, or leave the address out for one on this machine"
     with library_errors(cannot, step), _without_stderr():
+        if settings.ray not in ("local", "auto"):  # for which Ray would wait for minutes
+            host, _, port = str(settings.ray).removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(settings.ray, **options)
 
 
@@ -343,15 +349,15 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _pool(ray: Any, settings: Ray) -> tuple[tuple[int, int], dict[str, float]]:
-    """Least and most actors, and the resources of one.
+def _pool(ray: Any, settings: Ray, tensor_parallel: int) -> tuple[tuple[int, int], dict[str, float]]:
+    """Least and most actors, and the resources of one, which has as many GPUs as share a layer.
 
     Raises:
         UserError: No node of a local cluster has what an actor takes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    gpus = settings.ray_gpus if settings.ray_gpus is not None else float(bool(total["GPU"]))
+    gpus = settings.ray_gpus if settings.ray_gpus is not None else float(tensor_parallel if total["GPU"] else 0)
     cpus = settings.ray_cpus
     if cpus is None:
         cpus = 1.0 if gpus else min((node["CPU"] for node in nodes if node.get("CPU")), default=1.0)
@@ -483,14 +489,27 @@ class RayModel(UnloadedModel):
     def __init__(self, name: str, loading: Loading, engine: Engine, settings: Ray) -> None:
         if Processes().size > 1:
             raise UserError("`ray` has processes of its own: start longlens without torchrun")
+        kind = engine_name(name, engine)
+        check_taken(kind, loading, engine)
+        if kind in OWN and OWN[kind].is_server:
+            raise UserError("`ray` would have no effect on a server, which has processes of its own: leave it out")
+        if kind == TRANSFORMERS and (loading.tensor_parallel or 1) > 1:
+            raise UserError("`tensor_parallel` of transformers needs torchrun: leave out `ray`, or use `engine=vllm`")
         require("ray", extra="ray", purpose="`ray`")  # before anything is read
-        super().__init__(name, loading, engine)
-        self._settings = settings
+        self._there = name, loading, engine
+        if kind in OWN:  # all of which tokenize as transformers does
+            here = Loading(dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
+            cached = (engine.cache, engine.cache_chunk) if kind == TRANSFORMERS else (None, None)
+            super().__init__(name, here, Engine(tokenizer=engine.tokenizer, cache=cached[0], cache_chunk=cached[1]))
+            self.info = replace(self.info, max_length=engine.max_model_len or self.info.max_length)
+        else:
+            super().__init__(name, loading, engine)
+        self._kind, self._settings = kind, settings
         self._actors: _Actors | None = None
 
     def identify(self) -> ScorerInfo | None:
-        """`info` with all that tells the model from others; None where the nodes decide its dtype."""
-        if self._loading.dtype == "auto":
+        """`info` with all that tells the model from others; None where that is known on the nodes alone."""
+        if self._kind in OWN and (self._kind != TRANSFORMERS or self._loading.dtype == "auto"):
             return None
         return super().identify()
 
@@ -500,9 +519,9 @@ class RayModel(UnloadedModel):
         Raises:
             UserError: The cluster cannot be reached, or the model cannot be loaded there.
         """
-        self._actors = _Actors(self._settings, self.info.name, self._loading, self._engine)
+        self._actors = _Actors(self._settings, *self._there)
         sha256 = self._encoder.sha256 if self._loaded is None else self._loaded.info.tokenizer_sha256
-        return RayScorer(self._actors, self, tokenizer_sha256=sha256, batch_tokens=self._loading.batch_tokens)
+        return RayScorer(self._actors, self, tokenizer_sha256=sha256, batch_tokens=self._there[1].batch_tokens)
 
     def close(self) -> None:
         """Ends the actors."""
