@@ -34,7 +34,6 @@ from longlens.engines import OWN, TRANSFORMERS, check_taken, engine_name
 from longlens.errors import LonglensWarning, UserError, library_errors, require
 from longlens.models import UnloadedModel
 from longlens.runs.identity import model_differences
-from longlens.runs.processes import Processes
 from longlens.scoring.scorer import Request, Result, Scorer, ScorerInfo
 from longlens.settings.options import Engine, Loading, Ray
 from longlens.tokenization import Encoded
@@ -483,12 +482,10 @@ class RayModel(UnloadedModel):
         settings: The cluster and its actors.
 
     Raises:
-        UserError: No such model or engine, or torchrun started several processes.
+        UserError: No such model, or an engine that Ray is of no use to.
     """
 
     def __init__(self, name: str, loading: Loading, engine: Engine, settings: Ray) -> None:
-        if Processes().size > 1:
-            raise UserError("`ray` has processes of its own: start longlens without torchrun")
         kind = engine_name(name, engine)
         check_taken(kind, loading, engine)
         if kind in OWN and OWN[kind].is_server:
