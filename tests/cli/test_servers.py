@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 import longlens
 from longlens import load_scorer
-from tests.engines.fake import Fake
+from tests.engines.fake import Fake, wait_until
 
 WINDOWS = ["--context", 16, "--stride", 8]
 SECRET = "sesame-open-7"
@@ -95,3 +98,20 @@ def test_what_has_no_effect_with_a_server_is_one_line(work, run, fake):
         assert SECRET not in error
     assert not fake.number
     assert not Path("run").exists()
+
+
+def test_an_interrupt_ends_a_run_that_waits_for_a_server(work, run, fake):
+    fake.fails = lambda number: "hang" if number > 60 else None
+    stop = threading.Timer(1.0, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    wait_for = threading.Thread(target=lambda: (wait_until(lambda: fake.number > 61, 60), stop.start()), daemon=True)
+    wait_for.start()
+    (work / "c.txt").write_text("Many words and more of them. " * 40)
+    started = time.monotonic()
+    command = ["score", "a.txt", "b.txt", "c.txt", *WINDOWS, "--tokenizer", "llama", "-o", "run"]
+    ended = run(*command, "--model", fake.url)
+    assert ended.code == 130
+    assert time.monotonic() - started < 25
+    fake.fails = lambda number: None
+    assert run(*command, "--model", fake.url).code == 0
+    assert run(*command[:-1], "here", "--model", "llama").code == 0
+    same("run", "here")

@@ -17,7 +17,7 @@ from longlens.scoring.scorer import Request, ScorerInfo
 from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
-UNKNOWN = "unknown (server)"
+UNKNOWN = "unknown"
 TOKENIZER_TEXT = (
     'def area(r):\n    return 3.14159 * r ** 2  # "πr²"\n\nNaïve cafés: 12,345.67 €; Größe, 漢字とかな, Привет, '
     "مرحبا, 🙂👩‍🚀!\r\n\tI'm sure they'll say it's 2026-11-28.   Zwölf Boxkämpfer jagen Viktor quer über den Deich."
