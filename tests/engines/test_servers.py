@@ -170,7 +170,7 @@ def test_a_document_longer_than_the_server_takes_is_refused_before_it_is_sent(se
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
-@pytest.mark.parametrize("fault", [429, (429, {"Retry-After": "0"}), 500, 503, "drop", "cut"])
+@pytest.mark.parametrize("fault", [408, 429, (429, {"Retry-After": "0"}), 500, 503, "drop", "cut"])
 def test_what_passes_is_tried_again(serve, scorer, tokenizer, kind, fault):
     fake = serve(kind)
     ours = load(fake, tokenizer)

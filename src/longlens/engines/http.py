@@ -1,7 +1,7 @@
 """The HTTP client of servers: a bound of requests in flight, retries with back-off, time-outs, a key that stays here.
 
-A request is tried again after 429 and 5xx, a time-out, a dropped connection, and an answer that is cut short. What the
-server refuses otherwise is an error at once. Redirects are not followed, so that the key reaches no other host.
+A request is tried again after 408, 429 and 5xx, a time-out, a dropped connection, and an answer that is cut short. What
+the server refuses otherwise is an error at once. Redirects are not followed, so that the key reaches no other host.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Http:
         except httpx2.HTTPError as error:
             raise _Again(f"{type(error).__name__} ({self.redact(one_line(error))})") from error
         status = response.status_code
-        if status == 429 or status >= 500:
+        if status in (408, 429) or status >= 500:
             raise _Again(f"status {status} ({self._said(response)})", self._retry_after(response))
         if 300 <= status < 400:
             target = urlsplit(response.headers.get("location", "")).hostname or ""

@@ -33,8 +33,6 @@ def load(name: str, loading: Loading, engine: Engine) -> OpenAIScorer:
     model = find_model(http)
     tokenizer = find_tokenizer(server, model.get("root"), loading, engine)
     longest = longest_request(model.get("max_model_len"), engine)
-    # One token is generated, for which there has to be room.
-    longest = None if longest is None else longest - 1
     kind = "vllm" if model.get("owned_by") == "vllm" else "openai"
     said = http.ask_if_there("GET", "/version") if kind == "vllm" else None
     version = str(said.get("version") or "") if isinstance(said, dict) else ""
@@ -135,8 +133,8 @@ class OpenAIScorer(ServerScorer):
     def _greedy(self, token_ids: Sequence[int]) -> Greedy | None:
         body: dict[str, Any] = {"model": self.http.server.name, "prompt": list(token_ids), "max_tokens": 1}
         body |= {"temperature": 0, "add_special_tokens": False, "logprobs": 1}
-        if self._has_prompt_logprobs:
-            body["return_tokens_as_token_ids"] = True
+        if self._has_prompt_logprobs:  # vLLM, which else samples as the model's generation_config.json says
+            body |= {"return_tokens_as_token_ids": True, "repetition_penalty": 1.0}
         try:
             choice = self._choice(self.http.post("completions", body, tokens=len(token_ids)))
         except Refused as refused:

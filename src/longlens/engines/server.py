@@ -123,12 +123,17 @@ def find_tokenizer(server: Server, root: Any, loading: Loading, engine: Engine) 
         return given
     if given is not None:
         return load_tokenizer(given, trust_remote_code=loading.trust_remote_code)
-    names = dict.fromkeys([server.name, *([root] if isinstance(root, str) else [])])
-    for name in names:
+    names = {server.name: loading.trust_remote_code}
+    if isinstance(root, str):  # what the server says is no reason to run code that comes with it
+        names.setdefault(root, False)
+    for name, trust in names.items():
         try:
-            return load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
+            tokenizer = load_tokenizer(name, trust_remote_code=trust)
         except UserError as error:
             _LOGGER.debug("no tokenizer %s: %s", shown(name), error)
+        else:
+            _LOGGER.info("%s: the tokenizer is that of %s", server.name, name)
+            return tokenizer
     raise UserError(
         f"no tokenizer is found by the name of the served model ({', '.join(map(shown, names))}): give "
         "the model's hub id or folder as `tokenizer`"
@@ -175,14 +180,14 @@ def server_info(
 
 
 def longest_request(stated: Any, engine: Engine) -> int | None:
-    """Tokens that a request may have: what the server states, or less, which is given.
+    """Tokens that a request may have: what the server states, or less, which is given; one is left to be generated.
 
     Raises:
         UserError: More is given than it states.
     """
     limit = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 1 else None
-    if engine.max_model_len is None:
-        return limit
-    if limit is not None and engine.max_model_len > limit:
-        raise UserError(f"`max_model_len` is {engine.max_model_len:,}, and the server takes {limit:,}: leave it out")
-    return engine.max_model_len
+    given = engine.max_model_len
+    if given is not None and limit is not None and given > limit:
+        raise UserError(f"`max_model_len` is {given:,}, and the server takes {limit:,}: leave it out")
+    room = limit if given is None else given
+    return None if room is None else room - 1

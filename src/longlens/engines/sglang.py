@@ -24,7 +24,7 @@ from longlens.errors import UserError
 from longlens.settings.options import Engine, Loading
 
 RESERVED = 6
-"""Positions of ``context_length`` that SGLang's scheduler keeps, where it does not say ``max_req_input_len``."""
+"""``context_length`` less this is SGLang's ``max_req_input_len``, below which the length of a prompt has to be."""
 
 
 def load(name: str, loading: Loading, engine: Engine) -> SGLangScorer:
@@ -70,7 +70,7 @@ class SGLangScorer(ServerScorer):
 
     def request(self, token_ids: Sequence[int], start: int) -> tuple[str, dict[str, Any]]:
         """The value of the token at ``logprob_start_len`` is None, so it is one before the first that is wanted."""
-        sampling = {"max_new_tokens": 1, "temperature": 0}
+        sampling = {"max_new_tokens": 1, "temperature": 0, "repetition_penalty": 1.0}
         body = {"input_ids": list(token_ids), "sampling_params": sampling, "return_logprob": True}
         return "/generate", body | {"logprob_start_len": start - 1, "top_logprobs_num": 0, "stream": False}
 
