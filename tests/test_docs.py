@@ -40,7 +40,7 @@ def test_commands_in_the_pages_use_options_that_exist():
     recipes = sorted((ROOT / "src" / "longlens" / "recipes").glob("*.sh"))
     for path in [*PAGES, *recipes]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, rest in re.findall(r"^\s*longlens ((?:bench |data |study )?\w+)(.*)$", text, re.MULTILINE):
+        for command, rest in re.findall(r"^\s*longlens ((?:bench |data |study |plan )?\w+)(.*)$", text, re.MULTILINE):
             for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
                 assert option in sections[command], f"{path.name}: longlens {command} has no {option}"
 

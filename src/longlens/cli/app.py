@@ -15,6 +15,7 @@ from longlens.cli.commands.extend import extend
 from longlens.cli.commands.keys import keys
 from longlens.cli.commands.longppl import longppl
 from longlens.cli.commands.perplexity import perplexity
+from longlens.cli.commands.plan import plan
 from longlens.cli.commands.reach import reach
 from longlens.cli.commands.report import report
 from longlens.cli.commands.score import score
@@ -29,6 +30,7 @@ for command in (demo, score, perplexity, longppl, keys, compare, reach, report, 
 app.add_typer(bench)
 app.add_typer(data)
 app.add_typer(study)
+app.add_typer(plan)
 
 
 def _version(wanted: bool) -> None:

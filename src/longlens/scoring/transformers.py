@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ CHUNK_TOKENS = 1024
 """Rows of a chunk where a sequence is fed in chunks (sliding-window layers, eager attention)."""
 ATTENTION_BYTES = 256 * 2**20
 """Bound on the attention matrix of a chunk under eager attention, fp32."""
+
+_T = TypeVar("_T")
 
 
 class TransformersScorer:
@@ -142,15 +144,8 @@ class TransformersScorer:
             yield from results
 
     def _batches(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
-        waiting: list[Request] = []
-        tokens = 0
-        for request in requests:
-            waiting.append(request)
-            tokens += len(request.token_ids)
-            if tokens >= LOOK_AHEAD_BATCHES * self._batch_tokens:
-                yield from self._pack(waiting)
-                waiting, tokens = [], 0
-        yield from self._pack(waiting)
+        for waiting in read_ahead(requests, self._batch_tokens, lambda request: len(request.token_ids)):
+            yield from self._pack(waiting)
 
     def _pack(self, requests: list[Request]) -> Iterator[list[Request]]:
         through_cache = [request for request in requests if self._cache is not None and not request.is_short]
@@ -263,6 +258,25 @@ class TransformersScorer:
             padded = torch.cat([ids, torch.where(torch.arange(PROBE_TOKENS, device=ids.device) < half, ids, 0)])
             self._pads = is_close(self._forward.hidden(padded)[1, :half], before)
         return find_head(self.model, hidden, logits)
+
+
+def read_ahead(requests: Iterable[_T], batch_tokens: int, length: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Parts of a stream of requests that are sorted by length and packed into batches together.
+
+    Args:
+        requests: In their order.
+        batch_tokens: Of a batch.
+        length: Tokens of a request.
+    """
+    waiting: list[_T] = []
+    tokens = 0
+    for request in requests:
+        waiting.append(request)
+        tokens += length(request)
+        if tokens >= LOOK_AHEAD_BATCHES * batch_tokens:
+            yield waiting
+            waiting, tokens = [], 0
+    yield waiting
 
 
 class Continuation(NamedTuple):

@@ -170,6 +170,38 @@ class Ray:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """What a run is planned for.
+
+    Raises:
+        UserError: A number that cannot be, or a speed that is both given and measured.
+    """
+
+    device: Annotated[
+        str | None, Help("h100, h200, b200, a100, l40s, l4, rtx4090, mi300x, ...; cpu.  [default: this machine's]")
+    ] = None
+    devices: Annotated[int, Help("How many of them.")] = 1
+    memory: Annotated[float | None, Help("Memory of a device in GB (10^9 bytes), instead of its published size.")] = (
+        None
+    )
+    flops: Annotated[float | None, Help("FLOP/s that a device reaches, such as 4e14, not a share of its peak.")] = None
+    utilization: Annotated[float | None, Help("Share of the published peak that is reached.  [default: 0.4]")] = None
+    measure: Annotated[bool, Help("Measure this machine on a layer of the model, with random weights.")] = False
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name in ("devices", "memory", "flops", "utilization"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"`{name}` is {value:g}; expected a number above 0")
+        if self.utilization is not None and self.utilization > 1:
+            raise UserError(f"`utilization` is {self.utilization:g}, a share of the peak; expected at most 1")
+        given = [name for name in ("flops", "utilization", "measure") if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(f"`{given[0]}` and `{given[1]}` both say how fast a device is: leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """How sources become documents; a setting that cannot take effect is an error, not ignored.
 

@@ -1,0 +1,390 @@
+"""Planned against measured: memory and time of scoring and of training steps, random weights in published shapes.
+
+    python -m benchmarks.plan                            (about an hour on two cores: the table of docs/plan.md)
+    PYTHONPATH=src python -m benchmarks.plan -o DIR      (on a GPU, under three minutes; DIR/plan.json and DIR/plan.md)
+
+Each run has a process of its own on a CPU. Memory is the growth of the process from before the model is made (peak
+RSS), on a GPU ``torch.cuda.max_memory_allocated``. Time is planned from what `longlens.planning.devices.measure` finds
+on a few layers, before and after the run; on a CPU both are CPU time of one thread, which other work moves less.
+With ``-o`` and without a GPU it runs with tiny shapes, which tests the script and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tests.tiny import byte_tokenizer
+
+import longlens
+from benchmarks.gpu import SHAPES as LLAMA
+from benchmarks.gpu import TINY, text
+from benchmarks.tables import machine, markdown, write_table
+from longlens.losses import LongCE
+from longlens.losses.longce import weighted_nll
+from longlens.planning.devices import Rates, measure, this_machine
+from longlens.planning.score import plan_score
+from longlens.planning.train import plan_train
+from longlens.scoring.transformers import TransformersScorer
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: ("Llama", shape) for name, shape in LLAMA.items()},
+    "Gemma-3-270M": (
+        "Gemma3Text",
+        {
+            "hidden_size": 640,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 18,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "sliding_window": 512,
+            "vocab_size": 262144,
+        },
+    ),
+    "Qwen2.5-0.5B": (
+        "Qwen2",
+        {
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "tiny": ("Llama", TINY),
+}
+BUDGET_SECONDS = 150.0
+"""After so long on a GPU no further run is started; what was left out is listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A run."""
+
+    model: str
+    mode: str
+    length: int
+    context: int | None = None
+    stride: int = 1024
+    batch_tokens: int | None = None
+    dtype: str = "float32"
+    rows: int = 1
+    checkpointing: bool = False
+    lora: int | None = None
+
+    @property
+    def label(self) -> str:
+        windows = "" if self.context is None else f", K={self.context} d={self.stride}"
+        parts = {
+            "score": f"score{windows or ', long only'}"
+            + ("" if self.batch_tokens is None else f", {self.batch_tokens} tokens a batch"),
+            "train": f"{'CE' if self.context is None else 'LongCE'} step{windows}"
+            + (f", {self.rows} rows" if self.rows > 1 else "")
+            + (", checkpointing" if self.checkpointing else "")
+            + ("" if self.lora is None else f", LoRA {self.lora}"),
+        }
+        return parts[self.mode]
+
+
+SMOL, GEMMA, QWEN = "SmolLM2-135M", "Gemma-3-270M", "Qwen2.5-0.5B"
+ON_CPU = (
+    Case(model=SMOL, mode="score", length=2048, context=512, stride=128),
+    Case(model=SMOL, mode="score", length=2048, context=512, stride=512, batch_tokens=8192),
+    Case(model=SMOL, mode="score", length=8192),
+    Case(model=SMOL, mode="score", length=16384),
+    Case(model=GEMMA, mode="score", length=2048, context=512, stride=256),
+    Case(model=GEMMA, mode="score", length=8192),
+    Case(model=QWEN, mode="score", length=2048, context=1024, stride=512),
+    Case(model=QWEN, mode="score", length=8192),
+    Case(model=SMOL, mode="train", length=2048),
+    Case(model=SMOL, mode="train", length=2048, checkpointing=True),
+    Case(model=SMOL, mode="train", length=2048, context=512, stride=512),
+    Case(model=SMOL, mode="train", length=2048, lora=16),
+    Case(model=SMOL, mode="train", length=4096, context=1024, stride=1024, checkpointing=True),
+    Case(model=SMOL, mode="train", length=1024, rows=2),
+    Case(model=GEMMA, mode="train", length=2048, checkpointing=True),
+    Case(model=GEMMA, mode="train", length=1024),
+    Case(model=QWEN, mode="train", length=2048, checkpointing=True),
+    Case(model=QWEN, mode="train", length=2048, context=512, stride=512, checkpointing=True, lora=16),
+)
+ON_GPU = tuple(
+    replace(case, dtype="bfloat16")
+    for case in (
+        Case(model="Llama-3.2-1B", mode="score", length=8192, context=4096),
+        Case(model="Llama-3.2-1B", mode="score", length=32768, context=4096),
+        Case(model="Llama-3.2-1B", mode="score", length=131072),
+        Case(model="Llama-3.1-8B", mode="score", length=8192, context=4096),
+        Case(model="Llama-3.1-8B", mode="score", length=32768, context=4096),
+        Case(model="Llama-3.1-8B", mode="score", length=131072),
+        Case(model="Llama-3.2-1B", mode="train", length=8192, checkpointing=True),
+        Case(model="Llama-3.2-1B", mode="train", length=8192, context=4096, checkpointing=True),
+        Case(model="Llama-3.2-1B", mode="train", length=8192),
+        Case(model="Llama-3.2-1B", mode="train", length=32768, context=4096, checkpointing=True),
+    )
+)
+ON_NOTHING = (
+    Case(model="tiny", mode="score", length=256, context=64, stride=32),
+    Case(model="tiny", mode="train", length=128, context=64, stride=32, checkpointing=True),
+)
+
+
+def config_of(name: str) -> Any:
+    kind, shape = SHAPES[name]
+    ids = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 0}
+    return getattr(transformers, f"{kind}Config")(**shape, max_position_embeddings=131072 + 1, **ids)
+
+
+def make(case: Case, device: torch.device) -> Any:
+    torch.manual_seed(0)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(
+            config_of(case.model), dtype=getattr(torch, case.dtype), attn_implementation="sdpa"
+        )
+    if case.lora is not None:
+        import peft
+
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(task_type="CAUSAL_LM", r=case.lora, target_modules="all-linear")
+        )
+        model.enable_input_require_grads()
+    return model
+
+
+def work_of(case: Case, model: Any, device: torch.device) -> Callable[[], Any]:
+    """What is timed: all scores of a document, or one step with its optimizer."""
+    if case.mode == "score":
+        scorer = TransformersScorer(
+            model.eval(), byte_tokenizer(), weights_sha256="random weights", batch_tokens=case.batch_tokens
+        )
+        documents = [longlens.Document(id="a", text=text(case.length))]
+        return lambda: longlens.score(
+            documents, scorer, context=case.context, stride=case.stride, max_length=case.length
+        )
+    model.train()
+    if case.checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    ids = torch.randint(97, 123, (case.rows, case.length), device=device)
+    longce = None if case.context is None else LongCE(context=case.context, stride=case.stride)
+
+    def step() -> None:
+        (weighted_nll(model, ids, longce=longce).total / ids.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def planned(case: Case, device: torch.device, rates: Rates | None) -> Any:
+    where = this_machine(device.type)
+    config = config_of(case.model)
+    if case.mode == "score":
+        return plan_score(
+            config,
+            length=case.length,
+            context=case.context,
+            stride=case.stride,
+            bos=True,
+            dtype=case.dtype,
+            batch_tokens=case.batch_tokens,
+            device=where,
+            rates=rates,
+        )
+    return plan_train(
+        config,
+        length=case.length,
+        longce=None if case.context is None else LongCE(context=case.context, stride=case.stride),
+        batch_size=case.rows,
+        per_device_batch_size=case.rows,
+        dtype=case.dtype,
+        gradient_checkpointing=case.checkpointing,
+        lora=case.lora,
+        device=where,
+        rates=rates,
+    )
+
+
+def timed_lengths(case: Case, *, on_gpu: bool) -> tuple[int, int]:
+    """Tokens at which layers are timed: those of a window and of the long context, as far as there is time for it."""
+    window = case.length if case.context is None else case.context + case.stride
+    if case.length > window:
+        return window, min(case.length, 32768 if on_gpu else 4096)
+    return max(2, min(4096 if on_gpu else 512, window // 2)), min(window, 32768 if on_gpu else 4096)
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Plans and measures one case in this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    lengths = timed_lengths(case, on_gpu=on_gpu)
+
+    def rates() -> Rates:
+        found = measure(
+            config_of(case.model),
+            device=device.type,
+            dtype=case.dtype,
+            lengths=lengths,
+            trains=case.mode == "train",
+            repeats=3 if on_gpu else 2,
+            clock=clock,
+        )
+        return found.training if case.mode == "train" else found.forward
+
+    before = rates()
+    base = used(device)
+    model = make(case, device)
+    call = work_of(case, model, device)
+    reset_peak(device)
+    if on_gpu or case.mode == "train":  # the optimizer's states are made by the first step
+        call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = clock()
+    call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds, peak = clock() - start, peak_used(device) - base
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    del model, call
+    if on_gpu:
+        torch.cuda.empty_cache()
+    after = rates()
+    mean = Rates(**{name: 2 / (1 / value + 1 / getattr(after, name)) for name, value in asdict(before).items()})
+    plan = planned(case, device, mean)
+    bytes_planned = plan.memory.total - plan.memory.runtime
+    return {
+        "model": case.model,
+        "run": case.label,
+        "tokens": case.length,
+        "planned_gb": bytes_planned / 1e9,
+        "measured_gb": peak / 1e9,
+        "planned_beside_weights_gb": (bytes_planned - weights) / 1e9,
+        "measured_beside_weights_gb": (peak - weights) / 1e9,
+        "planned_s": plan.seconds,
+        "measured_s": seconds,
+        "flops": plan.flops,
+        "overhead": plan.overhead,
+        "rates": asdict(mean),
+    }
+
+
+def used(device: torch.device) -> int:
+    """Bytes of this process, or of the GPU's allocator."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS")
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_used(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+COLUMNS = [
+    "model",
+    "run",
+    "tokens",
+    "planned GB",
+    "measured",
+    "ratio",
+    "beside weights",
+    "planned s",
+    "measured",
+    "ratio",
+]
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    beside = found["planned_beside_weights_gb"] / max(found["measured_beside_weights_gb"], 1e-9)
+    return [
+        found["model"],
+        found["run"],
+        f"{found['tokens']:,}",
+        f"{found['planned_gb']:.2f}",
+        f"{found['measured_gb']:.2f}",
+        f"{found['planned_gb'] / found['measured_gb']:.2f}",
+        f"{beside:.2f}",
+        f"{found['planned_s']:.2f}",
+        f"{found['measured_s']:.2f}",
+        f"{found['planned_s'] / found['measured_s']:.2f}",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only", type=int, nargs="*", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.case is not None:
+        torch.set_num_threads(1)
+        print(json.dumps(run(ON_CPU[given.case])))
+        return 0
+    if given.out is not None:
+        return _into(given.out, ON_GPU if torch.cuda.is_available() else ON_NOTHING)
+    rows = []
+    for number, case in enumerate(ON_CPU):
+        if given.only and number not in given.only:
+            continue
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.plan", "--case", str(number)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(row(json.loads(done.stdout.splitlines()[-1])))
+        print(case, rows[-1], file=sys.stderr, flush=True)
+    if not given.only:
+        write_table("plan", COLUMNS, rows, page="docs/plan.md")
+    return 0
+
+
+def _into(out: Path, cases: Sequence[Case]) -> int:
+    start, found, left_out = time.monotonic(), [], []
+    for case in cases:
+        if time.monotonic() - start > BUDGET_SECONDS:
+            left_out.append(f"{case.model} {case.label} at {case.length}: no time left")
+            continue
+        try:
+            found.append(run(case))
+            print(row(found[-1]), flush=True)
+        except torch.OutOfMemoryError:
+            left_out.append(f"{case.model} {case.label} at {case.length}: out of memory")
+            torch.cuda.empty_cache()
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"schema_version": 1, "machine": machine(), "left_out": left_out, "runs": found}
+    (out / "plan.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    heading = f"`python -m benchmarks.plan`: {machine()}; {time.monotonic() - start:.0f} s.\n\n"
+    notes = "".join(f"\nNot measured: {line}\n" for line in left_out)
+    (out / "plan.md").write_text(heading + markdown(COLUMNS, [row(one) for one in found]) + notes, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,143 @@
+"""``longlens plan score | train``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from longlens.cli import options as o
+from longlens.cli.command import App, Part
+from longlens.settings.options import CONTEXT, GAMMA, STRIDE, Hardware, Loading
+
+plan = App("plan", "What a run costs, before it: arithmetic, memory and time from the model's configuration alone.")
+MODEL_HELP = "Hub id, folder, .gguf file, smollm2, gemma3-270m, or a config.json; no weights are read."
+LOADED = Part(("dtype", "attention", "trust_remote_code"))
+
+
+@plan.callback()
+def _root() -> None:
+    """What a run costs, before it: arithmetic, memory and time from the model's configuration alone."""
+
+
+@plan.command("score")
+def plan_score_command(
+    command: typer.Context,
+    *,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    length: Annotated[int, typer.Option(help="Tokens of a document.")],
+    documents: Annotated[int, typer.Option(help="How many documents of this length.")] = 1,
+    context: Annotated[
+        str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
+    ] = str(CONTEXT),
+    stride: Annotated[
+        str, typer.Option(help="d, tokens that share a window; one, or one for each K.", metavar="TOKENS[,TOKENS...]")
+    ] = str(STRIDE),
+    long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a batch.  [default: 1024, GPU 32768]")] = None,
+    loading: Annotated[Loading, LOADED],
+    hardware: Hardware,
+    as_json: o.Json = False,
+) -> None:
+    """What longlens score costs: whether it fits, how long it takes, and the overhead of the short contexts.
+
+    Example: longlens plan score --model smollm2 --length 8192 --documents 50 --device h100
+    """
+    from longlens.cli.console import print_json, print_table
+    from longlens.planning.report import score_answer, score_rows
+    from longlens.planning.score import plan_for, plan_score
+
+    if long_only:
+        o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
+    contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
+    config, device, rates = plan_for(model, hardware, loading, length=length, window=contexts[0] + strides[0])
+    found = plan_score(
+        config,
+        name=model,
+        length=length,
+        documents=documents,
+        context=None if long_only else contexts,
+        stride=strides,
+        dtype=loading.dtype,
+        attention=loading.attention or "sdpa",
+        batch_tokens=batch_tokens,
+        device=device,
+        devices=hardware.devices,
+        rates=rates,
+        utilization=hardware.utilization,
+        trust_remote_code=loading.trust_remote_code,
+    )
+    if as_json:
+        print_json(found.to_json())
+        return
+    print(score_answer(found))
+    print()
+    print_table(("", ""), score_rows(found))
+
+
+@plan.command("train")
+def plan_train_command(
+    command: typer.Context,
+    *,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    length: Annotated[int, typer.Option(help="Tokens of a row.")],
+    loss: Annotated[str, typer.Option(help="longce, sampled-longce, chunked-longce, offline or ce.")] = "longce",
+    context: Annotated[int, typer.Option(help="K, tokens of context that a short score has at least.")] = CONTEXT,
+    stride: Annotated[int, typer.Option(help="d, tokens that share a window.")] = STRIDE,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a step, of all devices.  [default: one each]")] = None,
+    per_device_batch_size: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 1,
+    precision: Annotated[str, typer.Option(help="Autocast: bfloat16, float16, or float32 for none.")] = "float32",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations again in the backward pass.")
+    ] = False,
+    lora: Annotated[int | None, typer.Option(help="Rank of LoRA adapters in place of all weights.")] = None,
+    sharding: Annotated[str, typer.Option(help="ddp (whole on each device), fsdp or zero3.")] = "ddp",
+    context_parallel: Annotated[int, typer.Option(help="Devices that share each row.")] = 1,
+    tokens: Annotated[float | None, typer.Option(help="Tokens to train on, such as 1e9, for the time of all.")] = None,
+    loading: Annotated[Loading, Part(LOADED.only, defaults={"dtype": "float32"})],
+    hardware: Hardware,
+    as_json: o.Json = False,
+) -> None:
+    """What longlens train costs: memory by part, time of a step, and the overhead of LongCE.
+
+    Example: longlens plan train --model smollm2 --length 32768 --gradient-checkpointing --device h100 --devices 8
+    """
+    from longlens.cli.console import print_json, print_table
+    from longlens.planning.report import train_answer, train_rows
+    from longlens.planning.score import plan_for
+    from longlens.planning.train import parse_loss, plan_train
+
+    if loss == "ce":
+        o.refuse(command, "with `loss=ce`, which has no short pass", "context", "stride")
+    config, device, rates = plan_for(
+        model, hardware, loading, length=length, window=context + stride, trains=True, precision=precision
+    )
+    longce, offline = parse_loss(loss, context=context, stride=stride, gamma=GAMMA)
+    ranks = max(1, hardware.devices // context_parallel)
+    found = plan_train(
+        config,
+        name=model,
+        length=length,
+        longce=longce,
+        offline=offline,
+        batch_size=batch_size or ranks * per_device_batch_size,
+        per_device_batch_size=per_device_batch_size,
+        dtype=loading.dtype,
+        precision=precision,
+        attention=loading.attention or "sdpa",
+        gradient_checkpointing=gradient_checkpointing,
+        lora=lora,
+        device=device,
+        devices=hardware.devices,
+        sharding=sharding,  # type: ignore[arg-type]  # checked there
+        context_parallel=context_parallel,
+        rates=rates,
+        utilization=hardware.utilization,
+        trust_remote_code=loading.trust_remote_code,
+    )
+    if as_json:
+        print_json(found.to_json())
+        return
+    print(train_answer(found, tokens))
+    print()
+    print_table(("", ""), train_rows(found))

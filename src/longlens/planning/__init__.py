@@ -1,0 +1,1 @@
+"""What scoring and training cost, from a model's configuration alone."""

@@ -1,0 +1,308 @@
+"""A causal language model without weights: what passes of the scorer and of the trainers over it take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.initialization import no_init_weights
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from longlens.errors import UserError, library_errors
+from longlens.models.forward import Forward
+from longlens.planning.trace import PLANNED, AttentionCall, HeadStandIn, Pass, Tracer, Work, tracing
+from longlens.scoring.transformers import CHUNK_TOKENS
+
+PROBES = (32, 64)
+"""Tokens of the passes that are traced for arithmetic."""
+
+
+class TracedModel:
+    """A causal language model without weights.
+
+    Args:
+        config: Of transformers.
+        dtype: Of the weights.
+        attention: ``sdpa``, ``eager`` or one of `FLASH`.
+        on_gpu: Whether a GPU is planned for, where half-precision heads need no float32 copy.
+        trust_remote_code: Runs code that comes with the model.
+
+    Raises:
+        UserError: transformers has no such causal language model.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        dtype: torch.dtype,
+        attention: str = "sdpa",
+        on_gpu: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.attention, self.on_gpu = attention, on_gpu
+        self._mode = FakeTensorMode()
+        self.config = copy.deepcopy(config)
+        name = getattr(config, "model_type", type(config).__name__)
+        with (
+            self._mode,
+            no_init_weights(),
+            library_errors(f"{name} cannot be planned", "give a causal language model of transformers"),
+        ):
+            self.model = transformers.AutoModelForCausalLM.from_config(
+                self.config, dtype=dtype, attn_implementation=PLANNED, trust_remote_code=trust_remote_code
+            ).eval()
+            self.model.tie_weights()  # a part of what was left out
+        self.forward = Forward(self.model)
+        self.by_length = self.forward.by_length
+        for module in self.model.modules():  # frequencies that go by the length read it from positions, which have none
+            kind = vars(module).get("rope_type")
+            if kind is not None:
+                module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{name} has no vocabulary head: longlens needs a causal language model")
+        self.head: Tensor = head.weight
+        self.windows = self._find_windows()
+        self.keeps_state = self.forward.attention_windows is None and not self.by_length
+
+    def _find_windows(self) -> dict[int, int]:
+        with self._mode:
+            layers = self.forward.new_cache().layers
+        return {
+            index: layer.sliding_window for index, layer in enumerate(layers) if getattr(layer, "is_sliding", False)
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and buffers, shared ones counted once."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        storages = {id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    @contextmanager
+    def _tracing(self, *known: Tensor, backward: bool = False) -> Iterator[Tracer]:
+        tensors = [*self.model.parameters(), *self.model.buffers(), *known]
+        tracer = Tracer(self.attention, self.on_gpu, self.windows, tensors)
+        tracing.append(tracer)
+        try:
+            with self._mode, nullcontext() if backward else torch.no_grad(), tracer:
+                yield tracer
+        finally:
+            tracer.masks.clear()
+            tracing.pop()
+
+    @cached_property
+    def _per_token(self) -> tuple[float, float, list[AttentionCall]]:
+        """Linear work of a pass as ``fixed + slope * tokens``, and its calls of attention."""
+        points = []
+        for length in PROBES:
+            with self._tracing() as tracer:
+                self.forward.hidden(torch.empty(1, length, dtype=torch.int64))
+            points.append((length, tracer.linear, tracer.calls))
+        (short, less, _), (long, more, calls) = points
+        slope = (more - less) / (long - short)
+        return less - slope * short, slope, calls
+
+    def work(self, rows: int, length: int, scored: int) -> Work:
+        """The arithmetic of a batch of the scorer: linear in the tokens, but for attention.
+
+        Args:
+            rows: Sequences, padded to one length.
+            length: Tokens of a sequence.
+            scored: Tokens scored, of all rows.
+        """
+        fixed, slope, calls = self._per_token
+        chunk = self._chunk_tokens(length)
+        attended = 0
+        for start in range(0, length, chunk):
+            q = min(chunk, length - start)
+            for call in calls:
+                before = start if call.window is None else min(start, call.window - 1)
+                attended += replace(call, batch=rows, q=q, kv=before + q).flops(self.attention)
+        head = 2.0 * scored * self.head.numel()
+        is_exact = self.on_gpu and self.head.dtype != torch.float32
+        return Work(
+            linear=rows * (fixed + slope * length),
+            attention=attended,
+            head=head if is_exact else 0.0,
+            wide_head=0.0 if is_exact else head,
+        )
+
+    def _chunk_tokens(self, length: int) -> int:
+        """As the scorer cuts a sequence: in chunks with a cache, where a window is shorter than it."""
+        smallest = min(self.windows.values(), default=None)
+        if self.attention != "sdpa" or smallest is None or self.forward.attention_windows is None:
+            return length
+        return CHUNK_TOKENS if length > max(smallest, CHUNK_TOKENS) else length
+
+    def peak_bytes(self, rows: int, length: int, scored: int) -> int:
+        """The most bytes that a batch of the scorer needs beside the weights; arguments as of `work`."""
+        chunk = self._chunk_tokens(length)
+        last = (length - 1) // chunk * chunk
+        width, dtype = self.head.shape[1], self.head.dtype
+        with self._tracing() as tracer:
+            if last:
+                cache, kept = self._cache_of(rows, last), torch.empty(scored, width, dtype=dtype)
+                tracer.peak = tracer.live
+                self.forward.extend(torch.empty(rows, length - last, dtype=torch.int64), cache)
+                kept = kept.clone()  # the parts are put together
+                del cache
+            else:
+                states = self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
+                kept = states.flatten(0, 1)[:scored].clone()
+                del states
+            tracer.masks.clear()
+            self._logprobs(kept)
+        peak: int = tracer.peak
+        return peak
+
+    def _cache_of(self, rows: int, length: int) -> Any:
+        """A cache that has taken in so many tokens."""
+        cache = self.forward.new_cache()
+        for call in self._per_token[2]:
+            before = length if call.window is None else min(length, call.window - 1)
+            shape, dtype = (rows, call.kv_heads, before), self.head.dtype
+            keys, values = (torch.empty(*shape, width, dtype=dtype) for width in (call.key_dim, call.value_dim))
+            cache.update(keys, values, call.layer)
+        return cache
+
+    @property
+    def wide_head_bytes(self) -> int:
+        """Bytes of the float32 copy of the head that a scorer keeps: of half precision on a CPU alone."""
+        return 0 if self.on_gpu or self.head.dtype == torch.float32 else 4 * self.head.numel()
+
+    def _logprobs(self, kept: Tensor, *, keeps_wide: bool = True) -> Tensor:
+        wide = kept if keeps_wide else None
+        found: Tensor = HeadStandIn.apply(kept, self.head, self.on_gpu, wide)  # type: ignore[no-untyped-call]
+        return found
+
+    def layers(self, rows: int, length: int, *, backward: bool = False) -> Work:
+        """The arithmetic of hidden states alone, without a vocabulary head: of a pass, or of one with its gradient."""
+        with self._tracing(backward=backward) as tracer:
+            states = self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
+            if backward:
+                torch.autograd.backward(states.float().sum())
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return _result(tracer).work
+
+    def train(
+        self,
+        rows: int,
+        length: int,
+        scored: int,
+        *,
+        checkpointing: bool = False,
+        precision: torch.dtype | None = None,
+        is_sharded: bool = False,
+    ) -> Pass:
+        """A micro-batch of training: forward and backward pass of a loss over log-probabilities.
+
+        Args:
+            rows: Sequences.
+            length: Tokens of a sequence.
+            scored: Tokens in the loss, of all rows.
+            checkpointing: Computes activations again in the backward pass.
+            precision: Of autocast; None without.
+            is_sharded: Whether gradients leave as soon as they are made, to be kept by all ranks in parts; else those
+                of this step are in the peak.
+        """
+        model = self.model.train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        freed = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained] if is_sharded else []
+        if checkpointing:
+            # Renamed in transformers 5.24.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        autocast = nullcontext() if precision is None else torch.autocast("cpu", precision)
+        try:
+            with self._tracing(backward=True) as tracer:
+                with autocast:
+                    states = self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
+                    kept = states.flatten(0, 1)[:scored].clone()
+                    tracer.masks.clear()
+                    with torch.autocast("cpu", enabled=False):
+                        logprobs = self._logprobs(kept, keeps_wide=False)
+                torch.autograd.backward(logprobs.sum())
+                del states, kept, logprobs
+        finally:
+            for hook in freed:
+                hook.remove()
+            if checkpointing:
+                getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
+            for parameter in trained:
+                parameter.grad = None
+            model.eval()
+        return _result(tracer)
+
+    def add_adapters(self, r: int, target_modules: str | Sequence[str] = "all-linear") -> None:
+        """LoRA in place of training all weights, shaped as that of peft: float32 adapters of rank r.
+
+        Args:
+            r: Rank.
+            target_modules: Last parts of the names of modules, or ``all-linear``: all but the vocabulary head.
+
+        Raises:
+            UserError: No linear module has such a name.
+        """
+        self.model.requires_grad_(False)
+        head, number = self.model.get_output_embeddings(), 0
+        linear = [(name, m) for name, m in self.model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+        for name, module in linear:
+            parent, _, last = name.rpartition(".")
+            if target_modules == "all-linear" or last in target_modules:
+                with self._mode:
+                    setattr(self.model.get_submodule(parent), last, _Adapted(module, r))
+                number += 1
+        if not number:
+            raise UserError(f"no linear module of {self.model.config.model_type} is called {target_modules}: check it")
+        self.model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
+
+    @property
+    def gathered_bytes(self) -> int:
+        """What a sharded model has whole at one time: two of its largest layers, and what is in none of them."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        sizes = [sum(p.numel() * p.dtype.itemsize for p in layer.parameters()) for layer in layers]
+        return int(self.weight_bytes - sum(sizes) + 2 * max(sizes, default=0))
+
+    @property
+    def num_trained(self) -> int:
+        """Weights that get a gradient."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+
+class _Adapted(nn.Module):
+    """A linear module with a LoRA adapter beside it, which peft keeps in float32 and so casts its input for."""
+
+    def __init__(self, base: nn.Linear, r: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, r, bias=False, dtype=torch.float32)
+        self.up = nn.Linear(r, base.out_features, bias=False, dtype=torch.float32)
+
+    def forward(self, states: Tensor) -> Tensor:
+        result: Tensor = self.base(states)
+        adapted: Tensor = self.up(self.down(states.to(torch.float32)))
+        return (result + adapted * 2.0).to(result.dtype)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _result(tracer: Tracer) -> Pass:
+    work = Work(linear=tracer.linear, attention=tracer.attended, head=tracer.head, wide_head=tracer.wide_head)
+    return Pass(work=work, peak_bytes=tracer.peak)

@@ -1,0 +1,350 @@
+"""What scoring documents costs: the requests that a run makes, the batches that they are put into, and their passes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from longlens.errors import UserError, library_errors, shown
+from longlens.models import load_config, resolve
+from longlens.planning.devices import Device, Rates, find_device, measure, this_machine
+from longlens.planning.model import TracedModel
+from longlens.planning.trace import Work
+from longlens.settings.options import CONTEXT, STRIDE, Hardware, Loading
+from longlens.windows import plan_windows
+
+RUNTIME_BYTES = 0.6e9
+"""What a CUDA context, its kernels and their workspaces take on a GPU."""
+SAME_DOCUMENTS = 16
+"""Of more documents of one length, so many are put into batches, and counted for all."""
+
+
+class FedRequest(NamedTuple):
+    """A request of a run: tokens that go into the model, how many of them are scored, and for which context."""
+
+    fed: int
+    scored: int
+    is_short: bool
+
+
+def document_requests(
+    length: int, context: int | Sequence[int] | None, stride: int | Sequence[int], *, bos: bool
+) -> list[FedRequest]:
+    """What `longlens.score` asks of a model for a document.
+
+    Args:
+        length: n, tokens of the document, BOS not counted.
+        context: K, several, or None for the long context alone.
+        stride: d, one for all K or one a K.
+        bos: Whether a BOS stands before the long context and before every window.
+    """
+    from longlens.scoring.scores import short_contexts
+
+    before = int(bos)
+    requests = [FedRequest(length + before, length + before - 1, False)] if length + before > 1 else []
+    for short in short_contexts(context, stride):
+        for window in plan_windows(length, *short):
+            requests.append(FedRequest(window.stop - window.start + before, window.stop - window.first, True))
+    return requests
+
+
+class Batch(NamedTuple):
+    """Sequences that are run together: rows, tokens of the longest, and tokens scored in all."""
+
+    rows: int
+    length: int
+    scored: int
+
+
+def plan_batches(requests: Iterable[FedRequest], batch_tokens: int, *, pads: bool = True) -> Iterator[Batch]:
+    """The batches that `longlens.scoring.transformers.TransformersScorer` makes of requests, in order."""
+    from longlens.models.forward import pack
+    from longlens.scoring.transformers import read_ahead
+
+    for waiting in read_ahead(requests, batch_tokens, lambda request: request.fed):
+        for numbers in pack([request.fed for request in waiting], pads=pads, tokens=batch_tokens):
+            some = [waiting[number] for number in numbers]
+            yield Batch(len(some), some[0].fed, sum(request.scored for request in some))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        weights: And buffers.
+        head_copy: Float32 copy of a half-precision vocabulary head, on a CPU.
+        gradients: Of trained weights.
+        optimizer: Its states.
+        activations: The most that exists beside these at one time: hidden states, what autograd keeps, a block of
+            logits.
+        runtime: CUDA context and workspaces.
+    """
+
+    weights: float
+    head_copy: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    runtime: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return float(sum(asdict(self).values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """What scoring costs.
+
+    Attributes:
+        model: Name.
+        num_parameters: Of all weights.
+        dtype: Of the weights.
+        length: Tokens of a document.
+        documents: How many.
+        tokens: Of model input, all documents, padding not counted.
+        batch_tokens: Tokens of a batch.
+        long: Arithmetic of the long contexts, all documents.
+        short: Arithmetic of the windows of the short contexts, all documents.
+        memory: On each device.
+        device: Of the plan.
+        devices: How many.
+        seconds: Of the arithmetic; None where no speed is known.
+        rates: FLOP/s that were assumed.
+        fits: Whether it fits into a device; None where its memory is not known.
+        notes: What the plan rests on, and what would help where it does not fit.
+    """
+
+    model: str
+    num_parameters: int
+    dtype: str
+    length: int
+    documents: int
+    tokens: int
+    batch_tokens: int
+    long: Work
+    short: Work
+    memory: Memory
+    device: Device
+    devices: int
+    seconds: float | None
+    rates: Rates | None
+    fits: bool | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> float:
+        """All arithmetic."""
+        return self.long.total + self.short.total
+
+    @property
+    def overhead(self) -> float:
+        """Arithmetic of the short contexts over that of the long ones."""
+        return self.short.total / self.long.total if self.long.total else 0.0
+
+    @property
+    def memory_bytes(self) -> float:
+        """Peak on each device."""
+        return self.memory.total
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values: FLOPs, bytes, seconds."""
+        return {
+            "schema_version": 1,
+            "flops": self.flops,
+            "memory_bytes": self.memory_bytes,
+            "seconds": self.seconds,
+            "overhead": self.overhead,
+            "fits": self.fits,
+            "model": self.model,
+            "num_parameters": self.num_parameters,
+            "dtype": self.dtype,
+            "length": self.length,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "batch_tokens": self.batch_tokens,
+            "devices": self.devices,
+            "device": {
+                "name": self.device.name,
+                "memory_bytes": self.device.memory_bytes,
+                "source": self.device.source,
+            },
+            "flops_by_part": {"long": asdict(self.long), "short": asdict(self.short)},
+            "memory_by_part": asdict(self.memory),
+            "notes": list(self.notes),
+        }
+
+
+def find_config(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model, also of a ``config.json``; no weights are read.
+
+    Args:
+        model: Hub id, folder, ``.gguf`` file, embedded model, or a configuration file.
+        trust_remote_code: Runs code that comes with the model.
+
+    Raises:
+        UserError: There is none.
+    """
+    path = Path(model)
+    if path.is_file() and path.suffix == ".json":
+        from transformers import AutoConfig
+
+        with library_errors(f"the configuration {shown(model)}", "give the config.json of a model of transformers"):
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return load_config(resolve(model), trust_remote_code=trust_remote_code)
+
+
+def plan_for(
+    model: str,
+    hardware: Hardware,
+    loading: Loading,
+    *,
+    length: int,
+    window: int,
+    trains: bool = False,
+    precision: str = "float32",
+) -> tuple[Any, Device, Rates | None]:
+    """The configuration of a model, the device that is planned for, and what was measured of it.
+
+    Args:
+        model: Name, or a ``config.json``.
+        hardware: What is given of it.
+        loading: How the model is loaded.
+        length: Tokens of a document or row.
+        window: Tokens of a window.
+        trains: Whether a backward pass is to be measured.
+        precision: Of autocast.
+
+    Raises:
+        UserError: No such model or device.
+    """
+    from longlens.models.load import resolve_device
+
+    config = find_config(model, trust_remote_code=loading.trust_remote_code)
+    here = None
+    if hardware.device in (None, "cpu") or hardware.measure:
+        here = resolve_device("cpu" if hardware.device == "cpu" else "auto").type
+    memory = None if hardware.memory is None else hardware.memory * 1e9
+    if hardware.measure:
+        if hardware.device not in (None, "cpu"):
+            raise UserError(f"`measure` measures this machine, and `device` is {shown(hardware.device)}: leave one out")
+        dtype = loading.dtype if loading.dtype != "auto" else "bfloat16" if here == "cuda" else "float32"
+        shortest, longest = (256, 2048) if here == "cpu" else (4096, 32768)
+        found = measure(
+            config,
+            device=str(here),
+            dtype=dtype,
+            attention=loading.attention or "sdpa",
+            lengths=(min(shortest, max(2, length // 2)), min(longest, max(length, 4))),
+            trains=trains,
+        )
+        device = found.device if memory is None else replace(found.device, memory_bytes=memory)
+        return config, device, found.training if trains else found.forward
+    if here is not None:
+        return config, this_machine(here, flops=hardware.flops, memory_bytes=memory), None
+    return config, find_device(hardware.device, flops=hardware.flops, memory_bytes=memory), None
+
+
+def plan_score(
+    model: str | Any,
+    *,
+    name: str | None = None,
+    length: int,
+    documents: int = 1,
+    context: int | Sequence[int] | None = CONTEXT,
+    stride: int | Sequence[int] = STRIDE,
+    bos: bool | None = None,
+    dtype: str = "auto",
+    attention: str = "sdpa",
+    batch_tokens: int | None = None,
+    device: Device,
+    devices: int = 1,
+    rates: Rates | None = None,
+    utilization: float | None = None,
+    trust_remote_code: bool = False,
+) -> ScorePlan:
+    """What `longlens.score` costs, from the model's configuration alone.
+
+    Args:
+        model: Name, as for `longlens.load_scorer`, a ``config.json``, or a configuration of transformers.
+        name: What a configuration is called in the plan.
+        length: Tokens of a document, BOS not counted.
+        documents: How many of this length.
+        context: K, several, or None for the long context alone.
+        stride: d.
+        bos: Whether a BOS is put before each sequence; whether the configuration names one unless given.
+        dtype: Of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        attention: ``sdpa``, ``eager``, or one of FlashAttention's names.
+        batch_tokens: Tokens of a batch; the engine's default unless given.
+        device: That is planned for.
+        devices: How many; each scores documents of its own.
+        rates: What it reaches, as measured; the published peak times ``utilization`` unless given.
+        utilization: Share of the peak; 0.4 unless given.
+        trust_remote_code: Runs code that comes with the model.
+
+    Raises:
+        UserError: No such model, one that cannot be planned, or settings that no window can be made of.
+    """
+    import torch
+
+    from longlens.models.forward import BATCH_TOKENS
+
+    for what, value in (("length", length), ("documents", documents), ("devices", devices)):
+        if value < 1:
+            raise UserError(f"`{what}` is {value}; expected at least 1")
+    config = find_config(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
+    kind = ("bfloat16" if device.on_gpu else "float32") if dtype == "auto" else dtype
+    traced = TracedModel(
+        config,
+        dtype=getattr(torch, kind),
+        attention=attention,
+        on_gpu=device.on_gpu,
+        trust_remote_code=trust_remote_code,
+    )
+    if bos is None:
+        bos = getattr(config.get_text_config(decoder=True), "bos_token_id", None) is not None
+    at_once = batch_tokens or BATCH_TOKENS["cuda" if device.on_gpu else "cpu"]
+    requests = document_requests(length, context, stride, bos=bos)
+    some = min(documents, SAME_DOCUMENTS)
+    shapes: Counter[Batch] = Counter(
+        plan_batches((r for _ in range(some) for r in requests), at_once, pads=not traced.by_length)
+    )
+    everything = sum((traced.work(*shape) * count for shape, count in shapes.items()), Work()) * (documents / some)
+    long = sum((traced.work(1, r.fed, r.scored) for r in requests if not r.is_short), Work()) * documents
+    short = everything - long if any(request.is_short for request in requests) else Work()
+    # What a batch needs grows with its tokens and with those scored: the largest of each kind is the peak.
+    largest = {max(shapes, key=size) for size in (_tokens, lambda shape: shape.length, lambda shape: shape.scored)}
+    memory = Memory(
+        weights=traced.weight_bytes,
+        head_copy=traced.wide_head_bytes,
+        activations=max(traced.peak_bytes(*shape) for shape in largest),
+        runtime=RUNTIME_BYTES if device.on_gpu else 0.0,
+    )
+    if rates is None:
+        rates = device.rates(kind, utilization)
+    return ScorePlan(
+        model=name or (model if isinstance(model, str) else type(config).__name__),
+        num_parameters=traced.num_parameters,
+        dtype=kind,
+        length=length,
+        documents=documents,
+        tokens=sum(request.fed for request in requests) * documents,
+        batch_tokens=at_once,
+        long=everything - short,
+        short=short,
+        memory=memory,
+        device=device,
+        devices=devices,
+        seconds=None if rates is None else rates.seconds(everything) / min(devices, documents),
+        rates=rates,
+        fits=None if device.memory_bytes is None else memory.total <= device.memory_bytes,
+    )
+
+
+def _tokens(shape: Batch) -> int:
+    return shape.rows * shape.length

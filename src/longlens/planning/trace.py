@@ -1,0 +1,308 @@
+"""What a pass of a model computes and holds, from its configuration: the model's own code, run on tensors without data.
+
+The model is made of fake tensors (`torch._subclasses.FakeTensorMode`: shapes, strides and types, no memory), and its
+decoder runs as in `longlens.models.forward`. Each operator adds its floating-point operations
+(`torch.utils.flop_counter`) and the bytes of what it makes, until that is freed: so weights that are shared, experts
+that are active, adapters, checkpointing and what autograd keeps are counted as the code has them. Attention alone is
+counted here (`_attend`), since its kernels keep no matrix and skip what is masked.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from longlens.logprobs import BLOCK_BYTES
+
+PLANNED = "longlens_plan"
+"""Under this name transformers finds `_attend`."""
+FLASH = ("flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Floating-point operations, a multiplication and an addition being two.
+
+    Attributes:
+        linear: Matrix products outside of attention, experts and recurrences included.
+        attention: Of queries and keys, and of weights and values; for the pairs that the kernel computes.
+        head: The vocabulary head's, in the model's own precision.
+        wide_head: The vocabulary head's in float32.
+    """
+
+    linear: float = 0.0
+    attention: float = 0.0
+    head: float = 0.0
+    wide_head: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def __sub__(self, other: Work) -> Work:
+        return self + other * -1
+
+    def __mul__(self, times: float) -> Work:
+        return Work(**{f.name: getattr(self, f.name) * times for f in fields(self)})
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linear + self.attention + self.head + self.wide_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What one pass over a batch takes.
+
+    Attributes:
+        work: Its arithmetic.
+        peak_bytes: The most bytes that exist at one time beside the weights.
+    """
+
+    work: Work
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """One call of an attention kernel: ``q`` queries, the last of ``kv`` keys.
+
+    Attributes:
+        layer: Whose.
+        batch: Rows.
+        heads: Of queries.
+        kv_heads: Of keys and values.
+        q: Queries of a row.
+        kv: Keys of a row.
+        key_dim: Width of queries and keys.
+        value_dim: Width of values.
+        window: Keys that a query sees; None for all before it.
+    """
+
+    layer: int
+    batch: int
+    heads: int
+    kv_heads: int
+    q: int
+    kv: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+
+    def is_masked(self, attention: str) -> bool:
+        """Whether a mask is made for it: transformers leaves it out where the kernel's causal flag says the same."""
+        if attention in FLASH:
+            return False
+        return self.q > 1 and (self.q != self.kv or (self.window is not None and self.kv >= self.window))
+
+    def pairs(self, attention: str) -> int:
+        """Pairs of a query and a key that are computed: the whole rectangle under a mask, else those that are seen."""
+        if attention == "eager" or self.is_masked(attention):
+            return self.q * self.kv
+        window = self.kv if self.window is None else self.window
+        before = self.kv - self.q
+        full = max(0, min(self.q, self.kv - window))  # queries that see a whole window
+        growing = self.q - full
+        return full * window + growing * (before + 1) + growing * (growing - 1) // 2
+
+    def flops(self, attention: str) -> int:
+        """``2 * batch * heads * pairs * (key_dim + value_dim)``."""
+        return 2 * self.batch * self.heads * self.pairs(attention) * (self.key_dim + self.value_dim)
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators and the bytes of what they make."""
+
+    def __init__(self, attention: str, on_gpu: bool, windows: dict[int, int], known: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.attention, self.on_gpu, self.windows = attention, on_gpu, windows
+        self.linear = self.attended = self.wide_head = self.head = 0
+        self.live = self.peak = 0
+        self.num_experts = 1
+        self.calls: list[AttentionCall] = []
+        self.masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._held: dict[int, Any] = {}
+        for tensor in known:
+            self._hold(tensor, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operator."""
+        kwargs = kwargs or {}
+        if func._overloadpacket is torch.ops.aten._grouped_mm:
+            made = self._grouped_product(args[0], args[1])
+        else:
+            made = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.linear += formula(*args, **kwargs, out_val=made)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor)
+        return made
+
+    def _grouped_product(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """Of rows that are sorted by expert; without data torch knows it for one dtype alone.
+
+        Args:
+            rows: ``(S, M)``, or for the gradient of weights ``(M, S)``.
+            weights: ``(E, M, N)``, or ``(S, N)``.
+        """
+        self.linear += 2 * rows.shape[0] * rows.shape[1] * weights.shape[-1]
+        if weights.ndim == 3:
+            self.num_experts = weights.shape[0]
+            return rows.new_empty(rows.shape[0], weights.shape[-1])
+        return rows.new_empty(self.num_experts, rows.shape[0], weights.shape[-1])
+
+    def _hold(self, tensor: Tensor, size: int | None = None) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._held:
+            return
+        number = storage.nbytes() if size is None else size
+
+        def freed(_: Any) -> None:
+            self.live -= number
+            self._held.pop(key, None)
+
+        self._held[key] = weakref.ref(storage, freed)
+        self.live += number
+        self.peak = max(self.peak, self.live)
+
+
+tracing: list[Tracer] = []
+
+
+class _Attention(torch.autograd.Function):
+    """What a kernel makes: its output and a float32 a query, and in the backward pass the three gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
+        tracer = tracing[-1]
+        tracer.attended += call.flops(tracer.attention)
+        out = q.new_empty(call.batch, call.q, call.heads, call.value_dim)
+        kept = q.new_empty(call.batch, call.heads, call.q, dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, kept, mask)
+        ctx.call = call
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        tracer = tracing[-1]
+        # Scores are computed again: five products where the forward pass has two.
+        tracer.attended += ctx.call.flops(tracer.attention) * 5 // 2
+        q, k, v, *_ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None, None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **settings: Any
+) -> tuple[Tensor, None]:
+    """Stands where an attention function of transformers does; what it keeps is what the chosen kernel keeps."""
+    tracer = tracing[-1]
+    batch, heads, q, key_dim = query.shape
+    layer = getattr(module, "layer_idx", None)
+    window = settings.get("sliding_window") or tracer.windows.get(-1 if layer is None else layer)
+    call = AttentionCall(
+        layer=-1 if layer is None else layer,
+        batch=batch,
+        heads=heads,
+        kv_heads=key.shape[1],
+        q=q,
+        kv=key.shape[2],
+        key_dim=key_dim,
+        value_dim=value.shape[-1],
+        window=window,
+    )
+    tracer.calls.append(call)
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
+    is_masked = call.is_masked(tracer.attention)
+    if heads != call.kv_heads and (is_masked or tracer.attention == "eager"):
+        # Both eager and sdpa_attention_forward of transformers repeat them then.
+        key, value = (tensor.repeat_interleave(heads // call.kv_heads, dim=1) for tensor in (key, value))
+    if tracer.attention == "eager":
+        return _attend_eagerly(tracer, call, query, key, value), None
+    mask = None
+    if is_masked:
+        shape = (q, call.kv, window)
+        if shape not in tracer.masks:
+            tracer.masks[shape] = torch.empty(1, 1, q, call.kv, dtype=torch.bool)
+        mask = tracer.masks[shape].to(query.dtype)  # torch adds a mask as numbers, made anew by each layer
+    return _Attention.apply(query, key, value, mask, call), None  # type: ignore[no-untyped-call]
+
+
+def _attend_eagerly(tracer: Tracer, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """``eager_attention_forward`` of transformers' models; the products are counted as attention."""
+    before = tracer.linear
+    scores = torch.matmul(query, key.transpose(2, 3)) * 1.0
+    scores = scores + torch.empty(1, 1, call.q, call.kv, dtype=scores.dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    out = torch.matmul(weights, value).transpose(1, 2).contiguous()
+    tracer.attended += tracer.linear - before
+    tracer.linear = before
+    return out
+
+
+transformers.AttentionInterface.register(PLANNED, _attend)
+
+
+class HeadStandIn(torch.autograd.Function):
+    """What `longlens.logprobs.token_logprobs` computes and makes, as that code has it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, is_exact: bool, wide: Tensor | None) -> Tensor:
+        tracer = tracing[-1]
+        rows, (vocabulary, width) = len(hidden), weight.shape
+        block = max(1, BLOCK_BYTES // (vocabulary * 4))
+        half = weight.dtype != torch.float32
+        widens = half and not is_exact and wide is None
+        operand = hidden.new_empty(vocabulary, width, dtype=torch.float32) if widens else None
+        work = 2 * rows * vocabulary * width
+        if is_exact and half:
+            tracer.head += work
+        else:
+            tracer.wide_head += work
+        logits = None
+        for start in range(0, min(rows, 2 * block), block):  # the last block is freed after the next is made
+            size = min(block, rows - start)
+            states = hidden.new_empty(size, width, dtype=torch.float32) if half and not is_exact else None
+            logits = hidden.new_empty(size, vocabulary, dtype=torch.float32)
+            del states
+        del logits, operand
+        ctx.save_for_backward(hidden, weight)
+        ctx.is_exact = is_exact
+        return hidden.new_empty(rows, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        tracer = tracing[-1]
+        hidden, weight = ctx.saved_tensors
+        rows, (vocabulary, width) = len(hidden), weight.shape
+        block, half = max(1, BLOCK_BYTES // (vocabulary * 4)), weight.dtype != torch.float32
+        work = 2 * rows * vocabulary * width
+        wide = [weight.new_empty(vocabulary, width, dtype=torch.float32)] * half
+        operand = [weight.new_empty(vocabulary, width, dtype=torch.float32)] * (half and not ctx.is_exact)
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = weight.new_empty(vocabulary, width, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        if ctx.is_exact and half:
+            tracer.head += work
+        else:
+            tracer.wide_head += work
+        tracer.wide_head += work * ((of_hidden is not None) + (of_weight is not None))
+        change = None
+        for start in range(0, min(rows, 2 * block), block):
+            size = min(block, rows - start)
+            states = hidden.new_empty(size, width, dtype=torch.float32) if half else None
+            change = hidden.new_empty(size, vocabulary, dtype=torch.float32)
+            product = hidden.new_empty(size, width, dtype=torch.float32)
+            del states, product
+        del change, wide, operand
+        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None

@@ -1,0 +1,319 @@
+"""What a training step costs: cross-entropy, and LongCE with its short pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from longlens.errors import UserError, shown_value
+from longlens.planning.devices import Device, Rates
+from longlens.planning.model import TracedModel
+from longlens.planning.score import RUNTIME_BYTES, Memory, find_config
+from longlens.planning.trace import Work
+
+if TYPE_CHECKING:
+    from longlens.losses.settings import LongCE
+
+Sharding = Literal["ddp", "fsdp", "zero3"]
+SHARDINGS = ("ddp", "fsdp", "zero3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What training costs.
+
+    Attributes:
+        model: Name.
+        num_parameters: Of all weights.
+        num_trained: Of those that get a gradient.
+        length: Tokens of a row.
+        batch_size: Rows of a step, over all devices.
+        step: Arithmetic of a step of cross-entropy: forward, backward, and what checkpointing computes again.
+        short: Arithmetic of the short pass of LongCE in a step.
+        once: Arithmetic of offline weights, a row.
+        memory: On each device.
+        device: Of the plan.
+        devices: How many.
+        seconds: Of a step; None where no speed is known.
+        rates: FLOP/s that were assumed.
+        fits: Whether it fits into a device; None where its memory is not known.
+        notes: What the plan rests on, and what would help where it does not fit.
+    """
+
+    model: str
+    num_parameters: int
+    num_trained: int
+    length: int
+    batch_size: int
+    step: Work
+    short: Work
+    once: Work
+    memory: Memory
+    device: Device
+    devices: int
+    seconds: float | None
+    rates: Rates | None
+    fits: bool | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> float:
+        """Arithmetic of a step, over all devices."""
+        return self.step.total + self.short.total
+
+    @property
+    def overhead(self) -> float:
+        """Arithmetic of the short pass over that of a step of cross-entropy."""
+        return self.short.total / self.step.total
+
+    @property
+    def memory_bytes(self) -> float:
+        """Peak on each device."""
+        return self.memory.total
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all devices together."""
+        return None if self.seconds is None else self.batch_size * self.length / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values: FLOPs and seconds of a step, bytes."""
+        return {
+            "schema_version": 1,
+            "flops": self.flops,
+            "memory_bytes": self.memory_bytes,
+            "seconds": self.seconds,
+            "overhead": self.overhead,
+            "fits": self.fits,
+            "tokens_per_second": self.tokens_per_second,
+            "model": self.model,
+            "num_parameters": self.num_parameters,
+            "num_trained": self.num_trained,
+            "length": self.length,
+            "batch_size": self.batch_size,
+            "devices": self.devices,
+            "device": {
+                "name": self.device.name,
+                "memory_bytes": self.device.memory_bytes,
+                "source": self.device.source,
+            },
+            "flops_by_part": {name: asdict(getattr(self, name)) for name in ("step", "short", "once")},
+            "memory_by_part": asdict(self.memory),
+            "notes": list(self.notes),
+        }
+
+
+def parse_loss(loss: str, *, context: int, stride: int, gamma: float) -> tuple[LongCE | None, bool]:
+    """The settings of a loss that is named as in recipes, and whether its weights are made once before training.
+
+    Raises:
+        UserError: No such loss.
+    """
+    from longlens.losses.settings import FORMS
+
+    if loss == "ce":
+        return None, False
+    forms = {**FORMS, "offline": FORMS["longce"]}
+    if loss not in forms:
+        raise UserError(f"`loss` is {shown_value(loss)}; expected one of {', '.join(forms)}, ce")
+    return forms[loss](context=context, stride=stride, gamma=gamma), loss == "offline"
+
+
+def plan_train(
+    model: str | Any,
+    *,
+    name: str | None = None,
+    length: int,
+    longce: LongCE | None = None,
+    offline: bool = False,
+    batch_size: int = 1,
+    per_device_batch_size: int = 1,
+    dtype: str = "float32",
+    precision: str = "float32",
+    attention: str = "sdpa",
+    gradient_checkpointing: bool = False,
+    lora: int | None = None,
+    target_modules: str | Sequence[str] = "all-linear",
+    device: Device,
+    devices: int = 1,
+    sharding: Sharding = "ddp",
+    context_parallel: int = 1,
+    rates: Rates | None = None,
+    utilization: float | None = None,
+    trust_remote_code: bool = False,
+) -> TrainPlan:
+    """What `longlens train` costs, from the model's configuration alone, with AdamW.
+
+    Args:
+        model: Name, a ``config.json``, or a configuration of transformers.
+        name: What a configuration is called in the plan.
+        length: Tokens of a row, one document each.
+        longce: The loss; None for cross-entropy.
+        offline: Whether weights are made once before training, with ``longce``, instead of at each step.
+        batch_size: Rows of a step, over all devices and micro-batches.
+        per_device_batch_size: Rows of a micro-batch.
+        dtype: Of the weights, their gradients and the optimizer's states.
+        precision: Of autocast; ``float32`` for none.
+        attention: Implementation.
+        gradient_checkpointing: Computes activations again in the backward pass.
+        lora: Rank of adapters in place of all weights.
+        target_modules: That have adapters.
+        device: That is planned for.
+        devices: How many.
+        sharding: Of weights, gradients and optimizer's states: ``ddp`` keeps them whole on each device.
+        context_parallel: Devices that share each row.
+        rates: What a device reaches, as measured; the published peak times ``utilization`` unless given.
+        utilization: Share of the peak; 0.4 unless given.
+        trust_remote_code: Runs code that comes with the model.
+
+    Raises:
+        UserError: No such model, one that cannot be planned, or settings that do not go together.
+    """
+    import torch
+
+    if sharding not in SHARDINGS:
+        raise UserError(f"`sharding` is {shown_value(sharding)}; expected one of {', '.join(SHARDINGS)}")
+    if devices % context_parallel:
+        raise UserError(
+            f"`devices` is {devices}, and `context_parallel` is {context_parallel}: expected a multiple of it"
+        )
+    ranks = devices // context_parallel
+    micro, remainder = divmod(batch_size, ranks * per_device_batch_size)
+    if remainder or not micro:
+        raise UserError(
+            f"`batch_size` is {batch_size} rows, which do not divide among {ranks} ranks with micro-batches of "
+            f"{per_device_batch_size}: expected a multiple of {ranks * per_device_batch_size}"
+        )
+    is_sharded = sharding != "ddp" and devices > 1
+    config = find_config(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
+    # Sharded weights are cast as they are gathered, others by autocast as they are used.
+    computed = getattr(torch, precision if is_sharded and precision != "float32" else dtype)
+    autocast = None if is_sharded or precision == "float32" else getattr(torch, precision)
+    traced = TracedModel(
+        config, dtype=computed, attention=attention, on_gpu=device.on_gpu, trust_remote_code=trust_remote_code
+    )
+    num_parameters = traced.num_parameters
+    if lora is not None:
+        traced.add_adapters(lora, target_modules)
+    rows, local = per_device_batch_size, -(-length // context_parallel)
+    keeps = is_sharded or micro > 1
+    settings = {"checkpointing": gradient_checkpointing, "precision": autocast}
+    found = traced.train(rows, local, rows * (local - 1), is_sharded=keeps, **settings)  # type: ignore[arg-type]
+    whole = found
+    if context_parallel > 1:
+        whole = traced.train(rows, length, rows * (length - 1), is_sharded=keeps, **settings)  # type: ignore[arg-type]
+    step = whole.work * micro * ranks
+    once, short, short_peak = Work(), Work(), 0
+    if longce is not None:
+        shapes = _window_batches(longce, length, rows, on_gpu=device.on_gpu)
+        of_rows = sum((traced.work(*shape) * number for shape, number in shapes.items()), Work())
+        short_peak = max((traced.peak_bytes(*shape) for shape in shapes), default=0) + traced.wide_head_bytes
+        if offline:
+            once, short_peak = of_rows * (1 / rows) + traced.work(1, length, length - 1), 0
+        else:
+            short = of_rows * micro * ranks
+    memory = _memory(
+        traced,
+        dtype=getattr(torch, dtype),
+        activations=max(found.peak_bytes, short_peak),
+        has_gradients=not keeps,
+        sharding=sharding,
+        devices=devices,
+        on_gpu=device.on_gpu,
+    )
+    if rates is None:
+        rates = device.rates(precision if precision != "float32" else dtype, utilization)
+    return TrainPlan(
+        model=name or (model if isinstance(model, str) else type(config).__name__),
+        num_parameters=num_parameters,
+        num_trained=traced.num_trained,
+        length=length,
+        batch_size=batch_size,
+        step=step,
+        short=short,
+        once=once,
+        memory=memory,
+        device=device,
+        devices=devices,
+        seconds=None if rates is None else rates.seconds(step + short) / devices,
+        rates=rates,
+        fits=None if device.memory_bytes is None else memory.total <= device.memory_bytes,
+    )
+
+
+def _window_batches(longce: LongCE, length: int, rows: int, *, on_gpu: bool) -> Counter[tuple[int, int, int]]:
+    """The batches of windows of a micro-batch, as `longlens.losses.passes.score_short` makes them."""
+    import torch
+
+    from longlens.models.forward import BATCH_TOKENS
+
+    windows = longce.windows(torch.zeros(length, dtype=torch.int64), 0)
+    at_once = max(1, BATCH_TOKENS["cuda" if on_gpu else "cpu"] // (longce.context + longce.stride))
+    found: Counter[tuple[int, int, int]] = Counter()
+    lengths = Counter((window.stop - window.start, window.stop - window.first) for window in windows * rows)
+    for (fed, scored), number in lengths.items():
+        full, rest = divmod(number, at_once)
+        found[at_once, fed, scored * at_once] += full
+        if rest:
+            found[rest, fed, scored * rest] += 1
+    return +found
+
+
+def _memory(
+    traced: TracedModel,
+    *,
+    dtype: Any,
+    activations: float,
+    has_gradients: bool,
+    sharding: str,
+    devices: int,
+    on_gpu: bool,
+) -> Memory:
+    """Bytes on a device, from those of all weights.
+
+    Args:
+        traced: The model, with adapters where it has them.
+        dtype: Of the weights and of the optimizer's states.
+        activations: The peak of a micro-batch.
+        has_gradients: Whether gradients are in that peak.
+        sharding: How they are spread.
+        devices: Over how many.
+        on_gpu: Whether there is a CUDA context.
+    """
+    trained = traced.num_trained
+    frozen = traced.num_parameters - trained
+    runtime = RUNTIME_BYTES if on_gpu else 0.0
+    kept = 4 if frozen else dtype.itemsize  # adapters are float32
+    gradients, optimizer = trained * kept, 2 * trained * kept
+    if sharding == "ddp" or devices == 1:
+        weights = frozen * dtype.itemsize + trained * kept + _buffer_bytes(traced)
+        if has_gradients:
+            activations = max(0.0, activations - gradients)
+        # DistributedDataParallel copies gradients into buckets of its own.
+        buckets = gradients if devices > 1 else 0
+        return Memory(
+            weights=weights,
+            gradients=gradients + buckets,
+            optimizer=optimizer,
+            activations=activations,
+            runtime=runtime,
+        )
+    gathered = traced.gathered_bytes
+    if sharding == "zero3" and traced.head.dtype.itemsize == 2:
+        # Half-precision weights and gradients, and float32 weights beside the optimizer's states.
+        weights, gradients, optimizer = 2 * (frozen + trained), 2 * trained, 12 * trained
+    else:
+        weights = frozen * dtype.itemsize + trained * kept
+    return Memory(
+        weights=weights / devices + gathered,
+        gradients=gradients / devices,
+        optimizer=optimizer / devices,
+        activations=activations,
+        runtime=runtime,
+    )
+
+
+def _buffer_bytes(traced: TracedModel) -> int:
+    return sum(buffer.numel() * buffer.dtype.itemsize for buffer in traced.model.buffers())
