@@ -1,4 +1,4 @@
-"""The comparison of planned and measured runs ends without a GPU, and without the packages that such a machine lacks."""
+"""The comparison of plans and runs ends without a GPU, and without the packages that such a machine lacks."""
 
 import json
 import os
@@ -11,10 +11,8 @@ from tests.test_gpu_benchmark import BLOCKED, ROOT
 def test_the_comparison_runs_from_a_checkout_with_few_packages(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
     program = BLOCKED.replace("gpu", "plan")
-    command = [sys.executable, "-c", program, "-o", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command[:3], str(tmp_path / "out")], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", program, str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     content = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert content["left_out"] == []

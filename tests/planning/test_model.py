@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers
-from tests.tiny import FAMILIES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from longlens.logprobs import Head, token_logprobs
 from longlens.losses.longce import weighted_nll
 from longlens.planning.model import TracedModel
 from longlens.planning.trace import AttentionCall, HeadStandIn, Tracer, tracing
+from tests.tiny import FAMILIES, tiny_model
 
 LENGTH = 40
 
@@ -32,14 +32,12 @@ def test_parameters_and_arithmetic_are_those_of_the_real_model(family):
     assert traced.work(1, LENGTH, LENGTH).total == counted(model, LENGTH)
 
 
-@pytest.mark.parametrize(("q", "kv", "window"), [(7, 7, None), (7, 7, 3), (1, 9, 4), (4, 9, 3), (4, 9, None), (5, 5, 8)])
+@pytest.mark.parametrize(
+    ("q", "kv", "window"), [(7, 7, None), (7, 7, 3), (1, 9, 4), (4, 9, 3), (4, 9, None), (5, 5, 8)]
+)
 def test_pairs_of_a_kernel_that_skips_what_is_masked(q, kv, window):
-    seen = sum(
-        kv - q + i >= j and (window is None or kv - q + i - j < window) for i in range(q) for j in range(kv)
-    )
-    call = AttentionCall(
-        layer=0, batch=2, heads=3, kv_heads=1, q=q, kv=kv, key_dim=5, value_dim=4, window=window
-    )
+    seen = sum(kv - q + i >= j and (window is None or kv - q + i - j < window) for i in range(q) for j in range(kv))
+    call = AttentionCall(layer=0, batch=2, heads=3, kv_heads=1, q=q, kv=kv, key_dim=5, value_dim=4, window=window)
     assert call.pairs("flash_attention_2") == seen
     assert call.flops("flash_attention_2") == 2 * 2 * 3 * seen * 9
     assert call.pairs("eager") == q * kv

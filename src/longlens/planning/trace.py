@@ -259,6 +259,7 @@ class HeadStandIn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, is_exact: bool, wide: Tensor | None) -> Tensor:
+        """``(m,)`` log-probabilities of ``(m, H)`` states; with ``wide`` the float32 copy of the head is there."""
         tracer = tracing[-1]
         rows, (vocabulary, width) = len(hidden), weight.shape
         block = max(1, BLOCK_BYTES // (vocabulary * 4))
@@ -283,6 +284,7 @@ class HeadStandIn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of states and weight."""
         tracer = tracing[-1]
         hidden, weight = ctx.saved_tensors
         rows, (vocabulary, width) = len(hidden), weight.shape
