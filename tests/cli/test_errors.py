@@ -76,7 +76,7 @@ def test_documents(file, message, work, run):
         ("bert-lm", "BertLMHeadModel is not causal: hidden states of the first 24 tokens moved by"),
         ("pickled", "cannot load the model 'pickled' (local folder): "),
         ("custom", "cannot load the model 'custom' (local folder): "),
-        ("http://localhost:1/v1#m", "the server localhost:1 failed 3 times, last: ConnectError"),
+        ("http://localhost:1/v1#m", "the server localhost:1 failed (attempt 1 of 5): ConnectError"),
         (
             "http://u:sesame@localhost:1/v1#m",
             "--model has a user name, a password or a query in",

@@ -148,6 +148,8 @@ class Fake:
                 self.send(to, fault, {"error": {"message": f"failed, {to.headers.get('authorization')}"}})
             elif self.mode == "chat-only":
                 self.send(to, 404, {"detail": "Not Found"})
+            elif self.mode == "takes text":  # llama-cpp-python's server
+                self.send(to, 500, {"error": {"message": "takes no ids"}})
             elif self.mode == "refuses":
                 self.send(to, 400, {"error": {"message": f"no prompts today ({to.headers.get('authorization')})"}})
             else:
@@ -221,7 +223,9 @@ class Fake:
         token, logprob = self.greedy(ids) if wants_logprobs and not body.get("echo") else (65, -1.0)
         named = f"token_id:{token}" if body.get("return_tokens_as_token_ids") else self.text([token])
         choice: dict[str, Any] = {"index": 0, "text": self.text([token]), "finish_reason": "length", "logprobs": None}
-        if self.mode == "no logprobs":
+        if self.mode in ("no logprobs", "of a chat"):
+            if self.mode == "of a chat":  # llama.cpp's server
+                choice["logprobs"] = {"content": [{"id": token, "token": named, "logprob": logprob}]}
             return {"choices": [choice]}
         if wants_logprobs:
             choice["logprobs"] = {"tokens": [named], "token_logprobs": [logprob]}

@@ -28,8 +28,10 @@ from longlens.scoring.scorer import Request
 CONCURRENCY = 8
 ATTEMPTS = 10
 """Of one request. With back-off they span about a minute, in which a server can start again."""
-FIRST_ATTEMPTS = 3
-"""Of what is asked before anything is scored."""
+FIRST_ATTEMPTS = 5
+"""Of what is asked before anything is scored; one where nothing listens at the address."""
+MOST_TIME_OUTS = 3
+"""Of one request, after which the server is taken to hang."""
 LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
 CONNECT_SECONDS = 10.0
@@ -49,11 +51,11 @@ class Refused(Exception):  # it is no error of ours: engines turn it into what t
 
 
 class _Again(Exception):
-    """A failure that may pass, and how long the server asks to wait."""
+    """A failure that may pass, and how long the server asks to wait; nothing listens there, or there is no answer."""
 
-    def __init__(self, said: str, after: float = 0.0) -> None:
+    def __init__(self, said: str, after: float = 0.0, *, is_down: bool = False, is_late: bool = False) -> None:
         super().__init__(said)
-        self.after = after
+        self.after, self.is_down, self.is_late = after, is_down, is_late
 
 
 class Http:
@@ -97,16 +99,21 @@ class Http:
             Refused: There is none.
             UserError: The server does not answer.
         """
-        return self._wait(self._submit(self._send("GET", path, None, 0, attempts=min(FIRST_ATTEMPTS, self._attempts))))
+        return self._wait(self._submit(self._send("GET", path, None, 0, is_first=True)))
 
     def post(self, path: str, body: Any, tokens: int = 0) -> Any:
-        """The answer to one request, as `answers` gives it for many."""
-        return self._wait(self._submit(self._send("POST", path, body, tokens)))
+        """The answer to one request before anything is scored.
+
+        Raises:
+            Refused: The server refuses it.
+            UserError: The server does not answer.
+        """
+        return self._wait(self._submit(self._send("POST", path, body, tokens, is_first=True)))
 
     def ask_if_there(self, method: str, path: str, body: Any = None) -> Any:
         """JSON at a path that not all servers have; None where it is not there."""
         try:
-            return self._wait(self._submit(self._send(method, path, body, 0, attempts=FIRST_ATTEMPTS)))
+            return self._wait(self._submit(self._send(method, path, body, 0, is_first=True)))
         except (Refused, UserError) as error:
             _LOGGER.debug("%s: no %s: %s", self.server.host, path, error)
             return None
@@ -163,24 +170,31 @@ class Http:
         finally:
             future.cancel()
 
-    async def _send(self, method: str, path: str, body: Any, tokens: int, *, attempts: int | None = None) -> Any:
-        attempts = attempts or self._attempts
+    async def _send(self, method: str, path: str, body: Any, tokens: int, *, is_first: bool = False) -> Any:
+        attempts, number, late = FIRST_ATTEMPTS if is_first else self._attempts, 0, 0
         self._in_flight += tokens
+
+        def is_again(error: BaseException) -> bool:
+            nonlocal late
+            late += isinstance(error, _Again) and error.is_late
+            return isinstance(error, _Again) and late < MOST_TIME_OUTS and not (is_first and error.is_down)
+
         try:
             async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(_Again),
+                retry=tenacity.retry_if_exception(is_again),
                 stop=tenacity.stop_after_attempt(attempts),
                 wait=self._pause,
                 before_sleep=self._note,
                 reraise=True,
             ):
                 with attempt:
+                    number = attempt.retry_state.attempt_number
                     return await self._once(method, path, body)
             raise AssertionError
         except _Again as error:
             raise UserError(
-                f"the server {self.server.host} failed {attempts} times, last: {error}: see that it runs, and "
-                "its log, then run the same command again, which goes on where it stopped"
+                f"the server {self.server.host} failed (attempt {number} of {attempts}): {error}: see that it runs, "
+                "and its log, then run the same command again, which goes on where it stopped"
             ) from error
         finally:
             self._in_flight -= tokens
@@ -192,11 +206,12 @@ class Http:
             async with asyncio.timeout(seconds):
                 response = await self._client.request(method, f"{base}/{path.lstrip('/')}", json=body)
         except TimeoutError as error:
-            raise _Again(f"no answer within {seconds:.0f} s") from error
+            raise _Again(f"no answer within {seconds:.0f} s", is_late=True) from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise UserError(f"`model` is a broken address: {self.redact(one_line(error))}") from error
         except httpx2.HTTPError as error:
-            raise _Again(f"{type(error).__name__} ({self.redact(one_line(error))})") from error
+            is_down = isinstance(error, httpx2.ConnectError)
+            raise _Again(f"{type(error).__name__} ({self.redact(one_line(error))})", is_down=is_down) from error
         status = response.status_code
         if status in (408, 429) or status >= 500:
             raise _Again(f"status {status} ({self._said(response)})", self._retry_after(response))
