@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from transformers import Trainer, TrainingArguments
 
 from longlens.data.store import NEUTRAL
 from longlens.errors import LonglensWarning, UserError, shown_value
-from longlens.losses.longce import WeightedNLL, weighted_nll
-from longlens.losses.passes import document_starts
+from longlens.losses.longce import WeightedNLL, shard_nll, weighted_nll
+from longlens.losses.passes import IGNORED, document_starts
 from longlens.losses.settings import FORMS, LongCE, check_offline
 from longlens.settings.options import CONTEXT, GAMMA, STRIDE
 from longlens.train.batch import OfflineCollator, TrainingBatch, read_batch
 from longlens.train.callbacks import LongPPLCallback
+from longlens.train.sequence import SequenceParallel, shard_of
 
 PAPER = LongCE()
 
@@ -169,6 +171,9 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             columns: The offline columns of the data set as it was given.
         """
         self._refuse_unshown()
+        parallel = self.accelerator.parallelism_config
+        is_spread = parallel is not None and max(parallel.cp_size, parallel.sp_size) > 1
+        self._sequence = SequenceParallel(self.accelerator, self.model) if is_spread else None
         for column in columns - _offline_columns(self.train_dataset):
             raise UserError(
                 f"{column} got lost while the data set was prepared: TRL's packing keeps no such column. Pack first, "
@@ -177,6 +182,9 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         if columns or getattr(self.train_dataset, "column_names", None) is None:  # a stream may not know its columns
             self.data_collator: Any = OfflineCollator(self.data_collator)
         self._check_collator()
+        if self._sequence is not None:
+            self.data_collator = self._sequence.collator(self.data_collator)
+            self._try_collator()
         self._sums = torch.zeros(5, dtype=torch.float64)
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
@@ -189,9 +197,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         if row["position_ids"] is None:
             return
         starts = document_starts(*(torch.tensor(row[name])[None] for name in ("input_ids", "position_ids")))
-        self._set_signature_columns_if_needed()
-        kept = [name for name in row if not self.args.remove_unused_columns or name in self._signature_columns]
-        batch = read_batch(self.data_collator([{name: row[name] for name in kept}]))
+        batch = read_batch(self._try_collator())
         found = document_starts(batch.input_ids, batch.position_ids)
         if found.sum() < starts.sum():
             raise UserError(
@@ -200,6 +206,15 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
                 "documents would see each other: give a data_collator that keeps position_ids, such as "
                 "longlens.train.pad_right"
             )
+
+    def _try_collator(self) -> Any:
+        """A batch of the first row, where there is one to be had before training."""
+        if getattr(self.train_dataset, "column_names", None) is None or not hasattr(self.train_dataset, "__getitem__"):
+            return None
+        row = self.train_dataset[0]
+        self._set_signature_columns_if_needed()
+        kept = [name for name in row if not self.args.remove_unused_columns or name in self._signature_columns]
+        return self.data_collator([{name: row[name] for name in kept}])
 
     def _refuse_unshown(self) -> None:
         asked = {
@@ -215,8 +230,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         parallel = self.accelerator.parallelism_config
         refused = {
             "FSDP 1 (version 2 of `fsdp_config` is)": self.is_fsdp_enabled and not self.accelerator.is_fsdp2,
-            "tensor, context or sequence parallelism": parallel is not None
-            and max(parallel.tp_size, parallel.cp_size, parallel.sp_size) > 1,
+            "tensor parallelism": parallel is not None and parallel.tp_size > 1,
             "one model spread over devices (device_map)": self.is_model_parallel,
             "nn.DataParallel, which Trainer uses where one process sees several GPUs,": self.args.n_gpu > 1,
             "torch_compile": self.args.torch_compile,
@@ -275,10 +289,36 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         """
         number = torch.zeros((), dtype=torch.int64, device=device)
         for inputs in batch_samples:
-            number += read_batch(inputs).num_scored.to(device)
+            # Ulysses' loader has cut the rows already, and shifted the labels that the collator left.
+            part = inputs.get("shift_labels")
+            number += (read_batch(inputs).num_scored if part is None else (part != IGNORED).sum()).to(device)
+        is_cut = any("shift_labels" in inputs for inputs in batch_samples)
+        if self._sequence is not None and is_cut:
+            number = self._sequence.total(number)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             number = self.accelerator.gather(number).sum()
+            if self._sequence is not None and (is_cut or not self._sequence.is_ulysses):
+                number = number // self._sequence.size  # each rank of a group counted the same rows
         return number
+
+    def _prepare_context_parallel_inputs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """This rank's part of the sequences, and the context that the loss is computed in; the batch itself elsewhere.
+
+        Transformers shards neither weights nor short log-probabilities, and would come to the short pass with rows
+        that are cut already.
+        """
+        if self._sequence is None:
+            return nullcontext, inputs
+        if self.longce is not None and set(inputs) & NEUTRAL.keys():
+            check_offline(self.longce)
+        return self._sequence.parts(model, inputs, self.longce, self.state.global_step)
+
+    def training_step(self, *args: Any, **given: Any) -> Tensor:
+        """One micro-batch; returns what it adds to the mean over ranks that is logged."""
+        loss: Tensor = super().training_step(*args, **given)
+        if self._sequence is not None:
+            loss = loss * (self.accelerator.num_processes / self._sequence.weight)
+        return loss
 
     def compute_loss(
         self,
@@ -288,6 +328,20 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """LongCE of one micro-batch; with ``return_outputs`` also the model's outputs, which hold all logits."""
+        if self._sequence is not None and self.model.training:
+            found = shard_nll(model, shard_of(inputs), self.longce)
+            if self.longce is not None:
+                self._count(found, self.longce)
+            if num_items_in_batch is None:
+                raise UserError(
+                    f"{self._sequence.name} and compute_loss without num_items_in_batch: a part of a sequence does not "
+                    "know how many labels the whole has; call training_step"
+                )
+            ranks = self._sequence.weight
+            if not self.args.average_tokens_across_devices:
+                ranks *= self._sequence.size / self.accelerator.num_processes
+            loss = found.total * (ranks / torch.as_tensor(num_items_in_batch).clamp(min=1))
+            return (loss, None) if return_outputs else loss
         batch = read_batch(inputs)
         if self.longce is not None and not (batch.token_weights is None and batch.short_logprobs is None):
             check_offline(self.longce)  # an iterable data set shows its columns here for the first time
@@ -314,9 +368,19 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Plain cross-entropy; logits are computed only for ``compute_metrics`` and ``predict``, which ask for all."""
         with torch.no_grad():
-            batch = read_batch(self._prepare_inputs(inputs))
+            inputs = self._prepare_inputs(inputs)
+            batch = read_batch(inputs)
             # Of this process alone: Trainer takes the mean over rows, and drops those that processes repeat.
-            loss = self._mean(_weigh(model, batch, None, 0), None).detach()
+            if self._sequence is None or self._sequence.is_ulysses:  # which leaves rows whole in evaluation
+                loss = self._mean(_weigh(model, batch, None, 0), None).detach()
+            elif not prediction_loss_only:
+                raise UserError(
+                    f"{self._sequence.name}, and predict and compute_metrics need logits of whole sequences: evaluate "
+                    "the loss alone (prediction_loss_only=True), or load the saved model in one process"
+                )
+            else:
+                loss = self._sequence.evaluated(model, inputs) / batch.num_scored.clamp(min=1)
+                self.gather_function = self._sequence.gather_rows  # which Trainer gathers this very loss by
             if prediction_loss_only:
                 return loss, None, None
             return loss, _outputs(model, batch).logits, batch.labels

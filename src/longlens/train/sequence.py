@@ -1,0 +1,244 @@
+"""Sequences longer than one device: context parallelism of torch, and Ulysses of DeepSpeed, both through accelerate.
+
+Each rank of a group has a part of the tokens of the same sequences; attention sees all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longlens.data.store import NEUTRAL
+from longlens.errors import UserError
+from longlens.losses.longce import Shard, shard_nll, shift_targets, short_logprobs_of
+from longlens.losses.passes import IGNORED, head_of, innermost, run_inside, scored_labels, shifted, split_documents
+from longlens.losses.settings import LongCE
+from longlens.models.forward import Forward
+from longlens.rope.eabf import base_attention
+from longlens.train.batch import TrainingBatch, read_batch
+
+_FLASH = "flash_attention"
+
+
+class SequenceParallel:
+    """The group of ranks that a sequence is spread over, and how batches become parts.
+
+    Attributes:
+        size: Ranks of a group.
+        is_ulysses: Ulysses of DeepSpeed; else context parallelism of torch.
+        multiple: Rows are padded to a multiple of so many tokens.
+
+    Args:
+        accelerator: Of accelerate, whose ``parallelism_config`` has ``cp_size`` or ``sp_size`` above 1.
+        model: A causal language model of transformers.
+
+    Raises:
+        UserError: A model whose parts would not be parts of what it computes on one device.
+    """
+
+    def __init__(self, accelerator: Any, model: Any) -> None:
+        config = accelerator.parallelism_config
+        self.accelerator = accelerator
+        self._implementation: str | None = None
+        self.is_ulysses: bool = config.sp_size > 1
+        self.size: int = config.sp_size if self.is_ulysses else config.cp_size
+        # Torch gives each rank a piece from the head and one from the tail, so that all have equal work.
+        self.multiple = self.size if self.is_ulysses else 2 * self.size
+        self.name = f"sp_size={self.size}" if self.is_ulysses else f"cp_size={self.size}"
+        self._check_model(innermost(model))
+
+    def _check_model(self, model: Any) -> None:
+        name, attention = type(model).__name__, model.config._attn_implementation
+        forward = Forward(model)
+        if forward.by_length:
+            raise UserError(
+                f"{self.name}, and the rotary frequencies of {name} go by the length of the sequence (dynamic NTK, "
+                "LongRoPE, CLEX), which no rank has as a whole: extend it with yarn, pi, ntk or eabf"
+            )
+        windows = forward.attention_windows
+        if windows is None:
+            raise UserError(
+                f"{self.name}, and layers of {name} carry a state along the sequence, which would begin again on each "
+                "rank: train it with sharded weights and whole sequences (FSDP, ZeRO-3)"
+            )
+        if self.is_ulysses:
+            self._implementation = self.accelerator.parallelism_config.sp_handler.sp_attn_implementation
+            if attention != self._implementation:
+                raise UserError(
+                    f"{self.name} with sp_attn_implementation {self._implementation!r}, and the model was loaded with "
+                    f"{attention!r}: make them alike"
+                )
+            return
+        if windows:
+            raise UserError(
+                f"{self.name}, and layers of {name} have sliding-window or chunked attention, which torch's context "
+                "parallelism would make full: use sp_size (Ulysses), or load the model with full attention"
+            )
+        if base_attention(attention) != "sdpa" or not any(
+            part.endswith("self_attn") for part, _ in model.named_modules()
+        ):
+            raise UserError(
+                f"{self.name}, and {name} has {attention!r} attention: torch's context parallelism needs a model of "
+                "transformers with attn_implementation='sdpa' and layers named self_attn"
+            )
+
+    @property
+    def group(self) -> Any:
+        """The ranks that have parts of the same sequences; known once the model is prepared."""
+        if self.is_ulysses:
+            from deepspeed.utils import groups
+
+            return groups._get_sequence_parallel_group()
+        return self.accelerator.torch_device_mesh["cp"].get_group()
+
+    @property
+    def weight(self) -> float:
+        """What a rank's part of a sum is multiplied by, so that the gradient of a step is that of the whole sum.
+
+        FSDP takes the mean of gradients over all ranks; DeepSpeed takes their sum over the group, and the mean over
+        groups.
+        """
+        ranks: int = self.accelerator.num_processes
+        return ranks / self.size if self.is_ulysses else ranks
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over the group, without gradient."""
+        value = value.detach().clone().to(self.accelerator.device)
+        dist.all_reduce(value, group=self.group)
+        return value
+
+    def whole(self, inputs: Mapping[str, Any]) -> TrainingBatch:
+        """The batch that all ranks of the group have parts of: Ulysses' loader has cut it already."""
+        if "shift_labels" not in inputs:
+            batch = read_batch(inputs)
+        else:
+            found = {name: self._gather(value) for name, value in inputs.items() if isinstance(value, Tensor)}
+            targets = found.pop("shift_labels")
+            found["labels"] = torch.nn.functional.pad(targets[:, :-1], (1, 0), value=IGNORED)
+            batch = read_batch(found)
+        self.check(batch)
+        return batch
+
+    def _gather(self, part: Tensor) -> Tensor:
+        part = part.to(self.accelerator.device).contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(parts, part, group=self.group)
+        return torch.cat(parts, dim=1)
+
+    def check(self, batch: TrainingBatch) -> None:
+        """Refuses what attention over several ranks would compute otherwise than on one.
+
+        Raises:
+            UserError: Packed documents, which would see each other, or a length that cannot be divided.
+        """
+        rows, length = batch.input_ids.shape
+        if len(split_documents(batch.input_ids, batch.position_ids)) > rows:
+            has_flash = self.is_ulysses and (self._implementation or "").startswith(_FLASH)
+            if not has_flash or rows > 1:
+                raise UserError(
+                    f"{self.name} with documents packed into rows, which would see each other: train with one document "
+                    "a row" + (f", or with {_FLASH}_2 and one row a batch" if self.is_ulysses else ", or with sp_size")
+                )
+        if length % self.multiple:
+            raise UserError(
+                f"{self.name} and a batch of {length} tokens a row, expected a multiple of {self.multiple}: leave the "
+                "padding to the trainer's data_collator"
+            )
+
+    def collator(self, collator: Callable[[list[Any]], Mapping[str, Any]]) -> Callable[[list[Any]], dict[str, Tensor]]:
+        """A collator whose rows can be divided: padded on the right, with positions and labels of scored tokens."""
+        return partial(_collate, self, collator)
+
+    def parts(
+        self, model: Any, inputs: Mapping[str, Any], longce: LongCE | None, step: int
+    ) -> tuple[Callable[[], AbstractContextManager[Any]], dict[str, Tensor]]:
+        """This rank's part of a batch, after the short pass on whole sequences, which the ranks share.
+
+        Args:
+            model: As accelerate prepared it.
+            inputs: Of the data loader: whole rows, or Ulysses' parts.
+            longce: None for cross-entropy.
+            step: Counts updates from 0.
+
+        Returns:
+            The context that the loss is computed in, and the columns of `Shard`, whole until the context is entered.
+        """
+        batch = self.whole(inputs)
+        ids, positions = batch.input_ids, batch.position_ids
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        if "_longlens_head" not in vars(innermost(model)):  # its probe is a whole sequence, too
+            with torch.no_grad():
+                run_inside(model, lambda inner: head_of(inner).weight.new_zeros(()))
+        short = batch.short_logprobs
+        if longce is not None and short is None and batch.token_weights is None:
+            short = short_logprobs_of(model, ids, batch.labels, positions, longce, step, self.group)
+        columns = {"input_ids": ids, "shift_labels": shift_targets(batch.labels, positions), "position_ids": positions}
+        for name, values in (("token_weights", batch.token_weights), ("short_logprobs", short)):
+            if values is not None:
+                columns[name] = shifted(values, NEUTRAL[name])
+        if self.is_ulysses:
+            rank, length = dist.get_rank(self.group), ids.shape[1] // self.size
+            part = slice(rank * length, (rank + 1) * length)
+            return nullcontext, {name: values[:, part].contiguous() for name, values in columns.items()}
+        # Torch cuts them in place.
+        columns = {name: values.clone(memory_format=torch.contiguous_format) for name, values in columns.items()}
+        buffers = list(columns.values())
+        context = partial(
+            self.accelerator.maybe_context_parallel,
+            buffers=buffers,
+            buffer_seq_dims=[1] * len(buffers),
+            no_restore_buffers=set(buffers),
+        )
+        return context, columns
+
+    def evaluated(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Nats of all scored tokens of whole rows, without gradient, the same on each rank."""
+        context, columns = self.parts(model, inputs, None, 0)
+        with torch.no_grad(), context():
+            return self.total(shard_nll(model, shard_of(columns), None).total)
+
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """What `Accelerator.gather_for_metrics` should give: values of each row once, and none of rows that repeat."""
+        found: Tensor = self.accelerator.gather(values).view(-1, self.size, len(values))[:, 0].flatten()
+        state = self.accelerator.gradient_state
+        return found[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else found
+
+
+def shard_of(inputs: Mapping[str, Any]) -> Shard:
+    """The columns of `SequenceParallel.parts` as an argument of the loss."""
+    return Shard(
+        input_ids=inputs["input_ids"],
+        targets=inputs["shift_labels"],
+        position_ids=inputs["position_ids"],
+        token_weights=inputs.get("token_weights"),
+        short_logprobs=inputs.get("short_logprobs"),
+    )
+
+
+def _collate(
+    parallel: SequenceParallel, collator: Callable[[list[Any]], Mapping[str, Any]], features: list[Any]
+) -> dict[str, Tensor]:
+    batch = read_batch(collator(features))
+    ids, positions = batch.input_ids, batch.position_ids
+    if positions is None:
+        positions = torch.arange(ids.shape[1]).expand(ids.shape)
+    missing = -ids.shape[1] % parallel.multiple
+    further = positions[:, -1:] + torch.arange(1, missing + 1)
+    found = {
+        "input_ids": torch.nn.functional.pad(ids, (0, missing)),
+        "labels": batch.labels.masked_fill(~scored_labels(batch.labels, positions), IGNORED),
+        "position_ids": torch.cat([positions.expand(len(ids), -1), further.expand(len(ids), -1)], dim=1),
+    }
+    found["labels"] = torch.nn.functional.pad(found["labels"], (0, missing), value=IGNORED)
+    for name, values in (("token_weights", batch.token_weights), ("short_logprobs", batch.short_logprobs)):
+        if values is not None:
+            found[name] = torch.nn.functional.pad(values, (0, missing), value=NEUTRAL[name])
+    parallel.check(read_batch(found))
+    return found
