@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -89,6 +90,8 @@ def test_what_a_server_is_stands_in_the_manifest_and_where_it_is_does_not(serve,
     text = (tmp_path / "run" / "manifest.json").read_text()
     model = json.loads(text)["model"]
     assert (model["name"], model["engine"], model["source"]) == ("tiny", "vllm 0.32.0", "server (vllm)")
+    probe = model["config"].pop("probe")
+    assert len(probe) == 24
     assert model["config"] == {"server": "vllm", "served_model": "tiny", "root": "tiny"}
     assert (model["weights_sha256"], model["max_length"]) == (None, 199)  # one token is generated
     assert str(fake.port) not in text
@@ -258,6 +261,20 @@ def test_a_server_that_dies_and_a_run_that_goes_on(serve, scorer, tokenizer, tmp
     ):
         with pytest.raises(UserError, match=said):
             score(DOCUMENTS, load(other, tokenizer), **WINDOWS, out=tmp_path / "run")
+
+
+def test_other_weights_of_the_same_name_are_another_model(serve, models, tokenizer, tmp_path):
+    here, there = serve(), Fake(load_scorer(str(models / "other")))
+    scorer = load(here, tokenizer)
+    score(DOCUMENTS[:1], scorer, **WINDOWS, out=tmp_path / "run")
+    with there, pytest.raises(UserError, match=r"config.probe is \[-\d.* there and \[-\d.* here"):
+        score(DOCUMENTS[:2], load(there, tokenizer), **WINDOWS, out=tmp_path / "run")
+    again = load(here, tokenizer)
+    noise = np.random.default_rng(0).normal(0, 0.05, 24)
+    config = dict(again.info.config) | {"probe": (np.array(again.info.config["probe"]) + noise).round(3).tolist()}
+    again.info = dataclasses.replace(again.info, config=config)
+    assert again.info.identity.sha256 == scorer.info.identity.sha256
+    assert len(score(DOCUMENTS[:2], again, **WINDOWS, out=tmp_path / "run")) == 2
 
 
 def test_a_soak_of_2000_requests_of_which_a_fifth_fails(serve, scorer, tokenizer, tmp_path):

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from longlens.corpus import Document
 from longlens.errors import UserError, shown
 from longlens.models.files import load_tokenizer
+from longlens.runs.identity import PROBE
 from longlens.scoring.scorer import Request, Result, ScorerInfo
 from longlens.scoring.scores import Floats, wrong_logprobs
 from longlens.settings.options import Engine, Loading
@@ -126,6 +128,11 @@ class EngineScorer(ABC):
         )
         total = float(np.exp(last).sum())
         self._require(total <= 1.05, f"probabilities of different next tokens sum to {total:.3g}")
+        if (
+            self.info.weights_sha256 is None
+        ):  # as of servers, whose weights nothing else tells from others of their name
+            known = {PROBE: [round(float(value), 3) for value in whole]}
+            self.info = replace(self.info, config={**(self.info.config or {}), **known})
         self._check_greedy([x[:size] for size in range(n - 1, n // 3, -2)], others)
 
     def _check_greedy(self, prefixes: Sequence[list[int]], others: Sequence[int]) -> None:
