@@ -5,10 +5,12 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from longlens.errors import UserError
 from longlens.logprobs import Head, token_logprobs
 from longlens.losses.longce import weighted_nll
 from longlens.planning.model import TracedModel
 from longlens.planning.trace import AttentionCall, HeadStandIn, Tracer, tracing
+from tests.families import family_model
 from tests.tiny import FAMILIES, tiny_model
 
 LENGTH = 40
@@ -119,3 +121,27 @@ def test_checkpointing_computes_the_layers_again_and_adapters_save_gradients_of_
     assert traced.num_trained < number / 4 < traced.num_parameters
     assert adapted.work.wide_head == 3 * forward.wide_head
     assert 2 * forward.linear < adapted.work.linear < 2.7 * forward.linear
+
+
+def test_attention_of_a_models_own_code_is_counted_at_its_length():
+    config = transformers.BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
+    model = transformers.BloomForCausalLM(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.arange(1, 101)[None], use_cache=False)
+    traced = TracedModel(config, dtype=torch.float32)
+    assert traced.work(1, 100, 100).total == pytest.approx(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "qwen3_next", "gemma3n_text"])
+def test_latent_attention_and_hybrids(kind):
+    model = family_model(kind)
+    traced = TracedModel(model.config, dtype=torch.float32, attention="eager")
+    assert traced.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert traced.work(1, LENGTH, LENGTH).total == counted(model, LENGTH)
+
+
+def test_a_model_whose_code_asks_for_values_is_refused():
+    config = family_model("jetmoe").config
+    traced = TracedModel(config, dtype=torch.float32)
+    with pytest.raises(UserError, match="JetMoeForCausalLM cannot be planned: its code asks for values"):
+        traced.work(1, 10, 10)

@@ -220,7 +220,7 @@ def _refuse_idle(command: typer.Context) -> None:
         refuse(command, "without an hf: dataset", "subset", "split")
     if values.get("tokenized_with") is not None or values.get("tokenized"):
         refuse(command, "for rows that are tokenized already", "text_field")
-    if values.get("device_map") is not None:
+    if values.get("device_map") is not None and "devices" not in values:  # a plan is for several of one kind
         refuse(command, "with `device_map`", "device")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -93,6 +94,35 @@ class TracedModel:
         storages = {id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors}
         return sum(storages.values())
 
+    def placed_bytes(self, layers: int, tensors: int) -> float:
+        """Bytes of weights on a device of several that hold the model together.
+
+        Args:
+            layers: Devices that whole layers are spread over, the embeddings being on the first and the vocabulary
+                head on the last.
+            tensors: Devices that share what transformers' tensor-parallel plan of the model divides.
+        """
+        if tensors > 1:
+            plan = {name for name, style in (getattr(self.model, "_tp_plan", None) or {}).items() if style}
+            total = 0.0
+            for name, parameter in self.model.named_parameters():
+                named = re.sub(r"\.\d+\.", ".*.", name)
+                is_shared = named in plan or named.rpartition(".")[0] in plan
+                total += parameter.numel() * parameter.dtype.itemsize / (tensors if is_shared else 1)
+            return total
+        if layers == 1:
+            return float(self.weight_bytes)
+        sizes = self._layer_bytes
+        outside = self.weight_bytes - sum(sizes)
+        ends = self.head.numel() * self.head.dtype.itemsize
+        most = -(-len(sizes) // layers)
+        return float(max(sum(sizes[:most]) + min(ends, outside), max(sizes, default=0), outside - ends))
+
+    @cached_property
+    def _layer_bytes(self) -> list[int]:
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        return [sum(p.numel() * p.dtype.itemsize for p in layer.parameters()) for layer in layers]
+
     @contextmanager
     def _tracing(self, *known: Tensor, backward: bool = False) -> Iterator[Tracer]:
         tensors = [*self.model.parameters(), *self.model.buffers(), *known]
@@ -110,12 +140,26 @@ class TracedModel:
         """Linear work of a pass as ``fixed + slope * tokens``, and its calls of attention."""
         points = []
         for length in PROBES:
-            with self._tracing() as tracer:
-                self.forward.hidden(torch.empty(1, length, dtype=torch.int64))
-            points.append((length, tracer.linear, tracer.calls))
+            points.append((length, *self._count(1, length)))
         (short, less, _), (long, more, calls) = points
         slope = (more - less) / (long - short)
         return less - slope * short, slope, calls
+
+    def _count(self, rows: int, length: int) -> tuple[int, list[AttentionCall]]:
+        """Linear work of a pass, and its calls of attention.
+
+        Raises:
+            UserError: The model's own code asks for values.
+        """
+        try:
+            with self._tracing() as tracer:
+                self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
+        except UserError as error:
+            raise UserError(
+                f"{type(self.model).__name__} cannot be planned: its code asks for values of tensors, of which a plan "
+                "has shapes alone, or has attention of its own"
+            ) from error
+        return tracer.linear, tracer.calls
 
     def work(self, rows: int, length: int, scored: int) -> Work:
         """The arithmetic of a batch of the scorer: linear in the tokens, but for attention.
@@ -133,10 +177,13 @@ class TracedModel:
             for call in calls:
                 before = start if call.window is None else min(start, call.window - 1)
                 attended += replace(call, batch=rows, q=q, kv=before + q).flops(self.attention)
+        linear = rows * (fixed + slope * length)
+        if not calls and not self.keeps_state:  # attention of the model's own, in which nothing is linear
+            linear = self._count(rows, length)[0]
         head = 2.0 * scored * self.head.numel()
         is_exact = self.on_gpu and self.head.dtype != torch.float32
         return Work(
-            linear=rows * (fixed + slope * length),
+            linear=linear,
             attention=attended,
             head=head if is_exact else 0.0,
             wide_head=0.0 if is_exact else head,
@@ -150,7 +197,14 @@ class TracedModel:
         return CHUNK_TOKENS if length > max(smallest, CHUNK_TOKENS) else length
 
     def peak_bytes(self, rows: int, length: int, scored: int) -> int:
-        """The most bytes that a batch of the scorer needs beside the weights; arguments as of `work`."""
+        """The most bytes that a batch of the scorer needs beside the weights; arguments as of `work`.
+
+        Of a recurrent model, whose own code may take a step a token, two short passes are extended.
+        """
+        if self.keeps_state and length > PROBES[-1]:
+            less, more = (self.peak_bytes(1, probe, probe) for probe in PROBES)
+            slope = (more - less) / (PROBES[1] - PROBES[0])
+            return int(less + slope * (rows * length - PROBES[0]))
         chunk = self._chunk_tokens(length)
         last = (length - 1) // chunk * chunk
         width, dtype = self.head.shape[1], self.head.dtype
@@ -274,9 +328,8 @@ class TracedModel:
     @property
     def gathered_bytes(self) -> int:
         """What a sharded model has whole at one time: two of its largest layers, and what is in none of them."""
-        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        sizes = [sum(p.numel() * p.dtype.itemsize for p in layer.parameters()) for layer in layers]
-        return int(self.weight_bytes - sum(sizes) + 2 * max(sizes, default=0))
+        sizes = self._layer_bytes
+        return self.weight_bytes - sum(sizes) + 2 * max(sizes, default=0)
 
     @property
     def num_trained(self) -> int:

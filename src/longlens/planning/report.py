@@ -13,7 +13,7 @@ _PARTS = {
     "gradients": "gradients",
     "optimizer": "optimizer states",
     "activations": "activations and logits",
-    "runtime": "CUDA context",
+    "runtime": "CUDA context and workspaces",
 }
 
 

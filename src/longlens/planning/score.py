@@ -16,8 +16,10 @@ from longlens.planning.trace import Work
 from longlens.settings.options import CONTEXT, STRIDE, Hardware, Loading
 from longlens.windows import plan_windows
 
-RUNTIME_BYTES = 0.6e9
-"""What a CUDA context, its kernels and their workspaces take on a GPU."""
+RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.05e9}
+"""What a CUDA context with its kernels takes, and workspaces of products and the allocator on a CPU."""
+SHARES = (2, 3, 4, 6, 8, 16, 32)
+"""Numbers of devices that are tried where a model does not fit on one."""
 SAME_DOCUMENTS = 16
 """Of more documents of one length, so many are put into batches, and counted for all."""
 
@@ -81,7 +83,7 @@ class Memory:
         optimizer: Its states.
         activations: The most that exists beside these at one time: hidden states, what autograd keeps, a block of
             logits.
-        runtime: CUDA context and workspaces.
+        runtime: CUDA context, workspaces.
     """
 
     weights: float
@@ -264,6 +266,8 @@ def plan_score(
     batch_tokens: int | None = None,
     device: Device,
     devices: int = 1,
+    device_map: bool = False,
+    tensor_parallel: int = 1,
     rates: Rates | None = None,
     utilization: float | None = None,
     trust_remote_code: bool = False,
@@ -282,7 +286,9 @@ def plan_score(
         attention: ``sdpa``, ``eager``, or one of FlashAttention's names.
         batch_tokens: Tokens of a batch; the engine's default unless given.
         device: That is planned for.
-        devices: How many; each scores documents of its own.
+        devices: How many; each scores documents of its own, unless they share the model.
+        device_map: Whether all of them hold one model, some layers each, and run one after the other.
+        tensor_parallel: How many share each layer of a model, as transformers' plan for the model divides it.
         rates: What it reaches, as measured; the published peak times ``utilization`` unless given.
         utilization: Share of the peak; 0.4 unless given.
         trust_remote_code: Runs code that comes with the model.
@@ -297,6 +303,11 @@ def plan_score(
     for what, value in (("length", length), ("documents", documents), ("devices", devices)):
         if value < 1:
             raise UserError(f"`{what}` is {value}; expected at least 1")
+    if tensor_parallel < 1 or devices % tensor_parallel or (device_map and tensor_parallel > 1):
+        raise UserError(
+            f"`tensor_parallel` is {tensor_parallel}; expected a divisor of `devices`, which is {devices}, and no "
+            "device map beside it"
+        )
     config = find_config(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     kind = ("bfloat16" if device.on_gpu else "float32") if dtype == "auto" else dtype
     traced = TracedModel(
@@ -317,16 +328,15 @@ def plan_score(
     everything = sum((traced.work(*shape) * count for shape, count in shapes.items()), Work()) * (documents / some)
     long = sum((traced.work(1, r.fed, r.scored) for r in requests if not r.is_short), Work()) * documents
     short = everything - long if any(request.is_short for request in requests) else Work()
-    # What a batch needs grows with its tokens and with those scored: the largest of each kind is the peak.
-    largest = {max(shapes, key=size) for size in (_tokens, lambda shape: shape.length, lambda shape: shape.scored)}
-    memory = Memory(
-        weights=traced.weight_bytes,
-        head_copy=traced.wide_head_bytes,
-        activations=max(traced.peak_bytes(*shape) for shape in largest),
-        runtime=RUNTIME_BYTES if device.on_gpu else 0.0,
-    )
+    memory = _memory(traced, shapes, on_gpu=device.on_gpu)
+    placed = replace(memory, weights=traced.placed_bytes(devices if device_map else 1, tensor_parallel))
+    fits = None if device.memory_bytes is None else placed.total <= device.memory_bytes
+    notes: list[str] = []
+    if fits is False:
+        notes = _advice(traced, device, memory, requests, at_once)
     if rates is None:
         rates = device.rates(kind, utilization)
+    at_work = 1 if device_map else min(devices, documents * tensor_parallel)
     return ScorePlan(
         model=name or (model if isinstance(model, str) else type(config).__name__),
         num_parameters=traced.num_parameters,
@@ -337,13 +347,55 @@ def plan_score(
         batch_tokens=at_once,
         long=everything - short,
         short=short,
-        memory=memory,
+        memory=placed,
         device=device,
         devices=devices,
-        seconds=None if rates is None else rates.seconds(everything) / min(devices, documents),
+        seconds=None if rates is None else rates.seconds(everything) / at_work,
         rates=rates,
-        fits=None if device.memory_bytes is None else memory.total <= device.memory_bytes,
+        fits=fits,
+        notes=tuple(notes),
     )
+
+
+def _memory(traced: TracedModel, shapes: Iterable[Batch], *, on_gpu: bool) -> Memory:
+    """Of a device that holds the whole model and runs batches of these shapes.
+
+    What a batch needs grows with its tokens and with those scored: the largest of each kind is the peak.
+    """
+    shapes = list(shapes)
+    largest = {max(shapes, key=size) for size in (_tokens, lambda shape: shape.length, lambda shape: shape.scored)}
+    return Memory(
+        weights=traced.weight_bytes,
+        head_copy=traced.wide_head_bytes,
+        activations=max(traced.peak_bytes(*shape) for shape in largest),
+        runtime=RUNTIME_BYTES["cuda" if on_gpu else "cpu"],
+    )
+
+
+def _advice(
+    traced: TracedModel, device: Device, memory: Memory, requests: Sequence[FedRequest], batch_tokens: int
+) -> list[str]:
+    """What makes a run fit that does not: a smaller batch, a device map, tensor parallelism."""
+    room, found = device.memory_bytes or 0.0, []
+    longest = max(request.fed for request in requests)
+    if batch_tokens > longest:
+        smaller = _memory(traced, plan_batches(requests, longest, pads=not traced.by_length), on_gpu=device.on_gpu)
+        if smaller.total <= room:
+            return [f"fits with `batch_tokens={longest}`: {smaller.total / 1e9:.1f} GB"]
+        memory = smaller
+    beside = memory.total - memory.weights
+    if beside > room:
+        return [f"{beside / 1e9:.1f} GB beside the weights alone do not fit: use a smaller `length`"]
+    text = traced.model.config.get_text_config(decoder=True)
+    heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 1)
+    for option, is_map in (("device_map=auto", True), ("tensor_parallel={}", False)):
+        for number in SHARES:
+            size = beside + traced.placed_bytes(number if is_map else 1, 1 if is_map else number)
+            if size <= room and (is_map or heads % number == 0):
+                named = option.format(number)
+                found.append(f"fits on {number} with `{named}` and `devices={number}`: {size / 1e9:.1f} GB on each")
+                break
+    return found or [f"the model does not fit on {SHARES[-1]} of them either: use a larger `device` or a smaller model"]
 
 
 def _tokens(shape: Batch) -> int:

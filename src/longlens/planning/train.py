@@ -284,7 +284,7 @@ def _memory(
     """
     trained = traced.num_trained
     frozen = traced.num_parameters - trained
-    runtime = RUNTIME_BYTES if on_gpu else 0.0
+    runtime = RUNTIME_BYTES["cuda" if on_gpu else "cpu"]
     kept = 4 if frozen else dtype.itemsize  # adapters are float32
     gradients, optimizer = trained * kept, 2 * trained * kept
     if sharding == "ddp" or devices == 1:

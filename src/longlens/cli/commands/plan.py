@@ -12,7 +12,7 @@ from longlens.settings.options import CONTEXT, GAMMA, STRIDE, Hardware, Loading
 
 plan = App("plan", "What a run costs, before it: arithmetic, memory and time from the model's configuration alone.")
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2, gemma3-270m, or a config.json; no weights are read."
-LOADED = Part(("dtype", "attention", "trust_remote_code"))
+LOADED = ("dtype", "attention", "trust_remote_code")
 
 
 @plan.callback()
@@ -34,8 +34,7 @@ def plan_score_command(
         str, typer.Option(help="d, tokens that share a window; one, or one for each K.", metavar="TOKENS[,TOKENS...]")
     ] = str(STRIDE),
     long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a batch.  [default: 1024, GPU 32768]")] = None,
-    loading: Annotated[Loading, LOADED],
+    loading: Annotated[Loading, Part((*LOADED, "batch_tokens", "device_map", "tensor_parallel"))],
     hardware: Hardware,
     as_json: o.Json = False,
 ) -> None:
@@ -60,9 +59,11 @@ def plan_score_command(
         stride=strides,
         dtype=loading.dtype,
         attention=loading.attention or "sdpa",
-        batch_tokens=batch_tokens,
+        batch_tokens=loading.batch_tokens,
         device=device,
         devices=hardware.devices,
+        device_map=loading.device_map is not None,
+        tensor_parallel=loading.tensor_parallel or 1,
         rates=rates,
         utilization=hardware.utilization,
         trust_remote_code=loading.trust_remote_code,
@@ -94,7 +95,7 @@ def plan_train_command(
     sharding: Annotated[str, typer.Option(help="ddp (whole on each device), fsdp or zero3.")] = "ddp",
     context_parallel: Annotated[int, typer.Option(help="Devices that share each row.")] = 1,
     tokens: Annotated[float | None, typer.Option(help="Tokens to train on, such as 1e9, for the time of all.")] = None,
-    loading: Annotated[Loading, Part(LOADED.only, defaults={"dtype": "float32"})],
+    loading: Annotated[Loading, Part(LOADED, defaults={"dtype": "float32"})],
     hardware: Hardware,
     as_json: o.Json = False,
 ) -> None:

@@ -1,0 +1,215 @@
+"""Plans of scoring and of training, against what runs feed, and what the command prints."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import longlens
+from longlens.cli.app import app
+from longlens.losses import ChunkedLongCE, LongCE
+from longlens.planning.devices import DEVICES, Rates, find_device, measure, small_config
+from longlens.planning.score import document_requests, plan_batches, plan_score
+from longlens.planning.train import parse_loss, plan_train
+from longlens.scoring.transformers import TransformersScorer
+from tests.tiny import byte_tokenizer, tiny_model
+
+H100 = DEVICES["h100"]
+
+
+class Recording(TransformersScorer):
+    """Keeps the shapes of what runs."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.requests, self.batches = [], []
+
+    def logprobs(self, requests):
+        def seen():
+            for request in requests:
+                size = len(request.token_ids)
+                self.requests.append((size, size - request.start, request.is_short))
+                yield request
+
+        yield from super().logprobs(seen())
+
+    def _score(self, batch):
+        scored = sum(len(request.token_ids) - request.start for request in batch)
+        self.batches.append((len(batch), len(batch[0].token_ids), scored))
+        return super()._score(batch)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(("context", "stride"), [(None, 8), (16, 8), ([16, 32], [8, 16]), (64, 64), (500, 8)])
+def test_planned_requests_and_batches_are_those_of_a_run(bos, context, stride):
+    scorer = Recording(tiny_model("llama"), byte_tokenizer(bos=bos), batch_tokens=100)
+    documents = [longlens.Document(id=str(number), text="a" * 90) for number in range(7)]
+    longlens.score(documents, scorer, context=context, stride=stride)
+    requests = document_requests(90, context, stride, bos=bos)
+    assert [tuple(request) for request in requests] * 7 == scorer.requests
+    assert [tuple(batch) for batch in plan_batches(requests * 7, 100)] == scorer.batches
+    if not isinstance(context, list):
+        plan = plan_score(
+            scorer.model.config, length=90, documents=7, context=context, stride=stride, bos=bos, device=H100,
+            batch_tokens=100,
+        )  # fmt: skip
+        assert plan.tokens == sum(size for size, _, _ in scorer.requests)
+
+
+def test_the_answer_of_a_plan_follows_from_its_parts():
+    config = tiny_model("llama").config
+    plan = plan_score(config, length=5000, documents=4, context=1000, stride=500, device=H100, devices=2)
+    assert plan.flops == plan.long.total + plan.short.total
+    assert plan.overhead == plan.short.total / plan.long.total
+    expected = (plan.flops - 0) / (989.4e12 * 0.4) / 2
+    assert plan.seconds == pytest.approx(expected)
+    once = plan_score(config, length=5000, context=None, device=H100)
+    assert once.short.total == once.overhead == 0
+    assert once.long.total == pytest.approx(plan.long.total / 4)
+    alone = plan_score(
+        config, length=5000, documents=4, context=1000, stride=500, device=H100, devices=2, device_map=True
+    )
+    assert alone.seconds == pytest.approx(2 * plan.seconds)
+    assert alone.memory.weights < plan.memory.weights
+
+
+def test_many_documents_cost_as_many_times_as_much():
+    config = tiny_model("llama").config
+    few, many = (
+        plan_score(config, length=300, documents=n, context=64, stride=32, device=H100, batch_tokens=512)
+        for n in (16, 1600)
+    )
+    assert many.flops == pytest.approx(100 * few.flops)
+
+
+def test_what_does_not_fit_is_told_what_would():
+    config = transformers.LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, vocab_size=128256,
+    )  # fmt: skip
+    plan = plan_score(config, length=8191, context=None, device=H100, batch_tokens=8192)
+    assert plan.fits is False
+    assert plan.memory.weights == pytest.approx(2 * plan.num_parameters, rel=1e-3)
+    assert [note.split(":")[0] for note in plan.notes] == [
+        "fits on 2 with `device_map=auto` and `devices=2`",
+        "fits on 2 with `tensor_parallel=2` and `devices=2`",
+    ]
+    shared = plan_score(config, length=8191, context=None, device=H100, batch_tokens=8192, devices=2, tensor_parallel=2)
+    assert shared.fits
+    assert shared.memory.weights == pytest.approx(plan.memory.weights / 2, rel=1e-3)
+    assert shared.seconds == pytest.approx(plan.seconds / 2)
+
+
+def test_losses_differ_by_their_short_pass_alone():
+    config = tiny_model("llama").config
+    settings = {"length": 256, "device": H100}
+    ce, exact, chunked, offline = (
+        plan_train(config, longce=longce, offline=is_offline, **settings)
+        for longce, is_offline in (
+            (None, False),
+            (LongCE(context=64, stride=16), False),
+            (ChunkedLongCE(context=64, stride=64), False),
+            (LongCE(context=64, stride=16), True),
+        )
+    )
+    assert ce.step == exact.step == chunked.step == offline.step
+    assert ce.overhead == offline.overhead == 0 < chunked.overhead < exact.overhead
+    assert offline.once.total > exact.short.total
+    assert exact.seconds > ce.seconds
+
+
+def test_sharding_divides_states_and_not_activations():
+    config = tiny_model("llama").config
+    one = plan_train(config, length=256, device=H100)
+    four = {
+        s: plan_train(config, length=256, device=H100, devices=4, batch_size=4, sharding=s) for s in ("ddp", "fsdp")
+    }
+    assert four["ddp"].memory.optimizer == one.memory.optimizer == 8 * one.num_parameters
+    assert four["ddp"].memory.gradients == 2 * one.memory.gradients  # and the buckets
+    assert four["fsdp"].memory.optimizer == one.memory.optimizer / 4
+    assert four["fsdp"].step.total == pytest.approx(4 * one.step.total)
+    assert four["fsdp"].seconds == pytest.approx(one.seconds)
+
+
+def test_context_parallelism_divides_the_sequence():
+    config = tiny_model("llama").config
+    one = plan_train(config, length=2048, device=H100)
+    two = plan_train(config, length=2048, device=H100, devices=2, context_parallel=2, sharding="fsdp")
+    assert two.step.total == pytest.approx(one.step.total)
+    assert two.memory.activations < 0.6 * one.memory.activations + one.memory.gradients
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sharding": "fsdp3"}, "`sharding` is 'fsdp3'"),
+        ({"devices": 4, "context_parallel": 3}, "`context_parallel` is 3"),
+        ({"devices": 4, "batch_size": 6}, "`batch_size` is 6 rows"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, said):
+    with pytest.raises(longlens.UserError, match=said):
+        plan_train(tiny_model("llama").config, length=64, device=H100, **settings)
+
+
+def test_devices_by_name_and_by_numbers():
+    assert find_device("H100", memory_bytes=5e10).memory_bytes == 5e10
+    given = find_device("a100", flops=1e14)
+    assert given.rates("bfloat16") == Rates(linear=1e14, attention=1e14, head=1e14, wide_head=1e14)
+    assert H100.rates("bfloat16", 0.5).linear == 989.4e12 / 2
+    with pytest.raises(longlens.UserError, match="`device` is 'v100'; expected cpu or one of h100"):
+        find_device("v100")
+    with pytest.raises(longlens.UserError, match="`loss` is 'ppo'"):
+        parse_loss("ppo", context=1, stride=1, gamma=5.0)
+
+
+def test_a_speed_can_be_measured_on_few_layers():
+    config = tiny_model("gemma3").config
+    assert small_config(config).num_hidden_layers == config.num_hidden_layers == 6
+    assert small_config(tiny_model("llama").config).num_hidden_layers == 1
+    found = measure(config, device="cpu", lengths=(16, 64), trains=True, repeats=1)
+    assert all(rate > 0 for rates in (found.forward, found.training) for rate in vars(rates).values())
+    assert found.device.on_gpu is False
+
+
+@pytest.fixture
+def model(tmp_path):
+    config = tiny_model("llama").config
+    config.save_pretrained(tmp_path)
+    return str(tmp_path / "config.json")
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+def test_a_configuration_is_enough_and_the_answer_comes_first(model):
+    asked = ["--model", model, "--length", "900", "--context", "256", "--stride", "64", "--device", "h100"]
+    for mode in ("score", "train"):
+        said = command(mode, *asked)
+        assert said.exit_code == 0, said.output
+        assert said.stdout.startswith("fits on 1 x H100 SXM (80.0 GB): ")
+        content = json.loads(command(mode, *asked, "--json").stdout)
+        assert {"flops", "memory_bytes", "seconds", "overhead"} < set(content)
+        assert content["fits"]
+        assert content["overhead"] > 0
+
+
+def test_a_plan_reads_no_weights_and_asks_no_network(model, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr("safetensors.safe_open", None)
+    assert command("score", "--model", model, "--length", "64", "--long-only", "--device", "h100").exit_code == 0
+
+
+def test_options_that_contradict_each_other_are_one_line(model):
+    def refused(*arguments):
+        done = command("score", "--model", model, "--length", "64", *arguments)
+        assert done.exit_code != 0
+        return str(done.exception)
+
+    assert "--flops and --measure both say how fast" in refused("--flops", "1e9", "--measure")
+    assert "--measure measures this machine" in refused("--measure", "--device", "h100")
+    assert "--utilization is 2" in refused("--utilization", "2")
+    assert "would have no effect with --long-only" in refused("--long-only", "--context", "8")
