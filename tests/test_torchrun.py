@@ -1,16 +1,20 @@
 """Processes of torchrun share a run by cost; what they make is what one process makes, whichever of them are killed."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from longlens import open_scores
+from longlens import UserError, open_scores
 from longlens.cli import main
-from tests.torchrun import torchrun
+from longlens.data.weigh import Weigher
+from tests.torchrun import ROOT, processes, torchrun
 
 LENGTHS = [900, 40, 60, 700, 50, 30, 800, 45, 600, 35, 55, 25]
 RULE = ("--model", "llama", "--context", "32", "--stride", "16")
@@ -34,9 +38,19 @@ from longlens.cli import main
 raise SystemExit(main())
 """
 COMMANDS = """
-# Each command in turn, as processes of one torchrun; what each printed goes to a file.
+# Each command in turn; what each printed goes to a file.
 import contextlib, io, json, os, sys
+import longlens.data.store
 from longlens.cli import main
+from longlens.errors import UserError
+from longlens.scoring.store import RunWriter
+longlens.data.store.CHUNK_CHARACTERS = 1000
+add = RunWriter.add
+def failing(self, short, row):
+    if self.folder.name == "failing" and os.environ["RANK"] == "1":
+        raise UserError("a reason of the second process")
+    add(self, short, row)
+RunWriter.add = failing
 ended = []
 for arguments in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
@@ -44,6 +58,16 @@ for arguments in json.loads(sys.argv[1]):
         code = main(arguments)
     ended.append([code, out.getvalue(), err.getvalue()])
 open(f"ended-{os.environ['RANK']}.json", "w").write(json.dumps(ended))
+"""
+LONGPPL = ("longppl", "docs.jsonl", "--model", "llama", "--evaluator", "other", *RULE[2:], "--alpha", "0", "--no-lcl")
+BENCH = ("bench", "run", "vt", "--length", "1800,2000", "--model", "llama")
+WEIGH = ("data", "weigh", "docs.jsonl", "--scores", "alone")
+PACK = ("data", "pack", "docs.jsonl", "--tokenizer", "llama", "--length", "300")
+MIX = ("data", "mix", "recipe.yaml", "--tokenizer", "llama")
+RECIPE = """
+length: 64
+tokens: 640
+sources: {a: {weight: 50, path: docs.jsonl}, b: {weight: 30, path: docs.jsonl}, c: {weight: 20, path: docs.jsonl}}
 """
 
 
@@ -62,18 +86,28 @@ def place(models, tmp_path_factory):
     (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "killed.py").write_text(KILLED)
     (folder / "commands.py").write_text(COMMANDS)
+    (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["score", "docs.jsonl", *RULE, "-o", "alone"]) == 0
+        patch.setattr("longlens.data.store.CHUNK_CHARACTERS", 1000)
+        for command in (
+            ["score", "docs.jsonl", *RULE, "-o", "alone"],
+            [*LONGPPL, "-o", "longppl-alone"],
+            [*BENCH, "--samples", "3", "-o", "bench-alone"],
+            [*WEIGH, "-o", "weighed-alone"],
+            [*PACK, "-o", "packed-alone"],
+            [*MIX, "-o", "mixed-alone"],
+        ):
+            assert main(list(command)) == 0
         yield folder
 
 
-def commands(number, place, *every):
-    """What the processes of one torchrun said to some commands: for each a list of (code, out, err)."""
-    ended = torchrun(number, "commands.py", json.dumps([list(map(str, one)) for one in every]), cwd=place)
-    assert ended.code == 0, ended.err
+def run_commands(number, place, **every):
+    """What some processes said to commands, by name: for each process (code, out, err)."""
+    ended = processes(number, "commands.py", json.dumps([list(map(str, one)) for one in every.values()]), cwd=place)
+    assert [one.code for one in ended] == [0] * number, [one.err for one in ended]
     found = [json.loads((place / f"ended-{rank}.json").read_text()) for rank in range(number)]
-    return [[tuple(one[at]) for one in found] for at in range(len(every))]
+    return {name: [tuple(one[at]) for one in found] for at, name in enumerate(every)}
 
 
 def scored(folder):
@@ -106,32 +140,167 @@ def killed(place):
     return place / "killed"
 
 
+@pytest.fixture(scope="module")
+def half(place):
+    """What ends of one process left of `data weigh`, after a few chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = Weigher.weigh_row
+
+        def weigh_row(self, row, at):
+            if row["id"] == "d7":
+                raise UserError("no more")
+            return whole(self, row, at)
+
+        patch.setattr(Weigher, "weigh_row", weigh_row)
+        assert main([*WEIGH, "-o", "weighed-3"]) == 2
+    assert list(place.glob("weighed-3/.work/data-*/counts.json"))
+    assert not (place / "weighed-3" / "data").exists()
+
+
+@pytest.fixture(scope="module")
+def together(place, killed, half):
+    """What two processes said, and then three, which go on with what two have begun."""
+    for number in (1, 2, 3):
+        shutil.copytree(killed, place / f"again-{number}")
+    assert main(["score", "docs.jsonl", *RULE, "-o", "again-1"]) == 0
+    two = run_commands(
+        2,
+        place,
+        again=["score", "docs.jsonl", *RULE, "-o", "again-2"],
+        failing=["score", "docs.jsonl", *RULE, "-o", "failing"],
+        refused=["score", "docs.jsonl", *RULE, "--no-text", "-o", "again-2"],
+        longppl=[*LONGPPL, "-o", "longppl"],
+        kept=[*LONGPPL, "--json"],
+        bench=[*BENCH, "--samples", 2, "-o", "bench"],
+        weigh=[*WEIGH, "-o", "weighed-2"],
+        pack=[*PACK, "-o", "packed-2"],
+        mix=[*MIX, "-o", "mixed-2"],
+    )
+    three = run_commands(
+        3,
+        place,
+        again=["score", "docs.jsonl", *RULE, "-o", "again-3"],
+        bench=[*BENCH, "--samples", 3, "-o", "bench", "--json"],
+        weigh=[*WEIGH, "-o", "weighed-3"],
+        pack=[*PACK, "-o", "packed-3"],
+        mix=[*MIX, "-o", "mixed-3"],
+    )
+    return {2: two, 3: three}
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_after_a_kill_any_number_of_processes_goes_on(place, killed, number):
+def test_after_a_kill_any_number_of_processes_goes_on(place, killed, together, number):
     again = place / f"again-{number}"
-    shutil.copytree(killed, again)
-    before = {path.name: path.read_bytes() for path in again.glob("long/part-*")}
-    command = ["score", "docs.jsonl", *RULE, "-o", again.name]
-    if number == 1:
-        assert main(command) == 0
-    else:
-        (ended,) = commands(number, place, command)
-        assert [code for code, _, _ in ended] == [0] * number
+    if number > 1:
+        ended = together[number]["again"]
+        assert [code for code, _, _ in ended] == [0] * number, ended
         assert ended[0][2].splitlines()[-1] == f"{len(LENGTHS)} documents in {again.name}"
         assert [out for _, out, _ in ended[1:]] == [""] * (number - 1)
-    assert {name: (again / "long" / name).read_bytes() for name in before} == before
+    for path in killed.glob("long/part-*"):
+        assert (again / "long" / path.name).read_bytes() == path.read_bytes()
     assert set(Counter(id for ids in scored(again).values() for id in ids).values()) == {1}
     assert_same_scores(again, place / "alone")
 
 
-def test_documents_are_shared_by_cost(place):
-    found, texts = commands(2, place, ["score", "docs.jsonl", *RULE, "-o", "shared"]), {}
-    assert [code for code, _, _ in found[0]] == [0, 0]
-    for line in (place / "docs.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        texts[row["id"]] = len(row["text"])
-    shares = [sum(texts[id] for id in ids) for ids in scored(place / "shared").values()]
+def test_what_one_process_refuses_is_said_once(together):
+    for name, rank, reason in (
+        ("failing", 1, "error: a reason of the second process"),
+        ("refused", 0, "error: again-2 holds another run"),
+    ):
+        ended = together[2][name]
+        assert [code for code, _, _ in ended] == [2, 2]
+        errors = [[line for line in err.splitlines() if line.startswith("error: ")] for _, _, err in ended]
+        assert errors[1 - rank] == []
+        assert len(errors[rank]) == 1
+        assert errors[rank][0].startswith(reason)
+
+
+def test_longppl_is_summed_up_by_the_first_process(place, together):
+    alone = json.loads((place / "longppl-alone" / "perplexity.json").read_text())
+    shared = json.loads((place / "longppl" / "perplexity.json").read_text())
+    assert shared.keys() == alone.keys()
+    # Tokens of a random model that stand at alpha may be decided otherwise in another batch.
+    assert shared["num_key_tokens"] == pytest.approx(alone["num_key_tokens"], abs=5)
+    assert [one["id"] for one in shared["documents"]] == [one["id"] for one in alone["documents"]]
+    for name, error in (("ppl", 1e-5), ("longppl", 1e-2), ("longppl_soft", 1e-5)):
+        assert shared[name] == pytest.approx(alone[name], rel=error)
+        assert shared["intervals"][name] == pytest.approx(alone["intervals"][name], rel=error)
+    for side in ("evaluator", "model"):
+        assert sorted(scored(place / "longppl" / side)) == [0, 1]
+    first, second = together[2]["kept"]
+    assert json.loads(first[1])["longppl_soft"] == pytest.approx(alone["longppl_soft"], rel=1e-5)
+    assert (second[0], second[1]) == (0, "")
+
+
+def test_samples_of_a_benchmark_are_shared(place, together):
+    first, *others = together[3]["bench"]
+    assert [code for code, _, _ in (first, *others)] == [0, 0, 0]
+    assert [out for _, out, _ in others] == ["", ""]
+    alone = json.loads((place / "bench-alone" / "results.json").read_text())
+    found = json.loads((place / "bench" / "results.json").read_text())
+    assert found["tasks"] == alone["tasks"] == json.loads(first[1])["tasks"]
+    asked = Counter()
+    for path in place.glob("bench/answers/part-*"):
+        asked.update(json.loads(line)["key"] for line in path.read_text().splitlines())
+    assert len(asked) == 6
+    assert set(asked.values()) == {1}
+    # 4 samples for two processes, then 2 more for three.
+    parts = Counter(path.name.split("-")[1] for path in place.glob("bench/answers/part-*"))
+    assert parts == {"0": 2, "1": 2}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("name", ["weigh", "pack", "mix"])
+def test_data_is_that_of_one_process(place, together, name, number):
+    ended = together[number][name]
+    assert [code for code, _, _ in ended] == [0] * number, ended
+    assert [out for _, out, _ in ended[1:]] == [""] * (number - 1)
+    folder = {"weigh": "weighed", "pack": "packed", "mix": "mixed"}[name]
+    alone, shared = place / f"{folder}-alone", place / f"{folder}-{number}"
+    files = sorted(path.relative_to(alone) for path in alone.rglob("*") if not path.name.startswith("."))
+    assert files == sorted(path.relative_to(shared) for path in shared.rglob("*") if not path.name.startswith("."))
+    for file in files:
+        if file.suffix == ".parquet":
+            assert pq.read_table(shared / file).equals(pq.read_table(alone / file)), file
+    assert (shared / "counts.json").read_bytes() == (alone / "counts.json").read_bytes()
+    assert not (shared / ".work").exists()
+    if name == "weigh":
+        assert len(list(shared.glob("data/*.parquet"))) > 2
+
+
+SLURM = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "echo 127.0.0.1; echo other",
+    "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+}
+
+
+def test_the_script_for_slurm(place):
+    """Its torchrun line is run as it stands, on one node of two GPUs, and shares documents by cost."""
+    script = ROOT / "examples" / "score.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], check=True, capture_output=True).stderr == b""
+    (place / "bin").mkdir()
+    for name, content in SLURM.items():
+        (place / "bin" / name).write_text(f"#!/bin/bash\n{content}\n")
+        (place / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        **{"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here"},
+        **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "2"},
+    }
+    arguments = ["docs.jsonl", "llama", "slurm", *RULE[2:]]
+    done = subprocess.run(
+        ["bash", str(script), *arguments],
+        cwd=place,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_scores(place / "slurm", place / "alone")
+    texts = {row["id"]: len(row["text"]) for row in map(json.loads, (place / "docs.jsonl").read_text().splitlines())}
+    shares = [sum(texts[id] for id in ids) for ids in scored(place / "slurm").values()]
     assert len(shares) == 2
-    # In turns the first process would have had 9 times as much.
-    assert max(shares) < 1.25 * min(shares)
-    assert_same_scores(place / "shared", place / "alone")
+    assert max(shares) < 1.25 * min(shares)  # in turns the first process would have had 9 times as much

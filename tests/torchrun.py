@@ -1,15 +1,16 @@
-"""Real processes of torchrun, as a user starts them."""
+"""Real processes of one run, as torchrun or another launcher starts them."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 300
+SECONDS = 200
 
 
 class Ended(NamedTuple):
@@ -26,25 +27,38 @@ class Ended(NamedTuple):
 
 
 def torchrun(number: int, *arguments: object, cwd: Path, **environment: str) -> Ended:
-    """Starts a script, or with ``-m`` a module, in so many processes; all of them have ended when it returns."""
-    return run("--standalone", "--nproc-per-node", number, *arguments, cwd=cwd, **environment)
+    """``torchrun --standalone --nproc-per-node NUMBER ARGUMENTS``, which starts a script, or with ``-m`` a module."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    return _ended([started([*command, *map(str, arguments)], cwd, environment)])[0]
 
 
-def run(*arguments: object, cwd: Path, **environment: str) -> Ended:
-    """``torchrun ARGUMENTS``."""
-    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+def processes(number: int, *arguments: object, cwd: Path) -> list[Ended]:
+    """The same script in so many processes as another launcher starts them, the first of which has the store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    return _ended([started([str(one) for one in arguments], cwd, environment) for environment in own])
+
+
+def started(arguments: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Python with these arguments."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    added = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    with subprocess.Popen(
-        command,
+    return subprocess.Popen(
+        [sys.executable, *arguments],
         cwd=cwd,
-        env={**os.environ, **added},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as started:
-        try:
-            out, err = started.communicate(timeout=SECONDS)
-        finally:
-            started.terminate()  # torchrun ends its processes then
-    return Ended(started.returncode, out, err)
+    )
+
+
+def _ended(every: list[subprocess.Popen[str]]) -> list[Ended]:
+    try:
+        outputs = [one.communicate(timeout=SECONDS) for one in every]
+    finally:
+        for one in every:
+            one.terminate()  # torchrun ends its processes then
+    return [Ended(one.returncode, *output) for one, output in zip(every, outputs, strict=True)]

@@ -187,7 +187,7 @@ class Command(TyperCommand):
                 _refuse_idle(ctx)
                 return super().invoke(ctx)
             except UserError as error:
-                raise UserError(translate(str(error))) from error
+                raise type(error)(translate(str(error))) from error
 
 
 def _is_given(command: typer.Context, name: str) -> bool:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -74,13 +75,10 @@ class Processes:
                 "torchrun, or unset WORLD_SIZE for one process"
             )
         from torch.distributed.distributed_c10d import PrefixStore
-        from torch.distributed.rendezvous import rendezvous
 
-        with _store_errors():
-            store, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=CONNECT)))
         # Runs of one process come one after the other, and torchrun may start all processes anew.
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"longlens/{restart}/{next(_runs)}", store)
+        self._store = PrefixStore(f"longlens/{restart}/{next(_runs)}", _shared_store(self.rank, self.size))
         self._hosts = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     @contextmanager
@@ -197,6 +195,16 @@ class Processes:
                     raise ProcessStopped(f"{which} stopped, and says why: the others stop with it")
             time.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 1.3)
+
+
+@cache
+def _shared_store(rank: int, size: int) -> Any:
+    """The store, which this process is connected to, or has, until it ends."""
+    from torch.distributed.rendezvous import rendezvous
+
+    with _store_errors():
+        store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=CONNECT)))
+    return store
 
 
 @contextmanager
