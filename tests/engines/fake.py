@@ -239,7 +239,7 @@ class Fake:
             choice["text"] = self.text(ids) + choice["text"]
             choice["logprobs"] = {
                 "tokens": [self.text([token]) for token in [*ids, token]],
-                "token_logprobs": [None, *values, logprob],
+                "token_logprobs": [None, *values, *([] if self.mode == "none of generated" else [logprob])],
                 "top_logprobs": [],
             }
         return {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}

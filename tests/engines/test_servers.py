@@ -71,11 +71,13 @@ def same(ours, theirs):
         np.testing.assert_allclose(one.short_logprobs, other.short_logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])
-def test_scores_are_those_of_the_same_weights_here(serve, scorer, tokenizer, kind):
-    fake = serve(kind)
-    ours = score(DOCUMENTS, load(fake, tokenizer), **WINDOWS)
-    same(ours, score(DOCUMENTS, scorer, **WINDOWS))
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("vllm", ""), ("openai", ""), ("openai", "none of generated"), ("sglang", "")]
+)
+def test_scores_are_those_of_the_same_weights_here(serve, scorer, tokenizer, kind, mode):
+    documents = [*DOCUMENTS, Document(id="one token", text="x"), Document(id="nothing", text="")]
+    ours = score(documents, load(serve(kind, mode), tokenizer), **WINDOWS)
+    same(ours, score(documents, scorer, **WINDOWS))
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai", "sglang"])

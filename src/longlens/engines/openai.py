@@ -93,6 +93,8 @@ class OpenAIScorer(ServerScorer):
         values = self._echoed(choice)
         if len(values) not in (len(ids), len(ids) + 1):
             raise self._wrong(f"gives {len(values)} log-probabilities for {len(ids)} tokens")
+        if all(value is None for value in values[1 : len(ids)]):
+            raise self._wrong("gives the likeliest tokens alone, and not those of the prompt")
         self._check_echo(choice, ids)
         return False, len(values) - len(ids)
 
@@ -117,8 +119,6 @@ class OpenAIScorer(ServerScorer):
             raise self._wrong("gives no log-probabilities of the prompt (echo is ignored)")
         if values[0] is not None:
             raise self._wrong("gives a log-probability for the first token, before which there is nothing")
-        if all(value is None for value in values[1:-1]):
-            raise self._wrong("gives the likeliest tokens alone, and not those of the prompt")
         return values
 
     def _check_echo(self, choice: dict[str, Any], ids: list[int]) -> None:
