@@ -114,12 +114,8 @@ def check_taken(kind: str, loading: Loading, engine: Engine) -> None:
     Raises:
         UserError: One is given.
     """
-    own = OWN.get(kind)
-    idle = (
-        []
-        if own is None
-        else [f"`{name}`" for name in sorted(_given(loading) | _given(engine)) if name not in own.takes]
-    )
+    given = sorted(_given(loading) | _given(engine)) if kind in OWN else []
+    idle = [f"`{name}`" for name in given if name not in OWN[kind].takes]
     if idle:
         raise UserError(f"{', '.join(idle)} would have no effect with `engine={kind}`: leave {_it(idle)} out")
 

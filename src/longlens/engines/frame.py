@@ -128,9 +128,7 @@ class EngineScorer(ABC):
         )
         total = float(np.exp(last).sum())
         self._require(total <= 1.05, f"probabilities of different next tokens sum to {total:.3g}")
-        if (
-            self.info.weights_sha256 is None
-        ):  # as of servers, whose weights nothing else tells from others of their name
+        if self.info.weights_sha256 is None:  # a server's, which nothing else tells from others of the same name
             known = {PROBE: [round(float(value), 3) for value in whole]}
             self.info = replace(self.info, config={**(self.info.config or {}), **known})
         self._check_greedy([x[:size] for size in range(n - 1, n // 3, -2)], others)
