@@ -235,6 +235,11 @@ def test_an_error_and_an_interrupt_leave_nothing_behind(serve, tokenizer):
     start = time.monotonic()
     results.close()
     assert time.monotonic() - start < 2
+    fake.number, fake.fails = 0, lambda number: "hang" if number else 400
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"refuses a request \(status 400\): failed"):
+        list(ours.logprobs(request(number, [1, 2, 3], 1) for number in range(100)))
+    assert time.monotonic() - start < 2
     fake.fails = lambda number: None
     assert len(list(ours.logprobs(request(number, [1, 2, 3], 1) for number in range(9)))) == 9
 
