@@ -7,6 +7,7 @@ from typing import Annotated, get_args, get_type_hints
 
 import pytest
 import typer
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from longlens.cli import console
 from longlens.cli.app import app
@@ -106,6 +107,12 @@ def test_of_torchruns_processes_the_first_one_logs(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     run_toy()
     assert capsys.readouterr().err == "warning: nothing with `lcl=True`, lower --alpha\n"
+
+
+def test_torchruns_summary_has_the_reason(run, work, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(work / "error.json"))
+    error = run("score", "nosuch.txt", "--model", "llama", "-o", "s").error
+    assert ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(work / "error.json")).message == error
 
 
 def test_after_a_command_nothing_is_translated(run, capsys):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # also while modules are imported, when nothing else can be relied on
         print(_INTERRUPTED, file=sys.stderr)
         return 130
+
+
+def _tell_torchrun(message: str) -> None:
+    """Writes what was said where torchrun looks for it, whose summary names the process and the reason."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(OSError):  # it is on stderr already
+            Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 _INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on from there"
@@ -50,6 +62,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except UserError as error:
         say(f"error: {error}")
+        _tell_torchrun(f"error: {error}")
         return 2
     except typer.TyperException as error:
         text = getattr(error, "format_message", error.__str__)().rstrip(".")
