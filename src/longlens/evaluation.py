@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from longlens.corpus import Document, Sources, to_documents
-from longlens.engines import engine_for, share
+from longlens.engines import TRANSFORMERS, engine_for, engine_name, share
 from longlens.errors import LonglensWarning, UserError
 from longlens.files import write_json
 from longlens.keytokens.exchange import read_keys
@@ -24,9 +24,10 @@ from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import choose_influence
 from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.models import UnloadedModel, load_decoder
+from longlens.models.tensor_parallel import Team
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
-from longlens.scoring.reader import StoredScores
+from longlens.scoring.reader import StoredScores, open_scores
 from longlens.scoring.run import score, sharing_processes
 from longlens.scoring.scores import ShortContext, short_contexts
 from longlens.scoring.store import Bos, check_run, check_writable
@@ -116,6 +117,8 @@ class _Side:
             progress=progress,
         )
         assert isinstance(scores, StoredScores)
+        if self.model.team.size > 1:
+            scorer.end()  # type: ignore[attr-defined]  # of a `TeamScorer`; where something failed, torchrun ends them
         return scores
 
 
@@ -162,8 +165,16 @@ def score_documents(
     loading, truncation, folder = loading or Loading(), truncation or Truncation(), Path(out)
     documents = _as_documents(documents)
     shorts = short_contexts(context, stride)
-    processes = sharing_processes(shard, folder)
-    if ray is not None and ray.ray is not None and processes.size > 1:
+    engine = engine or Engine()
+    is_ray = ray is not None and ray.ray is not None
+    team = Team() if is_ray else Team.of(loading, engine_name(model, engine))
+    if team.follows:
+        team.join()  # when its leader comes, which has refused by then what can be refused
+        UnloadedModel(model, loading, engine).load().follow()  # type: ignore[attr-defined]  # a `TeamScorer`
+        team.leave()
+        return open_scores(folder)
+    processes = sharing_processes(shard, folder, team.size)
+    if is_ray and processes.size > 1:
         raise UserError("`ray` has processes of its own: start longlens without torchrun")
     processes.connect()
     with processes.stopping_others(), ExitStack() as ending:
@@ -183,7 +194,9 @@ def score_documents(
             side.check()
             if processes.rank == 0:
                 _warn_of_short_documents(documents, unloaded, shorts)
-        return side.score(documents, progress, processes, shard)
+        scores = side.score(documents, progress, processes, shard)
+        team.leave()
+        return scores
 
 
 @contextmanager
@@ -253,6 +266,11 @@ def evaluate_longppl(
     """
     loading, truncation, rule = loading or Loading(), truncation or Truncation(), rule or KeyRule()
     engine = engine or Engine()
+    if (loading.tensor_parallel or 1) > 1 and engine_name(model, engine) == TRANSFORMERS:
+        raise UserError(
+            "`tensor_parallel` of transformers is for longlens score: score with evaluator and model, then longlens "
+            "perplexity; or use `engine=vllm` or `device_map=auto`"
+        )
     documents = _as_documents(documents)
     if (evaluator is None) == (keys is None):
         raise UserError(

@@ -49,7 +49,8 @@ def _names(text: str) -> frozenset[str]:
 OWN = {
     TRANSFORMERS: OwnEngine(
         takes=_names(
-            "dtype device device_map attention batch_tokens trust_remote_code allow_pickle tokenizer cache cache_chunk"
+            "dtype device device_map attention batch_tokens tensor_parallel trust_remote_code allow_pickle tokenizer "
+            "cache cache_chunk"
         )
     ),
     SERVER: OwnEngine(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from longlens.models.files import (
     model_max_length,
 )
 from longlens.models.resolve import Source, check_folder, check_hub, resolve
+from longlens.models.tensor_parallel import Team, check_model, sharing
 from longlens.plugins import list_plugins, load_plugin
 from longlens.runs.identity import ModelIdentity, functional_config
 from longlens.settings.options import Engine, Loading
@@ -41,6 +43,7 @@ class UnloadedModel:
 
     Attributes:
         info: What a scorer of it says; what only the weights say is empty.
+        team: The processes that share the model.
     """
 
     def __init__(self, name: str, loading: Loading | None = None, engine: Engine | None = None) -> None:
@@ -54,6 +57,7 @@ class UnloadedModel:
 
         self._loading, self._engine = loading or Loading(), engine or Engine()
         self._loaded: Scorer | None = None
+        self.team = Team()
         kind = engine_name(name, self._engine)
         check_taken(kind, self._loading, self._engine)
         if kind != TRANSFORMERS:
@@ -64,6 +68,9 @@ class UnloadedModel:
         check_folder(source)
         self._cache = _load_cache(self._engine.cache, self._engine.cache_chunk)
         trust = self._loading.trust_remote_code
+        self.team = Team.of(self._loading, kind)
+        config = load_config(source, trust_remote_code=trust)
+        check_model(name, source, config, self._loading)
         self._tokenizer = _load_tokenizer(name, self._loading, self._engine.tokenizer)
         self._encoder = TextEncoder(self._tokenizer)
         unknown: dict[str, Any] = dict.fromkeys(
@@ -73,7 +80,7 @@ class UnloadedModel:
             name=name,
             source=source.note,
             weights_sha256=None,
-            max_length=model_max_length(load_config(source, trust_remote_code=trust)),
+            max_length=model_max_length(config),
             bos_token_id=self._encoder.bos_token_id,
             own_prefix=self._encoder.own_prefix,
             **unknown,
@@ -105,7 +112,12 @@ class UnloadedModel:
             return self._loaded
         chunk = self._engine.cache_chunk
         return load_transformers(
-            self.info.name, self._loading, tokenizer=self._tokenizer, cache=self._cache, cache_chunk=chunk
+            self.info.name,
+            self._loading,
+            tokenizer=self._tokenizer,
+            cache=self._cache,
+            cache_chunk=chunk,
+            team=self.team,
         )
 
 
@@ -149,7 +161,7 @@ def load_scorer(
         device_map: Of transformers, such as ``auto``, to spread a model over devices; instead of ``device``.
         attention: ``attn_implementation`` of transformers; its own choice unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
-        tensor_parallel: GPUs that share each layer of the model.
+        tensor_parallel: GPUs that share each layer of the model, for vllm.
         trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
         allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors and GGUF alone.
 
@@ -226,6 +238,7 @@ def load_transformers(
     tokenizer: Any = None,
     cache: str | CachePolicy | None = None,
     cache_chunk: int | None = None,
+    team: Team | None = None,
 ) -> TransformersScorer:
     """Loads a model of transformers to score with.
 
@@ -235,6 +248,7 @@ def load_transformers(
         tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
         cache: Policy of the key-value cache.
         cache_chunk: Tokens that are fed to it at a time.
+        team: Processes that share the model, where there are any.
 
     Raises:
         UserError: No such model or policy, not a causal language model, or it cannot be loaded as asked.
@@ -248,12 +262,23 @@ def load_transformers(
     from longlens.scoring.transformers import TransformersScorer
 
     _resolve_dtype(loading)
+    if (loading.tensor_parallel or 1) > 1 and team is None:
+        raise UserError(
+            "`tensor_parallel` of transformers is for longlens score under torchrun: use "
+            "`device_map=auto`, or `engine=vllm`"
+        )
     policy = _load_cache(cache, cache_chunk)
     tokenizer = _load_tokenizer(name, loading, tokenizer)
+    make: Callable[..., TransformersScorer] = TransformersScorer
+    if team is not None and team.size > 1:
+        from longlens.scoring.tensor_parallel import TeamScorer
+
+        team.join()
+        make = functools.partial(TeamScorer, team)
     model, loading_info = load_weights(source, loading)
     check_loading_info(name, model, loading_info, "longlens needs a causal language model with its vocabulary head")
     with loading_errors(source, "model"):  # it runs the model once
-        return TransformersScorer(
+        return make(
             model,
             tokenizer,
             name=name,
@@ -326,9 +351,13 @@ def load_weights(
         options["use_safetensors"] = None if loading.allow_pickle else True
     chosen = {"config": config, "attn_implementation": loading.attention, "device_map": loading.device_map}
     options |= {name: value for name, value in chosen.items() if value is not None}
+    shared: dict[str, Any] = {}
+    if (loading.tensor_parallel or 1) > 1:
+        shared = sharing(load_config(source, trust_remote_code=loading.trust_remote_code), loading)
     with loading_errors(source, "model"):
+        options |= shared
         model, loading_info = (loader or load_model)(source.path, output_loading_info=True, **options)
-        if loading.device_map is None:
+        if loading.device_map is None and not shared:
             model = model.to(resolve_device(loading.device))
     return model, loading_info
 

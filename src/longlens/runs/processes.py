@@ -41,14 +41,17 @@ class Processes:
     All of them call `connect`, and then `broadcast` (the first) or `receive` (the others), `wait_for_all` and
     `counter` in the same order.
 
+    Args:
+        team: So many of torchrun's processes do the work of one, and the first of each such team takes part.
+
     Attributes:
         rank: 0 for the first one, which alone decides.
         size: How many there are.
     """
 
-    def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+    def __init__(self, team: int = 1) -> None:
+        self.rank = int(os.environ.get("RANK", "0")) // team
+        self.size = int(os.environ.get("WORLD_SIZE", "1")) // team
         self._store: Any = None
         self._hosts = False
         self._numbers = count()

@@ -198,8 +198,7 @@ class _Actors:
     """
 
     def __init__(self, settings: Ray, name: str, loading: Loading, engine: Engine) -> None:
-        ray = require("ray", extra="ray", purpose="`ray`")
-        data = require("ray.data", extra="ray", purpose="`ray`")
+        ray, data = _import_ray(), require("ray.data", extra="ray", purpose="`ray`")
         self._ray = ray
         self._is_ours = not ray.is_initialized()  # else the caller of the library has it
         self._lock = threading.Lock()
@@ -312,14 +311,23 @@ class _Actors:
             self._relay.answer.remote("is there", number, number < self._made)
 
 
+def _import_ray() -> Any:
+    """The module. What it prints of its own is set where it is imported: events of the cluster go to stdout."""
+    for name, value in {
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    return require("ray", extra="ray", purpose="`ray`")
+
+
 def _connect(ray: Any, settings: Ray) -> None:
     """Starts a local cluster, or joins one; keeps Ray's own lines off the screen.
 
     Raises:
         UserError: It cannot be reached.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
@@ -492,7 +500,7 @@ class RayModel(UnloadedModel):
             raise UserError("`ray` would have no effect on a server, which has processes of its own: leave it out")
         if kind == TRANSFORMERS and (loading.tensor_parallel or 1) > 1:
             raise UserError("`tensor_parallel` of transformers needs torchrun: leave out `ray`, or use `engine=vllm`")
-        require("ray", extra="ray", purpose="`ray`")  # before anything is read
+        _import_ray()  # before anything is read
         self._there = name, loading, engine
         if kind in OWN:  # all of which tokenize as transformers does
             here = Loading(dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)

@@ -224,15 +224,20 @@ def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
     return load_decoder(reading.tokenized_with)
 
 
-def sharing_processes(shard: tuple[int, int] | None, out: Any) -> Processes:
+def sharing_processes(shard: tuple[int, int] | None, out: Any, team: int = 1) -> Processes:
     """The processes that share a run: torchrun's where scores go to a folder, unless this call has a shard of its own.
+
+    Args:
+        shard: Of this call.
+        out: Where scores go.
+        team: So many processes have one model between them.
 
     Raises:
         UserError: The rank of the shard is not below the world size.
     """
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise UserError(f"`shard` is {shard}; expected (rank, world size) with a rank below the world size")
-    return Processes.alone() if shard is not None or out is None else Processes()
+    return Processes.alone() if shard is not None or out is None else Processes(team)
 
 
 def _total_characters(documents: Iterable[Document], limit: Limit, rank: int, world_size: int) -> int | None:

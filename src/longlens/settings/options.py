@@ -58,7 +58,9 @@ class Loading:
     device_map: Annotated[str | None, Help("Spread the model over devices, such as auto; instead of a device.")] = None
     attention: Annotated[str | None, Help("Attention implementation of transformers, such as sdpa.")] = None
     batch_tokens: Annotated[int | None, Help("Tokens of a batch.  [default: 1024, on a GPU 32768]")] = None
-    tensor_parallel: Annotated[int | None, Help("GPUs that share each layer of the model.  [default: 1]")] = None
+    tensor_parallel: Annotated[
+        int | None, Help("GPUs that share each layer of the model; with transformers under torchrun.  [default: 1]")
+    ] = None
     trust_remote_code: Annotated[bool, Help("Run code that comes with the model.")] = False
     allow_pickle: Annotated[bool, Help("Read .bin weights, which can run code.")] = False
 

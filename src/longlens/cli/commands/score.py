@@ -68,7 +68,7 @@ def score(
         shard=part,
         progress=ProgressBar(),
     )
-    if Processes().rank > 0 and part is None:
+    if Processes().rank > 0 and (part is None or loading.tensor_parallel is not None):
         return
     if as_json:
         manifest = scores.manifest

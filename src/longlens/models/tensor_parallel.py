@@ -1,0 +1,165 @@
+"""One model of transformers on several processes: each has a part of every layer, by the model's tensor-parallel plan.
+
+torchrun starts ``k N`` processes for k teams of N. The first process of a team, its leader, does all that a process of
+a run does; the others run the passes that it asks for, see `longlens.scoring.tensor_parallel`.
+
+Each team is a world of its own for ``torch.distributed``, which transformers takes to be its mesh. The token embeddings
+and the vocabulary head are whole in each process: log-probabilities are computed from them as anywhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+from longlens.errors import UserError, one_line
+from longlens.models.files import find_adapter
+from longlens.models.resolve import Source
+from longlens.rope.config import custom_rope_type
+from longlens.runs.processes import ProcessStopped
+from longlens.settings.options import Loading
+
+_meetings = count()  # of this process, so that the next one finds nothing of the last one in the store
+PATIENCE = timedelta(days=7)
+"""So long a follower waits for its leader, which may be reading documents."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that share a model, and this one's place among them.
+
+    Attributes:
+        size: N; 1 where a process has its model alone.
+        place: Of this process; 0 leads.
+        number: Which team it is of those that torchrun started.
+    """
+
+    size: int = 1
+    place: int = 0
+    number: int = 0
+
+    @classmethod
+    def of(cls, loading: Loading, engine: str) -> Team:
+        """What torchrun says; without an effect for engines other than transformers, which have processes of their own.
+
+        Raises:
+            UserError: The number of processes is no multiple of N, or torchrun did not start them.
+        """
+        size = loading.tensor_parallel or 1
+        if size == 1 or engine != "transformers":
+            return cls()
+        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if processes % size or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            raise UserError(
+                f"`tensor_parallel` is {size}, for which torchrun starts {size} processes or a multiple, and there "
+                f"{'is' if processes == 1 else 'are'} {processes}: start with torchrun --nproc-per-node {size} -m "
+                "longlens, or use `engine=vllm`, which starts them itself"
+            )
+        return cls(size, rank % size, rank // size)
+
+    @property
+    def follows(self) -> bool:
+        """Whether another process of the team leads."""
+        return self.place > 0
+
+    def join(self) -> None:
+        """Meets the other processes of the team; returns when all are there.
+
+        Raises:
+            ProcessStopped: The leader stopped before.
+            UserError: They do not find each other.
+        """
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
+        if self.size == 1 or dist.is_initialized():
+            return
+        accelerator = torch.accelerator.current_accelerator()
+        kind = "cpu" if accelerator is None else accelerator.type
+        device = None
+        if kind != "cpu":
+            device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
+            torch.accelerator.set_device_index(device.index)
+        rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        try:
+            store, _, _ = next(iter(rendezvous("env://", rank, processes, timeout=PATIENCE)))
+            dist.init_process_group(
+                backend=dist.get_default_backend_for_device(kind),
+                store=PrefixStore(f"tensor_parallel/{next(_meetings)}/{self.number}", store),
+                rank=self.place,
+                world_size=self.size,
+                timeout=PATIENCE,
+                device_id=device if kind == "cuda" else None,
+            )
+        except dist.DistError as error:
+            if self.follows:
+                raise ProcessStopped("the leader of a team stopped, and says why: the others stop with it") from error
+            raise UserError(
+                f"the processes of a team do not find each other: {one_line(error)}: run it again"
+            ) from error
+
+    def leave(self) -> None:
+        """Ends what `join` began."""
+        import torch.distributed as dist
+
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def check_model(name: str, source: Source, config: Any, loading: Loading) -> None:
+    """Refuses a model that N processes cannot share, before its weights are read.
+
+    Args:
+        name: Of the model.
+        source: Where it is.
+        config: Of it.
+        loading: How it is loaded.
+
+    Raises:
+        UserError: N does not divide its heads, it has no plan, or it is no plain folder of safetensors.
+    """
+    size = loading.tensor_parallel or 1
+    if size == 1:
+        return
+    for option, is_given in (("device", loading.device != "auto"), ("device_map", loading.device_map is not None)):
+        if is_given:
+            raise UserError(f"`{option}` would have no effect with `tensor_parallel`: leave it out")
+    text = config.get_text_config(decoder=True)
+    what = f"{name} cannot be shared by `tensor_parallel={size}`"
+    instead = "leave it out, or use `device_map=auto`"
+    kinds = {
+        "it is a .gguf file, which is read whole": source.gguf is not None,
+        "it is an adapter": find_adapter(source) is not None,
+        f"its positions are of {custom_rope_type(config)}": custom_rope_type(config) is not None,
+        f"transformers has no tensor-parallel plan for {type(text).__name__}": not text.base_model_tp_plan,
+    }
+    for reason, holds in kinds.items():
+        if holds:
+            raise UserError(f"{what}: {reason}: {instead}")
+    for field in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(text, field, None)
+        uneven = [count for count in (heads if isinstance(heads, list) else [heads]) if count and count % size]
+        if uneven:
+            raise UserError(f"{what}: it has {uneven[0]} {field}: use a number that divides them")
+
+
+def sharing(config: Any, loading: Loading) -> dict[str, Any]:
+    """Options of ``from_pretrained`` with which a team loads a model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=loading.trust_remote_code)
+    whole = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    names = [name for name, module in model.named_modules() if any(module is part for part in whole)]
+    return {
+        "distributed_config": DistributedConfig(
+            tp_size=loading.tensor_parallel, tp_plan=dict.fromkeys(names, "replicate")
+        )
+    }

@@ -1,0 +1,94 @@
+"""Scoring with a model that several processes share.
+
+::
+
+    leader     score -> logprobs -> a batch --+-> the same pass -> log-probabilities
+    followers                    follow <-----+-> the same pass
+
+Documents, windows and the run folder are the leader's alone: what a follower gets are batches of token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longlens.errors import UserError
+from longlens.models.forward import running
+from longlens.models.tensor_parallel import PATIENCE, Team
+from longlens.runs.processes import ProcessStopped
+from longlens.scoring.scorer import Request, Result
+from longlens.scoring.transformers import TransformersScorer
+
+
+class TeamScorer(TransformersScorer):
+    """A `TransformersScorer` of a model that was loaded with a tensor-parallel plan, in each process of a team.
+
+    Args:
+        team: Of this process, which has joined it.
+        *arguments: Of `TransformersScorer`.
+        **options: Of `TransformersScorer`.
+
+    Raises:
+        UserError: As `TransformersScorer`.
+    """
+
+    def __init__(self, team: Team, *arguments: Any, **options: Any) -> None:
+        self._team = team
+        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # NCCL would give up on a follower that waits
+        super().__init__(*arguments, **options)
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Log-probabilities of each request's tokens from its start on, in any order; the leader's to call.
+
+        Raises:
+            UserError: As `TransformersScorer.logprobs`.
+        """
+        assert not self._team.follows, "a follower runs what its leader asks for: follow()"
+        return super().logprobs(requests)
+
+    def _score(self, batch: Sequence[Request]) -> list[Result]:
+        if not self._team.follows:
+            self._tell([len(batch)])
+            self._tell([number for r in batch for number in (len(r.token_ids), r.start, int(r.is_short))])
+            self._tell([token for request in batch for token in request.token_ids])
+        return super()._score(batch)
+
+    def follow(self) -> None:
+        """Runs what the leader asks for, until it ends.
+
+        Raises:
+            ProcessStopped: The leader stopped.
+        UserError: This process has not enough memory; the leader, which waits for it, is ended by torchrun.
+        """
+        while (count := int(self._hear(1))) > 0:
+            lengths, starts, is_short = self._hear(3 * count).view(count, 3).T.tolist()
+            rows = [row.tolist() for row in torch.split(self._hear(sum(lengths)), lengths)]
+            batch = [Request(at, rows[at], starts[at], bool(is_short[at])) for at in range(count)]
+            try:
+                with running(self.model), suppress(UserError):  # the leader has the same error, and says it
+                    self._score(batch)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"process {self._team.place} (from 0) of a team ran out of memory: use a smaller `batch_tokens`"
+                ) from error
+
+    def end(self) -> None:
+        """Lets the followers go."""
+        self._tell([0])
+
+    def _tell(self, numbers: Sequence[int]) -> None:
+        dist.broadcast(torch.tensor(numbers, dtype=torch.int64), group_src=0, group=self._control)
+
+    def _hear(self, count: int) -> Tensor:
+        numbers = torch.empty(count, dtype=torch.int64)
+        try:
+            dist.broadcast(numbers, group_src=0, group=self._control)
+        except RuntimeError as error:  # of gloo: the leader has gone
+            raise ProcessStopped("the leader of a team stopped, and says why: the others stop with it") from error
+        return numbers

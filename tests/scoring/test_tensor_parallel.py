@@ -1,0 +1,167 @@
+"""A model that several processes share gives the scores of one process that has it alone."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import longlens
+from longlens.settings.options import Loading
+from tests.cli.conftest import run, work  # noqa: F401  # fixtures
+from tests.tiny import byte_tokenizer, tiny_model
+from tests.torchrun import torchrun
+
+FAMILIES = ["llama", "qwen3-tied", "gemma3", "mixtral"]
+SETTINGS = ["--context", "24,16", "--stride", "8", "--batch-tokens", "200", "--dtype", "float32"]
+COMMANDS = """
+# Each command in turn; what each printed goes to a file.
+import contextlib, io, json, os, sys
+from longlens.cli import main
+ended = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    ended.append([code, out.getvalue(), err.getvalue()])
+open(f"ended-{os.environ['RANK']}.json", "w").write(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Models, and documents of unequal lengths with a run of each model in one process."""
+    folder = tmp_path_factory.mktemp("teams")
+    draw = np.random.default_rng(0)
+    texts = ["".join(draw.choice(list("abc d\u00e9."), size=size)) for size in (150, 31, 90, 8, 120, 1, 60)]
+    (folder / "docs.jsonl").write_text(
+        "".join(json.dumps({"id": f"d{number}", "text": text}) + "\n" for number, text in enumerate(texts))
+    )
+    (folder / "commands.py").write_text(COMMANDS)
+    for family in FAMILIES:
+        # Two heads of keys: what two processes can share. Weights of half the size, which amplify rounding less.
+        model = tiny_model(family, num_key_value_heads=2, num_attention_heads=4)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.5)
+        model.save_pretrained(folder / family)
+        byte_tokenizer().save_pretrained(folder / family)
+        longlens.score(
+            [longlens.Document(id=f"d{number}", text=text) for number, text in enumerate(texts)],
+            longlens.load_scorer(str(folder / family), dtype="float32", batch_tokens=200),
+            context=[24, 16],
+            stride=8,
+            out=folder / f"{family}-alone",
+        )
+    return folder
+
+
+def check_same(folder, out, family):
+    there, alone = longlens.open_scores(folder / out), longlens.open_scores(folder / f"{family}-alone")
+    assert sorted(scores.id for scores in there) == sorted(scores.id for scores in alone)
+    assert there.manifest["settings"] == alone.manifest["settings"]
+    names = {"name": family, "source": there.manifest["model"]["source"]}
+    assert there.manifest["model"] == alone.manifest["model"] | names
+    expected = {scores.id: scores for scores in alone}
+    for found in there:
+        # Sums of two halves are rounded otherwise.
+        np.testing.assert_allclose(found.long_logprobs, expected[found.id].long_logprobs, atol=2e-5)
+        for context in (24, 16):
+            one, other = (scores.at(context=context).short_logprobs for scores in (found, expected[found.id]))
+            np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def commands(folder, number, *calls):
+    """Runs each call in turn as processes of one torchrun; ends with what each process printed."""
+    ended = torchrun(number, "commands.py", json.dumps(calls), cwd=folder, LONGLENS_PLAIN="1")
+    assert ended.code == 0, ended.err
+    return [json.loads((folder / f"ended-{rank}.json").read_text()) for rank in range(number)]
+
+
+def test_two_processes_share_a_model(folder):
+    calls = [
+        ["score", "docs.jsonl", "--model", family, *SETTINGS, "--tensor-parallel", "2", "-o", family + "-two"]
+        for family in FAMILIES
+    ]
+    # A run that one process goes on with, and two.
+    calls += [
+        ["score", "docs.jsonl", "--model", "llama", "--samples", "2", *SETTINGS, "--tensor-parallel", "2", "-o", "on"]
+    ]
+    printed = commands(folder, 2, *calls)
+    for family, (code, out, err) in zip([*FAMILIES, "on"], printed[0], strict=True):
+        assert code == 0, err
+        assert out == f"next: longlens perplexity {family}{'' if family == 'on' else '-two'}\n"
+    assert [(code, out, err) for code, out, err in printed[1]] == [(0, "", "")] * len(calls)
+    for family in FAMILIES:
+        check_same(folder, f"{family}-two", family)
+
+
+def test_teams_share_documents(folder):
+    """Four processes are two teams of two; and it goes on where two processes had begun."""
+    call = ["score", "docs.jsonl", "--model", "llama", *SETTINGS, "--tensor-parallel", "2", "-o", "on"]
+    printed = commands(folder, 4, call)
+    assert [one[0][0] for one in printed] == [0, 0, 0, 0], printed
+    assert [bool(one[0][1]) for one in printed] == [True, False, False, False]
+    check_same(folder, "on", "llama")
+    ranks = {path.name.split("-")[1] for path in (folder / "on" / "long").glob("part-*.parquet")}
+    assert ranks == {"00000", "00001"}
+
+
+def test_an_error_is_said_once_and_ends_all_processes(folder):
+    call = ["score", "docs.jsonl", "--model", "llama", *SETTINGS, "--tensor-parallel", "2", "-o", "llama-alone/long"]
+    ended = torchrun(2, "-m", "longlens", *call, cwd=folder)
+    assert ended.code == 1
+    assert len(ended.errors) == 1
+    assert "is not empty and holds no run" in ended.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--model", "llama"],
+            "--tensor-parallel is 2, for which torchrun starts 2 processes or a multiple, and there is 1:",
+        ),
+        (["--model", "llama", "--tensor-parallel", "0"], "--tensor-parallel is 0; expected at least 1"),
+    ],
+)
+def test_without_torchrun(run, work, options, said):  # noqa: F811
+    assert said in run("score", "a.txt", "--tensor-parallel", "2", "-o", "out", *options).error
+
+
+@pytest.fixture
+def led(monkeypatch):
+    """As the first of two processes that torchrun started, which is refused before it waits for the other one."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, work, led, models):  # noqa: F811
+    from longlens.models import UnloadedModel
+
+    def refused(*options, processes=2):
+        os.environ["WORLD_SIZE"] = str(processes)
+        return run("score", "a.txt", "--tensor-parallel", processes, "-o", "out", *options).error
+
+    tiny_model("gpt2").save_pretrained(work / "gpt2")
+    byte_tokenizer().save_pretrained(work / "gpt2")
+    assert "2: transformers has no tensor-parallel plan for GPT2Config: leave it out, or use" in refused(
+        "--model", "gpt2"
+    )
+    assert "it has 4 num_attention_heads: use a number that divides them" in refused("--model", "llama", processes=3)
+    assert "it is a .gguf file, which is read whole" in refused("--model", "smollm2")
+    assert "--device would have no effect with --tensor-parallel" in refused("--model", "llama", "--device", "cpu")
+    assert "--device-map would have no effect with --tensor-parallel" in refused(
+        "--model", "llama", "--device-map", "auto"
+    )
+    with pytest.raises(longlens.UserError, match="`tensor_parallel` of transformers is for longlens score"):
+        longlens.load_scorer("llama", tensor_parallel=2)
+    assert UnloadedModel("llama", Loading()).team.size == 1
+
+
+def test_longppl_names_the_way_in_two_steps(run, work, led):  # noqa: F811
+    error = run(
+        "longppl", "a.txt", "--model", "llama", "--evaluator", "other", "--tensor-parallel", "2", "-o", "o"
+    ).error
+    assert "--tensor-parallel of transformers is for longlens score" in error
