@@ -7,6 +7,7 @@ What is put in place is the choice of the backend, and the branch of `Accelerato
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from typing import Any
 
@@ -36,5 +37,8 @@ def allow() -> None:
 
     # Which asks for a GPU unless told to use the CPU, and then there is no DeepSpeed.
     training_args.is_torch_bf16_gpu_available = lambda: True
+    if importlib.util.find_spec("deepspeed") is not None:
+        # Compiled when it is first used, under a lock that a killed process leaves behind; without it there is gloo.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     PartialState._prepare_backend = prepare_backend  # type: ignore[method-assign]
     Accelerator.__init__ = init  # type: ignore[method-assign]

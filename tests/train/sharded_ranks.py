@@ -1,12 +1,13 @@
-"""What processes with sharded weights compute: started by test_sharded.py as KIND FOLDER, with RANK and WORLD_SIZE.
+"""What processes with sharded weights compute: started by the tests as KIND FOLDER, with RANK and WORLD_SIZE.
 
-Without WORLD_SIZE it is the one process that they are held against.
+Without WORLD_SIZE it is the one process that they are held against. ``recipe FILE OUT`` runs a recipe.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,26 @@ def _adam(size: int) -> dict[str, Any]:
     }
 
 
+def run_recipe(recipe: str, out: str) -> None:
+    """``longlens train``; KILL=STEP kills the second process, as kill -9 does, before it makes that step."""
+    from longlens.train.recipe import read_recipe
+    from longlens.train.run import run_file
+    from longlens.train.trainer import LongCETrainer
+    from tests.train import cpu_sharding
+
+    cpu_sharding.allow()
+    step, last = LongCETrainer.training_step, int(os.environ.get("KILL", "-1"))
+
+    def dying(self: Any, *given: Any, **named: Any) -> Any:
+        if self.state.global_step == last and self.args.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *given, **named)
+
+    LongCETrainer.training_step = dying  # type: ignore[method-assign]
+    run_file(read_recipe(recipe), out)
+    torch.distributed.destroy_process_group()
+
+
 def main(kind: str, folder: Path, names: list[str]) -> None:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if SHARDING[kind]:
@@ -156,4 +177,7 @@ def main(kind: str, folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    if sys.argv[1] == "recipe":
+        run_recipe(*sys.argv[2:])
+    else:
+        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -83,20 +83,25 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
         self._log(state, dict(values[0]))
 
     def _evaluate(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        def score_all(inner: Any) -> Any:
+        found: list[Any] = []
+
+        def score_all(inner: Any) -> None:
             # Hashing the weights of a large model takes longer than scoring, and nothing of this run is stored.
             scorer = TransformersScorer(inner, tokenizer, source="in training", weights_sha256="in training")
-            return score(self.documents, scorer, context=None, max_length=self.max_length, shard=(0, 1))
+            found.append(score(self.documents, scorer, context=None, max_length=self.max_length, shard=(0, 1)))
 
         with _same_random_numbers(), torch.no_grad():
-            scores = run_inside(model, score_all) if is_sharded(model) else score_all(innermost(model))
-        result = perplexity(scores, keys=self.keys)
-        found = {
+            if is_sharded(model):
+                run_inside(model, score_all)
+            else:
+                score_all(innermost(model))
+        result = perplexity(found[0], keys=self.keys)
+        values = {
             "eval_ppl": result.ppl,
             "eval_longppl": result.longppl,
             "eval_num_key_tokens": result.num_key_tokens,
         }
-        return {name: math.nan if value is None else value for name, value in found.items()}
+        return {name: math.nan if value is None else value for name, value in values.items()}
 
     def _log(self, state: Any, values: dict[str, float]) -> None:
         if self.trainer is not None:

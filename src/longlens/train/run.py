@@ -33,6 +33,7 @@ from longlens.train.setup import (
     load_for_training,
     plan_config,
     prepare_evaluation,
+    sharding_of,
     training_arguments,
 )
 
@@ -97,7 +98,7 @@ def run(
     disable_progress_bar()
     out, processes = Path(out), Processes()
     micro_batches = accumulation(recipe, processes.size)
-    arguments = training_arguments(recipe, out / "checkpoints", micro_batches, out.name or "run")
+    arguments = training_arguments(recipe, out / "checkpoints", micro_batches, out.name or "run", processes.size)
     processes.connect()
     check_sources(recipe)
     config = plan_config(recipe)
@@ -110,7 +111,9 @@ def run(
         if not plan["done"]:
             start = _start(recipe, load_for_training(recipe, config), tokenizer, plan, out)
             committer = CheckpointCommitter(None, "", recipe.training.keep)
-            _train(_trainer(recipe, start, tokenizer, arguments, [committer]), start)
+            trainer = _trainer(recipe, start, tokenizer, arguments, [committer])
+            _train(trainer, start)
+            _gather(trainer)
         return {}
     with processes.stopping_others(), RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
         if folder.result is not None:
@@ -118,7 +121,8 @@ def run(
             _LOGGER.info("%s: done already, nothing was changed", out)
             return folder.result
         model = load_for_training(recipe, config)
-        plan = _prepare(recipe, model, tokenizer, folder, rows, processes.size)
+        how = {"processes": processes.size, "sharding": sharding_of(arguments)}
+        plan = _prepare(recipe, model, tokenizer, folder, rows, how)
         processes.broadcast(plan)
         start = _start(recipe, model, tokenizer, plan, out)
         if start.checkpoint is not None:
@@ -131,24 +135,30 @@ def run(
             _train(trainer, start)
         finally:
             log.close()
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        trained.config.use_cache = start.use_cache
+        weights = _gather(trainer)
         folder.check()
-        _save(trained, tokenizer, recipe, out)
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        if weights is not None and recipe.lora is not None:
+            # Adapters are merged into whole weights.
+            trained = load_for_training(recipe, config)
+            trained.load_state_dict(weights)
+            weights = None
+        trained.config.use_cache = start.use_cache
+        _save(trained, weights, tokenizer, recipe, out)
         result = _result(out, read_log(folder.log))
         folder.finish(result)
         return result
 
 
 def _prepare(
-    recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, out: Path, processes: int
+    recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, out: Path, how: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the first process does alone: rows, key tokens, and where the run goes on."""
     rows = prepare_rows(recipe, tokenizer, out)
     load_rows(rows, folder.path / "cache", recipe)
     if recipe.evaluation is not None:
         prepare_evaluation(recipe, tokenizer, _length(recipe, rows, folder.path), folder.path / "evaluation")
-    manifest = folder.bind(_manifest(recipe, model, tokenizer, rows) | {"processes": processes})
+    manifest = folder.bind(_manifest(recipe, model, tokenizer, rows) | {k: v for k, v in how.items() if v is not None})
     run_id = hashlib.sha256(json.dumps([recipe.resolved(), manifest], sort_keys=True).encode()).hexdigest()
     checkpoint = folder.last_checkpoint(run_id)
     folder.cut_log(-1 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]))
@@ -257,13 +267,33 @@ def _train(trainer: Any, start: _Start) -> None:
             raise UserError(f"{checkpoint / 'trainer_state.json'} is broken (no global_step or max_steps): {step}")
         if done >= total:
             # All steps are done, and the model was not saved yet: the Trainer would make one step more.
-            trainer._load_from_checkpoint(str(checkpoint))
+            if _is_sharded(trainer):
+                trainer._prepare_for_training(total, trainer.get_train_dataloader(), str(checkpoint))
+            else:
+                trainer._load_from_checkpoint(str(checkpoint))
             return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def _save(model: Any, tokenizer: Any, recipe: Recipe, out: Path) -> None:
-    """The trained model, whole or not at all; adapters merged into it; and the folder of ``after``."""
+def _is_sharded(trainer: Any) -> bool:
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def _gather(trainer: Any) -> Any:
+    """All weights, in the first process, where they are spread over processes, which all call this; else None."""
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped) if _is_sharded(trainer) else None
+
+
+def _save(model: Any, weights: Any, tokenizer: Any, recipe: Recipe, out: Path) -> None:
+    """The trained model, whole or not at all; adapters merged into it; and the folder of ``after``.
+
+    Args:
+        model: Trained.
+        weights: Instead of the model's own, of which it may have a part.
+        tokenizer: Its tokenizer.
+        recipe: Of the run.
+        out: Its folder.
+    """
     from longlens.rope.folder import extend
 
     target, after = out / "model", recipe.method("after")
@@ -271,7 +301,7 @@ def _save(model: Any, tokenizer: Any, recipe: Recipe, out: Path) -> None:
         temporary = out / f".model.{uuid.uuid4().hex}.tmp"
         try:
             merged = model.merge_and_unload() if recipe.lora is not None else model
-            merged.save_pretrained(temporary)
+            merged.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
             os.rename(temporary, target)
         finally:

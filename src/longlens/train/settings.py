@@ -203,6 +203,8 @@ class Training(Settings):
         weight_decay: Of AdamW.
         clip: Largest norm of the gradient; null for none.
         precision: Autocast: ``bfloat16``, ``float16``, or ``float32`` for none.
+        sharding: Spreads weights, gradients and the optimizer's state over the processes: ``fsdp`` (FSDP2) or ``zero3``
+            (DeepSpeed); each process has all of them unless given.
         gradient_checkpointing: Computes activations again in the backward pass.
         seed: Of the order of rows, dropout and what else is drawn.
         save_every: Steps between checkpoints; there is one at the end in any case.
@@ -227,6 +229,7 @@ class Training(Settings):
     weight_decay: Real = Field(default=0.0, ge=0)
     clip: Real | None = Field(default=1.0, gt=0)
     precision: Precision = "float32"
+    sharding: Literal["fsdp", "zero3"] | None = None
     gradient_checkpointing: bool = False
     seed: Integer = 0
     save_every: Count = 50
@@ -251,6 +254,9 @@ class Training(Settings):
             )
         if self.final_share is not None and self.schedule != "cosine":
             raise UserError(f"final_share is for schedule cosine, and schedule is {self.schedule}: leave it out")
+        both = [name for name in ("fsdp", "fsdp_config", "deepspeed") if name in self.arguments]
+        if self.sharding is not None and both:
+            raise UserError(f"sharding and arguments.{both[0]} were both given: choose one")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("warmup_steps and warmup_ratio were both given: choose one")
         return self

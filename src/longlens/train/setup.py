@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.corpus import Document, read_documents, text_sha256
 from longlens.errors import UserError, library_errors, require, shown_value
+from longlens.files import read_json
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
 from longlens.scoring.run import score
@@ -46,14 +49,48 @@ _REFUSED = {
         *("greater_is_better", "include_for_metrics", "label_names", "metric_for_best_model", "prediction_loss_only"),
     ),
     "training was not shown to be right with it": (
-        *("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "label_smoothing_factor"),
+        *("parallelism_config", "label_smoothing_factor"),
         *("use_liger_kernel", "liger_kernel_config", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     ),
+}
+_GATHERS = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+# What `training.sharding` stands for. A checkpoint of FSDP is read with weights_only; DeepSpeed's "auto" are what the
+# Trainer has.
+_SHARDING: Mapping[str, Mapping[str, Any]] = {
+    "fsdp": {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "reshard_after_forward": True,
+            "state_dict_type": "FULL_STATE_DICT",
+        },
+    },
+    "zero3": {
+        "deepspeed": {
+            "zero_optimization": {
+                "stage": 3,
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+                "reduce_bucket_size": "auto",
+                "stage3_prefetch_bucket_size": "auto",
+                "stage3_param_persistence_threshold": "auto",
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto"},
+            "gradient_clipping": "auto",
+            "gradient_accumulation_steps": "auto",
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+        }
+    },
 }
 # Those that another key has to switch on, by that key.
 _NEEDED_BY = {
     "training.gradient_checkpointing": ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
     "evaluation": ("eval_delay",),
+    "fsdp": ("fsdp_config",),
     "training.report_to: [trackio]": ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
     "push_to_hub": ("hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
 }
@@ -75,7 +112,7 @@ def accumulation(recipe: Recipe, processes: int) -> int:
     return training.batch_size // at_once
 
 
-def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> Any:
+def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: str, processes: int = 1) -> Any:
     """TrainingArguments, or SFTConfig for conversations.
 
     Args:
@@ -83,12 +120,14 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
         folder: For checkpoints.
         micro_batches: Of a step in each process.
         name: Of the run, where it is reported to.
+        processes: How many there are.
 
     Raises:
         UserError: Arguments that there are not, that longlens sets, or a reporter that is not there.
     """
     import torch
     from transformers import Trainer, TrainingArguments
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from transformers.training_args import OptimizerNames
 
     chosen = _from_recipe(recipe, folder, micro_batches, name)
@@ -102,6 +141,7 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
         "evaluation": recipe.evaluation is not None,
         "training.report_to: [trackio]": "trackio" in recipe.training.report_to,
         "push_to_hub": bool(given.get("push_to_hub")),
+        "fsdp": bool(given.get("fsdp")),
     }
     refused = {key: reason for reason, keys in _REFUSED.items() for key in keys}
     refused |= dict.fromkeys(chosen, "it follows from the other keys of the recipe")
@@ -123,24 +163,69 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
             f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: take one of "
             "its forms, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
         )
-    check_values(given, TrainingArguments, "training.arguments.{}")
+    # Annotated as a string, and meant to be true.
+    check_values(
+        {k: v for k, v in given.items() if (k, v) != ("fsdp", True)}, TrainingArguments, "training.arguments.{}"
+    )
     strategies, strategy = ("random", "sequential", "group_by_length", "batch_rebalance"), "train_sampling_strategy"
     if given.get(strategy, "random") not in strategies:
         raise UserError(
             f"training.arguments.{strategy} is {shown_value(given[strategy])}; expected one of {', '.join(strategies)}"
         )
     _check_reporters(recipe)
+    sharding = _sharding(recipe, processes)
+    if "deepspeed" in sharding:
+        preferred["use_cpu"] = False  # with which accelerate leaves DeepSpeed out
+    if sharding.get("fsdp") and recipe.training.gradient_checkpointing:
+        # By FSDP itself, so that what is computed again is not gathered again.
+        sharding["fsdp_config"] = {"activation_checkpointing": True} | sharding["fsdp_config"]
+        chosen["activation_checkpointing"] = False
     kind: Any = TrainingArguments
     if isinstance(recipe.data, ChatData):
         kind = require("trl", extra="train", purpose="data.chat").SFTConfig
         # The rows are tokens already, with labels.
         chosen |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     with library_errors("training", "change precision or arguments"):
-        made = kind(**preferred | chosen | dict(given))
+        made = kind(**preferred | chosen | dict(given) | sharding)
+        # Models are loaded whole, an evaluator's too, and spread when training begins.
+        unset_hf_deepspeed_config()
+        deepspeed = None if made.deepspeed_plugin is None else made.deepspeed_plugin.hf_ds_config
+        if deepspeed is not None and deepspeed.is_zero3() and not deepspeed.is_true(_GATHERS):
+            raise UserError(f"the DeepSpeed configuration has no {_GATHERS}: set it to true, to save the trained model")
         made.get_process_log_level()
         if not made.optim_target_modules:  # else the model is needed
             Trainer.get_optimizer_cls_and_kwargs(made)
     return made
+
+
+def _sharding(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Arguments that spread the model over the processes."""
+    named = recipe.training.sharding
+    keys = ("fsdp", "fsdp_config", "deepspeed")
+    given = {key: value for key, value in recipe.training.arguments.items() if key in keys and value}
+    found: dict[str, Any] = copy.deepcopy(given if named is None else dict(_SHARDING[named]))
+    if found and processes == 1:
+        key = "sharding" if named is not None else f"arguments.{next(iter(found))}"
+        raise UserError(
+            f"training.{key} spreads the model over processes, and this is one: start them with torchrun "
+            "--nproc-per-node 8 -m longlens train (as many as there are GPUs), or leave the key out"
+        )
+    if "deepspeed" in found and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("DeepSpeed is asked for, and is not installed: pip install deepspeed")
+    if found.get("fsdp"):
+        config = found.get("fsdp_config") or {}
+        if isinstance(config, str):
+            config = read_json(Path(config), "give the fsdp_config of transformers")
+        found["fsdp_config"] = {"version": 2, **config}
+    return found
+
+
+def sharding_of(arguments: Any) -> str | None:
+    """How a run is spread, whether its recipe says so or ``accelerate launch``: ``fsdp`` or ``deepspeed``."""
+    if arguments.deepspeed_plugin is not None:
+        return "deepspeed"
+    is_fsdp = bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return "fsdp" if is_fsdp else None
 
 
 def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) -> dict[str, Any]:
