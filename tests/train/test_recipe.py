@@ -50,7 +50,7 @@ def test_shipped_recipes_resolve_and_say_the_same_again(preset):
 
 
 def test_the_shipped_recipes_are_these():
-    longce = ["arxiv-eabf", "llama2-13b", "mistral", "pg19-eabf", "pg19-pi"]
+    longce = ["arxiv-eabf", "llama2-13b", "llama2-7b-lora", "mistral", "pg19-eabf", "pg19-pi"]
     prolong = ["512k", "512k-theta", "64k", "64k-theta", "sft"]
     lecture = ["length-512k", "length-64k", "long-ratio", "sft-ratio"]
     names = {"lecture": lecture, "longce": longce, "prolong": prolong}
@@ -106,6 +106,20 @@ def test_settings_of_the_longce_paper():
     assert only("longce-mistral").method("extend") == EABF(factor=8, theta=5e5, original_length=4096)
     assert only("longce-pg19-eabf").method("after") == NTK(theta=2e6, factor=2)
     assert only("longce-pg19-eabf", "loss=ce").loss is None
+
+
+@pytest.mark.parametrize("preset", [name for name in presets("train") if name != "smollm2-cpu"])
+def test_large_recipes_spread_the_model_or_train_adapters(preset):
+    for recipe in read_recipe(preset).runs.values():
+        is_small = recipe.lora is not None and recipe.load.dtype == "bfloat16"
+        assert recipe.training.sharding == (None if is_small else "fsdp")
+        assert recipe.training.gradient_checkpointing
+        assert recipe.training.batch_size % 8 == 0
+
+
+def test_sharding_twice_is_refused():
+    with pytest.raises(UserError, match=r"sharding and arguments\.fsdp were both given: choose one"):
+        only("longce-pg19-pi", "training.arguments.fsdp=true")
 
 
 def test_settings_of_prolong():

@@ -428,8 +428,6 @@ WRONG = [
         for name, value in {
             "max_steps": 3,
             "save_only_model": True,
-            "fsdp": "full_shard",
-            "deepspeed": {},
             "torch_compile": True,
             "label_smoothing_factor": 0.1,
             "do_train": True,
@@ -442,6 +440,16 @@ WRONG = [
         ({"training": {"arguments": {name: value}}}, f"training.arguments has {name}, which has no effect without ")
         for name, value in {"hub_model_id": "a/b", "eval_delay": 3, "project": "p"}.items()
     ),
+    ({"training": {"arguments": {"deepspeed": {}}}}, "training.arguments.deepspeed is {}, which has no effect: leave "),
+    (
+        {"training": {"arguments": {"fsdp": True}}},
+        "training.arguments.fsdp spreads the model over processes, and this ",
+    ),
+    (
+        {"training": {"arguments": {"fsdp_config": {}}}},
+        "training.arguments has fsdp_config, which has no effect witho",
+    ),
+    ({"training": {"sharding": "zero3"}}, "training.sharding spreads the model over processes, and this is one: start"),
     ({"training": {"arguments": {"optim": "sgd"}}}, "training.arguments.optim is 'sgd', and training.betas are of Ada"),
     *(
         ({"training": {"arguments": {name: value}}}, f"training.arguments.{name} is ")

@@ -54,6 +54,7 @@ def pack_folder(
     eos: bool = True,
     tokenized: bool = False,
     reading: Reading | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Packs documents in the order in which they come, into a folder that ``datasets.load_dataset(out)`` reads.
 
@@ -71,6 +72,7 @@ def pack_folder(
         eos: Whether its EOS stands behind every document.
         tokenized: Whether rows hold ``input_ids``.
         reading: Fields and split.
+        processes: That share the work and all call this; those that torchrun started unless given.
 
     Returns:
         What counts.json holds: `PackingCounts`.
@@ -104,8 +106,9 @@ def pack_folder(
         "split": reading.split,
         "samples": reading.samples,
     }
-    processes = Processes()
-    processes.connect()
+    if processes is None:
+        processes = Processes()
+        processes.connect()
     with processes.stopping_others(), DatasetFolder(Path(out), "packed", settings, processes) as folder:
         if folder.counts is not None:
             return folder.counts
@@ -152,7 +155,9 @@ def _tokenize_shared(
     return (row for chunk in chunks for row in read_rows(chunk))
 
 
-def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[str, Any]:
+def mix(
+    mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str], *, processes: Processes | None = None
+) -> dict[str, Any]:
     """Makes a mixture: a folder that ``datasets.load_dataset(out)`` reads, rows as `longlens.data.pack` gives them.
 
     Each row has documents of one source, whose name is its column ``source``. The same recipe, tokenizer and files give
@@ -163,6 +168,7 @@ def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[s
         mixture: What to make.
         tokenizer: Of transformers, such as `longlens.models.load_tokenizer` gives.
         out: A new folder, or one that was begun with the same settings.
+        processes: That share the work and all call this; those that torchrun started unless given.
 
     Returns:
         What counts.json holds: ``rows``, ``tokens``, ``input_ids_sha256``, and `PackingCounts` for each source.
@@ -181,8 +187,9 @@ def mix(mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str]) -> dict[s
         "eos_token_id": framing.eos,
         "files_sha256": {name: fingerprint(str(source.path)) for name, source in mixture.sources.items()},
     }
-    processes = Processes()
-    processes.connect()
+    if processes is None:
+        processes = Processes()
+        processes.connect()
     # As the manifest will be read again: tuples become lists there.
     recorded = json.loads(json.dumps(settings))
     with processes.stopping_others(), DatasetFolder(Path(out), "mixture", recorded, processes) as folder:

@@ -11,6 +11,7 @@ from longlens.data.packing import packing_of
 from longlens.data.store import NEUTRAL, check_rows, read_manifest
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json
+from longlens.runs.processes import Processes
 from longlens.settings.options import Reading
 from longlens.train.recipe import Recipe, mixture_of
 from longlens.train.settings import DocumentsData, MixtureData, Offline, PackedData
@@ -67,7 +68,7 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
     from longlens.data.mixture import mix, pack_folder
     from longlens.tokenization import TextEncoder
 
-    data = recipe.data
+    data, alone = recipe.data, Processes.alone()  # the first process makes them, and the others wait
     if isinstance(data, PackedData):
         theirs = (_read_packed(data).get("settings") or {}).get("tokenizer_sha256")
         mine = TextEncoder(tokenizer).sha256
@@ -78,7 +79,7 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
             )
         return Path(data.packed)
     if isinstance(data, MixtureData):
-        mix(mixture_of(data), tokenizer, out)
+        mix(mixture_of(data), tokenizer, out, processes=alone)
     elif isinstance(data, DocumentsData):
         pack_folder(
             data.documents,
@@ -89,6 +90,7 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
             too_long=data.too_long,
             min_tokens=data.min_tokens,
             reading=Reading(text_field=data.text_field or "text", split=data.split or "train"),
+            processes=alone,
         )
     else:
         settings = ChatSettings(max_length=data.length, too_long=data.too_long, turns=data.turns)

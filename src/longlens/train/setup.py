@@ -202,7 +202,13 @@ def _sharding(recipe: Recipe, processes: int) -> dict[str, Any]:
     """Arguments that spread the model over the processes."""
     named = recipe.training.sharding
     keys = ("fsdp", "fsdp_config", "deepspeed")
-    given = {key: value for key, value in recipe.training.arguments.items() if key in keys and value}
+    given = {key: value for key, value in recipe.training.arguments.items() if key in keys}
+    for key in ("fsdp", "deepspeed"):
+        if key in given and not given[key]:
+            raise UserError(
+                f"training.arguments.{key} is {shown_value(given[key])}, which has no effect: leave it out, or set "
+                "training.sharding: fsdp or zero3"
+            )
     found: dict[str, Any] = copy.deepcopy(given if named is None else dict(_SHARDING[named]))
     if found and processes == 1:
         key = "sharding" if named is not None else f"arguments.{next(iter(found))}"
