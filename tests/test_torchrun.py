@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,25 @@ for arguments in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
     ended.append([code, out.getvalue(), err.getvalue()])
-open(f"ended-{os.environ['RANK']}.json", "w").write(json.dumps(ended))
+
+# And in Python.
+import longlens
+import longlens.runs.folder
+longlens.runs.folder.SEEN_SECONDS = 0.2
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+scorer, documents = longlens.load_scorer("llama"), list(longlens.read_documents(["docs.jsonl"]))
+def attempt(documents, out):
+    try:
+        longlens.score(documents, scorer, context=32, stride=16, out=out)
+    except UserError as error:
+        return str(error)
+said = [
+    attempt(iter(documents[: 6 * (size - 1)]), "streamed"),
+    attempt(documents[: len(documents) - rank], f"others-{size}"),
+    attempt(documents, f"unseen-{size}-{rank}"),
+    len(longlens.score(documents[:2], scorer, context=32, stride=16)),
+]
+open(f"ended-{rank}.json", "w").write(json.dumps([*ended, said]))
 """
 LONGPPL = ("longppl", "docs.jsonl", "--model", "llama", "--evaluator", "other", *RULE[2:], "--alpha", "0", "--no-lcl")
 BENCH = ("bench", "run", "vt", "--length", "1800,2000", "--model", "llama")
@@ -107,7 +126,7 @@ def run_commands(number, place, **every):
     ended = processes(number, "commands.py", json.dumps([list(map(str, one)) for one in every.values()]), cwd=place)
     assert [one.code for one in ended] == [0] * number, [one.err for one in ended]
     found = [json.loads((place / f"ended-{rank}.json").read_text()) for rank in range(number)]
-    return {name: [tuple(one[at]) for one in found] for at, name in enumerate(every)}
+    return {name: [tuple(one[at]) for one in found] for at, name in enumerate([*every, "python"])}
 
 
 def scored(folder):
@@ -266,6 +285,26 @@ def test_data_is_that_of_one_process(place, together, name, number):
     assert not (shared / ".work").exists()
     if name == "weigh":
         assert len(list(shared.glob("data/*.parquet"))) > 2
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_what_processes_do_not_share_is_refused(together, number):
+    streamed, others, unseen, in_memory = zip(*together[number]["python"], strict=True)
+    assert set(streamed) == {None}
+    stopped = re.compile(r"process [12] \(from 0\) stopped, and says why: the others stop with it")
+    assert stopped.fullmatch(others[0])
+    read = "read other documents than the first process: give all processes the same files, and a new folder"
+    assert any(read in said for said in others[1:])
+    assert stopped.fullmatch(unseen[0])
+    seen = f"process 1 (from 0) does not see unseen-{number}-1, which the first process has made"
+    assert unseen[1].startswith(seen) or stopped.fullmatch(unseen[1])
+    assert set(in_memory) == {2}
+
+
+def test_documents_of_a_stream_are_drawn(place, together):
+    """Half of them by two processes, and then the rest by three."""
+    assert set(Counter(id for ids in scored(place / "streamed").values() for id in ids).values()) == {1}
+    assert_same_scores(place / "streamed", place / "alone")
 
 
 SLURM = {
