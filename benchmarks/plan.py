@@ -1,6 +1,7 @@
 """Planned against measured: memory and time of scoring and of training steps, random weights in published shapes.
 
-    python -m benchmarks.plan                            (about an hour on two cores: the table of docs/plan.md)
+    python -m benchmarks.plan                            (half an hour on two idle cores: the table of docs/plan.md)
+    python -m benchmarks.plan --examples                 (what the commands print, into docs/plan.md)
     PYTHONPATH=src python -m benchmarks.plan -o DIR      (on a GPU, under three minutes; DIR/plan.json and DIR/plan.md)
 
 Each run has a process of its own on a CPU. Memory is the growth of the process from before the model is made (peak
@@ -18,6 +19,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +33,7 @@ from tests.tiny import byte_tokenizer
 import longlens
 from benchmarks.gpu import SHAPES as LLAMA
 from benchmarks.gpu import TINY, text
-from benchmarks.tables import machine, markdown, write_table
+from benchmarks.tables import ROOT, fill_block, machine, markdown, write_table
 from longlens.losses import LongCE
 from longlens.losses.longce import weighted_nll
 from longlens.planning.devices import Rates, measure, this_machine
@@ -68,6 +70,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tiny": ("Llama", TINY),
 }
+STORED = ROOT / "benchmarks" / "results" / "plan.json"
+"""What was measured, by the number of the case; ``--only`` measures some of them again."""
 BUDGET_SECONDS = 150.0
 """After so long on a GPU no further run is started; what was left out is listed."""
 
@@ -103,21 +107,21 @@ class Case:
 
 SMOL, GEMMA, QWEN = "SmolLM2-135M", "Gemma-3-270M", "Qwen2.5-0.5B"
 ON_CPU = (
+    Case(model=SMOL, mode="train", length=1024),
+    Case(model=SMOL, mode="train", length=1024, checkpointing=True),
+    Case(model=SMOL, mode="train", length=1024, context=256, stride=256),
     Case(model=SMOL, mode="score", length=2048, context=512, stride=128),
-    Case(model=SMOL, mode="train", length=2048),
-    Case(model=SMOL, mode="train", length=2048, checkpointing=True),
-    Case(model=SMOL, mode="train", length=2048, context=512, stride=512),
+    Case(model=SMOL, mode="train", length=1024, lora=16),
     Case(model=GEMMA, mode="score", length=2048, context=512, stride=256),
-    Case(model=QWEN, mode="score", length=2048, context=1024, stride=512),
-    Case(model=SMOL, mode="train", length=2048, lora=16),
-    Case(model=GEMMA, mode="train", length=1024),
-    Case(model=SMOL, mode="score", length=8192),
-    Case(model=QWEN, mode="train", length=1024, context=512, stride=256, checkpointing=True, lora=16),
-    Case(model=GEMMA, mode="score", length=8192),
+    Case(model=GEMMA, mode="train", length=512),
     Case(model=SMOL, mode="score", length=2048, context=512, stride=512, batch_tokens=8192),
+    Case(model=QWEN, mode="score", length=2048, context=1024, stride=512),
+    Case(model=QWEN, mode="train", length=512, context=128, stride=128, checkpointing=True, lora=16),
+    Case(model=SMOL, mode="score", length=8192),
+    Case(model=SMOL, mode="train", length=512, rows=2),
+    Case(model=GEMMA, mode="score", length=8192),
     Case(model=SMOL, mode="train", length=4096, context=1024, stride=1024, checkpointing=True),
     Case(model=QWEN, mode="train", length=2048, checkpointing=True),
-    Case(model=SMOL, mode="train", length=1024, rows=2),
     Case(model=SMOL, mode="score", length=16384),
 )
 ON_GPU = tuple(
@@ -344,25 +348,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--only", type=int, nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--only", type=int, nargs="*", metavar="NUMBER", help="These cases alone, from 0 on.")
+    parser.add_argument("--examples", action="store_true", help="Write the examples of docs/plan.md.")
     given = parser.parse_args(arguments)
+    if given.examples:
+        examples()
+        return 0
     if given.case is not None:
         torch.set_num_threads(1)
         print(json.dumps(run(ON_CPU[given.case])))
         return 0
     if given.out is not None:
         return _into(given.out, ON_GPU if torch.cuda.is_available() else ON_NOTHING)
-    rows = []
-    for number in range(len(ON_CPU)):
-        if given.only and number not in given.only:
-            continue
+    for number in given.only or range(len(ON_CPU)):
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.plan", "--case", str(number)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(row(json.loads(done.stdout.splitlines()[-1])))
-        print(f"{number + 1} of {len(ON_CPU)}", rows[-1], file=sys.stderr, flush=True)
-        if not given.only:
-            write_table("plan", COLUMNS, rows, page="docs/plan.md")
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(row(found), file=sys.stderr, flush=True)
+        stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
+        stored[f"{number:02}"] = found
+        STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        write_table("plan", COLUMNS, [row(stored[key]) for key in sorted(stored)], page="docs/plan.md")
     return 0
+
+
+EXAMPLES = (
+    "score --length 131071 --documents 50 --device h100 --devices 8",
+    "train --length 32768 --precision bfloat16 --device h100 --devices 8",
+    "train prolong-64k --device h100 --devices 8 --sharding fsdp",
+    "train --length 32768 --lora 16 --dtype bfloat16 --gradient-checkpointing --device h100",
+)
+
+
+def examples() -> None:
+    """Writes what the commands print for Llama-3.1-8B into docs/plan.md."""
+    from typer.testing import CliRunner
+
+    from longlens.cli.app import app
+
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        config_of("Llama-3.1-8B").save_pretrained(folder)
+        for example in EXAMPLES:
+            mode, _, options = example.partition(" ")
+            recipe = [options.split()[0]] if not options.startswith("-") else []
+            rest = options.split()[len(recipe) :]
+            asked = [mode, *recipe, "--model", f"{folder}/config.json", *rest]
+            done = CliRunner().invoke(app, ["plan", *asked], catch_exceptions=False)
+            shown = " ".join(["longlens plan", mode, *recipe, "--model config.json", *rest])
+            parts.append(f"```console\n$ {shown}\n{done.stdout.rstrip()}\n```\n")
+    fill_block("docs/plan.md", "plan_examples", "\n".join(re.sub(r" +\n", "\n", part) for part in parts))
 
 
 def _into(out: Path, cases: Sequence[Case]) -> int:

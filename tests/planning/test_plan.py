@@ -213,3 +213,23 @@ def test_options_that_contradict_each_other_are_one_line(model):
     assert "--measure measures this machine" in refused("--measure", "--device", "h100")
     assert "--utilization is 2" in refused("--utilization", "2")
     assert "would have no effect with --long-only" in refused("--long-only", "--context", "8")
+
+
+def test_a_recipe_is_planned_as_it_is_trained(model, tmp_path):
+    asked = ["--model", model, "--device", "h100", "--devices", "8", "--json"]
+    content = json.loads(command("train", "longce-pg19-pi", *asked, "--sharding", "fsdp").stdout)
+    assert content["length"] == 32768
+    assert content["overhead"] > 0
+    assert content["notes"] == []
+    done = command("train", "longce-pg19-pi", *asked, "--loss", "ce")
+    assert "--loss would have no effect beside a recipe" in str(done.exception)
+    done = command("train", "--model", model)
+    assert "nothing says which --length is planned: give --length 32768" in str(done.exception)
+
+
+def test_training_that_does_not_fit_is_told_what_would():
+    device = find_device("h100", memory_bytes=0.6e9 + 16 * 2**20)
+    config = tiny_model("llama").config
+    plan = plan_train(config, length=4096, device=device, precision="bfloat16")
+    assert plan.fits is False
+    assert plan.notes[0].startswith("fits with `gradient_checkpointing=True`: ")

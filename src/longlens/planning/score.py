@@ -209,7 +209,6 @@ def plan_for(
     length: int,
     window: int,
     trains: bool = False,
-    precision: str = "float32",
 ) -> tuple[Any, Device, Rates | None]:
     """The configuration of a model, the device that is planned for, and what was measured of it.
 
@@ -220,7 +219,6 @@ def plan_for(
         length: Tokens of a document or row.
         window: Tokens of a window.
         trains: Whether a backward pass is to be measured.
-        precision: Of autocast.
 
     Raises:
         UserError: No such model or device.

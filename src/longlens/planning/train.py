@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from longlens.planning.trace import Work
 
 if TYPE_CHECKING:
     from longlens.losses.settings import LongCE
+    from longlens.train.recipe import Recipe
 
 Sharding = Literal["ddp", "fsdp", "zero3"]
 SHARDINGS = ("ddp", "fsdp", "zero3")
@@ -143,6 +144,7 @@ def plan_train(
     rates: Rates | None = None,
     utilization: float | None = None,
     trust_remote_code: bool = False,
+    advises: bool = True,
 ) -> TrainPlan:
     """What `longlens train` costs, from the model's configuration alone, with AdamW.
 
@@ -167,11 +169,14 @@ def plan_train(
         rates: What a device reaches, as measured; the published peak times ``utilization`` unless given.
         utilization: Share of the peak; 0.4 unless given.
         trust_remote_code: Runs code that comes with the model.
+        advises: Whether a plan that does not fit says what would, for which others are made.
 
     Raises:
         UserError: No such model, one that cannot be planned, or settings that do not go together.
     """
     import torch
+
+    asked = {n: value for n, value in locals().items() if n not in ("torch", "model", "advises")}
 
     if sharding not in SHARDINGS:
         raise UserError(f"`sharding` is {shown_value(sharding)}; expected one of {', '.join(SHARDINGS)}")
@@ -223,6 +228,8 @@ def plan_train(
         devices=devices,
         on_gpu=device.on_gpu,
     )
+    fits = None if device.memory_bytes is None else memory.total <= device.memory_bytes
+    notes = _advice(config, asked) if advises and fits is False else ()
     if rates is None:
         rates = device.rates(precision if precision != "float32" else dtype, utilization)
     return TrainPlan(
@@ -239,8 +246,66 @@ def plan_train(
         devices=devices,
         seconds=None if rates is None else rates.seconds(step + short) / devices,
         rates=rates,
-        fits=None if device.memory_bytes is None else memory.total <= device.memory_bytes,
+        fits=fits,
+        notes=notes,
     )
+
+
+def _advice(config: Any, asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes training fit that does not: one setting after the other is changed until it does.
+
+    Args:
+        config: Of the model.
+        asked: Arguments of `plan_train`.
+    """
+    steps: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
+    if asked["precision"] == asked["dtype"] == "float32" and asked["device"].on_gpu:
+        steps.append({"precision": "bfloat16"})
+    if asked["devices"] > 1:
+        steps.append({"sharding": "fsdp"})
+        steps += [{"context_parallel": n} for n in (2, 4, 8) if asked["context_parallel"] < n <= asked["devices"]]
+    if asked["lora"] is None:
+        steps.append({"lora": 16, "dtype": "bfloat16"})
+    changed: dict[str, Any] = {}
+    for step in steps:
+        if all(asked[name] == value for name, value in step.items()):
+            continue
+        changed |= step
+        if asked["batch_size"] % (asked["devices"] // changed.get("context_parallel", 1)):
+            return ()
+        found = plan_train(config, **{**asked, **changed}, advises=False)
+        if found.fits:
+            named = ", ".join(f"`{name}={value}`" for name, value in changed.items())
+            return (f"fits with {named}: {found.memory_bytes / 1e9:.1f} GB on each",)
+    return ("nothing that longlens train has makes it fit: use more devices with `sharding=fsdp`, or shorter rows",)
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `plan_train` that a recipe says, and ``tokens``, those of all its steps.
+
+    The length is None where a folder of packed rows alone says it.
+    """
+    from longlens.losses.settings import LongCE
+
+    training, length = recipe.training, recipe.length
+    is_online = isinstance(recipe.loss, LongCE)
+    offline = LongCE() if recipe.loss is not None and not is_online else None
+    target = "all-linear" if recipe.lora is None else recipe.lora.target_modules
+    return {
+        "model": recipe.model,
+        "length": length,
+        "longce": recipe.loss if is_online else offline,
+        "offline": offline is not None,
+        "batch_size": training.batch_size,
+        "per_device_batch_size": training.per_device_batch_size,
+        "dtype": recipe.load.dtype,
+        "precision": training.precision,
+        "attention": recipe.load.attention or "sdpa",
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "lora": None if recipe.lora is None else recipe.lora.r,
+        "target_modules": target,
+        "tokens": training.steps * training.batch_size * length if training.steps and length else None,
+    }
 
 
 def _window_batches(longce: LongCE, length: int, rows: int, *, on_gpu: bool) -> Counter[tuple[int, int, int]]:

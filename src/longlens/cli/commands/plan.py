@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import App, Part
+from longlens.errors import UserError
 from longlens.settings.options import CONTEXT, GAMMA, STRIDE, Hardware, Loading
 
 plan = App("plan", "What a run costs, before it: arithmetic, memory and time from the model's configuration alone.")
@@ -80,8 +81,9 @@ def plan_score_command(
 def plan_train_command(
     command: typer.Context,
     *,
-    model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    length: Annotated[int, typer.Option(help="Tokens of a row.")],
+    recipe: Annotated[str | None, typer.Argument(help="Of longlens train; its settings are planned.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of a row.")] = None,
     loss: Annotated[str, typer.Option(help="longce, sampled-longce, chunked-longce, offline or ce.")] = "longce",
     context: Annotated[int, typer.Option(help="K, tokens of context that a short score has at least.")] = CONTEXT,
     stride: Annotated[int, typer.Option(help="d, tokens that share a window.")] = STRIDE,
@@ -106,28 +108,47 @@ def plan_train_command(
     from longlens.cli.console import print_json, print_table
     from longlens.planning.report import train_answer, train_rows
     from longlens.planning.score import plan_for
-    from longlens.planning.train import parse_loss, plan_train
+    from longlens.planning.train import parse_loss, plan_train, recipe_settings
+    from longlens.train.recipe import read_recipe
 
     if loss == "ce":
         o.refuse(command, "with `loss=ce`, which has no short pass", "context", "stride")
+    if recipe is None:
+        longce, offline = parse_loss(loss, context=context, stride=stride, gamma=GAMMA)
+        settings: dict[str, Any] = {
+            "model": model,
+            "length": length,
+            "longce": longce,
+            "offline": offline,
+            "batch_size": batch_size or max(1, hardware.devices // context_parallel) * per_device_batch_size,
+            "per_device_batch_size": per_device_batch_size,
+            "dtype": loading.dtype,
+            "precision": precision,
+            "attention": loading.attention or "sdpa",
+            "gradient_checkpointing": gradient_checkpointing,
+            "lora": lora,
+            "tokens": tokens,
+        }
+    else:
+        useless = ("loss", "context", "stride", "batch_size", "per_device_batch_size", "precision", "lora", "dtype")
+        o.refuse(command, "beside a recipe, which says it", *useless, "gradient_checkpointing", "attention")
+        runs = read_recipe(recipe, trust_remote_code=loading.trust_remote_code).runs
+        settings = recipe_settings(next(iter(runs.values())))
+        given = {"model": model, "length": length, "tokens": tokens}
+        settings |= {name: value for name, value in given.items() if value is not None}
+    for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
+        if settings[name] is None:
+            raise UserError(f"nothing says which `{name}` is planned: give `{example}`")
+    total = settings.pop("tokens")
+    chosen = settings["longce"]
+    window = settings["length"] if chosen is None else chosen.context + chosen.stride
     config, device, rates = plan_for(
-        model, hardware, loading, length=length, window=context + stride, trains=True, precision=precision
+        settings["model"], hardware, loading, length=settings["length"], window=window, trains=True
     )
-    longce, offline = parse_loss(loss, context=context, stride=stride, gamma=GAMMA)
-    ranks = max(1, hardware.devices // context_parallel)
     found = plan_train(
         config,
-        name=model,
-        length=length,
-        longce=longce,
-        offline=offline,
-        batch_size=batch_size or ranks * per_device_batch_size,
-        per_device_batch_size=per_device_batch_size,
-        dtype=loading.dtype,
-        precision=precision,
-        attention=loading.attention or "sdpa",
-        gradient_checkpointing=gradient_checkpointing,
-        lora=lora,
+        name=settings.pop("model"),
+        **settings,
         device=device,
         devices=hardware.devices,
         sharding=sharding,  # type: ignore[arg-type]  # checked there
@@ -139,6 +160,6 @@ def plan_train_command(
     if as_json:
         print_json(found.to_json())
         return
-    print(train_answer(found, tokens))
+    print(train_answer(found, total))
     print()
     print_table(("", ""), train_rows(found))
