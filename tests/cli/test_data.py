@@ -230,6 +230,12 @@ def test_qa(work, run, monkeypatch):
     assert (other["rows"], other["cut_rows"]) == (3, 3)
 
 
+def test_qa_refuses_torchrun(work, run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(*QA).error == "error: longlens data qa runs in one process: start it without torchrun"
+    assert not (work / "out").exists()
+
+
 def test_qa_with_what_a_model_writes(work, run):
     """A random one, which writes no pair."""
     ended = run(*QA)
