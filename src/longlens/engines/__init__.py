@@ -68,7 +68,7 @@ OWN = {
         function="longlens.engines.vllm:load",
     ),
     "llama-cpp": OwnEngine(
-        takes=_names("device batch_tokens trust_remote_code tokenizer max_model_len"),
+        takes=_names("dtype device batch_tokens trust_remote_code tokenizer max_model_len"),
         function="longlens.engines.llama_cpp:load",
     ),
 }

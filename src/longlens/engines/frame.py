@@ -55,7 +55,7 @@ class EngineScorer(ABC):
         self._encoder, self.info, self.longest = encoder, info, longest
 
     @abstractmethod
-    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any]]]:
+    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any] | Floats]]:
         """Each request with the log-probabilities of ``token_ids[start:]`` as the engine gives them, in any order.
 
         Requests are taken as they are needed. What is under way is stopped when the iterator is closed.

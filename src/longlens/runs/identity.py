@@ -31,6 +31,8 @@ PROBE = "probe"
 PROBE_NATS = 0.1
 """Mean difference of two probes of the same weights at most; in bfloat16 it is about 0.03."""
 MAX_DIFFERENCES = 4
+_ROUNDING = ("dtype", "engine")
+"""What moves a model's numbers a little and makes it no other model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class ModelIdentity:
         own_prefix: Ids that the tokenizer puts before a text.
         cache: Policy of the key-value cache; None where it keeps everything.
         dtype: Of the weights.
+        engine: What ran the model and its version, which is not compared, such as ``vllm 0.32.0``; empty for
+            transformers.
     """
 
     weights_sha256: str | None = None
@@ -57,6 +61,7 @@ class ModelIdentity:
     own_prefix: tuple[int, ...] = ()
     cache: str | None = None
     dtype: str | None = None
+    engine: str = ""
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> ModelIdentity:
@@ -73,22 +78,24 @@ class ModelIdentity:
 
     @property
     def sha256(self) -> str | None:
-        """Hash of everything but the dtype, which rounds a model; None where neither weights nor config are known."""
+        """Hash of all but dtype and engine, which round a model; None where neither weights nor config are known."""
         if self.weights_sha256 is None and self.config is None:
             return None
-        content = {name: value for name, value in self.to_json().items() if name != "dtype"}
+        content = {name: value for name, value in self.to_json().items() if name not in _ROUNDING}
         if self.config is not None:
             content["config"] = {name: value for name, value in self.config.items() if name != PROBE}
         return canonical_sha256(content)
 
     def is_same_model(self, other: ModelIdentity) -> bool:
-        """Whether both are known to be one model, in whatever dtype."""
+        """Whether both are known to be one model, in whatever dtype and run by whatever engine."""
         is_known = self.sha256 is not None and other.sha256 is not None
-        return is_known and not [name for name, _, _ in self._different_parts(other) if name != "dtype"]
+        return is_known and not [name for name, _, _ in self._different_parts(other) if name not in _ROUNDING]
 
     def _different_parts(self, other: ModelIdentity) -> Iterator[tuple[str, Any, Any]]:
         for field in fields(self):
             one, another = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "engine":
+                one, another = (str(engine).partition(" ")[0] or "transformers" for engine in (one, another))
             if field.name != "config":
                 if one != another:
                     yield field.name, one, another

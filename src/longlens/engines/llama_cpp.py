@@ -1,0 +1,310 @@
+"""llama.cpp in this process: a ``.gguf`` file in its own quantized form, through the C API of llama-cpp-python.
+
+Logits are computed for scored tokens alone and exist for one batch at a time, ``n_batch * n_vocab`` floats; its
+``Llama`` class with ``logits_all`` holds them for the whole context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from longlens.engines.frame import EngineScorer, Greedy, engine_encoder
+from longlens.engines.server import TOKENIZER_TEXT
+from longlens.errors import UserError, require, shown
+from longlens.models.files import hash_files, load_config, loading_errors, model_max_length
+from longlens.models.resolve import resolve
+from longlens.runs.identity import functional_config
+from longlens.scoring.scorer import Request, ScorerInfo
+from longlens.scoring.scores import Floats
+from longlens.settings.options import Engine, Loading
+from longlens.tokenization import TextEncoder
+
+BATCH_TOKENS = 512
+"""Tokens of a call of ``llama_decode`` unless given: llama.cpp's own ``n_ubatch``."""
+LEAST_CONTEXT = 1024
+ATTENTION_BYTES = 256 * 2**20
+"""Bound on the attention matrix of a layer where it is made, in float32."""
+KV_TYPES = {"auto": False, "float16": False, "float32": True}
+"""``dtype``: whether keys, values and attention are float32; llama.cpp's own default is float16."""
+_LOG_LEVEL_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
+_LOGGER = logging.getLogger(__name__)
+
+
+class _Model:
+    """A model of llama.cpp with a context that is as long as what it was asked for; both are freed with the object."""
+
+    def __init__(self, path: Path, *, device: str, batch_tokens: int, threads: int, precise: bool) -> None:
+        import llama_cpp
+
+        self._api: Any = llama_cpp
+        self._said = _quiet(llama_cpp)
+        params = llama_cpp.llama_model_default_params()
+        self._on_gpu = _place(llama_cpp, params, device)
+        self._handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._handle:
+            raise RuntimeError(self._reason("llama.cpp cannot read it"))
+        self._free_model = weakref.finalize(self, llama_cpp.llama_model_free, self._handle)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._handle)
+        self.num_tokens = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.device = "gpu" if self._on_gpu else "cpu"
+        self._batch_tokens, self._threads, self._precise = batch_tokens, threads, precise
+        self._context: Any = None
+        self._free_context: Any = None
+        self._length = 0
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether each token sees those before it alone, in one pass."""
+        api, model = self._api, self._handle
+        return not (api.llama_model_has_encoder(model) or api.llama_model_is_diffusion(model))
+
+    def metadata(self, key: str) -> str | None:
+        """What the file says under a key, in text form."""
+        buffer = ctypes.create_string_buffer(256)
+        size = self._api.llama_model_meta_val_str(self._handle, key.encode(), buffer, len(buffer))
+        return None if size < 0 else buffer.value.decode()
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text as llama.cpp makes them, no special ones."""
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (self._api.llama_token * room)()
+        count = self._api.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        if count < 0:
+            raise RuntimeError("llama.cpp cannot tokenize a text")
+        return list(tokens[:count])
+
+    def logits(self, token_ids: Sequence[int], start: int) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+        """Rows of logits after the tokens ``start, start + 1, …`` of a sequence, at most `batch_tokens` at a time.
+
+        The sequence goes through an empty key-value cache from its beginning.
+        """
+        api = self._api
+        context = self._open(len(token_ids))
+        api.llama_memory_clear(api.llama_get_memory(context), True)
+        batch = api.llama_batch_init(self._batch_tokens, 0, 1)
+        try:
+            for first in range(0, len(token_ids), self._batch_tokens):
+                part = token_ids[first : first + self._batch_tokens]
+                wanted = [index for index in range(len(part)) if first + index >= start]
+                batch.n_tokens = len(part)
+                for index, token in enumerate(part):
+                    batch.token[index], batch.pos[index] = token, first + index
+                    batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+                    batch.logits[index] = first + index >= start
+                code = api.llama_decode(context, batch)
+                if code != 0:
+                    raise UserError(
+                        f"llama.cpp cannot run {len(token_ids):,} tokens ({self._reason(f'code {code}')}): use a "
+                        "smaller `max_length`, or a smaller `batch_tokens`"
+                    )
+                if not wanted:
+                    continue
+                rows = np.empty((len(wanted), self.num_tokens), np.float32)
+                for row, index in zip(rows, wanted, strict=True):
+                    row[:] = np.ctypeslib.as_array(api.llama_get_logits_ith(context, index), (self.num_tokens,))
+                yield rows
+        finally:
+            api.llama_batch_free(batch)
+
+    def _open(self, length: int) -> Any:
+        """The context, made anew where it is shorter: its key-value cache has its full length from the start."""
+        if length <= self._length:
+            return self._context
+        api = self._api
+        if self._free_context is not None:
+            self._free_context()
+        # Twice as long as before, so that a corpus of growing lengths makes few of them.
+        self._length = -(-max(length, min(2 * self._length, 2 * length), LEAST_CONTEXT) // 256) * 256
+        params = api.llama_context_default_params()
+        params.n_ctx = self._length
+        params.n_batch = params.n_ubatch = self._batch_tokens
+        params.n_threads = params.n_threads_batch = self._threads
+        params.no_perf = True
+        if self._precise:
+            params.type_k = params.type_v = api.GGML_TYPE_F32
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            heads = int(api.llama_model_n_head(self._handle))
+            params.n_ubatch = max(1, min(self._batch_tokens, ATTENTION_BYTES // (4 * heads * self._length)))
+        if not self._on_gpu:
+            params.offload_kqv = params.op_offload = False
+        self._context = api.llama_init_from_model(self._handle, params)
+        if not self._context:
+            size, self._length, self._free_context = self._length, 0, None
+            raise UserError(
+                f"llama.cpp has no room for a context of {size:,} tokens ({self._reason('out of memory')}): use a "
+                "smaller `max_length`"
+            )
+        self._free_context = weakref.finalize(self, api.llama_free, self._context)
+        # Finalizers run last in, first out: the context is freed before its model.
+        return self._context
+
+    def _reason(self, otherwise: str) -> str:
+        said = [line.strip() for line in "".join(self._said).splitlines() if line.strip()]
+        self._said.clear()
+        return said[0] if said else otherwise
+
+
+class LlamaCppScorer(EngineScorer):
+    """A ``.gguf`` file scored by llama.cpp, one sequence after the other."""
+
+    def __init__(self, model: _Model, encoder: TextEncoder, info: ScorerInfo, *, longest: int | None) -> None:
+        super().__init__(encoder, info, longest=longest)
+        self._model = model
+
+    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Floats]]:
+        for request in requests:
+            ids = request.token_ids
+            largest = max(ids)
+            if largest >= self._model.num_tokens:
+                raise UserError(
+                    f"the tokenizer gives token {largest}, and {shown(self.info.name)} has {self._model.num_tokens:,}: "
+                    "leave `tokenizer` out"
+                )
+            place, parts = request.start, []
+            for rows in self._model.logits(ids[:-1], request.start - 1):
+                targets = torch.tensor(ids[place : place + len(rows)], dtype=torch.int64)
+                parts.append(_token_logprobs(torch.from_numpy(rows), targets).numpy())
+                place += len(rows)
+            yield request, np.concatenate(parts)
+
+    def _greedy(self, token_ids: Sequence[int]) -> Greedy:
+        (rows,) = self._model.logits(token_ids, len(token_ids) - 1)
+        best = int(rows[0].argmax())
+        logprob = _token_logprobs(torch.from_numpy(rows), torch.tensor([best]))
+        return Greedy(best, float(logprob[0]))
+
+
+def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
+    """A scorer of a ``.gguf`` file; ``smollm2`` and ``gemma3-270m`` are such files.
+
+    Args:
+        name: The file, or an embedded model.
+        loading: ``device`` ``auto`` and ``cuda`` put all layers on the GPU where llama-cpp-python was built for one.
+            Weights stay as they are; ``dtype`` is that of keys, values and attention: ``auto`` and ``float16`` are
+            llama.cpp's default, ``float32`` costs memory and a sixth of the time, and rounds less than weights of
+            16 bits and more are rounded.
+        engine: ``max_model_len`` bounds the context, whose key-value cache is as long as the longest document so far.
+
+    Raises:
+        UserError: It is no ``.gguf`` file, llama.cpp cannot read it, or splits text otherwise than the tokenizer.
+    """
+    source = resolve(name)
+    if source.gguf is None:
+        raise UserError(
+            f"`engine=llama-cpp` runs .gguf files, and {shown(name)} is a {source.note}: give the file, or use "
+            "`engine=transformers`"
+        )
+    llama_cpp = require("llama_cpp", extra="llama-cpp", purpose="`engine=llama-cpp`")
+    batch_tokens = BATCH_TOKENS if loading.batch_tokens is None else loading.batch_tokens
+    if batch_tokens < 1:
+        raise UserError(f"`batch_tokens` is {batch_tokens}; expected at least 1, or leave it out")
+    if loading.dtype not in KV_TYPES:
+        raise UserError(f"`dtype` is {loading.dtype!r}; expected {', '.join(KV_TYPES)} for `engine=llama-cpp`")
+    precise = KV_TYPES[loading.dtype]
+    encoder = engine_encoder(name, loading, engine)
+    config = load_config(source)
+    with loading_errors(source, "model"):
+        model = _Model(
+            Path(source.path) / source.gguf,
+            device=loading.device,
+            batch_tokens=batch_tokens,
+            threads=torch.get_num_threads(),
+            precise=precise,
+        )
+    if not model.is_decoder:
+        raise UserError(f"{shown(name)} is no causal language model, which longlens needs: give another file")
+    _check_tokenizer(name, model, encoder)
+    takes = model_max_length(config)
+    info = ScorerInfo(
+        name=name,
+        source=source.note,
+        architecture=str(config.architectures[0] if config.architectures else config.model_type),
+        weights_sha256=hash_files(source),
+        tokenizer_sha256=encoder.sha256,
+        max_length=takes,
+        dtype=_file_type(model.metadata("general.file_type")) + (", float32 attention" if precise else ""),
+        device=model.device,
+        attention="llama.cpp",
+        bos_token_id=encoder.bos_token_id,
+        own_prefix=encoder.own_prefix,
+        config=functional_config(config),
+        engine=f"llama-cpp-python {llama_cpp.__version__}",
+    )
+    return LlamaCppScorer(model, encoder, info, longest=engine.max_model_len)
+
+
+def _token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """``logits.log_softmax(-1).gather(-1, targets)``, in place."""
+    chosen = logits.gather(-1, targets[:, None])[:, 0]
+    peak = logits.amax(-1, keepdim=True)
+    return chosen - (logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
+
+
+def _check_tokenizer(name: str, model: _Model, encoder: TextEncoder) -> None:
+    """Scores are of the vocabulary's own tokens, and say little of a text that is split as the model never saw it."""
+    ours, theirs = encoder.encode(TOKENIZER_TEXT).token_ids.tolist(), model.tokenize(TOKENIZER_TEXT)
+    if ours == theirs:
+        return
+    shorter = min(len(ours), len(theirs))
+    at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+    raise UserError(
+        f"the tokenizer of {shown(name)} and llama.cpp cut a text differently from token {at} on "
+        f"({ours[at : at + 3]} and {theirs[at : at + 3]}): give the model's own `tokenizer`, or use "
+        "`engine=transformers`"
+    )
+
+
+def _file_type(value: str | None) -> str:
+    """How most of a file's tensors are stored, such as ``q4_1``, from ``general.file_type``."""
+    from gguf import LlamaFileType
+
+    known = {str(int(kind)): kind.name for kind in LlamaFileType}
+    named = "gguf" if value is None else known.get(value, f"gguf-{value}")
+    return named.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+
+
+def _place(llama_cpp: Any, params: Any, device: str) -> bool:
+    """Says where the layers go; whether on a GPU."""
+    kind, _, number = device.partition(":")
+    can = bool(llama_cpp.llama_supports_gpu_offload())
+    if kind not in ("auto", "cpu", "cuda") or (kind == "cuda" and not can):
+        raise UserError(
+            f"`device` is {device!r}; expected auto or cpu"
+            + (", cuda or cuda:1" if can else " (llama-cpp-python is built without a GPU: reinstall it with one)")
+        )
+    on_gpu = can and kind != "cpu"
+    params.n_gpu_layers = -1 if on_gpu else 0
+    if number:
+        params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, int(number)
+    return on_gpu
+
+
+_CALLBACKS: list[Any] = []
+"""What llama.cpp calls with its log, kept as long as the process."""
+_ERRORS: list[str] = []
+
+
+def _quiet(llama_cpp: Any) -> list[str]:
+    """Sends the log of llama.cpp to ours, and its errors to the list that is returned."""
+    if not _CALLBACKS:
+
+        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # has no types
+        def write(level: int, text: bytes, _: Any) -> None:
+            said = text.decode("utf-8", "replace")
+            if level == _LOG_LEVEL_ERROR:
+                _ERRORS.append(said)
+            _LOGGER.debug("%s", said.rstrip())
+
+        _CALLBACKS.append(write)
+        llama_cpp.llama_log_set(write, ctypes.c_void_p(0))
+    _ERRORS.clear()
+    return _ERRORS

@@ -1,0 +1,283 @@
+"""vLLM in this process: its engine takes token ids and gives the log-probabilities of a prompt's own tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+from longlens.engines.frame import EngineScorer, Greedy, engine_encoder
+from longlens.errors import UserError, library_errors, shown
+from longlens.models.files import find_adapter, hash_files, load_config, model_max_length
+from longlens.models.resolve import check_folder, check_hub, hub_access, resolve
+from longlens.rope.config import custom_rope_type, nested_keys, text_config
+from longlens.runs.identity import functional_config
+from longlens.runs.processes import Processes
+from longlens.scoring.scorer import Request, ScorerInfo
+from longlens.scoring.scores import Floats
+from longlens.settings.options import Engine, Loading
+from longlens.tokenization import TextEncoder
+
+BATCH_TOKENS = 2048
+"""``max_num_batched_tokens`` unless given. The V1 model runner makes fp32 logits of all of them, which vLLM's memory
+profile leaves out (vLLM issues 5907, 14239): 2,048 x 152k x 4 bytes are 1.2 GB, a few times."""
+MEMORY_UTILIZATION = 0.8
+"""``gpu_memory_utilization``, below vLLM's default, for those logits."""
+CPU_CACHE_BYTES = 4 * 2**30
+"""``kv_cache_memory_bytes`` on a CPU, where it would be most of the machine's memory."""
+TOKENS_UNDER_WAY = 8
+"""Tokens that vLLM has at a time, in batches: what it schedules from, and what an interrupted run loses."""
+_ROPE_ERROR = 1e-4
+_TESTED = "0.32"
+
+
+class VllmScorer(EngineScorer):
+    """A model of vLLM. Requests join its running batch as others end (continuous batching)."""
+
+    def __init__(
+        self, engine: Any, encoder: TextEncoder, info: ScorerInfo, *, longest: int, batch_tokens: int, by_start: bool
+    ) -> None:
+        super().__init__(encoder, info, longest=longest)
+        self._engine, self._batch_tokens, self._by_start = engine, batch_tokens, by_start
+        self._numbers = itertools.count()
+
+    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any] | Floats]]:
+        waiting = iter(requests)
+        open_requests: dict[str, Request] = {}
+        tokens, more = 0, True
+        try:
+            while more or open_requests:
+                while more and tokens < TOKENS_UNDER_WAY * self._batch_tokens:
+                    request = next(waiting, None)
+                    if request is None:
+                        more = False
+                        break
+                    id = str(next(self._numbers))
+                    self._add(id, request.token_ids, self._sampling(request))
+                    open_requests[id] = request
+                    tokens += len(request.token_ids)
+                for output in self._step() if open_requests else ():
+                    request = open_requests.pop(output.request_id)
+                    tokens -= len(request.token_ids)
+                    yield request, self._values(request, output)
+        finally:
+            if open_requests:
+                self._engine.abort_request(list(open_requests))
+
+    def _greedy(self, token_ids: Sequence[int]) -> Greedy:
+        from vllm import SamplingParams
+
+        self._add(str(next(self._numbers)), token_ids, SamplingParams(logprobs=0, **_ONE_TOKEN))
+        outputs: list[Any] = []
+        while not outputs:
+            outputs = self._step()
+        (written,) = outputs[0].outputs
+        token = int(written.token_ids[0])
+        return Greedy(token, float(written.logprobs[0][token].logprob))
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+
+        if self._by_start:
+            wanted = np.asarray(request.token_ids[request.start :], np.int64)[:, None]
+            return SamplingParams(prompt_logprob_token_ids=wanted, prompt_logprob_start=request.start - 1, **_ONE_TOKEN)
+        return SamplingParams(prompt_logprobs=0, flat_logprobs=True, **_ONE_TOKEN)
+
+    def _values(self, request: Request, output: Any) -> Sequence[Any] | Floats:
+        if self._by_start:
+            found = output.prompt_token_id_logprobs
+            return np.asarray([] if found is None else found, np.float32).reshape(-1)
+        found = output.prompt_logprobs
+        # One entry a token after the first, in order; another list is not of these tokens.
+        if found is None or list(found.token_ids) != list(request.token_ids[1:]):
+            raise UserError(
+                f"vLLM gave log-probabilities of other tokens than those of {shown(self.info.name)} that it was asked "
+                "for: update vLLM, or use `engine=transformers`"
+            )
+        values: Sequence[Any] = found.logprobs[request.start - 1 :]
+        return values
+
+    def _add(self, id: str, token_ids: Sequence[int], sampling: Any) -> None:
+        with self._errors():
+            self._engine.add_request(id, {"prompt_token_ids": list(token_ids)}, sampling)
+
+    def _step(self) -> list[Any]:
+        with self._errors():
+            return [output for output in self._engine.step() if output.finished]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        smaller = f"read its log above; where it ran out of memory, a smaller `batch_tokens` than {self._batch_tokens}"
+        with library_errors(f"vLLM cannot score with {shown(self.info.name)}", smaller):
+            yield
+
+
+_ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "ignore_eos": True}
+
+
+def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
+    """A scorer of a model that vLLM runs in this process (its workers are processes of its own).
+
+    Args:
+        name: Hub id or folder with safetensors weights.
+        loading: ``batch_tokens`` is vLLM's ``max_num_batched_tokens``, 2,048 unless given.
+        engine: ``max_model_len`` bounds the tokens of a document; what the model was made for unless given.
+
+    Raises:
+        UserError: vLLM is not installed, cannot run the model, or computes its position extrapolation otherwise than
+            transformers does.
+    """
+    source = resolve(name)
+    if source.gguf is not None:
+        raise UserError(f"{shown(name)} is a .gguf file, which `engine=llama-cpp` runs: use that, or give a folder")
+    if Processes().size > 1:
+        raise UserError("`engine=vllm` starts its own processes: use `tensor_parallel` instead of torchrun")
+    check_folder(source)
+    check_hub(source)
+    if find_adapter(source) is not None:
+        raise UserError(
+            f"{shown(name)} is an adapter: merge it into its model (peft's merge_and_unload), and give that"
+        )
+    config = load_config(source, trust_remote_code=loading.trust_remote_code)
+    if custom_rope_type(config) is not None:
+        raise UserError(
+            f"{shown(name)} has rotary embeddings of the type {custom_rope_type(config)!r}, which vLLM does not have: "
+            "use `engine=transformers`"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "`engine=vllm` needs vLLM in this environment, whose transformers is another than longlens asks for: see "
+            "docs/engines.md, or serve the model from an environment of vLLM's own (`model=http://HOST:PORT/v1#NAME`)"
+        )
+    encoder = engine_encoder(name, loading, engine)
+    longest = engine.max_model_len or model_max_length(config)
+    if longest is None:
+        raise UserError(f"the config of {shown(name)} names no length: give `max_model_len`, in tokens")
+    batch_tokens = BATCH_TOKENS if loading.batch_tokens is None else loading.batch_tokens
+    if batch_tokens < 1:
+        raise UserError(f"`batch_tokens` is {batch_tokens}; expected at least 1, or leave it out")
+    version = metadata.version("vllm")
+    step = (
+        f"read its log above (vLLM {version}, tested with {_TESTED}); where memory is short, a smaller `max_model_len` "
+        f"than {longest:,} or `tensor_parallel`"
+    )
+    with library_errors(f"vLLM cannot load {shown(name)}", step), hub_access(source), _one_more_token():
+        _check_rope(name, config, longest)
+        llm = _start(source.path, loading, longest=longest, batch_tokens=batch_tokens)
+    settings = llm.llm_engine.vllm_config
+    from vllm import SamplingParams
+    from vllm.platforms import current_platform
+
+    by_start = bool(getattr(settings, "use_v2_model_runner", False)) and hasattr(SamplingParams, "prompt_logprob_start")
+    info = ScorerInfo(
+        name=name,
+        source=source.note,
+        architecture=str(config.architectures[0] if config.architectures else config.model_type),
+        weights_sha256=hash_files(source),
+        tokenizer_sha256=encoder.sha256,
+        max_length=model_max_length(config),
+        dtype=str(settings.model_config.dtype).removeprefix("torch."),
+        device=str(current_platform.device_type),
+        attention="vllm",
+        bos_token_id=encoder.bos_token_id,
+        own_prefix=encoder.own_prefix,
+        config=functional_config(config),
+        engine=f"vllm {version}",
+    )
+    return VllmScorer(llm.llm_engine, encoder, info, longest=longest, batch_tokens=batch_tokens, by_start=by_start)
+
+
+def _start(path: str, loading: Loading, *, longest: int, batch_tokens: int) -> Any:
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    is_cpu = current_platform.is_cpu()
+    half = "bfloat16" if torch.bfloat16 in current_platform.supported_dtypes else "float32"
+    memory: dict[str, Any] = {"gpu_memory_utilization": MEMORY_UTILIZATION}
+    if is_cpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        memory = {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
+    return LLM(
+        path,
+        skip_tokenizer_init=True,  # token ids alone
+        dtype=("float32" if is_cpu else half) if loading.dtype == "auto" else loading.dtype,
+        load_format="safetensors",  # never a pickle
+        trust_remote_code=loading.trust_remote_code,
+        tensor_parallel_size=loading.tensor_parallel or 1,
+        # A prompt's log-probabilities come with a token generated after it, which no one reads and no layer sees.
+        max_model_len=longest + 1,
+        max_num_batched_tokens=batch_tokens,
+        enable_prefix_caching=False,
+        logprobs_mode="raw_logprobs",
+        enforce_eager=True,  # graphs are for decoding; capturing them takes longer than many a run
+        **memory,
+    )
+
+
+@contextmanager
+def _one_more_token() -> Iterator[None]:
+    """Lets ``max_model_len`` be one more than the model's length, for the token that is generated and not read."""
+    name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _check_rope(name: str, config: Any, longest: int) -> None:
+    """Refuses a position extrapolation that vLLM computes otherwise than transformers does.
+
+    Cosines and sines of both are compared at all positions, those of transformers at the shortest length and at the
+    longest: where these differ (dynamic NTK, LongRoPE beyond its original length) frequencies go by the length of each
+    sequence, and vLLM has one table for all.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+
+    text = text_config(config)
+    parameters: Mapping[str, Any] = getattr(text, "rope_parameters", None) or {}
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    keys: list[str | None] = [*nested_keys(text)] or [None]
+    for key in keys:
+        entry: dict[str, Any] = dict(parameters if key is None else parameters[key] or {})
+        kind = entry.get("rope_type", "default")
+        if kind not in ROPE_INIT_FUNCTIONS:  # the default, and what only vLLM or the model's own code knows
+            continue
+        options = {} if key is None else {"layer_type": key}
+        shortest, ours = (
+            _cos_sin(ROPE_INIT_FUNCTIONS[kind](text, torch.device("cpu"), seq_len=length, **options), longest)
+            for length in (1, longest)
+        )
+        if not torch.equal(shortest, ours):
+            raise UserError(
+                f"{shown(name)} has rotary embeddings of the type {kind!r}, whose frequencies go by the length of each "
+                "sequence, and vLLM uses the same for all: use `engine=transformers`"
+            )
+        with set_current_vllm_config(VllmConfig()):
+            theirs = get_rope(
+                head, text.max_position_embeddings, rope_parameters=entry, dtype=torch.float32
+            ).cos_sin_cache[:longest]
+        apart = float("inf") if theirs.shape != ours.shape else float((theirs - ours).abs().max())
+        if apart > _ROPE_ERROR:
+            raise UserError(
+                f"vLLM computes the rotary embeddings of {shown(name)} ({kind!r}) otherwise than transformers does, by "
+                f"{apart:.3g}, at one of {longest:,} positions: use `engine=transformers`"
+            )
+
+
+def _cos_sin(frequencies: tuple[torch.Tensor, float], length: int) -> torch.Tensor:
+    inv_freq, factor = frequencies
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), inv_freq.float())
+    return torch.cat([angles.cos(), angles.sin()], -1) * factor
