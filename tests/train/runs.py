@@ -91,7 +91,7 @@ def offline_rows(name: str) -> datasets.Dataset:
     return rows(**{name: [value.tolist() for value in values]})
 
 
-def _smooth() -> Any:
+def smooth_model() -> Any:
     """In float32: a model whose gradients are no larger than 1, and so rounding too."""
     model = tiny_model("llama")
     with torch.no_grad():
@@ -112,13 +112,17 @@ def _adapted() -> Any:
 
 
 SEQUENCES: dict[str, Callable[[], dict[str, Any]]] = {
-    "float32": lambda: {"model": _smooth()},
+    "float32": lambda: {"model": smooth_model()},
     "ce": lambda: {"longce": None},
     "online": lambda: {
         "args": {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2},
         "eval_dataset": rows((44, 37, 26), seed=1),
     },
     "accumulated": lambda: {"args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}},
+    "even": lambda: {
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+        "train_dataset": rows((58,) * 4),
+    },
     "padded": lambda: {"train_dataset": rows((58, 41, 31, 18))},
     "sampled": lambda: {"longce": SampledLongCE(context=16, stride=8, gamma=1.1)},
     "token_weights": lambda: {"train_dataset": offline_rows("token_weights"), "longce": LongCE()},
@@ -129,6 +133,10 @@ SEQUENCES: dict[str, Callable[[], dict[str, Any]]] = {
     "lora": lambda: {"model": _adapted()},
 }
 """Runs whose sequences may be spread over processes without a difference, by name."""
+
+
+ULYSSES = ("ce", "online", "even", "padded", "token_weights", "short_logprobs", "of a rank")
+"""Those of them that run with DeepSpeed; gloo gathers rows of one length alone."""
 
 
 def losses(trainer: Any) -> list[float]:

@@ -231,7 +231,6 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         refused = {
             "FSDP 1 (version 2 of `fsdp_config` is)": self.is_fsdp_enabled and not self.accelerator.is_fsdp2,
             "tensor parallelism": parallel is not None and parallel.tp_size > 1,
-            "sequence parallelism of DeepSpeed": parallel is not None and parallel.sp_size > 1,
             "one model spread over devices (device_map)": self.is_model_parallel,
             "nn.DataParallel, which Trainer uses where one process sees several GPUs,": self.args.n_gpu > 1,
             "torch_compile": self.args.torch_compile,
