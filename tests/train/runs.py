@@ -118,6 +118,10 @@ SEQUENCES: dict[str, Callable[[], dict[str, Any]]] = {
         "args": {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2},
         "eval_dataset": rows((44, 37, 26), seed=1),
     },
+    "evaluated": lambda: {
+        "args": {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1},
+        "eval_dataset": rows((44, 37, 26), seed=1),
+    },
     "accumulated": lambda: {"args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}},
     "even": lambda: {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
@@ -135,7 +139,7 @@ SEQUENCES: dict[str, Callable[[], dict[str, Any]]] = {
 """Runs whose sequences may be spread over processes without a difference, by name."""
 
 
-ULYSSES = ("ce", "online", "even", "padded", "token_weights", "short_logprobs", "of a rank")
+ULYSSES = ("ce", "evaluated", "even", "padded", "token_weights", "short_logprobs", "of a rank")
 """Those of them that run with DeepSpeed; gloo gathers rows of one length alone."""
 
 

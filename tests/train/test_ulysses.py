@@ -21,7 +21,7 @@ def ranks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("name", "stage"), [*((name, 1) for name in ULYSSES), ("online", 3)])
+@pytest.mark.parametrize(("name", "stage"), [*((name, 1) for name in ULYSSES), ("evaluated", 3)])
 def test_parts_of_a_sequence_make_the_update_of_the_whole(ranks, tmp_path, name, stage):
     alone = trained(tmp_path, **{**in_sequence(name), "model": smooth_model()})
     found, start = load_file(ranks / f"{name}-{stage}.safetensors"), weights_of(smooth_model())

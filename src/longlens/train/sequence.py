@@ -44,6 +44,10 @@ class SequenceParallel:
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         config = accelerator.parallelism_config
+        if config.sp_size > 1 and getattr(accelerator.state, "deepspeed_plugin", None) is None:
+            raise UserError(
+                f"sp_size={config.sp_size} is DeepSpeed's Ulysses: give `deepspeed`, or cp_size with `fsdp`"
+            )
         self.accelerator = accelerator
         self._implementation: str | None = None
         self.is_ulysses: bool = config.sp_size > 1
@@ -52,6 +56,15 @@ class SequenceParallel:
         self.multiple = self.size if self.is_ulysses else 2 * self.size
         self.name = f"sp_size={self.size}" if self.is_ulysses else f"cp_size={self.size}"
         self._check_model(innermost(model))
+        if self.is_ulysses and self._zero("stage", 0) == 0:
+            raise UserError(
+                f"{self.name} needs ZeRO: set zero_optimization.stage to 1, 2 or 3 in DeepSpeed's configuration"
+            )
+        if self.is_ulysses and self._zero("stage", 0) == 3 and not self._zero("reduce_scatter", True):
+            raise UserError(
+                f"{self.name} and ZeRO-3 with reduce_scatter false, where DeepSpeed scales gradients by the size of a "
+                "bucket: leave zero_optimization.reduce_scatter out"
+            )
 
     def _check_model(self, model: Any) -> None:
         name, attention = type(model).__name__, model.config._attn_implementation
@@ -101,11 +114,16 @@ class SequenceParallel:
     def weight(self) -> float:
         """What a rank's part of a sum is multiplied by, so that the gradient of a step is that of the whole sum.
 
-        FSDP takes the mean of gradients over all ranks; DeepSpeed takes their sum over the group, and the mean over
-        groups.
+        FSDP takes the mean of gradients over all ranks, and so does ZeRO-3 (`reduce_scatter_coalesced`); ZeRO-1 and
+        ZeRO-2 take their sum over the group, and the mean over groups (``sequence_parallel_size`` in DeepSpeed 0.19.8).
         """
         ranks: int = self.accelerator.num_processes
-        return ranks / self.size if self.is_ulysses else ranks
+        return ranks / self.size if self.is_ulysses and self._zero("stage", 0) < 3 else ranks
+
+    def _zero(self, key: str, default: int) -> int:
+        """A setting of DeepSpeed's ZeRO."""
+        found: int = self.accelerator.state.deepspeed_plugin.hf_ds_config.get_value(f"zero_optimization.{key}", default)
+        return found
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over the group, without gradient."""
