@@ -147,11 +147,13 @@ def test_context_parallelism_divides_the_sequence():
         ({"sharding": "fsdp3"}, "`sharding` is 'fsdp3'"),
         ({"devices": 4, "context_parallel": 3}, "`context_parallel` is 3"),
         ({"devices": 4, "batch_size": 6}, "`batch_size` is 6 rows"),
+        ({"length": 1}, "`length` is 1; expected at least 2"),
+        ({"longce": LongCE(context=64, stride=8)}, "`context` is 64 and rows have 64 tokens"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, said):
     with pytest.raises(longlens.UserError, match=said):
-        plan_train(tiny_model("llama").config, length=64, device=H100, **settings)
+        plan_train(tiny_model("llama").config, **{"length": 64, "device": H100, **settings})
 
 
 def test_devices_by_name_and_by_numbers():

@@ -178,6 +178,18 @@ def plan_train(
 
     asked = {n: value for n, value in locals().items() if n not in ("torch", "model", "advises")}
 
+    for what, value, least in (
+        ("length", length, 2),
+        ("devices", devices, 1),
+        ("context_parallel", context_parallel, 1),
+    ):
+        if value < least:
+            raise UserError(f"`{what}` is {value}; expected at least {least}")
+    if longce is not None and longce.context >= length:
+        raise UserError(
+            f"`context` is {longce.context} and rows have {length} tokens, so that no token would have a short score: "
+            "make `length` larger or `context` smaller, or give `loss=ce`"
+        )
     if sharding not in SHARDINGS:
         raise UserError(f"`sharding` is {shown_value(sharding)}; expected one of {', '.join(SHARDINGS)}")
     if devices % context_parallel:
