@@ -79,7 +79,7 @@ def _gpu(name: str, gigabytes: float, half: float, full: float, source: str) -> 
 
 # TFLOP/s without sparsity: half-precision tensor cores (float32 accumulation), float32 without TF32.
 DEVICES = {
-    "h100": _gpu("H100 SXM", 80, 989.4, 66.9, "NVIDIA H100 Tensor Core GPU Architecture, V1.04, table 2"),
+    "h100": _gpu("H100 SXM", 80, 989.4, 66.9, "NVIDIA H100 Tensor Core GPU Architecture (white paper)"),
     "h100-pcie": _gpu("H100 PCIe", 80, 756, 51, "NVIDIA H100 Tensor Core GPU datasheet"),
     "h200": _gpu("H200 SXM", 141, 989.4, 66.9, "NVIDIA H200 Tensor Core GPU datasheet"),
     "b200": _gpu("B200 SXM", 180, 2250, 75, "NVIDIA HGX B200 datasheet, an eighth of 8 GPUs"),
@@ -87,7 +87,7 @@ DEVICES = {
     "a100-40gb": _gpu("A100 40 GB", 40, 312, 19.5, "NVIDIA A100 Tensor Core GPU datasheet"),
     "l40s": _gpu("L40S", 48, 362.05, 91.6, "NVIDIA L40S GPU datasheet"),
     "l4": _gpu("L4", 24, 121, 30.3, "NVIDIA L4 Tensor Core GPU datasheet"),
-    "rtx4090": _gpu("RTX 4090", 24, 165.2, 82.6, "NVIDIA Ada GPU Architecture, V2.02, appendix A"),
+    "rtx4090": _gpu("RTX 4090", 24, 165.2, 82.6, "NVIDIA Ada GPU Architecture (white paper)"),
     "mi300x": _gpu("Instinct MI300X", 192, 1307.4, 163.4, "AMD Instinct MI300X datasheet"),
 }
 
