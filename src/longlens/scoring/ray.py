@@ -289,14 +289,15 @@ class _Actors:
 
     def _serve(self) -> None:
         """Answers questions until the end, in a thread of its own."""
-        while (question := self._ray.get(self._relay.asked.remote())) is not None:
-            kind, number = question
-            with self._lock:
-                if kind == "chunk":
-                    self._relay.answer.remote(kind, number, self._chunk(number))
-                else:
-                    self._waiting.add(number)
-                    self._say_what_is_there()
+        with suppress(self._ray.exceptions.RayError):  # which the actors have too, and `next` says
+            while (question := self._ray.get(self._relay.asked.remote())) is not None:
+                kind, number = question
+                with self._lock:
+                    if kind == "chunk":
+                        self._relay.answer.remote(kind, number, self._chunk(number))
+                    else:
+                        self._waiting.add(number)
+                        self._say_what_is_there()
 
     def _chunk(self, number: int) -> Chunk | None:
         """A chunk to be scored; None where that is given up."""
@@ -316,6 +317,7 @@ def _import_ray() -> Any:
     for name, value in {
         "RAY_BACKEND_LOG_LEVEL": "fatal",
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data that is late would start another cluster
         "RAY_USAGE_STATS_ENABLED": "0",
     }.items():
         os.environ.setdefault(name, value)
