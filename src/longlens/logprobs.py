@@ -253,6 +253,17 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
 def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tensor) -> Head:
     name = type(model).__name__
     raw = _resident(module)
+    if not raw.weight.is_floating_point():
+        raise UserError(
+            f"the vocabulary head of {name} is quantised ({raw.weight.dtype}), and log-probabilities are computed "
+            "from its weight in float32: take a checkpoint that leaves lm_head as it is"
+        )
+    if logits.shape != (len(hidden), len(raw.weight)) or hidden.shape[-1] != raw.weight.shape[-1]:
+        raise UserError(
+            f"{name} gives logits of shape {tuple(logits.shape)} for hidden states of shape {tuple(hidden.shape)}, "
+            f"and its vocabulary head is {tuple(raw.weight.shape)}: longlens needs a causal language model whose "
+            "logits are that head's product with its last hidden states"
+        )
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     scales: list[float] = []
     for key in _SCALES:

@@ -1,6 +1,7 @@
 """What the engine refuses, what it bounds, and what it leaves as it was."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import transformers
 import longlens
 from longlens.logprobs import Head, token_logprobs
 from longlens.losses import longce_loss
-from longlens.models.forward import find_decoder
+from longlens.models.forward import find_decoder, probe_ids
 from longlens.scoring.scorer import Request
 from longlens.scoring.transformers import TransformersScorer
 from tests.families import family_model
-from tests.reference.scoring import naive_logprobs
+from tests.reference.scoring import naive_logprobs, naive_scores
 from tests.tiny import VOCABULARY, byte_tokenizer, tiny_model
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. " * 4
@@ -339,6 +340,25 @@ def test_a_last_layer_on_another_device_than_the_first(monkeypatch, chunks):
     for row, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(row.long_logprobs, other.long_logprobs, atol=1e-6)
         np.testing.assert_allclose(row.short_logprobs, other.short_logprobs, atol=1e-6)
+
+
+def test_a_model_that_mixes_the_rows_of_a_batch_is_run_one_sequence_at_a_time(caplog):
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.mean(0, keepdim=True))
+    with caplog.at_level(logging.INFO, "longlens"):
+        scorer = make_scorer(model, batch_tokens=1000)
+    assert "LlamaForCausalLM is run on one sequence at a time: its states move when others stand beside" in caplog.text
+    for row in score(scorer, TEXT[:80], TEXT[:50], TEXT[10:90]):
+        long, short = naive_scores(model, row.token_ids.tolist(), context=64, stride=32, bos=256)
+        np.testing.assert_allclose(row.long_logprobs, long, atol=1e-4)
+        np.testing.assert_allclose(row.short_logprobs, short, atol=1e-4)
+
+
+def test_the_probe_has_no_token_that_stands_for_an_image():
+    model = family_model("gemma4")
+    places = {value for name, value in vars(model.config).items() if name.endswith("_token_id") and value}
+    assert places & set(torch.randint(300, (1, 48), generator=torch.Generator().manual_seed(0))[0].tolist())
+    assert not places & set(probe_ids(model)[0].tolist())
 
 
 def test_out_of_memory_says_what_to_change(monkeypatch):

@@ -68,6 +68,22 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
 
 
+def config_in_force(config: Any) -> Any:
+    """The configuration of what ``AutoModelForCausalLM`` makes of one: of some multimodal models (Llama 4, Qwen3.5) it
+    loads the text part alone, whose configuration the model then has.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from longlens.rope.config import WHOLE
+
+    if config.model_type in WHOLE:
+        return config
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    text = (getattr(config, "sub_configs", None) or {}).get("text_config")
+    is_part = text is not None and getattr(made, "config_class", None) is text
+    return config.get_text_config() if is_part else config
+
+
 def load_max_length(name: str, *, trust_remote_code: bool = False) -> int | None:
     """`model_max_length` of a model by its name.
 

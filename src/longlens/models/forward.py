@@ -38,12 +38,15 @@ class Forward:
         decoder: The part of it that turns token ids into hidden states, see `find_decoder`.
         by_length: Whether its rotary frequencies depend on the longest sequence of a forward pass (dynamic NTK,
             LongRoPE, CLEX): then batches hold equal lengths, and a sequence is never fed in chunks.
+        by_batch: Whether its products depend on all tokens that it is given at once: LLM.int8() of bitsandbytes takes
+            a column in 16 bits where any of them has an outlier. Then a sequence is run whole and alone.
 
     Raises:
         UserError: It has no such part.
     """
 
     def __init__(self, model: Any) -> None:
+        _unpack(model)
         self.model, self.decoder = model, find_decoder(model)
         # ModernBERT's decoder calls what comes between its hidden states and its vocabulary head "lm_head".
         between = getattr(model, "lm_head", None)
@@ -54,6 +57,7 @@ class Forward:
         renamed = "cache" in inspect.signature(type(self.decoder).forward).parameters
         self._cache_argument = "cache" if renamed else "past_key_values"
         self._dynamic = dynamic_modules(model)
+        self.by_batch = bool(getattr(model, "is_loaded_in_8bit", False))
         self.by_length = any(_goes_by_length(module) for module in model.modules())
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -107,10 +111,10 @@ class Forward:
         with self._model_errors(f"run on {inputs['input_ids'].shape[1]:,} tokens"):
             output = self.decoder(**inputs)
         states = getattr(output, "last_hidden_state", None)
-        if not isinstance(states, Tensor):
+        if not isinstance(states, Tensor) or states.shape[:2] != inputs["input_ids"].shape:
             raise UserError(
-                f"{type(self.decoder).__name__} of {name} gives no last hidden state, from which longlens computes "
-                "log-probabilities: take a model whose code follows transformers"
+                f"{type(self.decoder).__name__} of {name} gives no last hidden state of each token, which longlens "
+                "computes log-probabilities from: take a causal language model whose code follows transformers"
             )
         return states if self._between is None else self._between(states)
 
@@ -145,7 +149,7 @@ class Forward:
 
         Some models take a cache and ignore it (OpenAI GPT).
         """
-        if self.attention_windows is None:
+        if self.attention_windows is None or self.by_batch:
             return False
         ids, half = probe_ids(self.model), PROBE_TOKENS // 2
         with running(self.model):
@@ -161,7 +165,7 @@ class Forward:
         Not so for RWKV in transformers 5.24, which mixes the states of the rows.
         """
         ids, half = probe_ids(self.model)[0].tolist(), PROBE_TOKENS // 2
-        return self._answers_alike([ids[:half], ids[half:]])
+        return not self.by_batch and self._answers_alike([ids[:half], ids[half:]])
 
     @cached_property
     def pads_left(self) -> bool:
@@ -210,6 +214,13 @@ class Forward:
         reset_rope(self._dynamic)
         with self._model_errors(f"run on {longest:,} tokens to generate"):
             return self.model.generate(ids, attention_mask=mask, generation_config=config, **options)
+
+
+def _unpack(model: Any) -> None:
+    """Widens the packed weights of compressed-tensors, which does so at the first pass of the whole model alone."""
+    hook = getattr(model, "ct_decompress_hook", None)
+    if hook is not None:
+        model._forward_pre_hooks[hook.id](model, ())
 
 
 def find_decoder(model: Any) -> Any:
@@ -384,10 +395,24 @@ def _plain(config: Any) -> Mapping[str, Any]:
 
 
 def probe_ids(model: Any, rows: int = 1, tokens: int = PROBE_TOKENS) -> Tensor:
-    """``(rows, tokens)`` random token ids, drawn without moving the generators that others draw from."""
+    """``(rows, tokens)`` random token ids, drawn without moving the generators that others draw from.
+
+    Those that stand for an image or a sound are left out: a multimodal model wants one there, or embeds another token.
+    """
     vocabulary = vocabulary_size(model)
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary, (rows, tokens), generator=generator).to(device_of(model))
+    ids = torch.randint(vocabulary, (rows, tokens), generator=generator)
+    places = torch.tensor(_placeholders(model.config), dtype=torch.int64)
+    while (is_place := torch.isin(ids, places)).any():
+        ids = torch.where(is_place, (ids + 1) % vocabulary, ids)
+    return ids.to(device_of(model))
+
+
+def _placeholders(config: Any) -> list[int]:
+    """Ids of tokens that a multimodal configuration sets apart, those of the format of a text not counted."""
+    own = vars(config) if getattr(config, "sub_configs", None) else {}
+    names = [name for name in own if name.endswith(("_token_id", "_token_index")) and name not in KEPT_TOKEN_IDS]
+    return sorted({own[name] for name in names if isinstance(own[name], int)})
 
 
 def vocabulary_size(model: Any) -> int:
@@ -424,7 +449,11 @@ def run_in_layer(layer: nn.Module, function: Callable[[Tensor], Tensor], states:
 
 
 def is_close(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two ways to compute the same states differ by rounding alone: what leaks moves them by their own size."""
+    """Whether two ways to compute the same states differ by rounding alone: what leaks moves them by their own size.
+
+    Activations that are quantised differ by more, 0.01 to 0.07 of their norm in SmolLM2 (int8 of torchao and
+    bitsandbytes), and count as different.
+    """
     allowed = max(16 * torch.finfo(theirs.dtype).eps, 1e-3)
     return bool((ours - theirs).float().norm() <= allowed * theirs.float().norm())
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from longlens.engines import OWN, TRANSFORMERS, check_taken, engine_name
 from longlens.errors import LonglensWarning, UserError, library_errors, shown
 from longlens.models.files import (
+    config_in_force,
     find_adapter,
     hash_files,
     load_config,
@@ -20,6 +21,7 @@ from longlens.models.files import (
     loading_errors,
     model_max_length,
 )
+from longlens.models.quantized import Quantization, dtype_note, plan_quantization
 from longlens.models.resolve import Source, check_folder, check_hub, resolve
 from longlens.models.tensor_parallel import Team, check_model, sharing
 from longlens.plugins import list_plugins, load_plugin
@@ -261,7 +263,7 @@ def load_transformers(
     check_hub(source)  # before torch is imported
     from longlens.scoring.transformers import TransformersScorer
 
-    _resolve_dtype(loading)
+    plan = _plan(source, loading)
     if (loading.tensor_parallel or 1) > 1 and team is None:
         raise UserError(
             "`tensor_parallel` of transformers is for longlens score under torchrun: use "
@@ -284,6 +286,7 @@ def load_transformers(
             name=name,
             source=source.note,
             weights_sha256=hash_files(source),
+            quantization=plan.note,
             batch_tokens=loading.batch_tokens,
             cache=policy,
             cache_chunk=cache_chunk,
@@ -304,19 +307,20 @@ def identify(name: str, loading: Loading | None = None, *, tokenizer: Any = None
     from longlens.tokenization import TextEncoder
 
     loading = loading or Loading()
-    trust, dtype = loading.trust_remote_code, str(_resolve_dtype(loading)).removeprefix("torch.")
-    source = resolve(name)
+    trust, source = loading.trust_remote_code, resolve(name)
+    _resolve_dtype(loading)
     adapter = find_adapter(source)
     try:
         encoder = TextEncoder(load_tokenizer(name, trust_remote_code=trust) if tokenizer is None else tokenizer)
         config = load_config(source, trust_remote_code=trust)
+        plan = _plan(source, loading, config)
         return ModelIdentity(
             weights_sha256=hash_files(source),
-            config=functional_config(config, [] if adapter is None else [adapter.config]),
+            config=functional_config(config_in_force(config), [] if adapter is None else [adapter.config]),
             tokenizer_sha256=encoder.sha256,
             bos_token_id=encoder.bos_token_id,
             own_prefix=encoder.own_prefix,
-            dtype=dtype,
+            dtype=dtype_note(plan.dtype, plan.note),
         )
     except FileNotFoundError:
         return None
@@ -344,22 +348,45 @@ def load_weights(
 
     from longlens.rope.load import load_model
 
-    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code, "dtype": _resolve_dtype(loading)}
+    plan = _plan(source, loading, config)
+    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code, "dtype": plan.dtype}
     if source.gguf is not None:
         options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
     else:
         options["use_safetensors"] = None if loading.allow_pickle else True
-    chosen = {"config": config, "attn_implementation": loading.attention, "device_map": loading.device_map}
+    # Some methods put weights in their place and form while they are loaded, and refuse to be moved afterwards.
+    is_shared = (loading.tensor_parallel or 1) > 1
+    device_map = _device_map(loading) if plan.note and not is_shared else loading.device_map
+    chosen = {"config": config, "attn_implementation": loading.attention, "device_map": device_map}
     options |= {name: value for name, value in chosen.items() if value is not None}
     shared: dict[str, Any] = {}
-    if (loading.tensor_parallel or 1) > 1:
+    if is_shared:
         shared = sharing(load_config(source, trust_remote_code=loading.trust_remote_code), loading)
     with loading_errors(source, "model"):
         options |= shared
         model, loading_info = (loader or load_model)(source.path, output_loading_info=True, **options)
-        if loading.device_map is None and not shared:
+        if device_map is None and not shared:
             model = model.to(resolve_device(loading.device))
     return model, loading_info
+
+
+def _plan(source: Source, loading: Loading, config: Any = None) -> Quantization:
+    """The dtype that a model is loaded in, and how it is quantised, if it is.
+
+    Raises:
+        UserError: Neither can be had here.
+    """
+    plain = Quantization("", _resolve_dtype(loading))
+    if source.gguf is not None:
+        return plain
+    if config is None:
+        config = load_config(source, trust_remote_code=loading.trust_remote_code)
+    is_asked, device_map = loading.dtype != "auto", _device_map(loading)
+    return plan_quantization(source.name, config, plain.dtype, device_map, is_asked=is_asked) or plain
+
+
+def _device_map(loading: Loading) -> Any:
+    return loading.device_map or {"": resolve_device(loading.device)}
 
 
 def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], step: str) -> None:
@@ -378,6 +405,9 @@ def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], s
         LonglensWarning: There are weights that the model does not use, as those of layers beyond ``num_hidden_layers``.
     """
     missing, unused = (sorted(loading_info.get(key, ())) for key in ("missing_keys", "unexpected_keys"))
+    if model.base_model_prefix == "language_model" or model.config.base_config_key == "text_config":
+        # Of a multimodal model, whose other parts are not loaded.
+        unused = [weight for weight in unused if not {"language_model", "text_model"}.isdisjoint(weight.split("."))]
     if missing:
         raise UserError(
             f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "

@@ -12,6 +12,9 @@ from longlens.rope.frequencies import Rope
 OWN_KEYS = ("original_max_position_embeddings", "factor", "first_layer", "width", "step")
 """What EABF and CLEX keep in ``rope_parameters`` beside what the ``default`` type has."""
 
+WHOLE = {"emu3"}
+"""Multimodal models whose text part transformers does not find in the weights of the whole."""
+
 LOCAL = {"sliding_attention", "chunked_attention"}
 """Types of layers that attend to a window."""
 
@@ -57,6 +60,13 @@ def set_rope_parameters(text: Any, parameters: dict[str, Any]) -> None:
     text.rope_parameters = parameters if key is None else {**text.rope_parameters, key: parameters}
 
 
+def head_dim(text: Any) -> int | None:
+    """``head_dim`` of the layers that attend to everything: in Gemma 4 it differs from that of the local ones."""
+    key, layers = layer_type(text), getattr(text, "per_layer_config", None)
+    found: int | None = getattr(text if key is None or layers is None else layers[key], "head_dim", None)
+    return found
+
+
 def read_rope(text: Any, original_length: int | None = None) -> Rope:
     """The rotary embedding that a config describes.
 
@@ -66,7 +76,8 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
     name = text.model_type
     parameters = rope_parameters(text)
     kind = getattr(text, "position_embedding_type", "rope")
-    if not parameters or getattr(text, "alibi", False) or kind not in ("rope", "rotary"):
+    is_off = getattr(text, "alibi", False) or getattr(text, "use_mem_rope", True) is False  # the latter of Zamba 2
+    if not parameters or is_off or kind not in ("rope", "rotary"):
         raise UserError(
             f"{name} has no rotary position embedding (RoPE), which is what these methods change: take a model that "
             "has one, such as Llama, Mistral, Qwen or Gemma"
@@ -78,7 +89,7 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
             "`original_length`, in tokens"
         )
     theta = parameters.get("rope_theta")
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = head_dim(text) or text.hidden_size // text.num_attention_heads
     dim = int(head * (parameters.get("partial_rotary_factor") or 1.0))
     if not theta or dim < 4 or dim % 2:
         raise UserError(
@@ -121,3 +132,25 @@ def prepare_config(config: Any) -> Any:
     parameters = {key: value for key, value in rope_parameters(text).items() if key not in OWN_KEYS}
     set_rope_parameters(text, {**parameters, "rope_type": "default"})
     return new
+
+
+def auto_class(model_type: object) -> Any:
+    """``AutoModelForCausalLM``; for a type that has none, as LLaVA and Qwen2-VL, ``AutoModelForMultimodalLM``.
+
+    Of a multimodal model the text part is used, fed with text alone. What is an encoder and a decoder has no such part.
+
+    Raises:
+        UserError: A multimodal model that is an encoder and a decoder.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
+    from transformers.models.auto import modeling_auto as auto
+
+    multimodal, causal = auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if model_type not in multimodal or (model_type in causal and model_type not in WHOLE):
+        return AutoModelForCausalLM
+    made = CONFIG_MAPPING[model_type]
+    if getattr(made, "is_encoder_decoder", False) is True:
+        raise UserError(
+            f"{model_type} is an encoder and a decoder: longlens takes decoders alone, such as Llama or Qwen"
+        )
+    return AutoModelForMultimodalLM

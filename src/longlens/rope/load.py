@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longlens.errors import UserError
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE
-from longlens.rope.config import custom_rope_type, prepare_config
+from longlens.rope.config import auto_class, custom_rope_type, prepare_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ COPIED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"
 
 
 def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` that knows EABF and CLEX as well.
+    """``AutoModelForCausalLM.from_pretrained`` that knows EABF, CLEX and multimodal models (`auto_class`) as well.
 
     Args:
         path: Folder or hub id.
@@ -32,16 +32,18 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
     Raises:
         UserError: Weights of CLEX are missing, or its attention cannot be wrapped for EABF.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from longlens.rope.model import clex_names, prepare_model
 
     trained = config is None
     if config is None:
-        config = _own_config(path, options)
-    if config is None:
-        return AutoModelForCausalLM.from_pretrained(path, **options)
-    loaded = AutoModelForCausalLM.from_pretrained(path, config=prepare_config(config), **options)
+        content = _config_dict(path, options)
+        auto = auto_class(content.get("model_type"))
+        if not any(kind in json.dumps(content) for kind in (EABF_TYPE, CLEX_TYPE)):
+            return auto.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=options.get("trust_remote_code"))
+    loaded = auto_class(config.model_type).from_pretrained(path, config=prepare_config(config), **options)
     model = loaded[0] if options.get("output_loading_info") else loaded
     weights = None
     if custom_rope_type(config) == CLEX_TYPE:
@@ -66,19 +68,17 @@ def local_folder(path: str) -> Path:
     return Path(snapshot_download(path, allow_patterns=[*COPIED]))
 
 
-def _own_config(path: str, options: Mapping[str, Any]) -> Any:
-    """The config at ``path`` where it is of EABF or CLEX, else None: transformers reads the others by itself."""
-    from transformers import AutoConfig, PreTrainedConfig
+def _config_dict(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says; empty where transformers is to say what is wrong, or reads another file."""
+    from transformers import PreTrainedConfig
 
     if "gguf_file" in options:
-        return None
+        return {}
     try:
-        content = json.dumps(PreTrainedConfig.get_config_dict(path)[0])
-    except (OSError, ValueError):  # such as an adapter's folder; transformers says what is wrong where something is
-        return None
-    if not any(kind in content for kind in (EABF_TYPE, CLEX_TYPE)):
-        return None
-    return AutoConfig.from_pretrained(path, trust_remote_code=options.get("trust_remote_code"))
+        content: dict[str, Any] = PreTrainedConfig.get_config_dict(path)[0]
+    except (OSError, ValueError):  # such as an adapter's folder
+        return {}
+    return content
 
 
 def _read_weights(path: str, names: list[str]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from longlens.models.forward import find_decoder
 from longlens.rope.base import CLEX_TYPE, EABF_TYPE, REQUIRES, Method
 from longlens.rope.clex import ClexRotary
 from longlens.rope.config import (
+    auto_class,
     custom_rope_type,
     layer_type,
     prepare_config,
@@ -76,6 +77,11 @@ def extend_config(config: Any, method: Method) -> Any:
     rope = read_rope(text, method.original_length)
     current = rope_parameters(text)
     kind = current.get("rope_type", "default")
+    if not method.extends(kind) and kind == "proportional":
+        raise UserError(
+            f"{text.model_type} has a rotary embedding of rope_type 'proportional', of which {method.name} has no "
+            "definition: take a model whose rope_type is 'default'"
+        )
     if not method.extends(kind):
         factor = f" with factor {current['factor']:g}" if isinstance(current.get("factor"), (int, float)) else ""
         raise UserError(
@@ -90,7 +96,7 @@ def extend_config(config: Any, method: Method) -> Any:
     if kind == "default" and hasattr(text, "original_max_position_embeddings"):
         # Phi-3 has it outside of rope_parameters as well, and transformers prefers it there.
         text.original_max_position_embeddings = rope.length
-    if hasattr(text, "head_dim") and text.head_dim is None:
+    if layer_type(text) is None and hasattr(text, "head_dim") and text.head_dim is None:
         # transformers takes hidden size over heads for None, but not where it computes dynamic, yarn and longrope.
         text.head_dim = text.hidden_size // text.num_attention_heads
     if custom_rope_type(new) is not None:
@@ -236,12 +242,10 @@ def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
         UserError: As `extend_config`; or the model's code cannot be built from the config, or does not compute what the
             method defines.
     """
-    from transformers import AutoModelForCausalLM
-
     with library_errors(f"cannot extend a model of type {shown_value(config.model_type)}", "check its config.json"):
         new = extend_config(config, method)
         with torch.device("meta"):
-            shape = AutoModelForCausalLM.from_config(prepare_config(new))
+            shape = auto_class(new.model_type).from_config(prepare_config(new))
         rope = read_rope(text_config(config), method.original_length)
         return new, _extended_rotary(shape, text_config(new), method, rope)
 
@@ -258,8 +262,6 @@ def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: The model's code cannot be run that way.
     """
-    from transformers import AutoModelForCausalLM
-
     text = text_config(config)
     types, used = list(text.layer_types), list[bool]()
 
@@ -279,7 +281,9 @@ def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
     with library_errors(f"cannot tell which layers of {text.model_type} have a rotary embedding", "take another model"):
         with torch.device("meta"):
             # Grouped products of experts on this device want bfloat16.
-            shape = AutoModelForCausalLM.from_config(copy.deepcopy(prepare_config(config)), dtype=torch.bfloat16)
+            shape = auto_class(config.model_type).from_config(
+                copy.deepcopy(prepare_config(config)), dtype=torch.bfloat16
+            )
             shape = shape.eval().requires_grad_(False)
             for rotary in rotary_modules(shape).values():
                 rotary.register_forward_hook(traced)

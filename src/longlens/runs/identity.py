@@ -18,7 +18,8 @@ _NAMES = (
 _WAYS_TO_RUN = (
     "dtype torch_dtype use_cache return_dict output_attentions output_hidden_states chunk_size_feed_forward "
     "pretraining_tp inference_mode runtime_config _attn_implementation _attn_implementation_internal "
-    "attn_implementation _experts_implementation experts_implementation distributed_config"
+    "attn_implementation _experts_implementation experts_implementation distributed_config "
+    "quantization_config"
 )
 _OTHER_USES = (
     "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id id2label label2id problem_type "

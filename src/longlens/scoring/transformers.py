@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +30,7 @@ from longlens.models.forward import (
     running,
     vocabulary_size,
 )
+from longlens.models.quantized import dtype_note, quantization_note, quantization_settings
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
 from longlens.runs.identity import functional_config
@@ -41,6 +43,13 @@ CHUNK_TOKENS = 1024
 """Rows of a chunk where a sequence is fed in chunks (sliding-window layers, eager attention)."""
 ATTENTION_BYTES = 256 * 2**20
 """Bound on the attention matrix of a chunk under eager attention, fp32."""
+QUANTISED_ERROR = 0.1
+"""How far states of quantised products may move, of the largest of them, before a model counts as not causal.
+
+Where activations are quantised as well, rounding of another kernel or batch moves some of them by a whole step: 0.03 of
+the largest state in SmolLM2 (int8 of torchao and bitsandbytes). What leaks moves them by their own size.
+"""
+_LOGGER = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -58,6 +67,7 @@ class TransformersScorer:
         name: What the run is called after; the model's own name unless given.
         source: Where the model came from, for the manifest.
         weights_sha256: Hash of its files; computed from the weights in memory unless given.
+        quantization: How its weights are quantised, for the manifest; what its configuration says unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
         spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
         cache: Policy of the cache that long contexts go through, in chunks; short ones are scored without it.
@@ -76,6 +86,7 @@ class TransformersScorer:
         name: str | None = None,
         source: str = "in memory",
         weights_sha256: str | None = None,
+        quantization: str | None = None,
         batch_tokens: int | None = None,
         spans: Any = "exact",
         cache: CachePolicy | None = None,
@@ -84,6 +95,8 @@ class TransformersScorer:
         self.model, self.tokenizer = model, tokenizer
         self._encoder = TextEncoder(tokenizer, spans=spans)
         self._name, self._source, self._weights_sha256 = name, source, weights_sha256
+        settings = quantization_settings(model.config) if quantization is None else None
+        self._quantization = quantization_note(settings) if settings else quantization or ""
         check_model(model)
         self._config = model.config.get_text_config(decoder=True)
         self._attention = base_attention(self._config._attn_implementation)
@@ -91,7 +104,8 @@ class TransformersScorer:
         self._device = device_of(model)
         self._vocabulary = vocabulary_size(model)
         self._batch_tokens = batch_tokens or default_batch_tokens(self._device)
-        self._pads = not self._forward.by_length
+        self._pads = not (self._forward.by_length or self._forward.by_batch)
+        self._rows: int | None = None
         # Now: what is edited later is not what was checked here.
         self._functional_config = functional_config(model)
         with running(model):
@@ -111,7 +125,7 @@ class TransformersScorer:
             weights_sha256=self._weights_sha256 or _hash_weights(self.model),
             tokenizer_sha256=self._encoder.sha256,
             max_length=model_max_length(self._config),
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=dtype_note(self.model.dtype, self._quantization),
             device=", ".join(devices_of(self.model)),
             attention=str(self._config._attn_implementation),
             bos_token_id=self._encoder.bos_token_id,
@@ -153,7 +167,7 @@ class TransformersScorer:
         # What a policy keeps must not depend on padding.
         for some, pads in ((through_cache, False), (whole, self._pads)):
             lengths = [len(request.token_ids) for request in some]
-            for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens):
+            for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens, rows=self._rows):
                 yield [some[number] for number in numbers]
 
     def _score(self, batch: Sequence[Request]) -> list[Result]:
@@ -238,15 +252,16 @@ class TransformersScorer:
     def _probe(self) -> Head:
         """Holds our log-probabilities against the model's own logits once, on a few tokens."""
         ids = probe_ids(self.model)
-        hidden = self._forward.hidden(ids)[0]
-        logits = self._forward.logits(ids)[0]
+        whole, logits = self._forward.hidden(ids), self._forward.logits(ids)[0]
+        hidden = whole[0]
         if not torch.isfinite(logits).all():
             raise UserError(
                 f"{type(self.model).__name__} gives logits that are not finite in {self.model.dtype}: use another "
                 "`dtype`, or check the weights"
             )
         half = PROBE_TOKENS // 2
-        tolerance = max(64 * torch.finfo(hidden.dtype).eps, 1e-3) * float(hidden.abs().max())
+        noise = QUANTISED_ERROR if self._quantization and not self._quantization.endswith("dequantized") else 1e-3
+        tolerance = max(64 * torch.finfo(hidden.dtype).eps, noise) * float(hidden.abs().max())
         before = self._forward.hidden(ids[:, :half])[0]
         moved = float((before - hidden[:half]).abs().max())
         if moved > tolerance and not self._forward.by_length:
@@ -256,7 +271,16 @@ class TransformersScorer:
             )
         if self._pads:
             padded = torch.cat([ids, torch.where(torch.arange(PROBE_TOKENS, device=ids.device) < half, ids, 0)])
-            self._pads = is_close(self._forward.hidden(padded)[1, :half], before)
+            long, short = self._forward.hidden(padded)
+            self._pads = is_close(short[:half], before) and is_close(long, hidden)
+        if not self._pads:
+            pair = self._forward.hidden(torch.cat([ids[:, :half], ids[:, half:]]))
+            self._rows = None if is_close(pair[0], before) and not self._forward.by_batch else 1
+            _LOGGER.info(
+                "%s is run on %s: its states move when others stand beside them in a batch",
+                type(self.model).__name__,
+                "one sequence at a time" if self._rows else "batches of one length",
+            )
         return find_head(self.model, hidden, logits)
 
 

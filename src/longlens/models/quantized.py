@@ -1,0 +1,132 @@
+"""Quantised checkpoints: what config.json says of them, and what transformers makes of it on this machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from longlens.errors import UserError, one_line, shown
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = {
+    "aqlm": "aqlm[gpu,cpu]",
+    "auto-round": "auto-round",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "kernels",
+    "fp8": "kernels",
+    "gptq": "gptqmodel optimum",
+    "hqq": "hqq",
+    "mxfp4": "kernels triton",
+    "quanto": "optimum-quanto",
+    "quark": "amd-quark",
+    "spqr": "spqr_quant[gpu]",
+    "torchao": "torchao",
+    "vptq": "vptq",
+}
+"""What to install for a ``quant_method``, as the errors of transformers.quantizers name it."""
+
+
+class Quantization(NamedTuple):
+    """How a quantised checkpoint is loaded here.
+
+    Attributes:
+        note: What a manifest says beside the dtype, such as ``fp8``, ``bitsandbytes 4-bit nf4`` or ``fp8 dequantized``,
+            where the weights are widened while they are loaded.
+        dtype: Of what is not quantised, and of the products.
+    """
+
+    note: str
+    dtype: torch.dtype
+
+
+def quantization_settings(config: Any) -> dict[str, Any] | None:
+    """``quantization_config`` of a model's configuration, or of its text part; None where it is not quantised."""
+    for part in (config, config.get_text_config(decoder=True)):
+        found = getattr(part, "quantization_config", None)
+        if found is not None:
+            return dict(found if isinstance(found, Mapping) else found.to_dict())
+    return None
+
+
+def quantization_note(settings: Mapping[str, Any]) -> str:
+    """The method of a ``quantization_config``, and what tells its kinds apart."""
+    method = str(settings.get("quant_method") or "unknown")
+    if settings.get("load_in_4bit"):
+        return f"bitsandbytes 4-bit {settings.get('bnb_4bit_quant_type') or 'fp4'}"
+    if settings.get("load_in_8bit"):
+        return "bitsandbytes 8-bit"
+    if isinstance(settings.get("format"), str):  # of compressed-tensors
+        return f"{method} {settings['format']}"
+    if isinstance(settings.get("bits"), int):
+        return f"{method} {settings['bits']}-bit"
+    kind = settings.get("quant_type")
+    if isinstance(kind, Mapping):  # of torchao: {"default": {"_type": NAME, ...}}
+        first = next(iter(kind.values()), None)
+        kind = first.get("_type") if isinstance(first, Mapping) else first
+    weights = kind if isinstance(kind, str) else settings.get("weights")
+    return f"{method} {weights}" if isinstance(weights, str) else method
+
+
+def dtype_note(dtype: torch.dtype, note: str = "") -> str:
+    """What a manifest calls the dtype of a model, such as ``bfloat16`` or ``bfloat16, fp8``."""
+    return ", ".join([str(dtype).removeprefix("torch."), *([note] if note else [])])
+
+
+def plan_quantization(
+    name: str, config: Any, dtype: torch.dtype, device_map: Any, *, is_asked: bool = False
+) -> Quantization | None:
+    """What transformers will do with a checkpoint, found without its weights; None where it is not quantised.
+
+    Args:
+        name: Of the model, for messages.
+        config: Its configuration.
+        dtype: Wanted.
+        device_map: That it is loaded with.
+        is_asked: Whether the user named the dtype: where it cannot be had, it is refused, else that of the files taken.
+
+    Raises:
+        UserError: The method is unknown, its library is not installed, or it cannot be run on this machine, or not in
+            the dtype that was asked for.
+    """
+    settings = quantization_settings(config)
+    if settings is None:
+        return None
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
+
+    note = quantization_note(settings)
+    method = note.split()[0]
+    is_known = method == "bitsandbytes" or method in AUTO_QUANTIZATION_CONFIG_MAPPING
+    said = f"{shown(name)} is quantised ({note})"
+    if not is_known:  # which transformers would load without, its weights being of another shape and meaning
+        raise UserError(
+            f"{said}, which transformers does not know: give a checkpoint of another method, or the model that it was "
+            "made from"
+        )
+    try:
+        quantizer = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
+        quantizer.validate_environment(device_map=device_map, weights_only=True)
+        loaded = quantizer.update_dtype(dtype)
+    except ImportError as error:
+        package = PACKAGES.get(method)
+        step = f"pip install {package}" if package else one_line(error)
+        raise UserError(f"{said}, and a library that it needs is not installed: {step}") from error
+    except Exception as error:  # what a machine lacks is said in many ways
+        reason = one_line(error).rstrip(".")
+        raise UserError(
+            f"{said} and cannot be run here: {reason}. Run it on a GPU, or give the model that it was made from"
+        ) from error
+    if method == "bitsandbytes":  # keeps what is not quantised as it was saved
+        saved = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+        loaded = saved or loaded
+    if is_asked and loaded != dtype:
+        raise UserError(
+            f"`dtype` is {dtype_note(dtype)}, and {said}, whose other weights are {dtype_note(loaded)} here: leave "
+            "`dtype` out"
+        )
+    is_dequantized = bool(getattr(quantizer.quantization_config, "dequantize", False))
+    return Quantization(f"{note} dequantized" if is_dequantized else note, loaded)
