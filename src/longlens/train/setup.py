@@ -368,6 +368,8 @@ def load_for_training(recipe: Recipe, config: Any) -> Any:
 
 
 def _add_adapters(model: Any, recipe: Recipe) -> Any:
+    import torch
+
     peft: Any = require("peft", extra="train", purpose="lora")
     lora = recipe.lora
     assert lora is not None
@@ -381,7 +383,10 @@ def _add_adapters(model: Any, recipe: Recipe) -> Any:
         modules_to_save=list(lora.modules_to_save) or None,
     )
     try:
-        adapted = peft.get_peft_model(model, config)
+        # The same in every process, of which sharding takes parts, and of any number of them.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.training.seed)
+            adapted = peft.get_peft_model(model, config)
     except ValueError as error:  # peft: no module has such a name
         raise UserError(f"lora: {' '.join(str(error).split())[:300]}: check target_modules") from error
     if recipe.training.gradient_checkpointing:
