@@ -181,7 +181,7 @@ def score_documents(
         with processes.after_first():
             if processes.rank == 0:
                 check_writable(folder, rank=0 if shard is None else shard[0])
-            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray))
+            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray if is_ray else None))
             side = _Side(
                 model=unloaded,
                 out=folder,
@@ -200,14 +200,14 @@ def score_documents(
 
 
 @contextmanager
-def _unloaded(model: str, loading: Loading, engine: Engine | None, ray: Ray | None) -> Iterator[UnloadedModel]:
+def _unloaded(model: str, loading: Loading, engine: Engine, ray: Ray | None) -> Iterator[UnloadedModel]:
     """The model, to be loaded here or by actors of Ray, which end with the block."""
-    if ray is None or ray.ray is None:
+    if ray is None:
         yield UnloadedModel(model, loading, engine)
         return
     from longlens.scoring.ray import RayModel
 
-    with closing(RayModel(model, loading, engine or Engine(), ray)) as there:
+    with closing(RayModel(model, loading, engine, ray)) as there:
         yield there
 
 
@@ -266,7 +266,10 @@ def evaluate_longppl(
     """
     loading, truncation, rule = loading or Loading(), truncation or Truncation(), rule or KeyRule()
     engine = engine or Engine()
-    if (loading.tensor_parallel or 1) > 1 and engine_name(model, engine) == TRANSFORMERS:
+    kinds = {engine_name(model, engine)}
+    if evaluator not in (None, "self", model):
+        kinds.add(engine_name(str(evaluator), engine_for(str(evaluator), engine, kind=evaluator_engine)))
+    if (loading.tensor_parallel or 1) > 1 and TRANSFORMERS in kinds:
         raise UserError(
             "`tensor_parallel` of transformers is for longlens score: score with evaluator and model, then longlens "
             "perplexity; or use `engine=vllm` or `device_map=auto`"

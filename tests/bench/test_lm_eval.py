@@ -266,6 +266,10 @@ def test_a_key_is_sent_to_the_server_that_it_is_for(server, model, monkeypatch, 
     assert SECRET not in json.dumps(settings.recorded_arguments())
     hosts = {"https://api.openai.com/v1#m": SECRET, "http://api.openai.com/v1#m": "", "https://openai.com.h/v1#m": ""}
     assert {host: EngineSettings(model=host).api_key for host in hosts} == hosts
+    monkeypatch.setenv("LONGLENS_API_KEY", "of-the-named-server")
+    named = EngineSettings(model="http://h/v1#m")
+    assert named.api_key == "of-the-named-server"
+    assert named.redact("no entry of-the-named-server") == "no entry ***"
 
 
 @pytest.mark.parametrize("concurrent", [1, 4])

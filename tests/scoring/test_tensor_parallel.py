@@ -161,7 +161,8 @@ def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, wo
 
 
 def test_longppl_names_the_way_in_two_steps(run, work, led):  # noqa: F811
-    error = run(
-        "longppl", "a.txt", "--model", "llama", "--evaluator", "other", "--tensor-parallel", "2", "-o", "o"
-    ).error
-    assert "--tensor-parallel of transformers is for longlens score" in error
+    for model, evaluator in (("llama", "other"), ("http://127.0.0.1:9/v1#m", "llama")):
+        error = run(
+            "longppl", "a.txt", "--model", model, "--evaluator", evaluator, "--tensor-parallel", "2", "-o", "o"
+        ).error
+        assert "--tensor-parallel of transformers is for longlens score" in error

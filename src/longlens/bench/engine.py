@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-from longlens.engines.address import OPENAI_KEY, Server, read_server
+from longlens.engines import is_url
+from longlens.engines.address import KEY, OPENAI_KEY, Server, find_key, read_server
 from longlens.errors import UserError, shown_value
 from longlens.runs.identity import ModelIdentity
 from longlens.settings.options import Loading
@@ -46,8 +47,8 @@ class EngineSettings:
         loading: How the model is loaded.
         batch_size: Prompts at a time, or ``auto``.
         max_length: Tokens that prompt and answer may have; what the model was made for unless given.
-        api_key_env: Environment variable with the key that is sent to the server; without it, `OPENAI_KEY` is sent
-            to `OPENAI_HOSTS` alone.
+        api_key_env: Environment variable with the key that is sent to the server; without it, the key is that of
+            `longlens.engines.address.find_key`.
     """
 
     model: str
@@ -82,7 +83,7 @@ class EngineSettings:
         Raises:
             UserError: Its address names no model.
         """
-        if not self.model.startswith(("http://", "https://")):
+        if not is_url(self.model):
             return None
         return read_server(self.model, secret="name the environment variable that holds the key as `api_key_env`")
 
@@ -91,7 +92,7 @@ class EngineSettings:
         """The key that is sent to the server; empty where none is."""
         if self.api_key_env is not None:
             return os.environ.get(self.api_key_env, "")
-        return os.environ.get(OPENAI_KEY, "") if self.server and self.server.is_openai else ""
+        return find_key(self.server) if self.server else ""
 
     def log_unsent_key(self) -> None:
         """Says so where the environment has a key that the server does not get."""
@@ -118,7 +119,7 @@ class EngineSettings:
 
     def redact(self, text: str) -> str:
         """A text of someone else without the secrets of these settings and of the environment."""
-        secrets = {os.environ.get(name, "") for name in (OPENAI_KEY, "HF_TOKEN", self.api_key_env or OPENAI_KEY)}
+        secrets = {os.environ.get(name, "") for name in (KEY, OPENAI_KEY, "HF_TOKEN", self.api_key_env or KEY)}
         for name, value in self.arguments.items():
             secrets |= set() if name in RECORDED_ARGUMENTS else set(_strings(value))
         for secret in sorted(secrets, key=len, reverse=True):

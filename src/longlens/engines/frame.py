@@ -24,6 +24,11 @@ from longlens.settings.options import Engine, Loading
 from longlens.tokenization import Encoded, TextEncoder
 
 PROBE_TEXT = "In 1998 the old lighthouse, 42 metres high, still burned oil; its keeper (Ann) read a letter by it."
+TOKENIZER_TEXT = (
+    'def area(r):\n    return 3.14159 * r ** 2  # "πr²"\n\nNaïve cafés: 12,345.67 €; Größe, 漢字とかな, Привет, '
+    "مرحبا, 🙂👩‍🚀!\r\n\tI'm sure they'll say it's 2026-11-28.   Zwölf Boxkämpfer jagen Viktor quer über den Deich."
+)
+"""What tokenizers of different models cut differently."""
 PROBE_TOKENS = 24
 PROBE_NATS = 0.3
 """Mean difference of log-probabilities that are the same but for rounding. In bfloat16 single tokens differ by tenths

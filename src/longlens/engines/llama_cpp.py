@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from longlens.engines.frame import EngineScorer, Greedy, engine_encoder
-from longlens.engines.server import TOKENIZER_TEXT
+from longlens.engines.frame import TOKENIZER_TEXT, EngineScorer, Greedy, engine_encoder
 from longlens.errors import UserError, require, shown
 from longlens.models.files import hash_files, load_config, loading_errors, model_max_length
 from longlens.models.resolve import resolve

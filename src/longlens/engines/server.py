@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from longlens.engines.address import Server
-from longlens.engines.frame import EngineScorer
+from longlens.engines.frame import TOKENIZER_TEXT, EngineScorer
 from longlens.engines.http import Http, Refused
 from longlens.errors import UserError, shown, shown_value
 from longlens.models.files import load_tokenizer
@@ -18,11 +18,6 @@ from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
 UNKNOWN = "unknown"
-TOKENIZER_TEXT = (
-    'def area(r):\n    return 3.14159 * r ** 2  # "πr²"\n\nNaïve cafés: 12,345.67 €; Größe, 漢字とかな, Привет, '
-    "مرحبا, 🙂👩‍🚀!\r\n\tI'm sure they'll say it's 2026-11-28.   Zwölf Boxkämpfer jagen Viktor quer über den Deich."
-)
-"""What tokenizers of different models cut differently."""
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -208,11 +208,11 @@ def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scor
         raise UserError(f"`cache` and `cache_chunk` are for `engine={TRANSFORMERS}`: leave them out")
     with library_errors(f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask its makers"):
         scorer: Scorer = make(name, loading, engine)
+        if kind in OWN:
+            scorer.probe()  # type: ignore[attr-defined]  # an EngineScorer, whose module imports tokenizers
     wrong = [part for part in ("info", "encode", "logprobs") if not hasattr(scorer, part)]
     if wrong:
         raise UserError(f"`engine` {shown(kind)} makes {type(scorer).__name__}, which has no {wrong[0]}: mend it")
-    if kind in OWN:
-        scorer.probe()  # type: ignore[attr-defined]  # an EngineScorer, whose module imports tokenizers
     return scorer
 
 

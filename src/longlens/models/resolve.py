@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from longlens.engines import is_url
 from longlens.errors import UserError, library_errors, shown
 from longlens.files import cache_folder, read_json
 
@@ -101,7 +102,7 @@ def resolve(name: str) -> Source:
     Raises:
         UserError: It is a path that does not exist, or a server.
     """
-    if name.startswith(("http://", "https://")):
+    if is_url(name):
         address = name.partition("?")[0]  # a query, and what stands before an @, may be secret
         raise UserError(
             f"{shown(address.rpartition('@')[2])} is a server, and here a model's files are needed: give a hub id, a "

@@ -15,16 +15,18 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
+from longlens.engines import TRANSFORMERS
 from longlens.errors import UserError, one_line
 from longlens.models.files import find_adapter
 from longlens.models.resolve import Source
 from longlens.rope.config import custom_rope_type
-from longlens.runs.processes import ProcessStopped
+from longlens.runs.processes import Processes, ProcessStopped, has_agent_store
 from longlens.settings.options import Loading
 
 _meetings = count()  # of this process, so that the next one finds nothing of the last one in the store
 PATIENCE = timedelta(days=7)
 """So long a follower waits for its leader, which may be reading documents."""
+LEADER_STOPPED = "the leader of a team stopped, and says why: the others stop with it"
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,16 @@ class Team:
             UserError: The number of processes is no multiple of N, or torchrun did not start them.
         """
         size = loading.tensor_parallel or 1
-        if size == 1 or engine != "transformers":
+        if size == 1 or engine != TRANSFORMERS:
             return cls()
-        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if processes % size or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        here = Processes()
+        if here.size % size or not has_agent_store():
             raise UserError(
                 f"`tensor_parallel` is {size}, for which torchrun starts {size} processes or a multiple, and there "
-                f"{'is' if processes == 1 else 'are'} {processes}: start with torchrun --nproc-per-node {size} -m "
+                f"{'is' if here.size == 1 else 'are'} {here.size}: start with torchrun --nproc-per-node {size} -m "
                 "longlens, or use `engine=vllm`, which starts them itself"
             )
-        return cls(size, rank % size, rank // size)
+        return cls(size, here.rank % size, here.rank // size)
 
     @property
     def follows(self) -> bool:
@@ -85,9 +87,9 @@ class Team:
         if kind != "cpu":
             device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
             torch.accelerator.set_device_index(device.index)
-        rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        here = Processes()
         try:
-            store, _, _ = next(iter(rendezvous("env://", rank, processes, timeout=PATIENCE)))
+            store, _, _ = next(iter(rendezvous("env://", here.rank, here.size, timeout=PATIENCE)))
             dist.init_process_group(
                 backend=dist.get_default_backend_for_device(kind),
                 store=PrefixStore(f"tensor_parallel/{next(_meetings)}/{self.number}", store),
@@ -98,7 +100,7 @@ class Team:
             )
         except dist.DistError as error:
             if self.follows:
-                raise ProcessStopped("the leader of a team stopped, and says why: the others stop with it") from error
+                raise ProcessStopped(LEADER_STOPPED) from error
             raise UserError(
                 f"the processes of a team do not find each other: {one_line(error)}: run it again"
             ) from error

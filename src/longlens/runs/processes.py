@@ -31,6 +31,11 @@ _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _runs = count()
 
 
+def has_agent_store() -> bool:
+    """Whether torchrun's agent has the store of the run, which then outlives each of its processes."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 class ProcessStopped(UserError):
     """Another process of the run has failed and says why; this one has nothing to add."""
 
@@ -82,7 +87,7 @@ class Processes:
         # Runs of one process come one after the other, and torchrun may start all processes anew.
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = PrefixStore(f"longlens/{restart}/{next(_runs)}", _shared_store(self.rank, self.size))
-        self._hosts = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._hosts = self.rank == 0 and not has_agent_store()
 
     @contextmanager
     def stopping_others(self) -> Iterator[None]:

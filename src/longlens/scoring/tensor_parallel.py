@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longlens.errors import UserError
 from longlens.models.forward import running
-from longlens.models.tensor_parallel import PATIENCE, Team
+from longlens.models.tensor_parallel import LEADER_STOPPED, PATIENCE, Team
 from longlens.runs.processes import ProcessStopped
 from longlens.scoring.scorer import Request, Result
 from longlens.scoring.transformers import TransformersScorer
@@ -64,7 +64,7 @@ class TeamScorer(TransformersScorer):
 
         Raises:
             ProcessStopped: The leader stopped.
-        UserError: This process has not enough memory; the leader, which waits for it, is ended by torchrun.
+            UserError: This process has not enough memory; the leader, which waits for it, is ended by torchrun.
         """
         while (count := int(self._hear(1))) > 0:
             lengths, starts, is_short = self._hear(3 * count).view(count, 3).T.tolist()
@@ -90,5 +90,5 @@ class TeamScorer(TransformersScorer):
         try:
             dist.broadcast(numbers, group_src=0, group=self._control)
         except RuntimeError as error:  # of gloo: the leader has gone
-            raise ProcessStopped("the leader of a team stopped, and says why: the others stop with it") from error
+            raise ProcessStopped(LEADER_STOPPED) from error
         return numbers
