@@ -375,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 EXAMPLES = (
     "score --length 131071 --documents 50 --device h100 --devices 8",
     "train --length 32768 --precision bfloat16 --device h100 --devices 8",
-    "train prolong-64k --device h100 --devices 8 --sharding fsdp",
+    "train prolong-64k --device h100 --devices 8",
     "train --length 32768 --lora 16 --dtype bfloat16 --gradient-checkpointing --device h100",
 )
 

@@ -14,6 +14,7 @@ from longlens.planning.devices import DEVICES, Rates, find_device, measure, smal
 from longlens.planning.score import document_requests, plan_batches, plan_score
 from longlens.planning.train import parse_loss, plan_train
 from longlens.scoring.transformers import TransformersScorer
+from tests.families import family_model
 from tests.tiny import byte_tokenizer, tiny_model
 
 H100 = DEVICES["h100"]
@@ -73,6 +74,19 @@ def test_the_answer_of_a_plan_follows_from_its_parts():
     )
     assert alone.seconds == pytest.approx(2 * plan.seconds)
     assert alone.memory.weights < plan.memory.weights
+
+
+def test_a_plan_says_in_which_type_quantised_weights_are_counted():
+    config = tiny_model("llama").config
+    config.quantization_config = {"quant_method": "fp8"}
+    plan = plan_score(config, length=300, context=None, device=H100)
+    assert plan.notes == ("its weights are quantised (fp8), and are counted in bfloat16",)
+
+
+def test_a_multimodal_model_is_planned_as_it_is_scored():
+    model = family_model("llava")
+    plan = plan_score(model.config, length=300, context=64, stride=32, device=H100)
+    assert plan.num_parameters == model.num_parameters()
 
 
 def test_many_documents_cost_as_many_times_as_much():
@@ -219,7 +233,9 @@ def test_options_that_contradict_each_other_are_one_line(model):
 
 def test_a_recipe_is_planned_as_it_is_trained(model, tmp_path):
     asked = ["--model", model, "--device", "h100", "--devices", "8", "--json"]
-    content = json.loads(command("train", "longce-pg19-pi", *asked, "--sharding", "fsdp").stdout)
+    content = json.loads(command("train", "longce-pg19-pi", *asked).stdout)
+    whole = json.loads(command("train", "longce-pg19-pi", *asked, "--sharding", "ddp").stdout)
+    assert content["memory_by_part"]["optimizer"] == pytest.approx(whole["memory_by_part"]["optimizer"] / 8)
     assert content["length"] == 32768
     assert content["overhead"] > 0
     assert content["notes"] == []

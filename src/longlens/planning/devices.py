@@ -193,19 +193,20 @@ def measure(
         clock: Seconds so far; the process's CPU time is moved less by other work on the machine.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from longlens.logprobs import Head, token_logprobs
     from longlens.models.forward import Forward, running
     from longlens.models.load import resolve_device
     from longlens.planning.model import TracedModel
+    from longlens.rope.config import auto_class
 
     where = resolve_device(device)
     kind = getattr(torch, dtype)
     small = small_config(config)
     traced = TracedModel(small, dtype=kind, attention=attention, on_gpu=where.type == "cuda")
     with where:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(small), dtype=kind, attn_implementation=attention).eval()
+        auto = auto_class(small.model_type)
+        model = auto.from_config(copy.deepcopy(small), dtype=kind, attn_implementation=attention).eval()
     forward = Forward(model)
 
     def timed(call: Callable[[], Any]) -> float:

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
@@ -20,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from longlens.errors import UserError, library_errors
 from longlens.models.forward import Forward
 from longlens.planning.trace import PLANNED, AttentionCall, HeadStandIn, Pass, Tracer, Work, tracing
+from longlens.rope.config import auto_class
 from longlens.scoring.transformers import CHUNK_TOKENS
 
 PROBES = (32, 64)
@@ -58,9 +58,11 @@ class TracedModel:
             no_init_weights(),
             library_errors(f"{name} cannot be planned", "give a causal language model of transformers"),
         ):
-            self.model = transformers.AutoModelForCausalLM.from_config(
-                self.config, dtype=dtype, attn_implementation=PLANNED, trust_remote_code=trust_remote_code
-            ).eval()
+            self.model = (
+                auto_class(self.config.model_type)
+                .from_config(self.config, dtype=dtype, attn_implementation=PLANNED, trust_remote_code=trust_remote_code)
+                .eval()
+            )
             self.model.tie_weights()  # a part of what was left out
         self.forward = Forward(self.model)
         self.by_length = self.forward.by_length

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from longlens.errors import UserError, library_errors, shown
 from longlens.models import load_config, resolve
+from longlens.models.quantized import quantization_note, quantization_settings
 from longlens.planning.devices import Device, Rates, find_device, measure, this_machine
 from longlens.planning.model import TracedModel
 from longlens.planning.trace import Work
@@ -171,11 +172,7 @@ class ScorePlan:
             "tokens": self.tokens,
             "batch_tokens": self.batch_tokens,
             "devices": self.devices,
-            "device": {
-                "name": self.device.name,
-                "memory_bytes": self.device.memory_bytes,
-                "source": self.device.source,
-            },
+            "device": self.device.to_json(),
             "flops_by_part": {"long": asdict(self.long), "short": asdict(self.short)},
             "memory_by_part": asdict(self.memory),
             "notes": list(self.notes),
@@ -207,7 +204,6 @@ def plan_for(
     loading: Loading,
     *,
     length: int,
-    window: int,
     trains: bool = False,
 ) -> tuple[Any, Device, Rates | None]:
     """The configuration of a model, the device that is planned for, and what was measured of it.
@@ -217,7 +213,6 @@ def plan_for(
         hardware: What is given of it.
         loading: How the model is loaded.
         length: Tokens of a document or row.
-        window: Tokens of a window.
         trains: Whether a backward pass is to be measured.
 
     Raises:
@@ -332,6 +327,9 @@ def plan_score(
     notes: list[str] = []
     if fits is False:
         notes = _advice(traced, device, memory, requests, at_once)
+    settings = quantization_settings(config)
+    if settings is not None:
+        notes.append(f"its weights are quantised ({quantization_note(settings)}), and are counted in {kind}")
     if rates is None:
         rates = device.rates(kind, utilization)
     at_work = 1 if device_map else min(devices, documents * tensor_parallel)

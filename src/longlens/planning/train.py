@@ -95,11 +95,7 @@ class TrainPlan:
             "length": self.length,
             "batch_size": self.batch_size,
             "devices": self.devices,
-            "device": {
-                "name": self.device.name,
-                "memory_bytes": self.device.memory_bytes,
-                "source": self.device.source,
-            },
+            "device": self.device.to_json(),
             "flops_by_part": {name: asdict(getattr(self, name)) for name in ("step", "short", "once")},
             "memory_by_part": asdict(self.memory),
             "notes": list(self.notes),
@@ -316,6 +312,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         "gradient_checkpointing": training.gradient_checkpointing,
         "lora": None if recipe.lora is None else recipe.lora.r,
         "target_modules": target,
+        "sharding": training.sharding or "ddp",
         "tokens": training.steps * training.batch_size * length if training.steps and length else None,
     }
 

@@ -50,7 +50,7 @@ def plan_score_command(
     if long_only:
         o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
     contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
-    config, device, rates = plan_for(model, hardware, loading, length=length, window=contexts[0] + strides[0])
+    config, device, rates = plan_for(model, hardware, loading, length=length)
     found = plan_score(
         config,
         name=model,
@@ -94,7 +94,9 @@ def plan_train_command(
         bool, typer.Option("--gradient-checkpointing", help="Compute activations again in the backward pass.")
     ] = False,
     lora: Annotated[int | None, typer.Option(help="Rank of LoRA adapters in place of all weights.")] = None,
-    sharding: Annotated[str, typer.Option(help="ddp (whole on each device), fsdp or zero3.")] = "ddp",
+    sharding: Annotated[
+        str | None, typer.Option(help="ddp (whole on each device), fsdp or zero3.  [default: ddp, or the recipe's]")
+    ] = None,
     context_parallel: Annotated[int, typer.Option(help="Devices that share each row.")] = 1,
     tokens: Annotated[float | None, typer.Option(help="Tokens to train on, such as 1e9, for the time of all.")] = None,
     loading: Annotated[Loading, Part(LOADED, defaults={"dtype": "float32"})],
@@ -127,6 +129,7 @@ def plan_train_command(
             "attention": loading.attention or "sdpa",
             "gradient_checkpointing": gradient_checkpointing,
             "lora": lora,
+            "sharding": sharding or "ddp",
             "tokens": tokens,
         }
     else:
@@ -134,24 +137,19 @@ def plan_train_command(
         o.refuse(command, "beside a recipe, which says it", *useless, "gradient_checkpointing", "attention")
         runs = read_recipe(recipe, trust_remote_code=loading.trust_remote_code).runs
         settings = recipe_settings(next(iter(runs.values())))
-        given = {"model": model, "length": length, "tokens": tokens}
+        given = {"model": model, "length": length, "sharding": sharding, "tokens": tokens}
         settings |= {name: value for name, value in given.items() if value is not None}
     for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
         if settings[name] is None:
             raise UserError(f"nothing says which `{name}` is planned: give `{example}`")
     total = settings.pop("tokens")
-    chosen = settings["longce"]
-    window = settings["length"] if chosen is None else chosen.context + chosen.stride
-    config, device, rates = plan_for(
-        settings["model"], hardware, loading, length=settings["length"], window=window, trains=True
-    )
+    config, device, rates = plan_for(settings["model"], hardware, loading, length=settings["length"], trains=True)
     found = plan_train(
         config,
         name=settings.pop("model"),
         **settings,
         device=device,
         devices=hardware.devices,
-        sharding=sharding,  # type: ignore[arg-type]  # checked there
         context_parallel=context_parallel,
         rates=rates,
         utilization=hardware.utilization,
