@@ -51,6 +51,7 @@ class Fake:
         self.number, self.in_flight, self.most_in_flight = 0, 0, 0
         self.keys: Counter[str] = Counter()
         self.location = ""
+        self.raw: tuple[int, bytes, dict[str, str]] | None = None  # what it says to everything
         self._seen: dict[Any, list[float]] = {}
         self._known: dict[tuple[int, ...], list[float]] = {}
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
@@ -104,7 +105,9 @@ class Fake:
         if self._stopping.is_set():
             to.close_connection = True
             return
-        if self.location:
+        if self.raw is not None:
+            self.send(to, *self.raw)
+        elif self.location:
             self.send(to, 307, {}, {"Location": self.location})
         elif self.key and to.headers.get("authorization") != f"Bearer {self.key}":
             self.send(to, 401, {"error": {"message": f"wrong key: {to.headers.get('authorization')}"}})
@@ -160,7 +163,7 @@ class Fake:
                 self.in_flight -= 1
 
     def send(self, to: Any, status: int, content: Any, headers: Any = None, *, cut: bool = False) -> None:
-        data = json.dumps(content).encode()
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         data = data[: len(data) // 2] if cut else data
         to.send_response(status)
         for name, value in {

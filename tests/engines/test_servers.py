@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import logging
 import shutil
@@ -337,6 +338,65 @@ def test_a_key_goes_to_the_host_that_it_is_for(serve, tokenizer, monkeypatch):
     monkeypatch.setenv("LONGLENS_API_KEY", f"{SECRET}\nX-Other: 1")
     with pytest.raises(UserError, match="the key in LONGLENS_API_KEY has characters that no key has") as caught:
         load(fake, tokenizer)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "said"),
+    [
+        (200, b"<html>Welcome</html>", {"Content-Type": "text/html; charset=utf-8"}, r"/v1/models is a web page: give"),
+        (200, b"[" * 200_000, {}, r"\(attempt 5 of 5\): an answer that is no JSON"),
+        (422, b"[" * 200_000, {}, r"does not list its models \(status 422\)"),
+        (
+            200,
+            gzip.compress(b" " * 2**21),
+            {"Content-Encoding": "gzip"},
+            "gives an answer of more than 1,048,576 bytes",
+        ),
+        (307, b"", {"Location": "http://[broken"}, "redirects to 'a broken address', which is not followed"),
+        (308, b"", {"Location": f"/v2/models?key={SECRET}"}, "redirects to '/v2/models', which is not followed"),
+        (429, b"", {"Retry-After": "Mon, 01 Jan 0001 00:00:00 -0000"}, r"\(attempt 5 of 5\): status 429"),
+    ],
+)
+def test_what_is_no_answer_is_one_line(serve, tokenizer, monkeypatch, status, body, headers, said):
+    monkeypatch.setattr("longlens.engines.http.MOST_BYTES", 2**20)
+    fake = serve()
+    fake.raw = (status, body, headers)
+    with pytest.raises(UserError, match=said) as caught:
+        load(fake, tokenizer)
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST"])
+def test_no_proxy_is_asked_for_a_server_of_this_machine(serve, tokenizer, monkeypatch, host):
+    fake, proxy = serve(), serve()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+    load_scorer(fake.url.replace("127.0.0.1", host), tokenizer=tokenizer)
+    assert fake.requests
+    assert not proxy.requests
+    with pytest.raises(UserError, match="elsewhere"):
+        load_scorer("http://elsewhere.invalid/v1#none", tokenizer=tokenizer)
+    assert proxy.requests
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "gopher://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_named(tokenizer, monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(UserError, match=r"no connection to elsewhere\.invalid can be made: .*: check HTTP_PROXY"):
+        load_scorer("http://elsewhere.invalid/v1#none", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("scheme", ["HTTP", "Https"])
+def test_a_scheme_in_capitals_is_one(serve, tokenizer, scheme):
+    if scheme == "HTTP":
+        load_scorer(serve().url.replace("http", scheme), tokenizer=tokenizer)
+    with pytest.raises(UserError, match="has a user name, a password or a query") as caught:
+        load_scorer(f"{scheme}://user:{SECRET}@h/v1#m")
     assert SECRET not in str(caught.value)
 
 

@@ -76,7 +76,7 @@ OWN = {
 
 def is_url(name: str) -> bool:
     """Whether the name of a model is a server's."""
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
 
 
 def engine_name(name: str, engine: Engine) -> str:

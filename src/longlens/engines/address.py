@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -31,6 +32,15 @@ class Server(NamedTuple):
         """The address without its path, below which servers have what is not of OpenAI."""
         parts = urlsplit(self.address)
         return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine."""
+        name = urlsplit(self.address).hostname or ""
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return name == "localhost"
 
     @property
     def is_openai(self) -> bool:

@@ -22,7 +22,7 @@ import httpx2
 import tenacity
 
 from longlens.engines.address import KEY, Server, find_key
-from longlens.errors import UserError, one_line, shown
+from longlens.errors import UserError, library_errors, one_line, shown
 from longlens.scoring.scorer import Request
 
 CONCURRENCY = 8
@@ -38,6 +38,9 @@ CONNECT_SECONDS = 10.0
 SECONDS = 120.0
 SECONDS_PER_TOKEN = 0.005
 """A request may take so long for each token in flight: the server may take the others first."""
+MOST_BYTES = 2**26
+MOST_BYTES_PER_TOKEN = 2**10
+"""An answer may be so large, unpacked; an entry of a log-probability has about 100 bytes."""
 _LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -82,12 +85,18 @@ class Http:
         self._attempts, self._seconds, self._back_off = attempts, seconds, back_off
         self._in_flight = 0
         self._key = find_key(server)
-        self._client = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx2.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
-            follow_redirects=False,
-        )
+        with library_errors(
+            f"no connection to {server.host} can be made",
+            "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE in the environment, or unset them",
+        ):
+            self._client = httpx2.AsyncClient(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+                limits=httpx2.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
+                follow_redirects=False,
+                # A proxy elsewhere does not reach the servers of this machine.
+                mounts={f"all://{urlsplit(server.address).netloc}": None} if server.is_loopback else None,
+            )
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=_run, args=(self._loop, self._client), daemon=True, name="longlens-http").start()
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
@@ -189,7 +198,7 @@ class Http:
             ):
                 with attempt:
                     number = attempt.retry_state.attempt_number
-                    return await self._once(method, path, body)
+                    return await self._once(method, path, body, MOST_BYTES + MOST_BYTES_PER_TOKEN * tokens)
             raise AssertionError
         except _Again as error:
             raise UserError(
@@ -199,12 +208,15 @@ class Http:
         finally:
             self._in_flight -= tokens
 
-    async def _once(self, method: str, path: str, body: Any) -> Any:
+    async def _once(self, method: str, path: str, body: Any, most_bytes: int) -> Any:
         base = self.server.root if path.startswith("/") else self.server.address
         seconds = self._seconds + SECONDS_PER_TOKEN * self._in_flight
         try:
-            async with asyncio.timeout(seconds):
-                response = await self._client.request(method, f"{base}/{path.lstrip('/')}", json=body)
+            async with (
+                asyncio.timeout(seconds),
+                self._client.stream(method, f"{base}/{path.lstrip('/')}", json=body) as response,
+            ):
+                content = await self._read(response, most_bytes)
         except TimeoutError as error:
             raise _Again(f"no answer within {seconds:.0f} s", is_late=True) from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
@@ -214,30 +226,47 @@ class Http:
             raise _Again(f"{type(error).__name__} ({self.redact(one_line(error))})", is_down=is_down) from error
         status = response.status_code
         if status in (408, 429) or status >= 500:
-            raise _Again(f"status {status} ({self._said(response)})", self._retry_after(response))
+            raise _Again(f"status {status} ({self._said(content)})", self._retry_after(response))
         if 300 <= status < 400:
-            target = urlsplit(response.headers.get("location", "")).hostname or ""
             raise UserError(
-                f"the server {self.server.host} redirects to {shown(target)}, which is not followed, as the key is not "
-                "sent elsewhere: give that address"
+                f"the server {self.server.host} redirects to {shown(_place(response.headers.get('location', '')))}, "
+                "which is not followed, as the key is not sent elsewhere: give that address"
             )
         if status in (401, 403):
             step = "correct the key in" if self._key else "put its key into"
             raise UserError(f"the server {self.server.host} refuses access (status {status}): {step} {KEY}")
         if status >= 400:
-            raise Refused(status, self._said(response))
+            raise Refused(status, self._said(content))
+        if response.headers.get("content-type", "").lower().startswith("text/html"):
+            raise UserError(
+                f"{base}/{path.lstrip('/')} is a web page: give the address of the server's API, such as "
+                "http://localhost:8000/v1#NAME"
+            )
         try:
-            return json.loads(response.content)
-        except ValueError as error:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise _Again("an answer that is no JSON, or is cut short") from error
 
-    def _said(self, response: httpx2.Response) -> str:
-        text = response.text
+    async def _read(self, response: httpx2.Response, most_bytes: int) -> bytes:
+        """The body, unpacked; a server that is wrong or hostile does not fill the memory."""
+        parts, size = [], 0
+        async for part in response.aiter_bytes():
+            parts.append(part)
+            size += len(part)
+            if size > most_bytes:
+                raise UserError(
+                    f"the server {self.server.host} gives an answer of more than {most_bytes:,} bytes: see its log, "
+                    "and docs/engines.md for what it must be started with"
+                )
+        return b"".join(parts)
+
+    def _said(self, content: bytes) -> str:
+        text = content.decode(errors="replace")
         try:
-            content = json.loads(text)
-            error = content.get("error", content)
+            found = json.loads(text)
+            error = found.get("error", found)
             text = str(error.get("message", error) if isinstance(error, dict) else error)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             pass
         return self.redact(one_line(ValueError(text)) if text.strip() else "no message")
 
@@ -245,7 +274,7 @@ class Http:
         value = response.headers.get("retry-after", "")
         try:
             seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
         if seconds > LONGEST_RETRY_AFTER:
             raise UserError(
@@ -263,6 +292,15 @@ class Http:
         error = None if state.outcome is None else state.outcome.exception()
         level = logging.INFO if state.attempt_number == 3 else logging.DEBUG
         _LOGGER.log(level, "%s: attempt %d failed, trying again: %s", self.server.host, state.attempt_number, error)
+
+
+def _place(location: str) -> str:
+    """The host that a redirection names, or the path on the same one; no query, in which a key may be."""
+    try:
+        parts = urlsplit(location)
+        return parts.hostname or parts.path
+    except ValueError:
+        return "a broken address"
 
 
 def _run(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:

@@ -204,8 +204,6 @@ def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
         )
     llama_cpp = require("llama_cpp", extra="llama-cpp", purpose="`engine=llama-cpp`")
     batch_tokens = BATCH_TOKENS if loading.batch_tokens is None else loading.batch_tokens
-    if batch_tokens < 1:
-        raise UserError(f"`batch_tokens` is {batch_tokens}; expected at least 1, or leave it out")
     if loading.dtype not in KV_TYPES:
         raise UserError(f"`dtype` is {loading.dtype!r}; expected {', '.join(KV_TYPES)} for `engine=llama-cpp`")
     precise = KV_TYPES[loading.dtype]

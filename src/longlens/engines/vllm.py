@@ -161,8 +161,6 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     if longest is None:
         raise UserError(f"the config of {shown(name)} names no length: give `max_model_len`, in tokens")
     batch_tokens = BATCH_TOKENS if loading.batch_tokens is None else loading.batch_tokens
-    if batch_tokens < 1:
-        raise UserError(f"`batch_tokens` is {batch_tokens}; expected at least 1, or leave it out")
     version = metadata.version("vllm")
     step = (
         f"read its log above (vLLM {version}, tested with {_TESTED}); where memory is short, a smaller `max_model_len` "
