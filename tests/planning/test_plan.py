@@ -12,8 +12,9 @@ from longlens.cli.app import app
 from longlens.losses import ChunkedLongCE, LongCE
 from longlens.planning.devices import DEVICES, Rates, find_device, measure, small_config
 from longlens.planning.score import document_requests, plan_batches, plan_score
-from longlens.planning.train import parse_loss, plan_train
+from longlens.planning.train import parse_loss, plan_train, recipe_settings
 from longlens.scoring.transformers import TransformersScorer
+from longlens.train.recipe import read_recipe
 from tests.families import family_model
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -162,12 +163,37 @@ def test_context_parallelism_divides_the_sequence():
         ({"devices": 4, "context_parallel": 3}, "`context_parallel` is 3"),
         ({"devices": 4, "batch_size": 6}, "`batch_size` is 6 rows"),
         ({"length": 1}, "`length` is 1; expected at least 2"),
+        *(({name: 0}, f"`{name}` is 0; expected at least 1") for name in ("batch_size", "per_device_batch_size")),
+        ({"lora": -1}, "`lora` is -1; expected at least 1"),
+        ({"precision": "bf16"}, "`precision` is 'bf16'; expected one of float32, bfloat16, float16"),
+        ({"dtype": "auto"}, "`dtype` is 'auto'; expected one of float32"),
+        ({"attention": "flash"}, "`attention` is 'flash'; expected one of sdpa, eager, flash_attention_2"),
         ({"longce": LongCE(context=64, stride=8)}, "`context` is 64 and rows have 64 tokens"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, said):
     with pytest.raises(longlens.UserError, match=said):
         plan_train(tiny_model("llama").config, **{"length": 64, "device": H100, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_tokens": 0}, "`batch_tokens` is 0; expected at least 1"),
+        ({"dtype": "int8"}, "`dtype` is 'int8'; expected one of float32"),
+        ({"attention": "flash"}, "`attention` is 'flash'; expected one of sdpa"),
+        ({"devices": 3, "tensor_parallel": 3}, "cannot be shared by `tensor_parallel=3`: it has 4 num_attention_heads"),
+    ],
+)
+def test_settings_that_no_run_takes_are_refused(settings, said):
+    with pytest.raises(longlens.UserError, match=said):
+        plan_score(tiny_model("llama").config, **{"length": 64, "device": H100, **settings})
+
+
+def test_adapters_of_modules_whose_weights_are_used_without_calling_them():
+    config = transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8)
+    plan = plan_train(config, length=64, lora=4, device=H100)
+    assert 0 < plan.num_trained < plan.num_parameters
 
 
 def test_devices_by_name_and_by_numbers():
@@ -239,10 +265,31 @@ def test_a_recipe_is_planned_as_it_is_trained(model, tmp_path):
     assert content["length"] == 32768
     assert content["overhead"] > 0
     assert content["notes"] == []
+    assert json.loads(command("train", "longce-pg19-pi", *asked).stdout)["memory_by_part"] == content["memory_by_part"]
+    whole = json.loads(command("train", "longce-pg19-pi", *asked, "--sharding", "ddp").stdout)
+    assert whole["memory_by_part"]["optimizer"] == pytest.approx(8 * content["memory_by_part"]["optimizer"])
     done = command("train", "longce-pg19-pi", *asked, "--loss", "ce")
     assert "--loss would have no effect beside a recipe" in str(done.exception)
     done = command("train", "--model", model)
     assert "nothing says which --length is planned: give --length 32768" in str(done.exception)
+
+
+def test_the_sliding_window_that_a_recipe_turns_off_is_not_planned(tmp_path):
+    config, model = tmp_path / "config.json", tiny_model("mistral-sliding").config
+    config.write_text(json.dumps(model.to_dict()))
+    asked = ["longce-mistral", "--model", config, "--device", "h100", "--devices", "8"]
+    found = json.loads(command("train", *asked, "--json").stdout)
+    settings = recipe_settings(read_recipe("longce-mistral").runs["."]) | {"model": model}
+    del settings["tokens"]
+    windowed = plan_train(**settings, device=H100, devices=8)  # whose mask makes sdpa compute the whole square
+    assert found["flops_by_part"]["step"]["attention"] < 0.6 * windowed.step.attention
+    config.write_text(json.dumps(tiny_model("llama").config.to_dict()))
+    assert "llama has no sliding window to turn off" in str(command("train", *asked).exception)
+
+
+def test_the_first_run_of_a_sweep_is_planned_and_said(model):
+    said = command("train", "prolong-64k-theta", "--model", model, "--device", "h100", "--devices", "8")
+    assert "a sweep of 3 runs, of which the first is planned: extend.theta=5e5" in said.stderr
 
 
 def test_training_that_does_not_fit_is_told_what_would():

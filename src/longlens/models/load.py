@@ -256,8 +256,6 @@ def load_transformers(
         UserError: No such model or policy, not a causal language model, or it cannot be loaded as asked.
     """
     loading = loading or Loading()
-    if loading.batch_tokens is not None and loading.batch_tokens < 1:
-        raise UserError(f"`batch_tokens` is {loading.batch_tokens}; expected at least 1, or leave it out")
     source = resolve(name)
     check_folder(source)
     check_hub(source)  # before torch is imported

@@ -24,6 +24,7 @@ from longlens.runs.processes import Processes, ProcessStopped, has_agent_store
 from longlens.settings.options import Loading
 
 _meetings = count()  # of this process, so that the next one finds nothing of the last one in the store
+_INSTEAD = "leave it out, or use `device_map=auto`"
 PATIENCE = timedelta(days=7)
 """So long a follower waits for its leader, which may be reading documents."""
 LEADER_STOPPED = "the leader of a team stopped, and says why: the others stop with it"
@@ -131,23 +132,41 @@ def check_model(name: str, source: Source, config: Any, loading: Loading) -> Non
     for option, is_given in (("device", loading.device != "auto"), ("device_map", loading.device_map is not None)):
         if is_given:
             raise UserError(f"`{option}` would have no effect with `tensor_parallel`: leave it out")
-    text = config.get_text_config(decoder=True)
-    what = f"{name} cannot be shared by `tensor_parallel={size}`"
-    instead = "leave it out, or use `device_map=auto`"
+    what = _cannot(name, size)
     kinds = {
         "it is a .gguf file, which is read whole": source.gguf is not None,
         "it is an adapter": find_adapter(source) is not None,
         f"its positions are of {custom_rope_type(config)}": custom_rope_type(config) is not None,
-        f"transformers has no tensor-parallel plan for {type(text).__name__}": not text.base_model_tp_plan,
     }
     for reason, holds in kinds.items():
         if holds:
-            raise UserError(f"{what}: {reason}: {instead}")
+            raise UserError(f"{what}: {reason}: {_INSTEAD}")
+    check_shared(name, config, size)
+
+
+def check_shared(name: str, config: Any, size: int) -> None:
+    """Refuses a configuration that transformers' tensor-parallel plan cannot divide.
+
+    Args:
+        name: Of the model.
+        config: Of it.
+        size: N, processes that share a model.
+
+    Raises:
+        UserError: There is no plan for it, or N does not divide its heads.
+    """
+    text, what = config.get_text_config(decoder=True), _cannot(name, size)
+    if not text.base_model_tp_plan:
+        raise UserError(f"{what}: transformers has no tensor-parallel plan for {type(text).__name__}: {_INSTEAD}")
     for field in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(text, field, None)
         uneven = [count for count in (heads if isinstance(heads, list) else [heads]) if count and count % size]
         if uneven:
             raise UserError(f"{what}: it has {uneven[0]} {field}: use a number that divides them")
+
+
+def _cannot(name: str, size: int) -> str:
+    return f"{name} cannot be shared by `tensor_parallel={size}`"
 
 
 def sharing(config: Any, loading: Loading) -> dict[str, Any]:

@@ -16,14 +16,31 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from longlens.errors import UserError, library_errors
+from longlens.errors import UserError, library_errors, shown_value
 from longlens.models.forward import Forward
-from longlens.planning.trace import PLANNED, AttentionCall, HeadStandIn, Pass, Tracer, Work, tracing
+from longlens.planning.trace import FLASH, PLANNED, AttentionCall, HeadStandIn, Pass, Tracer, Work, tracing
 from longlens.rope.config import auto_class
 from longlens.scoring.transformers import CHUNK_TOKENS
 
+ATTENTIONS = ("sdpa", "eager", *FLASH)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBES = (32, 64)
 """Tokens of the passes that are traced for arithmetic."""
+
+
+def named_dtype(name: str, value: str) -> torch.dtype:
+    """A type of floating-point numbers by its name.
+
+    Args:
+        name: Of the parameter, for the message.
+        value: One of `DTYPES`.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    if value not in DTYPES:
+        raise UserError(f"`{name}` is {shown_value(value)}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[value]
 
 
 class TracedModel:
@@ -37,7 +54,7 @@ class TracedModel:
         trust_remote_code: Runs code that comes with the model.
 
     Raises:
-        UserError: transformers has no such causal language model.
+        UserError: No such attention, or transformers has no such causal language model.
     """
 
     def __init__(
@@ -49,6 +66,8 @@ class TracedModel:
         on_gpu: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
+        if attention not in ATTENTIONS:
+            raise UserError(f"`attention` is {shown_value(attention)}; expected one of {', '.join(ATTENTIONS)}")
         self.attention, self.on_gpu = attention, on_gpu
         self._mode = FakeTensorMode()
         self.config = copy.deepcopy(config)
@@ -347,6 +366,16 @@ class _Adapted(nn.Module):
         self.base = base
         self.down = nn.Linear(base.in_features, r, bias=False, dtype=torch.float32)
         self.up = nn.Linear(r, base.out_features, bias=False, dtype=torch.float32)
+
+    @property
+    def weight(self) -> Tensor:
+        """The module's own, which some models use without calling the module."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The module's own."""
+        return self.base.bias
 
     def forward(self, states: Tensor) -> Tensor:
         result: Tensor = self.base(states)

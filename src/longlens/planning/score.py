@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from longlens.errors import UserError, library_errors, shown
 from longlens.models import load_config, resolve
 from longlens.models.quantized import quantization_note, quantization_settings
+from longlens.models.tensor_parallel import check_shared
 from longlens.planning.devices import Device, Rates, find_device, measure, this_machine
-from longlens.planning.model import TracedModel
+from longlens.planning.model import TracedModel, named_dtype
 from longlens.planning.trace import Work
 from longlens.settings.options import CONTEXT, STRIDE, Hardware, Loading
 from longlens.windows import plan_windows
@@ -289,12 +290,11 @@ def plan_score(
     Raises:
         UserError: No such model, one that cannot be planned, or settings that no window can be made of.
     """
-    import torch
-
     from longlens.models.forward import BATCH_TOKENS
 
-    for what, value in (("length", length), ("documents", documents), ("devices", devices)):
-        if value < 1:
+    numbers = (("length", length), ("documents", documents), ("devices", devices), ("batch_tokens", batch_tokens))
+    for what, value in numbers:
+        if value is not None and value < 1:
             raise UserError(f"`{what}` is {value}; expected at least 1")
     if tensor_parallel < 1 or devices % tensor_parallel or (device_map and tensor_parallel > 1):
         raise UserError(
@@ -302,10 +302,12 @@ def plan_score(
             "device map beside it"
         )
     config = find_config(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
+    if tensor_parallel > 1:
+        check_shared(name or type(config).__name__, config, tensor_parallel)
     kind = ("bfloat16" if device.on_gpu else "float32") if dtype == "auto" else dtype
     traced = TracedModel(
         config,
-        dtype=getattr(torch, kind),
+        dtype=named_dtype("dtype", kind),
         attention=attention,
         on_gpu=device.on_gpu,
         trust_remote_code=trust_remote_code,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from longlens.errors import UserError, shown_value
 from longlens.planning.devices import Device, Rates
-from longlens.planning.model import TracedModel
+from longlens.planning.model import TracedModel, named_dtype
 from longlens.planning.score import RUNTIME_BYTES, Memory, find_config
 from longlens.planning.trace import Work
 
@@ -125,7 +125,7 @@ def plan_train(
     length: int,
     longce: LongCE | None = None,
     offline: bool = False,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     per_device_batch_size: int = 1,
     dtype: str = "float32",
     precision: str = "float32",
@@ -150,7 +150,7 @@ def plan_train(
         length: Tokens of a row, one document each.
         longce: The loss; None for cross-entropy.
         offline: Whether weights are made once before training, with ``longce``, instead of at each step.
-        batch_size: Rows of a step, over all devices and micro-batches.
+        batch_size: Rows of a step, over all devices and micro-batches; one micro-batch on each device unless given.
         per_device_batch_size: Rows of a micro-batch.
         dtype: Of the weights, their gradients and the optimizer's states.
         precision: Of autocast; ``float32`` for none.
@@ -170,16 +170,17 @@ def plan_train(
     Raises:
         UserError: No such model, one that cannot be planned, or settings that do not go together.
     """
-    import torch
-
-    asked = {n: value for n, value in locals().items() if n not in ("torch", "model", "advises")}
+    asked = {n: value for n, value in locals().items() if n not in ("model", "advises")}
 
     for what, value, least in (
         ("length", length, 2),
         ("devices", devices, 1),
         ("context_parallel", context_parallel, 1),
+        ("batch_size", batch_size, 1),
+        ("per_device_batch_size", per_device_batch_size, 1),
+        ("lora", lora, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"`{what}` is {value}; expected at least {least}")
     if longce is not None and longce.context >= length:
         raise UserError(
@@ -193,6 +194,7 @@ def plan_train(
             f"`devices` is {devices}, and `context_parallel` is {context_parallel}: expected a multiple of it"
         )
     ranks = devices // context_parallel
+    batch_size = asked["batch_size"] = ranks * per_device_batch_size if batch_size is None else batch_size
     micro, remainder = divmod(batch_size, ranks * per_device_batch_size)
     if remainder or not micro:
         raise UserError(
@@ -202,8 +204,9 @@ def plan_train(
     is_sharded = sharding != "ddp" and devices > 1
     config = find_config(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     # Sharded weights are cast as they are gathered, others by autocast as they are used.
-    computed = getattr(torch, precision if is_sharded and precision != "float32" else dtype)
-    autocast = None if is_sharded or precision == "float32" else getattr(torch, precision)
+    kept, cast = named_dtype("dtype", dtype), named_dtype("precision", precision)
+    computed = cast if is_sharded and precision != "float32" else kept
+    autocast = None if is_sharded or precision == "float32" else cast
     traced = TracedModel(
         config, dtype=computed, attention=attention, on_gpu=device.on_gpu, trust_remote_code=trust_remote_code
     )
@@ -229,7 +232,7 @@ def plan_train(
             short = of_rows * micro * ranks
     memory = _memory(
         traced,
-        dtype=getattr(torch, dtype),
+        dtype=kept,
         activations=max(found.peak_bytes, short_peak),
         has_gradients=not keeps,
         sharding=sharding,
@@ -311,10 +314,15 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         "attention": recipe.load.attention or "sdpa",
         "gradient_checkpointing": training.gradient_checkpointing,
         "lora": None if recipe.lora is None else recipe.lora.r,
+        "sharding": training.sharding or _sharding_of(training.arguments),
         "target_modules": target,
-        "sharding": training.sharding or "ddp",
         "tokens": training.steps * training.batch_size * length if training.steps and length else None,
     }
+
+
+def _sharding_of(arguments: Mapping[str, Any]) -> Sharding:
+    """What arguments of transformers' Trainer say; of DeepSpeed's stages the third is planned."""
+    return "zero3" if arguments.get("deepspeed") else "fsdp" if arguments.get("fsdp") else "ddp"
 
 
 def _window_batches(longce: LongCE, length: int, rows: int, *, on_gpu: bool) -> Counter[tuple[int, int, int]]:

@@ -70,6 +70,8 @@ class Loading:
             raise UserError("`device` would have no effect with `device_map`: leave it out")
         if self.tensor_parallel is not None and self.tensor_parallel < 1:
             raise UserError(f"`tensor_parallel` is {self.tensor_parallel}; expected at least 1, or leave it out")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UserError(f"`batch_tokens` is {self.batch_tokens}; expected at least 1, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +196,7 @@ class Hardware:
         """Checks the values."""
         for name in ("devices", "memory", "flops", "utilization"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"`{name}` is {value:g}; expected a number above 0")
         if self.utilization is not None and self.utilization > 1:
             raise UserError(f"`utilization` is {self.utilization:g}, a share of the peak; expected at most 1")

@@ -307,7 +307,7 @@ def plan_config(recipe: Recipe) -> Any:
     config = models.load_config(source, trust_remote_code=recipe.load.trust_remote_code)
     plain, extend, after = config, recipe.method("extend"), recipe.method("after")
     if recipe.load.full_attention:
-        config = _disable_sliding_window(config)
+        config = disable_sliding_window(config)
     if extend is not None:
         config, _ = build_rotary(config, extend)
     if after is not None:
@@ -315,7 +315,7 @@ def plan_config(recipe: Recipe) -> Any:
     return None if config is plain else config
 
 
-def _disable_sliding_window(config: Any) -> Any:
+def disable_sliding_window(config: Any) -> Any:
     """A new config in which all layers attend to everything.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from longlens.settings.options import CONTEXT, GAMMA, STRIDE, Hardware, Loading
 
 plan = App("plan", "What a run costs, before it: arithmetic, memory and time from the model's configuration alone.")
 MODEL_HELP = "Hub id, folder, .gguf file, smollm2, gemma3-270m, or a config.json; no weights are read."
+_LOGGER = logging.getLogger(__name__)
 LOADED = ("dtype", "attention", "trust_remote_code")
 
 
@@ -112,6 +115,7 @@ def plan_train_command(
     from longlens.planning.score import plan_for
     from longlens.planning.train import parse_loss, plan_train, recipe_settings
     from longlens.train.recipe import read_recipe
+    from longlens.train.setup import disable_sliding_window
 
     if loss == "ce":
         o.refuse(command, "with `loss=ce`, which has no short pass", "context", "stride")
@@ -122,7 +126,7 @@ def plan_train_command(
             "length": length,
             "longce": longce,
             "offline": offline,
-            "batch_size": batch_size or max(1, hardware.devices // context_parallel) * per_device_batch_size,
+            "batch_size": batch_size,
             "per_device_batch_size": per_device_batch_size,
             "dtype": loading.dtype,
             "precision": precision,
@@ -132,18 +136,26 @@ def plan_train_command(
             "sharding": sharding or "ddp",
             "tokens": tokens,
         }
+        full_attention = False
     else:
         useless = ("loss", "context", "stride", "batch_size", "per_device_batch_size", "precision", "lora", "dtype")
         o.refuse(command, "beside a recipe, which says it", *useless, "gradient_checkpointing", "attention")
         runs = read_recipe(recipe, trust_remote_code=loading.trust_remote_code).runs
-        settings = recipe_settings(next(iter(runs.values())))
+        (label, run), *others = runs.items()
+        if others:
+            _LOGGER.info("a sweep of %s runs, of which the first is planned: %s", f"{len(runs):,}", label)
+        settings, full_attention = recipe_settings(run), run.load.full_attention
         given = {"model": model, "length": length, "sharding": sharding, "tokens": tokens}
         settings |= {name: value for name, value in given.items() if value is not None}
     for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
         if settings[name] is None:
             raise UserError(f"nothing says which `{name}` is planned: give `{example}`")
     total = settings.pop("tokens")
+    if total is not None and not 0 < total < math.inf:
+        raise UserError(f"`tokens` is {total:g}; expected a number above 0, such as 1e9")
     config, device, rates = plan_for(settings["model"], hardware, loading, length=settings["length"], trains=True)
+    if full_attention:
+        config = disable_sliding_window(config)
     found = plan_train(
         config,
         name=settings.pop("model"),
