@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 	format hooks browser clean
 
 # What has a target of its own is left out of the others.
-QUICK = not real and not ray
+QUICK = not real and not ray and not distributed
 
 demo: $(VENV)/.demo
 	$(BIN)/longlens demo -o longlens-demo
@@ -39,9 +39,12 @@ test-vllm: $(VENV)-vllm/.made
 test-llama-cpp: $(VENV)-llama-cpp/.made
 	$(VENV)-llama-cpp/bin/python -m pytest -m real --durations=0 tests/engines/test_llama_cpp.py
 
-# Two gloo processes with DDP, FSDP2 and DeepSpeed's ZeRO-3, which is built from source; minutes.
+# Two gloo processes with DDP, FSDP2, context parallelism, and ZeRO-3 and Ulysses of DeepSpeed, which is built from source;
+# minutes.
 test-distributed: $(VENV)-distributed/.made
-	$(VENV)-distributed/bin/python -m pytest $(addprefix tests/train/,test_ranks.py test_sharded.py test_sharded_run.py)
+	$(VENV)-distributed/bin/python -c "import deepspeed"  # without which its tests would be left out
+	$(VENV)-distributed/bin/python -m pytest -rs $(addprefix tests/train/,test_ranks.py test_sharded.py test_sharded_run.py \
+		test_sequence.py test_ulysses.py test_shared_rows.py)
 
 # Quantised checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
 test-quantized: $(VENV)-quantized/.made

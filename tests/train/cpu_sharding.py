@@ -28,6 +28,8 @@ def allow() -> None:
 
     @functools.wraps(plain)
     def init(self: Any, *given: Any, fsdp_plugin: Any = None, **named: Any) -> None:
+        if fsdp_plugin is not None and named.get("parallelism_config") is not None:  # which it checks at once
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         plain(self, *given, fsdp_plugin=fsdp_plugin, **named)
         if fsdp_plugin is not None and self.state.distributed_type == DistributedType.MULTI_CPU:
             self.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP

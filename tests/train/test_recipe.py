@@ -112,7 +112,8 @@ def test_settings_of_the_longce_paper():
 def test_large_recipes_spread_the_model_or_train_adapters(preset):
     for recipe in read_recipe(preset).runs.values():
         is_small = recipe.lora is not None and recipe.load.dtype == "bfloat16"
-        assert recipe.training.sharding == (None if is_small else "fsdp")
+        spread = "fsdp" if recipe.training.context_parallel is None else "zero3"
+        assert recipe.training.sharding == (None if is_small else spread)
         assert recipe.training.gradient_checkpointing
         assert recipe.training.batch_size % 8 == 0
 

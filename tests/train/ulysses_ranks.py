@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DeepSpeedSequenceParallelConfig
@@ -52,8 +51,6 @@ def run(folder: Path, name: str, stage: int = 1, **changes: Any) -> Any:
 
 
 def main(folder: Path) -> None:
-    # Which would be compiled, for minutes, to reduce faster than gloo does.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     cpu_sharding.allow()
     rank = os.environ["RANK"]
     for name in ULYSSES:

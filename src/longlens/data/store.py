@@ -427,6 +427,19 @@ def check_rows(folder: Path, vocabulary: int) -> None:
                     )
 
 
+def count_documents(folder: Path) -> tuple[int, int]:
+    """Rows of all shards of a folder, and documents in them; one a row where rows have no positions."""
+    rows = documents = 0
+    for batch in _batches(folder, 1024):
+        rows += batch.num_rows
+        column = batch.column("position_ids") if "position_ids" in batch.schema.names else None
+        if column is None or column.null_count == len(column):  # conversations that are not packed
+            documents += batch.num_rows
+        else:
+            documents += int((column.flatten().to_numpy() == 0).sum())
+    return rows, documents
+
+
 def _batches(folder: Path, size: int) -> Iterator[pa.RecordBatch]:
     for path in sorted(folder.glob("train-*.parquet")):
         batches = _read_shard(path, size)

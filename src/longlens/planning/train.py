@@ -315,6 +315,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         "gradient_checkpointing": training.gradient_checkpointing,
         "lora": None if recipe.lora is None else recipe.lora.r,
         "sharding": training.sharding or _sharding_of(training.arguments),
+        "context_parallel": training.context_parallel or 1,
         "target_modules": target,
         "tokens": training.steps * training.batch_size * length if training.steps and length else None,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longlens.data.packing import packing_of
-from longlens.data.store import NEUTRAL, check_rows, read_manifest
+from longlens.data.store import NEUTRAL, check_rows, count_documents, read_manifest
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.files import cannot_write, read_json
 from longlens.runs.processes import Processes
@@ -97,6 +97,27 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
         reading = Reading(subset=data.subset, split=data.split or "train", samples=data.samples)
         chat_folder(data.chat, tokenizer, out, settings, pack_rows=data.pack, reading=reading)
     return out
+
+
+def check_shared_rows(recipe: Recipe, folder: Path) -> None:
+    """Refuses rows of several documents where a row is shared by processes whose attention would not tell them apart.
+
+    Raises:
+        UserError: ``training.context_parallel`` with packed documents, but for Ulysses with FlashAttention.
+    """
+    training = recipe.training
+    if (training.context_parallel or 1) == 1:
+        return
+    has_flash = training.sharding == "zero3" and "flash" in (recipe.load.attention or "")
+    if has_flash and training.per_device_batch_size == 1:
+        return
+    rows, documents = count_documents(folder / "data")
+    if documents > rows:
+        raise UserError(
+            f"training.context_parallel is {training.context_parallel}, and {folder} has {documents:,} documents in "
+            f"{rows:,} rows, which would see each other: take rows of one document, or sharding zero3 with "
+            "load.attention flash_attention_2 and per_device_batch_size 1"
+        )
 
 
 def rows_sha256(folder: Path) -> str:

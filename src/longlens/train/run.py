@@ -25,7 +25,7 @@ from longlens.train.batch import pad_right
 from longlens.train.callbacks import CheckpointCommitter, LogWriter, LongPPLCallback
 from longlens.train.folder import RunFolder, read_log
 from longlens.train.recipe import Recipe, RecipeFile
-from longlens.train.rows import check_sources, load_rows, prepare_rows, rows_sha256
+from longlens.train.rows import check_shared_rows, check_sources, load_rows, prepare_rows, rows_sha256
 from longlens.train.settings import ChatData, Offline
 from longlens.train.setup import (
     HeldOutDocuments,
@@ -157,6 +157,7 @@ def _prepare(
 ) -> dict[str, Any]:
     """What the first process does alone: rows, key tokens, and where the run goes on."""
     rows = prepare_rows(recipe, tokenizer, out)
+    check_shared_rows(recipe, rows)
     load_rows(rows, folder.path / "cache", recipe)
     if recipe.evaluation is not None:
         prepare_evaluation(recipe, tokenizer, _length(recipe, rows, folder.path), folder.path / "evaluation")

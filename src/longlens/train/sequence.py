@@ -5,7 +5,7 @@ Each rank of a group has a part of the tokens of the same sequences; attention s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from longlens.data.store import NEUTRAL
 from longlens.errors import UserError
@@ -238,6 +239,29 @@ def shard_of(inputs: Mapping[str, Any]) -> Shard:
         token_weights=inputs.get("token_weights"),
         short_logprobs=inputs.get("short_logprobs"),
     )
+
+
+class _Epoch(IterableDataset[Any]):
+    """The parts of one pass over the rows, from DeepSpeed's adapter, which begins no second pass by itself."""
+
+    def __init__(self, adapter: Any) -> None:
+        self.adapter = adapter
+
+    def __iter__(self) -> Iterator[Any]:
+        self.adapter.micro_batches.clear()
+        self.adapter.iter = iter(self.adapter.dl)
+        yield from self.adapter
+
+
+def epoch_loader(adapter: Any, epoch: int) -> Any:
+    """The loader of an epoch for Ulysses: in its order of rows, and known to `accelerate.skip_first_batches`.
+
+    Args:
+        adapter: ``UlyssesSPDataLoaderAdapter`` of DeepSpeed.
+        epoch: Counts from 0.
+    """
+    adapter.dl.set_epoch(epoch)
+    return DataLoader(_Epoch(adapter), batch_size=None)
 
 
 def _collate(

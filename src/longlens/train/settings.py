@@ -205,6 +205,8 @@ class Training(Settings):
         precision: Autocast: ``bfloat16``, ``float16``, or ``float32`` for none.
         sharding: Spreads weights, gradients and the optimizer's state over the processes: ``fsdp`` (FSDP2) or ``zero3``
             (DeepSpeed); each process has all of them unless given.
+        context_parallel: Processes that share each row: by torch's context parallelism where `sharding` is ``fsdp``, by
+            DeepSpeed's Ulysses where it is ``zero3``; none unless given.
         gradient_checkpointing: Computes activations again in the backward pass.
         seed: Of the order of rows, dropout and what else is drawn.
         save_every: Steps between checkpoints; there is one at the end in any case.
@@ -230,6 +232,7 @@ class Training(Settings):
     clip: Real | None = Field(default=1.0, gt=0)
     precision: Precision = "float32"
     sharding: Literal["fsdp", "zero3"] | None = None
+    context_parallel: Count | None = None
     gradient_checkpointing: bool = False
     seed: Integer = 0
     save_every: Count = 50
@@ -257,6 +260,11 @@ class Training(Settings):
         both = [name for name in ("fsdp", "fsdp_config", "deepspeed") if name in self.arguments]
         if self.sharding is not None and both:
             raise UserError(f"sharding and arguments.{both[0]} were both given: choose one")
+        if self.context_parallel is not None and self.sharding is None:
+            raise UserError(
+                f"context_parallel is {self.context_parallel} and sharding was not given: set it to fsdp (torch's "
+                "context parallelism) or zero3 (DeepSpeed's Ulysses)"
+            )
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("warmup_steps and warmup_ratio were both given: choose one")
         return self

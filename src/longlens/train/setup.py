@@ -39,6 +39,7 @@ _REFUSED = {
     "use training.keep": ("save_total_limit",),
     "the first process alone writes": ("save_on_each_node",),
     "use training.gradient_checkpointing": ("gradient_checkpointing",),
+    "use training.context_parallel": ("parallelism_config",),
     "torchrun sets it": ("local_rank",),
     "it would have no effect on a run": (
         *("length_column_name", "use_cache", "skip_memory_metrics"),
@@ -49,8 +50,8 @@ _REFUSED = {
         *("greater_is_better", "include_for_metrics", "label_names", "metric_for_best_model", "prediction_loss_only"),
     ),
     "training was not shown to be right with it": (
-        *("parallelism_config", "label_smoothing_factor"),
-        *("use_liger_kernel", "liger_kernel_config", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *("label_smoothing_factor", "use_liger_kernel"),
+        *("liger_kernel_config", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     ),
 }
 _GATHERS = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
@@ -100,13 +101,20 @@ def accumulation(recipe: Recipe, processes: int) -> int:
     """Micro-batches of a step in each process.
 
     Raises:
-        UserError: The batch is no whole number of them.
+        UserError: The batch is no whole number of them, or the processes are no whole number of groups.
     """
     training = recipe.training
-    at_once = training.per_device_batch_size * processes
-    if training.batch_size % at_once:
+    shared = training.context_parallel or 1
+    if processes % shared:
         raise UserError(
-            f"training.batch_size is {training.batch_size} rows, which do not divide among {processes} processes with "
+            f"training.context_parallel is {shared}, and there are {processes} processes (torchrun --nproc-per-node): "
+            f"expected a multiple of {shared}"
+        )
+    at_once = training.per_device_batch_size * (processes // shared)
+    if training.batch_size % at_once:
+        groups = f"{processes} processes" if shared == 1 else f"{processes // shared} groups of {shared} processes"
+        raise UserError(
+            f"training.batch_size is {training.batch_size} rows, which do not divide among {groups} with "
             f"micro-batches of {training.per_device_batch_size}: expected a multiple of {at_once}"
         )
     return training.batch_size // at_once
@@ -186,7 +194,14 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
         # The rows are tokens already, with labels.
         chosen |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     with library_errors("training", "change precision or arguments"):
+        sharding |= _context_parallel(recipe, processes)
         made = kind(**preferred | chosen | dict(given) | sharding)
+        launched = made.parallelism_config
+        if launched is not None and "parallelism_config" not in sharding and launched.non_data_parallel_size > 1:
+            raise UserError(
+                "accelerate launch has a parallelism_config, by which the batches would not be the recipe's: leave it "
+                "out there, and set training.sharding and training.context_parallel"
+            )
         # Models are loaded whole, an evaluator's too, and spread when training begins.
         unset_hf_deepspeed_config()
         deepspeed = None if made.deepspeed_plugin is None else made.deepspeed_plugin.hf_ds_config
@@ -224,6 +239,21 @@ def _sharding(recipe: Recipe, processes: int) -> dict[str, Any]:
             config = read_json(Path(config), "give the fsdp_config of transformers")
         found["fsdp_config"] = {"version": 2, **config}
     return found
+
+
+def _context_parallel(recipe: Recipe, processes: int) -> dict[str, Any]:
+    """Arguments that share each row among processes."""
+    from accelerate.parallelism_config import ParallelismConfig
+    from accelerate.utils import DeepSpeedSequenceParallelConfig
+
+    shared = recipe.training.context_parallel or 1
+    if shared == 1:
+        return {}
+    groups = processes // shared
+    if recipe.training.sharding == "fsdp":
+        return {"parallelism_config": ParallelismConfig(cp_size=shared, dp_shard_size=groups)}
+    handler = DeepSpeedSequenceParallelConfig(sp_attn_implementation=recipe.load.attention or "sdpa")
+    return {"parallelism_config": ParallelismConfig(sp_size=shared, dp_shard_size=groups, sp_handler=handler)}
 
 
 def sharding_of(arguments: Any) -> str | None:

@@ -20,7 +20,7 @@ from longlens.losses.settings import FORMS, LongCE, check_offline
 from longlens.settings.options import CONTEXT, GAMMA, STRIDE
 from longlens.train.batch import OfflineCollator, TrainingBatch, read_batch
 from longlens.train.callbacks import LongPPLCallback
-from longlens.train.sequence import SequenceParallel, shard_of
+from longlens.train.sequence import SequenceParallel, epoch_loader, shard_of
 
 PAPER = LongCE()
 
@@ -312,6 +312,12 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         if self.longce is not None and set(inputs) & NEUTRAL.keys():
             check_offline(self.longce)
         return self._sequence.parts(model, inputs, self.longce, self.state.global_step)
+
+    def _run_epoch(self, **given: Any) -> None:
+        """As in Trainer, which can neither skip batches of DeepSpeed's adapter nor begin another epoch with it."""
+        if self._sequence is not None and self._sequence.is_ulysses:
+            given["train_dataloader"] = epoch_loader(given["train_dataloader"], given["epoch"])
+        super()._run_epoch(**given)
 
     def training_step(self, *args: Any, **given: Any) -> Tensor:
         """One micro-batch; returns what it adds to the mean over ranks that is logged."""

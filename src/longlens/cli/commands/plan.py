@@ -100,7 +100,9 @@ def plan_train_command(
     sharding: Annotated[
         str | None, typer.Option(help="ddp (whole on each device), fsdp or zero3.  [default: ddp, or the recipe's]")
     ] = None,
-    context_parallel: Annotated[int, typer.Option(help="Devices that share each row.")] = 1,
+    context_parallel: Annotated[
+        int | None, typer.Option(help="Devices that share each row.  [default: 1, or the recipe's]")
+    ] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens to train on, such as 1e9, for the time of all.")] = None,
     loading: Annotated[Loading, Part(LOADED, defaults={"dtype": "float32"})],
     hardware: Hardware,
@@ -134,6 +136,7 @@ def plan_train_command(
             "gradient_checkpointing": gradient_checkpointing,
             "lora": lora,
             "sharding": sharding or "ddp",
+            "context_parallel": 1 if context_parallel is None else context_parallel,
             "tokens": tokens,
         }
         full_attention = False
@@ -146,6 +149,7 @@ def plan_train_command(
             _LOGGER.info("a sweep of %s runs, of which the first is planned: %s", f"{len(runs):,}", label)
         settings, full_attention = recipe_settings(run), run.load.full_attention
         given = {"model": model, "length": length, "sharding": sharding, "tokens": tokens}
+        given |= {"context_parallel": context_parallel}
         settings |= {name: value for name, value in given.items() if value is not None}
     for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
         if settings[name] is None:
@@ -162,7 +166,6 @@ def plan_train_command(
         **settings,
         device=device,
         devices=hardware.devices,
-        context_parallel=context_parallel,
         rates=rates,
         utilization=hardware.utilization,
         trust_remote_code=loading.trust_remote_code,
