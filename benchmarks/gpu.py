@@ -15,6 +15,7 @@ import argparse
 import importlib
 import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ DOCUMENTS = ("_pydecimal", "argparse", "inspect", "typing")
 """Modules of the standard library whose source SmolLM2 is scored on."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 BUDGET_SECONDS = 200.0
-"""After so long no further measurement is started; what was left out is listed."""
+"""After so long on a GPU no further measurement is started; what was left out is listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scale = FULL if device.type == "cuda" else SMALL
     start, report = time.monotonic(), Report()
-    deadline = start + BUDGET_SECONDS
+    deadline = start + (BUDGET_SECONDS if device.type == "cuda" else math.inf)
     peak = product_flops(device, scale.product)
     report.add("peak", product=f"bfloat16 {scale.product}^3", tflops=round(peak / 1e12, 3))
     check_numbers(report, device)

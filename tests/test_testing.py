@@ -16,7 +16,7 @@ from longlens.models.caches import CachePolicy, EvictingLayer, FullCache, evicti
 from longlens.rope import DynamicNTK, Frequencies, ScaledMethod, YaRN
 from longlens.scoring.scorer import Result
 from longlens.scoring.transformers import TransformersScorer
-from longlens.settings.options import Loading
+from longlens.settings.options import Engine, Loading
 from longlens.testing import ConformanceError, check_cache, check_rope_method, check_scorer
 from longlens.tokenization import Encoded
 from tests.rope.conftest import METHODS
@@ -59,7 +59,7 @@ def bigram(monkeypatch, tmp_path):
     from longlens_toys.engine import BigramScorer
 
     (tmp_path / "counts.txt").write_text("The cat sat on the mat, and the cats sat there too. " * 3)
-    return BigramScorer(str(tmp_path / "counts.txt"), Loading())
+    return BigramScorer(str(tmp_path / "counts.txt"), Loading(), Engine())
 
 
 def test_a_good_engine_passes(bigram):

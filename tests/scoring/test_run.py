@@ -20,6 +20,7 @@ import longlens
 from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
 from longlens.models.load import resolve_device
+from longlens.models.tensor_parallel import Team
 from longlens.progress import Progress
 from longlens.report import summarize_runs
 from longlens.runs import parts
@@ -59,6 +60,7 @@ class FakeScorer:
         self.requests, self._seconds = [], seconds
 
     tokenizer = None
+    team = Team()
 
     def identify(self):
         return self.info
