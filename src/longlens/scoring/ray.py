@@ -23,7 +23,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -207,9 +207,12 @@ class _Actors:
         self._waiting: set[int] = set()  # numbers that are asked for and do not exist yet
         self._made, self._has_ended = 0, False
         self._thread: threading.Thread | None = None
-        if self._is_ours:
-            _connect(ray, settings)
+        self._ending = ExitStack()
         try:
+            if self._is_ours:
+                self._ending.enter_context(_quiet())
+                _connect(ray, settings)
+                self._ending.callback(ray.shutdown)
             (least, most), resources = _pool(ray, settings, loading.tensor_parallel or 1)
             self.room = CHUNKS_PER_ACTOR * most
             relay = ray.remote(_Relay).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -282,10 +285,9 @@ class _Actors:
             # The thread must not be inside of Ray when that goes.
             self._relay.end.remote()
             self._thread.join(timeout=10)
-        if self._is_ours:
-            self._ray.shutdown()
-        elif self._thread is not None:
-            self._ray.kill(self._relay)
+            if not self._is_ours:
+                self._ray.kill(self._relay)
+        self._ending.close()
 
     def _serve(self) -> None:
         """Answers questions until the end, in a thread of its own."""
@@ -325,14 +327,11 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, settings: Ray) -> None:
-    """Starts a local cluster, or joins one; keeps Ray's own lines off the screen.
+    """Starts a local cluster, or joins one.
 
     Raises:
         UserError: It cannot be reached.
     """
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if settings.ray == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -343,6 +342,23 @@ def _connect(ray: Any, settings: Ray) -> None:
             host, _, port = str(settings.ray).removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(settings.ray, **options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Ray's log and its warnings off the screen in this block; what is wrong it raises."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("ray", "ray.data"))}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+    added = warnings.filters[0]
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # where somebody else has put other filters in place
+            warnings.filters.remove(added)  # type: ignore[attr-defined]  # a list
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager
