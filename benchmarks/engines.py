@@ -28,7 +28,7 @@ from tests.engines.smollm2 import CONTEXT, STRIDE, documents, save_folder, save_
 from tests.engines.vllm_server import server
 
 import longlens
-from benchmarks.tables import ROOT, write_table
+from benchmarks.tables import ROOT, machine, markdown
 from longlens.scoring.scorer import Scorer
 
 ROUNDS, TOKENS = 2, 1500
@@ -128,7 +128,9 @@ def main() -> None:
         "CPU time over transformers",
         "by the clock",
     ]
-    write_table("engines", columns, [row for engine in sorted(rows) for row in rows[engine]])
+    table = markdown(columns, [row for engine in sorted(rows) for row in rows[engine]])
+    RESULTS.with_suffix(".md").write_text(f"`python -m benchmarks.engines`: {machine()}.\n\n{table}")
+    print(table)
 
 
 if __name__ == "__main__":
