@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,9 +57,12 @@ def started(arguments: list[str], cwd: Path, environment: dict[str, str]) -> sub
 
 
 def _ended(every: list[subprocess.Popen[str]]) -> list[Ended]:
-    try:
-        outputs = [one.communicate(timeout=SECONDS) for one in every]
-    finally:
-        for one in every:
-            one.terminate()  # torchrun ends its processes then
+    # At one time: a process whose pipe is not read fills it, and waits in the middle of what it does with the others.
+    with ThreadPoolExecutor(len(every)) as readers:
+        try:
+            reading = [readers.submit(one.communicate, timeout=SECONDS) for one in every]
+            outputs = [read.result() for read in reading]
+        finally:
+            for one in every:
+                one.terminate()  # torchrun ends its processes then
     return [Ended(one.returncode, *output) for one, output in zip(every, outputs, strict=True)]

@@ -93,7 +93,7 @@ def test_a_rank_that_is_killed_is_mended_by_the_same_command(place, whole):
     started = spread(place, out, made, KILL="3")
     assert started[1].wait(PATIENCE) == -signal.SIGKILL
     started[0].kill()  # as torchrun stops the others
-    started[0].communicate()
+    started[0].wait()
     assert [path.name for path in (place / out / "checkpoints").glob("checkpoint-*/longlens.json")] == ["longlens.json"]
     assert not (place / out / "model").exists()
     finish(spread(place, out, made), PATIENCE)
