@@ -56,6 +56,54 @@ def reproduce(
     print(f"{len(result['seeds'])} seeds, all numbers in {printable(str(out / 'result.json'))}")
 
 
+@study.command()
+def published(
+    command: typer.Context,
+    table: Annotated[
+        str | None, typer.Argument(help="Such as 5, figure-5 or lecture-18.  [default: list all]", show_default=False)
+    ] = None,
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A run of longlens longppl or bench run, for a row of its own; may be repeated."),
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Print a published table of the paper or of the lecture. With your own models in it, and what differs.
+
+    Example: longlens study published 5 --with RUN --with BENCH
+    """
+    from longlens.cli.console import print_json, print_table, printable
+    from longlens.study import published as known
+    from longlens.study.published.beside import beside, read_models
+    from longlens.study.published.show import (
+        listing,
+        notes_of,
+        own_rows,
+        table_rows,
+        to_json,
+    )
+
+    if table is None:
+        o.refuse(command, "without a table", "with_")
+        if as_json:
+            print_json({"schema_version": 1, "tables": {id: to_json(found) for id, found in known.tables().items()}})
+            return
+        print_table(("table", "place", "shows", "numbers"), listing())
+        return
+    found = known.table(table)
+    own = beside(found, read_models(with_)) if with_ else None
+    if as_json:
+        print_json({"schema_version": 1, **to_json(found, own)})
+        return
+    print(f"{found.place}: {found.title}")
+    print_table(*table_rows(found, own))
+    if own is not None and not own.is_same_table:
+        print("\nYour models:")
+        print_table(*own_rows(own))
+    for line in notes_of(found, own):
+        print(printable(line))
+
+
 def _parse_seeds(listed: str) -> list[int]:
     """``"1,2,3"`` to ``[1, 2, 3]``.
 

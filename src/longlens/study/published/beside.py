@@ -1,0 +1,335 @@
+"""A user's models beside a published table: what their run folders hold of its columns, and what differs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from longlens.bench.results import summarize_run
+from longlens.bench.selection import HARNESS
+from longlens.errors import UserError, shown
+from longlens.files import read_json
+from longlens.metrics.uncertainty import Interval
+from longlens.runs.folder import MANIFEST, read_manifest
+from longlens.runs.identity import ModelIdentity
+from longlens.study import published
+from longlens.study.published.tables import SELF, Measure, PublishedColumn, PublishedTable
+
+PERPLEXITY = "perplexity.json"
+"""File of a run of longlens longppl."""
+SIX = ("recall", "rag", "rerank", "icl", "longqa", "summ")
+"""HELMET's categories without citations, whose mean ProLong reports."""
+_INTERVALS = ("ppl", "longppl")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnValue:
+    """A number of a user's run.
+
+    Attributes:
+        value: The number.
+        interval: Its 95 % interval; None where there is none.
+        length: Tokens of the prompts, where a run has several lengths and the column has none; else None.
+    """
+
+    value: float
+    interval: Interval | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnModel:
+    """A model of a user, with all runs of it.
+
+    Attributes:
+        name: What the first of its runs calls it.
+        identity: Which model it is.
+        perplexities: Contents of ``perplexity.json``.
+        benches: What `longlens.bench.results.summarize_run` says.
+    """
+
+    name: str
+    identity: ModelIdentity
+    perplexities: list[Mapping[str, Any]] = field(default_factory=list)
+    benches: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """A published table with models of the user.
+
+    Attributes:
+        table: The table.
+        columns: What it measures and a run folder can hold, each once, then LongPPL by other evaluators.
+        models: Name of a model -> its values by name of a column.
+        differs: Name of a model -> what keeps its numbers from being comparable, a sentence each.
+    """
+
+    table: PublishedTable
+    columns: list[PublishedColumn]
+    models: dict[str, dict[str, list[OwnValue]]]
+    differs: dict[str, list[str]]
+
+    @property
+    def is_same_table(self) -> bool:
+        """Whether each measure is one column of the published table, so that the models can stand below its rows."""
+        names = [column.name for column in self.table.columns]
+        return all(column.name in names for column in self.columns if column.measure is not None)
+
+    def rows(self) -> Iterator[tuple[str, dict[str, OwnValue]]]:
+        """A row a model and length: its name, and values by column; those without a length stand in its first row."""
+        for model, values in self.models.items():
+            lengths = {one.length for found in values.values() for one in found}
+            for at, length in enumerate(sorted(lengths - {None}, key=int) or [None]):  # type: ignore[arg-type]
+                wanted = (length,) if at else (length, None)
+                cells = {name: one for name, found in values.items() for one in found if one.length in wanted}
+                yield (model if length is None else f"{model}, {length:,} tokens"), cells
+
+
+def read_models(runs: Sequence[Path]) -> list[OwnModel]:
+    """The models of some run folders; those of one model are put together, in whatever dtype they ran.
+
+    Args:
+        runs: Folders of ``longlens longppl`` and of ``longlens bench run``.
+
+    Raises:
+        UserError: A folder is neither, or broken.
+    """
+    models: list[OwnModel] = []
+    for folder in runs:
+        if (folder / PERPLEXITY).is_file():
+            content = read_json(folder / PERPLEXITY)
+            name, record = content.get("model"), read_manifest(folder / "model").get("model")
+        elif (folder / MANIFEST).is_file() and (folder / "samples").is_dir():
+            content = summarize_run(folder)
+            name, record = content["model"], read_manifest(folder).get("engine")
+        else:
+            what = "no such folder" if not folder.exists() else "neither perplexity.json nor samples in it"
+            raise UserError(
+                f"{shown(folder)} is no run ({what}): give folders of longlens longppl -o RUN and longlens bench run"
+            )
+        if not isinstance(name, str) or not isinstance(record, Mapping):
+            raise UserError(f"{shown(folder)} is broken (no name or record of its model): run it again")
+        identity = ModelIdentity.read(record)
+        model = next((one for one in models if one.identity.is_same_model(identity)), None)
+        if model is None:
+            label = PurePosixPath(name).name
+            if label in [one.name for one in models]:
+                label = f"{label} in {folder}"
+            model = OwnModel(name=label, identity=identity)
+            models.append(model)
+        (model.perplexities if (folder / PERPLEXITY).is_file() else model.benches).append(content)
+    return models
+
+
+def beside(table: PublishedTable, models: Sequence[OwnModel]) -> Beside:
+    """What run folders hold of a table's columns, and how it differs from what the table is of.
+
+    Args:
+        table: The table.
+        models: From `read_models`.
+
+    Raises:
+        UserError: The table measures nothing that run folders hold, or the runs hold nothing of it.
+    """
+    columns = _measured(table)
+    if not columns:
+        able = [id for id, other in published.tables().items() if _measured(other)]
+        raise UserError(f"{table.label} has no column that run folders hold: give one of {', '.join(able)}")
+    made = Beside(table=table, columns=list(columns), models={}, differs={})
+    has_longppl = any(column.measure is not None and column.measure.value == "longppl" for column in columns)
+    for model in models:
+        found: dict[str, list[OwnValue]] = {}
+        differs: dict[str, None] = {}
+        for column in columns:
+            assert column.measure is not None
+            found[column.name] = list(_values(model, column.measure, differs))
+        for evaluator, value in _by_other_evaluators(model, columns, differs) if has_longppl else ():
+            name = f"LongPPL, {evaluator}"
+            found.setdefault(name, []).append(value)
+            if name not in [column.name for column in made.columns]:
+                made.columns.append(PublishedColumn(name=name, unit="perplexity", decimals=2))
+        made.models[model.name] = {name: _one_a_length(model, name, values) for name, values in found.items() if values}
+        made.differs[model.name] = list(differs)
+    if not any(made.models.values()):
+        wanted = ", ".join(column.name for column in columns)
+        raise UserError(f"the runs hold nothing of {table.label}, which is of {wanted}: see its commands")
+    return made
+
+
+def _one_a_length(model: OwnModel, column: str, values: Sequence[OwnValue]) -> list[OwnValue]:
+    """The values without those that two runs share.
+
+    Raises:
+        UserError: Two runs hold different ones.
+    """
+    found: dict[int | None, OwnValue] = {}
+    for one in values:
+        other = found.setdefault(one.length, one)
+        if not math.isclose(one.value, other.value, rel_tol=1e-6):
+            raise UserError(
+                f"two runs of {model.name} hold different values of {column} ({other.value:g} and {one.value:g}): give "
+                "one of them"
+            )
+    return list(found.values())
+
+
+def _measured(table: PublishedTable) -> list[PublishedColumn]:
+    """The columns that run folders hold; of several with one measure, such as three numbers of steps, one."""
+    found: dict[str, PublishedColumn] = {}
+    counts = [column.measure for column in table.columns]
+    for column in table.columns:
+        if column.measure is not None:
+            name = column.name if counts.count(column.measure) == 1 else column.name.rpartition(", ")[0]
+            found.setdefault(name, column.replace(name=name))
+    return list(found.values())
+
+
+def _values(model: OwnModel, measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
+    if measure.value is not None:
+        for content in model.perplexities:
+            if measure.evaluator is None or _is_evaluator(content, measure.evaluator):
+                value = _perplexity(content, measure.value)
+                if value is not None:
+                    differs |= dict.fromkeys(_other_protocol(content, measure.value))
+                    yield value
+        return
+    for results in model.benches:
+        yield from _bench_values(results, measure, differs)
+
+
+def _perplexity(content: Mapping[str, Any], name: str) -> OwnValue | None:
+    value = content.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    both = content.get("intervals", {}).get(name) if name in _INTERVALS else None
+    return OwnValue(value=float(value), interval=None if both is None else (both[0], both[1]))
+
+
+def _is_evaluator(content: Mapping[str, Any], evaluator: str) -> bool:
+    own = content.get("evaluator")
+    if evaluator == SELF:
+        return own in (None, content.get("model")) and content.get("longppl") is not None
+    return isinstance(own, str) and PurePosixPath(own).name.lower() == PurePosixPath(evaluator).name.lower()
+
+
+def _by_other_evaluators(
+    model: OwnModel, columns: Sequence[PublishedColumn], differs: dict[str, None]
+) -> Iterator[tuple[str, OwnValue]]:
+    """LongPPL by evaluators that the table has no column of."""
+    known = [c.measure.evaluator for c in columns if c.measure is not None and c.measure.evaluator is not None]
+    for content in model.perplexities:
+        value = _perplexity(content, "longppl")
+        if value is not None and not any(_is_evaluator(content, evaluator) for evaluator in known):
+            name = PurePosixPath(str(content.get("evaluator") or content.get("model"))).name
+            differs[
+                f"LongPPL is by {name}, no evaluator of the table: values of different evaluators do not compare"
+            ] = None
+            differs |= dict.fromkeys(_other_protocol(content, "longppl"))
+            yield name, value
+
+
+def _other_protocol(content: Mapping[str, Any], value: str) -> Iterator[str]:
+    """How a run of longlens longppl differs from section 4.1 and appendix A.1."""
+    paper = published.paper()
+    wanted, settings = paper.statement("documents").values, content.get("settings", {})
+    yield (
+        "documents: the paper's are 50 of GovReport; a run does not record its corpus, and perplexities of other text "
+        "cannot be compared"
+    )
+    if content.get("num_documents") != wanted["documents"]:
+        yield f"{content.get('num_documents')} documents, the paper's are {wanted['documents']:g}"
+    length = settings.get("max_length")
+    if length is None or abs(length - 32768) > 1024:
+        cut = "not cut" if length is None else f"cut to {length:,} tokens"
+        yield f"documents are {cut}, the paper's to 32k tokens"
+    if value == "longppl":
+        protocol = {name: wanted[name] for name in ("context", "alpha", "beta")}
+        protocol["stride"] = paper.statement("stride").values["stride"]
+        for name, setting in protocol.items():
+            if settings.get(name) != setting:
+                own = settings.get(name)
+                yield f"{name} is {own if own is None else format(own, 'g')}, the paper's is {setting:g}"
+        if settings.get("lcl") is False:
+            yield "key tokens without LCL, the paper's are with it"
+    if settings.get("bos") == "window":
+        yield "BOS stands before every window; the published code has it before the evaluator's long context alone"
+
+
+def _bench_values(results: Mapping[str, Any], measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
+    mode = results["mode"]
+    if measure.harness is not None or measure.mean:
+        names = measure.mean or (str(measure.harness),)
+        scores = {name: _harness_score(results, name) for name in names}
+        known = {name: value for name, value in scores.items() if value is not None}
+        if len(known) == len(names):
+            yield (
+                known[names[0]]
+                if len(names) == 1
+                else OwnValue(value=sum(value.value for value in known.values()) / len(known))
+            )
+        elif known and len(names) > 1:
+            missing = ", ".join(name for name in names if name not in known)
+            differs[f"no mean of {len(names)} tasks: the run has no {missing}"] = None
+        if known:
+            differs["the document does not say how many examples prompts have; here as in docs/bench.md"] = None
+        return
+    if measure.task is not None:
+        batches = [batch for batch in results["tasks"].values() if batch["task"] == measure.task]
+        values = {batch["length"]: batch for batch in batches if batch["score"] is not None}
+        for length, batch in values.items():
+            if measure.lengths and length not in measure.lengths:
+                differs[f"{measure.task} at {length:,} tokens, the table's at {_lengths(measure)}"] = None
+                continue
+            if mode != "generate":
+                differs[f"{measure.task} is asked by {mode}, the table's by generation"] = None
+            differs[f"{measure.task} at {length or 'its own'} tokens: {batch['num_scored']} samples"] = None
+            free = None if measure.lengths or length is None else length
+            yield OwnValue(value=batch["score"], interval=batch["interval"], length=free)
+        return
+    by_length = {length: score for length, score in _suite_scores(results, measure) if score is not None}
+    if not by_length:
+        if any(batch["suite"] == measure.suite for batch in results["tasks"].values()):
+            why = f"asked by {mode}" if mode != "generate" else "some of its tasks or metrics are missing"
+            differs[f"no average of {measure.suite}: {why}"] = None
+        return
+    if not measure.lengths or measure.suite == "longbench":
+        for length, score in by_length.items():
+            yield OwnValue(value=score, length=length or None)
+    elif set(measure.lengths) <= set(by_length):
+        yield OwnValue(value=sum(by_length[length] for length in measure.lengths) / len(measure.lengths))
+    else:
+        own = ", ".join(f"{length:,}" for length in by_length)
+        differs[f"{measure.suite} at {own} tokens, the table's at {_lengths(measure)}: left out"] = None
+
+
+def _lengths(measure: Measure) -> str:
+    return " and ".join(f"{length:,}" for length in measure.lengths)
+
+
+def _suite_scores(results: Mapping[str, Any], measure: Measure) -> Iterator[tuple[int, float | None]]:
+    found = results["suites"].get(measure.suite, {})
+    if measure.suite == "ruler":
+        yield from ((int(length), mean) for length, mean in found.get("means", {}).items())
+    for length, numbers in found.items() if measure.suite in ("longbench", "helmet") else ():
+        if measure.suite == "longbench":
+            of = numbers["overall"] if measure.part == "overall" else {"en": numbers["domains"]["en"].get(measure.part)}
+            yield int(length), of.get("en")
+        else:
+            parts = [
+                numbers["categories"].get(part) for part in (SIX if measure.part == "mean of six" else (measure.part,))
+            ]
+            yield int(length), None if None in parts else sum(parts) / len(parts)
+
+
+def _harness_score(results: Mapping[str, Any], name: str) -> OwnValue | None:
+    row, wanted = results["harness"].get(name), HARNESS[name]
+    metrics = (row or {}).get("results", {}).get(wanted.task, {})
+    for metric, found in metrics.items():
+        if metric.partition(" (")[0] == wanted.metric and found.get("score") is not None:
+            both = found.get("interval")
+            return OwnValue(value=float(found["score"]), interval=None if both is None else (both[0], both[1]))
+    return None
