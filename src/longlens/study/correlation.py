@@ -1,0 +1,595 @@
+"""Correlations of metrics and benchmark scores over models: coefficients, their intervals, and tests.
+
+Pure functions of a table: models are rows, metrics such as LongPPL and scores of benchmarks are columns. What a
+coefficient cannot be computed from is None, with the reason, never NaN.
+
+**Intervals** are by the bootstrap over models: BCa (Efron 1987), at the levels ``Phi(sqrt(n / (n - 1)) t(q, n - 1))``
+in place of q = 2.5 % and 97.5 %, which make up for the spread that a resample of n lacks (Hesterberg 2015, section
+4.2). Of 9, 12 and 16 models whose metric and score are normal, or t with 5 degrees of freedom, at correlations from 0
+to -0.96, the percentile interval of Pearson's r covers 87 to 93 %, BCa 88 to 95 %, and BCa at these levels 92 to 97 %
+(``python -m benchmarks.coverage correlation``). All are by resamples of the same models, so that the interval of a
+difference of two coefficients is paired.
+
+**p** is two-sided, by permutation: the share of all n! orders of the scores with a coefficient as far from 0, where
+there are 9 models or fewer; else of 19,999 random orders and the observed one (Phipson and Smyth 2010). Kendall's is
+scipy's, exact where nothing is tied. Models of one family are alike, and count here as if they were not:
+``leave_one_family_out`` shows what rests on one family.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longlens.errors import UserError
+from longlens.metrics.uncertainty import Doubles, Interval, quantile
+from longlens.tables import Tabular, plain
+
+MIN_MODELS = 3
+"""Models that a coefficient needs."""
+MIN_MODELS_OF_INTERVAL = 5
+"""Models that an interval needs: fewer have too few different resamples."""
+EXACT_MODELS = 9
+"""Models up to which p is over all orders: 9! are 362,880."""
+RESAMPLES = 4000
+PERMUTATIONS = 19_999
+_ALIKE = 1e-12
+"""Spread over size of a column that has none; and how near to the observed coefficient one counts as equal."""
+
+Column = Sequence[float | None] | Doubles
+"""A value for each model; None or NaN where there is none."""
+Statistic = Callable[[Doubles, Doubles, Doubles], Doubles]
+"""Of ``x (n,)``, ``y (n,)`` and ``counts (b, n)``, how often each resample has each model: ``(b,)``, NaN for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """How a metric goes with scores over models. What does not exist is None.
+
+    Attributes:
+        n: Models that have both values.
+        pearson: Pearson's r.
+        interval: 95 % interval of it.
+        p: Two-sided, of Pearson's r being 0, by permutation.
+        spearman: Spearman's rho: Pearson's r of the ranks, ties having the mean of theirs.
+        spearman_interval: 95 % interval of it.
+        spearman_p: As `p`.
+        kendall: Kendall's tau-b.
+        kendall_interval: 95 % interval of it.
+        kendall_p: Two-sided; exact where nothing is tied.
+        log_pearson: Pearson's r of the metric's logarithm, in which differences of perplexities are nats; None where a
+            value is not above 0.
+        log_interval: 95 % interval of it.
+        exact: Whether `p` and `spearman_p` are over all orders.
+        leave_one_family_out: Pearson's r without the models of one family, by its name; empty without families.
+        reason: Why there is no coefficient, or none of the intervals.
+    """
+
+    n: int
+    pearson: float | None = None
+    interval: Interval | None = None
+    p: float | None = None
+    spearman: float | None = None
+    spearman_interval: Interval | None = None
+    spearman_p: float | None = None
+    kendall: float | None = None
+    kendall_interval: Interval | None = None
+    kendall_p: float | None = None
+    log_pearson: float | None = None
+    log_interval: Interval | None = None
+    exact: bool | None = None
+    leave_one_family_out: Mapping[str, float | None] = field(default_factory=dict)
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependentTest:
+    """Whether a metric's correlation with scores differs from another metric's with the same scores.
+
+    Attributes:
+        n: Models that have all three values.
+        r: Pearson's r of the metric and the scores.
+        baseline_r: That of the other metric.
+        between: Pearson's r of the two metrics.
+        difference: ``r - baseline_r``; below 0 where the metric is the better predictor of scores, since a good model
+            has a low perplexity and a high score.
+        interval: 95 % interval of the difference, by the bootstrap over models.
+        t: Williams' t.
+        freedom: Its degrees of freedom, n - 3.
+        p: Two-sided.
+        reason: Why something of this does not exist.
+    """
+
+    n: int
+    r: float | None = None
+    baseline_r: float | None = None
+    between: float | None = None
+    difference: float | None = None
+    interval: Interval | None = None
+    t: float | None = None
+    freedom: int | None = None
+    p: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankAgreement:
+    """Spearman's rho of two benchmarks over models.
+
+    Attributes:
+        n: Models that have both scores.
+        spearman: None where it does not exist.
+        interval: 95 % interval.
+        reason: Why something of this does not exist.
+    """
+
+    n: int
+    spearman: float | None = None
+    interval: Interval | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelationTable(Tabular):
+    """Every metric against every benchmark. As a table: a row for each pair, with the fields of `Correlation`.
+
+    Attributes:
+        models: Names of the models.
+        families: Family of each; None without.
+        metrics: Values by metric, one for each model.
+        benchmarks: Scores by benchmark, one for each model.
+        correlations: By metric and benchmark.
+        baseline: The metric that the others are tested against; None where it is not among them.
+        tests: Of each other metric against the baseline, by metric and benchmark.
+        agreement: Of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on correlations).
+        notes: What has to be known before a number is relied on, a sentence each.
+    """
+
+    models: Sequence[str]
+    families: Sequence[str] | None
+    metrics: Mapping[str, Sequence[float | None]]
+    benchmarks: Mapping[str, Sequence[float | None]]
+    correlations: Mapping[str, Mapping[str, Correlation]]
+    baseline: str | None
+    tests: Mapping[str, Mapping[str, DependentTest]]
+    agreement: Mapping[str, Mapping[str, RankAgreement]]
+    notes: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``longlens study correlate --json`` prints."""
+        return {
+            "schema_version": 1,
+            "num_models": len(self.models),
+            "models": [
+                {
+                    "model": model,
+                    "family": None if self.families is None else self.families[place],
+                    "metrics": {name: values[place] for name, values in self.metrics.items()},
+                    "benchmarks": {name: values[place] for name, values in self.benchmarks.items()},
+                }
+                for place, model in enumerate(self.models)
+            ],
+            "metrics": plain(self.correlations),
+            "baseline": self.baseline,
+            "tests": plain(self.tests),
+            "agreement": plain(self.agreement),
+            "warnings": list(self.notes),
+        }
+
+    def _columns(self) -> dict[str, list[Any]]:
+        rows = [
+            {"metric": metric, "benchmark": benchmark, **correlation.to_json()}
+            for metric, row in self.correlations.items()
+            for benchmark, correlation in row.items()
+        ]
+        for row in rows:
+            del row["leave_one_family_out"]  # a column for each family would be a table of its own
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+def correlate_table(
+    metrics: Mapping[str, Column],
+    benchmarks: Mapping[str, Column],
+    *,
+    models: Sequence[str],
+    families: Sequence[str] | None = None,
+    baseline: str = "ppl",
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> CorrelationTable:
+    """Every metric against every benchmark, the tests against a baseline metric, and how the benchmarks agree.
+
+    Args:
+        metrics: By name, a value for each model; perplexities as they are, as the paper correlates them.
+        benchmarks: By name, a score for each model.
+        models: Names of the models, each once.
+        families: Family of each model.
+        baseline: The metric that Williams' test compares the others with, where it is among them.
+        resamples: Of the bootstrap.
+        permutations: Random orders, where there are too many models for all of them.
+        seed: Of both.
+
+    Raises:
+        UserError: A column has another number of values than there are models, or a model is named twice.
+
+    Source: the paper, section 4.1, table 1.
+    """
+    if len(set(models)) < len(models):
+        twice = next(name for name in models if list(models).count(name) > 1)
+        raise UserError(f"model {twice!r} is there twice: give each model one row")
+    if families is not None and len(families) != len(models):
+        raise UserError(f"`families` names {len(families)}, expected one for each of {len(models)} models")
+    columns = {}
+    for kind, given in (("metric", metrics), ("benchmark", benchmarks)):
+        columns[kind] = {name: _values(values) for name, values in given.items()}
+        for name, values in columns[kind].items():
+            if len(values) != len(models):
+                raise UserError(f"{kind} {name!r} has {len(values)} values, expected one for each of {len(models)}")
+    drawn = {"resamples": resamples, "seed": seed}
+    correlations = {
+        metric: {
+            benchmark: correlate_columns(x, y, families=families, permutations=permutations, **drawn)
+            for benchmark, y in columns["benchmark"].items()
+        }
+        for metric, x in columns["metric"].items()
+    }
+    base = columns["metric"].get(baseline)
+    tests = {
+        metric: {benchmark: compare_dependent(x, base, y, **drawn) for benchmark, y in columns["benchmark"].items()}
+        for metric, x in columns["metric"].items()
+        if base is not None and metric != baseline
+    }
+    return CorrelationTable(
+        models=list(models),
+        families=None if families is None else list(families),
+        metrics={name: plain(values) for name, values in columns["metric"].items()},
+        benchmarks={name: plain(values) for name, values in columns["benchmark"].items()},
+        correlations=correlations,
+        baseline=None if base is None else baseline,
+        tests=tests,
+        agreement=rank_agreement(benchmarks, **drawn),
+        notes=_missing(models, columns),
+    )
+
+
+def correlate_columns(
+    x: Column,
+    y: Column,
+    *,
+    families: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Correlation:
+    """The correlation of two columns over the models that have both.
+
+    Args:
+        x: ``(n,)`` a metric.
+        y: ``(n,)`` scores.
+        families: ``(n,)`` family of each model.
+        resamples: Of the bootstrap.
+        permutations: Random orders, where there are too many models for all of them.
+        seed: Of both.
+    """
+    from scipy import stats
+
+    x, y = _values(x), _values(y)
+    both = np.isfinite(x) & np.isfinite(y)
+    named = None if families is None else [name for name, there in zip(families, both, strict=True) if there]
+    x, y = x[both], y[both]
+    n = len(x)
+    reason = _why_none(n, metric=x, score=y)
+    if reason is not None:
+        return Correlation(n=n, reason=reason)
+    intervals: dict[str, Interval | None] = {}
+    for name, statistic in (("pearson", _pearson), ("spearman", _spearman), ("kendall", _kendall)):
+        intervals[name], why = _interval(statistic, x, y, resamples=resamples, seed=seed)
+        reason = reason or why
+    tau = stats.kendalltau(x, y)
+    logarithm = np.log(x) if (x > 0).all() else None
+    has_log = logarithm is not None and _why_none(n, metric=logarithm) is None
+    return Correlation(
+        n=n,
+        pearson=_r(x, y),
+        interval=intervals["pearson"],
+        p=_p(x, y, permutations, seed),
+        spearman=_r(stats.rankdata(x), stats.rankdata(y)),
+        spearman_interval=intervals["spearman"],
+        spearman_p=_p(stats.rankdata(x), stats.rankdata(y), permutations, seed),
+        kendall=float(tau.statistic),
+        kendall_interval=intervals["kendall"],
+        kendall_p=float(tau.pvalue),
+        log_pearson=_r(logarithm, y) if has_log and logarithm is not None else None,
+        log_interval=_interval(_pearson, logarithm, y, resamples=resamples, seed=seed)[0]
+        if has_log and logarithm is not None
+        else None,
+        exact=n <= EXACT_MODELS,
+        leave_one_family_out={} if named is None else _without_each(x, y, named),
+        reason=reason,
+    )
+
+
+def compare_dependent(
+    x: Column, baseline: Column, y: Column, *, resamples: int = RESAMPLES, seed: int = 0
+) -> DependentTest:
+    """Williams' test of ``r(x, y) = r(baseline, y)``, over the models that have all three values: see `williams_t`.
+
+    Args:
+        x: ``(n,)`` a metric.
+        baseline: ``(n,)`` the metric that it is compared with.
+        y: ``(n,)`` scores.
+        resamples: Of the bootstrap, for the interval of the difference.
+        seed: Of it.
+    """
+    from scipy import stats
+
+    x, baseline, y = _values(x), _values(baseline), _values(y)
+    all_three = np.isfinite(x) & np.isfinite(baseline) & np.isfinite(y)
+    x, baseline, y = x[all_three], baseline[all_three], y[all_three]
+    n = len(x)
+    reason = _why_none(n, metric=x, baseline=baseline, score=y)
+    if reason is not None:
+        return DependentTest(n=n, reason=reason)
+    r, base, between = _r(x, y), _r(baseline, y), _r(x, baseline)
+
+    def difference(x_and_baseline: Doubles, y: Doubles, counts: Doubles) -> Doubles:
+        return _pearson(x_and_baseline[0], y, counts) - _pearson(x_and_baseline[1], y, counts)
+
+    interval, reason = _interval(difference, np.stack([x, baseline]), y, resamples=resamples, seed=seed)
+    t = williams_t(r, base, between, n)
+    if t is None:
+        needed = f"{n} models, and Williams' test needs 4 or more"
+        reason = needed if n <= 3 else "no test: the two metrics differ by a factor and a constant alone"
+    return DependentTest(
+        n=n,
+        r=r,
+        baseline_r=base,
+        between=between,
+        difference=r - base,
+        interval=interval,
+        t=t,
+        freedom=None if t is None else n - 3,
+        p=None if t is None else float(2 * stats.t.sf(abs(t), n - 3)),
+        reason=reason,
+    )
+
+
+def williams_t(r_xy: float, r_by: float, r_xb: float, n: int) -> float | None:
+    """Williams' t, with n - 3 degrees of freedom::
+
+        t = (r_xy - r_by) sqrt((n - 1) (1 + r_xb) / (2 |R| (n - 1) / (n - 3) + m^2 (1 - r_xb)^3))
+        |R| = 1 - r_xy^2 - r_by^2 - r_xb^2 + 2 r_xy r_by r_xb,  m = (r_xy + r_by) / 2
+
+    Args:
+        r_xy: Pearson's r of a first and a third column.
+        r_by: Of a second and the third column.
+        r_xb: Of the first and the second column.
+        n: Rows.
+
+    Returns:
+        None for fewer than 4 rows, and where the first two columns are the same but for a factor and a constant.
+
+    Sources: Williams 1959, "The comparison of regression variables"; Steiger 1980, "Tests for comparing elements of a
+    correlation matrix", equation 7.
+    """
+    if n <= 3:
+        return None
+    determinant = max(0.0, 1 - r_xy**2 - r_by**2 - r_xb**2 + 2 * r_xy * r_by * r_xb)
+    below = 2 * determinant * (n - 1) / (n - 3) + ((r_xy + r_by) / 2) ** 2 * (1 - r_xb) ** 3
+    if below <= _ALIKE:
+        return None
+    return (r_xy - r_by) * math.sqrt((n - 1) * max(0.0, 1 + r_xb) / below)
+
+
+def rank_agreement(
+    benchmarks: Mapping[str, Column], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, RankAgreement]]:
+    """Spearman's rho of each two benchmarks over models, over those that have both scores; 1 of one with itself.
+
+    Args:
+        benchmarks: By name, a score for each model.
+        resamples: Of the bootstrap.
+        seed: Of it.
+    """
+    columns = {name: _values(column) for name, column in benchmarks.items()}
+    found: dict[str, dict[str, RankAgreement]] = {name: {} for name in columns}
+    names = list(columns)
+    for place, one in enumerate(names):
+        for other in names[place:]:
+            agreed = _agreement(columns[one], columns[other], one == other, resamples, seed)
+            found[one][other] = found[other][one] = agreed
+    return {one: {other: found[one][other] for other in names} for one in names}
+
+
+def _agreement(x: Doubles, y: Doubles, same: bool, resamples: int, seed: int) -> RankAgreement:
+    from scipy import stats
+
+    both = np.isfinite(x) & np.isfinite(y)
+    x, y = x[both], y[both]
+    reason = _why_none(len(x), **({"score": x} if same else {"one": x, "other": y}))
+    if reason is not None:
+        return RankAgreement(n=len(x), reason=reason)
+    if same:
+        return RankAgreement(n=len(x), spearman=1.0)
+    interval, reason = _interval(_spearman, x, y, resamples=resamples, seed=seed)
+    rho = _r(stats.rankdata(x), stats.rankdata(y))
+    return RankAgreement(n=len(x), spearman=rho, interval=interval, reason=reason)
+
+
+_COLUMNS = {
+    "metric": "the metric is",
+    "baseline": "the baseline metric is",
+    "score": "the score is",
+    "one": "the first benchmark's score is",
+    "other": "the second benchmark's score is",
+}
+
+
+def _why_none(n: int, **columns: Doubles) -> str | None:
+    """Why a coefficient of these columns, ``(n,)`` each, does not exist; None where it does."""
+    if n < MIN_MODELS:
+        return f"{n} model{'' if n == 1 else 's'} with both values, and {MIN_MODELS} or more are needed"
+    for name, values in columns.items():
+        if np.ptp(values) <= _ALIKE * np.abs(values).max():
+            return f"{_COLUMNS[name]} the same for all {n} models"
+    return None
+
+
+def _without_each(x: Doubles, y: Doubles, families: Sequence[str]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for family in dict.fromkeys(families):
+        rest = np.array([name != family for name in families])
+        exists = _why_none(int(rest.sum()), metric=x[rest], score=y[rest]) is None
+        found[family] = _r(x[rest], y[rest]) if exists else None
+    return found
+
+
+def _missing(models: Sequence[str], columns: Mapping[str, Mapping[str, Doubles]]) -> list[str]:
+    """Which models have no value of a column."""
+    notes = []
+    for named in columns.values():
+        for name, values in named.items():
+            lack = [model for model, value in zip(models, values, strict=True) if not math.isfinite(value)]
+            if lack:
+                listed = ", ".join(lack[:4]) + (", …" if len(lack) > 4 else "")
+                notes.append(f"{name}: no value of {len(lack)} of {len(models)} models ({listed}), which do not count")
+    return notes
+
+
+def _values(column: Column) -> Doubles:
+    values = np.array([math.nan if value is None else value for value in column], dtype=np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _r(x: Doubles, y: Doubles) -> float:
+    """Pearson's r of columns that have a spread."""
+    from scipy import stats
+
+    return float(np.clip(stats.pearsonr(x, y).statistic, -1.0, 1.0))
+
+
+def _p(x: Doubles, y: Doubles, permutations: int, seed: int) -> float:
+    """Two-sided p of Pearson's r: the share of orders of y with one as far from 0."""
+    n = len(x)
+    x, y = _standard(x), _standard(y)
+    orders = _orders(n, permutations, seed)
+    limit = abs(float(x @ y)) - _ALIKE * n
+    as_far = sum(int((abs(y[part] @ x) >= limit).sum()) for part in np.array_split(orders, max(1, orders.size >> 22)))
+    return as_far / len(orders) if n <= EXACT_MODELS else (as_far + 1) / (len(orders) + 1)
+
+
+@lru_cache(maxsize=4)
+def _orders(n: int, permutations: int, seed: int) -> npt.NDArray[np.intp]:
+    """All orders of n, or so many random ones, as rows."""
+    if n > EXACT_MODELS:
+        return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
+    orders = np.zeros((1, 0), dtype=np.intp)
+    for new in range(n):  # the next element goes into each place of each order
+        orders = np.concatenate([np.insert(orders, place, new, axis=1) for place in range(new + 1)])
+    return orders
+
+
+@lru_cache(maxsize=8)
+def _counts(n: int, resamples: int, seed: int) -> Doubles:
+    """``(resamples, n)``: how often each resample of n models has each of them; for the same n always the same."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def _interval(
+    statistic: Statistic, x: Doubles, y: Doubles, *, resamples: int, seed: int
+) -> tuple[Interval | None, str | None]:
+    """The 95 % interval of a statistic by the bootstrap over models, or why it has none: BCa at expanded levels.
+
+    With the resamples' values s, the observed one o, and those without one model l_i::
+
+        z0 = Phi^-1(share of s below o, equal ones by half),  m_i = mean(l) - l_i,  a = sum(m^3) / (6 sum(m^2)^1.5)
+        q' = Phi(z0 + (z0 + z) / (1 - a (z0 + z))),  z = sqrt(n / (n - 1)) t(q, n - 1),  q = 2.5 %, 97.5 %
+    """
+    from scipy import special
+
+    n = len(y)
+    if n < MIN_MODELS_OF_INTERVAL:
+        return None, f"no interval: {n} models, and {MIN_MODELS_OF_INTERVAL} or more are needed"
+    left_out = statistic(x, y, 1.0 - np.eye(n))
+    if not np.isfinite(left_out).all():
+        return None, "no interval: all models but one have the same value"
+    drawn = statistic(x, y, _counts(n, resamples, seed))
+    drawn = drawn[np.isfinite(drawn)]
+    if np.ptp(drawn) <= _ALIKE:
+        return None, "no interval: every resample of the models has the same coefficient"
+    observed = float(statistic(x, y, np.ones((1, n)))[0])
+    equal = abs(drawn - observed) <= _ALIKE
+    below = float(((drawn < observed) & ~equal).sum() + 0.5 * equal.sum()) / len(drawn)
+    bias = float(special.ndtri(np.clip(below, 1 / (len(drawn) + 1), 1 - 1 / (len(drawn) + 1))))
+    moved = left_out.mean() - left_out
+    squares = float((moved**2).sum())
+    acceleration = float((moved**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
+    wide = math.sqrt(n / (n - 1)) * quantile(n - 1)
+    levels = [bias + (bias + z) / (1 - acceleration * (bias + z)) for z in (-wide, wide)]
+    low, high = np.percentile(drawn, 100 * special.ndtr(levels))
+    return (float(low), float(high)), None
+
+
+def _standard(x: Doubles) -> Doubles:
+    """Of mean 0 and variance 1, which no coefficient depends on and rounding does."""
+    standard: Doubles = (x - x.mean()) / x.std()
+    return standard
+
+
+def _pearson(x: Doubles, y: Doubles, counts: Doubles) -> Doubles:
+    x, y = _standard(x), _standard(y)
+    return _weighted_r(np.broadcast_to(x, counts.shape), np.broadcast_to(y, counts.shape), counts)
+
+
+def _spearman(x: Doubles, y: Doubles, counts: Doubles) -> Doubles:
+    return _weighted_r(_ranks(x, counts), _ranks(y, counts), counts)
+
+
+def _kendall(x: Doubles, y: Doubles, counts: Doubles) -> Doubles:
+    signs = [np.sign(values[:, None] - values) for values in (x, y)]
+
+    def pairs(of: Doubles) -> Doubles:
+        summed: Doubles = ((counts @ of) * counts).sum(axis=1)
+        return summed
+
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample of equal values has no coefficient
+        tau: Doubles = pairs(signs[0] * signs[1]) / np.sqrt(pairs(abs(signs[0])) * pairs(abs(signs[1])))
+    return tau
+
+
+def _ranks(x: Doubles, counts: Doubles) -> Doubles:
+    """``(b, n)``: the rank of each model's value in each resample, ties having the mean of theirs, less n / 2."""
+    values, group = np.unique(x, return_inverse=True)
+    of_group = counts @ (group[:, None] == np.arange(len(values))).astype(np.float64)
+    middle = np.cumsum(of_group, axis=1) - (of_group + counts.sum(axis=1, keepdims=True)) / 2
+    ranks: Doubles = middle[:, group]
+    return ranks
+
+
+def _weighted_r(x: Doubles, y: Doubles, counts: Doubles) -> Doubles:
+    """Pearson's r of each resample; NaN where it has no spread."""
+    n = counts.sum(axis=1, keepdims=True)
+    x = x - (counts * x).sum(axis=1, keepdims=True) / n
+    y = y - (counts * y).sum(axis=1, keepdims=True) / n
+    xx, yy, xy = ((counts * product).sum(axis=1) for product in (x * x, y * y, x * y))
+    there = (xx > _ALIKE * n[:, 0]) & (yy > _ALIKE * n[:, 0])
+    r = np.full(len(counts), np.nan)
+    r[there] = np.clip(xy[there] / np.sqrt(xx[there] * yy[there]), -1, 1)
+    return r
