@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+
+from longlens.study.reproduce import machine as hardware
 
 ROOT = Path(__file__).parent.parent
 
 
 def machine() -> str:
     """What the numbers were measured on."""
-    import torch
-
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {gpu}, {versions}"
+    return f"{hardware()}, {versions}"
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, numbers to the right."""
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:
+    """A Markdown table whose first ``left`` columns are text; the others are to the right."""
     lines = [
         "| " + " | ".join(columns) + " |",
-        "| " + " | ".join(["---"] + ["---:"] * (len(columns) - 1)) + " |",
+        "| " + " | ".join(["---"] * left + ["---:"] * (len(columns) - left)) + " |",
         *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows),
     ]
     return "\n".join(lines) + "\n"

@@ -43,7 +43,7 @@ from longlens.rope.settings import parse_method
 from longlens.scoring.reader import open_scores
 from longlens.settings.options import Reading
 from longlens.settings.recipe import presets
-from longlens.study.settings import read_study
+from longlens.study.reproduce import read_study
 from longlens.tokenization import decoder_of
 from longlens.train.recipe import read_recipe
 from tests.tiny import byte_tokenizer
@@ -398,14 +398,18 @@ def recipe_text(folder: str, name: str) -> str:
 
 
 def kinds_of_recipes() -> Iterator[tuple[str, Kind]]:
-    folders: dict[str, Callable[[str], Any]] = {"train": read_recipe, "mixtures": read_mixture, "studies": read_study}
+    folders: dict[str, Callable[[str], Callable[..., Any]]] = {
+        "train": lambda name: read_recipe,
+        "mixtures": lambda name: read_mixture,
+        "studies": lambda name: partial(read_study, name),
+    }
     for folder, read in folders.items():
         for number, name in enumerate(presets(folder)):
             content = recipe_text(folder, name)
             file = f"{folder}-{number}.yaml"
             Path(file).write_text(content)
             options = {"length": 2**19, "tokens": 10**9} if folder == "mixtures" else {}
-            yield f"{folder}/{name}", Kind([file], partial(read, file, **options), 40)
+            yield f"{folder}/{name}", Kind([file], partial(read(name), file, **options), 40)
 
 
 def test_recipes(place: Path, subtests: Any) -> None:

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from longlens.study.settings import read_study
-from tests.study.toys import toy_study, toy_text
+from longlens.study.reproduce import read_study
+from tests.study.longce.toys import toy_study, write_text
 
 
 def everything(folder):
@@ -18,28 +18,25 @@ def everything(folder):
 @pytest.fixture
 def prose(work):
     """Words in files, and a recipe of toys."""
-    folder = work / "prose"
-    folder.mkdir()
-    for name, words in toy_text().documents.items():
-        (folder / f"{name}.txt").write_text(" ".join(words))
+    write_text(work / "prose")
     content = toy_study(seeds=(1,)).resolved()
     for method in content["extensions"].values():
         for key in ("original_length", "first_layer"):
             method.pop(key, None)
     content["longce"].pop("short_dtype")
     (work / "toy.yaml").write_text(yaml.safe_dump(content))
-    assert read_study("toy.yaml").seeds == (1,)
+    assert read_study("longce", "toy.yaml").seeds == (1,)
     return work
 
 
-REPRODUCE = ("study", "reproduce", "longce", "-o", "out", "--recipe", "toy.yaml", "--text", "prose")
+REPRODUCE = ("study", "reproduce", "longce", "-o", "out", "--recipe", "toy.yaml", "--set", "text=prose")
 
 
 def test_help_has_an_example_and_imports_nothing_heavy(run):
     shown = run("study", "reproduce", "--help").out
     assert "Example: longlens study reproduce longce -o " in shown
     assert all(
-        f" {option} " in shown.replace(",", " ") for option in ("--out", "--recipe", "--seeds", "--text", "--json")
+        f" {option} " in shown.replace(",", " ") for option in ("--out", "--recipe", "--seeds", "--set", "--json")
     )
     assert "\n  reproduce " in run("study", "--help").out
     program = (
@@ -55,10 +52,10 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
     assert first.code == 0
     assert "pi longce seed 1: step 2, answers " in first.err
     rows = [line.split() for line in first.out.splitlines()]
-    assert rows[0][:3] == ["extension", "loss", "steps"]
+    assert rows[1][:3] == ["extension", "loss", "steps"]
     assert ["eabf", "permuted", "2"] in [row[:3] for row in rows]
     assert ["pi", "longce", "-", "ce", "2", "equal", "steps", "(2)"] in [row[:8] for row in rows]
-    assert first.out.splitlines()[-1] == "1 seeds, all numbers in out/result.json"
+    assert first.out.splitlines()[-1] == "seeds 1; all numbers are in out/result.json"
     again = run.json(*REPRODUCE)
     assert again.items() == {"out": "out", **json.loads((prose / "out" / "result.json").read_text())}.items()
     assert again["text"]["name"] == "prose"
@@ -74,10 +71,13 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
         (["study"], "Missing command. See longlens study --help"),
         (["study", "reproduce", "longppl", "-o", "out"], "no study 'longppl'; expected one of longce"),
         ([*REPRODUCE, "--seeds", "1,x"], "--seeds is 'x'; expected a whole number, such as "),
-        ([*REPRODUCE, "--seeds", "-1"], "seeds are [-1]; expected different whole numbers from 0 on, such as 1,2,3"),
+        (
+            [*REPRODUCE, "--seeds", "-1"],
+            "toy.yaml: seeds are [-1]; expected different whole numbers from 0 on",
+        ),
         ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': give a YAML file, or one of longce"),
-        ([*REPRODUCE, "--text", "nosuch"], "no such file or folder: 'nosuch'"),
-        ([*REPRODUCE, "--text", "a.txt"], "the text has "),
+        ([*REPRODUCE, "--set", "text=nosuch"], "no such file or folder: 'nosuch'"),
+        ([*REPRODUCE, "--set", "text=a.txt"], "the text has "),
         ([*REPRODUCE, "-o", "a.txt"], "a.txt is a file; give a folder for the run"),
         ([*REPRODUCE, "-o", "llama"], "llama is not empty and holds no run (it has "),
     ],

@@ -1,4 +1,4 @@
-"""``longlens study reproduce``."""
+"""``longlens study``."""
 
 from __future__ import annotations
 
@@ -10,50 +10,47 @@ import typer
 from longlens.cli import options as o
 from longlens.cli.command import App
 
-study = App("study", "Studies: experiments that anyone can repeat.")
-STUDIES = ("longce",)
+study = App("study", "Studies: do the claims of the paper and of the lecture hold?")
 
 
 @study.callback()
 def _root() -> None:
-    """Studies: experiments that anyone can repeat."""
+    """Studies: do the claims of the paper and of the lecture hold?"""
 
 
 @study.command()
 def reproduce(
     name: Annotated[str, typer.Argument(help="longce: does LongCE help, in a model that two cores train?")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, runs and result.json.")],
-    recipe: Annotated[str, typer.Option(help="A YAML file with other settings.")] = "longce",
-    seeds: Annotated[str | None, typer.Option(help="Such as 1,2,3.  [default: the recipe's]")] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Prose: a file or a folder.  [default: Python's standard library]")
+    recipe: Annotated[Path | None, typer.Option(help="A YAML file with other settings.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Instead of the recipe's, such as text=prose.", metavar="KEY=VALUE"),
     ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 1,2,3.  [default: the recipe's]")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run a small experiment from scratch. The same command resumes an unfinished run.
+    """Run an experiment from scratch. The same command resumes an unfinished run.
 
     Example: longlens study reproduce longce -o longce-study
     """
     from longlens.cli.console import print_json, print_table, printable
     from longlens.cli.progress import ProgressBar
-    from longlens.errors import UserError
-    from longlens.study.documents import read_text
-    from longlens.study.longce import reproduce_longce
-    from longlens.study.settings import read_study
-    from longlens.study.summary import difference_table, mean_table
+    from longlens.settings.recipe import parse_integer
+    from longlens.study.reproduce import find_study, read_study
+    from longlens.study.reproduce import reproduce as run
 
-    if name not in STUDIES:
-        raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
-    chosen = None if seeds is None else _parse_seeds(seeds)
-    settings = read_study(recipe)
-    result = reproduce_longce(settings, out, text=read_text(text), seeds=chosen, progress=ProgressBar())
+    chosen = None if seeds is None else [parse_integer(seed.strip(), "seeds") for seed in seeds.split(",")]
+    settings = read_study(name, recipe, seeds=chosen, changes=changes or [])
+    result = run(name, settings, out, progress=ProgressBar())
     if as_json:
         print_json({"out": str(out), **result})
         return
-    print_table(*mean_table(result))
-    print()
-    print_table(*difference_table(result))
-    print(f"{len(result['seeds'])} seeds, all numbers in {printable(str(out / 'result.json'))}")
+    for table in find_study(name).tables(result):
+        print(table.title)
+        print_table(table.columns, table.rows)
+        print()
+    print(f"seeds {', '.join(map(str, settings.seeds))}; all numbers are in {printable(str(out / 'result.json'))}")
 
 
 @study.command()
@@ -102,14 +99,3 @@ def published(
         print_table(*own_rows(own))
     for line in notes_of(found, own):
         print(printable(line))
-
-
-def _parse_seeds(listed: str) -> list[int]:
-    """``"1,2,3"`` to ``[1, 2, 3]``.
-
-    Raises:
-        UserError: One is no whole number.
-    """
-    from longlens.settings.recipe import parse_integer
-
-    return [parse_integer(seed.strip(), "seeds") for seed in listed.split(",")]

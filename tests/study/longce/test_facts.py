@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longlens.errors import UserError
-from longlens.study.documents import FACT, Facts, Prose, Vocabulary, make_document, make_drill, make_question
+from longlens.study.longce.documents import FACT, Facts, Prose, Vocabulary, make_document, make_drill, make_question
 
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=8, values=5)
 WORDS = [np.arange(300) % 10, np.arange(7, 207) % 10]

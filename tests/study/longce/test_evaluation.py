@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from longlens.errors import UserError
-from longlens.study.documents import Vocabulary
-from longlens.study.longce import Questions, held_out_questions, key_tokens, make_batches, measure
-from tests.study.toys import toy_study
+from longlens.study.longce.documents import Vocabulary
+from longlens.study.longce.run import Questions, held_out_questions, key_tokens, make_batches, measure
+from tests.study.longce.toys import toy_study
 
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=4, values=3)
 DOCUMENTS = [np.arange(200) % 10, np.arange(3, 150) % 7]

@@ -7,7 +7,7 @@ import torch
 
 from longlens.losses.longce import weighted_nll
 from longlens.losses.settings import LongCE
-from longlens.study.model import ARMS, NormalizedLongCE, PermutedLongCE
+from longlens.study.longce.model import ARMS, NormalizedLongCE, PermutedLongCE
 from tests.tiny import VOCABULARY, tiny_model
 
 LONG = torch.tensor([-1.0, -2.0, -0.5, -3.0, -0.1, -1.5])

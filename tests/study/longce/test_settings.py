@@ -5,8 +5,8 @@ import yaml
 
 from longlens.errors import UserError
 from longlens.settings.recipe import presets
-from longlens.study.settings import read_study
-from tests.study.toys import toy_study
+from longlens.study.reproduce import STUDIES, read_study
+from tests.study.longce.toys import toy_study
 
 
 @pytest.fixture
@@ -35,9 +35,14 @@ def recipe(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", presets("studies"))
-def test_a_shipped_recipe_is_read(name):
-    study = read_study(name)
+def test_every_study_has_a_recipe():
+    assert set(presets("studies")) == set(STUDIES)
+    for name in STUDIES:
+        assert read_study(name).seeds
+
+
+def test_the_shipped_recipe_is_read():
+    study = read_study("longce")
     assert study.length > study.model.length
     assert study.development_seed not in study.seeds
     assert study.evaluation.facts.distance >= study.longce.context + study.longce.stride
@@ -45,8 +50,8 @@ def test_a_shipped_recipe_is_read(name):
 
 
 def test_what_is_written_is_what_is_read(recipe):
-    assert read_study(recipe({})) == toy_study()
-    assert read_study(recipe({"training.learning_rate": "1e-3"})).training.learning_rate == 1e-3
+    assert read_study("longce", recipe({})) == toy_study()
+    assert read_study("longce", recipe({"training.learning_rate": "1e-3"})).training.learning_rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,7 @@ def test_what_is_written_is_what_is_read(recipe):
     [
         (
             {"traning": 1},
-            "recipe.yaml: unknown key 'traning' (nearest: 'training'); known are words, model, base, base_seed, e",
+            "recipe.yaml: unknown key 'traning' (nearest: 'training'); known are seeds, words, model, base, base",
         ),
         ({"training": None}, "recipe.yaml: training is missing: give it"),
         ({"training.steps": None}, "recipe.yaml: training.steps is missing: give it"),
@@ -86,7 +91,7 @@ def test_what_is_written_is_what_is_read(recipe):
             "recipe.yaml: checkpoints are [1], steps 2 and ce_steps 3: expected the last checkpoint",
         ),
         ({"ce_steps": 1}, "recipe.yaml: checkpoints are [1, 2], steps 2 and ce_steps 1: expected the last checkpoint"),
-        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seed is 0: expected different seeds, none"),
+        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seed is 0: expected it alone, or others"),
         ({"evaluator_method": "yarn"}, "recipe.yaml: evaluator_method is 'yarn'; expected one of "),
         ({"extensions.pi.factor": 2}, "recipe.yaml: extensions have the factors ['2.0', '4.0']; expected one that all"),
         (
@@ -105,10 +110,12 @@ def test_what_is_written_is_what_is_read(recipe):
 def test_a_wrong_recipe_says_what_is_wrong(changes, message, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as raised:
-        read_study(recipe(changes).name)
+        read_study("longce", recipe(changes).name)
     assert str(raised.value).startswith(message)
 
 
 def test_an_unknown_recipe_lists_those_that_there_are():
     with pytest.raises(UserError, match="no recipe 'nosuch': give a YAML file, or one of longce"):
+        read_study("longce", "nosuch")
+    with pytest.raises(UserError, match="no study 'nosuch'; expected one of longce"):
         read_study("nosuch")

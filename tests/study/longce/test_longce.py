@@ -7,9 +7,9 @@ import pytest
 
 from longlens.errors import UserError
 from longlens.progress import Progress
-from longlens.study import model as models
-from longlens.study.longce import reproduce_longce
-from tests.study.toys import toy_study, toy_text
+from longlens.study.longce import model as models
+from longlens.study.reproduce import reproduce
+from tests.study.longce.toys import toy_study, toy_text, write_text
 
 RUNS = sorted(
     f"{method}-{arm}-{seed}.json"
@@ -17,6 +17,11 @@ RUNS = sorted(
     for arm in ("ce", "longce", "permuted", "normalised")
     for seed in (1, 2)
 )
+
+
+def run(out, folder, progress=None, **changes):
+    """The experiment on the text of a folder."""
+    return reproduce("longce", toy_study(text=str(folder), **changes), out, progress=progress)
 
 
 class Shown(Progress):
@@ -35,14 +40,21 @@ class Shown(Progress):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished study, its result and the progress that it showed."""
-    out, progress = tmp_path_factory.mktemp("study") / "out", Shown()
-    return out, reproduce_longce(toy_study(), out, text=toy_text(), progress=progress), progress
+    place, progress = tmp_path_factory.mktemp("study"), Shown()
+    write_text(place / "toy")
+    return place / "out", run(place / "out", place / "toy", progress), progress
 
 
 def again(done, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(done[0], out)
+    write_text(tmp_path / "toy")
     return out
+
+
+def again_equals(result, before):
+    """Whether two results say the same; how long it took, and which seeds were asked for, aside."""
+    return {**result, "seconds": 0, "settings": 0} == {**before, "seconds": 0, "settings": 0}
 
 
 def test_the_folder_holds_a_file_for_each_run(done):
@@ -86,7 +98,7 @@ def test_a_finished_study_is_not_run_again(done, tmp_path, monkeypatch):
     out = again(done, tmp_path)
     for name in ("train", "score", "make_model", "time_steps"):
         monkeypatch.setattr(models, name, None)
-    assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
+    assert again_equals(run(out, out.with_name("toy")), done[1])
 
 
 def test_a_stopped_study_goes_on_and_says_the_same(done, tmp_path, monkeypatch):
@@ -95,7 +107,7 @@ def test_a_stopped_study_goes_on_and_says_the_same(done, tmp_path, monkeypatch):
         (out / name).unlink()
     train = models.train
     monkeypatch.setattr(models, "train", lambda *a, **k: calls.append(a[1].steps) or train(*a, **k))
-    assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
+    assert again_equals(run(out, out.with_name("toy")), done[1])
     assert calls == [2, 2]
 
 
@@ -105,7 +117,7 @@ def test_a_killed_base_is_begun_again(tmp_path, monkeypatch, done):
     (out / ".base.tmp").mkdir()
     (out / ".base.tmp" / "half").touch()
     before = (done[0] / "base" / "model.safetensors").read_bytes()
-    assert reproduce_longce(toy_study(), out, text=toy_text()) == done[1]
+    assert again_equals(run(out, out.with_name("toy")), done[1])
     assert (out / "base" / "model.safetensors").read_bytes() == before
     assert not (out / ".base.tmp").exists()
     assert not (out / "base" / "half").exists()
@@ -113,7 +125,7 @@ def test_a_killed_base_is_begun_again(tmp_path, monkeypatch, done):
 
 def test_other_seeds_join_the_folder_and_development_documents_are_others(done, tmp_path):
     out = again(done, tmp_path)
-    result = reproduce_longce(toy_study(seeds=(7,)), out, text=toy_text(), seeds=[0])
+    result = run(out, tmp_path / "toy", seeds=(0,))
     assert result["seeds"] == [0]
     assert {row["documents"] for row in result["start"]} == {"development"}
     assert len(list((out / "runs").iterdir())) == len(RUNS) + 8
@@ -125,9 +137,9 @@ def test_another_study_or_text_is_refused_and_nothing_changes(done, tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = toy_study(training=toy_study().training.replace(learning_rate=0.5))
     with pytest.raises(UserError, match=r"holds another run: training.learning_rate is 0.01 there and 0.5 here"):
-        reproduce_longce(other, out, text=toy_text())
+        reproduce("longce", other.replace(text=str(tmp_path / "toy")), out)
     with pytest.raises(UserError, match=r"holds another run: text.sha256 is "):
-        reproduce_longce(toy_study(), out, text=toy_text(seed=1))
+        run(out, write_text(tmp_path / "other" / "toy", seed=1))
     with pytest.raises(UserError, match=r"seeds are \[1, 1\]; expected different whole numbers from 0 on"):
-        reproduce_longce(toy_study(), out, text=toy_text(), seeds=[1, 1])
+        run(out, tmp_path / "toy", seeds=(1, 1))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from longlens.losses.settings import LongCE
 from longlens.rope import EABF, PositionInterpolation
-from longlens.study.documents import Facts, Text
-from longlens.study.settings import Shape, Study, StudyEvaluation, StudyTraining, Words
+from longlens.study.longce.documents import Facts, Text
+from longlens.study.longce.settings import Shape, Study, StudyEvaluation, StudyTraining, Words
 
 LETTERS = "abcdefghij"
 
@@ -17,6 +19,14 @@ def toy_text(seed: int = 0) -> Text:
     rng = np.random.default_rng(seed)
     documents = {f"document {n:02d}": tuple(rng.choice(list(LETTERS), 100).tolist()) for n in range(20)}
     return Text(name="toy", documents=documents)
+
+
+def write_text(folder: Path, seed: int = 0) -> str:
+    """`toy_text` in files."""
+    folder.mkdir(parents=True)
+    for name, words in toy_text(seed).documents.items():
+        (folder / f"{name}.txt").write_text(" ".join(words))
+    return str(folder)
 
 
 def toy_study(**changes: object) -> Study:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, InstanceOf, TypeAdapter, model_validator
 
@@ -14,8 +13,9 @@ from longlens.losses.settings import LongCE
 from longlens.rope.base import Method
 from longlens.rope.settings import Extension
 from longlens.settings.options import ALPHA, BETA
-from longlens.settings.recipe import Integer, Real, Settings, parse, read_yaml
-from longlens.study.documents import Facts
+from longlens.settings.recipe import Integer, Real, Settings
+from longlens.study.longce.documents import Facts
+from longlens.study.reproduce import StudySettings
 
 Count = Annotated[Integer, Field(ge=1)]
 Share = Annotated[Real, Field(ge=0, le=1)]
@@ -121,7 +121,7 @@ def _to_methods(values: Any) -> Any:
     return {name: extension.build() for name, extension in found.items()}
 
 
-class Study(Settings):
+class Study(StudySettings):
     """All settings of ``longlens study reproduce longce``.
 
     Attributes:
@@ -139,7 +139,10 @@ class Study(Settings):
         evaluator_method: One of `extensions`.
         seeds: Of the runs that count.
         development_seed: The one that settings were chosen on; it is scored on other documents.
+        text: Prose: a file or a folder; Python's standard library unless given.
     """
+
+    free: ClassVar[frozenset[str]] = StudySettings.free | {"text"}
 
     words: Words
     model: Shape
@@ -153,8 +156,8 @@ class Study(Settings):
     evaluation: StudyEvaluation
     evaluator: StudyTraining
     evaluator_method: str
-    seeds: tuple[Integer, ...] = Field(strict=False)
     development_seed: Integer
+    text: str | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Study:
@@ -179,10 +182,10 @@ class Study(Settings):
                 f"checkpoints are {list(self.checkpoints)}, steps {steps} and ce_steps {self.ce_steps}: expected the "
                 "last checkpoint at the last step, and CE to go on from there"
             )
-        if self.development_seed in self.seeds or len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+        if self.development_seed in self.seeds and len(self.seeds) > 1:
             raise UserError(
-                f"seeds are {list(self.seeds)} and development_seed is {self.development_seed}: expected different "
-                "seeds, none of them the one that settings were chosen on"
+                f"seeds are {list(self.seeds)} and development_seed is {self.development_seed}: expected it alone, or "
+                "others, since settings were chosen on it"
             )
         self.base.facts.check(self.model.length)
         for facts in (self.training.facts, self.evaluator.facts, self.evaluation.facts):
@@ -200,15 +203,3 @@ class Study(Settings):
         """All settings as JSON."""
         methods = {name: {"method": m.name, **asdict(m)} for name, m in self.extensions.items()}
         return self.model_dump(mode="json", exclude={"extensions"}) | {"extensions": methods}
-
-
-def read_study(recipe: str | os.PathLike[str]) -> Study:
-    """Reads a recipe.
-
-    Args:
-        recipe: ``longce``, or a YAML file with the keys of `Study`.
-
-    Raises:
-        UserError: No such recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
-    """
-    return parse(Study, read_yaml(recipe, "studies", "model and training"), f"{recipe}")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from longlens.metrics.uncertainty import mean_interval
-from longlens.study.settings import Study
+from longlens.study.longce.settings import Study
+from longlens.study.reproduce import Table
 
 METRICS = ("accuracy", "answer_nll", "longppl", "ppl", "short_ppl")
 
@@ -88,7 +89,6 @@ def summarize(
     }
 
 
-Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 _SHOWN = (
     ("accuracy", "answers right, %", 100, 1),
     ("answer_nll", "answer NLL", 1, 3),
@@ -99,16 +99,25 @@ _SHOWN = (
 """Metric, column, factor, digits."""
 
 
-def mean_table(result: Mapping[str, Any]) -> Table:
-    """Columns and rows: means over seeds, by extension, loss and steps."""
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Means and differences of a result."""
+    return [_means(result), _differences(result)]
+
+
+def _means(result: Mapping[str, Any]) -> Table:
     rows = [(row["method"], "not trained", "0", *_cells(row["metrics"])) for row in result["start"]]
     rows += [(row["method"], row["arm"], str(row["step"]), *_cells(row["metrics"])) for row in result["means"]]
     order = list(result["timing"])
-    return ("extension", "loss", "steps", *_heads()), sorted(rows, key=lambda row: order.index(row[0]))
+    seeds = ", ".join(map(str, result["seeds"]))
+    return Table(
+        f"Means over the seeds {seeds}, ± half of a 95 % t-interval:",
+        ("extension", "loss", "steps", *_heads()),
+        sorted(rows, key=lambda row: order.index(row[0])),
+        left=2,
+    )
 
 
-def difference_table(result: Mapping[str, Any]) -> Table:
-    """Columns and rows: an arm minus CE of the same seed, at equal steps and at equal time."""
+def _differences(result: Mapping[str, Any]) -> Table:
     rows = [
         (
             row["method"],
@@ -119,7 +128,12 @@ def difference_table(result: Mapping[str, Any]) -> Table:
         )
         for row in result["differences"]
     ]
-    return ("extension", "difference", "steps", "CE at (steps)", *_heads()), rows
+    return Table(
+        "An arm minus CE of the same seed (± likewise), at equal steps and at equal time:",
+        ("extension", "difference", "steps", "CE at (steps)", *_heads()),
+        rows,
+        left=2,
+    )
 
 
 def _heads() -> tuple[str, ...]:

@@ -24,8 +24,8 @@ from longlens.losses.settings import LongCE
 from longlens.models.forward import Forward, running
 from longlens.rope import apply
 from longlens.rope.base import Method
-from longlens.study.documents import FactBatch, Ids, Vocabulary
-from longlens.study.settings import Shape, StudyTraining
+from longlens.study.longce.documents import FactBatch, Ids, Vocabulary
+from longlens.study.longce.settings import Shape, StudyTraining
 from longlens.train.trainer import LongCETrainer
 
 Floats = npt.NDArray[np.float32]

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 from longlens.errors import UserError
-from longlens.study.documents import Text, make_vocabulary, read_text
-from tests.study.toys import toy_text
+from longlens.study.longce.documents import Text, make_vocabulary, read_text
+from tests.study.longce.toys import toy_text
 
 
 def test_the_standard_library_is_enough_prose_for_a_study():

@@ -1,24 +1,20 @@
-"""``longlens study reproduce longce``: the runs of a study, in a folder that a killed one goes on from.
+"""``longlens study reproduce longce``: the runs of the experiment.
 
 ::
 
-    OUT/recipe.yaml                all settings, and which text; written first, and another recipe is refused
     OUT/base/                      the small model at its own length
     OUT/base.json                  whether it retrieves there
     OUT/evaluator.json             key tokens of the held-out documents
     OUT/timing.json                seconds of a CE and a LongCE step, by method
     OUT/start.json                 what is scored at checkpoints, of the extended models before training
     OUT/runs/METHOD-ARM-SEED.json  one finished run: its numbers at checkpoints
-    OUT/result.json                what `summary.summarize` makes of the runs
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -29,13 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.errors import UserError
-from longlens.files import cannot_write, read_json, write_json
 from longlens.keytokens.influence import hard_influence
 from longlens.losses.settings import LongCE
-from longlens.progress import Progress
 from longlens.rope import load_model
-from longlens.study import model as models
-from longlens.study.documents import (
+from longlens.study import reproduce
+from longlens.study.longce import model as models
+from longlens.study.longce.documents import (
     FactBatch,
     Facts,
     Ids,
@@ -46,13 +41,13 @@ from longlens.study.documents import (
     make_drill,
     make_question,
     make_vocabulary,
+    read_text,
 )
-from longlens.study.settings import Study, StudyTraining
-from longlens.study.summary import equal_time_step, summarize
-from longlens.train.folder import RunFolder
+from longlens.study.longce.settings import Study, StudyTraining
+from longlens.study.longce.summary import equal_time_step, summarize, tables
+from longlens.study.reproduce import Steps
 
 _LOGGER = logging.getLogger(__name__)
-SCHEMA_VERSION = 1
 TIMED_PAIRS = 8
 QUARTERS = 4
 _BASE, _EVALUATOR, _ARM = 0, 1, 2
@@ -61,47 +56,26 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
-def reproduce_longce(
-    study: Study,
-    out: str | os.PathLike[str],
-    *,
-    text: Text,
-    seeds: Sequence[int] | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Trains and scores what is not in the folder yet, and sums it up.
-
-    Args:
-        study: All settings.
-        out: A new folder, or one of the same study.
-        text: Prose, of which held-out documents are set aside.
-        seeds: Instead of the study's; its development seed is scored on the documents for development.
-        progress: Shows the steps of each training run.
-
-    Returns:
-        What result.json holds, see `summary.summarize`.
+def run(study: Study, steps: Steps) -> dict[str, Any]:
+    """Trains and scores what is not in the folder yet, and sums it up, see `summary.summarize`.
 
     Raises:
-        UserError: The text is too short, the folder holds something else or another study, a full disk.
+        UserError: The text is too short.
     """
-    chosen = tuple(study.seeds if seeds is None else seeds)
-    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
-        raise UserError(f"seeds are {list(chosen)}; expected different whole numbers from 0 on, such as 1,2,3")
-    experiment = _Experiment(study, text, Progress() if progress is None else progress)
-    settings = {name: value for name, value in study.resolved().items() if name != "seeds"}
-    settings["text"] = {"name": text.name, "sha256": text.sha256}
-    with RunFolder(Path(out), settings) as folder:
-        try:
-            return experiment.run(folder.path, chosen)
-        except OSError as error:
-            raise cannot_write(folder.path, error, resumes=True) from error
+    return _Experiment(study, read_text(study.text), steps).run(study.seeds)
+
+
+def inputs(study: Study) -> dict[str, Any]:
+    """Which text it is."""
+    text = read_text(study.text)
+    return {"text": {"name": text.name, "sha256": text.sha256}}
 
 
 class _Experiment:
     """The text of a study in tokens, and what its runs have in common."""
 
-    def __init__(self, study: Study, text: Text, progress: Progress) -> None:
-        self.study, self.text, self.progress = study, text, progress
+    def __init__(self, study: Study, text: Text, steps: Steps) -> None:
+        self.study, self.text, self.steps = study, text, steps
         parts = text.split(study.words.held_out)
         words = study.words
         self.vocabulary = make_vocabulary(parts["train"], words=words.words, keys=words.keys, values=words.values)
@@ -110,39 +84,36 @@ class _Experiment:
             name: held_out_questions(study, self.vocabulary, self.documents[name]) for name in ("test", "development")
         }
 
-    def run(self, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    def run(self, seeds: Sequence[int]) -> dict[str, Any]:
         """All runs of these seeds, and their summary."""
-        base = self._base_model(out / "base")
-        keys = self._key_tokens(out / "evaluator.json", base)
-        timing = _read_or_make(out / "timing.json", lambda: {"methods": self._time(base)})["methods"]
-        start = _read_or_make(out / "start.json", lambda: self._measure_start(base, keys))
-        (out / "runs").mkdir(exist_ok=True)
+        step = self.steps.json
+        base = self._base_model()
+        found = step("evaluator.json", lambda: self._train_evaluator(base))
+        keys = self._key_tokens(found)
+        timing = step("timing.json", lambda: {"methods": self._time(base)})["methods"]
+        start = step("start.json", lambda: self._measure_start(base, keys))
         runs = []
         for seed, method, arm in product(seeds, self.study.extensions, models.ARMS):
             make = partial(self._train_arm, base, keys, method, arm, seed, timing[method]["ratio"])
-            runs.append(_read_or_make(out / "runs" / f"{method}-{arm}-{seed}.json", make))
-        result = {
-            "schema_version": SCHEMA_VERSION,
+            runs.append(step(f"runs/{method}-{arm}-{seed}.json", make))
+        return {
             "text": {"name": self.text.name, "sha256": self.text.sha256},
-            "base": _read_or_make(out / "base.json", lambda: self._measure_base(base)),
-            "evaluator": {name: value for name, value in read_json(out / "evaluator.json").items() if name != "keys"},
+            "base": step("base.json", lambda: self._measure_base(base)),
+            "evaluator": {name: value for name, value in found.items() if name != "keys"},
             "timing": timing,
             **summarize(self.study, runs, timing, start),
         }
-        write_json(out / "result.json", result)
-        return result
 
-    def _base_model(self, path: Path) -> Any:
-        if not path.exists():
-            study = self.study
+    def _base_model(self) -> Any:
+        study = self.study
+
+        def make(path: Path) -> None:
             model = models.make_model(study.model, self.vocabulary, study.base_seed)
             batches = self._batches(study.base, study.model.length, (_BASE, study.base_seed))
             self._train("base", model, study.base, batches)
-            temporary = path.with_name(".base.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-            models.save_model(model, temporary)
-            os.replace(temporary, path)
-        return load_model(str(path))
+            models.save_model(model, path)
+
+        return load_model(str(self.steps.folder("base", make)))
 
     def _measure_base(self, base: Any) -> dict[str, Any]:
         """Whether the small model answers at its own length, on development documents."""
@@ -152,14 +123,12 @@ class _Experiment:
         questions = _make_questions(facts, self.vocabulary, documents, length=length, count=count, rng=rng)
         found = models.score(base, questions)
         return {
-            "schema_version": SCHEMA_VERSION,
             "parameters": sum(weight.numel() for weight in base.parameters()),
             "accuracy": float((found.predicted == questions[:, -1]).mean()),
             "answer_nll": float(-found.long[:, -1].mean()),
         }
 
-    def _key_tokens(self, path: Path, base: Any) -> dict[str, Bools]:
-        found = _read_or_make(path, lambda: self._train_evaluator(base))
+    def _key_tokens(self, found: Mapping[str, Any]) -> dict[str, Bools]:
         masks = {}
         for name, questions in self.questions.items():
             masks[name] = np.zeros(questions.long.shape, dtype=bool)
@@ -173,7 +142,7 @@ class _Experiment:
         model = models.extend_model(base, study.extensions[study.evaluator_method])
         batches = self._batches(study.evaluator, study.length, (_EVALUATOR, study.development_seed))
         self._train("evaluator", model, study.evaluator, batches)
-        found: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "keys": {}}
+        found: dict[str, Any] = {"keys": {}}
         for name, questions in self.questions.items():
             short = models.score_under_short_context(model, questions.long, study.longce)
             scores = models.score(model, questions.long)
@@ -200,7 +169,7 @@ class _Experiment:
 
     def _measure_start(self, base: Any, keys: Any) -> dict[str, Any]:
         """The extended models before training, by held-out documents and method."""
-        found: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        found: dict[str, Any] = {}
         for part, questions in self.questions.items():
             found[part] = {
                 name: self._measure(models.extend_model(base, method), questions, keys[part])
@@ -235,7 +204,7 @@ class _Experiment:
         self._train(
             name, model, training, batches, loss=lambda step: models.ARMS[arm](study.longce, first + step), look=look
         )
-        run = {"schema_version": SCHEMA_VERSION, "method": method, "arm": arm, "seed": seed, "documents": part}
+        run = {"method": method, "arm": arm, "seed": seed, "documents": part}
         return {**run, "weights": weights.means(), "points": points}
 
     def _measure(self, model: Any, questions: Questions, keys: Bools) -> dict[str, Any]:
@@ -258,14 +227,14 @@ class _Experiment:
         """Trains a model, and shows how far that is."""
 
         def after_step(step: models.Step) -> None:
-            self.progress.update(step.number, note=f"loss {step.loss:.3f}")
+            self.steps.progress.update(step.number, note=f"loss {step.loss:.3f}")
             look(step)
 
-        self.progress.start(name, unit="steps", total=training.steps)
+        self.steps.progress.start(name, unit="steps", total=training.steps)
         try:
             models.train(model, training, batches, loss=loss, after_step=after_step)
         finally:
-            self.progress.finish()
+            self.steps.progress.finish()
 
 
 class _Weights:
@@ -287,13 +256,6 @@ class _Weights:
             "mean_of_answers": answers / number if number else None,
             "share_of_answers": answers / total,
         }
-
-
-def _read_or_make(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the file holds, which is made and written where it is not there."""
-    if not path.exists():
-        write_json(path, make())
-    return read_json(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,3 +355,6 @@ def measure(questions: Questions, long: Floats, short: Floats, predicted: Ids, k
 
 def _perplexity(logprobs: Floats) -> float | None:
     return float(np.exp(-logprobs.mean(dtype=np.float64))) if logprobs.size else None
+
+
+STUDY = reproduce.Study(settings=Study, run=run, tables=tables, inputs=inputs)

@@ -12,12 +12,13 @@ from transformers import LlamaForCausalLM
 from longlens.errors import UserError
 from longlens.losses.settings import LongCE
 from longlens.rope import EABF, load_model
-from longlens.study import model as models
-from longlens.study.documents import FactBatch, Vocabulary
-from longlens.study.longce import make_batches, reproduce_longce
+from longlens.study.longce import model as models
+from longlens.study.longce.documents import FactBatch, Vocabulary
+from longlens.study.longce.run import make_batches
+from longlens.study.reproduce import reproduce
 from longlens.windows import plan_windows
 from tests.reference.longce import naive_longce
-from tests.study.toys import toy_study, toy_text
+from tests.study.longce.toys import toy_study, write_text
 
 STUDY = toy_study()
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=4, values=3)
@@ -72,7 +73,7 @@ def test_a_full_disk_says_so_and_leaves_no_base(tmp_path, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
     message = r"cannot write .*\.base\.tmp: I/O error: No space left on device .*: make room and run the same command"
     with pytest.raises(UserError, match=message):
-        reproduce_longce(STUDY, tmp_path / "out", text=toy_text())
+        reproduce("longce", STUDY.replace(text=write_text(tmp_path / "toy")), tmp_path / "out")
     assert not (tmp_path / "out" / "base").exists()
 
 

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from longlens.metrics.uncertainty import mean_interval
-from longlens.study.summary import difference_table, equal_time_step, mean_table, summarize
-from tests.study.toys import toy_study
+from longlens.study.longce.summary import equal_time_step, summarize, tables
+from tests.study.longce.toys import toy_study
 
 STUDY = toy_study(seeds=(1, 2, 3))
 TIMING = {"pi": {"ratio": 1.6}, "eabf": {"ratio": 1.4}}
@@ -105,13 +105,14 @@ def test_weights_are_those_of_the_arms_with_a_short_pass(result):
 
 
 def test_tables_show_every_row_and_half_the_width_of_intervals(result):
-    columns, rows = mean_table(result)
+    means, differences = tables({**result, "timing": TIMING})
+    columns, rows = means.columns, means.rows
     assert {len(row) for row in rows} == {len(columns)}
     assert len(rows) == 2 * (1 + 3 + 3 * 2)
     half = mean_interval([2.8, 4.8, 6.8])[1] - 4.8
     assert ("pi", "longce", "2", f"48.0 ± {10 * half:.1f}", f"4.800 ± {half:.3f}") in [row[:5] for row in rows]
     assert rows[0] == ("pi", "not trained", "0", "50.0", "2.000", "-", "9.00", "8.00")
-    columns, rows = difference_table(result)
+    columns, rows = differences.columns, differences.rows
     assert {len(row) for row in rows} == {len(columns)}
     assert rows[0][:4] == ("pi", "longce - ce", "1", "equal steps (1)")
     assert rows[0][4].startswith("+0.0 ± ")

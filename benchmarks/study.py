@@ -1,0 +1,50 @@
+"""Tables of ``longlens study reproduce NAME -o FOLDER``, and its result.json, for docs.
+
+python -m benchmarks.study NAME FOLDER      (what is missing in the folder is run)
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables import ROOT, fill_block, markdown
+from longlens.cli.progress import ProgressBar
+from longlens.files import write_json
+from longlens.study.reproduce import find_study, read_study, reproduce
+
+PAGE = "docs/study.md"
+
+
+def main(name: str, out: str) -> None:
+    """Runs what is missing, and writes benchmarks/results/study_NAME.json and .md and the block of the page."""
+    result = reproduce(name, read_study(name), out, progress=ProgressBar())
+    text = render(name, result)
+    print(text)
+    results = ROOT / "benchmarks" / "results"
+    write_json(results / f"study_{name}.json", result)
+    (results / f"study_{name}.md").write_text(text, encoding="utf-8")
+    fill_block(PAGE, f"study_{name}", text)
+
+
+def render(name: str, result: Mapping[str, Any]) -> str:
+    """The tables of a result as Markdown."""
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    versions = ", ".join(f"{package} {result['versions'][package]}" for package in ("torch", "transformers"))
+    head = (
+        f"Made on {today} with `longlens study reproduce {name} -o {name}` and `python -m benchmarks.study {name} "
+        f"{name}`: {result['machine']}, {versions}; {result['seconds'] / 60:.0f} minutes in all."
+    )
+    tables = find_study(name).tables(result)
+    return (
+        "\n\n".join([head, *(f"{t.title}\n\n{markdown(t.columns, t.rows, left=t.left)}".rstrip() for t in tables)])
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: python -m benchmarks.study NAME FOLDER")
+    main(*sys.argv[1:])

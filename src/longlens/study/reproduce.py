@@ -1,0 +1,259 @@
+"""``longlens study reproduce``: experiments in run directories, which a killed run resumes.
+
+::
+
+    OUT/recipe.yaml        all settings but the seeds, and what the experiment reads; written first, another is refused
+    OUT/...                what each step found: a JSON file or a folder, written whole; a step that is there is not run
+    OUT/seconds.jsonl      how long each step took
+    OUT/result.json        what `reproduce` returns, written at the end of each run
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import Field, model_validator
+
+from longlens.errors import UserError
+from longlens.files import cannot_write, read_json, write_json
+from longlens.progress import Progress
+from longlens.runs.folder import versions
+from longlens.runs.jsonl import append_line, read_lines
+from longlens.settings.recipe import Integer, Settings, assignment, parse, read_yaml
+from longlens.train.folder import RunFolder
+
+_LOGGER = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+STUDIES = {"longce": "longlens.study.longce.run"}
+"""Experiments by name: the module whose ``STUDY`` is the `Study`."""
+
+
+class StudySettings(Settings):
+    """The base of an experiment's settings: a recipe has all of them.
+
+    Attributes:
+        seeds: Of the runs; more can be added to a run directory.
+    """
+
+    seeds: tuple[Integer, ...] = Field(strict=False, min_length=1)
+    free: ClassVar[frozenset[str]] = frozenset({"seeds"})
+    """Settings that may change in a run directory."""
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings as JSON."""
+        return self.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> StudySettings:
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"seeds are {list(self.seeds)}; expected different whole numbers from 0 on, such as 1,2,3")
+        return self
+
+
+class Table(NamedTuple):
+    """A table of results.
+
+    Attributes:
+        title: A sentence above it.
+        columns: Its heads.
+        rows: Its cells.
+        left: How many columns are text.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+
+class Steps:
+    """The steps of an experiment in its run directory: each is run once.
+
+    Args:
+        path: The run directory.
+        progress: What the experiment shows its progress with.
+
+    Attributes:
+        path: The run directory.
+        progress: The same.
+    """
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self.path, self.progress = path, progress
+        self._seconds = path / "seconds.jsonl"
+
+    def json(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What ``OUT/NAME`` holds, which is made and written if it is not there.
+
+        Args:
+            name: Such as ``"runs/pi-ce-1.json"``.
+            make: Runs the step.
+        """
+        path = self.path / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _Clock(self, name):
+                write_json(path, make())
+        return read_json(path, f"delete {path}, and run the same command again")
+
+    def folder(self, name: str, make: Callable[[Path], None]) -> Path:
+        """``OUT/NAME``, which is made if it is not there.
+
+        Args:
+            name: Such as ``"base"``.
+            make: Writes it into an empty folder, which is renamed when it is whole.
+        """
+        path = self.path / name
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+            temporary.mkdir(parents=True)
+            with _Clock(self, name):
+                make(temporary)
+                os.replace(temporary, path)
+        return path
+
+    def seconds(self) -> dict[str, float]:
+        """How long each step took, by its name."""
+        if not self._seconds.exists():
+            return {}
+        lines = read_lines(self._seconds, unfinished=True)
+        return {line.value["step"]: float(line.value["seconds"]) for line in lines}
+
+
+class _Clock:
+    """Notes how long a step took, if it ended well."""
+
+    def __init__(self, steps: Steps, name: str) -> None:
+        self._steps, self._name = steps, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            seconds = round(time.perf_counter() - self._started, 3)
+            append_line(self._steps.path / "seconds.jsonl", {"step": self._name, "seconds": seconds})
+            _LOGGER.info(f"{self._name}: {seconds:.1f} s")
+
+
+class Study(NamedTuple):
+    """An experiment.
+
+    Attributes:
+        settings: Their kind; ``recipes/studies/NAME.yaml`` has the values.
+        run: Runs what is not there yet and sums it up. What it returns is the experiment's part of result.json.
+        tables: Tables of such a result.
+        inputs: What else must be the same for a run to be resumed, such as the hash of a text; read before anything is
+            written.
+    """
+
+    settings: type[StudySettings]
+    run: Callable[[Any, Steps], dict[str, Any]]
+    tables: Callable[[Mapping[str, Any]], Sequence[Table]]
+    inputs: Callable[[Any], dict[str, Any]] = lambda settings: {}
+
+
+def find_study(name: str) -> Study:
+    """An experiment by name.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in STUDIES:
+        raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
+    found: Study = import_module(STUDIES[name]).STUDY
+    return found
+
+
+def read_study(
+    name: str,
+    recipe: str | os.PathLike[str] | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    changes: Sequence[str] = (),
+) -> StudySettings:
+    """The settings of an experiment.
+
+    Args:
+        name: Of the experiment.
+        recipe: A YAML file; the one that comes with longlens unless given.
+        seeds: Instead of the recipe's.
+        changes: Such as ``samples=10`` or ``training.steps=20``; values are YAML.
+
+    Raises:
+        UserError: No such experiment or recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
+    """
+    kind, recipe = find_study(name).settings, name if recipe is None else recipe
+    content = read_yaml(recipe, "studies", ", ".join(list(kind.model_fields)[:2]))
+    for change in changes:
+        key, value = assignment(change, "`changes`", "seeds=[1]")
+        *sections, last = key.split(".")
+        inner = content
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"`changes` {key}: {section} has no keys: set {section} itself")
+        inner[last] = value
+    if seeds is not None:
+        content["seeds"] = list(seeds)
+    return parse(kind, content, f"{recipe}")
+
+
+def reproduce(
+    name: str, settings: StudySettings, out: str | os.PathLike[str], *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs the steps of an experiment that are not in its run directory yet, and sums them up.
+
+    Args:
+        name: Of the experiment.
+        settings: All settings, see `read_study`.
+        out: A new folder, or one of the same settings.
+        progress: Shows how far it is.
+
+    Returns:
+        What result.json holds: ``schema_version``, ``study``, ``settings``, ``machine``, ``versions``, ``seconds`` (of
+        all steps together, whenever they were run), and what the experiment says.
+
+    Raises:
+        UserError: The folder holds something else or was made with other settings, or what the experiment raises.
+    """
+    study = find_study(name)
+    resolved = settings.resolved()
+    fixed = {key: value for key, value in resolved.items() if key not in settings.free}
+    with RunFolder(Path(out), {"study": name, **fixed, **study.inputs(settings)}) as folder:
+        steps = Steps(folder.path, Progress() if progress is None else progress)
+        try:
+            found = study.run(settings, steps)
+            result = {
+                "schema_version": SCHEMA_VERSION,
+                "study": name,
+                "settings": resolved,
+                "machine": machine(),
+                "versions": versions(),
+                "seconds": round(sum(steps.seconds().values()), 1),
+                **found,
+            }
+            write_json(folder.path / "result.json", result)
+        except OSError as error:
+            raise cannot_write(folder.path, error, resumes=True) from error
+    return result
+
+
+def machine() -> str:
+    """Cores, processor and GPU of this machine, for tables of results."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {gpu}"
