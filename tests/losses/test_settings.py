@@ -15,7 +15,13 @@ from tests.reference.longce import naive_logprobs
 from tests.tiny import VOCABULARY, tiny_model
 
 SIZES = {"context": 16, "stride": 8, "gamma": 1.1}
-FORMS = [LongCE(**SIZES), SampledLongCE(**SIZES, share=0.4), ChunkedLongCE(**SIZES)]
+FORMS = [
+    LongCE(**SIZES),
+    SampledLongCE(**SIZES, share=0.4),
+    ChunkedLongCE(**SIZES),
+    LongCE(**SIZES, floor=1.0),
+    ChunkedLongCE(**SIZES, floor=0.97),
+]
 
 
 def tokens(*shape, seed=0):
@@ -29,7 +35,7 @@ def naive_weights(model, ids, longce, step):
         for window in longce.windows(ids, step):
             inside = naive_logprobs(model, ids[window.start : window.stop])
             short[window.first : window.stop] = inside[window.first - window.start - 1 :]
-        weights = (naive_logprobs(model, ids) - short[1:]).exp().clamp(max=longce.gamma)
+        weights = (naive_logprobs(model, ids) - short[1:]).exp().clamp(longce.floor, longce.gamma)
     return torch.where(short[1:].isnan(), torch.ones_like(weights), weights)
 
 
@@ -51,6 +57,29 @@ def test_another_split_into_micro_batches_is_the_same_loss(longce):
     whole = longce_loss(model, ids, settings=longce, step=3)
     parts = sum(longce_loss(model, row[None], settings=longce, step=3, num_items=number) for row in ids)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_with_a_floor_no_weight_is_below_it_and_the_gradient_is_that_of_those_weights():
+    model, ids = tiny_model("llama").eval(), tokens(2, 60)
+    plain, floored = (weighted_nll(model, ids, longce=LongCE(**SIZES, floor=floor)) for floor in (0.0, 1.0))
+    assert (plain.weights < 0.999).sum() > 5
+    torch.testing.assert_close(floored.weights, plain.weights.clamp(min=1.0), rtol=0, atol=0)
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)
+    naive = -(floored.weights * logits.gather(-1, ids[:, 1:, None]).flatten()).sum()
+    parameters = list(model.parameters())
+    for mine, other in zip(*(torch.autograd.grad(loss, parameters) for loss in (floored.total, naive)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_offline_weights_and_short_scores_are_raised_to_the_floor():
+    model, ids = tiny_model("llama").eval(), tokens(2, 60)
+    given = torch.linspace(0.2, 1.5, 120).view(2, 60)
+    found = weighted_nll(model, ids, longce=LongCE(gamma=1.5, floor=1.0), token_weights=given)
+    torch.testing.assert_close(found.weights, given[:, 1:].flatten().clamp(min=1.0), rtol=0, atol=0)
+    long = torch.stack([naive_logprobs(model, row).detach() for row in ids])
+    short = torch.nn.functional.pad(long - given[:, 1:].log(), (1, 0), value=torch.nan)
+    found = weighted_nll(model, ids, longce=LongCE(gamma=1.5, floor=1.0), short_logprobs=short)
+    torch.testing.assert_close(found.weights, given[:, 1:].flatten().clamp(min=1.0), rtol=1e-4, atol=1e-5)
 
 
 @given(st.integers(0, 300), st.integers(1, 30), st.integers(1, 30), st.floats(0.01, 1), st.integers(0, 5))
@@ -118,6 +147,8 @@ def test_settings_that_weights_can_be_parse_recipe_otherwise():
         (SampledLongCE, {"share": 1.5}, "`share` is 1.5; expected"),
         (LongCE, {"gamma": 0.0}, "`gamma` is 0.0; expected"),
         (LongCE, {"context": 0}, "`context` is 0; expected"),
+        (LongCE, {"floor": -0.5}, "`floor` is -0.5; expected"),
+        (LongCE, {"floor": 6.0}, "`floor` is 6, the smallest weight; expected 0 to `gamma`, 5"),
         (LongCE, {"short_dtype": "int8"}, "`short_dtype` is 'int8'; expected float16 or bfloat16"),
     ],
 )

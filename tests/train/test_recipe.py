@@ -210,6 +210,8 @@ def test_null_takes_a_section_away(written):
             ChunkedLongCE(context=16, stride=8, gamma=2),
         ),
         ({"offline": {"gamma": 3}}, Offline(gamma=3.0)),
+        ({"offline": {"gamma": 3, "floor": 1}}, Offline(gamma=3.0, floor=1.0)),
+        ({"longce": {"context": 16, "stride": 8, "floor": 1}}, LongCE(context=16, stride=8, floor=1.0)),
     ],
 )
 def test_losses(loss, made):
@@ -302,12 +304,12 @@ WRONG = [
     ),
     (
         {"loss": {"longce": {"contxt": 3}}},
-        "r.yaml: loss.longce: unknown key 'contxt' (nearest: 'context'); known are context, stride, gamma, sh",
+        "r.yaml: loss.longce: unknown key 'contxt' (nearest: 'context'); known are context, stride, gamma, fl",
     ),
     ({"loss": {"longce": {"gamma": 0}}}, "r.yaml: loss.longce.gamma is 0; expected more than 0"),
     (
         {"loss": {"longce": {"share": 0.5}}},
-        "r.yaml: loss.longce: unknown key 'share' (nearest: 'stride'); known are context, stride, gamma, shor",
+        "r.yaml: loss.longce: unknown key 'share' (nearest: 'stride'); known are context, stride, gamma, floo",
     ),
     ({"extend": {"factor": 8}}, "r.yaml: extend.method is missing: give it"),
     ({"extend": {"method": ["pi"]}}, "r.yaml: extend.method is ['pi']; expected text"),

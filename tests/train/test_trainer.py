@@ -150,11 +150,11 @@ def test_weights_of_the_batch_replace_the_short_pass(tmp_path, monkeypatch):
         capped = trained(tmp_path, train_dataset=rows(token_weights=larger), longce=OFFLINE)
     assert_stepped(capped, expected)
     for dead in (RULE, SampledLongCE(share=0.25), ChunkedLongCE(), LongCE(short_dtype="bfloat16")):
-        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` of"):
+        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` and `floor` of"):
             trained(tmp_path, train_dataset=rows(token_weights=per_token), longce=dead)
         stream = datasets.IterableDataset.from_generator(lambda: iter(rows(token_weights=per_token)))
         assert stream.column_names is None  # so that only a batch shows that there are weights
-        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` of"):
+        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` and `floor` of"):
             trained(tmp_path, train_dataset=stream, longce=dead)
 
 
@@ -291,6 +291,7 @@ def test_settings_of_the_loss_in_the_arguments_are_the_same_loss(tmp_path):
     [
         ({}, LongCE()),
         ({"loss": "ce"}, None),
+        ({"gamma": 4.0, "floor": 1.0}, LongCE(gamma=4.0, floor=1.0)),
         ({"loss": "sampled-longce", "context": 64, "share": 0.25}, SampledLongCE(context=64, share=0.25)),
         (
             {"loss": "chunked-longce", "stride": 64, "short_dtype": "bfloat16"},

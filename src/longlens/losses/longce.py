@@ -124,7 +124,7 @@ def weighted_nll(
         longce: None for weights that are all 1, which is CE.
         position_ids: ``(B, S)``, which start again with each packed document.
         token_weights: ``(B, S)`` offline weights, one at each token; instead of the short pass. Those above gamma are
-            reduced to it, with a warning.
+            reduced to it, with a warning, and those below `LongCE.floor` raised to it.
         short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN where a token has none; instead of the
             short pass.
         step: Counts updates from 0.
@@ -252,14 +252,15 @@ def _weighted_sum(inner: Any, shard: Shard, longce: LongCE | None) -> WeightedNL
     long = token_logprobs(states[predicts], shard.targets[predicts], head)
     weights, has_short = torch.ones_like(long.detach()), torch.zeros_like(long, dtype=torch.bool)
     if longce is not None and shard.token_weights is not None:
-        weights, has_short = _capped(shard.token_weights[predicts].to(long.dtype), longce.gamma), ~has_short
+        weights, has_short = _bounded(shard.token_weights[predicts].to(long.dtype), longce), ~has_short
     elif longce is not None and shard.short_logprobs is not None:
         chosen = shard.short_logprobs[predicts].to(long.dtype)
         weights, has_short = longce.weights(long.detach(), chosen), ~chosen.isnan()
     return WeightedNLL(-(weights * long).sum(), weights, has_short)
 
 
-def _capped(weights: Tensor, gamma: float) -> Tensor:
+def _bounded(weights: Tensor, longce: LongCE) -> Tensor:
+    gamma = longce.gamma
     if (weights > gamma * (1 + 1e-6)).any():  # float32 rounds gamma itself
         warnings.warn(
             f"token_weights go up to {weights.max():g} and `gamma` is {gamma:g}: larger weights are reduced to gamma; "
@@ -267,4 +268,4 @@ def _capped(weights: Tensor, gamma: float) -> Tensor:
             LonglensWarning,
             stacklevel=2,
         )
-    return weights.clamp(max=gamma)
+    return weights.clamp(longce.floor, gamma)

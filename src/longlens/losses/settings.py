@@ -31,6 +31,8 @@ class LongCE(Settings):
         context: K, tokens of context that a short score has at least.
         stride: d, tokens that share a window.
         gamma: The largest weight.
+        floor: The smallest weight. 0, as in the paper, lets a token that the long context makes less probable (LSD < 0)
+            weigh less than 1; with 1 no token weighs less than in cross-entropy.
         short_dtype: ``bfloat16`` or ``float16``: the short pass runs in it by autocast, its vocabulary head in float32
             nevertheless. The precision of the long pass unless given.
 
@@ -41,10 +43,12 @@ class LongCE(Settings):
     context: Integer = Field(default=CONTEXT, ge=1)
     stride: Integer = Field(default=STRIDE, ge=1)
     gamma: Real = Field(default=GAMMA, gt=0)
+    floor: Real = Field(default=0.0, ge=0)
     short_dtype: Literal["float16", "bfloat16"] | None = None
 
     @model_validator(mode="after")
-    def _warn_of_gamma(self) -> LongCE:
+    def _check_weights(self) -> LongCE:
+        check_floor(self.floor, self.gamma)
         if self.gamma < 1:
             warnings.warn(
                 f"`gamma` is {self.gamma}, the largest weight: tokens that the long context helps weigh less than "
@@ -70,7 +74,7 @@ class LongCE(Settings):
             long_logprobs: ``(m,)`` nats.
             short_logprobs: ``(m,)`` nats, NaN where a token has no short score.
         """
-        return longce_weights(long_logprobs, short_logprobs, self.gamma)
+        return longce_weights(long_logprobs, short_logprobs, self.gamma, self.floor)
 
 
 class SampledLongCE(LongCE):
@@ -113,37 +117,50 @@ FORMS = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": Ch
 
 
 def check_offline(longce: LongCE) -> None:
-    """Refuses settings of the short pass where offline columns replace it; gamma alone still has an effect.
+    """Refuses settings of the short pass where offline columns replace it; gamma and floor still have an effect.
 
     Raises:
-        UserError: Settings other than gamma were given.
+        UserError: Settings other than gamma and floor were given.
     """
     has_form = isinstance(longce, (SampledLongCE, ChunkedLongCE))
     if has_form or (longce.context, longce.stride, longce.short_dtype) != (CONTEXT, STRIDE, None):
         raise UserError(
-            f"the batch has offline weights, so there is no short pass, and only `gamma` of {longce!r} would have an "
-            f"effect: pass LongCE(gamma={longce.gamma:g}), or drop the offline columns"
+            f"the batch has offline weights, so there is no short pass, and only `gamma` and `floor` of {longce!r} "
+            f"would have an effect: pass LongCE(gamma={longce.gamma:g}, floor={longce.floor:g}), or drop the offline "
+            "columns"
         )
 
 
-def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA) -> Tensor:
-    """``min(exp(long - short), gamma)`` (eq. 7) without gradient, 1 where there is no short score (NaN).
+def check_floor(floor: float, gamma: float) -> None:
+    """Refuses a smallest weight that is above the largest one.
 
-    Computed as ``exp(minimum(long - short, log(gamma)))``, which cannot overflow; the torch side of
+    Raises:
+        UserError: ``0 <= floor <= gamma`` does not hold.
+    """
+    if not 0 <= floor <= gamma:
+        raise UserError(f"`floor` is {floor:g}, the smallest weight; expected 0 to `gamma`, {gamma:g}")
+
+
+def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA, floor: float = 0.0) -> Tensor:
+    """``max(floor, min(exp(long - short), gamma))`` (eq. 7) without gradient, 1 where there is no short score (NaN).
+
+    Computed as ``exp(minimum(long - short, log(gamma)))``, which cannot overflow; without a floor, the torch side of
     `longlens.keytokens.influence.soft_influence`.
 
     Args:
         long_logprobs: Any shape, nats.
         short_logprobs: The same shape, nats; NaN where a token has no short score.
         gamma: The largest weight.
+        floor: The smallest weight of a token that has a short score; 0 as in the paper.
 
     Returns:
         The same shape, weights without unit.
 
     Raises:
-        UserError: gamma is not a finite number above 0.
+        UserError: gamma is not a finite number above 0, or floor is not from 0 to gamma.
     """
     check_gamma(gamma)
+    check_floor(floor, gamma)
     difference = (long_logprobs - short_logprobs).detach()
-    weights = difference.clamp(max=math.log(gamma)).exp()
+    weights = difference.clamp(max=math.log(gamma)).exp().clamp(min=floor)
     return torch.where(difference.isnan(), torch.ones_like(weights), weights)

@@ -253,7 +253,7 @@ def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, call
             eval_dataset=None if held_out is None else held_out.rows,
             processing_class=tokenizer,
             callbacks=callbacks,
-            longce=LongCE(gamma=loss.gamma) if isinstance(loss, Offline) else loss,
+            longce=LongCE(gamma=loss.gamma, floor=loss.floor) if isinstance(loss, Offline) else loss,
         )
         trainer.create_optimizer()  # which may need a package, or refuse optim_args
     trainer.remove_callback(PrinterCallback)  # it would print to stdout

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 from longlens.data.packing import TooLong
 from longlens.data.recipe import check_reading
 from longlens.errors import UserError, shown_value
-from longlens.losses.settings import FORMS, LongCE
+from longlens.losses.settings import FORMS, LongCE, check_floor
 from longlens.settings.options import ALPHA, BETA, GAMMA
 from longlens.settings.recipe import Integer, Names, Real, Settings, expected, nearest
 
@@ -133,9 +133,16 @@ class Offline(Settings):
 
     Attributes:
         gamma: The largest weight; larger ones of ``token_weights`` are reduced to it.
+        floor: The smallest weight; smaller ones are raised to it.
     """
 
     gamma: Real = Field(default=GAMMA, gt=0)
+    floor: Real = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_floor(self) -> Offline:
+        check_floor(self.floor, self.gamma)
+        return self
 
 
 LOSSES: Mapping[str, type[LongCE | Offline] | None] = {

@@ -35,6 +35,8 @@ class LongCEArguments:
         context: K, tokens of context that a short score has at least.
         stride: d, tokens that share a window.
         gamma: The largest weight.
+        floor: The smallest weight of a token with a short score; 0 as in the paper, 1 for no token to weigh less than
+            in cross-entropy.
         share: Of the windows, for ``sampled-longce``; 0.5 unless given.
         short_dtype: ``bfloat16`` or ``float16`` for the short pass; the precision of the long pass unless given.
 
@@ -48,6 +50,7 @@ class LongCEArguments:
     context: int = field(default=CONTEXT, metadata={"help": "K: tokens of context that a short score has at least."})
     stride: int = field(default=STRIDE, metadata={"help": "d: tokens that share a window."})
     gamma: float = field(default=GAMMA, metadata={"help": "The largest weight of a token."})
+    floor: float = field(default=0.0, metadata={"help": "The smallest weight of a token: 0 as in the paper, or 1."})
     share: float | None = field(
         default=None, metadata={"help": "Share of the windows that sampled-longce scores at a step; 0.5 unless given."}
     )
@@ -68,7 +71,7 @@ class LongCEArguments:
             raise UserError(f"`loss` is {shown_value(self.loss)}; expected one of {', '.join(kinds)}")
         if self.share is not None and self.loss != "sampled-longce":
             raise UserError(f"`share` is for sampled-longce, and `loss` is {self.loss}: leave it out")
-        names = ("context", "stride", "gamma", "short_dtype", *(() if self.share is None else ("share",)))
+        names = ("context", "stride", "gamma", "floor", "short_dtype", *(() if self.share is None else ("share",)))
         settings = kinds[self.loss](**{name: getattr(self, name) for name in names})
         return None if self.loss == "ce" else settings
 
@@ -92,7 +95,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     Rows may be padded on the right, or hold packed documents (``position_ids`` that start again, as the collators of
     transformers and TRL make them); labels of -100 are context. A data set with the column ``token_weights``, or
     ``short_logprobs`` (nats, null where a token has none), is trained on with these instead of the short pass, of
-    whose settings gamma alone applies.
+    whose settings gamma and floor alone apply.
 
     While training, the log has ``longce_mean_weight``, ``longce_share_at_gamma``, ``longce_share_above_2`` and
     ``longce_share_weighed`` (tokens with a short score), of all scored tokens since the log before.
