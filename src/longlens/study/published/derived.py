@@ -181,6 +181,15 @@ def _of_training() -> dict[str, Derived]:
         value=most - table(7).number("CE", f"LongEval, {last}"),
         n=len(table(7).rows) - 1,
     )
+    for column in table(8).columns[:-1]:
+        name = column.name.lower().replace(" ", "-")
+        changes = [
+            table(8).number(f"LongCE, {steps} steps", column.name, group)
+            - table(8).number(f"CE, {steps} steps", column.name, group)
+            for group in table(8).groups()
+            for steps in (50, 100, 200)
+        ]
+        found[f"domain-{name}"] = _range(f"{column.name}, LongCE less CE, points", changes)
     tasks = [column.name for column in table(10).columns[:-1]]
     for key, one, other in (("short-longce", "LongCE", "CE"), ("short-training", "CE", "Llama-2-7B")):
         change = [table(10).number(one, name) - table(10).number(other, name) for name in tasks]

@@ -1,0 +1,384 @@
+"""docs/results.md: the claims of the paper and of the lecture, their numbers and ours, and a verdict for each.
+
+python -m benchmarks.claims
+
+Everything on the page is read: claims and rules from ``benchmarks/claims.yaml``, published numbers from
+`longlens.study.published`, ours from ``benchmarks/results/*.json``. What has no result yet says so.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from benchmarks.tables import ROOT
+from longlens.errors import UserError
+from longlens.files import read_json
+from longlens.settings.recipe import Name, Settings, parse, parse_yaml
+from longlens.study import published
+from longlens.study.published.derived import Derived, derived
+from longlens.study.published.recompute import checks, disagreements
+
+CLAIMS = ROOT / "benchmarks" / "claims.yaml"
+PAGE = ROOT / "docs" / "results.md"
+RESULTS = ROOT / "benchmarks" / "results"
+VERDICTS = ("holds", "partly", "does not hold", "not testable here", "not measured yet")
+COMPARISONS = {"<": operator.lt, ">": operator.gt}
+_RULE = re.compile(r"(.+) ([<>]) (.+)")
+Texts = Annotated[tuple[Name, ...], Field(strict=False)]
+
+
+class Experiment(Settings):
+    """Where numbers of ours come from.
+
+    Attributes:
+        file: Of ``benchmarks/results``.
+        command: What makes it.
+        differs: What it does otherwise than the documents.
+    """
+
+    file: Name
+    command: Name
+    differs: Name
+
+
+class Own(Settings):
+    """What follows from the printed numbers themselves.
+
+    Attributes:
+        show: Names of `derived`.
+        rule: Comparisons, see ``claims.yaml``.
+    """
+
+    show: Texts = ()
+    rule: Texts
+
+
+class Ours(Settings):
+    """Our numbers.
+
+    Attributes:
+        show: Path into the result file by what is shown.
+        rule: Comparisons, see ``claims.yaml``.
+    """
+
+    show: dict[str, Name]
+    rule: Texts
+
+
+class Claim(Settings):
+    """A claim.
+
+    Attributes:
+        id: Its name.
+        place: Where it stands.
+        says: It, in words of ours.
+        there: Its published numbers.
+        own: What they come to.
+        experiment: Which experiment tests it.
+        ours: What of its result; None as long as there is no rule.
+        untestable: Why there is no experiment.
+        differs: What has to be known beside what the experiment says.
+    """
+
+    id: Name
+    place: Name
+    says: Name
+    there: Texts = ()
+    own: Own | None = None
+    experiment: Name | None = None
+    ours: Ours | None = None
+    untestable: Name | None = None
+    differs: str = ""
+
+
+class Claims(Settings):
+    """What ``claims.yaml`` holds."""
+
+    experiments: dict[str, Experiment]
+    claims: Annotated[tuple[Claim, ...], Field(strict=False)]
+
+
+def read_claims() -> Claims:
+    """The claims, checked: ids are unique, experiments known, and each claim can get a verdict."""
+    found = parse(Claims, parse_yaml(CLAIMS.read_text(encoding="utf-8"), CLAIMS.name, "mend it"), CLAIMS.name)
+    twice = [id for id, count in Counter(claim.id for claim in found.claims).items() if count > 1]
+    if twice:
+        raise UserError(f"{CLAIMS.name}: ids that are there twice: {', '.join(twice)}")
+    for claim in found.claims:
+        if claim.experiment is not None and (claim.experiment not in found.experiments or claim.untestable):
+            raise UserError(f"{claim.id}: expected one of the experiments, or a reason why there is none")
+        if claim.ours is not None and claim.experiment is None:
+            raise UserError(f"{claim.id}: `ours` without an experiment")
+        if claim.experiment is None and claim.untestable is None and claim.own is None:
+            raise UserError(f"{claim.id}: nothing to judge it by")
+    return found
+
+
+class Evidence:
+    """What claims are judged by: published numbers, and the result file of an experiment, None where there is none."""
+
+    def __init__(self, result: Mapping[str, Any] | None = None) -> None:
+        self.result = result
+        self.derived = _derived()
+        self.checks = {check.id: check for check in checks()}
+
+    def value(self, operand: str) -> float:
+        """An operand of a rule, as ``claims.yaml`` describes them.
+
+        Raises:
+            UserError: There is no such number.
+        """
+        kind, colon, name = operand.partition(":")
+        if not colon:
+            return float(operand)
+        if kind == "there":
+            return reference(name).value
+        if kind == "check" and name in self.checks:
+            return self.checks[name].recomputed
+        if kind == "ours":
+            return number_at(self.result, name)
+        if kind == "derived":
+            id, _, part = name.partition(".")
+            found = self.derived.get(id)
+            if found is not None:
+                ends = found.interval or (None, None)
+                value = {"": found.value, "low": ends[0], "high": ends[1], "p": found.p}.get(part)
+                if value is not None:
+                    return value
+        raise UserError(f"no number {operand!r}")
+
+    def shown(self, name: str) -> str:
+        """A derived number, or what a check recomputes, as text."""
+        kind, _, id = name.partition(":")
+        if kind == "check" and id in self.checks:
+            return f"{self.checks[id].how}: {_short(self.checks[id].recomputed)}"
+        if name not in self.derived:
+            raise UserError(f"no derived number {name!r}")
+        return _shown(self.derived[name])
+
+    def verdict(self, rule: Sequence[str]) -> str:
+        """``holds`` where all comparisons are true, ``does not hold`` where none is, else ``partly``."""
+        truths = [all(map(self._is_true, one.split(" and "))) for one in rule]
+        return "holds" if all(truths) else "partly" if any(truths) else "does not hold"
+
+    def _is_true(self, comparison: str) -> bool:
+        found = _RULE.fullmatch(comparison)
+        if found is None:
+            raise UserError(f"{comparison!r} is no comparison; expected LEFT < RIGHT")
+        return bool(COMPARISONS[found[2]](self.value(found[1]), self.value(found[3])))
+
+
+_DERIVED: dict[str, Derived] = {}
+
+
+def _derived() -> dict[str, Derived]:
+    if not _DERIVED:
+        _DERIVED.update(derived())
+    return _DERIVED
+
+
+class Published(NamedTuple):
+    """A published number: what it is called, its value, and how it is printed."""
+
+    name: str
+    value: float
+    text: str
+
+
+def reference(text: str) -> Published:
+    """A published number.
+
+    Args:
+        text: ``TABLE | ROW | COLUMN [| GROUP]``, ``statement NAME.VALUE`` or ``lecture statement NAME.VALUE``.
+
+    Raises:
+        UserError: There is no such number.
+    """
+    before, word, name = text.partition("statement ")
+    if word:
+        document = published.lecture() if before.strip() == "lecture" else published.paper()
+        id, _, key = name.partition(".")
+        values = document.statement(id).values
+        if key not in values:
+            raise UserError(f"the statement {id!r} has no {key!r}; it has {', '.join(values)}")
+        return Published(f"{key.replace('_', ' ')} (text)", values[key], f"{values[key]:,g}")
+    which, row, column, *group = (part.strip() for part in text.split(" | "))
+    table = published.table(which)
+    value = table.number(row, column, *group)
+    named = f"{', '.join([*group, row, column])} ({table.label})"
+    return Published(named, value, table.column(column).text(value))
+
+
+def number_at(content: Any, path: str) -> float:
+    """The number at a path of a result: keys with ``/`` between them, ``KEY=VALUE&…`` for an item of a list.
+
+    Raises:
+        UserError: There is none.
+    """
+    for step in path.split("/"):
+        if isinstance(content, list) and "=" in step:
+            wanted = dict(part.split("=", 1) for part in step.split("&"))
+            content = next((x for x in content if all(str(x.get(k)) == v for k, v in wanted.items())), None)
+        else:
+            content = content.get(step) if isinstance(content, Mapping) else None
+    if not isinstance(content, int | float) or isinstance(content, bool):
+        raise UserError(f"a result has no number at {path!r}: mend the path in {CLAIMS.name}")
+    return float(content)
+
+
+def read_result(experiment: Experiment) -> dict[str, Any] | None:
+    """The result file of an experiment; None where it is not there."""
+    path = RESULTS / experiment.file
+    return read_json(path) if path.exists() else None
+
+
+class Judged(Settings):
+    """A claim as the page shows it.
+
+    Attributes:
+        claim: The claim.
+        there: Its published numbers.
+        own: What they come to, and the verdict on that.
+        ours: Our numbers.
+        verdict: One of `VERDICTS`.
+    """
+
+    claim: Claim
+    there: str
+    own: str
+    ours: str
+    verdict: Name
+
+
+def judge(claim: Claim, experiments: Mapping[str, Experiment]) -> Judged:
+    """A claim with its numbers and its verdict."""
+    experiment = None if claim.experiment is None else experiments[claim.experiment]
+    evidence = Evidence(None if experiment is None else read_result(experiment))
+    there = "; ".join(f"{one.name}: {one.text}" for one in map(reference, claim.there))
+    own, verdict = "", "not measured yet"
+    if claim.own is not None:
+        found = evidence.verdict(claim.own.rule)
+        shown = [evidence.shown(name) for name in claim.own.show]
+        own = "; ".join([*shown, f"**{found}**"])
+        if experiment is None and claim.untestable is None:
+            verdict = found
+    ours = ""
+    if claim.untestable is not None:
+        verdict = "not testable here"
+    elif experiment is not None and evidence.result is not None and claim.ours is not None:
+        verdict = evidence.verdict(claim.ours.rule)
+        ours = "; ".join(f"{name}: {_short(evidence.value(f'ours:{path}'))}" for name, path in claim.ours.show.items())
+    return Judged(claim=claim, there=there, own=own, ours=ours, verdict=verdict)
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _shown(found: Derived) -> str:
+    both = "" if found.interval is None else f" [{_short(found.interval[0])}, {_short(found.interval[1])}]"
+    p = "" if found.p is None else ", p < 0.001" if found.p < 0.001 else f", p = {found.p:.3f}"
+    return f"{found.what}: {_short(found.value)}{both}{p}"
+
+
+HEAD = """\
+# Does it hold? The claims of the paper and of the lecture
+
+This page is written by `python -m benchmarks.claims`: claims and rules are in `benchmarks/claims.yaml`, published
+numbers in `longlens.study.published` (`longlens study published` prints them), ours in `benchmarks/results`. No number
+is copied by hand. Where each equation, table and setting is in longlens: [paper index](paper_index.md).
+
+- **Its own numbers**: what follows from the numbers that the document itself prints, recomputed; with intervals of
+  95 % for correlations (Fisher's z), else from least to largest. The verdict on them is in bold.
+- **Verdict**: `holds`, `partly` or `does not hold` by our experiment; of claims about printed numbers alone, by these.
+  `not testable here`: it needs models or data that a machine without GPU and hub has not. `not measured yet`: the
+  experiment's result is not there.
+"""
+
+
+def render() -> str:
+    """The page."""
+    found = read_claims()
+    judged = [judge(claim, found.experiments) for claim in found.claims]
+    counts = Counter(one.verdict for one in judged)
+    own = [one.own.rpartition("**")[0].rpartition("**")[2] for one in judged if one.own]
+    lines = [HEAD, f"{len(judged)} claims: " + ", ".join(f"{counts[name]} {name}" for name in VERDICTS) + ". "]
+    by_own = Counter(own)
+    lines[-1] += (
+        f"By their own numbers ({len(own)} of them): " + ", ".join(f"{by_own[n]} {n}" for n in VERDICTS[:3]) + "."
+    )
+    lines += ["", "## Experiments", "", *_experiments(found, judged)]
+    for document, title in (("paper", "The paper"), ("lecture", "The lecture")):
+        mine = [one for one in judged if one.claim.place.startswith(document)]
+        lines += ["", f"## {title}", "", *_claims(mine, found.experiments)]
+    lines += ["", "## Errata", "", *_errata()]
+    return "\n".join(lines) + "\n"
+
+
+def _experiments(found: Claims, judged: Sequence[Judged]) -> Iterator[str]:
+    yield "| experiment | command | time | machine | claims | what differs |"
+    yield "| --- | --- | ---: | --- | ---: | --- |"
+    for name, experiment in found.experiments.items():
+        result = read_result(experiment)
+        seconds = None if result is None else result.get("seconds")
+        spent = "not run yet" if result is None else "not recorded" if seconds is None else _time(float(seconds))
+        machine = "-" if result is None else result.get("machine", "not recorded")
+        number = sum(one.claim.experiment == name for one in judged)
+        cells = (name, f"`{experiment.command}`", spent, machine, str(number), experiment.differs)
+        yield "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _claims(judged: Sequence[Judged], experiments: Mapping[str, Experiment]) -> Iterator[str]:
+    yield "| claim | there | its own numbers | ours | what differs | verdict |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for one in judged:
+        claim = one.claim
+        ours = one.ours
+        if claim.experiment is not None:
+            has_result = read_result(experiments[claim.experiment]) is not None
+            missing = "" if ours else " has a result, and no rule yet" if has_result else ""
+            ours = f"{ours + '; ' if ours else ''}[{claim.experiment}](#experiments){missing}"
+        differs = " ".join(part for part in (claim.untestable, claim.differs) if part)
+        cells = (f"{claim.says} ({claim.place})", one.there, one.own, ours, differs, f"**{one.verdict}**")
+        yield "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _errata() -> Iterator[str]:
+    yield (
+        f"{len(checks())} printed numbers (gains, means, percentages, numbers that are printed twice) were recomputed "
+        f"from other printed ones. Rounding explains all but {len(disagreements())}, which are here beside errors in "
+        "words and formulas."
+    )
+    yield ""
+    yield "| where | printed | should be | why |"
+    yield "| --- | --- | --- | --- |"
+    for document in (published.paper(), published.lecture()):
+        for one in document.errata:
+            yield "| " + " | ".join(map(_cell, (one.place, one.printed, one.recomputed, one.why))) + " |"
+
+
+def _cell(text: str) -> str:
+    r"""A cell of a Markdown table: ``|`` as ``\|``, and a hyphen where there is nothing."""
+    return text.replace("|", r"\|") or "-"
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text(render(), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
