@@ -135,7 +135,28 @@ def test_a_choice_says_of_how_many():
     rows = [graded(0, number, scores=scores, nll=2.0, distractors=["a", "b", "c"]) for number in range(2)]
     found = batch(rows, "choice")
     assert (found["metric"], found["num_choices"], found["is_lower_bound"]) == ("choice_accuracy", 4, False)
+    assert (found["chance"], found["chance_in_text"]) == (25.0, None)
+    assert found["interval"] == pytest.approx(wilson(2, 2))
     assert found["scores"] == {"choice_accuracy": 100.0, "choice_accuracy_by_byte": 0.0}
+
+
+def test_chance_is_the_mean_over_the_samples_that_are_scored():
+    scores = {"choice_accuracy": 1.0, "choice_accuracy_by_byte": 1.0}
+    wrong = [("abc", 1), ("a", 1), ("abc", 0)]
+    rows = [
+        graded(0, number, scores=scores, distractors=list(texts), distractors_in_text=inside)
+        for number, (texts, inside) in enumerate(wrong)
+    ]
+    waiting = graded(None, 3, distractors=["a"], distractors_in_text=1)
+    found = batch([waiting, *rows], "choice")
+    assert found["num_choices"] is None
+    assert found["chance"] == pytest.approx(100 * (1 / 4 + 1 / 2 + 1 / 4) / 3)
+    assert found["chance_in_text"] == pytest.approx(100 * (1 / 2 + 1 / 2 + 1) / 3)
+    cut = graded(0, 4, scores=scores, distractors=["a"], distractors_in_text=1, cut={"policy": "left"})
+    assert batch([*rows, cut], "choice")["chance_in_text"] is None  # what was cut away may have had it
+    for mode in ("generate", "teacher-forced"):
+        other = batch([graded(1, metric="teacher_forced", nll=1.0, distractors=["a"], distractors_in_text=0)], mode)
+        assert [other[name] for name in ("num_choices", "chance", "chance_in_text")] == [None] * 3
 
 
 def test_a_judges_scores_take_the_place_of_the_fallback():
@@ -366,6 +387,7 @@ def test_a_run_without_samples_has_no_results(tmp_path):
         "model": "tiny",
         "mode": "generate",
         "template": "auto",
+        "dtype": None,
         "tasks": {},
         "harness": {},
         "suites": {},

@@ -63,6 +63,35 @@ def test_a_lower_bound_says_so():
     assert table(forced, by_depth=True).rows[1] == [TASK, "4,096 depth 0-20", "teacher_forced", ">= 100.0"]
 
 
+def choices(count, inside, dtype="float32", **changes):
+    scores = {"choice_accuracy": 1.0, "choice_accuracy_by_byte": 1.0}
+    wrong = {"distractors": [str(number) for number in range(count)], "distractors_in_text": inside}
+    return results([graded(1, scores=scores, nll=1.0, **wrong)], mode="choice", dtype=dtype, **changes)
+
+
+def test_chance_stands_beside_choices():
+    made = table(choices(9, 9), results([graded(1)], model="x/big"), choices(15, 15, model="x/old"))
+    assert made.columns == ["task", "length", "metric", "chance", "tiny (choice)", "big", "old (choice)"]
+    assert made.rows == [
+        [TASK, "4,096", "choice_accuracy", "10.0", "100.0", "-", "-"],
+        [TASK, "4,096", "string_match_all", "", "-", "100.0", "-"],
+        [TASK, "4,096", "choice_accuracy", "6.2", "-", "-", "100.0"],
+    ]
+    assert made.notes == []
+    assert "chance" not in table(results([graded(1)])).columns
+    many = results_table({f"runs/{n}": choices(9, 9, model=f"x/m{n}") for n in range(9)}).readable()
+    assert many.columns == ["task", "length", "metric", "chance", "model", "score"]
+    assert many.rows[8] == [TASK, "4,096", "choice_accuracy", "10.0", "m8 (choice)", "100.0"]
+    assert table(choices(9, 9), by_depth=True).rows[0][3] == "10.0"
+
+
+def test_choices_that_stand_in_no_text_and_rounded_ones_say_so():
+    assert table(choices(9, 0, dtype="bfloat16")).notes == [
+        "tiny (choice): choices were compared in bfloat16, whose rounding decides near ties: use `dtype=float32`",
+        f"tiny (choice): {TASK} at 4,096: chance is 10.0, and 100.0 among the choices that stand in the text",
+    ]
+
+
 def test_several_seeds_have_a_row_each():
     a = results([graded(1, 0), graded(0, 0, seed=7), graded(1, 0, "vt")])
     b = results([graded(0, 0)])

@@ -163,9 +163,26 @@ def test_distractors_are_a_choice_of_wrong_answers(name, folder):
         wrong = sample.metadata.get("distractors")
         if wrong is None:
             continue
-        assert 1 <= len(wrong) == len(set(wrong)) <= 15
+        assert 1 <= len(wrong) == len(set(wrong)) <= 9
         assert not set(wrong) & set(sample.answers)
+        inside = sample.metadata["distractors_in_text"]
+        words = [re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE) for text in wrong]
+        stand = [word.search(sample.prompt) is not None for word in words]
+        assert stand == [True] * inside + [False] * (len(wrong) - inside)
         assert all(task(name, folder).score(sample, f" {text}")[task(name, folder).metric] == 0 for text in wrong)
+
+
+@pytest.mark.parametrize("name", WITH_LENGTH)
+def test_chance_is_the_same_at_every_length(name, folder):
+    """A text of one unit has as many wrong answers as one of many, so that scores over lengths have one chance."""
+    short = least_length(name, folder, 3, 7)
+    lengths = (short, short + 300, 3000 if name == "longeval_topics" else LENGTH)
+    samples = [one for length in lengths for one in built(name, folder, length=length, samples=3, seed=7)]
+    if all("distractors" in sample.metadata for sample in samples):
+        assert len({len(sample.metadata["distractors"]) for sample in samples}) == 1
+        assert len({sample.metadata["units"] for sample in samples}) > 1
+    else:
+        assert not any("distractors" in sample.metadata for sample in samples)
 
 
 @pytest.mark.parametrize("name", WITH_LENGTH)

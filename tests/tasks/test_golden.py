@@ -18,6 +18,8 @@ import pytest
 from longlens.tasks import list_tasks
 from tests.tasks.fixtures import LENGTH, TOKENIZER, task, write
 
+CHOICES = ("distractors", "distractors_in_text")
+"""Of a sample's metadata; mode choice alone reads them, so that they have a hash of their own."""
 GOLDEN = Path(__file__).parents[1] / "golden" / "tasks.json"
 
 
@@ -25,13 +27,18 @@ def summary(name: str, folder: Path) -> dict:
     length = {"longeval_topics": 3000, "longeval_lines_1350": None, "infinitebench_math_calc": None}.get(name, LENGTH)
     samples = task(name, folder).build(length=length, samples=2, seed=42, tokenizer=TOKENIZER)
     rows = [{key: value for key, value in asdict(sample).items() if value is not None} for sample in samples]
-    content = json.dumps(rows, sort_keys=True)
+    wrong = [{key: row["metadata"].pop(key) for key in CHOICES if key in row["metadata"]} for row in rows]
     return {
         "lengths": [sample.length for sample in samples],
         "units": [sample.metadata["units"] for sample in samples],
         "answers": [sample.answers for sample in samples],
-        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "sha256": sha256(rows),
+        **({"choices_sha256": sha256(wrong)} if any(wrong) else {}),
     }
+
+
+def sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("name", list_tasks())

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ from longlens.tasks.haystack import (
 from longlens.tasks.helmet.recall import PAIRS
 from longlens.tasks.longeval import BASE_PREFIX, TOPICS_BASE_PREFIX
 from longlens.tasks.niah import DEPTHS, LENGTHS, rating
-from longlens.tasks.synthetic import MOST_DISTRACTORS, distractors
+from longlens.tasks.synthetic import NUM_DISTRACTORS, distractors
 from tests.tasks.fixtures import CONVERSATIONS, HAYSTACK, TOKENIZER, task
 
 LINE = re.compile(r"^line (.*): REGISTER_CONTENT is <(\d+)>$", flags=re.MULTILINE)
@@ -79,23 +80,30 @@ def test_a_base_model_goes_on_as_the_lines_do():
 
 
 def test_wrong_lines_are_numbers_of_other_lines():
-    for lines in (40, 10):
+    for lines in (40, 10, 5):
         (sample,) = get_task("longeval_lines", lines=lines).build(samples=1, tokenizer=TOKENIZER)
         numbers = {number for _, number in LINE.findall(sample.prompt)}
         wrong = sample.metadata["distractors"]
-        assert set(wrong) <= numbers - set(sample.answers)
-        assert len(wrong) == len(set(wrong)) == min(MOST_DISTRACTORS, lines - 1)
-    (alone,) = get_task("longeval_lines", lines=1).build(samples=1, tokenizer=TOKENIZER)
-    assert len(set(alone.metadata["distractors"]) - set(alone.answers)) == MOST_DISTRACTORS  # drawn: no other line
-    assert all(1 <= int(number) <= 50000 for number in alone.metadata["distractors"])
+        inside = sample.metadata["distractors_in_text"]
+        assert inside == min(NUM_DISTRACTORS, lines - 1)
+        assert set(wrong[:inside]) <= numbers - set(sample.answers)
+        assert not set(wrong[inside:]) & numbers  # drawn, where there are no more lines
+        assert len(wrong) == len(set(wrong)) == NUM_DISTRACTORS
+        assert all(1 <= int(number) <= 50000 for number in wrong)
 
 
 def test_distractors_are_never_answers_and_each_is_there_once():
     inside = ["a", "b", "a", "c", "b"]
-    assert sorted(distractors(inside, ["a"], Random(0))) == ["b", "c"]
-    assert distractors(["a"], ["a"], Random(0)) == []
-    drawn = distractors(["a"], ["a"], Random(0), lambda rng: rng.choice("abcdefghijklmnopqrstuvwxyz"))
-    assert len(set(drawn) - {"a"}) == MOST_DISTRACTORS
+    found = distractors(inside, ["a"], Random(0))
+    assert (sorted(found["distractors"]), found["distractors_in_text"]) == (["b", "c"], 2)
+    assert distractors(["a"], ["a"], Random(0)) == {"distractors": [], "distractors_in_text": 0}
+    for alphabet in ("abcdefghijklmnopqrstuvwxyz", cycle("abcdefghijklm")):
+        filled = distractors(inside, ["a"], Random(0), alphabet)
+        assert sorted(filled["distractors"][:2]) == ["b", "c"]
+        assert filled["distractors"][2:] == list("defghij")
+        assert filled["distractors_in_text"] == 2
+    many = distractors([str(number) for number in range(100)], ["3"], Random(0), "xyz")
+    assert (len(set(many["distractors"]) - {"3"}), many["distractors_in_text"]) == (NUM_DISTRACTORS, NUM_DISTRACTORS)
 
 
 def test_topics_are_conversations_and_the_first_is_asked_for(folder):
@@ -108,7 +116,8 @@ def test_topics_are_conversations_and_the_first_is_asked_for(folder):
     assert "on 4 different topics" in sample.prompt
     assert sample.answers == [topics[0]]
     assert made.score(sample, f"We discussed {topics[0].upper()}!") == {"accuracy": 1.0}
-    assert sorted(sample.metadata["distractors"]) == sorted(topics[1:])
+    assert sorted(sample.metadata["distractors"][:3]) == sorted(topics[1:])
+    assert sorted([*sample.metadata["distractors"], topics[0]]) == sorted(texts)  # 10: those of other conversations too
     (alone,) = get_task("longeval_topics", data_dir=folder, topics=1).build(samples=1, tokenizer=TOKENIZER)
     assert sorted(alone.metadata["distractors"]) == sorted(set(texts) - set(alone.answers))
     base = get_task("longeval_topics", data_dir=folder, topics=4, answer_prefix=TOPICS_BASE_PREFIX)
@@ -216,7 +225,7 @@ def test_json_has_the_pair_and_the_examples_are_others():
         assert len(shown) == 2
         assert pairs[asked] == sample.answers[0]
         assert not {key for key, _ in shown} & set(pairs)
-        assert sorted(sample.metadata["distractors"]) == sorted(set(pairs.values()) - set(sample.answers))
+        assert set(sample.metadata["distractors"]) <= set(pairs.values()) - set(sample.answers)
     assert [list(json.loads(s.prompt.partition("\n")[0])).index(s.prompt.rpartition(": ")[2]) for s in samples] == [
         0, 2, 4, 6, 8, 10, 0,
     ]  # fmt: skip

@@ -61,8 +61,9 @@ def test_needles_answer_the_question_and_no_two_are_alike(name, keys, answers, k
         assert task(name, folder).target(sample) is None
         return
     wrong = sample.metadata["distractors"]
-    assert len(set(wrong) - set(sample.answers)) == len(wrong) == (min(15, len(others)) if others else 15)
-    assert set(wrong) <= others or not others
+    assert len(set(wrong) - set(sample.answers)) == len(wrong) == 9
+    inside = sample.metadata["distractors_in_text"]
+    assert inside == min(9, len(others)) == len(set(wrong) & others) == len(set(wrong[:inside]) & others)
     assert {len(value) for value in wrong} == {len(sample.answers[0])}
     assert task(name, folder).target(sample) == f" {sample.answers[0]}"
 

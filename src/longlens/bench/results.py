@@ -28,6 +28,8 @@ from longlens.tasks.base import JudgedTask, Sample, Task
 NOT_BOUNDED = ("exact_match", "accuracy")
 """Metrics of which teacher forcing is no lower bound: it equals the first, where an answer ends; the second wants the
 right thing last, or a letter."""
+_IN_TEXT = "distractors_in_text"
+NO_CHANCES: dict[str, float | None] = {"num_choices": None, "chance": None, "chance_in_text": None}
 DEPTH_PARTS = 5
 """Parts of the text that scores are shown for, where needles stand at any depth."""
 Line = Mapping[str, Any]
@@ -59,6 +61,7 @@ def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.TH
     samples = list(grade_run(path, manifest))
     scores, judges = _latest_scores(path, samples)
     about = {name: manifest[name] for name in ("model", "mode", "template")}
+    about["dtype"] = (manifest.get("engine") or {}).get("dtype")
     results = _results(about, samples, scores=scores, threshold=threshold)
     for name, batch in results["tasks"].items():
         batch["judged_by"] = judges[name]
@@ -116,7 +119,9 @@ def summarize_batch(
         ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all; numbers of samples that were scored, that
         have no answer yet, were left out for their length, were shortened, and of answers that were cut short;
         ``needs_judge``: whether the score is None since no judge was asked; ``depths``; and which text or data the
-        samples were made of.
+        samples were made of. In mode choice also ``num_choices`` (None where samples differ in it); ``chance``, the
+        mean over the scored samples of 100 / choices; and ``chance_in_text``, the mean of 100 / choices that stand in
+        the text: what a model has that knows which values it has read, and no more (None where samples do not say).
     """
     first = rows[0]
     task = first.task
@@ -153,10 +158,23 @@ def summarize_batch(
         "needs_judge": needs_judge and bool(merged),
         "is_lower_bound": mode == "teacher-forced" and task.metric not in NOT_BOUNDED,
         "answer_nll": sum(nll) / len(nll) if nll else None,
-        "num_choices": 1 + len(metadata["distractors"]) if mode == "choice" and "distractors" in metadata else None,
+        **(_chances([row for row in rows if row.scores is not None]) if mode == "choice" else NO_CHANCES),
         "depths": by_depth(rows, metric),
         "made_of": {key: metadata[key] for key in ("settings", "haystack", "data") if key in metadata},
     }
+
+
+def _chances(rows: Sequence[GradedSample]) -> dict[str, float | None]:
+    """What guessing comes to, over these samples: see `summarize_batch`."""
+    made = [row.sample.metadata for row in rows]
+    sizes = [1 + len(metadata["distractors"]) for metadata in made if "distractors" in metadata]
+    inside = [1 + metadata[_IN_TEXT] for metadata in made if _IN_TEXT in metadata and "cut" not in metadata]
+
+    def mean(values: Sequence[int]) -> float | None:
+        return 100 * sum(1 / value for value in values) / len(values) if values and len(values) == len(rows) else None
+
+    count = sizes[0] if len(set(sizes)) == 1 else None
+    return {"num_choices": count, "chance": mean(sizes), "chance_in_text": mean(inside)}
 
 
 def by_depth(rows: Sequence[GradedSample], metric: str) -> list[dict[str, Any]]:

@@ -36,7 +36,8 @@ UNKNOWN_SIZE = 8192
 _STEP = "give a file of longlens bench build"
 _METADATA: dict[str, Any] = {
     **{"task?": str, "settings?": dict, "seed?": int, "index?": int, "requested_length?": int, "cut?": dict},
-    **{"depth?": NUMBER, "depths?": list, "distractors?": list, "data?": dict},
+    **{"depth?": NUMBER, "depths?": list, "distractors?": list, "distractors_in_text?": int},
+    "data?": dict,
 }
 
 

@@ -26,27 +26,29 @@ class Table:
     """Rows of text.
 
     Attributes:
-        columns: Their names: task, length, metric, then a column a run.
+        columns: Their names: task, length, metric, where a run is one of choices ``chance``, then a column a run.
         rows: Cells; ``-`` where a run has no such number.
         notes: What has to be known of the numbers.
+        num_keys: Columns before those of the runs.
     """
 
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+    num_keys: int = len(_KEYS)
 
     def readable(self) -> Table:
         """The same table, with a row for each model where there are more of them than `MANY`."""
-        if len(self.columns) - len(_KEYS) <= MANY:
+        if len(self.columns) - self.num_keys <= MANY:
             return self
-        models = self.columns[len(_KEYS) :]
+        keys, models = self.columns[: self.num_keys], self.columns[self.num_keys :]
         rows = [
-            [*row[: len(_KEYS)], model, cell]
+            [*row[: self.num_keys], model, cell]
             for row in self.rows
-            for model, cell in zip(models, row[len(_KEYS) :], strict=True)
+            for model, cell in zip(models, row[self.num_keys :], strict=True)
             if cell != "-"
         ]
-        return Table(columns=[*_KEYS, "model", "score"], rows=rows, notes=self.notes)
+        return Table(columns=[*keys, "model", "score"], rows=rows, notes=self.notes, num_keys=self.num_keys)
 
     def markdown(self) -> str:
         """A Markdown table, with the notes below it."""
@@ -74,31 +76,36 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
     if not results:
         raise UserError("no runs to put into a table: give folders of longlens bench run")
     labels, lengths = _labels(results), _lengths(results)
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
     notes: dict[str, None] = {}
     for name, result in results.items():
+        if result["mode"] == "choice" and result.get("dtype") not in (None, "float32"):
+            note = f"choices were compared in {result['dtype']}, whose rounding decides near ties: use `dtype=float32`"
+            notes[f"{labels[name]}: {note}"] = None
         for key, batch in result["tasks"].items():
             length = lengths[key]
             bound = ">= " if batch["is_lower_bound"] else ""
-            cells.setdefault((batch["task"], length, batch["metric"]), {})[name] = _cell(batch, bound)
+            chance = "" if batch.get("chance") is None else f"{batch['chance']:.1f}"
+            cells.setdefault((batch["task"], length, batch["metric"], chance), {})[name] = _cell(batch, bound)
             for part in batch["depths"] if by_depth else ():
                 place = f"{length} depth {_span(part)}".lstrip()
-                cells.setdefault((batch["task"], place, batch["metric"]), {})[name] = _cell(part, bound)
+                cells.setdefault((batch["task"], place, batch["metric"], chance), {})[name] = _cell(part, bound)
             notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _notes(batch, length))
         for harness in result["harness"].values():
             for task, metrics in harness["results"].items():
                 for metric, value in metrics.items():
-                    cells.setdefault((task, harness["length"] or "", metric), {})[name] = _cell(value)
+                    cells.setdefault((task, harness["length"] or "", metric, ""), {})[name] = _cell(value)
         for suite, place, scores, gaps in _suite_parts(result["suites"]):
             for what, score in scores.items():
                 shown = f"{score:,}" if isinstance(score, int) else f"{score:.2f}" if score is not None else "-"
-                cells.setdefault((suite, place, what), {})[name] = shown
+                cells.setdefault((suite, place, what, ""), {})[name] = shown
             if gaps:
                 notes[f"{labels[name]}: {suite}{' at ' if place else ''}{place}: no {', '.join(gaps)}"] = None
     # Averages that no run has are left out; what they lack is in the notes.
     known = {key: found for key, found in cells.items() if any(cell != "-" for cell in found.values())}
-    rows = [[*key, *(found.get(name, "-") for name in results)] for key, found in known.items()]
-    return Table(columns=[*_KEYS, *labels.values()], rows=rows, notes=list(notes))
+    keys = _KEYS if not any(chance for *_, chance in known) else (*_KEYS, "chance")
+    rows = [[*key[: len(keys)], *(found.get(name, "-") for name in results)] for key, found in known.items()]
+    return Table(columns=[*keys, *labels.values()], rows=rows, notes=list(notes), num_keys=len(keys))
 
 
 def _lengths(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -149,6 +156,11 @@ def _notes(batch: Mapping[str, Any], length: str) -> list[str]:
         notes.append(f"{place}: the score is a judge's: longlens bench grade RUN --judge MODEL")
     elif batch["num_scored"] != batch["num_samples"]:
         notes.append(f"{place}: {batch['metric']} is of {batch['num_scored']} of {batch['num_samples']} samples")
+    inside = batch.get("chance_in_text")
+    if inside is not None and inside > batch["chance"]:
+        notes.append(
+            f"{place}: chance is {batch['chance']:.1f}, and {inside:.1f} among the choices that stand in the text"
+        )
     judges = [one for one in batch.get("judged_by", ()) if one["prompts"] is not None]
     return notes + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]
 

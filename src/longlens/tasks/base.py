@@ -46,7 +46,8 @@ class Sample:
             instructions and demonstrations; None where a task has no such part.
         metadata: Task and settings, seed, index, requested length, units, depths of the needles in percent of the
             text, hashes of haystack or data; ``distractors`` where a task has wrong answers of the right kind to
-            choose from; ``cut`` where the text was shortened, see `longlens.tasks.truncation`.
+            choose from, and ``distractors_in_text``, how many of them stand in the text (those come first); ``cut``
+            where the text was shortened, see `longlens.tasks.truncation`.
     """
 
     id: str

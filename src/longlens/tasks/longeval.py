@@ -161,6 +161,7 @@ class _Lines(Plan):
         asked = draws(*self._key, "asked").randrange(units)
         line, number = pairs[asked]
         lines = [_line(*pair) for pair in pairs]
+        rng = draws(*self._key, "distractors")
         end = len(HEADER) + starts_of(lines, "")[asked] + len(lines[asked]) - len(">\n")
         return Draft(
             prompt=HEADER + "".join(lines) + QUESTION.format(line=line),
@@ -171,10 +172,8 @@ class _Lines(Plan):
                 "depths": [round(100 * asked / max(1, units - 1), 2)],
                 "lines": units,
                 "asked": line,
-                "distractors": distractors(
-                    [other for _, other in pairs], [number], draws(*self._key, "distractors"), _number
-                ),
-            },
+            }
+            | distractors([other for _, other in pairs], [number], rng, distinct(_number, rng)),
         )
 
 
@@ -264,7 +263,7 @@ class _Topics(Plan):
     def draft(self, units: int) -> Draft:
         header = TOPICS_HEADER.format(count=units)
         topic, first = self._rows[0]
-        others = [other for other, _ in self._rows[1:units] or self._rows]
+        inside, outside = ([other for other, _ in rows] for rows in (self._rows[:units], self._rows[units:]))
         at = first.lower().find(topic.lower()) if len(first.lower()) == len(first) else first.find(topic)
         return Draft(
             prompt=header + "".join(text for _, text in self._rows[:units]) + TOPICS_QUESTION,
@@ -273,8 +272,8 @@ class _Topics(Plan):
             answer_spans=[(len(header) + at, len(header) + at + len(topic))] if at >= 0 else [],
             metadata={
                 "depths": [0.0],
-                "topics": [topic for topic, _ in self._rows[:units]],
-                "distractors": distractors(others, [topic], draws(*self._key, "distractors")),
+                "topics": inside,
                 "data": self._described,
-            },
+            }
+            | distractors(inside, [topic], draws(*self._key, "distractors"), outside),
         )

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, islice
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from longlens.errors import require
 
-MOST_DISTRACTORS = 15
-"""With the answer a choice among 16."""
+NUM_DISTRACTORS = 9
+"""With the answer a choice among 10: chance is 10 % at each length."""
 
 
 @lru_cache
@@ -60,23 +60,29 @@ def longest_word(*kinds: str) -> int:
 
 
 def distractors(
-    inside: Sequence[str], answers: Sequence[str], rng: Random, draw: Callable[[Random], str] | None = None
-) -> list[str]:
-    """Up to `MOST_DISTRACTORS` different values, none of them an answer.
+    inside: Sequence[str], answers: Sequence[str], rng: Random, outside: Iterable[str] = ()
+) -> dict[str, Any]:
+    """`NUM_DISTRACTORS` different values, none of them an answer, as metadata of a sample.
 
-    Those that stand in the text, a random choice of them where there are more: who only copies what looks like an
-    answer cannot tell them apart. Where there are none, as many drawn ones.
+    Those that stand in the text come first, a random choice of them where there are more: a model that only copies
+    what looks like an answer cannot tell them apart. Where there are too few, others of the same form follow, so that
+    chance is the same at each length.
 
     Args:
         inside: Values that stand in the text; answers may be among them.
         answers: The right ones.
         rng: Of the sample, for this purpose alone.
-        draw: Draws a value of the same kind; without it there are only those in the text.
+        outside: Different values of the same form, as many as needed or without end; those in the text are passed over.
+
+    Returns:
+        ``distractors``: the values, fewer where there are no more; ``distractors_in_text``: how many of them stand in
+        the text.
     """
     others = [value for value in dict.fromkeys(inside) if value not in answers]
-    if others or draw is None:
-        return rng.sample(others, min(MOST_DISTRACTORS, len(others)))
-    return list(islice(distinct(draw, rng, set(answers)), MOST_DISTRACTORS))
+    wrong = rng.sample(others, min(NUM_DISTRACTORS, len(others)))
+    taken = {*others, *answers}
+    more = islice((value for value in outside if value not in taken), NUM_DISTRACTORS - len(wrong))
+    return {"distractors": [*wrong, *more], "distractors_in_text": len(wrong)}
 
 
 class Needle(NamedTuple):

@@ -272,7 +272,7 @@ class _Examples(Plan):
             context_span=(len(INSTRUCTION), len(INSTRUCTION) + len(context)),
             metadata={
                 "shots": units,
-                "distractors": distractors(numbers, [answer], draws(*self._key, "distractors")),
                 "data": self._split.described,
-            },
+            }
+            | distractors(numbers, [answer], draws(*self._key, "distractors"), map(str, self._numbers)),
         )

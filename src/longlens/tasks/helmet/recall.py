@@ -110,6 +110,7 @@ class _Pairs(Plan):
         context = json.dumps(dict(pairs))
         shown = "".join(f"Key: {key}{PREFIX} {value}\n\n" for key, value in self._shown)
         # The first pair has one brace before it, all others what stands between pairs.
+        rng = draws(*self._sample, "distractors")
         end = len("{") + sum(len(_pair(*pair)) for pair in pairs[: asked + 1]) - len(", ") - len('"')
         return Draft(
             prompt=f"{context}{BETWEEN}{shown}Key: {key}",
@@ -119,10 +120,8 @@ class _Pairs(Plan):
             metadata={
                 "depths": [round(100 * asked / max(1, units - 1), 2)],
                 "pairs": units,
-                "distractors": distractors(
-                    [other for _, other in pairs], [value], draws(*self._sample, "distractors"), draw_uuid
-                ),
-            },
+            }
+            | distractors([other for _, other in pairs], [value], rng, distinct(draw_uuid, rng)),
         )
 
 

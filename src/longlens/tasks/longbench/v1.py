@@ -94,14 +94,14 @@ class LongBench(SubsetTask):
         metadata |= self._others(row, context, answers, key)
         return self.fill(metadata, answers, context=context, input=self.text(row, "input"))
 
-    def _others(self, row: DataRow, context: str, answers: Sequence[str], key: tuple[int, int]) -> dict[str, list[str]]:
+    def _others(self, row: DataRow, context: str, answers: Sequence[str], key: tuple[int, int]) -> dict[str, Any]:
         """The classes, and wrong answers of the right kind, for the sets that have any."""
         rng = draws(self.name, *key, "distractors")
         if self.metric == "classification":
             classes = self.texts(row, "all_classes")
-            return {"all_classes": classes, "distractors": distractors(classes, answers, rng)}
+            return {"all_classes": classes, **distractors(classes, answers, rng)}
         if self.facts.inside:
-            return {"distractors": distractors(re.findall(self.facts.inside, context), answers, rng)}
+            return distractors(re.findall(self.facts.inside, context), answers, rng)
         return {}
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, repeat
 from random import Random
+from typing import Any
 
 from longlens.errors import UserError
 from longlens.tasks import metrics
@@ -307,12 +308,12 @@ class _Plan(Plan):
             answers=self._answers,
             answer_spans=context.answers(self._needles, len(before)),
             metadata={"depths": context.depths(self._needles), "haystack": self._task.described}
-            | ({"distractors": self._distractors(units)} if single else {}),
+            | (self._distractors(units) if single else {}),
         )
 
-    def _distractors(self, units: int) -> list[str]:
-        inside = self._values + self._hay.values(units)
-        return distractors(inside, self._answers, draws(*self._sample, "distractors"), self._task.value_kind.draw)
+    def _distractors(self, units: int) -> dict[str, Any]:
+        inside, rng = self._values + self._hay.values(units), draws(*self._sample, "distractors")
+        return distractors(inside, self._answers, rng, distinct(self._task.value_kind.draw, rng))
 
 
 def _word_prompt(kind: str, query: str, *, single: bool) -> tuple[str, str, str]:
