@@ -62,7 +62,10 @@ def test_a_prompt_is_helmets_template_with_a_number_for_each_class(name, folder)
         asked = int(re.search(r"\d+", question)[0])  # the texts of these tests say their class
         told = {"helmet_trec_fine": 7}.get(name, 1)
         assert classes[sample.answers[0]] // told == asked
-        assert sorted(sample.metadata["distractors"]) == sorted(set(numbers.values()) - set(sample.answers))[:15]
+        wrong, others = set(sample.metadata["distractors"]), set(numbers.values()) - set(sample.answers)
+        assert len(wrong) == min(9, CLASSES.get(name, 68) - 1)
+        assert sample.metadata["distractors_in_text"] == min(9, len(others)) == len(wrong & others)
+        assert {int(number) for number in wrong - others} <= set(range(CLASSES.get(name, 68)))
         wanted = [number for _, number in shown].count(sample.answers[0])
         assert len(sample.answer_spans) == wanted
         assert all(sample.prompt[:start].endswith("\nlabel: ") for start, _ in sample.answer_spans)
