@@ -16,11 +16,13 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 from benchmarks.tables import ROOT, machine
 from longlens.files import write_json
 from longlens.losses.settings import LongCE
+from longlens.models import load_tokenizer
 from longlens.planning.devices import find_device
 from longlens.planning.score import ScorePlan, plan_score
 from longlens.planning.train import plan_train
 from longlens.rope.frequencies import Rope, ntk_theta
 from longlens.study import published
+from longlens.tasks import get_task
 
 LENGTH = 32768
 CONTEXT, STRIDE = 4096, 1024
@@ -123,10 +125,22 @@ def bases() -> dict[str, float]:
     }
 
 
+def longeval_tokens() -> dict[str, int]:
+    """Section 4: tokens of a LongEval prompt of 1,350 lines."""
+    found = {}
+    for name in ("smollm2", "gemma3-270m"):
+        tokenizer = load_tokenizer(name)
+        (sample,) = get_task("longeval_lines_1350").build(samples=1, seed=0, tokenizer=tokenizer)
+        found[name] = len(tokenizer.encode(sample.prompt))
+    return found
+
+
 def main() -> None:
     """Writes the results."""
     started = time.perf_counter()
-    parts = {part.__name__: part() for part in (overheads, times_of_ppl, windows, growth, decay, bases)}
+    parts = {
+        part.__name__: part() for part in (overheads, times_of_ppl, windows, growth, decay, bases, longeval_tokens)
+    }
     result = {"schema_version": 1, "machine": machine(), "seconds": round(time.perf_counter() - started, 1), **parts}
     write_json(ROOT / "benchmarks" / "results" / "arithmetic.json", result)
     print(parts)
