@@ -147,6 +147,40 @@ def test_what_cannot_be_is_said_in_one_line(here, run, arguments, message):
     assert message in run(*PUBLISHED, *arguments).error
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ppl": "x"},
+        {"model": None},
+        {"settings": []},
+        {"settings": {"context": "4096"}},
+        {"settings": {"max_length": 1.5}},
+        {"intervals": {"ppl": [1]}},
+        {"intervals": 7},
+        {"num_documents": None},
+    ],
+)
+def test_a_damaged_run_is_one_line(here, tmp_path, run, change):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text((here / "ppl" / "model" / "manifest.json").read_text())
+    stored = json.loads((here / "ppl" / PERPLEXITY).read_text())
+    (tmp_path / PERPLEXITY).write_text(json.dumps(stored | change))
+    assert "perplexity.json" in run(*PUBLISHED, "5", "--with", tmp_path).error
+
+
+def test_several_seeds_of_a_task_are_more_samples():
+    batch = {"task": "longeval_lines_1350", "suite": "longeval", "length": None, "interval": None}
+    results = {"model": "m", "mode": "choice", "suites": {}, "harness": {}}
+    results["tasks"] = {
+        "a": {**batch, "score": 100.0, "num_scored": 1, "interval": (20.0, 100.0)},
+        "b": {**batch, "score": 20.0, "num_scored": 4},
+    }
+    own = beside(published.table(3), [OwnModel(name="m", identity=ModelIdentity(), benches=[results])])
+    assert [one.value for one in own.models["m"]["LongEval"]] == [36.0]
+    assert "longeval_lines_1350: 5 samples" in own.differs["m"]
+    assert "longeval_lines_1350 is asked by choice, the table's by generation" in own.differs["m"]
+
+
 def test_suites_and_tasks_of_the_harness_come_from_their_own_averages():
     results = {
         "model": "m",

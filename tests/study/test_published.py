@@ -41,6 +41,14 @@ def test_cells_are_found_by_their_names():
     assert [published.table(5).columns[0].text(x) for x in (1.7, None)] == ["1.70", "-"]
 
 
+def test_the_models_of_table_5_are_those_of_table_13_and_of_table_6():
+    families = {row.name.partition("-")[0]: row.values[1].lower() for row in published.table(13).rows}
+    for row in published.table(5).rows:
+        family, length = row.name.partition("-")[0], row.name.rpartition("-")[2]
+        assert families[family] == length, row.name
+    assert [row.name for row in published.table(5).rows] == [row.name for row in published.table(6).rows]
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 from longlens.bench.results import summarize_run
 from longlens.bench.selection import HARNESS
+from longlens.bench.store import NUMBER, check_fields, check_numbers
 from longlens.errors import UserError, shown
 from longlens.files import read_json
 from longlens.metrics.uncertainty import Interval
@@ -23,6 +24,7 @@ PERPLEXITY = "perplexity.json"
 SIX = ("recall", "rag", "rerank", "icl", "longqa", "summ")
 """HELMET's categories without citations, whose mean ProLong reports."""
 _INTERVALS = ("ppl", "longppl")
+_AGAIN = "run longlens longppl again, which writes it anew"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +103,8 @@ def read_models(runs: Sequence[Path]) -> list[OwnModel]:
     models: list[OwnModel] = []
     for folder in runs:
         if (folder / PERPLEXITY).is_file():
-            content = read_json(folder / PERPLEXITY)
-            name, record = content.get("model"), read_manifest(folder / "model").get("model")
+            content = _read_perplexity(folder / PERPLEXITY)
+            name, record = content["model"], read_manifest(folder / "model").get("model")
         elif (folder / MANIFEST).is_file() and (folder / "samples").is_dir():
             content = summarize_run(folder)
             name, record = content["model"], read_manifest(folder).get("engine")
@@ -123,6 +125,20 @@ def read_models(runs: Sequence[Path]) -> list[OwnModel]:
             models.append(model)
         (model.perplexities if (folder / PERPLEXITY).is_file() else model.benches).append(content)
     return models
+
+
+def _read_perplexity(path: Path) -> dict[str, Any]:
+    """What longlens longppl wrote, its parts that are used here checked."""
+    content, step = read_json(path, _AGAIN), _AGAIN
+    numbers = {f"{name}?": NUMBER for name in ("ppl", "longppl", "ppl_answers", "ppl_rest")}
+    fields = {"model": str, "evaluator?": str, **numbers, "num_documents": int, "settings": dict, "intervals": dict}
+    check_fields(content, str(path), fields, step=step)
+    known = {"context?": int, "stride?": int, "alpha?": NUMBER, "beta?": NUMBER, "max_length?": int}
+    check_fields(content["settings"], f"{path}: settings", {**known, "bos?": str, "lcl?": bool}, step=step)
+    for name in _INTERVALS:
+        if content["intervals"].get(name) is not None:
+            check_numbers(content["intervals"][name], f"{path}: intervals, {name}", 2)
+    return content
 
 
 def beside(table: PublishedTable, models: Sequence[OwnModel]) -> Beside:
@@ -202,11 +218,10 @@ def _values(model: OwnModel, measure: Measure, differs: dict[str, None]) -> Iter
 
 
 def _perplexity(content: Mapping[str, Any], name: str) -> OwnValue | None:
-    value = content.get(name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    both = content.get("intervals", {}).get(name) if name in _INTERVALS else None
-    return OwnValue(value=float(value), interval=None if both is None else (both[0], both[1]))
+    value, both = content.get(name), content["intervals"].get(name) if name in _INTERVALS else None
+    return (
+        None if value is None else OwnValue(value=float(value), interval=None if both is None else (both[0], both[1]))
+    )
 
 
 def _is_evaluator(content: Mapping[str, Any], evaluator: str) -> bool:
@@ -235,13 +250,13 @@ def _by_other_evaluators(
 def _other_protocol(content: Mapping[str, Any], value: str) -> Iterator[str]:
     """How a run of longlens longppl differs from section 4.1 and appendix A.1."""
     paper = published.paper()
-    wanted, settings = paper.statement("documents").values, content.get("settings", {})
+    wanted, settings = paper.statement("documents").values, content["settings"]
     yield (
         "documents: the paper's are 50 of GovReport; a run does not record its corpus, and perplexities of other text "
         "cannot be compared"
     )
-    if content.get("num_documents") != wanted["documents"]:
-        yield f"{content.get('num_documents')} documents, the paper's are {wanted['documents']:g}"
+    if content["num_documents"] != wanted["documents"]:
+        yield f"{content['num_documents']} documents, the paper's are {wanted['documents']:g}"
     length = settings.get("max_length")
     if length is None or abs(length - 32768) > 1024:
         cut = "not cut" if length is None else f"cut to {length:,} tokens"
@@ -260,43 +275,62 @@ def _other_protocol(content: Mapping[str, Any], value: str) -> Iterator[str]:
 
 
 def _bench_values(results: Mapping[str, Any], measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
-    mode = results["mode"]
     if measure.harness is not None or measure.mean:
-        names = measure.mean or (str(measure.harness),)
-        scores = {name: _harness_score(results, name) for name in names}
-        known = {name: value for name, value in scores.items() if value is not None}
-        if len(known) == len(names):
-            yield (
-                known[names[0]]
-                if len(names) == 1
-                else OwnValue(value=sum(value.value for value in known.values()) / len(known))
-            )
-        elif known and len(names) > 1:
-            missing = ", ".join(name for name in names if name not in known)
-            differs[f"no mean of {len(names)} tasks: the run has no {missing}"] = None
-        if known:
-            differs["the document does not say how many examples prompts have; here as in docs/bench.md"] = None
-        return
+        return _harness_values(results, measure.mean or (str(measure.harness),), differs)
     if measure.task is not None:
-        batches = [batch for batch in results["tasks"].values() if batch["task"] == measure.task]
-        values = {batch["length"]: batch for batch in batches if batch["score"] is not None}
-        for length, batch in values.items():
-            if measure.lengths and length not in measure.lengths:
-                differs[f"{measure.task} at {length:,} tokens, the table's at {_lengths(measure)}"] = None
-                continue
-            if mode != "generate":
-                differs[f"{measure.task} is asked by {mode}, the table's by generation"] = None
-            differs[f"{measure.task} at {length or 'its own'} tokens: {batch['num_scored']} samples"] = None
-            free = None if measure.lengths or length is None else length
-            yield OwnValue(value=batch["score"], interval=batch["interval"], length=free)
-        return
+        return _task_values(results, measure, differs)
+    return _suite_values(results, measure, differs)
+
+
+def _harness_values(results: Mapping[str, Any], names: Sequence[str], differs: dict[str, None]) -> Iterator[OwnValue]:
+    """The score of a task of lm-evaluation-harness, or the mean of several where the run has all of them."""
+    known = {name: score for name in names if (score := _harness_score(results, name)) is not None}
+    if known:
+        differs["the document does not say how many examples prompts have; here as in docs/bench.md"] = None
+    if len(names) == 1:
+        yield from known.values()
+    elif len(known) == len(names):
+        yield OwnValue(value=sum(one.value for one in known.values()) / len(known))
+    elif known:
+        missing = ", ".join(name for name in names if name not in known)
+        differs[f"no mean of {len(names)} tasks: the run has no {missing}"] = None
+
+
+def _task_values(results: Mapping[str, Any], measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
+    """The score of a task at each length; several seeds of it count as more samples."""
+    batches: dict[int | None, list[Mapping[str, Any]]] = {}
+    for batch in results["tasks"].values():
+        if batch["task"] == measure.task and batch["score"] is not None:
+            batches.setdefault(batch["length"], []).append(batch)
+    for length, same in batches.items():
+        place = measure.task if length is None else f"{measure.task} at {length:,} tokens"
+        if measure.lengths and length not in measure.lengths:
+            differs[f"{place}, the table's at {_lengths(measure)}: left out"] = None
+            continue
+        if results["mode"] != "generate":
+            differs[f"{place} is asked by {results['mode']}, the table's by generation"] = None
+        count = sum(batch["num_scored"] for batch in same)
+        differs[f"{place}: {count} samples"] = None
+        yield OwnValue(
+            value=sum(batch["score"] * batch["num_scored"] for batch in same) / count,
+            interval=same[0]["interval"] if len(same) == 1 else None,
+            length=None if measure.lengths else length,
+        )
+
+
+def _suite_values(results: Mapping[str, Any], measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
+    """The average of a suite at each length, or over the lengths of the table."""
     by_length = {length: score for length, score in _suite_scores(results, measure) if score is not None}
     if not by_length:
         if any(batch["suite"] == measure.suite for batch in results["tasks"].values()):
+            mode = results["mode"]
             why = f"asked by {mode}" if mode != "generate" else "some of its tasks or metrics are missing"
             differs[f"no average of {measure.suite}: {why}"] = None
-        return
-    if not measure.lengths or measure.suite == "longbench":
+    elif not measure.lengths:
+        if measure.suite == "longbench":
+            differs[
+                "longbench: its English sets and code; the document does not say whether the Chinese ones count"
+            ] = None
         for length, score in by_length.items():
             yield OwnValue(value=score, length=length or None)
     elif set(measure.lengths) <= set(by_length):
