@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.main import get_command
 
 from longlens.bench.selection import HARNESS, select_tasks
@@ -139,6 +140,21 @@ def test_table_9_says_that_other_tokens_correlate_too_for_yi():
     assert found["rest-yi"].p < 0.01
     assert found["rest-yi"].interval[1] < -0.3
     assert found["rest-clex"].p > 0.1
+
+
+def test_intervals_of_printed_correlations_are_those_of_data_that_have_them():
+    """Data of nine models with exactly the printed r: the interval and p of scipy."""
+    rng = np.random.default_rng(0)
+    x, other = (column - column.mean() for column in rng.normal(size=(2, 9)))
+    other = other - x * (x @ other) / (x @ x)
+    for key in ("ppl-longbench", "longppl-ruler", "ngram-longeval"):
+        found = derived()[key]
+        y = found.value * x / np.linalg.norm(x) + math.sqrt(1 - found.value**2) * other / np.linalg.norm(other)
+        expected = stats.pearsonr(x, y)
+        assert expected.statistic == pytest.approx(found.value)
+        assert found.p == pytest.approx(expected.pvalue)
+        assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert derived()["williams-longbench"].p < 0.05
 
 
 def test_self_evaluated_longppl_cannot_be_unrelated_to_longbench():

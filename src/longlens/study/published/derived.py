@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from longlens.study import published
+from longlens.study.correlation import williams_t
 from longlens.study.published.recompute import EPSILON
+
+BENCHMARKS = ("LongBench", "LongEval", "RULER")
+LARGE = "LongPPL, Qwen2-72B-Instruct"
+"""Column of Table 5: the paper's default evaluator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +38,7 @@ class Derived:
 
 def derived() -> dict[str, Derived]:
     """Numbers that follow from what is printed, and that claims are held against, by name."""
-    return _of_table_9() | _of_models() | _of_training() | _of_slides()
+    return _of_table_9() | _of_table_1() | _of_models() | _of_training() | _of_slides()
 
 
 def _pearson(what: str, x: Sequence[float], y: Sequence[float]) -> Derived:
@@ -59,12 +64,45 @@ def _of_table_9() -> dict[str, Derived]:
     return found
 
 
+def _printed(what: str, r: float, n: int) -> Derived:
+    """A printed Pearson's r with the interval and the p that it has over n models (Fisher's z, Student's t)."""
+    from scipy import stats
+
+    half = stats.norm.ppf(0.975) / np.sqrt(n - 3)
+    low, high = np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)
+    p = 2 * stats.t.sf(abs(r) * np.sqrt((n - 2) / (1 - r * r)), n - 2)
+    return Derived(what=what, value=r, interval=(float(low), float(high)), n=n, p=float(p))
+
+
+def _of_table_1() -> dict[str, Derived]:
+    """How sure the correlations of Tables 1 and 11 are, over the nine models of Table 5."""
+    from scipy import stats
+
+    table, n = published.table, len(published.table(5).rows)
+    columns = [[table(5).number(row.name, name) for row in table(5).rows] for name in (LARGE, "PPL")]
+    between = float(stats.pearsonr(*columns).statistic)
+    found = {}
+    for name in BENCHMARKS:
+        for key, number, row in (("ppl", 1, "PPL"), ("longppl", 1, "LongPPL-hard"), ("ngram", 11, "PPL (N-gram)")):
+            r = table(number).number(row, name)
+            found[f"{key}-{name.lower()}"] = _printed(f"{row} and {name} over nine models, Pearson r", r, n)
+        t = williams_t(table(1).number("LongPPL-hard", name), table(1).number("PPL", name), between, n)
+        assert t is not None
+        found[f"williams-{name.lower()}"] = Derived(
+            what=f"LongPPL against PPL on {name}, Williams' t of the two correlations",
+            value=t,
+            n=n,
+            p=float(2 * stats.t.sf(abs(t), n - 3)),
+        )
+    return found
+
+
 def _of_models() -> dict[str, Derived]:
     """What Tables 1, 5, 6 and 12 say of each other."""
     table = published.table
     columns = {c.name: [table(5).number(row.name, c.name) for row in table(5).rows] for c in table(5).columns}
     own = [table(6).number(row.name, "LongPPL, self") for row in table(6).rows]
-    large, small = columns["LongPPL, Qwen2-72B-Instruct"], columns["LongPPL, Llama-3.1-8B"]
+    large, small = columns[LARGE], columns["LongPPL, Llama-3.1-8B"]
     found = {
         "evaluators": _pearson(
             "LongPPL of nine models by Qwen2-72B-Instruct and by Llama-3.1-8B, Pearson r", large, small
@@ -83,7 +121,7 @@ def _of_models() -> dict[str, Derived]:
     found["self-and-longppl-without-yarn"] = _pearson(
         "the same without Yarn-7B-128k, Pearson r", [own[at] for at in without], [large[at] for at in without]
     )
-    for name in ("LongBench", "LongEval", "RULER"):
+    for name in BENCHMARKS:
         r, s = table(1).number("LongPPL-hard", name), found["self-and-longppl"].value
         # Of three variables no correlation matrix has a negative eigenvalue.
         half = float(np.sqrt((1 - r * r) * (1 - s * s)))
@@ -109,7 +147,7 @@ def _of_models() -> dict[str, Derived]:
     better = [
         table(2).number(row, name) - table(2).number("alpha 2, beta -2", name)
         for row in ("alpha 2, beta -1", "alpha 1, beta -1")
-        for name in ("LongBench", "LongEval", "RULER")
+        for name in BENCHMARKS
     ]
     found["thresholds-better"] = Derived(
         what="of six correlations at beta -1, those that are stronger than at the default, percent",
@@ -130,7 +168,7 @@ def _of_training() -> dict[str, Derived]:
             for column in found.columns
             if column.name.startswith(name)
         ]
-        for name in ("LongBench", "LongEval", "RULER")
+        for name in BENCHMARKS
     }
     every = [gain for of_one in gains.values() for gain in of_one]
     found = {
@@ -154,7 +192,7 @@ def _of_training() -> dict[str, Derived]:
         )
     last = "200 steps"
     default, cheap, cheaper = "LongCE, K 4096, d 1024", "LongCE, K 1024, d 1024", "LongCE, K 4096, d 4096"
-    for name in ("LongBench", "LongEval", "RULER"):
+    for name in BENCHMARKS:
         change = [
             table(7).number(row, f"{name}, {last}") - table(7).number(default, f"{name}, {last}")
             for row in (cheaper, cheap)
