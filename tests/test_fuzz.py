@@ -37,12 +37,16 @@ from longlens.data.recipe import read_mixture
 from longlens.data.store import check_rows
 from longlens.data.weigh import weigh_folder
 from longlens.errors import UserError
+from longlens.evaluation import evaluate_longppl
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.models import load_scorer
 from longlens.rope.settings import parse_method
 from longlens.scoring.reader import open_scores
 from longlens.settings.options import Reading
 from longlens.settings.recipe import presets
+from longlens.study import published
+from longlens.study.published.beside import beside, read_models
+from longlens.study.published.show import notes_of, table_rows, to_json
 from longlens.study.reproduce import read_study
 from longlens.tokenization import decoder_of
 from longlens.train.recipe import read_recipe
@@ -320,9 +324,15 @@ def kinds_of_folders(model: Path) -> Iterator[tuple[str, Kind]]:
         pack_folder(["weighed"], tokenizer, "out", length=512, packing=BestFit())
         check_rows(Path("out/data"), 258)
 
+    def in_table() -> None:
+        own = beside(published.table(5), read_models([Path("longppl")]))
+        assert [table_rows(own.table, own), list(notes_of(own.table, own)), json.dumps(to_json(own.table, own))]
+
     def parts(folder: str) -> list[str]:
         return sorted(path.as_posix() for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock")
 
+    evaluate_longppl(documents, str(model), "longppl", evaluator=str(model.parent / "other"), context=16, stride=8)
+    yield "published", Kind(["longppl/perplexity.json", "longppl/model/manifest.json"], in_table, 300)
     yield "keys", Kind(["keys.jsonl"], keys, 300)
     yield "run", Kind(parts("run"), partial(perplexity, evaluator_scores=scores), 300)
     yield "weighed", Kind(parts("weighed"), weighed, 200)
