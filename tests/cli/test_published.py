@@ -87,7 +87,7 @@ def test_an_own_model_stands_below_the_published_rows_with_what_differs(here, ru
     assert row[:5] == ["yours", "llama", "-", "-", "-"]
     assert row[5] == f"{stored['ppl']:.2f}"
     for sentence in (
-        "llama: 2 documents, the paper's are 50",
+        "llama: number of documents is 2, the paper's is 50",
         "llama: context is 16, the paper's is 4096",
         "llama: LongPPL is by other, no evaluator of the table",
         "llama: documents: the paper's are 50 of GovReport",
@@ -103,6 +103,13 @@ def test_a_column_of_self_evaluated_longppl_takes_such_runs_alone(here):
     assert stored["own"]["longppl"] != stored["ppl"]["longppl"]
 
 
+def test_scores_of_one_model_beside_their_perplexity_are_a_run_too(here, tmp_path):
+    """As longlens demo writes them."""
+    for name, source in ((PERPLEXITY, here / "own" / PERPLEXITY), ("manifest.json", here / "own/model/manifest.json")):
+        (tmp_path / name).write_text(source.read_text())
+    assert beside(published.table(6), read_models([tmp_path])).models.keys() == {"llama"}
+
+
 def test_a_run_by_an_evaluator_of_the_table_stands_in_its_column(here, tmp_path):
     stored = json.loads((here / "ppl" / PERPLEXITY).read_text())
     (tmp_path / "model").mkdir()
@@ -115,6 +122,11 @@ def test_a_run_by_an_evaluator_of_the_table_stands_in_its_column(here, tmp_path)
     assert own.models["llama"]["LongPPL, Llama-3.1-8B"][0].value == stored["longppl"]
     assert set(own.models["llama"]) == {"LongPPL, Llama-3.1-8B", "PPL"}
     assert len(own.differs["llama"]) == 1, "the corpus alone"
+
+
+def test_the_lectures_perplexity_is_not_held_against_the_papers_protocol(here):
+    own = beside(published.table("lecture-extension"), read_models([here / "ppl"]))
+    assert own.differs["llama"] == ["the slide does not say of which text and length PPL is: it cannot be compared"]
 
 
 def test_models_are_told_apart_and_lengths_have_rows(here, run):

@@ -95,7 +95,7 @@ def read_models(runs: Sequence[Path]) -> list[OwnModel]:
     """The models of some run folders; those of one model are put together, in whatever dtype they ran.
 
     Args:
-        runs: Folders of ``longlens longppl`` and of ``longlens bench run``.
+        runs: Folders of ``longlens longppl`` (or ``longlens demo``) and of ``longlens bench run``.
 
     Raises:
         UserError: A folder is neither, or broken.
@@ -104,7 +104,8 @@ def read_models(runs: Sequence[Path]) -> list[OwnModel]:
     for folder in runs:
         if (folder / PERPLEXITY).is_file():
             content = _read_perplexity(folder / PERPLEXITY)
-            name, record = content["model"], read_manifest(folder / "model").get("model")
+            scores = folder / "model" if (folder / "model").is_dir() else folder  # longlens demo has one model
+            name, record = content["model"], read_manifest(scores).get("model")
         elif (folder / MANIFEST).is_file() and (folder / "samples").is_dir():
             content = summarize_run(folder)
             name, record = content["model"], read_manifest(folder).get("engine")
@@ -162,7 +163,7 @@ def beside(table: PublishedTable, models: Sequence[OwnModel]) -> Beside:
         differs: dict[str, None] = {}
         for column in columns:
             assert column.measure is not None
-            found[column.name] = list(_values(model, column.measure, differs))
+            found[column.name] = list(_values(model, table, column.measure, differs))
         for evaluator, value in _by_other_evaluators(model, columns, differs) if has_longppl else ():
             name = f"LongPPL, {evaluator}"
             found.setdefault(name, []).append(value)
@@ -204,13 +205,16 @@ def _measured(table: PublishedTable) -> list[PublishedColumn]:
     return list(found.values())
 
 
-def _values(model: OwnModel, measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
+def _values(model: OwnModel, table: PublishedTable, measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:
     if measure.value is not None:
         for content in model.perplexities:
             if measure.evaluator is None or _is_evaluator(content, measure.evaluator):
                 value = _perplexity(content, measure.value)
                 if value is not None:
-                    differs |= dict.fromkeys(_other_protocol(content, measure.value))
+                    if table.slide is None:
+                        differs |= dict.fromkeys(_other_protocol(content, measure.value))
+                    else:
+                        differs["the slide does not say of which text and length PPL is: it cannot be compared"] = None
                     yield value
         return
     for results in model.benches:
@@ -256,7 +260,7 @@ def _other_protocol(content: Mapping[str, Any], value: str) -> Iterator[str]:
         "cannot be compared"
     )
     if content["num_documents"] != wanted["documents"]:
-        yield f"{content['num_documents']} documents, the paper's are {wanted['documents']:g}"
+        yield f"number of documents is {content['num_documents']}, the paper's is {wanted['documents']:g}"
     length = settings.get("max_length")
     if length is None or abs(length - 32768) > 1024:
         cut = "not cut" if length is None else f"cut to {length:,} tokens"
