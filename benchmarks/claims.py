@@ -220,20 +220,37 @@ def reference(text: str) -> Published:
 
 
 def number_at(content: Any, path: str) -> float:
-    """The number at a path of a result: keys with ``/`` between them, ``KEY=VALUE&…`` for an item of a list.
+    """The number at a path of a result.
+
+    Args:
+        content: The result.
+        path: Steps with ``/`` between them: a key of an object, a place in a list (from 0), or ``KEY=VALUE``
+            (several with ``&``; ``OUTER.INNER=VALUE`` for nested ones) for the one item of a list that has it.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no number, or several items are alike.
     """
+    found = content
     for step in path.split("/"):
-        if isinstance(content, list) and "=" in step:
-            wanted = dict(part.split("=", 1) for part in step.split("&"))
-            content = next((x for x in content if all(str(x.get(k)) == v for k, v in wanted.items())), None)
+        if isinstance(found, Mapping):
+            found = found.get(step)
+        elif isinstance(found, list) and step.isdecimal():
+            found = found[int(step)] if int(step) < len(found) else None
+        elif isinstance(found, list):
+            wanted = [part.partition("=") for part in step.split("&")]
+            items = [one for one in found if all(str(_inner(one, key)) == value for key, _, value in wanted)]
+            found = items[0] if len(items) == 1 else None
         else:
-            content = content.get(step) if isinstance(content, Mapping) else None
-    if not isinstance(content, int | float) or isinstance(content, bool):
-        raise UserError(f"a result has no number at {path!r}: mend the path in {CLAIMS.name}")
-    return float(content)
+            found = None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise UserError(f"a result has no number at {path!r}, or several: mend the path in {CLAIMS.name}")
+    return float(found)
+
+
+def _inner(item: Any, key: str) -> Any:
+    for part in key.split("."):
+        item = item.get(part) if isinstance(item, Mapping) else None
+    return item
 
 
 def read_result(experiment: Experiment) -> dict[str, Any] | None:

@@ -105,6 +105,12 @@ def test_a_verdict_follows_the_rule(rule, verdict, tmp_path, monkeypatch):
     assert made({"ours": {"show": {"r": "r/ppl"}, "rule": rule}}, tmp_path, monkeypatch).verdict == verdict
 
 
+def test_paths_go_into_lists():
+    rows = [{"way": "online", "window": {"k": 384, "d": d}, "ratio": [d, 2 * d]} for d in (96, 384)]
+    assert number_at({"rows": rows}, "rows/way=online&window.k=384&window.d=384/ratio/1") == 768
+    assert number_at({"rows": rows}, "rows/0/ratio/0") == 96
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -116,6 +122,8 @@ def test_a_verdict_follows_the_rule(rule, verdict, tmp_path, monkeypatch):
         lambda: Evidence(RESULT).verdict(["ours:r/ppl = 1"]),
         lambda: number_at(RESULT, "rows/arm=oracle/nll"),
         lambda: number_at(RESULT, "rows"),
+        lambda: number_at(RESULT, "rows/7/nll"),
+        lambda: number_at({"rows": [{"a": 1, "n": 2}, {"a": 1, "n": 3}]}, "rows/a=1/n"),
         lambda: reference("5 | Yi | PPL"),
         lambda: reference("figure-5 | Yi-6B-200k | RULER"),
         lambda: reference("statement headline.nosuch"),
