@@ -132,8 +132,8 @@ class Evidence:
         self.derived = _derived()
         self.checks = {check.id: check for check in checks()}
 
-    def value(self, operand: str) -> float:
-        """An operand of a rule, as ``claims.yaml`` describes them.
+    def value(self, operand: str) -> float | None:
+        """An operand of a rule, as ``claims.yaml`` describes them; None where a result has null.
 
         Raises:
             UserError: There is no such number.
@@ -175,7 +175,8 @@ class Evidence:
         found = _RULE.fullmatch(comparison)
         if found is None:
             raise UserError(f"{comparison!r} is no comparison; expected LEFT < RIGHT")
-        return bool(COMPARISONS[found[2]](self.value(found[1]), self.value(found[3])))
+        left, right = self.value(found[1]), self.value(found[3])
+        return left is not None and right is not None and bool(COMPARISONS[found[2]](left, right))
 
 
 _DERIVED: dict[str, Derived] = {}
@@ -219,8 +220,8 @@ def reference(text: str) -> Published:
     return Published(named, value, table.column(column).text(value))
 
 
-def number_at(content: Any, path: str) -> float:
-    """The number at a path of a result.
+def number_at(content: Any, path: str) -> float | None:
+    """The number at a path of a result; None where it has null, such as an interval that does not exist.
 
     Args:
         content: The result.
@@ -230,18 +231,20 @@ def number_at(content: Any, path: str) -> float:
     Raises:
         UserError: There is no number, or several items are alike.
     """
-    found = content
+    found, missing = content, object()
     for step in path.split("/"):
         if isinstance(found, Mapping):
-            found = found.get(step)
+            found = found.get(step, missing)
         elif isinstance(found, list) and step.isdecimal():
-            found = found[int(step)] if int(step) < len(found) else None
+            found = found[int(step)] if int(step) < len(found) else missing
         elif isinstance(found, list):
             wanted = [part.partition("=") for part in step.split("&")]
             items = [one for one in found if all(str(_inner(one, key)) == value for key, _, value in wanted)]
-            found = items[0] if len(items) == 1 else None
-        else:
-            found = None
+            found = items[0] if len(items) == 1 else missing
+        elif found is not None:
+            found = missing
+    if found is None:
+        return None
     if not isinstance(found, int | float) or isinstance(found, bool):
         raise UserError(f"a result has no number at {path!r}, or several: mend the path in {CLAIMS.name}")
     return float(found)
@@ -298,7 +301,9 @@ def judge(claim: Claim, experiments: Mapping[str, Experiment]) -> Judged:
     return Judged(claim=claim, there=there, own=own, ours=ours, verdict=verdict)
 
 
-def _short(value: float) -> str:
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -111,6 +111,13 @@ def test_paths_go_into_lists():
     assert number_at({"rows": rows}, "rows/0/ratio/0") == 96
 
 
+def test_what_a_result_has_as_null_holds_nothing(tmp_path, monkeypatch):
+    result = {"r": {"interval": None}}
+    claim = {"ours": {"show": {"low": "r/interval/0"}, "rule": ["ours:r/interval/0 < 0", "ours:r/interval/0 > 0"]}}
+    judged = made(claim, tmp_path, monkeypatch, result)
+    assert (judged.verdict, judged.ours) == ("does not hold", "low: -")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
