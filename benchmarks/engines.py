@@ -28,7 +28,7 @@ from tests.engines.smollm2 import CONTEXT, STRIDE, documents, save_folder, save_
 from tests.engines.vllm_server import server
 
 import longlens
-from benchmarks.tables import ROOT, machine, markdown
+from benchmarks.tables import ROOT, fill_block, machine, markdown
 from longlens.scoring.scorer import Scorer
 
 ROUNDS, TOKENS = 2, 1500
@@ -129,8 +129,10 @@ def main() -> None:
         "by the clock",
     ]
     table = markdown(columns, [row for engine in sorted(rows) for row in rows[engine]])
-    RESULTS.with_suffix(".md").write_text(f"`python -m benchmarks.engines`: {machine()}.\n\n{table}")
-    print(table)
+    text = f"Measured with `python -m benchmarks.engines`: {machine()}.\n\n{table}"
+    RESULTS.with_suffix(".md").write_text(text)
+    fill_block("docs/engines.md", "engines", text)
+    print(text)
 
 
 if __name__ == "__main__":
