@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from longlens.study.reproduce import read_study
-from tests.study.longce.toys import toy_study, write_text
+from tests.study.longce.toys import toy_recipe, write_text
 
 
 def everything(folder):
@@ -19,11 +19,7 @@ def everything(folder):
 def prose(work):
     """Words in files, and a recipe of toys."""
     write_text(work / "prose")
-    content = toy_study(seeds=(1,)).resolved()
-    for method in content["extensions"].values():
-        for key in ("original_length", "first_layer"):
-            method.pop(key, None)
-    content["longce"].pop("short_dtype")
+    content = toy_recipe(seeds=(1,), learning_rates=(1e-2,), windows=())
     (work / "toy.yaml").write_text(yaml.safe_dump(content))
     assert read_study("longce", "toy.yaml").seeds == (1,)
     return work
@@ -50,11 +46,10 @@ def test_help_has_an_example_and_imports_nothing_heavy(run):
 def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
     first = run(*REPRODUCE)
     assert first.code == 0
-    assert "pi longce seed 1: step 2, answers " in first.err
+    assert "runs/pi-longce-1.json: " in first.err
     rows = [line.split() for line in first.out.splitlines()]
-    assert rows[1][:3] == ["extension", "loss", "steps"]
-    assert ["eabf", "permuted", "2"] in [row[:3] for row in rows]
-    assert ["pi", "longce", "-", "ce", "2", "equal", "steps", "(2)"] in [row[:8] for row in rows]
+    assert ["pi", "oracle", "2"] in [row[:3] for row in rows]
+    assert ["pi", "longce", "equal", "steps", "2", "/", "2"] in [row[:7] for row in rows]
     assert first.out.splitlines()[-1] == "seeds 1; all numbers are in out/result.json"
     again = run.json(*REPRODUCE)
     assert again.items() == {"out": "out", **json.loads((prose / "out" / "result.json").read_text())}.items()
@@ -62,7 +57,7 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
     assert run(*REPRODUCE).err == ""
     more = run.json(*REPRODUCE, "--seeds", "1, 5")
     assert more["seeds"] == [1, 5]
-    assert len(list((prose / "out" / "runs").iterdir())) == 16
+    assert len(list((prose / "out" / "runs").iterdir())) == 8
 
 
 @pytest.mark.parametrize(
@@ -91,9 +86,9 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, prose, run):
 def test_another_recipe_in_the_same_folder_is_refused(prose, run):
     assert run(*REPRODUCE).code == 0
     text = (prose / "toy.yaml").read_text()
-    (prose / "toy.yaml").write_text(text.replace("ce_steps: 3", "ce_steps: 4"))
+    (prose / "toy.yaml").write_text(text.replace("resamples: 100", "resamples: 200"))
     before = everything(prose / "out")
     assert run(*REPRODUCE).error.startswith(
-        "error: out holds another run: ce_steps is 3 there and 4 here. Give another "
+        "error: out holds another run: resamples is 100 there and 200 here. Give another "
     )
     assert everything(prose / "out") == before

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longlens.errors import UserError
-from longlens.study.longce.documents import FACT, Facts, Prose, Vocabulary, make_document, make_drill, make_question
+from longlens.study.longce.documents import (
+    FACT,
+    Facts,
+    Form,
+    Prose,
+    Vocabulary,
+    make_document,
+    make_drill,
+    make_question,
+)
 
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=8, values=5)
 WORDS = [np.arange(300) % 10, np.arange(7, 207) % 10]
@@ -112,3 +121,33 @@ def test_facts_that_do_not_fit():
         made(make_document, Facts(stated=8, repeated=0, distance=3), 0, length=20)
     with pytest.raises(UserError, match="has 500 words of the vocabulary, and a document needs 501: give more text"):
         made(make_document, Facts(stated=0, repeated=0, distance=3), 0, length=501)
+
+
+@pytest.mark.parametrize(("before", "between"), [((), ()), (("a",), ()), (("c", "d"), ("e",))])
+def test_a_question_in_another_form_has_no_mark_and_its_answer_at_the_end(before, between):
+    template = VOCABULARY.template(Form(before=before, between=between, stated=5))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        facts = Facts(stated=5, repeated=0, distance=20)
+        document = make_question(Prose(WORDS, rng), VOCABULARY, facts, 150, 0.5, rng, template)
+        ids = document.token_ids
+        assert (ids != VOCABULARY.mark).all()
+        assert ids[-1] >= VOCABULARY.first_value
+        keys = np.flatnonzero((ids >= VOCABULARY.first_key) & (ids < VOCABULARY.first_value))
+        assert len(keys) == 6
+        for place in keys:
+            assert tuple(ids[place - len(before) : place]) == template.before
+            value = place + 1 + len(between)
+            assert tuple(ids[place + 1 : value]) == template.between
+            assert (ids[value] - VOCABULARY.first_value) // VOCABULARY.values == ids[place] - VOCABULARY.first_key
+        (asked,) = [place for place in keys[:-1] if ids[place] == ids[keys[-1]]]
+        assert ids[asked + 1 + len(between)] == ids[-1]
+        assert asked - len(before) == round(0.5 * (150 - template.size - 20))
+
+
+def test_values_of_a_key_and_words_that_have_no_id():
+    values = np.array([VOCABULARY.fact(key, key % 5)[2] for key in range(8)])
+    for key, row in enumerate(VOCABULARY.values_like(values)):
+        assert row.tolist() == [VOCABULARY.fact(key, value)[2] for value in range(5)]
+    with pytest.raises(UserError, match="the vocabulary has no word 'nosuch': write facts with more frequent words"):
+        VOCABULARY.template(Form(before=("nosuch",), stated=1))

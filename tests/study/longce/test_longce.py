@@ -11,12 +11,8 @@ from longlens.study.longce import model as models
 from longlens.study.reproduce import reproduce
 from tests.study.longce.toys import toy_study, toy_text, write_text
 
-RUNS = sorted(
-    f"{method}-{arm}-{seed}.json"
-    for method in ("pi", "eabf")
-    for arm in ("ce", "longce", "permuted", "normalised")
-    for seed in (1, 2)
-)
+PAIRS = (("pi", "ce"), ("pi", "longce"), ("pi", "oracle"), ("pi", "longce-K8-d8"), ("eabf", "ce"))
+RUNS = sorted(f"{method}-{arm}-{seed}.json" for method, arm in PAIRS for seed in (1, 2))
 
 
 def run(out, folder, progress=None, **changes):
@@ -57,41 +53,64 @@ def again_equals(result, before):
     return {**result, "seconds": 0, "settings": 0} == {**before, "seconds": 0, "settings": 0}
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_the_folder_holds_a_file_for_each_run(done):
     out, result, progress = done
-    assert sorted(path.name for path in (out / "runs").iterdir()) == RUNS
+    assert names(out / "runs") == RUNS
+    tried = [f"{method}-{arm}-{rate}-0.json" for method, arm in PAIRS for rate in ("0.001", "0.01")]
+    assert names(out / "tuning") == sorted(tried)
     assert json.loads((out / "result.json").read_text()) == result
-    assert (out / "base" / "model.safetensors").is_file()
+    assert all((out / "seeds" / seed / "base" / "model.safetensors").is_file() for seed in "012")
     assert result["text"] == {"name": "toy", "sha256": toy_text().sha256}
-    assert result["base"]["parameters"] > 1000
-    assert progress.titles[:2] == ["base: 2 steps", "evaluator: 2 steps"]
-    assert progress.titles[3] == "pi longce seed 1: 2 steps"
-    assert [number for number, _ in progress.steps[:4]] == [1, 2, 1, 2]
-    assert all(note.startswith("loss ") for _, note in progress.steps)
+    assert [start["documents"] for start in result["starts"]] == ["development", "test", "test"]
+    assert progress.titles == [
+        "base models: 1 runs",
+        "development runs: 10 runs",
+        "base models: 2 runs",
+        "runs: 10 runs",
+    ]
+    assert "questions" not in json.dumps(result)
 
 
 def test_ce_goes_on_to_equal_time_and_the_others_stop(done):
     out, result, _ = done
     for method, timing in result["timing"].items():
-        assert timing["ratio"] > 0
+        ratios = [found["ratio"] for found in timing.values()]
+        assert min(ratios) > 0
         ce = json.loads((out / "runs" / f"{method}-ce-1.json").read_text())
-        wanted = {1, 2, 3} | {max(1, round(step * timing["ratio"])) for step in (1, 2)}
+        wanted = {1, 2} | {max(1, round(2 * ratio)) for ratio in ratios}
         assert [point["step"] for point in ce["points"]] == sorted(wanted)
-        longce = json.loads((out / "runs" / f"{method}-longce-1.json").read_text())
-        assert [point["step"] for point in longce["points"]] == [1, 2]
+    longce = json.loads((out / "runs" / "pi-longce-1.json").read_text())
+    assert [point["step"] for point in longce["points"]] == [1, 2]
+    assert [sorted(point["forms"]) for point in longce["points"]] == [["trained"], ["lines", "trained"]]
 
 
-def test_arms_of_a_seed_begin_alike_and_then_differ(done):
+def test_every_arm_runs_at_the_rate_with_the_lowest_development_nll(done):
     out, result, _ = done
-    losses = {
-        arm: [json.loads((out / "runs" / f"pi-{arm}-{seed}.json").read_text())["points"][-1]["ppl"] for seed in (1, 2)]
-        for arm in ("longce", "permuted", "normalised")
+    for method, arm in PAIRS:
+        tried = [
+            json.loads((out / "tuning" / f"{method}-{arm}-{rate}-0.json").read_text()) for rate in ("0.001", "0.01")
+        ]
+        best = min(tried, key=lambda run: run["answer_nll"])["learning_rate"]
+        assert json.loads((out / "runs" / f"{method}-{arm}-2.json").read_text())["learning_rate"] == best
+    assert len(result["tuning"]) == 10
+
+
+def test_seeds_draw_base_models_and_questions_and_arms_of_a_seed_share_them(done):
+    out, _, _ = done
+    weights = [(out / "seeds" / seed / "base" / "model.safetensors").read_bytes() for seed in "012"]
+    assert len(set(weights)) == 3
+    first = {
+        (arm, seed): json.loads((out / "runs" / f"pi-{arm}-{seed}.json").read_text())["points"][0]["ppl"]
+        for arm in ("ce", "longce", "oracle")
+        for seed in (1, 2)
     }
-    assert len({tuple(values) for values in losses.values()}) == 3
-    assert losses["longce"][0] != losses["longce"][1]
-    weights = {(row["method"], row["arm"]): row for row in result["weights"]}
-    assert weights["pi", "normalised"]["mean"] == pytest.approx(1)
-    assert weights["pi", "longce"]["mean"] != pytest.approx(1, abs=1e-6)
+    assert len(set(first.values())) == 6
+    starts = {row["arm"]: row["metrics"]["ppl"]["values"] for row in done[1]["means"] if row["step"] == 0}
+    assert starts["not trained"][0] != starts["not trained"][1]
 
 
 def test_a_finished_study_is_not_run_again(done, tmp_path, monkeypatch):
@@ -103,40 +122,43 @@ def test_a_finished_study_is_not_run_again(done, tmp_path, monkeypatch):
 
 def test_a_stopped_study_goes_on_and_says_the_same(done, tmp_path, monkeypatch):
     out, calls = again(done, tmp_path), []
-    for name in ("runs/eabf-longce-2.json", "runs/pi-permuted-1.json", "result.json"):
+    for name in ("runs/eabf-ce-2.json", "tuning/pi-oracle-0.01-0.json", "result.json"):
         (out / name).unlink()
     train = models.train
-    monkeypatch.setattr(models, "train", lambda *a, **k: calls.append(a[1].steps) or train(*a, **k))
+    monkeypatch.setattr(models, "train", lambda *a, **k: calls.append(a[1].learning_rate) or train(*a, **k))
     assert again_equals(run(out, out.with_name("toy")), done[1])
-    assert calls == [2, 2]
+    assert len(calls) == 2
+    assert calls[0] == 0.01
 
 
-def test_a_killed_base_is_begun_again(tmp_path, monkeypatch, done):
+def test_a_killed_base_is_begun_again(tmp_path, done):
     out = again(done, tmp_path)
-    shutil.rmtree(out / "base")
-    (out / ".base.tmp").mkdir()
-    (out / ".base.tmp" / "half").touch()
-    before = (done[0] / "base" / "model.safetensors").read_bytes()
+    base = out / "seeds" / "1" / "base"
+    before = (base / "model.safetensors").read_bytes()
+    shutil.rmtree(base)
+    (out / "seeds" / "1" / "start.json").unlink()
+    (base.with_name(".base.tmp")).mkdir()
+    (base.with_name(".base.tmp") / "half").touch()
     assert again_equals(run(out, out.with_name("toy")), done[1])
-    assert (out / "base" / "model.safetensors").read_bytes() == before
-    assert not (out / ".base.tmp").exists()
-    assert not (out / "base" / "half").exists()
+    assert (base / "model.safetensors").read_bytes() == before
+    assert not (base.with_name(".base.tmp")).exists()
+    assert not (base / "half").exists()
 
 
-def test_other_seeds_join_the_folder_and_development_documents_are_others(done, tmp_path):
+def test_two_processes_find_what_one_does(tmp_path, done):
     out = again(done, tmp_path)
-    result = run(out, tmp_path / "toy", seeds=(0,))
-    assert result["seeds"] == [0]
-    assert {row["documents"] for row in result["start"]} == {"development"}
-    assert len(list((out / "runs").iterdir())) == len(RUNS) + 8
-    assert done[1]["start"][0]["metrics"]["ppl"]["mean"] != result["start"][0]["metrics"]["ppl"]["mean"]
+    for path in (*(out / "runs").iterdir(), out / "seeds" / "2" / "start.json"):
+        path.unlink()
+    assert again_equals(run(out, out.with_name("toy"), processes=2), done[1])
 
 
 def test_another_study_or_text_is_refused_and_nothing_changes(done, tmp_path):
     out = again(done, tmp_path)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    other = toy_study(training=toy_study().training.replace(learning_rate=0.5))
-    with pytest.raises(UserError, match=r"holds another run: training.learning_rate is 0.01 there and 0.5 here"):
+    other = toy_study(learning_rates=(0.5, 1e-2))
+    with pytest.raises(
+        UserError, match=r"holds another run: learning_rates is \[0.001, 0.01\] there and \[0.5, 0.01\] here"
+    ):
         reproduce("longce", other.replace(text=str(tmp_path / "toy")), out)
     with pytest.raises(UserError, match=r"holds another run: text.sha256 is "):
         run(out, write_text(tmp_path / "other" / "toy", seed=1))

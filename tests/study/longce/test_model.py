@@ -13,14 +13,16 @@ from longlens.errors import UserError
 from longlens.losses.settings import LongCE
 from longlens.rope import EABF, load_model
 from longlens.study.longce import model as models
+from longlens.study.longce.arms import ARMS
 from longlens.study.longce.documents import FactBatch, Vocabulary
-from longlens.study.longce.run import make_batches
+from longlens.study.longce.questions import make_batches
 from longlens.study.reproduce import reproduce
 from longlens.windows import plan_windows
 from tests.reference.longce import naive_longce
 from tests.study.longce.toys import toy_study, write_text
 
 STUDY = toy_study()
+TRAINING = STUDY.training.replace(learning_rate=1e-2)
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=4, values=3)
 DOCUMENTS = [np.arange(200) % 10]
 IDS = np.random.default_rng(0).integers(0, VOCABULARY.size, (11, 40))
@@ -74,7 +76,7 @@ def test_a_full_disk_says_so_and_leaves_no_base(tmp_path, monkeypatch):
     message = r"cannot write .*\.base\.tmp: I/O error: No space left on device .*: make room and run the same command"
     with pytest.raises(UserError, match=message):
         reproduce("longce", STUDY.replace(text=write_text(tmp_path / "toy")), tmp_path / "out")
-    assert not (tmp_path / "out" / "base").exists()
+    assert not (tmp_path / "out" / "seeds" / "0" / "base").exists()
 
 
 def test_extending_leaves_the_model_as_it_was():
@@ -92,7 +94,7 @@ def test_scores_are_those_of_the_logits():
     logprobs, logits = naive_logprobs(model, IDS)
     assert np.isnan(found.long[:, 0]).all()
     assert np.allclose(found.long[:, 1:], logprobs, atol=1e-5)
-    assert (found.predicted == logits[:, -2].argmax(-1).numpy()).all()
+    assert np.allclose(found.last, logits[:, -2].numpy(), atol=1e-5)
 
 
 def test_short_scores_are_those_of_the_windows_alone():
@@ -105,11 +107,11 @@ def test_short_scores_are_those_of_the_windows_alone():
 
 
 def test_a_step_is_that_of_adamw_on_the_naive_loss():
-    training = STUDY.training.replace(steps=1, weight_decay=0.1)
+    training = TRAINING.replace(steps=1, weight_decay=0.1)
     (batch,) = make_batches(training, VOCABULARY, DOCUMENTS, 64, [0])
     longce = LongCE(context=16, stride=16)
     model, other = small(), small()
-    (step,) = steps(model, training, [batch], loss=lambda number: longce)
+    (step,) = steps(model, training, [batch], arm=ARMS["longce"], longce=longce)
     rows = [(row, row) for row in torch.from_numpy(batch.token_ids)]
     loss, weights = naive_longce(other, rows, 16, 16, longce.gamma)
     optimiser = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
@@ -125,14 +127,14 @@ def test_a_step_is_that_of_adamw_on_the_naive_loss():
 
 
 def test_training_stops_after_its_steps_and_takes_a_batch_each():
-    training = STUDY.training.replace(steps=3)
+    training = TRAINING.replace(steps=3)
     taken = iter(make_batches(training.replace(steps=9), VOCABULARY, DOCUMENTS, 64, [0]))
     assert [step.number for step in steps(small(), training, taken)] == [1, 2, 3]
     assert len(list(taken)) == 6
 
 
 def test_the_learning_rate_warms_up_and_then_falls_to_its_end():
-    training = STUDY.training.replace(steps=100, warmup=10, end=0.1)
+    training = TRAINING.replace(steps=100, warmup=10, end=0.1)
     share = [models.learning_rate_share(training, step) for step in range(100)]
     assert share[0] == pytest.approx(0.1, rel=1e-3)
     assert max(share) == share[9]
@@ -153,6 +155,11 @@ def test_timing_does_not_change_the_model():
 
 def test_ce_weighs_all_tokens_alike():
     batch = FactBatch(token_ids=IDS, answers=np.zeros(IDS.shape, dtype=bool))
-    (step,) = steps(small(), STUDY.training.replace(steps=1), [batch])
+    (step,) = steps(small(), TRAINING.replace(steps=1), [batch])
     assert (step.weights == 1).all()
     assert step.weights.shape == (11, 39)
+
+
+def test_training_without_a_rate_is_refused():
+    with pytest.raises(UserError, match="training has no learning_rate: give one, such as 3e-4"):
+        models.train(small(), STUDY.training, [])

@@ -6,7 +6,7 @@ import yaml
 from longlens.errors import UserError
 from longlens.settings.recipe import presets
 from longlens.study.reproduce import STUDIES, read_study
-from tests.study.longce.toys import toy_study
+from tests.study.longce.toys import toy_recipe, toy_study
 
 
 @pytest.fixture
@@ -14,11 +14,7 @@ def recipe(tmp_path):
     """Writes the toy study as YAML with some changes, ``{"training.steps": 3}``; None takes a key away."""
 
     def write(changes):
-        content = toy_study().resolved()
-        for method in content["extensions"].values():
-            for key in ("original_length", "first_layer"):
-                method.pop(key, None)
-        content["longce"].pop("short_dtype")
+        content = toy_recipe()
         for name, value in changes.items():
             *parents, last = name.split(".")
             place = content
@@ -44,14 +40,16 @@ def test_every_study_has_a_recipe():
 def test_the_shipped_recipe_is_read():
     study = read_study("longce")
     assert study.length > study.model.length
-    assert study.development_seed not in study.seeds
+    assert not set(study.development_seeds) & set(study.seeds)
+    assert len(study.seeds) >= 8
+    assert study.evaluation.documents >= 256
     assert study.evaluation.facts.distance >= study.longce.context + study.longce.stride
     assert study.training.facts.distance >= study.longce.context + study.longce.stride
 
 
 def test_what_is_written_is_what_is_read(recipe):
     assert read_study("longce", recipe({})) == toy_study()
-    assert read_study("longce", recipe({"training.learning_rate": "1e-3"})).training.learning_rate == 1e-3
+    assert read_study("longce", recipe({"learning_rates": ["1e-3"]})).learning_rates == (1e-3,)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +57,7 @@ def test_what_is_written_is_what_is_read(recipe):
     [
         (
             {"traning": 1},
-            "recipe.yaml: unknown key 'traning' (nearest: 'training'); known are seeds, words, model, base, base",
+            "recipe.yaml: unknown key 'traning' (nearest: 'training'); known are seeds, words, model, base, exte",
         ),
         ({"training": None}, "recipe.yaml: training is missing: give it"),
         ({"training.steps": None}, "recipe.yaml: training.steps is missing: give it"),
@@ -72,12 +70,19 @@ def test_what_is_written_is_what_is_read(recipe):
             "recipe.yaml: training.facts: repeated is 1 and stated 0: expected 0 <= repeated <= stated",
         ),
         ({"training.facts": 3}, "recipe.yaml: training.facts is 3; expected keys such as stated"),
-        ({"training.end": 0.5}, "recipe.yaml: training has end or drills: CE goes on for longer than LongCE, and both"),
+        ({"training.end": 0.5}, "recipe.yaml: training has end, drills or learning_rate: CE goes on for longer than"),
+        ({"training.learning_rate": 1e-3}, "recipe.yaml: training has end, drills or learning_rate: CE goes on for"),
+        ({"base.learning_rate": None}, "recipe.yaml: base has no learning_rate: give one, such as 1e-3"),
+        ({"learning_rates": []}, "recipe.yaml: learning_rates is []; expected at least one"),
+        ({"arms.pi": ["longce"]}, "recipe.yaml: arms of pi are ['longce']; expected ce and others of ce, longce, flo"),
+        ({"arms.pi": ["ce", "best"]}, "recipe.yaml: arms of pi are ['ce', 'best']; expected ce and others of ce, lo"),
+        ({"arms.eabf": None}, "recipe.yaml: arms are of pi; expected those of "),
+        ({"evaluation.forms.lines.stated": 0}, "recipe.yaml: evaluation.forms.lines.stated is 0; expected at least 1"),
         (
             {"training.repeats": 0.5},
             "recipe.yaml: training: unknown key 'repeats' (nearest: 'steps'); known are steps, documents, learnin",
         ),
-        ({"training.learning_rate": 0}, "recipe.yaml: training.learning_rate is 0; expected more than 0"),
+        ({"base.learning_rate": 0}, "recipe.yaml: base.learning_rate is 0; expected more than 0"),
         ({"base.drills": 2}, "recipe.yaml: base.drills is 2; expected at most 1"),
         ({"model.hidden": 18}, "recipe.yaml: model: hidden is 18 and heads 2: a head needs an even, equal share of it"),
         ({"words.held_out": 0.5}, "recipe.yaml: words.held_out is 0.5; expected less than 0.5"),
@@ -86,12 +91,8 @@ def test_what_is_written_is_what_is_read(recipe):
         ({"longce.context": 64}, "recipe.yaml: context of longce is 64; documents have 64 tokens"),
         ({"checkpoints": 2}, "recipe.yaml: checkpoints is 2; expected a list"),
         ({"checkpoints": [2, 1]}, "recipe.yaml: checkpoints are [2, 1]; expected steps in order, such as [20, 40]"),
-        (
-            {"checkpoints": [1]},
-            "recipe.yaml: checkpoints are [1], steps 2 and ce_steps 3: expected the last checkpoint",
-        ),
-        ({"ce_steps": 1}, "recipe.yaml: checkpoints are [1, 2], steps 2 and ce_steps 1: expected the last checkpoint"),
-        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seed is 0: expected it alone, or others"),
+        ({"checkpoints": [1]}, "recipe.yaml: checkpoints are [1] and steps 2: expected the last checkpoint"),
+        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seeds [0]: expected others, since learning"),
         ({"evaluator_method": "yarn"}, "recipe.yaml: evaluator_method is 'yarn'; expected one of "),
         ({"extensions.pi.factor": 2}, "recipe.yaml: extensions have the factors ['2.0', '4.0']; expected one that all"),
         (

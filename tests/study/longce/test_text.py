@@ -2,10 +2,13 @@
 
 import hashlib
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from longlens.errors import UserError
-from longlens.study.longce.documents import Text, make_vocabulary, read_text
+from longlens.study.longce.documents import SHARED, Text, deduplicate, make_vocabulary, read_text
 from tests.study.longce.toys import toy_text
 
 
@@ -36,12 +39,39 @@ def test_a_text_without_words_is_refused(tmp_path):
 
 def test_a_split_shares_no_document_and_depends_on_names_alone():
     text = toy_text()
-    parts = text.split(0.2)
+    parts = text.split(0.2, 1)
     together = [document for part in parts.values() for document in part]
     assert sorted(together) == sorted(text.documents.values())
     assert [len(parts[name]) for name in ("test", "development", "train")] == [4, 4, 12]
     backwards = Text(name="x", documents=dict(reversed(text.documents.items())))
-    assert backwards.split(0.2) == parts
+    assert backwards.split(0.2, 1) == parts
+
+
+def test_a_seed_draws_the_test_documents_and_leaves_those_for_development():
+    splits = [toy_text().split(0.2, seed) for seed in range(6)]
+    assert all(split["development"] == splits[0]["development"] for split in splits)
+    assert len({str(sorted(split["test"])) for split in splits}) > 3
+
+
+@given(st.integers(0, 10**6))
+def test_no_run_of_twenty_tokens_is_in_training_and_in_held_out_text(seed):
+    rng = np.random.default_rng(seed)
+    train, held = ([rng.integers(0, 6, int(size)) for size in rng.integers(1, 120, 4)] for _ in range(2))
+    held[0] = np.concatenate([held[0], train[0][3:60], held[1]])
+    train[1] = np.concatenate([train[1], held[2][:25]])
+
+    def runs(documents):
+        return [tuple(ids[at : at + SHARED]) for ids in documents for at in range(len(ids) - SHARED + 1)]
+
+    clean = deduplicate(train, held)
+    assert not set(runs(clean.documents)) & set(runs(held))
+    assert set(runs(clean.documents)) <= set(runs(train))
+    assert clean.removed == pytest.approx(1 - sum(map(len, clean.documents)) / sum(map(len, train)))
+    both = set(runs(held)) & set(runs(train))
+    assert clean.shared == pytest.approx(len(both) / max(1, len(set(runs(held)))))
+    if not both:
+        long_enough = [ids for ids in train if len(ids) >= SHARED]
+        assert [ids.tolist() for ids in clean.documents] == [ids.tolist() for ids in long_enough]
 
 
 def test_words_by_frequency_then_keys_then_the_values_of_each_key():

@@ -23,13 +23,15 @@ from longlens.errors import UserError, shown
 from longlens.settings.recipe import Integer, Settings
 
 Ids = npt.NDArray[np.int64]
-SPLITS = ("test", "development", "train")
+SPLITS = ("development", "test", "train")
 # Some installations leave these out, so that the text would differ from machine to machine.
 LEFT_OUT = frozenset(
     ("dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo")
 )
 FACT = 3
 """Tokens of a fact: the mark, its key, its value."""
+SHARED = 20
+"""Tokens of the shortest run that training text must not share with held-out text."""
 DRILL_KEYS = (3, 10)
 """How many keys a drill has, at least and at most."""
 _TRIES = 1000
@@ -55,27 +57,33 @@ class Text:
         lines = "\n".join(" ".join(words) for words in self.documents.values())
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def split(self, share: float) -> dict[str, list[tuple[str, ...]]]:
-        """Documents for testing, for development and for training; no document is in two of them.
+    def split(self, share: float, seed: int) -> dict[str, list[tuple[str, ...]]]:
+        """Documents for development, for testing and for training; no document is in two of them.
 
-        In the order of the hashes of their names, documents are taken for testing until these have ``share`` of all
-        words, then likewise for development; the rest is for training.
+        In the order of the hashes of their names, documents are taken for development until these have ``share`` of
+        all words, whatever the seed; of the others, in an order that the seed draws, likewise for testing; the rest is
+        for training.
 
         Args:
-            share: Of the words, for testing and for development each.
+            share: Of the words, for development and for testing each.
+            seed: Draws the documents for testing.
 
         Returns:
             Documents by the names in `SPLITS`.
         """
         wanted = share * sum(len(words) for words in self.documents.values())
         parts: dict[str, list[tuple[str, ...]]] = {name: [] for name in SPLITS}
-        left, taken = list(SPLITS), 0
-        for name in sorted(self.documents, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-            if len(left) > 1 and taken >= wanted:
-                left.pop(0)
-                taken = 0
-            parts[left[0]].append(self.documents[name])
-            taken += len(self.documents[name])
+        left = list(self.documents)
+        for part, salt in (("development", ""), ("test", f"{seed}/")):
+            taken = 0
+            ordered = sorted(left, key=lambda name: hashlib.sha256(f"{salt}{name}".encode()).hexdigest())
+            for name in ordered:
+                if taken >= wanted:
+                    break
+                parts[part].append(self.documents[name])
+                taken += len(self.documents[name])
+                left.remove(name)
+        parts["train"] = [self.documents[name] for name in sorted(left)]
         return parts
 
 
@@ -170,6 +178,23 @@ class Vocabulary:
         """The tokens of a fact: the mark, the key, the value; keys and values are counted from 0."""
         return self.mark, self.first_key + key, self.first_value + key * self.values + value
 
+    def values_like(self, value: Ids) -> Ids:
+        """``(..., values)``: the ids of all values of the key that a value, by its id, belongs to."""
+        key = (value - self.first_value) // self.values
+        return (self.first_value + key * self.values)[..., None] + np.arange(self.values)
+
+    def template(self, form: Form) -> Template:
+        """A way of writing facts in ids.
+
+        Raises:
+            UserError: A word that has no id.
+        """
+        ids = {word: index for index, word in enumerate(self.words)}
+        for word in (*form.before, *form.between):
+            if word not in ids:
+                raise UserError(f"the vocabulary has no word {shown(word)}: write facts with more frequent words")
+        return Template(tuple(ids[word] for word in form.before), tuple(ids[word] for word in form.between))
+
     def encode(self, documents: Iterable[Sequence[str]]) -> list[Ids]:
         """Ids of the words of each document that are in the vocabulary."""
         ids = {word: index for index, word in enumerate(self.words)}
@@ -187,6 +212,37 @@ def make_vocabulary(documents: Iterable[Sequence[str]], *, words: int, keys: int
         raise UserError(f"the text has {len(counts):,} different words, and the recipe wants {words:,}: give more text")
     chosen = sorted(counts, key=lambda word: (-counts[word], word))[:words]
     return Vocabulary(words=tuple(chosen), keys=keys, values=values)
+
+
+class Form(Settings):
+    """A way of writing facts that training never had: ``before... key between... value``.
+
+    Attributes:
+        before: Words before the key.
+        between: Words between the key and its value.
+        stated: Facts of a document, the one that is asked for among them.
+    """
+
+    before: tuple[str, ...] = Field(default=(), strict=False)
+    between: tuple[str, ...] = Field(default=(), strict=False)
+    stated: Integer = Field(ge=1)
+
+
+class Template(NamedTuple):
+    """The ids before a fact's key, and those between it and its value."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+
+    def write(self, vocabulary: Vocabulary, key: int, value: int) -> tuple[int, ...]:
+        """The tokens of a fact; keys and values are counted from 0."""
+        _, key_id, value_id = vocabulary.fact(key, value)
+        return *self.before, key_id, *self.between, value_id
+
+    @property
+    def size(self) -> int:
+        """Tokens of a fact."""
+        return len(self.before) + len(self.between) + 2
 
 
 class Facts(Settings):
@@ -216,6 +272,51 @@ class Facts(Settings):
                 f"documents of {length} tokens have no room for {self.stated} facts, {self.repeated} of them repeated "
                 f"{self.distance} tokens behind: make documents longer, or facts fewer or nearer"
             )
+
+
+class Deduplicated(NamedTuple):
+    """Training documents without what they share with held-out ones.
+
+    Attributes:
+        documents: What is left, in pieces.
+        shared: Share of the runs of `SHARED` tokens of the held-out documents that stood in training documents.
+        removed: Share of the training tokens that were taken out.
+    """
+
+    documents: list[Ids]
+    shared: float
+    removed: float
+
+
+def deduplicate(train: Sequence[Ids], held_out: Sequence[Ids]) -> Deduplicated:
+    """Takes every run of `SHARED` tokens that a held-out document has as well out of training documents.
+
+    Pieces of fewer than `SHARED` tokens go too. Runs are told apart by a hash of 64 bits: a collision takes a run out
+    that is not shared, and never leaves one in.
+    """
+    mine, kept, count = np.unique(np.concatenate([_runs(ids) for ids in held_out])), [], 0
+    in_training = np.concatenate([_runs(ids) for ids in train])
+    for ids in train:
+        covered = np.zeros(len(ids) + 1, dtype=np.int64)
+        for start in np.flatnonzero(np.isin(_runs(ids), mine)):
+            covered[start : start + SHARED] = 1
+        ends = np.flatnonzero(np.diff(covered[:-1], prepend=1, append=1))
+        for start, stop in zip(ends[::2], ends[1::2], strict=True):
+            if stop - start >= SHARED:
+                kept.append(ids[start:stop])
+                count += stop - start
+    shared = float(np.isin(mine, in_training).mean()) if len(mine) else 0.0
+    return Deduplicated(kept, shared, 1 - count / max(1, sum(map(len, train))))
+
+
+def _runs(ids: Ids) -> npt.NDArray[np.uint64]:
+    """A hash of each run of `SHARED` tokens."""
+    if len(ids) < SHARED:
+        return np.zeros(0, dtype=np.uint64)
+    powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(SHARED, dtype=np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64) + np.uint64(1), SHARED)
+    hashes: npt.NDArray[np.uint64] = (windows * powers).sum(axis=1, dtype=np.uint64)
+    return hashes
 
 
 class FactAnswer(NamedTuple):
@@ -298,7 +399,13 @@ def make_document(
 
 
 def make_question(
-    prose: Prose, vocabulary: Vocabulary, facts: Facts, length: int, depth: float, rng: np.random.Generator
+    prose: Prose,
+    vocabulary: Vocabulary,
+    facts: Facts,
+    length: int,
+    depth: float,
+    rng: np.random.Generator,
+    template: Template | None = None,
 ) -> FactDocument:
     """Prose with facts, whose last tokens ask for one of them, at a depth (as LongEval asks for a line).
 
@@ -309,14 +416,15 @@ def make_question(
         length: n, tokens of the document.
         depth: Where it stands: 0 at the start of the document, 1 at `Facts.distance` before the question.
         rng: Decides keys, values and the other places.
+        template: How facts are written; as in training unless given.
 
     Raises:
         UserError: The facts do not fit.
     """
-    last = length - FACT
+    last = length - (FACT if template is None else template.size)
     asked = (round(depth * (last - facts.distance)), last)
     draws = [lambda: asked] + [lambda: (int(rng.integers(0, last)),)] * (facts.stated - 1)
-    return _with_facts(prose.sample(length), vocabulary, draws, rng)
+    return _with_facts(prose.sample(length), vocabulary, draws, rng, template)
 
 
 def make_drill(vocabulary: Vocabulary, length: int, rng: np.random.Generator) -> FactDocument:
@@ -332,25 +440,30 @@ def make_drill(vocabulary: Vocabulary, length: int, rng: np.random.Generator) ->
 
 
 def _with_facts(
-    ids: Ids, vocabulary: Vocabulary, draws: Sequence[Callable[[], tuple[int, ...]]], rng: np.random.Generator
+    ids: Ids,
+    vocabulary: Vocabulary,
+    draws: Sequence[Callable[[], tuple[int, ...]]],
+    rng: np.random.Generator,
+    template: Template | None = None,
 ) -> FactDocument:
     """Writes a fact for each of ``draws``, which draw the places it stands at until these are free."""
+    template = Template((vocabulary.mark,), ()) if template is None else template
     keys = rng.choice(vocabulary.keys, len(draws), replace=False)
     values = rng.integers(0, vocabulary.values, len(draws))
     taken = np.zeros(len(ids), dtype=bool)
     answers = []
     for key, value, draw in zip(keys, values, draws, strict=True):
-        places = _free_places(taken, draw)
+        places = _free_places(taken, draw, template.size)
         for place in places:
-            ids[place : place + FACT] = vocabulary.fact(int(key), int(value))
-            taken[place : place + FACT] = True
-        answers += [FactAnswer(place + FACT - 1, place - places[0]) for place in places[1:]]
+            ids[place : place + template.size] = template.write(vocabulary, int(key), int(value))
+            taken[place : place + template.size] = True
+        answers += [FactAnswer(place + template.size - 1, place - places[0]) for place in places[1:]]
     return FactDocument(ids, tuple(sorted(answers)))
 
 
-def _free_places(taken: npt.NDArray[np.bool_], draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+def _free_places(taken: npt.NDArray[np.bool_], draw: Callable[[], tuple[int, ...]], size: int) -> tuple[int, ...]:
     for _ in range(_TRIES):
         places = draw()
-        if not any(taken[max(0, place - 1) : place + FACT + 1].any() for place in places):
+        if not any(taken[max(0, place - 1) : place + size + 1].any() for place in places):
             return places
     raise UserError(f"no room for a fact in {len(taken)} tokens: make documents longer, or facts fewer or nearer")

@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,16 @@ from longlens.losses.settings import LongCE
 from longlens.models.forward import Forward, running
 from longlens.rope import apply
 from longlens.rope.base import Method
+from longlens.study.longce.arms import Arm
 from longlens.study.longce.documents import FactBatch, Ids, Vocabulary
 from longlens.study.longce.settings import Shape, StudyTraining
+from longlens.train.batch import pad_right
 from longlens.train.trainer import LongCETrainer
 
 Floats = npt.NDArray[np.float32]
+CE = Arm()
+_KNOWN = LongCE(gamma=1e6)
+"""For weights that come with the batch: as they are."""
 # "with no weight decay and a linear warmup of 20 steps along with AdamW (Loshchilov, 2017) with beta_1 = 0.9 and
 # beta_2 = 0.95" (paper, appendix A.2)
 BETAS = (0.9, 0.95)
@@ -84,42 +89,6 @@ def extend_model(model: Any, method: Method) -> Any:
     return apply(copy.deepcopy(model), method)
 
 
-class PermutedLongCE(LongCE):
-    """LongCE whose weights are dealt out anew among the tokens that have a short score: the same step, no selection.
-
-    Attributes:
-        seed: Of the permutation; another one each step.
-    """
-
-    seed: int
-
-    def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
-        """``w[has_short] = w[has_short][permutation]`` for the weights w of LongCE; the others stay 1."""
-        weights = super().weights(long_logprobs, short_logprobs)
-        weighed = torch.nonzero(~short_logprobs.isnan())[:, 0]
-        dealt = torch.randperm(len(weighed), generator=torch.Generator().manual_seed(self.seed))
-        return weights.index_copy(0, weighed, weights[weighed[dealt.to(weighed.device)]])
-
-
-class NormalizedLongCE(LongCE):
-    """LongCE whose weights have mean 1 in every batch: the selection, and a loss of the size of CE."""
-
-    def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
-        """``w / mean(w)`` for the weights w of LongCE."""
-        weights = super().weights(long_logprobs, short_logprobs)
-        return weights / weights.mean()
-
-
-ARMS: Mapping[str, Callable[[LongCE, int], LongCE | None]] = {
-    "ce": lambda longce, seed: None,
-    "longce": lambda longce, seed: longce,
-    "permuted": lambda longce, seed: PermutedLongCE(**dict(longce), seed=seed),
-    "normalised": lambda longce, seed: NormalizedLongCE(**dict(longce)),
-}
-"""What is trained side by side, the loss of a step by the arm's name: CE, LongCE, and LongCE with a part of it taken
-away; from the settings of LongCE and a seed that no other step of the run has."""
-
-
 class Step(NamedTuple):
     """What one optimizer step did.
 
@@ -141,7 +110,9 @@ def train(
     training: StudyTraining,
     batches: Iterable[FactBatch],
     *,
-    loss: Callable[[int], LongCE | None] = lambda step: None,
+    arm: Arm = CE,
+    longce: LongCE | None = None,
+    seed: int = 0,
     after_step: Callable[[Step], None] = lambda step: None,
 ) -> None:
     """Trains the model with `LongCETrainer`.
@@ -150,10 +121,15 @@ def train(
         model: Changed in place.
         training: Steps, learning rate and what belongs to it.
         batches: Documents of each step.
-        loss: Settings of LongCE for a step, counted from 0; None for CE.
+        arm: The loss; CE unless given.
+        longce: K, d and gamma of an arm other than CE.
+        seed: The seed of step i, counted from 0, is ``seed + i``.
         after_step: Called after each step; it may run the model.
     """
+    if training.learning_rate is None:
+        raise UserError("training has no learning_rate: give one, such as 3e-4")
     taken = list(islice(batches, training.steps))
+    loss, rows = _loss_of_step(arm, longce, seed), [row for batch in taken for row in _rows(arm, longce, batch)]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, betas=BETAS, weight_decay=training.weight_decay
     )
@@ -162,7 +138,7 @@ def train(
         arguments = TrainingArguments(
             output_dir=scratch,
             max_steps=len(taken),
-            per_device_train_batch_size=1,
+            per_device_train_batch_size=len(taken[0].token_ids),
             train_sampling_strategy="sequential",
             max_grad_norm=MAX_NORM,
             save_strategy="no",
@@ -176,14 +152,32 @@ def train(
         trainer = _StepTrainer(
             model,
             arguments,
-            data_collator=lambda rows: rows[0],
-            train_dataset=[{"input_ids": torch.from_numpy(batch.token_ids)} for batch in taken],
+            data_collator=pad_right,
+            train_dataset=rows,
             optimizers=(optimizer, schedule),
             longce=loss(0),
         )
         trainer.remove_callback(PrinterCallback)  # it would print to stdout
         trainer.add_callback(_EachStep(trainer, taken, loss, after_step))
         trainer.train()
+
+
+def _loss_of_step(arm: Arm, longce: LongCE | None, seed: int) -> Callable[[int], LongCE | None]:
+    if arm.weights is not None:
+        return lambda step: _KNOWN
+    if arm.loss is None or longce is None:
+        return lambda step: None
+    make, settings = arm.loss, longce
+    return lambda step: make(settings, seed + step)
+
+
+def _rows(arm: Arm, longce: LongCE | None, batch: FactBatch) -> list[dict[str, Any]]:
+    """A step's documents as rows of the data set, with weights that are known."""
+    rows: list[dict[str, Any]] = [{"input_ids": ids} for ids in batch.token_ids.tolist()]
+    if arm.weights is not None and longce is not None:
+        for row, weights in zip(rows, arm.weights(batch, longce.context).tolist(), strict=True):
+            row["token_weights"] = weights
+    return rows
 
 
 class _StepTrainer(LongCETrainer):
@@ -255,29 +249,29 @@ class TokenLogprobs(NamedTuple):
 
     Attributes:
         long: ``(N, n)`` nats, NaN for first tokens.
-        predicted: ``(N,)`` the most probable last token of each document, by its id.
+        last: ``(N, vocabulary)`` logits of the last token of each document.
     """
 
     long: Floats
-    predicted: Ids
+    last: Floats
 
 
 def score(model: Any, documents: Ids) -> TokenLogprobs:
-    """Log-probabilities of all tokens, and what the model would have said for the last one.
+    """Log-probabilities of all tokens, and the logits of the last one.
 
     Args:
         model: Its own context is the whole document.
         documents: ``(N, n)`` token ids.
     """
     long = torch.full(documents.shape, math.nan)
-    predicted = []
+    last = []
     for first, ids, scored in _row_groups(documents):
         head = head_of(model)
         with running(model):
             states = Forward(model).hidden(ids)
             long[first : first + len(ids)][scored] = target_logprobs(states, ids, scored, head)
-            predicted.append(model.get_output_embeddings()(states[:, -2]).argmax(-1))
-    return TokenLogprobs(long.numpy(), torch.cat(predicted).numpy())
+            last.append(model.get_output_embeddings()(states[:, -2]))
+    return TokenLogprobs(long.numpy(), torch.cat(last).numpy())
 
 
 def score_under_short_context(model: Any, documents: Ids, longce: LongCE) -> Floats:

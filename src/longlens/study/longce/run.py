@@ -2,58 +2,64 @@
 
 ::
 
-    OUT/base/                      the small model at its own length
-    OUT/base.json                  whether it retrieves there
-    OUT/evaluator.json             key tokens of the held-out documents
-    OUT/timing.json                seconds of a CE and a LongCE step, by method
-    OUT/start.json                 what is scored at checkpoints, of the extended models before training
-    OUT/runs/METHOD-ARM-SEED.json  one finished run: its numbers at checkpoints
+    OUT/seeds/SEED/base/                   the small model at its own length
+    OUT/seeds/SEED/start.json              its text, its key tokens, what the models are worth before training
+    OUT/timing.json                        seconds of a step of CE and of LongCE, by method and short context
+    OUT/tuning/METHOD-ARM-RATE-SEED.json   a development run: its numbers at the last checkpoint
+    OUT/runs/METHOD-ARM-SEED.json          a finished run: its numbers at checkpoints
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from functools import cached_property, partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-from longlens.errors import UserError
-from longlens.keytokens.influence import hard_influence
 from longlens.losses.settings import LongCE
+from longlens.progress import Progress
 from longlens.rope import load_model
 from longlens.study import reproduce
 from longlens.study.longce import model as models
+from longlens.study.longce.arms import ARMS, Arm
 from longlens.study.longce.documents import (
     FactBatch,
     Facts,
-    Ids,
-    Prose,
+    Template,
     Text,
-    Vocabulary,
-    make_document,
-    make_drill,
-    make_question,
+    deduplicate,
     make_vocabulary,
     read_text,
 )
+from longlens.study.longce.questions import (
+    TRAINED,
+    Bools,
+    answered,
+    held_out,
+    key_tokens,
+    make_batches,
+    measure,
+    questions,
+)
 from longlens.study.longce.settings import Study, StudyTraining
-from longlens.study.longce.summary import equal_time_step, summarize, tables
+from longlens.study.longce.summary import choose_rates, equal_time_step, summarize, tables
 from longlens.study.reproduce import Steps
 
 _LOGGER = logging.getLogger(__name__)
 TIMED_PAIRS = 8
-QUARTERS = 4
-_BASE, _EVALUATOR, _ARM = 0, 1, 2
-"""What a seed is of, so that no two uses draw the same numbers."""
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
+POLL = 2.0
+"""Seconds between looks at what other processes have done."""
+_BASE, _EVALUATOR, _ARM, _CHECK = 0, 1, 2, 4
+"""What a seed is of, so that no two uses draw the same numbers; 3 is of questions."""
 
 
 def run(study: Study, steps: Steps) -> dict[str, Any]:
@@ -62,7 +68,36 @@ def run(study: Study, steps: Steps) -> dict[str, Any]:
     Raises:
         UserError: The text is too short.
     """
-    return _Experiment(study, read_text(study.text), steps).run(study.seeds)
+    text = read_text(study.text)
+    _work(study, steps, [_Job(seed=seed) for seed in study.development_seeds])
+    timing = steps.json("timing.json", lambda: _Seed(study, text, steps, study.development_seeds[0]).time())
+    arms = {method: arms_of(study, method) for method in study.extensions}
+    pairs = [(method, arm) for method, found in arms.items() for arm in found]
+    tries = [
+        _Job(seed=seed, method=method, arm=arm, rate=rate, looks=(study.training.steps,), tuning=True)
+        for seed in study.development_seeds
+        for method, arm in pairs
+        for rate in study.learning_rates
+    ]
+    _work(study, steps, tries)
+    tried = [steps.json(job.name, dict) for job in tries]
+    rates = choose_rates(tried)
+    jobs = [
+        _Job(seed=seed, method=method, arm=arm, rate=rates[method][arm], looks=looks_of(study, method, arm, timing))
+        for seed in study.seeds
+        for method, arm in pairs
+    ]
+    _work(study, steps, [_Job(seed=seed) for seed in study.seeds])
+    _work(study, steps, jobs)
+    every = (*study.development_seeds, *study.seeds)
+    starts = {seed: steps.json(_Job(seed=seed).name, dict) for seed in every}
+    return {
+        "text": {"name": text.name, "sha256": text.sha256},
+        "timing": timing,
+        "rates": rates,
+        "tuning": [{name: value for name, value in row.items() if name != "forms"} for row in tried],
+        **summarize(study, [steps.json(job.name, dict) for job in jobs], timing, starts),
+    }
 
 
 def inputs(study: Study) -> dict[str, Any]:
@@ -71,173 +106,239 @@ def inputs(study: Study) -> dict[str, Any]:
     return {"text": {"name": text.name, "sha256": text.sha256}}
 
 
-class _Experiment:
-    """The text of a study in tokens, and what its runs have in common."""
+def arms_of(study: Study, method: str) -> list[str]:
+    """The arms of a method, with other short contexts of LongCE at the end."""
+    windows = [w.name for w in study.windows] if method == study.evaluator_method else []
+    return [*study.arms[method], *windows]
 
-    def __init__(self, study: Study, text: Text, steps: Steps) -> None:
-        self.study, self.text, self.steps = study, text, steps
-        parts = text.split(study.words.held_out)
-        words = study.words
+
+def looks_of(study: Study, method: str, arm: str, timing: Mapping[str, Any]) -> tuple[int, ...]:
+    """The steps after which an arm is scored: CE also where it has taken as long as each of the others."""
+    if arm != "ce":
+        return study.checkpoints
+    ratios = [found["ratio"] for found in timing[method].values()]
+    return tuple(sorted({*study.checkpoints, *(equal_time_step(study.training.steps, ratio) for ratio in ratios)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A part of the experiment that needs one seed alone: its start, or a run.
+
+    Attributes:
+        seed: Which one.
+        method: Of `Study.extensions`; none for the seed's start.
+        arm: The loss.
+        rate: Learning rate.
+        looks: Steps after which the run is scored; the last one ends it.
+        tuning: Whether it is one of the development runs that learning rates are chosen by.
+    """
+
+    seed: int
+    method: str = ""
+    arm: str = ""
+    rate: float = 0.0
+    looks: tuple[int, ...] = ()
+    tuning: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        arm = self.arm.replace(" ", "-").replace("=", "")
+        if not self.method:
+            return f"seeds/{self.seed}/start.json"
+        if self.tuning:
+            return f"tuning/{self.method}-{arm}-{self.rate:g}-{self.seed}.json"
+        return f"runs/{self.method}-{arm}-{self.seed}.json"
+
+
+def _work(study: Study, steps: Steps, jobs: Sequence[_Job]) -> None:
+    """Does the jobs whose files are not there, in so many processes as the study says."""
+
+    def missing() -> list[_Job]:
+        return [job for job in jobs if not (steps.path / job.name).exists()]
+
+    left = missing()
+    if not left:
+        return
+    title = "development runs" if left[0].tuning else "runs" if left[0].method else "base models"
+    steps.progress.start(title, unit="runs", total=len(jobs), done=len(jobs) - len(left))
+    try:
+        if study.processes == 1:
+            for part in _parts(left, 1):
+                _do(study, steps.path, part, torch.get_num_threads(), steps.progress)
+            return
+        # Two small models at once are faster than one on two threads.
+        threads = max(1, torch.get_num_threads() // study.processes)
+        with ProcessPoolExecutor(study.processes, mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(_do, study, steps.path, part, threads) for part in _parts(left, study.processes)}
+            try:
+                shown = len(left)
+                while running:
+                    ended, running = wait(running, timeout=POLL, return_when=FIRST_EXCEPTION)
+                    for future in ended:
+                        future.result()
+                    if len(missing()) < shown:
+                        shown = len(missing())
+                        steps.progress.update(len(jobs) - shown)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        steps.progress.finish()
+
+
+def _parts(jobs: Sequence[_Job], processes: int) -> list[list[_Job]]:
+    """Jobs of one seed each, which share its text and base model; at least a part for each process, if there are jobs.
+
+    Long jobs and short ones take turns in the parts of a seed.
+    """
+    seeds = list(dict.fromkeys(job.seed for job in jobs))
+    ways = max(1, math.ceil(processes / len(seeds)))
+    parts = [[job for job in jobs if job.seed == seed][start::ways] for seed in seeds for start in range(ways)]
+    return [part for part in parts if part]
+
+
+def _do(study: Study, path: Path, jobs: Sequence[_Job], threads: int, progress: Progress | None = None) -> None:
+    """Does jobs of one seed, perhaps in a process of its own."""
+    torch.set_num_threads(threads)
+    steps = Steps(path, Progress() if progress is None else progress)
+    seed = _Seed(study, read_text(study.text), steps, jobs[0].seed)
+    parent = parent_process()
+    for job in jobs:
+        if parent is not None and not parent.is_alive():
+            return  # it was killed; another may resume
+        steps.json(job.name, partial(seed.train_arm, job) if job.method else seed.start)
+
+
+class _Seed:
+    """What the runs of one seed have in common: its text in tokens, its base model, what is scored."""
+
+    def __init__(self, study: Study, text: Text, steps: Steps, seed: int) -> None:
+        self.study, self.steps, self.seed = study, steps, seed
+        self.part = "development" if seed in study.development_seeds else "test"
+        words, parts = study.words, text.split(study.words.held_out, seed)
         self.vocabulary = make_vocabulary(parts["train"], words=words.words, keys=words.keys, values=words.values)
-        self.documents = {name: self.vocabulary.encode(documents) for name, documents in parts.items()}
-        self.questions = {
-            name: held_out_questions(study, self.vocabulary, self.documents[name]) for name in ("test", "development")
-        }
+        documents = {name: self.vocabulary.encode(found) for name, found in parts.items()}
+        self.clean = deduplicate(documents["train"], [*documents["test"], *documents["development"]])
+        self.scored = documents[self.part]
+        self.held = held_out(study, self.vocabulary, self.scored, seed)
 
-    def run(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """All runs of these seeds, and their summary."""
-        step = self.steps.json
-        base = self._base_model()
-        found = step("evaluator.json", lambda: self._train_evaluator(base))
-        keys = self._key_tokens(found)
-        timing = step("timing.json", lambda: {"methods": self._time(base)})["methods"]
-        start = step("start.json", lambda: self._measure_start(base, keys))
-        runs = []
-        for seed, method, arm in product(seeds, self.study.extensions, models.ARMS):
-            make = partial(self._train_arm, base, keys, method, arm, seed, timing[method]["ratio"])
-            runs.append(step(f"runs/{method}-{arm}-{seed}.json", make))
-        return {
-            "text": {"name": self.text.name, "sha256": self.text.sha256},
-            "base": step("base.json", lambda: self._measure_base(base)),
-            "evaluator": {name: value for name, value in found.items() if name != "keys"},
-            "timing": timing,
-            **summarize(self.study, runs, timing, start),
-        }
+    @cached_property
+    def base(self) -> Any:
+        """The small model at its own length."""
+        return load_model(str(self.steps.folder(f"seeds/{self.seed}/base", self._train_base)))
 
-    def _base_model(self) -> Any:
+    def _train_base(self, path: Path) -> None:
         study = self.study
+        model = models.make_model(study.model, self.vocabulary, self.seed)
+        self._train(model, study.base, study.model.length, _BASE)
+        models.save_model(model, path)
 
-        def make(path: Path) -> None:
-            model = models.make_model(study.model, self.vocabulary, study.base_seed)
-            batches = self._batches(study.base, study.model.length, (_BASE, study.base_seed))
-            self._train("base", model, study.base, batches)
-            models.save_model(model, path)
-
-        return load_model(str(self.steps.folder("base", make)))
-
-    def _measure_base(self, base: Any) -> dict[str, Any]:
-        """Whether the small model answers at its own length, on development documents."""
-        study, documents = self.study, self.documents["development"]
+    def start(self) -> dict[str, Any]:
+        """What is known before the arms: the text, the base model, the evaluator, and the extended models."""
+        study, length = self.study, self.study.model.length
+        rng, found = np.random.default_rng([_CHECK, self.seed]), {}
         facts = study.evaluation.facts.replace(distance=study.base.facts.distance, repeated=0)
-        rng, length, count = np.random.default_rng(study.base_seed), study.model.length, study.evaluation.documents
-        questions = _make_questions(facts, self.vocabulary, documents, length=length, count=count, rng=rng)
-        found = models.score(base, questions)
+        forms: dict[str, tuple[Facts, Template | None]] = {TRAINED: (facts, None)}
+        for name, form in study.evaluation.forms.items():
+            template = self.vocabulary.template(form)
+            stated = max(1, min(form.stated, length // (4 * template.size)))
+            forms[name] = facts.replace(stated=stated, distance=max(facts.distance, template.size)), template
+        for name, (stating, written) in forms.items():
+            count = study.evaluation.form_documents
+            asked = questions(stating, self.vocabulary, self.scored, length, count, rng, written)
+            answers, _ = answered(self.base, self.vocabulary, asked)
+            found[name] = {key: value for key, value in answers.items() if key != "questions"}
+        evaluator = models.extend_model(self.base, study.extensions[study.evaluator_method])
+        self._train(evaluator, study.evaluator, study.length, _EVALUATOR)
+        limits = {"alpha": study.evaluation.alpha, "beta": study.evaluation.beta}
+        keys = key_tokens(evaluator, self.held.documents, study.longce, **limits)
         return {
-            "parameters": sum(weight.numel() for weight in base.parameters()),
-            "accuracy": float((found.predicted == questions[:, -1]).mean()),
-            "answer_nll": float(-found.long[:, -1].mean()),
+            "seed": self.seed,
+            "documents": self.part,
+            "text": {"shared": self.clean.shared, "removed": self.clean.removed},
+            "base": {"parameters": sum(weight.numel() for weight in self.base.parameters()), "forms": found},
+            "evaluator": {
+                "num_tokens": int(keys.size),
+                "num_key_tokens": int(keys.sum()),
+                "num_key_answers": int((keys & self.held.answers).sum()),
+            },
+            "keys": [np.flatnonzero(row).tolist() for row in keys],
+            "start": {
+                name: measure(models.extend_model(self.base, method), self.vocabulary, self.held, keys, all_of_it=True)
+                for name, method in study.extensions.items()
+            },
         }
 
-    def _key_tokens(self, found: Mapping[str, Any]) -> dict[str, Bools]:
-        masks = {}
-        for name, questions in self.questions.items():
-            masks[name] = np.zeros(questions.long.shape, dtype=bool)
-            for row, positions in enumerate(found["keys"][name]):
-                masks[name][row, positions] = True
-        return masks
+    @cached_property
+    def _keys(self) -> Bools:
+        """The evaluator's key tokens of the documents that are scored."""
+        rows = self.steps.json(f"seeds/{self.seed}/start.json", self.start)["keys"]
+        mask = np.zeros(self.held.documents.shape, dtype=bool)
+        for row, positions in enumerate(rows):
+            mask[row, positions] = True
+        return mask
 
-    def _train_evaluator(self, base: Any) -> dict[str, Any]:
-        """Trains the evaluator and selects key tokens of all held-out documents."""
+    def time(self) -> dict[str, Any]:
+        """Seconds of a step of CE and of LongCE, by method and K and d."""
         study = self.study
-        model = models.extend_model(base, study.extensions[study.evaluator_method])
-        batches = self._batches(study.evaluator, study.length, (_EVALUATOR, study.development_seed))
-        self._train("evaluator", model, study.evaluator, batches)
-        found: dict[str, Any] = {"keys": {}}
-        for name, questions in self.questions.items():
-            short = models.score_under_short_context(model, questions.long, study.longce)
-            scores = models.score(model, questions.long)
-            keys = key_tokens(scores.long, short, alpha=study.evaluation.alpha, beta=study.evaluation.beta)
-            found["keys"][name] = [np.flatnonzero(row).tolist() for row in keys]
-            found[name] = {
-                **self._measure(model, questions, keys),
-                "num_key_tokens": int(keys.sum()),
-                "num_key_answers": int(keys[:, -1].sum()),
-            }
-        return found
-
-    def _time(self, base: Any) -> dict[str, Any]:
-        study = self.study
-        batch = next(self._batches(study.training, study.length, (_ARM, study.development_seed))).token_ids
-        found = {}
-        for name, method in study.extensions.items():
-            pairs = models.time_steps(models.extend_model(base, method), batch, study.longce, TIMED_PAIRS)
-            ce, longce = (statistics.median(column) for column in zip(*pairs, strict=True))
-            ratio = statistics.median(after / before for before, after in pairs)
-            found[name] = {"ce_seconds": ce, "longce_seconds": longce, "ratio": ratio}
-            _LOGGER.info(f"{name}: a step takes {ce:.3f} s with CE and {longce:.3f} s with LongCE, ratio {ratio:.2f}")
-        return found
-
-    def _measure_start(self, base: Any, keys: Any) -> dict[str, Any]:
-        """The extended models before training, by held-out documents and method."""
+        training = study.training.replace(learning_rate=1.0)
+        batch = next(self._batches(training, study.length, _ARM)).token_ids
         found: dict[str, Any] = {}
-        for part, questions in self.questions.items():
-            found[part] = {
-                name: self._measure(models.extend_model(base, method), questions, keys[part])
-                for name, method in self.study.extensions.items()
-            }
+        for name, method in study.extensions.items():
+            found[name] = {}
+            for arm in ("longce", *(a for a in arms_of(study, name) if a not in ARMS)):
+                model = models.extend_model(self.base, method)
+                pairs = models.time_steps(model, batch, study.longce_of(arm), TIMED_PAIRS)
+                ce, longce = (statistics.median(column) for column in zip(*pairs, strict=True))
+                ratio = statistics.median(after / before for before, after in pairs)
+                found[name][arm] = {"ce_seconds": ce, "longce_seconds": longce, "ratio": ratio}
+                _LOGGER.info(f"{name} {arm}: {ce:.3f} s a step with CE, {longce:.3f} s with LongCE, ratio {ratio:.2f}")
         return found
 
-    def _train_arm(self, base: Any, keys: Any, method: str, arm: str, seed: int, ratio: float) -> dict[str, Any]:
-        """One arm of one method with one seed."""
-        study, name = self.study, f"{method} {arm} seed {seed}"
-        part = "development" if seed == study.development_seed else "test"
-        model = models.extend_model(base, study.extensions[method])
-        training, looks = study.training, set(study.checkpoints)
-        if arm == "ce":
-            looks |= {equal_time_step(step, ratio) for step in study.checkpoints} | {study.ce_steps}
-            training = training.lasting(max(looks))
-        batches = self._batches(training, study.length, (_ARM, seed))
-        points, weights = [], _Weights()
+    def train_arm(self, job: _Job) -> dict[str, Any]:
+        """One arm of one method, scored at its checkpoints."""
+        study = self.study
+        model = models.extend_model(self.base, study.extensions[job.method])
+        training = study.training.replace(steps=job.looks[-1], learning_rate=job.rate)
+        points, weights, keys = [], Weights(), None if job.tuning else self._keys
 
         def look(step: models.Step) -> None:
             weights.add(step)
-            if step.number in looks:
-                point = {"step": step.number, **self._measure(model, self.questions[part], keys[part])}
-                points.append(point)
-                _LOGGER.info(
-                    f"{name}: step {step.number}, answers {point['accuracy']:.3f}, answer NLL "
-                    f"{point['answer_nll']:.3f}, short PPL {point['short_ppl']:.2f}"
-                )
+            if step.number in job.looks:
+                found = measure(model, self.vocabulary, self.held, keys, all_of_it=step.number >= study.training.steps)
+                points.append({"step": step.number, **found})
 
-        # No step of another seed has the same number, of any run that is thought of.
-        first = seed * 2**20
-        self._train(
-            name, model, training, batches, loss=lambda step: models.ARMS[arm](study.longce, first + step), look=look
-        )
-        run = {"method": method, "arm": arm, "seed": seed, "documents": part}
-        return {**run, "weights": weights.means(), "points": points}
+        arm = ARMS.get(job.arm, ARMS["longce"])
+        self._train(model, training, study.length, _ARM, arm=arm, longce=study.longce_of(job.arm), look=look)
+        run = {"method": job.method, "arm": job.arm, "seed": self.seed, "learning_rate": job.rate}
+        if job.tuning:
+            (point,) = points
+            trained = point["forms"][TRAINED]
+            return (
+                run | {name: trained[name] for name in ("accuracy", "answer_nll", "choice_nll")} | {"ppl": point["ppl"]}
+            )
+        return {**run, "documents": self.part, "weights": weights.means(), "points": points}
 
-    def _measure(self, model: Any, questions: Questions, keys: Bools) -> dict[str, Any]:
-        long, short = models.score(model, questions.long), models.score(model, questions.short)
-        return measure(questions, long.long, short.long, long.predicted, keys)
-
-    def _batches(self, training: StudyTraining, length: int, seed: Sequence[int]) -> Iterator[FactBatch]:
-        return make_batches(training, self.vocabulary, self.documents["train"], length, seed)
+    def _batches(self, training: StudyTraining, length: int, use: int) -> Iterator[FactBatch]:
+        return make_batches(training, self.vocabulary, self.clean.documents, length, (use, self.seed))
 
     def _train(
         self,
-        name: str,
         model: Any,
         training: StudyTraining,
-        batches: Iterator[FactBatch],
+        length: int,
+        use: int,
         *,
-        loss: Callable[[int], LongCE | None] = lambda step: None,
+        arm: Arm = models.CE,
+        longce: LongCE | None = None,
         look: Callable[[models.Step], None] = lambda step: None,
     ) -> None:
-        """Trains a model, and shows how far that is."""
-
-        def after_step(step: models.Step) -> None:
-            self.steps.progress.update(step.number, note=f"loss {step.loss:.3f}")
-            look(step)
-
-        self.steps.progress.start(name, unit="steps", total=training.steps)
-        try:
-            models.train(model, training, batches, loss=loss, after_step=after_step)
-        finally:
-            self.steps.progress.finish()
+        # No step of another seed has the same number, of any run that is thought of.
+        first, batches = self.seed * 2**20, self._batches(training, length, use)
+        models.train(model, training, batches, arm=arm, longce=longce, seed=first, after_step=look)
 
 
-class _Weights:
+class Weights:
     """Mean weights of the tokens of a run."""
 
     def __init__(self) -> None:
@@ -256,105 +357,6 @@ class _Weights:
             "mean_of_answers": answers / number if number else None,
             "share_of_answers": answers / total,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Questions:
-    """What is scored at checkpoints.
-
-    Attributes:
-        long: ``(N, n)`` token ids; the last token is the answer, whose fact stands nearer from document to document.
-        short: ``(N, L0)`` token ids of prose alone, as long as the model's own context.
-    """
-
-    long: Ids
-    short: Ids
-
-
-def held_out_questions(study: Study, vocabulary: Vocabulary, documents: Sequence[Ids]) -> Questions:
-    """What is scored at checkpoints: the same for every run, and no run has seen it.
-
-    Raises:
-        UserError: The documents are too few.
-    """
-    rng, count = np.random.default_rng(study.base_seed), study.evaluation.documents
-    facts = study.evaluation.facts
-    long = _make_questions(facts, vocabulary, documents, length=study.length, count=count, rng=rng)
-    prose = Prose(documents, rng)
-    return Questions(long=long, short=np.stack([prose.sample(study.model.length) for _ in range(count)]))
-
-
-def _make_questions(
-    facts: Facts,
-    vocabulary: Vocabulary,
-    documents: Sequence[Ids],
-    *,
-    length: int,
-    count: int,
-    rng: np.random.Generator,
-) -> Ids:
-    """``(count, length)`` token ids: `make_question` at equally spaced depths, from 0 to 1."""
-    prose = Prose(documents, rng)
-    depths = np.linspace(0, 1, count)
-    return np.stack([make_question(prose, vocabulary, facts, length, float(d), rng).token_ids for d in depths])
-
-
-def make_batches(
-    training: StudyTraining, vocabulary: Vocabulary, documents: Sequence[Ids], length: int, seed: Sequence[int]
-) -> Iterator[FactBatch]:
-    """The documents of each step; a function of the seed alone, so that all arms of a seed learn from the same ones.
-
-    Raises:
-        UserError: The documents are too few, or the facts do not fit.
-    """
-    rng = np.random.default_rng(seed)
-    prose = Prose(documents, rng)
-    for step in range(training.steps):
-        drills = round(training.drills * training.documents) if 2 * step < training.steps else 0
-        rows = [make_drill(vocabulary, length, rng) for _ in range(drills)]
-        rows += [
-            make_document(prose, vocabulary, training.facts, length, rng) for _ in range(training.documents - drills)
-        ]
-        answers = np.zeros((len(rows), length), dtype=bool)
-        for row, document in enumerate(rows):
-            answers[row, [answer.position for answer in document.answers]] = True
-        yield FactBatch(token_ids=np.stack([row.token_ids for row in rows]), answers=answers)
-
-
-def key_tokens(long: Floats, short: Floats, *, alpha: float, beta: float) -> Bools:
-    """``(N, n)`` bool: key tokens by the evaluator's log-probabilities under both contexts (eq. 4)."""
-    if not np.isfinite(short).any():
-        raise UserError("no token has a short score: the short context is not shorter than the documents")
-    return hard_influence(long - short, long, alpha=alpha, beta=beta)
-
-
-def measure(questions: Questions, long: Floats, short: Floats, predicted: Ids, keys: Bools) -> dict[str, Any]:
-    """What one checkpoint is worth.
-
-    Args:
-        questions: N documents of either kind.
-        long: ``(N, n)`` nats, of `Questions.long`.
-        short: ``(N, L0)`` nats, of `Questions.short`.
-        predicted: ``(N,)`` the most probable last token of each long document, of the whole vocabulary.
-        keys: ``(N, n)`` bool, the evaluator's key tokens.
-
-    Returns:
-        ``accuracy`` (of the answer, over the whole vocabulary), ``accuracy_by_depth`` (over quarters of the documents,
-        the farthest facts first), ``answer_nll`` (nats), ``longppl``, ``ppl`` and ``short_ppl``.
-    """
-    right = predicted == questions.long[:, -1]
-    return {
-        "accuracy": float(right.mean()),
-        "accuracy_by_depth": [float(part.mean()) for part in np.array_split(right, QUARTERS)],
-        "answer_nll": float(-long[:, -1].mean(dtype=np.float64)),
-        "longppl": _perplexity(long[keys]),
-        "ppl": _perplexity(long[:, 1:]),
-        "short_ppl": _perplexity(short[:, 1:]),
-    }
-
-
-def _perplexity(logprobs: Floats) -> float | None:
-    return float(np.exp(-logprobs.mean(dtype=np.float64))) if logprobs.size else None
 
 
 STUDY = reproduce.Study(settings=Study, run=run, tables=tables, inputs=inputs)

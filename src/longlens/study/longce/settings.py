@@ -14,7 +14,8 @@ from longlens.rope.base import Method
 from longlens.rope.settings import Extension
 from longlens.settings.options import ALPHA, BETA
 from longlens.settings.recipe import Integer, Real, Settings
-from longlens.study.longce.documents import Facts
+from longlens.study.longce.arms import ARMS
+from longlens.study.longce.documents import Facts, Form
 from longlens.study.reproduce import StudySettings
 
 Count = Annotated[Integer, Field(ge=1)]
@@ -69,7 +70,7 @@ class StudyTraining(Settings):
     Attributes:
         steps: Optimiser steps.
         documents: Documents of a step.
-        learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it.
+        learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it. None where a grid is tried.
         warmup: Steps of the warm-up.
         end: What is left of the learning rate at the end; 1 keeps it as it is.
         weight_decay: Of AdamW.
@@ -80,7 +81,7 @@ class StudyTraining(Settings):
 
     steps: Count
     documents: Count
-    learning_rate: Real = Field(gt=0)
+    learning_rate: Real | None = Field(default=None, gt=0)
     warmup: Integer = Field(ge=0)
     facts: Facts
     end: Share = 1.0
@@ -98,12 +99,18 @@ class StudyEvaluation(Settings):
     Attributes:
         documents: Long documents with a question at their end, and as many short ones of prose alone.
         facts: Of a long document; ``distance`` is from the statement at depth 1 to the question.
+        forms: Other ways of writing facts, which training never had, by name.
+        form_documents: Long documents of each of these forms.
+        long: Long documents as in training, whose key tokens LongPPL is over.
         alpha: Of key tokens, nats.
         beta: Of key tokens, nats.
     """
 
     documents: Integer = Field(ge=2)
     facts: Facts
+    forms: Mapping[str, Form]
+    form_documents: Integer = Field(ge=2)
+    long: Integer = Field(ge=1)
     alpha: Real = ALPHA
     beta: Real = BETA
 
@@ -121,6 +128,23 @@ def _to_methods(values: Any) -> Any:
     return {name: extension.build() for name, extension in found.items()}
 
 
+class Windows(Settings):
+    """Another short context for LongCE (the paper's table 7).
+
+    Attributes:
+        context: K, tokens.
+        stride: d, tokens.
+    """
+
+    context: Count
+    stride: Count
+
+    @property
+    def name(self) -> str:
+        """Of the arm."""
+        return f"longce K={self.context} d={self.stride}"
+
+
 class Study(StudySettings):
     """All settings of ``longlens study reproduce longce``.
 
@@ -128,35 +152,41 @@ class Study(StudySettings):
         words: The vocabulary and the split of the text.
         model: The small model.
         base: How it is trained at its own length.
-        base_seed: Of that.
         extensions: Methods that extend its context, by the name that the table has; all to one length.
+        arms: The losses (`arms.ARMS`) that each of `extensions` is trained with.
         longce: Settings of LongCE.
+        windows: Other K and d for LongCE, with `evaluator_method`.
         training: How the arms train the extended model; ``steps`` are those of the arms with a short pass.
-        ce_steps: Steps of CE, which goes on so that it can be read at equal time.
+        learning_rates: Tried for each arm with the development seeds; the one with the lowest answer NLL is the arm's.
         checkpoints: Steps after which the arms are scored; CE also where it has taken the same time.
         evaluation: What is scored.
-        evaluator: How the evaluator of LongPPL, the extended model of `evaluator_method`, is trained (with CE).
+        evaluator: How the evaluator of LongPPL, the seed's model extended by `evaluator_method`, is trained (with CE).
         evaluator_method: One of `extensions`.
-        seeds: Of the runs that count.
-        development_seed: The one that settings were chosen on; it is scored on other documents.
+        resamples: Of the bootstrap.
+        seeds: Of the runs that count: each draws a base model, the text for testing, all documents, and the questions.
+        development_seeds: Those that learning rates are chosen with; they are scored on documents for development.
+        processes: How many seeds run at one time.
         text: Prose: a file or a folder; Python's standard library unless given.
     """
 
-    free: ClassVar[frozenset[str]] = StudySettings.free | {"text"}
+    free: ClassVar[frozenset[str]] = StudySettings.free | {"text", "processes"}
 
     words: Words
     model: Shape
     base: StudyTraining
-    base_seed: Integer
     extensions: Annotated[Mapping[str, InstanceOf[Method]], BeforeValidator(_to_methods)]
+    arms: Mapping[str, Annotated[tuple[str, ...], Field(strict=False)]]
     longce: LongCE
+    windows: tuple[Windows, ...] = Field(default=(), strict=False)
     training: StudyTraining
-    ce_steps: Integer
+    learning_rates: tuple[Real, ...] = Field(strict=False, min_length=1)
     checkpoints: tuple[Integer, ...] = Field(strict=False)
     evaluation: StudyEvaluation
     evaluator: StudyTraining
     evaluator_method: str
-    development_seed: Integer
+    resamples: Integer = Field(default=2000, ge=100)
+    development_seeds: tuple[Integer, ...] = Field(strict=False, min_length=1)
+    processes: Count = 1
     text: str | None = None
 
     @model_validator(mode="after")
@@ -169,35 +199,52 @@ class Study(StudySettings):
                 f"evaluator_method is {shown_value(self.evaluator_method)}; expected one of "
                 f"{', '.join(self.extensions)}"
             )
-        if self.training.end != 1 or self.training.drills:
+        if set(self.arms) != set(self.extensions):
+            raise UserError(f"arms are of {', '.join(self.arms)}; expected those of {', '.join(self.extensions)}")
+        for method, arms in self.arms.items():
+            if "ce" not in arms or not set(arms) <= set(ARMS) or len(set(arms)) != len(arms):
+                raise UserError(f"arms of {method} are {list(arms)}; expected ce and others of {', '.join(ARMS)}")
+        self._check_training()
+        if set(self.development_seeds) & set(self.seeds):
             raise UserError(
-                "training has end or drills: CE goes on for longer than LongCE, and both must take the same steps as "
-                "far as both go: leave them out"
-            )
-        steps = self.training.steps
-        if not self.checkpoints or list(self.checkpoints) != sorted(set(self.checkpoints)):
-            raise UserError(f"checkpoints are {list(self.checkpoints)}; expected steps in order, such as [20, 40]")
-        if self.checkpoints[0] < 1 or self.checkpoints[-1] != steps or self.ce_steps < steps:
-            raise UserError(
-                f"checkpoints are {list(self.checkpoints)}, steps {steps} and ce_steps {self.ce_steps}: expected the "
-                "last checkpoint at the last step, and CE to go on from there"
-            )
-        if self.development_seed in self.seeds and len(self.seeds) > 1:
-            raise UserError(
-                f"seeds are {list(self.seeds)} and development_seed is {self.development_seed}: expected it alone, or "
-                "others, since settings were chosen on it"
+                f"seeds are {list(self.seeds)} and development_seeds {list(self.development_seeds)}: expected others, "
+                "since learning rates are chosen with these"
             )
         self.base.facts.check(self.model.length)
         for facts in (self.training.facts, self.evaluator.facts, self.evaluation.facts):
             facts.check(self.length)
-        if self.longce.context >= self.length:
+        if max(self.longce.context, *(w.context for w in self.windows), 0) >= self.length:
             raise UserError(f"context of longce is {self.longce.context}; documents have {self.length} tokens")
         return self
+
+    def _check_training(self) -> None:
+        if self.training.end != 1 or self.training.drills or self.training.learning_rate is not None:
+            raise UserError(
+                "training has end, drills or learning_rate: CE goes on for longer than LongCE, both must take the same "
+                "steps as far as both go, and learning_rates are tried: leave them out"
+            )
+        for name in ("base", "evaluator"):
+            if getattr(self, name).learning_rate is None:
+                raise UserError(f"{name} has no learning_rate: give one, such as 1e-3")
+        if not self.checkpoints or list(self.checkpoints) != sorted(set(self.checkpoints)):
+            raise UserError(f"checkpoints are {list(self.checkpoints)}; expected steps in order, such as [20, 40]")
+        if self.checkpoints[0] < 1 or self.checkpoints[-1] != self.training.steps:
+            raise UserError(
+                f"checkpoints are {list(self.checkpoints)} and steps {self.training.steps}: expected the last "
+                "checkpoint at the last step"
+            )
 
     @property
     def length(self) -> int:
         """Tokens of long documents: the extended length."""
         return int(self.model.length * next(iter(self.extensions.values())).factor)  # type: ignore[attr-defined]
+
+    def longce_of(self, arm: str) -> LongCE:
+        """K, d and gamma of an arm."""
+        for windows in self.windows:
+            if windows.name == arm:
+                return self.longce.replace(context=windows.context, stride=windows.stride)
+        return self.longce
 
     def resolved(self) -> dict[str, Any]:
         """All settings as JSON."""

@@ -1,17 +1,26 @@
-"""What the runs of a study say: means over seeds, and paired differences, with 95 % t-intervals."""
+"""What the runs of a study say: chosen rates, means over seeds, paired differences, with 95 % intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from longlens.metrics.uncertainty import mean_interval
+from longlens.metrics.uncertainty import mean_interval, quantile
 from longlens.study.longce.settings import Study
 from longlens.study.reproduce import Table
 
-METRICS = ("accuracy", "answer_nll", "longppl", "ppl", "short_ppl")
+Doubles = npt.NDArray[np.float64]
+PERPLEXITIES = ("ppl", "prose_ppl", "longppl", "short_ppl")
+"""Metrics without a value a question: means over seeds and Student's t."""
+SCORES = ("accuracy", "choice")
+ANSWERS = (*SCORES, "answer_nll", "choice_nll")
+"""Metrics of each form, of which a run keeps a value a question; the first two are from 0 to 1."""
+BEFORE = "not trained"
+_SEED = 20250101
+"""Of the bootstrap."""
 
 
 def equal_time_step(step: int, ratio: float) -> int:
@@ -19,151 +28,178 @@ def equal_time_step(step: int, ratio: float) -> int:
     return max(1, round(step * ratio))
 
 
+def choose_rates(tried: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The learning rate of each method and arm: that with the lowest answer NLL, a mean over development seeds.
+
+    Args:
+        tried: Development runs, with ``method``, ``arm``, ``learning_rate`` and ``answer_nll``.
+    """
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for run in tried:
+        rates = found.setdefault((run["method"], run["arm"]), {})
+        rates.setdefault(run["learning_rate"], []).append(run["answer_nll"])
+    chosen: dict[str, dict[str, float]] = {}
+    for (method, arm), rates in found.items():
+        chosen.setdefault(method, {})[arm] = min(rates, key=lambda rate: float(np.mean(rates[rate])))
+    return chosen
+
+
+def hierarchical_interval(values: Doubles, resamples: int) -> dict[str, Any]:
+    """95 % interval of the mean of ``(seeds, questions)`` values, by a bootstrap of seeds and then of their questions.
+
+    Each resample draws as many seeds as there are, with replacement, and for each of them as many of its questions::
+
+        means = [mean(values[s, q]) for each resample]
+        low, high = percentiles 2.5 and 97.5 of  mean + (means - mean) * sqrt(S / (S - 1)) * t / z
+
+    The factor makes up for the percentile bootstrap being too narrow for few seeds: t is Student's quantile with S - 1
+    degrees of freedom, z the normal one.
+
+    Args:
+        values: One a question; NaN nowhere.
+        resamples: How many.
+
+    Returns:
+        ``mean``, ``low``, ``high`` (None for one seed) and ``values``, the means of the seeds.
+    """
+    seeds, count = values.shape
+    mean = float(values.mean())
+    found = {"mean": mean, "low": None, "high": None, "values": values.mean(axis=1).tolist()}
+    if seeds < 2:
+        return found
+    rng = np.random.default_rng(_SEED)
+    means = np.empty(resamples)
+    for index in range(resamples):
+        drawn = rng.integers(0, seeds, (seeds, 1))
+        means[index] = values[drawn, rng.integers(0, count, (seeds, count))].mean()
+    wider = np.sqrt(seeds / (seeds - 1)) * quantile(seeds - 1) / quantile(np.inf)
+    low, high = np.percentile(mean + (means - mean) * wider, [2.5, 97.5])
+    return found | {"low": float(low), "high": float(high)}
+
+
 def summarize(
-    study: Study, runs: Sequence[Mapping[str, Any]], timing: Mapping[str, Any], start: Mapping[str, Any]
+    study: Study,
+    runs: Sequence[Mapping[str, Any]],
+    timing: Mapping[str, Any],
+    starts: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Means and differences of all checkpoints.
 
     Args:
         study: Its settings.
-        runs: All runs of some seeds.
-        timing: By method, with ``ratio``.
-        start: What the extended models were worth before training, by held-out documents and method.
+        runs: All runs of its seeds.
+        timing: By method and short context, with ``ratio``.
+        starts: What is known of each seed before its arms are trained.
 
     Returns:
-        ``seeds``; ``start``, a row for each kind of held-out documents that the runs were scored on and each method
-        (``documents``, ``method``, ``metrics``, which has no interval);
-        ``means``, a row for each method, arm and step (``method``, ``arm``, ``step``, ``metrics``);
-        ``differences``, a row for each method, checkpoint, reading (``equal steps``, ``equal time``) and arm but CE
-        (``method``, ``step``, ``ce_step``, ``reading``, ``arm``, ``metrics``): the arm minus CE of the same seed;
-        ``weights``, a row for each method and arm but CE. ``metrics`` are ``{"mean", "low", "high", "values"}`` by
-        name, the values by seed; what does not exist is None.
+        ``seeds`` and ``chance`` (of a choice); ``starts``, a row a seed: its text, base model and evaluator;
+        ``means``, a row for each method, arm and step (``method``, ``arm``, ``step``, ``seconds``, ``metrics``), before
+        training too; ``differences``, a row for each method, arm and ``reading`` at the last checkpoint:
+        ``equal steps`` and ``equal time`` of an arm minus CE of the same seed (``other_step``, CE's), and ``training``,
+        minus the extended model before training; ``weights``, a row a method and arm. ``metrics`` are
+        ``{"mean", "low", "high", "values"}`` by name, ``FORM.accuracy`` and so on (`ANSWERS`) for each
+        form of questions; perplexities' differences are of their logarithms, nats.
     """
-    points = {(run["method"], run["arm"], run["seed"], point["step"]): point for run in runs for point in run["points"]}
-    seeds = sorted({run["seed"] for run in runs})
-    arms = list(dict.fromkeys(run["arm"] for run in runs))
-
-    def column(method: str, arm: str, step: int) -> dict[str, list[float | None]]:
-        return {name: [points[method, arm, seed, step][name] for seed in seeds] for name in METRICS}
-
-    parts = sorted({run["documents"] for run in runs})
-    before = [
-        {
-            "documents": part,
-            "method": method,
-            "metrics": _intervals({name: [start[part][method][name]] for name in METRICS}),
-        }
-        for part in parts
-        for method in study.extensions
-    ]
-    means, differences, weights = [], [], []
+    points: dict[tuple[str, str, int, int], Mapping[str, Any]] = {}
+    for run in runs:
+        for point in run["points"]:
+            points[run["method"], run["arm"], run["seed"], point["step"]] = point
     for method in study.extensions:
-        for arm in arms:
-            steps = sorted({key[3] for key in points if key[:3] == (method, arm, seeds[0])})
-            means += [
-                {"method": method, "arm": arm, "step": step, "metrics": _intervals(column(method, arm, step))}
-                for step in steps
-            ]
-            if arm == "ce":
+        for seed in study.seeds:
+            points[method, BEFORE, seed, 0] = starts[seed]["start"][method]
+    summary = _Summary(study, points)
+    means, differences, weights = [], [], []
+    last = study.training.steps
+    for method in study.extensions:
+        arms = list(dict.fromkeys(key[1] for key in points if key[0] == method))
+        for arm in sorted(arms, key=lambda arm: arm != BEFORE):
+            seconds = seconds_of(timing[method], arm)
+            for step in sorted({key[3] for key in points if key[:3] == (method, arm, study.seeds[0])}):
+                row = {"method": method, "arm": arm, "step": step, "seconds": round(seconds * step, 3)}
+                means.append({**row, "metrics": summary.means(method, arm, step)})
+            if arm == BEFORE:
                 continue
             mine = [run["weights"] for run in runs if (run["method"], run["arm"]) == (method, arm)]
             weights.append({"method": method, "arm": arm} | {name: _mean([w[name] for w in mine]) for name in mine[0]})
-            for step in study.checkpoints:
-                readings = {"equal steps": step, "equal time": equal_time_step(step, timing[method]["ratio"])}
-                for reading, ce_step in readings.items():
-                    both = column(method, arm, step), column(method, "ce", ce_step)
-                    gaps = {
-                        name: [_minus(*pair) for pair in zip(both[0][name], both[1][name], strict=True)]
-                        for name in METRICS
-                    }
-                    differences.append(
-                        {"method": method, "step": step, "ce_step": ce_step, "reading": reading, "arm": arm}
-                        | {"metrics": _intervals(gaps)}
-                    )
+            ratio = timing[method].get(arm, timing[method]["longce"])["ratio"]
+            readings = {"training": (BEFORE, 0)}
+            if arm != "ce":
+                readings |= {"equal steps": ("ce", last)}
+                if has_short_pass(arm):
+                    readings |= {"equal time": ("ce", equal_time_step(last, ratio))}
+            for reading, (other, other_step) in readings.items():
+                differences.append(
+                    {"method": method, "arm": arm, "reading": reading, "step": last, "other_step": other_step}
+                    | {"metrics": summary.differences(method, (arm, last), (other, other_step))}
+                )
+    kept = ("seed", "documents", "text", "base", "evaluator")
     return {
-        "seeds": seeds,
-        "start": before,
+        "seeds": list(study.seeds),
+        "chance": 1 / study.words.values,
+        "starts": [{name: start[name] for name in kept} for start in starts.values()],
         "means": means,
         "differences": differences,
         "weights": weights,
     }
 
 
-_SHOWN = (
-    ("accuracy", "answers right, %", 100, 1),
-    ("answer_nll", "answer NLL", 1, 3),
-    ("longppl", "LongPPL", 1, 3),
-    ("ppl", "PPL", 1, 2),
-    ("short_ppl", "PPL of short text", 1, 2),
-)
-"""Metric, column, factor, digits."""
+def has_short_pass(arm: str) -> bool:
+    """Whether a step of an arm takes longer than one of CE."""
+    return arm not in ("ce", "exact", "oracle", BEFORE)
 
 
-def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Means and differences of a result."""
-    return [_means(result), _differences(result)]
+def seconds_of(timing: Mapping[str, Any], arm: str) -> float:
+    """Of a step of an arm."""
+    if not has_short_pass(arm):
+        return float(timing["longce"]["ce_seconds"])
+    return float(timing.get(arm, timing["longce"])["longce_seconds"])
 
 
-def _means(result: Mapping[str, Any]) -> Table:
-    rows = [(row["method"], "not trained", "0", *_cells(row["metrics"])) for row in result["start"]]
-    rows += [(row["method"], row["arm"], str(row["step"]), *_cells(row["metrics"])) for row in result["means"]]
-    order = list(result["timing"])
-    seeds = ", ".join(map(str, result["seeds"]))
-    return Table(
-        f"Means over the seeds {seeds}, ± half of a 95 % t-interval:",
-        ("extension", "loss", "steps", *_heads()),
-        sorted(rows, key=lambda row: order.index(row[0])),
-        left=2,
-    )
+class _Summary:
+    """Columns of numbers over the seeds, and their intervals."""
 
+    def __init__(self, study: Study, points: Mapping[tuple[str, str, int, int], Mapping[str, Any]]) -> None:
+        self._study, self._points = study, points
 
-def _differences(result: Mapping[str, Any]) -> Table:
-    rows = [
-        (
-            row["method"],
-            f"{row['arm']} - ce",
-            str(row["step"]),
-            f"{row['reading']} ({row['ce_step']})",
-            *_cells(row["metrics"], "+"),
-        )
-        for row in result["differences"]
-    ]
-    return Table(
-        "An arm minus CE of the same seed (± likewise), at equal steps and at equal time:",
-        ("extension", "difference", "steps", "CE at (steps)", *_heads()),
-        rows,
-        left=2,
-    )
+    def _of(self, method: str, arm: str, step: int) -> list[Mapping[str, Any]]:
+        return [self._points[method, arm, seed, step] for seed in self._study.seeds]
 
-
-def _heads() -> tuple[str, ...]:
-    return tuple(head for _, head, _, _ in _SHOWN)
-
-
-def _cells(metrics: Mapping[str, Any], sign: str = "") -> list[str]:
-    """Means with half the width of their intervals."""
-    cells = []
-    for name, _, factor, digits in _SHOWN:
-        mean, low, high = (metrics[name][key] for key in ("mean", "low", "high"))
-        # Adding 0 makes a rounded -0.0 a 0.0.
-        cell = "-" if mean is None else f"{round(factor * mean, digits) + 0.0:{sign}.{digits}f}"
-        cells.append(cell if mean is None or low is None else f"{cell} ± {factor * (high - low) / 2:.{digits}f}")
-    return cells
-
-
-def _intervals(columns: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, values in columns.items():
-        have = [value for value in values if value is not None]
-        complete = len(have) == len(values)
-        both = mean_interval(have) if complete else None
-        found[name] = {
-            "mean": _mean(values),
-            "low": both[0] if both else None,
-            "high": both[1] if both else None,
-            "values": list(values),
+    def means(self, method: str, arm: str, step: int) -> dict[str, Any]:
+        """Metrics of one checkpoint."""
+        column = self._of(method, arm, step)
+        found = {
+            f"{form}.{name}": hierarchical_interval(_questions(column, form, name), self._study.resamples)
+            for form in column[0]["forms"]
+            for name in ANSWERS
         }
-    return found
+        for name, score in found.items():
+            if name.endswith(SCORES) and score["low"] is not None:
+                score["low"], score["high"] = max(0.0, score["low"]), min(1.0, score["high"])
+        return found | {name: _over_seeds([point.get(name) for point in column]) for name in PERPLEXITIES}
+
+    def differences(self, method: str, one: tuple[str, int], other: tuple[str, int]) -> dict[str, Any]:
+        """Metrics of one checkpoint minus those of another, seed by seed and question by question."""
+        mine, theirs = self._of(method, *one), self._of(method, *other)
+        found = {}
+        for form in mine[0]["forms"]:
+            for name in ANSWERS:
+                gaps = _questions(mine, form, name) - _questions(theirs, form, name)
+                found[f"{form}.{name}"] = hierarchical_interval(gaps, self._study.resamples)
+        for name in PERPLEXITIES:
+            pairs = [(a.get(name), b.get(name)) for a, b in zip(mine, theirs, strict=True)]
+            found[name] = _over_seeds([None if a is None or b is None else float(np.log(a / b)) for a, b in pairs])
+        return found
+
+
+def _questions(column: Sequence[Mapping[str, Any]], form: str, name: str) -> Doubles:
+    return np.array([point["forms"][form]["questions"][name] for point in column], dtype=np.float64)
+
+
+def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    have = [value for value in values if value is not None]
+    both = mean_interval(have) if len(have) == len(values) else None
+    low, high = both if both is not None else (None, None)
+    return {"mean": _mean(values), "low": low, "high": high, "values": list(values)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -171,5 +207,174 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(have)) if have and len(have) == len(values) else None
 
 
-def _minus(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """A result as tables: seeds, chosen rates, differences from CE, differences from no training, cost, weights."""
+    forms = list(dict.fromkeys(name.split(".")[0] for name in result["means"][0]["metrics"] if "." in name))
+    return [
+        _starts(result, forms),
+        _tuning(result),
+        _means(result, forms),
+        _differences(result, forms, ("equal steps", "equal time"), "An arm minus CE of the same seed and questions"),
+        _differences(result, forms, ("training",), "An arm minus the extended model before training"),
+        _curve(result, forms[0]),
+        _weights(result),
+    ]
+
+
+def _starts(result: Mapping[str, Any], forms: Sequence[str]) -> Table:
+    rows = []
+    for start in result["starts"]:
+        base, evaluator = start["base"], start["evaluator"]
+        rows.append(
+            (
+                f"{start['seed']} ({start['documents']})",
+                f"{100 * start['text']['shared']:.1f}",
+                f"{100 * start['text']['removed']:.1f}",
+                *(f"{100 * base['forms'][form]['choice']:.0f}" for form in forms),
+                f"{evaluator['num_key_tokens']:,} of {evaluator['num_tokens']:,}",
+                f"{evaluator['num_key_answers']:,}",
+            )
+        )
+    parameters = result["starts"][0]["base"]["parameters"]
+    return Table(
+        f"Seeds: each has a base model of its own ({parameters:,} parameters). By form: how often its choice among the "
+        f"values of a key is right at its own length, % (chance {100 * result['chance']:.1f} %):",
+        ("seed", "20-grams shared, %", "training text removed, %", *forms, "key tokens", "answers among them"),
+        rows,
+    )
+
+
+def _tuning(result: Mapping[str, Any]) -> Table:
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for run in result["tuning"]:
+        rates = found.setdefault((run["method"], run["arm"]), {})
+        rates.setdefault(run["learning_rate"], []).append(run["answer_nll"])
+    every = sorted({rate for rates in found.values() for rate in rates})
+    rows = [
+        (
+            method,
+            arm,
+            *(f"{np.mean(rates[rate]):.3f}" for rate in every),
+            f"{result['rates'][method][arm]:g}" + (" (edge)" if _at_edge(rates, result["rates"][method][arm]) else ""),
+        )
+        for (method, arm), rates in found.items()
+    ]
+    return Table(
+        "Answer NLL of the development seeds by learning rate; the lowest is the arm's:",
+        ("extension", "loss", *(f"{rate:g}" for rate in every), "chosen"),
+        rows,
+        left=2,
+    )
+
+
+def _at_edge(rates: Mapping[float, Any], chosen: float) -> bool:
+    return len(rates) > 1 and chosen in (min(rates), max(rates))
+
+
+def _columns(forms: Sequence[str]) -> list[tuple[str, str, float, int]]:
+    """Metric, head, factor, digits."""
+    columns = [
+        (f"{forms[0]}.accuracy", "answers right, %", 100.0, 1),
+        (f"{forms[0]}.answer_nll", "answer NLL", 1.0, 3),
+    ]
+    for form in forms[1:]:
+        columns += [
+            (f"{form}.choice", f"{form}: choices right, %", 100.0, 1),
+            (f"{form}.choice_nll", f"{form}: choice NLL", 1.0, 3),
+        ]
+    return [
+        *columns,
+        ("longppl", "LongPPL", 1.0, 2),
+        ("prose_ppl", "PPL of prose", 1.0, 2),
+        ("short_ppl", "PPL of short text", 1.0, 2),
+    ]
+
+
+def _means(result: Mapping[str, Any], forms: Sequence[str]) -> Table:
+    columns = _columns(forms)
+    rows = [
+        (row["method"], row["arm"], str(row["step"]), *_cells(row["metrics"], columns))
+        for row in result["means"]
+        if row["metrics"]["longppl"]["mean"] is not None or row["metrics"]["prose_ppl"]["mean"] is not None
+    ]
+    return Table(
+        f"Means over {len(result['seeds'])} seeds [95 % interval: bootstrap of seeds and questions; of perplexities "
+        "Student's t over seeds]:",
+        ("extension", "loss", "steps", *(head for _, head, _, _ in columns)),
+        rows,
+        left=2,
+    )
+
+
+def _differences(result: Mapping[str, Any], forms: Sequence[str], readings: Sequence[str], title: str) -> Table:
+    columns = [
+        (name, head if "PPL" not in head else f"log {head}", factor, digits if "PPL" not in head else 3)
+        for name, head, factor, digits in _columns(forms)
+    ]
+    rows = [
+        (
+            row["method"],
+            row["arm"],
+            row["reading"] if row["reading"] != "training" else BEFORE,
+            f"{row['step']} / {row['other_step']}",
+            *_cells(row["metrics"], columns, "+"),
+        )
+        for row in result["differences"]
+        if row["reading"] in readings
+    ]
+    return Table(
+        f"{title} (likewise; log PPL in nats):",
+        ("extension", "loss", "reading", "steps", *(head for _, head, _, _ in columns)),
+        rows,
+        left=3,
+    )
+
+
+def _curve(result: Mapping[str, Any], form: str) -> Table:
+    rows = [
+        (
+            row["method"],
+            row["arm"],
+            str(row["step"]),
+            f"{row['seconds'] / result['timing'][row['method']]['longce']['ce_seconds']:.1f}",
+            *_cells(row["metrics"], [(f"{form}.accuracy", "", 100.0, 1), (f"{form}.answer_nll", "", 1.0, 3)]),
+        )
+        for row in sorted(result["means"], key=lambda row: (row["method"], row["arm"], row["step"]))
+        if row["arm"] in ("ce", "floored") or row["arm"].startswith("longce")
+    ]
+    return Table(
+        "Over wall-clock time, in steps of CE (the paper's figure 7, and K and d of its table 7):",
+        ("extension", "loss", "steps", "time, steps of CE", "answers right, %", "answer NLL"),
+        rows,
+        left=2,
+    )
+
+
+def _weights(result: Mapping[str, Any]) -> Table:
+    rows = []
+    for row in result["weights"]:
+        answers = "-" if row["mean_of_answers"] is None else f"{row['mean_of_answers']:.2f}"
+        rows.append((row["method"], row["arm"], f"{row['mean']:.3f}", answers, f"{100 * row['share_of_answers']:.2f}"))
+    return Table(
+        "Weights in training:",
+        ("extension", "loss", "mean weight", "mean weight of answers", "answers' share of all weight, %"),
+        rows,
+        left=2,
+    )
+
+
+def _cells(metrics: Mapping[str, Any], columns: Sequence[tuple[str, str, float, int]], sign: str = "") -> list[str]:
+    """Means with their intervals."""
+    cells = []
+    for name, _, factor, digits in columns:
+        found = metrics.get(name, {"mean": None, "low": None, "high": None})
+        # Adding 0 makes a rounded -0.0 a 0.0.
+        numbers = [None if found[key] is None else round(factor * found[key], digits) + 0.0 for key in _PLACES]
+        cell = "-" if numbers[0] is None else f"{numbers[0]:{sign}.{digits}f}"
+        if numbers[0] is not None and None not in numbers:
+            cell += f" [{numbers[1]:{sign}.{digits}f}, {numbers[2]:{sign}.{digits}f}]"
+        cells.append(cell)
+    return cells
+
+
+_PLACES = ("mean", "low", "high")

@@ -1,0 +1,204 @@
+"""What is scored: questions in the form of training and in others, documents for LongPPL, and short prose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import logsumexp
+
+from longlens.errors import UserError
+from longlens.keytokens.influence import hard_influence
+from longlens.losses.settings import LongCE
+from longlens.study.longce import model as models
+from longlens.study.longce.documents import (
+    FactBatch,
+    FactDocument,
+    Facts,
+    Ids,
+    Prose,
+    Template,
+    Vocabulary,
+    make_document,
+    make_drill,
+    make_question,
+)
+from longlens.study.longce.settings import Study, StudyTraining
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+TRAINED = "trained"
+"""The form of facts that training has."""
+DIGITS = 4
+"""Of numbers that are kept a question."""
+
+
+class HeldOut(NamedTuple):
+    """What is scored of one seed; ``(N, n)`` token ids each.
+
+    Attributes:
+        forms: By name, `TRAINED` first: the last token is the answer, whose fact stands nearer from document to
+            document.
+        documents: Long documents as in training, for LongPPL.
+        answers: ``(N, n)`` bool: values of repeated facts in these.
+        short: Prose alone, as long as the model's own context.
+    """
+
+    forms: dict[str, Ids]
+    documents: Ids
+    answers: Bools
+    short: Ids
+
+
+def held_out(study: Study, vocabulary: Vocabulary, documents: Sequence[Ids], seed: int) -> HeldOut:
+    """What is scored with one seed: the same for all its arms.
+
+    Raises:
+        UserError: The documents are too few.
+    """
+    rng, evaluation = np.random.default_rng([_QUESTIONS, seed]), study.evaluation
+    facts, many = evaluation.facts, evaluation.form_documents
+    forms = {TRAINED: questions(facts, vocabulary, documents, length=study.length, count=evaluation.documents, rng=rng)}
+    for name, form in evaluation.forms.items():
+        facts = evaluation.facts.replace(stated=form.stated)
+        template = vocabulary.template(form)
+        forms[name] = questions(facts, vocabulary, documents, study.length, many, rng, template)
+    prose = Prose(documents, rng)
+    made = [make_document(prose, vocabulary, study.training.facts, study.length, rng) for _ in range(evaluation.long)]
+    batch = to_batch(made)
+    return HeldOut(
+        forms=forms,
+        documents=batch.token_ids,
+        answers=batch.answers,
+        short=np.stack([prose.sample(study.model.length) for _ in range(evaluation.documents)]),
+    )
+
+
+def questions(
+    facts: Facts,
+    vocabulary: Vocabulary,
+    documents: Sequence[Ids],
+    length: int,
+    count: int,
+    rng: np.random.Generator,
+    template: Template | None = None,
+) -> Ids:
+    """``(count, length)`` token ids: `make_question` at equally spaced depths, from 0 to 1."""
+    prose = Prose(documents, rng)
+    depths = np.linspace(0, 1, count)
+    return np.stack(
+        [make_question(prose, vocabulary, facts, length, float(d), rng, template).token_ids for d in depths]
+    )
+
+
+def make_batches(
+    training: StudyTraining, vocabulary: Vocabulary, documents: Sequence[Ids], length: int, seed: Sequence[int]
+) -> Iterator[FactBatch]:
+    """The documents of each step; a function of the seed alone, so that all arms of a seed learn from the same ones.
+
+    Raises:
+        UserError: The documents are too few, or the facts do not fit.
+    """
+    rng = np.random.default_rng(seed)
+    prose = Prose(documents, rng)
+    for step in range(training.steps):
+        drills = round(training.drills * training.documents) if 2 * step < training.steps else 0
+        rows = [make_drill(vocabulary, length, rng) for _ in range(drills)]
+        rows += [
+            make_document(prose, vocabulary, training.facts, length, rng) for _ in range(training.documents - drills)
+        ]
+        yield to_batch(rows)
+
+
+def to_batch(documents: Sequence[FactDocument]) -> FactBatch:
+    """Documents of one length, and where their answers are."""
+    token_ids = np.stack([document.token_ids for document in documents])
+    answers = np.zeros(token_ids.shape, dtype=bool)
+    for row, document in enumerate(documents):
+        answers[row, [answer.position for answer in document.answers]] = True
+    return FactBatch(token_ids=token_ids, answers=answers)
+
+
+def key_tokens(model: Any, documents: Ids, longce: LongCE, *, alpha: float, beta: float) -> Bools:
+    """``(N, n)`` bool: key tokens by a model's log-probabilities under both contexts (eq. 4).
+
+    Raises:
+        UserError: No token has a short score.
+    """
+    short, long = models.score_under_short_context(model, documents, longce), models.score(model, documents).long
+    if not np.isfinite(short).any():
+        raise UserError("no token has a short score: the short context is not shorter than the documents")
+    return hard_influence(long - short, long, alpha=alpha, beta=beta)
+
+
+def answered(model: Any, vocabulary: Vocabulary, documents: Ids) -> tuple[dict[str, Any], Floats]:
+    """How a model answers the questions of one form, and its log-probabilities of all tokens.
+
+    Args:
+        model: Its own context is the whole document.
+        vocabulary: What the ids are.
+        documents: ``(N, n)`` token ids; the last token is the answer.
+
+    Returns:
+        ``accuracy`` (over the whole vocabulary), ``choice`` (among the values of the key; chance is 1 / values),
+        ``answer_nll`` (nats), ``choice_nll`` (nats, of the answer among these values) and ``questions``, all four of
+        each question.
+    """
+    found = models.score(model, documents)
+    answers = documents[:, -1]
+    values = vocabulary.values_like(answers)
+    logits = np.take_along_axis(found.last, values, axis=1).astype(np.float64)
+    chosen = np.take_along_axis(values, logits.argmax(axis=1)[:, None], axis=1)[:, 0]
+    each = {
+        "accuracy": (found.last.argmax(axis=1) == answers).astype(int),
+        "choice": (chosen == answers).astype(int),
+        "answer_nll": -found.long[:, -1].astype(np.float64),
+        "choice_nll": logsumexp(logits, axis=1) - logits[values == answers[:, None]],
+    }
+    return {
+        **{name: float(numbers.mean()) for name, numbers in each.items()},
+        "questions": {name: np.round(numbers, DIGITS).tolist() for name, numbers in each.items()},
+    }, found.long
+
+
+def measure(
+    model: Any, vocabulary: Vocabulary, held: HeldOut, keys: Bools | None, *, all_of_it: bool
+) -> dict[str, Any]:
+    """What one checkpoint is worth.
+
+    Args:
+        model: The extended model.
+        vocabulary: What the ids are.
+        held: What is scored.
+        keys: ``(N, n)`` bool, the evaluator's key tokens of `HeldOut.documents`; needed for all of it.
+        all_of_it: Whether other forms, documents and short prose are scored too.
+
+    Returns:
+        ``forms``: `answered` by name; ``ppl`` over all tokens of the questions in the form of training; and, of all of
+        it, of the long documents ``prose_ppl`` (over their words, without facts) and ``longppl`` (None without key
+        tokens), and ``short_ppl``.
+    """
+    trained, long = answered(model, vocabulary, held.forms[TRAINED])
+    found: dict[str, Any] = {"forms": {TRAINED: trained}, "ppl": _perplexity(long[:, 1:])}
+    if not all_of_it or keys is None:
+        return found
+    for name, documents in held.forms.items():
+        if name != TRAINED:
+            found["forms"][name], _ = answered(model, vocabulary, documents)
+    long, short = models.score(model, held.documents).long, models.score(model, held.short).long
+    words = held.documents < vocabulary.mark
+    return found | {
+        "prose_ppl": _perplexity(long[:, 1:][words[:, 1:]]),
+        "longppl": _perplexity(long[keys]),
+        "short_ppl": _perplexity(short[:, 1:]),
+    }
+
+
+_QUESTIONS = 3
+"""Apart from what else draws numbers from a seed (`run`)."""
+
+
+def _perplexity(logprobs: Floats) -> float | None:
+    return float(np.exp(-logprobs.mean(dtype=np.float64))) if logprobs.size else None
