@@ -40,6 +40,7 @@ def test_what_works_on_stored_scores_imports_no_torch():
         "metrics.context_reach",
         "report",
         "report.figures",
+        "study.correlate",
         "bench.run",
         "bench.results",
         "bench.table",

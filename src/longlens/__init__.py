@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from longlens.report.html import write_report as write_report
     from longlens.scoring.reader import open_scores as open_scores
     from longlens.scoring.run import score as score
+    from longlens.study.correlate import correlate as correlate
 
 _HOME = {
     "Document": "corpus",
     "LonglensWarning": "errors",
     "UserError": "errors",
     "compare": "metrics.comparison",
+    "correlate": "study.correlate",
     "distributions": "metrics.score_distributions",
     "load_scorer": "models",
     "open_scores": "scoring.reader",

@@ -25,6 +25,7 @@ def prose(work):
     return work
 
 
+RULE = ("--alpha", "1", "--beta", "-20")
 REPRODUCE = ("study", "reproduce", "longce", "-o", "out", "--recipe", "toy.yaml", "--set", "text=prose")
 
 
@@ -92,3 +93,65 @@ def test_another_recipe_in_the_same_folder_is_refused(prose, run):
         "error: out holds another run: resamples is 100 there and 200 here. Give another "
     )
     assert everything(prose / "out") == before
+
+
+@pytest.fixture
+def correlated(scored, run, work):
+    """Two runs of longppl, and a benchmark run of each model."""
+    for name in ("llama", "other"):
+        asked = ["--model", name, "--mode", "teacher-forced", "-o", f"bench-{name}"]
+        assert run("bench", "run", "longeval_lines", "--length", "700", "--samples", "2", *asked).code == 0
+        options = ["--evaluator", "other", "--context", "32", "--stride", "16", "--alpha", "0.001", "--beta", "-20"]
+        assert run("longppl", "a.txt", "b.txt", "--model", name, *options, "-o", f"run-{name}").code == 0
+    return work
+
+
+def test_correlate_joins_runs_of_longppl_and_bench_by_the_model(correlated, run):
+    found = run.json("study", "correlate", "run-llama", "run-other", "--benchmarks", "bench-other", "bench-llama")
+    assert found["num_models"] == 2
+    assert [one["model"] for one in found["models"]] == ["llama", "other"]
+    assert {one["family"] for one in found["models"]} == {"llama"}
+    names = list(found["models"][0]["benchmarks"])
+    assert names[0] == "longeval_lines 700 (teacher-forced)"
+    assert all(value is not None for one in found["models"] for value in one["benchmarks"].values())
+    # the thresholds that both folders were made with, and not the paper's
+    assert (found["settings"]["alpha"], found["settings"]["beta"], found["settings"]["context"]) == (0.001, -20.0, 32)
+    expected = json.loads((correlated / "run-llama" / "perplexity.json").read_text())
+    assert found["models"][0]["metrics"]["longppl"] == expected["longppl"]
+    one = found["metrics"]["longppl"][names[0]]
+    assert {"pearson", "interval", "spearman", "kendall", "p", "n"} <= one.keys()
+    assert (one["n"], one["pearson"]) == (2, None)
+    assert any(
+        "no family was named for llama, other" in warning and "--family" in warning for warning in found["warnings"]
+    )
+
+
+def test_correlate_prints_the_papers_table_and_draws(correlated, run):
+    (correlated / "s.csv").write_text("model,RULER,family\nllama,40,A\nother,20,B\nnosuch,1,C\n")
+    folders = ("run-llama", "run-other")
+    shown = run("study", "correlate", *folders, "--benchmarks", "s.csv", "bench-llama", "bench-other", "-o", "drawn")
+    assert shown.code == 0
+    assert shown.out.startswith("Pearson's r over 2 models, with 95 % intervals\n")
+    assert "RULER: 2 models with both values, and 3 or more are needed" in shown.out
+    assert "note: s.csv: 1 of its 3 models are none of the scored ones ('nosuch')" in shown.err
+    assert {"longppl-1-ruler.png", "ppl-1-ruler.svg", "benchmarks.svg"} <= {
+        p.name for p in (correlated / "drawn").iterdir()
+    }
+
+
+def test_what_cannot_be_correlated_is_one_line(correlated, run):
+    again = run("study", "correlate", "run-llama", "run-llama/model", "--benchmarks", "bench-llama").error
+    assert "are runs of the same model: give one of them" in again
+    options = ("--evaluator", "llama", "--context", "32", "--stride", "16")
+    assert run("longppl", "a.txt", "b.txt", "--model", "other", *options, "-o", "run-3").code == 0
+    other = run("study", "correlate", "run-llama", "run-3", "--benchmarks", "bench-llama").error
+    assert "key tokens of llama are by 'other' and those of other by 'llama'" in other
+    assert "--evaluator-scores" in other
+    options = ("--evaluator", "other", "--context", "32", "--stride", "16", "--alpha", "1")
+    assert run("longppl", "a.txt", "b.txt", "--model", "other", *options, "-o", "run-4").code == 0
+    rule = run("study", "correlate", "run-llama", "run-4", "--benchmarks", "bench-llama").error
+    assert "alpha is 0.001 in llama and 1.0 in other: choose one with --alpha" in rule
+    assert run("study", "correlate", "run-llama", "run-4", "--benchmarks", "bench-llama", *RULE).code == 0
+    wrong = run("study", "correlate", "run-llama", "--benchmarks", "bench-llama", "--family", "llama").error
+    assert wrong == "error: --family is not MODEL=FAMILY: give it as --family smollm2=SmolLM2"
+    assert "nosuch" in run("study", "correlate", "run-llama", "--benchmarks", "nosuch").error

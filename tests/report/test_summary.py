@@ -9,9 +9,10 @@ from scipy import stats
 
 from longlens.errors import UserError
 from longlens.report import summarize_runs
-from longlens.report.benchmarks import read_benchmarks
 from longlens.report.charts import charts
 from longlens.report.summary import positions
+from longlens.study.benchmarks import read_scores
+from longlens.study.correlation import BenchmarkScores, correlate_columns
 from tests.report import conftest as made
 from tests.report.conftest import SHORT, summarized
 from tests.toys import scores, token_scores
@@ -106,8 +107,15 @@ def test_benchmarks_are_read_with_gaps_quotes_and_empty_lines(tmp_path):
     rows = [["model", "LongBench", "R,U"], ["base", "20.5", ""], [], [names[1], " 1e1 ", "-3"]]
     csv.writer(text).writerows(rows)
     (tmp_path / "b.csv").write_bytes(("\ufeff" + text.getvalue()).encode())
-    found = read_benchmarks(tmp_path / "b.csv", names)
-    assert found == {"LongBench": {"base": 20.5, names[1]: 10.0}, "R,U": {names[1]: -3.0}}
+    found = read_scores(tmp_path / "b.csv")
+    assert found.scores == {"LongBench": {"base": 20.5, names[1]: 10.0}, "R,U": {names[1]: -3.0}}
+    assert found.models == names[:2]
+    (tmp_path / "b.csv").write_text("model,LongBench,family\nbase,1,Llama\nother,2,\n")
+    assert read_scores(tmp_path / "b.csv") == (
+        {"LongBench": {"base": 1.0, "other": 2.0}},
+        {"base": "Llama"},
+        ["base", "other"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,8 +127,9 @@ def test_benchmarks_are_read_with_gaps_quotes_and_empty_lines(tmp_path):
         (b"model,B,B\nbase,1,2\n", "expected a line such as"),
         (b"model,,B\nbase,1,2\n", "expected a line such as"),
         (b"model,B\nbase,1,2\n", r"b\.csv:2: 3 cells, expected 2 as in its first line"),
-        (b"model,B\nbase,1\nbase,2\n", r"b\.csv:3: model 'base' is there twice; the report has base, own"),
-        (b"model,B\nnosuch,1\n", r"b\.csv:2: model 'nosuch' is not in the report; the report has base, own"),
+        (b"model,B\nbase,1\nbase,2\n", r"b\.csv:3: model 'base' is there twice"),
+        (b"model,family\nbase,1\n", r"begins with \['model', 'family'\]"),
+        (b"model,B\n,1\n", r"b\.csv:2: no model is named"),
         (b"model,B\nbase,high\n", r"b\.csv:2: 'high' is not a number"),
         (b"model,B\nbase,nan\n", r"b\.csv:2: 'nan' is not a finite number; leave the cell empty where there is none"),
         (b"model,B\nbase,-inf\n", "'-inf' is not a finite number"),
@@ -133,30 +142,46 @@ def test_what_is_wrong_in_a_file_of_benchmarks_is_said_with_its_line(content, sa
     if content is not None:
         (tmp_path / "b.csv").write_bytes(content)
     with pytest.raises(UserError, match=said):
-        read_benchmarks(tmp_path / "b.csv", ["base", "own"])
+        read_scores(tmp_path / "b.csv")
 
 
 def captions(scored, count):
     """The caption of the chart of PPL and a benchmark, and its points."""
     runs = [scores(token_scores(["a", "b"], [-0.5 * n, -1.0]), name=f"m{n}") for n in range(1, count + 1)]
     summary = summarized(runs, benchmarks={"B": {f"m{n + 1}": value for n, value in enumerate(scored)}})
-    (chart,) = (chart for chart in charts(summary) if chart.title == "PPL and B")
+    (chart,) = (chart for chart in charts(summary) if chart.name == "ppl-1-b")
+    assert chart.title.startswith("PPL and B")
     return chart.caption, [series.x[0] for series in chart.series], [series.y[0] for series in chart.series]
 
 
-def test_the_correlation_with_a_benchmark_is_pearsons():
+def test_the_correlation_with_a_benchmark_is_that_of_the_study():
     caption, x, y = captions([10.0, 30.0, 25.0, 60.0, 41.0], 5)
-    found = stats.pearsonr(x, y)
-    low, high = found.confidence_interval()
-    assert caption.startswith(f"Pearson r = {found.statistic:.2f} over 5 models, 95 % interval [{low:.2f}, {high:.2f}]")
+    found = correlate_columns(x, y)
+    low, high = found.interval
+    assert caption == (
+        f"Pearson r = {stats.pearsonr(x, y).statistic:.2f} over 5 models, 95 % interval [{low:.2f}, {high:.2f}], "
+        f"p = {found.p:.2g}."
+    )
     caption, x, y = captions([10.0, 30.0, 25.0], 3)
-    assert caption == f"Pearson r = {stats.pearsonr(x, y).statistic:.2f} over 3 models."
+    assert caption == f"Pearson r = {stats.pearsonr(x, y).statistic:.2f} over 3 models, p = 0.67."
 
 
 def test_too_few_models_and_equal_scores_have_no_correlation():
-    assert captions([10.0, 30.0], 2)[0] == "2 models: too few to correlate, or all alike."
-    assert captions([10.0, 10.0, 10.0], 4)[0] == "3 models: too few to correlate, or all alike."
-    assert captions([10.0], 2)[0].startswith("1 model")
+    assert captions([10.0, 30.0], 2)[0] == "No correlation: 2 models with both values, and 3 or more are needed."
+    assert captions([10.0, 10.0, 10.0], 4)[0] == "No correlation: the score is the same for all 3 models."
+    assert captions([10.0], 2)[0].startswith("No correlation: 1 model with both values")
+
+
+def test_a_summary_has_the_correlations_of_all_its_perplexities_and_what_did_not_join(models, evaluator):
+    joined = BenchmarkScores(scores={"B": {"base": 1.0, "other": 3.0, "own": 2.0}}, notes=["b.csv: said"])
+    summary = summarized(models, evaluator_scores=evaluator, benchmarks=joined)
+    assert "b.csv: said" in summary.notes
+    assert list(summary.correlations.correlations) == ["ppl", "longppl", "longppl_soft", "ppl_from_context"]
+    values = [run.result.longppl for run in summary.compared]
+    expected = correlate_columns(values, [1.0, 3.0, 2.0])
+    assert summary.correlations.correlations["longppl"]["B"] == expected
+    assert summary.to_json()["correlations"]["metrics"]["longppl"]["B"] == expected.to_json()
+    assert summarized(models, evaluator_scores=evaluator).correlations is None
 
 
 def test_answers_split_the_distributions(models, evaluator):
@@ -174,5 +199,5 @@ def test_an_infinite_perplexity_is_no_point_of_a_chart():
     impossible = replace(row, long_logprobs=np.array([-1.0, -np.inf], dtype=np.float32))
     runs = [scores(row, name="m1"), scores(impossible, name="m2")]
     summary = summarized(runs, benchmarks={"B": {"m1": 1.0, "m2": 2.0}})
-    (chart,) = (chart for chart in charts(summary) if chart.title == "PPL and B")
+    (chart,) = (chart for chart in charts(summary) if chart.name == "ppl-1-b")
     assert [series.name for series in chart.series] == ["m1"]

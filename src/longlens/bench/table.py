@@ -90,12 +90,12 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
             for part in batch["depths"] if by_depth else ():
                 place = f"{length} depth {_span(part)}".lstrip()
                 cells.setdefault((batch["task"], place, batch["metric"], chance), {})[name] = _cell(part, bound)
-            notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in _notes(batch, length))
+            notes |= dict.fromkeys(f"{labels[name]}: {note}" for note in batch_notes(batch, length))
         for harness in result["harness"].values():
             for task, metrics in harness["results"].items():
                 for metric, value in metrics.items():
                     cells.setdefault((task, harness["length"] or "", metric, ""), {})[name] = _cell(value)
-        for suite, place, scores, gaps in _suite_parts(result["suites"]):
+        for suite, place, scores, gaps in suite_parts(result["suites"]):
             for what, score in scores.items():
                 shown = f"{score:,}" if isinstance(score, int) else f"{score:.2f}" if score is not None else "-"
                 cells.setdefault((suite, place, what, ""), {})[name] = shown
@@ -143,7 +143,13 @@ def _span(part: Mapping[str, Any]) -> str:
     return f"{part['from']:g}" if part["from"] == part["to"] else f"{part['from']:g}-{part['to']:g}"
 
 
-def _notes(batch: Mapping[str, Any], length: str) -> list[str]:
+def batch_notes(batch: Mapping[str, Any], length: str) -> list[str]:
+    """What has to be known of a task's score.
+
+    Args:
+        batch: Of `longlens.bench.results.summarize_batch`.
+        length: Its length, as it is shown; may be empty.
+    """
     place = f"{batch['task']} at {length}" if length else batch["task"]
     counts = {
         "num_missing": "samples have no answer yet",
@@ -165,7 +171,7 @@ def _notes(batch: Mapping[str, Any], length: str) -> list[str]:
     return notes + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]
 
 
-def _suite_parts(
+def suite_parts(
     suites: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, Mapping[str, float | None], Sequence[str]]]:
     """Suite, place, averages there, and which tasks are missing for one."""

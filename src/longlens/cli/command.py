@@ -150,6 +150,24 @@ def _option(group: type, name: str, defaults: Mapping[str, Any]) -> inspect.Para
     )
 
 
+def _repeated(args: Sequence[str], options: Sequence[Any]) -> list[str]:
+    """The arguments with these options before each of their values: ``--of a b`` as ``--of a --of b``."""
+    flags = {flag for option in options for flag in option.opts}
+    given: list[str] = []
+    current: str | None = None
+    for at, argument in enumerate(args):
+        if argument == "--":
+            return [*given, *args[at:]]
+        if argument.startswith("-") and len(argument) > 1:
+            current = argument if argument in flags else None
+        elif current is not None and given[-1] != current:
+            given.append(current)
+        given.append(argument)
+    return given
+
+
+SEVERAL = "..."
+"""Ends the metavar of an option that takes all values up to the next option."""
 _VALUE_OPTIONAL: dict[str, Help] = {}
 """Flags that may stand without a value, which typer does not know."""
 
@@ -158,8 +176,9 @@ class Command(TyperCommand):
     """A command during whose run the library's log and warnings are lines on stderr."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Gives flags that stand alone their value: those that no value of theirs follows."""
+        """Gives flags that stand alone their value: those that no value of theirs follows; repeats those of several."""
         given: list[str] = []
+        args = _repeated(args, [option for option in self.params if str(option.metavar).endswith(SEVERAL)])
         for at, argument in enumerate(args):
             given.append(argument)
             help = _VALUE_OPTIONAL.get(argument) if "--" not in given else None

@@ -189,7 +189,7 @@ def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores])
     """
     baseline = results[0]
     for result in results[1:]:
-        _check_same_texts(baseline, result)
+        check_same_texts(baseline, result)
     hashes = [run.manifest["model"].get("tokenizer_sha256") for run in runs]
     pairs = [
         PairComparison(
@@ -286,7 +286,12 @@ def _documents_needed(estimated: Estimate, num_documents: int) -> int:
     return high
 
 
-def _check_same_texts(baseline: PerplexityResult, result: PerplexityResult) -> None:
+def check_same_texts(baseline: PerplexityResult, result: PerplexityResult) -> None:
+    """Refuses results of the same documents whose texts differ.
+
+    Raises:
+        UserError: A document has different texts.
+    """
     for one, other in zip(baseline.documents, result.documents, strict=True):
         if one.text_sha256 != other.text_sha256:
             raise UserError(

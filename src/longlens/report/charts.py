@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +16,7 @@ from longlens.metrics.gains import Curve
 from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
 from longlens.report.summary import ReportRun, ReportSummary
+from longlens.study.correlation import METRICS, CorrelationTable
 
 Values = Sequence[float | None]
 
@@ -100,7 +101,7 @@ def charts(summary: ReportSummary) -> list[Chart]:
         _logprob_by_position(summary.runs, colors),
         _key_share_by_position(summary, colors),
         *(_reach(summary.runs, colors, of) for of in ("all", "keys")),
-        *_benchmarks(summary, colors),
+        *([] if summary.correlations is None else correlation_charts(summary.correlations, colors)),
     ]
     return [chart for chart in allowed if chart is not None and chart.series]
 
@@ -270,39 +271,46 @@ def _between(interval: Interval | None, digits: int) -> str:
     return "" if interval is None else f" ({interval[0]:,.{digits}f} to {interval[1]:,.{digits}f})"
 
 
-def _benchmarks(summary: ReportSummary, colors: dict[str, int]) -> Iterator[Chart]:
-    for number, (benchmark, scores) in enumerate(summary.benchmarks.items(), start=1):
-        for field_name, metric in (("longppl", "LongPPL"), ("ppl", "PPL")):
-            points = [
-                (run, value, scores[run.name])
-                for run in summary.compared
-                if run.name in scores and (value := getattr(run.result, field_name)) is not None
-            ]
+def correlation_charts(table: CorrelationTable, colors: Mapping[str, int] | None = None) -> Iterator[Chart]:
+    """LongPPL and PPL against every benchmark, as figures 1(b), 5 and 6 of the paper.
+
+    Args:
+        table: Of models.
+        colors: Of models, by name, each of which is a series then; families are by default, where the table has them.
+    """
+    families = list(table.models) if table.families is None or colors is not None else list(table.families)
+    places = {family: place for place, family in enumerate(dict.fromkeys(families))} if colors is None else colors
+    for number, (benchmark, scores) in enumerate(table.benchmarks.items(), start=1):
+        for metric in ("longppl", "ppl"):
+            values = table.metrics.get(metric)
+            if values is None:
+                continue
+            points: dict[str, list[tuple[float, float, str]]] = {}
+            for family, model, value, score in zip(families, table.models, values, scores, strict=True):
+                if value is not None and score is not None:
+                    points.setdefault(family, []).append((value, score, model))
             if not points:
                 continue
+            found = table.correlations[metric][benchmark]
+            r = "" if found.pearson is None else f", r = {found.pearson:.2f}"
             yield Chart(
-                name=f"{field_name}-{number}-{_file_name(benchmark)}",
-                title=f"{metric} and {benchmark}",
-                caption=_correlation([value for _, value, _ in points], [score for _, _, score in points]),
-                x=Axis(label=f"{metric} (per token, lower is better)"),
+                name=f"{metric}-{number}-{_file_name(benchmark)}",
+                title=f"{METRICS[metric]} and {benchmark}{r}",
+                caption=found.in_words(),
+                x=Axis(label=f"{METRICS[metric]} (per token, lower is better)"),
                 y=Axis(label=f"{benchmark} score"),
                 series=[
-                    Series(name=run.name, x=[x], y=[y], labels=[run.name], color=colors[run.name], style="points")
-                    for run, x, y in points
+                    Series(
+                        name=family,
+                        x=[value for value, _, _ in own],
+                        y=[score for _, score, _ in own],
+                        labels=[model for _, _, model in own],
+                        color=places[family],
+                        style="points",
+                    )
+                    for family, own in points.items()
                 ],
             )
-
-
-def _correlation(x: Sequence[float], y: Sequence[float]) -> str:
-    """Pearson's r in words; it does not exist for fewer than three points, or where one side does not vary."""
-    if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
-        return f"{len(x)} models: too few to correlate, or all alike."
-    from scipy import stats
-
-    correlation = stats.pearsonr(x, y)
-    low, high = correlation.confidence_interval() if len(x) > 3 else (math.nan, math.nan)
-    interval = f", 95 % interval [{low:.2f}, {high:.2f}]" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"Pearson r = {correlation.statistic:.2f} over {len(x)} models{interval}."
 
 
 def _file_name(name: str) -> str:

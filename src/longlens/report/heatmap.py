@@ -1,10 +1,13 @@
-"""Lengths by depths: the map of a needle grid, as PNG and SVG. matplotlib is imported where it is used."""
+"""Maps as PNG and SVG: a needle grid, lengths by depths; and tasks by tasks, how far they rank models alike.
+
+matplotlib is imported where it is used.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +23,14 @@ if TYPE_CHECKING:
 COLOURS = "cividis"
 """Of matplotlib: perceptually uniform, and the same to the colour-blind (Nuñez, Anderton and Renslow, 2018)."""
 
+SIGNED_COLOURS = "PuOr"
+"""For values from -1 to 1: white is 0; the colour-blind can tell its two sides apart (Brewer and Harrower, 2003)."""
+
 _MISSING = {"facecolor": "#F2F2F2", "edgecolor": "#A0A0A0", "hatch": "////", "linewidth": 0.0}
 _WITH_NUMBERS = 12
 """Lengths, and depths, up to which each cell has its number; and ticks that an axis has at most."""
+_MAX_NAMES = 60
+"""Names that an axis of tasks has at most."""
 
 
 class Grid(NamedTuple):
@@ -81,10 +89,9 @@ def heatmap(cells: Iterable[tuple[int, float, float | None]], *, title: str = ""
         if title:
             figure.suptitle(plain(title, 74))
         axes = figure.add_subplot()
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=2)
-        _draw_cells(axes, drawn)
+        _plain_axes(axes)
+        numbered = max(drawn.means.shape) <= _WITH_NUMBERS
+        _draw_cells(axes, drawn.means, _PERCENT, numbered=numbered, missing="no scored sample")
         _set_ticks(axes, drawn)
         return figure
 
@@ -115,41 +122,144 @@ def write_heatmap(
     return save(heatmap(cells, title=title), Path(folder), name, title=title, caption=caption, formats=formats)
 
 
+def correlation_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str = "") -> Figure:
+    """A matplotlib figure of correlations of each two of several things, from -1 to 1; a cell of None is hatched.
+
+    Args:
+        matrix: ``(k, k)``.
+        names: Of its rows and columns, in order.
+        title: Above the map.
+
+    Raises:
+        UserError: There are no names, or another number of rows or columns; matplotlib is not installed.
+    """
+    if not names or len(matrix) != len(names) or any(len(row) != len(names) for row in matrix):
+        raise UserError(
+            f"{len(names)} names for {len(matrix)} rows; expected a square matrix, with a name for each row"
+        )
+    cells = np.array([[math.nan if value is None else value for value in row] for row in matrix], dtype=np.float64)
+    labels = [plain(name, 40) for name in names]
+    numbered = len(names) <= 2 * _WITH_NUMBERS
+    with style():
+        from matplotlib.figure import Figure
+
+        side = min(16.0, 2.4 + 0.42 * len(names) if numbered else 8.0)
+        figure = Figure(figsize=(side + 1.2, side))
+        if title:
+            figure.suptitle(plain(title, 74))
+        axes = figure.add_subplot()
+        _plain_axes(axes)
+        axes.set_aspect("equal")
+        _draw_cells(axes, cells, _SIGNED, numbered=numbered, missing="no correlation")
+        places = [place + 0.5 for place in range(len(names))]
+        if len(names) > _MAX_NAMES:  # no room for all of them
+            step = math.ceil(len(names) / _MAX_NAMES)
+            places, labels = places[::step], labels[::step]
+        axes.set_xticks(places, labels)
+        axes.set_yticks(places, labels)
+        tilt_labels(axes)
+        return figure
+
+
+def write_correlation_map(
+    matrix: Sequence[Sequence[float | None]],
+    names: Sequence[str],
+    folder: str | os.PathLike[str],
+    *,
+    name: str = "tasks",
+    title: str = "",
+    caption: str = "",
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Draws `correlation_map` into ``NAME.FORMAT``, which replaces a file of that name.
+
+    Args:
+        matrix: ``(k, k)``.
+        names: Of its rows and columns.
+        folder: Where; created if it is missing.
+        name: Of the files.
+        title: Above the map, and in the metadata of the files.
+        caption: In the metadata of the files.
+        formats: Of ``png`` and ``svg``.
+
+    Raises:
+        UserError: What `correlation_map` refuses; a format is unknown, or a file cannot be written.
+    """
+    check_formats(formats)
+    drawn = correlation_map(matrix, names, title=title)
+    return save(drawn, Path(folder), name, title=title, caption=caption, formats=formats)
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _draw_cells(axes: Axes, cells: Grid) -> None:
+class _Look(NamedTuple):
+    """How cells are coloured and numbered."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    label: str
+    colours: str
+    number: Callable[[float], str]
+
+
+_PERCENT = _Look(
+    low=0,
+    high=100,
+    ticks=range(0, 101, 20),
+    label="mean score, %",
+    colours=COLOURS,
+    number=lambda value: f"{round(value, 1):g}",
+)
+_SIGNED = _Look(
+    low=-1,
+    high=1,
+    ticks=(-1, -0.5, 0, 0.5, 1),
+    label="Spearman's rho over models",
+    colours=SIGNED_COLOURS,
+    number=lambda value: f"{value:.2f}",
+)
+
+
+def _plain_axes(axes: Axes) -> None:
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=2)
+
+
+def _draw_cells(
+    axes: Axes, cells: np.ndarray[tuple[int, int], np.dtype[np.float64]], look: _Look, *, numbered: bool, missing: str
+) -> None:
+    """Cells of equal size, the first row on top; those of NaN are hatched, which the legend calls ``missing``."""
     from matplotlib.patches import Patch, Rectangle
 
-    rows, columns = cells.means.shape
-    numbered = max(rows, columns) <= _WITH_NUMBERS
+    rows, columns = cells.shape
     drawn = axes.pcolormesh(
         np.arange(columns + 1),
         np.arange(rows + 1),
-        np.ma.masked_invalid(cells.means),
-        cmap=COLOURS,
-        vmin=0,
-        vmax=100,
+        np.ma.masked_invalid(cells),
+        cmap=look.colours,
+        vmin=look.low,
+        vmax=look.high,
     )
-    bar = axes.figure.colorbar(drawn, ax=axes, label="mean score, %", ticks=range(0, 101, 20), pad=0.02)
+    bar = axes.figure.colorbar(drawn, ax=axes, label=look.label, ticks=look.ticks, pad=0.02)
     bar.outline.set_visible(False)
-    missing = [(int(row), int(column)) for row, column in np.argwhere(np.isnan(cells.means))]
-    look: dict[str, Any] = _MISSING
-    for row, column in missing:
-        axes.add_patch(Rectangle((column, row), 1, 1, **look))
-    if missing:
-        axes.figure.legend(
-            handles=[Patch(**look)], labels=["no scored sample"], loc="outside lower center", frameon=False
-        )
+    hatched: dict[str, Any] = _MISSING
+    without = [(int(row), int(column)) for row, column in np.argwhere(np.isnan(cells))]
+    for row, column in without:
+        axes.add_patch(Rectangle((column, row), 1, 1, **hatched))
+    if without:
+        axes.figure.legend(handles=[Patch(**hatched)], labels=[missing], loc="outside lower center", frameon=False)
     lines: dict[str, Any] = {"colors": "white", "linewidth": 1.5 if numbered else 0.8}
     axes.hlines(np.arange(1, rows), 0, columns, **lines)
     axes.vlines(np.arange(1, columns), 0, rows, **lines)
     if numbered:
-        for (row, column), mean in np.ndenumerate(cells.means):
-            if not math.isnan(mean):
-                ink = _ink(drawn.to_rgba(np.asarray(mean)))
-                axes.text(column + 0.5, row + 0.5, f"{round(mean, 1):g}", ha="center", va="center", color=ink)
+        for (row, column), value in np.ndenumerate(cells):
+            if not math.isnan(value):
+                ink = _ink(drawn.to_rgba(np.asarray(value)))
+                axes.text(column + 0.5, row + 0.5, look.number(value), ha="center", va="center", color=ink)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
 
 

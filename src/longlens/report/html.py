@@ -25,6 +25,7 @@ from longlens.report.documents import PageDocuments, base64_of, embedded
 from longlens.report.summary import ReportSummary, summarize_runs
 from longlens.scoring.scores import Scores
 from longlens.settings.options import KeyRule
+from longlens.study.correlation import METRICS, BenchmarkScores
 
 SCRIPTS = ("tokens.js", "pane.js", "charts.js", "main.js")
 GENERATOR = '<meta name="generator" content="longlens">'
@@ -43,7 +44,7 @@ def write_report(
     context: int | None = None,
     stride: int | None = None,
     answers: AnswerSpans | None = None,
-    benchmarks: Mapping[str, Mapping[str, float]] | None = None,
+    benchmarks: BenchmarkScores | Mapping[str, Mapping[str, float]] | None = None,
     documents: Sequence[str] = (),
     num_documents: int | None = None,
 ) -> ReportSummary:
@@ -64,7 +65,8 @@ def write_report(
         context: Which of the evaluator's short contexts, K tokens.
         stride: Which of its strides.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
-        benchmarks: By the name of a benchmark, scores by the names of runs.
+        benchmarks: By the name of a benchmark, scores by the names of runs; or those of
+            `longlens.study.benchmarks.join_benchmarks`.
         documents: Ids of the documents whose texts and tokens are shown.
         num_documents: Else how many of the first ones; None for as many as keep the page below 10 MB. Numbers are of
             all documents in any case.
@@ -125,6 +127,7 @@ def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.generate(
         summary=summary,
+        titles=METRICS,
         shown=summary.documents,
         generator=Markup(GENERATOR),
         # Our own files, which have to stand in the page as they were hashed.

@@ -23,6 +23,7 @@ from longlens.metrics.thresholds import ThresholdSums, ThresholdTable
 from longlens.report.documents import PageDocuments
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, names_of, same_run
 from longlens.settings.options import ALPHA, BETA, KeyRule
+from longlens.study.correlation import METRICS, BenchmarkScores, CorrelationTable, correlate_table
 
 SCHEMA_VERSION = 1
 STEP = 0.1
@@ -63,6 +64,7 @@ class ReportSummary:
         keys: The key tokens at the thresholds of the report; None where there are none.
         pairs: Every other compared run against the baseline.
         benchmarks: By the name of a benchmark, the scores of runs by their names.
+        correlations: Of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
         notes: What has to be known before a number is relied on.
         documents: Ids of the documents whose text the page shows; empty without a page.
     """
@@ -72,6 +74,7 @@ class ReportSummary:
     keys: KeySource | None
     pairs: Sequence[PairComparison]
     benchmarks: Mapping[str, Mapping[str, float]]
+    correlations: CorrelationTable | None
     notes: Sequence[str]
     documents: Sequence[str] = ()
 
@@ -90,6 +93,7 @@ class ReportSummary:
             "reach": [{"name": run.name, **run.reach.to_json()} for run in self.runs if run.reach is not None],
             "distributions": [{"name": run.name, **run.distributions.to_json()} for run in self.runs],
             "benchmarks": {name: dict(scores) for name, scores in self.benchmarks.items()},
+            "correlations": None if self.correlations is None else self.correlations.to_json(),
             "warnings": list(self.notes),
         }
 
@@ -101,7 +105,7 @@ def summarize_runs(
     keys: KeySource | None = None,
     rule: KeyRule | None = None,
     answers: AnswerSpans | None = None,
-    benchmarks: Mapping[str, Mapping[str, float]] | None = None,
+    benchmarks: BenchmarkScores | Mapping[str, Mapping[str, float]] | None = None,
     page: PageDocuments | None = None,
 ) -> ReportSummary:
     """All numbers of a report, from stored scores; every document is read once, and no model is run.
@@ -113,7 +117,7 @@ def summarize_runs(
         keys: Key tokens instead, selected before.
         rule: How the evaluator's scores select key tokens; the paper's thresholds unless given.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
-        benchmarks: By the name of a benchmark, scores by the names of runs (see `read_benchmarks`).
+        benchmarks: By the name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
         page: Takes the documents that a page shows.
 
     Raises:
@@ -171,14 +175,31 @@ def summarize_runs(
         )
         for each, result, reached in zip(sums, [*results, *[None] * (len(shown) - len(runs))], reaches, strict=True)
     ]
+    if isinstance(benchmarks, BenchmarkScores):
+        notes += benchmarks.notes
+    scores_of = benchmarks.scores if isinstance(benchmarks, BenchmarkScores) else benchmarks or {}
     return ReportSummary(
         runs=summarized,
         evaluator=next((run for run in summarized if run.scores is evaluator_scores), None),
         keys=influence.keys,
         pairs=pairs,
-        benchmarks=benchmarks or {},
+        benchmarks=scores_of,
+        correlations=_correlations(results, names, scores_of) if scores_of else None,
         notes=list(dict.fromkeys(notes)),
         documents=[] if page is None else page.ids,
+    )
+
+
+def _correlations(
+    results: Sequence[PerplexityResult], names: Sequence[str], benchmarks: Mapping[str, Mapping[str, float]]
+) -> CorrelationTable:
+    """What the compared runs' results and scores come to; the others have no result."""
+    models = names[: len(results)]
+    columns = {metric: [getattr(result, metric, None) for result in results] for metric in METRICS}
+    return correlate_table(
+        {metric: values for metric, values in columns.items() if any(value is not None for value in values)},
+        {benchmark: [scores.get(name) for name in models] for benchmark, scores in benchmarks.items()},
+        models=models,
     )
 
 

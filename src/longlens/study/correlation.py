@@ -39,6 +39,15 @@ EXACT_MODELS = 9
 """Models up to which p is over all orders: 9! are 362,880."""
 RESAMPLES = 4000
 PERMUTATIONS = 19_999
+METRICS = {
+    "ppl": "PPL",
+    "longppl": "LongPPL",
+    "longppl_soft": "LongPPL-soft",
+    "longppl_no_lcl": "LongPPL without LCL",
+    "ppl_ngram": "PPL on re-occurring 3-grams",
+    "ppl_from_context": "PPL on tokens from K on",
+}
+"""Titles of metrics by their names: of Table 1, figure 9 and Table 11 of the paper, and one for position alone."""
 _ALIKE = 1e-12
 """Spread over size of a column that has none; and how near to the observed coefficient one counts as equal."""
 
@@ -46,6 +55,21 @@ Column = Sequence[float | None] | Doubles
 """A value for each model; None or NaN where there is none."""
 Statistic = Callable[[Doubles, Doubles, Doubles], Doubles]
 """Of ``x (n,)``, ``y (n,)`` and ``counts (b, n)``, how often each resample has each model: ``(b,)``, NaN for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkScores:
+    """Scores of scored models.
+
+    Attributes:
+        scores: Of each benchmark, by the name of a run.
+        families: Of runs, by their names, where a file says it.
+        notes: What did not join, and what has to be known of a score.
+    """
+
+    scores: Mapping[str, Mapping[str, float]]
+    families: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +115,15 @@ class Correlation:
         """Plain values."""
         values: dict[str, Any] = plain(self)
         return values
+
+    def in_words(self) -> str:
+        """Pearson's r, n, its interval and p; or why there is none."""
+        if self.pearson is None:
+            return f"No correlation: {self.reason}."
+        words = f"Pearson r = {self.pearson:.2f} over {self.n} models"
+        if self.interval is not None:
+            words += f", 95 % interval [{self.interval[0]:.2f}, {self.interval[1]:.2f}]"
+        return words + f", p = {self.p:.2g}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +192,8 @@ class CorrelationTable(Tabular):
         tests: Of each other metric against the baseline, by metric and benchmark.
         agreement: Of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on correlations).
         notes: What has to be known before a number is relied on, a sentence each.
+        settings: Of the key tokens that the metrics are about: ``evaluator``, ``context``, ``stride``, ``alpha``,
+            ``beta``, ``gamma``, ``lcl``; empty where the metrics were given.
     """
 
     models: Sequence[str]
@@ -170,6 +205,7 @@ class CorrelationTable(Tabular):
     tests: Mapping[str, Mapping[str, DependentTest]]
     agreement: Mapping[str, Mapping[str, RankAgreement]]
     notes: Sequence[str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``longlens study correlate --json`` prints."""
@@ -189,6 +225,7 @@ class CorrelationTable(Tabular):
             "baseline": self.baseline,
             "tests": plain(self.tests),
             "agreement": plain(self.agreement),
+            "settings": dict(self.settings),
             "warnings": list(self.notes),
         }
 

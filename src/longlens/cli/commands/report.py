@@ -21,7 +21,10 @@ def report(
     rule: KeyRule,
     answers: o.Answers = None,
     benchmarks: Annotated[
-        Path | None, typer.Option(help="CSV with a column model and one a benchmark: LongPPL against their scores.")
+        list[Path] | None,
+        typer.Option(
+            help="A folder of longlens bench run, or a CSV (model, benchmarks); may be repeated.", metavar="RUN|FILE"
+        ),
     ] = None,
     document: Annotated[
         list[str] | None, typer.Option(help="Id of a document to show with its text; may be repeated.")
@@ -39,12 +42,11 @@ def report(
     from longlens.cli.console import message, print_json, say, without_warnings
     from longlens.errors import UserError, require
     from longlens.report import write_report
-    from longlens.report.benchmarks import read_benchmarks
     from longlens.report.charts import charts
     from longlens.report.figures import check_folder, write_figures
     from longlens.report.html import check_place
     from longlens.scoring.reader import open_scores
-    from longlens.scoring.scores import names_of
+    from longlens.study.benchmarks import join_benchmarks
 
     if document:
         o.refuse(command, "with --document, which names the documents to show", "num_documents")
@@ -60,7 +62,7 @@ def report(
         summary = write_report(
             out,
             runs,
-            benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
+            benchmarks=join_benchmarks(benchmarks, runs) if benchmarks else None,
             documents=document or (),
             num_documents=num_documents,
             **chosen,

@@ -9,6 +9,7 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import App
+from longlens.settings.options import KeyRule
 
 study = App("study", "Studies: do the claims of the paper and of the lecture hold?")
 
@@ -99,3 +100,57 @@ def published(
         print_table(*own_rows(own))
     for line in notes_of(found, own):
         print(printable(line))
+
+
+@study.command()
+def correlate(
+    *,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of longlens longppl or of longlens score, one a model.")],
+    benchmarks: Annotated[
+        list[Path],
+        typer.Option(help="Folders of longlens bench run, or a CSV: model, family, benchmarks.", metavar="RUN|FILE..."),
+    ],
+    evaluator_scores: o.EvaluatorScores = None,
+    keys: o.Keys = None,
+    rule: KeyRule,
+    families: Annotated[
+        list[str] | None,
+        typer.Option("--family", help="Family of a model; may be repeated.", metavar="MODEL=FAMILY"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of resamples and random orders.")] = 0,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", "-o", help="Folder for scatter plots and the map of tasks, PNG and SVG.")
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Correlate LongPPL and PPL with benchmark scores over models. Intervals, tests, and how benchmarks agree.
+
+    Example: longlens study correlate runs/* --benchmarks bench/* --figures figures
+    """
+    from longlens.cli.commands.correlation import print_correlations
+    from longlens.cli.console import message, print_json, say, without_warnings
+    from longlens.cli.progress import ProgressBar
+    from longlens.errors import UserError, require
+    from longlens.report.figures import check_folder
+    from longlens.study.correlate import correlate as compute
+    from longlens.study.correlate import write_correlation_figures
+
+    if figures is not None:
+        require("matplotlib", extra="figures", purpose="--figures")
+        check_folder(figures)
+    named = dict(part.rpartition("=")[::2] for part in families or ())
+    if not all(model and family for model, family in named.items()):
+        raise UserError("--family is not MODEL=FAMILY: give it as --family smollm2=SmolLM2")
+    chosen = o.key_source(evaluator_scores, keys, rule, None)
+    del chosen["answers"]
+    with without_warnings():
+        table = compute(runs, benchmarks, families=named, seed=seed, progress=ProgressBar(), **chosen)
+    drawn = [] if figures is None else write_correlation_figures(table, figures)
+    for note in table.notes:
+        say(f"note: {message(note)}")
+    if as_json:
+        print_json({**table.to_json(), "figures": [str(path) for path in drawn]})
+        return
+    print_correlations(table)
+    for path in drawn:
+        print(path)

@@ -1,0 +1,296 @@
+"""Benchmark scores of scored models: from folders of benchmark runs, told by the model's identity, and from CSV files.
+
+::
+
+    model,family,LongBench,RULER
+    smollm2,SmolLM2,21.3,40.1
+
+A file has a row a model, which is told by its name; ``family`` may be missing, and an empty cell is no score.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from longlens.errors import UserError, shown
+from longlens.runs.identity import ModelIdentity, model_differences
+from longlens.scoring.scores import Scores, identity_of, names_of
+from longlens.study.correlation import BenchmarkScores
+
+MODEL, FAMILY = "model", "family"
+"""Columns of a file that are no scores."""
+LOGPROB = " answer log-probability"
+"""Mean log-probability of the right answer, nats: what a forced answer has beside a score, and where no floor is."""
+
+
+class ScoreFile(NamedTuple):
+    """What a CSV file says.
+
+    Attributes:
+        scores: Of each benchmark, by model.
+        families: Of each model, by its name; empty where there is no such column.
+        models: All of them.
+    """
+
+    scores: dict[str, dict[str, float]]
+    families: dict[str, str]
+    models: list[str]
+
+
+def join_benchmarks(
+    sources: Sequence[str | os.PathLike[str]], runs: Sequence[Scores], names: Sequence[str] | None = None
+) -> BenchmarkScores:
+    """The scores of benchmarks that belong to scored models.
+
+    A benchmark run belongs to the run that is of the same model: weights, configuration, tokenizer and cache policy, in
+    whatever dtype and run by whatever engine. Where one of them recorded no identity, as with a server, it goes by the
+    model's name, and a note says so. A row of a file goes by the name.
+
+    A benchmark is a task at a length, such as ``niah_single_1 4096``, with its mode unless answers were generated, and
+    its settings where runs differ in them; where answers were forced, the mean log-probability of the answers as well,
+    which has no floor; an average of a suite, such as ``RULER 4096 mean of 13``; and
+    ``mean of N tasks``, of those tasks of a mode that every model was asked.
+
+    Args:
+        sources: Folders of benchmark runs, and CSV files.
+        runs: The scored models.
+        names: What they are called; see `names_of` unless given.
+
+    Raises:
+        UserError: A source cannot be read; two of them have a score of one benchmark and model; none of them is of a
+            scored model.
+    """
+    names = names_of(runs) if names is None else names
+    joined = _Joined()
+    folders = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            folders.append(source)
+        else:
+            _add_file(joined, source, names)
+    _add_folders(joined, folders, runs, names)
+    if not joined.scores:
+        listed = ", ".join(map(shown, sources))
+        raise UserError(
+            f"no benchmark result in {listed} is of one of the scored models, {', '.join(map(shown, names))}: "
+            + "; ".join([*joined.notes, "give results of the same models"])
+        )
+    without = [name for name in names if not any(name in of_model for of_model in joined.scores.values())]
+    if without:
+        joined.notes.append(f"no benchmark results of {', '.join(without)}, which do not count")
+    return BenchmarkScores(scores=joined.scores, families=joined.families, notes=joined.notes)
+
+
+def read_scores(path: str | os.PathLike[str]) -> ScoreFile:
+    """Scores of models from a CSV file: a column ``model``, perhaps ``family``, and one a benchmark.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: No such file, no such columns, a model that is there twice, or a cell that is not a number.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"cannot read {path}: {error}. Expected CSV with the columns model and one a benchmark"
+        ) from error
+    header = [cell.strip() for cell in rows[0]] if rows else []
+    benchmarks = [name for name in header[1:] if name != FAMILY]
+    if not benchmarks or header[0] != MODEL or len(set(header)) < len(header) or not all(header):
+        raise UserError(f"{path} begins with {header}, expected a line such as model,LongBench,RULER")
+    found = ScoreFile(scores={benchmark: {} for benchmark in benchmarks}, families={}, models=[])
+    for number, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(header):
+            raise UserError(f"{path}:{number}: {len(row)} cells, expected {len(header)} as in its first line")
+        name = row[0].strip()
+        if not name or name in found.models:
+            raise UserError(f"{path}:{number}: " + (f"model {name!r} is there twice" if name else "no model is named"))
+        found.models.append(name)
+        for column, cell in zip(header[1:], map(str.strip, row[1:]), strict=True):
+            if cell and column == FAMILY:
+                found.families[name] = cell
+            elif cell:
+                found.scores[column][name] = _score(path, number, cell)
+    return found
+
+
+def _score(path: Path, number: int, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: {cell!r} is not a number") from error
+    if not math.isfinite(value):
+        raise UserError(f"{path}:{number}: {cell!r} is not a finite number; leave the cell empty where there is none")
+    return value
+
+
+class _Joined:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, dict[str, float]] = {}
+        self.families: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._places: dict[tuple[str, str], Path] = {}
+
+    def add(self, benchmark: str, name: str, score: float, place: Path) -> None:
+        """One score of a run.
+
+        Raises:
+            UserError: There is one already.
+        """
+        other = self._places.setdefault((benchmark, name), place)
+        if name in self.scores.get(benchmark, {}):
+            raise UserError(f"{other} and {place} both have {benchmark!r} of {name}: give one of them")
+        self.scores.setdefault(benchmark, {})[name] = score
+
+
+def _add_file(joined: _Joined, path: Path, names: Sequence[str]) -> None:
+    found = read_scores(path)
+    for benchmark, scores in found.scores.items():
+        for model, score in scores.items():
+            if model in names:
+                joined.add(benchmark, model, score, path)
+    joined.families |= {model: family for model, family in found.families.items() if model in names}
+    if unknown := [model for model in found.models if model not in names]:
+        listed = ", ".join(map(repr, unknown[:4])) + (", …" if len(unknown) > 4 else "")
+        joined.notes.append(
+            f"{path}: {len(unknown)} of its {len(found.models)} models are none of the scored ones ({listed})"
+        )
+
+
+class _Cell(NamedTuple):
+    """What a model scores in one task."""
+
+    name: str
+    task: str
+    length: int | None
+    mode: str
+    settings: Mapping[str, Any]
+    score: float
+    asked: str
+    folder: Path
+
+
+def _add_folders(joined: _Joined, folders: Sequence[Path], runs: Sequence[Scores], names: Sequence[str]) -> None:
+    from longlens.bench.results import summarize_run
+    from longlens.bench.store import read_manifest
+    from longlens.bench.table import batch_notes, suite_parts
+
+    cells: list[_Cell] = []
+    for folder in folders:
+        manifest = read_manifest(folder)
+        own = _runs_of(joined, folder, manifest, runs, names)
+        if not own:
+            continue
+        results = summarize_run(folder)
+        mode = "" if results["mode"] == "generate" else f" ({results['mode']})"
+        for batch in results["tasks"].values():
+            length = batch["length"]
+            known = batch_notes(batch, "" if length is None else f"{length:,}")
+            joined.notes += (f"{own[0]}: {note}" for note in known)
+            made = batch["made_of"]
+            asked = json.dumps([made, batch["seed"], batch["num_samples"]], sort_keys=True)
+            nll = batch["answer_nll"]
+            for part, score in (("", batch["score"]), (LOGPROB, None if nll is None else -nll)):
+                if score is not None:
+                    about = (batch["task"], length, part + mode, made.get("settings") or {}, score, asked, folder)
+                    cells += (_Cell(name, *about) for name in own)
+        for benchmark, score in _averages(results, suite_parts(results["suites"])):
+            for name in own:
+                joined.add(benchmark, name, score, folder)
+    for benchmark, of_models in _tasks(joined, cells).items():
+        for cell in of_models:
+            joined.add(benchmark, cell.name, cell.score, cell.folder)
+
+
+def _runs_of(
+    joined: _Joined, folder: Path, manifest: Mapping[str, Any], runs: Sequence[Scores], names: Sequence[str]
+) -> list[str]:
+    """The runs that are of the model of a benchmark run; what does not join goes into the notes."""
+    engine = manifest.get("engine")
+    record: Mapping[str, Any] = engine if isinstance(engine, Mapping) else {}
+    identity, model = ModelIdentity.read(record), str(manifest["model"])
+    named = [(name, run) for name, run in zip(names, runs, strict=True) if str(run.manifest["model"]["name"]) == model]
+    same = [name for name, run in zip(names, runs, strict=True) if identity_of(run).is_same_model(identity)]
+    if same:
+        return same
+    for name, run in named:
+        if identity.sha256 is None or identity_of(run).sha256 is None:
+            joined.notes.append(f"{folder} and {name} are joined by the model's name: one of them recorded no identity")
+            return [name]
+    how = ""
+    if named:
+        differ = model_differences(record, named[0][1].manifest["model"])
+        how = f" (of the run of that name: {'; '.join(differ)})"
+    joined.notes.append(f"{folder}: its model {shown(model)} is none of the scored ones{how}")
+    return []
+
+
+def _averages(
+    results: Mapping[str, Any], parts: Iterable[tuple[str, str, Mapping[str, float | None], Sequence[str]]]
+) -> Iterable[tuple[str, float]]:
+    """Averages of suites, those without gaps, and scores of lm-evaluation-harness."""
+    for suite, place, averages, _ in parts:
+        for what, average in averages.items():
+            if average is not None:
+                yield " ".join(word for word in (suite, place.replace(",", ""), what) if word), float(average)
+    for harness in results["harness"].values():
+        for task, metrics in harness["results"].items():
+            for metric, value in metrics.items():
+                if value["score"] is not None:
+                    yield " ".join(word for word in (task, harness["length"] or "", metric) if word), value["score"]
+
+
+def _tasks(joined: _Joined, cells: Sequence[_Cell]) -> dict[str, list[_Cell]]:
+    """Cells by benchmark: those of one task, length, mode and settings; several seeds of a run are one, their mean."""
+    groups: dict[tuple[str, int | None, str], list[_Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.task, cell.length, cell.mode), []).append(cell)
+    found: dict[str, list[_Cell]] = {}
+    for (task, length, mode), group in groups.items():
+        keys = dict.fromkeys(key for cell in group for key in cell.settings)
+        differ = [key for key in keys if len({json.dumps(cell.settings.get(key)) for cell in group}) > 1]
+        for cell in group:
+            chosen = [f"{key}={cell.settings[key]}" for key in differ if key in cell.settings]
+            words = [task, *([] if length is None else [str(length)]), *chosen]
+            found.setdefault(" ".join(words) + mode, []).append(cell)
+    for benchmark, group in found.items():
+        asked = {cell.asked for cell in group}
+        if len(asked) > 1:
+            joined.notes.append(f"{benchmark}: models were asked other samples (seed, number, text or settings differ)")
+        merged: dict[tuple[str, Path], list[_Cell]] = {}
+        for cell in group:
+            merged.setdefault((cell.name, cell.folder), []).append(cell)
+        found[benchmark] = [
+            same[0]._replace(score=sum(cell.score for cell in same) / len(same)) for same in merged.values()
+        ]
+    return found | _means_of_tasks(found)
+
+
+def _means_of_tasks(found: Mapping[str, Sequence[_Cell]]) -> dict[str, list[_Cell]]:
+    """Of each mode, the mean of those tasks that every model was asked, where there are two or more."""
+    means: dict[str, list[_Cell]] = {}
+    for mode in dict.fromkeys(group[0].mode for group in found.values()):
+        groups = [group for group in found.values() if group[0].mode == mode]
+        names = dict.fromkeys(cell.name for group in groups for cell in group)
+        shared = [group for group in groups if {cell.name for cell in group} == names.keys()]
+        if len(shared) < 2:
+            continue
+        for name in names if LOGPROB not in mode else ():
+            own = [next(cell for cell in group if cell.name == name) for group in shared]
+            mean = own[0]._replace(score=sum(cell.score for cell in own) / len(own))
+            means.setdefault(f"mean of {len(shared)} tasks{mode}", []).append(mean)
+    return means
