@@ -5,10 +5,8 @@ coefficient cannot be computed from is None, with the reason, never NaN.
 
 **Intervals** are by the bootstrap over models: BCa (Efron 1987), at the levels ``Phi(sqrt(n / (n - 1)) t(q, n - 1))``
 in place of q = 2.5 % and 97.5 %, which make up for the spread that a resample of n lacks (Hesterberg 2015, section
-4.2). Of 9, 12 and 16 models whose metric and score are normal, or t with 5 degrees of freedom, at correlations from 0
-to -0.96, the percentile interval of Pearson's r covers 87 to 93 %, BCa 88 to 95 %, and BCa at these levels 92 to 97 %
-(``python -m benchmarks.coverage correlation``). All are by resamples of the same models, so that the interval of a
-difference of two coefficients is paired.
+4.2): percentile intervals of so few models are too narrow. All are by resamples of the same models, so that the
+interval of a difference of two coefficients is paired.
 
 **p** is two-sided, by permutation: the share of all n! orders of the scores with a coefficient as far from 0, where
 there are 9 models or fewer; else of 19,999 random orders and the observed one (Phipson and Smyth 2010). Kendall's is
