@@ -65,13 +65,13 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
     ("arguments", "message"),
     [
         (["study"], "Missing command. See longlens study --help"),
-        (["study", "reproduce", "longppl", "-o", "out"], "no study 'longppl'; expected one of longce"),
+        (["study", "reproduce", "longppl", "-o", "out"], "no study 'longppl'; expected one of "),
         ([*REPRODUCE, "--seeds", "1,x"], "--seeds is 'x'; expected a whole number, such as "),
         (
             [*REPRODUCE, "--seeds", "-1"],
             "toy.yaml: seeds are [-1]; expected different whole numbers from 0 on",
         ),
-        ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': give a YAML file, or one of longce"),
+        ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': give a YAML file, or one of "),
         ([*REPRODUCE, "--set", "text=nosuch"], "no such file or folder: 'nosuch'"),
         ([*REPRODUCE, "--set", "text=a.txt"], "the text has "),
         ([*REPRODUCE, "-o", "a.txt"], "a.txt is a file; give a folder for the run"),

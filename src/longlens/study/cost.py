@@ -164,8 +164,6 @@ def inputs(settings: CostSettings) -> dict[str, Any]:
 def run(settings: CostSettings, steps: Steps) -> dict[str, Any]:
     """Times what is not timed yet, and sums it up."""
     timed = _Timed(settings, steps)
-    for role in _roles(settings):
-        steps.json(f"plans/{role}.json", lambda role=role: timed.measure(role))  # type: ignore[misc]
     found = []
     for length in settings.lengths:
         rounds = [
@@ -226,30 +224,30 @@ class _Timed:
         from longlens.planning.score import find_config
 
         longest = max(self.settings.lengths)
-        info = self.scorers[role].info
+        device = self.scorers[role].info.device.partition(":")[0]
         found = measure(
             find_config(_roles(self.settings)[role]),
-            device=info.device.partition(":")[0],
+            device=device,
             dtype=self.settings.dtype,
             lengths=(min(256, longest // 2), min(2048, longest)),
             clock=self.clock,
         )
-        return asdict(found.forward)
+        return {"device": device, "rates": asdict(found.forward)}
 
     def plan(self, role: str, length: int, window: Window | None) -> ScorePlan:
         """What the planner predicts for a document of so many tokens of that model, from the measured speed."""
         from longlens.planning.devices import Rates, this_machine
         from longlens.planning.score import plan_score
 
-        rates = self.steps.json(f"plans/{role}.json", lambda: self.measure(role))
+        measured = self.steps.json(f"plans/{role}.json", lambda: self.measure(role))
         return plan_score(
             _roles(self.settings)[role],
             length=length,
             context=None if window is None else window.context,
             stride=1 if window is None else window.stride,
             dtype=self.settings.dtype,
-            device=this_machine("cpu"),
-            rates=Rates(**rates),
+            device=this_machine(measured["device"]),
+            rates=Rates(**measured["rates"]),
         )
 
     def round(self, length: int, seed: int) -> dict[str, Any]:

@@ -21,7 +21,12 @@ def _root() -> None:
 
 @study.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="longce: does LongCE help, in a model that two cores train?")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="cost: time of PPL and of LongPPL; longce: does LongCE help, in a model that two cores train?"
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, runs and result.json.")],
     recipe: Annotated[Path | None, typer.Option(help="A YAML file with other settings.")] = None,
     changes: Annotated[
