@@ -43,6 +43,8 @@ CHUNK_TOKENS = 1024
 """Rows of a chunk where a sequence is fed in chunks (sliding-window layers, eager attention)."""
 ATTENTION_BYTES = 256 * 2**20
 """Bound on the attention matrix of a chunk under eager attention, fp32."""
+BRANCH_TOKENS = 32768
+"""Tokens of copies of a key-value cache that exist at one time (`ContinuationScorer.branches`)."""
 QUANTISED_ERROR = 0.1
 """How far states of quantised products may move, of the largest of them, before a model counts as not causal.
 
@@ -345,6 +347,37 @@ class ContinuationScorer(TransformersScorer):
             for first in range(0, len(continuations), at_once):
                 answers += self._beside(cache, text[-1], continuations[first : first + at_once])
             return answers
+
+    def branches(
+        self, prefix: Sequence[int], rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
+    ) -> list[list[Continuation]]:
+        """``[continuations([*prefix, *text], some) for text, some in rows]``; the prefix goes through the model once.
+
+        Args:
+            prefix: Tokens that all texts begin with, may be none.
+            rows: Of each text the tokens after the prefix, at least one, and its continuations.
+        """
+        with running(self.model):
+            has_cache = self._forward.has_cache
+            cache = self._read(prefix) if prefix and has_cache else None
+        if cache is None:
+            return [self.continuations([*prefix, *text], some) for text, some in rows]
+        found = []
+        with running(self.model):
+            for text, some in rows:
+                own = copy.deepcopy(cache)
+                if len(text) > 1:
+                    ids = torch.tensor([list(text[:-1])], dtype=torch.int64, device=self._device)
+                    self._forward.extend(ids, own)
+                at_once = max(1, BRANCH_TOKENS // (len(prefix) + len(text)))
+                found.append(
+                    [
+                        answer
+                        for first in range(0, len(some), at_once)
+                        for answer in self._beside(own, text[-1], some[first : first + at_once])
+                    ]
+                )
+        return found
 
     def _alone(self, text: Sequence[int], tokens: Sequence[int]) -> Continuation:
         input_ids = torch.tensor([[*text, *tokens]], dtype=torch.int64, device=self._device)

@@ -1,0 +1,1 @@
+"""Does LongPPL follow long-context scores over models, where perplexity does not?"""
