@@ -33,7 +33,11 @@ from longlens.train.folder import RunFolder
 
 _LOGGER = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
-STUDIES = {"cost": "longlens.study.cost", "longce": "longlens.study.longce.run"}
+STUDIES = {
+    "correlation": "longlens.study.correlation_study.run",
+    "cost": "longlens.study.cost",
+    "longce": "longlens.study.longce.run",
+}
 """Experiments by name: the module whose ``STUDY`` is the `Study`."""
 
 

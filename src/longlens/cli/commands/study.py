@@ -24,7 +24,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="cost: time of PPL and of LongPPL; longce: does LongCE help, in a model that two cores train?"
+            help="correlation: does LongPPL follow long-context scores? cost: time of PPL and of LongPPL; "
+            "longce: does LongCE help, in a model that two cores train?"
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, runs and result.json.")],

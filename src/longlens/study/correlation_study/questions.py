@@ -108,7 +108,9 @@ def _questions(task: Task, sample: Sample, count: int, rng: Random) -> list[Ques
             raise UserError(f"{task.name} has no single right answer, or fewer than {NUM_DISTRACTORS} wrong ones")
         return [_question(before, target, [target.replace(answer, other) for other in wrong])]
     values, target = dict(pairs), str(task.target(sample))
-    others = [key for key, _ in pairs if key != asked]
+    # The keys that json_kv's examples ask for stand behind the object, with their values.
+    shown = sample.prompt[sample.prompt.index("}") :] if task.name == "json_kv" else ""
+    others = [key for key, _ in pairs if key != asked and key not in shown]
     if len(others) < count - 1:
         raise UserError(f"{task.name}: a text has {len(pairs)} values, and {count} questions are wanted: more `texts`")
     questions = []

