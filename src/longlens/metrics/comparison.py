@@ -197,7 +197,7 @@ def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores])
             baseline=baseline.model,
             same_tokenizer=None if None in (hash, hashes[0]) else hash == hashes[0],
             **{
-                name: _difference(
+                name: difference(
                     column(result.documents, sums),
                     column(baseline.documents, sums),
                     unit,
@@ -234,8 +234,8 @@ _MEASURES = {
 }
 
 
-def _difference(model: Doubles | None, baseline: Doubles | None, unit: float, num_tokens: int) -> Difference | None:
-    """Of the nats or bits of two models, baseline's log-probabilities less the model's.
+def difference(model: Doubles | None, baseline: Doubles | None, unit: float, num_tokens: int) -> Difference | None:
+    """Of the nats or bits of two models over the same documents, baseline's log-probabilities less the model's.
 
     Args:
         model: ``(n, 2)``, a row a document: log-probability and weight.

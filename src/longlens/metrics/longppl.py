@@ -203,7 +203,7 @@ class PerplexitySums:
             "longppl": (columns["key"], num_key_tokens or 0),
             "longppl_soft": (columns["soft"], num_tokens),
         }
-        intervals = {name: _interval(*end) for name, end in ends.items()}
+        intervals = {name: perplexity_interval(*end) for name, end in ends.items()}
         without: dict[str, list[str]] = {}
         for name, (_, why) in intervals.items():
             if why is not None:
@@ -334,10 +334,14 @@ def _number(total: WeightedSum | None) -> int | None:
     return None if total is None else int(total.weight)
 
 
-def _interval(sums: Doubles | None, num_tokens: int) -> tuple[Interval | None, str | None]:
-    """The interval of a perplexity, or why one that exists has none.
+def perplexity_interval(sums: Doubles | None, num_tokens: int) -> tuple[Interval | None, str | None]:
+    """The 95 % interval of a perplexity, or why one that exists has none.
 
     It is that of its nats per token, which are above 0, on their logarithmic scale.
+
+    Args:
+        sums: ``(n, 2)``, a row a document: log-probability and weight.
+        num_tokens: Tokens that decide it.
     """
     if sums is None or _ppl(_total(sums)) is None:
         return None, None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
-from longlens.cli.command import App
+from longlens.cli.command import App, Part
 from longlens.settings.options import KeyRule
 
 study = App("study", "Studies: do the claims of the paper and of the lecture hold?")
@@ -17,6 +17,102 @@ study = App("study", "Studies: do the claims of the paper and of the lecture hol
 @study.callback()
 def _root() -> None:
     """Studies: do the claims of the paper and of the lecture hold?"""
+
+
+@study.command()
+def ablate(
+    *,
+    scores: Annotated[list[Path], typer.Argument(help="Run folders of the models, on the same documents.")],
+    evaluator_scores: Annotated[
+        list[Path], typer.Option(help="Scores of an evaluator, each K of them; several times for several evaluators.")
+    ],
+    benchmarks: Annotated[
+        Path | None, typer.Option(help="CSV of benchmark scores: a column model, and one a benchmark.")
+    ] = None,
+    alphas: Annotated[
+        str | None, typer.Option(metavar="NATS[,NATS...]", help="Of the grid.  [default: 0.5,1,2,3]")
+    ] = None,
+    betas: Annotated[
+        str | None, typer.Option(metavar="NATS[,NATS...]", help="Of the grid, beside none.  [default: -4,-2,-1]")
+    ] = None,
+    rule: Annotated[KeyRule, Part(("alpha", "beta", "gamma"))],
+    context: Annotated[int | None, typer.Option(help="One K of those scored.  [default: each]")] = None,
+    stride: Annotated[int | None, typer.Option(help="One d of those scored.  [default: each]")] = None,
+    self_evaluation: Annotated[
+        bool | None,
+        typer.Option(
+            "--self-evaluation/--no-self-evaluation",
+            help="Each model as its own evaluator too.  [default: those scored at the evaluator's K]",
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Draws of documents.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for ablation.json, tables as CSV, and figures.")
+    ] = None,
+    as_json: o.Json = False,
+) -> None:
+    """Ablations of LongPPL from stored scores. By thresholds, evaluator, K, weights and documents; no model is run.
+
+    Example: longlens study ablate scores/* --evaluator-scores scores/gemma3 -o ablation
+    """
+    from dataclasses import replace
+
+    from longlens.cli.console import message, print_json, print_table, printable, say, without_warnings
+    from longlens.cli.progress import ProgressBar
+    from longlens.errors import require
+    from longlens.report.benchmarks import read_benchmarks
+    from longlens.report.figures import check_folder, write_figures
+    from longlens.scoring.reader import open_scores
+    from longlens.scoring.scores import names_of
+    from longlens.study import ablation as a
+    from longlens.study.ablation_tables import charts, settled_sentences, tables, write_ablation
+
+    if out is not None:
+        require("matplotlib", extra="figures", purpose="drawing figures (`out`)")
+        check_folder(out)
+    runs = [open_scores(path) for path in scores]
+    with without_warnings():
+        found = a.ablate(
+            runs,
+            [open_scores(path, context=context, stride=stride) for path in evaluator_scores],
+            benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
+            alphas=a.ALPHAS if alphas is None else _parse_nats(alphas, "alphas"),
+            betas=a.BETAS if betas is None else _parse_nats(betas, "betas"),
+            rule=replace(rule, context=context, stride=stride),
+            self_evaluation=self_evaluation,
+            draws=draws,
+            seed=seed,
+            progress=ProgressBar(),
+        )
+    if out is not None:
+        written = [*write_ablation(found, out), *write_figures(charts(found), out)]
+        say(f"{len(written)} files in {out}")
+    if as_json:
+        print_json(found.to_json())
+        return
+    for table in tables(found):
+        print(printable(table.title))
+        print_table(table.columns, table.rows)
+        print()
+    for sentence in settled_sentences(found):
+        print(printable(sentence))
+    for warning in found.warnings:
+        say(f"note: {message(warning)}")
+
+
+def _parse_nats(listed: str, name: str) -> list[float]:
+    """``"1,2"`` to ``[1.0, 2.0]``.
+
+    Raises:
+        UserError: One is no number.
+    """
+    from longlens.errors import UserError
+
+    try:
+        return [float(value) for value in listed.split(",")]
+    except ValueError as error:
+        raise UserError(f"`{name}` is {listed!r}; expected nats, such as `{name}=1,2`") from error
 
 
 @study.command()
