@@ -12,7 +12,7 @@ from longlens.metrics.longppl import column
 from longlens.scoring.scores import ShortContext, TokenScores
 from longlens.settings.options import KeyRule
 from longlens.study.ablation import ablate
-from longlens.study.ablation_tables import charts, settled_sentences, tables, write_ablation
+from longlens.study.ablation_tables import charts, tables, write_ablation
 from longlens.study.correlation import correlate_columns
 from longlens.study.ranking import kendall_tau, power_curve
 from tests.reference import ablation as naive
@@ -275,13 +275,21 @@ def test_tables_and_charts(found):
         *(f"Thresholds, {s.evaluator}, K={s.context}, d={s.stride}" for s in found.settings),
         "Evaluators, K and d, alpha 1, beta -2",
         "Correlations, E, K=12, d=4",
-        "Rankings by some of the documents and by others",
+        "Rankings by so many documents and by others",
         "Evaluators, alpha 1, beta -2",
     ]
     metrics = made["Metrics, alpha 1, beta -2, E, K=12, d=4"]
     assert [row[0] for row in metrics.rows] == ["X", "Y", "Z", "tau with LongPPL"]
     assert metrics.rows[2][metrics.columns.index("LongPPL, self-evaluated")] == "-"
-    assert len(settled_sentences(found)) == 1 + 5
+    documents = made["Rankings by so many documents and by others"]
+    assert [row[0] for row in documents.rows] == [
+        *("PPL", "bits per character", "PPL on n-grams", "PPL from K on", "LongPPL-soft", "bits per key character"),
+        *("LongPPL without LCL", "LongPPL", "LongPPL, self-evaluated"),
+    ]
+    assert documents.columns[1:5] == [
+        *(f"tau, {n} document{s}" for n, s in ((1, ""), (2, "s"), (3, "s"))),
+        "pairs alike, 3 documents, %",
+    ]
     names = [chart.name for chart in charts(found)]
     assert names[:2] == ["documents", "thresholds-1"]
     assert len(set(names)) == len(names) == 1 + 5 * 3

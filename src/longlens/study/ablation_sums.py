@@ -18,7 +18,15 @@ from longlens.metrics.longppl import PerplexityResult, PerplexitySums, column, p
 from longlens.metrics.thresholds import ThresholdSums
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.progress import Progress
-from longlens.scoring.scores import Scores, ShortContext, TokenScores, choose_short_context, names_of, same_run
+from longlens.scoring.scores import (
+    Scores,
+    ShortContext,
+    TokenScores,
+    choose_short_context,
+    names_of,
+    same_model,
+    same_run,
+)
 from longlens.settings.options import KeyRule
 from longlens.study.agreement import KeyAgreement, KeyOverlap, Selected
 from longlens.study.ranking import values_of
@@ -223,6 +231,13 @@ class AblationSums:
         """What the perplexities have to say, and what is missing."""
         first = self.settings[0]
         notes = [note for part in self._parts for result in part.results for note in result.warnings]
+        for part in self._parts:
+            notes += [
+                f"{name} is a model and an evaluator: it selects tokens that it finds likely itself, so that its "
+                "LongPPL on its own key tokens is low and its rank there says nothing"
+                for name, run in zip(self.models, self._runs, strict=True)
+                if same_model(run, self._evaluators[part.place])
+            ]
         if self._lacking:
             notes.append(
                 f"no self-evaluation (table 6) of {', '.join(self._lacking)}, without short scores at "

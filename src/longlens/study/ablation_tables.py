@@ -119,23 +119,27 @@ def _correlation_table(ablation: Ablation) -> Table:
 
 
 def _document_table(ablation: Ablation) -> Table:
-    columns = ["metric", "documents", "tau", "95 % of draws", "pairs ordered alike, %", "95 % of draws"]
+    """A row for each metric, a column for each number of documents."""
+    curves = [found.curve for found in ablation.stability if found.curve]
+    sizes = [point.num_documents for point in curves[0]] if curves else []
     rows = []
     for found in ablation.stability:
-        if found.setting in (None, ablation.settings[0]) or found.metric in ("longppl", "longppl_self"):
-            for point in found.curve:
-                pairs = [100 * end for end in point.pairs_interval]
-                rows.append(
-                    [
-                        _stability_name(found, ablation),
-                        str(point.num_documents),
-                        _number(point.kendall, 2),
-                        _interval(point.kendall_interval, 2),
-                        _number(100 * point.pairs, 0),
-                        _interval((pairs[0], pairs[1]), 0),
-                    ]
-                )
-    return Table("Rankings by some of the documents and by others", columns, rows)
+        if found.curve and (found.setting in (None, ablation.settings[0]) or found.metric == "longppl_self"):
+            pairs = found.pairs
+            rows.append(
+                [
+                    METRICS[found.metric],
+                    *(_with_interval(point.kendall, point.kendall_interval, 2) for point in found.curve),
+                    _number(100 * found.curve[-1].pairs, 0),
+                    f"{pairs.num_settled} of {pairs.num_pairs}",
+                    _count(pairs.documents_to_settle_half),
+                    _count(pairs.documents_to_settle),
+                ]
+            )
+    columns = ["metric", *(f"tau, {size} document{'s' * (size > 1)}" for size in sizes)]
+    columns += [f"pairs alike, {sizes[-1]} documents, %"] if sizes else []
+    columns += [f"pairs settled by {ablation.num_documents}", "documents for half", "for all"]
+    return Table("Rankings by so many documents and by others", columns, rows)
 
 
 def _agreement_table(ablation: Ablation) -> Table:
@@ -156,20 +160,6 @@ def _agreement_table(ablation: Ablation) -> Table:
     return Table(f"Evaluators, {_thresholds(ablation.alpha, ablation.beta)}", columns, rows)
 
 
-def settled_sentences(ablation: Ablation) -> list[str]:
-    """How many pairs of models all documents order, and how many documents the others need."""
-    said = []
-    for found in ablation.stability:
-        if found.metric in ("ppl", "longppl"):
-            pairs = found.pairs
-            needed = "no number of" if pairs.documents_to_settle is None else f"about {pairs.documents_to_settle:,}"
-            said.append(
-                f"{_stability_name(found, ablation)}: {ablation.num_documents} documents settle {pairs.num_settled} of "
-                f"{pairs.num_pairs} pairs of models; {needed} documents would settle all"
-            )
-    return said
-
-
 def _default_measures(ablation: Ablation, setting: Setting) -> list[Measure]:
     """One of each metric: at alpha and beta, and with this setting where one decides."""
     defaults = {(ablation.alpha, ablation.beta), (ablation.alpha, None), (None, None)}
@@ -179,11 +169,6 @@ def _default_measures(ablation: Ablation, setting: Setting) -> list[Measure]:
         if (measure.alpha, measure.beta) in defaults
         and (measure.setting in (None, setting) or measure.metric == "longppl_self")
     ]
-
-
-def _stability_name(found: Stability, ablation: Ablation) -> str:
-    name = METRICS[found.metric]
-    return name if found.setting in (None, ablation.settings[0]) else f"{name} ({_named(found.setting)})"
 
 
 def _named(setting: Setting | None) -> str:
@@ -198,6 +183,10 @@ def _number(value: float | None, digits: int) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if digits > 3 else f"{value:,.{digits}f}"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def _interval(both: Interval | None, digits: int) -> str:

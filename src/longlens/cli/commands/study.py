@@ -66,7 +66,7 @@ def ablate(
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
     from longlens.study import ablation as a
-    from longlens.study.ablation_tables import charts, settled_sentences, tables, write_ablation
+    from longlens.study.ablation_tables import charts, tables, write_ablation
 
     if out is not None:
         require("matplotlib", extra="figures", purpose="drawing figures (`out`)")
@@ -91,12 +91,9 @@ def ablate(
     if as_json:
         print_json(found.to_json())
         return
-    for table in tables(found):
-        print(printable(table.title))
+    for number, table in enumerate(tables(found)):
+        print(("\n" if number else "") + printable(table.title))
         print_table(table.columns, table.rows)
-        print()
-    for sentence in settled_sentences(found):
-        print(printable(sentence))
     for warning in found.warnings:
         say(f"note: {message(warning)}")
 
