@@ -27,7 +27,8 @@ def ablate(
         list[Path], typer.Option(help="Scores of an evaluator, each K of them; several times for several evaluators.")
     ],
     benchmarks: Annotated[
-        Path | None, typer.Option(help="CSV of benchmark scores: a column model, and one a benchmark.")
+        list[Path] | None,
+        typer.Option(help="Folders of longlens bench run, or a CSV: model, benchmarks.", metavar="RUN|FILE..."),
     ] = None,
     alphas: Annotated[
         str | None, typer.Option(metavar="NATS[,NATS...]", help="Of the grid.  [default: 0.5,1,2,3]")
@@ -61,22 +62,24 @@ def ablate(
     from longlens.cli.console import message, print_json, print_table, printable, say, without_warnings
     from longlens.cli.progress import ProgressBar
     from longlens.errors import require
-    from longlens.report.benchmarks import read_benchmarks
     from longlens.report.figures import check_folder, write_figures
     from longlens.scoring.reader import open_scores
-    from longlens.scoring.scores import names_of
     from longlens.study import ablation as a
     from longlens.study.ablation_tables import charts, tables, write_ablation
+    from longlens.study.benchmarks import join_benchmarks
 
     if out is not None:
         require("matplotlib", extra="figures", purpose="drawing figures (`out`)")
         check_folder(out)
     runs = [open_scores(path) for path in scores]
+    joined = join_benchmarks(benchmarks, runs) if benchmarks else None
+    for note in joined.notes if joined else ():
+        say(f"note: {message(note)}")
     with without_warnings():
         found = a.ablate(
             runs,
             [open_scores(path, context=context, stride=stride) for path in evaluator_scores],
-            benchmarks=None if benchmarks is None else read_benchmarks(benchmarks, names_of(runs)),
+            benchmarks=joined.scores if joined else None,
             alphas=a.ALPHAS if alphas is None else _parse_nats(alphas, "alphas"),
             betas=a.BETAS if betas is None else _parse_nats(betas, "betas"),
             rule=replace(rule, context=context, stride=stride),
