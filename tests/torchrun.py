@@ -33,12 +33,22 @@ def torchrun(number: int, *arguments: object, cwd: Path, **environment: str) -> 
     return _ended([started([*command, *map(str, arguments)], cwd, environment)])[0]
 
 
-def processes(number: int, *arguments: object, cwd: Path) -> list[Ended]:
-    """The same script in so many processes as another launcher starts them, the first of which has the store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def processes(number: int, *arguments: object, cwd: Path, has_agent: bool = False, **environment: str) -> list[Ended]:
+    """The same script in so many processes as another launcher starts them, the first of which has the store.
+
+    With ``has_agent`` the store is as torchrun's agent has it, which ends no process here where another one is killed.
+    """
+    if has_agent:
+        from torch.distributed import TCPStore
+
+        agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port = agent.port
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
     own = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
     return _ended([started([str(one) for one in arguments], cwd, environment) for environment in own])
 

@@ -169,19 +169,18 @@ def score_documents(
     is_ray = ray is not None and ray.ray is not None
     team = Team() if is_ray else Team.of(loading, engine_name(model, engine))
     if team.follows:
-        team.join()  # when its leader comes, which has refused by then what can be refused
-        UnloadedModel(model, loading, engine).load().follow()  # type: ignore[attr-defined]  # a `TeamScorer`
-        team.leave()
+        with team:
+            team.join()  # when its leader comes, which has refused by then what can be refused
+            UnloadedModel(model, loading, engine, team).load().follow()  # type: ignore[attr-defined]  # a `TeamScorer`
         return open_scores(folder)
     processes = sharing_processes(shard, folder, team.size)
     if is_ray and processes.size > 1:
         raise UserError("`ray` has processes of its own: start longlens without torchrun")
-    processes.connect()
-    with processes.stopping_others(), ExitStack() as ending:
+    with team, processes, ExitStack() as ending:
         with processes.after_first():
             if processes.rank == 0:
                 check_writable(folder, rank=0 if shard is None else shard[0])
-            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray if is_ray else None))
+            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray if is_ray else None, team))
             side = _Side(
                 model=unloaded,
                 out=folder,
@@ -194,16 +193,14 @@ def score_documents(
             side.check()
             if processes.rank == 0:
                 _warn_of_short_documents(documents, unloaded, shorts)
-        scores = side.score(documents, progress, processes, shard)
-        team.leave()
-        return scores
+        return side.score(documents, progress, processes, shard)
 
 
 @contextmanager
-def _unloaded(model: str, loading: Loading, engine: Engine, ray: Ray | None) -> Iterator[UnloadedModel]:
+def _unloaded(model: str, loading: Loading, engine: Engine, ray: Ray | None, team: Team) -> Iterator[UnloadedModel]:
     """The model, to be loaded here or by actors of Ray, which end with the block."""
     if ray is None:
-        yield UnloadedModel(model, loading, engine)
+        yield UnloadedModel(model, loading, engine, team)
         return
     from longlens.scoring.ray import RayModel
 
@@ -291,9 +288,7 @@ def evaluate_longppl(
             stacklevel=2,
         )
     shorts = short_contexts(None if evaluator is None else context, stride)
-    processes = Processes()
-    processes.connect()
-    with processes.stopping_others(), _folder_or_temporary(out, processes) as folder:
+    with Processes() as processes, _folder_or_temporary(out, processes) as folder:
         with processes.after_first():
             selecting_side, side = _plan_longppl(
                 documents,

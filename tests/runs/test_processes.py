@@ -15,9 +15,7 @@ from longlens.runs.processes import Processes, ProcessStopped
 
 warnings.simplefilter("error", LonglensWarning)
 found = {}
-one = Processes()
-one.connect()
-with one.stopping_others():
+with Processes() as one:
     plan = {"long": "ä" * 2**23, "rank": one.rank}
     if one.rank == 0:
         one.broadcast(plan)
@@ -37,9 +35,7 @@ with one.stopping_others():
         with one.after_first():
             pass
 try:
-    other = Processes()
-    other.connect()
-    with other.stopping_others():
+    with Processes() as other:
         if other.rank == 1:
             raise UserError("a reason")
         other.wait_for_all()
@@ -47,9 +43,8 @@ except ProcessStopped as error:
     found["stopped"] = str(error)
 except UserError as error:
     found["failed"] = str(error)
-third = Processes()
-third.connect()
-third.wait_for_all()
+with Processes() as third:
+    third.wait_for_all()
 open(f"{one.rank}.json", "w").write(json.dumps(found))
 """
 
@@ -70,9 +65,7 @@ def test_processes_agree_and_stop_together(tmp_path):
 def test_one_process_needs_no_other(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    one = Processes()
-    one.connect()
-    with one.stopping_others(), one.after_first():
+    with Processes() as one, one.after_first():
         one.broadcast({})
     one.wait_for_all()
     assert (one.rank, one.size) == (0, 1)

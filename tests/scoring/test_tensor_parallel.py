@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ import longlens
 from longlens.settings.options import Loading
 from tests.cli.conftest import run, work  # noqa: F401  # fixtures
 from tests.tiny import byte_tokenizer, tiny_model
-from tests.torchrun import torchrun
+from tests.torchrun import processes, torchrun
 
 FAMILIES = ["llama", "qwen3-tied", "gemma3", "mixtral"]
+draw = np.random.default_rng(0)
+TEXTS = ["".join(draw.choice(list("abc d\u00e9."), size=size)) for size in (150, 31, 90, 8, 120, 1, 60)]
 SETTINGS = ["--context", "24,16", "--stride", "8", "--batch-tokens", "200", "--dtype", "float32"]
 COMMANDS = """
 # Each command in turn; what each printed goes to a file.
@@ -27,18 +31,34 @@ for arguments in json.loads(sys.argv[1]):
     ended.append([code, out.getvalue(), err.getvalue()])
 open(f"ended-{os.environ['RANK']}.json", "w").write(json.dumps(ended))
 """
+KILLED = """
+# A process is killed at its so many-th batch.
+import os, signal
+import longlens.runs.parts
+longlens.runs.parts.PART_SECONDS = 0.0
+from longlens.scoring.tensor_parallel import TeamScorer
+score, left = TeamScorer._score, int(os.environ["LEFT"])
+def dying(self, batch):
+    global left
+    left -= 1
+    if os.environ["RANK"] == os.environ["KILLED"] and not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(self, batch)
+TeamScorer._score = dying
+from longlens.cli import main
+raise SystemExit(main())
+"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Models, and documents of unequal lengths with a run of each model in one process."""
     folder = tmp_path_factory.mktemp("teams")
-    draw = np.random.default_rng(0)
-    texts = ["".join(draw.choice(list("abc d\u00e9."), size=size)) for size in (150, 31, 90, 8, 120, 1, 60)]
     (folder / "docs.jsonl").write_text(
-        "".join(json.dumps({"id": f"d{number}", "text": text}) + "\n" for number, text in enumerate(texts))
+        "".join(json.dumps({"id": f"d{number}", "text": text}) + "\n" for number, text in enumerate(TEXTS))
     )
     (folder / "commands.py").write_text(COMMANDS)
+    (folder / "killed.py").write_text(KILLED)
     for family in FAMILIES:
         # Two heads of keys: what two processes can share. Weights of half the size, which amplify rounding less.
         model = tiny_model(family, num_key_value_heads=2, num_attention_heads=4)
@@ -47,14 +67,15 @@ def folder(tmp_path_factory):
                 parameter.mul_(0.5)
         model.save_pretrained(folder / family)
         byte_tokenizer().save_pretrained(folder / family)
-        longlens.score(
-            [longlens.Document(id=f"d{number}", text=text) for number, text in enumerate(texts)],
-            longlens.load_scorer(str(folder / family), dtype="float32", batch_tokens=200),
-            context=[24, 16],
-            stride=8,
-            out=folder / f"{family}-alone",
-        )
+        score_alone(folder, family, folder / f"{family}-alone")
     return folder
+
+
+def score_alone(folder, family, out):
+    """With a model that one process has."""
+    scorer = longlens.load_scorer(str(folder / family), dtype="float32", batch_tokens=200)
+    documents = [longlens.Document(id=f"d{number}", text=text) for number, text in enumerate(TEXTS)]
+    return longlens.score(documents, scorer, context=[24, 16], stride=8, out=out)
 
 
 def check_same(folder, out, family):
@@ -114,6 +135,26 @@ def test_an_error_is_said_once_and_ends_all_processes(folder):
     assert ended.code == 1
     assert len(ended.errors) == 1
     assert "is not empty and holds no run" in ended.errors[0]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_a_process_is_killed_the_other_one_ends(folder, killed):
+    """By itself: here nothing ends it, as torchrun would. What was scored is kept."""
+    out = f"killed-{killed}"
+    call = ["score", "docs.jsonl", "--model", "llama", *SETTINGS, "--tensor-parallel", "2", "-o", out]
+    begun = time.monotonic()
+    ended = processes(2, "killed.py", *call, cwd=folder, has_agent=True, KILLED=str(killed), LEFT="5")
+    assert time.monotonic() - begun < 100
+    assert ended[killed].code == -signal.SIGKILL
+    assert ended[1 - killed].code == 2
+    (line,) = ended[1 - killed].errors
+    assert line.startswith("error: no connection to the processes that share the model (")
+    assert line.endswith("one of them has ended; run the same command again, it goes on from what is there")
+    assert "Traceback" not in ended[1 - killed].err
+    assert longlens.open_scores(folder / out).ids
+    alone = score_alone(folder, "llama", folder / out)
+    assert len(alone) == len(TEXTS)
+    check_same(folder, out, "llama")
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,7 @@ def run_bench(
     """
     processes = Processes() if rank is None else Processes.alone()
     turns = (rank or 0, 1 if world_size is None else world_size)
-    processes.connect()
-    with processes.stopping_others():
+    with processes:
         with processes.after_first():
             limit = load_prompt_limit(engine_settings)
             builder = PromptBuilder(settings.prompts, limit, is_chat=engine_settings.is_chat)

@@ -106,10 +106,7 @@ def pack_folder(
         "split": reading.split,
         "samples": reading.samples,
     }
-    if processes is None:
-        processes = Processes()
-        processes.connect()
-    with processes.stopping_others(), DatasetFolder(Path(out), "packed", settings, processes) as folder:
+    with processes or Processes() as processes, DatasetFolder(Path(out), "packed", settings, processes) as folder:
         if folder.counts is not None:
             return folder.counts
         if processes.size > 1 and not tokenized:
@@ -187,12 +184,9 @@ def mix(
         "eos_token_id": framing.eos,
         "files_sha256": {name: fingerprint(str(source.path)) for name, source in mixture.sources.items()},
     }
-    if processes is None:
-        processes = Processes()
-        processes.connect()
     # As the manifest will be read again: tuples become lists there.
     recorded = json.loads(json.dumps(settings))
-    with processes.stopping_others(), DatasetFolder(Path(out), "mixture", recorded, processes) as folder:
+    with processes or Processes() as processes, DatasetFolder(Path(out), "mixture", recorded, processes) as folder:
         if folder.counts is not None:
             return folder.counts
         for name in _own_sources(wanted, folder):

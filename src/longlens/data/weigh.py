@@ -167,9 +167,7 @@ def weigh_folder(
 
     summed = ("without_short_score",) if what == "short_logprobs" else ("weights", "at_gamma")
     schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), (what, pa.list_(pa.float32()))])
-    processes = Processes()
-    processes.connect()
-    with processes.stopping_others(), DatasetFolder(Path(out), "weighed", settings, processes) as folder:
+    with Processes() as processes, DatasetFolder(Path(out), "weighed", settings, processes) as folder:
         if folder.counts is not None:
             return folder.counts
         chunks = folder.write_chunks("data", found, schema, characters=characters, rows=rows)

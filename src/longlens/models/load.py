@@ -23,7 +23,7 @@ from longlens.models.files import (
 )
 from longlens.models.quantized import Quantization, dtype_note, plan_quantization
 from longlens.models.resolve import Source, check_folder, check_hub, resolve
-from longlens.models.tensor_parallel import Team, check_model, sharing
+from longlens.models.tensor_parallel import Team, check_model, exchanging, sharing
 from longlens.plugins import list_plugins, load_plugin
 from longlens.runs.identity import ModelIdentity, functional_config
 from longlens.settings.options import Engine, Loading
@@ -48,8 +48,16 @@ class UnloadedModel:
         team: The processes that share the model.
     """
 
-    def __init__(self, name: str, loading: Loading | None = None, engine: Engine | None = None) -> None:
+    def __init__(
+        self, name: str, loading: Loading | None = None, engine: Engine | None = None, team: Team | None = None
+    ) -> None:
         """Loads the tokenizer and the configuration.
+
+        Args:
+            name: Name or path of the model.
+            loading: How it is loaded.
+            engine: What runs it.
+            team: Processes that share the model, where there are any.
 
         Raises:
             UserError: No such model, engine or cache policy.
@@ -59,7 +67,7 @@ class UnloadedModel:
 
         self._loading, self._engine = loading or Loading(), engine or Engine()
         self._loaded: Scorer | None = None
-        self.team = Team()
+        self.team = team or Team()
         kind = engine_name(name, self._engine)
         check_taken(kind, self._loading, self._engine)
         if kind != TRANSFORMERS:
@@ -70,7 +78,6 @@ class UnloadedModel:
         check_folder(source)
         self._cache = _load_cache(self._engine.cache, self._engine.cache_chunk)
         trust = self._loading.trust_remote_code
-        self.team = Team.of(self._loading, kind)
         config = load_config(source, trust_remote_code=trust)
         check_model(name, source, config, self._loading)
         self._tokenizer = _load_tokenizer(name, self._loading, self._engine.tokenizer)
@@ -262,7 +269,7 @@ def load_transformers(
     from longlens.scoring.transformers import TransformersScorer
 
     plan = _plan(source, loading)
-    if (loading.tensor_parallel or 1) > 1 and team is None:
+    if (loading.tensor_parallel or 1) > 1 and (team is None or team.size == 1):
         raise UserError(
             "`tensor_parallel` of transformers is for longlens score under torchrun: use "
             "`device_map=auto`, or `engine=vllm`"
@@ -275,9 +282,10 @@ def load_transformers(
 
         team.join()
         make = functools.partial(TeamScorer, team)
-    model, loading_info = load_weights(source, loading)
+    with exchanging():
+        model, loading_info = load_weights(source, loading)
     check_loading_info(name, model, loading_info, "longlens needs a causal language model with its vocabulary head")
-    with loading_errors(source, "model"):  # it runs the model once
+    with exchanging(), loading_errors(source, "model"):  # it runs the model once
         return make(
             model,
             tokenizer,

@@ -10,29 +10,66 @@ and the vocabulary head are whole in each process: log-probabilities are compute
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 from longlens.engines import TRANSFORMERS
 from longlens.errors import UserError, one_line
 from longlens.models.files import find_adapter
 from longlens.models.resolve import Source
 from longlens.rope.config import custom_rope_type
-from longlens.runs.processes import Processes, ProcessStopped, has_agent_store
+from longlens.runs.processes import Processes, has_agent_store
 from longlens.settings.options import Loading
 
-_meetings = count()  # of this process, so that the next one finds nothing of the last one in the store
 _INSTEAD = "leave it out, or use `device_map=auto`"
 PATIENCE = timedelta(days=7)
-"""So long a follower waits for its leader, which may be reading documents."""
-LEADER_STOPPED = "the leader of a team stopped, and says why: the others stop with it"
+"""So long a follower waits for its leader to ask for a pass: it may be reading documents."""
+_OF_PEERS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+class PeerGone(UserError):
+    """Another process of a team has ended, as this one saw when it wanted to exchange something with it."""
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Turns what ``torch.distributed`` says of another process that has gone into one line.
+
+    Raises:
+        PeerGone: It has gone.
+    """
+    try:
+        yield
+    except (RuntimeError, UserError) as error:  # the latter of what runs the model
+        said: BaseException | None = error
+        while said is not None and not _is_of_peers(said):
+            said = said.__cause__
+        if said is None or isinstance(error, PeerGone):
+            raise
+        raise PeerGone(
+            f"no connection to the processes that share the model ({one_line(said)}): one of them has ended; run the "
+            "same command again, it goes on from what is there"
+        ) from error
+
+
+def _is_of_peers(error: BaseException) -> bool:
+    import torch.distributed as dist
+
+    # gloo has no class of its own.
+    is_gloo = isinstance(error, RuntimeError) and _OF_PEERS.search(str(error)) is not None
+    return is_gloo or isinstance(error, dist.DistError)
 
 
 @dataclass(frozen=True)
 class Team:
     """The processes that share a model, and this one's place among them.
+
+    A ``with`` block ends what `join` begins, and where it fails, the others of the team end with it.
 
     Attributes:
         size: N; 1 where a process has its model alone.
@@ -68,17 +105,46 @@ class Team:
         """Whether another process of the team leads."""
         return self.place > 0
 
-    def join(self) -> None:
-        """Meets the other processes of the team; returns when all are there.
+    @cached_property
+    def processes(self) -> Processes:
+        """Those of the team, which share a store."""
+        return Processes.within(self.size) if self.size > 1 else Processes.alone()
+
+    def __enter__(self) -> Self:
+        """Connects them."""
+        self.processes.connect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        """Ends what `join` began.
 
         Raises:
-            ProcessStopped: The leader stopped before.
+            ProcessStopped: This process failed since another one has, which says why.
+        """
+        import torch.distributed as dist
+
+        if self.size == 1:
+            return
+        try:
+            if isinstance(error, PeerGone):
+                self.processes.check()
+            if error is not None:
+                self.processes.stop_others()
+            else:
+                self.processes.wait_for_all()  # a connection that is closed loses what is still under way
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    def join(self) -> None:
+        """Makes the team a world of ``torch.distributed``, when all of its processes are there.
+
+        Raises:
+            ProcessStopped: One of them failed before.
             UserError: They do not find each other.
         """
         import torch
         import torch.distributed as dist
-        from torch.distributed.distributed_c10d import PrefixStore
-        from torch.distributed.rendezvous import rendezvous
 
         if self.size == 1 or dist.is_initialized():
             return
@@ -88,30 +154,15 @@ class Team:
         if kind != "cpu":
             device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
             torch.accelerator.set_device_index(device.index)
-        here = Processes()
-        try:
-            store, _, _ = next(iter(rendezvous("env://", here.rank, here.size, timeout=PATIENCE)))
+        self.processes.wait_for_all()  # the leader comes last, and may have been refused before
+        with exchanging():
             dist.init_process_group(
                 backend=dist.get_default_backend_for_device(kind),
-                store=PrefixStore(f"tensor_parallel/{next(_meetings)}/{self.number}", store),
+                store=self.processes.store("torch"),
                 rank=self.place,
                 world_size=self.size,
-                timeout=PATIENCE,
                 device_id=device if kind == "cuda" else None,
             )
-        except dist.DistError as error:
-            if self.follows:
-                raise ProcessStopped(LEADER_STOPPED) from error
-            raise UserError(
-                f"the processes of a team do not find each other: {one_line(error)}: run it again"
-            ) from error
-
-    def leave(self) -> None:
-        """Ends what `join` began."""
-        import torch.distributed as dist
-
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def check_model(name: str, source: Source, config: Any, loading: Loading) -> None:

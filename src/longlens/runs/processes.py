@@ -12,12 +12,13 @@ import json
 import os
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 from longlens.errors import LonglensWarning, UserError, one_line
 
@@ -28,7 +29,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 CHUNK_CHARACTERS = 2**22
 """A value of the store may have 8 MB."""
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-_runs = count()
+_meetings: dict[str, Iterator[int]] = defaultdict(count)
+"""Of a group, numbers for its runs in this process, so that the next one finds nothing of the last one in the store."""
 
 
 def has_agent_store() -> bool:
@@ -43,8 +45,9 @@ class ProcessStopped(UserError):
 class Processes:
     """This process among those of a run.
 
-    All of them call `connect`, and then `broadcast` (the first) or `receive` (the others), `wait_for_all` and
-    `counter` in the same order.
+    In a ``with`` block all of them are connected. They call `broadcast` (the first) or `receive` (the others),
+    `wait_for_all` and `counter` in the same order. Where the block fails, the others stop as soon as they wait for one
+    another.
 
     Args:
         team: So many of torchrun's processes do the work of one, and the first of each such team takes part.
@@ -57,6 +60,7 @@ class Processes:
     def __init__(self, team: int = 1) -> None:
         self.rank = int(os.environ.get("RANK", "0")) // team
         self.size = int(os.environ.get("WORLD_SIZE", "1")) // team
+        self._group = f"first of {team}"
         self._store: Any = None
         self._hosts = False
         self._numbers = count()
@@ -67,6 +71,24 @@ class Processes:
         processes = cls()
         processes.rank, processes.size = 0, 1
         return processes
+
+    @classmethod
+    def within(cls, team: int) -> Processes:
+        """Those that do the work of one with this process: its place among so many, whose first is `rank` 0."""
+        processes = cls()
+        processes._group = f"team {processes.rank // team} of {team}"
+        processes.rank, processes.size = processes.rank % team, team
+        return processes
+
+    def __enter__(self) -> Self:
+        """Connects them, as `connect`."""
+        self.connect()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        """Tells the others where this process failed."""
+        if kind is not None and not issubclass(kind, ProcessStopped):
+            self.stop_others()
 
     def connect(self) -> None:
         """Connects to the store of the run; called by all of them.
@@ -85,22 +107,30 @@ class Processes:
         from torch.distributed.distributed_c10d import PrefixStore
 
         # Runs of one process come one after the other, and torchrun may start all processes anew.
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = PrefixStore(f"longlens/{restart}/{next(_runs)}", _shared_store(self.rank, self.size))
+        run = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._group}/{next(_meetings[self._group])}"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._store = PrefixStore(f"longlens/{run}", _shared_store(rank, size))
         self._hosts = self.rank == 0 and not has_agent_store()
 
-    @contextmanager
-    def stopping_others(self) -> Iterator[None]:
-        """Where this block fails, the other processes stop as soon as they wait for one another."""
-        try:
-            yield
-        except ProcessStopped:
-            raise
-        except BaseException:
-            if self._store is not None:
-                with suppress(RuntimeError):  # which of the two ends first is as it may be
-                    self._store.set("stopped", str(self.rank))
-            raise
+    def store(self, name: str) -> Any:
+        """A part of the store of these processes, which are connected: for a process group of ``torch.distributed``."""
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        return PrefixStore(name, self._store)
+
+    def stop_others(self) -> None:
+        """Lets the others stop as soon as they wait for one another, since this process failed and says why."""
+        if self._store is not None:
+            with suppress(RuntimeError):  # which of the two ends first is as it may be
+                self._store.set("stopped", str(self.rank))
+
+    def check(self) -> None:
+        """Raises `ProcessStopped` where another process has failed."""
+        with _store_errors():
+            if self._store is not None and self._store.check(["stopped"]):
+                rank = int(self._store.get("stopped"))
+                which = "the first process" if rank == 0 else f"process {rank} (from 0)"
+                raise ProcessStopped(f"{which} stopped, and says why: the others stop with it")
 
     @contextmanager
     def after_first(self) -> Iterator[None]:
@@ -196,11 +226,7 @@ class Processes:
         pause = SHORTEST_PAUSE
         while True:
             yield
-            with _store_errors():
-                if self._store.check(["stopped"]):
-                    rank = int(self._store.get("stopped"))
-                    which = "the first process" if rank == 0 else f"process {rank} (from 0)"
-                    raise ProcessStopped(f"{which} stopped, and says why: the others stop with it")
+            self.check()
             time.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 1.3)
 

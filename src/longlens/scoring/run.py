@@ -126,9 +126,8 @@ def score(
     run = _Run(scorer, shorts, bos, limit, meter, extrapolate=extrapolate, store_text=store_text)
     manifest = make_manifest(scorer.info, settings)
     if out is not None and processes.size > 1:
-        processes.connect()
         meter.title += f" (process 1 of {processes.size})"
-        with processes.stopping_others():
+        with processes:
             _score_shared(documents, run, Path(out), manifest, processes)
         return _opened(out, shorts)
     if progress is not None:

@@ -11,7 +11,6 @@ Documents, windows and the run folder are the leader's alone: what a follower ge
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from longlens.errors import UserError
 from longlens.models.forward import running
-from longlens.models.tensor_parallel import LEADER_STOPPED, PATIENCE, Team
-from longlens.runs.processes import ProcessStopped
+from longlens.models.tensor_parallel import PATIENCE, PeerGone, Team, exchanging
 from longlens.scoring.scorer import Request, Result
 from longlens.scoring.transformers import TransformersScorer
 
@@ -47,7 +45,7 @@ class TeamScorer(TransformersScorer):
         """Log-probabilities of each request's tokens from its start on, in any order; the leader's to call.
 
         Raises:
-            UserError: As `TransformersScorer.logprobs`.
+            UserError: As `TransformersScorer.logprobs`; a follower has ended.
         """
         assert not self._team.follows, "a follower runs what its leader asks for: follow()"
         return super().logprobs(requests)
@@ -57,22 +55,26 @@ class TeamScorer(TransformersScorer):
             self._tell([len(batch)])
             self._tell([number for r in batch for number in (len(r.token_ids), r.start, int(r.is_short))])
             self._tell([token for request in batch for token in request.token_ids])
-        return super()._score(batch)
+        with exchanging():
+            return super()._score(batch)
 
     def follow(self) -> None:
         """Runs what the leader asks for, until it ends.
 
         Raises:
-            ProcessStopped: The leader stopped.
-            UserError: This process has not enough memory; the leader, which waits for it, is ended by torchrun.
+            UserError: The leader has ended; this process has not enough memory.
         """
         while (count := int(self._hear(1))) > 0:
             lengths, starts, is_short = self._hear(3 * count).view(count, 3).T.tolist()
             rows = [row.tolist() for row in torch.split(self._hear(sum(lengths)), lengths)]
             batch = [Request(at, rows[at], starts[at], bool(is_short[at])) for at in range(count)]
             try:
-                with running(self.model), suppress(UserError):  # the leader has the same error, and says it
+                with running(self.model):
                     self._score(batch)
+            except PeerGone:
+                raise
+            except UserError:  # the leader has the same error, and says it
+                continue
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"process {self._team.place} (from 0) of a team ran out of memory: use a smaller `batch_tokens`"
@@ -83,12 +85,12 @@ class TeamScorer(TransformersScorer):
         self._tell([0])
 
     def _tell(self, numbers: Sequence[int]) -> None:
-        dist.broadcast(torch.tensor(numbers, dtype=torch.int64), group_src=0, group=self._control)
+        self._exchange(torch.tensor(numbers, dtype=torch.int64))
 
     def _hear(self, count: int) -> Tensor:
-        numbers = torch.empty(count, dtype=torch.int64)
-        try:
+        return self._exchange(torch.empty(count, dtype=torch.int64))
+
+    def _exchange(self, numbers: Tensor) -> Tensor:
+        with exchanging():
             dist.broadcast(numbers, group_src=0, group=self._control)
-        except RuntimeError as error:  # of gloo: the leader has gone
-            raise ProcessStopped(LEADER_STOPPED) from error
         return numbers

@@ -116,7 +116,7 @@ def run(
             _train(trainer, start)
             _gather(trainer)
         return {}
-    with processes.stopping_others(), RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
+    with processes, RunFolder(out, recipe.resolved(), result=RESULT) as folder, _writing(out, folder):
         if folder.result is not None:
             processes.broadcast({"done": True})
             _LOGGER.info("%s: done already, nothing was changed", out)
