@@ -311,10 +311,14 @@ class Continuation(NamedTuple):
     Attributes:
         logprob: Sum of its tokens' log-probabilities, in nats.
         is_greedy: Whether each of its tokens is the most likely one after those before it.
+        logprobs: Of each token, in nats.
+        greedy: Whether each token is the most likely one.
     """
 
     logprob: float
     is_greedy: bool
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
 
 
 class ContinuationScorer(TransformersScorer):
@@ -408,8 +412,8 @@ class ContinuationScorer(TransformersScorer):
         device = self._head.weight.device
         states, targets = hidden.to(device), torch.tensor(list(tokens), dtype=torch.int64, device=device)
         logprobs = token_logprobs(states, targets, self._head)
-        is_greedy = bool((greedy_tokens(states, self._head) == targets).all())
-        return Continuation(float(logprobs.double().sum()), is_greedy)
+        greedy = (greedy_tokens(states, self._head) == targets).tolist()
+        return Continuation(float(logprobs.double().sum()), all(greedy), tuple(logprobs.tolist()), tuple(greedy))
 
 
 def _hash_weights(model: torch.nn.Module) -> str:

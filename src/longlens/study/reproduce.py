@@ -34,6 +34,7 @@ from longlens.train.folder import RunFolder
 _LOGGER = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 STUDIES = {
+    "answers": "longlens.study.answers.run",
     "correlation": "longlens.study.correlation_study.run",
     "cost": "longlens.study.cost",
     "longce": "longlens.study.longce.run",

@@ -120,8 +120,9 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            help="correlation: does LongPPL follow long-context scores? cost: time of PPL and of LongPPL; "
-            "longce: does LongCE help, in a model that two cores train?"
+            help="answers: does the perplexity of answers follow accuracy? correlation: does LongPPL follow long "
+            "prompts' scores? cost: time of PPL and of LongPPL; longce: does LongCE help, in a model that two cores "
+            "train?"
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, runs and result.json.")],
