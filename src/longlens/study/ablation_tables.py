@@ -157,7 +157,7 @@ def _agreement_table(ablation: Ablation) -> Table:
         for found in ablation.agreement
     ]
     columns = ["evaluator", "and", "unit", "keys / keys / both", "Jaccard", "by chance", "kappa", "tau of models"]
-    return Table(f"Evaluators, {_thresholds(ablation.alpha, ablation.beta)}", columns, rows)
+    return Table(f"Evaluators, {_thresholds(ablation.alpha, ablation.beta)}", columns, rows, left=3)
 
 
 def _default_measures(ablation: Ablation, setting: Setting) -> list[Measure]:
