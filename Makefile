@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-quantized test-oldest test-newest check \
+.PHONY: demo study test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-quantized test-oldest test-newest check \
 	format hooks browser clean
 
 # What has a target of its own is left out of the others.
@@ -49,6 +49,12 @@ test-distributed: $(VENV)-distributed/.made
 # Quantised checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
 test-quantized: $(VENV)-quantized/.made
 	$(VENV)-quantized/bin/python -m pytest -rs tests/scoring/test_quantized.py
+
+# The experiments of docs/study.md on real models, hours: a killed run goes on. Writes their tables into the page.
+STUDIES = answers cost correlation longce
+study: $(VENV)/.real
+	for name in $(STUDIES); do $(BIN)/python -m benchmarks.study $$name studies/$$name || exit 1; done
+	$(BIN)/python -m benchmarks.claims
 
 # What scoring, metrics and losses rest on: under two minutes, without a browser, TRL and lm-evaluation-harness.
 CORE = $(addprefix tests/,keytokens losses metrics rope runs scoring test_compat.py test_corpus.py test_imports.py \

@@ -116,7 +116,7 @@ def test_a_wrong_recipe_says_what_is_wrong(changes, message, recipe, tmp_path, m
 
 
 def test_an_unknown_recipe_lists_those_that_there_are():
-    with pytest.raises(UserError, match="no recipe 'nosuch': give a YAML file, or one of longce"):
+    with pytest.raises(UserError, match="no recipe 'nosuch': give a YAML file, or one of answers, "):
         read_study("longce", "nosuch")
-    with pytest.raises(UserError, match="no study 'nosuch'; expected one of longce"):
+    with pytest.raises(UserError, match="no study 'nosuch'; expected one of answers, "):
         read_study("nosuch")
