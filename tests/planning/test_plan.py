@@ -224,7 +224,7 @@ def model(tmp_path):
 
 
 def command(*arguments):
-    return CliRunner().invoke(app, ["plan", *arguments])
+    return CliRunner().invoke(app, ["plan", *map(str, arguments)])
 
 
 def test_a_configuration_is_enough_and_the_answer_comes_first(model):

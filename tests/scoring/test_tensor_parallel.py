@@ -8,8 +8,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 import longlens
+from longlens.runs.processes import _shared_store
 from longlens.settings.options import Loading
 from tests.cli.conftest import run, work  # noqa: F401  # fixtures
 from tests.tiny import byte_tokenizer, tiny_model
@@ -48,6 +50,13 @@ TeamScorer._score = dying
 from longlens.cli import main
 raise SystemExit(main())
 """
+
+
+# transformers looks for the accelerator that torch was built for, and fails where there is none.
+needs_devices = pytest.mark.skipif(
+    torch.accelerator.current_accelerator() is not None and not torch.accelerator.is_available(),
+    reason="torch is built for a device that is not here: make test installs the CPU build",
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +109,7 @@ def commands(folder, number, *calls):
     return [json.loads((folder / f"ended-{rank}.json").read_text()) for rank in range(number)]
 
 
+@needs_devices
 def test_two_processes_share_a_model(folder):
     calls = [
         ["score", "docs.jsonl", "--model", family, *SETTINGS, "--tensor-parallel", "2", "-o", family + "-two"]
@@ -118,6 +128,7 @@ def test_two_processes_share_a_model(folder):
         check_same(folder, f"{family}-two", family)
 
 
+@needs_devices
 def test_teams_share_documents(folder):
     """Four processes are two teams of two; and it goes on where two processes had begun."""
     call = ["score", "docs.jsonl", "--model", "llama", *SETTINGS, "--tensor-parallel", "2", "-o", "on"]
@@ -129,6 +140,7 @@ def test_teams_share_documents(folder):
     assert ranks == {"00000", "00001"}
 
 
+@needs_devices
 def test_an_error_is_said_once_and_ends_all_processes(folder):
     call = ["score", "docs.jsonl", "--model", "llama", *SETTINGS, "--tensor-parallel", "2", "-o", "llama-alone/long"]
     ended = torchrun(2, "-m", "longlens", *call, cwd=folder)
@@ -137,6 +149,7 @@ def test_an_error_is_said_once_and_ends_all_processes(folder):
     assert "is not empty and holds no run" in ended.errors[0]
 
 
+@needs_devices
 @pytest.mark.parametrize("killed", [0, 1])
 def test_where_a_process_is_killed_the_other_one_ends(folder, killed):
     """By itself: here nothing ends it, as torchrun would. What was scored is kept."""
@@ -174,8 +187,12 @@ def test_without_torchrun(run, work, options, said):  # noqa: F811
 @pytest.fixture
 def led(monkeypatch):
     """As the first of two processes that torchrun started, which is refused before it waits for the other one."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+    agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    said = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port)}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", **said}.items():
         monkeypatch.setenv(name, value)
+    yield
+    _shared_store.cache_clear()
 
 
 def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, work, led, models):  # noqa: F811

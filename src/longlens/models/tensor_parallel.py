@@ -150,6 +150,11 @@ class Team:
             return
         accelerator = torch.accelerator.current_accelerator()
         kind = "cpu" if accelerator is None else accelerator.type
+        if kind != "cpu" and not torch.accelerator.is_available():
+            raise UserError(
+                f"torch is built for {kind} and finds no such device here, where transformers cannot share a model: "
+                "install the CPU build of torch, or run where the devices are"
+            )
         device = None
         if kind != "cpu":
             device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
