@@ -181,3 +181,18 @@ def test_the_server_gives_the_numbers_of_transformers_also_after_it_was_killed(f
         differences.append(np.nanmax(np.abs(one.long_logprobs - other.long_logprobs)))
         differences.append(np.nanmax(np.abs(one.short_logprobs - other.short_logprobs), initial=0.0))
     assert max(differences) < NATS
+
+
+def test_a_process_that_ends_with_an_error_ends(folder):
+    """The scorer is referred to by the traceback: vLLM's own processes are stopped nevertheless."""
+    program = (
+        "import sys, longlens\n"
+        "if __name__ == '__main__':\n"
+        "    scorer = longlens.load_scorer(sys.argv[1], engine='vllm', dtype='float32', max_model_len=256)\n"
+        "    raise SystemError('as a bug would')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 1
+    assert "as a bug would" in ended.stderr

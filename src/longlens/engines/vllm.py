@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import itertools
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -46,6 +48,9 @@ class VllmScorer(EngineScorer):
     ) -> None:
         super().__init__(encoder, info, longest=longest)
         self._engine, self._batch_tokens, self._by_start = engine, batch_tokens, by_start
+        # Its processes are waited for when this one exits, before vLLM stops them: a scorer that is still referred to
+        # then, as by the traceback of an error, would keep this process for ever.
+        atexit.register(_shut_down, weakref.ref(engine))
         self._numbers = itertools.count()
 
     def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any] | Floats]]:
@@ -117,6 +122,12 @@ class VllmScorer(EngineScorer):
         smaller = f"read its log above; where it ran out of memory, a smaller `batch_tokens` than {self._batch_tokens}"
         with library_errors(f"vLLM cannot score with {shown(self.info.name)}", smaller):
             yield
+
+
+def _shut_down(engine: weakref.ref[Any]) -> None:
+    running = engine()
+    if running is not None:
+        running.engine_core.shutdown()
 
 
 _ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "ignore_eos": True}
