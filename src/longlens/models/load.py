@@ -57,19 +57,19 @@ class UnloadedModel:
             name: Name or path of the model.
             loading: How it is loaded.
             engine: What runs it.
-            team: Processes that share the model, where there are any.
+            team: Processes that share the model; those that torchrun started unless given.
 
         Raises:
-            UserError: No such model, engine or cache policy.
+            UserError: No such model, engine or cache policy; or torchrun did not start a team.
         """
         from longlens.scoring.scorer import ScorerInfo
         from longlens.tokenization import TextEncoder
 
         self._loading, self._engine = loading or Loading(), engine or Engine()
         self._loaded: Scorer | None = None
-        self.team = team or Team()
         kind = engine_name(name, self._engine)
         check_taken(kind, self._loading, self._engine)
+        self.team = team or Team.of(self._loading, kind)
         if kind != TRANSFORMERS:
             self._loaded = _load_engine(name, kind, self._loading, self._engine)
             self.info = self._loaded.info
