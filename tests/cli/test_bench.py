@@ -141,6 +141,7 @@ def test_run_prints_one_object_and_the_same_again(work, run):
         "mode",
         "template",
         "tasks",
+        "dtype",
         "harness",
         "suites",
     }
