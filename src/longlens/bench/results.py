@@ -171,7 +171,7 @@ def _chances(rows: Sequence[GradedSample]) -> dict[str, float | None]:
     inside = [1 + metadata[_IN_TEXT] for metadata in made if _IN_TEXT in metadata and "cut" not in metadata]
 
     def mean(values: Sequence[int]) -> float | None:
-        return 100 * sum(1 / value for value in values) / len(values) if values and len(values) == len(rows) else None
+        return sum(100 / value for value in values) / len(values) if values and len(values) == len(rows) else None
 
     count = sizes[0] if len(set(sizes)) == 1 else None
     return {"num_choices": count, "chance": mean(sizes), "chance_in_text": mean(inside)}
