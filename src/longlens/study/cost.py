@@ -41,7 +41,7 @@ from longlens.scoring.run import score
 from longlens.settings.options import Loading, Reading, Truncation
 from longlens.settings.recipe import Integer, Settings
 from longlens.study.published import table
-from longlens.study.reproduce import Steps, Study, StudySettings, Table
+from longlens.study.reproduce import Inputs, Steps, Study, StudySettings, Table, identities
 
 if TYPE_CHECKING:
     from longlens.planning.score import ScorePlan
@@ -140,7 +140,7 @@ def read_long_documents(settings: CostSettings) -> list[Document]:
     Raises:
         UserError: They are too few.
     """
-    evaluator = UnloadedModel(settings.evaluator, _loading(settings))
+    evaluator = UnloadedModel(settings.evaluator, Loading(dtype=settings.dtype))
     found: list[Document] = []
     for document in open_sources(settings.documents, Reading()):
         if len(evaluator.encode(document).token_ids) >= max(settings.lengths):
@@ -153,17 +153,17 @@ def read_long_documents(settings: CostSettings) -> list[Document]:
     )
 
 
-def inputs(settings: CostSettings) -> dict[str, Any]:
+def read(settings: CostSettings) -> Inputs:
     """Which documents and models these are."""
-    return {
-        "texts": {document.id: text_sha256(document.text) for document in read_long_documents(settings)},
-        "weights": {role: _identity(name, settings) for role, name in _roles(settings).items()},
-    }
+    documents = read_long_documents(settings)
+    texts = {document.id: text_sha256(document.text) for document in documents}
+    models = identities(_roles(settings).values(), settings.dtype)
+    return Inputs({"texts": texts, "identities": models}, documents)
 
 
-def run(settings: CostSettings, steps: Steps) -> dict[str, Any]:
+def run(settings: CostSettings, steps: Steps, documents: Sequence[Document]) -> dict[str, Any]:
     """Times what is not timed yet, and sums it up."""
-    timed = _Timed(settings, steps)
+    timed = _Timed(settings, steps, documents)
     found = []
     for length in settings.lengths:
         rounds = [
@@ -181,18 +181,13 @@ def run(settings: CostSettings, steps: Steps) -> dict[str, Any]:
 class _Timed:
     """Both models, loaded when something is to be timed."""
 
-    def __init__(self, settings: CostSettings, steps: Steps) -> None:
-        self.settings, self.steps = settings, steps
+    def __init__(self, settings: CostSettings, steps: Steps, documents: Sequence[Document]) -> None:
+        self.settings, self.steps, self.documents = settings, steps, documents
 
     @cached_property
     def scorers(self) -> dict[str, Scorer]:
         """By role."""
         return {role: load_scorer(name, dtype=self.settings.dtype) for role, name in _roles(self.settings).items()}
-
-    @cached_property
-    def documents(self) -> list[Document]:
-        """Not cut yet."""
-        return read_long_documents(self.settings)
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -436,13 +431,4 @@ def _roles(settings: CostSettings) -> dict[str, str]:
     return {"model": settings.model, "evaluator": settings.evaluator}
 
 
-def _loading(settings: CostSettings) -> Loading:
-    return Loading(dtype=settings.dtype)
-
-
-def _identity(name: str, settings: CostSettings) -> str | None:
-    info = UnloadedModel(name, _loading(settings)).identify()
-    return None if info is None else info.weights_sha256
-
-
-STUDY = Study(CostSettings, run, tables, inputs)
+STUDY = Study(settings=CostSettings, run=run, tables=tables, read=read)

@@ -16,7 +16,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -106,7 +107,7 @@ class Steps:
         path = self.path / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _Clock(self, name):
+            with self._timed(name):
                 write_json(path, make())
         return read_json(path, f"delete {path}, and run the same command again")
 
@@ -122,7 +123,7 @@ class Steps:
             temporary = path.with_name(f".{path.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
             temporary.mkdir(parents=True)
-            with _Clock(self, name):
+            with self._timed(name):
                 make(temporary)
                 os.replace(temporary, path)
         return path
@@ -134,21 +135,26 @@ class Steps:
         lines = read_lines(self._seconds, unfinished=True)
         return {line.value["step"]: float(line.value["seconds"]) for line in lines}
 
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Notes how long a step took, if it ends well."""
+        started = time.perf_counter()
+        yield
+        seconds = round(time.perf_counter() - started, 3)
+        append_line(self._seconds, {"step": name, "seconds": seconds})
+        _LOGGER.info(f"{name}: {seconds:.1f} s")
 
-class _Clock:
-    """Notes how long a step took, if it ended well."""
 
-    def __init__(self, steps: Steps, name: str) -> None:
-        self._steps, self._name = steps, name
+class Inputs(NamedTuple):
+    """What an experiment reads before anything is written.
 
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
+    Attributes:
+        identity: What must be the same for a run to be resumed, such as the hash of a text.
+        content: What was read, for `Study.run`.
+    """
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None:
-            seconds = round(time.perf_counter() - self._started, 3)
-            append_line(self._steps.path / "seconds.jsonl", {"step": self._name, "seconds": seconds})
-            _LOGGER.info(f"{self._name}: {seconds:.1f} s")
+    identity: dict[str, Any]
+    content: Any = None
 
 
 class Study(NamedTuple):
@@ -156,16 +162,16 @@ class Study(NamedTuple):
 
     Attributes:
         settings: Their kind; ``recipes/studies/NAME.yaml`` has the values.
-        run: Runs what is not there yet and sums it up. What it returns is the experiment's part of result.json.
+        run: Runs what is not there yet and sums it up, from the settings, the steps and the content of the inputs. What
+            it returns is the experiment's part of result.json.
         tables: Tables of such a result.
-        inputs: What else must be the same for a run to be resumed, such as the hash of a text; read before anything is
-            written.
+        read: Reads the inputs.
     """
 
     settings: type[StudySettings]
-    run: Callable[[Any, Steps], dict[str, Any]]
+    run: Callable[[Any, Steps, Any], dict[str, Any]]
     tables: Callable[[Mapping[str, Any]], Sequence[Table]]
-    inputs: Callable[[Any], dict[str, Any]] = lambda settings: {}
+    read: Callable[[Any], Inputs]
 
 
 def find_study(name: str) -> Study:
@@ -235,10 +241,11 @@ def reproduce(
     study = find_study(name)
     resolved = settings.resolved()
     fixed = {key: value for key, value in resolved.items() if key not in settings.free}
-    with RunFolder(Path(out), {"study": name, **fixed, **study.inputs(settings)}) as folder:
+    inputs = study.read(settings)
+    with RunFolder(Path(out), {"study": name, **fixed, **inputs.identity}) as folder:
         steps = Steps(folder.path, Progress() if progress is None else progress)
         try:
-            found = study.run(settings, steps)
+            found = study.run(settings, steps, inputs.content)
             result = {
                 "schema_version": SCHEMA_VERSION,
                 "study": name,
@@ -252,6 +259,15 @@ def reproduce(
         except OSError as error:
             raise cannot_write(folder.path, error, resumes=True) from error
     return result
+
+
+def identities(models: Iterable[str], dtype: str) -> dict[str, Any]:
+    """What tells models apart, by name, for `Inputs.identity`; None where it is not known before they are loaded."""
+    from longlens.models import identify
+    from longlens.settings.options import Loading
+
+    found = {name: identify(name, Loading(dtype=dtype)) for name in models}
+    return {name: None if one is None else one.to_json() for name, one in found.items()}
 
 
 def machine() -> str:

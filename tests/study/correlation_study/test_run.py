@@ -76,7 +76,7 @@ def test_every_variant_has_metrics_and_scores(done: Any) -> None:
 
 def test_baselines_are_those_of_a_loop(done: Any) -> None:
     out, study, result = done
-    documents = experiment.documents_of(study)
+    documents = experiment.read(study).content
     row = result["variants"][1]
     mine, theirs = open_scores(out / "scores" / "one-window"), open_scores(out / "evaluators" / "one")
     late, likely = [], []
@@ -97,11 +97,25 @@ def test_a_killed_run_goes_on_and_says_the_same(done: Any, tmp_path: Path) -> No
     out, study, result = done
     again = tmp_path / "out"
     shutil.copytree(out, again)
-    for name in ("metrics/one-hot.json", "tasks/two-rough/longeval.json", "result.json"):
+    for name in ("metrics/one-hot.json", "tasks/two-rough/longeval-1.json", "result.json"):
         (again / name).unlink()
     shutil.rmtree(again / "scores" / "one-hot")
     found = reproduce("correlation", study, again)
     assert {**found, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_seeds_that_are_added_are_asked_too(done: Any, models: Path, tmp_path: Path) -> None:
+    out, _, result = done
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    both = reproduce("correlation", settings(models, seeds=[1, 2]), again)
+    alone = reproduce("correlation", settings(models, seeds=[2]), again)
+    for one, two, mean in zip(result["variants"], alone["variants"], both["variants"], strict=True):
+        first, second, found = (row["tasks"]["longeval"] for row in (one, two, mean))
+        assert found["n"] == 4
+        assert first["nll"] != second["nll"]
+        assert found["nll"] == pytest.approx((first["nll"] + second["nll"]) / 2)
+        assert mean["metrics"] == one["metrics"]
 
 
 def test_other_settings_are_refused(done: Any, models: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from longlens.errors import UserError, shown_value
 from longlens.settings.recipe import Integer, Name, Names, Real
 from longlens.study.answers.summary import summarize, tables
-from longlens.study.reproduce import Steps, Study, StudySettings
+from longlens.study.reproduce import Inputs, Steps, Study, StudySettings, identities
 from longlens.windows import check_window_settings, plan_windows
 
 if TYPE_CHECKING:
@@ -87,16 +87,12 @@ class AnswersSettings(StudySettings):
         return self
 
 
-def inputs(settings: AnswersSettings) -> dict[str, Any]:
+def read(settings: AnswersSettings) -> Inputs:
     """Which models they are."""
-    from longlens.models import identify
-    from longlens.settings.options import Loading
-
-    found = {name: identify(name, Loading(dtype=settings.dtype)) for name in settings.models}
-    return {"identities": {name: None if one is None else one.to_json() for name, one in found.items()}}
+    return Inputs({"identities": identities(settings.models, settings.dtype)})
 
 
-def run(settings: AnswersSettings, steps: Steps) -> dict[str, Any]:
+def run(settings: AnswersSettings, steps: Steps, content: None) -> dict[str, Any]:
     """Scores what is not in the folder yet, and sums it up, see `summary.summarize`.
 
     Raises:
@@ -242,4 +238,4 @@ def _rounded(values: Sequence[float] | np.ndarray[Any, Any]) -> list[float | Non
     return [None if np.isnan(value) else round(float(value), DIGITS) for value in values]
 
 
-STUDY = Study(settings=AnswersSettings, run=run, tables=tables, inputs=inputs)
+STUDY = Study(settings=AnswersSettings, run=run, tables=tables, read=read)

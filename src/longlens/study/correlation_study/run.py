@@ -2,12 +2,11 @@
 
 ::
 
-    OUT/texts.json                    the documents that metrics are measured on
     OUT/evaluators/FAMILY/            scores of the base models under both contexts (a run of `longlens.score`)
     OUT/tuned/FAMILY-NAME/            fine-tuned weights
     OUT/scores/FAMILY-VARIANT/        scores of a variant
     OUT/metrics/FAMILY-VARIANT.json   its perplexities
-    OUT/tasks/FAMILY-VARIANT/TASK.json what it answered
+    OUT/tasks/FAMILY-VARIANT/TASK-SEED.json what it answered
 """
 
 from __future__ import annotations
@@ -30,19 +29,21 @@ import longlens
 from longlens.corpus import Document
 from longlens.errors import LonglensWarning, UserError
 from longlens.keytokens import KeyTokens, select_key_tokens
-from longlens.models import load_scorer, load_tokenizer
+from longlens.models import load_tokenizer, load_transformers
 from longlens.scoring.reader import open_scores
 from longlens.scoring.transformers import ContinuationScorer, TransformersScorer
+from longlens.settings.options import BETA, Loading
 from longlens.settings.recipe import Integer, Settings
 from longlens.study import reproduce
 from longlens.study.correlation import correlate_table
 from longlens.study.correlation_study.questions import CHANCE, TaskSettings, accuracy, ask, make_questions
 from longlens.study.correlation_study.variants import VariantSettings, make_variant
-from longlens.study.reproduce import Steps, StudySettings, Table
+from longlens.study.reproduce import Inputs, Steps, StudySettings, Table, identities
 from longlens.study.texts import four_kinds
 from longlens.study.tuning import Tuning, tune
 
 _LOGGER = logging.getLogger(__name__)
+DTYPE = "float32"
 METRICS = (
     "longppl",
     "longppl_cross",
@@ -103,30 +104,25 @@ class CorrelationStudy(StudySettings):
     subsets: Integer = Field(ge=1)
 
 
-def documents_of(study: CorrelationStudy) -> list[Document]:
-    """The documents that metrics are measured on."""
-    tokenizer = load_tokenizer(next(iter(study.families.values())).model)
-    return four_kinds(tokenizer, count=study.documents, tokens=study.tokens)
+def read(study: CorrelationStudy) -> Inputs:
+    """The documents that metrics are measured on, and which models they are."""
+    models = [family.model for family in study.families.values()]
+    documents = four_kinds(load_tokenizer(models[0]), count=study.documents, tokens=study.tokens)
+    texts = hashlib.sha256("\0".join(document.text for document in documents).encode()).hexdigest()
+    return Inputs({"texts_sha256": texts, "identities": identities(models, DTYPE)}, documents)
 
 
-def run(study: CorrelationStudy, steps: Steps) -> dict[str, Any]:
+def run(study: CorrelationStudy, steps: Steps, documents: Sequence[Document]) -> dict[str, Any]:
     """Scores and asks all variants, and correlates."""
-    return _Experiment(study, steps).run()
-
-
-def inputs(study: CorrelationStudy) -> dict[str, Any]:
-    """Which documents they are."""
-    return {"texts_sha256": hashlib.sha256("\0".join(d.text for d in documents_of(study)).encode()).hexdigest()}
+    return _Experiment(study, steps, documents).run()
 
 
 class _Experiment:
-    def __init__(self, study: CorrelationStudy, steps: Steps) -> None:
-        self.study, self.steps = study, steps
-        self.documents = documents_of(study)
+    def __init__(self, study: CorrelationStudy, steps: Steps, documents: Sequence[Document]) -> None:
+        self.study, self.steps, self.documents = study, steps, documents
 
     def run(self) -> dict[str, Any]:
         rows = []
-        self.steps.json("texts.json", lambda: {"documents": [{"id": d.id, "text": d.text} for d in self.documents]})
         for name, family in self.study.families.items():
             self._evaluate(name, family)
         for name, family in self.study.families.items():
@@ -189,20 +185,20 @@ class _Candidate:
         """Metrics and benchmark scores."""
         label = f"{self.family}-{self.name}"
         metrics = self.steps.json(f"metrics/{label}.json", self._metrics)
-        answers = {
-            task: self.steps.json(f"tasks/{label}/{task}.json", partial(self._answer, spec))
-            for task, spec in self.study.tasks.items()
-        }
+        answers = {task: self._answers(spec, f"tasks/{label}/{task}") for task, spec in self.study.tasks.items()}
         return {"family": self.family, "variant": self.name, "metrics": metrics, "tasks": answers}
 
-    def _answer(self, task: TaskSettings) -> dict[str, Any]:
-        found: list[dict[str, Any]] = []
-        for seed in self.study.seeds:
-            groups = make_questions(task, count=self.study.questions, seed=seed, tokenizer=self.scorer.tokenizer)
-            for group in groups:
-                found += ask(self.scorer, group)
-        nll = -statistics.fmean(row["target"] for row in found)
-        return {"n": len(found), **accuracy(found), "nll": nll, "chance": CHANCE}
+    def _answers(self, task: TaskSettings, name: str) -> dict[str, Any]:
+        """Means over the questions of all seeds, which are as many for each."""
+        parts = [self.steps.json(f"{name}-{seed}.json", partial(self._answer, task, seed)) for seed in self.study.seeds]
+        means = {key: statistics.fmean(part[key] for part in parts) for key in ("exact", "choice", "nll")}
+        return {"n": sum(part["n"] for part in parts), **means, "chance": CHANCE}
+
+    def _answer(self, task: TaskSettings, seed: int) -> dict[str, Any]:
+        tokenizer = self.scorer.tokenizer
+        groups = make_questions(task, count=self.study.questions, seed=seed, tokenizer=tokenizer)
+        found = [row for group in groups for row in ask(self.scorer, group)]
+        return {"n": len(found), **accuracy(found), "nll": -statistics.fmean(row["target"] for row in found)}
 
     def _metrics(self) -> dict[str, Any]:
         study, documents = self.study, self.experiment.documents
@@ -234,7 +230,7 @@ class _Candidate:
             mine, theirs = scores.get(document.id), own.get(document.id)
             there = np.isfinite(theirs.short_logprobs) & np.isfinite(mine.long_logprobs)
             late.append(mine.long_logprobs[there])
-            likely.append(mine.long_logprobs[there & (theirs.long_logprobs > -2)])
+            likely.append(mine.long_logprobs[there & (theirs.long_logprobs > BETA)])
             keys.append(int(np.isin(_indices(selected.get(document.id)), np.flatnonzero(there)).sum()))
         return {
             "ppl_from_context": _perplexity(np.concatenate(late)),
@@ -246,13 +242,10 @@ class _Candidate:
 
     def _key_share(self) -> float | None:
         """Share of key tokens that the variant finds itself."""
-        documents = self.experiment.documents[
-            :: max(1, len(self.experiment.documents) // max(1, self.study.share_documents))
-        ]
-        documents = documents[: self.study.share_documents]
-        if not documents:
+        every, wanted, context = self.experiment.documents, self.study.share_documents, self.study.context
+        if not wanted:
             return None
-        context = self.study.context
+        documents = every[:: max(1, len(every) // wanted)][:wanted]
         scores = longlens.score(documents, self.scorer, context=context, stride=context)
         keys = select_key_tokens(scores)
         total = sum(int(np.isfinite(scores.get(d.id).short_logprobs).sum()) for d in documents)
@@ -260,9 +253,7 @@ class _Candidate:
 
 
 def _load(name: str) -> TransformersScorer:
-    scorer = load_scorer(name, dtype="float32")
-    assert isinstance(scorer, TransformersScorer)  # of no other engine without `engine`
-    return scorer
+    return load_transformers(name, Loading(dtype=DTYPE))
 
 
 def _indices(keys: KeyTokens) -> npt.NDArray[np.int64]:
@@ -414,4 +405,4 @@ def _interval(both: Sequence[float] | None) -> str:
     return "" if both is None else f"[{both[0]:.2f}, {both[1]:.2f}]"
 
 
-STUDY = reproduce.Study(settings=CorrelationStudy, run=run, tables=tables, inputs=inputs)
+STUDY = reproduce.Study(settings=CorrelationStudy, run=run, tables=tables, read=read)

@@ -52,7 +52,7 @@ from longlens.study.longce.questions import (
 )
 from longlens.study.longce.settings import Study, StudyTraining
 from longlens.study.longce.summary import choose_rates, equal_time_step, summarize, tables
-from longlens.study.reproduce import Steps
+from longlens.study.reproduce import Inputs, Steps
 
 _LOGGER = logging.getLogger(__name__)
 TIMED_PAIRS = 8
@@ -62,13 +62,12 @@ _BASE, _EVALUATOR, _ARM, _CHECK = 0, 1, 2, 4
 """What a seed is of, so that no two uses draw the same numbers; 3 is of questions."""
 
 
-def run(study: Study, steps: Steps) -> dict[str, Any]:
+def run(study: Study, steps: Steps, text: Text) -> dict[str, Any]:
     """Trains and scores what is not in the folder yet, and sums it up, see `summary.summarize`.
 
     Raises:
         UserError: The text is too short.
     """
-    text = read_text(study.text)
     _work(study, steps, [_Job(seed=seed) for seed in study.development_seeds])
     timing = steps.json("timing.json", lambda: _Seed(study, text, steps, study.development_seeds[0]).time())
     arms = {method: arms_of(study, method) for method in study.extensions}
@@ -100,10 +99,10 @@ def run(study: Study, steps: Steps) -> dict[str, Any]:
     }
 
 
-def inputs(study: Study) -> dict[str, Any]:
-    """Which text it is."""
+def read(study: Study) -> Inputs:
+    """The text."""
     text = read_text(study.text)
-    return {"text": {"name": text.name, "sha256": text.sha256}}
+    return Inputs({"text": {"name": text.name, "sha256": text.sha256}}, text)
 
 
 def arms_of(study: Study, method: str) -> list[str]:
@@ -359,4 +358,4 @@ class Weights:
         }
 
 
-STUDY = reproduce.Study(settings=Study, run=run, tables=tables, inputs=inputs)
+STUDY = reproduce.Study(settings=Study, run=run, tables=tables, read=read)
