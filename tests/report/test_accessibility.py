@@ -209,16 +209,19 @@ def test_tab_reaches_everything_in_the_order_of_the_page(open_page, everything):
     controls += ["colour", "beside", "search", "search-previous", "search-next"]
     expected = [
         "Skip to the text with its key tokens",
+        "Answer",
         "Models",
         "Text",
         "Charts",
         "Settings",
+        "Perplexity on all tokens, and on key tokens as PNG",
         "Table of models",
         *controls,
     ]
     assert [name for name in reached if name in expected][: len(expected)] == expected
     at = reached.index("search-next")
-    assert reached[at + 2 : at + 4] == ["token", "Numbers"]  # after the choice of the tokens; one stop for all of them
+    assert reached[at + 3].endswith("as PNG")
+    assert reached[at + 2] == "token"  # after the choice of the tokens; one stop for all of them
     assert "Settings of the runs" in reached
 
 

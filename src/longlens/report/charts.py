@@ -82,6 +82,7 @@ class Chart:
         y: The vertical axis.
         series: What is drawn.
         marks: Vertical lines.
+        guides: Straight lines, each from one ``(x, y)`` to another; both axes then have one range.
     """
 
     name: str
@@ -91,12 +92,14 @@ class Chart:
     y: Axis
     series: Sequence[Series]
     marks: Sequence[Mark] = field(default=())
+    guides: Sequence[tuple[tuple[float, float], tuple[float, float]]] | None = None
 
 
 def charts(summary: ReportSummary) -> list[Chart]:
     """The charts of a report, those that its scores allow."""
     colors = {run.name: index for index, run in enumerate(summary.runs)}
     allowed = [
+        _ppl_and_longppl(summary.compared, colors),
         *_classes(summary.runs, colors),
         _logprob_by_position(summary.runs, colors),
         _key_share_by_position(summary, colors),
@@ -104,6 +107,41 @@ def charts(summary: ReportSummary) -> list[Chart]:
         *([] if summary.correlations is None else correlation_charts(summary.correlations, colors)),
     ]
     return [chart for chart in allowed if chart is not None and chart.series]
+
+
+def _ppl_and_longppl(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart | None:
+    """Both perplexities of every compared run; None where no run has a LongPPL."""
+    if all(run.result is None or run.result.longppl is None for run in runs):
+        return None
+    series = []
+    for run in runs:
+        assert run.result is not None
+        values = [run.result.ppl, run.result.longppl]
+        ends = [run.result.intervals["ppl"], run.result.intervals["longppl"]]
+        series.append(
+            Series(
+                name=run.name,
+                x=[0, 1],
+                y=values,
+                low=[None if end is None else end[0] for end in ends] if any(ends) else None,
+                high=[None if end is None else end[1] for end in ends] if any(ends) else None,
+                color=colors[run.name],
+                style="bars",
+            )
+        )
+    return Chart(
+        name="ppl-longppl",
+        title="Perplexity on all tokens, and on key tokens",
+        caption="Lower is better. PPL counts every token; LongPPL only key tokens, which need the long context. "
+        + (
+            "Lines: 95 % intervals over documents."
+            if any(each.low for each in series)
+            else "Too few documents for intervals."
+        ),
+        x=Axis(label="tokens that are counted", categories=["all tokens (PPL)", "key tokens (LongPPL)"]),
+        y=Axis(label="perplexity"),
+        series=series,
+    )
 
 
 def _classes(runs: Sequence[ReportRun], colors: dict[str, int]) -> Iterator[Chart]:

@@ -153,6 +153,8 @@ def draw(chart: Chart) -> Figure:
         if chart.x.log:
             axes.set_xscale("log", base=2)
         handles = _draw_series(axes, chart.series)
+        for (x0, y0), (x1, y1) in chart.guides or ():
+            axes.plot([x0, x1], [y0, y1], color="#777777", linestyle=":", linewidth=1, zorder=0)
         for mark in chart.marks:
             # The marker at its top says whose the line is, where colours cannot be told apart.
             color, top = _color(mark.color), axes.get_xaxis_transform()
@@ -210,18 +212,24 @@ def _draw_bars(axes: Axes, series: Series, shift: float, width: float) -> Artist
     }
     there = [(x + shift, y) for x, y in zip(series.x, _numbers(series.y), strict=True) if math.isfinite(y)]
     axes.bar([x for x, _ in there], [y for _, y in there], width, **look)
+    _draw_intervals(axes, series, shift, "#333333")
     return Patch(**look)
+
+
+def _draw_intervals(axes: Axes, series: Series, shift: float, color: str) -> None:
+    if series.low is None or series.high is None:
+        return
+    both = list(zip(_numbers(series.low), _numbers(series.high), strict=True))
+    # Around their own middle: a value may lie outside of its interval.
+    middle, half = [(low + high) / 2 for low, high in both], [abs(high - low) / 2 for low, high in both]
+    axes.errorbar([x + shift for x in series.x], middle, half, fmt="none", ecolor=color, elinewidth=1)
 
 
 def _draw_line(axes: Axes, series: Series, *, marked: bool) -> Artist:
     """A line or points; lines have markers too (`marked`) unless those would be taken for points."""
     color, y = _color(series.color), _numbers(series.y)
     points = series.style == "points"
-    if series.low is not None and series.high is not None:
-        both = list(zip(_numbers(series.low), _numbers(series.high), strict=True))
-        # Around their own middle: a value may lie outside of its interval.
-        middle, half = [(low + high) / 2 for low, high in both], [abs(high - low) / 2 for low, high in both]
-        axes.errorbar(series.x, middle, half, fmt="none", ecolor=color, elinewidth=1)
+    _draw_intervals(axes, series, 0, color)
     (line,) = axes.plot(
         series.x,
         y,

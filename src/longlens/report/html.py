@@ -20,6 +20,7 @@ from longlens.files import replacing
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.comparison import Difference
 from longlens.metrics.corpus import AnswerSpans
+from longlens.report.answer import answer
 from longlens.report.charts import charts
 from longlens.report.documents import PageDocuments, base64_of, embedded
 from longlens.report.summary import ReportSummary, summarize_runs
@@ -27,7 +28,8 @@ from longlens.scoring.scores import Scores
 from longlens.settings.options import KeyRule
 from longlens.study.correlation import METRICS, BenchmarkScores
 
-SCRIPTS = ("tokens.js", "pane.js", "charts.js", "main.js")
+SCRIPTS = ("tokens.js", "uplot.js", "pane.js", "download.js", "charts.js", "main.js")
+STYLES = ("uplot.css", "style.css")
 GENERATOR = '<meta name="generator" content="longlens">'
 
 
@@ -120,13 +122,14 @@ def _is_report(path: Path) -> bool:
 def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
     """The page, piece by piece."""
     folder = resources.files("longlens.report") / "page"
-    style = (folder / "style.css").read_text(encoding="utf-8")
+    style = "\n".join((folder / name).read_text(encoding="utf-8") for name in STYLES)
     script = "(() => {\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS) + "\n})();\n"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "interval": _interval, "difference": _difference}
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.generate(
         summary=summary,
+        answer=answer(summary),
         titles=METRICS,
         shown=summary.documents,
         generator=Markup(GENERATOR),

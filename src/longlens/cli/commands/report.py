@@ -39,9 +39,10 @@ def report(
 
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """
-    from longlens.cli.console import message, print_json, say, without_warnings
+    from longlens.cli.console import message, print_json, printable, say, without_warnings
     from longlens.errors import UserError, require
     from longlens.report import write_report
+    from longlens.report.answer import answer
     from longlens.report.charts import charts
     from longlens.report.figures import check_folder, write_figures
     from longlens.report.html import check_place
@@ -70,16 +71,20 @@ def report(
     drawn = [] if figures is None else write_figures(charts(summary), figures)
     for note in summary.notes:
         say(f"note: {message(note)}")
+    said = [str(sentence) for sentence in answer(summary)]
     if as_json:
         print_json(
             {
                 "report": str(out),
                 "documents": summary.documents,
                 "figures": [str(path) for path in drawn],
+                "answer": said,
                 **summary.to_json(),
             }
         )
         return
+    for sentence in said:
+        print(printable(sentence))
     num_shown = len(summary.documents)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {num_shown} of {len(runs[0])} documents with their text")
     for path in drawn:

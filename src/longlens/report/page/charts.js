@@ -1,143 +1,301 @@
-// Draws a chart of longlens.report.charts as SVG, with its legend and its numbers as a table.
+// Draws what longlens.report.charts says with uPlot, with a legend, values on hover, and its numbers as a table.
 
-const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 300;
-const EDGE = { left: 62, right: 14, top: 22, bottom: 58 };
+const FONT = "12px system-ui, sans-serif";
+
+const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
+const plain = (value) => (Math.abs(value) >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(4)))).replace("-", "−");
+
+// Shapes of points, as paths around 0: a second way to tell models apart.
+const MARKERS = [
+  "M4.5 0A4.5 4.5 0 1 1 -4.5 0A4.5 4.5 0 1 1 4.5 0Z",
+  "M-4 -4H4V4H-4Z",
+  "M0 -5L5 4H-5Z",
+  "M0 -6L5 0L0 6L-5 0Z",
+];
+const DASH = [6, 4];
+
+const markerOf = (series) => MARKERS[series.color % MARKERS.length];
+const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const inkOf = (color) => ink(`--s${color % 8}`);
 
 function drawn(name, attributes, ...children) {
-  const made = document.createElementNS(SVG, name);
+  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
 }
 
-function words(x, y, text, attributes = {}) {
-  return drawn("text", { x, y, ...attributes }, text);
-}
+const placeName = (chart, x) => (chart.x.categories === null ? plain(x) : visible(chart.x.categories[x]));
 
-const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
-const plain = (value) => (Math.abs(value) >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(4)))).replace("-", "−");
-
-// Round numbers from low to high, five or so.
-function roundTicks(low, high) {
-  const rough = (high - low) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
-  const ticks = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) ticks.push(Number((k * step).toPrecision(12)));
-  return ticks;
-}
-
-// Where values of an axis go: {at, ticks}.
-function scale(axis, values, from, to, { zero }) {
-  if (axis.categories !== null) {
-    const width = (to - from) / axis.categories.length;
-    return { at: (i) => from + width * (i + 0.5), ticks: axis.categories.map((_, i) => i), width };
+// Every series on the x of all: null is a gap, undefined a place that this series does not have.
+function aligned(chart) {
+  const scatter = chart.series.every((series) => series.style === "points" && series.labels);
+  if (scatter) {
+    // Each point has a place of its own, as two may stand at one x.
+    const points = chart.series.flatMap((series, k) => series.x.map((x, i) => ({ x, k, i })));
+    points.sort((a, b) => a.x - b.x);
+    const columns = chart.series.map((series, k) => points.map((p) => (p.k === k ? series.y[p.i] : undefined)));
+    return { xs: points.map((p) => p.x), columns, points, scatter };
   }
-  const f = axis.log ? Math.log : (value) => value;
-  let low = values.length ? Math.min(...values) : 0;
-  let high = values.length ? Math.max(...values) : 1;
-  if (zero) [low, high] = [Math.min(0, low), Math.max(0, high)];
-  if (low === high) [low, high] = axis.log ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
-  const room = 0.04 * (f(high) - f(low));
-  const [bottom, top] = [zero && low === 0 ? 0 : f(low) - room, f(high) + room];
-  const at = (value) => from + ((f(value) - bottom) / (top - bottom)) * (to - from);
-  const ticks = axis.log ? [...new Set(values)].sort((a, b) => a - b) : roundTicks(bottom, top);
-  return { at, ticks };
-}
-
-const MARKERS = [
-  (x, y) => drawn("circle", { cx: x, cy: y, r: 4.5 }),
-  (x, y) => drawn("rect", { x: x - 4, y: y - 4, width: 8, height: 8 }),
-  (x, y) => drawn("path", { d: `M${x} ${y - 5}L${x + 5} ${y + 4}H${x - 5}Z` }),
-  (x, y) => drawn("path", { d: `M${x} ${y - 6}L${x + 5} ${y}L${x} ${y + 6}L${x - 5} ${y}Z` }),
-];
-
-function marker(series, x, y) {
-  const made = MARKERS[series.color % MARKERS.length](x, y);
-  made.setAttribute("class", `point s${series.color % 8}`);
-  return made;
-}
-
-// An SVG of this width in pixels.
-function chartSvg(chart, width) {
-  const bars = chart.series.some((series) => series.style === "bars");
-  const plot = { left: EDGE.left, right: width - EDGE.right, top: EDGE.top, bottom: HEIGHT - EDGE.bottom };
-  const x = scale(chart.x, finite([...chart.series.flatMap((s) => s.x)]), plot.left, plot.right, { zero: false });
-  const heights = chart.series.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]);
-  const y = scale(chart.y, finite(heights), plot.bottom, plot.top, { zero: bars });
-  const svg = drawn("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `${chart.title}. ${chart.caption}` });
-  for (const tick of y.ticks) {
-    svg.append(drawn("line", { class: "grid", x1: plot.left, x2: plot.right, y1: y.at(tick), y2: y.at(tick) }));
-    svg.append(words(plot.left - 6, y.at(tick) + 4, plain(tick), { "text-anchor": "end" }));
-  }
-  // Names that are wider than their place stand in two rows.
-  const crowded = chart.x.categories !== null && Math.max(...chart.x.categories.map((name) => 7 * name.length)) > x.width;
-  let last = -Infinity;
-  for (const tick of x.ticks) {
-    const name = chart.x.categories === null ? plain(tick) : chart.x.categories[tick];
-    if (x.at(tick) - last < 7 * name.length && chart.x.categories === null) continue;
-    last = x.at(tick);
-    svg.append(words(last, plot.bottom + (crowded && tick % 2 ? 30 : 16), name, { "text-anchor": "middle" }));
-    if (chart.x.categories === null) svg.append(drawn("line", { class: "axis", x1: last, x2: last, y1: plot.bottom, y2: plot.bottom + 4 }));
-  }
-  svg.append(drawn("line", { class: "axis", x1: plot.left, x2: plot.right, y1: plot.bottom, y2: plot.bottom }));
-  svg.append(words((plot.left + plot.right) / 2, HEIGHT - 8, chart.x.label, { "text-anchor": "middle" }));
-  svg.append(words(4, 12, chart.y.label));
-  chart.marks.forEach((mark, i) => {
-    const at = x.at(mark.x);
-    svg.append(drawn("line", { class: `mark s${mark.color % 8}`, x1: at, x2: at, y1: plot.top, y2: plot.bottom }));
-    svg.append(words(at + 4, plot.bottom - 8 - 14 * i, mark.label));
+  const xs = [...new Set(chart.series.flatMap((series) => series.x))].sort((a, b) => a - b);
+  const columns = chart.series.map((series) => {
+    const places = new Map(series.x.map((x, i) => [x, series.y[i]]));
+    return xs.map((x) => places.get(x));
   });
-  const barred = chart.series.filter((series) => series.style === "bars");
-  for (const series of chart.series) svg.append(...seriesMarks(series, x, y, barred.indexOf(series), barred.length));
-  return svg;
+  return { xs, columns, points: null, scatter };
 }
 
-function seriesMarks(series, x, y, bar, bars) {
-  const color = `s${series.color % 8}`;
-  const points = series.x.map((value, i) => [value, series.y[i], i]).filter(([, value]) => value !== null);
-  const title = (value, i) => drawn("title", {}, `${series.labels?.[i] ?? series.name}: ${plain(value)}`);
-  if (series.style === "bars") {
-    const width = (0.8 * x.width) / bars;
-    return points.map(([place, value, i]) => {
-      const left = x.at(place) - 0.4 * x.width + bar * width;
-      const box = { x: left, y: y.at(value), width: Math.max(1, width - 1), height: Math.max(0, y.at(0) - y.at(value)) };
-      return drawn("rect", { class: `bar ${color}${bar % 2 ? " striped" : ""}`, ...box }, title(value, i));
+// The range of an axis, with a little room.
+function room(low, high, { log = false, zero = false, equal = null } = {}) {
+  if (equal !== null) [low, high] = equal;
+  if (zero) [low, high] = [Math.min(0, low), Math.max(0, high)];
+  if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - 0.5, high + 0.5];
+  if (log) return [low / (high / low) ** 0.04, high * (high / low) ** 0.04];
+  const more = 0.05 * (high - low);
+  return [zero && low === 0 ? 0 : low - more, high + more];
+}
+
+// Where each bar of a category begins and ends.
+function barEdges(bar, bars) {
+  const width = 0.8 / bars;
+  return [-0.4 + bar * width, -0.4 + (bar + 1) * width - 0.08 * width];
+}
+
+function barPaths(bar, bars) {
+  const [from, to] = barEdges(bar, bars);
+  return (u, index, first, last) => {
+    const path = new Path2D();
+    for (let i = first; i <= last; i++) {
+      const value = u.data[index][i];
+      if (value === null || value === undefined) continue;
+      const [left, right] = [from, to].map((edge) => u.valToPos(u.data[0][i] + edge, "x", true));
+      const [top, bottom] = [value, 0].map((y) => u.valToPos(y, "y", true));
+      path.rect(left, Math.min(top, bottom), Math.max(1, right - left), Math.abs(bottom - top));
+    }
+    return { stroke: null, fill: path, clip: null, band: null, gaps: null, flags: 1 };
+  };
+}
+
+// Bands and bars of intervals, points, names and marks, which uPlot leaves to us; on its canvas.
+function extras(chart, u) {
+  const { ctx } = u;
+  const ratio = devicePixelRatio;
+  const bars = chart.series.filter((series) => series.style === "bars");
+  const x = (value) => u.valToPos(value, "x", true);
+  const y = (value) => u.valToPos(value, "y", true);
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(u.bbox.left, 0, u.bbox.width, u.bbox.top + u.bbox.height);
+  ctx.clip();
+  ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+  chart.guides?.forEach(([[x0, y0], [x1, y1]]) => {
+    ctx.strokeStyle = ink("--soft");
+    ctx.lineWidth = ratio;
+    ctx.setLineDash([3 * ratio, 3 * ratio]);
+    ctx.stroke(new Path2D(`M${x(x0)} ${y(y0)}L${x(x1)} ${y(y1)}`));
+  });
+  ctx.setLineDash([]);
+  for (const series of chart.series) {
+    const color = inkOf(series.color);
+    const has = series.x.map((_, i) => i).filter((i) => series.low !== null && series.high !== null && series.low[i] !== null && series.high[i] !== null);
+    if (series.style !== "bars" && has.length > 1) {
+      ctx.fillStyle = color;
+      ctx.globalAlpha = 0.15;
+      ctx.beginPath();
+      for (const i of has) ctx.lineTo(x(series.x[i]), y(series.low[i]));
+      for (const i of has.reverse()) ctx.lineTo(x(series.x[i]), y(series.high[i]));
+      ctx.fill();
+      ctx.globalAlpha = 1;
+    }
+    const [from, to] = series.style === "bars" ? barEdges(bars.indexOf(series), bars.length) : [0, 0];
+    ctx.strokeStyle = series.style === "bars" ? ink("--ink") : color;
+    ctx.lineWidth = 1.5 * ratio;
+    for (const i of has) {
+      const at = x(series.x[i] + (from + to) / 2);
+      ctx.stroke(new Path2D(`M${at} ${y(series.low[i])}V${y(series.high[i])}`));
+    }
+    if (series.style !== "points") continue;
+    const shape = new Path2D(markerOf(series));
+    const small = series.x.length > 60;
+    ctx.fillStyle = color;
+    ctx.globalAlpha = small ? 0.55 : 1;
+    series.x.forEach((place, i) => {
+      if (series.y[i] === null) return;
+      const [size, dx, dy] = [(small ? 0.6 : 1) * ratio, x(place), y(series.y[i])];
+      const moved = new Path2D();
+      moved.addPath(shape, new DOMMatrix([size, 0, 0, size, dx, dy]));
+      ctx.fill(moved);
+    });
+    ctx.globalAlpha = 1;
+    if (!series.labels || small) continue;
+    ctx.fillStyle = ink("--ink");
+    series.x.forEach((place, i) => {
+      if (series.y[i] === null) return;
+      const name = visible(series.labels[i]);
+      const right = x(place) + 8 * ratio + ctx.measureText(name).width > u.bbox.left + u.bbox.width;
+      ctx.textAlign = right ? "right" : "left";
+      ctx.fillText(name, x(place) + (right ? -8 : 8) * ratio, y(series.y[i]) - 6 * ratio);
     });
   }
-  const made = [];
-  if (series.style === "points") {
-    for (const [place, value, i] of points) {
-      const low = series.low?.[i] ?? null;
-      const high = series.high?.[i] ?? null;
-      if (low !== null && high !== null) made.push(drawn("line", { class: `error ${color}`, x1: x.at(place), x2: x.at(place), y1: y.at(low), y2: y.at(high) }));
-      const point = marker(series, x.at(place), y.at(value));
-      point.append(title(value, i));
-      made.push(point);
-      if (series.labels) made.push(words(x.at(place) + 8, y.at(value) - 6, visible(series.labels[i])));
-    }
-    return made;
-  }
-  // A gap ends a line; what stands alone between two gaps is a point.
-  let path = "";
-  series.x.forEach((place, i) => {
-    if (series.y[i] === null) return;
-    path += `${i > 0 && series.y[i - 1] !== null ? "L" : "M"}${x.at(place).toFixed(1)} ${y.at(series.y[i]).toFixed(1)}`;
+  chart.marks.forEach((mark, i) => {
+    ctx.strokeStyle = inkOf(mark.color);
+    ctx.lineWidth = 1.5 * ratio;
+    ctx.setLineDash([2 * ratio, 3 * ratio]);
+    ctx.stroke(new Path2D(`M${x(mark.x)} ${u.bbox.top}V${u.bbox.top + u.bbox.height}`));
+    ctx.setLineDash([]);
+    ctx.fillStyle = ink("--ink");
+    const name = visible(mark.label);
+    const right = x(mark.x) + ctx.measureText(name).width + 4 * ratio > u.bbox.left + u.bbox.width;
+    ctx.textAlign = right ? "right" : "left";
+    ctx.fillText(name, x(mark.x) + (right ? -4 : 4) * ratio, u.bbox.top + u.bbox.height - (8 + 14 * i) * ratio);
   });
-  if (path) made.push(drawn("path", { class: `line ${color}${series.style === "dashed" ? " dashed" : ""}`, d: path }, drawn("title", {}, series.name)));
-  return made;
+  ctx.restore();
+}
+
+// What stands beside the pointer: the place, and the value of every series there.
+function chartTip(chart, data, tip, u) {
+  const at = u.cursor.idx;
+  tip.hidden = at === null || at === undefined || u.cursor.left < 0;
+  if (tip.hidden) return;
+  const { xs, columns, points } = data;
+  const lines = [];
+  if (points !== null) {
+    const { k, i } = points[at];
+    const series = chart.series[k];
+    lines.push([series.labels[i], ""], [chart.x.label, plain(series.x[i])], [chart.y.label, plain(series.y[i])]);
+  } else {
+    lines.push([chart.x.label, placeName(chart, xs[at])]);
+    chart.series.forEach((series, k) => {
+      const value = columns[k][at];
+      if (value !== null && value !== undefined) lines.push([series.name, valueInWords(series, xs[at], value)]);
+    });
+  }
+  tip.replaceChildren(...lines.flatMap(([name, value]) => [element("dt", { textContent: visible(name) }), element("dd", { textContent: value })]));
+  const right = u.cursor.left > u.over.clientWidth / 2;
+  tip.style.left = right ? "" : `${u.over.offsetLeft + u.cursor.left + 12}px`;
+  tip.style.right = right ? `${u.root.clientWidth - u.over.offsetLeft - u.cursor.left + 12}px` : "";
+}
+
+function valueInWords(series, place, value) {
+  const i = series.x.indexOf(place);
+  const has = series.low !== null && series.high !== null && series.low[i] !== null && series.high[i] !== null;
+  return plain(value) + (has ? ` (${plain(series.low[i])} to ${plain(series.high[i])})` : "");
+}
+
+// The point that is nearest to the pointer, where several may stand at one x.
+function nearest(u, columns) {
+  let best = null;
+  let least = 900;
+  u.data[0].forEach((place, i) => {
+    const dx = u.valToPos(place, "x") - u.cursor.left;
+    if (dx * dx > least) return;
+    const value = columns.map((column) => column[i]).find((each) => each !== undefined && each !== null);
+    if (value === undefined) return;
+    const distance = dx * dx + (u.valToPos(value, "y") - u.cursor.top) ** 2;
+    if (distance < least) [best, least] = [i, distance];
+  });
+  return best;
+}
+
+function plot(chart, width, place, tip) {
+  const data = aligned(chart);
+  const { xs, columns, scatter } = data;
+  const bars = chart.series.filter((series) => series.style === "bars");
+  const heights = finite(chart.series.flatMap((series) => [...series.y, ...(series.low ?? []), ...(series.high ?? [])]));
+  const [low, high] = heights.length ? [Math.min(...heights), Math.max(...heights)] : [0, 1];
+  const categories = chart.x.categories;
+  const wide = categories !== null && Math.max(...categories.map((name) => 7 * name.length)) > (width - 76) / categories.length;
+  const [left, right] = xs.length ? [xs[0], xs[xs.length - 1]] : [0, 1];
+  const both = [Math.min(left, low), Math.max(right, high)];
+  const xRange = categories !== null ? [-0.5, categories.length - 0.5] : room(left, right, { log: chart.x.log, equal: chart.guides ? both : null });
+  const yRange = room(low, high, { zero: bars.length > 0, equal: chart.guides ? both : null });
+  const lines = { stroke: ink("--ink"), font: FONT, labelFont: FONT, ticks: { stroke: ink("--soft"), width: 1, size: 4 } };
+  const u = new uPlot(
+    {
+      width,
+      height: HEIGHT,
+      legend: { show: false },
+      cursor: {
+        drag: { x: false, y: false },
+        points: { show: false },
+        y: scatter,
+        dataIdx: scatter ? (self) => nearest(self, columns) : undefined,
+      },
+      scales: {
+        x: { time: false, range: () => xRange, ...(chart.x.log ? { distr: 3, log: 2 } : {}) },
+        y: { range: () => yRange },
+      },
+      axes: [
+        {
+          ...lines,
+          label: chart.x.label,
+          labelSize: 22,
+          size: wide ? 40 : 26,
+          grid: { show: categories === null, stroke: ink("--line"), width: 1 },
+          ...(categories === null ? {} : { splits: () => categories.map((_, i) => i) }),
+          ...(chart.x.log ? { splits: () => xs, filter: (_, splits) => splits } : {}),
+          space: 44,
+          values: (_, splits) => splits.map((at) => (categories !== null && wide && at % 2 ? "\n" : "") + placeName(chart, at)),
+        },
+        { ...lines, label: chart.y.label, labelSize: 20, size: 46, grid: { stroke: ink("--line"), width: 1 }, values: (_, splits) => splits.map(plain) },
+      ],
+      series: [
+        {},
+        ...chart.series.map((series) => ({
+          stroke: series.style === "points" ? null : inkOf(series.color),
+          fill: series.style === "bars" ? inkOf(series.color) + (bars.indexOf(series) % 2 ? "99" : "") : undefined,
+          width: series.style === "bars" ? 0 : 2,
+          dash: series.style === "dashed" ? DASH : undefined,
+          points: { show: false },
+          paths: series.style === "bars" ? barPaths(bars.indexOf(series), bars.length) : series.style === "points" ? () => null : uPlot.paths.linear(),
+        })),
+      ],
+      hooks: { draw: [(self) => extras(chart, self)], setCursor: [(self) => chartTip(chart, data, tip, self)] },
+    },
+    [xs, ...columns],
+    place,
+  );
+  if (scatter && chart.open) {
+    u.over.addEventListener("click", () => {
+      const at = u.cursor.idx;
+      if (at !== null && at !== undefined) chart.open(chart.series[data.points[at].k], data.points[at].i);
+    });
+  }
+  return u;
 }
 
 function chartLegend(chart) {
-  const items = chart.series.map((series, i) => {
-    const swatch = drawn("svg", { width: 26, height: 12, "aria-hidden": "true" });
-    if (series.style === "points") swatch.append(marker(series, 13, 6));
-    else if (series.style === "bars") swatch.append(drawn("rect", { class: `bar s${series.color % 8}${i % 2 ? " striped" : ""}`, x: 3, y: 1, width: 20, height: 10 }));
-    else swatch.append(drawn("path", { class: `line s${series.color % 8}${series.style === "dashed" ? " dashed" : ""}`, d: "M0 6H26" }));
+  const bars = chart.series.filter((series) => series.style === "bars");
+  const items = chart.series.map((series) => {
+    const color = `s${series.color % 8}`;
+    const swatch = drawn("svg", { width: 26, height: 12, viewBox: "0 0 26 12", "aria-hidden": "true" });
+    if (series.style === "points") swatch.append(drawn("path", { class: `point ${color}`, d: markerOf(series), transform: "translate(13 6)" }));
+    else if (series.style === "bars") swatch.append(drawn("rect", { class: `bar ${color}${bars.indexOf(series) % 2 ? " faint" : ""}`, x: 3, y: 1, width: 20, height: 10 }));
+    else swatch.append(drawn("path", { class: `line ${color}${series.style === "dashed" ? " dashed" : ""}`, d: "M0 6H26" }));
     return element("li", {}, swatch, element("bdi", { textContent: visible(series.name) }));
   });
   return element("ul", { className: "keys-of-chart" }, ...items);
+}
+
+// The numbers of a chart: names of columns, and a row a place, or a row a point where each has a name.
+function chartNumbers(chart) {
+  if (chart.series.every((series) => series.labels)) {
+    const rows = chart.series.flatMap((series) => series.x.map((x, i) => [series.name, series.labels[i], x, series.y[i]]));
+    return { names: ["series", "name", chart.x.label, chart.y.label], rows };
+  }
+  const { xs, columns } = aligned(chart);
+  const names = [chart.x.label];
+  for (const series of chart.series) names.push(series.name, ...(series.low === null ? [] : [`${series.name}, low`, `${series.name}, high`]));
+  const rows = xs.map((x, at) => {
+    const row = [chart.x.categories === null ? x : chart.x.categories[x]];
+    chart.series.forEach((series, k) => {
+      const i = series.x.indexOf(x);
+      row.push(columns[k][at] ?? null, ...(series.low === null ? [] : [series.low[i] ?? null, series.high[i] ?? null]));
+    });
+    return row;
+  });
+  return { names, rows };
 }
 
 function chartTable(chart) {
@@ -147,11 +305,9 @@ function chartTable(chart) {
     const cells = chart.series.map((series) => {
       const i = series.x.indexOf(at);
       const value = i < 0 ? null : series.y[i];
-      const interval = value === null || !series.low || series.low[i] === null ? "" : ` (${plain(series.low[i])} to ${plain(series.high[i])})`;
-      return element("td", { textContent: value === null ? "–" : plain(value) + interval });
+      return element("td", { textContent: value === null ? "–" : valueInWords(series, at, value) });
     });
-    const name = chart.x.categories === null ? plain(at) : chart.x.categories[at];
-    return element("tr", {}, element("th", { scope: "row", textContent: name }), ...cells);
+    return element("tr", {}, element("th", { scope: "row", textContent: placeName(chart, at) }), ...cells);
   });
   const head = element("thead", {}, element("tr", {}, ...header.map((name) => element("th", { scope: "col", textContent: name }))));
   const table = element("table", {}, element("caption", { textContent: chart.y.label }), head, element("tbody", {}, ...rows));
@@ -161,24 +317,59 @@ function chartTable(chart) {
   return element("details", {}, element("summary", { textContent: "Numbers" }), scroll);
 }
 
-// The whole figure; it is drawn anew when its width changes, so that its text keeps its size.
-function chartFigure(chart) {
+// The chart with its title and its legend on one picture.
+function saveChart(chart, u) {
+  const ratio = devicePixelRatio;
+  const canvas = element("canvas", { width: u.ctx.canvas.width, height: u.ctx.canvas.height + (34 + 18 * chart.series.length) * ratio });
+  const ctx = canvas.getContext("2d");
+  ctx.fillStyle = ink("--paper");
+  ctx.fillRect(0, 0, canvas.width, canvas.height);
+  ctx.font = `600 ${14 * ratio}px system-ui, sans-serif`;
+  ctx.fillStyle = ink("--ink");
+  ctx.fillText(visible(chart.title), 8 * ratio, 20 * ratio, canvas.width - 16 * ratio);
+  ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+  chart.series.forEach((series, k) => {
+    const top = (28 + 18 * k) * ratio;
+    ctx.fillStyle = inkOf(series.color);
+    ctx.fillRect(8 * ratio, top, 20 * ratio, series.style === "line" || series.style === "dashed" ? 3 * ratio : 10 * ratio);
+    ctx.fillStyle = ink("--ink");
+    ctx.fillText(visible(series.name), 34 * ratio, top + 10 * ratio, canvas.width - 40 * ratio);
+  });
+  ctx.drawImage(u.ctx.canvas, 0, (34 + 18 * chart.series.length) * ratio);
+  canvas.toBlob((blob) => save(`${chart.name}.png`, "image/png", blob), "image/png");
+}
+
+// The whole figure; it is drawn anew when its width or the colours change.
+function chartFigure(chart, title = "h3") {
   const place = element("div");
-  const figure = element(
+  const tip = element("dl", { className: "chart-tip", hidden: true });
+  const canvas = element("div", { className: "chart" }, place, tip);
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `${chart.title}. ${chart.caption}`);
+  let u = null;
+  let width = 0;
+  const draw = (now) => {
+    width = now;
+    u?.destroy();
+    place.replaceChildren();
+    tip.hidden = true;
+    u = plot(chart, width, place, tip);
+  };
+  new ResizeObserver(() => {
+    const now = Math.min(760, Math.max(280, Math.floor(canvas.clientWidth)));
+    if (now !== width) draw(now);
+  }).observe(canvas);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => width && draw(width));
+  canvas.addEventListener("pointerleave", () => (tip.hidden = true));
+  const buttons = [saveButton("PNG", chart.title, () => saveChart(chart, u)), ...tableButtons(chart.name, chart.title, () => chartNumbers(chart))];
+  return element(
     "figure",
     { id: `chart-${chart.name}` },
-    element("h3", { textContent: visible(chart.title) }),
+    element(title, { textContent: visible(chart.title) }),
     chartLegend(chart),
-    place,
+    canvas,
     element("figcaption", { textContent: visible(chart.caption) }),
+    element("div", { className: "saves" }, ...buttons),
     chartTable(chart),
   );
-  let width = 0;
-  new ResizeObserver(() => {
-    const now = Math.min(760, Math.max(280, Math.floor(place.clientWidth)));
-    if (now === width) return;
-    width = now;
-    place.replaceChildren(chartSvg(chart, width));
-  }).observe(place);
-  return figure;
 }

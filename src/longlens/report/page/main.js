@@ -223,7 +223,7 @@ function legend() {
 }
 
 function start() {
-  for (const chart of page.charts) byId("figures").append(chartFigure(chart));
+  for (const chart of page.charts) byId(chart.name === "ppl-longppl" ? "answer-chart" : "figures").append(chartFigure(chart));
   if (!stored.length) return;
   byId("reader").hidden = false;
   byId("thresholds").hidden = thresholds === null;
