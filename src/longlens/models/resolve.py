@@ -36,6 +36,11 @@ class Embedded:
     install: str
     gguf: Callable[[], Path]
 
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return importlib.util.find_spec(self.package.replace("-", "_")) is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -112,7 +117,7 @@ def resolve(name: str) -> Source:
     # A run folder may be named after the model it is of.
     if name in EMBEDDED and not (path / "config.json").is_file():
         embedded = EMBEDDED[name]
-        if importlib.util.find_spec(embedded.package.replace("-", "_")) is not None:
+        if embedded.installed:
             file = embedded.gguf()
             return Source(name=name, path=str(file.parent), gguf=file.name, note=f"package {embedded.package}")
         note = f"hub id {embedded.hub_id} (the package {embedded.package} is not installed)"

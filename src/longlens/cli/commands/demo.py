@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from longlens.keytokens.selection import KeyTokens
     from longlens.scoring.scores import TokenScores
 
-MODEL = "smollm2"
 CONTEXT, STRIDE, MAX_LENGTH = 512, 256, 6144
 NUM_SHOWN, AROUND = 8, 48  # key tokens, and characters on either side of one
 
@@ -39,9 +38,10 @@ def demo(
     from longlens.metrics.longppl import perplexity
     from longlens.report import write_report
 
+    model = demo_model()
     scores = score_documents(
         [demo_document()],
-        MODEL,
+        model,
         out,
         context=CONTEXT,
         stride=STRIDE,
@@ -60,7 +60,7 @@ def demo(
         return
     print(
         f"Text: the source of Python's typing module, its first {len(scores[0].token_ids):,} tokens.\n"
-        f"A key token is one that {MODEL} predicts far better from all that stands before it than from the last "
+        f"A key token is one that {model} predicts far better from all that stands before it than from the last "
         f"{CONTEXT} to {CONTEXT + STRIDE - 1} tokens.\n"
     )
     print_results([result])
@@ -68,6 +68,13 @@ def demo(
     for lsd, before, token, after in _excerpts(scores[0], keys[0], NUM_SHOWN):
         print(f"  {lsd:5.2f}  …{printable(before)}[{printable(token)}]{printable(after)}…")
     say(f"The run is in {out}: its scores, keys.jsonl and perplexity.json. Open {out / 'report.html'} in a browser.")
+
+
+def demo_model() -> str:
+    """The first embedded model whose package is installed; the first of all, from the hub, where there is none."""
+    from longlens.models import EMBEDDED
+
+    return next((name for name, embedded in EMBEDDED.items() if embedded.installed), next(iter(EMBEDDED)))
 
 
 def demo_document() -> Document:
