@@ -87,10 +87,11 @@ docs: $(VENV)-docs/.made
 test-docs: docs browser
 	$(VENV)-docs/bin/python tests/site/check_site.py site
 
-# Linters and types.
+# Linters of code and prose, and types.
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m docs.prose
 	$(BIN)/python -m mypy
 
 format: $(VENV)/.dev

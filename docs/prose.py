@@ -1,0 +1,107 @@
+"""The prose of README and docs against proselint, and against the words of the style guide in CONTRIBUTING.
+
+python -m docs.prose [FILE ...]        (part of `make check`; prints FILE:LINE: what to write instead)
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs")
+# Not prose: code, what a command wrote, comments and addresses.
+NO_PROSE = re.compile(
+    r"<!-- \w+: generated -->.*?<!-- end -->|^```.*?^```|<!--.*?-->|`[^`\n]*(?:\n[^`\n]+)?`|\]\([^)]*\)|https?://\S+|^:::.*?$",
+    re.DOTALL | re.MULTILINE,
+)
+GENERATED = ("docs/cli.md", "docs/results.md")  # by docs.cli and benchmarks.claims
+# What is not said here, and what is said instead.
+WORDS = {
+    r"goes on\b|go on\b|going on\b|went on\b": "continue, or resume",
+    r"(?<!there )\bis no (?!longer|such)|(?<!there )\bare no (?!longer|such)": "is not a, or has no",
+    r"\bso many\b": "the number",
+    r"\bstands?\b|\bstood\b|\bstanding\b": "is, or precedes",
+    r"\bbeside\b": "next to, with, in addition to",
+    r"\banew\b": "again",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\bin silence\b": "silently",
+    r"\bby the clock\b": "wall-clock time",
+    r"\bheld? against\b": "compare with",
+    r"\bhand(s|ed)? (it |them |these )?on\b": "pass",
+    r"\brun folders?\b": "run directory",
+    r"\b(is|are|be|was|were|been) cut\b|\bcut (to|at|for|by)\b": "truncate",
+    r"\bgo(es)? by\b": "depend on",
+    r"\btakes? (no|all|any|what|these|it|them|documents|a model|models|rows|texts) ": "accept, use",
+    r"\btakes? (up to |about )?[\d,]+ (GB|MB|tokens|bytes)": "accept, need",
+    r"\b(runs?|pieces?) of characters\b": "span",
+    r"\bthe other way round\b": "reversed",
+    r"\bup already\b": "running",
+    r"\bby and by\b|\bof old\b|\bthereby\b|\bthereof\b|\bwherein\b": "plain words",
+    r"\bsettled\b": "significant, or decided",
+}
+# Of proselint: what is wrong about prose like this, or in Markdown.
+IGNORED = (
+    "typography",  # quotes and dashes are ASCII
+    "lexical_illusions",  # headings and cells
+    "restricted",
+    "cliches",  # a needle in a haystack is a benchmark
+    "misc.phrasal_adjectives",
+    "misc.but",
+    "uncomparables",
+    "weasel_words",
+    "hedging",
+    "spelling",
+    "skunked_terms",
+    "needless_variants",
+    "annotations",
+    "dates_times",
+    "industrial_language",
+    "nonwords",
+    "terms",
+)
+
+
+def prose_of(text: str) -> str:
+    """The text with all that is no prose blanked, so that lines and columns stay."""
+    return NO_PROSE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+
+
+def complaints(text: str) -> Iterator[tuple[int, str]]:
+    """Lines, from 1, and what is wrong in them."""
+    from proselint.checks import __register__
+    from proselint.registry import CheckRegistry
+    from proselint.tools import LintFile
+
+    registry = CheckRegistry()
+    if not registry.checks:
+        registry.register_many(__register__)
+    prose = prose_of(text)
+    for words, instead in WORDS.items():
+        for match in re.finditer(words, prose, re.IGNORECASE):
+            yield prose.count("\n", 0, match.start()) + 1, f"{match[0]!r}: {instead}"
+    for found in LintFile("page", prose).lint():
+        if not found.check_result.check_path.startswith(IGNORED):
+            yield found.pos[0], f"{found.check_result.check_path}: {found.check_result.message}"
+
+
+def main(names: list[str]) -> int:
+    """Checks the files, or all pages, and says how many complaints there are."""
+    paths = [ROOT / name for name in names or PAGES]
+    files = [file for path in paths for file in (sorted(path.rglob("*.md")) if path.is_dir() else [path])]
+    number = 0
+    for file in files:
+        name = file.resolve().relative_to(ROOT).as_posix()
+        if name in GENERATED:
+            continue
+        for line, message in sorted(complaints(file.read_text(encoding="utf-8"))):
+            print(f"{name}:{line}: {message}")
+            number += 1
+    print(f"{len(files)} pages, {number} complaints")
+    return min(number, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
