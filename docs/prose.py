@@ -43,7 +43,7 @@ WORDS = {
     r"\botherwise than\b": "differently than",
     r"\blikeliest\b": "most likely",
     r"\bfor want of\b": "because there is no",
-    r"\b(one|rows?|documents?|bytes|seconds) a (row|token|document|model|GPU|step|process|batch|task|node)\b": "one per",
+    r"\b(one|rows?|documents?|bytes|seconds) a (row|token|document|model|GPU|step|process|batch|node)\b": "one per",
     r"\b(neighbour|colour|licence|quantise|summarise|behaviour|labelled)": "American spelling",
     r"\bby and by\b|\bof old\b|\bthereby\b|\bthereof\b|\bwherein\b": "plain words",
     r"\bsettled\b": "significant, or decided",
