@@ -1,9 +1,9 @@
-"""The gallery of docs/gallery.md: reports of code, of a novel and of a licence, by two real models, and their pictures.
+"""The gallery of docs/gallery.md: reports of code, of a novel and of a license, by a real model, and their pictures.
 
-python -m benchmarks.gallery SCORES        (half an hour on two cores; SCORES is a folder that is kept and resumed)
+python -m benchmarks.gallery SCORES        (ten minutes on two cores; SCORES is a folder that is kept and resumed)
 
 The novel comes from Debian's package r-cran-janeaustenr, which `apt-get download` fetches; the code is part of Python,
-and the licence is this project's.
+and the license is this project's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pathlib import Path
 from shutil import which
 
 import longlens
-from benchmarks.tables import ROOT, machine, write_table
+from benchmarks.tables import ROOT, write_table
+from longlens.scoring.scores import Scores
 from longlens.scoring.truncation import CharacterLimit
 
-MODEL, EVALUATOR = "smollm2", "gemma3-270m"
+MODEL = "smollm2"  # which is its own evaluator: the pages show key tokens, and compare no models
 CONTEXT, STRIDE = 512, 256
 MAX_CHARACTERS = 12_000
+NUM_WORDS = 6
 NOVEL = "r-cran-janeaustenr"
 OPENING = "It is a truth universally acknowledged"
 KINDS = {
@@ -70,27 +72,26 @@ def _strings(block: bytes) -> list[str]:
 
 
 def score(folder: Path) -> None:
-    """Scores both models in float32, every kind of text in a run of its own."""
+    """Scores in float32, every kind of text in a run of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (MODEL, EVALUATOR):
-        scorer = longlens.load_scorer(name, dtype="float32")
-        for kind, document in documents(folder).items():
-            longlens.score(
-                [document],
-                scorer,
-                context=CONTEXT,
-                stride=STRIDE,
-                limit=CharacterLimit(max_characters=MAX_CHARACTERS),
-                out=folder / kind / name,
-            )
+    scorer = longlens.load_scorer(MODEL, dtype="float32")
+    for kind, document in documents(folder).items():
+        longlens.score(
+            [document],
+            scorer,
+            context=CONTEXT,
+            stride=STRIDE,
+            limit=CharacterLimit(max_characters=MAX_CHARACTERS),
+            out=folder / kind / MODEL,
+        )
 
 
 def report(folder: Path, out: Path) -> None:
     """Writes one report a kind into the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:
-        runs = [longlens.open_scores(folder / kind / name) for name in (MODEL, EVALUATOR)]
-        longlens.write_report(out / f"{kind}.html", runs, evaluator_scores=runs[1])
+        scores = longlens.open_scores(folder / kind / MODEL)
+        longlens.write_report(out / f"{kind}.html", [scores], evaluator_scores=scores)
 
 
 def photograph(pages: Path, out: Path) -> None:
@@ -111,18 +112,28 @@ def photograph(pages: Path, out: Path) -> None:
 
 
 def table(folder: Path) -> None:
-    """PPL and LongPPL of both models on each text."""
+    """PPL and LongPPL of each text, and the key tokens with the largest LSD."""
     rows = []
     for kind, title in KINDS.items():
-        models, evaluator = (
-            [longlens.open_scores(folder / kind / name) for name in (MODEL, EVALUATOR)],
-            longlens.open_scores(folder / kind / EVALUATOR),
-        )
-        results = [longlens.perplexity(scores, evaluator_scores=evaluator) for scores in models]
-        values = [f"{value:.2f}" for result in results for value in (result.ppl, result.longppl)]
-        rows.append([kind, title, *values, f"{results[1].num_key_tokens:,} of {results[1].num_tokens:,}"])
-    columns = ["text", "source", f"{MODEL} PPL", "LongPPL", f"{EVALUATOR} PPL", "LongPPL", f"key tokens of {EVALUATOR}"]
-    write_table("gallery", columns, rows, "docs/gallery.md")
+        scores = longlens.open_scores(folder / kind / MODEL)
+        result = longlens.perplexity(scores, evaluator_scores=scores)
+        number = f"{result.num_key_tokens:,} of {result.num_tokens:,}"
+        rows.append([kind, title, *(f"{value:.2f}" for value in (result.ppl, result.longppl)), number, words(scores)])
+    columns = ["text", "source", "key tokens with the largest LSD", "PPL", "LongPPL", "key tokens"]
+    write_table("gallery", columns, [[*row[:2], row[5], *row[2:5]] for row in rows], "docs/gallery.md", left=3)
+
+
+def words(run: Scores) -> str:
+    """The words that the key tokens with the largest LSD are in, each once."""
+    scores, keys = run[0], longlens.select_key_tokens(run)[0]
+    found: list[str] = []
+    for index in sorted(keys.token_indices, key=lambda index: -scores.lsd[index]):
+        start, end = scores.char_spans[index]
+        around = re.search(r"\w*$", scores.text[:start])[0], re.match(r"\w*", scores.text[end:])[0]
+        word = " ".join((around[0] + scores.text[start:end] + around[1]).split())
+        if re.search(r"\w{3}", word) and word not in found:
+            found.append(word)
+    return ", ".join(f"`{word}`" for word in found[:NUM_WORDS])
 
 
 if __name__ == "__main__":
@@ -131,4 +142,3 @@ if __name__ == "__main__":
     report(folder, folder / "reports")
     photograph(folder / "reports", ROOT / "docs" / "figures")
     table(folder)
-    print(machine())

@@ -30,7 +30,13 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: 
 
 
 def write_table(
-    name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], page: str, *, by: str | None = None
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    page: str,
+    *,
+    by: str | None = None,
+    left: int = 1,
 ) -> None:
     """Writes ``benchmarks/results/NAME.md`` and the block ``<!-- NAME: generated -->`` of a page.
 
@@ -40,9 +46,11 @@ def write_table(
         rows: Its cells.
         page: The page with the block.
         by: Module of `benchmarks` that makes it, where it is not called like the table.
+        left: How many of the first columns are text.
     """
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    text = f"Measured on {today} with `python -m benchmarks.{by or name}`: {machine()}.\n\n{markdown(columns, rows)}"
+    table = markdown(columns, rows, left=left)
+    text = f"Measured on {today} with `python -m benchmarks.{by or name}`: {machine()}.\n\n{table}"
     print(text)
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
