@@ -48,7 +48,7 @@ test-quantized: $(VENV)-quantized/.made
 	$(VENV)-quantized/bin/python -m pytest -rs tests/scoring/test_quantized.py
 
 # The experiments of docs/study.md on real models, hours: a killed run resumes. Writes their tables into the page.
-STUDIES = answers cost correlation longce
+STUDIES = answers cost correlation extension longce
 study: $(VENV)/.real
 	for name in $(STUDIES); do $(BIN)/python -m benchmarks.study $$name studies/$$name || exit 1; done
 	$(BIN)/python -m benchmarks.claims

@@ -38,6 +38,7 @@ STUDIES = {
     "answers": "longlens.study.answers.run",
     "correlation": "longlens.study.correlation_study.run",
     "cost": "longlens.study.cost",
+    "extension": "longlens.study.extension.run",
     "longce": "longlens.study.longce.run",
 }
 """Experiments by name: the module whose ``STUDY`` is the `Study`."""

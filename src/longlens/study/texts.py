@@ -37,20 +37,27 @@ _SPEECHES = (
 )
 
 
-def four_kinds(tokenizer: Any, *, count: int, tokens: int) -> list[Document]:
+KINDS = ("code", "reference", "speech", "header")
+
+
+def four_kinds(tokenizer: Any, *, count: int, tokens: int, kinds: Sequence[str] = KINDS) -> list[Document]:
     """Python modules, Python's reference, speeches and C headers, which are cut to the same number of tokens.
 
     Args:
         tokenizer: Counts.
         count: Documents of each kind.
         tokens: Of each document.
+        kinds: Some of `KINDS`.
 
     Raises:
-        UserError: A kind has too few long documents here.
+        UserError: No such kind, or one that has too few long documents here.
     """
-    kinds = {"code": _code(_MODULES), "reference": _reference(), "speech": _speeches(), "header": _headers()}
+    if not set(kinds) <= set(KINDS):
+        raise UserError(f"kinds are {', '.join(kinds)}; expected some of {', '.join(KINDS)}")
+    readers = dict(zip(KINDS, (lambda: _code(_MODULES), _reference, _speeches, _headers), strict=True))
     found = []
-    for kind, texts in kinds.items():
+    for kind in kinds:
+        texts = readers[kind]()
         every = ((name, _cut(text, tokenizer, tokens)) for name, text in texts)
         cut = list(islice(((name, text) for name, text in every if text), count))
         if len(cut) < count:

@@ -42,10 +42,38 @@ class Tuning(Settings):
     seed: Integer = 0
 
 
+MAX_NORM = 1.0
+"""Of gradients."""
+
+
+def training_arguments(folder: str, **own: Any) -> Any:
+    """``TrainingArguments`` of runs that an experiment makes: rows in their order, on the CPU, nothing written or said.
+
+    Args:
+        folder: One that the Trainer may have; nothing is written there.
+        own: Steps, rows, and what else a run has of its own.
+    """
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=folder,
+        train_sampling_strategy="sequential",
+        max_grad_norm=MAX_NORM,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=True,
+        **own,
+    )
+
+
 def tune(model: Any, tokenizer: Any, tuning: Tuning, progress: Progress) -> None:
     """Trains a model in place with `LongCETrainer`: AdamW (0.9, 0.95), gradient norm at most 1, linear warm-up."""
     import torch
-    from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, TrainerCallback
 
     from longlens.train.trainer import LongCETrainer
 
@@ -56,24 +84,15 @@ def tune(model: Any, tokenizer: Any, tuning: Tuning, progress: Progress) -> None
             progress.update(state.global_step)
 
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
+        arguments = training_arguments(
+            scratch,
             max_steps=tuning.steps,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=tuning.rows,
-            train_sampling_strategy="sequential",
             learning_rate=tuning.learning_rate,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=max(1, tuning.steps // 10),
             adam_beta2=0.95,
-            max_grad_norm=1.0,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            use_cpu=True,
         )
         trainer = LongCETrainer(
             model,
@@ -111,9 +130,7 @@ def training_rows(tokenizer: Any, tuning: Tuning) -> list[list[int]]:
 def _with_codes(lines: Sequence[str], rng: Random, length: int) -> list[str]:
     """Prose with codes that are stated in its first part and asked for again in its second."""
     shown = list(lines[: max(4, length // 24)])
-    names = rng.sample(
-        ("amber", "birch", "cobalt", "delta", "ember", "fjord", "garnet", "harbor", "indigo", "juniper"), 6
-    )
+    names = rng.sample(_STATIONS, 6)
     codes = {name: "".join(rng.choice("0123456789") for _ in range(5)) for name in names}
     half = len(shown) // 2
     first, second = shown[:half], shown[half:]

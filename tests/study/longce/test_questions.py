@@ -9,13 +9,27 @@ import torch
 from longlens.errors import UserError
 from longlens.losses.settings import LongCE
 from longlens.study.longce import model as models
-from longlens.study.longce.documents import Vocabulary
-from longlens.study.longce.questions import HeldOut, answered, held_out, key_tokens, make_batches, measure
+from longlens.study.longce.documents import Deduplicated, Vocabulary
+from longlens.study.longce.questions import (
+    HeldOut,
+    SeedText,
+    answered,
+    held_out,
+    key_tokens,
+    make_batches,
+    measure,
+)
 from tests.study.longce.toys import toy_study
 
 VOCABULARY = Vocabulary(words=tuple("abcdefghij"), keys=4, values=3)
 DOCUMENTS = [np.arange(200) % 10, np.arange(3, 150) % 7]
 STUDY = toy_study()
+
+
+def held_of(seed, documents=DOCUMENTS):
+    text = SeedText(VOCABULARY, Deduplicated([], 0.0, 0.0), documents)
+    lengths = {"length": STUDY.length, "short": STUDY.model.length}
+    return held_out(STUDY.evaluation, text, seed, training=STUDY.training.facts, **lengths)
 
 
 def batches(seed, **changes):
@@ -49,7 +63,7 @@ def test_drills_are_a_share_of_the_documents_of_the_first_half_of_the_steps():
 
 
 def test_questions_are_the_same_for_a_seed_and_others_for_another():
-    one, again, other = (held_out(STUDY, VOCABULARY, DOCUMENTS, seed) for seed in (1, 1, 2))
+    one, again, other = (held_of(seed) for seed in (1, 1, 2))
     assert list(one.forms) == ["trained", "lines"]
     for name, count in (("trained", 4), ("lines", 3)):
         assert (one.forms[name] == again.forms[name]).all()
@@ -93,7 +107,7 @@ def test_key_tokens_are_those_of_equation_4():
 
 
 def test_a_checkpoint_is_measured_as_by_hand():
-    model, held = models.make_model(STUDY.model, VOCABULARY, 3), held_out(STUDY, VOCABULARY, DOCUMENTS, 1)
+    model, held = models.make_model(STUDY.model, VOCABULARY, 3), held_of(1)
     keys = np.zeros(held.documents.shape, dtype=bool)
     keys[0, 3] = keys[1, 9] = True
     found = measure(model, VOCABULARY, held, keys, all_of_it=True)
@@ -141,5 +155,5 @@ def test_a_choice_is_among_the_values_of_the_asked_key():
 
 def test_held_out_text_that_is_too_short_is_refused():
     with pytest.raises(UserError, match="has 20 words of the vocabulary, and a document needs 64: give more text"):
-        held_out(STUDY, VOCABULARY, [np.arange(20) % 10], 1)
+        held_of(1, [np.arange(20) % 10])
     assert HeldOut._fields == ("forms", "documents", "answers", "short")

@@ -16,12 +16,13 @@ from longlens.tasks import get_task
 from longlens.tasks.base import Sample, Task, draws
 from longlens.tasks.longeval import BASE_PREFIX, QUESTION
 from longlens.tasks.ruler.variables import VariableTracking
-from longlens.tasks.synthetic import NUM_DISTRACTORS, distinct, distractors
+from longlens.tasks.synthetic import NUM_DISTRACTORS, distinct, distractors, draw_number
 
 if TYPE_CHECKING:
     from longlens.scoring.transformers import ContinuationScorer
 
 CHANCE = 1 / (1 + NUM_DISTRACTORS)
+_NEEDLE = re.compile(r"One of the special magic numbers for (\S+) is: (\d+)\.")
 _LINE = re.compile(r"^line (\S+): REGISTER_CONTENT is <(\d+)>$", re.MULTILINE)
 Count = Annotated[Integer, Field(ge=1)]
 
@@ -30,7 +31,7 @@ class TaskSettings(Settings):
     """A task at one length.
 
     Attributes:
-        task: ``longeval_lines``, ``json_kv``, or another one with a single right answer.
+        task: ``longeval_lines``, ``json_kv``, ``niah_multikey_1``, or another one with a single right answer.
         lines: Of ``longeval_lines``.
         length: Of the others, tokens of each model's own tokenizer, as RULER counts them.
         texts: Different texts; the questions are dealt out to them.
@@ -66,7 +67,7 @@ def make_questions(settings: TaskSettings, *, count: int, seed: int, tokenizer: 
     """Questions by text: those of one text begin alike.
 
     The first question of a text is that of the task's sample. The others ask for other lines (LongEval) or keys
-    (json_kv) of the same text, without replacement.
+    (json_kv, niah_multikey_1) of the same text, without replacement.
 
     Args:
         settings: Of the task.
@@ -100,6 +101,10 @@ def _questions(task: Task, sample: Sample, count: int, rng: Random) -> list[Ques
         pairs = list(json.loads(sample.prompt[: sample.prompt.index("}") + 1]).items())
         asked = sample.prompt.rsplit("Key: ", 1)[1]
         draw = _uuid
+    elif task.name == "niah_multikey_1":
+        pairs = _NEEDLE.findall(sample.prompt)
+        asked = next(key for key, value in pairs if value == answer)
+        draw = draw_number
     else:
         _check_single(task.name, count)
         wrong = sample.metadata.get("distractors", ())
@@ -125,7 +130,8 @@ def _questions(task: Task, sample: Sample, count: int, rng: Random) -> list[Ques
 
 def _ask(before: str, asked: str, key: str) -> str:
     """The prompt with another key asked for: it is named after the text alone, once or twice."""
-    place = before.rindex(QUESTION.partition("{line}")[0]) if "REGISTER_CONTENT" in before else before.rindex("Key: ")
+    starts = (QUESTION.partition("{line}")[0], "\nWhat is the special magic ", "Key: ")
+    place = max(before.rfind(start) for start in starts)
     return before[:place] + before[place:].replace(asked, key)
 
 

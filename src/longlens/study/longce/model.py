@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 
 from longlens.errors import UserError
 from longlens.losses.longce import WeightedNLL, weighted_nll
@@ -27,6 +27,7 @@ from longlens.rope.base import Method
 from longlens.study.longce.arms import Arm
 from longlens.study.longce.documents import FactBatch, Ids, Vocabulary
 from longlens.study.longce.settings import Shape, StudyTraining
+from longlens.study.tuning import MAX_NORM, training_arguments
 from longlens.train.batch import pad_right
 from longlens.train.trainer import LongCETrainer
 
@@ -37,7 +38,6 @@ _KNOWN = LongCE(gamma=1e6)
 # "with no weight decay and a linear warmup of 20 steps along with AdamW (Loshchilov, 2017) with beta_1 = 0.9 and
 # beta_2 = 0.95" (paper, appendix A.2)
 BETAS = (0.9, 0.95)
-MAX_NORM = 1.0
 INITIAL = 0.06
 """Standard deviation of initial weights: with transformers' 0.02 so narrow a model learns to copy much later."""
 ROWS = 8
@@ -123,7 +123,7 @@ def train(
         batches: Documents of each step.
         arm: The loss; CE unless given.
         longce: K, d and gamma of an arm other than CE.
-        seed: The seed of step i, counted from 0, is ``seed + i``.
+        seed: Of what the model draws while it trains; the loss of step i, counted from 0, has ``seed + i``.
         after_step: Called after each step; it may run the model.
     """
     if training.learning_rate is None:
@@ -134,20 +134,13 @@ def train(
         model.parameters(), lr=training.learning_rate, betas=BETAS, weight_decay=training.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(training, step))
-    with tempfile.TemporaryDirectory() as scratch:  # the Trainer wants a folder, and nothing is written there
-        arguments = TrainingArguments(
-            output_dir=scratch,
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(
+            scratch,
             max_steps=len(taken),
             per_device_train_batch_size=len(taken[0].token_ids),
-            train_sampling_strategy="sequential",
-            max_grad_norm=MAX_NORM,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            use_cpu=True,
+            # What a model draws while it trains (CLEX its lengths); the Trainer seeds NumPy too, which takes 32 bits.
+            seed=seed % 2**32,
         )
         trainer = _StepTrainer(
             model,

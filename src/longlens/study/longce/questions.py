@@ -14,18 +14,22 @@ from longlens.keytokens.influence import hard_influence
 from longlens.losses.settings import LongCE
 from longlens.study.longce import model as models
 from longlens.study.longce.documents import (
+    Deduplicated,
     FactBatch,
     FactDocument,
     Facts,
     Ids,
     Prose,
     Template,
+    Text,
     Vocabulary,
+    deduplicate,
     make_document,
     make_drill,
     make_question,
+    make_vocabulary,
 )
-from longlens.study.longce.settings import Study, StudyTraining
+from longlens.study.longce.settings import StudyEvaluation, StudyTraining, Words
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -33,6 +37,36 @@ TRAINED = "trained"
 """The form of facts that training has."""
 DIGITS = 4
 """Of numbers that are kept a question."""
+
+
+class SeedText(NamedTuple):
+    """The text of one seed in tokens.
+
+    Attributes:
+        vocabulary: Of its training text.
+        clean: The training text, without what it shares with held-out text.
+        scored: Documents for testing, or for development.
+    """
+
+    vocabulary: Vocabulary
+    clean: Deduplicated
+    scored: list[Ids]
+
+
+def seed_text(text: Text, words: Words, seed: int, *, development: bool) -> SeedText:
+    """Splits a text as a seed has it, and encodes it.
+
+    Args:
+        text: All of it.
+        words: The vocabulary and the split.
+        seed: Draws the documents for testing.
+        development: Whether documents for development are scored.
+    """
+    parts = text.split(words.held_out, seed)
+    vocabulary = make_vocabulary(parts["train"], words=words.words, keys=words.keys, values=words.values)
+    documents = {name: vocabulary.encode(found) for name, found in parts.items()}
+    clean = deduplicate(documents["train"], [*documents["test"], *documents["development"]])
+    return SeedText(vocabulary, clean, documents["development" if development else "test"])
 
 
 class HeldOut(NamedTuple):
@@ -52,28 +86,61 @@ class HeldOut(NamedTuple):
     short: Ids
 
 
-def held_out(study: Study, vocabulary: Vocabulary, documents: Sequence[Ids], seed: int) -> HeldOut:
+def held_out(
+    evaluation: StudyEvaluation, text: SeedText, seed: int, *, training: Facts, length: int, short: int
+) -> HeldOut:
     """What is scored with one seed: the same for all its arms.
+
+    Args:
+        evaluation: What is asked, and how often.
+        text: Of the seed.
+        seed: Draws it.
+        training: Facts of training documents, which those for LongPPL have too.
+        length: Tokens of long documents.
+        short: Tokens that the model was trained at.
 
     Raises:
         UserError: The documents are too few.
     """
-    rng, evaluation = np.random.default_rng([_QUESTIONS, seed]), study.evaluation
+    vocabulary, documents = text.vocabulary, text.scored
+    rng = np.random.default_rng([_QUESTIONS, seed])
     facts, many = evaluation.facts, evaluation.form_documents
-    forms = {TRAINED: questions(facts, vocabulary, documents, length=study.length, count=evaluation.documents, rng=rng)}
+    forms = {TRAINED: questions(facts, vocabulary, documents, length, evaluation.documents, rng)}
     for name, form in evaluation.forms.items():
-        facts = evaluation.facts.replace(stated=form.stated)
         template = vocabulary.template(form)
-        forms[name] = questions(facts, vocabulary, documents, study.length, many, rng, template)
+        forms[name] = questions(facts.replace(stated=form.stated), vocabulary, documents, length, many, rng, template)
     prose = Prose(documents, rng)
-    made = [make_document(prose, vocabulary, study.training.facts, study.length, rng) for _ in range(evaluation.long)]
-    batch = to_batch(made)
+    batch = to_batch([make_document(prose, vocabulary, training, length, rng) for _ in range(evaluation.long)])
     return HeldOut(
         forms=forms,
         documents=batch.token_ids,
         answers=batch.answers,
-        short=np.stack([prose.sample(study.model.length) for _ in range(evaluation.documents)]),
+        short=np.stack([prose.sample(short) for _ in range(evaluation.documents)]),
     )
+
+
+def own_forms(
+    evaluation: StudyEvaluation, text: SeedText, *, distance: int, length: int, rng: np.random.Generator
+) -> dict[str, Ids]:
+    """Questions of all forms that fit into the length that a model was trained at, `TRAINED` first.
+
+    Args:
+        evaluation: Its forms, with fewer facts where they do not fit.
+        text: Of the seed.
+        distance: Of the nearest fact, tokens.
+        length: Of a document, tokens.
+        rng: Draws them.
+    """
+    facts = evaluation.facts.replace(distance=distance, repeated=0)
+    forms: dict[str, tuple[Facts, Template | None]] = {TRAINED: (facts, None)}
+    for name, form in evaluation.forms.items():
+        template = text.vocabulary.template(form)
+        stated = max(1, min(form.stated, length // (4 * template.size)))
+        forms[name] = facts.replace(stated=stated, distance=max(distance, template.size)), template
+    return {
+        name: questions(stating, text.vocabulary, text.scored, length, evaluation.form_documents, rng, written)
+        for name, (stating, written) in forms.items()
+    }
 
 
 def questions(

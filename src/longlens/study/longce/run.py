@@ -33,11 +33,7 @@ from longlens.study.longce import model as models
 from longlens.study.longce.arms import ARMS, Arm
 from longlens.study.longce.documents import (
     FactBatch,
-    Facts,
-    Template,
     Text,
-    deduplicate,
-    make_vocabulary,
     read_text,
 )
 from longlens.study.longce.questions import (
@@ -48,7 +44,8 @@ from longlens.study.longce.questions import (
     key_tokens,
     make_batches,
     measure,
-    questions,
+    own_forms,
+    seed_text,
 )
 from longlens.study.longce.settings import Study, StudyTraining
 from longlens.study.longce.summary import choose_rates, equal_time_step, summarize, tables
@@ -213,13 +210,12 @@ class _Seed:
 
     def __init__(self, study: Study, text: Text, steps: Steps, seed: int) -> None:
         self.study, self.steps, self.seed = study, steps, seed
-        self.part = "development" if seed in study.development_seeds else "test"
-        words, parts = study.words, text.split(study.words.held_out, seed)
-        self.vocabulary = make_vocabulary(parts["train"], words=words.words, keys=words.keys, values=words.values)
-        documents = {name: self.vocabulary.encode(found) for name, found in parts.items()}
-        self.clean = deduplicate(documents["train"], [*documents["test"], *documents["development"]])
-        self.scored = documents[self.part]
-        self.held = held_out(study, self.vocabulary, self.scored, seed)
+        development = seed in study.development_seeds
+        self.part = "development" if development else "test"
+        self.text = seed_text(text, study.words, seed, development=development)
+        self.vocabulary = self.text.vocabulary
+        facts, lengths = study.training.facts, {"length": study.length, "short": study.model.length}
+        self.held = held_out(study.evaluation, self.text, seed, training=facts, **lengths)
 
     @cached_property
     def base(self) -> Any:
@@ -235,16 +231,10 @@ class _Seed:
     def start(self) -> dict[str, Any]:
         """What is known before the arms: the text, the base model, the evaluator, and the extended models."""
         study, length = self.study, self.study.model.length
-        rng, found = np.random.default_rng([_CHECK, self.seed]), {}
-        facts = study.evaluation.facts.replace(distance=study.base.facts.distance, repeated=0)
-        forms: dict[str, tuple[Facts, Template | None]] = {TRAINED: (facts, None)}
-        for name, form in study.evaluation.forms.items():
-            template = self.vocabulary.template(form)
-            stated = max(1, min(form.stated, length // (4 * template.size)))
-            forms[name] = facts.replace(stated=stated, distance=max(facts.distance, template.size)), template
-        for name, (stating, written) in forms.items():
-            count = study.evaluation.form_documents
-            asked = questions(stating, self.vocabulary, self.scored, length, count, rng, written)
+        rng = np.random.default_rng([_CHECK, self.seed])
+        forms = own_forms(study.evaluation, self.text, distance=study.base.facts.distance, length=length, rng=rng)
+        found = {}
+        for name, asked in forms.items():
             answers, _ = answered(self.base, self.vocabulary, asked)
             found[name] = {key: value for key, value in answers.items() if key != "questions"}
         evaluator = models.extend_model(self.base, study.extensions[study.evaluator_method])
@@ -254,7 +244,7 @@ class _Seed:
         return {
             "seed": self.seed,
             "documents": self.part,
-            "text": {"shared": self.clean.shared, "removed": self.clean.removed},
+            "text": {"shared": self.text.clean.shared, "removed": self.text.clean.removed},
             "base": {"parameters": sum(weight.numel() for weight in self.base.parameters()), "forms": found},
             "evaluator": {
                 "num_tokens": int(keys.size),
@@ -319,7 +309,7 @@ class _Seed:
         return {**run, "documents": self.part, "weights": weights.means(), "points": points}
 
     def _batches(self, training: StudyTraining, length: int, use: int) -> Iterator[FactBatch]:
-        return make_batches(training, self.vocabulary, self.clean.documents, length, (use, self.seed))
+        return make_batches(training, self.vocabulary, self.text.clean.documents, length, (use, self.seed))
 
     def _train(
         self,

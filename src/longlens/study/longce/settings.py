@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, InstanceOf, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, InstanceOf, PlainSerializer, TypeAdapter, model_validator
 
 from longlens.errors import UserError, shown_value
 from longlens.losses.settings import LongCE
@@ -128,6 +128,14 @@ def _to_methods(values: Any) -> Any:
     return {name: extension.build() for name, extension in found.items()}
 
 
+def _to_json(methods: Mapping[str, Method]) -> dict[str, Any]:
+    return {name: {"method": method.name, **asdict(method)} for name, method in methods.items()}
+
+
+Methods = Annotated[Mapping[str, InstanceOf[Method]], BeforeValidator(_to_methods), PlainSerializer(_to_json)]
+"""Methods that extend a context, by the name that tables have."""
+
+
 class Windows(Settings):
     """Another short context for LongCE (the paper's table 7).
 
@@ -174,7 +182,7 @@ class Study(StudySettings):
     words: Words
     model: Shape
     base: StudyTraining
-    extensions: Annotated[Mapping[str, InstanceOf[Method]], BeforeValidator(_to_methods)]
+    extensions: Methods
     arms: Mapping[str, Annotated[tuple[str, ...], Field(strict=False)]]
     longce: LongCE
     windows: tuple[Windows, ...] = Field(default=(), strict=False)
@@ -245,8 +253,3 @@ class Study(StudySettings):
             if windows.name == arm:
                 return self.longce.replace(context=windows.context, stride=windows.stride)
         return self.longce
-
-    def resolved(self) -> dict[str, Any]:
-        """All settings as JSON."""
-        methods = {name: {"method": m.name, **asdict(m)} for name, m in self.extensions.items()}
-        return self.model_dump(mode="json", exclude={"extensions"}) | {"extensions": methods}

@@ -107,7 +107,10 @@ def summarize(
     for method in study.extensions:
         for seed in study.seeds:
             points[method, BEFORE, seed, 0] = starts[seed]["start"][method]
-    summary = _Summary(study, points)
+
+    def column(method: str, arm: str, step: int) -> list[Mapping[str, Any]]:
+        return [points[method, arm, seed, step] for seed in study.seeds]
+
     means, differences, weights = [], [], []
     last = study.training.steps
     for method in study.extensions:
@@ -116,7 +119,7 @@ def summarize(
             seconds = seconds_of(timing[method], arm)
             for step in sorted({key[3] for key in points if key[:3] == (method, arm, study.seeds[0])}):
                 row = {"method": method, "arm": arm, "step": step, "seconds": round(seconds * step, 3)}
-                means.append({**row, "metrics": summary.means(method, arm, step)})
+                means.append({**row, "metrics": column_means(column(method, arm, step), study.resamples)})
             if arm == BEFORE:
                 continue
             mine = [run["weights"] for run in runs if (run["method"], run["arm"]) == (method, arm)]
@@ -127,10 +130,11 @@ def summarize(
                 readings |= {"equal steps": ("ce", last)}
                 if has_short_pass(arm):
                     readings |= {"equal time": ("ce", equal_time_step(last, ratio))}
+            here = column(method, arm, last)
             for reading, (other, other_step) in readings.items():
                 differences.append(
                     {"method": method, "arm": arm, "reading": reading, "step": last, "other_step": other_step}
-                    | {"metrics": summary.differences(method, (arm, last), (other, other_step))}
+                    | {"metrics": column_differences(here, column(method, other, other_step), study.resamples)}
                 )
     kept = ("seed", "documents", "text", "base", "evaluator")
     return {
@@ -155,47 +159,45 @@ def seconds_of(timing: Mapping[str, Any], arm: str) -> float:
     return float(timing.get(arm, timing["longce"])["longce_seconds"])
 
 
-class _Summary:
-    """Columns of numbers over the seeds, and their intervals."""
+def column_means(column: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    """Metrics of one checkpoint over the seeds, ``{"mean", "low", "high", "values"}`` by name.
 
-    def __init__(self, study: Study, points: Mapping[tuple[str, str, int, int], Mapping[str, Any]]) -> None:
-        self._study, self._points = study, points
+    Args:
+        column: What was measured (`questions.measure`), one a seed.
+        resamples: Of the bootstrap.
+    """
+    found = {
+        f"{form}.{name}": hierarchical_interval(_questions(column, form, name), resamples)
+        for form in column[0]["forms"]
+        for name in ANSWERS
+    }
+    for name, score in found.items():
+        if name.endswith(SCORES) and score["low"] is not None:
+            score["low"], score["high"] = max(0.0, score["low"]), min(1.0, score["high"])
+    return found | {name: over_seeds([point.get(name) for point in column]) for name in PERPLEXITIES}
 
-    def _of(self, method: str, arm: str, step: int) -> list[Mapping[str, Any]]:
-        return [self._points[method, arm, seed, step] for seed in self._study.seeds]
 
-    def means(self, method: str, arm: str, step: int) -> dict[str, Any]:
-        """Metrics of one checkpoint."""
-        column = self._of(method, arm, step)
-        found = {
-            f"{form}.{name}": hierarchical_interval(_questions(column, form, name), self._study.resamples)
-            for form in column[0]["forms"]
-            for name in ANSWERS
-        }
-        for name, score in found.items():
-            if name.endswith(SCORES) and score["low"] is not None:
-                score["low"], score["high"] = max(0.0, score["low"]), min(1.0, score["high"])
-        return found | {name: _over_seeds([point.get(name) for point in column]) for name in PERPLEXITIES}
-
-    def differences(self, method: str, one: tuple[str, int], other: tuple[str, int]) -> dict[str, Any]:
-        """Metrics of one checkpoint minus those of another, seed by seed and question by question."""
-        mine, theirs = self._of(method, *one), self._of(method, *other)
-        found = {}
-        for form in mine[0]["forms"]:
-            for name in ANSWERS:
-                gaps = _questions(mine, form, name) - _questions(theirs, form, name)
-                found[f"{form}.{name}"] = hierarchical_interval(gaps, self._study.resamples)
-        for name in PERPLEXITIES:
-            pairs = [(a.get(name), b.get(name)) for a, b in zip(mine, theirs, strict=True)]
-            found[name] = _over_seeds([None if a is None or b is None else float(np.log(a / b)) for a, b in pairs])
-        return found
+def column_differences(
+    mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], resamples: int
+) -> dict[str, Any]:
+    """Metrics of one checkpoint minus those of another, seed by seed and question by question; log PPL in nats."""
+    found = {}
+    for form in mine[0]["forms"]:
+        for name in ANSWERS:
+            gaps = _questions(mine, form, name) - _questions(theirs, form, name)
+            found[f"{form}.{name}"] = hierarchical_interval(gaps, resamples)
+    for name in PERPLEXITIES:
+        pairs = [(a.get(name), b.get(name)) for a, b in zip(mine, theirs, strict=True)]
+        found[name] = over_seeds([None if a is None or b is None else float(np.log(a / b)) for a, b in pairs])
+    return found
 
 
 def _questions(column: Sequence[Mapping[str, Any]], form: str, name: str) -> Doubles:
     return np.array([point["forms"][form]["questions"][name] for point in column], dtype=np.float64)
 
 
-def _over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and its 95 % interval by Student's t, of a value a seed; None where a seed has none."""
     have = [value for value in values if value is not None]
     both = mean_interval(have) if len(have) == len(values) else None
     low, high = both if both is not None else (None, None)
@@ -293,7 +295,7 @@ def _columns(forms: Sequence[str]) -> list[tuple[str, str, float, int]]:
 def _means(result: Mapping[str, Any], forms: Sequence[str]) -> Table:
     columns = _columns(forms)
     rows = [
-        (row["method"], row["arm"], str(row["step"]), *_cells(row["metrics"], columns))
+        (row["method"], row["arm"], str(row["step"]), *cells(row["metrics"], columns))
         for row in result["means"]
         if row["metrics"]["longppl"]["mean"] is not None or row["metrics"]["prose_ppl"]["mean"] is not None
     ]
@@ -317,7 +319,7 @@ def _differences(result: Mapping[str, Any], forms: Sequence[str], readings: Sequ
             row["arm"],
             row["reading"] if row["reading"] != "training" else BEFORE,
             f"{row['step']} / {row['other_step']}",
-            *_cells(row["metrics"], columns, "+"),
+            *cells(row["metrics"], columns, "+"),
         )
         for row in result["differences"]
         if row["reading"] in readings
@@ -337,7 +339,7 @@ def _curve(result: Mapping[str, Any], form: str) -> Table:
             row["arm"],
             str(row["step"]),
             f"{row['seconds'] / result['timing'][row['method']]['longce']['ce_seconds']:.1f}",
-            *_cells(row["metrics"], [(f"{form}.accuracy", "", 100.0, 1), (f"{form}.answer_nll", "", 1.0, 3)]),
+            *cells(row["metrics"], [(f"{form}.accuracy", "", 100.0, 1), (f"{form}.answer_nll", "", 1.0, 3)]),
         )
         for row in sorted(result["means"], key=lambda row: (row["method"], row["arm"], row["step"]))
         if row["arm"] in ("ce", "floored") or row["arm"].startswith("longce")
@@ -363,7 +365,7 @@ def _weights(result: Mapping[str, Any]) -> Table:
     )
 
 
-def _cells(metrics: Mapping[str, Any], columns: Sequence[tuple[str, str, float, int]], sign: str = "") -> list[str]:
+def cells(metrics: Mapping[str, Any], columns: Sequence[tuple[str, str, float, int]], sign: str = "") -> list[str]:
     """Means with their intervals."""
     cells = []
     for name, _, factor, digits in columns:
