@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from longlens.study.correlation import correlate_columns
+from longlens.study.correlation import RESAMPLES, correlate_columns
 from longlens.study.extension.settings import NONE, ExtensionStudy
 from longlens.study.longce.summary import cells, column_differences, column_means, hierarchical_interval, over_seeds
 from longlens.study.reproduce import Table
@@ -49,8 +49,9 @@ def summarize(
     Returns:
         ``seeds``; ``chance`` of a choice; ``own``, forms at the trained length; ``starts``, a row a seed; ``means``, a
         row a factor, method and training; ``differences``, a row a factor, method and reading: ``training`` (fine-tuned
-        minus frozen), ``pi`` and ``none`` (fine-tuned minus these, fine-tuned) and ``trained length`` (log PPL of prose
-        at the extended length, frozen, minus that at the trained one), whose ``metrics`` are ``{"mean", "low", "high",
+        minus frozen), ``frozen ntk`` (fine-tuned minus NTK, frozen), ``pi`` and ``none`` (fine-tuned minus these,
+        fine-tuned) and ``trained length`` (log PPL of prose at the extended length, and of short text, frozen, minus
+        that of short text by the model as it was), whose ``metrics`` are ``{"mean", "low", "high",
         "values"}`` by name; ``ranking``, a row a factor, group of methods, perplexity and task, see `rank`.
     """
     resamples, seeds = study.resamples, study.seeds
@@ -66,10 +67,12 @@ def summarize(
         row = {"factor": factor, "method": method}
         if training == FROZEN:
             short = [point["short_ppl"] for point in columns[factor, NONE, FROZEN]]
-            logs = [float(np.log(point["prose_ppl"] / ppl)) for point, ppl in zip(column, short, strict=True)]
-            differences.append({**row, "reading": "trained length", "metrics": {"prose_ppl": over_seeds(logs)}})
+            longer = [float(np.log(point["prose_ppl"] / ppl)) for point, ppl in zip(column, short, strict=True)]
+            shorter = [float(np.log(point["short_ppl"] / ppl)) for point, ppl in zip(column, short, strict=True)]
+            metrics = {"prose_ppl": over_seeds(longer), "short_ppl": over_seeds(shorter)}
+            differences.append({**row, "reading": "trained length", "metrics": metrics})
             continue
-        others = {"training": (factor, method, FROZEN)}
+        others = {"training": (factor, method, FROZEN), "frozen ntk": (factor, "ntk", FROZEN)}
         others |= {name: (factor, name, TRAINED) for name in MINUS if name != method}
         for reading, other in others.items():
             if other in columns:
@@ -102,7 +105,7 @@ def summarize(
         ],
         "means": means,
         "differences": differences,
-        "ranking": rank(columns),
+        "ranking": rank(columns, resamples),
     }
 
 
@@ -125,8 +128,14 @@ def _choices(column: Sequence[Mapping[str, Any]]) -> Any:
     return np.mean([np.repeat(values, length // values.shape[1], axis=1) for values in forms], axis=0)
 
 
-def rank(columns: Mapping[tuple[int, str, str], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def rank(
+    columns: Mapping[tuple[int, str, str], Sequence[Mapping[str, Any]]], resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
     """Whether a perplexity ranks methods as tasks do.
+
+    Args:
+        columns: By factor, method and training, what was measured of each seed.
+        resamples: Of the bootstrap over methods.
 
     Returns:
         Rows with ``factor``, ``among`` (`FROZEN`, `TRAINED` or ``all``), ``metric``, ``task``, ``n`` methods,
@@ -150,7 +159,7 @@ def rank(columns: Mapping[tuple[int, str, str], Sequence[Mapping[str, Any]]]) ->
                 for task in (*forms, AVERAGE):
                     score = np.array([[_score(point, task) for point in column] for column in chosen.values()])
                     row = {"factor": factor, "among": among, "metric": metric, "task": task, "n": len(names)}
-                    rows.append(row | _ranked(np.log(perplexity), score, names))
+                    rows.append(row | _ranked(np.log(perplexity), score, names, resamples))
     return rows
 
 
@@ -163,10 +172,10 @@ def _score(point: Mapping[str, Any], task: str) -> float:
     return statistics.fmean(form["choice"] for form in forms.values()) if task == AVERAGE else forms[task]["choice"]
 
 
-def _ranked(perplexity: Any, score: Any, names: Sequence[str]) -> dict[str, Any]:
+def _ranked(perplexity: Any, score: Any, names: Sequence[str], resamples: int) -> dict[str, Any]:
     """Of ``(methods, seeds)`` values."""
     x, y = perplexity.mean(axis=1), score.mean(axis=1)
-    found = correlate_columns(x, y)
+    found = correlate_columns(x, y, resamples=resamples)
     low, high = found.spearman_interval or (None, None)
     seeds = [_spearman(a, b) for a, b in zip(perplexity.T, score.T, strict=True)]
     best = names[int(np.nanargmin(x))] if np.isfinite(x).any() else None, names[int(y.argmax())]
@@ -196,6 +205,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         _differences(result, "training", "Fine-tuned minus frozen, same seeds and questions"),
         _differences(result, "pi", "Fine-tuned minus fine-tuned PI, same seeds and questions"),
         _differences(result, NONE, "Fine-tuned minus fine-tuned without extension, same seeds and questions"),
+        _harm(result),
         _ranking(result),
         _rates(result),
     ]
@@ -265,6 +275,18 @@ def _differences(result: Mapping[str, Any], reading: str, title: str) -> Table:
     ]
     heads = ("length", "method", *(head for _, head, _, _ in columns))
     return Table(f"{title} (log PPL in nats):", heads, rows, left=2)
+
+
+def _harm(result: Mapping[str, Any]) -> Table:
+    columns = [("prose_ppl", "at the extended length", 1.0, 3), ("short_ppl", "of short text", 1.0, 3)]
+    rows = [
+        (f"{row['factor']}x", row["method"], *cells(row["metrics"], columns, "+"))
+        for row in result["differences"]
+        if row["reading"] == "trained length"
+    ]
+    heads = ("length", "method", *(head for _, head, _, _ in columns))
+    title = "Frozen: log PPL of prose minus that of short text by the model as it was, nats:"
+    return Table(title, heads, rows, left=2)
 
 
 def _ranking(result: Mapping[str, Any]) -> Table:
