@@ -77,7 +77,7 @@ def test_every_control_has_its_name(open_page, everything):
         assert names[role], role
         assert all(name.strip() for name in names[role]), (role, names[role])
     assert [name.split(":")[0] for name in names["slider"]] == ["alpha", "beta"]  # not their <output>, as axe has it
-    assert names["searchbox"] == ["Search"]
+    assert names["searchbox"] == ["Filter: Table of documents", "Filter: Table of key tokens", "Search"]
     assert {"Reset", "‹ Previous key token", "Next key token ›", "Previous match", "Next match"} <= set(names["button"])
     assert len(set(names["region"])) == len(names["region"]), sorted(names["region"])
 
@@ -187,26 +187,26 @@ def test_on_paper_the_whole_text_is_there_and_the_controls_are_not(panes, open_p
 def test_tab_reaches_everything_in_the_order_of_the_page(open_page, everything):
     page = open_page(everything)
     reached = []
-    for _ in range(60):
+    for _ in range(120):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
                 """() => { const e = document.activeElement;
                    if (e.token !== undefined) return "token";
-                   return e.id || (e.getAttribute("aria-label") ?? e.textContent.trim()); }"""
+                   return e.id ? "#" + e.id : (e.getAttribute("aria-label") ?? e.textContent.trim()); }"""
             )
         )
-    controls = [
-        "document",
-        "alpha",
-        "beta",
-        "use-lcl",
-        "reset",
-        "LongPPL at these thresholds",
-        "key-previous",
-        "key-next",
+    controls = ["#document", "#alpha", "#beta", "#use-lcl", "#reset", "LongPPL at these thresholds"]
+    controls += [
+        "#key-previous",
+        "#key-next",
+        "#colour",
+        "#beside",
+        "#search",
+        "#search-previous",
+        "#search-next",
+        "#copy",
     ]
-    controls += ["colour", "beside", "search", "search-previous", "search-next"]
     expected = [
         "Skip to the text with its key tokens",
         "Answer",
@@ -219,7 +219,7 @@ def test_tab_reaches_everything_in_the_order_of_the_page(open_page, everything):
         *controls,
     ]
     assert [name for name in reached if name in expected][: len(expected)] == expected
-    at = reached.index("search-next")
+    at = reached.index("#copy")
     assert reached[at + 3].endswith("as PNG")
     assert reached[at + 2] == "token"  # after the choice of the tokens; one stop for all of them
     assert "Settings of the runs" in reached

@@ -54,11 +54,11 @@ def shown(folder, runs, *chosen, **options):
 
 def test_the_first_documents_that_fit_are_chosen_and_one_at_least(tmp_path):
     one, two = corpus([100] * 10), corpus([100] * 10, "n")
-    per_document = 100 * (64 / 3 + 4)
+    per_document = 100 * (64 / 3 + 10 + 4)
     assert shown(tmp_path, [one], (), None, int(3.5 * per_document))[0] == ["d0", "d1", "d2"]
     assert shown(tmp_path, [one], (), None, 1)[0] == ["d0"]
     assert shown(tmp_path, [one], (), None, 10**9)[0] == [f"d{n}" for n in range(10)]
-    assert len(shown(tmp_path, [one, two], (), None, int(3.5 * per_document))[0]) == 1
+    assert len(shown(tmp_path, [one, two], (), None, int(3 * per_document))[0]) == 1
 
 
 def test_a_number_of_documents_and_named_ones_are_taken_as_they_are(tmp_path):
@@ -120,7 +120,7 @@ def test_a_document_without_text_has_no_tokens_and_one_text_is_enough(tmp_path):
     pieces, long = ["ab", "c"], [-1, -2]
     bare = scores(token_scores(pieces, long, store_text=False), name="bare")
     _, (page,) = shown(tmp_path, [bare])
-    assert page == {"id": "a", "text": None, "runs": [None], "keys": None}
+    assert page == {"id": "a", "text": None, "runs": [None], "keys": None, "where": None}
     _, (page,) = shown(tmp_path, [bare, MemoryScores([token_scores(pieces, long)], manifest("texts"))])
     assert page["text"] == "abc"
     assert all(run is not None for run in page["runs"])

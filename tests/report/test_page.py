@@ -473,6 +473,8 @@ def test_the_numbers_of_every_chart_are_in_its_table(open_page, tmp_path, models
         assert figure.locator("figcaption").text_content() == chart.caption
         assert figure.locator(".keys-of-chart li").all_text_contents() == [series.name for series in chart.series]
         assert figure.locator("[role=img]").get_attribute("aria-label") == f"{chart.title}. {chart.caption}"
+        if sum(len(series.x) for series in chart.series) > 200 or chart.guides:
+            continue  # so many points are in its file
         head, *body = figure.locator("tr").evaluate_all("all => all.map(r => [...r.cells].map(c => c.textContent))")
         assert head == [chart.x.label, *(series.name for series in chart.series)]
         places = sorted({x for series in chart.series for x in series.x})

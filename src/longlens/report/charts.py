@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from longlens.metrics.context_reach import ReachResult
 from longlens.metrics.gains import Curve
 from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
+from longlens.report.evidence import DISTANCES, GROUPS
 from longlens.report.summary import ReportRun, ReportSummary
 from longlens.study.correlation import METRICS, CorrelationTable
 
@@ -47,6 +48,7 @@ class Series:
         low: Lower ends of 95 % intervals, where there are any.
         high: Upper ends.
         labels: Names of the points, where each has one.
+        places: Document and token of the points, where they are tokens.
         color: Which colour; equal for series of one model.
         style: How it is drawn.
     """
@@ -57,6 +59,7 @@ class Series:
     low: Values | None = None
     high: Values | None = None
     labels: Sequence[str] | None = None
+    places: Sequence[tuple[str, int]] | None = None
     color: int = 0
     style: Literal["line", "dashed", "points", "bars"] = "line"
 
@@ -100,6 +103,9 @@ def charts(summary: ReportSummary) -> list[Chart]:
     colors = {run.name: index for index, run in enumerate(summary.runs)}
     allowed = [
         _ppl_and_longppl(summary.compared, colors),
+        *_duels(summary, colors),
+        _gain_by_kind(summary, colors),
+        _since(summary, colors),
         *_classes(summary.runs, colors),
         _logprob_by_position(summary.runs, colors),
         _key_share_by_position(summary, colors),
@@ -141,6 +147,94 @@ def _ppl_and_longppl(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart
         x=Axis(label="tokens that are counted", categories=["all tokens (PPL)", "key tokens (LongPPL)"]),
         y=Axis(label="perplexity"),
         series=series,
+    )
+
+
+def _duels(summary: ReportSummary, colors: dict[str, int]) -> Iterator[Chart]:
+    """The key tokens under the first run against each other compared run."""
+    evidence, first = summary.evidence, summary.runs[0]
+    for place, run in enumerate(summary.runs[1:], start=1):
+        points = [t for t in evidence.points if t.long[0] is not None and t.long[place] is not None]
+        if run.result is None or not points:
+            continue
+        both, wins = evidence.wins[place]
+        x, y = ([cast(float, token.long[which]) for token in points] for which in (0, place))
+        least = min(*x, *y)
+        yield Chart(
+            name=f"key-tokens-{place}",
+            title=f"Key tokens under {first.name} and {run.name}",
+            caption=f"A point is a key token; above the dotted line, {run.name} makes it likelier: {wins:,} of "
+            f"{both:,} ({wins / both:.0%}). Tokens that one of them splits elsewhere are left out."
+            + (f" {len(points):,} drawn from all of them are shown." if len(points) < both else ""),
+            x=Axis(label=f"log P under {first.name}, nats"),
+            y=Axis(label=f"log P under {run.name}, nats"),
+            series=[
+                Series(
+                    name=f"key tokens ({len(points):,})",
+                    x=x,
+                    y=y,
+                    labels=[f"{token.text.strip() or '␣'} ({token.document})" for token in points],
+                    places=[(token.document, token.index) for token in points],
+                    color=colors[run.name],
+                    style="points",
+                )
+            ],
+            guides=[((least, least), (0.0, 0.0))],
+        )
+
+
+def _gain_by_kind(summary: ReportSummary, colors: dict[str, int]) -> Chart | None:
+    gains = summary.evidence.gains
+    if not gains:
+        return None
+    return Chart(
+        name="gain-kinds",
+        title="Which kind of text gains from the long context",
+        caption="Mean LSD of the tokens of a kind, with 95 % intervals over documents. Identifiers have an underscore, "
+        "letters and digits, or a capital inside; names begin with a capital within a sentence. Re-occurring: part of "
+        "three words that stood together before (appendix B.7).",
+        x=Axis(label="kind of token", categories=GROUPS),
+        y=Axis(label="mean LSD, nats per token"),
+        series=[
+            Series(
+                name=summary.runs[place].name,
+                x=list(range(len(GROUPS))),
+                y=[gain.value for gain in own],
+                low=[None if gain.interval is None else gain.interval[0] for gain in own],
+                high=[None if gain.interval is None else gain.interval[1] for gain in own],
+                color=colors[summary.runs[place].name],
+                style="bars",
+            )
+            for place, own in gains.items()
+        ],
+    )
+
+
+def _since(summary: ReportSummary, colors: dict[str, int]) -> Chart | None:
+    evidence = summary.evidence
+    if not evidence.since[0].sum():
+        return None
+    edges = [f"{edge:,}" for edge in DISTANCES]
+    names = ["new word", f"≤ {edges[0]}", *(f"≤ {edge}" for edge in edges[1:]), f"> {edges[-1]}"]
+    color = colors[summary.runs[evidence.judge].name]
+    return Chart(
+        name="since-mention",
+        title="How far back the word of a key token was mentioned last",
+        caption="Tokens between a token and the last mention of its word before; other tokens, which were not key, are "
+        "what to compare with. Tokens of punctuation and blanks alone are left out.",
+        x=Axis(label="tokens since the last mention", categories=names),
+        y=Axis(label="share of tokens, %"),
+        series=[
+            Series(
+                name=f"{name} ({int(counts.sum()):,})",
+                x=list(range(len(names))),
+                y=[100 * int(count) / int(counts.sum()) for count in counts],
+                color=color + number,
+                style="bars",
+            )
+            for number, (name, counts) in enumerate(zip(("key tokens", "other tokens"), evidence.since, strict=True))
+            if counts.sum()
+        ],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from importlib import resources
@@ -28,8 +28,10 @@ from longlens.scoring.scores import Scores
 from longlens.settings.options import KeyRule
 from longlens.study.correlation import METRICS, BenchmarkScores
 
-SCRIPTS = ("tokens.js", "uplot.js", "pane.js", "download.js", "charts.js", "main.js")
-STYLES = ("uplot.css", "style.css")
+SCRIPTS = ("tokens", "uplot", "pane", "download", "charts", "tables", "where", "links", "main")
+STYLES = ("uplot", "style")
+MAX_ROWS = 5000
+"""Rows of the table of documents."""
 GENERATOR = '<meta name="generator" content="longlens">'
 
 
@@ -121,12 +123,11 @@ def _is_report(path: Path) -> bool:
 
 def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
     """The page, piece by piece."""
-    folder = resources.files("longlens.report") / "page"
-    style = "\n".join((folder / name).read_text(encoding="utf-8") for name in STYLES)
-    script = "(() => {\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS) + "\n})();\n"
+    style = _joined(f"{name}.css" for name in STYLES)
+    script = "(() => {\n" + _joined(f"{name}.js" for name in SCRIPTS) + "\n})();\n"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "interval": _interval, "difference": _difference}
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
+    template = environment.from_string(_joined(["page.html"]))
     return template.generate(
         summary=summary,
         answer=answer(summary),
@@ -140,6 +141,12 @@ def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
         page=embedded(_page_data(summary)),
         documents=documents,
     )
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Our own files, one after the other."""
+    folder = resources.files("longlens.report") / "page"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 def _content_security_policy(script: str, style: str) -> str:
@@ -190,9 +197,44 @@ def _page_data(summary: ReportSummary) -> dict[str, Any]:
         # the first position of beta is -inf, which JSON has not: without the second criterion
         "betas": None if table is None else table.betas[1:].tolist(),
         "documents": list(summary.documents),
+        "first": _first(summary),
+        "judge": summary.evidence.judge,
+        "key_tokens": [asdict(token) for token in summary.evidence.tokens],
+        "num_key_tokens": summary.evidence.num_tokens,
+        "gains": [summary.runs[place].name for place in summary.evidence.document_gains],
+        "rows": _document_rows(summary),
         "num_documents": len(summary.runs[0].scores),
         "charts": [asdict(chart) for chart in charts(summary)],
     }
+
+
+def _document_rows(summary: ReportSummary) -> list[dict[str, Any]]:
+    """A row a document, for the table of documents: those with most key tokens, `MAX_ROWS` at most."""
+    results = [run.result.documents for run in summary.runs if run.result is not None]
+    gains = list(summary.evidence.document_gains.values())
+    rows = [
+        {
+            "id": documents[0].id,
+            "tokens": documents[0].num_tokens,
+            "keys": documents[0].num_key_tokens,
+            "longppl": [_rounded(document.longppl) for document in documents],
+            "ppl": [_rounded(document.ppl) for document in documents],
+            "gains": [_rounded(own.get(documents[0].id)) for own in gains],
+        }
+        for documents in zip(*results, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -(row["keys"] or 0))[:MAX_ROWS]
+
+
+def _first(summary: ReportSummary) -> int:
+    """Place of the document that the page opens with, of those with text: the one with most key tokens."""
+    assert summary.runs[0].result is not None
+    keys = {document.id: document.num_key_tokens or 0 for document in summary.runs[0].result.documents}
+    return max(range(len(summary.documents)), key=lambda place: keys[summary.documents[place]], default=0)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -15,12 +15,13 @@ from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource, warn_near_threshold
 from longlens.metrics.comparison import PairComparison, check_same_ids, compare_results
 from longlens.metrics.context_reach import ReachResult, reach_influence, reach_result
-from longlens.metrics.corpus import AnswerSpans, Corpus, choose_influence, read_once
+from longlens.metrics.corpus import AnswerSpans, Corpus, ScoredDocument, choose_influence, read_once
 from longlens.metrics.gains import MIN_CONTEXTS, GainSums
 from longlens.metrics.longppl import PerplexityResult, PerplexitySums
 from longlens.metrics.score_distributions import Distributions, DistributionSums, short_of
 from longlens.metrics.thresholds import ThresholdSums, ThresholdTable
 from longlens.report.documents import PageDocuments
+from longlens.report.evidence import Evidence, EvidenceSums
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, names_of, same_run
 from longlens.settings.options import ALPHA, BETA, KeyRule
 from longlens.study.correlation import METRICS, BenchmarkScores, CorrelationTable, correlate_table
@@ -66,6 +67,7 @@ class ReportSummary:
         benchmarks: By the name of a benchmark, the scores of runs by their names.
         correlations: Of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
         notes: What has to be known before a number is relied on.
+        evidence: Single key tokens, where their words stood before, and which kind of text gains.
         documents: Ids of the documents whose text the page shows; empty without a page.
     """
 
@@ -76,6 +78,7 @@ class ReportSummary:
     benchmarks: Mapping[str, Mapping[str, float]]
     correlations: CorrelationTable | None
     notes: Sequence[str]
+    evidence: Evidence
     documents: Sequence[str] = ()
 
     @property
@@ -147,12 +150,15 @@ def summarize_runs(
     check_same_ids(corpora[: len(runs)])
     sums = [_RunSums(corpus, keys, rule, compared=place < len(runs)) for place, corpus in enumerate(corpora)]
     shorts = [each.short for each in sums]
+    judge = next((place for place, run in enumerate(shown) if run is evaluator_scores), 0)
+    evidence = EvidenceSums(judge, shorts)
     for *rows, evaluated in read_once(chain(runs[0].ids, shown[-1].ids), [*shown, evaluator_scores]):
-        for each, row in zip(sums, rows, strict=True):
-            if row is not None:
-                each.add(row, evaluated)
-        if page is not None and rows[0] is not None:
-            page.add(rows, shorts, None if keys is None else keys.get(rows[0].id))
+        documents = [None if row is None else each.add(row, evaluated) for each, row in zip(sums, rows, strict=True)]
+        if rows[0] is None:  # the evaluator's alone
+            continue
+        evidence.add(documents)
+        if page is not None:
+            page.add(rows, shorts, None if keys is None else keys.get(rows[0].id), judge, documents[judge])
     results = [each.perplexity.result() for each in sums[: len(runs)]]
     sums[0].perplexity.warn()
     pairs: Sequence[PairComparison] = []
@@ -186,6 +192,7 @@ def summarize_runs(
         benchmarks=scores_of,
         correlations=_correlations(results, names, scores_of) if scores_of else None,
         notes=list(dict.fromkeys(notes)),
+        evidence=evidence.result(),
         documents=[] if page is None else page.ids,
     )
 
@@ -237,7 +244,7 @@ class _RunSums:
             except UserError as error:
                 self._no_reach = error
 
-    def add(self, row: TokenScores, evaluated: TokenScores | None) -> None:
+    def add(self, row: TokenScores, evaluated: TokenScores | None) -> ScoredDocument:
         """Counts a document in."""
         document = self.corpus.document(row, evaluated)
         self.distributions.add(document)
@@ -250,6 +257,7 @@ class _RunSums:
                 self._gains.add(row, evaluated)
             except UserError as error:
                 self._no_reach = error
+        return document
 
     def reach(self, sums: Sequence[_RunSums], evaluator: Scores | None, notes: list[str]) -> ReachResult | None:
         """The reach of the run if it can have one; what has to be known of it, or why it has none, goes into the notes.

@@ -128,7 +128,7 @@ function extras(chart, u) {
       ctx.fill(moved);
     });
     ctx.globalAlpha = 1;
-    if (!series.labels || small) continue;
+    if (!series.labels || series.places || small) continue;
     ctx.fillStyle = ink("--ink");
     series.x.forEach((place, i) => {
       if (series.y[i] === null) return;
@@ -299,6 +299,7 @@ function chartNumbers(chart) {
 }
 
 function chartTable(chart) {
+  if (chart.series.some((series) => series.x.length > 200)) return ""; // of so many points, the file has them
   const xs = [...new Set(chart.series.flatMap((series) => series.x))].sort((a, b) => a - b);
   const header = [chart.x.label, ...chart.series.map((series) => visible(series.name))];
   const rows = xs.map((at) => {

@@ -11,6 +11,8 @@ const state = {
   keys: null,
   colour: "lsd",
   carried: new Map(),
+  where: null,
+  trace: (pane, token) => showWhere(state, panes, pane, token, thresholds === null ? (page.settings?.alpha ?? 2) : rule().alpha),
   say: (text) => (byId("said").textContent = text),
   notice: (text) => (byId("notice").value = text),
   tip: null,
@@ -181,6 +183,9 @@ function openDocument(index) {
   state.document = JSON.parse(stored[index].textContent);
   state.carried.clear();
   state.tokens = state.document.runs.map(readTokens);
+  state.where = readWhere(state.document.where);
+  byId("where").replaceChildren();
+  byId("document").value = String(index);
   state.keys = null;
   const bare = state.document.text === null;
   for (const id of ["panes", "reading", "legend"]) byId(id).hidden = bare;
@@ -222,7 +227,50 @@ function legend() {
   byId("legend").replaceChildren(title, ...swatches, element("span", { className: "t none key", textContent: "key token" }));
 }
 
+// Opens a document by its id, at a token of the run whose key tokens are listed.
+function openAt(id, token = null, run = page.judge) {
+  const index = page.documents.indexOf(id);
+  if (index < 0) return;
+  if (state.document.id !== id) openDocument(index);
+  byId("text").scrollIntoView();
+  if (token === null || !panes.length || state.tokens[run] === null || state.tokens[run] === undefined) return;
+  if (panes[0].run !== run) panes[0].show(run);
+  panes[0].go(token);
+}
+
+function currentView() {
+  const pane = leading ?? panes[0];
+  const chosen = thresholds === null ? { alpha: null, beta: null } : rule();
+  return {
+    doc: state.document.id,
+    token: pane === undefined ? null : pane.current,
+    run: pane === undefined ? null : page.runs[pane.run].name,
+    alpha: chosen.alpha,
+    beta: thresholds !== null && chosen.beta === null ? "none" : chosen.beta,
+  };
+}
+
+function openView(view) {
+  if (thresholds !== null) {
+    for (const id of ["alpha", "beta"]) if (view[id] !== undefined && Number.isFinite(Number(view[id]))) byId(id).value = view[id];
+    if (view.beta !== undefined) byId("use-lcl").checked = view.beta !== "none";
+    select();
+  }
+  const run = page.runs.findIndex((each) => each.name === view.run);
+  const token = /^[0-9]{1,9}$/.test(view.token ?? "") ? Number(view.token) : null;
+  openAt(view.doc, token, run < 0 ? page.judge : run);
+}
+
+async function copyLink() {
+  const hash = viewHash(currentView());
+  history.replaceState(null, "", hash);
+  state.notice((await copyText(location.href)) ? "Link copied." : "The link is in the address bar.");
+}
+
 function start() {
+  documentTable(byId("document-table"), page, openAt);
+  if (byId("token-table")) tokenTable(byId("token-table"), page, openAt);
+  for (const chart of page.charts) chart.open = (series, i) => series.places && openAt(...series.places[i]);
   for (const chart of page.charts) byId(chart.name === "ppl-longppl" ? "answer-chart" : "figures").append(chartFigure(chart));
   if (!stored.length) return;
   byId("reader").hidden = false;
@@ -231,7 +279,7 @@ function start() {
   byId("document").replaceChildren(...options);
   if (thresholds !== null) byId("use-lcl").checked = page.settings.lcl;
   legend();
-  openDocument(0);
+  openDocument(page.first);
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("document").addEventListener("change", (event) => openDocument(Number(event.target.value)));
   for (const id of ["alpha", "beta"]) byId(id).addEventListener("input", select);
@@ -265,9 +313,16 @@ function start() {
   byId("search-previous").addEventListener("click", () => nextMatch(-1));
   byId("key-next").addEventListener("click", () => (leading ?? panes[0]).nextKey(1));
   byId("key-previous").addEventListener("click", () => (leading ?? panes[0]).nextKey(-1));
+  byId("copy").addEventListener("click", copyLink);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") state.tip.hide();
   });
+  const openHash = () => {
+    const view = hashView();
+    if (view !== null) openView(view);
+  };
+  addEventListener("hashchange", openHash);
+  openHash();
 }
 
 start();

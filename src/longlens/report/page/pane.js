@@ -47,6 +47,11 @@ class Pane {
     this.body.addEventListener("keydown", (event) => this.key(event));
     this.body.addEventListener("focusin", (event) => this.focused(event.target));
     this.body.addEventListener("click", (event) => event.target.token !== undefined && this.go(event.target.token));
+    // Blocks that are seen are always drawn, so that a picture of the whole page shows them too.
+    this.seen = new IntersectionObserver((entries) => {
+      for (const entry of entries) entry.target.classList.toggle("near", entry.isIntersecting);
+    }, { root: this.body });
+    this.lit = [];
     this.root = element("div", { className: "pane" }, element("label", {}, "Tokens of ", this.select), this.body);
   }
 
@@ -91,6 +96,12 @@ class Pane {
     block.append(visible(text.slice(cursor)));
     blocks.push(block);
     this.body.replaceChildren(...blocks);
+    this.seen.disconnect();
+    blocks.forEach((each, i) => {
+      each.classList.toggle("near", i < 2);
+      this.seen.observe(each);
+    });
+    this.lit = [];
     this.hits = [];
     this.current = sameDocument ? this.tokenAt(at) : 0;
     this.colour();
@@ -112,6 +123,7 @@ class Pane {
     this.elements.forEach((span, i) => (span.className = this.classes[i]));
     this.marked = new Uint8Array(this.elements.length);
     for (const i of this.hits) this.elements[i].classList.add("hit");
+    for (const i of this.lit) this.elements[i].classList.add("mention");
     if (this.elements.length) this.elements[this.current].classList.add("current");
   }
 
@@ -123,6 +135,16 @@ class Pane {
       if (key !== this.marked[i]) this.elements[i].classList.toggle("key", Boolean(key));
       this.marked[i] = key;
     }
+  }
+
+  // Lights up the tokens of these characters: [[start, end], ...].
+  light(spans) {
+    for (const i of this.lit) this.elements[i].classList.remove("mention");
+    this.lit = [];
+    for (const [start, end] of spans) {
+      for (let i = this.tokenAt(start); i < this.elements.length && this.tokens.start[i] < end; i++) this.lit.push(i);
+    }
+    for (const i of this.lit) this.elements[i].classList.add("mention");
   }
 
   tokenAt(offset) {
@@ -205,6 +227,7 @@ class Pane {
   focused(target) {
     if (target.token === undefined) return;
     if (target.token !== this.current) this.place(target.token);
+    this.state.trace(this, target.token);
     this.state.tip.show(this, target.token, target);
   }
 

@@ -1,0 +1,290 @@
+"""What lies behind the numbers of a report: single key tokens, where their words stood before, and which text gains."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longlens.keytokens.selection import KeyTokens
+from longlens.metrics.corpus import Bools, Ints, ScoredDocument
+from longlens.metrics.ngram import reoccurred_ngram_mask
+from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
+from longlens.report.words import KINDS, tokens_since, words_of, words_of_tokens
+from longlens.scoring.scores import ShortContext, TokenScores
+
+MAX_TOKENS = 1000
+"""Key tokens that a report lists, those with the largest LSD."""
+MAX_POINTS = 2000
+"""Key tokens that a scatter shows, drawn from all of them by a hash of their places."""
+AROUND = 32
+"""Characters before and after a listed token."""
+DISTANCES = (64, 256, 1024, 4096, 16384)
+"""Edges of the classes of distances, tokens."""
+GROUPS = (*KINDS, "re-occurring 3-grams", "new text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyToken:
+    """A key token of the evaluator (of the first run, where key tokens come from a file).
+
+    Attributes:
+        document: Id of its document.
+        index: Which token of the document.
+        start: Its first character.
+        before: The text before it.
+        text: Its own.
+        after: The text after it.
+        lsd: Nats; None where that run has no short scores.
+        long: Log-probability of its characters under each run of the report; None where tokens begin or end elsewhere.
+        short: Under the short context.
+        contexts: Log-probability at every K that was scored, the smallest first.
+        since: Tokens since the word was mentioned before: 0 for a new word, None where it is in no word, or the text
+            was not stored.
+    """
+
+    document: str
+    index: int
+    start: int
+    before: str
+    text: str
+    after: str
+    lsd: float | None
+    long: Sequence[float | None]
+    short: float | None
+    contexts: Sequence[float | None]
+    since: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """By how much the long context helps a group of tokens: mean LSD, nats per token, with a 95 % interval."""
+
+    value: float | None
+    interval: Interval | None
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Of all documents of a report.
+
+    Attributes:
+        judge: Place of the run whose tokens `tokens`, `points` and `since` are.
+        contexts: K of `KeyToken.contexts`.
+        tokens: The key tokens with the largest LSD, `MAX_TOKENS` at most.
+        points: Key tokens for the scatter, `MAX_POINTS` at most.
+        num_tokens: Key tokens of the judge, in all.
+        wins: By place of a run: of how many key tokens the first run has a score too, and how often its own
+            log-probability is above the first run's.
+        since: Tokens in words, ``(2, classes)``: of key tokens and of all others, new words first, then by `DISTANCES`.
+        gains: By place of a run with short scores, the gain of each of `GROUPS`; None where no text was stored.
+        document_gains: By place of a run, by document: the mean LSD, nats per token.
+    """
+
+    judge: int
+    contexts: Sequence[int]
+    tokens: Sequence[KeyToken]
+    points: Sequence[KeyToken]
+    num_tokens: int
+    wins: Mapping[int, tuple[int, int]]
+    since: Ints
+    gains: Mapping[int, Sequence[Gain]]
+    document_gains: Mapping[int, Mapping[str, float]]
+
+
+class EvidenceSums:
+    """The same, as documents are read.
+
+    Args:
+        judge: Place of the run whose tokens are listed.
+        shorts: The short context of each run.
+    """
+
+    def __init__(self, judge: int, shorts: Sequence[ShortContext | None]) -> None:
+        self._judge, self._shorts = judge, shorts
+        self._largest, self._drawn = _Most(MAX_TOKENS), _Most(MAX_POINTS)
+        self._contexts: list[int] = []
+        self._number = 0
+        self._wins: dict[int, list[int]] = {}
+        self._since = np.zeros((2, len(DISTANCES) + 2), dtype=np.int64)
+        self._gains: dict[int, list[Doubles]] = {}
+        self._document_gains: dict[int, dict[str, float]] = {}
+
+    def add(self, documents: Sequence[ScoredDocument | None]) -> None:
+        """Counts a document in, as each run has it; None where a run has not."""
+        for place, (document, short) in enumerate(zip(documents, self._shorts, strict=True)):
+            if document is not None and short is not None and short in document.row.short:
+                self._add_gains(place, document.row.at(context=short.context, stride=short.stride))
+        judged = documents[self._judge]
+        if judged is not None and judged.keys is not None:
+            self._add_tokens(judged, judged.keys, documents)
+
+    def _add_gains(self, place: int, row: TokenScores) -> None:
+        lsd = row.lsd.astype(np.float64)
+        finite = np.isfinite(lsd)
+        if finite.any():
+            self._document_gains.setdefault(place, {})[row.id] = float(lsd[finite].mean())
+        if row.text is None:
+            return
+        words = words_of(row.text)
+        of_token = words_of_tokens(row.char_spans, words)
+        kinds = np.where(of_token >= 0, np.append(words.kinds, 0)[of_token], KINDS.index("no word"))
+        again = reoccurred_ngram_mask(row.text, row.char_spans)
+        masks = [*(kinds == kind for kind in range(len(KINDS))), again, ~again]
+        sums = [(lsd[finite & mask].sum(), np.count_nonzero(finite & mask)) for mask in masks]
+        self._gains.setdefault(place, []).append(np.array(sums, dtype=np.float64))
+
+    def _add_tokens(self, judged: ScoredDocument, keys: KeyTokens, documents: Sequence[ScoredDocument | None]) -> None:
+        row, short = judged.row, self._shorts[self._judge]
+        is_key = key_mask(judged)
+        indices = np.flatnonzero(is_key)
+        spans = row.char_spans[indices]
+        long = np.stack([_of_spans(None if each is None else each.row, spans) for each in documents])
+        shorter = None if short is None else row.short.get(short)
+        lsd = (
+            np.full(len(indices), np.nan)
+            if shorter is None
+            else (row.long_logprobs - shorter).astype(np.float64)[indices]
+        )
+        rising_shorts = rising(row)
+        self._contexts = [each.context for each in rising_shorts]
+        since = None
+        if row.text is not None:
+            words = words_of(row.text)
+            since = tokens_since(row.char_spans, words_of_tokens(row.char_spans, words), words)
+            self._count_since(since, is_key, np.zeros(len(is_key), bool) if shorter is None else ~np.isnan(shorter))
+        self._number += len(indices)
+        for place in range(len(documents)):
+            both = np.isfinite(long[0]) & np.isfinite(long[place])
+            counted = self._wins.setdefault(place, [0, 0])
+            counted[0] += int(np.count_nonzero(both))
+            counted[1] += int(np.count_nonzero(long[place][both] > long[0][both]))
+        for number, index in enumerate(indices.tolist()):
+            drawn = zlib.crc32(f"{index} {row.id}".encode("utf-8", "surrogatepass"))
+            rank = -math.inf if math.isnan(lsd[number]) else float(lsd[number])
+            kept = [most for most, value in ((self._largest, rank), (self._drawn, float(drawn))) if most.takes(value)]
+            if not kept:
+                continue
+            token = KeyToken(
+                document=row.id,
+                index=index,
+                start=int(spans[number, 0]),
+                **_excerpt(row.text, *spans[number].tolist()),
+                lsd=_plain(lsd[number]),
+                long=[_plain(value) for value in long[:, number]],
+                short=None if shorter is None else _plain(shorter[index]),
+                contexts=[_plain(row.short[each][index]) for each in rising_shorts],
+                since=None if since is None or since[index] < 0 else int(since[index]),
+            )
+            for most in kept:
+                most.add(rank if most is self._largest else float(drawn), token)
+
+    def _count_since(self, since: Ints, is_key: Bools, is_scored: Bools) -> None:
+        """Key tokens, and the others that could have been key."""
+        number = np.where(since == 0, 0, 1 + np.searchsorted(DISTANCES, since, side="left"))
+        for row, mask in enumerate((is_key, ~is_key & is_scored)):
+            self._since[row] += np.bincount(number[mask & (since >= 0)], minlength=len(DISTANCES) + 2)
+
+    def result(self) -> Evidence:
+        """What the documents come to."""
+        return Evidence(
+            judge=self._judge,
+            contexts=self._contexts,
+            tokens=self._largest.sorted(),
+            points=self._drawn.sorted(),
+            num_tokens=self._number,
+            wins={place: (both, more) for place, (both, more) in self._wins.items()},
+            since=self._since,
+            gains={place: _gains(np.stack(sums)) for place, sums in self._gains.items()},
+            document_gains=self._document_gains,
+        )
+
+
+class _Most:
+    """The key tokens with the largest values, ``most`` at most; of equal ones those that came first."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._number = most, 0
+        self._heap: list[tuple[float, int, KeyToken]] = []
+
+    def takes(self, value: float) -> bool:
+        return len(self._heap) < self._most or value > self._heap[0][0]
+
+    def add(self, value: float, token: KeyToken) -> None:
+        self._number += 1
+        entry = (value, -self._number, token)
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heapreplace(self._heap, entry)
+
+    def sorted(self) -> list[KeyToken]:
+        return [token for _, _, token in sorted(self._heap, key=lambda kept: (-kept[0], -kept[1]))]
+
+
+def key_mask(document: ScoredDocument) -> Bools:
+    """``(n,)``: the tokens that are key in the view of a run: of the evaluator's own, those that it selected."""
+    assert document.keys is not None
+    assert document.is_key is not None
+    selected = document.keys.token_indices
+    evaluated = document.evaluated
+    if selected is None or evaluated is None or evaluated.token_ids is not document.row.token_ids:
+        return document.is_key
+    mask = np.zeros(len(document.row.token_ids), dtype=np.bool_)
+    mask[selected] = True
+    return mask
+
+
+def rising(row: TokenScores) -> list[ShortContext]:
+    """A short context for each K that was scored, the smallest first, with its smallest d."""
+    of_context: dict[int, ShortContext] = {}
+    for short in sorted(row.short):
+        of_context.setdefault(short.context, short)
+    return list(of_context.values())
+
+
+def _of_spans(row: TokenScores | None, spans: Ints) -> Doubles:
+    """``(k,)``: the log-probability of the tokens that make up each span; NaN where none begins or ends with it."""
+    if row is None or not len(row.char_spans):
+        return np.full(len(spans), np.nan)
+    starts, ends = row.char_spans[:, 0], row.char_spans[:, 1]
+    first = np.minimum(np.searchsorted(starts, spans[:, 0], side="left"), len(starts) - 1)
+    last = np.maximum(np.searchsorted(ends, spans[:, 1], side="right") - 1, 0)
+    fits = (starts[first] == spans[:, 0]) & (ends[last] == spans[:, 1]) & (first <= last)
+    logprobs = row.long_logprobs.astype(np.float64)
+    return np.array(
+        [logprobs[a : b + 1].sum() if fit else np.nan for a, b, fit in zip(first, last, fits, strict=True)],
+        dtype=np.float64,
+    )
+
+
+def _excerpt(text: str | None, start: int, end: int) -> dict[str, str]:
+    if text is None:
+        return {"before": "", "text": "", "after": ""}
+    return {"before": text[max(0, start - AROUND) : start], "text": text[start:end], "after": text[end : end + AROUND]}
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _gains(sums: Doubles) -> list[Gain]:
+    """Of ``(documents, groups, 2)`` sums of nats and tokens."""
+    gains = []
+    for group in range(sums.shape[1]):
+        own = sums[:, group]
+        nats, number = own.sum(axis=0)
+        estimated = estimate(own) if number >= MIN_TOKENS else None
+        gains.append(
+            Gain(
+                value=float(nats / number) if number else None,
+                interval=None if estimated is None else estimated.interval(),
+                num_tokens=int(number),
+            )
+        )
+    return gains
