@@ -1,11 +1,15 @@
 """Every token from K on is scored once, with at least K and at most K + d - 1 tokens of context."""
 
+from collections import Counter
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longlens.errors import UserError
-from longlens.windows import Window, plan_windows
+from longlens.losses import ChunkedLongCE, LongCE, SampledLongCE
+from longlens.windows import Window, chunk_sizes, plan_chunks, plan_windows, window_sizes
 
 sizes = st.integers(1, 40)
 
@@ -39,3 +43,21 @@ def test_a_document_no_longer_than_k_has_no_windows():
 def test_settings_that_no_window_can_be_made_of(context, stride, named):
     with pytest.raises(UserError, match=named):
         plan_windows(10, context, stride)
+
+
+def sizes_of(windows):
+    return Counter((window.stop - window.start, window.stop - window.first) for window in windows)
+
+
+@given(st.integers(0, 400), sizes, sizes)
+def test_windows_that_are_counted_are_those_that_are_listed(num_tokens, context, stride):
+    assert window_sizes(num_tokens, context, stride) == sizes_of(plan_windows(num_tokens, context, stride))
+    assert chunk_sizes(num_tokens, context, stride) == sizes_of(plan_chunks(num_tokens, context, stride, 0))
+
+
+@pytest.mark.parametrize("kind", [LongCE, SampledLongCE, ChunkedLongCE])
+@pytest.mark.parametrize("num_tokens", [5, 64, 65, 300, 1001])
+def test_a_loss_counts_the_windows_of_its_steps(kind, num_tokens):
+    longce = kind(context=64, stride=16)
+    windows = longce.windows(torch.zeros(num_tokens, dtype=torch.int64), 0)
+    assert sum(longce.window_sizes(num_tokens).values()) == len(windows)

@@ -61,6 +61,35 @@ def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:
     ]
 
 
+def window_sizes(num_tokens: int, context: int, stride: int) -> dict[tuple[int, int], int]:
+    """How many windows of `plan_windows` have so many tokens, and so many of them scored.
+
+    Equivalent code::
+
+        Counter((w.stop - w.start, w.stop - w.first) for w in plan_windows(num_tokens, context, stride))
+
+    Args:
+        num_tokens: n.
+        context: K.
+        stride: d.
+
+    Raises:
+        UserError: ``context < 1`` or ``stride < 1``.
+    """
+    check_window_settings(context, stride)
+    full, rest = divmod(max(0, num_tokens - context), stride)
+    found = {(context + stride, stride): full, (context + rest, rest): 1}
+    return {size: number for size, number in found.items() if number and size[1]}
+
+
+def chunk_sizes(num_tokens: int, context: int, stride: int) -> dict[tuple[int, int], int]:
+    """How many chunks of `plan_chunks` without shift have so many tokens, and so many of them scored."""
+    check_window_settings(context, stride)
+    full, rest = divmod(num_tokens, context + stride)
+    found = {(context + stride, stride): full, (rest, rest - context): 1}
+    return {size: number for size, number in found.items() if number and size[1] > 0}
+
+
 def plan_chunks(num_tokens: int, context: int, stride: int, shift: int) -> list[Window]:
     """Chunks of K + d tokens that do not overlap, in each of which the tokens from its K-th on are scored.
 

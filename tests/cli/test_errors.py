@@ -246,7 +246,9 @@ def test_a_run_with_other_settings(work, run, monkeypatch):
     assert run(*SCORE).code == run(*longppl, "--evaluator", "other").code == 0
     assert run(*SCORE).code == run(*longppl, "--evaluator", "other").code == 0
     before = everything(work)
-    monkeypatch.setattr("longlens.models.load.load_weights", lambda *_, **__: pytest.fail("weights are loaded"))
+    monkeypatch.setattr(
+        "longlens.models.checkpoint.Checkpoint.load", lambda *_, **__: pytest.fail("weights are loaded")
+    )
     error = run(*SCORE, "--dtype", "bfloat16", "--max-length", 100).error
     assert error == (
         "error: out holds another run: dtype is 'float32' there and "
@@ -429,7 +431,7 @@ def test_what_needs_no_weights_is_checked_before_they_are_loaded(command, option
     def load(*_, **__):
         pytest.fail("weights are loaded")
 
-    monkeypatch.setattr("longlens.models.load.load_weights", load)
+    monkeypatch.setattr("longlens.models.checkpoint.Checkpoint.load", load)
     if command == "demo" and options[0] != "-o":
         pytest.skip("demo has no such option")
     # The evaluated model of longppl comes second and is checked first as well.

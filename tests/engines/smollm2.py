@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from longlens import Document
-from longlens.models import load_tokenizer, load_weights, resolve
+from longlens.models import Checkpoint, load_tokenizer, resolve
 from longlens.settings.options import Loading
 
 CONTEXT, STRIDE, TOKENS = 512, 128, 1200
@@ -26,7 +26,7 @@ def documents() -> list[Document]:
 
 def save_folder(path: Path) -> Path:
     """The embedded model, de-quantized."""
-    model, _ = load_weights(resolve("smollm2"), Loading(dtype="float32"))
+    model, _ = Checkpoint(resolve("smollm2"), Loading(dtype="float32")).load()
     model.save_pretrained(path)
     load_tokenizer("smollm2").save_pretrained(path)
     return path

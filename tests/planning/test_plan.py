@@ -1,7 +1,11 @@
 """Plans of scoring and of training, against what runs feed, and what the command prints."""
 
 import json
+import random
+import time
+import warnings
 
+import peft
 import pytest
 import torch
 import transformers
@@ -115,6 +119,103 @@ def test_what_does_not_fit_is_told_what_would():
     assert shared.fits
     assert shared.memory.weights == pytest.approx(plan.memory.weights / 2, rel=1e-3)
     assert shared.seconds == pytest.approx(plan.seconds / 2)
+
+
+def small(num_hidden_layers=2, vocab_size=300, **settings):
+    return transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=num_hidden_layers, vocab_size=vocab_size, **settings,
+    )  # fmt: skip
+
+
+def test_more_never_costs_less():
+    draw = random.Random(0)
+    for _ in range(3):
+        less = {"length": draw.randint(60, 3000), "num_hidden_layers": 2, "vocab_size": draw.choice([100, 3000])}
+        what = draw.choice(list(less))
+        more = less | {what: less[what] + draw.choice([1, 7, 50] if what != "num_hidden_layers" else [1])}
+        context, stride, batch_tokens = draw.randint(4, 30), draw.randint(1, 20), draw.choice([64, 200, 8192])
+        loss, _ = parse_loss(draw.choice(["ce", "longce", "sampled-longce", "chunked-longce"]), context=context,
+                             stride=stride, gamma=5)  # fmt: skip
+        found = []
+        for one in (less, more):
+            config = small(**{name: value for name, value in one.items() if name != "length"})
+            scored = plan_score(
+                config, length=one["length"], context=context, stride=stride, batch_tokens=batch_tokens, documents=3,
+                device=H100,
+            )  # fmt: skip
+            trained = plan_train(config, length=one["length"], longce=loss, device=H100)
+            found.append([number for plan in (scored, trained) for number in (plan.flops, plan.memory_bytes)])
+        assert all(a <= b for a, b in zip(*found, strict=True)), (less, more, found)
+
+
+def test_documents_of_any_length_are_planned_at_once():
+    """Windows are counted, not listed: here there are ten million of them."""
+    begun = time.process_time()
+    settings = {"context": 64, "stride": 1}
+    plan = plan_score(small(), length=10**7, bos=False, device=H100, **settings)
+    assert plan.short.total == pytest.approx(
+        100 * plan_score(small(), length=10**5, bos=False, device=H100, **settings).short.total, rel=0.002
+    )
+    trained = plan_train(small(), length=10**7, longce=LongCE(**settings), device=H100)
+    assert trained.short.total == pytest.approx(plan.short.total, rel=1e-6)
+    assert time.process_time() - begun < 8
+
+
+def test_batches_that_are_counted_cost_as_those_that_are_listed(monkeypatch):
+    settings = {"length": 9000, "context": [64, 256], "stride": [32, 100], "batch_tokens": 2048, "device": H100}
+    listed = plan_score(small(), **settings)
+    monkeypatch.setattr("longlens.planning.score.LISTED_REQUESTS", 0)
+    counted = plan_score(small(), **settings)
+    assert counted.tokens == listed.tokens == 9001 + 279 * 97 + (64 + 8 + 1) + 87 * 357 + (256 + 44 + 1)
+    assert counted.flops == pytest.approx(listed.flops, rel=0.01)
+    assert counted.memory_bytes == pytest.approx(listed.memory_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            lambda: transformers.BertConfig(num_hidden_layers=2),
+            "BertLMHeadModel is not causal: its attention sees tokens that come later",
+        ),
+        (lambda: transformers.ElectraConfig(num_hidden_layers=2), "ElectraForCausalLM is not causal"),
+        (
+            lambda: transformers.RemBertConfig(num_hidden_layers=2),
+            "RemBertForCausalLM is not causal",
+        ),  # attention of its own
+        (transformers.BartConfig, "bart is an encoder and a decoder: longlens takes decoders alone"),
+        (transformers.WhisperConfig, "whisper is an encoder and a decoder: longlens takes decoders alone"),
+        (lambda: small(num_hidden_layers=0), "`num_hidden_layers` of llama is 0; expected at least 1"),
+        (lambda: transformers.GPT2Config(n_embd=0), "`hidden_size` of gpt2 is 0; expected at least 1"),
+    ],
+)
+def test_what_scoring_refuses_is_not_planned(config, reason):
+    with pytest.raises(longlens.UserError, match=reason):
+        plan_score(config(), length=300, context=None, device=H100)
+    with pytest.raises(longlens.UserError, match=reason):
+        plan_train(config(), length=300, device=H100)
+
+
+@pytest.mark.parametrize("tie_word_embeddings", [False, True])
+def test_modules_that_are_trained_whole_beside_adapters_are_those_of_peft(tie_word_embeddings):
+    config = small(tie_word_embeddings=tie_word_embeddings)
+    settings = {"r": 4, "target_modules": "all-linear", "modules_to_save": ["embed_tokens", "lm_head"]}
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied weights, of which each gets a copy
+        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    trained, every = adapted.get_nb_trainable_parameters()
+    plan, without = (
+        plan_train(config, length=300, lora=4, modules_to_save=modules, device=H100)
+        for modules in (("embed_tokens", "lm_head"), ())
+    )
+    assert plan.num_trained == trained
+    assert plan.memory.optimizer == 8 * trained
+    assert plan.memory.weights - without.memory.weights == 4 * (trained - without.num_trained)
+    assert plan.memory.weights == pytest.approx(4 * every, rel=1e-3)  # buffers
+    with pytest.raises(longlens.UserError, match="`modules_to_save` has 'nonsense', and no module of llama is it"):
+        plan_train(config, length=300, lora=4, modules_to_save=["nonsense"], device=H100)
 
 
 def test_losses_differ_by_their_short_pass_alone():

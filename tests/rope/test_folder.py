@@ -104,7 +104,7 @@ def test_a_gguf_file_becomes_a_folder(tmp_path, monkeypatch, ids):
         "transformers.AutoConfig.from_pretrained",
         lambda path, **options: model.config if "gguf_file" in options else original(path, **options),
     )
-    monkeypatch.setattr("longlens.models.load_weights", lambda source, loading: (model, {}))
+    monkeypatch.setattr("longlens.models.Checkpoint.load", lambda checkpoint: (model, {}))
     monkeypatch.setattr("longlens.models.load_tokenizer", lambda name: tokenizer)
     extend(str(tmp_path / "x.gguf"), YaRN(factor=4), tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

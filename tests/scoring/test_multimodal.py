@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import longlens
 from longlens import models
-from longlens.models.load import identify
+from longlens.models import identify
 from longlens.rope import PositionInterpolation, load_model
 from longlens.rope.folder import extend
 from longlens.runs.identity import functional_config
@@ -83,6 +83,20 @@ def test_an_encoder_and_a_decoder_are_refused_before_they_are_loaded(tmp_path):
     save("t5gemma2", tmp_path)
     with pytest.raises(longlens.UserError, match="t5gemma2 is an encoder and a decoder: longlens takes decoders alone"):
         longlens.load_scorer(str(tmp_path))
+
+
+def test_a_speech_model_is_not_scored_with_its_decoder_alone(tmp_path):
+    """WhisperForCausalLM exists, and takes the decoder's weights from the whole model's checkpoint."""
+    config = transformers.WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=300, bos_token_id=256, eos_token_id=257, pad_token_id=0,
+        decoder_start_token_id=256, begin_suppress_tokens=None,
+    )  # fmt: skip
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    for load in (longlens.load_scorer, models.UnloadedModel):  # the latter before weights are read
+        with pytest.raises(longlens.UserError, match="whisper is an encoder and a decoder"):
+            load(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "gemma3"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import longlens
 from longlens.logprobs import find_head
-from longlens.models.load import identify
+from longlens.models import identify
 from longlens.models.quantized import quantization_note
 from longlens.rope import YaRN
 from longlens.rope.folder import extend

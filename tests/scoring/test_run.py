@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 import longlens
 from longlens import Document, LonglensWarning, UserError, open_scores, score
 from longlens.cli import main
-from longlens.models.load import resolve_device
+from longlens.models import checkpoint
+from longlens.models.checkpoint import resolve_device
 from longlens.models.tensor_parallel import Team
 from longlens.progress import Progress
 from longlens.report import summarize_runs
@@ -317,6 +319,26 @@ def test_progress_counts_characters_by_the_model_input_that_is_done(tmp_path):
     score(iter(documents()), FakeScorer(), context=4, limit=cut, progress=lazy)
     assert lazy.started == [("score fake", "characters", None, 0)]
     assert lazy.done[-1] == pytest.approx(sum(min(len(text), 100) for text in TEXTS.values()))
+
+
+def test_a_model_reads_its_configuration_once(models, monkeypatch):
+    counted = Counter()
+
+    def counting(name, function):
+        def call(*arguments, **options):
+            counted[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("load_config", "plan_quantization"):
+        monkeypatch.setattr(checkpoint, name, counting(name, getattr(checkpoint, name)))
+    unloaded = longlens.models.UnloadedModel(str(models / "llama"))
+    identified = unloaded.identify()
+    assert unloaded.load().info.weights_sha256 == identified.weights_sha256
+    assert counted == {"load_config": 1, "plan_quantization": 1}
+    longlens.load_scorer(str(models / "llama"))
+    assert counted == {"load_config": 2, "plan_quantization": 2}
 
 
 def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor
 from longlens.errors import LonglensWarning, UserError
 from longlens.settings.options import CONTEXT, GAMMA, STRIDE, check_gamma
 from longlens.settings.recipe import Integer, Real, Settings
-from longlens.windows import Window, plan_chunks, plan_windows
+from longlens.windows import Window, chunk_sizes, plan_chunks, plan_windows, window_sizes
 
 SHORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -67,6 +67,10 @@ class LongCE(Settings):
         """
         return plan_windows(len(ids), self.context, self.stride)
 
+    def window_sizes(self, num_tokens: int) -> dict[tuple[int, int], int]:
+        """How many windows of a document have so many tokens, and so many of them scored, at a step, about."""
+        return window_sizes(num_tokens, self.context, self.stride)
+
     def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
         """Weights of the scored tokens of a batch, `longce_weights`.
 
@@ -98,6 +102,16 @@ class SampledLongCE(LongCE):
         chosen = draw.choice(len(every), size=max(1, round(self.share * len(every))), replace=False)
         return [every[index] for index in sorted(chosen)]
 
+    def window_sizes(self, num_tokens: int) -> dict[tuple[int, int], int]:
+        """As of all windows, for as many of the largest as are drawn."""
+        every = super().window_sizes(num_tokens)
+        left = max(1, round(self.share * sum(every.values())))
+        found = {}
+        for size, number in sorted(every.items(), reverse=True):
+            found[size] = min(number, left)
+            left -= found[size]
+        return {size: number for size, number in found.items() if number}
+
 
 class ChunkedLongCE(LongCE):
     """LongCE on chunks of K + d tokens that do not overlap: the short pass runs each token once, whatever K and d are.
@@ -110,6 +124,10 @@ class ChunkedLongCE(LongCE):
     def windows(self, ids: Tensor, step: int) -> list[Window]:
         """The windows that are scored at a step: the last tokens of each chunk."""
         return plan_chunks(len(ids), self.context, self.stride, step * self.stride)
+
+    def window_sizes(self, num_tokens: int) -> dict[tuple[int, int], int]:
+        """Of the chunks of the first step."""
+        return chunk_sizes(num_tokens, self.context, self.stride)
 
 
 FORMS = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": ChunkedLongCE}

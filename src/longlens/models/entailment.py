@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from longlens.errors import LonglensWarning, UserError, library_errors
-from longlens.models.files import hash_files, load_config, load_tokenizer
+from longlens.models.checkpoint import Checkpoint, check_loading_info
+from longlens.models.files import hash_files, load_tokenizer
 from longlens.models.forward import device_of, dynamic_modules, generation_record, greedy, reset_rope, running
-from longlens.models.load import check_loading_info, load_weights
 from longlens.models.resolve import check_folder, resolve
 from longlens.settings.options import Loading
 from longlens.tokenization import TextEncoder
@@ -178,10 +178,10 @@ def load_entails(name: str, *, max_tokens: int | None = None, **loading: Any) ->
         raise UserError(f"{name} is a .gguf file: give the folder or hub id of a model of natural language inference")
     check_folder(source)
     settings = Loading(**loading)
-    trust = settings.trust_remote_code
-    kind, auto = _kind(name, load_config(source, trust_remote_code=trust))
-    tokenizer = load_tokenizer(name, trust_remote_code=trust)
-    model, loading_info = load_weights(source, settings, loader=getattr(transformers, auto).from_pretrained)
+    checkpoint = Checkpoint(source, settings)
+    kind, auto = _kind(name, checkpoint.config)
+    tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
+    model, loading_info = checkpoint.load(getattr(transformers, auto).from_pretrained)
     check_loading_info(name, model, loading_info, "give a model that is trained to tell entailment")
     return kind(model, tokenizer, name=name, weights_sha256=hash_files(source), max_tokens=max_tokens)
 

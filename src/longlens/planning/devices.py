@@ -195,8 +195,8 @@ def measure(
     import torch
 
     from longlens.logprobs import Head, token_logprobs
+    from longlens.models.checkpoint import resolve_device
     from longlens.models.forward import Forward, running
-    from longlens.models.load import resolve_device
     from longlens.planning.model import TracedModel
     from longlens.rope.config import auto_class
 

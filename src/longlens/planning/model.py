@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from longlens.errors import UserError, library_errors, shown_value
 from longlens.models.forward import Forward
 from longlens.planning.trace import FLASH, PLANNED, AttentionCall, HeadStandIn, Pass, Tracer, Work, tracing
-from longlens.rope.config import auto_class
+from longlens.rope.config import auto_class, check_decoder
 from longlens.scoring.transformers import CHUNK_TOKENS
 
 ATTENTIONS = ("sdpa", "eager", *FLASH)
@@ -68,8 +69,10 @@ class TracedModel:
     ) -> None:
         if attention not in ATTENTIONS:
             raise UserError(f"`attention` is {shown_value(attention)}; expected one of {', '.join(ATTENTIONS)}")
+        check_decoder(config)
         self.attention, self.on_gpu = attention, on_gpu
         self._mode = FakeTensorMode()
+        self._replaced: list[nn.Module] = []  # modules of which a copy is trained, which stay beside it
         self.config = copy.deepcopy(config)
         name = getattr(config, "model_type", type(config).__name__)
         with (
@@ -106,7 +109,8 @@ class TracedModel:
     @property
     def num_parameters(self) -> int:
         """Weights, shared ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        every = {id(p): p for module in (self.model, *self._replaced) for p in module.parameters()}
+        return sum(parameter.numel() for parameter in every.values())
 
     @property
     def weight_bytes(self) -> int:
@@ -180,7 +184,16 @@ class TracedModel:
                 f"{type(self.model).__name__} cannot be planned: its code asks for values of tensors, of which a plan "
                 "has shapes alone, or has attention of its own"
             ) from error
+        self._check_causal(tracer)
         return tracer.linear, tracer.calls
+
+    def _check_causal(self, tracer: Tracer) -> None:
+        own = not tracer.calls and any(vars(module).get("is_decoder") is False for module in self.model.modules())
+        if own or not tracer.is_causal:
+            raise UserError(
+                f"{type(self.model).__name__} is not causal: its attention sees tokens that come later. longlens needs "
+                "a causal language model"
+            )
 
     def work(self, rows: int, length: int, scored: int) -> Work:
         """The arithmetic of a batch of the scorer: linear in the tokens, but for attention.
@@ -193,11 +206,10 @@ class TracedModel:
         fixed, slope, calls = self._per_token
         chunk = self._chunk_tokens(length)
         attended = 0
-        for start in range(0, length, chunk):
-            q = min(chunk, length - start)
-            for call in calls:
-                before = start if call.window is None else min(start, call.window - 1)
-                attended += replace(call, batch=rows, q=q, kv=before + q).flops(self.attention)
+        for call, times in Counter(replace(call, layer=-1, batch=rows) for call in calls).items():
+            for start in range(0, length, chunk):
+                q, before = min(chunk, length - start), start if call.window is None else min(start, call.window - 1)
+                attended += times * replace(call, q=q, kv=before + q).flops(self.attention)
         linear = rows * (fixed + slope * length)
         if not calls and not self.keeps_state:  # attention of the model's own, in which nothing is linear
             linear = self._count(rows, length)[0]
@@ -312,6 +324,7 @@ class TracedModel:
                     with torch.autocast("cpu", enabled=False):
                         logprobs = self._logprobs(kept, keeps_wide=False)
                 torch.autograd.backward(logprobs.sum())
+                self._check_causal(tracer)
                 del states, kept, logprobs
         finally:
             for hook in freed:
@@ -323,28 +336,52 @@ class TracedModel:
             model.eval()
         return _result(tracer)
 
-    def add_adapters(self, r: int, target_modules: str | Sequence[str] = "all-linear") -> None:
+    def add_adapters(
+        self, r: int, target_modules: str | Sequence[str] = "all-linear", modules_to_save: Sequence[str] = ()
+    ) -> None:
         """LoRA in place of training all weights, shaped as that of peft: float32 adapters of rank r.
 
         Args:
             r: Rank.
             target_modules: Last parts of the names of modules, or ``all-linear``: all but the vocabulary head.
+            modules_to_save: Modules of which a copy is trained whole.
 
         Raises:
-            UserError: No linear module has such a name.
+            UserError: No module has such a name.
         """
         self.model.requires_grad_(False)
         head, number = self.model.get_output_embeddings(), 0
         linear = [(name, m) for name, m in self.model.named_modules() if isinstance(m, nn.Linear) and m is not head]
         for name, module in linear:
             parent, _, last = name.rpartition(".")
-            if target_modules == "all-linear" or last in target_modules:
+            if last not in modules_to_save and (target_modules == "all-linear" or last in target_modules):
                 with self._mode:
                     setattr(self.model.get_submodule(parent), last, _Adapted(module, r))
                 number += 1
         if not number:
             raise UserError(f"no linear module of {self.model.config.model_type} is called {target_modules}: check it")
+        for wanted in modules_to_save:
+            self._train_copy(wanted)
         self.model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
+
+    def _train_copy(self, wanted: str) -> None:
+        named = [(name, module) for name, module in self.model.named_modules() if name.rpartition(".")[2] == wanted]
+        if not named:
+            raise UserError(f"`modules_to_save` has {wanted!r}, and no module of {self.model.config.model_type} is it")
+        for name, module in named:
+            parent, _, last = name.rpartition(".")
+            with self._mode:
+                copied: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p)) for p in module.parameters()}
+                copied |= {id(buffer): torch.empty_like(buffer) for buffer in module.buffers()}
+                setattr(self.model.get_submodule(parent), last, copy.deepcopy(module, copied))
+            self._replaced.append(module)
+        self.head = self.model.get_output_embeddings().weight
+
+    @property
+    def num_adapters(self) -> int:
+        """Weights of adapters."""
+        adapted = (module for module in self.model.modules() if isinstance(module, _Adapted))
+        return sum(part.weight.numel() for module in adapted for part in (module.down, module.up))
 
     @property
     def gathered_bytes(self) -> int:

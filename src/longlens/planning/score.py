@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from longlens.planning.devices import Device, Rates, find_device, measure, this_
 from longlens.planning.model import TracedModel, named_dtype
 from longlens.planning.trace import Work
 from longlens.settings.options import CONTEXT, STRIDE, Hardware, Loading
-from longlens.windows import plan_windows
+from longlens.windows import plan_windows, window_sizes
 
 RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.05e9}
 """What a CUDA context with its kernels takes, and workspaces of products and the allocator on a CPU."""
@@ -24,6 +24,9 @@ SHARES = (2, 3, 4, 6, 8, 16, 32)
 """Numbers of devices that are tried where a model does not fit on one."""
 SAME_DOCUMENTS = 16
 """Of more documents of one length, so many are put into batches, and counted for all."""
+
+LISTED_REQUESTS = 20_000
+"""Of so many requests the batches are those of a run; of more, requests of one size are counted together."""
 
 
 class FedRequest(NamedTuple):
@@ -55,6 +58,22 @@ def document_requests(
     return requests
 
 
+def many_requests(
+    length: int, context: int | Sequence[int] | None, stride: int | Sequence[int], *, bos: bool
+) -> Counter[FedRequest]:
+    """How often each request of `document_requests` occurs, found without a list of them."""
+    from longlens.scoring.scores import short_contexts
+
+    before = int(bos)
+    found: Counter[FedRequest] = Counter()
+    if length + before > 1:
+        found[FedRequest(length + before, length + before - 1, False)] = 1
+    for short in short_contexts(context, stride):
+        for (fed, scored), number in window_sizes(length, *short).items():
+            found[FedRequest(fed + before, scored, True)] += number
+    return found
+
+
 class Batch(NamedTuple):
     """Sequences that are run together: rows, tokens of the longest, and tokens scored in all."""
 
@@ -72,6 +91,20 @@ def plan_batches(requests: Iterable[FedRequest], batch_tokens: int, *, pads: boo
         for numbers in pack([request.fed for request in waiting], pads=pads, tokens=batch_tokens):
             some = [waiting[number] for number in numbers]
             yield Batch(len(some), some[0].fed, sum(request.scored for request in some))
+
+
+def equal_batches(sizes: Iterable[tuple[Batch, int]]) -> Counter[Batch]:
+    """Batches of sequences of one size.
+
+    Args:
+        sizes: A batch of one size, ``scored`` being that of one sequence, and how many such sequences there are.
+    """
+    found: Counter[Batch] = Counter()
+    for (most, length, scored), number in sizes:
+        for rows, times in ((most, number // most), (number % most, 1)):
+            if rows and times:
+                found[Batch(rows, length, rows * scored)] += times
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +135,14 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorePlan:
-    """What scoring costs.
+class Plan:
+    """What a run costs.
 
     Attributes:
         model: Name.
         num_parameters: Of all weights.
-        dtype: Of the weights.
-        length: Tokens of a document.
-        documents: How many.
-        tokens: Of model input, all documents, padding not counted.
-        batch_tokens: Tokens of a batch.
-        long: Arithmetic of the long contexts, all documents.
-        short: Arithmetic of the windows of the short contexts, all documents.
+        length: Tokens of a document or row.
+        short: Arithmetic of the short contexts.
         memory: On each device.
         device: Of the plan.
         devices: How many.
@@ -126,12 +154,7 @@ class ScorePlan:
 
     model: str
     num_parameters: int
-    dtype: str
     length: int
-    documents: int
-    tokens: int
-    batch_tokens: int
-    long: Work
     short: Work
     memory: Memory
     device: Device
@@ -142,14 +165,19 @@ class ScorePlan:
     notes: tuple[str, ...] = ()
 
     @property
+    def main(self) -> Work:
+        """Arithmetic without the short contexts."""
+        raise NotImplementedError
+
+    @property
     def flops(self) -> float:
-        """All arithmetic."""
-        return self.long.total + self.short.total
+        """All arithmetic, over all devices."""
+        return self.main.total + self.short.total
 
     @property
     def overhead(self) -> float:
-        """Arithmetic of the short contexts over that of the long ones."""
-        return self.short.total / self.long.total if self.long.total else 0.0
+        """Arithmetic of the short contexts over the rest."""
+        return self.short.total / self.main.total if self.main.total else 0.0
 
     @property
     def memory_bytes(self) -> float:
@@ -158,26 +186,44 @@ class ScorePlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values: FLOPs, bytes, seconds."""
+        names = ("flops", "memory_bytes", "seconds", "overhead", "fits", "model", "num_parameters", "length", "devices")
         return {
             "schema_version": 1,
-            "flops": self.flops,
-            "memory_bytes": self.memory_bytes,
-            "seconds": self.seconds,
-            "overhead": self.overhead,
-            "fits": self.fits,
-            "model": self.model,
-            "num_parameters": self.num_parameters,
-            "dtype": self.dtype,
-            "length": self.length,
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "batch_tokens": self.batch_tokens,
-            "devices": self.devices,
+            **{name: getattr(self, name) for name in names},
             "device": self.device.to_json(),
-            "flops_by_part": {"long": asdict(self.long), "short": asdict(self.short)},
             "memory_by_part": asdict(self.memory),
             "notes": list(self.notes),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan(Plan):
+    """What scoring costs.
+
+    Attributes:
+        dtype: Of the weights.
+        documents: How many.
+        tokens: Of model input, all documents, padding not counted.
+        batch_tokens: Tokens of a batch.
+        long: Arithmetic of the long contexts, all documents; ``short`` that of the windows of the short contexts.
+    """
+
+    dtype: str
+    documents: int
+    tokens: int
+    batch_tokens: int
+    long: Work
+
+    @property
+    def main(self) -> Work:
+        """`long`."""
+        return self.long
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values: FLOPs, bytes, seconds."""
+        own = {name: getattr(self, name) for name in ("dtype", "documents", "tokens", "batch_tokens")}
+        parts = {name: asdict(getattr(self, name)) for name in ("long", "short")}
+        return super().to_json() | own | {"flops_by_part": parts}
 
 
 def find_config(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -219,7 +265,7 @@ def plan_for(
     Raises:
         UserError: No such model or device.
     """
-    from longlens.models.load import resolve_device
+    from longlens.models.checkpoint import resolve_device
 
     config = find_config(model, trust_remote_code=loading.trust_remote_code)
     here = None
@@ -315,11 +361,17 @@ def plan_score(
     if bos is None:
         bos = getattr(config.get_text_config(decoder=True), "bos_token_id", None) is not None
     at_once = batch_tokens or BATCH_TOKENS["cuda" if device.on_gpu else "cpu"]
-    requests = document_requests(length, context, stride, bos=bos)
+    requests = many_requests(length, context, stride, bos=bos)
     some = min(documents, SAME_DOCUMENTS)
-    shapes: Counter[Batch] = Counter(
-        plan_batches((r for _ in range(some) for r in requests), at_once, pads=not traced.by_length)
-    )
+
+    def batches(batch_tokens: int) -> Counter[Batch]:
+        if some * requests.total() > LISTED_REQUESTS:
+            sizes = ((max(1, batch_tokens // r.fed), r, some * number) for r, number in requests.items())
+            return equal_batches((Batch(most, r.fed, r.scored), number) for most, r, number in sizes)
+        listed = document_requests(length, context, stride, bos=bos) * some
+        return Counter(plan_batches(listed, batch_tokens, pads=not traced.by_length))
+
+    shapes = batches(at_once)
     everything = sum((traced.work(*shape) * count for shape, count in shapes.items()), Work()) * (documents / some)
     long = sum((traced.work(1, r.fed, r.scored) for r in requests if not r.is_short), Work()) * documents
     short = everything - long if any(request.is_short for request in requests) else Work()
@@ -328,7 +380,7 @@ def plan_score(
     fits = None if device.memory_bytes is None else placed.total <= device.memory_bytes
     notes: list[str] = []
     if fits is False:
-        notes = _advice(traced, device, memory, requests, at_once)
+        notes = _advice(traced, device, memory, batches, max(request.fed for request in requests), at_once)
     settings = quantization_settings(config)
     if settings is not None:
         notes.append(f"its weights are quantised ({quantization_note(settings)}), and are counted in {kind}")
@@ -341,7 +393,7 @@ def plan_score(
         dtype=kind,
         length=length,
         documents=documents,
-        tokens=sum(request.fed for request in requests) * documents,
+        tokens=sum(request.fed * number for request, number in requests.items()) * documents,
         batch_tokens=at_once,
         long=everything - short,
         short=short,
@@ -371,13 +423,17 @@ def _memory(traced: TracedModel, shapes: Iterable[Batch], *, on_gpu: bool) -> Me
 
 
 def _advice(
-    traced: TracedModel, device: Device, memory: Memory, requests: Sequence[FedRequest], batch_tokens: int
+    traced: TracedModel,
+    device: Device,
+    memory: Memory,
+    batches: Callable[[int], Iterable[Batch]],
+    longest: int,
+    batch_tokens: int,
 ) -> list[str]:
     """What makes a run fit that does not: a smaller batch, a device map, tensor parallelism."""
     room, found = device.memory_bytes or 0.0, []
-    longest = max(request.fed for request in requests)
     if batch_tokens > longest:
-        smaller = _memory(traced, plan_batches(requests, longest, pads=not traced.by_length), on_gpu=device.on_gpu)
+        smaller = _memory(traced, batches(longest), on_gpu=device.on_gpu)
         if smaller.total <= room:
             return [f"fits with `batch_tokens={longest}`: {smaller.total / 1e9:.1f} GB"]
         memory = smaller

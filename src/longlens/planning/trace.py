@@ -127,6 +127,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.linear = self.attended = self.wide_head = self.head = 0
         self.live = self.peak = 0
         self.num_experts = 1
+        self.is_causal = True
         self.calls: list[AttentionCall] = []
         self.masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._held: dict[int, Any] = {}
@@ -222,6 +223,8 @@ def _attend(
         window=window,
     )
     tracer.calls.append(call)
+    is_causal = settings.get("is_causal")
+    tracer.is_causal &= bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     is_masked = call.is_masked(tracer.attention)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from longlens.errors import UserError, shown_value
+from longlens.models.forward import BATCH_TOKENS
 from longlens.planning.devices import Device, Rates
 from longlens.planning.model import TracedModel, named_dtype
-from longlens.planning.score import RUNTIME_BYTES, Memory, find_config
+from longlens.planning.score import RUNTIME_BYTES, Batch, Memory, Plan, equal_batches, find_config
 from longlens.planning.trace import Work
 
 if TYPE_CHECKING:
@@ -22,57 +23,25 @@ SHARDINGS = ("ddp", "fsdp", "zero3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPlan:
-    """What training costs.
+class TrainPlan(Plan):
+    """What training costs; ``seconds`` and ``short`` are of a step.
 
     Attributes:
-        model: Name.
-        num_parameters: Of all weights.
-        num_trained: Of those that get a gradient.
-        length: Tokens of a row.
+        num_trained: Of the weights those that get a gradient.
         batch_size: Rows of a step, over all devices.
         step: Arithmetic of a step of cross-entropy: forward, backward, and what checkpointing computes again.
-        short: Arithmetic of the short pass of LongCE in a step.
         once: Arithmetic of offline weights, a row.
-        memory: On each device.
-        device: Of the plan.
-        devices: How many.
-        seconds: Of a step; None where no speed is known.
-        rates: FLOP/s that were assumed.
-        fits: Whether it fits into a device; None where its memory is not known.
-        notes: What the plan rests on, and what would help where it does not fit.
     """
 
-    model: str
-    num_parameters: int
     num_trained: int
-    length: int
     batch_size: int
     step: Work
-    short: Work
     once: Work
-    memory: Memory
-    device: Device
-    devices: int
-    seconds: float | None
-    rates: Rates | None
-    fits: bool | None
-    notes: tuple[str, ...] = ()
 
     @property
-    def flops(self) -> float:
-        """Arithmetic of a step, over all devices."""
-        return self.step.total + self.short.total
-
-    @property
-    def overhead(self) -> float:
-        """Arithmetic of the short pass over that of a step of cross-entropy."""
-        return self.short.total / self.step.total
-
-    @property
-    def memory_bytes(self) -> float:
-        """Peak on each device."""
-        return self.memory.total
+    def main(self) -> Work:
+        """`step`."""
+        return self.step
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -81,25 +50,9 @@ class TrainPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values: FLOPs and seconds of a step, bytes."""
-        return {
-            "schema_version": 1,
-            "flops": self.flops,
-            "memory_bytes": self.memory_bytes,
-            "seconds": self.seconds,
-            "overhead": self.overhead,
-            "fits": self.fits,
-            "tokens_per_second": self.tokens_per_second,
-            "model": self.model,
-            "num_parameters": self.num_parameters,
-            "num_trained": self.num_trained,
-            "length": self.length,
-            "batch_size": self.batch_size,
-            "devices": self.devices,
-            "device": self.device.to_json(),
-            "flops_by_part": {name: asdict(getattr(self, name)) for name in ("step", "short", "once")},
-            "memory_by_part": asdict(self.memory),
-            "notes": list(self.notes),
-        }
+        own = {name: getattr(self, name) for name in ("tokens_per_second", "num_trained", "batch_size")}
+        parts = {name: asdict(getattr(self, name)) for name in ("step", "short", "once")}
+        return super().to_json() | own | {"flops_by_part": parts}
 
 
 def parse_loss(loss: str, *, context: int, stride: int, gamma: float) -> tuple[LongCE | None, bool]:
@@ -133,6 +86,7 @@ def plan_train(
     gradient_checkpointing: bool = False,
     lora: int | None = None,
     target_modules: str | Sequence[str] = "all-linear",
+    modules_to_save: Sequence[str] = (),
     device: Device,
     devices: int = 1,
     sharding: Sharding = "ddp",
@@ -158,6 +112,7 @@ def plan_train(
         gradient_checkpointing: Computes activations again in the backward pass.
         lora: Rank of adapters in place of all weights.
         target_modules: That have adapters.
+        modules_to_save: That are trained whole beside them.
         device: That is planned for.
         devices: How many.
         sharding: Of weights, gradients and optimizer's states: ``ddp`` keeps them whole on each device.
@@ -170,8 +125,6 @@ def plan_train(
     Raises:
         UserError: No such model, one that cannot be planned, or settings that do not go together.
     """
-    asked = {n: value for n, value in locals().items() if n not in ("model", "advises")}
-
     for what, value, least in (
         ("length", length, 2),
         ("devices", devices, 1),
@@ -194,7 +147,7 @@ def plan_train(
             f"`devices` is {devices}, and `context_parallel` is {context_parallel}: expected a multiple of it"
         )
     ranks = devices // context_parallel
-    batch_size = asked["batch_size"] = ranks * per_device_batch_size if batch_size is None else batch_size
+    batch_size = ranks * per_device_batch_size if batch_size is None else batch_size
     micro, remainder = divmod(batch_size, ranks * per_device_batch_size)
     if remainder or not micro:
         raise UserError(
@@ -212,7 +165,7 @@ def plan_train(
     )
     num_parameters = traced.num_parameters
     if lora is not None:
-        traced.add_adapters(lora, target_modules)
+        traced.add_adapters(lora, target_modules, modules_to_save)
     rows, local = per_device_batch_size, -(-length // context_parallel)
     keeps = is_sharded or micro > 1
     settings = {"checkpointing": gradient_checkpointing, "precision": autocast}
@@ -223,7 +176,10 @@ def plan_train(
     step = whole.work * micro * ranks
     once, short, short_peak = Work(), Work(), 0
     if longce is not None:
-        shapes = _window_batches(longce, length, rows, on_gpu=device.on_gpu)
+        # As `longlens.losses.passes.score_short` makes them.
+        at_once = max(1, BATCH_TOKENS["cuda" if device.on_gpu else "cpu"] // (longce.context + longce.stride))
+        sizes = longce.window_sizes(length).items()
+        shapes = equal_batches((Batch(at_once, *size), number * rows) for size, number in sizes)
         of_rows = sum((traced.work(*shape) * number for shape, number in shapes.items()), Work())
         short_peak = max((traced.peak_bytes(*shape) for shape in shapes), default=0) + traced.wide_head_bytes
         if offline:
@@ -240,7 +196,35 @@ def plan_train(
         on_gpu=device.on_gpu,
     )
     fits = None if device.memory_bytes is None else memory.total <= device.memory_bytes
-    notes = _advice(config, asked) if advises and fits is False else ()
+    notes: tuple[str, ...] = ()
+    if advises and fits is False:
+        notes = _advice(
+            partial(
+                plan_train,
+                config,
+                name=name,
+                length=length,
+                longce=longce,
+                offline=offline,
+                batch_size=batch_size,
+                per_device_batch_size=per_device_batch_size,
+                dtype=dtype,
+                precision=precision,
+                attention=attention,
+                gradient_checkpointing=gradient_checkpointing,
+                lora=lora,
+                target_modules=target_modules,
+                modules_to_save=modules_to_save,
+                device=device,
+                devices=devices,
+                sharding=sharding,
+                context_parallel=context_parallel,
+                rates=rates,
+                utilization=utilization,
+                trust_remote_code=trust_remote_code,
+                advises=False,
+            )
+        )
     if rates is None:
         rates = device.rates(precision if precision != "float32" else dtype, utilization)
     return TrainPlan(
@@ -262,13 +246,13 @@ def plan_train(
     )
 
 
-def _advice(config: Any, asked: Mapping[str, Any]) -> tuple[str, ...]:
+def _advice(plan: partial[TrainPlan]) -> tuple[str, ...]:
     """What makes training fit that does not: one setting after the other is changed until it does.
 
     Args:
-        config: Of the model.
-        asked: Arguments of `plan_train`.
+        plan: `plan_train` with its arguments.
     """
+    asked = plan.keywords
     steps: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
     if asked["precision"] == asked["dtype"] == "float32" and asked["device"].on_gpu:
         steps.append({"precision": "bfloat16"})
@@ -284,7 +268,7 @@ def _advice(config: Any, asked: Mapping[str, Any]) -> tuple[str, ...]:
         changed |= step
         if asked["batch_size"] % (asked["devices"] // changed.get("context_parallel", 1)):
             return ()
-        found = plan_train(config, **{**asked, **changed}, advises=False)
+        found = plan(**changed)
         if found.fits:
             named = ", ".join(f"`{name}={value}`" for name, value in changed.items())
             return (f"fits with {named}: {found.memory_bytes / 1e9:.1f} GB on each",)
@@ -317,6 +301,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
         "sharding": training.sharding or _sharding_of(training.arguments),
         "context_parallel": training.context_parallel or 1,
         "target_modules": target,
+        "modules_to_save": () if recipe.lora is None else recipe.lora.modules_to_save,
         "tokens": training.steps * training.batch_size * length if training.steps and length else None,
     }
 
@@ -324,24 +309,6 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 def _sharding_of(arguments: Mapping[str, Any]) -> Sharding:
     """What arguments of transformers' Trainer say; of DeepSpeed's stages the third is planned."""
     return "zero3" if arguments.get("deepspeed") else "fsdp" if arguments.get("fsdp") else "ddp"
-
-
-def _window_batches(longce: LongCE, length: int, rows: int, *, on_gpu: bool) -> Counter[tuple[int, int, int]]:
-    """The batches of windows of a micro-batch, as `longlens.losses.passes.score_short` makes them."""
-    import torch
-
-    from longlens.models.forward import BATCH_TOKENS
-
-    windows = longce.windows(torch.zeros(length, dtype=torch.int64), 0)
-    at_once = max(1, BATCH_TOKENS["cuda" if on_gpu else "cpu"] // (longce.context + longce.stride))
-    found: Counter[tuple[int, int, int]] = Counter()
-    lengths = Counter((window.stop - window.start, window.stop - window.first) for window in windows * rows)
-    for (fed, scored), number in lengths.items():
-        full, rest = divmod(number, at_once)
-        found[at_once, fed, scored * at_once] += full
-        if rest:
-            found[rest, fed, scored * rest] += 1
-    return +found
 
 
 def _memory(
@@ -365,13 +332,13 @@ def _memory(
         devices: Over how many.
         on_gpu: Whether there is a CUDA context.
     """
-    trained = traced.num_trained
+    trained, adapters = traced.num_trained, traced.num_adapters
     frozen = traced.num_parameters - trained
     runtime = RUNTIME_BYTES["cuda" if on_gpu else "cpu"]
-    kept = 4 if frozen else dtype.itemsize  # adapters are float32
-    gradients, optimizer = trained * kept, 2 * trained * kept
+    kept = 4 * adapters + dtype.itemsize * (trained - adapters)  # adapters are float32
+    gradients, optimizer = kept, 2 * kept
     if sharding == "ddp" or devices == 1:
-        weights = frozen * dtype.itemsize + trained * kept + _buffer_bytes(traced)
+        weights = frozen * dtype.itemsize + kept + _buffer_bytes(traced)
         if has_gradients:
             activations = max(0.0, activations - gradients)
         # DistributedDataParallel copies gradients into buckets of its own.
@@ -388,7 +355,7 @@ def _memory(
         # Half-precision weights and gradients, and float32 weights beside the optimizer's states.
         weights, gradients, optimizer = 2 * (frozen + trained), 2 * trained, 12 * trained
     else:
-        weights = frozen * dtype.itemsize + trained * kept
+        weights = frozen * dtype.itemsize + kept
     return Memory(
         weights=weights / devices + gathered,
         gradients=gradients / devices,

@@ -134,6 +134,32 @@ def prepare_config(config: Any) -> Any:
     return new
 
 
+def check_decoder(config: Any) -> None:
+    """Refuses what no decoder can be made of, before anything is loaded.
+
+    Args:
+        config: Of a model.
+
+    Raises:
+        UserError: An encoder and a decoder, of which transformers often makes a causal language model of the decoder
+            alone; or no layers, no vocabulary, or a width of 0.
+    """
+    refuse_encoder_decoder(config)
+    text = text_config(config)
+    for name in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"`{name}` of {config.model_type} is {value}; expected at least 1: check its config.json")
+
+
+def refuse_encoder_decoder(config: Any) -> None:
+    """Raises a `UserError` for a configuration, or its class, of an encoder and a decoder."""
+    if getattr(config, "is_encoder_decoder", False) is True:
+        raise UserError(
+            f"{config.model_type} is an encoder and a decoder: longlens takes decoders alone, such as Llama or Qwen"
+        )
+
+
 def auto_class(model_type: object) -> Any:
     """``AutoModelForCausalLM``; for a type that has none, as LLaVA and Qwen2-VL, ``AutoModelForMultimodalLM``.
 
@@ -148,9 +174,5 @@ def auto_class(model_type: object) -> Any:
     multimodal, causal = auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if model_type not in multimodal or (model_type in causal and model_type not in WHOLE):
         return AutoModelForCausalLM
-    made = CONFIG_MAPPING[model_type]
-    if getattr(made, "is_encoder_decoder", False) is True:
-        raise UserError(
-            f"{model_type} is an encoder and a decoder: longlens takes decoders alone, such as Llama or Qwen"
-        )
+    refuse_encoder_decoder(CONFIG_MAPPING[model_type])
     return AutoModelForMultimodalLM

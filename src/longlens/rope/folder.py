@@ -127,7 +127,7 @@ def _copy(source: Path, target: Path, name: str) -> None:
 def _save_gguf(source: Source, target: Path) -> None:
     from longlens import models
 
-    model, _ = models.load_weights(source, Loading(dtype="float32", device="cpu"))
+    model, _ = models.Checkpoint(source, Loading(dtype="float32", device="cpu")).load()
     model.save_pretrained(target)
     models.load_tokenizer(source.name).save_pretrained(target)
 

@@ -390,7 +390,7 @@ def load_for_training(recipe: Recipe, config: Any) -> Any:
         trust_remote_code=load.trust_remote_code,
         allow_pickle=load.allow_pickle,
     )
-    model, loading_info = models.load_weights(models.resolve(recipe.model), loading, config=config)
+    model, loading_info = models.Checkpoint(models.resolve(recipe.model), loading, config=config).load()
     models.check_loading_info(
         recipe.model, model, loading_info, "give a causal language model with its vocabulary head"
     )
