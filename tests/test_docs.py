@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import docs.cli
 import pytest
 import typer
+
+from tests.tiny import byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -91,17 +94,46 @@ def test_the_python_api_page_names_what_exists():
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-@pytest.mark.real
-@pytest.mark.parametrize("page", [ROOT / "README.md", *TUTORIALS], ids=lambda page: page.stem)
-def test_what_a_tutorial_and_the_readme_say_runs(page, tmp_path):
-    """Blocks of bash and Python run in their order, in one folder; what installs is left out."""
-    shutil.copy(ROOT / "README.md", tmp_path)  # the README scores itself
-    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+TOLD = [ROOT / "README.md", *TUTORIALS]
+
+
+def told(page):
+    """The blocks of bash and Python of a page, in their order, without what installs."""
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert blocks
-    for language, text in blocks:
-        block = re.sub(r"^(make|pip) .*\n", "", text, flags=re.MULTILINE)
+    return [(language, re.sub(r"^(make|pip) .*\n", "", text, flags=re.MULTILINE)) for language, text in blocks]
+
+
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.stem)
+def test_what_a_tutorial_and_the_readme_say_runs_with_tiny_models(page, tmp_path, monkeypatch):
+    """In this process. A character is a token of these models."""
+    from longlens.cli import main
+
+    for name, layers in (("smollm2", 2), ("gemma3-270m", 3)):
+        tiny_model("llama", num_hidden_layers=layers, max_position_embeddings=8192).save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for language, block in told(page):
+        if language == "python":
+            (tmp_path / "block.py").write_text(block, encoding="utf-8")
+            runpy.run_path(str(tmp_path / "block.py"))
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            command, *arguments = shlex.split(line, comments=True) or [""]
+            if arguments[:1] == ["train"] or arguments[:2] == ["bench", "run"]:
+                continue  # need the model that the recipe names, and lm-evaluation-harness: tests/train, tests/bench
+            assert command in ("", "longlens"), line
+            assert not arguments or main(arguments) == 0, line
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.stem)
+def test_what_a_tutorial_and_the_readme_say_runs(page, tmp_path):
+    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shutil.copy(ROOT / "README.md", tmp_path)  # the README scores itself
+    for language, block in told(page):
         done = subprocess.run(
             [*command[language], block], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
         )
