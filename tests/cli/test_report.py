@@ -122,3 +122,30 @@ def test_without_matplotlib_only_the_figures_are_refused(scored, run, monkeypatc
         in refused.error
     )
     assert not Path("other.html").exists()
+
+
+def test_a_folder_of_longppl_has_its_evaluator_and_its_thresholds(work, run):
+    arguments = ("longppl", "a.txt", "b.txt", "--evaluator", "other", "--context", 8, "--stride", 4, "--alpha", 0.5)
+    found = run.json(*arguments, "--beta", -9, "--model", "llama", "-o", "r")
+    page = run.json("report", "r", "-o", "report.html")
+    assert page["results"][0]["longppl"] == found["longppl"]
+    assert page["results"][0]["num_key_tokens"] == found["num_key_tokens"] > 0
+    assert page["evaluator"] == found["evaluator"]
+    assert page["results"][0]["settings"]["alpha"] == 0.5
+    assert page["answer"][0].startswith(f"{found['model']}: LongPPL {found['longppl']:,.2f} on ")
+    assert run.json("report", "r", "--alpha", 1, "-o", "report.html")["results"][0]["settings"]["alpha"] == 1
+    assert run.json(*arguments, "--model", "other", "-o", "s")["evaluator"] == found["evaluator"]
+    both = run.json("report", "r", "s", "-o", "report.html")
+    assert all(each["longppl"] is not None for each in both["results"])
+    arguments = ("longppl", "a.txt", "b.txt", "--evaluator", "self", "--context", 8, "--stride", 4)
+    assert run.json(*arguments, "--model", "llama", "-o", "t")
+    assert run.json("report", "t", "-o", "report.html")["evaluator"] == found["model"]
+    refused = run("report", "r", "t", "-o", "report.html")
+    assert "r and t have different evaluators: name one with --evaluator-scores r/evaluator" in refused.error
+
+
+def test_open_shows_the_page_in_a_browser(scored, run, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert run("report", scored / "llama", "-o", "report.html", "--open").code == 0
+    assert opened == [Path("report.html").resolve().as_uri()]

@@ -71,7 +71,7 @@ def correlate(
         UserError: No runs; two of one model; of different documents or texts; by different evaluators or thresholds;
             what `join_benchmarks` and `longlens.perplexity` refuse.
     """
-    opened = [_open(run, context, stride) for run in runs]
+    opened = [open_run(run, context, stride) for run in runs]
     scores = [each.scores for each in opened]
     if not scores:
         raise UserError("no runs to correlate: score documents with each model first, with longlens longppl")
@@ -135,7 +135,7 @@ def write_correlation_figures(
     )
 
 
-class _Opened(NamedTuple):
+class OpenedRun(NamedTuple):
     """A run, and what a folder of longlens longppl has beside it."""
 
     scores: Scores
@@ -144,12 +144,13 @@ class _Opened(NamedTuple):
     settings: Mapping[str, Any] | None = None
 
 
-def _open(run: Scores | str | os.PathLike[str], context: int | None, stride: int | None) -> _Opened:
+def open_run(run: Scores | str | os.PathLike[str], context: int | None, stride: int | None) -> OpenedRun:
+    """Scores, those of a run folder, or those of a folder of longlens longppl, with its evaluator and settings."""
     if isinstance(run, Scores):
-        return _Opened(run)
+        return OpenedRun(run)
     folder = Path(run)
     if (folder / MANIFEST).is_file() or not (folder / "model" / MANIFEST).is_file():
-        return _Opened(open_scores(folder), folder)
+        return OpenedRun(open_scores(folder), folder)
     scores = open_scores(folder / "model")
     place = folder / "evaluator"
     evaluator = open_scores(place, context=context, stride=stride) if (place / MANIFEST).is_file() else None
@@ -159,7 +160,7 @@ def _open(run: Scores | str | os.PathLike[str], context: int | None, stride: int
         settings = result.get("settings")
         if evaluator is None and result.get("evaluator") == scores.manifest["model"]["name"] and scores.short_contexts:
             evaluator = scores  # `evaluator=self`
-    return _Opened(scores, folder, evaluator, settings if isinstance(settings, Mapping) else None)
+    return OpenedRun(scores, folder, evaluator, settings if isinstance(settings, Mapping) else None)
 
 
 def _refuse_same(scores: Sequence[Scores], names: Sequence[str]) -> None:
@@ -169,7 +170,7 @@ def _refuse_same(scores: Sequence[Scores], names: Sequence[str]) -> None:
                 raise UserError(f"{names[place]} and {name} are runs of the same model: give one of them")
 
 
-def _evaluator(opened: Sequence[_Opened], names: Sequence[str]) -> Scores | None:
+def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | None:
     """The evaluator that all folders have.
 
     Raises:
@@ -205,7 +206,7 @@ def _pair(scores: Scores) -> str:
     return "none" if scores.selected is None else f"({scores.selected.context}, {scores.selected.stride})"
 
 
-def _recorded_rule(opened: Sequence[_Opened], names: Sequence[str], given: KeyRule) -> KeyRule:
+def _recorded_rule(opened: Sequence[OpenedRun], names: Sequence[str], given: KeyRule) -> KeyRule:
     """What was given, and else the thresholds that the folders were made with.
 
     Raises:

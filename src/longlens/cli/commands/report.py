@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import webbrowser
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longlens.cli import options as o
 from longlens.settings.options import KeyRule
 
+if TYPE_CHECKING:
+    from longlens.scoring.scores import Scores
+    from longlens.study.correlate import OpenedRun
+
 
 def report(
     command: typer.Context,
     *,
-    scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score; the first is the baseline.")],
+    scores: Annotated[
+        list[Path], typer.Argument(help="Run folders of longlens score or longlens longppl; the first is the baseline.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page; an older report there is replaced.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
@@ -33,6 +41,7 @@ def report(
         int | None, typer.Option(help="Number of documents shown.  [default: as many as keep it below 10 MB]")
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder for the charts as PNG and SVG.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Write one self-contained HTML page from stored scores. The text with its key tokens, and charts; no model is run.
@@ -46,8 +55,8 @@ def report(
     from longlens.report.charts import charts
     from longlens.report.figures import check_folder, write_figures
     from longlens.report.html import check_place
-    from longlens.scoring.reader import open_scores
     from longlens.study.benchmarks import join_benchmarks
+    from longlens.study.correlate import open_run
 
     if document:
         o.refuse(command, "with --document, which names the documents to show", "num_documents")
@@ -57,8 +66,15 @@ def report(
         require("matplotlib", extra="figures", purpose="--figures")
         check_folder(figures)
     check_place(out)
+    opened = [open_run(path, rule.context, rule.stride) for path in scores]
+    if evaluator_scores is None and keys is None:
+        found, rule = _found(opened, rule)
+    else:
+        found = None
     chosen = o.key_source(evaluator_scores, keys, rule, answers)
-    runs = [open_scores(path) for path in scores]
+    if found is not None:
+        chosen["evaluator_scores"] = found
+    runs = [each.scores for each in opened]
     with without_warnings():
         summary = write_report(
             out,
@@ -89,3 +105,30 @@ def report(
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {num_shown} of {len(runs[0])} documents with their text")
     for path in drawn:
         print(path)
+    if open_page:
+        webbrowser.open(out.resolve().as_uri())
+
+
+def _found(opened: list[OpenedRun], rule: KeyRule) -> tuple[Scores | None, KeyRule]:
+    """The evaluator, and the thresholds, of the folders of longlens longppl, where no other evaluator was named.
+
+    Raises:
+        UserError: Two folders have evaluators of different models.
+    """
+    from longlens.errors import UserError
+    from longlens.scoring.scores import same_model
+
+    made = [(each, each.evaluator) for each in opened if each.evaluator is not None]
+    if not made:
+        return None, rule
+    first, evaluator = made[0]
+    for other, its_evaluator in made[1:]:
+        if not same_model(evaluator, its_evaluator):
+            raise UserError(
+                f"{first.folder} and {other.folder} have different evaluators: name one with --evaluator-scores "
+                f"{first.folder}/evaluator"
+            )
+    used = first.settings
+    if used is not None and rule.alpha is None and rule.beta is None and rule.lcl is None:
+        rule = replace(rule, alpha=used["alpha"], **({"beta": used["beta"]} if used["lcl"] else {"lcl": False}))
+    return evaluator, rule
