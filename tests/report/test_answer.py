@@ -61,6 +61,7 @@ def test_too_few_documents_are_no_conclusion(documents, noise):
     count = "1 document" if documents == 1 else "2 documents"
     assert f"; {count}: too few to conclude" in sentences[0]
     assert "significant" not in sentences[0]
+    assert sentences[0].startswith("On these texts, ")
     if found.documents_to_settle is not None:
         assert f"(about {found.documents_to_settle:,} would be needed if the difference stays)" in sentences[0]
 

@@ -72,6 +72,7 @@ def test_the_policy_allows_the_script_and_the_style_of_the_file_by_their_hashes_
         "form-action": ["'none'"],
         "require-trusted-types-for": ["'script'"],
     }
+    assert "Copyright (c) 2022 Leon Sorokin" in script  # of uPlot, which is in it
     tags = [tag for tag, _ in page.elements]
     assert tags.index("meta") < tags.index("script")
     before = [a for tag, a in page.elements[: tags.index("style")] if tag == "meta"]

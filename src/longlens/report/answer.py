@@ -82,7 +82,8 @@ def _pair(pair: PairComparison, results: dict[str, PerplexityResult]) -> list[Se
     ours, theirs = (model, baseline) if key.value < 0 else (baseline, model)
     longppl = f"LongPPL {_value(ours.longppl)} against {_value(theirs.longppl)}"
     documents = _documents(model.num_documents)
-    said = f"{{{better}}} predicts key tokens better than {{{other}}} ({longppl})"
+    said = "" if key.significant else "On these texts, "
+    said += f"{{{better}}} predicts key tokens better than {{{other}}} ({longppl})"
     if ours.ppl is not None and theirs.ppl is not None:
         said += _beside(ours.ppl, theirs.ppl)
     if key.significant:

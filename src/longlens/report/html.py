@@ -124,7 +124,8 @@ def _is_report(path: Path) -> bool:
 def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
     """The page, piece by piece."""
     style = _joined(f"{name}.css" for name in STYLES)
-    script = "(() => {\n" + _joined(f"{name}.js" for name in SCRIPTS) + "\n})();\n"
+    license = "/*\n" + _joined(["uplot.LICENSE.txt"]) + "\n*/\n"
+    script = license + "(() => {\n" + _joined(f"{name}.js" for name in SCRIPTS) + "\n})();\n"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "interval": _interval, "difference": _difference}
     template = environment.from_string(_joined(["page.html"]))
