@@ -309,8 +309,8 @@ def test_documents_of_a_stream_are_drawn(place, together):
 
 SLURM = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "scontrol": "echo 127.0.0.1; echo other",
-    "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    "scontrol": "echo 127.0.0.1; seq -f other%g 20000",  # more than a pipe holds when nobody reads on
+    "torchrun": f'echo threads: $OMP_NUM_THREADS; exec {sys.executable} -m torch.distributed.run "$@"',
 }
 
 
@@ -326,7 +326,7 @@ def test_the_script_for_slurm(place):
         "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         **{"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here"},
-        **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "2"},
+        **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "1"},
     }
     arguments = ["docs.jsonl", "llama", "slurm", *RULE[2:]]
     done = subprocess.run(
@@ -338,6 +338,7 @@ def test_the_script_for_slurm(place):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "threads: 1\n" in done.stdout  # fewer CPUs than GPUs
     assert_same_scores(place / "slurm", place / "alone")
     texts = {row["id"]: len(row["text"]) for row in map(json.loads, (place / "docs.jsonl").read_text().splitlines())}
     shares = [sum(texts[id] for id in ids) for ids in scored(place / "slurm").values()]
