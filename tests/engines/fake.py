@@ -52,6 +52,7 @@ class Fake:
         self.keys: Counter[str] = Counter()
         self.location = ""
         self.raw: tuple[int, bytes, dict[str, str]] | None = None  # what it says to everything
+        self.at: dict[str, Any] = {}  # what it says at a path: as `raw`, or ``hang``
         self._seen: dict[Any, list[float]] = {}
         self._known: dict[tuple[int, ...], list[float]] = {}
         self._lock, self._model_lock = threading.Lock(), threading.Lock()
@@ -105,8 +106,11 @@ class Fake:
         if self._stopping.is_set():
             to.close_connection = True
             return
-        if self.raw is not None:
-            self.send(to, *self.raw)
+        at = self.at.get(to.path, self.raw)
+        if at == "hang":
+            self._stopping.wait(30)
+        elif at is not None:
+            self.send(to, *at)
         elif self.location:
             self.send(to, 307, {}, {"Location": self.location})
         elif self.key and to.headers.get("authorization") != f"Bearer {self.key}":

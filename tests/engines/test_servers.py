@@ -8,13 +8,16 @@ import json
 import logging
 import shutil
 import time
+import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import longlens
-from longlens import Document, UserError, load_scorer, score
+from longlens import Document, LonglensWarning, UserError, load_scorer, score
+from longlens.bench.engine import EngineSettings
 from longlens.engines.http import Http
 from longlens.testing import check_scorer
 from tests.engines.fake import Fake, share
@@ -366,6 +369,90 @@ def test_what_is_no_answer_is_one_line(serve, tokenizer, monkeypatch, status, bo
         load(fake, tokenizer)
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+HTML = {"Content-Type": "text/html"}
+ASKED = {"vllm": ["/tokenize", "/version"], "sglang": ["/tokenize", "/server_info", "/model_info"]}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, b"", {}), r"refuses access \(status 401\): put its key into LONGLENS_API_KEY"),
+        ((403, b"", {}), r"refuses access \(status 403\): put its key into LONGLENS_API_KEY"),
+        ((302, b"", {"Location": "/login"}), "redirects to '/login', which is not followed"),
+        ((200, b"<html>", HTML), "is a web page: give the address of the server's API"),
+    ],
+)
+def test_what_a_server_keeps_to_itself_is_a_warning(serve, tokenizer, kind, answer, said):
+    fake = serve(kind)
+    fake.at = dict.fromkeys(ASKED[kind], answer)
+    with pytest.warns(LonglensWarning, match=said) as caught:
+        load(fake, tokenizer)
+    texts = [str(one.message) for one in caught]
+    assert [text.partition(":")[0] for text in texts] == [*ASKED[kind][1:], "/tokenize"]
+    assert texts[-1].endswith("; the tokenizer is not compared with the server's")
+    assert not any("\n" in text for text in texts)
+
+
+@pytest.mark.parametrize("status", [404, 422, 501])
+def test_what_a_server_does_not_have_is_no_warning(serve, tokenizer, status):
+    fake = serve()
+    fake.at = dict.fromkeys(ASKED["vllm"], (status, b"{}", {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(fake, tokenizer)
+    assert len(fake.requests) == len({path for path, _ in fake.requests}) + fake.number - 1  # each asked once
+
+
+@pytest.mark.parametrize("path", ASKED["vllm"])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((503, b"", {}), r"failed \(attempt 5 of 5\): status 503 \(no message\): see that it runs"),
+        ((407, b"", {}), r"the proxy between here and 127.* asks for a password \(407\): check HTTP_PROXY"),
+        ("hang", r"failed \(attempt 3 of 5\): no answer within \d s: see that it runs"),
+    ],
+)
+def test_a_failure_is_not_taken_for_not_there(serve, tokenizer, monkeypatch, path, answer, said):
+    start = Http.__init__
+    monkeypatch.setattr(Http, "__init__", lambda self, *a, **k: start(self, *a, **({"seconds": 0.3} | k)))
+    fake = serve()
+    fake.at = {path: answer}
+    with pytest.raises(UserError, match=said):
+        load(fake, tokenizer)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1#tiny", "localhost:8000", "host.example/v1#m", "gpu-7#org/m"])
+def test_a_server_without_its_scheme_is_hinted_at(address):
+    with pytest.raises(UserError, match=f"no such model: '{address}' .*: for a server give 'http://{address}'$"):
+        load_scorer(f"user:{SECRET}@{address}")
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\nX-Other: 1", f"{SECRET}\x7f", f"{SECRET}-ü", f"{SECRET} x"])
+@pytest.mark.parametrize("name", ["LONGLENS_API_KEY", "OTHER_KEY"])
+def test_a_key_that_cannot_be_one_is_not_repeated(monkeypatch, name, key):
+    monkeypatch.setenv(name, key)
+    url = "http://127.0.0.1:9/v1#m"
+    connect = partial(EngineSettings, model=url, api_key_env=name) if name == "OTHER_KEY" else partial(load_scorer, url)
+    with pytest.raises(UserError, match=f"^the key in {name} has characters that no key has: set it again") as caught:
+        connect()
+    assert SECRET not in str(caught.value)
+
+
+def test_a_proxy_that_fails_is_named(serve, tokenizer, monkeypatch):
+    proxy = serve()
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    with pytest.raises(UserError, match=r"the proxy between here and elsewhere\.invalid fails \(501.*check HTTP_PROXY"):
+        load_scorer("https://elsewhere.invalid/v1#none", tokenizer=tokenizer)
+    proxy.raw = (407, b"", {})
+    with pytest.raises(UserError, match=r"elsewhere\.invalid asks for a password \(407\): check HTTP_PROXY"):
+        load_scorer("http://elsewhere.invalid/v1#none", tokenizer=tokenizer)
+    proxy.stop()
+    with pytest.raises(UserError, match=r"ConnectError .*: see that it runs, and the proxies in the environment"):
+        load_scorer("http://elsewhere.invalid/v1#none", tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST"])

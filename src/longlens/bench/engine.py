@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from longlens.engines import is_url
-from longlens.engines.address import KEY, OPENAI_KEY, Server, find_key, read_server
+from longlens.engines.address import KEY, OPENAI_KEY, Server, find_key, read_key, read_server
 from longlens.errors import UserError, shown_value
 from longlens.runs.identity import ModelIdentity
 from longlens.settings.options import Loading
@@ -72,7 +72,7 @@ class EngineSettings:
             raise UserError(f"{self.model} is a server: leave `backend` out, or give `backend=local-chat-completions`")
         if "base_url" in self.arguments:
             raise UserError("`arguments` has base_url: give the server as `model=http://HOST:PORT/v1#NAME` instead")
-        if self.api_key_env is not None and not (self.server and os.environ.get(self.api_key_env)):
+        if self.api_key_env is not None and not (self.server and read_key(self.api_key_env)):
             what = "is not set in the environment" if self.server else "is for a server, and `model` is none"
             raise UserError(f"`api_key_env` {shown_value(self.api_key_env)} {what}: leave it out, or correct it")
 
@@ -89,9 +89,13 @@ class EngineSettings:
 
     @property
     def api_key(self) -> str:
-        """The key that is sent to the server; empty where none is."""
+        """The key that is sent to the server; empty where none is.
+
+        Raises:
+            UserError: It has characters that no key has.
+        """
         if self.api_key_env is not None:
-            return os.environ.get(self.api_key_env, "")
+            return read_key(self.api_key_env)
         return find_key(self.server) if self.server else ""
 
     def log_unsent_key(self) -> None:

@@ -82,7 +82,15 @@ def find_key(server: Server) -> str:
     Raises:
         UserError: It has characters that no key has, such as a line's end.
     """
-    name = KEY if os.environ.get(KEY) or not server.is_openai else OPENAI_KEY
+    return read_key(KEY if os.environ.get(KEY) or not server.is_openai else OPENAI_KEY)
+
+
+def read_key(name: str) -> str:
+    """The key in an environment variable; empty where there is none.
+
+    Raises:
+        UserError: It has characters that no key has, such as a line's end; it is not repeated.
+    """
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"the key in {name} has characters that no key has: set it again, without spaces and quotes")

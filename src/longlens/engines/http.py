@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import threading
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -17,12 +18,13 @@ from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 import httpx2
 import tenacity
 
 from longlens.engines.address import KEY, Server, find_key
-from longlens.errors import UserError, library_errors, one_line, shown
+from longlens.errors import LonglensWarning, UserError, library_errors, one_line, shown
 from longlens.scoring.scorer import Request
 
 CONCURRENCY = 8
@@ -42,6 +44,7 @@ MOST_BYTES = 2**26
 MOST_BYTES_PER_TOKEN = 2**10
 """An answer may be so large, unpacked; an entry of a log-probability has about 100 bytes."""
 _LOGGER = logging.getLogger(__name__)
+_PROXY = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE in the environment, or unset them"
 T = TypeVar("T")
 
 
@@ -51,6 +54,10 @@ class Refused(Exception):  # it is no error of ours: engines turn it into what t
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"{status}: {said}" if said else str(status))
         self.status, self.said = status, said
+
+
+class _NoAccess(UserError):
+    """The server answers, and does not let this request in: the key is wrong, or what is asked for is elsewhere."""
 
 
 class _Again(Exception):
@@ -87,7 +94,7 @@ class Http:
         self._key = find_key(server)
         with library_errors(
             f"no connection to {server.host} can be made",
-            "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE in the environment, or unset them",
+            _PROXY,
         ):
             self._client = httpx2.AsyncClient(
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -119,13 +126,27 @@ class Http:
         """
         return self._wait(self._submit(self._send("POST", path, body, tokens, is_first=True)))
 
-    def ask_if_there(self, method: str, path: str, body: Any = None) -> Any:
-        """JSON at a path that not all servers have; None where it is not there."""
+    def ask_if_there(self, method: str, path: str, body: Any = None, *, without: str) -> Any:
+        """JSON at a path that not all servers have; None where it is not there, or takes another request.
+
+        Where the server has it, and does not let us in, that is a warning, as scoring is possible without.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            path: As in `get`.
+            body: What is sent.
+            without: What is not done without an answer, for the warning.
+
+        Raises:
+            UserError: The server does not answer, or fails.
+        """
         try:
             return self._wait(self._submit(self._send(method, path, body, 0, is_first=True)))
-        except (Refused, UserError) as error:
+        except Refused as error:
             _LOGGER.debug("%s: no %s: %s", self.server.host, path, error)
-            return None
+        except _NoAccess as error:
+            warnings.warn(f"{path}: {error}; {without}", LonglensWarning, stacklevel=2)
+        return None
 
     def answers(
         self, requests: Iterable[Request], make: Callable[[Request], tuple[str, Any]]
@@ -201,9 +222,12 @@ class Http:
                     return await self._once(method, path, body, MOST_BYTES + MOST_BYTES_PER_TOKEN * tokens)
             raise AssertionError
         except _Again as error:
+            proxies = getproxies().keys() & {"all", urlsplit(self.server.address).scheme}
+            is_proxied = error.is_down and proxies and not self.server.is_loopback
+            place = "the proxies in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)" if is_proxied else "its log"
             raise UserError(
                 f"the server {self.server.host} failed (attempt {number} of {attempts}): {error}: see that it runs, "
-                "and its log, then run the same command again, which goes on where it stopped"
+                f"and {place}, then run the same command again, which goes on where it stopped"
             ) from error
         finally:
             self._in_flight -= tokens
@@ -221,24 +245,30 @@ class Http:
             raise _Again(f"no answer within {seconds:.0f} s", is_late=True) from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise UserError(f"`model` is a broken address: {self.redact(one_line(error))}") from error
+        except httpx2.ProxyError as error:
+            raise UserError(
+                f"the proxy between here and {self.server.host} fails ({self.redact(one_line(error))}): {_PROXY}"
+            ) from error
         except httpx2.HTTPError as error:
             is_down = isinstance(error, httpx2.ConnectError)
             raise _Again(f"{type(error).__name__} ({self.redact(one_line(error))})", is_down=is_down) from error
         status = response.status_code
-        if status in (408, 429) or status >= 500:
+        if status in (408, 429) or (status >= 500 and status != 501):
             raise _Again(f"status {status} ({self._said(content)})", self._retry_after(response))
         if 300 <= status < 400:
-            raise UserError(
+            raise _NoAccess(
                 f"the server {self.server.host} redirects to {shown(_place(response.headers.get('location', '')))}, "
                 "which is not followed, as the key is not sent elsewhere: give that address"
             )
         if status in (401, 403):
             step = "correct the key in" if self._key else "put its key into"
-            raise UserError(f"the server {self.server.host} refuses access (status {status}): {step} {KEY}")
+            raise _NoAccess(f"the server {self.server.host} refuses access (status {status}): {step} {KEY}")
+        if status == 407:
+            raise UserError(f"the proxy between here and {self.server.host} asks for a password (407): {_PROXY}")
         if status >= 400:
             raise Refused(status, self._said(content))
         if response.headers.get("content-type", "").lower().startswith("text/html"):
-            raise UserError(
+            raise _NoAccess(
                 f"{base}/{path.lstrip('/')} is a web page: give the address of the server's API, such as "
                 "http://localhost:8000/v1#NAME"
             )

@@ -34,7 +34,7 @@ def load(name: str, loading: Loading, engine: Engine) -> OpenAIScorer:
     tokenizer = find_tokenizer(server, model.get("root"), loading, engine)
     longest = longest_request(model.get("max_model_len"), engine)
     kind = "vllm" if model.get("owned_by") == "vllm" else "openai"
-    said = http.ask_if_there("GET", "/version") if kind == "vllm" else None
+    said = http.ask_if_there("GET", "/version", without="its version is not recorded") if kind == "vllm" else None
     version = str(said.get("version") or "") if isinstance(said, dict) else ""
     info = server_info(server, tokenizer, kind=kind, version=version, root=model.get("root"), max_length=longest)
     return OpenAIScorer(tokenizer, info, http, longest=longest)

@@ -41,7 +41,7 @@ def load(name: str, loading: Loading, engine: Engine) -> SGLangScorer:
     facts: dict[str, Any] = {}
     for paths in (("/server_info", "/get_server_info"), ("/model_info", "/get_model_info")):
         for path in paths:
-            answer = http.ask_if_there("GET", path)
+            answer = http.ask_if_there("GET", path, without="what it says there is not recorded")
             if isinstance(answer, dict):
                 facts |= answer
                 break

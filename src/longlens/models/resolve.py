@@ -108,9 +108,8 @@ def resolve(name: str) -> Source:
         UserError: It is a path that does not exist, or a server.
     """
     if is_url(name):
-        address = name.partition("?")[0]  # a query, and what stands before an @, may be secret
         raise UserError(
-            f"{shown(address.rpartition('@')[2])} is a server, and here a model's files are needed: give a hub id, a "
+            f"{shown(_secretless(name))} is a server, and here a model's files are needed: give a hub id, a "
             "local folder or a .gguf file"
         )
     path = Path(name)
@@ -128,9 +127,20 @@ def resolve(name: str) -> Source:
         if path.suffix != ".gguf":
             raise UserError(f"{name} is a file, and no .gguf: give the model's folder, a hub id or a .gguf file")
         return Source(name=name, path=str(path.parent), gguf=path.name, note="local .gguf file")
+    address = _secretless(name)
+    if re.match(r"[\w.-]+(:\d+\b|(/[^#]*)?#)", address):
+        raise UserError(
+            f"no such model: {shown(address)} is neither a folder, a .gguf file nor a hub id (owner/name): for a "
+            f"server give {shown(f'http://{address}')}"
+        )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(".gguf"):
         raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a hub id (owner/name)")
     return Source(name=name, path=name, gguf=None, note=f"hub id {name}")
+
+
+def _secretless(address: str) -> str:
+    """The address of a server without its query and what stands before an @, which may be secret."""
+    return address.partition("?")[0].rpartition("@")[2]
 
 
 def check_folder(source: Source) -> None:
