@@ -16,8 +16,9 @@ import numpy as np
 
 from longlens.corpus import Document
 from longlens.errors import UserError, shown
-from longlens.models.files import load_tokenizer
-from longlens.runs.identity import PROBE
+from longlens.models.files import hash_files, load_tokenizer, model_max_length
+from longlens.models.resolve import Source
+from longlens.runs.identity import PROBE, functional_config
 from longlens.scoring.scorer import Request, Result, ScorerInfo
 from longlens.scoring.scores import Floats, wrong_logprobs
 from longlens.settings.options import Engine, Loading
@@ -215,6 +216,37 @@ def engine_encoder(name: str, loading: Loading, engine: Engine) -> TextEncoder:
     if not isinstance(chosen, str):
         return TextEncoder(chosen)
     return TextEncoder(load_tokenizer(chosen, trust_remote_code=loading.trust_remote_code))
+
+
+def local_info(
+    source: Source, config: Any, encoder: TextEncoder, *, dtype: str, device: str, attention: str, engine: str
+) -> ScorerInfo:
+    """What a run records of a model whose files an engine in this process reads.
+
+    Args:
+        source: Its files.
+        config: Its configuration, of transformers.
+        encoder: Its tokenizer.
+        dtype: Of the weights, as the engine has them.
+        device: Where it runs.
+        attention: Attention implementation.
+        engine: Which engine, and its version.
+    """
+    return ScorerInfo(
+        name=source.name,
+        source=source.note,
+        architecture=str(config.architectures[0] if config.architectures else config.model_type),
+        weights_sha256=hash_files(source),
+        tokenizer_sha256=encoder.sha256,
+        max_length=model_max_length(config),
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        bos_token_id=encoder.bos_token_id,
+        own_prefix=encoder.own_prefix,
+        config=functional_config(config),
+        engine=engine,
+    )
 
 
 def _probe_ids(encoder: TextEncoder) -> tuple[list[int], list[int]]:

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from longlens.engines.frame import TOKENIZER_TEXT, EngineScorer, Greedy, engine_encoder
+from longlens.engines.frame import TOKENIZER_TEXT, EngineScorer, Greedy, engine_encoder, local_info
 from longlens.errors import UserError, require, shown
-from longlens.models.files import hash_files, load_config, loading_errors, model_max_length
+from longlens.models.files import load_config, loading_errors
 from longlens.models.resolve import resolve
-from longlens.runs.identity import functional_config
 from longlens.scoring.scorer import Request, ScorerInfo
 from longlens.scoring.scores import Floats
 from longlens.settings.options import Engine, Loading
@@ -203,7 +202,7 @@ def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
             "`engine=transformers`"
         )
     llama_cpp = require("llama_cpp", extra="llama-cpp", purpose="`engine=llama-cpp`")
-    batch_tokens = BATCH_TOKENS if loading.batch_tokens is None else loading.batch_tokens
+    batch_tokens = loading.batch_tokens or BATCH_TOKENS
     if loading.dtype not in KV_TYPES:
         raise UserError(f"`dtype` is {loading.dtype!r}; expected {', '.join(KV_TYPES)} for `engine=llama-cpp`")
     precise = KV_TYPES[loading.dtype]
@@ -220,20 +219,13 @@ def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
     if not model.is_decoder:
         raise UserError(f"{shown(name)} is no causal language model, which longlens needs: give another file")
     _check_tokenizer(name, model, encoder)
-    takes = model_max_length(config)
-    info = ScorerInfo(
-        name=name,
-        source=source.note,
-        architecture=str(config.architectures[0] if config.architectures else config.model_type),
-        weights_sha256=hash_files(source),
-        tokenizer_sha256=encoder.sha256,
-        max_length=takes,
+    info = local_info(
+        source,
+        config,
+        encoder,
         dtype=_file_type(model.metadata("general.file_type")) + (", float32 attention" if precise else ""),
         device=model.device,
         attention="llama.cpp",
-        bos_token_id=encoder.bos_token_id,
-        own_prefix=encoder.own_prefix,
-        config=functional_config(config),
         engine=f"llama-cpp-python {llama_cpp.__version__}",
     )
     return LlamaCppScorer(model, encoder, info, longest=engine.max_model_len)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from longlens.engines.frame import EngineScorer, Greedy, engine_encoder
+from longlens.engines.frame import EngineScorer, Greedy, engine_encoder, local_info
 from longlens.errors import UserError, library_errors, shown
-from longlens.models.files import find_adapter, hash_files, load_config, model_max_length
+from longlens.models.files import find_adapter, load_config, model_max_length
 from longlens.models.resolve import check_folder, check_hub, hub_access, resolve
 from longlens.rope.config import custom_rope_type, nested_keys, text_config
-from longlens.runs.identity import functional_config
 from longlens.runs.processes import Processes
 from longlens.scoring.scorer import Request, ScorerInfo
 from longlens.scoring.scores import Floats
@@ -171,7 +170,7 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     longest = engine.max_model_len or model_max_length(config)
     if longest is None:
         raise UserError(f"the config of {shown(name)} names no length: give `max_model_len`, in tokens")
-    batch_tokens = BATCH_TOKENS if loading.batch_tokens is None else loading.batch_tokens
+    batch_tokens = loading.batch_tokens or BATCH_TOKENS
     version = metadata.version("vllm")
     step = (
         f"read its log above (vLLM {version}, tested with {_TESTED}); where memory is short, a smaller `max_model_len` "
@@ -185,19 +184,13 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     from vllm.platforms import current_platform
 
     by_start = bool(getattr(settings, "use_v2_model_runner", False)) and hasattr(SamplingParams, "prompt_logprob_start")
-    info = ScorerInfo(
-        name=name,
-        source=source.note,
-        architecture=str(config.architectures[0] if config.architectures else config.model_type),
-        weights_sha256=hash_files(source),
-        tokenizer_sha256=encoder.sha256,
-        max_length=model_max_length(config),
+    info = local_info(
+        source,
+        config,
+        encoder,
         dtype=str(settings.model_config.dtype).removeprefix("torch."),
         device=str(current_platform.device_type),
         attention="vllm",
-        bos_token_id=encoder.bos_token_id,
-        own_prefix=encoder.own_prefix,
-        config=functional_config(config),
         engine=f"vllm {version}",
     )
     return VllmScorer(llm.llm_engine, encoder, info, longest=longest, batch_tokens=batch_tokens, by_start=by_start)
