@@ -168,15 +168,18 @@ def near_threshold_message(count: int, total: int, dtype: str | None) -> str | N
     Args:
         count: Tokens that could change between key and not key.
         total: Key tokens.
-        dtype: What the evaluator ran in; None where it was not recorded.
+        dtype: What the evaluator ran in; None where it was not recorded, ``unknown`` where a server does not say.
     """
     if not count:
         return None
     error = logprob_error(str(dtype))
-    advice = "take them as undecided" if dtype in ("float32", "float64") else "score the evaluator with `dtype=float32`"
+    is_final = dtype in ("float32", "float64", "unknown")  # scoring again would not make it less
+    advice = "take them as undecided" if is_final else "score the evaluator with `dtype=float32`"
+    if dtype in (None, "unknown"):
+        dtype = "an unknown dtype"
     return (
         f"{count} tokens stand within {error:g} nats of alpha or beta, the error of a log-probability in "
-        f"{dtype or 'an unknown dtype'}, beside {total} key tokens: on another machine or with another batch size they "
+        f"{dtype}, beside {total} key tokens: on another machine or with another batch size they "
         f"may be decided otherwise; {advice}"
     )
 
