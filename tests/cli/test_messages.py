@@ -252,6 +252,8 @@ def test_the_library_says_the_same_with_its_own_names():
         Reading(samples=0)
     with pytest.raises(UserError, match=r"^`device` would have no effect with `device_map`"):
         Loading(device="cpu", device_map="auto")
+    with pytest.raises(UserError, match=r"^`device_map` would have no effect with `tensor_parallel`"):
+        Loading(device_map="auto", tensor_parallel=2)
     with pytest.raises(UserError, match=r"^`beta` is 1, and `use_lcl=False` selects without beta"):
         KeyRule(lcl=False, beta=1)
 

@@ -185,9 +185,8 @@ def check_model(name: str, source: Source, config: Any, loading: Loading) -> Non
     size = loading.tensor_parallel or 1
     if size == 1:
         return
-    for option, is_given in (("device", loading.device != "auto"), ("device_map", loading.device_map is not None)):
-        if is_given:
-            raise UserError(f"`{option}` would have no effect with `tensor_parallel`: leave it out")
+    if loading.device != "auto":
+        raise UserError("`device` would have no effect with `tensor_parallel`: leave it out")
     what = _cannot(name, size)
     kinds = {
         "it is a .gguf file, which is read whole": source.gguf is not None,

@@ -48,7 +48,8 @@ class Loading:
     """How a model is loaded.
 
     Raises:
-        UserError: Both a device and a device map are given, or a number is out of range.
+        UserError: A device map is given with a device or with processes that share the model, or a number is out of
+            range.
     """
 
     dtype: Annotated[
@@ -70,6 +71,8 @@ class Loading:
             raise UserError("`device` would have no effect with `device_map`: leave it out")
         if self.tensor_parallel is not None and self.tensor_parallel < 1:
             raise UserError(f"`tensor_parallel` is {self.tensor_parallel}; expected at least 1, or leave it out")
+        if self.device_map is not None and (self.tensor_parallel or 1) > 1:
+            raise UserError("`device_map` would have no effect with `tensor_parallel`: leave it out")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"`batch_tokens` is {self.batch_tokens}; expected at least 1, or leave it out")
 
