@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import MambaConfig, MambaForCausalLM
 
 import longlens
 from longlens.data.mixture import pack_folder
@@ -494,6 +495,18 @@ def test_what_is_refused_leaves_nothing(place, changes, message):
     assert str(refused.value).startswith(message)
     if "offline" not in changes.get("loss", {}):  # rows that were made are kept for the next try
         assert everything(place) == before
+
+
+def test_a_model_that_mixes_packed_documents_is_refused_before_it_is_evaluated(place):
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=0)
+    MambaForCausalLM(config).save_pretrained("mamba")
+    byte_tokenizer().save_pretrained("mamba")
+    shutil.copy("b.txt", "c.txt")
+    made = recipe(model="mamba", data={"documents": ["a.txt", "c.txt"]}, evaluation=EVALUATION)
+    with pytest.raises(UserError, match=r"^documents packed into a row are not kept apart by MambaForCausalLM"):
+        run(made, "out")
+    assert read_log(Path("out/log.jsonl")) == []
+    run(recipe(model="mamba", data={"documents": ["a.txt"]}), "alone")  # one document a row
 
 
 def test_a_source_without_a_path(place):

@@ -166,3 +166,17 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
     # Conversations that are not packed have no positions: the column is there and null.
     empty = {"position_ids"} if "position_ids" in rows.column_names and rows[0]["position_ids"] is None else set()
     return rows.select_columns([name for name in wanted if name in rows.column_names and name not in empty])
+
+
+def has_packed_rows(rows: Any) -> bool:
+    """Whether a row has several documents, whose positions begin at 0 each.
+
+    Args:
+        rows: Of `load_rows`.
+    """
+    import pyarrow.compute as pc
+
+    if "position_ids" not in rows.column_names:
+        return False
+    chunks = rows.data.column("position_ids").chunks
+    return any(pc.sum(pc.equal(chunk.flatten(), 0)).as_py() > len(chunk) for chunk in chunks)

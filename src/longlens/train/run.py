@@ -25,7 +25,7 @@ from longlens.train.batch import pad_right
 from longlens.train.callbacks import CheckpointCommitter, LogWriter, LongPPLCallback
 from longlens.train.folder import RunFolder, read_log
 from longlens.train.recipe import Recipe, RecipeFile
-from longlens.train.rows import check_shared_rows, check_sources, load_rows, prepare_rows, rows_sha256
+from longlens.train.rows import check_shared_rows, check_sources, has_packed_rows, load_rows, prepare_rows, rows_sha256
 from longlens.train.settings import ChatData, Offline
 from longlens.train.setup import (
     HeldOutDocuments,
@@ -231,6 +231,7 @@ def _check_room(model: Any, tokenizer: Any, held_out: HeldOutDocuments) -> None:
 def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, callbacks: list[Any]) -> Any:
     from transformers import PrinterCallback
 
+    from longlens.losses.passes import check_packing
     from longlens.train.trainer import LongCETrainer
 
     kind: Any = LongCETrainer
@@ -257,6 +258,9 @@ def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, call
         )
         trainer.create_optimizer()  # which may need a package, or refuse optim_args
     trainer.remove_callback(PrinterCallback)  # it would print to stdout
+    if not _is_sharded(trainer) and has_packed_rows(start.rows):  # now, and not when the first of them comes
+        with trainer.compute_loss_context_manager():
+            check_packing(trainer.model, arguments.per_device_train_batch_size)
     return trainer
 
 
