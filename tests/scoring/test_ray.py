@@ -191,7 +191,7 @@ def cluster(folder: Path) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     # What the nodes' processes inherit.
-    os.environ |= {"PYTHONPATH": str(folder / "packages"), "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    os.environ["PYTHONPATH"] = str(folder / "packages")
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     try:
@@ -199,8 +199,7 @@ def cluster(folder: Path) -> Iterator[str]:
         yield cluster.address
     finally:
         cluster.shutdown()
-        for name in ("PYTHONPATH", "RAY_BACKEND_LOG_LEVEL"):
-            os.environ.pop(name, None)
+        os.environ.pop("PYTHONPATH", None)
 
 
 def check_same(folder: Path, out: str, alone: longlens.scoring.scores.Scores) -> None:
@@ -352,3 +351,30 @@ def test_a_cluster_that_the_caller_has_is_used_and_left(folder, cluster, alone, 
             time.sleep(0.2)
     finally:
         ray.shutdown()
+
+
+@needs_ray
+def test_the_environment_and_the_screen_are_left_alone(folder, cluster, monkeypatch, capfd):
+    import ray
+
+    from longlens.scoring.ray import _VARIABLES, RayModel
+
+    start = ray.init
+
+    def starting(*arguments, **options):
+        os.write(2, b"of another thread\n")
+        return start(*arguments, **options)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ray, "init", starting)
+    monkeypatch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", "mine")
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    model = RayModel("llama", Loading(), Engine(), Ray(ray=cluster, ray_actors="1", ray_cpus=0.5))
+    try:
+        assert len(list(model.load().logprobs([Request(0, [1, 2, 3], 1)]))) == 1
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    finally:
+        model.close()
+    assert not ray.is_initialized()
+    assert {name: os.environ.get(name) for name in before} == before
+    assert capfd.readouterr().err == "of another thread\n"

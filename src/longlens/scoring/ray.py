@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -210,6 +211,7 @@ class _Actors:
         self._ending = ExitStack()
         try:
             if self._is_ours:
+                self._ending.enter_context(_environment())  # until the end, as the cluster and Ray Data read it later
                 self._ending.enter_context(_quiet())
                 _connect(ray, settings)
                 self._ending.callback(ray.shutdown)
@@ -314,16 +316,30 @@ class _Actors:
             self._relay.answer.remote("is there", number, number < self._made)
 
 
+_VARIABLES = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which would say on stderr what it does
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # events of the cluster would go to stdout
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data that is late would start another cluster
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Sets what Ray reads in the environment alone, unless the user has set it, for this block."""
+    ours = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
+    os.environ |= ours
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
 def _import_ray() -> Any:
-    """The module. What it prints of its own is set where it is imported: events of the cluster go to stdout."""
-    for name, value in {
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
-        "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
-        "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data that is late would start another cluster
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }.items():
-        os.environ.setdefault(name, value)
-    return require("ray", extra="ray", purpose="`ray`")
+    """The module, which reads some of its settings where it is imported."""
+    with _environment():
+        return require("ray", extra="ray", purpose="`ray`")
 
 
 def _connect(ray: Any, settings: Ray) -> None:
@@ -337,7 +353,7 @@ def _connect(ray: Any, settings: Ray) -> None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     cannot = f"cannot use Ray at {settings.ray!r}"
     step = "start a cluster with ray start, or leave the address out for one on this machine"
-    with library_errors(cannot, step), _without_stderr():
+    with library_errors(cannot, step), _without_log_level():
         if settings.ray not in ("local", "auto"):  # for which Ray would wait for minutes
             host, _, port = str(settings.ray).removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
@@ -362,16 +378,19 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Ray's C++ part says there what it does, whatever it is told; what is wrong it raises."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def _without_log_level() -> Iterator[None]:
+    """Leaves out the line with which Ray's C++ part says its log level; what others write there comes afterwards."""
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            with open(2, "wb", buffering=0, closefd=False) as stderr:
+                stderr.writelines(line for line in said if b"RAY_BACKEND_LOG_LEVEL" not in line)
 
 
 def _pool(ray: Any, settings: Ray, tensor_parallel: int) -> tuple[tuple[int, int], dict[str, float]]:
