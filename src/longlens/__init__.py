@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from longlens.keytokens.selection import select_key_tokens as select_key_tokens
     from longlens.metrics.comparison import compare as compare
     from longlens.metrics.context_reach import reach as reach
+    from longlens.metrics.cost import cost as cost
+    from longlens.metrics.divergence import divergence as divergence
     from longlens.metrics.longppl import perplexity as perplexity
     from longlens.metrics.score_distributions import distributions as distributions
     from longlens.models import load_scorer as load_scorer
@@ -33,6 +35,8 @@ _HOME = {
     "UserError": "errors",
     "compare": "metrics.comparison",
     "correlate": "study.correlate",
+    "cost": "metrics.cost",
+    "divergence": "metrics.divergence",
     "distributions": "metrics.score_distributions",
     "load_scorer": "models",
     "open_scores": "scoring.reader",

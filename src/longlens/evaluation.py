@@ -9,9 +9,9 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,8 @@ def score_documents(
     engine: Engine | None = None,
     ray: Ray | None = None,
     shard: tuple[int, int] | None = None,
+    statistics: Sequence[str] = (),
+    reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> StoredScores:
     """Scores documents with a model that is named, into a run folder; `longlens.score` takes one that is loaded.
@@ -154,6 +156,8 @@ def score_documents(
         ray: Whether actors of Ray run it, and how many; this process tokenizes and writes.
         shard: ``(rank, world size)``: every world-size-th document, from rank on. Unless it is given, processes that
             torchrun started share the documents, see `longlens.score`.
+        statistics: What else is computed of each token, stored as columns; see `longlens.scoring.statistics`.
+        reference: The model that they compare with, which is run beside it.
         progress: Shows characters of the documents.
 
     Raises:
@@ -180,7 +184,10 @@ def score_documents(
         with processes.after_first():
             if processes.rank == 0:
                 check_writable(folder, rank=0 if shard is None else shard[0])
-            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray if is_ray else None, team))
+            described = {} if not statistics else {"statistics": statistics, "reference": _load(reference)}
+            if described and is_ray:
+                raise UserError("`statistics` are computed in this process: leave out `ray`")
+            unloaded = ending.enter_context(_unloaded(model, loading, engine, ray if is_ray else None, team, described))
             side = _Side(
                 model=unloaded,
                 out=folder,
@@ -196,11 +203,32 @@ def score_documents(
         return side.score(documents, progress, processes, shard)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A model that statistics compare with.
+
+    Attributes:
+        model: Name or path.
+        loading: How it is loaded.
+        engine: Its cache policy; transformers alone runs it.
+    """
+
+    model: str
+    loading: Loading = field(default_factory=Loading)
+    engine: Engine = field(default_factory=Engine)
+
+
+def _load(reference: Reference | None) -> UnloadedModel | None:
+    return None if reference is None else UnloadedModel(reference.model, reference.loading, reference.engine)
+
+
 @contextmanager
-def _unloaded(model: str, loading: Loading, engine: Engine, ray: Ray | None, team: Team) -> Iterator[UnloadedModel]:
+def _unloaded(
+    model: str, loading: Loading, engine: Engine, ray: Ray | None, team: Team, described: Mapping[str, Any]
+) -> Iterator[UnloadedModel]:
     """The model, to be loaded here or by actors of Ray, which end with the block."""
     if ray is None:
-        yield UnloadedModel(model, loading, engine, team)
+        yield UnloadedModel(model, loading, engine, team, **described)
         return
     from longlens.scoring.ray import RayModel
 

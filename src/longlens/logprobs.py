@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from longlens.models.forward import is_sharded, run_in_layer
 
 BLOCK_BYTES = 128 * 2**20
 """Logits that exist at one time, in bytes."""
+DISTRIBUTION_BYTES = 16 * 2**20
+"""Of each of the arrays that statistics of distributions are computed from, of which some ten exist at one time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,33 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
             hidden, head.weight, head.bias, targets, head, rows
         )
     return logprobs.float()
+
+
+Rows = Callable[[Tensor, Tensor, slice], None]
+"""Takes ``(m, V)`` log-probabilities of a block, those of the reference (else the same), and which rows they are."""
+
+
+def each_distribution(hidden: Tensor, head: Head, use: Rows, *, reference: tuple[Tensor, Head] | None = None) -> None:
+    """Shows the distribution over the vocabulary of every row once, block by block, in fp32: no gradient.
+
+    Args:
+        hidden: ``(m, H)`` hidden states.
+        head: The vocabulary head.
+        use: What is done with a block.
+        reference: Hidden states ``(m, H')`` of another model at the same places, and its head. Where one head has
+            entries for more tokens (padding), both are normalised over those that they share.
+    """
+    sides = [(hidden, head)] if reference is None else [(hidden, head), reference]
+    operands = [(states, _operand(one, states)) for states, one in sides]
+    shared = min(len(one.weight) for _, one in operands)
+    rows = max(1, DISTRIBUTION_BYTES // (4 * max(len(one.weight) for _, one in operands)))
+    for start in range(0, len(hidden), rows):
+        block = slice(start, min(start + rows, len(hidden)))
+        blocks = []
+        for states, one in operands:
+            logits = one.logits(states[block].to(one.weight.dtype), _width(states))[:, :shared].float()
+            blocks.append(logits.log_softmax(-1).to(hidden.device))
+        use(blocks[0], blocks[-1], block)
 
 
 def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:

@@ -3,7 +3,8 @@
 - ``longlens.scorers``: engines of `longlens.load_scorer`;
 - ``longlens.tasks``: tasks of `longlens.tasks.get_task`;
 - ``longlens.rope_methods``: methods of `longlens.rope`;
-- ``longlens.caches``: cache policies of `longlens.load_scorer`.
+- ``longlens.caches``: cache policies of `longlens.load_scorer`;
+- ``longlens.statistics``: what else is computed of each scored token, `longlens.scoring.statistics`.
 
 Nothing of theirs is imported, and nothing of theirs is complained of, before one of their names is used.
 """
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from longlens.errors import UserError, library_errors, shown, shown_value
 
-Group = Literal["longlens.scorers", "longlens.tasks", "longlens.rope_methods", "longlens.caches"]
+Group = Literal["longlens.scorers", "longlens.tasks", "longlens.rope_methods", "longlens.caches", "longlens.statistics"]
 
 
 def list_plugins(group: Group) -> dict[str, str]:

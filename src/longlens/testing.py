@@ -284,7 +284,7 @@ def check_cache(policy: CachePolicy) -> None:
     """
     import torch
 
-    from longlens.models.caches import CachePolicy
+    from longlens.models.caches import CachePolicy, CacheUse
     from longlens.scoring.transformers import TransformersScorer
 
     rules = _Rules(f"cache policy {getattr(policy, 'name', type(policy).__name__)}")
@@ -310,7 +310,7 @@ def check_cache(policy: CachePolicy) -> None:
         seen += chunk
         counted = cache.get_seq_length()
         rules.require(counted == seen, "`get_seq_length` counts the tokens seen", f"{counted} of {seen}")
-    scorer = TransformersScorer(model, _byte_tokenizer(), cache=policy, cache_chunk=chunk)
+    scorer = TransformersScorer(model, _byte_tokenizer(), cache=CacheUse(policy=policy, chunk=chunk))
     ids = torch.randint(256, (130,), generator=draws).tolist()
     rows = [Request(0, ids, 1), Request(1, ids[::-1], 1), Request(2, ids[:70], 1)]
     with rules.holds("a model can be run with it"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longlens import Document, UserError, load_scorer, score
-from longlens.models.caches import CachePolicy, FullCache, evicting_cache, load_cache
+from longlens.models.caches import CachePolicy, CacheUse, FullCache, evicting_cache, load_cache
 from longlens.scoring.scorer import Request
 from longlens.scoring.transformers import TransformersScorer
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
@@ -27,8 +27,12 @@ class Recent(CachePolicy):
         return evicting_cache(model, lambda keys, values: torch.arange(keys.shape[-2])[-self.size :])
 
 
-def scores(model, cache=None, chunk=None, ids=IDS, **request):
-    scorer = TransformersScorer(model, byte_tokenizer(), cache=cache, cache_chunk=chunk)
+def use(policy, chunk=256, protocol="stream"):
+    return None if policy is None else CacheUse(policy=policy, chunk=chunk, protocol=protocol)
+
+
+def scores(model, cache=None, chunk=256, ids=IDS, **request):
+    scorer = TransformersScorer(model, byte_tokenizer(), cache=use(cache, chunk))
     (result,) = scorer.logprobs([Request("a", ids, 1, **request)])
     return result.logprobs
 
@@ -68,21 +72,21 @@ def test_a_run_scores_long_contexts_through_the_cache_and_short_ones_without():
     documents = [Document(id="a", text="abc " * 40), Document(id="b", text="Xyz " * 20)]
     rule = {"context": 40, "stride": 10}
     plain = score(documents, TransformersScorer(model, tokenizer), **rule)
-    recent = score(documents, TransformersScorer(model, tokenizer, cache=Recent(8), cache_chunk=8), **rule)
+    recent = score(documents, TransformersScorer(model, tokenizer, cache=use(Recent(8), 8)), **rule)
     for a, b in zip(plain, recent, strict=True):
         np.testing.assert_allclose(a.short_logprobs, b.short_logprobs, atol=1e-5)
         assert np.nanmax(np.abs(a.long_logprobs - b.long_logprobs)) > 0.1
 
 
 def test_policies_and_chunks_are_different_models():
-    def identity(cache=None, chunk=None):
-        return TransformersScorer(model, byte_tokenizer(), cache=cache, cache_chunk=chunk).info.identity
+    def identity(cache=None, chunk=256, protocol="stream"):
+        return TransformersScorer(model, byte_tokenizer(), cache=use(cache, chunk, protocol)).info.identity
 
     model = tiny_model("llama")
     assert identity() == identity(FullCache(), 16)
     assert identity(Recent(8), 16).cache == "recent:8@16"
     hashes = {identity(*settings).sha256 for settings in [(), (Recent(8), 16), (Recent(9), 16), (Recent(8), 17)]}
-    assert len(hashes) == 4
+    assert len(hashes | {identity(Recent(8), 16, "prefill+tail").sha256}) == 5
 
 
 def test_what_cannot_be(models):

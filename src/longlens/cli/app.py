@@ -9,8 +9,10 @@ import typer
 from longlens.cli.command import App
 from longlens.cli.commands.bench import bench
 from longlens.cli.commands.compare import compare
+from longlens.cli.commands.cost import cost
 from longlens.cli.commands.data import data
 from longlens.cli.commands.demo import demo
+from longlens.cli.commands.diverge import diverge
 from longlens.cli.commands.extend import extend
 from longlens.cli.commands.keys import keys
 from longlens.cli.commands.longppl import longppl
@@ -25,7 +27,7 @@ from longlens.cli.commands.train import train
 app = App(
     "longlens", "Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them."
 )
-for command in (demo, score, perplexity, longppl, keys, compare, reach, report, extend, train):
+for command in (demo, score, perplexity, longppl, keys, compare, reach, cost, diverge, report, extend, train):
     app.command()(command)
 app.add_typer(bench)
 app.add_typer(data)

@@ -50,7 +50,7 @@ OWN = {
     TRANSFORMERS: OwnEngine(
         takes=_names(
             "dtype device device_map attention batch_tokens tensor_parallel trust_remote_code allow_pickle tokenizer "
-            "cache cache_chunk"
+            "cache cache_chunk cache_protocol"
         )
     ),
     SERVER: OwnEngine(

@@ -1,24 +1,37 @@
 """Cache policies: what a model keeps of a long context while it is fed in chunks.
 
 A policy makes a cache of transformers, and the scorer feeds a long context through it in chunks, with each token at its
-own position whatever the cache has dropped. Short contexts are scored without it.
+own position whatever the cache has dropped. Short contexts are scored without it. Our policies are in
+`longlens.models.policies`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from longlens.errors import UserError, library_errors
 from longlens.plugins import list_plugins, load_plugin
 
 CACHE_CHUNK = 256
 """Tokens that are fed at a time unless given."""
+CacheProtocol = Literal["stream", "prefill+tail"]
+"""How a text is fed through a policy's cache, see `CacheUse`."""
+OBSERVED_ATTENTION = "longlens_observed_sdpa"
+"""Name of transformers' sdpa attention that also tells an `ObservingLayer` what it attended to."""
+OBSERVED_ROWS = 256
+"""Queries whose attention to all keys exists at one time."""
 
 
 class CachePolicy(ABC):
@@ -26,9 +39,12 @@ class CachePolicy(ABC):
 
     Attributes:
         name: Says what is kept, settings included, such as ``"recent:512"``: it is a part of the model's identity.
+        mixes_rows: Whether what it keeps of a row depends on the others of a batch, as one scale for all does; each
+            sequence is then fed alone.
     """
 
     name: str
+    mixes_rows: bool = False
 
     @abstractmethod
     def new_cache(self, model: Any) -> Any:
@@ -58,37 +74,239 @@ class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no 
     Masks and positions go by the tokens seen, so that dropping some moves no other.
 
     Args:
-        keep: From keys and values ``(B, heads, n, head_dim)``, the oldest first, to the indices ``(kept,)`` of those
-            that stay, ascending.
+        keep: From keys and values ``(B, heads, n, head_dim)``, the oldest first, to the indices of those that stay,
+            ascending: ``(kept,)``, or ``(B, heads, kept)`` where heads differ.
     """
+
+    keys: Any
+    values: Any
 
     def __init__(self, keep: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self._keep, self._num_seen = keep, 0
+        self._keep, self.num_seen = keep, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Takes a chunk in; what it attends to is returned, and what `keep` says is held."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        self._num_seen += key_states.shape[-2]
-        kept = self._keep(keys, values).to(keys.device)
-        self.keys, self.values = keys.index_select(-2, kept), values.index_select(-2, kept)
+        self.num_seen += key_states.shape[-2]
+        self._evict(keys, values)
         return keys, values
+
+    def _evict(self, keys: Tensor, values: Tensor) -> None:
+        self._hold(self._keep(keys, values))
+
+    def _hold(self, kept: Tensor) -> None:
+        kept = kept.to(self.keys.device)
+        if kept.dim() == 1:
+            self.keys, self.values = self.keys.index_select(-2, kept), self.values.index_select(-2, kept)
+        else:
+            self.keys = self.keys.gather(-2, kept[..., None].expand(*kept.shape, self.keys.shape[-1]))
+            self.values = self.values.gather(-2, kept[..., None].expand(*kept.shape, self.values.shape[-1]))
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
-        return self._num_seen
+        return self.num_seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Tokens that a chunk of this length attends to, and how many came before them."""
         held = 0 if self.keys is None else self.keys.shape[-2]
-        return held + query_length, self._num_seen - held
+        return held + query_length, self.num_seen - held
+
+
+class ObservingLayer(EvictingLayer, ABC):
+    """A layer that decides by what the chunk's queries attended to, which it is told after the attention was computed.
+
+    Only inside `observed`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda keys, values: torch.arange(keys.shape[-2]))
+        self.is_waiting = False
+
+    def _evict(self, keys: Tensor, values: Tensor) -> None:
+        self.is_waiting = True  # for `observe`
+
+    def observe(self, query: Tensor, scaling: float) -> None:
+        """Keeps what `keep_attended` says.
+
+        Args:
+            query: ``(B, query heads, q, head_dim)`` of the chunk, rotated.
+            scaling: Of the products with keys.
+        """
+        self.is_waiting = False
+        self._hold(self.keep_attended(query, scaling))
+
+    @abstractmethod
+    def keep_attended(self, query: Tensor, scaling: float) -> Tensor:
+        """Indices of the keys that stay, as `keep` of `EvictingLayer` gives them; ``self.keys`` holds all until then.
+
+        Args:
+            query: ``(B, query heads, q, head_dim)`` of the chunk, rotated.
+            scaling: Of the products with keys.
+        """
+
+    def attention(self, query: Tensor, scaling: float) -> Iterator[Tensor]:
+        """``softmax(scaling * query @ keys.T)`` under the causal mask, `OBSERVED_ROWS` queries at a time.
+
+        Args:
+            query: ``(B, query heads, q, head_dim)``: the last q tokens that were seen, or the last of those.
+            scaling: Of the products.
+
+        Yields:
+            ``(B, heads, query heads / heads, rows, n)`` float32.
+        """
+        keys = self.keys.float()
+        batch, heads, n, dim = keys.shape
+        queries = query.shape[-2]
+        grouped = query.float().reshape(batch, heads, -1, queries, dim)
+        for start in range(0, queries, OBSERVED_ROWS):
+            block = grouped[..., start : start + OBSERVED_ROWS, :]
+            products = block @ keys[:, :, None].transpose(-1, -2) * scaling
+            last = torch.arange(start, start + block.shape[-2], device=keys.device) + n - queries
+            hidden = torch.arange(n, device=keys.device) > last[:, None]
+            yield products.masked_fill_(hidden, float("-inf")).softmax(-1)
+
+
+def replace_full_layers(model: Any, make: Callable[[int], Any]) -> Any:
+    """A `DynamicCache` whose layers that attend to everything are others; those with a window have their own.
+
+    Args:
+        model: Of transformers.
+        make: From a layer's number to its keys and values.
+    """
+    cache = DynamicCache(config=model.config)
+    cache.layers = [make(i) if type(layer) is DynamicLayer else layer for i, layer in enumerate(cache.layers)]
+    return cache
 
 
 def evicting_cache(model: Any, keep: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """A cache with an `EvictingLayer` for each layer that attends to everything; those with a window have their own."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [EvictingLayer(keep) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+    """A cache with an `EvictingLayer` for each layer that attends to everything."""
+    return replace_full_layers(model, lambda _: EvictingLayer(keep))
+
+
+_observers: ContextVar[Mapping[int, ObservingLayer]] = ContextVar("observers")
+
+
+def _observed_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    output = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    layer = _observers.get({}).get(getattr(module, "layer_idx", -1))
+    if layer is not None and layer.is_waiting:
+        layer.observe(query, query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"])
+    return output
+
+
+AttentionInterface.register(OBSERVED_ATTENTION, _observed_attention)
+AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
+
+
+@contextmanager
+def observed(model: Any, cache: Any) -> Iterator[None]:
+    """While the model is fed through this cache, its layers are told the attention, if any wants to know.
+
+    Raises:
+        UserError: The model does not run transformers' sdpa attention, or a layer was told nothing.
+    """
+    layers = {i: layer for i, layer in enumerate(cache.layers) if isinstance(layer, ObservingLayer)}
+    if not layers:
+        yield
+        return
+    name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    used = config._attn_implementation
+    if used != "sdpa":
+        raise UserError(
+            f"this cache policy reads the attention of {name}, which runs {used}: use `attention=sdpa`, or a policy "
+            "that does without attention, such as `cache=knorm:0.5`"
+        )
+    token = _observers.set(layers)
+    config._attn_implementation = OBSERVED_ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = used
+        _observers.reset(token)
+    if any(layer.is_waiting for layer in layers.values()):
+        raise UserError(
+            f"{name} does not compute its attention by the interface of transformers, so that this cache policy cannot "
+            "read it: use a policy that does without, such as `cache=knorm:0.5`"
+        )
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that a cache holds, with the scales and indices of quantised ones."""
+    return sum(_bytes_in(vars(layer)) for layer in cache.layers)
+
+
+def _bytes_in(value: Any) -> int:
+    if isinstance(value, Tensor):
+        if type(value) is not Tensor and hasattr(value, "__tensor_flatten__"):  # quanto's
+            return sum(_bytes_in(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_bytes_in, value.values()))
+    return sum(map(_bytes_in, value)) if isinstance(value, (list, tuple)) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """A policy and the chunks that a text is fed in.
+
+    Attributes:
+        policy: What is kept.
+        chunk: Tokens of a chunk, or of the tail.
+        protocol: ``stream``: every chunk reads what was kept of those before it. ``prefill+tail``: all but the last
+            `chunk` tokens are fed at once and then compressed, and the tail reads what was kept of them; only the tail
+            has scores that say something of the policy.
+
+    Raises:
+        UserError: A chunk of no tokens, or an unknown protocol.
+    """
+
+    policy: CachePolicy
+    chunk: int = CACHE_CHUNK
+    protocol: CacheProtocol = "stream"
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.chunk < 1:
+            raise UserError(f"`cache_chunk` is {self.chunk}; expected tokens, at least 1")
+        if self.protocol not in get_args(CacheProtocol):
+            raise UserError(f"`cache_protocol` is {self.protocol!r}; expected {' or '.join(get_args(CacheProtocol))}")
+
+    def chunks(self, length: int) -> list[slice]:
+        """Which tokens of a text are fed at a time.
+
+        Args:
+            length: Of the text, in tokens.
+        """
+        if self.protocol == "stream":
+            starts = list(range(0, length, self.chunk))
+        else:
+            starts = [0, length - self.chunk] if length > self.chunk else [0]
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], length], strict=True)]
+
+    @property
+    def identity(self) -> str | None:
+        """What an identity says of it: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None where everything is kept."""
+        if self.policy.name == FullCache.name:
+            return None
+        return f"{self.policy.name}@{self.chunk if self.protocol == 'stream' else f'prefill+{self.chunk}'}"
+
+
+def make_cache_use(
+    cache: str | CachePolicy | None, chunk: int | None, protocol: CacheProtocol | None
+) -> CacheUse | None:
+    """What a user asked for; None without a policy.
+
+    Raises:
+        UserError: No such policy; a chunk or protocol that cannot be, or without a policy.
+    """
+    if cache is None:
+        given = {"cache_chunk": chunk, "cache_protocol": protocol}
+        for name in (name for name, value in given.items() if value is not None):
+            raise UserError(f"`{name}` would have no effect without `cache`: leave it out, or give `cache=full`")
+        return None
+    policy = load_cache(cache) if isinstance(cache, str) else cache
+    return CacheUse(policy=policy, chunk=CACHE_CHUNK if chunk is None else chunk, protocol=protocol or "stream")
 
 
 def load_cache(name: str) -> CachePolicy:
@@ -100,28 +318,19 @@ def load_cache(name: str) -> CachePolicy:
     Raises:
         UserError: No such policy, or settings that it does not take.
     """
+    from longlens.models.policies import OWN
+
     kind, _, settings = name.partition(":")
-    make = load_plugin("longlens.caches", kind, own=[FullCache.name], is_kind=callable, expected="a function or class")
+    own = [FullCache.name, *OWN]
+    added = load_plugin("longlens.caches", kind, own=own, is_kind=callable, expected="a function or class")
+    make = OWN.get(kind, added)
     if name == FullCache.name:
         return FullCache()
     if make is None:
-        known = ", ".join([FullCache.name, *list_plugins("longlens.caches")])
+        known = ", ".join([*own, *list_plugins("longlens.caches")])
         raise UserError(f"`cache` is {name!r}; expected one of {known}, or a package that adds it")
     with library_errors(f"`cache` is {name!r}, whose settings are wrong", f"see what {kind} takes"):
         policy = make(settings)
     if not isinstance(policy, CachePolicy):
         raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: mend its package")
     return policy
-
-
-def cache_identity(policy: CachePolicy | None, chunk: int | None) -> str | None:
-    """What an identity says of a policy, ``NAME@CHUNK``; None where everything is kept."""
-    return None if policy is None or policy.name == FullCache.name else f"{policy.name}@{chunk or CACHE_CHUNK}"
-
-
-def check_cache_settings(policy: CachePolicy | None, chunk: int | None) -> None:
-    """Refuses a chunk of no tokens, or one without a policy."""
-    if chunk is not None and chunk < 1:
-        raise UserError(f"`cache_chunk` is {chunk}; expected tokens, at least 1")
-    if chunk is not None and policy is None:
-        raise UserError("`cache_chunk` would have no effect without `cache`: leave it out, or give `cache=full`")

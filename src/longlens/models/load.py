@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from longlens.settings.options import Engine, Loading
 
 if TYPE_CHECKING:
     from longlens.corpus import Document
-    from longlens.models.caches import CachePolicy
+    from longlens.models.caches import CachePolicy, CacheProtocol, CacheUse
     from longlens.scoring.scorer import Scorer, ScorerInfo
+    from longlens.scoring.statistics import Statistic
     from longlens.scoring.transformers import TransformersScorer
     from longlens.tokenization import Encoded
 
@@ -36,7 +37,14 @@ class UnloadedModel:
     """
 
     def __init__(
-        self, name: str, loading: Loading | None = None, engine: Engine | None = None, team: Team | None = None
+        self,
+        name: str,
+        loading: Loading | None = None,
+        engine: Engine | None = None,
+        team: Team | None = None,
+        *,
+        statistics: Sequence[str] = (),
+        reference: UnloadedModel | None = None,
     ) -> None:
         """Loads the tokenizer and the configuration.
 
@@ -45,9 +53,11 @@ class UnloadedModel:
             loading: How it is loaded.
             engine: What runs it.
             team: Processes that share the model; those that torchrun started unless given.
+            statistics: Names of what else is computed of each token, see `longlens.scoring.statistics`.
+            reference: The model that they compare with.
 
         Raises:
-            UserError: No such model, engine or cache policy; or torchrun did not start a team.
+            UserError: No such model, engine, cache policy or statistic; or torchrun did not start a team.
         """
         from longlens.scoring.scorer import ScorerInfo
         from longlens.tokenization import TextEncoder
@@ -57,13 +67,14 @@ class UnloadedModel:
         kind = engine_name(name, self._engine)
         check_taken(kind, self._loading, self._engine)
         self.team = team or Team.of(self._loading, kind)
+        self._statistics, self._reference = self._load_statistics(kind, statistics, reference), reference
         if kind != TRANSFORMERS:
             self._loaded = _load_engine(name, kind, self._loading, self._engine)
             self.info = self._loaded.info
             return
         source = resolve(name)
         check_folder(source)
-        self._cache = _load_cache(self._engine.cache, self._engine.cache_chunk)
+        self._cache = _cache_use(self._engine)
         self._checkpoint = Checkpoint(source, self._loading)
         config = self._checkpoint.config
         check_decoder(config)
@@ -80,8 +91,22 @@ class UnloadedModel:
             max_length=model_max_length(config),
             bos_token_id=self._encoder.bos_token_id,
             own_prefix=self._encoder.own_prefix,
+            statistics=tuple(statistics),
             **unknown,
         )
+
+    def _load_statistics(self, kind: str, names: Sequence[str], reference: UnloadedModel | None) -> Sequence[Statistic]:
+        if not names:
+            return ()
+        is_transformers = kind == TRANSFORMERS and (reference is None or reference._loaded is None)
+        if not is_transformers or self.team.size > 1:
+            raise UserError(
+                f"`statistics` need distributions over the whole vocabulary, which only `engine={TRANSFORMERS}` in one "
+                "process gives: leave them out, or the engine and `tensor_parallel`"
+            )
+        from longlens.scoring.statistics import load_statistics
+
+        return load_statistics(names, has_reference=reference is not None)
 
     def identify(self) -> ScorerInfo | None:
         """`info` with all that tells the model from others; None while its weights are not on this machine."""
@@ -90,10 +115,15 @@ class UnloadedModel:
         identity = self._checkpoint.identify(self._tokenizer)
         if identity is None:
             return None
-        from longlens.models.caches import cache_identity
+        known = vars(identity) | {"cache": None if self._cache is None else self._cache.identity}
+        if self._reference is not None:
+            from longlens.scoring.scorer import reference_record
 
-        cache = cache_identity(self._cache, self._engine.cache_chunk)
-        return replace(self.info, **vars(identity) | {"cache": cache})
+            reference = self._reference.identify()
+            if reference is None:
+                return None
+            known["reference"] = reference_record(reference)
+        return replace(self.info, **known)
 
     def encode(self, document: Document) -> Encoded:
         """Tokens of the document's text and their spans; no special tokens are added."""
@@ -108,7 +138,12 @@ class UnloadedModel:
         if self._loaded is not None:
             return self._loaded
         return _load_checkpoint(
-            self._checkpoint, self._tokenizer, cache=self._cache, cache_chunk=self._engine.cache_chunk, team=self.team
+            self._checkpoint,
+            self._tokenizer,
+            cache=self._cache,
+            team=self.team,
+            statistics=self._statistics,
+            reference=None if self._reference is None else self._reference.load(),  # type: ignore[arg-type]  # checked
         )
 
 
@@ -121,6 +156,7 @@ def load_scorer(
     max_model_len: int | None = None,
     cache: str | CachePolicy | None = None,
     cache_chunk: int | None = None,
+    cache_protocol: CacheProtocol | None = None,
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | dict[str, Any] | None = None,
@@ -142,10 +178,12 @@ def load_scorer(
         tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
         concurrency: Requests to a server at a time; 8 unless given.
         max_model_len: Tokens that the engine takes (vLLM's ``max_model_len``, llama.cpp's ``n_ctx``).
-        cache: Policy of the key-value cache, for transformers: ``full``, the name of one that another package adds by
-            an entry point of ``longlens.caches``, or a `longlens.models.caches.CachePolicy`. Long contexts go through
-            its cache in chunks, short ones do without. None is a single pass.
-        cache_chunk: Tokens that are fed to that cache at a time; 256 unless given.
+        cache: Policy of the key-value cache, for transformers: ``full``, one of `longlens.models.policies` such as
+            ``sink:4+1020``, the name of one that another package adds by an entry point of ``longlens.caches``, or a
+            `longlens.models.caches.CachePolicy`. Long contexts go through its cache in chunks, short ones do without.
+            None is a single pass.
+        cache_chunk: Tokens that are fed to that cache at a time, or the tokens of the tail; 256 unless given.
+        cache_protocol: ``stream`` unless given, or ``prefill+tail``; see `longlens.models.caches.CacheUse`.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that has it and
             float32 elsewhere; key tokens are decided by differences of a few nats, of which bfloat16 loses some tenths.
         device: ``auto`` is the first GPU, else the CPU.
@@ -176,12 +214,13 @@ def load_scorer(
         max_model_len=max_model_len,
         cache=cache if cache is None or isinstance(cache, str) else cache.name,
         cache_chunk=cache_chunk,
+        cache_protocol=cache_protocol,
     )
     kind = engine_name(name, settings)
     check_taken(kind, loading, settings)
     if kind != TRANSFORMERS:
         return _load_engine(name, kind, loading, settings)
-    return load_transformers(name, loading, tokenizer=tokenizer, cache=cache, cache_chunk=cache_chunk)
+    return load_transformers(name, loading, tokenizer=tokenizer, cache=_cache_use(settings, cache))
 
 
 def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scorer:
@@ -193,8 +232,8 @@ def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scor
     if make is None:
         known = ", ".join([*OWN, *list_plugins("longlens.scorers")])
         raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the package that adds it")
-    if engine.cache is not None or engine.cache_chunk is not None:
-        raise UserError(f"`cache` and `cache_chunk` are for `engine={TRANSFORMERS}`: leave them out")
+    if any(value is not None for value in (engine.cache, engine.cache_chunk, engine.cache_protocol)):
+        raise UserError(f"`cache`, `cache_chunk` and `cache_protocol` are for `engine={TRANSFORMERS}`: leave them out")
     with library_errors(f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask its makers"):
         scorer: Scorer = make(name, loading, engine)
         if kind in OWN:
@@ -212,14 +251,13 @@ def _load_tokenizer(name: str, loading: Loading, tokenizer: Any) -> Any:
     return load_tokenizer(name if tokenizer is None else tokenizer, trust_remote_code=loading.trust_remote_code)
 
 
-def _load_cache(cache: str | CachePolicy | None, chunk: int | None) -> CachePolicy | None:
-    if cache is None and chunk is None:
+def _cache_use(engine: Engine, policy: str | CachePolicy | None = None) -> CacheUse | None:
+    """The cache that is asked for; the policy in place of its name where it is loaded."""
+    if (engine.cache, engine.cache_chunk, engine.cache_protocol) == (None, None, None):
         return None
-    from longlens.models.caches import check_cache_settings, load_cache
+    from longlens.models.caches import make_cache_use
 
-    policy = load_cache(cache) if isinstance(cache, str) else cache
-    check_cache_settings(policy, chunk)
-    return policy
+    return make_cache_use(policy or engine.cache, engine.cache_chunk, engine.cache_protocol)
 
 
 def load_transformers(
@@ -227,8 +265,7 @@ def load_transformers(
     loading: Loading | None = None,
     *,
     tokenizer: Any = None,
-    cache: str | CachePolicy | None = None,
-    cache_chunk: int | None = None,
+    cache: CacheUse | None = None,
 ) -> TransformersScorer:
     """Loads a model of transformers to score with.
 
@@ -236,8 +273,7 @@ def load_transformers(
         name: Name or path of the model.
         loading: How it is loaded.
         tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
-        cache: Policy of the key-value cache.
-        cache_chunk: Tokens that are fed to it at a time.
+        cache: Policy of the key-value cache, and how it is fed.
 
     Raises:
         UserError: No such model or policy, not a causal language model, or it cannot be loaded as asked.
@@ -247,13 +283,18 @@ def load_transformers(
     check_hub(source)  # before torch is imported
     checkpoint = Checkpoint(source, loading)
     _ = checkpoint.plan  # refuses, before the tokenizer is loaded
-    policy = _load_cache(cache, cache_chunk)
     tokenizer = _load_tokenizer(name, loading, tokenizer)
-    return _load_checkpoint(checkpoint, tokenizer, cache=policy, cache_chunk=cache_chunk, team=Team())
+    return _load_checkpoint(checkpoint, tokenizer, cache=cache, team=Team())
 
 
 def _load_checkpoint(
-    checkpoint: Checkpoint, tokenizer: Any, *, cache: CachePolicy | None, cache_chunk: int | None, team: Team
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    *,
+    cache: CacheUse | None,
+    team: Team,
+    statistics: Sequence[Statistic] = (),
+    reference: TransformersScorer | None = None,
 ) -> TransformersScorer:
     source, loading = checkpoint.source, checkpoint.loading
     if (loading.tensor_parallel or 1) > team.size:
@@ -285,5 +326,6 @@ def _load_checkpoint(
             quantization=plan.note,
             batch_tokens=loading.batch_tokens,
             cache=cache,
-            cache_chunk=cache_chunk,
+            statistics=statistics,
+            reference=reference,
         )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longlens.metrics.context_reach import ReachResult
+from longlens.metrics.cost import CostResult
 from longlens.metrics.gains import Curve
 from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
@@ -456,3 +457,56 @@ def _middles(edges: npt.ArrayLike) -> list[float]:
 
 def _listed(values: npt.ArrayLike) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in np.asarray(values, dtype=np.float64)]
+
+
+def cost_charts(found: CostResult) -> list[Chart]:
+    """What policies cost: bytes against retained gain, and the retained gain by the context that is needed."""
+    measured = [policy for policy in found.policies if policy.bytes_per_token is not None]
+    lows, highs = zip(*(policy.interval or (None, None) for policy in measured), strict=True) if measured else ((), ())
+    whole = [] if found.bytes_per_token is None else [found.bytes_per_token]
+    charts = []
+    if measured:
+        charts.append(
+            Chart(
+                name="cost-bytes",
+                title="Retained gain against the size of the cache",
+                caption="1: nothing is lost on key tokens; 0: as if there were no long context.",
+                x=Axis(label="bytes of the cache a token"),
+                y=Axis(label="retained gain on key tokens"),
+                series=[
+                    Series(
+                        name="policies",
+                        x=[policy.bytes_per_token or 0.0 for policy in measured],
+                        y=[policy.retained_gain for policy in measured],
+                        low=lows,
+                        high=highs,
+                        labels=[policy.name for policy in measured],
+                        style="points",
+                    ),
+                    *[Series(name=found.model, x=whole, y=[1.0], color=1, style="points")] * bool(whole),
+                ],
+            )
+        )
+    edges = sorted({(b.above, b.up_to) for p in found.policies for b in p.by_distance}, key=lambda edge: edge[0])
+    if edges:
+        names = [f"> {above:,}" if up_to is None else f"{above:,} to {up_to:,}" for above, up_to in edges]
+        known = [{(b.above, b.up_to): b.retained_gain for b in policy.by_distance} for policy in found.policies]
+        charts.append(
+            Chart(
+                name="cost-distance",
+                title="Retained gain by the context that a key token needs",
+                caption="The smallest K that gives a token half of its gain.",
+                x=Axis(label="tokens of context", categories=names),
+                y=Axis(label="retained gain"),
+                series=[
+                    Series(
+                        name=policy.name,
+                        x=list(range(len(edges))),
+                        y=[kept.get(edge) for edge in edges],
+                        color=number,
+                    )
+                    for number, (policy, kept) in enumerate(zip(found.policies, known, strict=True))
+                ],
+            )
+        )
+    return charts

@@ -541,8 +541,9 @@ class RayModel(UnloadedModel):
         self._there = name, loading, engine
         if kind in OWN:  # all of which tokenize as transformers does
             here = Loading(dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
-            cached = (engine.cache, engine.cache_chunk) if kind == TRANSFORMERS else (None, None)
-            super().__init__(name, here, Engine(tokenizer=engine.tokenizer, cache=cached[0], cache_chunk=cached[1]))
+            names = ("cache", "cache_chunk", "cache_protocol") if kind == TRANSFORMERS else ()
+            cached = {name: getattr(engine, name) for name in names}
+            super().__init__(name, here, Engine(tokenizer=engine.tokenizer, **cached))
             self.info = replace(self.info, max_length=engine.max_model_len or self.info.max_length)
         else:
             super().__init__(name, loading, engine)

@@ -135,6 +135,7 @@ class StoredScores(Scores):
             short={},
             selected=self.selected,
             answer_spans=_answer_spans(long, length),
+            columns=_columns(long, n),
         )
 
     def _short(self, short: ShortContext, row: Mapping[str, pa.Scalar], n: int, before: int) -> Floats:
@@ -192,6 +193,14 @@ def _answer_spans(row: Mapping[str, pa.Scalar], length: int) -> Spans | None:
     fits = len(ends) % 2 == 0 and None not in ends and all(0 <= start <= end <= length for start, end in spans)
     _require(fits, "answer_spans are no pairs of characters of the text")
     return spans
+
+
+def _columns(row: Mapping[str, pa.Scalar], n: int) -> dict[str, Floats]:
+    if "columns" not in row or not row["columns"].is_valid:
+        return {}
+    found = dict(row["columns"].as_py(maps_as_pydicts="strict"))
+    _require(all(values is not None and len(values) == n for values in found.values()), "a column has another length")
+    return {name: np.asarray(values, dtype=np.float32) for name, values in found.items()}
 
 
 def _check_logprobs(logprobs: Floats) -> None:

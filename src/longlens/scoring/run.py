@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -50,6 +50,7 @@ class _Side:
     logprobs: Floats
     waiting: int
     characters_per_token: float
+    columns: dict[str, Floats] = field(default_factory=dict)
 
 
 def score(
@@ -310,7 +311,10 @@ class _Run:
                 key: _Key = result.key
                 side = self._open[key.id, key.short]
                 self._check(result, key)
-                side.logprobs[key.first : key.first + len(result.logprobs)] = result.logprobs
+                where = slice(key.first, key.first + len(result.logprobs))
+                side.logprobs[where] = result.logprobs
+                for name, values in result.columns.items():
+                    side.columns.setdefault(name, np.full(len(side.logprobs), np.nan, np.float32))[where] = values
                 side.waiting -= 1
                 if not side.waiting:
                     self._close(writer, key.id, key.short)
@@ -446,7 +450,8 @@ class _Run:
 
     def _close(self, writer: RunWriter | _MemoryWriter, id: str, short: ShortContext | None) -> None:
         side = self._open.pop((id, short))
-        writer.add(short, side.row | {"logprobs": side.logprobs})
+        described = {"columns": list(side.columns.items()) or None} if short is None else {}
+        writer.add(short, side.row | {"logprobs": side.logprobs} | described)
 
 
 def _answer_ends(document: Document, length: int) -> list[int] | None:
@@ -489,6 +494,7 @@ class _MemoryWriter:
                 answer_spans=None
                 if row["answer_spans"] is None
                 else list(zip(row["answer_spans"][::2], row["answer_spans"][1::2], strict=True)),
+                columns=dict(row["columns"] or []),
             )
             for id, row in ((id, long[id]) for id in ids)
         ]

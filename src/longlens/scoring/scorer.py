@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from longlens.corpus import Document
@@ -32,10 +33,17 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The answer to the request with this key: ``(len(token_ids) - start,)`` float32, nats."""
+    """The answer to the request with this key: ``(len(token_ids) - start,)`` float32, nats.
+
+    Attributes:
+        key: Of the request.
+        logprobs: Of its tokens from ``start`` on.
+        columns: What else was computed of these tokens, by name, of the same shape; only for long contexts.
+    """
 
     key: Any
     logprobs: Floats
+    columns: Mapping[str, Floats] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +65,8 @@ class ScorerInfo:
         config: The configuration in force, `longlens.runs.identity.functional_config`; of a server what it says of
             itself. None where nothing is known.
         cache: Policy of the key-value cache; None where it keeps everything.
+        statistics: What else is computed of each token, by name.
+        reference: Name and identity of the model that statistics compare with; None without one.
         engine: What ran it and its version, such as ``vllm 0.32.0``; empty for transformers, whose version stands with
             those of the libraries.
     """
@@ -74,12 +84,19 @@ class ScorerInfo:
     own_prefix: tuple[int, ...] = ()
     config: Mapping[str, Any] | None = None
     cache: str | None = None
+    statistics: tuple[str, ...] = ()
+    reference: Mapping[str, Any] | None = None
     engine: str = ""
 
     @property
     def identity(self) -> ModelIdentity:
         """What makes another model the same one."""
         return ModelIdentity.read(vars(self))
+
+
+def reference_record(info: ScorerInfo) -> dict[str, Any]:
+    """What a run records of the model that its statistics compare with."""
+    return {"name": info.name, **info.identity.to_json(), "sha256": info.identity.sha256}
 
 
 class TokenizedModel(Protocol):

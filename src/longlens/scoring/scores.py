@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
@@ -49,6 +49,8 @@ class TokenScores:
         short: ``(n,)`` float32 for each short context, nats; NaN for the tokens before K.
         selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short scores.
         answer_spans: ``[start, end)`` in characters of the text that answer a question; None where none were named.
+        columns: ``(n,)`` float32 of each column of the statistics that were asked for, by name; NaN where there is no
+            long-context score. Runs with a cache policy have ``cache_bytes``.
     """
 
     id: str
@@ -61,6 +63,7 @@ class TokenScores:
     short: Mapping[ShortContext, Floats]
     selected: ShortContext | None
     answer_spans: Spans | None = None
+    columns: Mapping[str, Floats] = field(default_factory=dict)
 
     def at(self, *, context: int, stride: int | None = None) -> TokenScores:
         """The same scores under another short context that was scored.

@@ -53,10 +53,11 @@ LONG_SCHEMA = pa.schema(
         ("char_end", pa.list_(pa.int64())),
         ("logprobs", _floats),
         ("answer_spans", pa.list_(pa.int64())),  # start, end, start, end, …; null where none were named
+        ("columns", pa.map_(pa.string(), _floats)),  # of statistics, by name; null where there are none
     ]
 )
-BEFORE_ANSWERS = pa.schema(list(LONG_SCHEMA)[:-1])
-"""`LONG_SCHEMA` of parts that were written before it had the last column."""
+EARLIER_SCHEMAS = [pa.schema(list(LONG_SCHEMA)[:-1]), pa.schema(list(LONG_SCHEMA)[:-2])]
+"""`LONG_SCHEMA` of parts that were written before it had its last columns."""
 SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
 
 
@@ -99,6 +100,9 @@ def run_settings(
                 + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
             )
     role = {} if bos == "window" else {"bos_role": "evaluator" if shorts else "evaluated"}
+    described: dict[str, Any] = {"statistics": list(info.statistics)} if info.statistics else {}
+    if info.reference is not None:
+        described |= {"reference": info.reference["sha256"], "reference_dtype": info.reference["dtype"]}
     return {
         "bos": bos,
         **role,
@@ -106,6 +110,7 @@ def run_settings(
         "max_length": length,
         "max_length_counted_by": limit.counted_by,
         "text": store_text,
+        **described,
     }
 
 
@@ -230,7 +235,7 @@ def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.Par
     try:
         with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             there = parquet.schema_arrow
-            if not there.equals(schema) and not (schema is LONG_SCHEMA and there.equals(BEFORE_ANSWERS)):
+            if not there.equals(schema) and not (schema is LONG_SCHEMA and any(map(there.equals, EARLIER_SCHEMAS))):
                 raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
             if run is not None and (there.metadata or {}).get(RUN_KEY) != run.encode():
                 raise pa.ArrowInvalid("it is of a run of another model or with other settings")

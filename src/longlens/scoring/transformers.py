@@ -15,8 +15,8 @@ from torch import Tensor
 
 from longlens.corpus import Document
 from longlens.errors import UserError
-from longlens.logprobs import Head, find_head, greedy_tokens, token_logprobs
-from longlens.models.caches import CACHE_CHUNK, CachePolicy, FullCache, cache_identity, check_cache_settings
+from longlens.logprobs import Head, each_distribution, find_head, greedy_tokens, token_logprobs
+from longlens.models.caches import CacheUse, FullCache, cache_bytes, observed
 from longlens.models.files import model_max_length
 from longlens.models.forward import (
     PROBE_TOKENS,
@@ -34,7 +34,9 @@ from longlens.models.quantized import dtype_note, quantization_note, quantizatio
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
 from longlens.runs.identity import functional_config
-from longlens.scoring.scorer import Request, Result, ScorerInfo
+from longlens.scoring.scorer import Request, Result, ScorerInfo, reference_record
+from longlens.scoring.scores import Floats
+from longlens.scoring.statistics import Statistic, check_columns
 from longlens.tokenization import Encoded, TextEncoder
 
 LOOK_AHEAD_BATCHES = 8
@@ -72,8 +74,9 @@ class TransformersScorer:
         quantization: How its weights are quantised, for the manifest; what its configuration says unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
         spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
-        cache: Policy of the cache that long contexts go through, in chunks; short ones are scored without it.
-        cache_chunk: Tokens of such a chunk; 256 unless given.
+        cache: Policy of the cache that long contexts go through in chunks; short ones are scored without it.
+        statistics: What else is computed of each token under its long context, see `longlens.scoring.statistics`.
+        reference: A model of the same tokenizer that is run over the same tokens, for statistics that compare two.
 
     Raises:
         UserError: A one-time probe found that the model is not causal, or that its log-probabilities would differ
@@ -91,8 +94,9 @@ class TransformersScorer:
         quantization: str | None = None,
         batch_tokens: int | None = None,
         spans: Any = "exact",
-        cache: CachePolicy | None = None,
-        cache_chunk: int | None = None,
+        cache: CacheUse | None = None,
+        statistics: Sequence[Statistic] = (),
+        reference: TransformersScorer | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._encoder = TextEncoder(tokenizer, spans=spans)
@@ -112,10 +116,15 @@ class TransformersScorer:
         self._functional_config = functional_config(model)
         with running(model):
             self._head = self._probe().keep_wide()
-        check_cache_settings(cache, cache_chunk)
-        self._cache, self._cache_chunk = cache, cache_chunk or CACHE_CHUNK
+        self._cache = cache
         if cache is not None:
             self._check_takes(cache)
+        self._statistics, self._reference = list(statistics), reference
+        if reference is not None and reference._encoder.sha256 != self._encoder.sha256:
+            raise UserError(
+                f"{self.info.name} and {reference.info.name} have different tokenizers, and distributions over tokens "
+                "can be compared over one vocabulary alone: compare their perplexities with longlens compare"
+            )
 
     @cached_property
     def info(self) -> ScorerInfo:
@@ -133,7 +142,9 @@ class TransformersScorer:
             bos_token_id=self._encoder.bos_token_id,
             own_prefix=tuple(self._encoder.own_prefix),
             config=self._functional_config,
-            cache=cache_identity(self._cache, self._cache_chunk),
+            cache=None if self._cache is None else self._cache.identity,
+            statistics=tuple(statistic.name for statistic in self._statistics),
+            reference=None if self._reference is None else reference_record(self._reference.info),
         )
 
     def encode(self, document: Document) -> Encoded:
@@ -167,9 +178,10 @@ class TransformersScorer:
         through_cache = [request for request in requests if self._cache is not None and not request.is_short]
         whole = [request for request in requests if self._cache is None or request.is_short]
         # What a policy keeps must not depend on padding.
-        for some, pads in ((through_cache, False), (whole, self._pads)):
+        alone = 1 if self._cache is not None and self._cache.policy.mixes_rows else self._rows
+        for some, pads, rows in ((through_cache, False, alone), (whole, self._pads, self._rows)):
             lengths = [len(request.token_ids) for request in some]
-            for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens, rows=self._rows):
+            for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens, rows=rows):
                 yield [some[number] for number in numbers]
 
     def _score(self, batch: Sequence[Request]) -> list[Result]:
@@ -188,10 +200,19 @@ class TransformersScorer:
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, request in zip(keep, batch, strict=True):
             row[request.start - 1 : len(request.token_ids) - 1] = True
-        hidden = self._hidden(input_ids, keep, None if batch[0].is_short else self._cache)
+        is_long = not batch[0].is_short
+        columns: dict[str, Floats] = {}
+        if is_long and self._cache is not None:
+            hidden, held = self._through_policy(input_ids, keep, self._cache)
+            columns["cache_bytes"] = held.numpy().astype(np.float32)
+        else:
+            hidden = self._hidden(input_ids, keep)
         device = self._head.weight.device
+        hidden = hidden.to(device)
         targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
-        logprobs = token_logprobs(hidden.to(device), targets, self._head).cpu().numpy()
+        logprobs = token_logprobs(hidden, targets, self._head).cpu().numpy()
+        if is_long and self._statistics:
+            columns |= self._describe(input_ids, keep, hidden, targets)
         if np.isnan(logprobs).any():
             raise UserError(
                 f"{self.info.name} overflows in {self.info.dtype} (log-probabilities that are not numbers): use "
@@ -199,27 +220,72 @@ class TransformersScorer:
             )
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
         parts = np.split(logprobs, ends[:-1])
-        return [Result(request.key, part) for request, part in zip(batch, parts, strict=True)]
+        pieces = {name: np.split(column, ends[:-1]) for name, column in columns.items()}
+        return [
+            Result(request.key, part, {name: piece[i] for name, piece in pieces.items()})
+            for i, (request, part) in enumerate(zip(batch, parts, strict=True))
+        ]
 
-    def _hidden(self, input_ids: Tensor, keep: Tensor, policy: CachePolicy | None = None) -> Tensor:
+    def _describe(self, input_ids: Tensor, keep: Tensor, hidden: Tensor, targets: Tensor) -> dict[str, Floats]:
+        """The columns of the statistics."""
+        reference = None
+        if self._reference is not None:
+            other = self._reference
+            place = other._device
+            with running(other.model):
+                if other._cache is None:
+                    states = other._hidden(input_ids.to(place), keep.to(place))
+                else:
+                    states, _ = other._through_policy(input_ids.to(place), keep.to(place), other._cache)
+            reference = (states.to(other._head.weight.device), other._head)
+        found = {name: np.empty(len(hidden), np.float32) for s in self._statistics for name in s.columns}
+
+        def use(logprobs: Tensor, others: Tensor, rows: slice) -> None:
+            for statistic in self._statistics:
+                made = statistic.compute(logprobs, others, targets[rows])
+                check_columns(statistic, made, len(logprobs))
+                for name, values in made.items():
+                    found[name][rows] = values.float().cpu().numpy()
+
+        each_distribution(hidden, self._head, use, reference=reference)
+        return found
+
+    def _hidden(self, input_ids: Tensor, keep: Tensor) -> Tensor:
         """Last hidden states of the kept positions, ``(number kept, H)``, row by row of the batch."""
         batch, length = input_ids.shape
-        chunk = self._chunk_tokens(batch, length) if policy is None else self._cache_chunk
-        if policy is None and (chunk >= length or not self._forward.has_cache):
+        chunk = self._chunk_tokens(batch, length)
+        if chunk >= length or not self._forward.has_cache:
             states = self._forward.hidden(input_ids)
             return states[keep.to(states.device)]  # a device map may have the last layer elsewhere
-        cache = self._forward.new_cache() if policy is None else policy.new_cache(self.model)
+        chunks = [slice(start, start + chunk) for start in range(0, length, chunk)]
+        return self._feed(input_ids, keep, chunks, self._forward.new_cache())[0]
+
+    def _through_policy(self, input_ids: Tensor, keep: Tensor, use: CacheUse) -> tuple[Tensor, Tensor]:
+        """As `_hidden`, and the bytes of a row's keys and values after the chunk of each kept position."""
+        batch, length = input_ids.shape
+        cache = use.policy.new_cache(self.model)
+        with observed(self.model, cache):
+            explicit = self._forward.takes_positions
+            states, held = self._feed(input_ids, keep, use.chunks(length), cache, explicit=explicit)
+        return states, held / batch
+
+    def _feed(
+        self, input_ids: Tensor, keep: Tensor, chunks: Sequence[slice], cache: Any, *, explicit: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        batch, length = input_ids.shape
         places = None
-        if policy is not None and self._forward.takes_positions:  # explicit: it may have dropped tokens before
+        if explicit:  # the cache may have dropped tokens before
             places = torch.arange(length, device=input_ids.device)[None].expand(batch, -1)
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
-        for start in range(0, length, chunk):
-            ids = input_ids[:, start : start + chunk]
-            states = self._forward.extend(ids, cache, None if places is None else places[:, start : start + chunk])
-            wanted_here = keep[:, start : start + chunk].to(states.device)
-            for row, wanted, part in zip(states, wanted_here, parts, strict=True):
+        held = torch.zeros(length, dtype=torch.float64)
+        for chunk in chunks:
+            states = self._forward.extend(input_ids[:, chunk], cache, None if places is None else places[:, chunk])
+            for row, wanted, part in zip(states, keep[:, chunk].to(states.device), parts, strict=True):
                 part.append(row[wanted])
-        return torch.cat([piece for part in parts for piece in part])
+            if explicit:
+                held[chunk] = cache_bytes(cache)
+        kept = torch.cat([held[row.cpu()] for row in keep])
+        return torch.cat([piece for part in parts for piece in part]), kept
 
     def _chunk_tokens(self, batch: int, length: int) -> int:
         if self._window is None:
@@ -241,14 +307,14 @@ class TransformersScorer:
             return 0
         return min(windows) if windows else None
 
-    def _check_takes(self, cache: CachePolicy) -> None:
+    def _check_takes(self, cache: CacheUse) -> None:
         name = type(self.model).__name__
         if not self._forward.has_cache:
             raise UserError(
                 f"{name} has no key-value cache that stands for the tokens before (other state, or frequencies that go "
                 "by length): score it without `cache`"
             )
-        if not self._forward.takes_positions and cache.name != FullCache.name:
+        if not self._forward.takes_positions and cache.policy.name != FullCache.name:
             raise UserError(f"{name} takes no positions, which tokens after dropped ones need: use `cache=full`")
 
     def _probe(self) -> Head:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from longlens.errors import UserError, shown
 
@@ -103,9 +103,23 @@ class Engine:
         ),
     ] = None
     cache: Annotated[
-        str | None, Help("Policy of the key-value cache: full, or one that another package adds (longlens.caches).")
+        str | None,
+        Help(
+            "Policy of the key-value cache: full, window:W, sink:S+W, random:SIZE, knorm:SIZE, h2o:SIZE, snapkv:SIZE, "
+            "tova:SIZE, fp8, quanto:BITS, hqq:BITS, or one that another package adds (longlens.caches). SIZE is the "
+            "tokens that are kept, 512, or their share, 0.25."
+        ),
     ] = None
-    cache_chunk: Annotated[int | None, Help("Tokens that are fed to that cache at a time.  [default: 256]")] = None
+    cache_chunk: Annotated[
+        int | None, Help("Tokens fed to that cache at a time, or the tokens of the tail.  [default: 256]")
+    ] = None
+    cache_protocol: Annotated[
+        Literal["stream", "prefill+tail"] | None,
+        Help(
+            "stream: each chunk reads what was kept of those before it. prefill+tail: all but the last --cache-chunk "
+            "tokens are fed at once and compressed, then the rest is scored.  [default: stream]"
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Checks the values."""

@@ -38,6 +38,12 @@ def score(
     engine: Engine,
     ray: Ray,
     reading: Reading,
+    statistics: Annotated[
+        str | None,
+        typer.Option(
+            help="More columns of each token: entropy, rank, or what another package adds.", metavar="NAME,..."
+        ),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Run a model over documents and store its token scores. The same command resumes an unfinished run.
@@ -66,6 +72,7 @@ def score(
         engine=engine,
         ray=ray,
         shard=part,
+        statistics=[] if statistics is None else statistics.split(","),
         progress=ProgressBar(),
     )
     if Processes().rank > 0 and (part is None or loading.tensor_parallel is not None):

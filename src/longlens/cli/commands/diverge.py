@@ -1,0 +1,123 @@
+"""``longlens diverge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longlens.cli import options as o
+from longlens.cli.command import Part
+from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncation
+
+if TYPE_CHECKING:
+    from longlens.metrics.divergence import DivergenceResult
+
+
+def diverge(
+    *,
+    reference: Annotated[str, typer.Argument(help="The model to compare with: uncompressed, say.")],
+    model: Annotated[str, typer.Argument(help="The model that is compared; may be the same one with --cache.")],
+    docs: o.Docs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
+    evaluator_scores: o.EvaluatorScores = None,
+    keys: o.Keys = None,
+    rule: Annotated[KeyRule, Part(("alpha", "beta", "lcl", "context", "stride"))],
+    reference_dtype: Annotated[
+        str | None, typer.Option(help="dtype of the reference, if it is another than the model's.")
+    ] = None,
+    reference_cache: Annotated[
+        str | None, typer.Option(help="Cache policy of the reference.  [default: everything is kept]")
+    ] = None,
+    engine: Annotated[Engine, Part(("cache", "cache_chunk", "cache_protocol", "tokenizer"))],
+    loading: Annotated[Loading, Part(but=("tensor_parallel",))],
+    truncation: Truncation,
+    no_text: o.NoText = False,
+    reading: Reading,
+    as_json: o.Json = False,
+) -> None:
+    """Compare two models' distributions token by token: KL both ways, JS, agreement of the most likely token.
+
+    Both are run over the same tokens; the model's scores and the measures of each token are stored in RUN.
+
+    Example: longlens diverge smollm2 smollm2 books/ --cache sink:4+508 -o runs/sink --evaluator-scores scores/gemma3
+    """
+    from dataclasses import replace
+
+    from longlens.cli.console import print_json
+    from longlens.cli.progress import ProgressBar
+    from longlens.evaluation import Reference, open_sources, score_documents
+    from longlens.metrics.divergence import divergence
+    from longlens.runs.processes import Processes
+    from longlens.scoring.statistics import DIVERGENCE
+
+    chosen = o.key_source(evaluator_scores, keys, rule, None)  # before anything is run
+    same: dict[str, Any] = {"tokenizer": engine.tokenizer}
+    if reference_cache is not None:
+        same |= {"cache": reference_cache, "cache_chunk": engine.cache_chunk, "cache_protocol": engine.cache_protocol}
+    scores = score_documents(
+        open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
+        model,
+        out,
+        context=None,
+        truncation=truncation,
+        store_text=not no_text,
+        loading=loading,
+        engine=engine,
+        statistics=[DIVERGENCE.name],
+        reference=Reference(
+            model=reference,
+            loading=loading if reference_dtype is None else replace(loading, dtype=reference_dtype),
+            engine=Engine(**same),
+        ),
+        progress=ProgressBar(),
+    )
+    if Processes().rank > 0:
+        return
+    found = divergence(scores, evaluator_scores=chosen["evaluator_scores"], keys=chosen["keys"], rule=rule)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_divergence(found, out)
+
+
+def print_divergence(found: DivergenceResult, out: Path) -> None:
+    """A table of the measures by group of tokens, and one by the tokens before."""
+    from longlens.cli.console import interval, number, print_table, printable
+    from longlens.metrics.divergence import GROUPS, MEASURES
+
+    titles = {
+        "kl": "KL(reference || model), nats",
+        "reverse_kl": "KL(model || reference), nats",
+        "js": "Jensen-Shannon, nats",
+        "top1_agreement": "same most likely token",
+    }
+    groups = [group for group in GROUPS if found.means["kl"][group] is not None]
+    cache = "" if found.cache is None else f", cache {found.cache}"
+    print(printable(f"{found.model}{cache} against {found.reference}"))
+    columns = [
+        part for group in groups for part in ({"all": "all tokens"}.get(group, f"{group} tokens"), "95 % interval")
+    ]
+    rows = []
+    for name in MEASURES:
+        means = [found.means[name][group] for group in groups]
+        cells = [part for mean in means if mean for part in (number(mean.value, 4), interval(mean.interval))]
+        rows.append([titles[name], *cells])
+    print_table(["", *columns], rows)
+    counts = [mean.num_tokens for group in groups if (mean := found.means["kl"][group]) is not None]
+    print(", ".join(f"{number(count, 0)} {group}" for count, group in zip(counts, groups, strict=True)) + " tokens")
+    print(f"PPL {number(found.ppl)} against {number(found.reference_ppl)}\n")
+    print_table(
+        ["tokens before", "tokens", "KL, nats", "same most likely token"],
+        [
+            [
+                f"{bracket.start:,} to {bracket.stop - 1:,}",
+                number(bracket.means["kl"].num_tokens, 0),
+                number(bracket.means["kl"].value, 4),
+                number(bracket.means["top1_agreement"].value, 4),
+            ]
+            for bracket in found.by_position
+        ],
+    )
+    print(f"next: longlens cost FULL {printable(str(out))} --evaluator-scores E (FULL: its scores with short contexts)")

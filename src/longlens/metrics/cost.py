@@ -1,0 +1,481 @@
+"""What a compression cost: how much of the gain from long context a cache policy, or fewer bits, leaves.
+
+Over the key tokens t, with the short-context scores of the uncompressed model::
+
+    retained gain = sum_t (logp_policy(t) - logp_short(t)) / sum_t (logp_full(t) - logp_short(t))
+
+1 where nothing is lost, 0 where it is as if there were no long context, below 0 where it is worse than that. It may be
+a little above 1. With the uncompressed model scored at K_1 < … < K_m, a token's distance is the smallest K that gives
+it at least half of its gain::
+
+    distance(t) = min {K : logp_K(t) - logp_{K_1}(t) >= (logp_full(t) - logp_{K_1}(t)) / 2}
+
+and beyond K_m where none does; a token that gains nothing has none. Tokens are key at K_1 unless another K is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from longlens.errors import UserError, shown
+from longlens.keytokens.selection import KeySource
+from longlens.metrics.corpus import Bools, Corpus, Influence, WeightedSum, choose_influence, read_once
+from longlens.metrics.divergence import mean_of
+from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, identity_of, names_of
+from longlens.settings.options import KeyRule
+from longlens.tables import Tabular, plain
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceBracket:
+    """Key tokens whose distance is more than `above` and at most `up_to`.
+
+    Attributes:
+        above: In tokens.
+        up_to: In tokens; None for all beyond the largest K.
+        retained_gain: On them; None where they gain nothing.
+        num_tokens: Key tokens.
+        lost: Nats that the policy loses on them, over all documents.
+    """
+
+    above: int
+    up_to: int | None
+    retained_gain: float | None
+    num_tokens: int
+    lost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentCost:
+    """A document: its id, retained gain (None without gain) and key tokens."""
+
+    id: str
+    retained_gain: float | None
+    num_key_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyCost:
+    """What one run lost of the full model's gain.
+
+    Attributes:
+        name: Of the run.
+        policy: Of its cache; None where weights or dtype differ, and the cache keeps everything.
+        retained_gain: See the module; None where the key tokens gain nothing.
+        interval: 95 % interval over documents; None for fewer than 2 documents or `MIN_TOKENS` key tokens.
+        bytes_per_token: Of the cache at the end of a document, a token of it; None where it was not measured.
+        ppl: Perplexity on the tokens that count.
+        longppl: On the key tokens.
+        kl: KL(full || policy) a token, nats; None unless the run was made by ``longlens diverge`` against the full
+            model.
+        key_kl: The same on key tokens.
+        top1_agreement: Share of tokens with the same most likely token.
+        key_top1_agreement: The same on key tokens.
+        by_distance: The retained gain by distance; empty unless the full model was scored at several K.
+        documents: By document.
+    """
+
+    name: str
+    policy: str | None
+    retained_gain: float | None
+    interval: Interval | None
+    bytes_per_token: float | None
+    ppl: float | None
+    longppl: float | None
+    kl: float | None
+    key_kl: float | None
+    top1_agreement: float | None
+    key_top1_agreement: float | None
+    by_distance: Sequence[DistanceBracket]
+    documents: Sequence[DocumentCost]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        brackets = [
+            {"from": bracket.above, "to": bracket.up_to, "retained_gain": bracket.retained_gain}
+            | {"num_tokens": bracket.num_tokens, "lost": bracket.lost}
+            for bracket in self.by_distance
+        ]
+        content: dict[str, Any] = plain(self) | {"by_distance": plain(brackets)}
+        return content
+
+    @property
+    def worst(self) -> DistanceBracket | None:
+        """The distances that lost most, in nats; None where none did, or none are known."""
+        losing = [bracket for bracket in self.by_distance if bracket.lost > 0]
+        return max(losing, key=lambda bracket: bracket.lost, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostResult(Tabular):
+    """What several policies cost. As a table: a row a policy.
+
+    Attributes:
+        model: Name of the full model's run.
+        evaluator: Name of what selected the key tokens.
+        bytes_per_token: Of the full model's cache; None where it was not measured.
+        ppl: Of the full model on the tokens that count.
+        longppl: On the key tokens.
+        gain: Nats that a key token gains from its long context, on average.
+        num_documents: Documents.
+        num_tokens: Tokens that count: those with a short-context score, and under ``prefill+tail`` of the tail.
+        num_key_tokens: Key tokens among them.
+        policies: The runs in their order.
+        settings: ``context``, ``stride``, ``contexts``, ``alpha``, ``beta``, ``lcl``, ``fed``.
+        warnings: What has to be known before a number is relied on, a sentence each.
+    """
+
+    model: str
+    evaluator: str | None
+    bytes_per_token: float | None
+    ppl: float | None
+    longppl: float | None
+    gain: float | None
+    num_documents: int
+    num_tokens: int
+    num_key_tokens: int
+    policies: Sequence[PolicyCost]
+    settings: Mapping[str, Any]
+    warnings: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``longlens cost --json`` prints."""
+        content = plain(replace(self, policies=())) | {"policies": [policy.to_json() for policy in self.policies]}
+        return {"schema_version": SCHEMA_VERSION, **content}
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = ("name", "policy", "retained_gain", "interval", "bytes_per_token", "ppl", "longppl", "kl", "key_kl")
+        more = ("top1_agreement", "key_top1_agreement")
+        return {name: [plain(getattr(policy, name)) for policy in self.policies] for name in (*names, *more)}
+
+
+def cost(
+    full: Scores,
+    policies: Sequence[Scores],
+    *,
+    evaluator_scores: Scores | None = None,
+    keys: KeySource | None = None,
+    rule: KeyRule | None = None,
+) -> CostResult:
+    """What runs of one model under cache policies, or in fewer bits, lost of its gain; see the module.
+
+    Args:
+        full: Of the uncompressed model, with short contexts.
+        policies: Of the same tokens; short contexts in them are not read.
+        evaluator_scores: Of the model that selects the key tokens, on the same texts; may be `full`.
+        keys: Key tokens instead, selected before.
+        rule: Which tokens are key; at the smallest K of `full` unless a context is named.
+
+    Raises:
+        UserError: Neither evaluator scores nor keys; `full` was not scored at their K; runs with other documents,
+            texts or tokens, or fed in different ways; no key token.
+    """
+    rule = rule or KeyRule()
+    if evaluator_scores is None and keys is None:
+        raise UserError(
+            "a cost is counted on key tokens: give `evaluator_scores` (may be those of the full model, which selects "
+            "what it gains on itself), or `keys`"
+        )
+    if not policies:
+        raise UserError("a cost compares a full run with others: give the run of at least one policy")
+    short, rule = _short_context(full, evaluator_scores, rule)
+    influence = replace(choose_influence(evaluator_scores, keys, rule), gamma=None)
+    if influence.context is not None and influence.context != short.context:
+        wanted = next((one for one in sorted(full.short_contexts) if one.context == influence.context), None)
+        if wanted is None:
+            have = ", ".join(f"K={one.context}" for one in full.short_contexts)
+            raise UserError(
+                f"the keys were selected at K={influence.context}, and {full.manifest['model']['name']} was scored at "
+                f"{have}: score it at `context={influence.context}` too"
+            )
+        short = wanted
+    fed = _fed_alike(policies)
+    corpus = Corpus(full, influence)
+    shorts = [one for one in _rising(full) if one.context >= short.context]
+    sums = [_Sums(scores, shorts, identity_of(full).sha256) for scores in policies]
+    base = _Sums(full, shorts, None)
+    tail = int(fed.removeprefix("prefill+")) if fed is not None and fed.startswith("prefill+") else None
+    for rows in read_once(full.ids, [full, influence.evaluator, *policies]):
+        row, evaluated, *others = rows
+        assert row is not None
+        document = corpus.document(row, evaluated)
+        assert document.is_key is not None
+        if short not in row.short:
+            raise UserError(
+                f"document {shown(row.id)} of {corpus.name} has no scores at K={short.context}: resume its run"
+            )
+        for one, scores in zip(others, policies, strict=True):
+            _check_same(row, one, scores)
+        paired = [one for one in others if one is not None]
+        view = _View(row, short, shorts, document.is_key, tail, paired)
+        for at, one in zip([base, *sums], [row, *paired], strict=True):
+            at.add(view, one)
+    if not base.num_key_tokens:
+        raise UserError(
+            f"no key token of {corpus.name} counts: use longer documents, a lower `alpha`, or a longer tail "
+            "(`cache_chunk` with `cache_protocol=prefill+tail`)"
+        )
+    names = names_of([full, *policies])
+    settings = influence.keys.settings if influence.keys is not None else {}
+    return CostResult(
+        model=names[0],
+        evaluator=settings.get("evaluator"),
+        bytes_per_token=base.bytes_per_token,
+        ppl=base.all.ppl,
+        longppl=base.key.ppl,
+        gain=base.gain,
+        num_documents=len(full),
+        num_tokens=int(base.all.weight),
+        num_key_tokens=base.num_key_tokens,
+        policies=[at.result(name) for at, name in zip(sums, names[1:], strict=True)],
+        settings={
+            "context": short.context,
+            "stride": short.stride,
+            "contexts": [one.context for one in shorts],
+            "fed": fed,
+            **{name: settings.get(name) for name in ("alpha", "beta", "lcl")},
+        },
+        warnings=_warnings(base, sums, names, shorts, influence),
+    )
+
+
+class _View:
+    """A document under the full model: which tokens count, their gain, and their distance."""
+
+    def __init__(
+        self,
+        row: TokenScores,
+        short: ShortContext,
+        shorts: Sequence[ShortContext],
+        is_key: Bools,
+        tail: int | None,
+        others: Sequence[TokenScores],
+    ) -> None:
+        n = len(row.token_ids)
+        self.short = row.short[short].astype(np.float64)
+        self.full = row.long_logprobs.astype(np.float64)
+        finite = np.isfinite(self.short) & np.isfinite(self.full)
+        for one in others:
+            finite &= np.isfinite(one.long_logprobs)
+        self.counts: Bools = finite & (np.arange(n) >= (0 if tail is None else max(0, n - tail)))
+        self.is_key = self.counts & is_key
+        self.gain = float((self.full - self.short)[self.is_key].sum())
+        self.distance = self._distances(row, shorts)
+        self.id = row.id
+
+    def _distances(self, row: TokenScores, shorts: Sequence[ShortContext]) -> np.ndarray[Any, Any] | None:
+        """The number of the first K with half of the gain, ``len(shorts)`` where none has it, -1 without gain."""
+        if len(shorts) < 2:
+            return None
+        gains = np.stack([row.short[one].astype(np.float64) for one in shorts]) - self.short
+        total = self.full - self.short
+        # A token before the larger K has all of its context in view, and so its long score.
+        gains = np.where(np.isnan(gains), total, gains)
+        reached = gains >= total / 2
+        first = np.where(reached.any(axis=0), reached.argmax(axis=0), len(shorts))
+        return np.where(total > 0, first, -1)
+
+
+class _Sums:
+    """Sums over documents of one run."""
+
+    def __init__(self, scores: Scores, shorts: Sequence[ShortContext], full: str | None) -> None:
+        model = scores.manifest["model"]
+        self.policy: str | None = model.get("cache")
+        reference = (model.get("reference") or {}).get("sha256")
+        self.has_divergence = full is not None and reference == full
+        self.other_reference = full is not None and reference not in (None, full)
+        self._shorts = shorts
+        self._gains: list[tuple[float, float]] = []
+        self._documents: list[DocumentCost] = []
+        self._columns: dict[tuple[str, bool], list[tuple[float, int]]] = {}
+        self._brackets: dict[int, tuple[float, float, int]] = {}
+        self._bytes: list[tuple[float, int]] = []
+        self.all, self.key = WeightedSum(0.0, 0.0), WeightedSum(0.0, 0.0)
+        self._full_gain = 0.0
+
+    def add(self, view: _View, row: TokenScores) -> None:
+        logprobs = row.long_logprobs.astype(np.float64)
+        kept = (logprobs - view.short)[view.is_key]
+        self._gains.append((float(kept.sum()), view.gain))
+        self._full_gain += view.gain
+        num_key = int(np.count_nonzero(view.is_key))
+        ratio = float(kept.sum()) / view.gain if view.gain > 0 else None
+        self._documents.append(DocumentCost(id=view.id, retained_gain=ratio, num_key_tokens=num_key))
+        self.all = _plus(self.all, logprobs[view.counts])
+        self.key = _plus(self.key, logprobs[view.is_key])
+        for name in ("kl", "top1_agreement") if self.has_divergence else ():
+            for of_key, chosen in ((False, view.counts), (True, view.is_key)):
+                values = row.columns[name][chosen].astype(np.float64)
+                self._columns.setdefault((name, of_key), []).append((float(values.sum()), len(values)))
+        if "cache_bytes" in row.columns and len(row.token_ids):
+            self._bytes.append((float(row.columns["cache_bytes"][-1]), len(row.token_ids)))
+        if view.distance is not None:
+            for number in np.unique(view.distance[view.is_key]).tolist():
+                chosen = view.is_key & (view.distance == number)
+                have, gain, tokens = self._brackets.get(number, (0.0, 0.0, 0))
+                self._brackets[number] = (
+                    have + float((logprobs - view.short)[chosen].sum()),
+                    gain + float((view.full - view.short)[chosen].sum()),
+                    tokens + int(np.count_nonzero(chosen)),
+                )
+
+    @property
+    def num_key_tokens(self) -> int:
+        return int(self.key.weight)
+
+    @property
+    def gain(self) -> float | None:
+        return self._full_gain / self.key.weight if self.key.weight else None
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        tokens = sum(n for _, n in self._bytes)
+        return sum(held for held, _ in self._bytes) / tokens if tokens else None
+
+    def result(self, name: str) -> PolicyCost:
+        gains: Doubles = np.array(self._gains)
+        total = float(gains[:, 1].sum())
+        is_sure = len(gains) > 1 and self.key.weight >= MIN_TOKENS and (gains[:, 1] >= 0).all()
+        found = estimate(gains) if is_sure else None
+
+        def mean(column: str, of_key: bool) -> float | None:
+            value = mean_of(self._columns.get((column, of_key), []))
+            return None if value is None else value.value
+
+        return PolicyCost(
+            name=name,
+            policy=self.policy,
+            retained_gain=float(gains[:, 0].sum()) / total if total > 0 else None,
+            interval=None if found is None else found.interval(),
+            bytes_per_token=self.bytes_per_token,
+            ppl=self.all.ppl,
+            longppl=self.key.ppl,
+            kl=mean("kl", False),
+            key_kl=mean("kl", True),
+            top1_agreement=mean("top1_agreement", False),
+            key_top1_agreement=mean("top1_agreement", True),
+            by_distance=self._by_distance(),
+            documents=self._documents,
+        )
+
+    def _by_distance(self) -> list[DistanceBracket]:
+        edges: list[int | None] = [*(short.context for short in self._shorts), None]
+        found = []
+        for number, (above, up_to) in enumerate(pairwise(edges), start=1):
+            have, gain, tokens = self._brackets.get(number, (0.0, 0.0, 0))
+            if tokens:
+                ratio = have / gain if gain > 0 else None
+                found.append(
+                    DistanceBracket(
+                        above=above or 0, up_to=up_to, retained_gain=ratio, num_tokens=tokens, lost=gain - have
+                    )
+                )
+        return found
+
+
+def _plus(total: WeightedSum, logprobs: Doubles) -> WeightedSum:
+    return WeightedSum(total.logprob + float(logprobs.sum()), total.weight + len(logprobs))
+
+
+def _rising(scores: Scores) -> list[ShortContext]:
+    """One short context for each K, the smallest d."""
+    by_context: dict[int, ShortContext] = {}
+    for short in sorted(scores.short_contexts):
+        by_context.setdefault(short.context, short)
+    return list(by_context.values())
+
+
+def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tuple[ShortContext, KeyRule]:
+    """What the gain is counted from, and the rule with its K: that which is named, else the smallest that both have."""
+    rising = _rising(full)
+    name = full.manifest["model"]["name"]
+    if not rising:
+        raise UserError(
+            f"{name} was scored without short contexts, which the gain is counted from: run longlens score again into "
+            "its folder, with `context=64,256,1024` for example"
+        )
+    if rule.context is not None:
+        wanted = [short for short in full.short_contexts if short.context == rule.context]
+        wanted = [short for short in wanted if rule.stride in (None, short.stride)]
+        if not wanted:
+            have = ", ".join(f"K={short.context}" for short in rising)
+            raise UserError(f"{name} was scored at {have}, and not at K={rule.context}: use one of these")
+        return min(wanted), rule
+    if evaluator is None:
+        return rising[0], rule
+    known = {short.context for short in evaluator.short_contexts}
+    both = [short for short in rising if short.context in known]
+    if not both:
+        contexts = [", ".join(f"K={one.context}" for one in _rising(scores)) or "none" for scores in (full, evaluator)]
+        have = " and ".join(
+            f"{scores.manifest['model']['name']} at {at}"
+            for scores, at in zip((full, evaluator), contexts, strict=True)
+        )
+        raise UserError(
+            f"the full model and the evaluator have no short context in common ({have}): score both at one K"
+        )
+    stride = min(short.stride for short in evaluator.short_contexts if short.context == both[0].context)
+    return both[0], replace(rule, context=both[0].context, stride=stride)
+
+
+def _fed_alike(policies: Sequence[Scores]) -> str | None:
+    """How all the policies were fed, such as ``256`` or ``prefill+512``; None where none has a cache policy.
+
+    Raises:
+        UserError: They differ, so that chunks and not policies would be compared.
+    """
+    fed = {
+        str(cache).rpartition("@")[2]
+        for cache in (scores.manifest["model"].get("cache") for scores in policies)
+        if cache
+    }
+    if len(fed) > 1:
+        raise UserError(
+            f"the runs were fed in different chunks ({', '.join(sorted(fed))}), which moves scores by itself: score "
+            "all policies with one `cache_chunk` and `cache_protocol`"
+        )
+    return next(iter(fed), None)
+
+
+def _check_same(row: TokenScores, other: TokenScores | None, scores: Scores) -> None:
+    name = scores.manifest["model"]["name"]
+    if other is None:
+        raise UserError(f"document {shown(row.id)} is not in {scores.folder or name}: score the same documents there")
+    if other.text_sha256 != row.text_sha256:
+        raise UserError(
+            f"document {shown(row.id)} is another text in {scores.folder or name}: score both with the same "
+            "`max_length` and `truncate_with`"
+        )
+    if not np.array_equal(other.token_ids, row.token_ids):
+        raise UserError(
+            f"document {shown(row.id)} has other tokens in {scores.folder or name}: a cost compares one model with "
+            "itself under another cache or other weights; for two models use longlens compare"
+        )
+
+
+def _warnings(
+    base: _Sums, sums: Sequence[_Sums], names: Sequence[str], shorts: Sequence[ShortContext], influence: Influence
+) -> list[str]:
+    notes = []
+    for at, name in zip(sums, names[1:], strict=True):
+        if at.other_reference:
+            notes.append(f"{name} was compared with another reference than {names[0]}, so its KL is left out")
+    if base.num_key_tokens < MIN_TOKENS:
+        notes.append(
+            f"{base.num_key_tokens} key tokens are too few for an interval (at least {MIN_TOKENS}): use more documents"
+        )
+    if len(shorts) < 2:
+        notes.append(
+            f"{names[0]} was scored at one K, so that there are no distances: score it at several, such as "
+            "`context=64,256,1024`"
+        )
+    return notes

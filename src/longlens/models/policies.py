@@ -1,0 +1,276 @@
+"""Cache policies of the literature, each in a class: what is kept of keys and values after each chunk.
+
+Sizes are tokens that stay in each layer that attends to everything: a number of tokens, or a share of those seen
+(``h2o:512``, ``h2o:0.25``). Layers with a sliding window keep it whatever the policy.
+
+Keys keep the position at which they were rotated. StreamingLLM as published numbers the kept tokens anew, which gives
+the same distances between neighbours and other ones to the sinks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longlens.errors import UserError, require
+from longlens.models.caches import CachePolicy, EvictingLayer, ObservingLayer, evicting_cache, replace_full_layers
+
+SNAP_WINDOW = 64
+"""Queries at the end of a chunk that choose for the rest (SnapKV, ``window_size`` of its code)."""
+SNAP_KERNEL = 5
+"""Keys whose attention is averaged before the choice (SnapKV, ``kernel_size`` of its code)."""
+RANDOM_SEED = 0
+
+
+class Budget:
+    """How many tokens stay: ``"512"`` tokens, or ``"0.25"`` of those seen (one at least).
+
+    Raises:
+        UserError: Neither.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (0 < value <= 1 or (value > 1 and value.is_integer())):
+            raise UserError(
+                f"`cache` is '{name}:{text}'; expected tokens that are kept, or a share of those seen: {name}:512, "
+                f"{name}:0.25"
+            )
+        self.text, self._value = text, value
+
+    def tokens(self, seen: int) -> int:
+        """How many tokens stay.
+
+        Args:
+            seen: Tokens that were seen.
+        """
+        return int(self._value) if self._value > 1 else max(1, int(self._value * seen))
+
+
+class Window(CachePolicy):
+    """``window:W``: the last W tokens."""
+
+    def __init__(self, settings: str) -> None:
+        (self._size,) = _integers(settings, "window", "W")
+        self.name = f"window:{self._size}"
+
+    def new_cache(self, model: Any) -> Any:
+        """Keeps the end."""
+        return evicting_cache(model, lambda keys, _: torch.arange(max(0, keys.shape[-2] - self._size), keys.shape[-2]))
+
+
+class Sink(CachePolicy):
+    """``sink:S+W``: the first S tokens and the last W (Xiao et al. 2024, StreamingLLM)."""
+
+    def __init__(self, settings: str) -> None:
+        self._sinks, self._size = _integers(settings, "sink", "S+W")
+        self.name = f"sink:{self._sinks}+{self._size}"
+
+    def new_cache(self, model: Any) -> Any:
+        """Keeps both ends."""
+
+        def keep(keys: Tensor, values: Tensor) -> Tensor:
+            n = keys.shape[-2]
+            return torch.cat([torch.arange(min(self._sinks, n)), torch.arange(max(self._sinks, n - self._size), n)])
+
+        return evicting_cache(model, keep)
+
+
+class _Ranked(CachePolicy):
+    """Keeps a budget of tokens by a rank that a layer gives them."""
+
+    layer: Callable[[Budget, int], EvictingLayer]
+    kind: str
+
+    def __init__(self, settings: str) -> None:
+        self._budget = Budget(settings, self.kind)
+        self.name = f"{self.kind}:{settings}"
+
+    def new_cache(self, model: Any) -> Any:
+        """A layer of its kind for each that attends to everything."""
+        make = type(self).layer
+        return replace_full_layers(model, lambda number: make(self._budget, number))
+
+
+class _RandomLayer(EvictingLayer):
+    def __init__(self, budget: Budget, number: int) -> None:
+        super().__init__(self._draw)
+        self._budget, self._number = budget, number
+
+    def _draw(self, keys: Tensor, values: Tensor) -> Tensor:
+        # A seed of its own for each layer and step: what a sequence gets depends on nothing before it.
+        generator = torch.Generator().manual_seed(RANDOM_SEED + 1_000_003 * self._number + self.num_seen)
+        order = torch.randperm(keys.shape[-2], generator=generator)
+        return order[: self._budget.tokens(self.num_seen)].sort().values
+
+
+class Random(_Ranked):
+    """``random:SIZE``: tokens drawn without looking, the same for all heads of a layer; the baseline of the others."""
+
+    kind, layer = "random", _RandomLayer
+
+
+class _NormLayer(EvictingLayer):
+    def __init__(self, budget: Budget, number: int) -> None:
+        super().__init__(lambda keys, _: _highest(-keys.float().norm(dim=-1), budget.tokens(self.num_seen)))
+
+
+class KeyNorm(_Ranked):
+    """``knorm:SIZE``: in each head the keys of the smallest L2 norm (Devoto et al. 2024)."""
+
+    kind, layer = "knorm", _NormLayer
+
+
+class _AttendedLayer(ObservingLayer):
+    def __init__(self, budget: Budget, number: int) -> None:
+        super().__init__()
+        self._budget = budget
+
+    def keep_attended(self, query: Tensor, scaling: float) -> Tensor:
+        """Everything while it fits, else the choice."""
+        size = self._budget.tokens(self.num_seen)
+        return self._choose(query, scaling, size)
+
+    @abstractmethod
+    def _choose(self, query: Tensor, scaling: float, size: int) -> Tensor: ...
+
+
+class _HeavyHitterLayer(_AttendedLayer):
+    _sums: Tensor | None = None
+
+    def _choose(self, query: Tensor, scaling: float, size: int) -> Tensor:
+        sums = torch.zeros(self.keys.shape[:-1], device=self.keys.device)
+        if self._sums is not None:
+            sums[..., : self._sums.shape[-1]] += self._sums
+        for block in self.attention(query, scaling):
+            sums += block.mean(2).sum(-2)
+        ranked = sums.clone()
+        ranked[..., max(0, ranked.shape[-1] - size // 2) :] = float("inf")  # the recent half
+        kept = _highest(ranked, size)
+        self._sums = sums.gather(-1, kept)
+        return kept
+
+
+class HeavyHitter(_Ranked):
+    """``h2o:SIZE``: in each head, half the last tokens, half those with most attention so far (Zhang et al. 2023)."""
+
+    kind, layer = "h2o", _HeavyHitterLayer
+
+
+class _SnapLayer(_AttendedLayer):
+    def _choose(self, query: Tensor, scaling: float, size: int) -> Tensor:
+        n = self.keys.shape[-2]
+        window = min(SNAP_WINDOW, query.shape[-2], max(1, size // 2))
+        sums = torch.zeros(self.keys.shape[:-1], device=self.keys.device)
+        for block in self.attention(query[..., -window:, :], scaling):
+            sums += block.mean(2).sum(-2)
+        ranked = torch.nn.functional.avg_pool1d(
+            sums.flatten(0, 1)[:, None], SNAP_KERNEL, stride=1, padding=SNAP_KERNEL // 2, count_include_pad=False
+        ).reshape(sums.shape)
+        ranked[..., n - window :] = float("inf")
+        return _highest(ranked, size)
+
+
+class Snap(_Ranked):
+    """``snapkv:SIZE``: in each head the last 64 tokens of a chunk, and those before that they attend to most, their
+    attention averaged over 5 neighbours (Li et al. 2024, SnapKV).
+    """
+
+    kind, layer = "snapkv", _SnapLayer
+
+
+class _LastQueryLayer(_AttendedLayer):
+    def _choose(self, query: Tensor, scaling: float, size: int) -> Tensor:
+        (block,) = self.attention(query[..., -1:, :], scaling)
+        ranked = block.mean((1, 2))  # over all heads, which keep the same tokens
+        return _highest(ranked[:, 0], size)[:, None].expand(-1, self.keys.shape[1], -1)
+
+
+class LastQuery(_Ranked):
+    """``tova:SIZE``: what the last token of a chunk attends to most, over all heads of a layer (Oren et al. 2024)."""
+
+    kind, layer = "tova", _LastQueryLayer
+
+
+class _Quantised(CachePolicy):
+    """Keys and values in fewer bits, by a layer of transformers; its first chunk is read as it is."""
+
+    mixes_rows = True
+
+    def __init__(self, name: str, layer: str, package: str | None = None, **settings: Any) -> None:
+        import transformers.cache_utils
+
+        if not hasattr(transformers.cache_utils, layer):
+            raise UserError(f"`cache={name}` needs {layer} of transformers 5.24, which this version lacks: update it")
+        if package is not None:
+            require(package, extra="caches", purpose=f"`cache={name}`")
+        self.name, self._layer, self._settings = name, getattr(transformers.cache_utils, layer), settings
+
+    def new_cache(self, model: Any) -> Any:
+        """Quantised layers for those that attend to everything; QuantizedCache itself refuses models with windows."""
+        return replace_full_layers(model, lambda _: self._layer(**self._settings))
+
+
+def _fp8(settings: str) -> CachePolicy:
+    """``fp8``: one scale a layer, of its first chunk; what is larger later is clipped, so the chunk matters."""
+    if settings:
+        raise UserError(f"`cache` is 'fp8:{settings}'; expected fp8, which has no settings")
+    return _Quantised("fp8", "Fp8QuantizedLayer")
+
+
+def _quanto(settings: str) -> CachePolicy:
+    """``quanto:BITS``: 2 or 4 bits, groups of 64 (optimum-quanto)."""
+    bits = _bits(settings, "quanto", (2, 4))
+    return _Quantised(f"quanto:{settings}", "QuantoQuantizedLayer", "optimum.quanto", nbits=bits)
+
+
+def _hqq(settings: str) -> CachePolicy:
+    """``hqq:BITS``: 1, 2, 3, 4 or 8 bits, groups of 64 (hqq)."""
+    return _Quantised(f"hqq:{settings}", "HQQQuantizedLayer", "hqq", nbits=_bits(settings, "hqq", (1, 2, 3, 4, 8)))
+
+
+OWN: dict[str, Callable[[str], CachePolicy]] = {
+    "window": Window,
+    "sink": Sink,
+    "random": Random,
+    "knorm": KeyNorm,
+    "h2o": HeavyHitter,
+    "snapkv": Snap,
+    "tova": LastQuery,
+    "fp8": _fp8,
+    "quanto": _quanto,
+    "hqq": _hqq,
+}
+"""Our policies by the name before the colon; each takes the text after it."""
+
+
+def _highest(ranks: Tensor, size: int) -> Tensor:
+    """Indices of the highest along the last axis, ascending."""
+    return ranks.topk(min(size, ranks.shape[-1]), dim=-1).indices.sort(-1).values
+
+
+def _integers(text: str, name: str, form: str) -> list[int]:
+    parts = text.split("+")
+    if len(parts) != len(form.split("+")) or not all(part.isascii() and part.isdigit() for part in parts):
+        example = f"{name}:{_EXAMPLES[name]}"
+        raise UserError(f"`cache` is '{name}:{text}'; expected {name}:{form} in tokens, such as {example}")
+    sizes = [int(part) for part in parts]
+    if sizes[-1] < 1:
+        raise UserError(f"`cache` is '{name}:{text}', which keeps no recent token; expected 1 or more")
+    return sizes
+
+
+_EXAMPLES = {"window": "1024", "sink": "4+1020"}
+
+
+def _bits(text: str, name: str, allowed: tuple[int, ...]) -> int:
+    if text not in map(str, allowed):
+        raise UserError(f"`cache` is '{name}:{text}'; expected {name}:BITS with {', '.join(map(str, allowed))} bits")
+    return int(text)

@@ -1,0 +1,127 @@
+"""Statistics: what else is computed of each scored token from a model's distribution, in the blocks of its head.
+
+A statistic turns rows of log-probabilities over the vocabulary into named columns, which are stored beside the scores.
+With a reference, another model that is run over the same tokens, it has the reference's rows too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longlens.errors import UserError, shown
+from longlens.plugins import list_plugins, load_plugin
+
+Compute = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+"""From log-probabilities ``(m, V)``, those of the reference, and the tokens that came ``(m,)`` to columns ``(m,)``.
+
+Both are float32, in nats, and may be overwritten by no one. Without a reference, the second is the first.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """Named columns of each scored token.
+
+    Attributes:
+        name: What it is asked for by.
+        columns: Names of what `compute` gives.
+        compute: See `Compute`.
+        is_pairwise: Whether it needs a reference.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    compute: Compute
+    is_pairwise: bool = False
+
+
+def entropy(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """``H = -sum_v p(v) log p(v)``, nats."""
+    return {"entropy": -_expected(logprobs.exp(), logprobs)}
+
+
+def rank(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """How many tokens are more likely than the one that came; 0 where it is the most likely."""
+    return {"rank": (logprobs > logprobs.gather(-1, targets[:, None])).sum(-1).float()}
+
+
+def divergence(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """How far a model's distribution q is from that of the reference p.
+
+    Over the whole vocabulary::
+
+        kl         = sum_v p(v) (log p(v) - log q(v))                     nats
+        reverse_kl = sum_v q(v) (log q(v) - log p(v))                     nats
+        js         = KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2    nats, at most log 2
+        top1_agreement = 1 where both have the same most likely token
+        reference_logprob = log p(token)                                  nats
+    """
+    p, q = reference.exp(), logprobs.exp()
+    middle = ((p + q) / 2).log_()
+    return {
+        "kl": _expected(p, reference - logprobs),
+        "reverse_kl": _expected(q, logprobs - reference),
+        "js": (_expected(p, reference - middle) + _expected(q, logprobs - middle)) / 2,
+        "top1_agreement": (logprobs.argmax(-1) == reference.argmax(-1)).float(),
+        "reference_logprob": reference.gather(-1, targets[:, None])[:, 0],
+    }
+
+
+def _expected(p: Tensor, values: Tensor) -> Tensor:
+    """``sum_v p(v) x(v)``, where 0 times infinity is 0; accumulated in float64."""
+    return torch.where(p > 0, p * values, 0.0).sum(-1, dtype=torch.float64)
+
+
+ENTROPY = Statistic(name="entropy", columns=("entropy",), compute=entropy)
+RANK = Statistic(name="rank", columns=("rank",), compute=rank)
+DIVERGENCE = Statistic(
+    name="divergence",
+    columns=("kl", "reverse_kl", "js", "top1_agreement", "reference_logprob"),
+    compute=divergence,
+    is_pairwise=True,
+)
+OWN = {statistic.name: statistic for statistic in (ENTROPY, RANK, DIVERGENCE)}
+
+
+def load_statistics(names: Sequence[str], *, has_reference: bool = False) -> list[Statistic]:
+    """Statistics by name: ours, or one that another package adds (entry points ``longlens.statistics``).
+
+    Raises:
+        UserError: No such statistic, one that needs a reference, or two with a column of one name.
+    """
+    found: list[Statistic] = []
+    for name in dict.fromkeys(names):
+        added = load_plugin(
+            "longlens.statistics", name, own=OWN, is_kind=lambda it: isinstance(it, Statistic), expected="a Statistic"
+        )
+        made = OWN.get(name, added)
+        if made is None:
+            known = ", ".join([*OWN, *list_plugins("longlens.statistics")])
+            raise UserError(f"`statistics` has {shown(name)}; expected of {known}, or install the package that adds it")
+        if made.is_pairwise and not has_reference:
+            raise UserError(f"the statistic {shown(name)} compares two models: use longlens diverge")
+        found.append(made)
+    columns = [column for statistic in found for column in statistic.columns]
+    twice = next((column for column in columns if columns.count(column) > 1 or column == "cache_bytes"), None)
+    if twice is not None:
+        raise UserError(f"two statistics have a column {shown(twice)}: leave one of them out")
+    return found
+
+
+def check_columns(statistic: Statistic, made: Mapping[str, Any], rows: int) -> None:
+    """Refuses what another package's statistic gives, where it is not what it says.
+
+    Raises:
+        UserError: Other columns, or of another length.
+    """
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in made.items()}
+    if set(made) != set(statistic.columns) or set(shapes.values()) - {(rows,)}:
+        raise UserError(
+            f"the statistic {shown(statistic.name)} gives {shapes}; expected {', '.join(statistic.columns)} of shape "
+            f"({rows},): mend its package"
+        )
