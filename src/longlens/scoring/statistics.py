@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from longlens.errors import UserError, shown
 from longlens.plugins import list_plugins, load_plugin
 
-Compute = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Compute: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]"
 """From log-probabilities ``(m, V)``, those of the reference, and the tokens that came ``(m,)`` to columns ``(m,)``.
 
-Both are float32, in nats, and may be overwritten by no one. Without a reference, the second is the first.
+Both are float32, in nats, and must not be changed. Without a reference, the second is the first.
 """
 
 
@@ -74,7 +74,7 @@ def divergence(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str
 
 def _expected(p: Tensor, values: Tensor) -> Tensor:
     """``sum_v p(v) x(v)``, where 0 times infinity is 0; accumulated in float64."""
-    return torch.where(p > 0, p * values, 0.0).sum(-1, dtype=torch.float64)
+    return (p * values).masked_fill_(p == 0, 0.0).double().sum(-1)
 
 
 ENTROPY = Statistic(name="entropy", columns=("entropy",), compute=entropy)
