@@ -134,12 +134,18 @@ def test_what_they_do_not_take_is_one_line(toy_work, run):
         (["--engine", "nonsense", "--model", "x"], "sglang, vllm, llama-cpp, bigram, or install"),
         (["--engine", "bigram", "--model", "x"], "'x' is no file; the engine bigram takes a text file"),
         (["--engine", "bigram", "--model", "."], "'.' is no file"),
-        (["--engine", "bigram", "--model", "a.txt", "--cache", "full"], "--cache and --cache-chunk are for --engine"),
+        (
+            ["--engine", "bigram", "--model", "a.txt", "--cache", "full"],
+            "--cache, --cache-chunk and --cache-protocol are for",
+        ),
         (
             ["--model", "llama", "--cache", "recent:x"],
             "--cache is 'recent:x', whose settings are wrong: ",
         ),
-        (["--model", "llama", "--cache", "nonsense"], "--cache is 'nonsense'; expected one of full, recent, or"),
+        (
+            ["--model", "llama", "--cache", "nonsense"],
+            "expected one of full, window, sink, random, knorm, h2o, snapkv, tova, fp8, quanto, hqq, recent, or",
+        ),
         (["--model", "llama", "--cache-chunk", 8], "--cache-chunk would have no effect without --cache"),
     ):
         assert message in run(*command, *options).error

@@ -3,7 +3,7 @@
 from longlens_toys.engine import BigramScorer
 from longlens_toys.method import Ramp
 
-from longlens.models.caches import load_cache
+from longlens.models.policies import load_cache
 from longlens.settings.options import Engine, Loading
 from longlens.tasks import get_task
 from longlens.testing import check_cache, check_rope_method, check_scorer, check_task

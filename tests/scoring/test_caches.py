@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from longlens import Document, UserError, load_scorer, score
-from longlens.models.caches import CachePolicy, CacheUse, FullCache, evicting_cache, load_cache
+from longlens.models.caches import CachePolicy, CacheUse, FullCache, evicting_cache
+from longlens.models.policies import load_cache
 from longlens.scoring.scorer import Request
 from longlens.scoring.transformers import TransformersScorer
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model

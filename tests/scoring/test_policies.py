@@ -10,8 +10,8 @@ import torch
 from transformers import AttentionInterface
 
 from longlens import UserError, load_scorer
-from longlens.models.caches import CacheUse, ObservingLayer, cache_bytes, load_cache, observed
-from longlens.models.policies import OWN
+from longlens.models.caches import CacheUse, ObservingLayer, cache_bytes, observed
+from longlens.models.policies import OWN, load_cache
 from longlens.scoring.scorer import Request
 from longlens.scoring.transformers import TransformersScorer
 from longlens.testing import check_cache

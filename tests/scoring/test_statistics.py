@@ -9,7 +9,8 @@ import torch
 from longlens import Document, UserError, open_scores, score
 from longlens.evaluation import Reference, score_documents
 from longlens.logprobs import DISTRIBUTION_BYTES
-from longlens.models.caches import CacheUse, load_cache
+from longlens.models.caches import CacheUse
+from longlens.models.policies import load_cache
 from longlens.scoring.scorer import Request
 from longlens.scoring.statistics import DIVERGENCE, ENTROPY, RANK, Statistic, load_statistics
 from longlens.scoring.transformers import TransformersScorer

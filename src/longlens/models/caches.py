@@ -21,8 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from longlens.errors import UserError, library_errors
-from longlens.plugins import list_plugins, load_plugin
+from longlens.errors import UserError
 
 CACHE_CHUNK = 256
 """Tokens that are fed at a time unless given."""
@@ -290,47 +289,3 @@ class CacheUse:
         if self.policy.name == FullCache.name:
             return None
         return f"{self.policy.name}@{self.chunk if self.protocol == 'stream' else f'prefill+{self.chunk}'}"
-
-
-def make_cache_use(
-    cache: str | CachePolicy | None, chunk: int | None, protocol: CacheProtocol | None
-) -> CacheUse | None:
-    """What a user asked for; None without a policy.
-
-    Raises:
-        UserError: No such policy; a chunk or protocol that cannot be, or without a policy.
-    """
-    if cache is None:
-        given = {"cache_chunk": chunk, "cache_protocol": protocol}
-        for name in (name for name, value in given.items() if value is not None):
-            raise UserError(f"`{name}` would have no effect without `cache`: leave it out, or give `cache=full`")
-        return None
-    policy = load_cache(cache) if isinstance(cache, str) else cache
-    return CacheUse(policy=policy, chunk=CACHE_CHUNK if chunk is None else chunk, protocol=protocol or "stream")
-
-
-def load_cache(name: str) -> CachePolicy:
-    """The policy of a name as ``full`` or ``NAME:SETTINGS``.
-
-    Other packages add names by entry points of the group ``longlens.caches``: a function, or a class, that makes the
-    policy of the text after the colon (empty where there is none).
-
-    Raises:
-        UserError: No such policy, or settings that it does not take.
-    """
-    from longlens.models.policies import OWN
-
-    kind, _, settings = name.partition(":")
-    own = [FullCache.name, *OWN]
-    added = load_plugin("longlens.caches", kind, own=own, is_kind=callable, expected="a function or class")
-    make = OWN.get(kind, added)
-    if name == FullCache.name:
-        return FullCache()
-    if make is None:
-        known = ", ".join([*own, *list_plugins("longlens.caches")])
-        raise UserError(f"`cache` is {name!r}; expected one of {known}, or a package that adds it")
-    with library_errors(f"`cache` is {name!r}, whose settings are wrong", f"see what {kind} takes"):
-        policy = make(settings)
-    if not isinstance(policy, CachePolicy):
-        raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: mend its package")
-    return policy

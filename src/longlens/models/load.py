@@ -255,7 +255,7 @@ def _cache_use(engine: Engine, policy: str | CachePolicy | None = None) -> Cache
     """The cache that is asked for; the policy in place of its name where it is loaded."""
     if (engine.cache, engine.cache_chunk, engine.cache_protocol) == (None, None, None):
         return None
-    from longlens.models.caches import make_cache_use
+    from longlens.models.policies import make_cache_use
 
     return make_cache_use(policy or engine.cache, engine.cache_chunk, engine.cache_protocol)
 

@@ -16,8 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longlens.errors import UserError, require
-from longlens.models.caches import CachePolicy, EvictingLayer, ObservingLayer, evicting_cache, replace_full_layers
+from longlens.errors import UserError, library_errors, require
+from longlens.models.caches import (
+    CACHE_CHUNK,
+    CachePolicy,
+    CacheProtocol,
+    CacheUse,
+    EvictingLayer,
+    FullCache,
+    ObservingLayer,
+    evicting_cache,
+    replace_full_layers,
+)
+from longlens.plugins import list_plugins, load_plugin
 
 SNAP_WINDOW = 64
 """Queries at the end of a chunk that choose for the rest (SnapKV, ``window_size`` of its code)."""
@@ -249,6 +260,48 @@ OWN: dict[str, Callable[[str], CachePolicy]] = {
     "hqq": _hqq,
 }
 """Our policies by the name before the colon; each takes the text after it."""
+
+
+def make_cache_use(
+    cache: str | CachePolicy | None, chunk: int | None, protocol: CacheProtocol | None
+) -> CacheUse | None:
+    """What a user asked for; None without a policy.
+
+    Raises:
+        UserError: No such policy; a chunk or protocol that cannot be, or without a policy.
+    """
+    if cache is None:
+        given = {"cache_chunk": chunk, "cache_protocol": protocol}
+        for name in (name for name, value in given.items() if value is not None):
+            raise UserError(f"`{name}` would have no effect without `cache`: leave it out, or give `cache=full`")
+        return None
+    policy = load_cache(cache) if isinstance(cache, str) else cache
+    return CacheUse(policy=policy, chunk=CACHE_CHUNK if chunk is None else chunk, protocol=protocol or "stream")
+
+
+def load_cache(name: str) -> CachePolicy:
+    """The policy of a name as ``full`` or ``NAME:SETTINGS``.
+
+    Other packages add names by entry points of the group ``longlens.caches``: a function, or a class, that makes the
+    policy of the text after the colon (empty where there is none).
+
+    Raises:
+        UserError: No such policy, or settings that it does not take.
+    """
+    kind, _, settings = name.partition(":")
+    own = [FullCache.name, *OWN]
+    added = load_plugin("longlens.caches", kind, own=own, is_kind=callable, expected="a function or class")
+    make = OWN.get(kind, added)
+    if name == FullCache.name:
+        return FullCache()
+    if make is None:
+        known = ", ".join([*own, *list_plugins("longlens.caches")])
+        raise UserError(f"`cache` is {name!r}; expected one of {known}, or a package that adds it")
+    with library_errors(f"`cache` is {name!r}, whose settings are wrong", f"see what {kind} takes"):
+        policy = make(settings)
+    if not isinstance(policy, CachePolicy):
+        raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: mend its package")
+    return policy
 
 
 def _highest(ranks: Tensor, size: int) -> Tensor:
