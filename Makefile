@@ -45,7 +45,7 @@ test-distributed: $(VENV)-distributed/.made
 
 # Quantised checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
 test-quantized: $(VENV)-quantized/.made
-	$(VENV)-quantized/bin/python -m pytest -rs tests/scoring/test_quantized.py
+	$(VENV)-quantized/bin/python -m pytest -rs tests/scoring/test_quantized.py tests/scoring/test_policies.py
 
 # The experiments of docs/study.md on real models, hours: a killed run resumes. Writes their tables into the page.
 STUDIES = answers cost correlation extension longce
@@ -156,7 +156,8 @@ $(VENV)-docs/.made: pyproject.toml
 
 # Environments over the other one, with the packages of their tests.
 RAY ?= "ray[data]>=2.60,<3"
-QUANTISERS ?= "bitsandbytes>=0.50,<0.51" "torchao>=0.18,<0.19" "compressed-tensors>=0.20,<0.21"
+QUANTISERS ?= "bitsandbytes>=0.50,<0.51" "torchao>=0.18,<0.19" "compressed-tensors>=0.20,<0.21" \
+	"optimum-quanto>=0.2.7,<0.3" "hqq>=0.2.8,<0.3"
 $(VENV)-ray/.made $(VENV)-quantized/.made: $(VENV)-%/.made: $(VENV)/.core
 	$(PYTHON) -m venv $(VENV)-$*
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \

@@ -124,6 +124,28 @@ def test_fp8_depends_on_the_chunk_and_shows_nothing_in_a_single_pass():
     assert by_default.info.cache == "fp8@256"
 
 
+@pytest.mark.parametrize(
+    ("name", "package", "share"),
+    [
+        ("quanto:4", "optimum.quanto", 5 / 32),  # 4 bits, and scale and shift in fp32 for groups of 64
+        ("quanto:2", "optimum.quanto", 3 / 32),
+        ("hqq:8", "hqq", 9 / 32),
+        ("hqq:4", "hqq", 5 / 32),
+        ("hqq:2", "hqq", 3 / 32),
+    ],
+)
+def test_fewer_bits_with_their_libraries(name, package, share):
+    pytest.importorskip(package)
+    check_cache(load_cache(name))
+    model = tiny_model("llama", head_dim=64, hidden_size=256)
+    ids = torch.randint(1, 250, (512,), generator=torch.Generator().manual_seed(4)).tolist()
+    full, found = (result(model, policy, 256, ids=ids) for policy in ("full", name))
+    assert found.columns["cache_bytes"][-1] / full.columns["cache_bytes"][-1] == pytest.approx(share, rel=0.01)
+    error = np.abs(found.logprobs - full.logprobs)
+    assert error[:255].max() < 1e-4  # the first chunk is read as it is
+    assert error[256:].max() > 1e-3
+
+
 def test_a_sequence_of_fp8_does_not_depend_on_its_neighbours():
     model = tiny_model("llama")
     scorer = TransformersScorer(model, byte_tokenizer(), cache=CacheUse(policy=load_cache("fp8"), chunk=16))
