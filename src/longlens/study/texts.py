@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,7 @@ def four_kinds(tokenizer: Any, *, count: int, tokens: int, kinds: Sequence[str] 
     """
     if not set(kinds) <= set(KINDS):
         raise UserError(f"kinds are {', '.join(kinds)}; expected some of {', '.join(KINDS)}")
+    readers: dict[str, Callable[[], Iterator[tuple[str, str]]]]
     readers = dict(zip(KINDS, (lambda: _code(_MODULES), _reference, _speeches, _headers), strict=True))
     found = []
     for kind in kinds:
