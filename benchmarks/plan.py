@@ -5,8 +5,10 @@
     PYTHONPATH=src python -m benchmarks.plan -o DIR      (on a GPU, under three minutes; DIR/plan.json and DIR/plan.md)
 
 Each run has a process of its own on a CPU. Memory is the growth of the process from before the model is made (peak
-RSS), on a GPU ``torch.cuda.max_memory_allocated``. Time is planned from what `longlens.planning.devices.measure` finds
-on a few layers, before and after the run; on a CPU both are CPU time of one thread, which other work moves less.
+RSS), on a GPU ``torch.cuda.max_memory_allocated``. Training steps are run a second time with `UNFRAGMENTED`, where no
+freed memory stays with the process, so that the peak is that of tensors in use. Time is planned from what
+`longlens.planning.devices.measure` finds on a few layers, before and after the run; on a CPU both are CPU time of one
+thread, which other work moves less.
 With ``-o`` and without a GPU it runs with tiny shapes, which tests the script and measures nothing.
 """
 
@@ -16,6 +18,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +75,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 STORED = ROOT / "benchmarks" / "results" / "plan.json"
 """What was measured, by the number of the case; ``--only`` measures some of them again."""
+UNFRAGMENTED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
+"""With these glibc gives each tensor pages of its own, which go back when it is freed. By default blocks of up to 32
+MiB come from a heap, whose holes stay with the process; glibc reads these variables when a process starts."""
 BUDGET_SECONDS = 150.0
 """After so long on a GPU no further run is started; what was left out is listed."""
 
@@ -250,6 +256,33 @@ def run(case: Case) -> dict[str, Any]:
         return found.training if case.mode == "train" else found.forward
 
     before = rates()
+    found = measured(case, device, clock)
+    if on_gpu:
+        torch.cuda.empty_cache()
+    after = rates()
+    mean = Rates(**{name: 2 / (1 / value + 1 / getattr(after, name)) for name, value in asdict(before).items()})
+    plan = planned(case, device, mean)
+    bytes_planned = plan.memory.total - (plan.memory.runtime if on_gpu else 0)  # CUDA's context is no allocation
+    weights = found["weights"]
+    return {
+        "model": case.model,
+        "run": case.label,
+        "tokens": case.length,
+        "planned_gb": bytes_planned / 1e9,
+        "measured_gb": found["peak"] / 1e9,
+        "planned_beside_weights_gb": (bytes_planned - weights) / 1e9,
+        "measured_beside_weights_gb": (found["peak"] - weights) / 1e9,
+        "planned_s": plan.seconds,
+        "measured_s": found["seconds"],
+        "flops": plan.flops,
+        "overhead": plan.overhead,
+        "rates": asdict(mean),
+    }
+
+
+def measured(case: Case, device: torch.device, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
+    """Bytes at the peak, bytes of weights, and seconds of a run that is not the first."""
+    on_gpu = device.type == "cuda"
     base = used(device)
     model = make(case, device)
     call = work_of(case, model, device)
@@ -264,27 +297,7 @@ def run(case: Case) -> dict[str, Any]:
         torch.cuda.synchronize()
     seconds, peak = clock() - start, peak_used(device) - base
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    del model, call
-    if on_gpu:
-        torch.cuda.empty_cache()
-    after = rates()
-    mean = Rates(**{name: 2 / (1 / value + 1 / getattr(after, name)) for name, value in asdict(before).items()})
-    plan = planned(case, device, mean)
-    bytes_planned = plan.memory.total - (plan.memory.runtime if on_gpu else 0)  # CUDA's context is no allocation
-    return {
-        "model": case.model,
-        "run": case.label,
-        "tokens": case.length,
-        "planned_gb": bytes_planned / 1e9,
-        "measured_gb": peak / 1e9,
-        "planned_beside_weights_gb": (bytes_planned - weights) / 1e9,
-        "measured_beside_weights_gb": (peak - weights) / 1e9,
-        "planned_s": plan.seconds,
-        "measured_s": seconds,
-        "flops": plan.flops,
-        "overhead": plan.overhead,
-        "rates": asdict(mean),
-    }
+    return {"peak": peak, "weights": weights, "seconds": seconds}
 
 
 def used(device: torch.device) -> int:
@@ -321,7 +334,8 @@ COLUMNS = [
     "planned GB",
     "measured",
     "ratio",
-    "beside weights",
+    "in use",
+    "ratio",
     "planned s",
     "measured",
     "ratio",
@@ -329,7 +343,7 @@ COLUMNS = [
 
 
 def row(found: dict[str, Any]) -> list[str]:
-    beside = found["planned_beside_weights_gb"] / max(found["measured_beside_weights_gb"], 1e-9)
+    in_use = found.get("in_use_gb")
     return [
         found["model"],
         found["run"],
@@ -337,7 +351,8 @@ def row(found: dict[str, Any]) -> list[str]:
         f"{found['planned_gb']:.2f}",
         f"{found['measured_gb']:.2f}",
         f"{found['planned_gb'] / found['measured_gb']:.2f}",
-        f"{beside:.2f}",
+        "" if in_use is None else f"{in_use:.2f}",
+        "" if in_use is None else f"{found['planned_gb'] / in_use:.2f}",
         f"{found['planned_s']:.2f}",
         f"{found['measured_s']:.2f}",
         f"{found['planned_s'] / found['measured_s']:.2f}",
@@ -348,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--only", type=int, nargs="*", metavar="NUMBER", help="These cases alone, from 0 on.")
     parser.add_argument("--examples", action="store_true", help="Write the examples of docs/plan.md.")
     given = parser.parse_args(arguments)
@@ -356,20 +372,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.case is not None:
         torch.set_num_threads(1)
-        print(json.dumps(run(ON_CPU[given.case])))
+        case = ON_CPU[given.case]
+        print(json.dumps(measured(case, torch.device("cpu")) if given.memory else run(case)))
         return 0
     if given.out is not None:
         return _into(given.out, ON_GPU if torch.cuda.is_available() else ON_NOTHING)
     for number in given.only or range(len(ON_CPU)):
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.plan", "--case", str(number)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = _in_process(number)
+        if ON_CPU[number].mode == "train":
+            again = _in_process(number, "--memory", **UNFRAGMENTED)
+            found |= {"in_use_gb": again["peak"] / 1e9, "in_use_s": again["seconds"]}
         print(row(found), file=sys.stderr, flush=True)
         stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
         stored[f"{number:02}"] = found
         STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         write_table("plan", COLUMNS, [row(stored[key]) for key in sorted(stored)], page="docs/plan.md")
     return 0
+
+
+def _in_process(number: int, *options: str, **environment: str) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.plan", "--case", str(number), *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 EXAMPLES = (
