@@ -33,6 +33,13 @@ def dying(self):
     if os.environ["RANK"] == "1" and not left:
         os.kill(os.getpid(), signal.SIGKILL)
 RunWriter.tick = dying
+from longlens.bench.store import BenchRun
+append = BenchRun.append
+def dying_asked(self, kind, row):
+    append(self, kind, row)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+BenchRun.append = dying_asked
 import longlens.scoring.transformers
 longlens.scoring.transformers.LOOK_AHEAD_BATCHES = 0  # so that documents end one after the other
 from longlens.cli import main
@@ -160,6 +167,16 @@ def killed(place):
 
 
 @pytest.fixture(scope="module")
+def killed_bench(place):
+    """A benchmark of two processes, the second of which was killed after its first answer."""
+    ended = torchrun(2, "killed.py", *BENCH, "--samples", 3, "-o", "bench-killed", cwd=place, LEFT="-1")
+    assert ended.code == 1
+    assert "Signal 9 (SIGKILL)" in ended.err
+    assert len(list(place.glob("bench-killed/answers/part-1-*"))) == 1
+    assert not (place / "bench-killed" / "results.json").exists()
+
+
+@pytest.fixture(scope="module")
 def half(place):
     """What ends of one process left of `data weigh`, after a few chunks."""
     with pytest.MonkeyPatch.context() as patch:
@@ -177,7 +194,7 @@ def half(place):
 
 
 @pytest.fixture(scope="module")
-def together(place, killed, half):
+def together(place, killed, killed_bench, half):
     """What two processes said, and then three, which go on with what two have begun."""
     for number in (1, 2, 3):
         shutil.copytree(killed, place / f"again-{number}")
@@ -200,6 +217,7 @@ def together(place, killed, half):
         place,
         again=["score", "docs.jsonl", *RULE, "-o", "again-3"],
         bench=[*BENCH, "--samples", 3, "-o", "bench", "--json"],
+        again_bench=[*BENCH, "--samples", 3, "-o", "bench-killed", "--json"],
         weigh=[*WEIGH, "-o", "weighed-3"],
         pack=[*PACK, "-o", "packed-3"],
         mix=[*MIX, "-o", "mixed-3"],
@@ -249,6 +267,14 @@ def test_longppl_is_summed_up_by_the_first_process(place, together):
     first, second = together[2]["kept"]
     assert json.loads(first[1])["longppl_soft"] == pytest.approx(alone["longppl_soft"], rel=1e-5)
     assert (second[0], second[1]) == (0, "")
+
+
+def test_a_benchmark_goes_on_after_a_kill_with_any_number_of_processes(place, together):
+    assert [code for code, *_ in together[3]["again_bench"]] == [0, 0, 0]
+    read = [json.loads((place / name / "results.json").read_text()) for name in ("bench-alone", "bench-killed")]
+    assert read[0] == read[1]
+    kept = [path.read_text().splitlines() for path in place.glob("bench-killed/answers/part-*")]
+    assert sum(map(len, kept)) == 6  # none was asked twice
 
 
 def test_samples_of_a_benchmark_are_shared(place, together):
