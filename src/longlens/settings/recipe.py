@@ -275,6 +275,26 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
     return key, parse_yaml(text, f"{option} {key}", "quote the value as in YAML")
 
 
+def section_at(content: dict[str, Any], names: Iterable[str], place: str) -> dict[str, Any]:
+    """The mapping at a path of a recipe, whose sections are made where there are none.
+
+    Args:
+        content: The recipe; changed.
+        names: Sections, from the outermost.
+        place: What asks for it, for messages.
+
+    Raises:
+        UserError: One of them is a value.
+    """
+    for name in names:
+        if content.get(name) is None:
+            content[name] = {}
+        content = content[name]
+        if not isinstance(content, dict):
+            raise UserError(f"{place}: {name} is {shown_value(content)} and has no keys: set {name} itself")
+    return content
+
+
 def write_yaml(content: Mapping[str, Any]) -> str:
     """The text that `parse_yaml` reads as the same, keys in their order."""
     import yaml

@@ -29,7 +29,7 @@ from longlens.files import cannot_write, read_json, write_json
 from longlens.progress import Progress
 from longlens.runs.folder import versions
 from longlens.runs.jsonl import append_line, read_lines
-from longlens.settings.recipe import Integer, Settings, assignment, parse, read_yaml
+from longlens.settings.recipe import Integer, Settings, assignment, parse, read_yaml, section_at
 from longlens.train.folder import RunFolder
 
 _LOGGER = logging.getLogger(__name__)
@@ -210,12 +210,7 @@ def read_study(
     for change in changes:
         key, value = assignment(change, "`changes`", "seeds=[1]")
         *sections, last = key.split(".")
-        inner = content
-        for section in sections:
-            inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"`changes` {key}: {section} has no keys: set {section} itself")
-        inner[last] = value
+        section_at(content, sections, f"`changes` {key}")[last] = value
     if seeds is not None:
         content["seeds"] = list(seeds)
     return parse(kind, content, f"{recipe}")

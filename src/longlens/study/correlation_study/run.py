@@ -38,6 +38,7 @@ from longlens.study import reproduce
 from longlens.study.correlation import correlate_table
 from longlens.study.correlation_study.questions import CHANCE, TaskSettings, accuracy, ask, make_questions
 from longlens.study.correlation_study.variants import VariantSettings, make_variant
+from longlens.study.longce.model import save_model
 from longlens.study.reproduce import Inputs, Steps, StudySettings, Table, identities
 from longlens.study.texts import four_kinds
 from longlens.study.tuning import Tuning, tune
@@ -176,7 +177,7 @@ class _Candidate:
         def make(path: Path) -> None:
             base = _load(family.model)
             tune(base.model, base.tokenizer, family.tuning[name], self.steps.progress)
-            base.model.save_pretrained(path)
+            save_model(base.model, path)
             base.tokenizer.save_pretrained(path)
 
         return self.steps.folder(f"tuned/{self.family}-{name}", make)
