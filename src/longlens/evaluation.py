@@ -82,6 +82,7 @@ class _Side:
     bos: Bos
     extrapolate: bool
     store_text: bool
+    name: str | None = None
 
     def check(self) -> None:
         check_run(self.out, self.model, self.shorts, bos=self.bos, limit=self.limit, store_text=self.store_text)
@@ -113,6 +114,7 @@ class _Side:
             extrapolate=self.extrapolate,
             store_text=self.store_text,
             shard=shard,
+            name=self.name,
             processes=processes,
             progress=progress,
         )
@@ -138,6 +140,7 @@ def score_documents(
     shard: tuple[int, int] | None = None,
     statistics: Sequence[str] = (),
     reference: Reference | None = None,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> StoredScores:
     """Scores documents with a model that is named, into a run folder; `longlens.score` takes one that is loaded.
@@ -158,6 +161,7 @@ def score_documents(
             torchrun started share the documents, see `longlens.score`.
         statistics: What else is computed of each token, stored as columns; see `longlens.scoring.statistics`.
         reference: The model that they compare with, which is run beside it.
+        name: What the run is called in tables; the last part of the model's path or id unless given.
         progress: Shows characters of the documents.
 
     Raises:
@@ -196,6 +200,7 @@ def score_documents(
                 bos=bos,
                 extrapolate=truncation.extrapolate,
                 store_text=store_text,
+                name=name,
             )
             side.check()
             if processes.rank == 0:
@@ -253,6 +258,7 @@ def evaluate_longppl(
     engine: Engine | None = None,
     evaluator_engine: str | None = None,
     evaluator_tokenizer: Any = None,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> PerplexityResult | None:
     """LongPPL of a model on documents: the evaluator scores them, then the model, into a folder.
@@ -276,6 +282,7 @@ def evaluate_longppl(
         engine: What runs the model, and the evaluator where it can run that too (a server's runs servers alone).
         evaluator_engine: What runs the evaluator instead.
         evaluator_tokenizer: The evaluator's tokenizer; that in ``engine`` is the model's alone.
+        name: What the model is called in tables; the last part of its path or id unless given.
         progress: Shows characters of the documents.
 
     Returns:
@@ -331,6 +338,7 @@ def evaluate_longppl(
                 engine=engine,
                 evaluator_engine=evaluator_engine,
                 evaluator_tokenizer=evaluator_tokenizer,
+                name=name,
                 checks=processes.rank == 0,
             )
         chosen = None if selecting_side is None else selecting_side.score(documents, progress, processes)
@@ -358,6 +366,7 @@ def _plan_longppl(
     engine: Engine,
     evaluator_engine: str | None,
     evaluator_tokenizer: Any,
+    name: str | None,
     checks: bool,
 ) -> tuple[_Side | None, _Side]:
     """What the evaluator is to score, where it is run of its own, and what the evaluated model; nothing is loaded."""
@@ -365,12 +374,12 @@ def _plan_longppl(
     is_alone = evaluator == "self" and bos == "window"
     selector = None if is_alone or evaluator is None else model if evaluator == "self" else evaluator
     if checks:
-        for name in ["model"] if selector is None else ["evaluator", "model"]:
-            check_writable(folder / name)
+        for part in ["model"] if selector is None else ["evaluator", "model"]:
+            check_writable(folder / part)
     if selector in (None, model):
-        for name, value in (("evaluator_engine", evaluator_engine), ("evaluator_tokenizer", evaluator_tokenizer)):
+        for given, value in (("evaluator_engine", evaluator_engine), ("evaluator_tokenizer", evaluator_tokenizer)):
             if value is not None:
-                raise UserError(f"`{name}` would have no effect without an `evaluator` beside the model: leave it out")
+                raise UserError(f"`{given}` would have no effect without an `evaluator` beside the model: leave it out")
         selecting = evaluated = UnloadedModel(model, loading, engine)
     else:
         other = engine_for(str(selector), engine, kind=evaluator_engine, tokenizer=evaluator_tokenizer)
@@ -389,7 +398,12 @@ def _plan_longppl(
     if selector is not None and isinstance(limit, TokenLimit) and limit.counted_by == "own":
         limit = replace(limit, counted_by=selecting.info.name)
     side = replace(
-        selecting_side, model=evaluated, out=folder / "model", shorts=shorts if is_alone else [], limit=limit
+        selecting_side,
+        model=evaluated,
+        out=folder / "model",
+        shorts=shorts if is_alone else [],
+        limit=limit,
+        name=name,
     )
     for one in [side] if selector is None else [selecting_side, side]:
         one.check()

@@ -14,7 +14,7 @@ import pytest
 import longlens
 from tests.tiny import byte_tokenizer, tiny_model
 
-COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare", "reach", "report", "extend", "train"]
+COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare", "reach", "report", "export", "extend", "train"]
 RULE = ("--context", 32, "--stride", 16)
 JSON_KEYS = {
     "schema_version",
@@ -52,19 +52,20 @@ def test_help_and_version(run):
     assert run("--version") == (0, f"longlens {longlens.__version__}\n", "")
 
 
-def test_score_says_what_it_does_on_stderr_and_the_next_step_on_stdout(work, run):
+def test_score_says_what_it_does_and_the_next_steps_on_stderr(work, run):
     arguments = ("score", "a.txt", "b.txt", "--model", "llama", *RULE, "-o", "run")
     quiet = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY")
     environment = {name: value for name, value in os.environ.items() if name not in quiet}
     command = [sys.executable, "-m", "longlens", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (ended.returncode, ended.stdout) == (0, "next: longlens perplexity run\n")
-    first, cut, scored, last = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (0, "")
+    first, cut, scored, last, *steps = ended.stderr.splitlines()
     assert first == "llama: LlamaForCausalLM from local folder, float32 on cpu"
     assert cut == "llama: documents are cut to 4,095 tokens (it takes 4,096)"
     took = r"score llama: [\d,]+ characters in [\d.]+ s, [\d,]+ tokens of model input, [\d,]+/s"
     assert re.fullmatch(took, scored)
     assert last == "2 documents in run"
+    assert steps == ["next: longlens perplexity run", "      longlens report run -o report.html"]
     again = run(*arguments)
     assert again == (0, ended.stdout, "\n".join([first, cut, last]) + "\n")
 
@@ -311,7 +312,7 @@ def test_compare(scored, run):
     assert found["pairs"][0]["log_ppl"].keys() == {"value", "interval", "significant", "settled", "documents_to_settle"}
     shown = run("compare", scored / "llama", scored / "other", "--evaluator-scores", scored / "other")
     assert shown.code == 0
-    assert "log PPL, nats per token" in shown.out
+    assert "log PPL, nats/token" in shown.out
     assert "note: " in shown.err
 
 

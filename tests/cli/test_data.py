@@ -97,7 +97,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
     assert found["mean_weight"] > 0
     next_step = run("data", "weigh", *docs, "--scores", scored / "llama", "-o", tmp_path / "weighed")
     assert (
-        next_step.out
+        next_step.err.splitlines(keepends=True)[-1]
         == f"next: longlens data pack {tmp_path / 'weighed'} --tokenizer MODEL --length LENGTH -o PACKED\n"
     )
     arguments = ("--tokenizer", models / "llama", "--length", "1000", "-o", tmp_path / "packed")

@@ -90,10 +90,10 @@ def test_what_changed_is_printed(work, run):
         ["max_position_embeddings", "4,096", "32,768"],
         ["original_max_position_embeddings", "-", "4,096"],
         ["first_layer", "-", "0"],
-        ["next:", "longlens", "score", "DOCS", "--model", "out", "-o", "SCORES"],
     ]
     assert ended.err == (
         "note: transformers alone refuses this folder (rope_type 'longlens_eabf'); longlens loads it\n"
+        "next: longlens score DOCS --model out -o SCORES\n"
     )
 
 

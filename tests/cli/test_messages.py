@@ -129,8 +129,9 @@ def test_names_of_files_and_folders_are_printed_as_they_are(run, work):
     ended = run("score", "`context`.txt", *options)
     assert ended.code == 0
     assert "`model`: LlamaForCausalLM" in ended.err
-    assert ended.err.endswith("1 documents in `out`\n")
-    assert "--" not in ended.err
+    said, steps = ended.err.split("1 documents in `out`\n")
+    assert "--" not in said
+    assert steps.startswith("next: longlens perplexity '`out`'\n")
     changed = run("score", "`context`.txt", *options, "--no-text").error
     assert changed.startswith("error: `out` holds another run: ")
 

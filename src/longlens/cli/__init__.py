@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -52,6 +53,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         say("error: the output (stdout) is closed: redirect it to a file, or to /dev/null")
         return 2
     command = typer.main.get_command(app)
+    if "_LONGLENS_COMPLETE" in os.environ:  # a shell asks what could come next
+        command.main(prog_name="longlens")
     try:
         with command.make_context("longlens", list(sys.argv[1:] if arguments is None else arguments)) as context:
             command.invoke(context)
@@ -65,8 +68,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         _tell_torchrun(f"error: {error}")
         return 2
     except typer.TyperException as error:
-        text = getattr(error, "format_message", error.__str__)().rstrip(".")
         at = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError" and at is not None:  # a group of commands, and none of them
+            print(at.get_help())
+            return 0
+        text = getattr(error, "format_message", error.__str__)().rstrip(".")
+        near = difflib.get_close_matches(
+            getattr(error, "option_name", ""), getattr(error, "possibilities", None) or (), 1
+        )
+        if near:
+            text = f"No such option: {error.option_name}. Did you mean {near[0]!r}?"  # type: ignore[attr-defined]
         end = "" if text.endswith("?") else "."
         say(f"error: {text}{end} See {'longlens' if at is None else at.command_path} --help")
         return 2

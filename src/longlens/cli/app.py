@@ -13,6 +13,7 @@ from longlens.cli.commands.cost import cost
 from longlens.cli.commands.data import data
 from longlens.cli.commands.demo import demo
 from longlens.cli.commands.diverge import diverge
+from longlens.cli.commands.export import export
 from longlens.cli.commands.extend import extend
 from longlens.cli.commands.keys import keys
 from longlens.cli.commands.longppl import longppl
@@ -25,9 +26,11 @@ from longlens.cli.commands.study import study
 from longlens.cli.commands.train import train
 
 app = App(
-    "longlens", "Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them."
+    "longlens",
+    "Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them.",
+    completes=True,
 )
-for command in (demo, score, perplexity, longppl, keys, compare, reach, cost, diverge, report, extend, train):
+for command in (demo, score, perplexity, longppl, keys, compare, reach, cost, diverge, report, export, extend, train):
     app.command()(command)
 app.add_typer(bench)
 app.add_typer(data)

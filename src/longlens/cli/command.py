@@ -146,8 +146,21 @@ def _option(group: type, name: str, defaults: Mapping[str, Any]) -> inspect.Para
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[annotation, typer.Option(*flags, help=text, metavar=help.metavar)],
+        annotation=Annotated[
+            annotation,
+            typer.Option(
+                *flags,
+                help=text,
+                rich_help_panel=getattr(group, "PANEL", None),
+                **(choices(*help.metavar.split("|")) if "|" in (help.metavar or "") else {"metavar": help.metavar}),
+            ),
+        ],
     )
+
+
+def choices(*names: str) -> dict[str, Any]:
+    """Keywords of ``typer.Option`` for one of these: its metavar, and what a shell completes."""
+    return {"metavar": "|".join(names), "autocompletion": lambda: list(names)}
 
 
 def _repeated(args: Sequence[str], options: Sequence[Any]) -> list[str]:
@@ -186,6 +199,19 @@ class Command(TyperCommand):
                 given.append(str(help.alone))
         rest: list[str] = super().parse_args(ctx, given)
         return rest
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Lists arguments and options, those of each group of settings under its title."""
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
+        for title, records in panels.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs it.
@@ -244,14 +270,15 @@ def _refuse_idle(command: typer.Context) -> None:
 
 
 class App(typer.Typer):
-    """Commands, or a group of them: plain help, no completion, no tracebacks in colour."""
+    """Commands, or a group of them: plain help, also without arguments, and no tracebacks in colour."""
 
-    def __init__(self, name: str, help: str) -> None:
+    def __init__(self, name: str, help: str, *, completes: bool = False) -> None:
         super().__init__(
             name=name,
             help=help,
             context_settings=HELP,
-            add_completion=False,
+            add_completion=completes,
+            no_args_is_help=True,
             rich_markup_mode=None,
             pretty_exceptions_enable=False,
         )

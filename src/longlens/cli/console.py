@@ -120,11 +120,12 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
     """A number for a table; ``-`` where it does not exist, and with three figures from a billion on."""
     if value is None:
         return "-"
-    return f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.2e}"
+    sign = "+" if signed else ""
+    return f"{value:{sign},.{digits}f}" if abs(value) < 1e9 else f"{value:{sign}.2e}"
 
 
 def interval(both: tuple[float, float] | None) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from longlens.cli.command import choices as choices
 from longlens.cli.command import refuse as refuse
 from longlens.errors import UserError
 from longlens.settings.options import KeyRule
@@ -21,11 +22,24 @@ PerDocument = Annotated[
     bool, typer.Option("--per-document", help="A line, or an entry of the JSON, for each document.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Bos = Annotated[str, typer.Option(help="window: BOS before every window. published: as the package longppl does.")]
+Bos = Annotated[
+    str,
+    typer.Option(
+        help="window: BOS before every window. published: as the package longppl does.",
+        **choices("window", "published"),
+    ),
+]
 NoText = Annotated[bool, typer.Option("--no-text", help="Do not store the texts.")]
 
-EvaluatorScores = Annotated[Path | None, typer.Option(help="Scores of the evaluator, which selects the key tokens.")]
-Keys = Annotated[Path | None, typer.Option(help="Key tokens in a file, from longlens keys.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="Name in tables and charts.  [default: the last part of --model]"),
+]
+EvaluatorScores = Annotated[
+    Path | None,
+    typer.Option("--evaluator-scores", "-e", help="Run directory of the evaluator, which selects the key tokens."),
+]
+Keys = Annotated[Path | None, typer.Option("--keys", "-k", help="File of key tokens, from longlens keys.")]
 Answers = Annotated[
     Path | None, typer.Option(help="Rows with id and answer_spans (JSONL, JSON, Parquet); replace the documents' own.")
 ]

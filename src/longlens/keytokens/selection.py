@@ -81,7 +81,7 @@ class KeyTokensView(SequenceById[KeyTokens]):
         self._rule: dict[str, Any] = {"alpha": alpha, "beta": beta, "use_lcl": rule.lcl is not False}
         self._error = logprob_error(str(recorded.get("dtype")))
         self.settings: Mapping[str, Any] = {
-            "evaluator": scores.manifest["model"]["name"],
+            "evaluator": scores.name,
             "evaluator_sha256": identity_of(scores).sha256,
             "alpha": alpha,
             "beta": beta,

@@ -163,7 +163,7 @@ def reach_influence(
         choose_influence(evaluator_scores, keys, rule)  # for what it refuses
         return NO_INFLUENCE, True
     if evaluator_scores is not None and smallest not in {short.context for short in evaluator_scores.short_contexts}:
-        evaluator, model = (each.manifest["model"]["name"] for each in (evaluator_scores, scores))
+        evaluator, model = evaluator_scores.name, scores.name
         have = ", ".join(f"K={short.context}" for short in evaluator_scores.short_contexts) or "no short context"
         raise UserError(
             f"the evaluator {evaluator} was scored at {have}, and not at K={smallest}, the smallest K of {model}, "

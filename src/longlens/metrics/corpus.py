@@ -153,7 +153,7 @@ class Corpus:
         scores: Of the model.
         influence: What decides how much a token counts.
         answers: In place of those that were stored with the scores.
-        name: What the model is called; its name in the manifest unless given.
+        name: What the model is called; the name of the scores unless given.
 
     Raises:
         UserError: There are no documents, or answers were given and are for none of them.
@@ -163,7 +163,7 @@ class Corpus:
         self, scores: Scores, influence: Influence, answers: AnswerSpans | None = None, *, name: str | None = None
     ) -> None:
         self.scores, self.influence, self.answers = scores, influence, answers
-        self.name = name or str(scores.manifest["model"]["name"])
+        self.name = name or scores.name
         if not len(scores):
             raise UserError(f"the scores of {self.name} hold no documents: score some, with longlens score DOCS")
         if answers is not None and answers.keys().isdisjoint(scores.ids):

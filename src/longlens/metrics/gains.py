@@ -58,7 +58,7 @@ class GainSums:
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        self.corpus, self.name = corpus, str(corpus.scores.manifest["model"]["name"])
+        self.corpus, self.name = corpus, corpus.scores.name
         self.shorts = rising_contexts(corpus.scores)
         self.num_near = self.num_key_tokens = self.num_short = self.num_left_out = 0
         self.num_incomplete = corpus.scores.num_incomplete
@@ -113,7 +113,7 @@ def rising_contexts(scores: Scores) -> list[ShortContext]:
     strides: dict[int, int] = {}
     for short in sorted(scores.short_contexts):
         strides.setdefault(short.context, short.stride)
-    name = scores.manifest["model"]["name"]
+    name = scores.name
     if len(strides) < MIN_CONTEXTS:
         have = ", ".join(f"K={context}" for context in strides) or "no short context"
         raise UserError(

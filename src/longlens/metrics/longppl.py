@@ -34,7 +34,7 @@ class PerplexityResult(Tabular):
     """Perplexities of a corpus. A value that does not exist, or is infinite, is None. As a table: a row a document.
 
     Attributes:
-        model: Name of the evaluated model.
+        model: Name of the evaluated model, see `longlens.scoring.scores.display_name`.
         evaluator: Name of the evaluator; None without one.
         ppl: Perplexity (eq. 1).
         longppl: LongPPL on key tokens (eq. 4).
@@ -56,7 +56,8 @@ class PerplexityResult(Tabular):
         intervals: 95 % intervals of ``ppl``, ``longppl`` and ``longppl_soft`` over documents, see
             `longlens.metrics.uncertainty`; None where fewer than 2 documents or 20 tokens decide the value.
         settings: ``context``, ``stride``, ``alpha``, ``beta``, ``gamma``, ``lcl``; of the evaluated model ``bos``,
-            ``max_length``, ``dtype``; ``evaluator_bos`` and ``evaluator_dtype`` where they differ from the model's.
+            ``max_length``, ``dtype`` and ``model``, its path or id; ``evaluator_bos`` and ``evaluator_dtype`` where
+            they differ from the model's.
         documents: The sums for each document, sorted by id.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
@@ -250,6 +251,7 @@ class PerplexitySums:
             "gamma": influence.gamma,
             "lcl": chosen.get("lcl"),
             **{name: recorded.get(name) for name in ("bos", "max_length", "dtype")},
+            "model": self.corpus.scores.manifest["model"]["name"],
         }
         for name in ("bos", "dtype"):
             if chosen.get(name) not in (None, settings[name]):
@@ -264,15 +266,14 @@ class PerplexitySums:
                 f"{scores.num_incomplete} documents lack the short context that is asked for and are left out: run the "
                 "same longlens score command again to finish them"
             )
-        recorded = scores.manifest["model"]["name"]
         if is_evaluator(scores, influence.evaluator, influence.keys):
             notes.append(
-                f"{recorded} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
+                f"{model} is its own evaluator: the paper (appendix B.2, table 6) finds that such a LongPPL says "
                 "little of long-context ability; use a strong long-context model as the evaluator"
             )
         extra = 0 if influence.evaluator is None else len(influence.evaluator) - len(scores)
         if extra > 0:
-            notes.append(f"{extra} documents of the evaluator were not scored with {recorded} and are left out")
+            notes.append(f"{extra} documents of the evaluator were not scored with {model} and are left out")
         if near := near_threshold_message(*self._near):
             notes.append(near)
         if impossible := {document.id: n for document in documents if (n := document.num_impossible)}:

@@ -67,6 +67,7 @@ def score(
     extrapolate: bool = False,
     store_text: bool = True,
     shard: tuple[int, int] | None = None,
+    name: str | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> MemoryScores | StoredScores:
@@ -100,6 +101,7 @@ def score(
         shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on, and knows nothing of
             the others. None: with ``out``, all processes that torchrun started share the documents by what they cost,
             see `longlens.runs.sharing`, and return when all of them have ended; without, each scores all of them.
+        name: What the run is called in tables; the last part of the model's path or id unless given.
         processes: Those of torchrun, where they are connected already.
         progress: Shows characters of the documents.
 
@@ -125,7 +127,7 @@ def score(
         documents = to_documents(documents, reading, decoder=_decoder(reading))
     meter = _Meter(progress or Progress(), scorer.info.name)
     run = _Run(scorer, shorts, bos, limit, meter, extrapolate=extrapolate, store_text=store_text)
-    manifest = make_manifest(scorer.info, settings)
+    manifest = make_manifest(scorer.info, settings, name)
     if out is not None and processes.size > 1:
         meter.title += f" (process 1 of {processes.size})"
         with processes:

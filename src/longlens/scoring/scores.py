@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -248,6 +249,11 @@ class Scores(SequenceById[TokenScores]):
     folder: Path | None
     num_incomplete: int
 
+    @property
+    def name(self) -> str:
+        """What the model is called in tables, see `display_name`."""
+        return display_name(self.manifest)
+
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
         """A ``pyarrow.Table`` with a row a token, document after document, see `TokenScores.to_arrow`.
 
@@ -286,12 +292,22 @@ class MemoryScores(Scores):
         return self._rows[id]
 
 
+def display_name(manifest: Mapping[str, Any]) -> str:
+    """What the model of a run is called in tables and charts: the run's name, else `short_name` of the model."""
+    return str(manifest.get("name") or short_name(str(manifest["model"]["name"])))
+
+
+def short_name(model: str) -> str:
+    """The last part of a path, a hub id or a server's ``#NAME``; ``models/llama-8b/`` is ``llama-8b``."""
+    return re.split(r"[/\\]", model.rpartition("#")[2].rstrip("/\\"))[-1] or model
+
+
 def names_of(runs: Sequence[Scores]) -> list[str]:
-    """What to call runs that are shown together: their models, with the run folder where models share a name.
+    """What to call runs that are shown together: their names, with the run folder where runs share a name.
 
     With its whole path where folders share a name as well; scores in memory have their place in the list instead.
     """
-    models = [str(run.manifest["model"]["name"]) for run in runs]
+    models = [run.name for run in runs]
     folders = [run.folder.resolve() if run.folder else Path(str(place)) for place, run in enumerate(runs, start=1)]
     tails = [folder.name for folder in folders]
     return [

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from longlens.errors import UserError, one_line
-from longlens.files import cannot_write, create_json
+from longlens.files import cannot_write, create_json, write_json
 from longlens.runs import folder as runs
 from longlens.runs.folder import BY_WEIGHTS, MANIFEST, LockedFolder, differences, refuse_other, warn_by_weights
 from longlens.runs.identity import ModelIdentity, canonical_sha256, model_differences
@@ -136,14 +136,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def make_manifest(info: ScorerInfo, settings: Mapping[str, Any]) -> dict[str, Any]:
+def make_manifest(info: ScorerInfo, settings: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
     """What manifest.json holds.
 
     Args:
         info: Of the model.
         settings: See `run_settings`.
+        name: What the run is called in tables; no part of what identifies it.
+
+    Raises:
+        UserError: The name is empty.
     """
-    return runs.make_manifest({"model": asdict(info) | info.identity.to_json(), "settings": dict(settings)})
+    if name is not None and not name.strip():
+        raise UserError("`name` is empty: give a name for tables and charts, or leave it out")
+    named = {} if name is None else {"name": name}
+    return runs.make_manifest(named | {"model": asdict(info) | info.identity.to_json(), "settings": dict(settings)})
 
 
 def _check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -289,6 +296,9 @@ class RunWriter:
         have = read_manifest(self.folder)
         _check_same_run(self.folder, have, manifest)
         runs.warn_of_versions(self.folder, have, manifest["versions"])
+        name = manifest.get("name")
+        if self._rank == 0 and name not in (None, have.get("name")):
+            write_json(path, have | {"name": name})
         return run_sha256(have)
 
     def done(self, short: ShortContext | None) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from longlens.errors import UserError, shown
 
@@ -23,6 +23,9 @@ GAMMA = 5.0
 MAX_LENGTH = 32768
 SEED = 42
 """Of samples of tasks: RULER's and HELMET's."""
+
+
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Help(NamedTuple):
@@ -52,8 +55,14 @@ class Loading:
             range.
     """
 
+    PANEL: ClassVar[str] = "Loading the model"
+
     dtype: Annotated[
-        str, Help("auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it, else float32.")
+        str,
+        Help(
+            "auto is bfloat16 on a GPU that has it, else float32; fp32, bf16 and fp16 are accepted too.",
+            metavar="auto|float32|bfloat16|float16",
+        ),
     ] = "auto"
     device: Annotated[str, Help("auto, cpu, cuda, cuda:1, ...")] = "auto"
     device_map: Annotated[str | None, Help("Spread the model over devices, such as auto; instead of a device.")] = None
@@ -66,7 +75,8 @@ class Loading:
     allow_pickle: Annotated[bool, Help("Read .bin weights, which can run code.")] = False
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Checks the values, and writes out short names of a dtype."""
+        object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))
         if self.device_map is not None and self.device != "auto":
             raise UserError("`device` would have no effect with `device_map`: leave it out")
         if self.tensor_parallel is not None and self.tensor_parallel < 1:
@@ -84,6 +94,8 @@ class Engine:
     Raises:
         UserError: A number is out of range.
     """
+
+    PANEL: ClassVar[str] = "Engine"
 
     engine: Annotated[
         str | None,
@@ -140,6 +152,8 @@ class Ray:
     Raises:
         UserError: A value is out of range, or has no effect without `ray`.
     """
+
+    PANEL: ClassVar[str] = "Ray"
 
     ray: Annotated[
         str | None,
@@ -198,6 +212,8 @@ class Hardware:
         UserError: A number that cannot be, or a speed that is both given and measured.
     """
 
+    PANEL: ClassVar[str] = "Hardware"
+
     device: Annotated[
         str | None, Help("h100, h200, b200, a100, l40s, l4, rtx4090, mi300x, ...; cpu.  [default: this machine's]")
     ] = None
@@ -233,6 +249,8 @@ class Reading:
         UserError: A value is out of range, or two contradict each other.
     """
 
+    PANEL: ClassVar[str] = "Reading documents"
+
     text_field: Annotated[str, Help("Field of a row that holds the text.")] = "text"
     id_field: Annotated[str, Help("Field of a row that holds its id.")] = "id"
     subset: Annotated[str | None, Help("Subset of an hf: dataset.")] = None
@@ -266,6 +284,8 @@ class Truncation:
         UserError: Both tokens and characters are given.
     """
 
+    PANEL: ClassVar[str] = "Truncation"
+
     max_length: Annotated[
         int | None,
         Help(f"Tokens that a document is cut to.  [default: {MAX_LENGTH}, or what the model takes if that is less]"),
@@ -291,6 +311,8 @@ class KeyRule:
     Raises:
         UserError: A value is out of range, or beta is given and left out.
     """
+
+    PANEL: ClassVar[str] = "Key tokens"
 
     alpha: Annotated[float | None, Help(f"Key tokens have LSD > alpha, in nats.  [default: {ALPHA:g}]")] = None
     beta: Annotated[float | None, Help(f"Key tokens have LCL > beta, in nats.  [default: {BETA:g}]")] = None

@@ -73,7 +73,7 @@ def join_benchmarks(
         if source.is_dir():
             folders.append(source)
         else:
-            _add_file(joined, source, names)
+            _add_file(joined, source, runs, names)
     _add_folders(joined, folders, runs, names)
     if not joined.scores:
         listed = ", ".join(map(shown, sources))
@@ -157,14 +157,18 @@ class _Joined:
         self.scores.setdefault(benchmark, {})[name] = score
 
 
-def _add_file(joined: _Joined, path: Path, names: Sequence[str]) -> None:
+def _add_file(joined: _Joined, path: Path, runs: Sequence[Scores], names: Sequence[str]) -> None:
     found = read_scores(path)
+    # A file may have models as they were given, or as tables call them.
+    given = [str(run.manifest["model"]["name"]) for run in runs]
+    called = {model: name for model, name in zip(given, names, strict=True) if given.count(model) == 1}
+    called |= {name: name for name in names}
     for benchmark, scores in found.scores.items():
         for model, score in scores.items():
-            if model in names:
-                joined.add(benchmark, model, score, path)
-    joined.families |= {model: family for model, family in found.families.items() if model in names}
-    if unknown := [model for model in found.models if model not in names]:
+            if model in called:
+                joined.add(benchmark, called[model], score, path)
+    joined.families |= {called[model]: family for model, family in found.families.items() if model in called}
+    if unknown := [model for model in found.models if model not in called]:
         listed = ", ".join(map(repr, unknown[:4])) + (", …" if len(unknown) > 4 else "")
         joined.notes.append(
             f"{path}: {len(unknown)} of its {len(found.models)} models are none of the scored ones ({listed})"

@@ -158,7 +158,8 @@ def open_run(run: Scores | str | os.PathLike[str], context: int | None, stride: 
     if (folder / "perplexity.json").is_file():
         result = read_json(folder / "perplexity.json", "run longlens longppl again, which writes it anew")
         settings = result.get("settings")
-        if evaluator is None and result.get("evaluator") == scores.manifest["model"]["name"] and scores.short_contexts:
+        own = (scores.name, scores.manifest["model"]["name"])
+        if evaluator is None and result.get("evaluator") in own and scores.short_contexts:
             evaluator = scores  # `evaluator=self`
     return OpenedRun(scores, folder, evaluator, settings if isinstance(settings, Mapping) else None)
 
@@ -188,7 +189,7 @@ def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | No
         if each.evaluator is None:
             raise UserError(f"{other} has no scores of an evaluator, and {name} has: give `evaluator_scores` for all")
         if not (same_run(first.evaluator, each.evaluator) or same_model(first.evaluator, each.evaluator)):
-            one, another = (run.manifest["model"]["name"] for run in (first.evaluator, each.evaluator))
+            one, another = first.evaluator.name, each.evaluator.name
             raise UserError(
                 f"key tokens of {name} are by {shown(one)} and those of {other} by {shown(another)}, which may be "
                 "models of one name: LongPPL is comparable by one evaluator alone; give its scores as "

@@ -16,9 +16,14 @@ bench = App("bench", "Benchmarks: RULER, HELMET, LongBench and others. Also lm-e
 
 Tasks = Annotated[list[str], typer.Argument(help="Tasks or suites (longlens bench list), or files of bench build.")]
 Length = Annotated[
-    str | None, typer.Option(help="Tokens of prompt and answer; several as 4096,8192.", metavar="TOKENS[,TOKENS...]")
+    str | None,
+    typer.Option(
+        "--length", "-l", help="Tokens of prompt and answer; several as 4096,8192.", metavar="TOKENS[,TOKENS...]"
+    ),
 ]
-Samples = Annotated[int | None, typer.Option(help="Of each task and length.  [default: the benchmark's own number]")]
+Samples = Annotated[
+    int | None, typer.Option("--samples", "-n", help="Of each task and length.  [default: the benchmark's own number]")
+]
 Seed = Annotated[int, typer.Option(help="Of the samples.")]
 Set = Annotated[
     list[str] | None,
@@ -32,7 +37,10 @@ Haystack = Annotated[
 ]
 Overlong = Annotated[
     str | None,
-    typer.Option(help="Samples too long: error, skip, middle, left, context-only.  [default: the benchmark's own way]"),
+    typer.Option(
+        help="What to do with samples that are too long.  [default: the benchmark's own way]",
+        **o.choices("error", "skip", "middle", "left", "context-only"),
+    ),
 ]
 ThinkMarks = Annotated[
     str | None,
@@ -139,13 +147,17 @@ def build(
 def run(
     *,
     tasks: Tasks,
-    model: Annotated[str, typer.Option(help=o.SCORED_HELP)],
+    model: Annotated[str, typer.Option("--model", "-m", help=o.SCORED_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
     length: Length = None,
     samples: Samples = None,
     seed: Seed = SEED,
-    mode: Annotated[str, typer.Option(help="generate, teacher-forced or choice.")] = "generate",
-    template: Annotated[str, typer.Option(help="auto, none, chat, chat-prefix or prefill.")] = "auto",
+    mode: Annotated[
+        str, typer.Option(help="How the model answers.", **o.choices("generate", "teacher-forced", "choice"))
+    ] = "generate",
+    template: Annotated[
+        str, typer.Option(help="Chat template.", **o.choices("auto", "none", "chat", "chat-prefix", "prefill"))
+    ] = "auto",
     template_args: Annotated[
         list[str] | None,
         typer.Option("--template-arg", help="Of the chat template, as enable_thinking=false.", metavar="KEY=VALUE"),
@@ -293,7 +305,9 @@ def table(
     command: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     by_depth: Annotated[bool, typer.Option("--by-depth", help="Scores by where the needle stands as well.")] = False,
-    format_: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
+    format_: Annotated[
+        str, typer.Option("--format", help="Of the table.", **o.choices("text", "markdown", "csv"))
+    ] = "text",
     threshold: Annotated[
         float | None, typer.Option(help="Of RULER's effective length, in percent.  [default: RULER's, 85.6]")
     ] = None,

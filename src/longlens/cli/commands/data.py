@@ -23,7 +23,12 @@ NoBos = Annotated[bool, typer.Option("--no-bos", help="No BOS before each docume
 NoEos = Annotated[bool, typer.Option("--no-eos", help="No EOS behind each document.")]
 TrainingReading = Annotated[Reading, Part(but=("tokenized_with", "min_tokens"), defaults={"split": "train"})]
 TrustLoading = Annotated[Loading, Part(("trust_remote_code",))]
-Packing = Annotated[str, typer.Option(help="best-fit: documents stay whole. fill: rows are full, as ProLong packs.")]
+Packing = Annotated[
+    str,
+    typer.Option(
+        help="best-fit: documents stay whole. fill: rows are full, as ProLong packs.", **o.choices("best-fit", "fill")
+    ),
+]
 
 
 @data.command()
@@ -85,7 +90,9 @@ def pack(
     out: Out,
     packing: Packing = "best-fit",
     drop_remainder: Annotated[bool, typer.Option("--drop-remainder", help="fill: leave out a last short row.")] = False,
-    too_long: Annotated[str, typer.Option(help="Documents longer than a row: split, cut or drop.")] = "split",
+    too_long: Annotated[
+        str, typer.Option(help="Documents longer than a row.", **o.choices("split", "cut", "drop"))
+    ] = "split",
     min_tokens: Annotated[int, typer.Option(help="Leave out documents with fewer tokens.")] = 1,
     max_tokens: Annotated[int | None, typer.Option(help="Leave out documents with more tokens.")] = None,
     no_bos: NoBos = False,
@@ -154,7 +161,8 @@ def weigh(
 
     Example: longlens data weigh books/ --scores scores/smollm2 -o weighed
     """
-    from longlens.cli.console import print_json, printable, say
+    from longlens.cli.console import print_json, say
+    from longlens.cli.next_step import suggest
     from longlens.data.weigh import weigh_folder
     from longlens.errors import UserError
     from longlens.runs.processes import Processes
@@ -187,7 +195,7 @@ def weigh(
     say(f"{counts['documents']:,} documents, {counts['tokens']:,} tokens in {out}")
     if "mean_weight" in counts:
         say(f"mean weight {counts['mean_weight']:.3f}, {counts['at_gamma']:,} tokens at gamma")
-    print(f"next: longlens data pack {printable(str(out))} --tokenizer MODEL --length LENGTH -o PACKED")
+    suggest(("data", "pack", out, "--tokenizer", "MODEL", "--length", "LENGTH", "-o", "PACKED"))
 
 
 @data.command()

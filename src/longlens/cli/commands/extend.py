@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -16,6 +16,8 @@ from longlens.settings.options import Help, Loading
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodOptions:
     """Settings of the methods that are built in; which of them a method has, it says itself."""
+
+    PANEL: ClassVar[str] = "Settings of the method"
 
     factor: Annotated[float | None, Help("How many times its length the model is to take.")] = None
     theta: Annotated[float | None, Help("Base: ntk (else from `factor`) and eabf.  [default: eabf 500000]")] = None
@@ -56,7 +58,8 @@ def extend(
 
     Example: longlens extend smollm2 --method yarn --factor 4 -o smollm2-yarn
     """
-    from longlens.cli.console import message, print_json, print_table, printable, say
+    from longlens.cli.console import message, print_json, print_table, say
+    from longlens.cli.next_step import suggest
     from longlens.rope.folder import extend as extend_folder
     from longlens.rope.settings import parse_method
 
@@ -72,7 +75,7 @@ def extend(
     print_table(("setting", "before", "after"), rows)
     for note in extended.notes:
         say(f"note: {message(note)}")
-    print(f"next: longlens score DOCS --model {printable(str(out))} -o SCORES")
+    suggest(("score", "DOCS", "--model", out, "-o", "SCORES"))
 
 
 def _shown(value: Any) -> str:

@@ -35,6 +35,7 @@ def keys(
     Example: longlens keys scores/gemma3 -o keys.jsonl
     """
     from longlens.cli.console import print_json, say
+    from longlens.cli.next_step import suggest
     from longlens.errors import UserError
     from longlens.evaluation import open_sources
     from longlens.keytokens.exchange import check_keys_file, import_upstream, write_keys
@@ -61,3 +62,4 @@ def keys(
         print_json({"schema_version": 1, "out": str(out), "num_documents": len(selected), "settings": settings})
     else:
         say(f"key tokens of {len(selected):,} documents in {out}")
+        suggest(("perplexity", "SCORES", "--keys", out))

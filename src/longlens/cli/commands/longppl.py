@@ -16,18 +16,20 @@ def longppl(
     command: typer.Context,
     *,
     docs: o.Docs,
-    model: Annotated[str, typer.Option(help=f"The evaluated model. {o.SCORED_HELP}")],
+    model: Annotated[str, typer.Option("--model", "-m", help=f"The evaluated model. {o.SCORED_HELP}")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; resumes what is in it.  [default: keep nothing]")
     ] = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="The model that selects key tokens; self for the evaluated one.")
+        str | None,
+        typer.Option("--evaluator", "-e", help="The model that selects key tokens; self for the evaluated one."),
     ] = None,
     keys: o.Keys = None,
     context: Annotated[int, typer.Option(help="K, the short context in tokens.")] = CONTEXT,
     stride: Annotated[int, typer.Option(help="d, tokens that share a window.")] = STRIDE,
     rule: Annotated[KeyRule, Part(but=("context", "stride"))],
     truncation: Truncation,
+    name: o.Name = None,
     bos: o.Bos = "window",
     no_text: o.NoText = False,
     loading: Loading,
@@ -49,7 +51,8 @@ def longppl(
     Example: longlens longppl books/ --model smollm2 --evaluator gemma3-270m --context 1024 --stride 256 -o run
     """
     from longlens.cli.commands.perplexity import print_results
-    from longlens.cli.console import print_json
+    from longlens.cli.console import print_json, say
+    from longlens.cli.next_step import after_results
     from longlens.cli.progress import ProgressBar
     from longlens.evaluation import evaluate_longppl, open_sources
 
@@ -71,6 +74,7 @@ def longppl(
         engine=engine,
         evaluator_engine=evaluator_engine,
         evaluator_tokenizer=evaluator_tokenizer,
+        name=name,
         progress=ProgressBar(),
     )
     if result is None:  # in another process than the first
@@ -79,3 +83,8 @@ def longppl(
         print_json(result.to_json(per_document=per_document))
     else:
         print_results([result], per_document=per_document)
+        if out is None:
+            say("note: the scores were not kept: add -o RUN for a report, or to resume")
+        else:
+            selecting = out / "evaluator" if (out / "evaluator").is_dir() else out / "model" if keys is None else None
+            after_results([out / "model"], selecting, keys, rule, compares=False)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def perplexity(
     *,
-    scores: Annotated[list[Path], typer.Argument(help="Run folders of longlens score.")],
+    scores: Annotated[list[Path], typer.Argument(help="Run directories of longlens score.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: KeyRule,
@@ -36,6 +36,7 @@ def perplexity(
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """
     from longlens.cli.console import print_json, without_warnings
+    from longlens.cli.next_step import after_results
     from longlens.metrics.longppl import perplexity as compute
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
@@ -49,6 +50,7 @@ def perplexity(
         print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})
     else:
         print_results(results, per_document=per_document, names=names_of(runs))
+        after_results(scores, evaluator_scores, keys, rule, compares=False)
 
 
 def print_results(

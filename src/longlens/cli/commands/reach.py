@@ -38,6 +38,7 @@ def reach(
     from dataclasses import replace
 
     from longlens.cli.console import message, print_json, say, without_warnings
+    from longlens.cli.next_step import after_results
     from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
     from longlens.metrics.context_reach import reach as compute
@@ -73,6 +74,7 @@ def reach(
     print_results(results)
     for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
         say(f"note: {message(warning)}")
+    after_results(scores, evaluator_scores, keys, rule, compares=True)
 
 
 def _open_evaluator(path: Path, run: StoredScores) -> StoredScores:

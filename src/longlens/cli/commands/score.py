@@ -15,7 +15,7 @@ def score(
     command: typer.Context,
     *,
     docs: o.Docs,
-    model: Annotated[str, typer.Option(help=o.SCORED_HELP)],
+    model: Annotated[str, typer.Option("--model", "-m", help=o.SCORED_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
     context: Annotated[
         str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
@@ -25,6 +25,7 @@ def score(
     ] = str(STRIDE),
     long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
     truncation: Truncation,
+    name: o.Name = None,
     bos: o.Bos = "window",
     no_text: o.NoText = False,
     shard: Annotated[
@@ -50,7 +51,8 @@ def score(
 
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """
-    from longlens.cli.console import print_json, printable, say
+    from longlens.cli.console import print_json, say
+    from longlens.cli.next_step import after_score
     from longlens.cli.progress import ProgressBar
     from longlens.evaluation import open_sources, score_documents
     from longlens.runs.processes import Processes
@@ -73,6 +75,7 @@ def score(
         ray=ray,
         shard=part,
         statistics=[] if statistics is None else statistics.split(","),
+        name=name,
         progress=ProgressBar(),
     )
     if Processes().rank > 0 and (part is None or loading.tensor_parallel is not None):
@@ -84,7 +87,7 @@ def score(
         print_json(content | {"model": manifest["model"]["name"], "settings": manifest["settings"]})
     else:
         say(f"{len(scores):,} documents in {out}")
-        print(f"next: longlens perplexity {printable(str(out))}")
+        after_score(out, scores)
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:

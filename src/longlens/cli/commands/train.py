@@ -31,6 +31,7 @@ def train(
     Example: longlens train smollm2-cpu --set training.steps=20 -o run
     """
     from longlens.cli.console import print_json
+    from longlens.cli.next_step import suggest
     from longlens.cli.progress import ProgressBar
     from longlens.errors import UserError
     from longlens.runs.processes import Processes
@@ -52,6 +53,8 @@ def train(
         print_json({"schema_version": 1, "runs": results} if is_sweep else results["."])
         return
     _print(results)
+    models = [Path(result["model"]) for result in results.values()]
+    suggest(*(("score", "DOCS", "--model", model, "-o", f"scores/{model.parent.name}") for model in models))
 
 
 def _print(results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,0 +1,158 @@
+"""Scores as files for other tools: a row a token, with its text, its scores under every K, and whether it is key."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longlens.errors import UserError, shown
+from longlens.files import cannot_write
+from longlens.keytokens.selection import KeySource
+from longlens.metrics.corpus import Corpus, ScoredDocument, choose_influence
+from longlens.scoring.scores import Scores, ShortContext
+from longlens.settings.options import KeyRule
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = (".csv", ".parquet", ".jsonl")
+
+
+def export_tokens(
+    path: str | os.PathLike[str],
+    scores: Scores,
+    *,
+    evaluator_scores: Scores | None = None,
+    keys: KeySource | None = None,
+    rule: KeyRule | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Writes a row a token, document after document; one document at a time is in memory.
+
+    Columns: ``document`` (the id), ``index``, ``token_id``, ``token`` (its text), ``char_start``, ``char_end``,
+    ``long_logprob``, for each K ``short_logprob_K64`` and ``lsd_K64`` (``_K64_d32`` where one K has several strides),
+    ``lcl``, ``key`` and ``weight``. Log-probabilities, LSD and LCL are in nats. What does not exist is null (in CSV
+    empty): the scores of a first token, short scores before K, tokens of a run without texts, ``key`` where nothing
+    selects key tokens and ``weight`` without evaluator scores.
+
+    Args:
+        path: The file; its ending, one of `FORMATS`, says the format.
+        scores: Of the model.
+        evaluator_scores: They select the key tokens (eq. 4, 9) and weigh tokens (eq. 7, 10); these scores themselves,
+            where they have short contexts, unless given.
+        keys: Key tokens instead, selected before.
+        rule: Which tokens are key.
+        overwrite: Whether a file of that name is replaced.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: Another ending, a file that exists, or what `longlens.perplexity` refuses.
+    """
+    path = Path(path)
+    check_export(path, overwrite=overwrite)
+    if evaluator_scores is None and keys is None and scores.selected is not None:
+        evaluator_scores = scores
+    corpus = Corpus(scores, choose_influence(evaluator_scores, keys, rule or KeyRule()))
+    shorts = sorted(scores.short_contexts)
+    count = 0
+    with _writer(path, _schema(shorts)) as write:
+        for document in corpus:
+            table = _table(document, shorts)
+            write(table)
+            count += table.num_rows
+    return count
+
+
+def check_export(path: Path, *, overwrite: bool = False) -> None:
+    """Refuses, before anything is computed, a file that cannot be written.
+
+    Raises:
+        UserError: It has another ending, exists, or its folder does not.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"`out` is {shown(path)}; expected a file that ends in {', '.join(FORMATS)}")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: name another file, or pass `overwrite=True`")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
+
+
+def _suffix(short: ShortContext, shorts: list[ShortContext]) -> str:
+    is_alone = sum(other.context == short.context for other in shorts) == 1
+    return f"K{short.context}" if is_alone else f"K{short.context}_d{short.stride}"
+
+
+def _schema(shorts: list[ShortContext]) -> pa.Schema:
+    import pyarrow as pa
+
+    names = [_suffix(short, shorts) for short in shorts]
+    return pa.schema(
+        [("document", pa.string()), ("index", pa.int32()), ("token_id", pa.int64()), ("token", pa.string())]
+        + [("char_start", pa.int64()), ("char_end", pa.int64()), ("long_logprob", pa.float32())]
+        + [(f"{what}_{name}", pa.float32()) for name in names for what in ("short_logprob", "lsd")]
+        + [("lcl", pa.float32()), ("key", pa.bool_()), ("weight", pa.float64())]
+    )
+
+
+def _table(document: ScoredDocument, shorts: list[ShortContext]) -> pa.Table:
+    import pyarrow as pa
+
+    row, n = document.row, len(document.row.token_ids)
+    spans = row.char_spans.tolist()
+    columns: dict[str, Any] = {
+        "document": pa.array([row.id] * n, pa.string()),
+        "index": np.arange(n, dtype=np.int32),
+        "token_id": row.token_ids,
+        "token": [None] * n if row.text is None else [row.text[start:end] for start, end in spans],
+        "char_start": row.char_spans[:, 0],
+        "char_end": row.char_spans[:, 1],
+        "long_logprob": row.long_logprobs,
+    }
+    for short in shorts:
+        columns[f"short_logprob_{_suffix(short, shorts)}"] = row.short[short]
+        columns[f"lsd_{_suffix(short, shorts)}"] = row.long_logprobs - row.short[short]
+    columns |= {"lcl": row.lcl, "key": document.is_key, "weight": document.weights}
+    schema = _schema(shorts)
+    arrays = [
+        pa.nulls(n, field.type)
+        if columns[field.name] is None
+        else pa.array(columns[field.name], field.type, from_pandas=True)  # NaN is null
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Writes tables into a new file that takes the place of ``path`` when the block ends well."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            if path.suffix == ".jsonl":
+                yield lambda table: file.writelines(
+                    json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in table.to_pylist()
+                )
+            elif path.suffix == ".csv":
+                with pyarrow.csv.CSVWriter(file, schema) as csv:
+                    yield csv.write_table
+            else:
+                with pyarrow.parquet.ParquetWriter(file, schema) as parquet:
+                    yield parquet.write_table
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):  # a read-only disk: the first error is the one to say
+            temporary.unlink(missing_ok=True)

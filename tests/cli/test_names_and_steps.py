@@ -1,0 +1,204 @@
+"""Names of models in tables, the commands that come next, choices and completion, and exported tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import longlens
+from longlens.cli import main
+from longlens.scoring.scores import short_name
+from longlens.settings.options import Loading
+
+RULE = ("--context", 32, "--stride", 16)
+LOW = ("--alpha", 0.05, "--beta", -20)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("smollm2", "smollm2"),
+        ("/models/llama-8b/", "llama-8b"),
+        ("meta-llama/Llama-3.1-8B", "Llama-3.1-8B"),
+        ("models/a.gguf", "a.gguf"),
+        ("http://host:8000/v1#org/NAME", "NAME"),
+        ("/", "/"),
+    ],
+)
+def test_a_model_is_called_by_the_last_part_of_its_name(model, name):
+    assert short_name(model) == name
+
+
+def test_names_fill_tables_and_paths_are_in_settings(scored, run, models):
+    found = run.json("perplexity", scored / "llama")
+    assert (found["model"], found["settings"]["model"]) == ("llama", str(models / "llama"))
+    shown = run("perplexity", scored / "llama", scored / "other")
+    assert shown.out.splitlines()[0].split() == ["llama", "other"]
+
+
+def test_a_name_of_ones_own_is_no_part_of_the_identity(work, run):
+    score = ("score", "a.txt", "--model", "llama", *RULE, "-o", "run")
+    assert run(*score, "--name", "base").code == 0
+    assert run.json("perplexity", "run")["model"] == "base"
+    assert run(*score).code == 0  # the name stays
+    assert run.json("perplexity", "run")["model"] == "base"
+    assert run(*score, "--name", "mine").code == 0
+    assert run.json("perplexity", "run")["model"] == "mine"
+    assert "--name is empty" in run(*score, "--name", "").error
+
+
+def steps(ended) -> list[list[str]]:
+    lines = ended.err.splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("next: "))
+    return [shlex.split(line[6:])[1:] for line in lines[first:]]
+
+
+def test_what_comes_next_can_be_pasted(scored, run, work):
+    (work / "runs").symlink_to(scored)
+    shown = run("perplexity", "runs/llama", "runs/other", "-e", "runs/other", *LOW)
+    found = steps(shown)
+    assert [step[0] for step in found] == ["compare", "report"]
+    assert found[0][1:] == [
+        "runs/llama",
+        "runs/other",
+        "--evaluator-scores",
+        "runs/other",
+        "--alpha",
+        "0.05",
+        "--beta",
+        "-20.0",
+    ]
+    for step in found:
+        assert main(step) == 0
+
+
+def test_score_finds_the_evaluator_beside_it(work, run):
+    assert (
+        run("score", "a.txt", "--model", "llama", "--context", "32,64,128", "--stride", 16, "-o", "my runs/llama").code
+        == 0
+    )
+    ended = run("score", "a.txt", "--model", "other", "--long-only", "-o", "my runs/other")
+    chosen = ["my runs/other", "--evaluator-scores", "my runs/llama"]
+    assert steps(ended) == [["perplexity", *chosen], ["report", *chosen, "-o", "report.html"]]
+    again = run("score", "a.txt", "--model", "llama", "--context", "32,64,128", "--stride", 16, "-o", "my runs/llama")
+    assert [step[0] for step in steps(again)] == ["perplexity", "reach", "report"]
+    assert steps(again)[0] == ["perplexity", *chosen]
+
+
+def test_compare_says_who_is_better(scored, run):
+    shown = run("compare", scored / "llama", scored / "other", "-e", scored / "other", *LOW)
+    assert "other minus llama (below 0: other is better)" in shown.out
+    pair = run.json("compare", scored / "llama", scored / "other", "-e", scored / "other", *LOW)["pairs"][0]
+    last = shown.out.splitlines()[-1]
+    for field, where in (("log_ppl", "all tokens"), ("log_longppl", "key tokens")):
+        better = "other" if pair[field]["value"] < 0 else "llama"
+        expected = (
+            f"{better} is better on {where}." if pair[field]["significant"] else f"Inconclusive on {where}: {better} is"
+        )
+        assert expected in last
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"), ("auto", "auto")]
+)
+def test_short_names_of_a_dtype(given, dtype):
+    assert Loading(dtype=given).dtype == dtype
+
+
+@pytest.mark.parametrize("arguments", [(), ("bench",), ("data",)])
+def test_a_group_alone_shows_its_help(arguments, run):
+    ended = run(*arguments)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended == run(*arguments, "--help")
+
+
+def test_typing_errors_get_a_suggestion(run):
+    assert run("scor").error == "error: No such command 'scor'. Did you mean 'score'? See longlens --help"
+    assert run("score", "--modle", "x").error == (
+        "error: No such option: --modle. Did you mean '--model'? See longlens score --help"
+    )
+
+
+def test_a_shell_completes_choices():
+    environment = os.environ | {
+        "_LONGLENS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "longlens score --bos ",
+        "COMP_CWORD": "3",
+    }
+    ended = subprocess.run([sys.executable, "-m", "longlens"], capture_output=True, text=True, env=environment)
+    assert ended.stdout.split() == ["window", "published"]
+
+
+def test_groups_of_options_have_titles(run):
+    shown = run("score", "--help").out
+    titles = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [
+        "Arguments:",
+        "Options:",
+        "Truncation:",
+        "Loading the model:",
+        "Engine:",
+        "Ray:",
+        "Reading documents:",
+    ]
+    assert shown.index("Loading the model:") < shown.index("--dtype") < shown.index("Engine:")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_exported_tokens_are_those_of_the_scores(ending, scored, run, tmp_path):
+    path = tmp_path / f"tokens{ending}"
+    found = run.json("export", scored / "llama", "-e", scored / "other", *LOW, "-o", path)
+    if ending == ".parquet":
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    elif ending == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    else:
+        with path.open(newline="") as file:
+            rows = [{name: cell or None for name, cell in row.items()} for row in csv.DictReader(file)]
+    assert len(rows) == found["num_rows"]
+
+    scores, evaluator = (longlens.open_scores(scored / name) for name in ("llama", "other"))
+    keys = longlens.select_key_tokens(evaluator, alpha=0.05, beta=-20)
+    at = 0
+    for row in scores:
+        runs = keys.get(row.id).char_runs.tolist()
+        for index, (start, end) in enumerate(row.char_spans.tolist()):
+            cells, at = rows[at], at + 1
+            assert (cells["document"], int(cells["index"]), cells["token"]) == (row.id, index, row.text[start:end])
+            is_key = start < end and any(first <= start and end <= last for first, last in runs)
+            assert str(cells["key"]).lower() == str(is_key).lower()
+            weight = np.exp(evaluator.get(row.id).lsd[index]).clip(max=5)  # one tokenizer, so that weights are its own
+            assert float(cells["weight"]) == pytest.approx(0 if np.isnan(weight) else weight, rel=1e-5)
+            expected = {
+                "long_logprob": row.long_logprobs,
+                "lcl": row.lcl,
+                "short_logprob_K32": row.short_logprobs,
+                "lsd_K32": row.lsd,
+            }
+            for name, values in expected.items():
+                got = np.nan if cells[name] is None else float(cells[name])
+                assert got == pytest.approx(float(values[index]), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert at == len(rows)
+
+
+def test_what_export_refuses(scored, run, tmp_path):
+    assert (
+        "expected a file that ends in .csv, .parquet, .jsonl"
+        in run("export", scored / "llama", "-o", tmp_path / "a.txt").error
+    )
+    (tmp_path / "a.csv").write_text("mine")
+    assert (
+        "a.csv exists: name another file, or pass --overwrite"
+        in run("export", scored / "llama", "-o", tmp_path / "a.csv").error
+    )
+    assert (tmp_path / "a.csv").read_text() == "mine"
+    assert run("export", scored / "llama", "-o", tmp_path / "a.csv", "--overwrite").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
