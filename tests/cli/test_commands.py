@@ -67,7 +67,7 @@ def test_score_says_what_it_does_and_the_next_steps_on_stderr(work, run):
     assert last == "2 documents in run"
     assert steps == ["next: longlens perplexity run", "      longlens report run -o report.html"]
     again = run(*arguments)
-    assert again == (0, ended.stdout, "\n".join([first, cut, last]) + "\n")
+    assert again == (0, ended.stdout, "\n".join([first, cut, last, *steps]) + "\n")
 
 
 def test_score_as_json(work, run):

@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from dataclasses import fields
 from typing import Annotated, get_args, get_type_hints
 
 import pytest
@@ -261,9 +262,10 @@ def test_the_library_says_the_same_with_its_own_names():
 
 def test_every_group_has_a_help_text_for_each_field():
     for group in (Loading, Engine, Reading, Truncation, KeyRule):
-        for field, annotation in get_type_hints(group, include_extras=True).items():
-            _, help = get_args(annotation)
-            assert help.text.endswith((".", "]")), field
+        hints = get_type_hints(group, include_extras=True)
+        for field in fields(group):
+            _, help = get_args(hints[field.name])
+            assert help.text.endswith((".", "]")), field.name
 
 
 def test_the_log_is_printed_once_where_the_root_logger_has_a_handler():
