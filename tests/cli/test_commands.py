@@ -14,7 +14,10 @@ import pytest
 import longlens
 from tests.tiny import byte_tokenizer, tiny_model
 
-COMMANDS = ["demo", "score", "perplexity", "longppl", "keys", "compare", "reach", "report", "export", "extend", "train"]
+COMMANDS = [
+    *("demo", "score", "perplexity", "longppl", "keys", "compare", "reach", "cost", "diverge", "report", "export"),
+    *("extend", "train"),
+]
 RULE = ("--context", 32, "--stride", 16)
 JSON_KEYS = {
     "schema_version",
@@ -428,3 +431,10 @@ def test_engines_and_caches_are_named(work, run):
         assert "'nosuch'" in run(*rule, "-o", "new", option, value).error
     assert "--cache-chunk is 0" in run(*rule, "-o", "new", "--cache", "full", "--cache-chunk", 0).error
     assert sorted(work.iterdir()) == before
+
+
+@pytest.mark.parametrize("group", [[], ["data"], ["study"], ["bench"], ["plan"]])
+def test_a_group_without_a_command_shows_its_help(group, run):
+    ended = run(*group)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == run(*group, "--help").out

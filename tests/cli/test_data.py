@@ -116,7 +116,6 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "Missing command. See longlens data --help"),
         (["data", "mix"], "Missing argument "),
         (
             ["data", "mix", "nosuch", "--tokenizer", "llama", "-o", "out"],

@@ -161,11 +161,10 @@ def test_options_of_score(options, message, work, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing command. See longlens --help"),
         (["nosuch"], "No such command 'nosuch'. See longlens --help"),
         (["--nosuch"], "No such option: --nosuch. See longlens --help"),
         (["score"], "Missing argument "),
-        (["score", "a.txt"], "Missing option '--model'. See longlens score --help"),
+        (["score", "a.txt"], "Missing option '--model' / '-m'. See longlens score --help"),
         (["score", "a.txt", "--model", "llama"], "Missing option '--out' / '-o'. See longlens score --help"),
         (["perplexity"], "Missing argument "),
         (["perplexity", "nosuch"], "no such folder: nosuch. Make scores with: longlens score DOCS --model M -o nosuch"),

@@ -64,7 +64,6 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["study"], "Missing command. See longlens study --help"),
         (["study", "reproduce", "longppl", "-o", "out"], "no study 'longppl'; expected one of "),
         ([*REPRODUCE, "--seeds", "1,x"], "--seeds is 'x'; expected a whole number, such as "),
         (

@@ -40,7 +40,10 @@ def test_a_run_prints_one_object_and_the_same_again(recipe, run):
     assert run.json(*TRAIN) == found
     assert everything(recipe / "out") == before
     ended = run(*TRAIN)
-    assert ended.err == "out: done already, nothing was changed\n"
+    assert (
+        ended.err
+        == "out: done already, nothing was changed\nnext: longlens score DOCS --model out/model -o scores/out\n"
+    )
     assert ended.out.endswith("the trained model is in out/model\n")
     assert [line.split()[:3] for line in ended.out.splitlines()[1:3]] == [
         [end, str(step), f"{found['loss'][end]:.3f}"] for end, step in (("first", 0), ("last", 3))
