@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_the_second_model_runner_is_asked_from_the_start_on(chunk):
 
     logits = torch.randn(40, 90, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     ids = torch.randint(90, (40,), generator=torch.Generator().manual_seed(1)).tolist()
-    scorer = VllmScorer(None, None, None, longest=64, batch_tokens=64, by_start=True)
+    scorer = VllmScorer(Mock(), None, None, longest=64, batch_tokens=64, by_start=True)
     for start in (1, 17, 39):
         request = Request("a", ids, start)
         sampling = scorer._sampling(request)
