@@ -80,7 +80,7 @@ def test_weights_that_overflow_are_refused():
 
 def test_a_model_that_overflows_on_a_text_is_refused(monkeypatch):
     scorer = make_scorer(tiny_model("llama"))
-    monkeypatch.setattr(scorer, "_hidden", lambda ids, keep, cache: torch.full((int(keep.sum()), 32), float("nan")))
+    monkeypatch.setattr(scorer, "_hidden", lambda ids, keep: torch.full((int(keep.sum()), 32), float("nan")))
     with pytest.raises(longlens.UserError, match="tiny overflows in float32"):
         score(scorer, TEXT)
 

@@ -22,7 +22,7 @@ from longlens.runs.folder import await_manifest
 from longlens.runs.processes import Processes
 from longlens.runs.sharing import BYTES_PER_TOKEN, balance, forward_cost, hidden_size_of, windows_cost
 from longlens.scoring.reader import StoredScores, open_scores
-from longlens.scoring.scorer import Request, Result, Scorer
+from longlens.scoring.scorer import DescribedResult, Request, Result, Scorer
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
 from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
 from longlens.scoring.truncation import Limit, TokenLimit, TruncatedText, make_limit, num_characters
@@ -315,7 +315,8 @@ class _Run:
                 self._check(result, key)
                 where = slice(key.first, key.first + len(result.logprobs))
                 side.logprobs[where] = result.logprobs
-                for name, values in result.columns.items():
+                columns = result.columns if isinstance(result, DescribedResult) else {}
+                for name, values in columns.items():
                     side.columns.setdefault(name, np.full(len(side.logprobs), np.nan, np.float32))[where] = values
                 side.waiting -= 1
                 if not side.waiting:

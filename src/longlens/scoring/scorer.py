@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from longlens.corpus import Document
@@ -33,17 +32,27 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The answer to the request with this key: ``(len(token_ids) - start,)`` float32, nats.
-
-    Attributes:
-        key: Of the request.
-        logprobs: Of its tokens from ``start`` on.
-        columns: What else was computed of these tokens, by name, of the same shape; only for long contexts.
-    """
+    """The answer to the request with this key: ``(len(token_ids) - start,)`` float32, nats."""
 
     key: Any
     logprobs: Floats
-    columns: Mapping[str, Floats] = MappingProxyType({})
+
+
+class DescribedResult(Result):
+    """An answer with what else was computed of its tokens.
+
+    Attributes:
+        columns: By name, of the shape of the log-probabilities.
+    """
+
+    columns: Mapping[str, Floats]
+
+    @classmethod
+    def make(cls, result: Result, columns: Mapping[str, Floats]) -> DescribedResult:
+        """A result with columns; it unpacks into two as any other."""
+        made = cls(*result)
+        made.columns = columns
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from longlens.models.quantized import dtype_note, quantization_note, quantizatio
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
 from longlens.runs.identity import functional_config
-from longlens.scoring.scorer import Request, Result, ScorerInfo, reference_record
+from longlens.scoring.scorer import DescribedResult, Request, Result, ScorerInfo, reference_record
 from longlens.scoring.scores import Floats
 from longlens.scoring.statistics import Statistic, check_columns
 from longlens.tokenization import Encoded, TextEncoder
@@ -220,10 +220,11 @@ class TransformersScorer:
             )
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
         parts = np.split(logprobs, ends[:-1])
+        results = [Result(request.key, part) for request, part in zip(batch, parts, strict=True)]
         pieces = {name: np.split(column, ends[:-1]) for name, column in columns.items()}
         return [
-            Result(request.key, part, {name: piece[i] for name, piece in pieces.items()})
-            for i, (request, part) in enumerate(zip(batch, parts, strict=True))
+            DescribedResult.make(result, {name: piece[i] for name, piece in pieces.items()}) if pieces else result
+            for i, result in enumerate(results)
         ]
 
     def _describe(self, input_ids: Tensor, keep: Tensor, hidden: Tensor, targets: Tensor) -> dict[str, Floats]:
