@@ -231,7 +231,7 @@ def test_after_a_kill_any_number_of_processes_goes_on(place, killed, together, n
     if number > 1:
         ended = together[number]["again"]
         assert [code for code, _, _ in ended] == [0] * number, ended
-        assert ended[0][2].splitlines()[-1] == f"{len(LENGTHS)} documents in {again.name}"
+        assert f"{len(LENGTHS)} documents in {again.name}" in ended[0][2].splitlines()
         assert [out for _, out, _ in ended[1:]] == [""] * (number - 1)
     for path in killed.glob("long/part-*"):
         assert (again / "long" / path.name).read_bytes() == path.read_bytes()

@@ -366,7 +366,9 @@ def test_a_reader_that_goes_away_is_no_error(scored):
     longlens_command = f"{sys.executable} -m longlens perplexity {scored / 'llama'} --per-document"
     program = f"{longlens_command} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert done.stdout == "0\n"
+    assert done.stderr == "" or done.stderr.startswith("next: longlens ")  # where all was printed before it went
+    assert "Error" not in done.stderr
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -375,8 +377,8 @@ def test_output_that_cannot_be_written_is_one_line(scored):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: the output: No space left on device. Check the name, its permissions and the room on the disk\n"
+    assert done.stderr.splitlines()[-1] == (
+        "error: the output: No space left on device. Check the name, its permissions and the room on the disk"
     )
     command[-1] = "nosuch"
     with open("/dev/full", "w") as full:

@@ -37,6 +37,7 @@ def test_without_an_evaluator_there_is_plain_perplexity_and_the_rest_is_none():
     assert result.longppl is result.longppl_soft is result.num_key_tokens is result.key_bits_per_character is None
     assert result.intervals == {"ppl": None, "longppl": None, "longppl_soft": None}
     assert result.settings == {
+        "model": "M",
         **dict.fromkeys(["context", "stride", "alpha", "beta", "gamma", "lcl"]),
         "bos": "window",
         "max_length": 32768,
@@ -199,6 +200,7 @@ def test_another_short_context_of_the_evaluator():
 def test_settings_name_the_evaluators_where_they_differ():
     result = perplexity(other(), evaluator_scores=evaluator(bos="published", dtype="float64"))
     assert result.settings == {
+        "model": "M",
         "context": 4,
         "stride": 2,
         "alpha": 2,

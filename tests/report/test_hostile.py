@@ -7,7 +7,7 @@ import pytest
 
 from longlens.keytokens import select_key_tokens
 from longlens.keytokens.alignment import tokens_in_runs
-from longlens.scoring.scores import MemoryScores
+from longlens.scoring.scores import MemoryScores, names_of
 from tests.reference import report as naive
 from tests.report import conftest as made
 from tests.report.conftest import SHORT, classes, longppl, marked, report, values
@@ -97,10 +97,10 @@ def test_hostile_names_are_text_wherever_they_stand(open_page, page_file, runs):
     assert page.locator("script").count() == 2 + len(HOSTILE)
     assert page.locator("img, iframe, object, embed, base, svg [onload], [onerror], [onmouseover]").count() == 0
     cells = page.locator("#models table").first.locator("tbody th").all_text_contents()
-    assert cells == [scores.manifest["model"]["name"] for scores in runs]
+    assert cells == names_of(runs)
     settings = page.locator("#settings tbody tr").first.locator("td").all_text_contents()
     assert settings[:3] == [HOSTILE[6], HOSTILE[7], HOSTILE[2]]
-    assert page.title().startswith("longlens report: <script>window.pwned = 1; alert(1)</script>, </script>")
+    assert page.title().startswith(f"longlens report: {names_of(runs)[0]}, {names_of(runs)[1]}")
     assert page.locator(".pane option").count() == 3
     # Names stand apart from the text around them, whatever direction they have.
     assert all(page.locator("bdi").evaluate_all("all => all.map(e => getComputedStyle(e).unicodeBidi === 'isolate')"))
