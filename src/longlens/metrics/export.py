@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longlens.errors import UserError, shown
-from longlens.files import cannot_write
+from longlens.files import replacing
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import Corpus, ScoredDocument, choose_influence
 from longlens.scoring.scores import Scores, ShortContext
@@ -137,22 +136,15 @@ def _writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
     import pyarrow.csv
     import pyarrow.parquet
 
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            if path.suffix == ".jsonl":
-                yield lambda table: file.writelines(
-                    json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in table.to_pylist()
-                )
-            elif path.suffix == ".csv":
-                with pyarrow.csv.CSVWriter(file, schema) as csv:
-                    yield csv.write_table
-            else:
-                with pyarrow.parquet.ParquetWriter(file, schema) as parquet:
-                    yield parquet.write_table
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):  # a read-only disk: the first error is the one to say
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as text:
+        file = text.buffer
+        if path.suffix == ".jsonl":
+            yield lambda table: file.writelines(
+                json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in table.to_pylist()
+            )
+        elif path.suffix == ".csv":
+            with pyarrow.csv.CSVWriter(file, schema) as csv:
+                yield csv.write_table
+        else:
+            with pyarrow.parquet.ParquetWriter(file, schema) as parquet:
+                yield parquet.write_table
