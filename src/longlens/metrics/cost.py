@@ -26,6 +26,7 @@ from longlens.errors import UserError, shown
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import Bools, Corpus, Influence, WeightedSum, choose_influence, read_once
 from longlens.metrics.divergence import mean_of
+from longlens.metrics.gains import smallest_strides
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, identity_of, names_of
 from longlens.settings.options import KeyRule
@@ -199,7 +200,7 @@ def cost(
         short = wanted
     fed = _fed_alike(policies)
     corpus = Corpus(full, influence)
-    shorts = [one for one in _rising(full) if one.context >= short.context]
+    shorts = [one for one in smallest_strides(full) if one.context >= short.context]
     sums = [_Sums(scores, shorts, identity_of(full).sha256) for scores in policies]
     base = _Sums(full, shorts, None)
     tail = int(fed.removeprefix("prefill+")) if fed is not None and fed.startswith("prefill+") else None
@@ -386,17 +387,9 @@ def _plus(total: WeightedSum, logprobs: Doubles) -> WeightedSum:
     return WeightedSum(total.logprob + float(logprobs.sum()), total.weight + len(logprobs))
 
 
-def _rising(scores: Scores) -> list[ShortContext]:
-    """One short context for each K, the smallest d."""
-    by_context: dict[int, ShortContext] = {}
-    for short in sorted(scores.short_contexts):
-        by_context.setdefault(short.context, short)
-    return list(by_context.values())
-
-
 def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tuple[ShortContext, KeyRule]:
     """What the gain is counted from, and the rule with its K: that which is named, else the smallest that both have."""
-    rising = _rising(full)
+    rising = smallest_strides(full)
     name = full.manifest["model"]["name"]
     if not rising:
         raise UserError(
@@ -415,7 +408,9 @@ def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tup
     known = {short.context for short in evaluator.short_contexts}
     both = [short for short in rising if short.context in known]
     if not both:
-        contexts = [", ".join(f"K={one.context}" for one in _rising(scores)) or "none" for scores in (full, evaluator)]
+        contexts = [
+            ", ".join(f"K={one.context}" for one in smallest_strides(scores)) or "none" for scores in (full, evaluator)
+        ]
         have = " and ".join(
             f"{scores.manifest['model']['name']} at {at}"
             for scores, at in zip((full, evaluator), contexts, strict=True)

@@ -104,15 +104,21 @@ class GainSums:
                 self._gains[tokens][row.id] = _document_gains(row, logprobs, usable & chosen)
 
 
+def smallest_strides(scores: Scores) -> list[ShortContext]:
+    """The short contexts by rising K, each K with its smallest d."""
+    by_context: dict[int, ShortContext] = {}
+    for short in sorted(scores.short_contexts):
+        by_context.setdefault(short.context, short)
+    return list(by_context.values())
+
+
 def rising_contexts(scores: Scores) -> list[ShortContext]:
     """K_1 < K_2 < … < K_m, each with its smallest d.
 
     Raises:
         UserError: They are fewer than three, or d > K/2.
     """
-    strides: dict[int, int] = {}
-    for short in sorted(scores.short_contexts):
-        strides.setdefault(short.context, short.stride)
+    strides = dict(smallest_strides(scores))
     name = scores.name
     if len(strides) < MIN_CONTEXTS:
         have = ", ".join(f"K={context}" for context in strides) or "no short context"
