@@ -202,11 +202,9 @@ class TransformersScorer:
             row[request.start - 1 : len(request.token_ids) - 1] = True
         is_long = not batch[0].is_short
         columns: dict[str, Floats] = {}
-        if is_long and self._cache is not None:
-            hidden, held = self._through_policy(input_ids, keep, self._cache)
+        hidden, held = self._long_hidden(input_ids, keep) if is_long else (self._hidden(input_ids, keep), None)
+        if held is not None:
             columns["cache_bytes"] = held.numpy().astype(np.float32)
-        else:
-            hidden = self._hidden(input_ids, keep)
         device = self._head.weight.device
         hidden = hidden.to(device)
         targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
@@ -234,10 +232,7 @@ class TransformersScorer:
             other = self._reference
             place = other._device
             with running(other.model):
-                if other._cache is None:
-                    states = other._hidden(input_ids.to(place), keep.to(place))
-                else:
-                    states, _ = other._through_policy(input_ids.to(place), keep.to(place), other._cache)
+                states, _ = other._long_hidden(input_ids.to(place), keep.to(place))
             reference = (states.to(other._head.weight.device), other._head)
         found = {name: np.empty(len(hidden), np.float32) for s in self._statistics for name in s.columns}
 
@@ -261,8 +256,11 @@ class TransformersScorer:
         chunks = [slice(start, start + chunk) for start in range(0, length, chunk)]
         return self._feed(input_ids, keep, chunks, self._forward.new_cache())[0]
 
-    def _through_policy(self, input_ids: Tensor, keep: Tensor, use: CacheUse) -> tuple[Tensor, Tensor]:
-        """As `_hidden`, and the bytes of a row's keys and values after the chunk of each kept position."""
+    def _long_hidden(self, input_ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `_hidden`, through the cache policy; with one, also a row's bytes of cache after each kept position."""
+        use = self._cache
+        if use is None:
+            return self._hidden(input_ids, keep), None
         batch, length = input_ids.shape
         cache = use.policy.new_cache(self.model)
         with observed(self.model, cache):
