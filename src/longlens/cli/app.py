@@ -1,4 +1,4 @@
-"""The commands, gathered."""
+"""The command-line application."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from longlens.cli.commands.train import train
 
 app = App(
     "longlens",
-    "Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them.",
+    "Measure what long context does for a language model: token scores, key tokens and LongPPL.",
     completes=True,
 )
 for command in (demo, score, perplexity, longppl, keys, compare, reach, cost, diverge, report, export, extend, train):
@@ -52,4 +52,4 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Shows what long context does for a language model: key tokens, LongPPL, and the scores behind them."""
+    """Measure what long context does for a language model: token scores, key tokens and LongPPL."""

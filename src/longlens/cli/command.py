@@ -270,7 +270,7 @@ def _refuse_idle(command: typer.Context) -> None:
 
 
 class App(typer.Typer):
-    """Commands, or a group of them: plain help, also without arguments, and no tracebacks in colour."""
+    """Commands, or a group of them: plain help, also without arguments, and no colored tracebacks."""
 
     def __init__(self, name: str, help: str, *, completes: bool = False) -> None:
         super().__init__(

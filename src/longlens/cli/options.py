@@ -1,4 +1,4 @@
-"""Options that several commands share, each with its one help text, and what they turn into."""
+"""Options that several commands share, and the conversion of their values."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from longlens.cli.command import refuse as refuse
 from longlens.errors import UserError
 from longlens.settings.options import KeyRule
 
-MODEL_HELP = "Hub id, folder, .gguf file, smollm2 or gemma3-270m."
-SCORED_HELP = f"{MODEL_HELP} Or a server, http://HOST:PORT/v1#NAME."
+MODEL_HELP = "Hub id, directory, .gguf file, smollm2 or gemma3-270m."
+SCORED_HELP = f"{MODEL_HELP} Or a server: http://HOST:PORT/v1#NAME."
 Docs = Annotated[
-    list[str], typer.Argument(help="Files, folders (text, source code, JSONL, Parquet), hf:DATASET or stdlib:MODULE.")
+    list[str],
+    typer.Argument(help="Files or directories (text, source code, JSONL, Parquet), hf:DATASET or stdlib:MODULE."),
 ]
 PerDocument = Annotated[
-    bool, typer.Option("--per-document", help="A line, or an entry of the JSON, for each document.")
+    bool, typer.Option("--per-document", help="Also print one row (with --json, one entry) per document.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Bos = Annotated[
     str,
     typer.Option(
-        help="window: BOS before every window. published: as the package longppl does.",
+        help="window: BOS before every window. published: as in the longppl package.",
         **choices("window", "published"),
     ),
 ]
@@ -33,15 +34,18 @@ NoText = Annotated[bool, typer.Option("--no-text", help="Do not store the texts.
 
 Name = Annotated[
     str | None,
-    typer.Option("--name", help="Name in tables and charts.  [default: the last part of --model]"),
+    typer.Option("--name", help="Display name in tables and charts.  [default: last part of --model]"),
 ]
 EvaluatorScores = Annotated[
     Path | None,
-    typer.Option("--evaluator-scores", "-e", help="Run directory of the evaluator, which selects the key tokens."),
+    typer.Option(
+        "--evaluator-scores", "-e", help="Run directory of the evaluator, from which key tokens are selected."
+    ),
 ]
-Keys = Annotated[Path | None, typer.Option("--keys", "-k", help="File of key tokens, from longlens keys.")]
+Keys = Annotated[Path | None, typer.Option("--keys", "-k", help="Key file, from longlens keys.")]
 Answers = Annotated[
-    Path | None, typer.Option(help="Rows with id and answer_spans (JSONL, JSON, Parquet); replace the documents' own.")
+    Path | None,
+    typer.Option(help="Rows with id and answer_spans (JSONL, JSON, Parquet). Replaces the spans in the documents."),
 ]
 
 
@@ -71,7 +75,7 @@ def assignments(changes: Iterable[str] | None, option: str, example: str) -> dic
 
 
 def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule, answers: Path | None) -> dict[str, Any]:
-    """Arguments of `longlens.perplexity` and others that say which tokens are key, and which are of answers.
+    """Keyword arguments of `longlens.perplexity` and others that define key tokens and answer tokens.
 
     Raises:
         UserError: No such scores, keys or answers.

@@ -1,7 +1,6 @@
-"""Groups of settings that many calls take: frozen, checked when they are made, and None where nothing was given.
+"""Groups of settings that many functions accept: frozen, validated on construction, None where nothing was given.
 
-A command of the CLI that has a parameter of such a type has an option for each of its fields, with the help text that
-stands here.
+A CLI command with a parameter of such a type gets one option per field, with the help text given here.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Help(NamedTuple):
-    """What a field means, for its option and for the reader.
+    """Help text of a field, for its CLI option and for readers of the code.
 
     Attributes:
-        text: What it is.
-        flag: The option's name, where it is not the field's.
-        metavar: What stands for its value, where that is not its type.
-        alone: Of an option whose value may be left out: what it is then.
-        value: Of such an option: a pattern of its values, which tells them from the next argument.
+        text: The help text.
+        flag: Name of the option, if it differs from the field's.
+        metavar: Placeholder of the value in the help, if it is not the type.
+        alone: Value of an option that is given without one.
+        value: Regular expression of such an option's values, which distinguishes them from the next argument.
     """
 
     text: str
@@ -60,22 +59,25 @@ class Loading:
     dtype: Annotated[
         str,
         Help(
-            "auto is bfloat16 on a GPU that has it, else float32; fp32, bf16 and fp16 are accepted too.",
+            "auto: bfloat16 on GPUs that support it, else float32. fp32, bf16 and fp16 are accepted too.",
             metavar="auto|float32|bfloat16|float16",
         ),
     ] = "auto"
-    device: Annotated[str, Help("auto, cpu, cuda, cuda:1, ...")] = "auto"
-    device_map: Annotated[str | None, Help("Spread the model over devices, such as auto; instead of a device.")] = None
-    attention: Annotated[str | None, Help("Attention implementation of transformers, such as sdpa.")] = None
-    batch_tokens: Annotated[int | None, Help("Tokens of a batch.  [default: 1024, on a GPU 32768]")] = None
-    tensor_parallel: Annotated[
-        int | None, Help("GPUs that share each layer of the model; with transformers under torchrun.  [default: 1]")
+    device: Annotated[str, Help("Device to run on: auto, cpu, cuda, cuda:1, ...")] = "auto"
+    device_map: Annotated[
+        str | None, Help("Device map for a model that spans devices, such as auto. Replaces `device`.")
     ] = None
-    trust_remote_code: Annotated[bool, Help("Run code that comes with the model.")] = False
-    allow_pickle: Annotated[bool, Help("Read .bin weights, which can run code.")] = False
+    attention: Annotated[str | None, Help("Attention implementation in transformers, such as sdpa.")] = None
+    batch_tokens: Annotated[int | None, Help("Maximum tokens per batch.  [default: 1024; 32768 on a GPU]")] = None
+    tensor_parallel: Annotated[
+        int | None,
+        Help("Tensor parallel size: GPUs per model replica; needs torchrun with transformers.  [default: 1]"),
+    ] = None
+    trust_remote_code: Annotated[bool, Help("Allow custom code from the model repository.")] = False
+    allow_pickle: Annotated[bool, Help("Allow pickled .bin weights, which can execute code.")] = False
 
     def __post_init__(self) -> None:
-        """Checks the values, and writes out short names of a dtype."""
+        """Validates the values and expands short dtype names."""
         object.__setattr__(self, "dtype", SHORT_DTYPES.get(self.dtype, self.dtype))
         if self.device_map is not None and self.device != "auto":
             raise UserError("`device` would have no effect with `device_map`: leave it out")
@@ -89,7 +91,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """What runs a model: the engine, and settings that some engines have.
+    """The engine that runs a model, and engine-specific settings.
 
     Raises:
         UserError: A number is out of range.
@@ -100,36 +102,34 @@ class Engine:
     engine: Annotated[
         str | None,
         Help(
-            "transformers, vllm, llama-cpp; for a server openai or sglang; or one that another installed package adds "
-            "(longlens.scorers).  [default: transformers, for a URL openai]"
+            "Inference engine: transformers, vllm, llama-cpp; for a server openai or sglang; or the name of a plugin "
+            "(entry point longlens.scorers).  [default: transformers; openai for a URL]"
         ),
     ] = None
-    tokenizer: Annotated[
-        str | None, Help("Hub id or folder of the model's tokenizer.  [default: the model's own, by its name]")
-    ] = None
-    concurrency: Annotated[int | None, Help("Requests to a server at a time.  [default: 8]")] = None
+    tokenizer: Annotated[str | None, Help("Hub id or directory of the tokenizer.  [default: the model's own]")] = None
+    concurrency: Annotated[int | None, Help("Concurrent requests to a server.  [default: 8]")] = None
     max_model_len: Annotated[
         int | None,
         Help(
-            "Tokens that the engine takes: max_model_len of vLLM, n_ctx of llama.cpp.  [default: what the model takes]"
+            "Context length of the engine: max_model_len in vLLM, n_ctx in llama.cpp.  [default: the model's maximum]"
         ),
     ] = None
     cache: Annotated[
         str | None,
         Help(
-            "Policy of the key-value cache: full, window:W, sink:S+W, random:SIZE, knorm:SIZE, h2o:SIZE, snapkv:SIZE, "
-            "tova:SIZE, fp8, quanto:BITS, hqq:BITS, or one that another package adds (longlens.caches). SIZE is the "
-            "tokens that are kept, 512, or their share, 0.25."
+            "KV cache policy: full, window:W, sink:S+W, random:SIZE, knorm:SIZE, h2o:SIZE, snapkv:SIZE, "
+            "tova:SIZE, fp8, quanto:BITS, hqq:BITS, or the name of a plugin (entry point longlens.caches). SIZE is the "
+            "number of tokens to keep, such as 512, or a fraction, such as 0.25."
         ),
     ] = None
     cache_chunk: Annotated[
-        int | None, Help("Tokens fed to that cache at a time, or the tokens of the tail.  [default: 256]")
+        int | None, Help("Tokens per chunk with a cache policy; for prefill+tail, tokens of the tail.  [default: 256]")
     ] = None
     cache_protocol: Annotated[
         Literal["stream", "prefill+tail"] | None,
         Help(
-            "stream: each chunk reads what was kept of those before it. prefill+tail: all but the last --cache-chunk "
-            "tokens are fed at once and compressed, then the rest is scored.  [default: stream]"
+            "stream: each chunk attends to the compressed cache of the chunks before it. prefill+tail: all but the "
+            "last `cache_chunk` tokens are prefilled and compressed, then the tail is scored.  [default: stream]"
         ),
     ] = None
 
@@ -142,12 +142,12 @@ class Engine:
 
 
 RAY_ADDRESS = r"auto|local|(?:ray://)?[\w.-]+:\d+|(?:ray://)?\[[0-9a-fA-F:]+\]:\d+"
-"""A pattern of the addresses that Ray takes."""
+"""Regular expression of the addresses that Ray accepts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ray:
-    """Whether actors of Ray run the model, and how many.
+    """Whether Ray actors run the model, and how many.
 
     Raises:
         UserError: A value is out of range, or has no effect without `ray`.
@@ -158,8 +158,7 @@ class Ray:
     ray: Annotated[
         str | None,
         Help(
-            "Score with actors of Ray: on this machine, or on the cluster at ADDRESS (auto, HOST:PORT, "
-            "ray://HOST:PORT).",
+            "Score with Ray actors, on this machine or on the cluster at ADDRESS (auto, HOST:PORT, ray://HOST:PORT).",
             metavar="[ADDRESS]",
             alone="local",
             value=RAY_ADDRESS,
@@ -167,10 +166,10 @@ class Ray:
     ] = None
     ray_actors: Annotated[
         str | None,
-        Help("Number of actors, or MIN,MAX to scale with the work.  [default: one a GPU, without GPUs one a node]"),
+        Help("Number of actors, or MIN,MAX to autoscale.  [default: one per GPU; without GPUs, one per node]"),
     ] = None
-    ray_gpus: Annotated[float | None, Help("GPUs of an actor, such as 0.5 or 2.  [default: 1, without GPUs 0]")] = None
-    ray_cpus: Annotated[float | None, Help("CPUs of an actor.  [default: 1, without GPUs all of a node]")] = None
+    ray_gpus: Annotated[float | None, Help("GPUs per actor, such as 0.5 or 2.  [default: 1; without GPUs, 0]")] = None
+    ray_cpus: Annotated[float | None, Help("CPUs per actor.  [default: 1; without GPUs, all of a node]")] = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -188,10 +187,10 @@ class Ray:
 
     @property
     def actors(self) -> tuple[int, int] | None:
-        """Least and most actors; None where the cluster decides.
+        """Minimum and maximum number of actors; None if the cluster decides.
 
         Raises:
-            UserError: They are no such numbers.
+            UserError: `ray_actors` is not a number or a range.
         """
         if self.ray_actors is None:
             return None
@@ -206,24 +205,23 @@ class Ray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """What a run is planned for.
+    """The hardware that a run is planned for.
 
     Raises:
-        UserError: A number that cannot be, or a speed that is both given and measured.
+        UserError: A number is out of range, or the speed is both given and measured.
     """
 
     PANEL: ClassVar[str] = "Hardware"
 
     device: Annotated[
-        str | None, Help("h100, h200, b200, a100, l40s, l4, rtx4090, mi300x, ...; cpu.  [default: this machine's]")
+        str | None,
+        Help("Device type: h100, h200, b200, a100, l40s, l4, rtx4090, mi300x, ..., cpu.  [default: this machine's]"),
     ] = None
-    devices: Annotated[int, Help("How many of them.")] = 1
-    memory: Annotated[float | None, Help("Memory of a device in GB (10^9 bytes), instead of its published size.")] = (
-        None
-    )
-    flops: Annotated[float | None, Help("FLOP/s that a device reaches, such as 4e14, not a share of its peak.")] = None
-    utilization: Annotated[float | None, Help("Share of the published peak that is reached.  [default: 0.4]")] = None
-    measure: Annotated[bool, Help("Measure this machine on a layer of the model, with random weights.")] = False
+    devices: Annotated[int, Help("Number of devices.")] = 1
+    memory: Annotated[float | None, Help("Memory per device in GB (10^9 bytes), instead of the published size.")] = None
+    flops: Annotated[float | None, Help("Achieved FLOP/s per device, such as 4e14, instead of `utilization`.")] = None
+    utilization: Annotated[float | None, Help("Achieved fraction of the published peak FLOP/s.  [default: 0.4]")] = None
+    measure: Annotated[bool, Help("Measure the speed of this machine on one layer with random weights.")] = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -235,15 +233,15 @@ class Hardware:
             raise UserError(f"`utilization` is {self.utilization:g}, a share of the peak; expected at most 1")
         given = [name for name in ("flops", "utilization", "measure") if getattr(self, name)]
         if len(given) > 1:
-            raise UserError(f"`{given[0]}` and `{given[1]}` both say how fast a device is: leave one of them out")
+            raise UserError(f"`{given[0]}` and `{given[1]}` both set the speed of a device: leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """How sources become documents; a setting that cannot take effect is an error, not ignored.
+    """How documents are read from sources; a setting that would have no effect is an error.
 
-    Rows without ``"id"`` are numbered; another `id_field` has to be there. A dataset that was saved without splits is
-    read whole. `samples` counts over all sources and after `min_tokens`.
+    Rows without ``"id"`` are numbered; any other `id_field` must exist. A dataset that was saved without splits is
+    read completely. `samples` counts over all sources, after `min_tokens` is applied.
 
     Raises:
         UserError: A value is out of range, or two contradict each other.
@@ -251,13 +249,15 @@ class Reading:
 
     PANEL: ClassVar[str] = "Reading documents"
 
-    text_field: Annotated[str, Help("Field of a row that holds the text.")] = "text"
-    id_field: Annotated[str, Help("Field of a row that holds its id.")] = "id"
-    subset: Annotated[str | None, Help("Subset of an hf: dataset.")] = None
+    text_field: Annotated[str, Help("Field with the text of a row.")] = "text"
+    id_field: Annotated[str, Help("Field with the id of a row.")] = "id"
+    subset: Annotated[str | None, Help("Subset (configuration) of an hf: dataset.")] = None
     split: Annotated[str, Help("Split of an hf: dataset.")] = "test"
-    tokenized_with: Annotated[str | None, Help("Model whose tokenizer made the rows' input_ids.")] = None
-    min_tokens: Annotated[int | None, Help("Leave out tokenized rows with fewer tokens.")] = None
-    samples: Annotated[int | None, Help("Number of documents, the first ones.")] = None
+    tokenized_with: Annotated[
+        str | None, Help("For tokenized rows: model whose tokenizer produced their input_ids.")
+    ] = None
+    min_tokens: Annotated[int | None, Help("Skip tokenized rows with fewer tokens.")] = None
+    samples: Annotated[int | None, Help("Use only the first N documents.")] = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -269,16 +269,16 @@ class Reading:
         for name in ("min_tokens", "samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"`{name}` is {value}, expected at least 1: leave it out to take every document")
+                raise UserError(f"`{name}` is {value}, expected at least 1; leave it out to use every document")
         if self.tokenized_with is not None and self.text_field != "text":
-            raise UserError("`text_field` would have no effect for rows that are tokenized already: leave it out")
+            raise UserError("`text_field` would have no effect on tokenized rows: leave it out")
         if self.min_tokens is not None and self.tokenized_with is None:
             raise UserError("`min_tokens` counts the input_ids of tokenized rows: pass `tokenized_with` too")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truncation:
-    """What documents are cut to, before any model sees them.
+    """How documents are truncated, before any model sees them.
 
     Raises:
         UserError: Both tokens and characters are given.
@@ -288,13 +288,13 @@ class Truncation:
 
     max_length: Annotated[
         int | None,
-        Help(f"Tokens that a document is cut to.  [default: {MAX_LENGTH}, or what the model takes if that is less]"),
+        Help(f"Truncate documents to this many tokens.  [default: {MAX_LENGTH}, or the model's maximum if less]"),
     ] = None
-    max_characters: Annotated[int | None, Help("Characters that a document is cut to instead.")] = None
+    max_characters: Annotated[int | None, Help("Truncate documents to this many characters instead.")] = None
     truncate_with: Annotated[
         str | None, Help("Model whose tokenizer counts `max_length`.  [default: the scored model's]")
     ] = None
-    extrapolate: Annotated[bool, Help("Allow more tokens than the model was made for.")] = False
+    extrapolate: Annotated[bool, Help("Allow documents longer than the model's maximum length.")] = False
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -304,22 +304,22 @@ class Truncation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyRule:
-    """Which tokens are key, from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta; None is not given.
+    """How key tokens are selected from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta; None: not given.
 
-    A file of key tokens was made by a rule already, and with one none is given.
+    Not used with a key file, whose tokens are already selected.
 
     Raises:
-        UserError: A value is out of range, or beta is given and left out.
+        UserError: A value is out of range, or beta is given although it is not used.
     """
 
     PANEL: ClassVar[str] = "Key tokens"
 
     alpha: Annotated[float | None, Help(f"Key tokens have LSD > alpha, in nats.  [default: {ALPHA:g}]")] = None
     beta: Annotated[float | None, Help(f"Key tokens have LCL > beta, in nats.  [default: {BETA:g}]")] = None
-    lcl: Annotated[bool | None, Help("Select by LSD alone (appendix B.2).", "--no-lcl")] = None
-    gamma: Annotated[float | None, Help(f"Largest weight of LongPPL-soft.  [default: {GAMMA:g}]")] = None
-    context: Annotated[int | None, Help("Which K, of those scored.  [default: the largest]")] = None
-    stride: Annotated[int | None, Help("Which d, where one K was scored with several.")] = None
+    lcl: Annotated[bool | None, Help("Select key tokens by LSD only, without beta (appendix B.2).", "--no-lcl")] = None
+    gamma: Annotated[float | None, Help(f"Maximum token weight in LongPPL-soft.  [default: {GAMMA:g}]")] = None
+    context: Annotated[int | None, Help("K to use, if several were scored.  [default: the largest]")] = None
+    stride: Annotated[int | None, Help("d to use, if this K was scored with several.")] = None
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -329,7 +329,7 @@ class KeyRule:
         check_gamma(GAMMA if self.gamma is None else self.gamma)
 
     def keywords(self) -> dict[str, Any]:
-        """The same as keywords of `longlens.perplexity`."""
+        """The settings as keyword arguments of `longlens.perplexity`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"use_lcl" if name == "lcl" else name: value for name, value in values.items()}
 
@@ -343,15 +343,15 @@ def check_thresholds(alpha: float, beta: float) -> None:
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not math.isfinite(value):
             raise UserError(
-                f"`{name}` is {value}, expected a finite number of nats (to do without beta: `use_lcl=False`)"
+                f"`{name}` is {value}, expected a finite number of nats (to select without beta: `use_lcl=False`)"
             )
 
 
 def check_gamma(gamma: float) -> None:
-    """Refuses a largest weight that is none.
+    """Refuses an invalid maximum weight.
 
     Raises:
         UserError: It is not a finite number above 0.
     """
     if not (math.isfinite(gamma) and gamma > 0):
-        raise UserError(f"`gamma` is {gamma}, expected a finite number above 0: it is the largest weight of a token")
+        raise UserError(f"`gamma` is {gamma}, expected a finite number above 0: it is the maximum weight of a token")

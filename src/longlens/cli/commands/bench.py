@@ -12,52 +12,57 @@ from longlens.cli import options as o
 from longlens.cli.command import App, Part
 from longlens.settings.options import SEED, Loading
 
-bench = App("bench", "Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks.")
+bench = App("bench", "Run benchmarks: RULER, HELMET, LongBench and others. Also tasks of lm-evaluation-harness.")
 
-Tasks = Annotated[list[str], typer.Argument(help="Tasks or suites (longlens bench list), or files of bench build.")]
+Tasks = Annotated[
+    list[str], typer.Argument(help="Tasks or suites (see longlens bench list), or sample files from bench build.")
+]
 Length = Annotated[
     str | None,
     typer.Option(
-        "--length", "-l", help="Tokens of prompt and answer; several as 4096,8192.", metavar="TOKENS[,TOKENS...]"
+        "--length",
+        "-l",
+        help="Length of prompt and answer in tokens; several lengths as 4096,8192.",
+        metavar="TOKENS[,TOKENS...]",
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option("--samples", "-n", help="Of each task and length.  [default: the benchmark's own number]")
+    int | None,
+    typer.Option("--samples", "-n", help="Samples per task and length.  [default: the benchmark's own number]"),
 ]
-Seed = Annotated[int, typer.Option(help="Of the samples.")]
+Seed = Annotated[int, typer.Option(help="Random seed of the samples.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Another setting of tasks, as lines=1350.", metavar="KEY=VALUE"),
+    typer.Option("--set", help="Set a task parameter, such as lines=1350.", metavar="KEY=VALUE"),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder with the data of benchmarks, in their published form.  [default: the hub]")
+    Path | None,
+    typer.Option(help="Directory with benchmark data in its published format.  [default: download from the Hub]"),
 ]
 Haystack = Annotated[
-    Path | None, typer.Option(help="Text, file or folder, that needles are hidden in.  [default: state_of_the_union]")
+    Path | None, typer.Option(help="File or directory of text to hide needles in.  [default: state_of_the_union]")
 ]
 Overlong = Annotated[
     str | None,
     typer.Option(
-        help="What to do with samples that are too long.  [default: the benchmark's own way]",
+        help="How to handle prompts that are too long.  [default: as the benchmark does]",
         **o.choices("error", "skip", "middle", "left", "context-only"),
     ),
 ]
 ThinkMarks = Annotated[
     str | None,
-    typer.Option(
-        help="What a model writes around its reasoning, where longlens does not know it.", metavar="BEGIN,END"
-    ),
+    typer.Option(help="Delimiters of the model's reasoning, if longlens does not know them.", metavar="BEGIN,END"),
 ]
 
 
 @bench.callback()
 def _root() -> None:
-    """Benchmarks: RULER, HELMET, LongBench and others. Also lm-evaluation-harness's tasks."""
+    """Run benchmarks: RULER, HELMET, LongBench and others. Also tasks of lm-evaluation-harness."""
 
 
 @bench.command("list")
 def list_(as_json: o.Json = False) -> None:
-    """Show all tasks and suites.
+    """List tasks and suites.
 
     Example: longlens bench list
     """
@@ -99,8 +104,8 @@ def list_(as_json: o.Json = False) -> None:
 def build(
     *,
     tasks: Tasks,
-    tokenizer: Annotated[str, typer.Option(help=f"Whose tokenizer counts. {o.MODEL_HELP}")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines to write.")],
+    tokenizer: Annotated[str, typer.Option(help=f"Model whose tokenizer counts the length. {o.MODEL_HELP}")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines file to write.")],
     length: Length = None,
     samples: Samples = None,
     seed: Seed = SEED,
@@ -108,7 +113,7 @@ def build(
     haystack: Haystack = None,
     settings: Set = None,
     overlong: Overlong = None,
-    reserve: Annotated[int, typer.Option(help="Tokens that are left for a chat template.")] = 0,
+    reserve: Annotated[int, typer.Option(help="Tokens to reserve for a chat template.")] = 0,
     loading: Annotated[Loading, Part(("trust_remote_code",))],
     as_json: o.Json = False,
 ) -> None:
@@ -148,50 +153,57 @@ def run(
     *,
     tasks: Tasks,
     model: Annotated[str, typer.Option("--model", "-m", help=o.SCORED_HELP)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the same one goes on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it is resumed.")],
     length: Length = None,
     samples: Samples = None,
     seed: Seed = SEED,
     mode: Annotated[
-        str, typer.Option(help="How the model answers.", **o.choices("generate", "teacher-forced", "choice"))
+        str,
+        typer.Option(
+            help="How the model answers: generation, scoring of the reference answer, or choice.",
+            **o.choices("generate", "teacher-forced", "choice"),
+        ),
     ] = "generate",
     template: Annotated[
-        str, typer.Option(help="Chat template.", **o.choices("auto", "none", "chat", "chat-prefix", "prefill"))
+        str,
+        typer.Option(
+            help="How the chat template is applied.", **o.choices("auto", "none", "chat", "chat-prefix", "prefill")
+        ),
     ] = "auto",
     template_args: Annotated[
         list[str] | None,
-        typer.Option("--template-arg", help="Of the chat template, as enable_thinking=false.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--template-arg", help="Argument of the chat template, such as enable_thinking=false.", metavar="KEY=VALUE"
+        ),
     ] = None,
     overlong: Overlong = None,
-    think_tokens: Annotated[int, typer.Option(help="More tokens for an answer, for reasoning before it.")] = 0,
+    think_tokens: Annotated[int, typer.Option(help="Additional tokens for reasoning before the answer.")] = 0,
     think_marks: ThinkMarks = None,
-    few_shot: Annotated[int | None, typer.Option(help="Examples, for lm-evaluation-harness's tasks.")] = None,
+    few_shot: Annotated[int | None, typer.Option(help="Few-shot examples, for lm-evaluation-harness tasks.")] = None,
     data_dir: DataDir = None,
     haystack: Haystack = None,
     settings: Set = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens that the model takes.  [default: its own]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Maximum length in tokens.  [default: the model's]")] = None,
     backend: Annotated[
-        str, typer.Option(help="hf, vllm, sglang, local-completions, ...: lm-evaluation-harness's.")
+        str, typer.Option(help="lm-evaluation-harness model type: hf, vllm, sglang, local-completions, ...")
     ] = "",
     model_args: Annotated[
         list[str] | None,
-        typer.Option("--model-arg", help="Of the backend, such as num_concurrent=8.", metavar="KEY=VALUE"),
+        typer.Option("--model-arg", help="Argument of the backend, such as num_concurrent=8.", metavar="KEY=VALUE"),
     ] = None,
     api_key_env: Annotated[
         str | None,
-        typer.Option(
-            help="Environment variable with the server's key.  [default: OPENAI_API_KEY, for api.openai.com alone]"
-        ),
+        typer.Option(help="Environment variable with the API key.  [default: OPENAI_API_KEY, for api.openai.com only]"),
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Whose tokenizer counts; needed for a server.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Prompts at a time, or auto.")] = "1",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer that counts the length; required for a server.")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Batch size in prompts, or auto.")] = "1",
     loading: Annotated[Loading, Part(but=("batch_tokens", "tensor_parallel"))],
-    no_prompts: Annotated[
-        bool, typer.Option("--no-prompts", help="Do not store the prompts, only their hashes.")
-    ] = False,
+    no_prompts: Annotated[bool, typer.Option("--no-prompts", help="Store hashes instead of the prompts.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Let a model answer, and score it. The same command resumes an unfinished run.
+    """Run a model on benchmarks and score its answers. Rerun the same command to resume an unfinished run.
 
     Example: longlens bench run longeval_lines niah_single_1 --length 512,1024 --samples 20 --model smollm2 -o run
     """
@@ -244,21 +256,21 @@ def run(
 def grade(
     command: typer.Context,
     *,
-    what: Annotated[Path, typer.Argument(help="A run's folder, or JSON Lines with id and prediction.")],
-    samples: Annotated[Path | None, typer.Option(help="What the predictions are of: a file of bench build.")] = None,
-    judge: Annotated[str | None, typer.Option(help=f"Judges answers of a run. {o.MODEL_HELP}")] = None,
-    nli: Annotated[
-        str | None, typer.Option(help="Folder or hub id of an NLI model: does a citation support it?")
+    what: Annotated[Path, typer.Argument(help="Run directory, or a JSON Lines file with id and prediction.")],
+    samples: Annotated[
+        Path | None, typer.Option(help="Sample file from bench build that the predictions answer.")
     ] = None,
+    judge: Annotated[str | None, typer.Option(help=f"LLM judge of a run's answers. {o.MODEL_HELP}")] = None,
+    nli: Annotated[str | None, typer.Option(help="Directory or Hub id of an NLI model that checks citations.")] = None,
     think_marks: ThinkMarks = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with HELMET's key points, for a judge.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory with HELMET's key points, for the judge.")] = None,
     judge_prompts: Annotated[
-        Path | None, typer.Option(help="Folder with a judge's prompts, such as HELMET's.  [default: ours]")
+        Path | None, typer.Option(help="Directory with judge prompts, such as HELMET's.  [default: longlens's own]")
     ] = None,
     loading: Annotated[Loading, Part(("dtype", "device", "trust_remote_code", "allow_pickle"))],
     as_json: o.Json = False,
 ) -> None:
-    """Score a file of predictions, or a run again, perhaps by a judge.
+    """Score a file of predictions, or rescore a run, optionally with an LLM judge.
 
     Example: longlens bench grade predictions.jsonl --samples samples.jsonl
     """
@@ -303,18 +315,18 @@ def grade(
 @bench.command()
 def table(
     command: typer.Context,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    by_depth: Annotated[bool, typer.Option("--by-depth", help="Scores by where the needle stands as well.")] = False,
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of longlens bench run.")],
+    by_depth: Annotated[bool, typer.Option("--by-depth", help="Also show scores by needle depth.")] = False,
     format_: Annotated[
-        str, typer.Option("--format", help="Of the table.", **o.choices("text", "markdown", "csv"))
+        str, typer.Option("--format", help="Format of the table.", **o.choices("text", "markdown", "csv"))
     ] = "text",
     threshold: Annotated[
-        float | None, typer.Option(help="Of RULER's effective length, in percent.  [default: RULER's, 85.6]")
+        float | None, typer.Option(help="Threshold of RULER's effective length, in percent.  [default: RULER's, 85.6]")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(help="Folder for heatmaps of needle grids, as PNG and SVG.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Directory for needle heatmaps as PNG and SVG.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Show what models score, side by side.
+    """Compare benchmark scores of several models in one table.
 
     Example: longlens bench table runs/base runs/extended --by-depth
     """
@@ -344,7 +356,7 @@ def table(
 
 @bench.command()
 def path() -> None:
-    """Print the folder for lm-evaluation-harness's --include_path.
+    """Print the directory for lm-evaluation-harness's --include_path.
 
     Example: lm_eval --include_path "$(longlens bench path)" --tasks longlens_longeval_lines --model hf ...
     """

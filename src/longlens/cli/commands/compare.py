@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def compare(
     *,
-    scores: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
+    scores: Annotated[list[Path], typer.Argument(help="Run directories; the first is the baseline.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: KeyRule,
     answers: o.Answers = None,
     as_json: o.Json = False,
 ) -> None:
-    """Compare models on the same documents and key tokens. Paired differences, and how many documents they need.
+    """Compare models on the same documents and key tokens. Paired differences, their significance, documents needed.
 
     Example: longlens compare scores/base scores/extended --evaluator-scores scores/gemma3
     """

@@ -16,19 +16,25 @@ if TYPE_CHECKING:
 
 def cost(
     *,
-    full: Annotated[Path, typer.Argument(help="Run folder of the uncompressed model, with short contexts.")],
-    policies: Annotated[list[Path], typer.Argument(help="Run folders of the same tokens: cache policies, fewer bits.")],
+    full: Annotated[Path, typer.Argument(help="Run directory of the uncompressed model, with short contexts.")],
+    policies: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run directories of compressed variants on the same tokens: cache policies, quantized weights."
+        ),
+    ],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: KeyRule,
     fail_under: Annotated[
-        float | None, typer.Option(help="Exit with code 1 if a policy retains less of the gain, such as 0.95.")
+        float | None,
+        typer.Option(help="Exit with code 1 if a policy retains less than this fraction of the gain, such as 0.95."),
     ] = None,
     per_document: o.PerDocument = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder for the charts, as PNG and SVG.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Directory for the charts as PNG and SVG.")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """What a cache policy or fewer bits lost of the gain from long context. On key tokens, by distance.
+    """Measure how much long-context gain a cache policy or quantization loses. On key tokens, by distance.
 
     Example: longlens cost scores/full scores/sink scores/h2o --evaluator-scores scores/gemma3 --fail-under 0.95
     """

@@ -13,20 +13,23 @@ from longlens.cli.command import App, Part
 from longlens.settings.options import GAMMA, MAX_LENGTH, KeyRule, Loading, Reading
 
 data = App(
-    "data", "Training data: mixtures, packing, weights, questions. Offline LongCE weights and synthetic long questions."
+    "data", "Prepare training data: mixtures, packing, offline LongCE weights, synthetic long-context questions."
 )
 
-Tokenizer = Annotated[str, typer.Option(help="Model whose tokenizer makes the tokens; its weights are not loaded.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="New folder; datasets.load_dataset reads it.")]
-Tokenized = Annotated[bool, typer.Option("--tokenized", help="Rows hold input_ids of this tokenizer, not texts.")]
-NoBos = Annotated[bool, typer.Option("--no-bos", help="No BOS before each document.")]
-NoEos = Annotated[bool, typer.Option("--no-eos", help="No EOS behind each document.")]
+Tokenizer = Annotated[str, typer.Option(help="Model whose tokenizer is used; its weights are not loaded.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="New directory, readable by datasets.load_dataset.")]
+Tokenized = Annotated[
+    bool, typer.Option("--tokenized", help="Rows are already tokenized: input_ids of this tokenizer instead of text.")
+]
+NoBos = Annotated[bool, typer.Option("--no-bos", help="Do not prepend BOS to each document.")]
+NoEos = Annotated[bool, typer.Option("--no-eos", help="Do not append EOS to each document.")]
 TrainingReading = Annotated[Reading, Part(but=("tokenized_with", "min_tokens"), defaults={"split": "train"})]
 TrustLoading = Annotated[Loading, Part(("trust_remote_code",))]
 Packing = Annotated[
     str,
     typer.Option(
-        help="best-fit: documents stay whole. fill: rows are full, as ProLong packs.", **o.choices("best-fit", "fill")
+        help="best-fit: do not split documents. fill: fill rows completely, as ProLong does.",
+        **o.choices("best-fit", "fill"),
     ),
 ]
 
@@ -34,21 +37,23 @@ Packing = Annotated[
 @data.command()
 def mix(
     *,
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a preset: prolong-64k, prolong-512k, shortmix, ...")],
+    recipe: Annotated[str, typer.Argument(help="YAML file or preset: prolong-64k, prolong-512k, shortmix, ...")],
     tokenizer: Tokenizer,
     out: Out,
-    length: Annotated[str | None, typer.Option(help="Tokens of a row.  [default: the recipe's]")] = None,
+    length: Annotated[str | None, typer.Option(help="Row length in tokens.  [default: the recipe's]")] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Tokens of all rows, such as 1e9.  [default: the recipe's]")
+        str | None, typer.Option(help="Total number of tokens, such as 1e9.  [default: the recipe's]")
     ] = None,
     source: Annotated[
-        list[str] | None, typer.Option(help="Where a source of the recipe is read.", metavar="NAME=PATH")
+        list[str] | None, typer.Option(help="Path of a source in the recipe.", metavar="NAME=PATH")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Orders the rows.  [default: the recipe's, or 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the row order.  [default: the recipe's, or 0]")
+    ] = None,
     loading: TrustLoading,
     as_json: o.Json = False,
 ) -> None:
-    """Pack the sources of a recipe and interleave their rows. The same command resumes an unfinished run.
+    """Pack the sources of a recipe and interleave their rows. Rerun the same command to resume an unfinished run.
 
     Example: longlens data mix prolong-64k --tokenizer smollm2 --tokens 1e9 --source books=books/ -o mixture
     """
@@ -86,15 +91,17 @@ def pack(
     *,
     docs: o.Docs,
     tokenizer: Tokenizer,
-    length: Annotated[str, typer.Option(help="Tokens of a row, such as 65536.")],
+    length: Annotated[str, typer.Option(help="Row length in tokens, such as 65536.")],
     out: Out,
     packing: Packing = "best-fit",
-    drop_remainder: Annotated[bool, typer.Option("--drop-remainder", help="fill: leave out a last short row.")] = False,
+    drop_remainder: Annotated[
+        bool, typer.Option("--drop-remainder", help="With fill: drop an incomplete last row.")
+    ] = False,
     too_long: Annotated[
-        str, typer.Option(help="Documents longer than a row.", **o.choices("split", "cut", "drop"))
+        str, typer.Option(help="How to handle documents longer than a row.", **o.choices("split", "cut", "drop"))
     ] = "split",
-    min_tokens: Annotated[int, typer.Option(help="Leave out documents with fewer tokens.")] = 1,
-    max_tokens: Annotated[int | None, typer.Option(help="Leave out documents with more tokens.")] = None,
+    min_tokens: Annotated[int, typer.Option(help="Skip documents with fewer tokens.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(help="Skip documents with more tokens.")] = None,
     no_bos: NoBos = False,
     no_eos: NoEos = False,
     tokenized: Tokenized = False,
@@ -102,7 +109,7 @@ def pack(
     loading: TrustLoading,
     as_json: o.Json = False,
 ) -> None:
-    """Pack documents into rows of one length. Boundaries of documents are kept in position_ids.
+    """Pack documents into rows of equal length. Document boundaries are kept in position_ids.
 
     Example: longlens data pack books/ --tokenizer smollm2 --length 65536 -o packed
     """
@@ -142,14 +149,18 @@ def weigh(
     command: typer.Context,
     *,
     docs: o.Docs,
-    scores: Annotated[Path, typer.Option(help="Scores of the same documents, from longlens score.")],
+    scores: Annotated[Path, typer.Option(help="Run directory of longlens score on the same documents.")],
     out: Out,
-    gamma: Annotated[float, typer.Option(help="Largest weight of a token.")] = GAMMA,
+    gamma: Annotated[float, typer.Option(help="Maximum token weight.")] = GAMMA,
     short_logprobs: Annotated[
-        bool, typer.Option("--short-logprobs", help="Write short log-probabilities: the long side stays live.")
+        bool,
+        typer.Option(
+            "--short-logprobs",
+            help="Store short-context log-probabilities instead of weights; LSD is then computed during training.",
+        ),
     ] = False,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Model that is to be trained, if its tokenizer is not that of the scores.")
+        str | None, typer.Option(help="Model to train, if its tokenizer differs from that of the scores.")
     ] = None,
     at: Annotated[KeyRule, Part(("context", "stride"))],
     tokenized: Tokenized = False,
@@ -157,7 +168,7 @@ def weigh(
     loading: TrustLoading,
     as_json: o.Json = False,
 ) -> None:
-    """Write tokens of scored documents with LongCE weights. Training with them has no short pass.
+    """Write tokenized documents with LongCE weights from stored scores. Training with them needs no short-context pass.
 
     Example: longlens data weigh books/ --scores scores/smollm2 -o weighed
     """
@@ -204,24 +215,26 @@ def qa(
     docs: o.Docs,
     model: Annotated[str, typer.Option(help=f"Model that writes the questions. {o.MODEL_HELP}")],
     out: Out,
-    pairs: Annotated[int, typer.Option(help="Questions on each document, each on a passage of its own.")] = 1,
-    passage_tokens: Annotated[int, typer.Option(help="Tokens of a passage, at most.")] = 384,
+    pairs: Annotated[int, typer.Option(help="Questions per document, each about a different passage.")] = 1,
+    passage_tokens: Annotated[int, typer.Option(help="Maximum passage length in tokens.")] = 384,
     max_length: Annotated[
-        int, typer.Option(help="Tokens of a row; longer documents are cut around the passage.")
+        int, typer.Option(help="Row length in tokens; longer documents are truncated around the passage.")
     ] = MAX_LENGTH,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Model whose tokenizer counts: the one to train.  [default: --model]")
+        str | None, typer.Option(help="Model to train, whose tokenizer counts the tokens.  [default: --model]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides where the passages are, with the documents' ids.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the passage positions.")] = 0,
     grounded: Annotated[
-        bool, typer.Option("--grounded", help="Refuse answers with words that are not in the passage.")
+        bool, typer.Option("--grounded", help="Reject answers with words that are not in the passage.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a pair is stopped, and refused.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Maximum tokens per generated pair; longer pairs are rejected.")
+    ] = 256,
     loading: Annotated[Loading, Part(but=("batch_tokens", "tensor_parallel"))],
     reading: TrainingReading,
     as_json: o.Json = False,
 ) -> None:
-    """Let a model write questions on passages of documents. For fine-tuning; the same command resumes.
+    """Generate question-answer pairs from documents with a model. For fine-tuning; rerun the same command to resume.
 
     Example: longlens data qa books/ --model smollm2 --pairs 2 -o long-qa
     """

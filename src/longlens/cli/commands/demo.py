@@ -21,10 +21,10 @@ NUM_SHOWN, AROUND = 8, 48  # key tokens, and characters on either side of one
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")] = Path("longlens-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory.")] = Path("longlens-demo"),
     as_json: o.Json = False,
 ) -> None:
-    """Score a long text with a small real model, offline. Shows key tokens and LongPPL, and writes an HTML report.
+    """Score a long text with a small model, offline. Prints key tokens and LongPPL, and writes an HTML report.
 
     Example: longlens demo -o longlens-demo
     """

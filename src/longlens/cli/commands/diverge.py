@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 def diverge(
     *,
-    reference: Annotated[str, typer.Argument(help="The model to compare with: uncompressed, say.")],
-    model: Annotated[str, typer.Argument(help="The model that is compared; may be the same one with --cache.")],
+    reference: Annotated[str, typer.Argument(help="Reference model, such as the uncompressed one.")],
+    model: Annotated[str, typer.Argument(help="Model to compare; the same model is allowed with --cache.")],
     docs: o.Docs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it is resumed.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: Annotated[KeyRule, Part(("alpha", "beta", "lcl", "context", "stride"))],
-    reference_dtype: Annotated[
-        str | None, typer.Option(help="dtype of the reference, if it is another than the model's.")
-    ] = None,
+    reference_dtype: Annotated[str | None, typer.Option(help="dtype of the reference model, if different.")] = None,
     reference_cache: Annotated[
-        str | None, typer.Option(help="Cache policy of the reference.  [default: everything is kept]")
+        str | None, typer.Option(help="KV cache policy of the reference model.  [default: full]")
     ] = None,
     engine: Annotated[Engine, Part(("cache", "cache_chunk", "cache_protocol", "tokenizer"))],
     loading: Annotated[Loading, Part(but=("tensor_parallel",))],
@@ -37,9 +35,9 @@ def diverge(
     reading: Reading,
     as_json: o.Json = False,
 ) -> None:
-    """Compare two models' distributions token by token: KL both ways, JS, agreement of the most likely token.
+    """Compare the next-token distributions of two models: KL in both directions, JS, top-1 agreement.
 
-    Both are run over the same tokens; the model's scores and the measures of each token are stored in RUN.
+    Both models score the same tokens; scores and per-token divergences are stored in the run directory.
 
     Example: longlens diverge smollm2 smollm2 books/ --cache sink:4+508 -o runs/sink --evaluator-scores scores/gemma3
     """

@@ -14,14 +14,14 @@ from longlens.settings.options import KeyRule
 def export(
     *,
     scores: Annotated[Path, typer.Argument(help="Run directory of longlens score.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File that ends in .csv, .parquet or .jsonl.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .csv, .parquet or .jsonl.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: KeyRule,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Export scores as a table with a row per token. For pandas, a spreadsheet or another program.
+    """Export scores as a table with one row per token. For pandas, a spreadsheet or another program.
 
     Columns: document, index, token, its characters, log-probabilities with the long and with each short context, LSD,
     LCL, key and weight. Without --evaluator-scores or --keys, the run's own short contexts select key tokens.

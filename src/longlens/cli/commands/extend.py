@@ -15,25 +15,29 @@ from longlens.settings.options import Help, Loading
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodOptions:
-    """Settings of the methods that are built in; which of them a method has, it says itself."""
+    """Settings of the built-in methods; each method accepts a subset of them."""
 
-    PANEL: ClassVar[str] = "Settings of the method"
+    PANEL: ClassVar[str] = "Method settings"
 
-    factor: Annotated[float | None, Help("How many times its length the model is to take.")] = None
-    theta: Annotated[float | None, Help("Base: ntk (else from `factor`) and eabf.  [default: eabf 500000]")] = None
+    factor: Annotated[float | None, Help("Extension factor: new context length divided by the original one.")] = None
+    theta: Annotated[float | None, Help("RoPE base of ntk and eabf.  [default: ntk from `factor`, eabf 500000]")] = None
     first_layer: Annotated[
         int | None,
-        Help("eabf scales queries from this layer on; its paper has 2.  [default: 0, the published code]"),
+        Help("eabf: first layer whose queries are scaled; 2 in its paper.  [default: 0, as in the published code]"),
     ] = None
-    original_length: Annotated[
-        int | None, Help("Tokens the model was trained at.  [default: its max_position_embeddings]")
+    original_length: Annotated[int | None, Help("Context length in training.  [default: max_position_embeddings]")] = (
+        None
+    )
+    beta_fast: Annotated[float | None, Help("For yarn.  [default: 32]")] = None
+    beta_slow: Annotated[float | None, Help("For yarn.  [default: 1]")] = None
+    low_freq_factor: Annotated[float | None, Help("For llama3.  [default: 1]")] = None
+    high_freq_factor: Annotated[float | None, Help("For llama3.  [default: 4]")] = None
+    attention_factor: Annotated[
+        float | None, Help("For yarn and longrope.  [default: computed from `factor`, as in the papers]")
     ] = None
-    beta_fast: Annotated[float | None, Help("yarn.  [default: 32]")] = None
-    beta_slow: Annotated[float | None, Help("yarn.  [default: 1]")] = None
-    low_freq_factor: Annotated[float | None, Help("llama3.  [default: 1]")] = None
-    high_freq_factor: Annotated[float | None, Help("llama3.  [default: 4]")] = None
-    attention_factor: Annotated[float | None, Help("yarn and longrope.  [default: the paper's, from `factor`]")] = None
-    factors: Annotated[Path | None, Help("longrope: JSON with short_factor and long_factor, as config.json.")] = None
+    factors: Annotated[
+        Path | None, Help("longrope: JSON file with short_factor and long_factor, as in config.json.")
+    ] = None
     width: Annotated[int | None, Help("clex: hidden size of its layer.  [default: 1]")] = None
     step: Annotated[float | None, Help("clex: step of its solver.  [default: 0.01]")] = None
 
@@ -43,18 +47,18 @@ def extend(
     model: Annotated[str, typer.Argument(help=o.MODEL_HELP)],
     method: Annotated[
         str,
-        typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf, clex, or one of another package."),
+        typer.Option(help="pi, ntk, dynamic-ntk, yarn, longrope, llama3, eabf, clex, or the name of a plugin."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New model directory.")],
     options: MethodOptions,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of a method that a package adds.", metavar="KEY=VALUE"),
+        typer.Option("--set", help="Setting of a plugin's method.", metavar="KEY=VALUE"),
     ] = None,
     loading: Annotated[Loading, Part(("trust_remote_code",))],
     as_json: o.Json = False,
 ) -> None:
-    """Write a model folder with extended context, ready to load. Position extrapolation by the method that is named.
+    """Extend a model's context by RoPE scaling. Writes a model directory that is ready to load.
 
     Example: longlens extend smollm2 --method yarn --factor 4 -o smollm2-yarn
     """

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def keys(
     command: typer.Context,
     *,
-    sources: Annotated[list[str], typer.Argument(help="A run folder, or documents with --from-upstream.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the key tokens, such as keys.jsonl.")],
+    sources: Annotated[list[str], typer.Argument(help="Run directory, or documents with --from-upstream.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Key file to write, such as keys.jsonl.")],
     from_upstream: Annotated[
-        Path | None, typer.Option(help="Import the slice_N.txt files of the package longppl from this folder.")
+        Path | None, typer.Option(help="Directory with the longppl package's slice_N.txt files to import.")
     ] = None,
     rule: Annotated[KeyRule, Part(but=("gamma",))],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
@@ -30,7 +30,7 @@ def keys(
     reading: Reading,
     as_json: o.Json = False,
 ) -> None:
-    """Export key tokens, or import published ones. They are runs of characters, which serve any tokenizer.
+    """Export key tokens, or import published ones. Key tokens are stored as character spans, valid for any tokenizer.
 
     Example: longlens keys scores/gemma3 -o keys.jsonl
     """

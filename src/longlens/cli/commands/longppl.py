@@ -16,17 +16,20 @@ def longppl(
     command: typer.Context,
     *,
     docs: o.Docs,
-    model: Annotated[str, typer.Option("--model", "-m", help=f"The evaluated model. {o.SCORED_HELP}")],
+    model: Annotated[str, typer.Option("--model", "-m", help=f"Model to evaluate. {o.SCORED_HELP}")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder; resumes what is in it.  [default: keep nothing]")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Run directory; an unfinished run in it is resumed.  [default: nothing is stored]"
+        ),
     ] = None,
     evaluator: Annotated[
         str | None,
-        typer.Option("--evaluator", "-e", help="The model that selects key tokens; self for the evaluated one."),
+        typer.Option("--evaluator", "-e", help="Model that selects the key tokens; self for the evaluated model."),
     ] = None,
     keys: o.Keys = None,
-    context: Annotated[int, typer.Option(help="K, the short context in tokens.")] = CONTEXT,
-    stride: Annotated[int, typer.Option(help="d, tokens that share a window.")] = STRIDE,
+    context: Annotated[int, typer.Option(help="K, the short context length in tokens.")] = CONTEXT,
+    stride: Annotated[int, typer.Option(help="d, the number of tokens scored per short-context window.")] = STRIDE,
     rule: Annotated[KeyRule, Part(but=("context", "stride"))],
     truncation: Truncation,
     name: o.Name = None,
@@ -35,10 +38,10 @@ def longppl(
     loading: Loading,
     engine: Engine,
     evaluator_engine: Annotated[
-        str | None, typer.Option(help="The evaluator's engine.  [default: --engine, where it can run the evaluator]")
+        str | None, typer.Option(help="Engine of the evaluator.  [default: --engine, if it can run the evaluator]")
     ] = None,
     evaluator_tokenizer: Annotated[
-        str | None, typer.Option(help="The evaluator's tokenizer.  [default: its own, by its name]")
+        str | None, typer.Option(help="Tokenizer of the evaluator.  [default: the evaluator's own]")
     ] = None,
     reading: Reading,
     per_document: o.PerDocument = False,
@@ -46,7 +49,7 @@ def longppl(
 ) -> None:
     """Compute LongPPL in one command. Scores documents with the evaluator and the evaluated model.
 
-    Documents are cut to --max-length tokens of the evaluator, so that both models see the same text.
+    Documents are truncated to --max-length tokens of the evaluator, so that both models see the same text.
 
     Example: longlens longppl books/ --model smollm2 --evaluator gemma3-270m --context 1024 --stride 256 -o run
     """

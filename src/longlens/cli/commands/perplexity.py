@@ -12,7 +12,7 @@ from longlens.cli import options as o
 from longlens.settings.options import KeyRule
 
 MODELS_AS_ROWS = 8
-"""From how many models on each is a row and not a column."""
+"""Number of models from which each gets a row instead of a column."""
 
 if TYPE_CHECKING:
     from longlens.metrics.longppl import PerplexityResult
@@ -26,12 +26,12 @@ def perplexity(
     rule: KeyRule,
     answers: o.Answers = None,
     ngram: Annotated[
-        bool, typer.Option("--ngram", help="Perplexity on re-occurred 3-grams too (appendix B.7), which takes longest.")
+        bool, typer.Option("--ngram", help="Also compute perplexity on repeated 3-grams (appendix B.7); slow.")
     ] = False,
     per_document: o.PerDocument = False,
     as_json: o.Json = False,
 ) -> None:
-    """Perplexity, LongPPL and LongPPL-soft from stored scores. No model is run.
+    """Compute perplexity, LongPPL and LongPPL-soft from stored scores. No model is run.
 
     Example: longlens perplexity scores/smollm2 --evaluator-scores scores/gemma3
     """

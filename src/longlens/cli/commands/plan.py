@@ -13,15 +13,15 @@ from longlens.cli.command import App, Part
 from longlens.errors import UserError
 from longlens.settings.options import CONTEXT, GAMMA, STRIDE, Hardware, Loading
 
-plan = App("plan", "What a run costs, before it: arithmetic, memory and time from the model's configuration alone.")
-MODEL_HELP = "Hub id, folder, .gguf file, smollm2, gemma3-270m, or a config.json; no weights are read."
+plan = App("plan", "Estimate FLOPs, memory and time of a run. From the model's configuration alone; nothing is run.")
+MODEL_HELP = "Hub id, directory, .gguf file, smollm2, gemma3-270m, or a config.json; weights are not read."
 _LOGGER = logging.getLogger(__name__)
 LOADED = ("dtype", "attention", "trust_remote_code")
 
 
 @plan.callback()
 def _root() -> None:
-    """What a run costs, before it: arithmetic, memory and time from the model's configuration alone."""
+    """Estimate FLOPs, memory and time of a run. From the model's configuration alone; nothing is run."""
 
 
 @plan.command("score")
@@ -29,20 +29,26 @@ def plan_score_command(
     command: typer.Context,
     *,
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    length: Annotated[int, typer.Option(help="Tokens of a document.")],
-    documents: Annotated[int, typer.Option(help="How many documents of this length.")] = 1,
+    length: Annotated[int, typer.Option(help="Document length in tokens.")],
+    documents: Annotated[int, typer.Option(help="Number of documents of this length.")] = 1,
     context: Annotated[
-        str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
+        str,
+        typer.Option(
+            help="K, the short context length in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]"
+        ),
     ] = str(CONTEXT),
     stride: Annotated[
-        str, typer.Option(help="d, tokens that share a window; one, or one for each K.", metavar="TOKENS[,TOKENS...]")
+        str,
+        typer.Option(
+            help="d, the number of tokens scored per window; one value, or one per K.", metavar="TOKENS[,TOKENS...]"
+        ),
     ] = str(STRIDE),
-    long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
+    long_only: Annotated[bool, typer.Option("--long-only", help="Score with the long context only.")] = False,
     loading: Annotated[Loading, Part((*LOADED, "batch_tokens", "device_map", "tensor_parallel"))],
     hardware: Hardware,
     as_json: o.Json = False,
 ) -> None:
-    """What longlens score costs: whether it fits, how long it takes, and the overhead of the short contexts.
+    """Estimate longlens score: whether it fits, how long it takes, and the overhead of short contexts.
 
     Example: longlens plan score --model smollm2 --length 8192 --documents 50 --device h100
     """
@@ -84,31 +90,35 @@ def plan_score_command(
 def plan_train_command(
     command: typer.Context,
     *,
-    recipe: Annotated[str | None, typer.Argument(help="Of longlens train; its settings are planned.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Recipe of longlens train to plan.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens of a row.")] = None,
-    loss: Annotated[str, typer.Option(help="longce, sampled-longce, chunked-longce, offline or ce.")] = "longce",
-    context: Annotated[int, typer.Option(help="K, tokens of context that a short score has at least.")] = CONTEXT,
-    stride: Annotated[int, typer.Option(help="d, tokens that share a window.")] = STRIDE,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of a step, of all devices.  [default: one each]")] = None,
-    per_device_batch_size: Annotated[int, typer.Option(help="Rows of a micro-batch.")] = 1,
-    precision: Annotated[str, typer.Option(help="Autocast: bfloat16, float16, or float32 for none.")] = "float32",
+    length: Annotated[int | None, typer.Option(help="Row length in tokens.")] = None,
+    loss: Annotated[str, typer.Option(help="Loss: longce, sampled-longce, chunked-longce, offline or ce.")] = "longce",
+    context: Annotated[int, typer.Option(help="K, the short context length in tokens.")] = CONTEXT,
+    stride: Annotated[int, typer.Option(help="d, the number of tokens scored per short-context window.")] = STRIDE,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Global batch size in rows.  [default: one row per device]")
+    ] = None,
+    per_device_batch_size: Annotated[int, typer.Option(help="Micro-batch size in rows, per device.")] = 1,
+    precision: Annotated[str, typer.Option(help="Autocast dtype: bfloat16, float16, or float32 for none.")] = "float32",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Compute activations again in the backward pass.")
+        bool, typer.Option("--gradient-checkpointing", help="Recompute activations in the backward pass.")
     ] = False,
-    lora: Annotated[int | None, typer.Option(help="Rank of LoRA adapters in place of all weights.")] = None,
+    lora: Annotated[int | None, typer.Option(help="Train LoRA adapters of this rank instead of all weights.")] = None,
     sharding: Annotated[
-        str | None, typer.Option(help="ddp (whole on each device), fsdp or zero3.  [default: ddp, or the recipe's]")
+        str | None, typer.Option(help="ddp (replicated), fsdp or zero3.  [default: ddp, or the recipe's]")
     ] = None,
     context_parallel: Annotated[
-        int | None, typer.Option(help="Devices that share each row.  [default: 1, or the recipe's]")
+        int | None, typer.Option(help="Context parallel size: devices per row.  [default: 1, or the recipe's]")
     ] = None,
-    tokens: Annotated[float | None, typer.Option(help="Tokens to train on, such as 1e9, for the time of all.")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="Training tokens, such as 1e9, to estimate the total time.")
+    ] = None,
     loading: Annotated[Loading, Part(LOADED, defaults={"dtype": "float32"})],
     hardware: Hardware,
     as_json: o.Json = False,
 ) -> None:
-    """What longlens train costs: memory by part, time of a step, and the overhead of LongCE.
+    """Estimate longlens train: memory by component, time per step, and the overhead of LongCE.
 
     Example: longlens plan train --model smollm2 --length 32768 --gradient-checkpointing --device h100 --devices 8
     """

@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 def reach(
     *,
-    scores: Annotated[list[Path], typer.Argument(help="Run folders, each scored at three K or more with d <= K/2.")],
+    scores: Annotated[
+        list[Path], typer.Argument(help="Run directories, each scored with at least three K and d <= K/2.")
+    ],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: Annotated[KeyRule, Part(("alpha", "beta", "lcl"))],
     answers: o.Answers = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Scores of a model to measure the gain by.  [default: of several runs the first]"),
+        typer.Option(help="Run directory of the model whose gain is 100 %.  [default: the first of several runs]"),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Context reach: up to which K predictions improve. On all, key and answer tokens, and by how much.
+    """Measure context reach: up to which K predictions improve. On all tokens, key tokens and answer tokens.
 
     Example: longlens reach scores/smollm2 --evaluator-scores scores/gemma3
     """

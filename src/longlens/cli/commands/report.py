@@ -21,9 +21,10 @@ def report(
     command: typer.Context,
     *,
     scores: Annotated[
-        list[Path], typer.Argument(help="Run folders of longlens score or longlens longppl; the first is the baseline.")
+        list[Path],
+        typer.Argument(help="Run directories of longlens score or longlens longppl; the first is the baseline."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; an older report there is replaced.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write; replaces an existing report.")],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: KeyRule,
@@ -31,20 +32,21 @@ def report(
     benchmarks: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder of longlens bench run, or a CSV (model, benchmarks); may be repeated.", metavar="RUN|FILE"
+            help="Run directory of longlens bench run, or a CSV file (model, benchmarks); may be repeated.",
+            metavar="RUN|FILE",
         ),
     ] = None,
     document: Annotated[
-        list[str] | None, typer.Option(help="Id of a document to show with its text; may be repeated.")
+        list[str] | None, typer.Option(help="Id of a document to include with its text; may be repeated.")
     ] = None,
     num_documents: Annotated[
-        int | None, typer.Option(help="Number of documents shown.  [default: as many as keep it below 10 MB]")
+        int | None, typer.Option(help="Number of documents to include.  [default: as many as fit in 10 MB]")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(help="Folder for the charts as PNG and SVG.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Directory for the charts as PNG and SVG.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Write one self-contained HTML page from stored scores. The text with its key tokens, and charts; no model is run.
+    """Write a self-contained HTML report from stored scores. Texts with key tokens, and charts; no model is run.
 
     Example: longlens report scores/smollm2 --evaluator-scores scores/gemma3 -o report.html
     """

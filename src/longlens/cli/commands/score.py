@@ -16,14 +16,20 @@ def score(
     *,
     docs: o.Docs,
     model: Annotated[str, typer.Option("--model", "-m", help=o.SCORED_HELP)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; resumes what is in it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run directory; an unfinished run in it is resumed.")],
     context: Annotated[
-        str, typer.Option(help="K, the short context in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]")
+        str,
+        typer.Option(
+            help="K, the short context length in tokens; several as 64,256,4096.", metavar="TOKENS[,TOKENS...]"
+        ),
     ] = str(CONTEXT),
     stride: Annotated[
-        str, typer.Option(help="d, tokens that share a window; one, or one for each K.", metavar="TOKENS[,TOKENS...]")
+        str,
+        typer.Option(
+            help="d, the number of tokens scored per window; one value, or one per K.", metavar="TOKENS[,TOKENS...]"
+        ),
     ] = str(STRIDE),
-    long_only: Annotated[bool, typer.Option("--long-only", help="No short contexts.")] = False,
+    long_only: Annotated[bool, typer.Option("--long-only", help="Score with the long context only.")] = False,
     truncation: Truncation,
     name: o.Name = None,
     bos: o.Bos = "window",
@@ -31,7 +37,7 @@ def score(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="RANK/WORLD: take every WORLD-th document.  [default: torchrun's processes share by cost]",
+            help="Score every WORLD-th document, from RANK on.  [default: torchrun's processes balance by cost]",
             metavar="RANK/WORLD",
         ),
     ] = None,
@@ -41,13 +47,11 @@ def score(
     reading: Reading,
     statistics: Annotated[
         str | None,
-        typer.Option(
-            help="More columns of each token: entropy, rank, or what another package adds.", metavar="NAME,..."
-        ),
+        typer.Option(help="Additional columns per token: entropy, rank, or a plugin's.", metavar="NAME,..."),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run a model over documents and store its token scores. The same command resumes an unfinished run.
+    """Score documents with a model and store the token scores. Rerun the same command to resume an unfinished run.
 
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """

@@ -11,49 +11,52 @@ from longlens.cli import options as o
 from longlens.cli.command import App, Part
 from longlens.settings.options import KeyRule
 
-study = App("study", "Studies: do the claims of the paper and of the lecture hold?")
+study = App("study", "Reproduce experiments of the paper and of the lecture.")
 
 
 @study.callback()
 def _root() -> None:
-    """Studies: do the claims of the paper and of the lecture hold?"""
+    """Reproduce experiments of the paper and of the lecture."""
 
 
 @study.command()
 def ablate(
     *,
-    scores: Annotated[list[Path], typer.Argument(help="Run folders of the models, on the same documents.")],
+    scores: Annotated[list[Path], typer.Argument(help="Run directories of the models, on the same documents.")],
     evaluator_scores: Annotated[
-        list[Path], typer.Option(help="Scores of an evaluator, each K of them; several times for several evaluators.")
+        list[Path], typer.Option(help="Run directory of an evaluator; every scored K is used. May be repeated.")
     ],
     benchmarks: Annotated[
         list[Path] | None,
-        typer.Option(help="Folders of longlens bench run, or a CSV: model, benchmarks.", metavar="RUN|FILE..."),
+        typer.Option(
+            help="Run directories of longlens bench run, or a CSV file: model, benchmarks.", metavar="RUN|FILE..."
+        ),
     ] = None,
     alphas: Annotated[
-        str | None, typer.Option(metavar="NATS[,NATS...]", help="Of the grid.  [default: 0.5,1,2,3]")
+        str | None, typer.Option(metavar="NATS[,NATS...]", help="Grid of alpha.  [default: 0.5,1,2,3]")
     ] = None,
     betas: Annotated[
-        str | None, typer.Option(metavar="NATS[,NATS...]", help="Of the grid, beside none.  [default: -4,-2,-1]")
+        str | None,
+        typer.Option(metavar="NATS[,NATS...]", help="Grid of beta, in addition to none.  [default: -4,-2,-1]"),
     ] = None,
     rule: Annotated[KeyRule, Part(("alpha", "beta", "gamma"))],
-    context: Annotated[int | None, typer.Option(help="One K of those scored.  [default: each]")] = None,
-    stride: Annotated[int | None, typer.Option(help="One d of those scored.  [default: each]")] = None,
+    context: Annotated[int | None, typer.Option(help="Use only this K.  [default: all that were scored]")] = None,
+    stride: Annotated[int | None, typer.Option(help="Use only this d.  [default: all that were scored]")] = None,
     self_evaluation: Annotated[
         bool | None,
         typer.Option(
             "--self-evaluation/--no-self-evaluation",
-            help="Each model as its own evaluator too.  [default: those scored at the evaluator's K]",
+            help="Also use each model as its own evaluator.  [default: models scored at the evaluator's K]",
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Draws of documents.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    draws: Annotated[int, typer.Option(help="Number of random draws of documents.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed of the draws.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for ablation.json, tables as CSV, and figures.")
+        Path | None, typer.Option("--out", "-o", help="Directory for ablation.json, tables as CSV, and figures.")
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Ablations of LongPPL from stored scores. By thresholds, evaluator, K, weights and documents; no model is run.
+    """Ablate LongPPL from stored scores. By thresholds, evaluator, K, weights and documents; no model is run.
 
     Example: longlens study ablate scores/* --evaluator-scores scores/gemma3 -o ablation
     """
@@ -125,16 +128,16 @@ def reproduce(
             "train?"
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for models, runs and result.json.")],
-    recipe: Annotated[Path | None, typer.Option(help="A YAML file with other settings.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for models, runs and result.json.")],
+    recipe: Annotated[Path | None, typer.Option(help="YAML file with other settings.")] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Instead of the recipe's, such as text=prose.", metavar="KEY=VALUE"),
+        typer.Option("--set", help="Override a recipe setting, such as text=prose.", metavar="KEY=VALUE"),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Such as 1,2,3.  [default: the recipe's]")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Random seeds, such as 1,2,3.  [default: the recipe's]")] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Run an experiment from scratch. The same command resumes an unfinished run.
+    """Run an experiment from scratch. Rerun the same command to resume an unfinished run.
 
     Example: longlens study reproduce longce -o longce-study
     """
@@ -161,15 +164,16 @@ def reproduce(
 def published(
     command: typer.Context,
     table: Annotated[
-        str | None, typer.Argument(help="Such as 5, figure-5 or lecture-18.  [default: list all]", show_default=False)
+        str | None,
+        typer.Argument(help="Table, such as 5, figure-5 or lecture-18.  [default: list all]", show_default=False),
     ] = None,
     with_: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="A run of longlens longppl or bench run, for a row of its own; may be repeated."),
+        typer.Option("--with", help="Run directory of longlens longppl or bench run to add as a row; may be repeated."),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Print a published table of the paper or of the lecture. With your own models in it, and what differs.
+    """Print a published table of the paper or of the lecture. Optionally with rows for your own models.
 
     Example: longlens study published 5 --with RUN --with BENCH
     """
@@ -208,25 +212,33 @@ def published(
 @study.command()
 def correlate(
     *,
-    runs: Annotated[list[Path], typer.Argument(help="Folders of longlens longppl or of longlens score, one a model.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories of longlens longppl or longlens score, one per model.")
+    ],
     benchmarks: Annotated[
         list[Path],
-        typer.Option(help="Folders of longlens bench run, or a CSV: model, family, benchmarks.", metavar="RUN|FILE..."),
+        typer.Option(
+            help="Run directories of longlens bench run, or a CSV file: model, family, benchmarks.",
+            metavar="RUN|FILE...",
+        ),
     ],
     evaluator_scores: o.EvaluatorScores = None,
     keys: o.Keys = None,
     rule: KeyRule,
     families: Annotated[
         list[str] | None,
-        typer.Option("--family", help="Family of a model; may be repeated.", metavar="MODEL=FAMILY"),
+        typer.Option(
+            "--family", help="Model family, for leave-one-family-out; may be repeated.", metavar="MODEL=FAMILY"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of resamples and random orders.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of resampling and permutations.")] = 0,
     figures: Annotated[
-        Path | None, typer.Option("--figures", "-o", help="Folder for scatter plots and the map of tasks, PNG and SVG.")
+        Path | None,
+        typer.Option("--figures", "-o", help="Directory for scatter plots and the task map, as PNG and SVG."),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Correlate LongPPL and PPL with benchmark scores over models. Intervals, tests, and how benchmarks agree.
+    """Correlate LongPPL and PPL with benchmark scores across models. With intervals, tests and benchmark agreement.
 
     Example: longlens study correlate runs/* --benchmarks bench/* --figures figures
     """

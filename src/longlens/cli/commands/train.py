@@ -15,18 +15,18 @@ from longlens.settings.options import Loading
 
 def train(
     *,
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a preset: smollm2-cpu, longce-pg19-eabf, ...")],
+    recipe: Annotated[str, typer.Argument(help="YAML file or preset: smollm2-cpu, longce-pg19-eabf, ...")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run.  [default: out of the recipe]")
+        Path | None, typer.Option("--out", "-o", help="Run directory.  [default: out in the recipe]")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Instead of the recipe's, such as training.steps=20.", metavar="KEY=VALUE"),
+        typer.Option("--set", help="Override a recipe setting, such as training.steps=20.", metavar="KEY=VALUE"),
     ] = None,
     loading: Annotated[Loading, Part(("trust_remote_code", "allow_pickle"))],
     as_json: o.Json = False,
 ) -> None:
-    """Train a model as a recipe says. The same command resumes an unfinished run.
+    """Train a model from a recipe. Rerun the same command to resume an unfinished run.
 
     Example: longlens train smollm2-cpu --set training.steps=20 -o run
     """
