@@ -20,8 +20,8 @@ def render() -> str:
     group = typer.main.get_command(app)
     parts = [
         "# Command line\n",
-        "Results are printed to stdout, progress and notes to stderr. Exit codes: 0 success, 2 invalid input (one line with",
-        "the problem and the next step), 130 interrupted. This page is generated from the code by `python -m docs.cli`.\n",
+        "Results are printed to stdout, progress and notes to stderr. Exit codes: 0 success, 2 invalid input (one line",
+        "with the problem and the next step), 130 interrupted. Generated from the code by `python -m docs.cli`.\n",
     ]
     for name, command in _commands("longlens", group):
         context = command.make_context(name, [], resilient_parsing=True)
