@@ -11,6 +11,7 @@ import pytest
 from longlens import UserError, cost
 from longlens.metrics.cost import PolicyCost
 from longlens.scoring.scores import ShortContext
+from longlens.scoring.statistics import DIVERGENCE
 from longlens.settings.options import KeyRule
 from tests.toys import NAN, scores, token_scores
 
@@ -104,6 +105,14 @@ def test_many_documents_with_an_interval(tail):
     low, high = found.interval
     assert low < found.retained_gain < high < 1.2
     assert [document.id for document in found.documents] == [f"d{number}" for number in range(12)]
+    lost, gained = (sum(getattr(document, name) for document in found.documents) for name in ("lost", "gain"))
+    assert 1 - lost / gained == pytest.approx(found.retained_gain)
+    nats = [
+        (math.log(document.longppl) * document.num_key_tokens, document.num_key_tokens) for document in found.documents
+    ]
+    assert math.exp(sum(n for n, _ in nats) / sum(m for _, m in nats)) == pytest.approx(found.longppl)
+    nats = [(math.log(document.ppl) * document.num_tokens, document.num_tokens) for document in found.documents]
+    assert math.exp(sum(n for n, _ in nats) / sum(m for _, m in nats)) == pytest.approx(found.ppl)
     assert result.settings["fed"] == ("4" if tail is None else "prefill+5")
     assert result.to_arrow().num_rows == 1
 
@@ -112,10 +121,12 @@ def test_columns_of_a_divergence_and_bytes():
     full = scores(row(LONG, SHORT))
     from longlens.scoring.scores import identity_of
 
-    columns = {"kl": np.arange(12.0), "top1_agreement": np.ones(12), "cache_bytes": np.full(12, 1200.0)}
+    columns = dict.fromkeys(DIVERGENCE.columns, np.zeros(12))
+    columns |= {"kl": np.arange(12.0), "top1_agreement": np.ones(12), "cache_bytes": np.full(12, 1200.0)}
     own = policy(row(LONG, None, columns=columns), reference=identity_of(full).sha256)
     (found,) = cost(full, [own], evaluator_scores=full).policies
     assert found.kl == pytest.approx(np.arange(4, 12).mean())
+    assert found.documents[0].kl == found.kl
     assert found.key_kl == pytest.approx(np.mean(KEY))
     assert found.key_top1_agreement == 1
     assert found.bytes_per_token == 100

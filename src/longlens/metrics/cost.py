@@ -25,7 +25,7 @@ import numpy as np
 from longlens.errors import UserError, shown
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import Bools, Corpus, Influence, WeightedSum, choose_influence, read_once
-from longlens.metrics.divergence import mean_of
+from longlens.metrics.divergence import columns_of, mean_of
 from longlens.metrics.gains import smallest_strides
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, identity_of, names_of
@@ -56,11 +56,29 @@ class DistanceBracket:
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentCost:
-    """A document: its id, retained gain (None without gain) and key tokens."""
+    """What a policy lost in one document.
+
+    Attributes:
+        id: Of the document.
+        retained_gain: None where its key tokens gain nothing.
+        gain: Nats that the full model gains on its key tokens.
+        lost: Nats of these that the policy loses.
+        num_key_tokens: Key tokens that count.
+        num_tokens: Tokens that count.
+        ppl: Of the policy's run on the tokens that count; None without any.
+        longppl: On the key tokens.
+        kl: KL(full || policy) a token, nats; None as in `PolicyCost`.
+    """
 
     id: str
     retained_gain: float | None
+    gain: float
+    lost: float
     num_key_tokens: int
+    num_tokens: int
+    ppl: float | None
+    longppl: float | None
+    kl: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,15 +326,29 @@ class _Sums:
         kept = (logprobs - view.short)[view.is_key]
         self._gains.append((float(kept.sum()), view.gain))
         self._full_gain += view.gain
-        num_key = int(np.count_nonzero(view.is_key))
-        ratio = float(kept.sum()) / view.gain if view.gain > 0 else None
-        self._documents.append(DocumentCost(id=view.id, retained_gain=ratio, num_key_tokens=num_key))
-        self.all = _plus(self.all, logprobs[view.counts])
-        self.key = _plus(self.key, logprobs[view.is_key])
-        for name in ("kl", "top1_agreement") if self.has_divergence else ():
-            for of_key, chosen in ((False, view.counts), (True, view.is_key)):
-                values = row.columns[name][chosen].astype(np.float64)
-                self._columns.setdefault((name, of_key), []).append((float(values.sum()), len(values)))
+        every, on_keys = (_sum_of(logprobs[chosen]) for chosen in (view.counts, view.is_key))
+        self.all, self.key = _plus(self.all, every), _plus(self.key, on_keys)
+        kl = None
+        if self.has_divergence:
+            columns = columns_of(row)
+            for name in ("kl", "top1_agreement"):
+                for of_key, chosen in ((False, view.counts), (True, view.is_key)):
+                    values = columns[name][chosen]
+                    self._columns.setdefault((name, of_key), []).append((float(values.sum()), len(values)))
+            kl = mean_of(self._columns["kl", False][-1:])
+        self._documents.append(
+            DocumentCost(
+                id=view.id,
+                retained_gain=float(kept.sum()) / view.gain if view.gain > 0 else None,
+                gain=view.gain,
+                lost=view.gain - float(kept.sum()),
+                num_key_tokens=int(on_keys.weight),
+                num_tokens=int(every.weight),
+                ppl=every.ppl,
+                longppl=on_keys.ppl,
+                kl=None if kl is None else kl.value,
+            )
+        )
         if "cache_bytes" in row.columns and len(row.token_ids):
             self._bytes.append((float(row.columns["cache_bytes"][-1]), len(row.token_ids)))
         if view.distance is not None:
@@ -383,8 +415,12 @@ class _Sums:
         return found
 
 
-def _plus(total: WeightedSum, logprobs: Doubles) -> WeightedSum:
-    return WeightedSum(total.logprob + float(logprobs.sum()), total.weight + len(logprobs))
+def _sum_of(logprobs: Doubles) -> WeightedSum:
+    return WeightedSum(float(logprobs.sum()), float(len(logprobs)))
+
+
+def _plus(total: WeightedSum, more: WeightedSum) -> WeightedSum:
+    return WeightedSum(total.logprob + more.logprob, total.weight + more.weight)
 
 
 def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tuple[ShortContext, KeyRule]:
