@@ -11,6 +11,7 @@ from torch import Tensor
 
 from longlens.errors import UserError
 from longlens.models.forward import is_sharded, run_in_layer
+from longlens.models.products import linear
 
 BLOCK_BYTES = 128 * 2**20
 """Logits that exist at one time, in bytes."""
@@ -47,7 +48,7 @@ class Head:
                 multiplied exactly and accumulated in float32 (CUDA alone, see `_multiplies_exactly`).
         """
         if dtype in (None, hidden.dtype):
-            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+            logits = linear(hidden, self.weight, self.bias)
         else:
             logits = torch.mm(hidden, self.weight.T, out_dtype=dtype)
             if self.bias is not None:
@@ -209,7 +210,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if head.scale != 1.0:
                 change.mul_(head.scale)
             if of_hidden is not None:
-                of_hidden[block] = (change @ wide.weight).to(of_hidden.dtype)
+                of_hidden[block] = linear(change, wide.weight.T).to(of_hidden.dtype)
             if of_weight is not None:
                 of_weight.addmm_(change.T, states)
             if of_bias is not None:

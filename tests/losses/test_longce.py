@@ -33,18 +33,21 @@ def gradients(model, loss):
 
 
 def assert_same(model, ours, documents, rule=RULE):
-    """Ours is no further from the float64 truth than the naive form is, but for rounding: loss and every gradient."""
+    """Ours is as near to the float64 truth as the naive form, but for rounding: loss and every gradient.
+
+    Twice the naive form's error: products by oneDNN round 1.6 times as much as torch's (`longlens.models.products`).
+    """
     naive, _ = naive_longce(model, documents, *rule.values())
-    exact = copy.deepcopy(model)
-    if not hasattr(model.config, "num_local_experts"):  # torch's product of experts has no float64
-        exact = exact.double()
+    exact = copy.deepcopy(model).double()
+    if hasattr(model.config, "num_local_experts"):  # torch's grouped product of experts has no float64
+        exact.set_experts_implementation("eager")
     truth, weights = naive_longce(exact, documents, *rule.values())
     for loss in (ours, naive):
         assert loss.item() == pytest.approx(truth.item(), abs=1e-5 * max(1, abs(truth.item())))
     found, expected, true = gradients(model, ours), gradients(model, naive), gradients(exact, truth)
     assert found.keys() == expected.keys() == true.keys()
     for name, gradient in true.items():
-        allowed = (expected[name] - gradient).abs().max() + 1e-6 * max(1, float(gradient.abs().max()))
+        allowed = 2 * (expected[name] - gradient).abs().max() + 1e-6 * max(1, float(gradient.abs().max()))
         assert (found[name] - gradient).abs().max() <= allowed, name
     return weights
 

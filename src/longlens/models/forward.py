@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import UserError, library_errors
+from longlens.models.products import fast_products
 from longlens.rope.base import CLEX_TYPE
 
 PROBE_TOKENS = 48
@@ -106,9 +107,17 @@ class Forward:
             passing=(torch.OutOfMemoryError,),
         )
 
+    def _products(self) -> AbstractContextManager[Any]:
+        # Checkpointed layers run again in the backward pass, where no such context is in force, and must save the same.
+        names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # the second before transformers 5.24
+        is_checkpointing = next((getattr(self.model, name) for name in names if hasattr(self.model, name)), False)
+        if is_checkpointing and torch.is_grad_enabled():
+            return nullcontext()
+        return fast_products(device_of(self.model))
+
     def _states(self, **inputs: Any) -> Tensor:
         name = type(self.model).__name__
-        with self._model_errors(f"run on {inputs['input_ids'].shape[1]:,} tokens"):
+        with self._model_errors(f"run on {inputs['input_ids'].shape[1]:,} tokens"), self._products():
             output = self.decoder(**inputs)
         states = getattr(output, "last_hidden_state", None)
         if not isinstance(states, Tensor) or states.shape[:2] != inputs["input_ids"].shape:
@@ -212,7 +221,7 @@ class Forward:
         ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device_of(self.model))
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=ids.device)
         reset_rope(self._dynamic)
-        with self._model_errors(f"run on {longest:,} tokens to generate"):
+        with self._model_errors(f"run on {longest:,} tokens to generate"), self._products():
             return self.model.generate(ids, attention_mask=mask, generation_config=config, **options)
 
 
