@@ -77,6 +77,8 @@ def test_list_has_all_tasks(run):
         "metric": "accuracy",
         "settings": ["ids", "lines", "answer_prefix"],
         "package": "longlens",
+        "description": "the number that a line registers",
+        "data": "",
     }
     metrics = {row["task"]: row["metric"] for row in found["tasks"]}
     assert (metrics["helmet_narrativeqa"], metrics["helmet_infbench_sum"]) == ("judge", "judge")  # no score without one

@@ -105,7 +105,7 @@ def test_listing_goes_on_and_says_which_package(monkeypatch, tmp_path, capsys):
     assert set(listed["unusable"]) == {"toy_lost", "toy_text", "toy_ruler", "toy_needs", "vt"}
     assert main(["bench", "list"]) == 0
     shown = capsys.readouterr().out
-    assert "Of other packages:" in shown
+    assert ", of the package toy-tasks (" in shown
     assert "cannot be used: cannot import 'toy_lost'" in shown
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = {path.stem for path in export_tasks().iterdir()}

@@ -140,7 +140,7 @@ def _batches(settings: BenchSettings, limit: PromptLimit, builder: PromptBuilder
     if own and not selected.tasks:
         raise UserError(f"no task has a setting {next(iter(own))!r}: files of samples have theirs in them")
     batches = task_batches(
-        make_tasks(selected.tasks, own, shared),
+        make_tasks(selected.tasks, own, shared, settings.lengths),
         lengths=settings.lengths,
         samples=settings.samples,
         seed=settings.seed,

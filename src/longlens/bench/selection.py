@@ -157,8 +157,41 @@ def select_tasks(names: Iterable[str]) -> SelectedTasks:
     return SelectedTasks(tasks=tuple(tasks), harness=tuple(harness.values()))
 
 
+def find_tasks(wanted: str | None, tasks: Mapping[str, Task]) -> SelectedTasks:
+    """What a list shows: a task, the tasks of a suite or category, or those with this in their name, as comes first.
+
+    Args:
+        wanted: Name of a task, suite or category, or a part of a task's name; None for all.
+        tasks: Those that there are, by name.
+
+    Raises:
+        UserError: There is none; says which name is near.
+    """
+    if wanted is None:
+        return SelectedTasks(tasks=tuple(tasks), harness=tuple(HARNESS.values()))
+    low = wanted.casefold()
+    for of_task in (
+        lambda name, _: name == wanted,
+        lambda _, task: task is not None and task.suite.casefold() == low,
+        lambda _, task: task is not None and task.category.casefold() == low,
+        lambda name, _: low in name.casefold(),
+    ):
+        found = tuple(name for name, task in tasks.items() if of_task(name, task))
+        harness = tuple(task for name, task in HARNESS.items() if of_task(name, None))
+        if found or harness:
+            return SelectedTasks(tasks=found, harness=harness)
+    known = {*tasks, *HARNESS, *(task.suite for task in tasks.values())}
+    known |= {task.category for task in tasks.values() if task.category}
+    close = difflib.get_close_matches(wanted, sorted(known), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "longlens bench list shows all"
+    raise UserError(f"no task, suite or category {shown_value(wanted)}: {hint}")
+
+
 def make_tasks(
-    names: Iterable[str], settings: Mapping[str, Any], shared: Mapping[str, Any] | None = None
+    names: Iterable[str],
+    settings: Mapping[str, Any],
+    shared: Mapping[str, Any] | None = None,
+    lengths: Sequence[int] = (),
 ) -> list[Task]:
     """Tasks, each with those of the settings that are its own.
 
@@ -166,9 +199,10 @@ def make_tasks(
         names: Of the tasks.
         settings: Each of them has to be one of a task at least.
         shared: Settings that no task needs to have.
+        lengths: Of the samples, where a task has a file for each length.
 
     Raises:
-        UserError: A setting is of none of them.
+        UserError: A setting is of none of them, or files of data are missing, all of which are named.
     """
     chosen = list(names)
     check_settings(chosen, settings)
@@ -176,7 +210,7 @@ def make_tasks(
     tasks = [
         get_task(name, **{key: value for key, value in given.items() if key in task_settings(name)}) for name in chosen
     ]
-    check_files(tasks)
+    check_files(tasks, lengths)
     return tasks
 
 

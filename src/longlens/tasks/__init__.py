@@ -25,6 +25,7 @@ from longlens.settings.recipe import check_values
 from longlens.tasks.bamboo import TASKS as BAMBOO_TASKS
 from longlens.tasks.base import Sample as Sample
 from longlens.tasks.base import Task as Task
+from longlens.tasks.descriptions import DESCRIPTIONS
 from longlens.tasks.fitting import Draft as Draft
 from longlens.tasks.fitting import Plan as Plan
 from longlens.tasks.fitting import Whole as Whole
@@ -76,6 +77,14 @@ def usable_tasks() -> tuple[dict[str, Task], dict[str, str]]:
         except UserError as error:
             problems[name] = str(error)
     return tasks, problems
+
+
+def describe_task(name: str) -> str:
+    """One line on what a task asks a model; of another package's task the first line of its docstring."""
+    if name in DESCRIPTIONS:
+        return DESCRIPTIONS[name]
+    lines = (_factory(name)[1].__doc__ or "").strip().splitlines()
+    return lines[0].rstrip(".") if lines else ""
 
 
 def task_settings(name: str) -> list[str]:

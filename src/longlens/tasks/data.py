@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -209,6 +209,11 @@ class FolderTask(Task):
 
     data_dir: str | os.PathLike[str] | None = None
 
+    def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
+        """The files that samples of these lengths are made of, for lists and checks: its ``file``, if no others."""
+        file = getattr(self, "file", None)
+        return (file,) if isinstance(file, DataFile) else ()
+
     def check_index(self, index: int, count: int, file: str, what: str) -> None:
         """Checks that a file has a sample of that index.
 
@@ -230,24 +235,32 @@ class HubTask(FolderTask):
     revision: str | None = None
 
 
-def check_files(tasks: Iterable[Any]) -> None:
+def check_files(tasks: Iterable[Task], lengths: Sequence[int] = ()) -> None:
     """Names all missing data files of several tasks at once; a single one is left to `DataFile.find`.
+
+    Args:
+        tasks: The tasks.
+        lengths: Of the samples, where files are of a length.
 
     Raises:
         UserError: Two files or more are missing.
     """
-    missing: dict[str, str] = {}
+    missing: dict[str, dict[str, None]] = {}
     folder = None
-    for task in tasks:
-        file = getattr(task, "file", None)
-        if isinstance(file, DataFile):
+    for task in (one for one in tasks if isinstance(one, FolderTask)):
+        for file in task.files(lengths):
             given = task.data_dir
             if not file.hub if given is None else file.place(given) is None:
-                missing[file.names[0]], folder = file.source, given
-    if len(missing) > 1:
-        sources = " and from ".join(dict.fromkeys(missing.values()))
-        place = "no folder of data is given" if folder is None else f"{shown(folder)} lacks {len(missing)} files"
-        raise UserError(f"{place}: put {', '.join(missing)} into a folder, from {sources}, and pass `data_dir`")
+                missing.setdefault(file.source, {})[file.names[0]] = None
+                folder = given
+    count = sum(map(len, missing.values()))
+    if count > 1:
+        listed = "; ".join(
+            f"{', '.join(names)}{'' if number else ' into a folder'}, from {source}"
+            for number, (source, names) in enumerate(missing.items())
+        )
+        place = "no folder of data is given" if folder is None else f"{shown(folder)} lacks {count} files"
+        raise UserError(f"{place}: put {listed}; and pass `data_dir`")
 
 
 def _sha256_of(path: Path) -> str:

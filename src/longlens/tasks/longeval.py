@@ -221,6 +221,10 @@ class LongEvalTopics(FolderTask):
         """Checks the values."""
         check_least(self, topics=1)
 
+    def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
+        """The conversations."""
+        return (CONVERSATIONS,)
+
     @cached_property
     def data(self) -> tuple[Sequence[tuple[str, str]], dict[str, str]]:
         """Topics and conversations, and what describes the file.

@@ -10,6 +10,7 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import App, Part
+from longlens.cli.commands.bench_list import bench_list
 from longlens.settings.options import SEED, Loading
 
 bench = App("bench", "Run benchmarks: RULER, HELMET, LongBench and others. Also tasks of lm-evaluation-harness.")
@@ -60,44 +61,7 @@ def _root() -> None:
     """Run benchmarks: RULER, HELMET, LongBench and others. Also tasks of lm-evaluation-harness."""
 
 
-@bench.command("list")
-def list_(as_json: o.Json = False) -> None:
-    """List tasks and suites.
-
-    Example: longlens bench list
-    """
-    from longlens.bench.selection import HARNESS
-    from longlens.cli.console import print_json, print_table
-    from longlens.tasks import plugin_tasks, task_settings, usable_tasks
-    from longlens.tasks.base import JudgedTask
-
-    packages = plugin_tasks()
-    tasks, unusable = usable_tasks()
-    suites = list(dict.fromkeys(task.suite for task in tasks.values()))
-    rows = []
-    for name, task in sorted(tasks.items(), key=lambda item: suites.index(item[1].suite)):
-        metric = task.judged_metric if isinstance(task, JudgedTask) and task.needs_judge else task.metric
-        package = packages.get(name, "longlens")
-        rows.append((name, task.suite, task.category, metric, task_settings(name), package))
-    if as_json:
-        keys = ("task", "suite", "category", "metric", "settings", "package")
-        listed = [dict(zip(keys, row, strict=True)) for row in rows]
-        harness = {name: task.task for name, task in HARNESS.items()}
-        print_json({"schema_version": 1, "tasks": listed, "unusable": unusable, "lm_eval": harness})
-        return
-    columns = ("task", "suite", "category", "metric", "settings")
-    print_table(columns, [(*row[:4], ", ".join(row[4])) for row in rows if row[0] not in packages])
-    if packages or unusable:
-        print("\nOf other packages:")
-        added = [(*row[:4], ", ".join(row[4]), row[5]) for row in rows if row[0] in packages]
-        print_table((*columns, "package"), added)
-        for problem in unusable.values():
-            print(f"cannot be used: {problem}")
-    print("\nOf lm-evaluation-harness (any other one of its tasks as lm_eval:NAME):")
-    print_table(
-        ("task", "its name", "metric", "examples"),
-        [(t.name, t.task, t.metric, "" if t.few_shot is None else str(t.few_shot)) for t in HARNESS.values()],
-    )
+bench.command("list")(bench_list)
 
 
 @bench.command()
@@ -130,10 +94,11 @@ def build(
     selected = select_tasks(tasks)
     if selected.harness:
         raise UserError(f"{selected.harness[0].name} is lm-evaluation-harness's, which builds its prompts itself")
+    lengths = _parse_lengths(length)
     found = load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code)
     batches = task_batches(
-        make_tasks(selected.tasks, _task_options(settings, data_dir, haystack)),
-        lengths=_parse_lengths(length),
+        make_tasks(selected.tasks, _task_options(settings, data_dir, haystack), lengths=lengths),
+        lengths=lengths,
         samples=samples,
         seed=seed,
         tokenizer=found,

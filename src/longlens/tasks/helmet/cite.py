@@ -100,6 +100,10 @@ class CitationTask(FolderTask, CitedTask):
     def groups(self, row: Mapping[str, Any], place: str) -> list[list[str]]:
         """The right answers of a row, in groups of which any one will do."""
 
+    def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
+        """The questions, and the demonstrations."""
+        return (self.file, self.demo_file) if self.shots else (self.file,)
+
     @cached_property
     def data(self) -> tuple[Sequence[CitationQuestion], dict[str, str]]:
         """The questions, and what describes their file.

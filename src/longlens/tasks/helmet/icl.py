@@ -157,6 +157,10 @@ class ManyShot(FolderTask):
         parsed = metrics.parse_output(PREFIX.strip() + prediction, PREFIX.strip())
         return {"exact_match": metrics.exact_match(parsed, sample.answers)}
 
+    def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
+        """The examples, and the split that is asked where there is one."""
+        return tuple(self.labelled.file(split) for split in ("train", self.labelled.test) if split)
+
     @cached_property
     def _splits(self) -> dict[int, LabelledSplit]:
         return {}

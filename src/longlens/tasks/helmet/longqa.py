@@ -80,6 +80,7 @@ class DocumentTask(HubTask):
         min_characters: Shorter documents are left out. HELMET's least numbers of Llama-2 tokens, of some four
             characters each in English prose: 131,073 for NarrativeQA, 65,536 for the others, at every length.
         file: The documents.
+        examples_file: What demonstrations are drawn from; the documents unless given.
         instruction: What the prompt begins with.
         begins: Before the demonstrations.
         shown: One of them, of ``{question}`` and ``{answer}``.
@@ -94,6 +95,7 @@ class DocumentTask(HubTask):
     min_characters: int = 0
 
     file: ClassVar[DataFile]
+    examples_file: ClassVar[DataFile | None] = None
     instruction: ClassVar[str]
     begins: ClassVar[str]
     shown: ClassVar[str]
@@ -112,6 +114,10 @@ class DocumentTask(HubTask):
     def __post_init__(self) -> None:
         """Checks the values."""
         check_least(self, shots=0, min_characters=0)
+
+    def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
+        """The documents, and the demonstrations where they have a file of their own."""
+        return (self.file, self.examples_file) if self.shots and self.examples_file is not None else (self.file,)
 
     @abstractmethod
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument | None:
@@ -199,6 +205,7 @@ class NarrativeQA(DocumentTask, HelmetJudged):
     judge_tokens = 2048  # model_utils.py, OpenAIModel: generation_max_length, as eval_gpt4_longqa.py gives none
     max_new_tokens = 100  # longqa.yaml: generation_max_length, first value
     file = NARRATIVEQA
+    examples_file = NARRATIVEQA_TRAIN
     instruction = (
         "You are given a story, which can be either a novel or a movie script, and a question. Answer the question as "
         "concisely as you can, using a single phrase if possible.\n\n"

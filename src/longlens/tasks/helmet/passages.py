@@ -88,6 +88,14 @@ class PassageTask(FolderTask):
     def shown_file(self) -> DataFile:
         """The demonstrations."""
 
+    def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
+        """The questions of each length (of the shortest one where none is given), and the demonstrations."""
+        fitting = [
+            max(nominal for nominal in self.sizes if nominal <= one) for one in lengths if one >= min(self.sizes)
+        ]
+        counts = [self.passages] if self.passages else [self.sizes[one] for one in fitting or [min(self.sizes)]]
+        return (*map(self.file, dict.fromkeys(counts)), *([self.shown_file] if self.shots else []))
+
     @abstractmethod
     def key(self, file: DataFile, row: Mapping[str, Any], place: str) -> str | None:
         """Which question a row is of; None for a row that does not count."""

@@ -179,6 +179,7 @@ class MultiLexSum(DocumentTask, SummaryTask):
 
     max_new_tokens = 400  # summ.yaml: generation_max_length, second value
     file = CASES
+    examples_file = CASES_TRAIN
     instruction = (
         "You are given the legal documents in a civil rights lawsuit, and you are tasked to summarize the case. Write "
         "a concise summary of one paragraph (200 to 250 words). The summary should contain a short description of the "
