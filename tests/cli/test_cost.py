@@ -51,6 +51,26 @@ def test_a_table_and_json(cached, run):
     assert sum(bracket["num_tokens"] for bracket in policies[0]["by_distance"]) <= found["num_key_tokens"]
 
 
+def test_a_report(cached, run, tmp_path):
+    page = tmp_path / "cost.html"
+    command = ("cost", cached / "full", cached / "window", cached / "h2o", "--evaluator-scores", cached / "full", *RULE)
+    ended = run(*command, "--report", page)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == str(page)
+    content = page.read_text(encoding="utf-8")
+    assert 'id="cost-tokens"' in content
+    assert "of the gain from long context on key tokens" in content
+    assert "Policies read the text in chunks of 8 tokens." in content
+    tokens = run.json(*command, "--per-document")["tokens"]
+    assert {"document", "index", "text", "full", "short", "policies", "above", "up_to"} == tokens[0].keys() - {
+        "before",
+        "after",
+    }
+    assert "tokens" not in run.json(*command)
+    (tmp_path / "other.html").write_text("mine")
+    assert "is no report of longlens" in run(*command, "--report", tmp_path / "other.html").error
+
+
 def test_a_gate(cached, run):
     gate = ("cost", cached / "full", cached / "window", "--evaluator-scores", cached / "full", *RULE)
     kept = run.json(*gate)["policies"][0]["retained_gain"]

@@ -27,12 +27,15 @@ from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import Bools, Corpus, Influence, WeightedSum, choose_influence, read_once
 from longlens.metrics.divergence import columns_of, mean_of
 from longlens.metrics.gains import smallest_strides
+from longlens.metrics.listed import Most, excerpt
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.scoring.scores import Scores, ShortContext, TokenScores, identity_of, names_of
 from longlens.settings.options import KeyRule
 from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
+MAX_TOKENS = 500
+"""Key tokens that are listed, those that lost most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,11 @@ class DistanceBracket:
     retained_gain: float | None
     num_tokens: int
     lost: float
+
+    @property
+    def words(self) -> str:
+        """The distance in words, tokens: ``65 to 256``, ``more than 1,024``."""
+        return f"more than {self.above:,}" if self.up_to is None else f"{self.above + 1:,} to {self.up_to:,}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,35 @@ class DocumentCost:
     ppl: float | None
     longppl: float | None
     kl: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostToken:
+    """A key token that a policy makes less likely than the full model does.
+
+    Attributes:
+        document: Id of its document.
+        index: Which token of the document.
+        before: The text before it; this and the others are empty where the text was not stored.
+        text: Its own.
+        after: The text after it.
+        full: Log-probability under the full model, nats.
+        short: Under its short context.
+        policies: Under each policy, in their order.
+        above: Its distance is more than this, in tokens; None where it has none.
+        up_to: And at most this; None beyond the largest K.
+    """
+
+    document: str
+    index: int
+    before: str
+    text: str
+    after: str
+    full: float
+    short: float
+    policies: Sequence[float]
+    above: int | None
+    up_to: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +185,7 @@ class CostResult(Tabular):
         num_tokens: Tokens that count: those with a short-context score, and under ``prefill+tail`` of the tail.
         num_key_tokens: Key tokens among them.
         policies: The runs in their order.
+        tokens: The key tokens that lost most under one of them, `MAX_TOKENS` at most.
         settings: ``context``, ``stride``, ``contexts``, ``alpha``, ``beta``, ``lcl``, ``fed``.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
@@ -162,6 +200,7 @@ class CostResult(Tabular):
     num_tokens: int
     num_key_tokens: int
     policies: Sequence[PolicyCost]
+    tokens: Sequence[LostToken]
     settings: Mapping[str, Any]
     warnings: Sequence[str]
 
@@ -221,6 +260,7 @@ def cost(
     shorts = [one for one in smallest_strides(full) if one.context >= short.context]
     sums = [_Sums(scores, shorts, identity_of(full).sha256) for scores in policies]
     base = _Sums(full, shorts, None)
+    lost: Most[LostToken] = Most(MAX_TOKENS)
     tail = int(fed.removeprefix("prefill+")) if fed is not None and fed.startswith("prefill+") else None
     for rows in read_once(full.ids, [full, influence.evaluator, *policies]):
         row, evaluated, *others = rows
@@ -237,6 +277,7 @@ def cost(
         view = _View(row, short, shorts, document.is_key, tail, paired)
         for at, one in zip([base, *sums], [row, *paired], strict=True):
             at.add(view, one)
+        view.list_lost(lost, row, paired)
     if not base.num_key_tokens:
         raise UserError(
             f"no key token of {corpus.name} counts: use longer documents, a lower `alpha`, or a longer tail "
@@ -255,6 +296,7 @@ def cost(
         num_tokens=int(base.all.weight),
         num_key_tokens=base.num_key_tokens,
         policies=[at.result(name) for at, name in zip(sums, names[1:], strict=True)],
+        tokens=lost.sorted(),
         settings={
             "context": short.context,
             "stride": short.stride,
@@ -288,7 +330,7 @@ class _View:
         self.is_key = self.counts & is_key
         self.gain = float((self.full - self.short)[self.is_key].sum())
         self.distance = self._distances(row, shorts)
-        self.id = row.id
+        self.id, self._edges = row.id, [short.context for short in shorts]
 
     def _distances(self, row: TokenScores, shorts: Sequence[ShortContext]) -> np.ndarray[Any, Any] | None:
         """The number of the first K with half of the gain, ``len(shorts)`` where none has it, -1 without gain."""
@@ -301,6 +343,34 @@ class _View:
         reached = gains >= total / 2
         first = np.where(reached.any(axis=0), reached.argmax(axis=0), len(shorts))
         return np.where(total > 0, first, -1)
+
+    def list_lost(self, lost: Most[LostToken], row: TokenScores, others: Sequence[TokenScores]) -> None:
+        """Lists the key tokens that lose most.
+
+        Args:
+            lost: Where to; by the largest loss under a policy.
+            row: Under the full model.
+            others: Under the policies.
+        """
+        indices = np.flatnonzero(self.is_key)
+        under = np.stack([one.long_logprobs[indices].astype(np.float64) for one in others])
+        losses = self.full[indices] - under.min(axis=0)
+        for number in np.argsort(-losses, kind="stable").tolist():
+            value, index = float(losses[number]), int(indices[number])
+            if value <= 0 or not lost.takes(value):
+                break
+            at = -1 if self.distance is None else int(self.distance[index])
+            token = LostToken(
+                document=self.id,
+                index=index,
+                **excerpt(row.text, *row.char_spans[index].tolist()),
+                full=float(self.full[index]),
+                short=float(self.short[index]),
+                policies=under[:, number].tolist(),
+                above=self._edges[at - 1] if at > 0 else None,
+                up_to=self._edges[at] if 0 < at < len(self._edges) else None,
+            )
+            lost.add(value, token)
 
 
 class _Sums:

@@ -7,6 +7,7 @@ from string import Formatter
 
 from longlens.metrics.comparison import Difference, PairComparison
 from longlens.metrics.corpus import is_evaluator
+from longlens.metrics.cost import CostResult, PolicyCost
 from longlens.metrics.longppl import PerplexityResult
 from longlens.metrics.uncertainty import MIN_TOKENS
 from longlens.report.summary import ReportSummary
@@ -33,6 +34,8 @@ def answer(summary: ReportSummary) -> list[Sentence]:
     A difference is called one only where its 95 % interval excludes 0 (`longlens.compare`); else the sentence says what
     was measured, and that it is too little to conclude. With two tokenizers, key tokens are compared per character.
     """
+    if summary.cost is not None:
+        return _costs(summary.cost)
     results = {run.name: run.result for run in summary.compared if run.result is not None}
     if len(results) == 1:
         ((name, result),) = results.items()
@@ -52,6 +55,45 @@ def _sentence(template: str, **names: str) -> Sentence:
         parts += [(text, False)] if text else []
         parts += [] if name is None else [(names[name], True)]
     return Sentence(tuple(parts))
+
+
+MAX_POLICIES = 6
+"""Policies that have a sentence; the others are in the table."""
+
+
+def _costs(found: CostResult) -> list[Sentence]:
+    """What each policy lost, the one that retains most first."""
+    known = [policy for policy in found.policies if policy.retained_gain is not None]
+    if not known:
+        return [_sentence("The key tokens of {name} gain nothing, so that nothing can be lost.", name=found.model)]
+    ordered = sorted(known, key=lambda policy: -(policy.retained_gain or 0.0))
+    sentences = [_cost(policy, found) for policy in ordered[:MAX_POLICIES]]
+    if len(ordered) > MAX_POLICIES:
+        sentences.append(_sentence(f"{len(ordered) - MAX_POLICIES:,} more policies, which retain less, are below."))
+    return sentences
+
+
+def _cost(policy: PolicyCost, found: CostResult) -> Sentence:
+    assert policy.retained_gain is not None
+    said = f"{{name}} retains {_percent(policy.retained_gain)} of the gain from long context on key tokens"
+    if policy.interval is not None:
+        said += f" (95 % interval {_percent(policy.interval[0])} to {_percent(policy.interval[1])})"
+    if policy.bytes_per_token is not None and found.bytes_per_token:
+        said += f" with {_percent(policy.bytes_per_token / found.bytes_per_token)} of the bytes of the full cache"
+    if policy.ppl is not None and found.ppl is not None:
+        percent = 100 * (policy.ppl / found.ppl - 1)
+        higher = "higher" if percent > 0 else "lower"
+        said += "; its perplexity is "
+        said += "the same within 0.5 %" if abs(percent) < 0.5 else f"{abs(percent):,.0f} % {higher}"
+    worst = policy.worst
+    if worst is not None:
+        said += f". Most is lost on key tokens that need {worst.words} tokens of context"
+        said += "" if worst.retained_gain is None else f" ({_percent(worst.retained_gain)} retained)"
+    return _sentence(said + ".", name=policy.name)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:,.0f} %"
 
 
 def _alone(name: str, result: PerplexityResult) -> list[Sentence]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from longlens.keytokens.selection import KeyTokens
 from longlens.metrics.corpus import Bools, Ints, ScoredDocument
+from longlens.metrics.listed import Most, excerpt
 from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
 from longlens.report.words import KINDS, tokens_since, words_of, words_of_tokens
@@ -21,8 +21,6 @@ MAX_TOKENS = 1000
 """Key tokens that a report lists, those with the largest LSD."""
 MAX_POINTS = 2000
 """Key tokens that a scatter shows, drawn from all of them by a hash of their places."""
-AROUND = 32
-"""Characters before and after a listed token."""
 DISTANCES = (64, 256, 1024, 4096, 16384)
 """Edges of the classes of distances, tokens."""
 GROUPS = (*KINDS, "re-occurring 3-grams", "new text")
@@ -107,7 +105,7 @@ class EvidenceSums:
 
     def __init__(self, judge: int, shorts: Sequence[ShortContext | None]) -> None:
         self._judge, self._shorts = judge, shorts
-        self._largest, self._drawn = _Most(MAX_TOKENS), _Most(MAX_POINTS)
+        self._largest, self._drawn = Most[KeyToken](MAX_TOKENS), Most[KeyToken](MAX_POINTS)
         self._contexts: list[int] = []
         self._number = 0
         self._wins: dict[int, list[int]] = {}
@@ -174,7 +172,7 @@ class EvidenceSums:
                 document=row.id,
                 index=index,
                 start=int(spans[number, 0]),
-                **_excerpt(row.text, *spans[number].tolist()),
+                **excerpt(row.text, *spans[number].tolist()),
                 lsd=_plain(lsd[number]),
                 long=[_plain(value) for value in long[:, number]],
                 short=None if shorter is None else _plain(shorter[index]),
@@ -203,28 +201,6 @@ class EvidenceSums:
             gains={place: _gains(np.stack(sums)) for place, sums in self._gains.items()},
             document_gains=self._document_gains,
         )
-
-
-class _Most:
-    """The key tokens with the largest values, ``most`` at most; of equal ones those that came first."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._number = most, 0
-        self._heap: list[tuple[float, int, KeyToken]] = []
-
-    def takes(self, value: float) -> bool:
-        return len(self._heap) < self._most or value > self._heap[0][0]
-
-    def add(self, value: float, token: KeyToken) -> None:
-        self._number += 1
-        entry = (value, -self._number, token)
-        if len(self._heap) < self._most:
-            heapq.heappush(self._heap, entry)
-        else:
-            heapq.heapreplace(self._heap, entry)
-
-    def sorted(self) -> list[KeyToken]:
-        return [token for _, _, token in sorted(self._heap, key=lambda kept: (-kept[0], -kept[1]))]
 
 
 def key_mask(document: ScoredDocument) -> Bools:
@@ -261,12 +237,6 @@ def _of_spans(row: TokenScores | None, spans: Ints) -> Doubles:
         [logprobs[a : b + 1].sum() if fit else np.nan for a, b, fit in zip(first, last, fits, strict=True)],
         dtype=np.float64,
     )
-
-
-def _excerpt(text: str | None, start: int, end: int) -> dict[str, str]:
-    if text is None:
-        return {"before": "", "text": "", "after": ""}
-    return {"before": text[max(0, start - AROUND) : start], "text": text[start:end], "after": text[end : end + AROUND]}
 
 
 def _plain(value: float) -> float | None:

@@ -20,6 +20,7 @@ from longlens.files import replacing
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.comparison import Difference
 from longlens.metrics.corpus import AnswerSpans
+from longlens.metrics.cost import CostResult, PolicyCost
 from longlens.report.answer import answer
 from longlens.report.charts import charts
 from longlens.report.documents import PageDocuments, base64_of, embedded
@@ -28,7 +29,7 @@ from longlens.scoring.scores import Scores
 from longlens.settings.options import KeyRule
 from longlens.study.correlation import METRICS, BenchmarkScores
 
-SCRIPTS = ("tokens", "uplot", "pane", "download", "charts", "tables", "where", "links", "main")
+SCRIPTS = ("tokens", "uplot", "pane", "download", "charts", "tables", "cost", "where", "links", "main")
 STYLES = ("uplot", "style")
 MAX_ROWS = 5000
 """Rows of the table of documents."""
@@ -49,6 +50,7 @@ def write_report(
     stride: int | None = None,
     answers: AnswerSpans | None = None,
     benchmarks: BenchmarkScores | Mapping[str, Mapping[str, float]] | None = None,
+    cost: CostResult | None = None,
     documents: Sequence[str] = (),
     num_documents: int | None = None,
 ) -> ReportSummary:
@@ -71,6 +73,7 @@ def write_report(
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of
             `longlens.study.benchmarks.join_benchmarks`.
+        cost: What the other runs lost of the first one's gain (`longlens.cost` of the same runs), as a view of its own.
         documents: Ids of the documents whose texts and tokens are shown.
         num_documents: Else how many of the first ones; None for as many as keep the page below 10 MB. Numbers are of
             all documents in any case.
@@ -94,6 +97,7 @@ def write_report(
             rule=KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride),
             answers=answers,
             benchmarks=benchmarks,
+            cost=cost,
             page=page,
         )
         with replacing(path) as file:
@@ -206,6 +210,41 @@ def _page_data(summary: ReportSummary) -> dict[str, Any]:
         "rows": _document_rows(summary),
         "num_documents": len(summary.runs[0].scores),
         "charts": [asdict(chart) for chart in charts(summary)],
+        "cost": None if summary.cost is None else _cost_data(summary.cost),
+    }
+
+
+def _cost_data(found: CostResult) -> dict[str, Any]:
+    """What the tables of the view of costs show."""
+    edges = sorted({(b.above, b.up_to) for p in found.policies for b in p.by_distance}, key=lambda edge: edge[0])
+    documents = zip(*(policy.documents for policy in found.policies), strict=True)
+    return {
+        "edges": edges,
+        "rows": [_cost_row(policy, edges) for policy in found.policies],
+        "documents": sorted(
+            (
+                {
+                    "id": one[0].id,
+                    "keys": one[0].num_key_tokens,
+                    "retained": [_rounded(document.retained_gain) for document in one],
+                    "lost": [_rounded(document.lost) for document in one],
+                }
+                for one in documents
+            ),
+            key=lambda row: -max(row["lost"]),
+        )[:MAX_ROWS],
+        "tokens": [asdict(token) for token in found.tokens],
+    }
+
+
+def _cost_row(policy: PolicyCost, edges: Sequence[tuple[int, int | None]]) -> dict[str, Any]:
+    kept = {(b.above, b.up_to): b.retained_gain for b in policy.by_distance}
+    values = ("retained_gain", "bytes_per_token", "ppl", "longppl", "kl", "key_top1_agreement")
+    return {
+        "name": policy.name,
+        "interval": policy.interval,
+        "distances": [_rounded(kept.get(edge)) for edge in edges],
+        **{name: _rounded(getattr(policy, name)) for name in values},
     }
 
 

@@ -16,6 +16,7 @@ from longlens.keytokens.selection import KeySource, warn_near_threshold
 from longlens.metrics.comparison import PairComparison, check_same_ids, compare_results
 from longlens.metrics.context_reach import ReachResult, reach_influence, reach_result
 from longlens.metrics.corpus import AnswerSpans, Corpus, ScoredDocument, choose_influence, read_once
+from longlens.metrics.cost import CostResult
 from longlens.metrics.gains import MIN_CONTEXTS, GainSums
 from longlens.metrics.longppl import PerplexityResult, PerplexitySums
 from longlens.metrics.score_distributions import Distributions, DistributionSums, short_of
@@ -69,6 +70,7 @@ class ReportSummary:
         notes: What has to be known before a number is relied on.
         evidence: Single key tokens, where their words stood before, and which kind of text gains.
         documents: Ids of the documents whose text the page shows; empty without a page.
+        cost: What cache policies or fewer bits lost, where the other runs are compared with the first one so.
     """
 
     runs: Sequence[ReportRun]
@@ -80,6 +82,7 @@ class ReportSummary:
     notes: Sequence[str]
     evidence: Evidence
     documents: Sequence[str] = ()
+    cost: CostResult | None = None
 
     @property
     def compared(self) -> Sequence[ReportRun]:
@@ -109,6 +112,7 @@ def summarize_runs(
     rule: KeyRule | None = None,
     answers: AnswerSpans | None = None,
     benchmarks: BenchmarkScores | Mapping[str, Mapping[str, float]] | None = None,
+    cost: CostResult | None = None,
     page: PageDocuments | None = None,
 ) -> ReportSummary:
     """All numbers of a report, from stored scores; every document is read once, and no model is run.
@@ -121,6 +125,7 @@ def summarize_runs(
         rule: How the evaluator's scores select key tokens; the paper's thresholds unless given.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
+        cost: What the other runs lost of the first one's gain, see `longlens.cost`.
         page: Takes the documents that a page shows.
 
     Raises:
@@ -168,6 +173,7 @@ def summarize_runs(
         notes += comparison.warnings
     else:
         notes += results[0].warnings
+    notes += [] if cost is None else cost.warnings
     reaches = [each.reach(sums, evaluator_scores, notes) for each in sums]
     summarized = [
         ReportRun(
@@ -194,6 +200,7 @@ def summarize_runs(
         notes=list(dict.fromkeys(notes)),
         evidence=evidence.result(),
         documents=[] if page is None else page.ids,
+        cost=cost,
     )
 
 

@@ -11,7 +11,7 @@ from longlens.cli import options as o
 from longlens.settings.options import KeyRule
 
 if TYPE_CHECKING:
-    from longlens.metrics.cost import CostResult, DistanceBracket, PolicyCost
+    from longlens.metrics.cost import CostResult, PolicyCost
 
 
 def cost(
@@ -31,6 +31,9 @@ def cost(
         typer.Option(help="Exit with code 1 if a policy retains less than this fraction of the gain, such as 0.95."),
     ] = None,
     per_document: o.PerDocument = False,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML report of these runs with a view of the costs.", metavar="FILE")
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Directory for the charts as PNG and SVG.")] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -45,15 +48,29 @@ def cost(
 
     if fail_under is not None and not 0 < fail_under <= 1:
         raise UserError(f"`fail_under` is {fail_under}; expected a share of the gain, above 0 and at most 1")
+    if report is not None:
+        from longlens.report.html import check_place
+
+        check_place(report)
     chosen = o.key_source(evaluator_scores, keys, rule, None)
+    source = {name: chosen[name] for name in ("evaluator_scores", "keys")}
+    runs = [open_scores(path) for path in (full, *policies)]
     with without_warnings():
-        found = compute(
-            open_scores(full),
-            [open_scores(path) for path in policies],
-            evaluator_scores=chosen["evaluator_scores"],
-            keys=chosen["keys"],
-            rule=rule,
-        )
+        found = compute(runs[0], runs[1:], **source, rule=rule)
+        if report is not None:
+            from longlens.report import write_report
+
+            write_report(
+                report,
+                runs,
+                **source,
+                alpha=rule.alpha,
+                beta=rule.beta,
+                use_lcl=rule.lcl,
+                context=None if source["evaluator_scores"] is None else found.settings["context"],
+                stride=rule.stride,
+                cost=found,
+            )
     if figures is not None:
         from longlens.report.charts import cost_charts
         from longlens.report.figures import write_figures
@@ -62,12 +79,15 @@ def cost(
     if as_json:
         content = found.to_json()
         if not per_document:
+            del content["tokens"]
             content["policies"] = [
                 {name: value for name, value in policy.items() if name != "documents"} for policy in content["policies"]
             ]
         print_json(content)
     else:
         print_cost(found, per_document=per_document)
+        if report is not None:
+            print(report)
     for warning in found.warnings:
         say(f"note: {message(warning)}")
     if fail_under is not None:
@@ -84,13 +104,9 @@ def _verdict(policy: PolicyCost, least: float) -> str:
 
     kept = "nothing, as the key tokens gain nothing" if policy.retained_gain is None else number(policy.retained_gain)
     worst = policy.worst
-    where = "" if worst is None else f"; most is lost on key tokens that need {_distance(worst)} tokens of context"
+    where = "" if worst is None else f"; most is lost on key tokens that need {worst.words} tokens of context"
     share = "" if worst is None or worst.retained_gain is None else f" (retained {number(worst.retained_gain)})"
     return f"{policy.name} retains {kept} of the gain, below {least:g}{where}{share}"
-
-
-def _distance(bracket: DistanceBracket) -> str:
-    return f"more than {bracket.above:,}" if bracket.up_to is None else f"{bracket.above + 1:,} to {bracket.up_to:,}"
 
 
 def print_cost(found: CostResult, *, per_document: bool) -> None:
@@ -119,7 +135,7 @@ def print_cost(found: CostResult, *, per_document: bool) -> None:
             known = {(b.above, b.up_to): b for b in policy.by_distance}
             table.append([policy.name, *(number(known[e].retained_gain) if e in known else "-" for e in order)])
         table.append(["key tokens", *(number(brackets[e].num_tokens, 0) for e in order)])
-        print_table(["retained gain, by the context that is needed", *(_distance(brackets[e]) for e in order)], table)
+        print_table(["retained gain, by the context that is needed", *(brackets[e].words for e in order)], table)
     if per_document:
         print()
         ids = [document.id for document in found.policies[0].documents]

@@ -96,10 +96,11 @@ function extras(chart, u) {
     ctx.stroke(new Path2D(`M${x(x0)} ${y(y0)}L${x(x1)} ${y(y1)}`));
   });
   ctx.setLineDash([]);
+  const named = [];
   for (const series of chart.series) {
     const color = inkOf(series.color);
     const has = series.x.map((_, i) => i).filter((i) => series.low !== null && series.high !== null && series.low[i] !== null && series.high[i] !== null);
-    if (series.style !== "bars" && has.length > 1) {
+    if (series.style !== "bars" && !series.labels && has.length > 1) {
       ctx.fillStyle = color;
       ctx.globalAlpha = 0.15;
       ctx.beginPath();
@@ -133,9 +134,14 @@ function extras(chart, u) {
     series.x.forEach((place, i) => {
       if (series.y[i] === null) return;
       const name = visible(series.labels[i]);
-      const right = x(place) + 8 * ratio + ctx.measureText(name).width > u.bbox.left + u.bbox.width;
-      ctx.textAlign = right ? "right" : "left";
-      ctx.fillText(name, x(place) + (right ? -8 : 8) * ratio, y(series.y[i]) - 6 * ratio);
+      const wide = ctx.measureText(name).width;
+      const right = x(place) + 8 * ratio + wide > u.bbox.left + u.bbox.width;
+      const [left, base] = [x(place) + (right ? -8 * ratio - wide : 8 * ratio), y(series.y[i]) - 6 * ratio];
+      // A name that would lie on another one is left out: the pointer and the table have it.
+      if (named.some(([from, to, at]) => left < to && from < left + wide && Math.abs(at - base) < 12 * ratio)) return;
+      named.push([left, left + wide, base]);
+      ctx.textAlign = "left";
+      ctx.fillText(name, left, base);
     });
   }
   chart.marks.forEach((mark, i) => {
@@ -163,7 +169,7 @@ function chartTip(chart, data, tip, u) {
   if (points !== null) {
     const { k, i } = points[at];
     const series = chart.series[k];
-    lines.push([series.labels[i], ""], [chart.x.label, plain(series.x[i])], [chart.y.label, plain(series.y[i])]);
+    lines.push([series.labels[i], ""], [chart.x.label, plain(series.x[i])], [chart.y.label, inWordsOf(series, i)]);
   } else {
     lines.push([chart.x.label, placeName(chart, xs[at])]);
     chart.series.forEach((series, k) => {
@@ -179,6 +185,11 @@ function chartTip(chart, data, tip, u) {
 
 function valueInWords(series, place, value) {
   const i = series.x.indexOf(place);
+  return inWordsOf(series, i, value);
+}
+
+function inWordsOf(series, i, value = series.y[i]) {
+  if (value === null) return "–";
   const has = series.low !== null && series.high !== null && series.low[i] !== null && series.high[i] !== null;
   return plain(value) + (has ? ` (${plain(series.low[i])} to ${plain(series.high[i])})` : "");
 }
@@ -281,8 +292,10 @@ function chartLegend(chart) {
 // The numbers of a chart: names of columns, and a row a place, or a row a point where each has a name.
 function chartNumbers(chart) {
   if (chart.series.every((series) => series.labels)) {
-    const rows = chart.series.flatMap((series) => series.x.map((x, i) => [series.name, series.labels[i], x, series.y[i]]));
-    return { names: ["series", "name", chart.x.label, chart.y.label], rows };
+    const has = chart.series.some((series) => series.low !== null);
+    const ends = (series, i) => (has ? [series.low?.[i] ?? null, series.high?.[i] ?? null] : []);
+    const rows = chart.series.flatMap((series) => series.x.map((x, i) => [series.name, series.labels[i], x, series.y[i], ...ends(series, i)]));
+    return { names: ["series", "name", chart.x.label, chart.y.label, ...(has ? ["95 % low", "95 % high"] : [])], rows };
   }
   const { xs, columns } = aligned(chart);
   const names = [chart.x.label];
@@ -300,18 +313,28 @@ function chartNumbers(chart) {
 
 function chartTable(chart) {
   if (chart.series.some((series) => series.x.length > 200)) return ""; // of so many points, the file has them
+  if (chart.series.every((series) => series.labels)) {
+    const points = chart.series.flatMap((series) => series.x.map((x, i) => [series.labels[i], plain(x), inWordsOf(series, i)]));
+    return numbersTable(chart, ["name", chart.x.label, chart.y.label], points);
+  }
   const xs = [...new Set(chart.series.flatMap((series) => series.x))].sort((a, b) => a - b);
   const header = [chart.x.label, ...chart.series.map((series) => visible(series.name))];
   const rows = xs.map((at) => {
     const cells = chart.series.map((series) => {
       const i = series.x.indexOf(at);
-      const value = i < 0 ? null : series.y[i];
-      return element("td", { textContent: value === null ? "–" : valueInWords(series, at, value) });
+      return i < 0 ? "–" : inWordsOf(series, i);
     });
-    return element("tr", {}, element("th", { scope: "row", textContent: placeName(chart, at) }), ...cells);
+    return [placeName(chart, at), ...cells];
   });
+  return numbersTable(chart, header, rows);
+}
+
+function numbersTable(chart, header, rows) {
   const head = element("thead", {}, element("tr", {}, ...header.map((name) => element("th", { scope: "col", textContent: name }))));
-  const table = element("table", {}, element("caption", { textContent: chart.y.label }), head, element("tbody", {}, ...rows));
+  const lines = rows.map(([name, ...cells]) =>
+    element("tr", {}, element("th", { scope: "row", textContent: visible(name) }), ...cells.map((cell) => element("td", { textContent: cell }))),
+  );
+  const table = element("table", {}, element("caption", { textContent: chart.y.label }), head, element("tbody", {}, ...lines));
   const scroll = element("div", { className: "scroll", tabIndex: 0 }, table);
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", `Numbers of ${chart.title}`);

@@ -267,11 +267,21 @@ async function copyLink() {
   state.notice((await copyText(location.href)) ? "Link copied." : "The link is in the address bar.");
 }
 
+function chartPlace(chart) {
+  if (page.cost !== null) return chart.name.startsWith("cost-") ? (chart.name === "cost-bytes" ? "answer-chart" : "cost-figures") : "figures";
+  return chart.name === "ppl-longppl" ? "answer-chart" : "figures";
+}
+
 function start() {
   documentTable(byId("document-table"), page, openAt);
   if (byId("token-table")) tokenTable(byId("token-table"), page, openAt);
+  if (page.cost !== null) {
+    costTable(byId("cost-table"), page.cost);
+    costDocuments(byId("cost-documents"), page.cost, openAt);
+    costTokens(byId("cost-tokens"), page.cost, openAt);
+  }
   for (const chart of page.charts) chart.open = (series, i) => series.places && openAt(...series.places[i]);
-  for (const chart of page.charts) byId(chart.name === "ppl-longppl" ? "answer-chart" : "figures").append(chartFigure(chart));
+  for (const chart of page.charts) byId(chartPlace(chart)).append(chartFigure(chart));
   if (!stored.length) return;
   byId("reader").hidden = false;
   byId("thresholds").hidden = thresholds === null;

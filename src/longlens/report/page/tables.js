@@ -96,19 +96,16 @@ function documentTable(host, page, open) {
   });
 }
 
+// A token in its words; a button where its document is shown.
+function inWords(row, action) {
+  const oneLine = (text) => visible(text.replace(/\s+/g, " "));
+  const own = page.documents.includes(row.document) ? opener(oneLine(row.text).trim() ? oneLine(row.text) : "␣", action) : element("b", { textContent: oneLine(row.text) });
+  return element("span", { className: "in-words" }, element("bdi", { textContent: oneLine(row.before) }), own, element("bdi", { textContent: oneLine(row.after) }));
+}
+
 // The key tokens with the largest LSD, in their words.
 function tokenTable(host, page, open) {
-  const shown = new Set(page.documents);
   const others = page.runs.map((run, i) => i).filter((i) => i !== page.judge && page.runs[i].compared);
-  const oneLine = (text) => visible(text.replace(/\s+/g, " "));
-  const words = (row) =>
-    element(
-      "span",
-      { className: "in-words" },
-      element("bdi", { textContent: oneLine(row.before) }),
-      shown.has(row.document) ? opener(oneLine(row.text) || "␣", () => open(row.document, row.index)) : element("b", { textContent: oneLine(row.text) }),
-      element("bdi", { textContent: oneLine(row.after) }),
-    );
   dataTable(host, {
     name: "key-tokens",
     caption: `Key tokens of ${visible(page.runs[page.judge].name)} with the largest LSD, ${page.key_tokens.length.toLocaleString("en")} of ${page.num_key_tokens.toLocaleString("en")}; a token opens its place in the text`,
@@ -116,7 +113,7 @@ function tokenTable(host, page, open) {
     sort: { column: 1, down: true },
     rows: page.key_tokens,
     columns: [
-      { name: "token", words: true, value: (row) => row.before + row.text + row.after, cell: words },
+      { name: "token", words: true, value: (row) => row.before + row.text + row.after, cell: (row) => inWords(row, () => open(row.document, row.index)) },
       { name: "LSD, nats", value: (row) => row.lsd, cell: (row) => number(2)(row.lsd) },
       { name: "P short", value: (row) => row.short, cell: (row) => percent(row.short) },
       { name: "P long", value: (row) => row.long[page.judge], cell: (row) => `→ ${percent(row.long[page.judge])}` },
