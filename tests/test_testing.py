@@ -15,9 +15,11 @@ from transformers import DynamicCache
 from longlens.models.caches import CachePolicy, EvictingLayer, FullCache, evicting_cache
 from longlens.rope import DynamicNTK, Frequencies, ScaledMethod, YaRN
 from longlens.scoring.scorer import Result
+from longlens.scoring.statistics import OWN as OWN_STATISTICS
+from longlens.scoring.statistics import Statistic
 from longlens.scoring.transformers import TransformersScorer
 from longlens.settings.options import Engine, Loading
-from longlens.testing import ConformanceError, check_cache, check_rope_method, check_scorer
+from longlens.testing import ConformanceError, check_cache, check_rope_method, check_scorer, check_statistic
 from longlens.tokenization import Encoded
 from tests.rope.conftest import METHODS
 from tests.scoring.test_caches import BY_LENGTH, Recent
@@ -361,3 +363,31 @@ def test_a_good_policy_passes():
 )
 def test_broken_policies(broken, rule):
     refused(check_cache, broken, rule)
+
+
+def statistic(compute, columns=("x",), **options):
+    return Statistic(name="mine", columns=columns, compute=compute, **options)
+
+
+def changes(logprobs, reference, targets):
+    return {"x": logprobs.zero_().sum(-1)}
+
+
+@pytest.mark.parametrize(
+    ("broken", "rule"),
+    [
+        (object(), "it is a longlens.scoring.statistics.Statistic"),
+        (statistic(lambda p, q, t: {"y": p.sum(-1)}), "`compute` gives its columns, a value a row"),
+        (statistic(lambda p, q, t: {"x": p}), "`compute` gives its columns, a value a row"),
+        (statistic(changes), "`compute` changes nothing that it was given"),
+        (statistic(lambda p, q, t: {"x": (p.exp() * p).sum(-1)}), "its values are numbers, also of impossible tokens"),
+        (statistic(lambda p, q, t: {"x": p[:, 0] - p[:, 0].max()}), "a row's values depend on that row alone"),
+    ],
+)
+def test_broken_statistics(broken, rule):
+    refused(check_statistic, broken, rule)
+
+
+@pytest.mark.parametrize("own", OWN_STATISTICS.values(), ids=list(OWN_STATISTICS))
+def test_our_statistics_pass(own):
+    check_statistic(own)

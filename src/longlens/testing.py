@@ -1,4 +1,5 @@
-"""Checks of what others build on longlens, one call in their own tests: an engine, a task, a RoPE method, a cache.
+"""Checks of what others build on longlens, one call in their own tests: an engine, a task, a RoPE method, a cache,
+a statistic.
 
 Each raises `ConformanceError` at the first rule of the contract that does not hold, with one line that says which. They
 run offline in seconds, on tiny random models where they need one, and need no pytest.
@@ -30,6 +31,7 @@ from longlens.tasks.truncation import POLICIES
 
 if TYPE_CHECKING:
     from longlens.models.caches import CachePolicy
+    from longlens.scoring.statistics import Statistic
 
 TEXT = "The naïve café keeps 12 cats; each of them, said Ann, sleeps in a box. The café keeps 12 cats, and Ann a box."
 TEXTS = ("", " ", "a", "漢字 and 🙂\n\n\ttabs", TEXT)
@@ -322,6 +324,39 @@ def check_cache(policy: CachePolicy) -> None:
     _close(beginning, whole[: len(beginning)], "what it drops depends on the tokens so far", rules)
     (again,) = _answers(scorer, rows[:1], rules)
     _close(again, whole, "it keeps the same each time", rules)
+
+
+def check_statistic(statistic: Statistic) -> None:
+    """Checks a statistic: its columns, that a row's values are its own, and that it changes nothing.
+
+    Args:
+        statistic: As an entry point of ``longlens.statistics`` gives it.
+
+    Raises:
+        ConformanceError: A rule does not hold.
+    """
+    import torch
+
+    from longlens.scoring.statistics import Statistic, check_columns
+
+    rules = _Rules(f"statistic {getattr(statistic, 'name', type(statistic).__name__)}")
+    rules.require(isinstance(statistic, Statistic), "it is a longlens.scoring.statistics.Statistic", statistic)
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn((2, 7, 40), generator=draws).log_softmax(-1)
+    rows[:, 0, 1:], rows[:, 0, 0] = float("-inf"), 0.0  # one token is certain, the others impossible
+    own, other = rows if statistic.is_pairwise else (rows[0], rows[0])
+    targets = torch.tensor([0, 3, 39, 1, 2, 5, 8])
+    before = rows.clone()
+    with rules.holds("`compute` gives its columns, a value a row"):
+        whole = statistic.compute(own, other, targets)
+        check_columns(statistic, whole, len(targets))
+    rules.require(torch.equal(rows, before), "`compute` changes nothing that it was given")
+    for name, values in whole.items():
+        rules.require(not torch.isnan(values.float()).any(), "its values are numbers, also of impossible tokens", name)
+        for part in (slice(0, 1), slice(1, 4), slice(4, 7)):
+            with rules.holds("`compute` takes any number of rows"):
+                alone = statistic.compute(own[part], other[part], targets[part])[name]
+            _close(alone.numpy(), values[part].numpy(), "a row's values depend on that row alone", rules)
 
 
 def check_task(

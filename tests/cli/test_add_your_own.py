@@ -52,7 +52,7 @@ def test_the_page_shows_the_files_of_the_package():
     page = (ROOT / "docs" / "add_your_own.md").read_text(encoding="utf-8")
     shown = {block.strip() for block in re.findall(r"```\w+\n(.*?)```", page, re.DOTALL)}
     files = [file for file in PACKAGE.rglob("*") if file.suffix in (".py", ".toml") and file.name != "__init__.py"]
-    assert len(files) == 6
+    assert len(files) == 7
     for file in files:
         assert file.read_text(encoding="utf-8").strip() in shown, file.name
 
@@ -61,6 +61,7 @@ def test_the_names_are_found(toys):
     assert list_plugins("longlens.scorers") == {"bigram": "longlens-toys"}
     assert list_plugins("longlens.rope_methods") == {"ramp": "longlens-toys"}
     assert list_plugins("longlens.caches") == {"recent": "longlens-toys"}
+    assert list_plugins("longlens.statistics") == {"likeliest": "longlens-toys"}
     assert list_plugins("longlens.tasks") == {"pass_key": "longlens-toys"}
 
 
@@ -68,7 +69,7 @@ def test_its_own_tests_pass(toy_work):
     tests = {
         name: test for name, test in runpy.run_path(str(PACKAGE / "test_toys.py")).items() if name.startswith("test_")
     }
-    assert len(tests) == 4
+    assert len(tests) == 5
     for test in tests.values():
         test()
 
@@ -115,6 +116,23 @@ def test_a_cache_policy_in_python_and_on_the_command_line(toy_work, run):
         "cache is 'recent:16@8' there and 'recent:9@8' here"
         in run(*command, "--cache", "recent:9", "--cache-chunk", 8, "-o", "run").error
     )
+
+
+def test_a_statistic_on_the_command_line(toy_work, run):
+    from transformers import AutoModelForCausalLM
+
+    command = ["score", "a.txt", "--model", "llama", "--long-only", "--statistics", "likeliest,entropy", "-o", "run"]
+    ended = run(*command)
+    assert ended.code == 0, ended.err
+    (row,) = longlens.open_scores("run")
+    assert set(row.columns) == {"top1", "top10", "entropy"}
+    tokenizer = load_tokenizer("llama")
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    with torch.no_grad():
+        p = AutoModelForCausalLM.from_pretrained("llama")(ids).logits[0, :-1].softmax(-1)
+    np.testing.assert_allclose(row.columns["top1"], p.max(-1).values, atol=1e-5)
+    np.testing.assert_allclose(row.columns["top10"], p.topk(10).values.sum(-1), atol=1e-5)
+    assert "expected of entropy, rank, divergence, likeliest" in run(*command[:5], "--statistics", "x", "-o", "b").error
 
 
 def test_a_task_in_python_and_on_the_command_line(toy_work, run):

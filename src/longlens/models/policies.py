@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -280,7 +281,7 @@ def make_cache_use(
 
 
 def load_cache(name: str) -> CachePolicy:
-    """The policy of a name as ``full`` or ``NAME:SETTINGS``.
+    """The policy of a name as ``full`` or ``NAME:SETTINGS``, or as ``MODULE:NAME:SETTINGS`` of any Python module.
 
     Other packages add names by entry points of the group ``longlens.caches``: a function, or a class, that makes the
     policy of the text after the colon (empty where there is none).
@@ -295,13 +296,41 @@ def load_cache(name: str) -> CachePolicy:
     if name == FullCache.name:
         return FullCache()
     if make is None:
+        make, settings = _imported(name), settings.partition(":")[2]
+    if make is None:
         known = ", ".join([*own, *list_plugins("longlens.caches")])
-        raise UserError(f"`cache` is {name!r}; expected one of {known}, or a package that adds it")
+        raise UserError(
+            f"`cache` is {name!r}; expected one of {known}, or a package that adds it, or MODULE:NAME:SETTINGS with a "
+            "module that Python can import (PYTHONPATH=. for one in this folder)"
+        )
     with library_errors(f"`cache` is {name!r}, whose settings are wrong", f"see what {kind} takes"):
         policy = make(settings)
     if not isinstance(policy, CachePolicy):
         raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: mend its package")
     return policy
+
+
+def _imported(name: str) -> Callable[[str], CachePolicy] | None:
+    """What ``MODULE:NAME`` or ``MODULE:NAME:SETTINGS`` names; None where it is none of these, or no such module exists.
+
+    Raises:
+        UserError: The module cannot be imported, or has no such function or class.
+    """
+    module, _, rest = name.partition(":")
+    attribute = rest.partition(":")[0]
+    if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    with library_errors(f"the module of `cache` {name!r} cannot be imported", "mend it"):
+        try:
+            found = getattr(import_module(module), attribute, None)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                return None
+            raise
+    if not callable(found):
+        raise UserError(f"`cache` is {name!r}, and {module} has no function or class {attribute}: name one that it has")
+    make: Callable[[str], CachePolicy] = found
+    return make
 
 
 def _highest(ranks: Tensor, size: int) -> Tensor:
