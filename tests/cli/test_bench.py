@@ -95,7 +95,8 @@ def test_build_writes_samples_and_grade_scores_predictions_of_them(work, run):
     assert found == {"schema_version": 1, "out": "samples.jsonl", "num_samples": 4, "batches": batches}
     before = Path("samples.jsonl").read_bytes()
     ended = run("bench", "build", "longeval_lines", *VT, "--tokenizer", "llama", "-o", "samples.jsonl")
-    assert (ended.out, ended.err) == ("4 samples of 2 tasks and lengths are in samples.jsonl\n", "")
+    assert ended.out == "4 samples of 2 tasks and lengths are in samples.jsonl\n"
+    assert ended.err == "next: longlens bench run samples.jsonl --model llama -o runs/llama\n"
     assert Path("samples.jsonl").read_bytes() == before
     rows = [json.loads(line) for line in before.splitlines()]
     lines = [{"id": row["id"], "prediction": f"<think>8</think>It is {', '.join(row['answers'])}"} for row in rows]
@@ -121,7 +122,8 @@ def test_samples_that_do_not_fit_are_left_out_and_told(work, run):
     limit = sorted(sizes)[2]
     left = sum(size > limit for size in sizes)
     ended = run("bench", "build", *fixed, "--length", limit, "--overlong", "skip")
-    assert ended.err == f"longeval_lines-{limit}-42: {left} of 6 samples were too long and are left out\n"
+    said = f"longeval_lines-{limit}-42: {left} of 6 samples were too long and are left out"
+    assert ended.err.splitlines()[0] == said
     assert len(built_ids()) == 6 - left
     ended = run("bench", "build", *fixed, "--length", limit, "--reserve", "10", "--overlong", "skip")
     assert len(built_ids()) == sum(size + 10 <= limit for size in sizes)
@@ -131,7 +133,7 @@ def test_samples_that_are_shortened_are_told(work, run):
     longbench.write(work)
     build = ("longbench_lcc", "--data-dir", ".", "--samples", "2", "--tokenizer", "llama", "-o", "samples.jsonl")
     ended = run("bench", "build", *build, "--length", "200")
-    assert ended.err == "longbench_lcc-200-42: 2 of 2 samples were too long and are shortened\n"
+    assert ended.err.splitlines()[0] == "longbench_lcc-200-42: 2 of 2 samples were too long and are shortened"
 
 
 def test_run_prints_one_object_and_the_same_again(work, run):

@@ -73,7 +73,7 @@ def test_mix(recipe, run):
     assert [source["rows"] for source in found["sources"].values()] == [5, 5]
     assert json.loads((recipe / "out" / "counts.json").read_text()).items() <= found.items()
     again = run(*MIX)
-    assert (again.code, again.err) == (0, "")
+    assert (again.code, again.err) == (0, """next: longlens train RECIPE --set 'data={"packed": "out"}' -o RUN\n""")
     assert "10 rows, 320 tokens in out" in again.out
     assert run.json(*MIX, "--length", "16", "--tokens", "1.6e2", "--seed", "3", "-o", "out2")["rows"] == 10
 
@@ -162,7 +162,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gamma", "0"], "--gamma is 0.0, expected a finite number above 0: it is the largest weight of a token"),
+        (["--gamma", "0"], "--gamma is 0.0, expected a finite number above 0: it is the maximum weight of a token"),
         (
             ["--gamma", "2", "--short-logprobs"],
             "--gamma would have no effect with --short-logprobs, which writes no weights",

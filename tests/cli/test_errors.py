@@ -253,9 +253,9 @@ def test_a_run_with_other_settings(work, run, monkeypatch):
         "error: out holds another run: dtype is 'float32' there and "
         "'bfloat16' here; max_length is 4095 there and 100 here. Give another folder, or the same settings"
     )
-    assert (
-        "name is 'llama' there and 'other' here; weights_sha256 is "
-        in run("score", "a.txt", "--model", "other", *SCORE[4:]).error
+    assert run("score", "a.txt", "--model", "other", *SCORE[4:]).error == (
+        "error: out holds another run: it is of the model 'llama', and 'other' was given. Give another folder, or the "
+        "same model"
     )
     for name, options in {
         "evaluator": ["--evaluator", "llama"],

@@ -1,5 +1,6 @@
 """The library speaks of parameters, the command line of flags; its log and its progress are lines on stderr."""
 
+import itertools
 import json
 import logging
 import warnings
@@ -14,7 +15,7 @@ from longlens.cli import console
 from longlens.cli.app import app
 from longlens.cli.command import App, Part, with_flags
 from longlens.cli.console import say
-from longlens.cli.progress import ProgressBar
+from longlens.cli.progress import ProgressBar, TimeLeft
 from longlens.errors import LonglensWarning, UserError
 from longlens.settings.options import Engine, KeyRule, Loading, Reading, Truncation
 from tests.cli.test_output import NAME, assert_harmless
@@ -164,6 +165,22 @@ def test_progress_is_a_line_now_and_then(capsys, clock):
         f"{title}: 1,000 of 2,000 characters, 10 tokens/s, about 40 s left",
         f"{title}: 1,500 characters in 20.0 s, 20 tokens/s",
     ]
+
+
+def test_the_time_left_does_not_jump_by_factors(clock):
+    """One unit of cost 100 among units of cost 1: the rate of the last units alone would say 100 times as much."""
+    left = TimeLeft(0, 100)
+    costs = [1.0] * 40 + [100.0] + [1.0] * 59
+    shown = []
+    for number, cost in enumerate(costs, start=1):
+        clock[0] += cost
+        left.update(number)
+        shown.append(left.seconds)
+    assert shown[38] == pytest.approx(61)
+    assert shown[40] < 3 * shown[39] < 100 * 59
+    ratios = [after / before for before, after in itertools.pairwise(shown[:90])]
+    assert max(max(ratios), 1 / min(ratios)) < 3
+    assert left.seconds == 0
 
 
 def test_without_a_total_there_is_no_time_left(capsys, clock):

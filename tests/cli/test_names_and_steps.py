@@ -202,3 +202,70 @@ def test_what_export_refuses(scored, run, tmp_path):
     assert (tmp_path / "a.csv").read_text() == "mine"
     assert run("export", scored / "llama", "-o", tmp_path / "a.csv", "--overwrite").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+# --- mistakes that are told -------------------------------------------------------------------------------------------
+
+
+def test_a_swapped_evaluator_is_told_from_one_without_short_contexts(scored, run, work):
+    assert run("score", *sorted(scored.glob("*.txt")), "--model", "llama", "--long-only", "-o", "long").code == 0
+    for command in ("perplexity", "compare", "report"):
+        more = {"compare": [scored / "other"], "report": ["-o", "r.html"]}.get(command, [])
+        error = run(command, scored / "llama", *more, "--evaluator-scores", "long").error
+        assert error == (
+            f"error: long: no short-context scores, so it cannot select key tokens: {scored / 'llama'} has them: if "
+            f"the two are swapped, give long --evaluator-scores {scored / 'llama'}"
+        )
+    alone = run("perplexity", "long", "--evaluator-scores", "long").error
+    assert alone.endswith("it cannot select key tokens: score it with --context 4096")
+
+
+@pytest.mark.parametrize("given", ["scores/llama", "scores", "scores/llama/long"])
+def test_scores_are_no_documents(given, scored, run, work):
+    (work / "scores").symlink_to(scored)
+    error = run("score", given, "--model", "llama", "-o", "out").error
+    assert error == (
+        "error: 'scores/llama' is a run directory of longlens score, not documents: give the documents that were "
+        "scored, or read its scores with longlens perplexity 'scores/llama'"
+    )
+    assert not (work / "out").exists()
+
+
+# --- bench, data, plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_run_has_a_name_and_ends_with_the_table(run, work):
+    asked = ("bench", "run", "vt", "--length", "1800", "--samples", "1", "--name", "base [x]")
+    first = run(*asked, "--model", "llama", "-o", "runs/a")
+    assert "base [x]" in first.out.splitlines()[0]
+    assert first.err.splitlines()[-1] == "next: longlens bench table runs/a"
+    second = run(*asked[:-2], "--model", "other", "-o", "runs/b")
+    assert second.err.splitlines()[-1] == "next: longlens bench table runs/b runs/a"
+    table = run(*shlex.split(second.err.splitlines()[-1])[2:])
+    assert table.code == 0
+    assert table.out.splitlines()[0].split()[-3:] == ["other", "base", "[x]"]
+    assert run.json("bench", "table", "runs/a")["runs"]["runs/a"]["name"] == "base [x]"
+    assert "name" not in run.json("bench", "table", "runs/b")["runs"]["runs/b"]
+    assert run(*asked[:-1], " ", "--model", "llama", "-o", "c").error.startswith("error: --name is empty")
+    refused = run(*asked, "--model", "other", "-o", "runs/a").error
+    assert "runs/a holds another benchmark run: it is of the model 'llama', and 'other' was given" in refused
+
+
+def test_a_model_without_a_length_is_asked_at_the_lengths_given(run, work, monkeypatch):
+    monkeypatch.setattr("longlens.models.load_max_length", lambda *_, **__: None)
+    asked = ("bench", "run", "vt", "--samples", "1", "--model", "llama", "-o", "run")
+    ended = run(*asked, "--length", "1750,1800")
+    assert ended.code == 0
+    assert "llama states no maximum length: it is asked with 1800 tokens at most" in ended.err
+    manifest = json.loads((work / "run" / "manifest.json").read_text())
+    assert manifest["engine_info"]["max_length"] == 1800
+
+
+def test_packed_rows_and_plans_end_with_the_command_that_uses_them(run, work):
+    packed = run("data", "pack", "a.txt", "--tokenizer", "llama", "--length", "64", "-o", "my rows")
+    assert shlex.split(packed.err.splitlines()[-1])[1:] == [
+        *("longlens", "train", "RECIPE", "--set", 'data={"packed": "my rows"}', "-o", "RUN")
+    ]
+    shown = run("plan", "score", "--model", "llama", "--length", "512", "--context", "64", "--stride", "32")
+    last = shown.err.splitlines()[-1]
+    assert last == ("next: longlens score DOCS --model llama --context 64 --stride 32 --max-length 512 -o scores/llama")

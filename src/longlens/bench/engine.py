@@ -161,8 +161,12 @@ class PromptLimit(NamedTuple):
     max_length: int
 
 
-def load_prompt_limit(settings: EngineSettings) -> PromptLimit:
-    """The tokenizer of a model, and how many tokens it takes.
+def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> PromptLimit:
+    """The tokenizer of a model, and how many tokens it takes: of one that does not say so, the longest of the lengths.
+
+    Args:
+        settings: The model.
+        lengths: Budgets that it is asked at, of prompt and answer.
 
     Raises:
         UserError: There is none, or nothing says how many.
@@ -179,6 +183,9 @@ def load_prompt_limit(settings: EngineSettings) -> PromptLimit:
     if settings.max_length is None and not settings.server:
         positions = load_max_length(settings.model, trust_remote_code=settings.loading.trust_remote_code)
     max_length = positions if settings.max_length is None else settings.max_length
+    if max_length is None and lengths:
+        max_length = max(lengths)
+        _LOGGER.info("%s states no maximum length: it is asked with %s tokens at most", settings.model, max_length)
     if max_length is None:
         raise UserError(f"{settings.model} does not say how many tokens it takes: pass `max_length`")
     return PromptLimit(tokenizer, max_length)

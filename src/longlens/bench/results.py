@@ -61,6 +61,8 @@ def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.TH
     samples = list(grade_run(path, manifest))
     scores, judges = _latest_scores(path, samples)
     about = {name: manifest[name] for name in ("model", "mode", "template")}
+    if isinstance(manifest.get("name"), str):
+        about["name"] = manifest["name"]
     about["dtype"] = (manifest.get("engine") or {}).get("dtype")
     results = _results(about, samples, scores=scores, threshold=threshold)
     for name, batch in results["tasks"].items():

@@ -54,6 +54,7 @@ def run_bench(
     *,
     rank: int | None = None,
     world_size: int | None = None,
+    name: str | None = None,
     progress: Progress | None = None,
     open_engine: OpenEngine | None = None,
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def run_bench(
             of each task and length, beginning with this one. Goes with ``world_size``; unless given, torchrun's
             processes share them.
         world_size: How many such processes there are.
+        name: What the run is called in tables; the last part of the model's path or id unless given.
         progress: Shows requests and answers, task after task.
         open_engine: Loads the model; `longlens.bench.lm_eval.backends.open_engine` unless given.
 
@@ -88,11 +90,13 @@ def run_bench(
         UserError: A task, the folder, the model or its way of being asked does not go with another, or a sample is too
             long.
     """
+    if name is not None and not name.strip():
+        raise UserError("`name` is empty: give a name for tables and charts, or leave it out")
     processes = Processes() if rank is None else Processes.alone()
     turns = (rank or 0, 1 if world_size is None else world_size)
     with processes:
         with processes.after_first():
-            limit = load_prompt_limit(engine_settings)
+            limit = load_prompt_limit(engine_settings, settings.lengths)
             builder = PromptBuilder(settings.prompts, limit, is_chat=engine_settings.is_chat)
             batches = _batches(settings, limit, builder, shares=max(processes.size, turns[1]) > 1)
             engine_settings.log_unsent_key()
@@ -100,7 +104,7 @@ def run_bench(
             info = describe(engine_settings, limit)
         info = info or engine.get().info
         own_rank = processes.rank if rank is None else rank
-        run = BenchRun(out, _manifest(engine_settings, settings, info), rank=own_rank)
+        run = BenchRun(out, _manifest(engine_settings, settings, info, name), rank=own_rank)
         try:
             engine.expected = info
             progress = progress or Progress()
@@ -354,9 +358,11 @@ def _stored_requests(row: Row) -> Iterator[ModelRequest]:
         yield ModelRequest(f"{row['id']}#{number}", row["prompt"], text)
 
 
-def _manifest(engine: EngineSettings, settings: BenchSettings, info: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    engine: EngineSettings, settings: BenchSettings, info: Mapping[str, Any], name: str | None
+) -> dict[str, Any]:
     identified = {"backend": info.get("backend"), **ModelIdentity.read(info).to_json()}
-    record = {
+    record = ({} if name is None else {"name": name}) | {
         "model": engine.model,
         "engine": {**identified, "arguments": engine.recorded_arguments()},
         "engine_settings": engine.to_json(),

@@ -41,7 +41,7 @@ from longlens.runs.folder import (
     warn_of_versions,
 )
 from longlens.runs.folder import read_manifest as read_run_manifest
-from longlens.runs.identity import model_differences
+from longlens.runs.identity import model_differences, two_models
 from longlens.runs.jsonl import append_line, read_at, read_lines
 
 SCHEMA_VERSION = 1
@@ -424,4 +424,5 @@ def _check_same_run(folder: Path, found: Mapping[str, Any], manifest: Mapping[st
         {name: engine.get(name) for name in ("backend", "arguments")} | {name: record.get(name) for name in names}
         for engine, record in ((there, found), (here, manifest))
     ]
-    refuse_other(folder, "benchmark run", model_differences(there, here) + differences(*same))
+    models = two_models({**there, "name": found.get("model")}, {**here, "name": manifest["model"]})
+    refuse_other(folder, "benchmark run", model_differences(there, here) + differences(*same), models=models)

@@ -123,9 +123,14 @@ def _lengths(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return lengths
 
 
+def model_name(result: Mapping[str, Any]) -> str:
+    """What a run is called: the name that it was given, else the last part of the model's path or id."""
+    return str(result.get("name") or Path(str(result["model"])).name)
+
+
 def _labels(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Models, and the run's folder as well where two runs are of one model."""
-    models = {name: Path(str(result["model"])).name for name, result in results.items()}
+    models = {name: model_name(result) for name, result in results.items()}
     mode = {name: "" if result["mode"] == "generate" else f" ({result['mode']})" for name, result in results.items()}
     labels = {name: models[name] + mode[name] for name in results}
     twice = {label for label in labels.values() if list(labels.values()).count(label) > 1}
@@ -233,7 +238,7 @@ def write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> li
             stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
             stems.append(stem)
             stem += f"-{stems.count(stem)}" if stems.count(stem) > 1 else ""
-            title = f"{Path(str(result['model'])).name}, needle in a haystack"
+            title = f"{model_name(result)}, needle in a haystack"
             written += write_heatmap(cells, folder, name=f"heatmap-{stem}", title=title)
     if not written:
         raise UserError(f"no run has a needle grid to draw: run {GRID} first, with several `lengths`")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longlens.cli.console import say
 from longlens.settings.options import KeyRule
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 REACH_CONTEXTS = 3
 """Short contexts that `longlens reach` needs."""
+MAX_BESIDE = 3
+"""Other runs that a suggested table has."""
 
 
 def suggest(*commands: Sequence[object]) -> None:
@@ -62,6 +65,23 @@ def after_results(
     suggest(*compare, ("report", *runs, *chosen, "-o", "report.html"))
 
 
+def after_bench(out: Path, results: Mapping[str, Any]) -> None:
+    """A judge where scores need one; then a table, with the benchmark runs that are in the same parent."""
+    judge = [("bench", "grade", out, "--judge", "JUDGE")] if _needs_judge(results) else []
+    others = [path for path in _newest_beside(out) if (path / "samples").is_dir()][:MAX_BESIDE]
+    depth = ["--by-depth"] if any(batch["depths"] for batch in results["tasks"].values()) else []
+    suggest(*judge, ("bench", "table", out, *others, *depth))
+
+
+def after_packing(out: Path) -> None:
+    """Training on the rows."""
+    suggest(("train", "RECIPE", "--set", f"data={json.dumps({'packed': str(out)}, ensure_ascii=False)}", "-o", "RUN"))
+
+
+def _needs_judge(results: Mapping[str, Any]) -> bool:
+    return any(batch.get("needs_judge") for batch in results["tasks"].values())
+
+
 def _chosen(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule | None) -> list[object]:
     given: dict[str, object] = {"--evaluator-scores": evaluator_scores, "--keys": keys}
     for field in fields(KeyRule) if rule is not None else ():
@@ -74,14 +94,19 @@ def _chosen(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule | No
 
 def _beside(out: Path, scores: StoredScores) -> tuple[Path, bool] | None:
     """The newest run folder of another model in the same parent, and whether it has short contexts."""
-    from longlens.runs.folder import MANIFEST
-
-    folders = [path.parent for path in out.parent.glob(f"*/{MANIFEST}") if path.parent.resolve() != out.resolve()]
-    for folder in sorted(folders, key=lambda each: -(each / MANIFEST).stat().st_mtime):
+    for folder in _newest_beside(out):
         other = _name_of(folder)
         if other is not None and other != scores.manifest["model"]["name"]:
             return folder, any((folder / "short").glob("K*"))
     return None
+
+
+def _newest_beside(out: Path) -> list[Path]:
+    """Other run folders of any kind in the same parent, the newest first."""
+    from longlens.runs.folder import MANIFEST
+
+    folders = [path.parent for path in out.parent.glob(f"*/{MANIFEST}") if path.parent.resolve() != out.resolve()]
+    return sorted(folders, key=lambda each: -(each / MANIFEST).stat().st_mtime)
 
 
 def _name_of(folder: Path) -> str | None:

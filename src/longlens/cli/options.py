@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from longlens.cli.command import choices as choices
 from longlens.cli.command import refuse as refuse
 from longlens.errors import UserError
-from longlens.settings.options import KeyRule
+from longlens.settings.options import CONTEXT, KeyRule
 
 MODEL_HELP = "Hub id, directory, .gguf file, smollm2 or gemma3-270m."
 SCORED_HELP = f"{MODEL_HELP} Or a server: http://HOST:PORT/v1#NAME."
@@ -74,11 +74,25 @@ def assignments(changes: Iterable[str] | None, option: str, example: str) -> dic
     return dict(assignment(change, option, example) for change in changes or ())
 
 
-def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule, answers: Path | None) -> dict[str, Any]:
-    """Keyword arguments of `longlens.perplexity` and others that define key tokens and answer tokens.
+def key_source(
+    evaluator_scores: Path | None,
+    keys: Path | None,
+    rule: KeyRule,
+    answers: Path | None,
+    *,
+    runs: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Arguments of `longlens.perplexity` and others that say which tokens are key, and which are of answers.
+
+    Args:
+        evaluator_scores: As given.
+        keys: As given.
+        rule: As given.
+        answers: As given.
+        runs: Those of the evaluated models, with which the evaluator may have been swapped.
 
     Raises:
-        UserError: No such scores, keys or answers.
+        UserError: No such scores, keys or answers, or the evaluator's run has no short contexts.
     """
     from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
@@ -87,6 +101,14 @@ def key_source(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule, 
     evaluator = None
     if evaluator_scores is not None:
         evaluator = open_scores(evaluator_scores, context=rule.context, stride=rule.stride)
+        if not evaluator.short_contexts:
+            able = next((run for run in runs if any((run / "short").glob("K*"))), None)
+            step = (
+                f"score it with `context={CONTEXT}`"
+                if able is None
+                else f"{able} has them: if the two are swapped, give {evaluator_scores} --evaluator-scores {able}"
+            )
+            raise UserError(f"{evaluator_scores}: no short-context scores, so it cannot select key tokens: {step}")
     return {
         "evaluator_scores": evaluator,
         "keys": None if keys is None else read_keys(keys),

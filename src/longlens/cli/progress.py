@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import rich.progress
 from rich.console import Console
+from rich.text import Text
 
 from longlens.cli import console
 from longlens.cli.console import printable, say
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
+
+NEW_SHARE = 0.3
+"""How far a new estimate of the end moves the one that is shown."""
+
+
+class TimeLeft:
+    """When work will end: at the mean rate since its start, and each estimate moves the last one by a share alone.
+
+    Units are not of one cost, as documents are of several lengths: the rate of the last ones would change by factors.
+
+    Args:
+        done: Units that were done at the start.
+        total: Units in all; None where that is not known.
+    """
+
+    def __init__(self, done: float, total: float | None) -> None:
+        self._first, self._total = done, total
+        self._started = time.monotonic()
+        self._end: float | None = None
+
+    def update(self, done: float) -> None:
+        """So many units are done now."""
+        now = time.monotonic()
+        if self._total is None or done <= self._first or now <= self._started:
+            return
+        end = now + (now - self._started) / (done - self._first) * (self._total - done)
+        self._end = end if self._end is None or done >= self._total else self._end + NEW_SHARE * (end - self._end)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from now on; None where nothing can be said."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+class _TimeLeftColumn(rich.progress.ProgressColumn):
+    """The time left, as `TimeLeft` has it."""
+
+    def __init__(self, left: TimeLeft) -> None:
+        super().__init__()
+        self._left = left
+
+    def render(self, task: rich.progress.Task) -> Text:
+        """``H:MM:SS``."""
+        seconds = self._left.seconds
+        return Text("-:--:--" if seconds is None else str(timedelta(seconds=round(seconds))))
 
 
 class ProgressBar(Progress):
@@ -28,6 +75,7 @@ class ProgressBar(Progress):
         self._title, self._unit, self._total = title, unit, total
         self._first = self._done = done
         self._note = ""
+        self._left = TimeLeft(done, total)
         self._started = self._shown = time.monotonic()
         terminal = Console(stderr=True, markup=False, highlight=False)
         if self._is_shown and terminal.is_terminal:
@@ -35,7 +83,7 @@ class ProgressBar(Progress):
                 rich.progress.TextColumn("{task.description}", markup=False),
                 rich.progress.BarColumn(),
                 rich.progress.TextColumn("{task.fields[state]}", markup=False),
-                rich.progress.TimeRemainingColumn(),
+                _TimeLeftColumn(self._left),
                 console=terminal,
                 transient=True,
             )
@@ -46,13 +94,12 @@ class ProgressBar(Progress):
     def update(self, done: float, *, note: str = "") -> None:
         """Moves the bar, or prints a line if the last one is some time ago."""
         self._done, self._note, now = done, note, time.monotonic()
+        self._left.update(done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, state=self._state())
         elif self._is_shown and now - self._shown >= console.PLAIN_SECONDS:
-            self._shown, left = now, ""
-            if self._total is not None and done > self._first:
-                seconds = (now - self._started) / (done - self._first) * (self._total - done)
-                left = f", about {max(0.0, seconds):,.0f} s left"
+            seconds, self._shown = self._left.seconds, now
+            left = "" if seconds is None else f", about {seconds:,.0f} s left"
             say(f"{self._title}: {self._state()}{left}")
 
     def finish(self) -> None:

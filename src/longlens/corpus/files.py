@@ -33,6 +33,7 @@ TEXT_ENDINGS = frozenset(
 
 
 STDLIB = "stdlib:"
+RUN_MANIFEST = "manifest.json"
 HEAD_BYTES = 2**16
 """Of a named file, looked at before any document is read."""
 
@@ -160,7 +161,19 @@ def _plan(source: str | os.PathLike[str], options: Reading) -> Iterator[_Source]
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"cannot read {shown(source)}: {one_line(error)}: check the name and permissions") from error
     for id, file in files:
+        _refuse_scores(file)
         yield _planned_file(id, file, options, in_folder=file != path)
+
+
+def _refuse_scores(file: Path) -> None:
+    """Refuses files of a run directory, whose rows are scores although they have texts."""
+    run = next((one for one in list(file.absolute().parents)[1:3] if (one / RUN_MANIFEST).is_file()), None)
+    if run is not None and file.suffix == ".parquet" and (run / "long").is_dir():
+        shown_run = shown(run if file.is_absolute() else Path(os.path.relpath(run)))
+        raise UserError(
+            f"{shown_run} is a run directory of longlens score, not documents: give the documents that were scored, or "
+            f"read its scores with longlens perplexity {shown_run}"
+        )
 
 
 def _planned_file(id: str, path: Path, options: Reading, *, in_folder: bool) -> _Source:

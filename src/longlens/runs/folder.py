@@ -185,17 +185,23 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def refuse_other(folder: Path, what: str, differs: Sequence[str]) -> None:
+def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tuple[str, str] | None = None) -> None:
     """Refuses to go on with a run that is of something else.
 
     Args:
         folder: Of the run.
         what: What it holds, for the message, such as ``dataset``.
         differs: See `differences` and `longlens.runs.identity.model_differences`.
+        models: Names of the model there and of the one here, where these are known to be two; hashes say no more.
 
     Raises:
         UserError: Something differs; both values are shown.
     """
+    if models is not None and models[0] != models[1]:
+        raise UserError(
+            f"{folder} holds another {what}: it is of the model {shown_value(models[0])}, and {shown_value(models[1])} "
+            "was given. Give another folder, or the same model"
+        )
     if differs:
         raise UserError(
             f"{folder} holds another {what}: {'; '.join(differs[:MAX_DIFFERENCES])}. Give another folder, or the same "

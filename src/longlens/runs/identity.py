@@ -121,6 +121,15 @@ def model_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
     return said if len(said) <= MAX_DIFFERENCES else [*said[:MAX_DIFFERENCES], f"{len(said) - MAX_DIFFERENCES} more"]
 
 
+def two_models(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Names of two models whose weights are known to be others, of records as of `model_differences`; else None."""
+    weights = [record.get("weights_sha256") for record in (there, here)]
+    if None in weights or weights[0] == weights[1]:
+        return None
+    one, other = (str(record.get("name") or record.get("model")) for record in (there, here))
+    return one, other
+
+
 def _is_one_probe(one: Any, other: Any) -> bool:
     """Whether both are lists of numbers that differ by rounding, or one of them was not recorded."""
     if one is None or other is None:

@@ -28,7 +28,7 @@ from longlens.errors import UserError, one_line
 from longlens.files import cannot_write, create_json, write_json
 from longlens.runs import folder as runs
 from longlens.runs.folder import BY_WEIGHTS, MANIFEST, LockedFolder, differences, refuse_other, warn_by_weights
-from longlens.runs.identity import ModelIdentity, canonical_sha256, model_differences
+from longlens.runs.identity import ModelIdentity, canonical_sha256, model_differences, two_models
 from longlens.runs.parts import PartWriter, open_file
 from longlens.scoring.scorer import ScorerInfo
 from longlens.scoring.scores import ShortContext
@@ -162,8 +162,7 @@ def _check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, 
     differs = model_differences(have["model"], wanted["model"])
     # Settings that identify the model too are said once.
     differs += [said for said in differences(have["settings"], wanted["settings"]) if said not in differs]
-    names = ({"name": manifest["model"]["name"]} for manifest in (have, wanted))
-    refuse_other(folder, "run", [*differences(*names), *differs] if differs else [])
+    refuse_other(folder, "run", differs, models=two_models(have["model"], wanted["model"]))
 
 
 def check_run(

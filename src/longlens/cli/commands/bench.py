@@ -88,6 +88,7 @@ def build(
     from longlens.bench.samples import task_batches, write_samples
     from longlens.bench.selection import make_tasks, select_tasks
     from longlens.cli.console import print_json, printable
+    from longlens.cli.next_step import suggest
     from longlens.errors import UserError
     from longlens.models import load_tokenizer
 
@@ -110,6 +111,7 @@ def build(
     if as_json:
         print_json({"schema_version": 1, "out": str(out), "num_samples": count, "batches": sizes})
         return
+    suggest(("bench", "run", out, "--model", tokenizer, "-o", f"runs/{Path(tokenizer).name}"))
     print(f"{count} samples of {len(batches)} tasks and lengths are in {printable(str(out))}")
 
 
@@ -163,6 +165,7 @@ def run(
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer that counts the length; required for a server.")
     ] = None,
+    name: o.Name = None,
     batch_size: Annotated[str, typer.Option(help="Batch size in prompts, or auto.")] = "1",
     loading: Annotated[Loading, Part(but=("batch_tokens", "tensor_parallel"))],
     no_prompts: Annotated[bool, typer.Option("--no-prompts", help="Store hashes instead of the prompts.")] = False,
@@ -177,6 +180,7 @@ def run(
     from longlens.bench.run import run_bench
     from longlens.bench.selection import BenchSettings
     from longlens.cli.console import print_json
+    from longlens.cli.next_step import after_bench
     from longlens.cli.progress import ProgressBar
     from longlens.reasoning import parse_marks
     from longlens.runs.processes import Processes
@@ -208,13 +212,14 @@ def run(
         settings=_task_options(settings, data_dir, haystack),
         keep_prompts=not no_prompts,
     )
-    results = run_bench(engine, asked, out, progress=ProgressBar())
+    results = run_bench(engine, asked, out, name=name, progress=ProgressBar())
     if Processes().rank > 0:
         return
     if as_json:
         print_json({"out": str(out), **results})
         return
     _show({str(out): results}, by_depth=False)
+    after_bench(out, results)
 
 
 @bench.command()

@@ -42,7 +42,7 @@ def compare(
     from longlens.metrics.comparison import compare as compute
     from longlens.scoring.reader import open_scores
 
-    chosen = o.key_source(evaluator_scores, keys, rule, answers)
+    chosen = o.key_source(evaluator_scores, keys, rule, answers, runs=scores)
     with without_warnings():
         found = compute([open_scores(path) for path in scores], **chosen)
     if as_json:

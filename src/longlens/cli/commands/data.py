@@ -58,6 +58,7 @@ def mix(
     Example: longlens data mix prolong-64k --tokenizer smollm2 --tokens 1e9 --source books=books/ -o mixture
     """
     from longlens.cli.console import print_json, print_table, printable
+    from longlens.cli.next_step import after_packing
     from longlens.data.mixture import mix as make
     from longlens.data.recipe import read_mixture
     from longlens.models import load_tokenizer
@@ -84,6 +85,7 @@ def mix(
     ]
     print_table(("source", "% of tokens", *(column.replace("_", " ") for column in columns)), rows)
     print(f"{counts['rows']:,} rows, {counts['tokens']:,} tokens in {printable(str(out))}")
+    after_packing(out)
 
 
 @data.command()
@@ -114,6 +116,7 @@ def pack(
     Example: longlens data pack books/ --tokenizer smollm2 --length 65536 -o packed
     """
     from longlens.cli.console import print_json, print_table, printable
+    from longlens.cli.next_step import after_packing
     from longlens.data.mixture import pack_folder
     from longlens.data.packing import packing_of
     from longlens.models import load_tokenizer
@@ -142,6 +145,7 @@ def pack(
     shown = [(name.replace("_", " "), f"{value:,}") for name, value in counts.items() if value or name == "documents"]
     print_table(("", "number"), shown)
     print(f"{counts['rows']:,} rows in {printable(str(out))}")
+    after_packing(out)
 
 
 @data.command()

@@ -41,7 +41,7 @@ def perplexity(
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
 
-    chosen = o.key_source(evaluator_scores, keys, rule, answers)
+    chosen = o.key_source(evaluator_scores, keys, rule, answers, runs=scores)
     with without_warnings():
         runs = [open_scores(path) for path in scores]
         results = [compute(run, ngram=ngram, **chosen) for run in runs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,6 +54,7 @@ def plan_score_command(
     Example: longlens plan score --model smollm2 --length 8192 --documents 50 --device h100
     """
     from longlens.cli.console import print_json, print_table
+    from longlens.cli.next_step import suggest
     from longlens.planning.report import score_answer, score_rows
     from longlens.planning.score import plan_for, plan_score
 
@@ -84,6 +86,9 @@ def plan_score_command(
     print(score_answer(found))
     print()
     print_table(("", ""), score_rows(found))
+    shorts = ["--long-only"] if long_only else ["--context", context, "--stride", stride]
+    out = f"scores/{Path(model).name}"
+    suggest(("score", "DOCS", "--model", model, *shorts, "--max-length", length, "-o", out))
 
 
 @plan.command("train")
@@ -123,6 +128,7 @@ def plan_train_command(
     Example: longlens plan train --model smollm2 --length 32768 --gradient-checkpointing --device h100 --devices 8
     """
     from longlens.cli.console import print_json, print_table
+    from longlens.cli.next_step import suggest
     from longlens.planning.report import train_answer, train_rows
     from longlens.planning.score import plan_for
     from longlens.planning.train import parse_loss, plan_train, recipe_settings
@@ -186,3 +192,4 @@ def plan_train_command(
     print(train_answer(found, total))
     print()
     print_table(("", ""), train_rows(found))
+    suggest(("train", "RECIPE" if recipe is None else recipe, "-o", "RUN"))

@@ -73,7 +73,7 @@ def report(
         found, rule = _found(opened, rule)
     else:
         found = None
-    chosen = o.key_source(evaluator_scores, keys, rule, answers)
+    chosen = o.key_source(evaluator_scores, keys, rule, answers, runs=scores)
     if found is not None:
         chosen["evaluator_scores"] = found
     runs = [each.scores for each in opened]

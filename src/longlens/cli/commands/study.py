@@ -63,6 +63,7 @@ def ablate(
     from dataclasses import replace
 
     from longlens.cli.console import message, print_json, print_table, printable, say, without_warnings
+    from longlens.cli.next_step import after_results
     from longlens.cli.progress import ProgressBar
     from longlens.errors import require
     from longlens.report.figures import check_folder, write_figures
@@ -102,6 +103,7 @@ def ablate(
         print_table(table.columns, table.rows)
     for warning in found.warnings:
         say(f"note: {message(warning)}")
+    after_results(scores, evaluator_scores[0], None, rule, compares=False)
 
 
 def _parse_nats(listed: str, name: str) -> list[float]:
@@ -142,6 +144,7 @@ def reproduce(
     Example: longlens study reproduce longce -o longce-study
     """
     from longlens.cli.console import print_json, print_table, printable
+    from longlens.cli.next_step import suggest
     from longlens.cli.progress import ProgressBar
     from longlens.settings.recipe import parse_integer
     from longlens.study.reproduce import find_study, read_study
@@ -158,6 +161,7 @@ def reproduce(
         print_table(table.columns, table.rows)
         print()
     print(f"seeds {', '.join(map(str, settings.seeds))}; all numbers are in {printable(str(out / 'result.json'))}")
+    suggest(("study", "published"))
 
 
 @study.command()
@@ -178,6 +182,7 @@ def published(
     Example: longlens study published 5 --with RUN --with BENCH
     """
     from longlens.cli.console import print_json, print_table, printable
+    from longlens.cli.next_step import suggest
     from longlens.study import published as known
     from longlens.study.published.beside import beside, read_models
     from longlens.study.published.show import (
@@ -194,6 +199,7 @@ def published(
             print_json({"schema_version": 1, "tables": {id: to_json(found) for id, found in known.tables().items()}})
             return
         print_table(("table", "place", "shows", "numbers"), listing())
+        suggest(("study", "published", "5"))
         return
     found = known.table(table)
     own = beside(found, read_models(with_)) if with_ else None
@@ -244,6 +250,7 @@ def correlate(
     """
     from longlens.cli.commands.correlation import print_correlations
     from longlens.cli.console import message, print_json, say, without_warnings
+    from longlens.cli.next_step import suggest
     from longlens.cli.progress import ProgressBar
     from longlens.errors import UserError, require
     from longlens.report.figures import check_folder
@@ -269,3 +276,8 @@ def correlate(
     print_correlations(table)
     for path in drawn:
         print(path)
+    given = [word for path in benchmarks for word in ("--benchmarks", path)]
+    if evaluator_scores is not None:
+        suggest(("study", "ablate", *runs, "--evaluator-scores", evaluator_scores, *given, "-o", "ablation"))
+    elif figures is None:
+        suggest(("study", "correlate", *runs, *given, "--figures", "figures"))

@@ -92,8 +92,8 @@ def _union_l(prediction: str, reference: str, max_steps: int) -> tuple[float, fl
             common = _common_words(reference_words, words, max_steps)
             if common is None:
                 warnings.warn(
-                    f"LongBench's ROUGE-L gives 0 to a sentence of {max(len(words), len(reference_words))} words: "
-                    f"its code fails above {max_steps} steps and counts that as 0, and so it is counted here",
+                    "LongBench's ROUGE-L gives 0 to a pair of sentences that is too long for it: its code fails above "
+                    f"{max_steps} steps and counts that as 0, and so it is counted here",
                     LonglensWarning,
                     stacklevel=4,
                 )
