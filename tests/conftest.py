@@ -23,7 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     `other` is a second model with the same tokenizer; `headless` lacks its vocabulary head, `bert` is no language
     model and `bert-lm` one that is not causal; `pickled` has .bin weights, `custom` code of its own (which would leave
-    a file `RAN` beside it), `nothing` holds no model and `no-weights` none of its weights.
+    a file `RAN` beside it), `nothing` contains no model and `no-weights` none of its weights.
     """
     import torch
     from transformers import BertConfig, BertLMHeadModel, BertModel, LlamaModel

@@ -41,8 +41,8 @@ def test_nothing_is_imported():
     [
         ("emal", "'stdlib:emal': Python's standard library has no module 'emal' (nearest: 'email')"),
         ("", "'stdlib:': Python's standard library has no module ''"),
-        ("../secrets", "'stdlib:../secrets' is no name of a module, such as stdlib:email.mime"),
-        ("email./etc", "'stdlib:email./etc' is no name of a module, such as stdlib:email.mime"),
+        ("../secrets", "'stdlib:../secrets' is not a module name, such as stdlib:email.mime"),
+        ("email./etc", "'stdlib:email./etc' is not a module name, such as stdlib:email.mime"),
         ("numpy", "'stdlib:numpy': Python's standard library has no module 'numpy'"),
         ("sys", "'stdlib:sys' is built in or an extension, and has no Python source: name another module, such as"),
         ("email.nosuch", "'stdlib:email.nosuch' is no module of it: name another module, such as stdlib:typing"),

@@ -30,7 +30,7 @@ def test_scores_are_those_of_the_loaded_model(models, tmp_path, caplog):
     assert [row.long_logprobs.tolist() for row in found] == [row.long_logprobs.tolist() for row in expected]
     assert caplog.messages[:2] == [
         f"{name}: LlamaForCausalLM from local folder, float32 on cpu",
-        f"{name}: documents are cut to 99 tokens (it takes 4,096)",
+        f"{name}: documents are truncated to 99 tokens (model maximum: 4,096)",
     ]
 
 
@@ -56,10 +56,10 @@ def test_longppl_in_one_call(models, tmp_path):
 def test_refusals_name_parameters(models, tmp_path):
     name = str(models / "llama")
     for settings, message in [
-        ({}, "LongPPL needs key tokens: give `evaluator` or `keys`, one of them"),
+        ({}, "LongPPL needs key tokens: pass either `evaluator` or `keys`"),
         ({"evaluator": "self", "keys": "k.jsonl"}, "LongPPL needs key tokens"),
         ({"evaluator": name, "context": 0}, "`context` is 0"),
-        ({"evaluator": name, "context": 4095}, "`context=4095` is not below the maximum length, 4095 tokens"),
+        ({"evaluator": name, "context": 4095}, "`context=4095` is not less than the maximum length, 4095 tokens"),
         ({"evaluator": name, "truncation": Truncation(max_length=9999)}, "`max_length` is 9999"),
         ({"evaluator": name, "bos": "x"}, "bos`? is 'x'; expected 'window' or 'published'"),
     ]:

@@ -43,12 +43,12 @@ def test_a_folder_of_that_name_is_the_embedded_model_only_if_it_holds_one(tmp_pa
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match=r"is a file, and no \.gguf: give the model's folder"):
+    with pytest.raises(UserError, match=r"is a file, but not \.gguf: pass the model's directory"):
         resolve(str(tmp_path / "model.safetensors"))
 
 
 def test_a_server_is_refused():
-    with pytest.raises(UserError, match="is a server, and here a model's files are needed: give a hub id"):
+    with pytest.raises(UserError, match="is a server, but model files are required: pass a Hub id"):
         resolve("http://localhost:8000/v1#name")
 
 
@@ -262,7 +262,7 @@ def test_a_gguf_file_whose_rule_is_not_known_is_refused_and_one_without_is_warne
         UserError, match=r"x\.gguf' names the pre-tokenizer 'nosuch', .*: give the model's folder or hub"
     ):
         write_gguf(tmp_path / "x.gguf", pre="nosuch")
-    with pytest.warns(LonglensWarning, match=r"names no pre-tokenizer .*: its tokens may not be the model's own"):
+    with pytest.warns(LonglensWarning, match=r"has no pre-tokenizer .*: tokens may differ from the model's own"):
         write_gguf(tmp_path / "x.gguf")
 
 
@@ -338,7 +338,7 @@ def test_a_broken_file_of_a_model_folder_is_one_short_line(file, content, models
 def test_weights_that_the_configuration_does_not_use_are_told(models, tmp_path):
     config = copy_of(models / "llama", tmp_path) / "config.json"
     config.write_text(changed(config, num_hidden_layers=1))
-    said = r"has weights that LlamaForCausalLM does not use, such as 'model.layers.1.\S+' \(\d+ in all\): if layers"
+    said = r"has weights that LlamaForCausalLM does not use, such as 'model.layers.1.\S+' \(\d+ in all\): if they"
     with pytest.warns(LonglensWarning, match=said):
         load_scorer(str(tmp_path))
 
@@ -355,19 +355,19 @@ def test_a_panic_of_the_tokenizer_is_one_line(models, tmp_path):
     ("damage", "message"),
     [
         ("a shard", r"lacks 'model-00002-of-.*' \(1 files in all\) of its weights: copy or download the model again"),
-        ("the index", "lacks model.safetensors.index.json, which says what is in the files of its weights: copy or"),
+        ("the index", "lacks model.safetensors.index.json, the index of its weight files: copy or"),
         (
             "the index's end",
             r"model.safetensors.index.json is broken \(not JSON: .*\): copy or download the model again",
         ),
         ("a shard's end", "a file of its weights is damaged or cut short: copy or download it again"),
-        ("the tokenizer", r"holds no tokenizer \(such as tokenizer.json\): copy the one that the model was trained"),
+        ("the tokenizer", r"contains no tokenizer \(such as tokenizer.json\): copy the model's own tokenizer"),
         (
             "the tokenizer's model",
-            r"holds no tokenizer \(such as tokenizer.json\): copy the one that the model was trai",
+            r"contains no tokenizer \(such as tokenizer.json\): copy the model's own tokenizer",
         ),
-        ("the configuration", r"holds no model \(no config.json\): give one made by save_pretrained"),
-        ("all shards", r"holds no weights \(no model.safetensors\): copy or download the model again"),
+        ("the configuration", r"contains no model \(no config.json\): expected a directory written by save_pretrained"),
+        ("all shards", r"contains no weights \(no model.safetensors\): copy or download the model again"),
     ],
 )
 def test_half_a_model_folder_says_which_half_is_missing(damage, message, tmp_path):
@@ -476,15 +476,18 @@ def test_weights_of_another_shape_are_refused(models, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", r"the folder '.*' holds no model \(no config.json\): give one made by save_pretrained"),
+        (
+            "nothing",
+            r"the folder '.*' contains no model \(no config.json\): expected a directory written by save_pretrained",
+        ),
         (
             "headless",
-            r"lacks weights of LlamaForCausalLM, such as 'lm_head.weight' \(1 in all\), which would be random",
+            r"lacks weights of LlamaForCausalLM, such as 'lm_head.weight' \(1 in all\), which would be init",
         ),
         ("bert", "lacks weights of BertLMHeadModel"),
         ("bert-lm", "BertLMHeadModel is not causal"),
         ("pickled", "weights that are pickles are read only with `allow_pickle=True`"),
-        ("no-weights", r"holds no weights \(no model.safetensors\): copy or download the model again"),
+        ("no-weights", r"contains no weights \(no model.safetensors\): copy or download the model again"),
         ("custom", "code of its own, which runs only with `trust_remote_code=True`"),
     ],
 )
@@ -519,9 +522,9 @@ def test_auto_on_a_cpu_is_float32_whatever_was_saved_and_is_recorded(saved, tmp_
     ("options", "message"),
     [
         ({"dtype": "float8"}, "`dtype` is 'float8'; expected auto, float32, bfloat16, float16"),
-        ({"device": "nonsense"}, "`device` is 'nonsense', which cannot be used: .* Use auto, cpu or cuda"),
-        ({"device": "cuda:99"}, "`device` is 'cuda:99', which cannot be used: .* Use auto, cpu or cuda"),
-        ({"device": "meta"}, "`device` is 'meta', which cannot be used: "),
+        ({"device": "nonsense"}, "`device` is 'nonsense', which is not available: .* Use auto, cpu or cuda"),
+        ({"device": "cuda:99"}, "`device` is 'cuda:99', which is not available: .* Use auto, cpu or cuda"),
+        ({"device": "meta"}, "`device` is 'meta', which is not available: "),
         ({"batch_tokens": 0}, "`batch_tokens` is 0; expected at least 1"),
         ({"attention": "nonsense"}, ": give another `attention`, or leave it out"),
         ({"device_map": "nonsense"}, ": give another `device_map`, or leave it out"),

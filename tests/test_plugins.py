@@ -59,12 +59,12 @@ def test_a_name_is_loaded_when_it_is_used() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ours", r"'ours' \(entry point of longlens.tasks, from package-a\) has a name of longlens itself: uninstall"),
-        ("twice", r"from package-a and package-b\) is there more than once: uninstall all but one"),
-        ("text", r"'text' .* is 'xx.*; expected an integer: mend or uninstall package-a"),
-        ("lost", r"cannot import 'lost' .*no attribute 'lost': mend or uninstall package-a"),
-        ("broken", r"cannot import 'broken' .*No module named 'plugin_that_is_not_there': mend or uninstall package-a"),
-        ("garbled", r"cannot import 'garbled' .*: mend or uninstall package-a"),
+        ("ours", r"'ours' \(entry point of longlens.tasks, from package-a\) uses a name of longlens: uninstall"),
+        ("twice", r"from package-a and package-b\) is defined more than once: uninstall all but one"),
+        ("text", r"'text' .* is 'xx.*; expected an integer: fix or uninstall package-a"),
+        ("lost", r"cannot import 'lost' .*no attribute 'lost': fix or uninstall package-a"),
+        ("broken", r"cannot import 'broken' .*No module named 'plugin_that_is_not_there': fix or uninstall package-a"),
+        ("garbled", r"cannot import 'garbled' .*: fix or uninstall package-a"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_when_it_is_used(name: str, message: str) -> None:

@@ -47,9 +47,9 @@ WRONG = [
     ({"rate": True}, "optimizer.rate is True; expected a number, such as 0.1 or 1e-5"),
     ({"rate": ".nan"}, "optimizer.rate is '.nan'; expected a number, such as 0.1 or 1e-5"),
     ({"rate": 10**400}, "optimizer.rate is <an integer of 1329 bits>; expected a number, such as 0.1 or 1e-5"),
-    ({"rate": 1, "steps": 1.5}, "optimizer.steps is 1.5; expected a whole number, such as 65536 or 1e9"),
-    ({"rate": 1, "steps": "1e999"}, "optimizer.steps is '1e999'; expected a whole number, such as 65536 or 1e9"),
-    ({"rate": 1, "steps": True}, "optimizer.steps is True; expected a whole number, such as 65536 or 1e9"),
+    ({"rate": 1, "steps": 1.5}, "optimizer.steps is 1.5; expected an integer, such as 65536 or 1e9"),
+    ({"rate": 1, "steps": "1e999"}, "optimizer.steps is '1e999'; expected an integer, such as 65536 or 1e9"),
+    ({"rate": 1, "steps": True}, "optimizer.steps is True; expected an integer, such as 65536 or 1e9"),
     ({"rate": 1, "is_fused": 1}, "optimizer.is_fused is 1; expected true or false"),
     ({"rate": 1, "names": ["a", 3]}, "optimizer.names[1] is 3; expected text"),
     ({"rate": 1, "names": {}}, "optimizer.names is {}; expected a list"),
@@ -86,7 +86,7 @@ def test_of_a_parameter_it_is_said_in_backticks():
         Run(optimizer={"rate": 0})
     with pytest.raises(UserError, match=r"^`names` are of no use with `is_fused`: leave one out$"):
         Optimizer(rate=1, names="a", is_fused=True)
-    with pytest.raises(UserError, match=r"^`steps` is 'many'; expected a whole number, such as 65536 or 1e9$"):
+    with pytest.raises(UserError, match=r"^`steps` is 'many'; expected an integer, such as 65536 or 1e9$"):
         parse_integer("many", "steps")
 
 

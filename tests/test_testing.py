@@ -231,8 +231,8 @@ def test_a_good_method_passes():
             lambda: method(frequencies=lambda self, rope, n=1: Frequencies(rope.inv_freq / (2 + next(count)))),
             "`frequencies` gives the same each time",
         ),
-        (lambda: method(max_length=lambda self, rope: 4.5 * rope.length), "`max_length` is a whole number of tokens"),
-        (lambda: method(max_length=lambda self, rope: rope.length - 1), "the original length at least"),
+        (lambda: method(max_length=lambda self, rope: 4.5 * rope.length), "`max_length` is an integer"),
+        (lambda: method(max_length=lambda self, rope: rope.length - 1), "at least the original length"),
         (
             lambda: method(frequencies=lambda self, rope, n=1: Frequencies(rope.inv_freq / 4)),
             "a factor of 1 is the original, or `starts_as_the_original` is False",

@@ -349,7 +349,7 @@ def test_a_fast_tokenizer_that_changes_the_ids_of_its_backend_is_refused() -> No
 def test_tokens_that_do_not_spell_the_text_are_refused() -> None:
     encoder = TextEncoder(toys.LoweringTiktokenLike())
     assert encoder.encode("the dog").char_spans[-1].tolist()[1] == 7
-    with pytest.raises(UserError, match=r"LoweringTiktokenLike .* do not spell the text.* use a fast tokenizer"):
+    with pytest.raises(UserError, match=r"LoweringTiktokenLike .* do not reproduce the text.* use a fast tokenizer"):
         encoder.encode("The dog")
 
 

@@ -166,7 +166,7 @@ class NfcTiktokenLike(TiktokenLike):
 
 
 class LoweringTiktokenLike(TiktokenLike):
-    """Its tokens do not spell the text."""
+    """Its tokens do not reproduce the text."""
 
     def prepare(self, text: str) -> str:
         return text.lower()

@@ -242,7 +242,7 @@ def test_after_a_kill_any_number_of_processes_goes_on(place, killed, together, n
 def test_what_one_process_refuses_is_said_once(together):
     for name, rank, reason in (
         ("failing", 1, "error: a reason of the second process"),
-        ("refused", 0, "error: again-2 holds another run"),
+        ("refused", 0, "error: again-2 contains a different run"),
     ):
         ended = together[2][name]
         assert [code for code, _, _ in ended] == [2, 2]
@@ -319,10 +319,10 @@ def test_what_processes_do_not_share_is_refused(together, number):
     assert set(streamed) == {None}
     stopped = re.compile(r"process [12] \(from 0\) stopped, and says why: the others stop with it")
     assert stopped.fullmatch(others[0])
-    read = "read other documents than the first process: give all processes the same files, and a new folder"
+    read = "read different documents than the first process: give all processes the same files, and a new folder"
     assert any(read in said for said in others[1:])
     assert stopped.fullmatch(unseen[0])
-    seen = f"process 1 (from 0) does not see unseen-{number}-1, which the first process has made"
+    seen = f"process 1 (from 0) does not see unseen-{number}-1, which the first process has created"
     assert unseen[1].startswith(seen) or stopped.fullmatch(unseen[1])
     assert set(in_memory) == {2}
 

@@ -22,7 +22,7 @@ SLACK = 2**20
 STEPS = 2**20
 """Items of loops, and calls, besides one for each character of the input."""
 SECONDS = 30.0
-_STEP = "mend the conversation, or set another tokenizer.chat_template"
+_STEP = "fix the conversation, or set another tokenizer.chat_template"
 _WIDE = re.compile(r"\d{6,}|\*")
 _ITEMS = "longlens_items"
 _VALUE = "longlens_value"

@@ -167,8 +167,8 @@ def _is_name(model: Any) -> bool:
 def _check_pair(model: Any, tokenizer: Any, of_model: str, of_tokenizer: str) -> None:
     if _is_name(model) and tokenizer is not None:
         raise UserError(
-            f"{of_tokenizer} was given beside {of_model}={os.fspath(model)!r}, which is loaded with its own: leave "
-            f"{of_tokenizer} out, or give the model as an object"
+            f"{of_tokenizer} was given together with {of_model}={os.fspath(model)!r}, which is loaded with its own: "
+            f"leave {of_tokenizer} out, or give the model as an object"
         )
     if not _is_name(model) and tokenizer is None:
         raise UserError(

@@ -101,8 +101,8 @@ class _Side:
         else:
             _LOGGER.info("%s: %s from %s, %s on %s", info.name, info.architecture, info.source, info.dtype, info.device)
         if isinstance(self.limit, TokenLimit) and self.limit.counted_by == "own" and self.limit.max_tokens < MAX_LENGTH:
-            takes = "" if info.max_length is None else f" (it takes {info.max_length:,})"
-            _LOGGER.info("%s: documents are cut to %s tokens%s", info.name, f"{self.limit.max_tokens:,}", takes)
+            takes = "" if info.max_length is None else f" (model maximum: {info.max_length:,})"
+            _LOGGER.info("%s: documents are truncated to %s tokens%s", info.name, f"{self.limit.max_tokens:,}", takes)
         scores = score(
             documents,
             scorer,
@@ -151,7 +151,7 @@ def score_documents(
         out: The folder; what is in it already is not scored again.
         context: K, or several, or None for long-context scores alone.
         stride: d, one for all K or one a K.
-        truncation: What documents are cut to.
+        truncation: What documents are truncated to.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
         store_text: False leaves the texts out of the folder.
         loading: How the model is loaded.
@@ -183,14 +183,14 @@ def score_documents(
         return open_scores(folder)
     processes = sharing_processes(shard, folder, team.size)
     if is_ray and processes.size > 1:
-        raise UserError("`ray` has processes of its own: start longlens without torchrun")
+        raise UserError("`ray` starts its own processes: run longlens without torchrun")
     with team, processes, ExitStack() as ending:
         with processes.after_first():
             if processes.rank == 0:
                 check_writable(folder, rank=0 if shard is None else shard[0])
             described = {} if not statistics else {"statistics": statistics, "reference": _load(reference)}
             if described and is_ray:
-                raise UserError("`statistics` are computed in this process: leave out `ray`")
+                raise UserError("`statistics` are computed in this process: omit `ray`")
             unloaded = ending.enter_context(_unloaded(model, loading, engine, ray if is_ray else None, team, described))
             side = _Side(
                 model=unloaded,
@@ -275,7 +275,7 @@ def evaluate_longppl(
         context: K in tokens, of the evaluator.
         stride: d in tokens.
         rule: Which tokens are key.
-        truncation: What documents are cut to.
+        truncation: What documents are truncated to.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
         store_text: False leaves the texts out of the folder.
         loading: How both models are loaded; a setting that one of their engines has no use for is the other's.
@@ -303,14 +303,14 @@ def evaluate_longppl(
         kinds.add(engine_name(str(evaluator), engine_for(str(evaluator), engine, kind=evaluator_engine)))
     if (loading.tensor_parallel or 1) > 1 and TRANSFORMERS in kinds:
         raise UserError(
-            "`tensor_parallel` of transformers is for longlens score: score with evaluator and model, then longlens "
-            "perplexity; or use `engine=vllm` or `device_map=auto`"
+            "`tensor_parallel` of transformers works only in longlens score: score with the evaluator and the model, "
+            "then run longlens perplexity; or use `engine=vllm` or `device_map=auto`"
         )
     documents = _as_documents(documents)
     if (evaluator is None) == (keys is None):
         raise UserError(
-            "LongPPL needs key tokens: give `evaluator` or `keys`, one of them (`evaluator=self` selects by the "
-            "evaluated model, which the paper finds uninformative)"
+            "LongPPL needs key tokens: pass either `evaluator` or `keys` (`evaluator=self` selects key tokens with "
+            "the evaluated model, which the paper finds uninformative)"
         )
     if isinstance(keys, (str, os.PathLike)):
         keys = read_keys(keys)
@@ -318,7 +318,7 @@ def evaluate_longppl(
         choose_influence(None, keys, rule)  # for what it refuses
     if evaluator == "self":
         warnings.warn(
-            "the model is its own evaluator, for which the paper finds LongPPL uninformative (appendix B.2)",
+            "the model is its own evaluator; the paper finds LongPPL uninformative in this case (appendix B.2)",
             LonglensWarning,
             stacklevel=2,
         )
@@ -379,7 +379,7 @@ def _plan_longppl(
     if selector in (None, model):
         for given, value in (("evaluator_engine", evaluator_engine), ("evaluator_tokenizer", evaluator_tokenizer)):
             if value is not None:
-                raise UserError(f"`{given}` would have no effect without an `evaluator` beside the model: leave it out")
+                raise UserError(f"`{given}` would have no effect without a separate `evaluator`: leave it out")
         selecting = evaluated = UnloadedModel(model, loading, engine)
     else:
         other = engine_for(str(selector), engine, kind=evaluator_engine, tokenizer=evaluator_tokenizer)
@@ -447,8 +447,8 @@ def _warn_of_short_documents(documents: Documents, model: UnloadedModel, shorts:
             return
     missed = ", ".join(str(short.context) for short in shorts if short.context >= longest)
     warnings.warn(
-        f"no document has more than {longest:,} tokens of {model.info.name}, so none has a token with a longer context "
-        f"than K = {missed}, and there will be no key tokens at that K: use a smaller `context`, such as "
+        f"no document has more than {longest:,} tokens of {model.info.name}, so no token has a context longer than "
+        f"K = {missed}, and there will be no key tokens at that K: use a smaller `context`, such as "
         f"{max(1, longest // 4)}, or longer documents",
         LonglensWarning,
         stacklevel=3,
@@ -466,6 +466,6 @@ def _check_fits(documents: Documents, model: UnloadedModel, limit: Limit) -> Non
         tokens = len(ids) - (len(ids) > 0 and int(ids[0]) == bos)
         if tokens > room:
             raise UserError(
-                f"document {document.id!r}, cut for the evaluator, has {tokens:,} tokens of {model.info.name}, which "
-                f"takes {room:,}: use a smaller `max_length`, or `extrapolate=True`"
+                f"document {document.id!r}, truncated for the evaluator, has {tokens:,} tokens of {model.info.name}, "
+                f"which supports {room:,}: use a smaller `max_length`, or `extrapolate=True`"
             )

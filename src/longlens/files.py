@@ -23,7 +23,7 @@ def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserEr
     step = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and its permissions"
     if resumes:
         reason += "; what was committed before is kept"
-        step += " and run the same command again, it goes on from there"
+        step += " and run the same command again, it resumes from there"
     return UserError(f"cannot write {path}: {reason}: {step}")
 
 
@@ -110,7 +110,7 @@ def parse_json(text: str | bytes, place: str, step: str) -> Any:
         raise UserError(f"{place} is broken (not JSON: {one_line(error)}): {step}") from error
 
 
-def read_json(path: Path, step: str = "give another folder") -> dict[str, Any]:
+def read_json(path: Path, step: str = "use another folder") -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:

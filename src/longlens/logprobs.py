@@ -286,8 +286,8 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
     raw = _resident(module)
     if not raw.weight.is_floating_point():
         raise UserError(
-            f"the vocabulary head of {name} is quantised ({raw.weight.dtype}), and log-probabilities are computed "
-            "from its weight in float32: take a checkpoint that leaves lm_head as it is"
+            f"the vocabulary head of {name} is quantized ({raw.weight.dtype}), and log-probabilities are computed "
+            "from its weight in float32: use a checkpoint whose lm_head is not quantized"
         )
     if logits.shape != (len(hidden), len(raw.weight)) or hidden.shape[-1] != raw.weight.shape[-1]:
         raise UserError(
@@ -315,10 +315,10 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
                 return replace(raw, scale=scale, softcap=softcap)
             worst = min(worst, error)
     raise UserError(
-        f"{name} computes its logits in a way that longlens does not know: the nearest of "
+        f"{name} computes its logits in an unsupported way: the nearest of "
         f"{(len(scales) + 1) * (len(caps) + 1)} readings is off by {worst:.3g} (allowed {tolerance:.3g}), so its "
         "scores would be wrong. "
-        "Please open an issue that names the model"
+        "Please open an issue with the name of the model"
     )
 
 

@@ -51,13 +51,13 @@ def load_plugin(
     packages = " and ".join(sorted({_package(entry) for entry in entries}))
     named = f"{shown(name)} (entry point of {group}, from {packages})"
     if name in own:
-        raise UserError(f"{named} has a name of longlens itself: uninstall {packages}, or rename it there")
+        raise UserError(f"{named} uses a name of longlens: uninstall {packages}, or rename the entry point there")
     if len(entries) > 1:
-        raise UserError(f"{named} is there more than once: uninstall all but one, or rename it there")
-    with library_errors(f"cannot import {named}", f"mend or uninstall {packages}"):
+        raise UserError(f"{named} is defined more than once: uninstall all but one, or rename the entry point")
+    with library_errors(f"cannot import {named}", f"fix or uninstall {packages}"):
         loaded = entries[0].load()
     if not is_kind(loaded):
-        raise UserError(f"{named} is {shown_value(loaded)}; expected {expected}: mend or uninstall {packages}")
+        raise UserError(f"{named} is {shown_value(loaded)}; expected {expected}: fix or uninstall {packages}")
     return loaded
 
 
@@ -68,7 +68,7 @@ def _entries(group: Group) -> tuple[EntryPoint, ...]:
 @lru_cache(maxsize=16)
 def _scan(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """Entry points of the packages on the path: reading them takes milliseconds, and names are looked up often."""
-    with library_errors("cannot read the entry points of installed packages", "mend or uninstall the broken one"):
+    with library_errors("cannot read the entry points of installed packages", "fix or uninstall the broken one"):
         return tuple(entry_points(group=group))
 
 

@@ -65,8 +65,8 @@ def spans_of(tokenizer: Any, text: str, token_ids: Ints) -> Ints:
         spans = _by_spelling_without_stripped(tokenizer, text, token_ids)
     if spans is None:
         raise UserError(
-            f"{type(tokenizer).__name__} reports no character offsets, and its tokens do not spell the text, so exact "
-            "spans are not possible: use a fast tokenizer of this model (one that has a tokenizer.json)"
+            f"{type(tokenizer).__name__} reports no character offsets, and its tokens do not reproduce the text, so "
+            "exact spans are not possible: use a fast tokenizer of this model (one that has a tokenizer.json)"
         )
     return spans
 

@@ -232,7 +232,7 @@ def _check_frequencies(method: Method, rope: Rope, rules: _Rules) -> None:
         rules.require(same, "`frequencies` gives the same each time")
     longest = method.max_length(rope)
     right = isinstance(longest, int) and longest >= rope.length
-    rules.require(right, "`max_length` is a whole number of tokens, the original length at least", longest)
+    rules.require(right, "`max_length` is an integer, at least the original length", longest)
     if isinstance(method, ScaledMethod) and method.starts_as_the_original:
         near = dataclasses.replace(method, factor=1 + 1e-9).frequencies(rope, rope.length)
         same = np.allclose(near.inv_freq, rope.inv_freq, rtol=1e-6) and abs(near.attention_factor - 1) < 1e-6

@@ -182,11 +182,11 @@ def test_predictions_are_scored_in_the_order_of_the_samples(tmp_path):
         ),
         (
             [said(IDS[0]), said("other-0")],
-            "predictions.jsonl:2.: no sample has the id 'other-0': are these predictions of other",
+            "predictions.jsonl:2.: no sample has the id 'other-0': check that the predictions",
         ),
         (
             [said(IDS[0]), "", said(IDS[0])],
-            f"predictions.jsonl:3.: the id '{IDS[0]}' is there twice: give one prediction for each",
+            f"predictions.jsonl:3.: the id '{IDS[0]}' occurs twice: give one prediction per",
         ),
         (
             [said(IDS[0], 7)],
@@ -216,7 +216,7 @@ def test_a_line_that_is_broken_off_is_an_error_in_a_file_of_predictions(tmp_path
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
-    [({"task": "nosuch"}, "no task 'nosuch'"), ({"task": None}, "names no task in its metadata")],
+    [({"task": "nosuch"}, "no task 'nosuch'"), ({"task": None}, "has no task in its metadata")],
 )
 def test_samples_of_no_task_are_an_error(tmp_path, metadata, message):
     mine = sample(**metadata)
@@ -258,7 +258,7 @@ def test_samples_of_no_task_are_an_error(tmp_path, metadata, message):
         ({"answer_spans": [["a", "b"]]}, "samples.jsonl:2.*answer_spans"),
         ({"context_span": [7]}, "samples.jsonl:2.*context_span"),
         ({"context_span": "none"}, "samples.jsonl:2.*context_span"),
-        ({"id": IDS[0]}, f"the id '{IDS[0]}' is there twice"),
+        ({"id": IDS[0]}, f"the id '{IDS[0]}' occurs twice"),
     ],
 )
 def test_a_wrong_file_of_samples_is_one_line(tmp_path, change, message):
@@ -515,7 +515,7 @@ def test_a_run_that_no_judge_could_score_is_an_error(model, tmp_path, monkeypatc
     monkeypatch.setattr(generate, "load_generator", lambda *a, **o: pytest.fail("loaded"))
     monkeypatch.setattr(entailment, "load_entails", lambda *a, **o: pytest.fail("loaded"))
     (name,) = options.values()
-    with pytest.raises(UserError, match=f"has no answers that {name} could score"):
+    with pytest.raises(UserError, match=f"has no answers for {name} to score"):
         judge_run(tmp_path, **{"judge": None, "nli": None} | options, loading=Loading())
 
 

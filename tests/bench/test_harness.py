@@ -367,7 +367,7 @@ def test_prompts_are_shortened_only_where_that_is_asked_for(model, tmp_path, log
         overlong=policy,
     )
     assert results["harness"][task]["num_cut"] == prompts
-    assert log == [f"{task}: {prompts} prompts were too long and are shortened"]
+    assert log == [f"{task}: {prompts} prompts were too long and were truncated"]
     question = "Much is said. " * 40 + ("Where does keeper 1 wait?" if task == "arc_challenge" else "What is 1 and 1?")
     whole = f"Question: {question}\nAnswer:"
     cut = [asked for asked in engine.asked if "Much is said" in asked[1]]

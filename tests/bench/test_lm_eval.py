@@ -190,9 +190,9 @@ def test_an_automatic_batch_is_sized_by_tokens(model, monkeypatch):
     ("options", "message"),
     [
         ({"backend": "vlm"}, "no backend 'vlm'; lm-evaluation-harness has"),
-        ({"backend": "vllm"}, r"the backend 'vllm' cannot be made ready for .*: check the model, `arguments`"),
-        ({"arguments": {"nosuch": 1}}, "`arguments` has nosuch: the backend 'hf' takes logits_cache"),
-        ({"batch_size": "many"}, "`batch_size` is 'many'; expected a number from 1 on, or auto"),
+        ({"backend": "vllm"}, r"the backend 'vllm' cannot load .*: check the model, `arguments`"),
+        ({"arguments": {"nosuch": 1}}, "`arguments` has nosuch: the backend 'hf' accepts logits_cache"),
+        ({"batch_size": "many"}, "`batch_size` is 'many'; expected a number of at least 1, or auto"),
         ({"max_length": 0}, "`max_length` is 0; expected at least 1"),
     ],
 )
@@ -205,7 +205,7 @@ def test_what_cannot_be_run_is_one_line(model, options, message):
     ("name", "message"),
     [
         ("http://localhost:1/v1", "expected a server and its model, such as http://localhost:8000/v1#NAME"),
-        ("http://localhost:1/v1#m", "a server does not say how it counts: name its model as `tokenizer`"),
+        ("http://localhost:1/v1#m", "a server does not report its tokenizer: pass it as `tokenizer`"),
     ],
 )
 def test_a_server_has_to_be_named_in_full(name, message):
@@ -237,7 +237,7 @@ def test_an_address_with_a_secret_is_refused_without_saying_it(address):
     with pytest.raises(UserError, match=r"which would be written down.*`api_key_env`") as caught:
         EngineSettings(model=address)
     assert SECRET not in str(caught.value)
-    with pytest.raises(UserError, match="is a server, and here a model's files are needed") as caught:
+    with pytest.raises(UserError, match="is a server, but model files are required") as caught:
         resolve(address)
     assert SECRET not in str(caught.value)
 

@@ -202,7 +202,7 @@ def test_what_just_fits_is_as_it_is(policy):
 
 
 def test_a_token_too_many_is_an_error_that_says_what_to_do():
-    message = f"toy-whole-42-0 has {WHOLE} tokens and wants 10 for the answer, and the model takes {WHOLE + 9}: "
+    message = f"toy-whole-42-0 has {WHOLE} tokens plus 10 for the answer, but the model supports {WHOLE + 9}: "
     with pytest.raises(UserError, match=message):
         cut("error", WHOLE + 9)
     with pytest.raises(UserError, match=message):
@@ -430,8 +430,8 @@ def test_the_bos_of_its_own_is_the_tokenizers():
         ({"template": "chatml"}, f"`template` is 'chatml'; expected one of {', '.join(TEMPLATES)}"),
         ({"think_tokens": -1}, "`think_tokens` is -1; expected 0 or more"),
         ({"template": "chat"}, "`template` is 'chat', and this tokenizer has no chat template: use `template=none`"),
-        ({"is_chat": True}, "`template` is 'none', and this backend takes messages alone: use chat-prefix"),
-        ({"is_chat": True, "template": "prefill"}, "`template` is 'prefill', and this backend takes messages alone"),
+        ({"is_chat": True}, "`template` is 'none', and this backend accepts only messages: use chat-prefix"),
+        ({"is_chat": True, "template": "prefill"}, "`template` is 'prefill', and this backend accepts only messages"),
         ({"is_chat": True, "template": "auto", "mode": "choice"}, "`mode=choice` needs log-probabilities"),
     ],
 )

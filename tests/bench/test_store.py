@@ -118,7 +118,7 @@ def test_a_line_that_a_kill_broke_off_is_none(tmp_path, rest):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps(answer("a")) + '\n{"key": \n', r"part-0-x\.jsonl:2' is broken .*: give another folder"),
+        (json.dumps(answer("a")) + '\n{"key": \n', r"part-0-x\.jsonl:2' is broken .*: use another folder"),
         (json.dumps(answer("a")) + "\n[1]\n", r"part-0-x\.jsonl:2' is a JSON list, expected an object"),
         (json.dumps(answer("a")) + "\n\n7\n", r"part-0-x\.jsonl:3' is a JSON int, expected an object"),
         (b'{"key": "\xff"}\n', "binary|UTF-8"),
@@ -179,11 +179,13 @@ def test_a_row_of_another_kind_is_one_line(tmp_path, kind, at):
 
 def test_a_foreign_folder_is_left_as_it_is(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is not empty and holds no benchmark run \(it has 'notes\.txt'\)"):
+    with pytest.raises(UserError, match=r"is not empty and contains no benchmark run \(it has 'notes\.txt'\)"):
         opened(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file is a file; give a folder for the benchmark run, such as `out=run`"):
+    with pytest.raises(
+        UserError, match=r"file is a file; expected a directory for the benchmark run, such as `out=run`"
+    ):
         opened(tmp_path / "file")
 
 
@@ -192,7 +194,7 @@ def test_a_foreign_folder_is_left_as_it_is(tmp_path):
 def test_a_run_of_another_kind_is_refused(tmp_path, name, rank):
     opened(tmp_path / "run").release()
     before = (tmp_path / "run" / "manifest.json").read_bytes()
-    words = f"holds another benchmark run: {'(config|weights)' if name == 'engine' else name}.* is .* there and "
+    words = f"contains a different benchmark run: {'(config|weights)' if name == 'engine' else name}.* is .* there and "
     other = {"engine": MANIFEST["engine"] | {"config": {"sliding_window": 9}}}.get(name, {"another": 1})
     for changes in ({name: other}, {name: None if MANIFEST[name] is not None else "skip"}):
         with pytest.raises(UserError, match=words):
@@ -207,7 +209,7 @@ def test_what_does_not_change_answers_may_change(tmp_path):
         run = opened(tmp_path / "run", **changes)
         assert run.manifest == MANIFEST  # as it was begun
         run.release()
-    with pytest.warns(LonglensWarning, match=r"begun with other versions \(torch 2 -> 3\)"):
+    with pytest.warns(LonglensWarning, match=r"started with other versions \(torch 2 -> 3\)"):
         opened(tmp_path / "run", versions={"torch": "3"}).release()
 
 
@@ -221,7 +223,7 @@ def test_a_server_is_told_by_its_name(tmp_path):
 def test_a_run_of_an_older_longlens_goes_on_and_is_told_by_its_weights(tmp_path):
     old = {"backend": "hf", "weights_sha256": "1234", "arguments": {}}
     opened(tmp_path / "run", schema_version=1, code_sha256="abc", engine=old).release()
-    with pytest.warns(LonglensWarning, match="was made by an older longlens, which recorded no configuration"):
+    with pytest.warns(LonglensWarning, match="was written by an older longlens without the model's configuration"):
         opened(tmp_path / "run").release()
     with pytest.raises(UserError, match="weights_sha256 is '1234' there and '5678' here"):
         opened(tmp_path / "run", engine=old | {"weights_sha256": "5678"})
@@ -273,7 +275,7 @@ def test_a_rank_of_another_model_that_came_first_is_refused_before_it_sums_up(tm
     engine = MANIFEST["engine"] | {"weights_sha256": "5678"}
     late = BenchRun(tmp_path / "run", MANIFEST | {"engine": engine}, rank=1)
     opened(tmp_path / "run").release()
-    with pytest.raises(UserError, match="holds another benchmark run: "):
+    with pytest.raises(UserError, match="contains a different benchmark run: "):
         late.store("task-1-42", row("a"))
     assert ids(tmp_path / "run") == []
 
@@ -297,7 +299,7 @@ def test_samples_are_found_by_id_and_read_where_they_are(tmp_path):
     assert ids(tmp_path / "run") == ["z", "a", "b", "c"]
     path = tmp_path / "run" / "samples" / "task-1-42.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[::-1]))
-    with pytest.raises(UserError, match="has changed while it was read"):
+    with pytest.raises(UserError, match="changed while it was read"):
         stored["a"].read()
     run.release()
 
@@ -307,7 +309,7 @@ def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
     run.append("answers", answer("a"))
     shutil.rmtree(tmp_path / "run")
     for write in (lambda: run.append("answers", answer("b")), lambda: run.store("task-1-42", row("a"))):
-        with pytest.raises(UserError, match="was deleted or moved while this process was writing to it"):
+        with pytest.raises(UserError, match="was deleted or moved while this process was writing"):
             write()
     assert not (tmp_path / "run").exists()
 
@@ -352,5 +354,5 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="is no benchmark run: give the folder of longlens bench run"):
+    with pytest.raises(UserError, match="is not a benchmark run: pass the directory of longlens bench run"):
         read_manifest(tmp_path / name)

@@ -278,5 +278,5 @@ def test_csv_is_read_as_it_was():
 
 
 def test_no_runs_are_an_error():
-    with pytest.raises(UserError, match="no runs to put into a table: give folders of longlens bench run"):
+    with pytest.raises(UserError, match="no runs for the table: pass directories of longlens bench run"):
         results_table({})

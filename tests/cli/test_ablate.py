@@ -75,7 +75,7 @@ def test_what_is_refused_names_flags(ablated, run, work):
         in run(*command(ablated, "llama", "other", alphas="x")).error
     )
     error = run(*command(ablated, "llama", "long"), "--self-evaluation").error
-    assert "has no short scores at K=16, d=8" in error
+    assert "has no short-context scores at K=16, d=8" in error
     assert error.endswith("score it with --context 16 and --stride 8")
     assert (
         "4 of 5 documents were not scored with the evaluator"

@@ -158,7 +158,7 @@ def test_what_they_do_not_take_is_one_line(toy_work, run):
         ),
         (
             ["--model", "llama", "--cache", "recent:x"],
-            "--cache is 'recent:x', whose settings are wrong: ",
+            "--cache is 'recent:x', whose settings are invalid: ",
         ),
         (
             ["--model", "llama", "--cache", "nonsense"],
@@ -176,7 +176,7 @@ def test_a_method_in_a_recipe(toys):
     assert extension.build() == Ramp(factor=4, power=0.5)
     assert Extension(**extension.model_dump(exclude_none=True)) == extension
     for settings, message in (
-        ({"method": "ramp", "factor": 4, "pwoer": 1}, "`pwoer` is no setting of `method` ramp, which has `factor`"),
+        ({"method": "ramp", "factor": 4, "pwoer": 1}, "`pwoer` is not a setting of `method` ramp, which has `factor`"),
         ({"method": "ramp"}, "`method` ramp needs `factor`; its settings are `factor`, `original_length`, `power`"),
         ({"method": "ramp", "factor": "x"}, "factor"),
         ({"method": "pi", "factor": 4, "power": 1}, "unknown key 'power'"),

@@ -133,7 +133,7 @@ def test_samples_that_are_shortened_are_told(work, run):
     longbench.write(work)
     build = ("longbench_lcc", "--data-dir", ".", "--samples", "2", "--tokenizer", "llama", "-o", "samples.jsonl")
     ended = run("bench", "build", *build, "--length", "200")
-    assert ended.err.splitlines()[0] == "longbench_lcc-200-42: 2 of 2 samples were too long and are shortened"
+    assert ended.err.splitlines()[0] == "longbench_lcc-200-42: 2 of 2 samples were too long and were truncated"
 
 
 def test_run_prints_one_object_and_the_same_again(work, run):
@@ -167,7 +167,7 @@ def test_progress_and_what_was_decided_go_to_stderr(work, run):
     ended = run("bench", "run", *asked, "--model", "llama", "-o", "run", "--json")
     assert ended.out.count("\n") == 1
     json.loads(ended.out)
-    assert "longeval_lines-12units-42: 2 of 2 samples were too long and are shortened" in ended.err.splitlines()
+    assert "longeval_lines-12units-42: 2 of 2 samples were too long and were truncated" in ended.err.splitlines()
     assert "longeval_lines-12units-42: 2 samples in " in ended.err
 
 
@@ -240,7 +240,7 @@ def test_a_judge_scores_a_run(work, run, monkeypatch):
     name, options = judge.opened[0]
     assert (name, options["dtype"], options["allow_pickle"]) == ("J", "float32", False)
     assert json.loads(Path("run/results.json").read_text())["tasks"]["niah_grid-1400-42"] == batch
-    assert run("bench", "grade", "run", "--nli", "N").error.startswith("error: run has no answers that N could score")
+    assert run("bench", "grade", "run", "--nli", "N").error.startswith("error: run has no answers for N to score")
 
 
 def test_path_is_a_folder_of_tasks(work, run, monkeypatch):
@@ -269,7 +269,7 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         (["bench", "run", "--model", "llama", "-o", "run"], "Missing argument 'tasks'"),
         (["bench", "build", "vt", "-o", "s.jsonl"], "Missing option '--tokenizer'"),
         ([*RUN, "niah_sigle_1"], "no task or suite 'niah_sigle_1': did you mean 'niah_single_1'?"),
-        ([*RUN, "zzzz"], "no task or suite 'zzzz': longlens bench list shows all, or install the package that adds"),
+        ([*RUN, "zzzz"], "no task or suite 'zzzz': longlens bench list shows all, or install the plugin that prov"),
         ([*BUILD, "rulr"], "no task or suite 'rulr': did you mean 'ruler'?"),
         ([*BUILD, "gsm8k"], "gsm8k is lm-evaluation-harness's, which builds its prompts itself"),
         ([*RUN, "--length", "100"], "--length 100 is too short for 2 samples of vt: with this tokenizer they need at"),
@@ -286,15 +286,18 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         ([*RUN, "--think-tokens", "-1"], "--think-tokens is -1; expected 0 or more"),
         ([*RUN, "--set", "nosuch=1"], "none of vt has a setting 'nosuch': they have hops"),
         ([*RUN, "--set", "hops"], "--set is 'hops'; expected KEY=VALUE, such as lines=1350"),
-        ([*RUN, "--set", "hops=[1"], "--set hops is no YAML: "),
+        ([*RUN, "--set", "hops=[1"], "--set hops is not valid YAML: "),
         ([*RUN, "--set", "hops=many"], "`hops` of task 'vt' is 'many'; expected int"),
         ([*RUN, "--set", "hops=-1"], "--set hops=-1; expected at least 0"),
-        ([*RUN, "--model-arg", "nosuch=1"], "--model-arg has nosuch: the backend 'hf' takes "),
+        ([*RUN, "--model-arg", "nosuch=1"], "--model-arg has nosuch: the backend 'hf' accepts "),
         ([*RUN, "--backend", "vlm"], "no backend 'vlm'; lm-evaluation-harness has "),
-        ([*RUN, "--batch-size", "few"], "--batch-size is 'few'; expected a number from 1 on, or auto"),
+        ([*RUN, "--batch-size", "few"], "--batch-size is 'few'; expected a number of at least 1, or auto"),
         ([*RUN, "--max-length", "0"], "--max-length is 0; expected at least 1"),
-        (["bench", "run", "vt", "--model", "nothing", "-o", "run"], "the folder 'nothing' holds no model"),
-        (["bench", "run", "vt", "--model", "http://h:1/v1#m", "-o", "run"], "http://h:1/v1#m: a server does not say h"),
+        (["bench", "run", "vt", "--model", "nothing", "-o", "run"], "the folder 'nothing' contains no model"),
+        (
+            ["bench", "run", "vt", "--model", "http://h:1/v1#m", "-o", "run"],
+            "http://h:1/v1#m: a server does not report",
+        ),
         (["bench", "run", "none.jsonl", "--model", "llama", "-o", "run"], "cannot read 'none.jsonl': No such file"),
         (
             ["bench", "run", "longbench_lcc", "--data-dir", "nothing", "--model", "llama", "-o", "run"],
@@ -304,16 +307,16 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
             ["bench", "run", "babilong", "--model", "llama", "-o", "run"],
             "babilong has data of several lengths: pass --l",
         ),
-        ([*RUN[:-1], "llama"], "llama is not empty and holds no benchmark run (it has "),
-        ([*RUN[:-1], "a.txt"], "a.txt is a file; give a folder for the benchmark run"),
+        ([*RUN[:-1], "llama"], "llama is not empty and contains no benchmark run (it has "),
+        ([*RUN[:-1], "a.txt"], "a.txt is a file; expected a directory for the benchmark run"),
         ([*BUILD[:-1], "nosuch/s.jsonl"], "cannot write nosuch/s.jsonl: No such file or directory"),
         ([*BUILD, "--reserve", "-1"], "--reserve -1; expected at least 0"),
         (["bench", "grade", "nosuch"], "no such file or folder: 'nosuch'"),
-        (["bench", "grade", "a.txt"], "a.txt holds predictions: say what they are of with --samples"),
-        (["bench", "grade", "llama"], "'llama' is no benchmark run: give the folder of longlens bench run"),
+        (["bench", "grade", "a.txt"], "a.txt holds predictions: pass their samples with --samples"),
+        (["bench", "grade", "llama"], "'llama' is not a benchmark run: pass the directory of longlens bench run"),
         (
             ["bench", "grade", "llama", "--samples", "a.txt"],
-            "llama is a run's folder, which has its samples: leave --s",
+            "llama is a run directory, which contains its samples: leave --s",
         ),
         (["bench", "grade", "a.txt", "--samples", "a.txt"], "'a.txt:1' is broken"),
         (
@@ -321,7 +324,7 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
             "--judge and --nli score the answers o",
         ),
         (["bench", "grade", "a.txt", "--samples", "a.txt", "--nli", "llama"], "--judge and --nli score the answers of"),
-        (["bench", "table", "nosuch"], "'nosuch' is no benchmark run: give the folder of longlens bench run"),
+        (["bench", "table", "nosuch"], "'nosuch' is not a benchmark run: pass the directory of longlens bench run"),
         (["bench", "table"], "Missing argument 'runs'"),
         (["bench", "table", "llama", "--format", "html"], "--format is 'html'; expected one of text, markdown, csv"),
         (["bench", "nosuch"], "No such command 'nosuch'"),
@@ -339,7 +342,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, work, run):
     [
         (lambda ids: ids[:1], "'predictions.jsonl' has no prediction for 1 of 2 samples, such as 'vt-1800-42-1'"),
         (lambda ids: [*ids, "vt-1800-42-9"], "'predictions.jsonl:3': no sample has the id 'vt-1800-42-9'"),
-        (lambda ids: [*ids, ids[0]], "'predictions.jsonl:3': the id 'vt-1800-42-0' is there twice"),
+        (lambda ids: [*ids, ids[0]], "'predictions.jsonl:3': the id 'vt-1800-42-0' occurs twice"),
         (lambda ids: [7, *ids], "'predictions.jsonl:1': expected"),
     ],
 )
@@ -354,10 +357,10 @@ def test_another_model_or_way_of_asking_needs_a_new_folder(work, run):
     run.json(*RUN)
     before = everything(work / "run")
     for changes, message in (
-        (["--model", "other"], "run holds another benchmark run: "),
+        (["--model", "other"], "run contains a different benchmark run: "),
         (["--mode", "choice", "longeval_lines"], ""),
-        (["--overlong", "skip"], "run holds another benchmark run: overlong is None there and 'skip' here"),
-        (["--set", "hops=2"], "run holds another sample vt-1800-42-"),
+        (["--overlong", "skip"], "run contains a different benchmark run: overlong is None there and 'skip' here"),
+        (["--set", "hops=2"], "run contains a different sample vt-1800-42-"),
     ):
         ended = run(*RUN, *changes)
         assert ended.code == 2

@@ -64,7 +64,7 @@ def test_score_says_what_it_does_and_the_next_steps_on_stderr(work, run):
     assert (ended.returncode, ended.stdout) == (0, "")
     first, cut, scored, last, *steps = ended.stderr.splitlines()
     assert first == "llama: LlamaForCausalLM from local folder, float32 on cpu"
-    assert cut == "llama: documents are cut to 4,095 tokens (it takes 4,096)"
+    assert cut == "llama: documents are truncated to 4,095 tokens (model maximum: 4,096)"
     took = r"score llama: [\d,]+ characters in [\d.]+ s, [\d,]+ tokens of model input, [\d,]+/s"
     assert re.fullmatch(took, scored)
     assert last == "2 documents in run"
@@ -267,7 +267,7 @@ def test_options_that_would_have_no_effect_are_refused(command, scored, work, ru
         error = run(*arguments, *option.split()).error
         name = option.split()[0]
         assert name in error or name.replace("--no-", "use_").removeprefix("--") in error
-        assert any(words in error for words in ("have no effect", "cannot be chosen with keys", "selects without beta"))
+        assert any(words in error for words in ("have no effect", "cannot be set with keys", "selects without beta"))
     assert sorted(work.iterdir()) == before
 
 
@@ -330,7 +330,7 @@ def test_longppl(evaluator, work, run):
     again = run(*arguments)
     assert again.code == 0
     assert "tokens of model input" not in again.err
-    warned = "warning: the model is its own evaluator, for which the paper finds LongPPL uninformative" in again.err
+    warned = "warning: the model is its own evaluator; the paper finds LongPPL uninformative in this case" in again.err
     assert warned == (evaluator == "self")
     stored = json.loads((work / "run" / "perplexity.json").read_text())
     found["warnings"] = [warning.replace("--alpha or --beta", "`alpha` or `beta`") for warning in found["warnings"]]
@@ -346,7 +346,7 @@ def test_longppl_says_before_the_evaluator_runs_that_the_model_is_too_short(work
     arguments = ("longppl", "a.txt", "--model", tmp_path / "short", "--evaluator", "other", *RULE, "-o", "run")
     refused = run(*arguments)
     assert refused.code == 2
-    assert "cut for the evaluator, has" in refused.error
+    assert "truncated for the evaluator, has" in refused.error
     assert f"tokens of {tmp_path / 'short'}, which takes 59: use a smaller --max-length" in refused.error
     assert not (work / "run").exists()
     assert run(*arguments, "--max-length", "59").code == 0

@@ -124,13 +124,13 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*MIX, "--source", "c=a.txt"], "--source: recipe.yaml has no source 'c'"),
         ([*MIX, "--source", "b=b.txt"], "--source b is given twice: a source has one path"),
         ([*MIX, "--source", "b"], "--source is 'b'; expected NAME=PATH, such as --source books=/data/books"),
-        ([*MIX, "--tokens", "lots"], "--tokens is 'lots'; expected a whole number, such as 65536 or 1e9"),
+        ([*MIX, "--tokens", "lots"], "--tokens is 'lots'; expected an integer, such as 65536 or 1e9"),
         ([*MIX, "--tokens", "31"], "recipe.yaml: tokens is 31, less than one row of 32: give more, such as 1e9"),
         ([*MIX, "--length", "1"], "recipe.yaml: length is 1; expected at least 2"),
         ([*MIX, "--tokens", "1e6"], "the source a (a.txt) gives 6 rows of 32 tokens, and its share of 50 % is 15,625"),
         ([*MIX[:5], "-o", "out"], "the source b has no path: pass --source b=PATH, a file, a folder or hf:NAME"),
-        ([*MIX[:-1], "llama"], "llama is not empty and holds no dataset (it has 'config.json'): give a new folder"),
-        ([*MIX[:-1], "a.txt"], "a.txt is a file; give a folder for the dataset, such as --out packed"),
+        ([*MIX[:-1], "llama"], "llama is not empty and contains no dataset (it has 'config.json'): use a new folder"),
+        ([*MIX[:-1], "a.txt"], "a.txt is a file; expected a directory for the dataset, such as --out packed"),
         ([*PACK, "--packing", "tight"], "--packing is 'tight'; expected fill or best-fit"),
         (
             [*PACK, "--drop-remainder"],
@@ -138,7 +138,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ),
         ([*PACK, "--too-long", "x"], "--too-long is 'x'; expected split, cut or drop"),
         ([*PACK, "--min-tokens", "999"], "no row was made of 2 documents with "),
-        ([*PACK, "--tokenized"], "'a.txt' is no .jsonl, .json or .parquet file: rows are expected in such"),
+        ([*PACK, "--tokenized"], "'a.txt' is not a .jsonl, .json or .parquet file"),
         (
             ["data", "pack", "nosuch", *PACK[4:]],
             "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:",
@@ -149,8 +149,11 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*QA, "--model", "nosuch/"], "no such model: 'nosuch/' is neither a folder, a .gguf file nor a hub id"),
         (["data", "qa", "nosuch", *QA[4:]], "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:"),
         ([*QA, "--split", ""], "--split would have no effect without an hf: dataset: leave it out"),
-        ([*QA[:-1], "llama"], "llama is not empty and holds no dataset (it has 'config.json'): give a new folder"),
-        (["data", "weigh", "a.txt", "--scores", "nosuch", "-o", "out"], "no such folder: nosuch. Make scores with: "),
+        ([*QA[:-1], "llama"], "llama is not empty and contains no dataset (it has 'config.json'): use a new folder"),
+        (
+            ["data", "weigh", "a.txt", "--scores", "nosuch", "-o", "out"],
+            "no such directory: nosuch. Create scores with: ",
+        ),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):
@@ -223,7 +226,7 @@ def test_qa(work, run, monkeypatch):
     assert again.code == 0
     assert again.out.splitlines()[-1] == "1 of 2 pairs on 2 documents, 0 cut, in out"
     assert "no question" in again.out
-    assert run(*QA, "--seed", "1").error.startswith("error: out holds another dataset: seed is 0 there and 1")
+    assert run(*QA, "--seed", "1").error.startswith("error: out contains a different dataset: seed is 0 there and 1")
     options = ("--grounded", "--pairs", "3", "--max-length", "150", "--tokenizer", "other", "-o", "out2")
     other = run.json(*QA, *options)
     assert (other["rows"], other["cut_rows"]) == (3, 3)

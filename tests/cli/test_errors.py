@@ -69,8 +69,11 @@ def test_documents(file, message, work, run):
     ("model", "message"),
     [
         ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a hub id (owner/name)"),
-        ("a.txt", "a.txt is a file, and no .gguf: give the model's folder, a hub id or a .gguf file"),
-        ("nothing", "the folder 'nothing' holds no model (no config.json): give one made by save_pretrained"),
+        ("a.txt", "a.txt is a file, but not .gguf: pass the model's directory, a Hub id or a .gguf file"),
+        (
+            "nothing",
+            "the folder 'nothing' contains no model (no config.json): expected a directory written by save_pretrained",
+        ),
         ("headless", "headless lacks weights of LlamaForCausalLM, such as 'lm_head.weight' (1 in all), which would be"),
         ("bert", "bert lacks weights of BertLMHeadModel, such as 'cls.predictions.bias' (6 in all), which would be"),
         ("bert-lm", "BertLMHeadModel is not causal: hidden states of the first 24 tokens moved by"),
@@ -107,9 +110,9 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
     [
         (
             ["--context", 4095],
-            "--context 4095 is not below the maximum length, 4095 tokens (llama takes 4096): no token",
+            "--context 4095 is not less than the maximum length, 4095 tokens (llama takes 4096): no token",
         ),
-        (["--context", 50, "--max-length", 50], "--context 50 is not below the maximum length, 50 tokens"),
+        (["--context", 50, "--max-length", 50], "--context 50 is not less than the maximum length, 50 tokens"),
         (["--context", 0], "--context is 0; the short context K must be at least 1 token, such as --context 4096"),
         (["--context", -1], "--context is -1; the short context K must be at least 1 token"),
         (["--context", "x"], "--context is 'x'; expected tokens, such as --context 4096 or --context 64,256,4096"),
@@ -117,20 +120,20 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
         (["--stride", 0], "--stride is 0; d must be at least 1 token, such as --stride 1024"),
         (
             ["--context", "8,16", "--stride", "1,2,3"],
-            "3 strides for 2 contexts: give one --stride, or one for each --context",
+            "3 strides for 2 contexts: pass one --stride, or one per --context",
         ),
         (["--dtype", "nonsense"], "--dtype is 'nonsense'; expected auto, float32, bfloat16, float16"),
-        (["--device", "nonsense"], "--device is 'nonsense', which cannot be used: "),
-        (["--device", "cuda:99"], "--device is 'cuda:99', which cannot be used: "),
+        (["--device", "nonsense"], "--device is 'nonsense', which is not available: "),
+        (["--device", "cuda:99"], "--device is 'cuda:99', which is not available: "),
         (["--attention", "nonsense"], "cannot load the model 'llama' (local folder): "),
         (["--batch-tokens", 0], "--batch-tokens is 0; expected at least 1, or leave it out"),
         (["--bos", "nonsense"], "--bos is 'nonsense'; expected 'window' or 'published'"),
         (["--shard", "nonsense"], "--shard is 'nonsense'; expected RANK/WORLD with RANK below WORLD, such as 0/4"),
         (["--shard", "2/2"], "--shard is '2/2'; expected RANK/WORLD with RANK below WORLD"),
         (["--shard", "-1/2"], "--shard is '-1/2'; expected RANK/WORLD"),
-        (["--max-length", 1], "--max-length is 1; a document needs at least 2 tokens"),
-        (["--max-length", 0, "--truncate-with", "other"], "--max-length is 0; a document needs at least 2 tokens"),
-        (["--max-length", 9999], "--max-length is 9999; llama takes 4095 tokens and a BOS. Use a smaller one, or"),
+        (["--max-length", 1], "--max-length is 1; expected at least 2"),
+        (["--max-length", 0, "--truncate-with", "other"], "--max-length is 0; expected at least 2"),
+        (["--max-length", 9999], "--max-length is 9999; llama supports 4095 tokens and BOS. Use a smaller one, or"),
         (
             ["--max-length", 99, "--max-characters", 9],
             "--max-characters and --max-length (or --truncate-with) were both",
@@ -140,7 +143,7 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
         (["--min-tokens", 5], "--min-tokens counts the input_ids of tokenized rows: pass --tokenized-with"),
         (["--samples", "x"], "Invalid value for '--samples': "),
         (["--nosuch"], "No such option: --nosuch"),
-        (["-o", "a.txt"], "a.txt is a file; give a folder for the run, such as --out scores"),
+        (["-o", "a.txt"], "a.txt is a file; expected a directory for the run, such as --out scores"),
         (
             ["-o", "a.txt/in"],
             "cannot write a.txt/in: Not a directory; what was committed before is kept: check the folder",
@@ -149,7 +152,7 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
             ["-o", "x" * 300],
             f"cannot write {'x' * 300}: File name too long; what was committed before is kept: check the",
         ),
-        (["-o", "llama"], "llama is not empty and holds no run (it has 'config.json'): give a new folder"),
+        (["-o", "llama"], "llama is not empty and contains no run (it has 'config.json'): use a new folder"),
     ],
 )
 def test_options_of_score(options, message, work, run):
@@ -167,15 +170,24 @@ def test_options_of_score(options, message, work, run):
         (["score", "a.txt"], "Missing option '--model' / '-m'. See longlens score --help"),
         (["score", "a.txt", "--model", "llama"], "Missing option '--out' / '-o'. See longlens score --help"),
         (["perplexity"], "Missing argument "),
-        (["perplexity", "nosuch"], "no such folder: nosuch. Make scores with: longlens score DOCS --model M -o nosuch"),
-        (["perplexity", "llama"], "llama holds no scores (no manifest.json): expected a folder made by longlens score"),
-        (["perplexity", "a.txt"], "a.txt holds no scores (no manifest.json): expected a folder made by longlens score"),
+        (
+            ["perplexity", "nosuch"],
+            "no such directory: nosuch. Create scores with: longlens score DOCS --model M -o nosuch",
+        ),
+        (
+            ["perplexity", "llama"],
+            "llama contains no scores (no manifest.json): expected a run directory of longlens score",
+        ),
+        (
+            ["perplexity", "a.txt"],
+            "a.txt contains no scores (no manifest.json): expected a run directory of longlens score",
+        ),
         (["perplexity", "x" * 300], f"{'x' * 300}: File name too long. Check the name, its permissions and the room"),
-        (["compare", "nosuch", "nosuch"], "no such folder: nosuch. Make scores with"),
-        (["keys", "nosuch", "-o", "keys.jsonl"], "no such folder: nosuch. Make scores with"),
+        (["compare", "nosuch", "nosuch"], "no such directory: nosuch. Create scores with"),
+        (["keys", "nosuch", "-o", "keys.jsonl"], "no such directory: nosuch. Create scores with"),
         (
             ["keys", "a", "b", "-o", "k"],
-            "2 run folders were given; keys are of one: longlens keys SCORES -o keys.jsonl",
+            "2 run directories were given; expected one: longlens keys SCORES -o keys.jsonl",
         ),
         (
             ["keys", "--from-upstream", "nosuch", "a.txt", "-o", "k"],
@@ -183,12 +195,12 @@ def test_options_of_score(options, message, work, run):
         ),
         (
             ["keys", "--from-upstream", "nothing", "a.txt", "--max-length", "9", "-o", "k"],
-            "--max-length counts tokens: name the model whose tokenizer counts, with --truncate-with",
+            "--max-length counts tokens: pass the model whose tokenizer counts them as --truncate-with",
         ),
-        (["longppl", "a.txt", "--model", "llama", "-o", "out"], "LongPPL needs key tokens: give --evaluator or"),
+        (["longppl", "a.txt", "--model", "llama", "-o", "out"], "LongPPL needs key tokens: pass either --evaluator or"),
         (
             ["longppl", "a.txt", "--model", "llama", "--evaluator", "self", "--keys", "k", "-o", "out"],
-            "LongPPL needs key tokens: give --evaluator or --keys, one of them",
+            "LongPPL needs key tokens: pass either --evaluator or --keys",
         ),
         (
             ["longppl", "a.txt", "--model", "llama", "--evaluator", "other", "--stride", "0", "-o", "out"],
@@ -235,7 +247,7 @@ def test_two_runs_into_one_folder_at_once(work, run):
     assert run(*SCORE).code == 0
     with RunWriter(work / "out", read_manifest(work / "out")):
         error = run(*SCORE).error
-    assert error == "error: another process is writing to out: wait for it, or give another folder"
+    assert error == "error: another process is writing to out: wait for it, or use another directory"
     assert run(*SCORE).code == 0
 
 
@@ -250,8 +262,8 @@ def test_a_run_with_other_settings(work, run, monkeypatch):
     )
     error = run(*SCORE, "--dtype", "bfloat16", "--max-length", 100).error
     assert error == (
-        "error: out holds another run: dtype is 'float32' there and "
-        "'bfloat16' here; max_length is 4095 there and 100 here. Give another folder, or the same settings"
+        "error: out contains a different run: dtype is 'float32' there and "
+        "'bfloat16' here; max_length is 4095 there and 100 here. Use another folder, or the same settings"
     )
     assert run("score", "a.txt", "--model", "other", *SCORE[4:]).error == (
         "error: out holds another run: it is of the model 'llama', and 'other' was given. Give another folder, or the "
@@ -262,7 +274,7 @@ def test_a_run_with_other_settings(work, run, monkeypatch):
         "model": ["--evaluator", "other", "--model", "other"],
     }.items():
         error = run(*longppl, *options).error
-        assert f"error: two/{name} holds another run" in error
+        assert f"error: two/{name} contains a different run" in error
     assert everything(work) == before
 
 
@@ -270,9 +282,7 @@ def test_a_document_that_changed(work, run):
     assert run(*SCORE).code == 0
     (work / "a.txt").write_text("Something else.")
     before = everything(work)
-    assert run(*SCORE).error.startswith(
-        "error: document 'a.txt' was scored before with another text: give its new text"
-    )
+    assert run(*SCORE).error.startswith("error: document 'a.txt' was scored before with a different text: use a new id")
     assert everything(work) == before
 
 
@@ -283,9 +293,9 @@ def test_a_broken_part(content, work, run):
     part.write_bytes(part.read_bytes()[:-100] if content is None else content)
     for arguments in (SCORE, ("perplexity", "out"), ("keys", "out", "-o", "keys.jsonl"), ("compare", "out", "out")):
         error = run(*arguments).error
-        assert error.startswith(f"error: {part.relative_to(work)} is broken or not made by longlens (")
+        assert error.startswith(f"error: {part.relative_to(work)} is corrupt or was not written by longlens (")
         assert error.endswith(
-            "delete that file and run the same longlens score command again, it scores what is missing"
+            "delete that file and run the same longlens score command again, which scores the missing documents"
         )
 
 
@@ -299,12 +309,12 @@ def test_keys_and_scores_of_other_documents(work, run):
     told = {
         ("--evaluator-scores", "evaluator"): "document 'b' was scored with model, and has no scores of the evaluator "
         "evaluator: score the same documents with both",
-        ("--evaluator-scores", "changed"): "document 'a': model and the evaluator are of different texts (sha256 ",
+        ("--evaluator-scores", "changed"): "document 'a': model and the evaluator have different texts (sha256 ",
         ("--keys", "evaluator.jsonl"): "document 'b' was scored with model, and has no keys: select them for all",
-        ("--keys", "changed.jsonl"): "document 'a': model and the keys are of different texts (sha256 ",
+        ("--keys", "changed.jsonl"): "document 'a': model and the keys have different texts (sha256 ",
         ("--keys", "a.txt"): "'a.txt:1' is broken (not JSON: ",
         ("--keys", "nothing"): "cannot read 'nothing': Is a directory: check the file",
-        ("--keys", "changed.jsonl", "--alpha", 1): "--alpha cannot be chosen with keys, which were selected already",
+        ("--keys", "changed.jsonl", "--alpha", 1): "--alpha cannot be set with keys, whose tokens are already selected",
         ("--keys", "changed.jsonl", "--evaluator-scores", "changed"): "both evaluator scores and keys were given",
         ("--evaluator-scores", "evaluator", "--context", 9): "no scores at K=9; scored short contexts: K=2, d=1",
         ("--evaluator-scores", "evaluator", "--stride", 9): "no scores at d=9; scored short contexts: K=2, d=1. Score "
@@ -315,7 +325,7 @@ def test_keys_and_scores_of_other_documents(work, run):
     }
     for options, message in told.items():
         assert run("perplexity", "model", *options).error.startswith(f"error: {message}"), options
-    assert run("compare", "model").error.startswith("error: 1 run to compare, expected two or more")
+    assert run("compare", "model").error.startswith("error: 1 run to compare, expected at least two")
     assert run("compare", "model", "evaluator").error.startswith(
         "error: document 'b' was scored with model and not with"
     )
@@ -327,9 +337,13 @@ def test_a_file_of_keys_is_not_overwritten(work, run):
     write_run("scores", ("a", "some text"))
     (work / "keys.jsonl").write_text("precious")
     before = everything(work)
-    assert run("keys", "scores", "-o", "keys.jsonl").error.startswith("error: keys.jsonl exists: name another file, or")
+    assert run("keys", "scores", "-o", "keys.jsonl").error.startswith(
+        "error: keys.jsonl exists: choose another file, or"
+    )
     imported = run("keys", "a.txt", "--from-upstream", "scores", "--truncate-with", "nothing", "-o", "keys.jsonl")
-    assert imported.error.startswith("error: keys.jsonl exists: name another file, or"), "a tokenizer was loaded first"
+    assert imported.error.startswith("error: keys.jsonl exists: choose another file, or"), (
+        "a tokenizer was loaded first"
+    )
     assert run("keys", "scores", "-o", "nosuch/keys").error.startswith("error: nosuch is not a folder: create it")
     assert run("keys", "scores", "-o", "scores", "--overwrite").error.startswith(
         "error: cannot write scores: Is a directory: check"
@@ -359,7 +373,7 @@ def test_a_disk_that_is_read_only(work, run):
         for folder in ("disk", "disk/run"):
             assert run(*SCORE, "-o", folder).error == (
                 f"error: cannot write {folder}: Read-only file system; what was committed before is kept: check the "
-                "folder and its permissions and run the same command again, it goes on from there"
+                "folder and its permissions and run the same command again, it resumes from there"
             )
         write_run("scores", ("a", "some text"))
         error = run("keys", "scores", "-o", "disk/keys.jsonl").error
@@ -417,13 +431,13 @@ def test_what_is_for_a_closed_stderr_does_not_go_to_stdout(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-o", "a.txt"], "a.txt is a file; give a folder for the"),
-        (["-o", "llama"], "llama is not empty and holds no run (it has 'config.json'): give a new folder"),
-        (["--context", 60, "--max-length", 50], "--context 60 is not below the maximum length, 50 tokens"),
-        (["--max-length", 9999], "--max-length is 9999; llama takes 4095 tokens and a BOS"),
+        (["-o", "a.txt"], "a.txt is a file; expected a directory for the"),
+        (["-o", "llama"], "llama is not empty and contains no run (it has 'config.json'): use a new folder"),
+        (["--context", 60, "--max-length", 50], "--context 60 is not less than the maximum length, 50 tokens"),
+        (["--max-length", 9999], "--max-length is 9999; llama supports 4095 tokens and BOS"),
         (["--max-length", 99, "--max-characters", 9], "--max-characters and --max-length (or --truncate-with) were"),
         (["--bos", "nonsense"], "--bos is 'nonsense'; expected 'window' or 'published'"),
-        (["--model", "nothing"], "the folder 'nothing' holds no model (no config.json): give one made by save_pret"),
+        (["--model", "nothing"], "the folder 'nothing' contains no model (no config.json): expected a dir"),
     ],
 )
 def test_what_needs_no_weights_is_checked_before_they_are_loaded(command, options, message, work, run, monkeypatch):
@@ -438,7 +452,7 @@ def test_what_needs_no_weights_is_checked_before_they_are_loaded(command, option
     evaluator = evaluator or (["--evaluator", "self"] if command == "longppl" else [])
     basic = ("demo",) if command == "demo" else (command, *SCORE[1:], *evaluator)
     if command == "longppl" and options == ["-o", "llama"]:
-        options, message = ["-o", "texts"], "texts/model is a file; give a folder for the"
+        options, message = ["-o", "texts"], "texts/model is a file; expected a directory for the"
         (work / "texts").mkdir()
         (work / "texts" / "model").touch()
     if command == "longppl" and options == ["-o", "a.txt"]:
@@ -478,7 +492,7 @@ def test_a_model_that_names_no_length_takes_one(work, run):
         (work / "mamba" / file.name).write_bytes(file.read_bytes())
     ended = run(*score_of("a.txt", model="mamba"), "--max-length", 50)
     assert ended.code == 0, ended.err
-    assert "mamba: documents are cut to 50 tokens\n" in ended.err
+    assert "mamba: documents are truncated to 50 tokens\n" in ended.err
 
 
 def test_a_bug_of_ours_keeps_its_traceback(work, run, monkeypatch):

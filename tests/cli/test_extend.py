@@ -129,15 +129,18 @@ def test_layers_with_a_window_are_told(work, run):
         (["--method", "longrope", "--factor", 4], "--method longrope needs --factors; its settings are "),
         (
             ["--method", "pi", "--factor", 4, "--theta", 1e6],
-            "--theta is no setting of --method pi, which has --factor, --original-length: leave it out",
+            "--theta is not a setting of --method pi, which has --factor, --original-length: leave it out",
         ),
-        (["--method", "yarn", "--factor", 4, "--first-layer", 2], "--first-layer is no setting of --method yarn, "),
-        (["--method", "eabf", "--factor", 4, "--factors", "x"], "--factors is no setting of --method eabf, which has"),
+        (["--method", "yarn", "--factor", 4, "--first-layer", 2], "--first-layer is not a setting of --method yarn, "),
+        (
+            ["--method", "eabf", "--factor", 4, "--factors", "x"],
+            "--factors is not a setting of --method eabf, which has",
+        ),
         (["--method", "pi", "--factor", 1], "--factor is 1.0; expected more than 1, such as 8 to go from 4,096 tokens"),
-        (["--method", "clex", "--factor", 2.5], "--factor is 2.5; expected a whole number from 2 on"),
+        (["--method", "clex", "--factor", 2.5], "--factor is 2.5; expected an integer of at least 2"),
         (
             ["--method", "pi", "--factor", 1.0001],
-            "--factor 1.0001 times 4096 tokens is 4096.41; expected a whole",
+            "--factor 1.0001 times 4096 tokens is 4096.41; expected an integer",
         ),
         (["--method", "pi", "--factor", "x"], "Invalid value for '--factor': "),
         (["--method", "longrope", "--factor", 4, "--factors", "nosuch"], "cannot read 'nosuch': "),
@@ -147,8 +150,8 @@ def test_layers_with_a_window_are_told(work, run):
             "list is broken (no JSON object): --factors: ",
         ),
         (["--method", "longrope", "--factor", 4, "--factors", "short"], "`long_factors` has 3 values; expected 4, one"),
-        (["--method", "pi", "--factor", 4, "-o", "llama"], "llama exists: give a new folder for the extended model"),
-        (["--method", "pi", "--factor", 4, "-o", "a.txt"], "a.txt exists: give a new folder for the extended model"),
+        (["--method", "pi", "--factor", 4, "-o", "llama"], "llama exists: use a new folder for the extended model"),
+        (["--method", "pi", "--factor", 4, "-o", "a.txt"], "a.txt exists: use a new folder for the extended model"),
         (["--method", "pi", "--factor", 4, "-o", "no/out"], "no is not a folder: create it first"),
         (["--method", "pi", "--factor", 4, "-o", "x" * 300], f"cannot write {'x' * 300}: File name too long"),
         (["--nosuch"], "No such option: --nosuch"),
@@ -166,10 +169,16 @@ def test_settings(arguments, message, folder, run):
     ("model", "message"),
     [
         ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a hub id (owner/name)"),
-        ("nothing", "the folder 'nothing' holds no model (no config.json): give one made by save_pretrained"),
-        ("pickled", "pickled has no weights in safetensors, and longlens copies no pickles: convert them first"),
-        ("gpt2", "gpt2 has no rotary position embedding (RoPE), which is what these methods change: take a model"),
-        ("extended", "llama is extended already (rope_type 'linear' with factor 2): yarn starts from the base model"),
+        (
+            "nothing",
+            "the folder 'nothing' contains no model (no config.json): expected a directory written by save_pretrained",
+        ),
+        ("pickled", "pickled has no weights in safetensors, and longlens does not copy pickles: convert them first"),
+        ("gpt2", "gpt2 has no rotary position embedding (RoPE), which these methods modify: use a model"),
+        (
+            "extended",
+            "llama is already extended (rope_type 'linear' with factor 2): yarn must be applied to its base model",
+        ),
     ],
 )
 def test_models(model, message, work, run):
@@ -193,7 +202,7 @@ def test_an_adapter_is_scored_and_not_extended(work, run):
     one, other = (open_scores(f"of-{model}")[0].long_logprobs for model in ("llama", "adapter"))
     assert not np.allclose(one, other, equal_nan=True)
     refused = run("extend", "adapter", "--method", "pi", "--factor", 2, "-o", "out").error
-    assert refused.startswith("error: adapter holds an adapter: extend its base model, or merge the two (")
+    assert refused.startswith("error: adapter is an adapter: extend its base model, or merge both")
 
 
 def edited(model, values):

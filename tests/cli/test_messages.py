@@ -135,7 +135,7 @@ def test_names_of_files_and_folders_are_printed_as_they_are(run, work):
     assert "--" not in said
     assert steps.startswith("next: longlens perplexity '`out`'\n")
     changed = run("score", "`context`.txt", *options, "--no-text").error
-    assert changed.startswith("error: `out` holds another run: ")
+    assert changed.startswith("error: `out` contains a different run: ")
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_what_export_refuses(scored, run, tmp_path):
     )
     (tmp_path / "a.csv").write_text("mine")
     assert (
-        "a.csv exists: name another file, or pass --overwrite"
+        "a.csv exists: choose another file, or pass --overwrite"
         in run("export", scored / "llama", "-o", tmp_path / "a.csv").error
     )
     assert (tmp_path / "a.csv").read_text() == "mine"

@@ -106,7 +106,7 @@ def test_the_demo_shows_excerpts_escaped(evil, run, monkeypatch):
     assert_harmless(ended.out, ended.err)
     assert ended.out.count("  …") == 8
     assert r"\x1b" in ended.out
-    assert ended.err.splitlines()[-1].startswith("The run is in demo")
+    assert ended.err.splitlines()[-1].startswith("Scores, keys.jsonl and perplexity.json are in demo")
     written = {path.name for path in (evil / f"demo{NAME}").iterdir()}
     assert {"manifest.json", "long", "short", "keys.jsonl", "perplexity.json"} <= written
     assert run("demo", "-o", f"demo{NAME}").out == ended.out

@@ -140,7 +140,7 @@ def test_notes_are_on_stderr(reached, run):
 
 def test_refusals(scored, reached, run):
     error = run("reach", scored / "llama").error
-    assert "was scored at K=32, and a reach needs 3 different K" in error
+    assert "was scored at K=32, and context reach needs at least 3 different K" in error
     assert error.endswith("such as --context 64,128,256 and --stride 32,64,128")  # of longlens score
     evaluator = ("--evaluator-scores", reached / "one")
     assert "was scored at K=16, and not at K=8, the smallest K of" in run("reach", reached / "llama", *evaluator).error

@@ -61,8 +61,8 @@ def test_benchmarks_are_drawn_against_longppl(scored, run):
     [
         (["{scored}/nosuch", "-o", "r.html"], "nosuch"),
         (["{scored}/llama", "-o", "nosuch/r.html"], "nosuch is not a folder: create it"),
-        (["{scored}/llama", "-o", "notes.txt"], "notes.txt exists and is no report of longlens: name another file"),
-        (["{scored}/llama", "-o", "."], ". exists and is no report of longlens"),
+        (["{scored}/llama", "-o", "notes.txt"], "notes.txt exists and is not a report of longlens: name another file"),
+        (["{scored}/llama", "-o", "."], ". exists and is not a report of longlens"),
         (["{scored}/llama", "--document", "nosuch", "-o", "r.html"], "document 'nosuch' was not scored"),
         (["{scored}/llama", "--num-documents", "0", "-o", "r.html"], "--num-documents is 0, expected 1 or more"),
         (["{scored}/llama", "--context", "7", "-o", "r.html"], "no scores at K=7"),

@@ -65,16 +65,16 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
     ("arguments", "message"),
     [
         (["study", "reproduce", "longppl", "-o", "out"], "no study 'longppl'; expected one of "),
-        ([*REPRODUCE, "--seeds", "1,x"], "--seeds is 'x'; expected a whole number, such as "),
+        ([*REPRODUCE, "--seeds", "1,x"], "--seeds is 'x'; expected an integer, such as "),
         (
             [*REPRODUCE, "--seeds", "-1"],
-            "toy.yaml: seeds are [-1]; expected different whole numbers from 0 on",
+            "toy.yaml: seeds are [-1]; expected distinct integers of at least 0",
         ),
         ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': give a YAML file, or one of "),
         ([*REPRODUCE, "--set", "text=nosuch"], "no such file or folder: 'nosuch'"),
         ([*REPRODUCE, "--set", "text=a.txt"], "the text has "),
-        ([*REPRODUCE, "-o", "a.txt"], "a.txt is a file; give a folder for the run"),
-        ([*REPRODUCE, "-o", "llama"], "llama is not empty and holds no run (it has "),
+        ([*REPRODUCE, "-o", "a.txt"], "a.txt is a file; expected a directory for the run"),
+        ([*REPRODUCE, "-o", "llama"], "llama is not empty and contains no run (it has "),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(arguments, message, prose, run):
@@ -89,7 +89,7 @@ def test_another_recipe_in_the_same_folder_is_refused(prose, run):
     (prose / "toy.yaml").write_text(text.replace("resamples: 100", "resamples: 200"))
     before = everything(prose / "out")
     assert run(*REPRODUCE).error.startswith(
-        "error: out holds another run: resamples is 100 there and 200 here. Give another "
+        "error: out contains a different run: resamples is 100 there and 200 here. Give another "
     )
     assert everything(prose / "out") == before
 

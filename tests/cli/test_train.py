@@ -74,14 +74,17 @@ def test_a_sweep(recipe, run):
     [
         (["train"], "Missing argument "),
         (["train", "nosuch", "-o", "out"], "no recipe 'nosuch': give a YAML file, or one of lecture-length-512k, "),
-        (["train", "recipe.yaml"], "recipe.yaml names no folder for the run: pass -o, such as -o run"),
+        (["train", "recipe.yaml"], "recipe.yaml sets no run directory: pass -o, such as -o run"),
         ([*TRAIN, "--set", "training.stps=3"], "recipe.yaml: training: unknown key 'stps' (nearest: 'steps')"),
         ([*TRAIN, "--set", "loss.longce.context=32"], "recipe.yaml: the context K of the loss is 32 and rows have 32 "),
         ([*TRAIN, "--set", "loss.longce.gamma=0"], "recipe.yaml: loss.longce.gamma is 0; expected more than 0"),
-        ([*TRAIN, "--set", "model=nothing"], "the folder 'nothing' holds no model (no config.json): give one made by "),
+        (
+            [*TRAIN, "--set", "model=nothing"],
+            "the folder 'nothing' contains no model (no config.json): expected a directory",
+        ),
         ([*TRAIN, "--set", "data.documents=[none.txt]"], "no such file or folder: 'none.txt'; a dataset on the Hub "),
         ([*TRAIN, "--set", "data.documents=[stdlib:sys]"], "'stdlib:sys' is built in or an extension, and has no Pyth"),
-        ([*TRAIN[:-1], "llama"], "llama is not empty and holds no run (it has "),
+        ([*TRAIN[:-1], "llama"], "llama is not empty and contains no run (it has "),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):

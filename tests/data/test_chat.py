@@ -164,7 +164,7 @@ def test_marks_of_the_template_decide(tmp_path):
 def test_a_template_that_forgets_reasoning_is_refused_and_works_apart(tmp_path):
     rows = [{"messages": dialogue("a", "why</think>b", "c", "so</think>d")}]
     with pytest.raises(
-        UserError, match=r"chat.jsonl:1'?: the chat template writes message 2 otherwise once others fol"
+        UserError, match=r"chat.jsonl:1'?: the chat template writes message 2 differently once other messages fol"
     ):
         data(tmp_path, rows, FORGETFUL)
     made = data(tmp_path, rows, FORGETFUL, turns="apart")
@@ -185,7 +185,9 @@ def test_a_template_that_always_asks_for_an_answer_is_refused():
 def test_a_template_whose_prompt_is_no_beginning_is_refused():
     template = CHATML.replace("'<|im_start|>assistant\n' }}", "'<|im_start|>model\n' }}")
     TOKENIZERS[template] = tokenizer_of(template)
-    with pytest.raises(UserError, match=r"the prompt for message 2 otherwise than .*'model\\n' against 'assistant\\n"):
+    with pytest.raises(
+        UserError, match=r"the prompt for message 2 differently than .*'model\\n' against 'assistant\\n"
+    ):
         encoded(dialogue("a", "b"), template)
 
 

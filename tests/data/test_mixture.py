@@ -255,10 +255,10 @@ def test_another_recipe_into_the_same_folder(texts):
     ]:
         with pytest.raises(UserError) as refused:
             mix(other, byte_tokenizer(), "out")
-        ending = "Give another folder, or the same settings"
-        assert str(refused.value) == f"out holds another dataset: {message}. {ending}"
+        ending = "Use another folder, or the same settings"
+        assert str(refused.value) == f"out contains a different dataset: {message}. {ending}"
     (texts / "books" / "a.txt").write_text("Shorter. " * 60)
-    with pytest.raises(UserError, match="out holds another dataset: files_sha256 is"):
+    with pytest.raises(UserError, match="out contains a different dataset: files_sha256 is"):
         mix(recipe(), byte_tokenizer(), "out")
     assert files("out") == before
 
@@ -267,10 +267,10 @@ def test_folders_that_hold_something_else(texts):
     (texts / "mine").mkdir()
     (texts / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(
-        UserError, match=r"mine is not empty and holds no dataset \(it has 'thesis.txt'\): give a new f"
+        UserError, match=r"mine is not empty and contains no dataset \(it has 'thesis.txt'\): use a new f"
     ):
         mix(recipe(), byte_tokenizer(), "mine")
-    with pytest.raises(UserError, match=r"a.txt is a file; give a folder for the dataset, such as `out=packed`"):
+    with pytest.raises(UserError, match=r"a.txt is a file; expected a directory for the dataset, such as `out=packed`"):
         mix(recipe(), byte_tokenizer(), "books/a.txt")
     assert files("mine") == {Path("thesis.txt"): b"precious"}
     with (
@@ -284,14 +284,14 @@ def test_a_run_that_made_nothing_binds_the_folder_to_nothing(texts):
     with pytest.raises(UserError, match="the source code"):
         mix(recipe(tokens=1600), byte_tokenizer(), "out")
     # One source is complete, so that another recipe is refused; where nothing was, it is not.
-    with pytest.raises(UserError, match="out holds another dataset"):
+    with pytest.raises(UserError, match="out contains a different dataset"):
         mix(recipe(), byte_tokenizer(), "out")
     (texts / "killed").mkdir()
     (texts / "killed" / "manifest.json").write_text('{"schema_version": 1, "kind": "mixture", "settings": {}}')
     mix(recipe(), byte_tokenizer(), "killed")
     (texts / "run").mkdir()
     (texts / "run" / "manifest.json").write_text('{"schema_version": 1, "model": {}, "settings": {}}')
-    with pytest.raises(UserError, match="run holds another dataset: kind is None there and 'mixture' here"):
+    with pytest.raises(UserError, match="run contains a different dataset: kind is None there and 'mixture' here"):
         mix(recipe(), byte_tokenizer(), "run")
 
 
@@ -355,7 +355,7 @@ def test_a_full_disk(texts, monkeypatch, at):
         mix(recipe(), byte_tokenizer(), "out")
     assert str(refused.value).endswith(
         ": No space left on device; what was committed before is kept: make room and run the same command again, it "
-        "goes on from there"
+        "resumes from there"
     )
     assert not (texts / "out" / "data").exists()
     assert not list((texts / "out").rglob("*.tmp"))
@@ -374,7 +374,7 @@ def test_a_folder_that_is_deleted_while_it_is_written_to_is_not_made_anew(texts,
         return made(self, batch)
 
     monkeypatch.setattr(Framing, "encode", deleting)
-    with pytest.raises(UserError, match="out was deleted or moved while this process was writing to it"):
+    with pytest.raises(UserError, match="out was deleted or moved while this process was writing"):
         pack_folder(["books"], tokenizer, "out", length=64, packing=BestFit())
     assert not Path("out").exists()
     assert pack_folder(["books"], tokenizer, "out", length=64, packing=BestFit())["documents"] == 2

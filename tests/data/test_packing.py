@@ -178,7 +178,7 @@ def test_a_dataset_that_is_not_tokenized():
     with pytest.raises(UserError, match="row 0 has no input_ids, it has 'text': tokenize it first"):
         pack_dataset(datasets.Dataset.from_dict({"text": ["a"]}), 4)
     uneven = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1]]})
-    with pytest.raises(UserError, match="labels of row 0 has 1 entries beside 2 input_ids"):
+    with pytest.raises(UserError, match="labels of row 0 has 1 entries for 2 input_ids"):
         pack_dataset(uneven, 4)
 
 
@@ -199,7 +199,7 @@ def test_a_dataset_that_is_not_tokenized():
         ({"labels": [1, 300]}, "labels of r has 300, and token ids"),
         ({"labels": [1, -101]}, "labels of r has -101, and token ids"),
         ({"labels": {"a": 1}}, "labels of r is {'a': 1}, expected a flat list of integers"),
-        ({"token_weights": [1.0]}, "token_weights of r has 1 entries beside 2"),
+        ({"token_weights": [1.0]}, "token_weights of r has 1 entries for 2"),
         ({"token_weights": [1.0, None]}, "token_weights of r has nan, expected a number of 0 or more"),
         ({"token_weights": [1.0, -1]}, "token_weights of r has -1.0, expected"),
         ({"token_weights": "ab"}, "token_weights of r is 'ab', expected a flat list of numbers"),

@@ -365,7 +365,7 @@ def test_a_process_that_is_killed_leaves_whole_lines_and_the_next_goes_on(books)
 def test_another_run_is_refused_its_folder(change, books):
     made()
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=f"out holds another dataset: {next(iter(change))} is"):
+    with pytest.raises(UserError, match=f"out contains a different dataset: {next(iter(change))} is"):
         made(**change)
     other = Parrot()
     other.identity_sha256 = "1"
@@ -501,7 +501,7 @@ def test_what_a_generator_cannot_do_is_said():
     with pytest.raises(UserError, match="`max_new_tokens` is 0; expected at least 1"):
         generator(max_new_tokens=0)
     with pytest.raises(
-        UserError, match=r"tiny takes 64 tokens, and a prompt has 1\d\d with 5 to write: use fewer `pass"
+        UserError, match=r"tiny supports 64 tokens, but a prompt has 1\d\d plus 5 to generate: use fewer `pass"
     ):
         generator(tiny_model("llama", max_position_embeddings=64), max_new_tokens=5).generate(["a" * 100])
     model, tokenizer = tiny_model("llama"), tokenizer_of(None)

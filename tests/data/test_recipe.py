@@ -85,13 +85,13 @@ def test_numbers_as_people_write_them(tmp_path):
             GOOD.replace("path", "pth"),
             "r.yaml: sources.a: unknown key 'pth' (nearest: 'path'); known are weight, path, subset, split, text_",
         ),
-        (GOOD + "tokens: 9\n", "r.yaml is no YAML: the key 'tokens' is there twice"),
+        (GOOD + "tokens: 9\n", "r.yaml is not valid YAML: the key 'tokens' occurs twice"),
         (GOOD.replace("length: 64\n", ""), "r.yaml says no length: write it there, or pass `length`"),
         (GOOD.replace("tokens: 1e3\n", ""), "r.yaml says no tokens: write it there, or pass `tokens`"),
-        (GOOD.replace("1e3", "many"), "r.yaml: tokens is 'many'; expected a whole number, such as 65536 or 1e9"),
-        (GOOD.replace("length: 64", "length: 64.5"), "r.yaml: length is 64.5; expected a whole number, such as 65536"),
+        (GOOD.replace("1e3", "many"), "r.yaml: tokens is 'many'; expected an integer, such as 65536 or 1e9"),
+        (GOOD.replace("length: 64", "length: 64.5"), "r.yaml: length is 64.5; expected an integer, such as 65536"),
         (GOOD + "'`seed`': 1\n", "r.yaml: unknown key '`seed`' (nearest: 'seed'); known are sources, length"),
-        (GOOD.replace("1e3", "10.5"), "r.yaml: tokens is 10.5; expected a whole number, such as 65536 or 1e9"),
+        (GOOD.replace("1e3", "10.5"), "r.yaml: tokens is 10.5; expected an integer, such as 65536 or 1e9"),
         (GOOD.replace("1e3", "63"), "r.yaml: tokens is 63, less than one row of 64: give more, such as 1e9"),
         (GOOD.replace("100", "90"), "r.yaml: the weights of the sources sum to 90; they are percent: expected 100"),
         (
@@ -109,7 +109,7 @@ def test_numbers_as_people_write_them(tmp_path):
         (GOOD.replace("weight: 100, ", ""), "r.yaml: sources.a.weight is missing: give it"),
         (
             GOOD.replace("path: a", "path: a, split: x"),
-            "r.yaml: sources.a: split is for hf: datasets, and 'a' is none: leave it out",
+            "r.yaml: sources.a: split is for hf: datasets, and 'a' is not one: leave it out",
         ),
         (
             GOOD.replace("path: a", "path: a, order_by: x"),
@@ -125,7 +125,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ),
         (
             GOOD.replace("path: a", "path: a, min_tokens: long"),
-            "r.yaml: sources.a.min_tokens is 'long'; expected a whole number, such as 65536 or 1e9",
+            "r.yaml: sources.a.min_tokens is 'long'; expected an integer, such as 65536 or 1e9",
         ),
         (GOOD.replace("path: a", "path: a, piece_length: 65"), "r.yaml: piece_length of a is 65, longer than a row of"),
         (
@@ -138,12 +138,12 @@ def test_numbers_as_people_write_them(tmp_path):
             "r.yaml: a source is called 'a/b', which cannot name a folder: choose a plain",
         ),
         (GOOD + "packing: tight\n", "r.yaml: packing is 'tight'; expected fill or best-fit"),
-        (GOOD + "seed: x\n", "r.yaml: seed is 'x'; expected a whole number, such as 65536 or 1e9"),
+        (GOOD + "seed: x\n", "r.yaml: seed is 'x'; expected an integer, such as 65536 or 1e9"),
         ("length: 64\ntokens: 99\nsources: {}\n", "r.yaml: sources is {}; expected at least one"),
         ("length: 64\ntokens: 99\nsources: [a]\n", "r.yaml: sources is ['a']; expected keys with values"),
         ("length: 64\ntokens: 99\nsources: {a: 9}\n", "r.yaml: sources.a is 9; expected keys such as weight"),
         ("- a\n", "r.yaml holds a list; expected keys such as length and sources"),
-        ("a: [\n", "r.yaml is no YAML: while parsing"),
+        ("a: [\n", "r.yaml is not valid YAML: while parsing"),
     ],
 )
 def test_what_is_wrong_with_a_recipe(recipe, message, tmp_path, monkeypatch):

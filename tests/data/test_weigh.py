@@ -112,7 +112,7 @@ def test_characters_that_no_token_has_weigh_one():
         (
             {"id": ["a"], "input_ids": [[0, 1, 2, 4]]},
             {},
-            "row 1 has the id 'a' and other tokens than were scored (4 here, 4 there): it is of another text or token",
+            "row 1 has the id 'a' and other tokens than were scored (4 here, 4 there): it is from another text or",
         ),
         (
             {"id": ["a"], "input_ids": [[0, 1, 2, 3]]},

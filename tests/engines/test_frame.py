@@ -143,7 +143,7 @@ def test_settings_of_two_models_go_to_the_engine_that_takes_them():
             "llama",
             Loading(tensor_parallel=2),
             Engine(),
-            "`tensor_parallel` is 2, for which torchrun starts 2 processes or a multiple, and there is 1",
+            "`tensor_parallel` is 2, which requires 2 processes of torchrun or a multiple, but there is 1",
         ),
         ("llama", Loading(), Engine(max_model_len=9), "`max_model_len` would have no effect"),
         (

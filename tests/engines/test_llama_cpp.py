@@ -92,7 +92,7 @@ def test_batches_of_any_size_and_growing_contexts_change_nothing(scorer):
 def test_what_cannot_be_right_is_refused_in_one_line(tmp_path: Path):
     source = resolve("smollm2")
     file = Path(source.path) / str(source.gguf)
-    with pytest.raises(UserError, match="cut a text differently from token 0"):
+    with pytest.raises(UserError, match="tokenize a text differently from token 0"):
         load_scorer("smollm2", engine="llama-cpp", tokenizer=byte_tokenizer())
     with pytest.raises(UserError, match="`device` is 'cuda'; expected auto or cpu"):
         load_scorer("smollm2", engine="llama-cpp", device="cuda")

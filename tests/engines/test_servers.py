@@ -106,7 +106,7 @@ def test_what_a_server_is_stands_in_the_manifest_and_where_it_is_does_not(serve,
 
 def test_the_tokenizer_is_found_by_what_the_server_says(serve, tokenizer):
     assert load_scorer(serve(root=tokenizer).url).info.config["root"] == tokenizer
-    with pytest.raises(UserError, match=r"no tokenizer is found by the name of the served model \('tiny'\): give"):
+    with pytest.raises(UserError, match=r"no tokenizer was found under the name of the served model \('tiny'\): give"):
         load_scorer(serve().url)
 
 
@@ -175,7 +175,7 @@ def test_a_document_longer_than_the_server_takes_is_refused_before_it_is_sent(se
     assert len(fake.requests) == before
     cut = score([Document(id="a", text="x" * 149)], scorer, context=None)
     assert len(cut[0].token_ids) == 98
-    with pytest.raises(UserError, match="`max_model_len` is 200, and the server takes 100: leave it out"):
+    with pytest.raises(UserError, match="`max_model_len` is 200, and the server supports 100: leave it out"):
         load(fake, tokenizer, max_model_len=200)
     assert load(fake, tokenizer, max_model_len=50).info.max_length == 49
 

@@ -63,7 +63,7 @@ def test_keys_come_back_as_they_were(tmp_path):
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path):
     path = tmp_path / "keys.jsonl"
     path.write_text("precious")
-    with pytest.raises(UserError, match="exists: name another file"):
+    with pytest.raises(UserError, match="exists: choose another file"):
         write_keys(path, select_key_tokens(run()))
     assert path.read_text() == "precious"
     write_keys(path, select_key_tokens(run()), overwrite=True)
@@ -113,17 +113,17 @@ def test_writing_warns_once_of_tokens_near_a_threshold(tmp_path):
         (LINE | {"text_sha256": "0"}, "text_sha256 is '0', expected 64 hexadecimal digits"),
         (LINE | {"lcl": 1}, "lcl is 1, expected bool or null"),
         (LINE | {"alpha": float("nan")}, "alpha is nan, expected float or null"),
-        (LINE | {"num_key_tokens": -1}, "expected a whole number or null"),
+        (LINE | {"num_key_tokens": -1}, "expected an integer or null"),
         (LINE | {"char_runs": 3}, "expected a list"),
-        (LINE | {"char_runs": [[1]]}, r"run \[1\] is not \[start, end\] in whole numbers"),
-        (LINE | {"char_runs": [[1.0, 2]]}, "in whole numbers"),
-        (LINE | {"char_runs": [[False, 2]]}, "in whole numbers"),
+        (LINE | {"char_runs": [[1]]}, r"run \[1\] is not \[start, end\] in integers"),
+        (LINE | {"char_runs": [[1.0, 2]]}, "in integers"),
+        (LINE | {"char_runs": [[False, 2]]}, "in integers"),
         (LINE | {"char_runs": [[-1, 2]]}, r"run \[-1, 2\] is empty, reversed or negative"),
         (LINE | {"char_runs": [[4, 2]]}, "reversed"),
         (LINE | {"char_runs": [[4, 2**70]]}, "expected 0 <= start < end"),
         (LINE | {"char_runs": [[4, 6], [5, 9]]}, r"run \[5, 9\] begins before the run before it ends"),
-        (LINE | {"id": "first"}, "id 'first' is a second time"),
-        (LINE | {"alpha": 1.0}, r"alpha is 1.0 and 2.0 before: one file holds one selection"),
+        (LINE | {"id": "first"}, "id 'first' occurs twice"),
+        (LINE | {"alpha": 1.0}, r"alpha is 1.0 and 2.0 before: a key file contains one selection"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

@@ -75,7 +75,7 @@ def test_another_short_context_can_be_chosen():
 
 
 def test_a_run_without_short_scores_is_refused_with_what_to_do():
-    with pytest.raises(UserError, match="score it again into the same folder, with short contexts"):
+    with pytest.raises(UserError, match="score it again with short contexts into the same run directory"):
         select_key_tokens(scores(token_scores(PIECES, LONG)))
 
 

@@ -148,7 +148,7 @@ def test_settings_that_weights_can_be_parse_recipe_otherwise():
         (LongCE, {"gamma": 0.0}, "`gamma` is 0.0; expected"),
         (LongCE, {"context": 0}, "`context` is 0; expected"),
         (LongCE, {"floor": -0.5}, "`floor` is -0.5; expected"),
-        (LongCE, {"floor": 6.0}, "`floor` is 6, the smallest weight; expected 0 to `gamma`, 5"),
+        (LongCE, {"floor": 6.0}, "`floor` is 6, the minimum weight; expected 0 to `gamma`, 5"),
         (LongCE, {"short_dtype": "int8"}, "`short_dtype` is 'int8'; expected float16 or bfloat16"),
     ],
 )
@@ -163,5 +163,5 @@ def test_settings_beside_context_stride_and_gamma_are_refused():
 
 
 def test_a_gamma_below_1_is_said():
-    with pytest.warns(LonglensWarning, match=r"`gamma` is 0.5, .* weigh less than those without"):
+    with pytest.warns(LonglensWarning, match=r"`gamma` is 0.5, .* weigh less than tokens without"):
         LongCE(gamma=0.5)

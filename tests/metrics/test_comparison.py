@@ -129,7 +129,7 @@ def test_a_handful_of_key_tokens_has_a_difference_and_no_verdict():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="1 run to compare, expected two or more"):
+    with pytest.raises(UserError, match="1 run to compare, expected at least two"):
         compare([run("A")])
     with pytest.raises(UserError, match="document 'd11' was scored with A and not with B"):
         compare([run("A"), run("B", n=11)])

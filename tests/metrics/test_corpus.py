@@ -36,15 +36,15 @@ def test_the_same_things_are_refused(call):
     keys = select_key_tokens(evaluator())
     with pytest.raises(UserError, match="both evaluator scores and keys were given"):
         call(evaluator_scores=evaluator(), keys=keys)
-    with pytest.raises(UserError, match="`alpha` cannot be chosen with keys"):
+    with pytest.raises(UserError, match="`alpha` cannot be set with keys"):
         call(keys=keys, alpha=1.0)
     with pytest.raises(UserError, match="beta` is 1, and `use_lcl=False` selects without beta"):
         call(evaluator_scores=evaluator(), beta=1, use_lcl=False)
-    with pytest.raises(UserError, match=r"answers were given for \['x'\] …, and none of these documents was scored"):
+    with pytest.raises(UserError, match=r"answers were given for \['x'\] …, but none of these documents was scored"):
         call(evaluator_scores=evaluator(), answers={"x": [(0, 1)]})
     with pytest.raises(UserError, match="document 'd11' was scored with M, and has no scores of the evaluator E"):
         call(evaluator_scores=evaluator(n=11))
-    with pytest.raises(UserError, match="document 'd00': M and the keys are of different texts"):
+    with pytest.raises(UserError, match="document 'd00': M and the keys have different texts"):
         call(keys=select_key_tokens(evaluator(pieces=["xy"] * 24)))
 
 

@@ -143,7 +143,7 @@ def test_what_cannot_be():
     flat = scores(row([-5.0] * 12, SHORT))
     for call, message in (
         (lambda: cost(full, [long_only]), "give `evaluator_scores`"),
-        (lambda: cost(full, [], evaluator_scores=full), "at least one policy"),
+        (lambda: cost(full, [], evaluator_scores=full), "pass at least one more run"),
         (lambda: cost(long_only, [full], evaluator_scores=full), "scored without short contexts"),
         (lambda: cost(full, [other], evaluator_scores=full), "document 'a' is not in toy"),
         (lambda: cost(full, [tokens], evaluator_scores=full), "other tokens"),

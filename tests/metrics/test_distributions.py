@@ -176,7 +176,7 @@ def test_documents_without_keys_or_of_another_text_and_no_documents_are_refused(
     keys = select_key_tokens(toy())
     with pytest.raises(UserError, match="document 'b' was scored with M, and has no keys"):
         distributions(toy(id="b"), keys=keys)
-    with pytest.raises(UserError, match="the keys are of different texts"):
+    with pytest.raises(UserError, match="the keys have different texts"):
         distributions(scores(token_scores(["a"], [-1])), keys=keys)
-    with pytest.raises(UserError, match="the scores of M hold no documents"):
+    with pytest.raises(UserError, match="the scores of M contain no documents"):
         distributions(scores(name="M"))

@@ -71,7 +71,7 @@ def test_brackets_double():
 
 def test_scores_without_a_reference_are_refused():
     for statistics, reference in (((), "ref"), (("divergence",), None)):
-        with pytest.raises(UserError, match="made without a reference: make them with longlens diverge"):
+        with pytest.raises(UserError, match="have no reference: create them with longlens diverge"):
             divergence(diverged(row(10, 1, "a"), statistics=statistics, reference=reference))
     broken = dataclasses.replace(row(10, 1, "a"), columns={})
     with pytest.raises(UserError, match="has no column kl"):

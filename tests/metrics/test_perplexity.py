@@ -357,7 +357,7 @@ SETTINGS = [{"alpha": 2.0}, {"beta": -2.0}, {"use_lcl": True}, {"use_lcl": False
 @pytest.mark.parametrize("function", [perplexity, lambda run, **given: compare([run, run], **given)])
 def test_settings_that_would_have_no_effect_are_refused(setting, function):
     name = next(iter(setting))
-    with pytest.raises(UserError, match=f"`{name}` cannot be chosen with keys"):  # also with the value of the default
+    with pytest.raises(UserError, match=f"`{name}` cannot be set with keys"):  # also with the value of the default
         function(other(), keys=select_key_tokens(evaluator()), **setting)
     if name != "context":
         with pytest.raises(UserError, match=f"`{name}` would have no effect"):
@@ -388,12 +388,12 @@ def test_scores_of_different_texts_are_refused():
     model = scores(token_scores(["The code"], [NAN]), name="M")
     with pytest.raises(UserError, match=r"different texts .* same `max_length` and `truncate_with`$"):
         perplexity(model, evaluator_scores=evaluator())
-    with pytest.raises(UserError, match=r"the keys are of different texts .* or use keys of this text"):
+    with pytest.raises(UserError, match=r"the keys have different texts .* or use keys of this text"):
         perplexity(model, keys=select_key_tokens(evaluator()))
 
 
 def test_no_documents_are_refused():
-    with pytest.raises(UserError, match="hold no documents"):
+    with pytest.raises(UserError, match="contain no documents"):
         perplexity(scores())
 
 
@@ -411,5 +411,7 @@ def test_keys_that_end_after_their_text_are_refused(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "keys.jsonl").read_text().splitlines()]
     lines[0]["char_runs"] = [[0, 10**9]]
     (tmp_path / "keys.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(UserError, match=r"a run of its key tokens ends at character 1000000000, and the text has \d+:"):
+    with pytest.raises(
+        UserError, match=r"a span of its key tokens ends at character 1000000000, and the text has \d+:"
+    ):
         perplexity(other(), keys=read_keys(tmp_path / "keys.jsonl"))

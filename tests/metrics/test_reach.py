@@ -308,9 +308,11 @@ def test_json_has_lists_and_no_nan_also_where_nothing_exists():
 
 def test_refusals():
     for contexts in ((4, 16), (16,)):
-        with pytest.raises(UserError, match=r"K=16, and a reach needs 3 different K: score it .* `stride="):
+        with pytest.raises(
+            UserError, match=r"K=16, and context reach needs at least 3 different K: score it .* `stride="
+        ):
             reach(run([0] * len(contexts), contexts=contexts))
-    with pytest.raises(UserError, match="M was scored at no short context, and a reach needs"):
+    with pytest.raises(UserError, match="M was scored at no short context, and context reach needs at least"):
         reach(scores(token_scores(["a"], [NAN]), name="M"))
     with pytest.raises(
         UserError, match=r"M was scored at K=4 with d=4, .* to 7 tokens of .* `context=4` and `stride=2`"
@@ -322,13 +324,13 @@ def test_refusals():
         reach(run(), evaluator_scores=evaluator(context=8))
     with pytest.raises(UserError, match="both evaluator scores and keys were given"):
         reach(run(), evaluator_scores=evaluator(name="M"), keys=select_key_tokens(evaluator()))
-    with pytest.raises(UserError, match="`alpha` cannot be chosen with keys"):
+    with pytest.raises(UserError, match="`alpha` cannot be set with keys"):
         reach(run(), keys=select_key_tokens(evaluator()), alpha=1)
     with pytest.raises(UserError, match="document 'd11' was scored with M, and has no scores of the evaluator E"):
         reach(run(), evaluator_scores=evaluator(n=11))
-    with pytest.raises(UserError, match="document 'd00': M and the evaluator are of different texts"):
+    with pytest.raises(UserError, match="document 'd00': M and the evaluator have different texts"):
         reach(run(), evaluator_scores=evaluator(pieces=["xy"] * TOKENS))
-    with pytest.raises(UserError, match="document 'd00': M and the keys are of different texts"):
+    with pytest.raises(UserError, match="document 'd00': M and the keys have different texts"):
         reach(run(), keys=select_key_tokens(evaluator(pieces=["xy"] * TOKENS)))
 
 

@@ -195,7 +195,7 @@ def test_a_document_of_32k_tokens_takes_seconds_at_most(split):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([], r"are \[\], expected a list of one threshold or more"),
+        ([], r"are \[\], expected a list of at least one threshold"),
         ([1, 1], r"have 1.0 after 1.0, expected strictly increasing"),
         ([2, 1], r"have 1.0 after 2.0, expected strictly increasing"),
         ([1, NAN], r"have nan after 1.0, expected strictly increasing"),
@@ -227,7 +227,7 @@ def test_what_perplexity_refuses_is_refused():
         threshold_table(scores(token_scores(["cd"], [-1])), evaluator, **grid)
     with pytest.raises(UserError, match="has no short-context scores"):
         threshold_table(evaluator, scores(token_scores(["ab"], [-1])), **grid)
-    with pytest.raises(UserError, match="the scores of M hold no documents"):
+    with pytest.raises(UserError, match="the scores of M contain no documents"):
         threshold_table(scores(name="M"), evaluator, **grid)
 
 

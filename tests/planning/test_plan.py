@@ -81,11 +81,11 @@ def test_the_answer_of_a_plan_follows_from_its_parts():
     assert alone.memory.weights < plan.memory.weights
 
 
-def test_a_plan_says_in_which_type_quantised_weights_are_counted():
+def test_a_plan_says_in_which_type_quantized_weights_are_counted():
     config = tiny_model("llama").config
     config.quantization_config = {"quant_method": "fp8"}
     plan = plan_score(config, length=300, context=None, device=H100)
-    assert plan.notes == ("its weights are quantised (fp8), and are counted in bfloat16",)
+    assert plan.notes == ("its weights are quantized (fp8), and are counted in bfloat16",)
 
 
 def test_a_multimodal_model_is_planned_as_it_is_scored():
@@ -184,8 +184,8 @@ def test_batches_that_are_counted_cost_as_those_that_are_listed(monkeypatch):
             lambda: transformers.RemBertConfig(num_hidden_layers=2),
             "RemBertForCausalLM is not causal",
         ),  # attention of its own
-        (transformers.BartConfig, "bart is an encoder and a decoder: longlens takes decoders alone"),
-        (transformers.WhisperConfig, "whisper is an encoder and a decoder: longlens takes decoders alone"),
+        (transformers.BartConfig, "bart is an encoder and a decoder: longlens supports only decoders"),
+        (transformers.WhisperConfig, "whisper is an encoder and a decoder: longlens supports only decoders"),
         (lambda: small(num_hidden_layers=0), "`num_hidden_layers` of llama is 0; expected at least 1"),
         (lambda: transformers.GPT2Config(n_embd=0), "`hidden_size` of gpt2 is 0; expected at least 1"),
     ],
@@ -352,7 +352,7 @@ def test_options_that_contradict_each_other_are_one_line(model):
         assert done.exit_code != 0
         return str(done.exception)
 
-    assert "--flops and --measure both say how fast" in refused("--flops", "1e9", "--measure")
+    assert "--flops and --measure both set the speed" in refused("--flops", "1e9", "--measure")
     assert "--measure measures this machine" in refused("--measure", "--device", "h100")
     assert "--utilization is 2" in refused("--utilization", "2")
     assert "would have no effect with --long-only" in refused("--long-only", "--context", "8")
@@ -370,9 +370,9 @@ def test_a_recipe_is_planned_as_it_is_trained(model, tmp_path):
     whole = json.loads(command("train", "longce-pg19-pi", *asked, "--sharding", "ddp").stdout)
     assert whole["memory_by_part"]["optimizer"] == pytest.approx(8 * content["memory_by_part"]["optimizer"])
     done = command("train", "longce-pg19-pi", *asked, "--loss", "ce")
-    assert "--loss would have no effect beside a recipe" in str(done.exception)
+    assert "--loss would have no effect with a recipe" in str(done.exception)
     done = command("train", "--model", model)
-    assert "nothing says which --length is planned: give --length 32768" in str(done.exception)
+    assert "--length is missing: pass --length 32768" in str(done.exception)
 
 
 def test_the_sliding_window_that_a_recipe_turns_off_is_not_planned(tmp_path):
@@ -390,7 +390,7 @@ def test_the_sliding_window_that_a_recipe_turns_off_is_not_planned(tmp_path):
 
 def test_the_first_run_of_a_sweep_is_planned_and_said(model):
     said = command("train", "prolong-64k-theta", "--model", model, "--device", "h100", "--devices", "8")
-    assert "a sweep of 3 runs, of which the first is planned: extend.theta=5e5" in said.stderr
+    assert "the recipe is a sweep of 3 runs; only the first is planned: extend.theta=5e5" in said.stderr
 
 
 def test_training_that_does_not_fit_is_told_what_would():

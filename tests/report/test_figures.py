@@ -274,7 +274,7 @@ def test_no_chart_overwrites_another_or_leaves_its_folder(tmp_path):
 
 
 def test_an_unknown_format_and_a_missing_parent_folder_are_said_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match="format 'gif' is unknown: choose from png, svg"):
+    with pytest.raises(UserError, match="format 'gif' is unknown: expected one of png, svg"):
         write_figures([chart(line())], tmp_path / "f", formats=["png", "gif"])
     with pytest.raises(UserError, match="nosuch is not a folder: create it, then write f there"):
         write_figures([chart(line())], tmp_path / "nosuch" / "f")

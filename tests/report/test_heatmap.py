@@ -127,7 +127,7 @@ def test_files_are_the_same_each_time_and_say_what_they_are(tmp_path):
         ([], {}, "no cells to draw"),
         ([(4096, 50, 100.1)], {}, r"score=100\.1 at length 4096, depth 50; expected 0 to 100, or None if missing"),
         ([(4096, 50, float("nan"))], {}, "score=nan"),
-        (CELLS, {"formats": ["pdf"]}, "format 'pdf' is unknown: choose from png, svg"),
+        (CELLS, {"formats": ["pdf"]}, "format 'pdf' is unknown: expected one of png, svg"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(cells, more, message, tmp_path):

@@ -103,11 +103,11 @@ def test_a_report_is_replaced_and_what_is_none_is_kept(tmp_path, write):
     assert path.read_bytes() == first
     for content in ("mine", "<!doctype html><title>longlens</title>", ""):
         path.write_text(content)
-        with pytest.raises(UserError, match=r"r\.html exists and is no report of longlens: name another file"):
+        with pytest.raises(UserError, match=r"r\.html exists and is not a report of longlens: name another file"):
             write(path)
         assert path.read_text() == content
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="folder exists and is no report"):
+    with pytest.raises(UserError, match="folder exists and is not a report"):
         write(tmp_path / "folder")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "r.html"]
 
@@ -115,7 +115,7 @@ def test_a_report_is_replaced_and_what_is_none_is_kept(tmp_path, write):
 def test_a_missing_folder_and_an_unknown_document_are_said_and_leave_nothing(tmp_path, write):
     with pytest.raises(UserError, match=r"nosuch is not a folder: create it, then write r\.html there"):
         write(tmp_path / "nosuch" / "r.html")
-    with pytest.raises(UserError, match=r"document 'b' was not scored: name another one, such as one of \['a'\]"):
+    with pytest.raises(UserError, match=r"document 'b' was not scored: expected an id such as one of \['a'\]"):
         write(tmp_path / "r.html", documents=["a", "b"])
     assert list(tmp_path.iterdir()) == []
 

@@ -152,7 +152,9 @@ def test_a_folder_that_lost_the_weights_of_clex_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(file).items() if "rotary_emb.down" not in name}
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks weights of CLEX, 'model.rotary_emb.up': give the folder that longlens"):
+    with pytest.raises(
+        UserError, match=r"lacks weights of CLEX, 'model.rotary_emb.up': use the directory that longlens"
+    ):
         load_model(str(tmp_path))
 
 
@@ -184,5 +186,5 @@ def test_an_unknown_layout_is_refused():
 
     base = tiny_model("llama").model.rotary_emb
     parameters = {"original_max_position_embeddings": 64, "factor": 4.0, "width": 1, "step": 0.1}
-    with pytest.raises(UserError, match="Odd lays out its angles in a way that CLEX does not know"):
+    with pytest.raises(UserError, match="Odd uses a rotary embedding layout that CLEX does not support"):
         ClexRotary(Odd(base), parameters)

@@ -169,7 +169,7 @@ def test_layers_that_attend_to_everything_need_a_rotary_embedding(family):
     assert (sum(full), len(full)) == expected
 
     if expected[0] == 0:
-        with pytest.raises(UserError, match=f"that attend to everything have no rotary .* change {local} layers alone"):
+        with pytest.raises(UserError, match=f"with full attention have no rotary .* change {local} layers only"):
             extend_config(config, NTK(factor=8))
         return
     extend_config(config, NTK(factor=8))
@@ -194,7 +194,7 @@ def test_a_partial_rotary_embedding_is_extended_in_its_own_dimensions():
     new = extend_config(config, NTK(factor=4))
     assert new.rope_parameters["rope_theta"] == pytest.approx(1e4 * 4 ** (8 / 6))
     assert new.rope_parameters["partial_rotary_factor"] == 0.25
-    with pytest.raises(UserError, match="expected 4, one for each frequency of the model's 8 rotary dimensions"):
+    with pytest.raises(UserError, match="expected 4, one per frequency of the model's 8 rotary dimensions"):
         extend_config(config, LongRoPE(factor=4, short_factors=[1.0] * 16, long_factors=[1.0] * 16))
 
 
@@ -212,7 +212,7 @@ def test_the_base_of_an_eabf_model_can_be_raised_afterwards():
     new = extend_config(trained, NTK(theta=2e6, factor=2))
     assert new.rope_parameters == {**trained.rope_parameters, "rope_theta": 2e6}
     assert new.max_position_embeddings == 2 * trained.max_position_embeddings
-    with pytest.raises(UserError, match="llama is extended already"):
+    with pytest.raises(UserError, match="llama is already extended"):
         extend_config(trained, NTK(factor=2))
 
 
@@ -226,7 +226,7 @@ def test_phi3_has_its_original_length_in_two_places():
     new = extend_config(config, METHODS["longrope"])
     assert new.original_max_position_embeddings == 4096
     assert new.rope_parameters["original_max_position_embeddings"] == 4096
-    with pytest.raises(UserError, match=r"phi3 does not take rope_type 'linear': .*must be one of \['longrope'\]"):
+    with pytest.raises(UserError, match=r"phi3 does not support rope_type 'linear': .*must be one of \['longrope'\]"):
         extend_config(config, PositionInterpolation(factor=4))
 
 
@@ -238,7 +238,7 @@ def test_a_head_dimension_that_is_none_is_written_out():
         assert extend_config(config, METHODS[name]).head_dim == 8
 
 
-NO_ROPE = "has no rotary position embedding (RoPE), which is what these methods change: take a model that has one"
+NO_ROPE = "has no rotary position embedding (RoPE), which these methods modify: use a model that has one"
 REFUSED = {
     "learned": (lambda: tiny_model("gpt2").config, PositionInterpolation(factor=4), f"gpt2 {NO_ROPE}"),
     "opt": (lambda: tiny_model("opt").config, CLEX(max_factor=4), f"opt {NO_ROPE}"),
@@ -252,43 +252,47 @@ REFUSED = {
     "encoder-decoder": (
         lambda: transformers.T5Config(),
         YaRN(factor=4),
-        "t5 is an encoder and a decoder: longlens extends decoders alone",
+        "t5 is an encoder and a decoder: longlens supports only decoders",
     ),
     "extended": (
         lambda: tiny_model("llama-yarn").config,
         PositionInterpolation(factor=4),
-        "llama is extended already (rope_type 'yarn' with factor 4): pi starts from the base model that it was made",
+        "llama is already extended (rope_type 'yarn' with factor 4): pi must be applied to its base model",
     ),
     "twice": (
         lambda: extend_config(llama(), CLEX(max_factor=4)),
         CLEX(max_factor=4),
-        "llama is extended already (rope_type 'longlens_clex' with factor 4): clex starts from the base model",
+        "llama is already extended (rope_type 'longlens_clex' with factor 4): clex must be applied to its base model",
     ),
     "longrope lists": (
         llama,
         LongRoPE(factor=4, short_factors=[1.0] * 4, long_factors=[1.0] * 3),
-        "`long_factors` has 3 values; expected 4, one for each frequency of the model's 8 rotary dimensions",
+        "`long_factors` has 3 values; expected 4, one per frequency of the model's 8 rotary dimensions",
     ),
     "no length": (
         lambda: llama(max_position_embeddings=0),
         YaRN(factor=4),
-        "the config of llama does not say at which length it was trained (no max_position_embeddings): give",
+        "the config of llama does not contain the training length (no max_position_embeddings): pass",
     ),
-    "lengths that are not whole": (llama, YaRN(factor=1.3), "`factor=1.3` times 64 tokens is 83.2; expected a whole"),
+    "lengths that are not whole": (
+        llama,
+        YaRN(factor=1.3),
+        "`factor=1.3` times 64 tokens is 83.2; expected an integer",
+    ),
     "smaller base": (
         lambda: llama(rope_theta=1e6),
         EABF(factor=4),
-        "`theta` is 500000; the model's base is 1e+06 already, and EABF makes it larger: give at least that",
+        "`theta` is 500000; the model's base is 1e+06 already, and EABF requires at least that",
     ),
     "the same base": (
         lambda: llama(rope_theta=1e6),
         NTK(theta=1e6),
-        "`theta` is 1e+06; the model's base is 1e+06 already, and only a larger one reaches further",
+        "`theta` is 1e+06; the model's base is 1e+06 already; a larger one is required to extend it",
     ),
     "two dimensions": (
         lambda: tiny_model("gpt-neox").config,
         NTK(factor=2),
-        "gpt_neox has the base 10000.0 and 2 rotary dimensions; expected a base and an even number from 4 on",
+        "gpt_neox has the base 10000.0 and 2 rotary dimensions; expected a base and an even number of at least 4",
     ),
 }
 

@@ -106,7 +106,7 @@ def test_layers_from_the_first_on_are_scaled(first_layer, ids, monkeypatch):
 
 
 def test_a_first_layer_that_there_is_not_is_refused():
-    with pytest.raises(UserError, match="`first_layer` is 3, and llama has 3 layers, so that no query would be scaled"):
+    with pytest.raises(UserError, match="`first_layer` is 3, and llama has 3 layers, so no query would be scaled"):
         pair(first_layer=3)
 
 
@@ -152,5 +152,5 @@ def test_a_model_that_does_not_tell_positions_is_refused(ids):
         layer.self_attn.register_forward_pre_hook(
             lambda module, args, options: (args, options | {"position_ids": None}), with_kwargs=True
         )
-    with pytest.raises(UserError, match="LlamaAttention is not told the positions of its queries"):
+    with pytest.raises(UserError, match="LlamaAttention does not receive query positions"):
         logits(model, ids)

@@ -118,7 +118,7 @@ def test_no_folder_is_overwritten(base, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("out", "link"):
-        with pytest.raises(UserError, match=f"{name} exists: give a new folder for the extended model"):
+        with pytest.raises(UserError, match=f"{name} exists: use a new folder for the extended model"):
             extend(str(base), YaRN(factor=4), tmp_path / name)
     with pytest.raises(UserError, match="nosuch is not a folder: create it first"):
         extend(str(base), YaRN(factor=4), tmp_path / "nosuch" / "out")
@@ -162,9 +162,9 @@ def test_an_interrupt_leaves_nothing(base, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("nothing", "holds no model (no config.json): give one made by save_pretrained"),
-        ("pickled", "has no weights in safetensors, and longlens copies no pickles: convert them first"),
-        ("no-weights", "holds no weights"),
+        ("nothing", "contains no model (no config.json): expected a directory written by save_pretrained"),
+        ("pickled", "has no weights in safetensors, and longlens does not copy pickles: convert them first"),
+        ("no-weights", "contains no weights"),
         ("custom", "code of its own, which runs only with `trust_remote_code=True`"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_clex_folder_without_its_file_is_refused(base, tmp_path):
     extend(str(base), METHODS["clex"], tmp_path / "out")
     (tmp_path / "out" / "longlens_rope.safetensors").unlink()
     with pytest.raises(
-        UserError, match=r"lacks weights of CLEX, 'model\.rotary_emb\.up': give the folder that longlens"
+        UserError, match=r"lacks weights of CLEX, 'model\.rotary_emb\.up': use the directory that longlens"
     ):
         load_scorer(str(tmp_path / "out"))
 

@@ -182,21 +182,21 @@ def test_transformers_computes_the_same_from_what_a_method_writes(name, num_toke
         (
             LongRoPE,
             {"factor": 8, "short_factors": [1, 0], "long_factors": [1, 1]},
-            "`short_factors` has 0; expected numbers above 0",
+            "`short_factors` has 0; expected positive numbers",
         ),
         (
             LongRoPE,
             {"factor": 8, "short_factors": [1, 1], "long_factors": []},
-            "`long_factors` has no value; expected numbers above 0",
+            "`long_factors` has no value; expected positive numbers",
         ),
-        (CLEX, {"max_factor": 2.5}, "`max_factor` is 2.5; expected a whole number from 2 on, such as 16"),
-        (CLEX, {"max_factor": 1}, "`max_factor` is 1; expected a whole number from 2 on"),
+        (CLEX, {"max_factor": 2.5}, "`max_factor` is 2.5; expected an integer of at least 2, such as 16"),
+        (CLEX, {"max_factor": 1}, "`max_factor` is 1; expected an integer of at least 2"),
         (CLEX, {"max_factor": 4, "step": 0}, "`step` is 0; expected a number in (0, 1], such as 0.01"),
-        (CLEX, {"max_factor": 4, "width": 0}, "`width` is 0; expected a whole number from 1 on"),
+        (CLEX, {"max_factor": 4, "width": 0}, "`width` is 0; expected an integer of at least 1"),
         (
             PositionInterpolation,
             {"factor": 2, "original_length": 0},
-            "`original_length` is 0; expected the tokens",
+            "`original_length` is 0; expected the context length in training",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def test_apply_gives_what_a_model_made_of_the_extended_config_gives(name, family
     model = tiny_model(family, max_position_embeddings=LENGTH)
     before = logits(model, ids)
     if (name, family) == ("clex", "gemma3"):
-        with pytest.raises(UserError, match="holds a rotary embedding for each type of layer, which CLEX does not"):
+        with pytest.raises(UserError, match="has a rotary embedding per layer type, which CLEX does not"):
             apply(model, METHODS[name])
         return
     other = made_of(extend_config(model.config, METHODS[name]), tiny_model(family, max_position_embeddings=LENGTH))
@@ -77,7 +77,7 @@ def test_editing_a_config_after_loading_changes_nothing_and_is_refused(ids):
     with pytest.raises(UserError) as refused:
         scorer_of(model)
     assert str(refused.value) == (
-        "the rotary embedding of LlamaForCausalLM is not the one of its config: the config was edited after the model "
+        "the rotary embedding of LlamaForCausalLM does not match its config: the config was edited after the model "
         "was made, which transformers ignores. Use longlens.rope.apply(model, method), or load the model with "
         "longlens.rope.load_model(name, config=extend_config(config, method))"
     )

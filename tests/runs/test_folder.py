@@ -29,7 +29,7 @@ SCHEMA = pa.schema([("id", pa.int64()), ("values", pa.list_(pa.int32()))])
 
 def test_each_rank_has_a_lock_of_its_own(tmp_path):
     first, second = (LockedFolder(tmp_path / "run", "run", example="run", rank=rank) for rank in range(2))
-    with pytest.raises(UserError, match=r"another process is writing to .*run: wait for it, or give another folder"):
+    with pytest.raises(UserError, match=r"another process is writing to .*run: wait for it, or use another directory"):
         LockedFolder(tmp_path / "run", "run", example="run", rank=1)
     first.release()  # which leaves the folder to the second
     assert second.is_there
@@ -55,7 +55,7 @@ def test_manifests_of_known_versions_are_read(version, tmp_path):
         (3, "has schema_version 3, this longlens reads 2: install the version of longlens that wrote it, or give ano"),
         ("2", "has schema_version '2', this longlens reads 2"),
         (True, "has schema_version True, this longlens reads 2"),
-        (None, r"is no manifest of longlens \(it has no schema_version\): give another folder"),
+        (None, r"is not a manifest of longlens \(it has no schema_version\): use another folder"),
     ],
 )
 def test_other_manifests_are_refused(version, message, tmp_path):
@@ -69,7 +69,7 @@ def test_what_differs_is_said_with_both_values():
     assert differs == ["a is 1 there and 1.5 here", "b is 2 there and None here", "d is None there and [4] here"]
     refuse_other(Path("run"), "run", [])
     with pytest.raises(
-        UserError, match=r"^run holds another dataset: a is 1 there and 1.5 here; .* here\. Give another "
+        UserError, match=r"^run contains a different dataset: a is 1 there and 1.5 here; .* here\. Give another "
     ):
         refuse_other(Path("run"), "dataset", differs)
     with pytest.raises(UserError) as refused:

@@ -78,7 +78,7 @@ def test_a_run_folder_takes_no_second_model_with_the_same_weights(name, scorers,
         assert base.info.weights_sha256 == other.info.weights_sha256
     score(DOCUMENTS[:1], base, context=16, stride=8, max_length=60, out=tmp_path / "run", extrapolate=True)
     before = open_scores(tmp_path / "run")[0].long_logprobs
-    with pytest.raises(UserError, match=r"holds another run: .* is .* there and .* here"):
+    with pytest.raises(UserError, match=r"contains a different run: .* is .* there and .* here"):
         scored(other, tmp_path / "run")
     np.testing.assert_array_equal(open_scores(tmp_path / "run")[0].long_logprobs, before)
     assert len(scored(base, tmp_path / "run")) == 2
@@ -188,7 +188,7 @@ def test_an_older_run_is_read_with_a_warning_and_goes_on(scorers, tmp_path):
     assert ModelIdentity.read(new["model"]) == scorers["llama"].info.identity
     old = new | {"schema_version": 1, "model": {k: v for k, v in new["model"].items() if k not in ("config", "cache")}}
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(old))
-    with pytest.warns(longlens.errors.LonglensWarning, match="by weights and tokenizer alone") as warned:
+    with pytest.warns(longlens.errors.LonglensWarning, match="without the model's configuration") as warned:
         there = scored(scorers["yarn"], tmp_path / "run")
     assert all("another RoPE method" in str(warning.message) for warning in warned)
     assert same_model(there, scored(scorers["llama"]))
@@ -199,7 +199,7 @@ def test_an_older_run_is_read_with_a_warning_and_goes_on(scorers, tmp_path):
 def test_other_versions_are_a_warning(scorers, tmp_path, monkeypatch):
     scored(scorers["llama"], tmp_path / "run")
     monkeypatch.setattr(folder, "versions", lambda: {"torch": "9.9"})
-    with pytest.warns(longlens.errors.LonglensWarning, match=r"was begun with other versions \(torch \S+ -> 9\.9\)"):
+    with pytest.warns(longlens.errors.LonglensWarning, match=r"was started with other versions \(torch \S+ -> 9\.9\)"):
         scored(scorers["llama"], tmp_path / "run")
 
 
@@ -233,7 +233,7 @@ def test_data_is_of_one_model(folders, scorers, tmp_path):
         for name in ("pi", "yarn")
     }
     weigh_folder([str(texts)], of["pi"], tmp_path / "weighed")
-    with pytest.raises(UserError, match=r"holds another dataset: scored_with is '.*' there and '.*' here"):
+    with pytest.raises(UserError, match=r"contains a different dataset: scored_with is '.*' there and '.*' here"):
         weigh_folder([str(texts)], of["yarn"], tmp_path / "weighed")
     hashes = {load_generator(str(folders / name), dtype=dtype).identity_sha256 for name in of for dtype in DTYPES}
     assert len(hashes) == 4

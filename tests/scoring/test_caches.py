@@ -99,7 +99,7 @@ def test_what_cannot_be(models):
     ):
         with pytest.raises(UserError, match=message):
             load_scorer(name, **options)
-    with pytest.raises(UserError, match="no key-value cache that stands for the tokens before"):
+    with pytest.raises(UserError, match="has no plain KV cache"):
         scores(tiny_model("llama-dynamic-ntk"), FullCache())
     assert isinstance(load_cache("full"), FullCache)
     assert load_scorer(name, cache=Recent(8)).info.cache == "recent:8@256"

@@ -81,7 +81,9 @@ def test_prefix_attention_is_refused(tmp_path):
 
 def test_an_encoder_and_a_decoder_are_refused_before_they_are_loaded(tmp_path):
     save("t5gemma2", tmp_path)
-    with pytest.raises(longlens.UserError, match="t5gemma2 is an encoder and a decoder: longlens takes decoders alone"):
+    with pytest.raises(
+        longlens.UserError, match="t5gemma2 is an encoder and a decoder: longlens supports only decoders"
+    ):
         longlens.load_scorer(str(tmp_path))
 
 

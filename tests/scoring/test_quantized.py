@@ -1,4 +1,4 @@
-"""Quantised checkpoints: loaded as transformers loads them, scored as its own forward pass, told apart by their dtype.
+"""Quantized checkpoints: loaded as transformers loads them, scored as its own forward pass, told apart by their dtype.
 
 Those whose library is a package of its own run under `make test-quantized`; nothing here runs on a GPU.
 """
@@ -39,8 +39,8 @@ def base(tmp_path):
 
 
 def written(base, tensors, settings):
-    """A folder as a maker of quantised checkpoints writes it."""
-    folder = base.with_name("quantised")
+    """A folder as a maker of quantized checkpoints writes it."""
+    folder = base.with_name("quantized")
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((base / "config.json").read_text()) | {"quantization_config": settings}
@@ -49,11 +49,11 @@ def written(base, tensors, settings):
     return folder
 
 
-def quantised(base, settings):
-    """A folder that transformers quantised and saved."""
+def quantized(base, settings):
+    """A folder that transformers quantized and saved."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     model = load(base, quantization_config=settings, dtype=torch.bfloat16, device_map={"": "cpu"})
-    folder = base.with_name("quantised")
+    folder = base.with_name("quantized")
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -142,14 +142,14 @@ def test_a_missing_library_is_one_line_before_weights_are_read(method, base):
     settings, note, packages = MISSING[method]
     folder = written(base, {"nothing": torch.zeros(1)}, {"quant_method": method, **settings})
     with pytest.raises(
-        longlens.UserError, match=rf"is quantised \({note}\), and a library .*: pip install {packages}$"
+        longlens.UserError, match=rf"is quantized \({note}\), and a library .*: pip install {packages}$"
     ):
         longlens.load_scorer(str(folder))
 
 
 def test_an_unknown_method_is_refused_where_transformers_would_go_on_without_it(base):
     folder = written(base, load_file(base / "model.safetensors"), {"quant_method": "abacus"})
-    with pytest.raises(longlens.UserError, match=r"is quantised \(abacus\), which transformers does not know"):
+    with pytest.raises(longlens.UserError, match=r"is quantized \(abacus\), which transformers does not know"):
         longlens.load_scorer(str(folder))
 
 
@@ -159,15 +159,15 @@ def test_what_needs_a_gpu_says_so(base):
     settings = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
     folder = written(base, load_file(base / "model.safetensors"), settings)
     with pytest.raises(
-        longlens.UserError, match=r"is quantised \(fbgemm_fp8\) and cannot be run here|is not installed"
+        longlens.UserError, match=r"is quantized \(fbgemm_fp8\) and cannot be run here|is not installed"
     ):
         longlens.load_scorer(str(folder))
 
 
-def test_a_quantised_head_is_refused():
+def test_a_quantized_head_is_refused():
     model = tiny_model("llama")
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(longlens.UserError, match=r"vocabulary head of LlamaForCausalLM is quantised \(torch.int8\)"):
+    with pytest.raises(longlens.UserError, match=r"vocabulary head of LlamaForCausalLM is quantized \(torch.int8\)"):
         find_head(model, torch.zeros(1, 32), torch.zeros(1, 300))
 
 
@@ -196,7 +196,7 @@ def test_notes(settings, note):
 )
 def test_bitsandbytes(settings, note, base, caplog):
     pytest.importorskip("bitsandbytes")
-    folder = quantised(base, transformers.BitsAndBytesConfig(**settings))
+    folder = quantized(base, transformers.BitsAndBytesConfig(**settings))
     with caplog.at_level(logging.INFO, "longlens"):
         check(folder, note, atol=0.1)
     # Columns of outliers are those of a whole batch in 8 bits.
@@ -209,7 +209,7 @@ def test_bitsandbytes(settings, note, base, caplog):
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
 def test_torchao(kind, base):
     torchao = pytest.importorskip("torchao.quantization")
-    folder = quantised(base, transformers.TorchAoConfig(getattr(torchao, kind)()))
+    folder = quantized(base, transformers.TorchAoConfig(getattr(torchao, kind)()))
     check(folder, f"float32, torchao {kind}")
 
 

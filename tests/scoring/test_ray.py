@@ -85,7 +85,10 @@ def test_an_address_may_be_left_out_wherever_the_option_stands(run, work):  # no
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model", "http://127.0.0.1:1/v1#m"], "--ray would have no effect on a server, which has processes of its"),
+        (
+            ["--model", "http://127.0.0.1:1/v1#m"],
+            "--ray would have no effect on a server, which runs its own processes",
+        ),
         (["--model", "llama", "--tensor-parallel", "2"], "--tensor-parallel of transformers needs torchrun: leave out"),
         (["--model", "llama", "--concurrency", "2"], "--concurrency would have no effect with --engine transformers"),
     ],
@@ -98,7 +101,7 @@ def test_torchrun_and_ray_are_not_used_together(run, work, monkeypatch):  # noqa
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = run("score", "a.txt", "--model", "llama", "-o", "out", "--ray", "--context", "16", "--stride", "4").error
-    assert error == "error: --ray has processes of its own: start longlens without torchrun"
+    assert error == "error: --ray starts its own processes: run longlens without torchrun"
 
 
 # What follows needs Ray.
@@ -254,7 +257,7 @@ def test_a_run_begun_one_way_goes_on_the_other_way(folder, cluster, alone):
         check_same(folder, out, alone)
     ended = Command(folder, "docs", *SETTINGS[2:], "--model", "other", *there, "-o", "first-there").end()
     assert ended.code == 2
-    assert "holds another run: name is 'llama' there and 'other' here" in ended.error
+    assert "contains a different run: name is 'llama' there and 'other' here" in ended.error
 
 
 @needs_ray
@@ -271,7 +274,7 @@ def test_the_actors_and_the_relay_are_killed(folder, cluster, alone):
         time.sleep(1)
     ended = command.end()
     assert ended.code == 0, ended.err
-    assert "ray: an actor was lost, its documents are scored again" in ended.err
+    assert "ray: an actor was lost, rescoring its documents" in ended.err
     check_quiet(ended)
     check_same(folder, "killed", alone)
 

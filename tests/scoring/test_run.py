@@ -239,13 +239,13 @@ def test_short_contexts_after_a_long_only_run(tmp_path):
 def test_one_id_with_another_text_is_an_error(tmp_path):
     score(documents(), FakeScorer(), **RULE, out=tmp_path / "run")
     changed = documents(TEXTS | {"emoji": "another text"})
-    with pytest.raises(UserError, match="document 'emoji' was scored before with another text: give its new text an"):
+    with pytest.raises(UserError, match="document 'emoji' was scored before with a different text: use a new id"):
         score(changed, FakeScorer(), **RULE, out=tmp_path / "run")
     assert rows(open_scores(tmp_path / "run")) == expected_rows()
 
 
 def test_two_documents_of_one_call_with_one_id_are_an_error():
-    with pytest.raises(UserError, match="two documents have the id 'a': ids name documents and must differ"):
+    with pytest.raises(UserError, match="two documents have the id 'a': document ids must be unique"):
         score([Document(id="a", text="x"), Document(id="a", text="x")], FakeScorer(), **RULE)
 
 
@@ -404,7 +404,9 @@ def test_a_truncation_says_what_documents_are_cut_to():
     assert len(score(documents(), FakeScorer(max_length=60), **long).get("emoji").token_ids) == 64
     with pytest.raises(UserError, match="`max_characters` and `max_length`"):
         Truncation(max_length=4, max_characters=9)
-    with pytest.raises(UserError, match="`max_length` counts tokens: name the model whose tokenizer counts, with `tr"):
+    with pytest.raises(
+        UserError, match="`max_length` counts tokens: pass the model whose tokenizer counts them as `tr"
+    ):
         make_limit(Truncation(max_length=4), None)
 
 
@@ -459,21 +461,19 @@ def test_the_maximum_length_is_what_the_model_takes_without_its_bos():
 def test_more_than_the_model_takes_needs_a_word():
     with pytest.raises(
         UserError,
-        match=r"`max_length` is 101; fake takes 99 tokens and a BOS\. Use a smaller one, or `ext",
+        match=r"`max_length` is 101; fake supports 99 tokens and BOS\. Use a smaller one, or `ext",
     ):
         own_limit(FakeScorer(max_length=100), 101)
-    with pytest.warns(LonglensWarning, match=r"fake takes 100 tokens, its BOS among them: documents are cut to 99"):
+    with pytest.warns(LonglensWarning, match=r"fake supports 100 tokens including BOS: documents are truncated to 99"):
         assert own_limit(FakeScorer(max_length=100), 100).max_tokens == 99
     assert own_limit(FakeScorer(max_length=100), 100, extrapolate=True).max_tokens == 100
-    with pytest.raises(UserError, match=r"`max_length` is 101; fake takes 100 tokens\. Use a smaller one"):
+    with pytest.raises(UserError, match=r"`max_length` is 101; fake supports 100 tokens\. Use a smaller one"):
         own_limit(FakeScorer(max_length=100, bos=None), 101)
 
 
 def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating():
     options = RULE | {"limit": CharacterLimit(max_characters=1000)}
-    with pytest.raises(
-        UserError, match=r"document 'emoji' has 66 tokens of fake, which takes 60 \(the text was cut by c"
-    ):
+    with pytest.raises(UserError, match=r"document 'emoji' has 66 tokens of fake, which takes 60 \(truncated by c"):
         score(documents(), FakeScorer(max_length=60), **options)
     assert rows(score(documents(), FakeScorer(max_length=60), **options, extrapolate=True)) == expected_rows()
 
@@ -481,15 +481,18 @@ def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 99}, "`context=99` is not below the maximum length, 99 tokens .fake takes 100.: no token would"),
+        (
+            {"context": 99},
+            "`context=99` is not less than the maximum length, 99 tokens .fake takes 100.: no token would",
+        ),
         ({"context": 30, "limit": CharacterLimit(max_characters=30)}, "the maximum length, 30 characters"),
         ({"context": 0}, "`context` is 0; the short context K must be at least 1 token"),
         ({"context": "64"}, "`context` is '64'; expected tokens, such as `context=1024`, or a list of them"),
         ({"context": 4, "stride": 1.5}, "`stride` is 1.5; expected tokens, such as `stride=1024`, or a list of them"),
         ({"context": 4, "stride": 0}, "`stride` is 0; d must be at least 1 token, such as `stride=1024`"),
-        ({"context": [4, 8], "stride": [1, 2, 3]}, "3 strides for 2 contexts: give one `stride`, or one for"),
+        ({"context": [4, 8], "stride": [1, 2, 3]}, "3 strides for 2 contexts: pass one `stride`, or one per"),
         ({"context": 4, "bos": "none"}, "`bos` is 'none'; expected 'window' or 'published'"),
-        ({"context": 4, "max_length": 1}, "`max_length` is 1; a document needs at least 2 tokens"),
+        ({"context": 4, "max_length": 1}, "`max_length` is 1; expected at least 2"),
     ],
 )
 def test_settings_that_cannot_be(options, message, tmp_path):
@@ -679,7 +682,7 @@ def test_answers_that_are_none_are_refused_before_a_model_runs(spans):
 
 
 def test_two_lengths_are_refused():
-    with pytest.raises(UserError, match="`max_length` is 30, and `limit` says what documents are cut to"):
+    with pytest.raises(UserError, match="`max_length` is 30, and `limit` says what documents are truncated to"):
         score([], FakeScorer(), context=4, stride=2, max_length=30, limit=CharacterLimit(max_characters=40))
 
 

@@ -157,7 +157,7 @@ def columns_in_memory(name):
 
 
 def test_what_cannot_be(models, tmp_path):
-    with pytest.raises(UserError, match="compares two models: use longlens diverge"):
+    with pytest.raises(UserError, match="needs two models: use longlens diverge"):
         load_statistics(["divergence"])
     with pytest.raises(UserError, match="expected of entropy, rank, divergence"):
         load_statistics(["entrpy"])

@@ -270,7 +270,7 @@ def test_a_second_writer_is_refused_until_the_first_one_is_killed(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=r"another process is writing to .*: wait for it, or give another folder"):
+        with pytest.raises(UserError, match=r"another process is writing to .*: wait for it, or use another directory"):
             RunWriter(tmp_path / "run", manifest())
         assert len(open_scores(tmp_path / "run")) == 3  # readers are not kept out
         process.send_signal(signal.SIGKILL)
@@ -289,7 +289,7 @@ def test_ranks_write_side_by_side(tmp_path):
 
 def test_the_lock_is_free_after_a_refusal(tmp_path):
     write(tmp_path / "run")
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="contains a different run"):
         RunWriter(tmp_path / "run", manifest(dtype="bfloat16"))
     write(tmp_path / "run")
 
@@ -300,19 +300,19 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     with pytest.raises(UserError) as refused:
         RunWriter(tmp_path / "run", manifest("model-2", max_length=100, bos="published", new=1))
     message = str(refused.value)
-    assert f"{tmp_path / 'run'} holds another run: name is 'toy' there and 'model-2' here; " in message
+    assert f"{tmp_path / 'run'} contains a different run: name is 'toy' there and 'model-2' here; " in message
     assert "weights_sha256 is 'weights-toy' there and 'weights-model-2' here" in message
     assert "max_length is 32768 there and 100 here" in message
     assert "bos is 'window' there and 'published' here" in message
     assert "new is None there and 1 here" in message
-    assert message.endswith("Give another folder, or the same settings")
+    assert message.endswith("Use another folder, or the same settings")
     assert "dtype" not in message
     assert everything(tmp_path / "run") == before
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"is not empty and holds no run \(it has 'thesis.txt'\): give a new folder"):
+    with pytest.raises(UserError, match=r"is not empty and contains no run \(it has 'thesis.txt'\): use a new folder"):
         RunWriter(tmp_path, manifest())
     assert everything(tmp_path) == {Path("thesis.txt"): b"precious"}
 
@@ -325,12 +325,14 @@ def test_an_empty_folder_and_hidden_files_are_fine(tmp_path):
 @pytest.mark.parametrize("name", ["file", "file/in", "x" * 300])
 def test_a_place_where_no_folder_can_be(name, tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match=r"is a file; give a folder for the run|cannot write"):
+    with pytest.raises(UserError, match=r"is a file; expected a directory for the run|cannot write"):
         RunWriter(tmp_path / name, manifest())
     assert everything(tmp_path) == {Path("file"): b"precious"}
 
 
-BROKEN = r"is broken or not made by longlens \(.+\): delete that file and run the same longlens score command again"
+BROKEN = (
+    r"is corrupt or was not written by longlens \(.+\): delete that file and run the same longlens score command again"
+)
 
 
 def read_all(folder):
@@ -386,7 +388,9 @@ def test_a_flipped_byte_is_never_read_as_a_score(tmp_path):
 def test_a_foreign_parquet_file_is_named(table, folder, tmp_path):
     write(tmp_path / "run")
     pq.write_table(table, tmp_path / "run" / folder / "part-foreign.parquet")
-    with pytest.raises(UserError, match=r"part-foreign.parquet is broken or not made by longlens \(its columns are "):
+    with pytest.raises(
+        UserError, match=r"part-foreign.parquet is corrupt or was not written by longlens \(its columns are "
+    ):
         open_scores(tmp_path / "run")
 
 
@@ -424,7 +428,7 @@ def test_a_manifest_of_something_else(content, tmp_path):
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(
         UserError,
-        match=r"is broken .no JSON object.|is no manifest of (longlens|scores)",
+        match=r"is broken .no JSON object.|is not a manifest of (longlens|scores)",
     ):
         open_scores(tmp_path / "run")
 
@@ -438,12 +442,14 @@ def test_another_schema_version(version, tmp_path):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(UserError, match=r"no such folder: .*nosuch. Make scores with: longlens score DOCS --model M"):
+    with pytest.raises(
+        UserError, match=r"no such directory: .*nosuch. Create scores with: longlens score DOCS --model M"
+    ):
         open_scores(tmp_path / "nosuch")
-    with pytest.raises(UserError, match=r"holds no scores \(no manifest.json\): expected a folder made by"):
+    with pytest.raises(UserError, match=r"contains no scores \(no manifest.json\): expected a run directory"):
         open_scores(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"holds no scores"):
+    with pytest.raises(UserError, match=r"contains no scores"):
         open_scores(tmp_path / "file")
 
 
@@ -581,7 +587,12 @@ LISTS = ["token_ids", "char_start", "char_end", "logprobs"]
         ("long", "logprobs", lambda values: [*values[:-1], float("inf")], "a log-probability is inf"),
         ("long", "logprobs", lambda values: [values[0], NAN, *values[2:]], "a log-probability is NaN"),
         *[
-            ("long", "answer_spans", lambda _, ends=ends: ends, "answer_spans are no pairs of characters of the text")
+            (
+                "long",
+                "answer_spans",
+                lambda _, ends=ends: ends,
+                "answer_spans are not pairs of character offsets in the text",
+            )
             for ends in ([0], [2, 1], [-1, 2], [0, 79], [0, None])
         ],
     ],
@@ -594,7 +605,9 @@ def test_a_row_that_cannot_be_right_is_named_with_its_part(real, side, column, c
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert (out, line[:7]) == ("", "error: ")
-    assert re.search(rf"part-\S+ is broken or not made by longlens \(.*({message}).*\): delete that file and run", line)
+    assert re.search(
+        rf"part-\S+ is corrupt or was not written by longlens \(.*({message}).*\): delete that file and run", line
+    )
 
 
 def test_without_its_text_a_span_still_has_a_bound(tmp_path):
@@ -668,7 +681,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_not_made_anew(replaced, tmp_path)
                 (tmp_path / "run").mkdir()
             writer.add(SHORT, short_row("a"))
 
-    with pytest.raises(UserError, match="run was deleted or moved while this process was writing to it: run the same"):
+    with pytest.raises(UserError, match="run was deleted or moved while this process was writing: run the same"):
         delete()
     assert list(tmp_path.glob("run/**/*")) == []
     write(tmp_path / "run")

@@ -147,7 +147,7 @@ def test_an_error_is_said_once_and_ends_all_processes(folder):
     ended = torchrun(2, "-m", "longlens", *call, cwd=folder)
     assert ended.code == 1
     assert len(ended.errors) == 1
-    assert "is not empty and holds no run" in ended.errors[0]
+    assert "is not empty and contains no run" in ended.errors[0]
 
 
 @needs_devices
@@ -163,7 +163,7 @@ def test_where_a_process_is_killed_the_other_one_ends(folder, killed):
     assert ended[1 - killed].code == 2
     (line,) = ended[1 - killed].errors
     assert line.startswith("error: no connection to the processes that share the model (")
-    assert line.endswith("one of them has ended; run the same command again, it goes on from what is there")
+    assert line.endswith("one of them has ended; run the same command again, it resumes from what is stored")
     assert "Traceback" not in ended[1 - killed].err
     assert longlens.open_scores(folder / out).ids
     alone = score_alone(folder, "llama", folder / out)
@@ -176,7 +176,7 @@ def test_where_a_process_is_killed_the_other_one_ends(folder, killed):
     [
         (
             ["--model", "llama"],
-            "--tensor-parallel is 2, for which torchrun starts 2 processes or a multiple, and there is 1:",
+            "--tensor-parallel is 2, which requires 2 processes of torchrun or a multiple, but there is 1:",
         ),
         (["--model", "llama", "--tensor-parallel", "0"], "--tensor-parallel is 0; expected at least 1"),
     ],
@@ -208,7 +208,7 @@ def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, wo
     assert "2: transformers has no tensor-parallel plan for GPT2Config: leave it out, or use" in refused(
         "--model", "gpt2"
     )
-    assert "it has 4 num_attention_heads: use a number that divides them" in refused("--model", "llama", processes=3)
+    assert "it has 4 num_attention_heads: use a divisor of it" in refused("--model", "llama", processes=3)
     assert "it is a .gguf file, which is read whole" in refused("--model", "smollm2")
     assert "--device would have no effect with --tensor-parallel" in refused("--model", "llama", "--device", "cpu")
     assert "--device-map would have no effect with --tensor-parallel" in refused(

@@ -44,7 +44,9 @@ class Doubled(torch.nn.Module):
 def test_a_model_whose_logits_are_made_in_an_unknown_way_is_refused():
     model = tiny_model("llama")
     model.lm_head = Doubled(model.lm_head)
-    with pytest.raises(longlens.UserError, match=r"LlamaForCausalLM computes its logits in a way .* off by"):
+    with pytest.raises(
+        longlens.UserError, match=r"LlamaForCausalLM computes its logits in an unsupported way: .* off by"
+    ):
         make_scorer(model)
 
 
@@ -87,7 +89,7 @@ def test_a_model_that_overflows_on_a_text_is_refused(monkeypatch):
 
 def test_learned_positions_cannot_be_exceeded():
     scorer = make_scorer(tiny_model("gpt2", max_position_embeddings=100))
-    with pytest.raises(longlens.UserError, match="100 learned positions and cannot take"):
+    with pytest.raises(longlens.UserError, match="100 learned positions and does not support"):
         score(scorer, TEXT, extrapolate=True, max_length=4000)
 
 
@@ -208,7 +210,7 @@ def test_the_decoder_of_llama_4_is_found_where_get_decoder_finds_the_whole(neste
 def test_a_model_without_such_a_decoder_is_refused():
     model = tiny_model("llama")
     model.model.forward = lambda inputs_embeds: None
-    with pytest.raises(longlens.UserError, match="LlamaForCausalLM has no part that turns token ids into hidden"):
+    with pytest.raises(longlens.UserError, match="LlamaForCausalLM has no decoder that maps token ids to hidden"):
         make_scorer(model)
 
 
@@ -347,7 +349,7 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_run_one_sequence_at_a_time(ca
     model.model.layers[0].mlp.register_forward_hook(lambda module, args, output: output + output.mean(0, keepdim=True))
     with caplog.at_level(logging.INFO, "longlens"):
         scorer = make_scorer(model, batch_tokens=1000)
-    assert "LlamaForCausalLM is run on one sequence at a time: its states move when others stand beside" in caplog.text
+    assert "LlamaForCausalLM is run with one sequence at a time: its states change with other sequences" in caplog.text
     for row in score(scorer, TEXT[:80], TEXT[:50], TEXT[10:90]):
         long, short = naive_scores(model, row.token_ids.tolist(), context=64, stride=32, bos=256)
         np.testing.assert_allclose(row.long_logprobs, long, atol=1e-4)

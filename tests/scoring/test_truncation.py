@@ -116,7 +116,7 @@ def test_characters():
 
 @pytest.mark.parametrize("number", [1, 0, -5])
 def test_too_few_tokens(number):
-    with pytest.raises(UserError, match=f"`max_length` is {number}; a document needs at least 2 tokens"):
+    with pytest.raises(UserError, match=f"`max_length` is {number}; expected at least 2"):
         limit(number)
 
 

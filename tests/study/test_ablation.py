@@ -178,7 +178,7 @@ def test_a_model_that_selects_for_itself_needs_its_own_short_scores(found):
         )
     assert (own.values[2], own.intervals[2], own.num_tokens[2]) == (None, None, 0)
     assert any("no self-evaluation (table 6) of Z, without short scores at K=12, d=4" in w for w in found.warnings)
-    with pytest.raises(UserError, match=r"Z has no short scores at K=12, d=4.*score it with `context=12`"):
+    with pytest.raises(UserError, match=r"Z has no short-context scores at K=12, d=4.*score it with `context=12`"):
         ablate(models, evaluators, self_evaluation=True)
     without = ablate(models, evaluators, self_evaluation=False, draws=10)
     assert pick(without, "longppl_self") == []
@@ -348,18 +348,18 @@ def test_what_cannot_be_is_refused():
 def test_other_texts_are_refused_and_so_is_a_k_that_a_document_lacks():
     models, _ = study()
     others = study(seed=1)[1]
-    with pytest.raises(UserError, match="X and the evaluator are of different texts"):
+    with pytest.raises(UserError, match="X and the evaluator have different texts"):
         ablate(models, others[:1])
-    with pytest.raises(UserError, match="Y and the evaluator are of different texts"):
+    with pytest.raises(UserError, match="Y and the evaluator have different texts"):
         ablate([models[0], study(seed=1)[0][1]], study()[1][:1])
     evaluator = study()[1][0]
     del evaluator.get("d3").short[ALL_K[1]]
     with pytest.raises(UserError, match=r"'d3' has no scores of E at K=5, d=5.*same longlens score command again"):
         ablate(models, [evaluator])
     empty = scores(name="none")
-    with pytest.raises(UserError, match="evaluator none hold no documents"):
+    with pytest.raises(UserError, match="evaluator none contain no documents"):
         ablate(models, [empty])
-    with pytest.raises(UserError, match="the scores of none hold no documents"):
+    with pytest.raises(UserError, match="the scores of none contain no documents"):
         ablate([empty], study()[1][:1])
 
 

@@ -165,14 +165,16 @@ def test_what_a_file_does_not_join_is_said_by_name(models, tmp_path):
     assert found.families == ["toy"] * 5
     assert found.correlations["ppl"]["B"].reason == "2 models with both values, and 3 or more are needed"
     path.write_text("model,B\nzz,4\n")
-    with pytest.raises(UserError, match=r"no benchmark result in '.*s\.csv' is of one of the scored models, 'a', 'b'"):
+    with pytest.raises(
+        UserError, match=r"no benchmark result in '.*s\.csv' belongs to one of the scored models, 'a', 'b'"
+    ):
         correlate(models, [path])
 
 
 def test_families_that_are_named_stand_before_those_of_a_file(models, table):
     found = correlate(models, [table], families={"a": "mine"})
     assert found.families == ["mine", "x", "y", "y", "y"]
-    with pytest.raises(UserError, match="`families` names 'nosuch', which is none of the runs: a, b, c, d, e"):
+    with pytest.raises(UserError, match="`families` names 'nosuch', which is not one of the runs: a, b, c, d, e"):
         correlate(models, [table], families={"nosuch": "x"})
 
 
@@ -264,7 +266,7 @@ def test_settings_in_which_runs_differ_are_part_of_a_benchmarks_name(models, tmp
 
 
 def test_a_folder_that_is_no_benchmark_run_is_refused(models, tmp_path):
-    with pytest.raises(UserError, match="is no benchmark run: give the folder of longlens bench run"):
+    with pytest.raises(UserError, match="is not a benchmark run: pass the directory of longlens bench run"):
         correlate(models, [tmp_path])
     with pytest.raises(UserError, match="no runs to correlate"):
         correlate([], [tmp_path])

@@ -234,7 +234,7 @@ def test_table_as_json_and_as_rows() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"models": ["a", "b", "a"]}, "model 'a' is there twice"),
+        ({"models": ["a", "b", "a"]}, "model 'a' occurs twice"),
         ({"models": ["a", "b"]}, "metric 'ppl' has 3 values, expected one for each of 2"),
         ({"families": ["x"]}, "`families` names 1, expected one for each of 3 models"),
     ],

@@ -142,7 +142,10 @@ def test_ways():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lengths": [40]}, r"`lengths` has 40 and `windows` a `context` of 40: no token would have a short score"),
+        (
+            {"lengths": [40]},
+            r"`lengths` has 40 and `windows` a `context` of 40: no token would have a short-context score",
+        ),
         ({"windows": [{"context": 4, "stride": 5}]}, r"`stride` is 5; expected at most `context`, which is 4"),
         ({"lengths": [100, 100]}, r"`lengths` names one twice"),
     ],

@@ -329,7 +329,7 @@ def test_prose_is_whole_paragraphs_without_headings_lists_and_notes():
 def test_what_is_not_there_is_said():
     with pytest.raises(UserError, match="no task 'niah_singel_1': did you mean 'niah_single_1'"):
         get_task("niah_singel_1")
-    with pytest.raises(UserError, match="no task 'zzz': longlens bench list shows all, or install the package"):
+    with pytest.raises(UserError, match="no task 'zzz': longlens bench list shows all, or install the plugin"):
         get_task("zzz")
     with pytest.raises(UserError, match="task 'niah_single_1' has no setting 'haystack': it has none"):
         get_task("niah_single_1", haystack="x")

@@ -80,11 +80,11 @@ def test_a_task_of_a_package_is_like_our_own():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("toy_lost", "cannot import 'toy_lost' .*mend or uninstall toy-tasks"),
+        ("toy_lost", "cannot import 'toy_lost' .*fix or uninstall toy-tasks"),
         ("toy_text", "'toy_text' .* is 'x'; expected a dataclass that is a longlens.tasks.Task"),
         ("toy_ruler", "its suite is 'ruler', which is one of longlens itself: rename it there, or uninstall toy-tasks"),
         ("toy_needs", "cannot make task 'toy_needs' of the package toy-tasks: .*nosuch"),
-        ("vt", "'vt' .*from toy-tasks. has a name of longlens itself: uninstall toy-tasks"),
+        ("vt", "'vt' .*from toy-tasks. uses a name of longlens: uninstall toy-tasks"),
     ],
 )
 def test_what_cannot_be_used_is_said_when_it_is_used(name, message):

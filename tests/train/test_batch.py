@@ -64,9 +64,9 @@ def test_offline_columns_are_padded_like_their_tokens():
     [
         ([1.0, 2.0], "a row has 2 token_weights for 3 tokens"),
         (None, "a row has 0 token_weights for 3 tokens"),
-        ([1.0, float("nan"), 1.0], "no finite number from 0 on"),
-        ([1.0, -1.0, 1.0], "no finite number from 0 on"),
-        ([1.0, None, 1.0], "no finite number from 0 on"),
+        ([1.0, float("nan"), 1.0], "not a finite number of at least 0"),
+        ([1.0, -1.0, 1.0], "not a finite number of at least 0"),
+        ([1.0, None, 1.0], "not a finite number of at least 0"),
     ],
 )
 def test_offline_columns_that_do_not_fit_are_refused(values, message):

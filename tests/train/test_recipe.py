@@ -159,7 +159,7 @@ def test_a_sweep_is_all_combinations(written):
     assert [Path(label).name == label and len(label) < 200 for label in paths] == [True] * 3
     assert next(iter(paths)).startswith("data.documents=a-b.txt-")
     assert list(read_recipe(written(sweep={"model": ["org/name"]})).runs) == ["model=org-name-e821b0"]
-    with pytest.raises(UserError, match="sweep: 'model=a' is there twice: give each value once"):
+    with pytest.raises(UserError, match="sweep: 'model=a' occurs twice: remove one"):
         read_recipe(written(sweep={"model": ["a", "a"]}))
 
 
@@ -250,7 +250,7 @@ WRONG = [
     ({"training": {"epochs": 1}}, "r.yaml: training: give steps or epochs, one of them"),
     (
         {"training": {"steps": "many"}},
-        "r.yaml: training.steps is 'many'; expected a whole number, such as 65536 or 1e9",
+        "r.yaml: training.steps is 'many'; expected an integer, such as 65536 or 1e9",
     ),
     ({"training": {"steps": 0}}, "r.yaml: training.steps is 0; expected at least 1"),
     (
@@ -270,7 +270,7 @@ WRONG = [
     ({"training": {"warmup_steps": 2, "warmup_ratio": 0.1}}, "r.yaml: training: warmup_steps and warmup_ratio were bo"),
     ({"training": {"betas": [0.9]}}, "r.yaml: training.betas[1] is missing: give it"),
     ({"training": {"precision": "fp8"}}, "r.yaml: training.precision is 'fp8'; expected float32, bfloat16 or float16"),
-    ({"training": {"seed": True}}, "r.yaml: training.seed is True; expected a whole number, such as 65536 or 1e9"),
+    ({"training": {"seed": True}}, "r.yaml: training.seed is True; expected an integer, such as 65536 or 1e9"),
     (
         {"training": {"gradient_checkpointing": 1}},
         "r.yaml: training.gradient_checkpointing is 1; expected true or false",
@@ -287,9 +287,9 @@ WRONG = [
         {"data": {"seed": 3}},
         "r.yaml: data: unknown key 'seed'; known are documents, length, packing, too_long, min_tokens, text_f",
     ),
-    ({"data": {"length": None}}, "r.yaml: data.length is None; expected a whole number, such as 65536 or 1e9"),
+    ({"data": {"length": None}}, "r.yaml: data.length is None; expected an integer, such as 65536 or 1e9"),
     ({"data": {"packing": "tight"}}, "r.yaml: data.packing is 'tight'; expected fill or best-fit"),
-    ({"data": {"length": 16}}, "r.yaml: the context K of the loss is 16 and rows have 16 tokens, so that no token"),
+    ({"data": {"length": 16}}, "r.yaml: the context K of the loss is 16 and rows have 16 tokens, so no token"),
     (
         {"loss": None},
         "r.yaml: loss is None; expected one of longce, sampled-longce, chunked-longce, offline, ce with its k",
@@ -320,7 +320,7 @@ WRONG = [
     ({"extend": {"method": "pi"}}, "r.yaml: extend: method pi needs factor; its settings are factor, original_length"),
     (
         {"extend": {"method": "pi", "factor": 8, "theta": 1e6}},
-        "r.yaml: extend: theta is no setting of method pi, which has factor, original_length: leave it out",
+        "r.yaml: extend: theta is not a setting of method pi, which has factor, original_length: leave it out",
     ),
     (
         {"extend": {"method": "pi", "fctor": 8}},
@@ -365,7 +365,8 @@ def test_what_is_wrong_with_a_recipe(changes, message, written):
         ("model.x=3", "`changes` model.x: model is 'llama' and has no keys: set model itself"),
         (
             "loss={a",
-            '`changes` loss is no YAML: while parsing a flow mapping in "<unicode string>", line 1, column 1: {a ',
+            '`changes` loss is not valid YAML: while parsing a flow mapping in "<unicode string>", '
+            "line 1, column 1: {a ",
         ),
     ],
 )
@@ -433,7 +434,7 @@ def test_no_secret_is_taken_or_repeated(change, written):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"split": "train"}}, "split is for hf: datasets, and 'a.txt' is none: leave it out"),
+        ({"data": {"split": "train"}}, "split is for hf: datasets, and 'a.txt' is not one: leave it out"),
         (
             {"data": {"text_field": "text"}},
             "text_field is for rows of datasets, JSON Lines and Parquet, and 'a.txt' is",
@@ -464,7 +465,7 @@ def test_what_would_have_no_effect_or_has_another_type(changes, message, written
 
 @pytest.mark.parametrize("key", ["subset", "split"])
 def test_keys_of_datasets_for_conversations_in_files(key):
-    with pytest.raises(UserError, match=f"{key} is for hf: datasets, and 'chat.jsonl' is none: leave it out"):
+    with pytest.raises(UserError, match=f"{key} is for hf: datasets, and 'chat.jsonl' is not one: leave it out"):
         parse_recipe(GOOD | {"data": {"chat": ["chat.jsonl"], "length": 64, key: "x"}}, "r")
     for sources, given in ((["hf:a/b"], {key: "x"}), (["chat.jsonl", "hf:a/b"], {key: "x"})):
         assert getattr(parse_recipe(GOOD | {"data": {"chat": sources, "length": 64, **given}}, "r").data, key) == "x"

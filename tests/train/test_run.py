@@ -250,7 +250,7 @@ def test_a_configuration_that_was_edited_is_another_run(place, monkeypatch):
     edited = config | {"rope_parameters": {**config["rope_parameters"], "rope_theta": 20000.0}}
     (copy / "config.json").write_text(json.dumps(edited))
     with pytest.raises(
-        UserError, match=r"out holds another run: config\.rope_parameters\.rope_theta is 10000 there and"
+        UserError, match=r"out contains a different run: config\.rope_parameters\.rope_theta is 10000 there and"
     ):
         run(made, "out")
     (copy / "config.json").write_text(json.dumps(config))
@@ -259,7 +259,7 @@ def test_a_configuration_that_was_edited_is_another_run(place, monkeypatch):
     old = manifest | {"schema_version": 1, "run": {name: manifest["run"][name] for name in parts}}
     Path("old/manifest.json").write_text(json.dumps(old))
     shutil.rmtree("old/checkpoints")  # they name a run with a configuration
-    with pytest.warns(LonglensWarning, match="was made by an older longlens, which recorded no configuration"):
+    with pytest.warns(LonglensWarning, match="was written by an older longlens without the model's configuration"):
         run(made, "old")
     run(made, "out")
 
@@ -268,14 +268,20 @@ def test_what_is_not_of_this_run_is_refused(place, monkeypatch):
     made = recipe()
     died(made, monkeypatch)
     before = everything("out")
-    with pytest.raises(UserError, match=r"out holds another run: training.seed is 0 there and 1 here\. Give another"):
+    with pytest.raises(
+        UserError, match=r"out contains a different run: training.seed is 0 there and 1 here\. Give another"
+    ):
         run(recipe(training={"seed": 1}), "out")
     other = recipe(loss="ce")
-    with pytest.raises(UserError, match=r"out holds another run: loss.longce.context is 8 there and None here; "):
+    with pytest.raises(
+        UserError, match=r"out contains a different run: loss.longce.context is 8 there and None here; "
+    ):
         run(other, "out")
     (place / "llama").unlink()
     (place / "llama").symlink_to(place / "dropping")
-    with pytest.raises(UserError, match=r"out holds another run: weights_sha256 is '\w+' there and .* here; config"):
+    with pytest.raises(
+        UserError, match=r"out contains a different run: weights_sha256 is '\w+' there and .* here; config"
+    ):
         run(made, "out")
     assert everything("out") == before
     (place / "llama").unlink()
@@ -355,7 +361,7 @@ def test_a_damaged_checkpoint_is_named_with_the_cure(place, monkeypatch, name):
             "out/manifest.json says of no run what it is (run): give ",
         ),
         ("recipe.yaml", b"\xff\xfe", "out/recipe.yaml is "),
-        ("recipe.yaml", "3", "out holds another run: "),
+        ("recipe.yaml", "3", "out contains a different run: "),
         ("result.json", "{}", "out/result.json is broken (it has no evaluation): delete out/result.json, and run the"),
         ("checkpoints/checkpoint-2/trainer_state.json", '{"global_step": 2}', "trainer_state.json is broken (no glo"),
         ("data/data/train-00000.parquet", flipped, "out/data"),
@@ -383,12 +389,12 @@ def test_other_versions_are_said(place, monkeypatch):
     manifest = json.loads(Path("out/manifest.json").read_text())
     manifest["versions"]["torch"] = "1.0"
     Path("out/manifest.json").write_text(json.dumps(manifest))
-    with pytest.warns(LonglensWarning, match=r"out was begun with other versions \(torch 1.0 -> "):
+    with pytest.warns(LonglensWarning, match=r"out was started with other versions \(torch 1.0 -> "):
         run(recipe(), "out")
 
 
 def test_one_writer(place):
-    message = "another process is training in out: wait for it, or give another folder"
+    message = "another process is training in out: wait for it, or use another directory"
     with RunFolder(Path("out"), recipe().resolved()), pytest.raises(UserError, match=message):
         run(recipe(), "out")
     assert not Path("out/model").exists()
@@ -397,9 +403,9 @@ def test_one_writer(place):
 def test_a_folder_that_holds_something_else(place):
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="full is not empty and holds no run"):
+    with pytest.raises(UserError, match="full is not empty and contains no run"):
         run(recipe(), "full")
-    with pytest.raises(UserError, match=r"a\.txt is a file; give a folder for the run"):
+    with pytest.raises(UserError, match=r"a\.txt is a file; expected a directory for the run"):
         run(recipe(), "a.txt")
     assert [path.name for path in Path("full").iterdir()] == ["notes.txt"]
 
@@ -411,12 +417,12 @@ def gpt2(place):
 
 WRONG = [
     ({"extend": {"method": "pi", "factor": 8}, "model": "gpt2"}, "gpt2 has no rotary position embedding (RoPE), which"),
-    ({"after": {"method": "ntk", "theta": 1e3}}, "`theta` is 1000; the model's base is 10000 already, and only a larg"),
+    ({"after": {"method": "ntk", "theta": 1e3}}, "`theta` is 1000; the model's base is 10000 already; a larg"),
     ({"model": "nosuch.gguf"}, "no such model: 'nosuch.gguf' is neither a folder, a .gguf file nor a hub id (owner/na"),
     ({"load": {"full_attention": True}}, "load.full_attention: llama has no sliding window to turn off: leave it out"),
     ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: leave it out, or give it text"),
     ({"data": {"documents": ["nosuch.txt"]}}, "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written"),
-    ({"data": {"packed": "llama"}}, "llama holds no rows of longlens data mix or longlens data pack: make them, or gi"),
+    ({"data": {"packed": "llama"}}, "llama has no rows of longlens data mix or longlens data pack: make them, or gi"),
     (
         {"data": {"mixture": "pg19", "documents": None, "length": 64, "packing": None}},
         "recipe: data: unknown key 'packing'",
@@ -503,10 +509,10 @@ def test_a_model_that_mixes_packed_documents_is_refused_before_it_is_evaluated(p
     byte_tokenizer().save_pretrained("mamba")
     shutil.copy("b.txt", "c.txt")
     made = recipe(model="mamba", data={"documents": ["a.txt", "c.txt"]}, evaluation=EVALUATION)
-    with pytest.raises(UserError, match=r"^documents packed into a row are not kept apart by MambaForCausalLM"):
+    with pytest.raises(UserError, match=r"^documents packed into a row are not separated by MambaForCausalLM"):
         run(made, "out")
     assert read_log(Path("out/log.jsonl")) == []
-    run(recipe(model="mamba", data={"documents": ["a.txt"]}), "alone")  # one document a row
+    run(recipe(model="mamba", data={"documents": ["a.txt"]}), "alone")  # one document per row
 
 
 def test_a_source_without_a_path(place):
@@ -551,7 +557,7 @@ def test_packed_rows_are_used_where_they_are(place):
     pack_folder(["a.txt"], byte_tokenizer(), "rows", length=32, packing=BestFit())
     run(made, "out")
     assert not Path("out/data").exists()
-    with pytest.raises(UserError, match=r"the context K of the loss is 32 and rows have 32 tokens, so that no token"):
+    with pytest.raises(UserError, match=r"the context K of the loss is 32 and rows have 32 tokens, so no token"):
         run(recipe(data={"packed": "rows"}, loss={"longce": {"context": 32, "stride": 4}}), "other-out")
     assert not Path("other-out").exists()
 
@@ -565,12 +571,12 @@ def test_offline_weights(place):
     offline = recipe(data={"packed": "rows"}, loss={"offline": {}}, training={"steps": 1, "batch_size": 1})
     result = run(offline, "out")
     live = recipe(data={"packed": "rows"}, training={"steps": 1, "batch_size": 1})
-    with pytest.raises(UserError, match=r"rows has token_weights, which would take the place of the short pass"):
+    with pytest.raises(UserError, match=r"rows has token_weights, which would replace the short-context pass"):
         run(live, "live")
     assert result["loss"]["first"] != run(recipe(**{"data": {"packed": "rows"}, "loss": "ce"}), "ce")["loss"]["first"]
     # gamma of the recipe counts: the weights reach up to 5, and a smaller gamma reduces them.
     content = {"data": {"packed": "rows"}, "training": {"steps": 1, "batch_size": 1}}
-    with pytest.warns(LonglensWarning, match="larger weights are reduced to gamma"):
+    with pytest.warns(LonglensWarning, match="larger weights are clipped to gamma"):
         capped = run(recipe(**content, loss={"offline": {"gamma": 1.0}}), "capped")
     assert capped["loss"]["first"] < result["loss"]["first"]
 
@@ -624,7 +630,7 @@ def test_a_sliding_window_that_is_turned_off(place):
     assert (config.sliding_window, config.rope_parameters["rope_theta"]) == (None, 5e5)
     tiny_model("gemma3").save_pretrained(place / "gemma3")
     byte_tokenizer().save_pretrained(place / "gemma3")
-    with pytest.raises(UserError, match=r"has a sliding window in some layers alone, beside layers that attend to"):
+    with pytest.raises(UserError, match=r"has a sliding window only in some layers, and full attention"):
         plan_config(recipe(model="gemma3", load={"full_attention": True}))
 
 
@@ -769,5 +775,5 @@ def test_two_processes_train_as_one_and_stop_as_one(place):
     assert found["evaluation"]["last"]["longppl"] == pytest.approx(alone["evaluation"]["last"]["longppl"], rel=1e-4)
     assert [line["step"] for line in read_log(Path("right/log.jsonl"))] == [0, 1, 2]
     Path("right/result.json").unlink()
-    with pytest.raises(UserError, match=r"right holds another run: processes is 2 there and 1 here"):
+    with pytest.raises(UserError, match=r"right contains a different run: processes is 2 there and 1 here"):
         run(made, "right")

@@ -148,12 +148,12 @@ def test_lora_gradients_are_those_of_the_naive_loss(tmp_path):
 
 def test_adapters_that_the_loss_would_pass_by_are_refused(tmp_path):
     on_head = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
-    with pytest.raises(UserError, match="an adapter sits on the vocabulary head of LlamaForCausalLM"):
+    with pytest.raises(UserError, match="an adapter is attached to the vocabulary head of LlamaForCausalLM"):
         trained(tmp_path, on_head)
     virtual = peft.get_peft_model(
         tiny_model("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
-    with pytest.raises(UserError, match="passes by the virtual tokens of"):
+    with pytest.raises(UserError, match="bypasses the virtual tokens of"):
         trained(tmp_path, virtual)
 
 

@@ -150,11 +150,11 @@ def test_weights_of_the_batch_replace_the_short_pass(tmp_path, monkeypatch):
         capped = trained(tmp_path, train_dataset=rows(token_weights=larger), longce=OFFLINE)
     assert_stepped(capped, expected)
     for dead in (RULE, SampledLongCE(share=0.25), ChunkedLongCE(), LongCE(short_dtype="bfloat16")):
-        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` and `floor` of"):
+        with pytest.raises(UserError, match="so there is no short-context pass, and only `gamma` and `floor` of"):
             trained(tmp_path, train_dataset=rows(token_weights=per_token), longce=dead)
         stream = datasets.IterableDataset.from_generator(lambda: iter(rows(token_weights=per_token)))
         assert stream.column_names is None  # so that only a batch shows that there are weights
-        with pytest.raises(UserError, match="so there is no short pass, and only `gamma` and `floor` of"):
+        with pytest.raises(UserError, match="so there is no short-context pass, and only `gamma` and `floor` of"):
             trained(tmp_path, train_dataset=stream, longce=dead)
 
 
@@ -235,7 +235,7 @@ def test_no_logits_of_a_whole_sequence_exist(tmp_path, monkeypatch):
 
 
 def test_documents_shorter_than_the_context_are_said_to_be(tmp_path):
-    with pytest.warns(LonglensWarning, match="no token had a short score, so LongCE was CE"):
+    with pytest.warns(LonglensWarning, match="no token had a short-context score, so LongCE equaled CE"):
         trained(tmp_path, longce=LongCE(context=100, stride=8))
 
 

@@ -41,7 +41,7 @@ def test_parts_of_a_sequence_make_the_update_of_the_whole(ranks, tmp_path, name,
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("packed", "documents packed into rows, which would see each other: train with one document a row, or with "),
+        ("packed", "documents packed into rows, which would see each other: train with one document per row, or with "),
         ("eager", "sp_attn_implementation 'sdpa', and the model was loaded with 'eager'"),
         ("dynamic", "rotary frequencies of LlamaForCausalLM go by the length"),
     ],

@@ -46,7 +46,7 @@ class EngineSettings:
         tokenizer: Whose tokenizer counts and, for a server, encodes; the model's own unless given.
         loading: How the model is loaded.
         batch_size: Prompts at a time, or ``auto``.
-        max_length: Tokens that prompt and answer may have; what the model was made for unless given.
+        max_length: Tokens that prompt and answer may have; the model's maximum length by default.
         api_key_env: Environment variable with the key that is sent to the server; without it, the key is that of
             `longlens.engines.address.find_key`.
     """
@@ -65,7 +65,7 @@ class EngineSettings:
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"`max_length` is {self.max_length}; expected at least 1, or leave it out")
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
-            raise UserError(f"`batch_size` is {shown_value(self.batch_size)}; expected a number from 1 on, or auto")
+            raise UserError(f"`batch_size` is {shown_value(self.batch_size)}; expected a number of at least 1, or auto")
         if not self.backend:
             object.__setattr__(self, "backend", "local-completions" if self.server else HF)
         if self.backend == HF and self.server:
@@ -175,7 +175,7 @@ def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> 
 
     name = settings.tokenizer or (None if settings.server else settings.model)
     if name is None:
-        raise UserError(f"{settings.model}: a server does not say how it counts: name its model as `tokenizer`")
+        raise UserError(f"{settings.model}: a server does not report its tokenizer: pass it as `tokenizer`")
     if name == settings.model:
         check_folder(resolve(name))
     tokenizer = load_tokenizer(name, trust_remote_code=settings.loading.trust_remote_code)
@@ -187,7 +187,7 @@ def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> 
         max_length = max(lengths)
         _LOGGER.info("%s states no maximum length: it is asked with %s tokens at most", settings.model, max_length)
     if max_length is None:
-        raise UserError(f"{settings.model} does not say how many tokens it takes: pass `max_length`")
+        raise UserError(f"{settings.model} does not report its maximum length: pass `max_length`")
     return PromptLimit(tokenizer, max_length)
 
 
@@ -296,7 +296,7 @@ def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], c
     whole = prompt_tokens(tokenizer, prompt + continuation)
     if whole[: len(before)] != list(before) or len(whole) <= len(before):
         raise UserError(
-            f"{key}: {continuation[:20]!r} merges with the end of the prompt {prompt[-20:]!r} into one token, so that "
-            "it cannot be scored as what comes next: use `mode=generate` for this task and tokenizer"
+            f"{key}: {continuation[:20]!r} merges with the end of the prompt {prompt[-20:]!r} into one token, so it "
+            "cannot be scored as a continuation: use `mode=generate` for this task and tokenizer"
         )
     return len(whole)

@@ -62,7 +62,7 @@ def judge_run(
     check_settings(dict.fromkeys(row.task.name for _, mine, _ in asked for row in mine), places or {})
     for name, mine, score in asked:
         if not mine:
-            raise UserError(f"{folder} has no answers that {name} could score: no task of it is scored by such a model")
+            raise UserError(f"{folder} has no answers for {name} to score: none of its tasks uses such a model")
         model = _model_sha256(name, loading)
         again, owed = _split(name, model, mine, known)
         _LOGGER.info(f"{name}: {len(owed)} of {len(mine)} answers to score")
@@ -145,8 +145,8 @@ def _by_nli(name: str, rows: Sequence[GradedSample], loading: Loading) -> Scored
     for row in rows:
         if not row.sample.prompt:
             raise UserError(
-                f"{row.sample.id}: its prompt, with the documents that are cited, was not stored: run the benchmark "
-                "again with its prompts stored"
+                f"{row.sample.id}: its prompt with the cited documents was not stored: run the benchmark again and "
+                "store the prompts"
             )
     model = load_entails(name, **asdict(loading))
     for row in rows:

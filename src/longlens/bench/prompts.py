@@ -101,7 +101,7 @@ class PromptBuilder:
         if template not in ("auto", "none") and not (is_chat or self._has_template):
             raise UserError(f"`template` is {template!r}, and this tokenizer has no chat template: use `template=none`")
         if is_chat and template in ("none", "prefill"):
-            raise UserError(f"`template` is {template!r}, and this backend takes messages alone: use chat-prefix")
+            raise UserError(f"`template` is {template!r}, and this backend accepts only messages: use chat-prefix")
         if is_chat and mode != "generate":
             raise UserError(f"`mode={mode}` needs log-probabilities, which chat completions do not give")
 
@@ -156,8 +156,8 @@ class PromptBuilder:
         if counted + answer_tokens > self.max_length:
             if policy == "error":
                 raise UserError(
-                    f"{sample.id} has {counted:,} tokens and wants {answer_tokens:,} for the answer, and the model "
-                    f"takes {self.max_length:,}: ask for shorter samples, or say by `overlong` what is done with it"
+                    f"{sample.id} has {counted:,} tokens plus {answer_tokens:,} for the answer, but the model "
+                    f"supports {self.max_length:,}: request shorter samples, or set `overlong`"
                 )
             whole, budget, is_skipped = sample, self.max_length - answer_tokens, policy == "skip"
             around = max(0, counted - len(prompt_tokens(self.tokenizer, sample.prompt + sample.answer_prefix)))

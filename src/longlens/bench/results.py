@@ -432,7 +432,7 @@ def grade_run(
 
 def _score(task: Task, sample: Sample, prediction: str, place: str) -> dict[str, float]:
     """The task's score; what it needs of a sample's metadata may be missing in files of others."""
-    with library_errors(f"{place} is no sample of {task.name}", "give a file of longlens bench build"):
+    with library_errors(f"{place} is not a sample of {task.name}", "give a file of longlens bench build"):
         return task.score(sample, prediction)
 
 
@@ -473,17 +473,17 @@ def grade_predictions(samples: Iterable[Sample], path: Path, *, marks: Marks | N
             fields = f"the fields {shown_value(list(row))}" if row else "no fields"
             raise UserError(f'{place}: expected {{"id": "…", "prediction": "…"}}, two texts; got {fields}')
         if key in said:
-            raise UserError(f"{place}: the id {shown_value(key)} is there twice: give one prediction for each sample")
+            raise UserError(f"{place}: the id {shown_value(key)} occurs twice: give one prediction per sample")
         if key not in asked:
             raise UserError(
-                f"{place}: no sample has the id {shown_value(key)}: are these predictions of other samples?"
+                f"{place}: no sample has the id {shown_value(key)}: check that the predictions belong to these samples"
             )
         said[key] = text
     missing = [key for key in asked if key not in said]
     if missing:
         raise UserError(
             f"{shown(path)} has no prediction for {len(missing)} of {len(asked)} samples, such as "
-            f"{shown_value(missing[0])}: give one for each, an empty string where the model said nothing"
+            f"{shown_value(missing[0])}: give one for each, an empty string if the model gave no answer"
         )
     tasks: dict[str, Task] = {}
     graded = []

@@ -142,7 +142,7 @@ def _batches(settings: BenchSettings, limit: PromptLimit, builder: PromptBuilder
     own = {key: value for key, value in settings.settings.items() if key != "data_dir" or not selected.harness}
     shared = {key: value for key, value in settings.settings.items() if key not in own}
     if own and not selected.tasks:
-        raise UserError(f"no task has a setting {next(iter(own))!r}: files of samples have theirs in them")
+        raise UserError(f"no task has a setting {next(iter(own))!r}: sample files contain their settings")
     batches = task_batches(
         make_tasks(selected.tasks, own, shared, settings.lengths),
         lengths=settings.lengths,
@@ -226,8 +226,8 @@ class _Asker:
             plan = processes.receive()
             if plan["samples"] != ids:
                 raise UserError(
-                    f"process {processes.rank} (from 0) has other samples than the first process: give all processes "
-                    "the same files and data"
+                    f"process {processes.rank} (from 0) has different samples than the first process: give all "
+                    "processes the same files and data"
                 )
         else:
             costs = []
@@ -309,8 +309,8 @@ class _Asker:
         data = data_hashes(row["metadata"])
         if any(one.data != data for one in others) or (known is not None and sample_identity(row) != known.identity):
             raise UserError(
-                f"{self._run.path} holds another sample {batch.ids[at]} (other settings, data or haystack): give a new "
-                "folder"
+                f"{self._run.path} contains a different sample {batch.ids[at]} (other settings, data or haystack): use "
+                "a new folder"
             )
         return _PendingSample(row, known is None, self._owed(prompt.sha256, prompt.requests))
 

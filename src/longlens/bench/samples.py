@@ -198,14 +198,10 @@ def _read_samples(path: Path, *, of_runs: bool = True) -> Iterator[tuple[Line, S
     for line in read_lines(path, step=_STEP):
         row = line.fields()
         if not of_runs and "prompt_sha256" in row:
-            raise UserError(
-                f"{shown(path)} has the exact prompts of a run, or none: give a file of longlens bench build"
-            )
+            raise UserError(f"{shown(path)} has the prompts of a run, or none: give a file of longlens bench build")
         sample = parse_sample(row, line.place)
         if sample.id in ids:
-            raise UserError(
-                f"{shown(path)}: the id {shown_value(sample.id)} is there twice: each sample needs one of its own"
-            )
+            raise UserError(f"{shown(path)}: the id {shown_value(sample.id)} occurs twice: sample ids must be unique")
         ids.add(sample.id)
         yield line, sample
     if not ids:
@@ -246,7 +242,7 @@ def _file_batch(path: Path, name: str, task: Task, lines: Sequence[_Line]) -> Sa
     def sample(at: int) -> Sample:
         row = read_at(path, lines[at].start, step=_STEP)
         if canonical_sha256(row) != lines[at].sha256:
-            raise UserError(f"{shown(path)} has changed while it was read: run the same command again")
+            raise UserError(f"{shown(path)} changed while it was read: run the same command again")
         return parse_sample(row, lines[at].place)
 
     return SampleBatch(

@@ -151,7 +151,7 @@ def select_tasks(names: Iterable[str]) -> SelectedTasks:
             hint = (
                 f"did you mean {close[0]!r}?"
                 if close
-                else "longlens bench list shows all, or install the package that adds it"
+                else "longlens bench list shows all, or install the plugin that provides it"
             )
             raise UserError(f"no task or suite {name!r}: {hint}")
     return SelectedTasks(tasks=tuple(tasks), harness=tuple(harness.values()))
@@ -240,7 +240,7 @@ def task_of(sample: Sample, places: Mapping[str, Any] | None = None) -> Task:
     name = sample.metadata.get("task")
     if not isinstance(name, str):
         raise UserError(
-            f"sample {shown_value(sample.id)} names no task in its metadata: give a file of longlens bench build"
+            f"sample {shown_value(sample.id)} has no task in its metadata: pass a file of longlens bench build"
         )
     own = task_settings(name)
     given = {**(sample.metadata.get("settings") or {}), **(places or {})}
@@ -257,11 +257,11 @@ def check_harness(settings: BenchSettings) -> None:
     takes_length = bool(selected.tasks) or any(task.by_length for task in selected.harness)
     for task in selected.harness:
         if prompts.mode != "generate":
-            raise UserError(f"{task.name} is lm-evaluation-harness's and has a mode of its own: leave `mode` out")
+            raise UserError(f"{task.name} is lm-evaluation-harness's and has its own mode: leave `mode` out")
         if prompts.overlong in ("skip", "context-only"):
             raise UserError(
-                f"{task.name} is lm-evaluation-harness's: `overlong={prompts.overlong}` is not possible, as its "
-                "prompts are whole texts: use error, middle or left"
+                f"{task.name} is lm-evaluation-harness's: `overlong={prompts.overlong}` is not possible, because its "
+                "prompts are plain texts: use error, middle or left"
             )
         if task.by_length and not lengths:
             raise UserError(f"{task.name} has data of several lengths: pass `lengths`, such as `lengths=[4096]`")

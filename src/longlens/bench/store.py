@@ -56,7 +56,7 @@ Row = dict[str, Any]
 Write = Callable[[Mapping[str, Any]], None]
 NUMBER = (int, float)
 JSON_NAMES = {str: "string", dict: "object", int: "integer"}
-_RUN_STEP = "give another folder, or run the benchmark again in a new one"
+_RUN_STEP = "use another folder, or run the benchmark again in a new one"
 
 
 class StoredSample(NamedTuple):
@@ -92,7 +92,7 @@ class StoredSample(NamedTuple):
         """
         row = read_at(self.path, self.start, step=_RUN_STEP)
         if not isinstance(row, dict) or sample_identity(row) != self.identity:
-            raise UserError(f"{shown(self.path)} has changed while it was read: run the same command again")
+            raise UserError(f"{shown(self.path)} changed while it was read: run the same command again")
         return row
 
 
@@ -233,7 +233,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file() or not (Path(folder) / "samples").is_dir():
-        raise UserError(f"{shown(folder)} is no benchmark run: give the folder of longlens bench run")
+        raise UserError(f"{shown(folder)} is not a benchmark run: pass the directory of longlens bench run")
     wanted = {"model": str, "mode": str, "template": str, "think_tokens": int}
     manifest = read_run_manifest(Path(folder), step=_RUN_STEP)
     check_fields(manifest, shown(path), wanted)

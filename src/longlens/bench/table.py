@@ -74,7 +74,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
         UserError: There is no run.
     """
     if not results:
-        raise UserError("no runs to put into a table: give folders of longlens bench run")
+        raise UserError("no runs for the table: pass directories of longlens bench run")
     labels, lengths = _labels(results), _lengths(results)
     cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
     notes: dict[str, None] = {}

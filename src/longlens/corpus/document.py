@@ -49,7 +49,7 @@ def check_answer_spans(value: Any, place: str, characters: int | None = None) ->
             bound = "" if characters is None else f" <= {characters}"
             raise UserError(
                 f"answer_spans of {place} has {shown_value(span)}, expected [start, end) in characters with "
-                f"0 <= start <= end{bound}, such as [[4, 9]]: mend it"
+                f"0 <= start <= end{bound}, such as [[4, 9]]: fix it"
             )
     return tuple((start, end) for start, end in listed)
 

@@ -331,7 +331,7 @@ def module_files(name: str) -> list[tuple[str, Path]]:
     """
     top, *others = name.split(".")
     if not all(part.isidentifier() for part in others):
-        raise UserError(f"{shown(STDLIB + name)} is no name of a module, such as {STDLIB}email.mime")
+        raise UserError(f"{shown(STDLIB + name)} is not a module name, such as {STDLIB}email.mime")
     if top not in sys.stdlib_module_names:
         close = difflib.get_close_matches(top, sys.stdlib_module_names, n=1, cutoff=0.5)
         known = f" (nearest: {close[0]!r})" if close else ""

@@ -280,7 +280,7 @@ def _dataset_errors(name: str, where: str = "") -> Iterator[None]:
             ) from error
         except (ConnectionError, HTTPError) as error:
             raise UserError(
-                f"{dataset} is no folder here, and the Hub cannot be reached: {one_line(error)}: "
+                f"{dataset} is not a local folder, and the Hub cannot be reached: {one_line(error)}: "
                 "check the network, or pass hf:FOLDER of a copy"
             ) from error
 

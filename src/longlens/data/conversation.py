@@ -166,13 +166,13 @@ class ChatTemplate:
         self._check_end(messages[: answer + 1], turn, prompt, tools)
         if not turn.startswith(prompt):
             raise UserError(
-                f"the chat template writes the prompt for message {answer + 1} otherwise than the conversation goes on "
-                f"({_difference(prompt, turn)}), so the answer cannot be told from it: set tokenizer.chat_template to "
-                "one that adds to what it wrote, or that has {% generation %} marks"
+                f"the chat template writes the prompt for message {answer + 1} differently than the conversation "
+                f"continues ({_difference(prompt, turn)}), so the answer cannot be located: set "
+                "tokenizer.chat_template to one that only appends to the prompt, or that has {% generation %} marks"
             )
         if not text.startswith(turn):
             raise UserError(
-                f"the chat template writes message {answer + 1} otherwise once others follow "
+                f"the chat template writes message {answer + 1} differently once other messages follow "
                 f"({_difference(turn, text)}), as templates do that remove earlier reasoning: pass "
                 "`turns='apart'` for a row of each answer, or set tokenizer.chat_template to one that has "
                 "{% generation %} marks"
@@ -192,9 +192,9 @@ class ChatTemplate:
         following = {"role": "user", "content": "next"}
         if not self._render([*messages, following], tools)[0].startswith(turn):
             raise UserError(
-                f"the chat template ends a finished conversation with {turn[-_EXCERPT:]!r}, which is not there when "
-                "the user goes on (a prompt for the next answer, which would be learned): set tokenizer.chat_template "
-                "to one that writes it with add_generation_prompt alone"
+                f"the chat template ends a finished conversation with {turn[-_EXCERPT:]!r}, which is missing when the "
+                "user continues (a prompt for the next answer, which would be learned): set tokenizer.chat_template "
+                "to one that writes it only with add_generation_prompt"
             )
 
     def _render(

@@ -188,7 +188,7 @@ def _row_readers(source: str, options: Reading) -> list[Callable[[], Iterator[Ro
     for file in files:
         reader = rows_reader(file)
         if reader is None:
-            raise UserError(f"{shown(file)} is no .jsonl, .json or .parquet file: rows are expected in such")
+            raise UserError(f"{shown(file)} is not a .jsonl, .json or .parquet file")
         readers.append(reader)
     return readers
 

@@ -55,7 +55,7 @@ def qa_folder(
     ::
 
         OUT/manifest.json    settings, generator, prompt; other settings are refused
-        OUT/train.jsonl      a line a pair, written when it is there; a run that was killed goes on after the last one
+        OUT/train.jsonl      a line a pair, written when it is there; a run that was killed resumes after the last one
         OUT/refused.log      a line for each pair that is not there: the reason, and what the model wrote
         OUT/counts.json      what is returned; where it is, all is done
 
@@ -212,7 +212,7 @@ class _Log:
         self.refused: Counter[str] = Counter()
         for name in (ROWS, REFUSED):
             if (folder / name).exists():
-                for line in read_lines(folder / name, step="give another folder", unfinished=True):
+                for line in read_lines(folder / name, step="use another folder", unfinished=True):
                     self._add(_fields(line))
 
     def done(self, document: Document) -> set[int]:
@@ -224,7 +224,7 @@ class _Log:
         digest, pairs = self._done.get(document.id, ("", set()))
         if pairs and digest != text_sha256(document.text):
             raise UserError(
-                f"document {shown(document.id)} has changed since {self._folder} has pairs on it: give another folder"
+                f"document {shown(document.id)} has changed since {self._folder} has pairs on it: use another folder"
             )
         return pairs
 
@@ -257,5 +257,5 @@ def _fields(line: Line) -> dict[str, Any]:
     types |= {"reason": str} if "reason" in fields else {"document_span": list, "document_characters": int}
     for name, kind in types.items():
         if not isinstance(fields.get(name), kind):
-            raise UserError(f"{line.place} is broken ({name} is {shown_value(fields.get(name))}): give another folder")
+            raise UserError(f"{line.place} is broken ({name} is {shown_value(fields.get(name))}): use another folder")
     return fields

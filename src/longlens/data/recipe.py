@@ -36,7 +36,7 @@ def check_reading(
     datasets = [source for source in sources if source.startswith("hf:")]
     for name, value in (("subset", subset), ("split", split)):
         if value is not None and not datasets:
-            raise UserError(f"{name} is for hf: datasets, and {shown_value(sources[0])} is none: leave it out")
+            raise UserError(f"{name} is for hf: datasets, and {shown_value(sources[0])} is not one: leave it out")
     if text_field is not None and all(s.startswith(STDLIB) or Path(s).suffix.lower() in TEXT_ENDINGS for s in sources):
         raise UserError(
             f"text_field is for rows of datasets, JSON Lines and Parquet, and {shown_value(sources[0])} is a text: "

@@ -109,7 +109,7 @@ def read_columns(row: Mapping[str, Any], place: str, *, vocabulary: int | None =
     for name, values in found.items():
         if len(values) != size:
             raise UserError(
-                f"{name} of {place} has {len(values)} entries beside {size} input_ids: expected one for each token"
+                f"{name} of {place} has {len(values)} entries for {size} input_ids: expected one for each token"
             )
     _check_ids(found["input_ids"], vocabulary, f"input_ids of {place}")
     if "labels" in found:
@@ -476,7 +476,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         check_schema_version(path, manifest)
     _settings_of(manifest, path)
     if not (folder / COUNTS).is_file():
-        raise UserError(f"{folder} is not complete: run the command that makes it again, it goes on from there")
+        raise UserError(f"{folder} is not complete: run the command that makes it again, it resumes from there")
     return manifest
 
 

@@ -286,7 +286,7 @@ class Weigher:
                 return column
         raise UserError(
             f"{place} has the id {scored.id!r} and other tokens than were scored ({len(ids)} here, {n} there): it is "
-            "of another text or tokenizer: score the same documents, or give the texts"
+            "from another text or tokenizer: score the same documents, or give the texts"
         )
 
 

@@ -149,7 +149,7 @@ def share(models: Collection[tuple[str, Loading, Engine]]) -> list[tuple[Loading
 
 
 def _given(group: Loading | Engine) -> set[str]:
-    """Fields that are not as they are by default; which engine it is is no setting of it."""
+    """Fields that are not as they are by default; which engine it is is not a setting of it."""
     defaults = {field.name: field.default for field in fields(group)}
     return {name for name, default in defaults.items() if getattr(group, name) != default} - {"engine"}
 

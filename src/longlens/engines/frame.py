@@ -91,7 +91,7 @@ class EngineScorer(ABC):
             if self.longest is not None and len(request.token_ids) > self.longest:
                 raise UserError(
                     f"a document has {len(request.token_ids):,} tokens, and the engine of {shown(self.info.name)} "
-                    f"takes {self.longest:,}: use a smaller `max_length`, or start the engine with room for more"
+                    f"supports {self.longest:,}: use a smaller `max_length`, or start the engine with a larger maximum"
                 )
             yield request
 
@@ -152,11 +152,11 @@ class EngineScorer(ABC):
                 apart.append(abs(values[0] - generated.logprob))
             if len(best) == 3:
                 break
-        self._require(best, "what it generates at temperature 0 is no token of the tokenizer")
+        self._require(best, "what it generates at temperature 0 is not a token of the tokenizer")
         difference = float(np.mean(apart)) if apart else 0.0
         self._require(
             all(best) and difference <= PROBE_NATS,
-            "the token that it generates has another log-probability in the prompt, or is not the likeliest there"
+            "the token that it generates has another log-probability in the prompt, or is not the most likely one there"
             + (f" (apart by {difference:.2g} nats)" if difference > PROBE_NATS else "")
             + ": the list is shifted or of other tokens",
         )
@@ -255,7 +255,7 @@ def _probe_ids(encoder: TextEncoder) -> tuple[list[int], list[int]]:
     bos = [] if encoder.bos_token_id is None else [encoder.bos_token_id]
     others = [token for token in dict.fromkeys(ids) if token != ids[-1]][:6]
     if len(ids) < 12 or len(others) < 3:
-        raise UserError(f"the tokenizer makes {len(ids)} tokens of {PROBE_TEXT!r}: give the model's own `tokenizer`")
+        raise UserError(f"the tokenizer makes {len(ids)} tokens of {PROBE_TEXT!r}: pass the model's own `tokenizer`")
     return bos + ids, others
 
 

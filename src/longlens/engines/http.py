@@ -227,7 +227,7 @@ class Http:
             place = "the proxies in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)" if is_proxied else "its log"
             raise UserError(
                 f"the server {self.server.host} failed (attempt {number} of {attempts}): {error}: see that it runs, "
-                f"and {place}, then run the same command again, which goes on where it stopped"
+                f"and {place}, then run the same command again, which resumes where it stopped"
             ) from error
         finally:
             self._in_flight -= tokens
@@ -309,7 +309,7 @@ class Http:
         if seconds > LONGEST_RETRY_AFTER:
             raise UserError(
                 f"the server {self.server.host} asks to wait {seconds:.0f} s (status {response.status_code}): run the "
-                "same command again then, it goes on where it stopped"
+                "same command again then, it resumes where it stopped"
             )
         return max(seconds, 0.0)
 

@@ -138,8 +138,8 @@ class _Model:
         if not self._context:
             size, self._length, self._free_context = self._length, 0, None
             raise UserError(
-                f"llama.cpp has no room for a context of {size:,} tokens ({self._reason('out of memory')}): use a "
-                "smaller `max_length`"
+                f"llama.cpp has not enough memory for a context of {size:,} tokens ({self._reason('out of memory')}): "
+                "use a smaller `max_length`"
             )
         self._free_context = weakref.finalize(self, api.llama_free, self._context)
         # Finalizers run last in, first out: the context is freed before its model.
@@ -217,7 +217,7 @@ def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
             precise=precise,
         )
     if not model.is_decoder:
-        raise UserError(f"{shown(name)} is no causal language model, which longlens needs: give another file")
+        raise UserError(f"{shown(name)} is not a causal language model, which longlens requires: use another file")
     _check_tokenizer(name, model, encoder)
     info = local_info(
         source,
@@ -246,8 +246,8 @@ def _check_tokenizer(name: str, model: _Model, encoder: TextEncoder) -> None:
     shorter = min(len(ours), len(theirs))
     at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
     raise UserError(
-        f"the tokenizer of {shown(name)} and llama.cpp cut a text differently from token {at} on "
-        f"({ours[at : at + 3]} and {theirs[at : at + 3]}): give the model's own `tokenizer`, or use "
+        f"the tokenizer of {shown(name)} and llama.cpp tokenize a text differently from token {at} on "
+        f"({ours[at : at + 3]} and {theirs[at : at + 3]}): pass the model's own `tokenizer`, or use "
         "`engine=transformers`"
     )
 

@@ -127,7 +127,7 @@ class OpenAIScorer(ServerScorer):
         if "".join(ours.split()) not in "".join(text.split()):
             raise UserError(
                 f"the tokenizer is not that of {shown(self.http.server.name)} on {self.http.server.host}, which reads "
-                f"{shown(ours)} as {shown(text)}: give the served model's as `tokenizer`"
+                f"{shown(ours)} as {shown(text)}: pass the served model's `tokenizer`"
             )
 
     def _greedy(self, token_ids: Sequence[int]) -> Greedy | None:

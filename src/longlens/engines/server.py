@@ -71,12 +71,13 @@ class ServerScorer(EngineScorer):
         answer = self.http.ask_if_there("POST", "/tokenize", body, without=without)
         theirs = answer.get("tokens") if isinstance(answer, dict) else None
         if not isinstance(theirs, list):
-            _LOGGER.info("%s has no /tokenize, so its tokenizer is told by its answers alone", self.http.server.host)
+            _LOGGER.info("%s has no /tokenize, so its tokenizer is checked only by its answers", self.http.server.host)
             return
         if theirs != ours:
             raise UserError(
-                f"the tokenizer is not that of {shown(self.http.server.name)} on {self.http.server.host}, which cuts a "
-                f"text into {len(theirs)} other tokens than its {len(ours)}: give the served model's as `tokenizer`"
+                f"the tokenizer is not that of {shown(self.http.server.name)} on {self.http.server.host}, which "
+                f"tokenizes a text into {len(theirs)} other tokens than its {len(ours)}: pass the served model's "
+                "`tokenizer`"
             )
 
 
@@ -98,12 +99,12 @@ def find_model(http: Http) -> dict[str, Any]:
         ) from refused
     models = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(models, list):
-        raise UserError(f"{server.address} is no server of the OpenAI kind: expected http://HOST:PORT/v1#NAME")
+        raise UserError(f"{server.address} is not an OpenAI-compatible server: expected http://HOST:PORT/v1#NAME")
     found = {str(model.get("id")): model for model in models if isinstance(model, dict)}
     if server.name not in found:
         raise UserError(
-            f"the server {server.host} has no model {shown(server.name)}: it has {shown_value(sorted(found))}; give "
-            "one of them behind the #"
+            f"the server {server.host} has no model {shown(server.name)}: it has {shown_value(sorted(found))}; put one "
+            "of them after the #"
         )
     return dict(found[server.name])
 
@@ -131,8 +132,8 @@ def find_tokenizer(server: Server, root: Any, loading: Loading, engine: Engine) 
             _LOGGER.info("%s: the tokenizer is that of %s", server.name, name)
             return tokenizer
     raise UserError(
-        f"no tokenizer is found by the name of the served model ({', '.join(map(shown, names))}): give "
-        "the model's hub id or folder as `tokenizer`"
+        f"no tokenizer was found under the name of the served model ({', '.join(map(shown, names))}): pass the model's "
+        "Hub id or directory as `tokenizer`"
     )
 
 
@@ -184,6 +185,6 @@ def longest_request(stated: Any, engine: Engine) -> int | None:
     limit = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 1 else None
     given = engine.max_model_len
     if given is not None and limit is not None and given > limit:
-        raise UserError(f"`max_model_len` is {given:,}, and the server takes {limit:,}: leave it out")
+        raise UserError(f"`max_model_len` is {given:,}, and the server supports {limit:,}: leave it out")
     room = limit if given is None else given
     return None if room is None else room - 1

@@ -102,8 +102,8 @@ class VllmScorer(EngineScorer):
         # One entry a token after the first, in order; another list is not of these tokens.
         if found is None or list(found.token_ids) != list(request.token_ids[1:]):
             raise UserError(
-                f"vLLM gave log-probabilities of other tokens than those of {shown(self.info.name)} that it was asked "
-                "for: update vLLM, or use `engine=transformers`"
+                f"vLLM returned log-probabilities of other tokens of {shown(self.info.name)} than "
+                "requested: update vLLM, or use `engine=transformers`"
             )
         values: Sequence[Any] = found.logprobs[request.start - 1 :]
         return values
@@ -138,7 +138,7 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     Args:
         name: Hub id or folder with safetensors weights.
         loading: ``batch_tokens`` is vLLM's ``max_num_batched_tokens``, 2,048 unless given.
-        engine: ``max_model_len`` bounds the tokens of a document; what the model was made for unless given.
+        engine: ``max_model_len`` bounds the tokens of a document; the model's maximum length by default.
 
     Raises:
         UserError: vLLM is not installed, cannot run the model, or computes its position extrapolation otherwise than
@@ -163,13 +163,14 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
         )
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "`engine=vllm` needs vLLM in this environment, whose transformers is another than longlens asks for: see "
-            "docs/engines.md, or serve the model from an environment of vLLM's own (`model=http://HOST:PORT/v1#NAME`)"
+            "`engine=vllm` needs vLLM in this environment, but its transformers version differs from the one longlens "
+            "requires: see docs/engines.md, or serve the model from an environment of vLLM's own "
+            "(`model=http://HOST:PORT/v1#NAME`)"
         )
     encoder = engine_encoder(name, loading, engine)
     longest = engine.max_model_len or model_max_length(config)
     if longest is None:
-        raise UserError(f"the config of {shown(name)} names no length: give `max_model_len`, in tokens")
+        raise UserError(f"the config of {shown(name)} has no maximum length: pass `max_model_len`, in tokens")
     batch_tokens = loading.batch_tokens or BATCH_TOKENS
     version = metadata.version("vllm")
     step = (
@@ -238,7 +239,7 @@ def _one_more_token() -> Iterator[None]:
 
 
 def _check_rope(name: str, config: Any, longest: int) -> None:
-    """Refuses a position extrapolation that vLLM computes otherwise than transformers does.
+    """Refuses a position extrapolation that vLLM computes differently than transformers does.
 
     Cosines and sines of both are compared at all positions, those of transformers at the shortest length and at the
     longest: where these differ (dynamic NTK, LongRoPE beyond its original length) frequencies go by the length of each
@@ -264,8 +265,8 @@ def _check_rope(name: str, config: Any, longest: int) -> None:
         )
         if not torch.equal(shortest, ours):
             raise UserError(
-                f"{shown(name)} has rotary embeddings of the type {kind!r}, whose frequencies go by the length of each "
-                "sequence, and vLLM uses the same for all: use `engine=transformers`"
+                f"{shown(name)} has rotary embeddings of the type {kind!r}, whose frequencies depend on the length of "
+                "each sequence, but vLLM uses the same for all: use `engine=transformers`"
             )
         with set_current_vllm_config(VllmConfig()):
             theirs = get_rope(
@@ -274,8 +275,8 @@ def _check_rope(name: str, config: Any, longest: int) -> None:
         apart = float("inf") if theirs.shape != ours.shape else float((theirs - ours).abs().max())
         if apart > _ROPE_ERROR:
             raise UserError(
-                f"vLLM computes the rotary embeddings of {shown(name)} ({kind!r}) otherwise than transformers does, by "
-                f"{apart:.3g}, at one of {longest:,} positions: use `engine=transformers`"
+                f"vLLM computes the rotary embeddings of {shown(name)} ({kind!r}) differently than transformers does, "
+                f"by {apart:.3g}, at one of {longest:,} positions: use `engine=transformers`"
             )
 
 

@@ -107,7 +107,7 @@ def check_keys_file(path: Path, *, overwrite: bool = False) -> None:
         UserError: It exists, or its folder does not.
     """
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: name another file, or pass `overwrite=True`")
+        raise UserError(f"{path} exists: choose another file, or pass `overwrite=True`")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
 
@@ -129,12 +129,12 @@ def read_keys(path: str | os.PathLike[str]) -> Keys:
             _check_fields(fields)
             document, here = _document(fields), _settings(fields)
             if document.id in documents:
-                raise ValueError(f"id {shown(document.id)} is a second time in this file")
+                raise ValueError(f"id {shown(document.id)} occurs twice in this file")
             for name, value in here.items():
                 if settings is not None and settings[name] != value:
                     raise ValueError(
                         f"{name} is {shown_value(value)} and {shown_value(settings[name])} before: "
-                        "one file holds one selection"
+                        "a key file contains one selection"
                     )
         except ValueError as error:
             raise UserError(f"{line.place}: {error}") from error
@@ -161,7 +161,7 @@ def _document(line: Mapping[str, Any]) -> KeyTokens:
         raise ValueError(f"text_sha256 is {shown_value(line['text_sha256'])}, expected 64 hexadecimal digits")
     number = line["num_key_tokens"]
     if number is not None and (type(number) is not int or number < 0):
-        raise ValueError(f"num_key_tokens is {shown_value(number)}, expected a whole number or null")
+        raise ValueError(f"num_key_tokens is {shown_value(number)}, expected an integer or null")
     return KeyTokens(
         id=line["id"],
         text_sha256=line["text_sha256"],
@@ -184,12 +184,12 @@ def _runs(runs: Any) -> npt.NDArray[np.int64]:
     before = 0
     for run in runs:
         if not (isinstance(run, list) and len(run) == 2 and all(type(place) is int for place in run)):
-            raise ValueError(f"run {shown_value(run)} is not [start, end] in whole numbers")
+            raise ValueError(f"run {shown_value(run)} is not [start, end] in integers")
         start, end = run
         if not 0 <= start < end < 2**63:
             raise ValueError(f"run {shown_value(run)} is empty, reversed or negative; expected 0 <= start < end")
         if start < before:
-            raise ValueError(f"run {run} begins before the run before it ends: runs go in the order of the text")
+            raise ValueError(f"run {run} begins before the run before it ends: runs must be in text order")
         before = end
     return merge_spans(as_spans(runs))
 
@@ -217,13 +217,13 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
     for number, document in enumerate(documents):
         path = folder / f"slice_{number}.txt"
         if document.id in imported:
-            raise UserError(f"two documents have the id {document.id!r}: ids name documents, make them differ")
+            raise UserError(f"two documents have the id {document.id!r}: document ids must be unique")
         try:
             content = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UserError(
-                f"{path} is missing, which would hold the key tokens of document {document.id!r} (the {number + 1}. "
-                "in order): give only the documents that the folder has a file for"
+                f"{path} is missing, which would hold the key tokens of document {document.id!r} (number "
+                f"{number + 1}): pass only the documents that have a file in this folder"
             ) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
@@ -262,7 +262,7 @@ def parse_published_runs(path: Path, content: str, length: int) -> npt.NDArray[n
         if end > length:
             raise UserError(
                 f"{path}: run {piece} ends after the document, which has {length} characters: "
-                "these are key tokens of another text, or of documents in another order"
+                "the key tokens belong to another text, or the documents are in another order"
             )
         if end > start:  # an empty token of the published package has no characters to be key
             if start < before:

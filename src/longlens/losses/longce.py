@@ -79,12 +79,12 @@ def longce_loss(
             a model that LongCE would be wrong for (`head_of`, `check_packing`).
     """
     if settings is not None and (context, stride, gamma) != (CONTEXT, STRIDE, GAMMA):
-        raise UserError("`context`, `stride` and `gamma` are in `settings` already: give them there alone")
+        raise UserError("`context`, `stride` and `gamma` are in `settings` already: pass them only there")
     longce = LongCE(context=context, stride=stride, gamma=gamma) if settings is None else settings
     if input_ids.ndim == 2 and longce.context >= input_ids.shape[1]:
         raise UserError(
-            f"`context` is {longce.context} and the sequences have {input_ids.shape[1]} tokens, so that no token would "
-            "have a short score and LongCE were CE: train on longer sequences, or with a smaller context"
+            f"`context` is {longce.context} and the sequences have {input_ids.shape[1]} tokens, so no token would have "
+            "a short-context score and LongCE would equal CE: train on longer sequences, or with a smaller context"
         )
     found = weighted_nll(model, input_ids, labels, longce=longce, position_ids=position_ids, step=step)
     return found.total / (max(1, len(found.weights)) if num_items is None else num_items)
@@ -138,7 +138,7 @@ def weighted_nll(
         if other is not None and other.shape != input_ids.shape:
             raise shape_error(name, other, input_ids)
     if token_weights is not None and short_logprobs is not None:
-        raise UserError("the batch has token_weights and short_logprobs: weights come from one of them, drop the other")
+        raise UserError("the batch has token_weights and short_logprobs: remove one of them")
     is_packed = len(split_documents(input_ids, position_ids)) > len(input_ids)
     positions = None if position_ids is None else position_ids.expand(len(input_ids), -1)
     needs_short = longce is not None and token_weights is None and short_logprobs is None
@@ -263,8 +263,8 @@ def _bounded(weights: Tensor, longce: LongCE) -> Tensor:
     gamma = longce.gamma
     if (weights > gamma * (1 + 1e-6)).any():  # float32 rounds gamma itself
         warnings.warn(
-            f"token_weights go up to {weights.max():g} and `gamma` is {gamma:g}: larger weights are reduced to gamma; "
-            "for weights as they were made, set `gamma` as in longlens data weigh",
+            f"token_weights go up to {weights.max():g} and `gamma` is {gamma:g}: larger weights are clipped to gamma; "
+            "to keep them, use the `gamma` of longlens data weigh",
             LonglensWarning,
             stacklevel=2,
         )

@@ -76,7 +76,7 @@ def scored_labels(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
 
 def shape_error(name: str, other: Tensor, input_ids: Tensor) -> UserError:
     """What to say of a tensor that is not shaped like ``input_ids``."""
-    return UserError(f"{name} have shape {tuple(other.shape)}, input_ids {tuple(input_ids.shape)}: make them alike")
+    return UserError(f"{name} have shape {tuple(other.shape)}, input_ids {tuple(input_ids.shape)}: they must match")
 
 
 def run_inside(model: Any, function: Any) -> Any:
@@ -118,7 +118,7 @@ def innermost(model: Any) -> Any:
     settings: Any = getattr(model, "active_peft_config", None)
     if getattr(settings, "is_prompt_learning", False):
         raise UserError(
-            f"the loss passes by the virtual tokens of {settings.peft_type}, so that nothing would be trained: use an "
+            f"the loss bypasses the virtual tokens of {settings.peft_type}, so nothing would be trained: use an "
             "adapter inside the model, such as LoRA"
         )
     return model.get_base_model()
@@ -135,11 +135,11 @@ def _outer_precision(inner: Any) -> AbstractContextManager[Any]:
 
 
 def head_of(model: Any) -> Head:
-    """The vocabulary head of a model, held once against its own logits on a few tokens (`find_head`).
+    """The vocabulary head of a model, checked once against its own logits on a few tokens (`find_head`).
 
     Raises:
-        UserError: Its logits are computed in a way that longlens does not know, an adapter sits on its head, or its
-            loss has a part that is none of a token.
+        UserError: Its logits are computed in an unsupported way, an adapter is attached to its head, or its loss has a
+            term that is not a sum over tokens.
     """
     known = getattr(model, "_longlens_head", None)
     module = model.get_output_embeddings()
@@ -167,14 +167,14 @@ def _check_model(model: Any, module: Any) -> None:
         raise UserError(f"the vocabulary head of {name} is offloaded by its device_map: a loss needs it on a device")
     if hasattr(module, "base_layer") or hasattr(module, "token_adapter"):
         raise UserError(
-            f"an adapter sits on the vocabulary head of {name}, and the loss uses the weight alone, so that it would "
-            "never be trained: take the head out of target_modules, or name it in modules_to_save"
+            f"an adapter is attached to the vocabulary head of {name}, but the loss uses only the weight, so the "
+            "adapter would never be trained: remove the head from target_modules, or name it in modules_to_save"
         )
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0.0):
         raise UserError(
-            f"the router loss of {name} is on (router_aux_loss_coef {config.router_aux_loss_coef}), and it is no sum "
-            "over tokens that LongCE could weigh: set router_aux_loss_coef=0.0 in SFTConfig, or "
+            f"the router loss of {name} is enabled (router_aux_loss_coef {config.router_aux_loss_coef}), and it is not "
+            "a sum over tokens that LongCE could weight: set router_aux_loss_coef=0.0 in SFTConfig, or "
             "model.config.output_router_logits = False"
         )
 
@@ -204,11 +204,11 @@ def check_packing(model: Any, rows: int) -> None:
     kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else model.dtype
     if not moved <= max(64 * torch.finfo(kind).eps, 1e-3) * float(alone.abs().max()):
         raise UserError(
-            f"documents packed into {'rows' if shape > 1 else 'a row'} are not kept apart by {type(model).__name__} "
+            f"documents packed into {'rows' if shape > 1 else 'a row'} are not separated by {type(model).__name__} "
             f"with {model.config.get_text_config(decoder=True)._attn_implementation} attention (hidden states of one "
-            f"moved by {moved:.3g} when another stood before it): "
-            + ("pack a batch into one row (padding_free=True), or " if shape > 1 else "")
-            + "train with one document a row"
+            f"moved by {moved:.3g} when another preceded it): "
+            + ("pack each batch into one row (padding_free=True), or " if shape > 1 else "")
+            + "train with one document per row"
         )
     passed.add(shape)
 

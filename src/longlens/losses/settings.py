@@ -52,7 +52,7 @@ class LongCE(Settings):
         if self.gamma < 1:
             warnings.warn(
                 f"`gamma` is {self.gamma}, the largest weight: tokens that the long context helps weigh less than "
-                "those without a short score, which weigh 1; the paper has gamma = 5",
+                "tokens without a short-context score, whose weight is 1; the paper uses gamma = 5",
                 LonglensWarning,
                 stacklevel=3,
             )
@@ -143,9 +143,9 @@ def check_offline(longce: LongCE) -> None:
     has_form = isinstance(longce, (SampledLongCE, ChunkedLongCE))
     if has_form or (longce.context, longce.stride, longce.short_dtype) != (CONTEXT, STRIDE, None):
         raise UserError(
-            f"the batch has offline weights, so there is no short pass, and only `gamma` and `floor` of {longce!r} "
-            f"would have an effect: pass LongCE(gamma={longce.gamma:g}, floor={longce.floor:g}), or drop the offline "
-            "columns"
+            "the batch has offline weights, so there is no short-context pass, and only `gamma` and `floor` of "
+            f"{longce!r} would have an effect: pass LongCE(gamma={longce.gamma:g}, floor={longce.floor:g}), or drop "
+            "the offline columns"
         )
 
 
@@ -156,7 +156,7 @@ def check_floor(floor: float, gamma: float) -> None:
         UserError: ``0 <= floor <= gamma`` does not hold.
     """
     if not 0 <= floor <= gamma:
-        raise UserError(f"`floor` is {floor:g}, the smallest weight; expected 0 to `gamma`, {gamma:g}")
+        raise UserError(f"`floor` is {floor:g}, the minimum weight; expected 0 to `gamma`, {gamma:g}")
 
 
 def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA, floor: float = 0.0) -> Tensor:

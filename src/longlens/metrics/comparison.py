@@ -146,7 +146,7 @@ def compare(
         LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
     """
     if len(runs) < 2:
-        raise UserError(f"{len(runs)} run to compare, expected two or more: the first is the baseline")
+        raise UserError(f"{len(runs)} run to compare, expected at least two: the first is the baseline")
     rule = KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride)
     influence = choose_influence(evaluator_scores, keys, rule)
     corpora = [Corpus(run, influence, answers, name=name) for run, name in zip(runs, names_of(runs), strict=True)]

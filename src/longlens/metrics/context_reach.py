@@ -167,7 +167,7 @@ def reach_influence(
         have = ", ".join(f"K={short.context}" for short in evaluator_scores.short_contexts) or "no short context"
         raise UserError(
             f"the evaluator {evaluator} was scored at {have}, and not at K={smallest}, the smallest K of {model}, "
-            f"where the key tokens are selected: score it with `context={smallest}`, `stride={max(1, smallest // 2)}`"
+            f"which selects the key tokens: score it with `context={smallest}`, `stride={max(1, smallest // 2)}`"
         )
     if evaluator_scores is not None:
         rule = replace(rule, context=smallest)

@@ -53,21 +53,21 @@ def choose_influence(evaluator_scores: Scores | None, keys: KeySource | None, ru
             selects any; a context or a stride below 1.
     """
     if keys is not None and evaluator_scores is not None:
-        raise UserError("both evaluator scores and keys were given, and they decide the same: give one of them")
+        raise UserError("both evaluator scores and keys were given: pass only one of them")
     for name, tokens in (("context", rule.context), ("stride", rule.stride)):
         if tokens is not None and (tokens < 1 or tokens != int(tokens)):
             raise UserError(f"`{name}` is {tokens}, expected a number of tokens, 1 or more")
     given = [f"`{name}`" for name, value in rule.keywords().items() if value is not None]
     if keys is not None and given:
         raise UserError(
-            f"{', '.join(given)} cannot be chosen with keys, which were selected already: give evaluator scores"
+            f"{', '.join(given)} cannot be set with keys, whose tokens are already selected: pass evaluator scores"
         )
     if keys is None and evaluator_scores is None:
         useless = [name for name in given if name != "`context`"]  # which says where ppl_from_context begins
         if useless:
             raise UserError(
-                f"{', '.join(useless)} would have no effect, as there are neither evaluator scores nor keys: give one "
-                "of them, or leave this out"
+                f"{', '.join(useless)} would have no effect, without evaluator scores or keys: pass one of them, or "
+                "leave this out"
             )
         return Influence(keys=None, evaluator=None, gamma=None, context=rule.context, stride=None)
     gamma = None
@@ -165,9 +165,9 @@ class Corpus:
         self.scores, self.influence, self.answers = scores, influence, answers
         self.name = name or scores.name
         if not len(scores):
-            raise UserError(f"the scores of {self.name} hold no documents: score some, with longlens score DOCS")
+            raise UserError(f"the scores of {self.name} contain no documents: score some, with longlens score DOCS")
         if answers is not None and answers.keys().isdisjoint(scores.ids):
-            raise UserError(f"answers were given for {list(answers)[:3]} …, and none of these documents was scored")
+            raise UserError(f"answers were given for {list(answers)[:3]} …, but none of these documents was scored")
 
     def __iter__(self) -> Iterator[ScoredDocument]:
         return (self.document(row, evaluated) for row, evaluated in self.rows())
@@ -228,14 +228,14 @@ class Corpus:
         has_evaluator = self.influence.evaluator is not None
         if selected.text_sha256 != row.text_sha256:
             raise UserError(
-                f"document {row.id!r}: {self.name} and {'the evaluator' if has_evaluator else 'the keys'} are of "
+                f"document {row.id!r}: {self.name} and {'the evaluator' if has_evaluator else 'the keys'} have "
                 f"different texts (sha256 {row.text_sha256[:12]}… and {selected.text_sha256[:12]}…): score both with "
                 "the same `max_length` and `truncate_with`" + ("" if has_evaluator else ", or use keys of this text")
             )
         if row.text is not None and len(selected.char_runs) and selected.char_runs[-1, 1] > len(row.text):
             raise UserError(
-                f"document {shown(row.id)}: a run of its key tokens ends at character {selected.char_runs[-1, 1]}, and "
-                f"the text has {len(row.text)}: write the keys again with longlens keys"
+                f"document {shown(row.id)}: a span of its key tokens ends at character {selected.char_runs[-1, 1]}, "
+                f"and the text has {len(row.text)}: recreate the key file with longlens keys"
             )
 
 

@@ -239,11 +239,11 @@ def cost(
     rule = rule or KeyRule()
     if evaluator_scores is None and keys is None:
         raise UserError(
-            "a cost is counted on key tokens: give `evaluator_scores` (may be those of the full model, which selects "
-            "what it gains on itself), or `keys`"
+            "the cost is measured on key tokens: pass `evaluator_scores` (may be those of the full model, which then "
+            "selects the tokens on which it gains), or `keys`"
         )
     if not policies:
-        raise UserError("a cost compares a full run with others: give the run of at least one policy")
+        raise UserError("the cost compares a full run with policies: pass at least one more run")
     short, rule = _short_context(full, evaluator_scores, rule)
     influence = replace(choose_influence(evaluator_scores, keys, rule), gamma=None)
     if influence.context is not None and influence.context != short.context:
@@ -280,7 +280,7 @@ def cost(
         view.list_lost(lost, row, paired)
     if not base.num_key_tokens:
         raise UserError(
-            f"no key token of {corpus.name} counts: use longer documents, a lower `alpha`, or a longer tail "
+            f"no key token of {corpus.name} can be used: use longer documents, a lower `alpha`, or a longer tail "
             "(`cache_chunk` with `cache_protocol=prefill+tail`)"
         )
     names = names_of([full, *policies])
@@ -499,8 +499,8 @@ def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tup
     name = full.manifest["model"]["name"]
     if not rising:
         raise UserError(
-            f"{name} was scored without short contexts, which the gain is counted from: run longlens score again into "
-            "its folder, with `context=64,256,1024` for example"
+            f"{name} was scored without short contexts, from which the gain is computed: run longlens score again with "
+            "the same output, with `context=64,256,1024` for example"
         )
     if rule.context is not None:
         wanted = [short for short in full.short_contexts if short.context == rule.context]
@@ -541,7 +541,7 @@ def _fed_alike(policies: Sequence[Scores]) -> str | None:
     }
     if len(fed) > 1:
         raise UserError(
-            f"the runs were fed in different chunks ({', '.join(sorted(fed))}), which moves scores by itself: score "
+            f"the runs used different chunks ({', '.join(sorted(fed))}), which changes scores by itself: score "
             "all policies with one `cache_chunk` and `cache_protocol`"
         )
     return next(iter(fed), None)
@@ -553,13 +553,13 @@ def _check_same(row: TokenScores, other: TokenScores | None, scores: Scores) -> 
         raise UserError(f"document {shown(row.id)} is not in {scores.folder or name}: score the same documents there")
     if other.text_sha256 != row.text_sha256:
         raise UserError(
-            f"document {shown(row.id)} is another text in {scores.folder or name}: score both with the same "
+            f"document {shown(row.id)} has a different text in {scores.folder or name}: score both with the same "
             "`max_length` and `truncate_with`"
         )
     if not np.array_equal(other.token_ids, row.token_ids):
         raise UserError(
-            f"document {shown(row.id)} has other tokens in {scores.folder or name}: a cost compares one model with "
-            "itself under another cache or other weights; for two models use longlens compare"
+            f"document {shown(row.id)} has different tokens in {scores.folder or name}: the cost compares variants of "
+            "one model (cache policy, quantization); to compare two models use longlens compare"
         )
 
 

@@ -208,7 +208,7 @@ def check_diverged(scores: Scores) -> Mapping[str, Any]:
     model = scores.manifest["model"]
     if DIVERGENCE.name not in scores.manifest["settings"].get("statistics", ()) or not model.get("reference"):
         raise UserError(
-            f"the scores of {model['name']} were made without a reference: make them with longlens diverge REFERENCE "
+            f"the scores of {model['name']} have no reference: create them with longlens diverge REFERENCE "
             "MODEL DOCS -o RUN"
         )
     reference: Mapping[str, Any] = model["reference"]

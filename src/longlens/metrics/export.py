@@ -80,7 +80,7 @@ def check_export(path: Path, *, overwrite: bool = False) -> None:
     if path.suffix not in FORMATS:
         raise UserError(f"`out` is {shown(path)}; expected a file that ends in {', '.join(FORMATS)}")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: name another file, or pass `overwrite=True`")
+        raise UserError(f"{path} exists: choose another file, or pass `overwrite=True`")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
 

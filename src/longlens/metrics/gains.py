@@ -123,14 +123,14 @@ def rising_contexts(scores: Scores) -> list[ShortContext]:
     if len(strides) < MIN_CONTEXTS:
         have = ", ".join(f"K={context}" for context in strides) or "no short context"
         raise UserError(
-            f"{name} was scored at {have}, and a reach needs {MIN_CONTEXTS} different K: score it with several, such "
-            "as `context=64,128,256` and `stride=32,64,128`"
+            f"{name} was scored at {have}, and context reach needs at least {MIN_CONTEXTS} different K: score it with "
+            "several, such as `context=64,128,256` and `stride=32,64,128`"
         )
     for context, stride in strides.items():
         if 2 * stride > context:
             raise UserError(
-                f"{name} was scored at K={context} with d={stride}, so that its tokens have {context} to "
-                f"{context + stride - 1} tokens of context; a reach needs d <= K/2: score with `context={context}` and "
+                f"{name} was scored at K={context} with d={stride}, so tokens have {context} to {context + stride - 1} "
+                f"tokens of context; context reach requires d <= K/2: score with `context={context}` and "
                 f"`stride={max(1, context // 2)}`"
             )
     return [ShortContext(context, stride) for context, stride in strides.items()]

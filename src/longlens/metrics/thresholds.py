@@ -117,12 +117,12 @@ class ThresholdSums:
 def _increasing(name: str, values: Sequence[float] | Doubles) -> Doubles:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
-        raise UserError(f"{name} are {values}, expected a list of one threshold or more, in nats")
+        raise UserError(f"{name} are {values}, expected a list of at least one threshold, in nats")
     for before, after in itertools.pairwise(array):
         if not before < after:
             raise UserError(
-                f"{name} have {after} after {before}, expected strictly increasing thresholds: sort them, without "
-                "repeats and NaN"
+                f"{name} have {after} after {before}, expected strictly increasing thresholds: sort them and remove "
+                "duplicates and NaN"
             )
     return array
 

@@ -214,7 +214,7 @@ def observed(model: Any, cache: Any) -> Iterator[None]:
     if used != "sdpa":
         raise UserError(
             f"this cache policy reads the attention of {name}, which runs {used}: use `attention=sdpa`, or a policy "
-            "that does without attention, such as `cache=knorm:0.5`"
+            "that does not need attention, such as `cache=knorm:0.5`"
         )
     token = _observers.set(layers)
     config._attn_implementation = OBSERVED_ATTENTION
@@ -225,13 +225,13 @@ def observed(model: Any, cache: Any) -> Iterator[None]:
         _observers.reset(token)
     if any(layer.is_waiting for layer in layers.values()):
         raise UserError(
-            f"{name} does not compute its attention by the interface of transformers, so that this cache policy cannot "
-            "read it: use a policy that does without, such as `cache=knorm:0.5`"
+            f"{name} does not compute its attention by the interface of transformers, so this cache policy cannot read "
+            "it: use a policy that does not need attention, such as `cache=knorm:0.5`"
         )
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a cache holds, with the scales and indices of quantised ones."""
+    """Bytes of the keys and values that a cache holds, with the scales and indices of quantized ones."""
     return sum(_bytes_in(vars(layer)) for layer in cache.layers)
 
 

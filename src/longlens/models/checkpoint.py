@@ -54,7 +54,7 @@ class Checkpoint:
 
     @cached_property
     def plan(self) -> Quantization:
-        """The dtype that it is loaded in, and how it is quantised, if it is.
+        """The dtype that it is loaded in, and how it is quantized, if it is.
 
         Raises:
             UserError: Neither can be had here.
@@ -175,12 +175,12 @@ def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], s
     if missing:
         raise UserError(
             f"{name} lacks weights of {type(model).__name__}, such as {missing[0]!r} ({len(missing)} in all), which "
-            f"would be random: {step}"
+            f"would be initialized randomly: {step}"
         )
     if unused:
         warnings.warn(
             f"{shown(name)} has weights that {type(model).__name__} does not use, such as {shown(unused[0])} "
-            f"({len(unused)} in all): if layers of the model are among them, its config.json is another model's",
+            f"({len(unused)} in all): if they are layers of the model, config.json belongs to another model",
             LonglensWarning,
             stacklevel=3,
         )
@@ -201,7 +201,7 @@ def resolve_device(device: str) -> torch.device:
         torch.zeros(1, device=device).cpu()  # only use shows whether it can be used
     except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"`device` is {device!r}, which cannot be used: {reason}. Use auto, cpu or cuda") from error
+        raise UserError(f"`device` is {device!r}, which is not available: {reason}. Use auto, cpu or cuda") from error
     return torch.device(device)
 
 

@@ -52,7 +52,7 @@ class EntailmentModel(ABC):
         self, model: Any, tokenizer: Any, *, name: str, weights_sha256: str, max_tokens: int | None = None
     ) -> None:
         if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"`max_tokens` is {max_tokens}; expected at least 1, or None to cut nothing")
+            raise UserError(f"`max_tokens` is {max_tokens}; expected at least 1, or None for no truncation")
         self.model, self.tokenizer = model, tokenizer
         self.name, self.weights_sha256 = name, weights_sha256
         self._max_tokens = max_tokens
@@ -100,7 +100,7 @@ class EntailmentModel(ABC):
         if self._max_tokens is None:
             raise UserError(
                 f"{self.name} takes {limit:,} tokens, and premise and claim have {count:,}: pass `max_tokens={limit}` "
-                "to cut the premise at its end, which HELMET does not, or take a model for longer texts"
+                "to truncate the premise at its end (HELMET does not), or use a model for longer texts"
             )
         ends = self._encoder.encode(premise).char_spans[:, 0]
         removed = count - limit
@@ -123,7 +123,7 @@ class EntailmentClassifier(EntailmentModel):
         if len(wanted) != 1 or len(labels) < 2:
             raise UserError(
                 f"{self.name} tells {', '.join(labels.values())} apart; expected one label {LABEL!r} among others, as "
-                "models of natural language inference have: take such a model, or name its labels in config.json"
+                "models of natural language inference have: use such a model, or name its labels in config.json"
             )
         self._wanted = wanted[0]
 
@@ -152,7 +152,7 @@ class EntailmentWriter(EntailmentModel):
         if reply not in (ENTAILED, NOT_ENTAILED):
             warnings.warn(
                 f"{self.name} writes something else than {ENTAILED} and {NOT_ENTAILED}, which counts as not entailed, "
-                f"as in HELMET: is it trained as {HELMET_MODEL} is?",
+                f"as in HELMET: check that it was trained like {HELMET_MODEL}",
                 LonglensWarning,
                 stacklevel=3,
             )

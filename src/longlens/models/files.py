@@ -48,7 +48,7 @@ def find_adapter(source: Source, folder: Path | None = None) -> Adapter | None:
     config = read_json(path, "give an adapter that peft saved")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
-        raise UserError(f"{path} names no base model (base_model_name_or_path): give an adapter that does")
+        raise UserError(f"{path} has no base model (base_model_name_or_path): use an adapter that names it")
     return Adapter(resolve(base), config)
 
 
@@ -164,8 +164,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         or any(file for pattern in _VOCABULARIES for file in folder.glob(pattern))
     )
     nothing = UserError(
-        f"the folder {shown(name)} holds no tokenizer (such as tokenizer.json): copy the one that the model was "
-        "trained with into it"
+        f"the folder {shown(name)} contains no tokenizer (such as tokenizer.json): copy the model's own tokenizer into "
+        "it"
     )
     # Some tokenizers, of bytes or characters, have no such file.
     config = folder / "tokenizer_config.json"
@@ -237,7 +237,7 @@ def _check_counts(source: Source) -> None:
     path = Path(source.path) / "config.json"
     if source.gguf is not None or not path.is_file():
         return
-    again = "check the files of the folder, or give another model"
+    again = "check the files of the directory, or use another model"
     parts: list[Mapping[str, Any]] = [read_json(path, again)]
     for part in parts:
         parts += [value for value in part.values() if isinstance(value, dict)]
@@ -266,4 +266,4 @@ def _next_step(source: Source, error: BaseException) -> str:
         return "weights that are pickles are read only with `allow_pickle=True`"
     if type(error).__name__ == "SafetensorError":
         return "a file of its weights is damaged or cut short: copy or download it again"
-    return "check the files of the folder, or give another model"
+    return "check the files of the directory, or use another model"

@@ -122,8 +122,9 @@ class Forward:
         states = getattr(output, "last_hidden_state", None)
         if not isinstance(states, Tensor) or states.shape[:2] != inputs["input_ids"].shape:
             raise UserError(
-                f"{type(self.decoder).__name__} of {name} gives no last hidden state of each token, which longlens "
-                "computes log-probabilities from: take a causal language model whose code follows transformers"
+                f"{type(self.decoder).__name__} of {name} does not return the last hidden state of each token, from "
+                "which longlens computes log-probabilities: use a causal language model whose code follows "
+                "transformers"
             )
         return states if self._between is None else self._between(states)
 
@@ -255,8 +256,8 @@ def find_decoder(model: Any) -> Any:
         if "input_ids" in inspect.signature(part.forward).parameters:
             return part
     raise UserError(
-        f"{type(model).__name__} has no part that turns token ids into hidden states, which longlens computes "
-        "log-probabilities from: take a causal language model whose code follows transformers"
+        f"{type(model).__name__} has no decoder that maps token ids to hidden states, from which longlens computes "
+        "log-probabilities: use a causal language model whose code follows transformers"
     )
 
 
@@ -460,7 +461,7 @@ def run_in_layer(layer: nn.Module, function: Callable[[Tensor], Tensor], states:
 def is_close(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two ways to compute the same states differ by rounding alone: what leaks moves them by their own size.
 
-    Activations that are quantised differ by more, 0.01 to 0.07 of their norm in SmolLM2 (int8 of torchao and
+    Activations that are quantized differ by more, 0.01 to 0.07 of their norm in SmolLM2 (int8 of torchao and
     bitsandbytes), and count as different.
     """
     allowed = max(16 * torch.finfo(theirs.dtype).eps, 1e-3)

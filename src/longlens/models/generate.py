@@ -56,7 +56,9 @@ class TransformersGenerator:
         self._forward = Forward(model)
         self._ends = _end_tokens(model, tokenizer)
         if not self._ends:
-            raise UserError(f"{name} has no token that ends a text (EOS): give a model that has, such as a chat model")
+            raise UserError(
+                f"{name} has no token that ends a text (EOS): use a model that has one, such as a chat model"
+            )
         self._max_length = model_max_length(model.config)
         self._settings = {
             "max_new_tokens": max_new_tokens,
@@ -83,7 +85,7 @@ class TransformersGenerator:
         ids = self._encode(prompt)
         if self._max_length is not None and len(ids) + self._max_new_tokens > self._max_length:
             raise UserError(
-                f"{self.name} takes {self._max_length:,} tokens, and a prompt has {len(ids):,} with "
+                f"{self.name} supports {self._max_length:,} tokens, but a prompt has {len(ids):,} with "
                 f"{self._max_new_tokens:,} to write: use fewer `passage_tokens`"
             )
         with greedy(self.model, **self._settings) as config:

@@ -204,15 +204,15 @@ def _find_rule(path: Path, metadata: dict[str, Any]) -> _Rule:
     name = metadata.get(_PREFIX + "pre")
     if name in (None, "default"):
         warnings.warn(
-            f"{shown(path)} names no pre-tokenizer (tokenizer.ggml.pre): its tokens may not be the model's own; "
-            "use the model's folder or hub id if you have it",
+            f"{shown(path)} has no pre-tokenizer (tokenizer.ggml.pre): tokens may differ from the model's own; "
+            "use the model's directory or Hub id if available",
             LonglensWarning,
             stacklevel=4,
         )
     elif name not in _RULES:
         raise UserError(
-            f"{shown(path)} names the pre-tokenizer {shown_value(name)}, which is not known here, so its tokens would "
-            "not be the model's own: give the model's folder or hub id"
+            f"{shown(path)} names the pre-tokenizer {shown_value(name)}, which longlens does not know, so tokens could "
+            "differ from the model's own: use the model's directory or Hub id"
         )
     return _RULES[name or "default"]
 
@@ -250,7 +250,7 @@ def _read_metadata(path: Path, lists: Collection[str]) -> dict[str, Any]:
     """The metadata of a file, of its lists only those named, as docs/gguf.md of ggml describes them.
 
     Raises:
-        ValueError: The file is no GGUF file of version 2 or 3.
+        ValueError: The file is not a GGUF file of version 2 or 3.
         struct.error: It ends too soon.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -267,7 +267,7 @@ def _read_metadata(path: Path, lists: Collection[str]) -> dict[str, Any]:
             length = take("<Q")
             at += length
             if at > len(data):
-                raise struct.error("a string goes on behind the end of the file")
+                raise struct.error("a string extends past the end of the file")
             return data[at - length : at].decode("utf-8", "replace")
 
         def take_value(kind: int) -> Any:
@@ -278,7 +278,7 @@ def _read_metadata(path: Path, lists: Collection[str]) -> dict[str, Any]:
             return take(_FORMATS[kind])
 
         if take("<4s") != b"GGUF":
-            raise ValueError("it is no GGUF file (it does not begin with GGUF)")
+            raise ValueError("it is not a GGUF file (it does not begin with GGUF)")
         if (version := take("<I")) not in (2, 3):
             raise ValueError(f"it is a GGUF file of version {version}; expected 2 or 3")
         take("<Q")  # number of tensors

@@ -101,8 +101,8 @@ class UnloadedModel:
         is_transformers = kind == TRANSFORMERS and (reference is None or reference._loaded is None)
         if not is_transformers or self.team.size > 1:
             raise UserError(
-                f"`statistics` need distributions over the whole vocabulary, which only `engine={TRANSFORMERS}` in one "
-                "process gives: leave them out, or the engine and `tensor_parallel`"
+                f"`statistics` need distributions over the whole vocabulary, which require `engine={TRANSFORMERS}` in "
+                "one process: leave out `statistics`, or the engine and `tensor_parallel`"
             )
         from longlens.scoring.statistics import load_statistics
 
@@ -231,16 +231,18 @@ def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scor
         make = OWN[kind].load()
     if make is None:
         known = ", ".join([*OWN, *list_plugins("longlens.scorers")])
-        raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the package that adds it")
+        raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the plugin that provides it")
     if any(value is not None for value in (engine.cache, engine.cache_chunk, engine.cache_protocol)):
         raise UserError(f"`cache`, `cache_chunk` and `cache_protocol` are for `engine={TRANSFORMERS}`: leave them out")
-    with library_errors(f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask its makers"):
+    with library_errors(
+        f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask the maintainers of the plugin"
+    ):
         scorer: Scorer = make(name, loading, engine)
         if kind in OWN:
             scorer.probe()  # type: ignore[attr-defined]  # an EngineScorer, whose module imports tokenizers
     wrong = [part for part in ("info", "encode", "logprobs") if not hasattr(scorer, part)]
     if wrong:
-        raise UserError(f"`engine` {shown(kind)} makes {type(scorer).__name__}, which has no {wrong[0]}: mend it")
+        raise UserError(f"`engine` {shown(kind)} makes {type(scorer).__name__}, which has no {wrong[0]}: fix it")
     return scorer
 
 

@@ -52,8 +52,8 @@ class Budget:
             value = float("nan")
         if not (0 < value <= 1 or (value > 1 and value.is_integer())):
             raise UserError(
-                f"`cache` is '{name}:{text}'; expected tokens that are kept, or a share of those seen: {name}:512, "
-                f"{name}:0.25"
+                f"`cache` is '{name}:{text}'; expected the number of tokens to keep, or a fraction of those seen: "
+                f"{name}:512, {name}:0.25"
             )
         self.text, self._value = text, value
 
@@ -211,7 +211,7 @@ class LastQuery(_Ranked):
     kind, layer = "tova", _LastQueryLayer
 
 
-class _Quantised(CachePolicy):
+class _Quantized(CachePolicy):
     """Keys and values in fewer bits, by a layer of transformers; its first chunk is read as it is."""
 
     mixes_rows = True
@@ -226,7 +226,7 @@ class _Quantised(CachePolicy):
         self.name, self._layer, self._settings = name, getattr(transformers.cache_utils, layer), settings
 
     def new_cache(self, model: Any) -> Any:
-        """Quantised layers for those that attend to everything; QuantizedCache itself refuses models with windows."""
+        """Quantized layers for those that attend to everything; QuantizedCache itself refuses models with windows."""
         return replace_full_layers(model, lambda _: self._layer(**self._settings))
 
 
@@ -234,18 +234,18 @@ def _fp8(settings: str) -> CachePolicy:
     """``fp8``: one scale a layer, of its first chunk; what is larger later is clipped, so the chunk matters."""
     if settings:
         raise UserError(f"`cache` is 'fp8:{settings}'; expected fp8, which has no settings")
-    return _Quantised("fp8", "Fp8QuantizedLayer")
+    return _Quantized("fp8", "Fp8QuantizedLayer")
 
 
 def _quanto(settings: str) -> CachePolicy:
     """``quanto:BITS``: 2 or 4 bits, groups of 64 (optimum-quanto)."""
     bits = _bits(settings, "quanto", (2, 4))
-    return _Quantised(f"quanto:{settings}", "QuantoQuantizedLayer", "optimum.quanto", nbits=bits)
+    return _Quantized(f"quanto:{settings}", "QuantoQuantizedLayer", "optimum.quanto", nbits=bits)
 
 
 def _hqq(settings: str) -> CachePolicy:
     """``hqq:BITS``: 1, 2, 3, 4 or 8 bits, groups of 64 (hqq)."""
-    return _Quantised(f"hqq:{settings}", "HQQQuantizedLayer", "hqq", nbits=_bits(settings, "hqq", (1, 2, 3, 4, 8)))
+    return _Quantized(f"hqq:{settings}", "HQQQuantizedLayer", "hqq", nbits=_bits(settings, "hqq", (1, 2, 3, 4, 8)))
 
 
 OWN: dict[str, Callable[[str], CachePolicy]] = {
@@ -300,13 +300,13 @@ def load_cache(name: str) -> CachePolicy:
     if make is None:
         known = ", ".join([*own, *list_plugins("longlens.caches")])
         raise UserError(
-            f"`cache` is {name!r}; expected one of {known}, or a package that adds it, or MODULE:NAME:SETTINGS with a "
-            "module that Python can import (PYTHONPATH=. for one in this folder)"
+            f"`cache` is {name!r}; expected one of {known}, or install the plugin that provides it, or "
+            "MODULE:NAME:SETTINGS with a module that Python can import (PYTHONPATH=. for one in this folder)"
         )
-    with library_errors(f"`cache` is {name!r}, whose settings are wrong", f"see what {kind} takes"):
+    with library_errors(f"`cache` is {name!r}, whose settings are invalid", f"see the settings of {kind}"):
         policy = make(settings)
     if not isinstance(policy, CachePolicy):
-        raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: mend its package")
+        raise UserError(f"`cache` {name!r} makes {type(policy).__name__}; expected a CachePolicy: fix its package")
     return policy
 
 

@@ -53,7 +53,7 @@ class _FastProducts(TorchFunctionMode):
 
 
 def _is_taken(states: Any, weight: Any, bias: Any) -> bool:
-    """Plain float32 matrices on the CPU alone: quantised, sharded and fake tensors are classes of their own."""
+    """Plain float32 matrices on the CPU alone: quantized, sharded and fake tensors are classes of their own."""
     parts = [states, weight] if bias is None else [states, weight, bias]
     return bool(
         torch.backends.mkldnn.enabled

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what config.json says of them, and what transformers makes of it on this machine."""
+"""Quantized checkpoints: what config.json says of them, and what transformers makes of it on this machine."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ PACKAGES = {
 
 
 class Quantization(NamedTuple):
-    """How a quantised checkpoint is loaded here.
+    """How a quantized checkpoint is loaded here.
 
     Attributes:
         note: What a manifest says beside the dtype, such as ``fp8``, ``bitsandbytes 4-bit nf4`` or ``fp8 dequantized``,
             where the weights are widened while they are loaded.
-        dtype: Of what is not quantised, and of the products.
+        dtype: Of what is not quantized, and of the products.
     """
 
     note: str
@@ -45,7 +45,7 @@ class Quantization(NamedTuple):
 
 
 def quantization_settings(config: Any) -> dict[str, Any] | None:
-    """``quantization_config`` of a model's configuration, or of its text part; None where it is not quantised."""
+    """``quantization_config`` of a model's configuration, or of its text part; None where it is not quantized."""
     for part in (config, config.get_text_config(decoder=True)):
         found = getattr(part, "quantization_config", None)
         if found is not None:
@@ -80,7 +80,7 @@ def dtype_note(dtype: torch.dtype, note: str = "") -> str:
 def plan_quantization(
     name: str, config: Any, dtype: torch.dtype, device_map: Any, *, is_asked: bool = False
 ) -> Quantization | None:
-    """What transformers will do with a checkpoint, found without its weights; None where it is not quantised.
+    """What transformers will do with a checkpoint, found without its weights; None where it is not quantized.
 
     Args:
         name: Of the model, for messages.
@@ -101,11 +101,10 @@ def plan_quantization(
     note = quantization_note(settings)
     method = note.split()[0]
     is_known = method == "bitsandbytes" or method in AUTO_QUANTIZATION_CONFIG_MAPPING
-    said = f"{shown(name)} is quantised ({note})"
+    said = f"{shown(name)} is quantized ({note})"
     if not is_known:  # which transformers would load without, its weights being of another shape and meaning
         raise UserError(
-            f"{said}, which transformers does not know: give a checkpoint of another method, or the model that it was "
-            "made from"
+            f"{said}, which transformers does not know: use a checkpoint with another method, or the unquantized model"
         )
     try:
         quantizer = AutoHfQuantizer.from_config(copy.deepcopy(settings), pre_quantized=True)
@@ -118,9 +117,9 @@ def plan_quantization(
     except Exception as error:  # what a machine lacks is said in many ways
         reason = one_line(error).rstrip(".")
         raise UserError(
-            f"{said} and cannot be run here: {reason}. Run it on a GPU, or give the model that it was made from"
+            f"{said} and cannot be run here: {reason}. Run it on a GPU, or use the unquantized model"
         ) from error
-    if method == "bitsandbytes":  # keeps what is not quantised as it was saved
+    if method == "bitsandbytes":  # keeps what is not quantized as it was saved
         saved = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
         loaded = saved or loaded
     if is_asked and loaded != dtype:

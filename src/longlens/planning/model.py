@@ -181,8 +181,8 @@ class TracedModel:
                 self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
         except UserError as error:
             raise UserError(
-                f"{type(self.model).__name__} cannot be planned: its code asks for values of tensors, of which a plan "
-                "has shapes alone, or has attention of its own"
+                f"{type(self.model).__name__} cannot be planned: its code asks for values of tensors, but a plan has "
+                "only shapes, or has custom attention code"
             ) from error
         self._check_causal(tracer)
         return tracer.linear, tracer.calls
@@ -359,7 +359,7 @@ class TracedModel:
                     setattr(self.model.get_submodule(parent), last, _Adapted(module, r))
                 number += 1
         if not number:
-            raise UserError(f"no linear module of {self.model.config.model_type} is called {target_modules}: check it")
+            raise UserError(f"{self.model.config.model_type} has no linear module called {target_modules}: check it")
         for wanted in modules_to_save:
             self._train_copy(wanted)
         self.model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())

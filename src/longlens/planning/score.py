@@ -344,8 +344,8 @@ def plan_score(
             raise UserError(f"`{what}` is {value}; expected at least 1")
     if tensor_parallel < 1 or devices % tensor_parallel or (device_map and tensor_parallel > 1):
         raise UserError(
-            f"`tensor_parallel` is {tensor_parallel}; expected a divisor of `devices`, which is {devices}, and no "
-            "device map beside it"
+            f"`tensor_parallel` is {tensor_parallel}; expected a divisor of `devices`, which is {devices}, without a "
+            "device map"
         )
     config = find_config(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     if tensor_parallel > 1:
@@ -383,7 +383,7 @@ def plan_score(
         notes = _advice(traced, device, memory, batches, max(request.fed for request in requests), at_once)
     settings = quantization_settings(config)
     if settings is not None:
-        notes.append(f"its weights are quantised ({quantization_note(settings)}), and are counted in {kind}")
+        notes.append(f"its weights are quantized ({quantization_note(settings)}), and are counted in {kind}")
     if rates is None:
         rates = device.rates(kind, utilization)
     at_work = 1 if device_map else min(devices, documents * tensor_parallel)

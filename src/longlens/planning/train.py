@@ -137,8 +137,8 @@ def plan_train(
             raise UserError(f"`{what}` is {value}; expected at least {least}")
     if longce is not None and longce.context >= length:
         raise UserError(
-            f"`context` is {longce.context} and rows have {length} tokens, so that no token would have a short score: "
-            "make `length` larger or `context` smaller, or give `loss=ce`"
+            f"`context` is {longce.context} and rows have {length} tokens, so no token would have a short-context "
+            "score: make `length` larger or `context` smaller, or give `loss=ce`"
         )
     if sharding not in SHARDINGS:
         raise UserError(f"`sharding` is {shown_value(sharding)}; expected one of {', '.join(SHARDINGS)}")

@@ -123,7 +123,7 @@ def save(
 def check_formats(formats: Sequence[str]) -> None:
     """Refuses formats that are not of `FORMATS`."""
     if unknown := [name for name in formats if name not in FORMATS]:
-        raise UserError(f"format {unknown[0]!r} is unknown: choose from {', '.join(FORMATS)}")
+        raise UserError(f"format {unknown[0]!r} is unknown: expected one of {', '.join(FORMATS)}")
 
 
 def _make(folder: Path) -> None:

@@ -134,9 +134,7 @@ def correlation_map(matrix: Sequence[Sequence[float | None]], names: Sequence[st
         UserError: There are no names, or another number of rows or columns; matplotlib is not installed.
     """
     if not names or len(matrix) != len(names) or any(len(row) != len(names) for row in matrix):
-        raise UserError(
-            f"{len(names)} names for {len(matrix)} rows; expected a square matrix, with a name for each row"
-        )
+        raise UserError(f"{len(names)} names for {len(matrix)} rows; expected a square matrix, with one name per row")
     cells = np.array([[math.nan if value is None else value for value in row] for row in matrix], dtype=np.float64)
     labels = [plain(name, 40) for name in names]
     numbered = len(names) <= 2 * _WITH_NUMBERS

@@ -88,7 +88,7 @@ def write_report(
     check_place(path)
     ids = runs[0].ids if runs else []
     if unknown := sorted(set(documents).difference(ids)):
-        raise UserError(f"document {unknown[0]!r} was not scored: name another one, such as one of {list(ids[:3])}")
+        raise UserError(f"document {unknown[0]!r} was not scored: expected an id such as one of {list(ids[:3])}")
     with closing(PageDocuments(path, documents, num_documents)) as page:
         summary = summarize_runs(
             runs,
@@ -115,7 +115,7 @@ def check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
     if path.exists() and not _is_report(path):
-        raise UserError(f"{path} exists and is no report of longlens: name another file")
+        raise UserError(f"{path} exists and is not a report of longlens: name another file")
 
 
 def _is_report(path: Path) -> bool:

@@ -36,7 +36,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         length = self.original_length
         if length is not None and (not isinstance(length, int) or length < 2):
-            raise UserError(f"`original_length` is {length}; expected the tokens that the model was trained at")
+            raise UserError(f"`original_length` is {length}; expected the context length in training, in tokens")
 
     @abstractmethod
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
@@ -135,5 +135,7 @@ def extended_length(factor: float, length: int) -> int:
     """Tokens of the extended model, which have to be whole: transformers reads the factor back from the two lengths."""
     product = factor * length
     if product != round(product):
-        raise UserError(f"`factor={factor:g}` times {length} tokens is {product:g}; expected a whole number of tokens")
+        raise UserError(
+            f"`factor={factor:g}` times {length} tokens is {product:g}; expected an integer number of tokens"
+        )
     return round(product)

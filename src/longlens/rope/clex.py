@@ -54,8 +54,8 @@ class ClexRotary(nn.Module):
         super().__init__()
         if not isinstance(getattr(base, "inv_freq", None), Tensor):
             raise UserError(
-                f"{type(base).__name__} holds a rotary embedding for each type of layer, which CLEX does not replace: "
-                "take another method, or a model with one rotary embedding"
+                f"{type(base).__name__} has a rotary embedding per layer type, which CLEX does not support: "
+                "use another method, or a model with one rotary embedding"
             )
         inv_freq = base.original_inv_freq.detach().float()
         d = 2 * len(inv_freq)
@@ -140,4 +140,6 @@ def _layout(base: Any) -> Callable[[Tensor], Tensor]:
         turned = layout(angles)
         if turned.shape == cos.shape and torch.allclose(turned.cos(), cos) and torch.allclose(turned.sin(), sin):
             return layout
-    raise UserError(f"{type(base).__name__} lays out its angles in a way that CLEX does not know: take another method")
+    raise UserError(
+        f"{type(base).__name__} uses a rotary embedding layout that CLEX does not support: use another method"
+    )

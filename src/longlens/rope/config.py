@@ -79,13 +79,13 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
     is_off = getattr(text, "alibi", False) or getattr(text, "use_mem_rope", True) is False  # the latter of Zamba 2
     if not parameters or is_off or kind not in ("rope", "rotary"):
         raise UserError(
-            f"{name} has no rotary position embedding (RoPE), which is what these methods change: take a model that "
-            "has one, such as Llama, Mistral, Qwen or Gemma"
+            f"{name} has no rotary position embedding (RoPE), which these methods modify: use a model that has "
+            "one, such as Llama, Mistral, Qwen or Gemma"
         )
     length = original_length or getattr(text, "max_position_embeddings", None)
     if not length:
         raise UserError(
-            f"the config of {name} does not say at which length it was trained (no max_position_embeddings): give "
+            f"the config of {name} does not contain the training length (no max_position_embeddings): pass "
             "`original_length`, in tokens"
         )
     theta = parameters.get("rope_theta")
@@ -93,7 +93,7 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
     dim = int(head * (parameters.get("partial_rotary_factor") or 1.0))
     if not theta or dim < 4 or dim % 2:
         raise UserError(
-            f"{name} has the base {theta} and {dim} rotary dimensions; expected a base and an even number from 4 on"
+            f"{name} has the base {theta} and {dim} rotary dimensions; expected a base and an even number of at least 4"
         )
     return Rope(dim=dim, theta=float(theta), length=int(length))
 
@@ -156,7 +156,7 @@ def refuse_encoder_decoder(config: Any) -> None:
     """Raises a `UserError` for a configuration, or its class, of an encoder and a decoder."""
     if getattr(config, "is_encoder_decoder", False) is True:
         raise UserError(
-            f"{config.model_type} is an encoder and a decoder: longlens takes decoders alone, such as Llama or Qwen"
+            f"{config.model_type} is an encoder and a decoder: longlens supports only decoders, such as Llama or Qwen"
         )
 
 

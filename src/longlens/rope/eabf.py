@@ -50,7 +50,7 @@ def scale_queries(model: Any) -> None:
         AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[base])
     decoder.set_attn_implementation(name)
     if decoder.config._attn_implementation != name:
-        raise UserError(f"{type(model).__name__} has its own attention code, in which EABF cannot scale the queries")
+        raise UserError(f"{type(model).__name__} has custom attention code, in which EABF cannot scale queries")
 
 
 def _scaled(base: str) -> Callable[..., Any]:
@@ -66,7 +66,7 @@ def _scaled(base: str) -> Callable[..., Any]:
             position_ids = options.get("position_ids")
             if position_ids is None or position_ids.ndim != 2:
                 raise UserError(
-                    f"{type(module).__name__} is not told the positions of its queries, so EABF cannot scale them"
+                    f"{type(module).__name__} does not receive query positions, so EABF cannot scale queries"
                 )
             scale = query_scale(position_ids, parameters["original_max_position_embeddings"])
             query = query * scale[:, None, :, None].to(query.dtype)

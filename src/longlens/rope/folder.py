@@ -75,15 +75,15 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
 
     out = Path(out)
     if os.path.lexists(out):
-        raise UserError(f"{out} exists: give a new folder for the extended model")
+        raise UserError(f"{out} exists: use a new folder for the extended model")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.parent} is not a folder: create it first")
     source = models.resolve(name)
     models.check_folder(source)
     if (Path(source.path) / models.ADAPTER).is_file():
         raise UserError(
-            f"{name} holds an adapter: extend its base model, or merge the two (merge_and_unload of peft), save that "
-            "and extend it"
+            f"{name} is an adapter: extend its base model, or merge both with peft's merge_and_unload, save the result "
+            "and extend that"
         )
     config = models.load_config(source, trust_remote_code=trust_remote_code)
     new, rotary = build_rotary(config, method)
@@ -117,7 +117,7 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
 def _copy(source: Path, target: Path, name: str) -> None:
     """Copies weights, tokenizer and what else belongs to a model; pickles and what training left stay behind."""
     if not any(source.glob("*.safetensors")):
-        raise UserError(f"{name} has no weights in safetensors, and longlens copies no pickles: convert them first")
+        raise UserError(f"{name} has no weights in safetensors, and longlens does not copy pickles: convert them first")
     for file in sorted(source.iterdir()):
         wanted = any(fnmatch.fnmatch(file.name, pattern) for pattern in COPIED)
         if file.is_file() and wanted and not any(fnmatch.fnmatch(file.name, pattern) for pattern in NOT_COPIED):

@@ -51,7 +51,7 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
         weights = _read_weights(path, names)
         if set(weights) != set(names):
             if trained or weights:
-                raise UserError(f"{path} lacks weights of CLEX, {names[0]!r}: give the folder that longlens wrote")
+                raise UserError(f"{path} lacks weights of CLEX, {names[0]!r}: use the directory that longlens wrote")
             weights = None
         if weights and options.get("output_loading_info"):
             loaded[1]["unexpected_keys"] = set(loaded[1]["unexpected_keys"]) - set(names)

@@ -98,8 +98,8 @@ class NTK(Method):
         # With a factor the base may stay: the model is trained at the new length with its own (ProLong, table 18).
         if self.theta is not None and (self.theta < rope.theta or (self.theta == rope.theta and self.factor is None)):
             raise UserError(
-                f"`theta` is {self.theta:g}; the model's base is {rope.theta:g} already, and only a larger one reaches "
-                "further"
+                f"`theta` is {self.theta:g}; the model's base is {rope.theta:g} already; a larger one is required to "
+                "extend it"
             )
 
 
@@ -181,7 +181,7 @@ class LongRoPE(ScaledMethod):
             wrong = [value for value in values if not (isinstance(value, (int, float)) and 0 < value < math.inf)]
             if wrong or not len(values):
                 raise UserError(
-                    f"`{name}` has {shown_value(wrong[0]) if wrong else 'no value'}; expected numbers above 0"
+                    f"`{name}` has {shown_value(wrong[0]) if wrong else 'no value'}; expected positive numbers"
                 )
             object.__setattr__(self, name, tuple(float(value) for value in values))
 
@@ -207,8 +207,8 @@ class LongRoPE(ScaledMethod):
         for name in ("short_factors", "long_factors"):
             if len(getattr(self, name)) != rope.dim // 2:
                 raise UserError(
-                    f"`{name}` has {len(getattr(self, name))} values; expected {rope.dim // 2}, one for each frequency "
-                    f"of the model's {rope.dim} rotary dimensions"
+                    f"`{name}` has {len(getattr(self, name))} values; expected {rope.dim // 2}, one per frequency of "
+                    f"the model's {rope.dim} rotary dimensions"
                 )
 
 
@@ -281,8 +281,8 @@ class EABF(ScaledMethod):
         super().check(rope)
         if self.theta < rope.theta:
             raise UserError(
-                f"`theta` is {self.theta:g}; the model's base is {rope.theta:g} already, and EABF makes it larger: "
-                "give at least that"
+                f"`theta` is {self.theta:g}; the model's base is {rope.theta:g} already, and EABF requires at least "
+                "that"
             )
 
 
@@ -305,10 +305,10 @@ class CLEX(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_factor != int(self.max_factor) or self.max_factor < 2:
-            raise UserError(f"`max_factor` is {self.max_factor}; expected a whole number from 2 on, such as 16")
+            raise UserError(f"`max_factor` is {self.max_factor}; expected an integer of at least 2, such as 16")
         object.__setattr__(self, "max_factor", int(self.max_factor))
         if not isinstance(self.width, int) or self.width < 1:
-            raise UserError(f"`width` is {self.width}; expected a whole number from 1 on")
+            raise UserError(f"`width` is {self.width}; expected an integer of at least 1")
         if not 0 < self.step <= 1:
             raise UserError(f"`step` is {self.step}; expected a number in (0, 1], such as 0.01")
 

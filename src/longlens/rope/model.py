@@ -71,7 +71,7 @@ def extend_config(config: Any, method: Method) -> Any:
             already, or settings that do not fit it.
     """
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{config.model_type} is an encoder and a decoder: longlens extends decoders alone")
+        raise UserError(f"{config.model_type} is an encoder and a decoder: longlens supports only decoders")
     new = copy.deepcopy(config)
     text = text_config(new)
     rope = read_rope(text, method.original_length)
@@ -79,14 +79,14 @@ def extend_config(config: Any, method: Method) -> Any:
     kind = current.get("rope_type", "default")
     if not method.extends(kind) and kind == "proportional":
         raise UserError(
-            f"{text.model_type} has a rotary embedding of rope_type 'proportional', of which {method.name} has no "
-            "definition: take a model whose rope_type is 'default'"
+            f"{text.model_type} has a rotary embedding of rope_type 'proportional', of which {method.name} is not "
+            "defined: use a model whose rope_type is 'default'"
         )
     if not method.extends(kind):
         factor = f" with factor {current['factor']:g}" if isinstance(current.get("factor"), (int, float)) else ""
         raise UserError(
-            f"{text.model_type} is extended already (rope_type {shown_value(kind)}{factor}): {method.name} starts from "
-            "the base model that it was made from, whose rope_type is 'default'"
+            f"{text.model_type} is already extended (rope_type {shown_value(kind)}{factor}): {method.name} must be "
+            "applied to its base model, whose rope_type is 'default'"
         )
     method.check(rope)
     _check_layers(config, method)
@@ -111,8 +111,8 @@ def _check_layers(config: Any, method: Method) -> None:
     first_layer = getattr(method, "first_layer", 0)
     if first_layer >= text.num_hidden_layers:
         raise UserError(
-            f"`first_layer` is {first_layer}, and {text.model_type} has {text.num_hidden_layers} layers, so that no "
-            "query would be scaled: give a smaller one"
+            f"`first_layer` is {first_layer}, and {text.model_type} has {text.num_hidden_layers} layers, so no query "
+            "would be scaled: use a smaller one"
         )
     types = getattr(text, "layer_types", None) or []
     if len(set(types)) < 2 or "full_attention" not in types:
@@ -125,9 +125,9 @@ def _check_layers(config: Any, method: Method) -> None:
     if not use["full_attention"][0]:
         others = " and ".join(sorted(kind for kind, (used, _) in use.items() if used)) or "no"
         raise UserError(
-            f"the layers of {text.model_type} that attend to everything have no rotary embedding (RoPE), so that none "
-            f"limits their length; {method.name} would change {others} layers alone: use the model at the longer "
-            "length as it is"
+            f"the layers of {text.model_type} with full attention have no rotary embedding (RoPE), so nothing limits "
+            f"their length; {method.name} would change {others} layers only: use the model unchanged at the longer "
+            "length"
         )
 
 
@@ -139,7 +139,7 @@ def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
     except Exception as error:  # config classes raise what they like
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(
-            f"{name} does not take rope_type {shown_value(kind)}: {reason}. Choose another method"
+            f"{name} does not support rope_type {shown_value(kind)}: {reason}. Choose another method"
         ) from error
     wrong = [key for key, value in parameters.items() if read.get(key) != value]
     if wrong:
@@ -226,7 +226,7 @@ def check_model(model: Any) -> None:
             right &= _same(module, _rebuild(module, module.config))
     if not right:
         raise UserError(
-            f"the rotary embedding of {type(model).__name__} is not the one of its config: the config was edited after "
+            f"the rotary embedding of {type(model).__name__} does not match its config: the config was edited after "
             "the model was made, which transformers ignores. Use longlens.rope.apply(model, method), or load the model "
             "with longlens.rope.load_model(name, config=extend_config(config, method))"
         )
@@ -278,7 +278,9 @@ def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
     def note(module: Any, args: Any, output: Any) -> None:
         used.append((output[0] if isinstance(output, tuple) else output).requires_grad)
 
-    with library_errors(f"cannot tell which layers of {text.model_type} have a rotary embedding", "take another model"):
+    with library_errors(
+        f"cannot determine which layers of {text.model_type} have a rotary embedding", "use another model"
+    ):
         with torch.device("meta"):
             # Grouped products of experts on this device want bfloat16.
             shape = auto_class(config.model_type).from_config(
@@ -317,7 +319,7 @@ def _extended_rotary(model: Any, text: Any, method: Method, rope: Rope) -> dict[
     prefix = "" if key is None else f"{key}_"
     found = [module for module in fresh.values() if hasattr(module, f"{prefix}original_inv_freq")]
     if not found:
-        raise UserError(f"{name} has no rotary embedding of transformers' kind, which is what {method.name} changes")
+        raise UserError(f"{name} has no rotary embedding of transformers' kind, which {method.name} modifies")
     wanted = method.frequencies(rope)
     for module in found:
         inv_freq = getattr(module, f"{prefix}original_inv_freq").double().numpy()

@@ -83,7 +83,7 @@ def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
     known = ", ".join(f"`{option}`" for option in options)
     for option in settings:
         if option not in options:
-            raise UserError(f"`{option}` is no setting of `method` {name}, which has {known}: leave it out")
+            raise UserError(f"`{option}` is not a setting of `method` {name}, which has {known}: leave it out")
     required = [
         option for option in options if option == "factors" or _is_required(fields[spelled.get(option, option)])
     ]
@@ -93,7 +93,7 @@ def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
     values = {spelled.get(option, option): value for option, value in settings.items() if option != "factors"}
     if "factors" in settings:
         values["short_factors"], values["long_factors"] = _read_factors(settings["factors"])
-    with library_errors(f"`method` {name} does not take these settings", f"its settings are {known}"):
+    with library_errors(f"`method` {name} does not accept these settings", f"its settings are {known}"):
         return kind(**values)
 
 

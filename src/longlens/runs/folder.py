@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
 """Of manifests; 2: where they are of a model, its configuration is recorded, see `longlens.runs.identity`."""
 BY_WEIGHTS = 1
-"""Schema version whose runs tell models by weights and tokenizer alone; they are still read."""
+"""Schema version whose runs tell models only by weights and tokenizer; they are still read."""
 MAX_DIFFERENCES = 8
 SEEN_SECONDS = 60.0
 """So long a network file system may take to show a new folder on another node; NFS remembers for a minute."""
@@ -61,12 +61,12 @@ class LockedFolder:
     ) -> None:
         try:
             if path.exists() and not path.is_dir():
-                raise UserError(f"{path} is a file; give a folder for the {what}, such as `out={example}`")
+                raise UserError(f"{path} is a file; expected a directory for the {what}, such as `out={example}`")
             names = {entry.name for entry in path.iterdir()} if path.exists() else set()
             foreign = {name for name in names if not name.startswith(".")} - {*own}
             if foreign and marker not in names:
                 raise UserError(
-                    f"{path} is not empty and holds no {what} (it has {shown(min(foreign))}): give a new folder"
+                    f"{path} is not empty and contains no {what} (it has {shown(min(foreign))}): use a new folder"
                 )
             self._path, self._created = path, not path.exists()
             path.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class LockedFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise UserError(f"another process is {doing} {path}: wait for it, or give another folder") from error
+            raise UserError(f"another process is {doing} {path}: wait for it, or use another directory") from error
         except OSError as error:
             raise cannot_write(path, error, resumes=True) from error
         self._inode = self._inode_now()
@@ -102,7 +102,7 @@ class LockedFolder:
         """
         if not self.is_there:
             raise UserError(
-                f"{self._path} was deleted or moved while this process was writing to it: run the same command again"
+                f"{self._path} was deleted or moved while this process was writing: run the same command again"
             )
 
     def release(self) -> None:
@@ -124,8 +124,8 @@ def await_manifest(folder: Path, rank: int) -> None:
     while not (folder / MANIFEST).is_file():
         if time.monotonic() > given_up:
             raise UserError(
-                f"process {rank} (from 0) does not see {folder}, which the first process has made: give a folder that "
-                "all nodes share"
+                f"process {rank} (from 0) does not see {folder}, which the first process has created: use a directory "
+                "on a shared file system"
             )
         time.sleep(SEEN_SECONDS / 100)
 
@@ -140,7 +140,7 @@ def make_manifest(record: Mapping[str, Any], *packages: str) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, **record, "versions": versions(*packages)}
 
 
-def read_manifest(folder: Path, *, step: str = "give another folder") -> dict[str, Any]:
+def read_manifest(folder: Path, *, step: str = "use another folder") -> dict[str, Any]:
     """The manifest of a folder, of this schema version or an older one.
 
     Args:
@@ -163,11 +163,11 @@ def check_schema_version(path: Path, manifest: Mapping[str, Any]) -> None:
     """
     version = manifest.get("schema_version")
     if version is None:
-        raise UserError(f"{path} is no manifest of longlens (it has no schema_version): give another folder")
+        raise UserError(f"{path} is not a manifest of longlens (it has no schema_version): use another folder")
     if type(version) is not int or version not in (BY_WEIGHTS, SCHEMA_VERSION):
         raise UserError(
             f"{path} has schema_version {shown_value(version)}, this longlens reads {SCHEMA_VERSION}: install the "
-            "version of longlens that wrote it, or give another folder"
+            "version of longlens that wrote it, or use another folder"
         )
 
 
@@ -204,8 +204,8 @@ def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tup
         )
     if differs:
         raise UserError(
-            f"{folder} holds another {what}: {'; '.join(differs[:MAX_DIFFERENCES])}. Give another folder, or the same "
-            "settings"
+            f"{folder} contains a different {what}: {'; '.join(differs[:MAX_DIFFERENCES])}. Use another folder, or the "
+            "same settings"
         )
 
 
@@ -229,9 +229,8 @@ def warn_by_weights(folder: Path) -> None:
         LonglensWarning: Always.
     """
     warnings.warn(
-        f"{folder} was made by an older longlens, which recorded no configuration: its model is identified by weights "
-        "and tokenizer alone, so it cannot be told from the same weights with another RoPE method or attention window; "
-        "to be sure, run again into a new folder",
+        f"{folder} was written by an older longlens without the model's configuration: it cannot be distinguished "
+        "from the same weights with another RoPE method or attention window; to be sure, run again in a new directory",
         LonglensWarning,
         stacklevel=3,
     )
@@ -255,8 +254,8 @@ def warn_of_versions(folder: Path, manifest: Mapping[str, Any], here: Mapping[st
     ]
     if changes:
         warnings.warn(
-            f"{folder} was begun with other versions ({', '.join(changes)}): numbers can differ in their last digits, "
-            "or more where a library changed what it computes",
+            f"{folder} was started with other versions ({', '.join(changes)}): results can differ in the last digits, "
+            "or more if a library changed its computation",
             LonglensWarning,
             stacklevel=2,
         )

@@ -252,6 +252,6 @@ def _store_errors() -> Iterator[None]:
             raise
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"no connection to the other processes at {address} ({one_line(error)}): they stopped, or MASTER_ADDR and "
-            "MASTER_PORT are wrong; run the same command again, it goes on from what is there"
+            f"no connection to the other processes at {address} ({one_line(error)}): they exited, or MASTER_ADDR and "
+            "MASTER_PORT are wrong; run the same command again, it resumes from what is stored"
         ) from error

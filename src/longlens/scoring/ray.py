@@ -44,7 +44,7 @@ CHUNK_BATCHES = 4
 CHUNKS_PER_ACTOR = 4
 """Chunks that are under way for each actor: the one that it runs, and those that wait for it."""
 MAX_ATTEMPTS = 5
-"""How often a chunk is handed out: one whose actors are lost each time, as for want of memory, ends the run."""
+"""How often a chunk is handed out: one whose actors are lost each time, as because memory ran out, ends the run."""
 CONNECT_SECONDS = 10.0
 """So long the address of a cluster may take to answer."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -182,8 +182,8 @@ def _score(scorer: Scorer, chunk: Chunk) -> np.ndarray[Any, np.dtype[np.float32]
             wanted = chunk.lengths[result.key] - chunk.starts[result.key]
             if result.key in found or len(result.logprobs) != wanted:
                 raise UserError(
-                    f"{name} gives {len(result.logprobs)} log-probabilities for {wanted} tokens, or gives them twice: "
-                    "check the engine"
+                    f"{name} gives {len(result.logprobs)} log-probabilities for {wanted} tokens, or returns "
+                    "duplicates: check the engine"
                 )
             found[result.key] = np.asarray(result.logprobs, np.float32)
     if len(found) != len(chunk.lengths):
@@ -263,8 +263,8 @@ class _Actors:
                 raise UserError(row["error"])
             if not row["info"]:
                 raise UserError(
-                    f"a chunk of documents was lost with its actor {MAX_ATTEMPTS} times, most often for want of "
-                    "memory: use a smaller `batch_tokens` or `max_length`, or fewer actors on a node (`ray_cpus`)"
+                    f"a chunk of documents failed with its actor {MAX_ATTEMPTS} times, most often because memory ran "
+                    "out: use a smaller `batch_tokens` or `max_length`, or fewer actors per node (`ray_cpus`)"
                 )
             self._chunks.pop(number)
             self._attempts.pop(number, None)
@@ -307,7 +307,7 @@ class _Actors:
         """A chunk to be scored; None where that is given up."""
         attempts = self._attempts[number] = self._attempts.get(number, 0) + 1
         if 1 < attempts <= MAX_ATTEMPTS:
-            _LOGGER.info("ray: an actor was lost, its documents are scored again")
+            _LOGGER.info("ray: an actor was lost, rescoring its documents")
         return self._chunks.get(number) if attempts <= MAX_ATTEMPTS else None
 
     def _say_what_is_there(self) -> None:
@@ -413,8 +413,8 @@ def _pool(ray: Any, settings: Ray, tensor_parallel: int) -> tuple[tuple[int, int
     if least > fit:
         reason = f"`ray_actors` is {least}, each with {text}, and the cluster has room for {fit}"
         if settings.ray == "local":
-            raise UserError(f"{reason}: use fewer, or smaller `ray_cpus` and `ray_gpus`")
-        _LOGGER.warning("%s: the others wait until nodes join it", reason)
+            raise UserError(f"{reason}: use fewer actors, or smaller `ray_cpus` and `ray_gpus`")
+        _LOGGER.warning("%s: the other actors wait for more nodes", reason)
     _LOGGER.info("ray: %s actors, each with %s", most if least == most else f"{least} to {most}", text)
     return (least, most), resources
 
@@ -454,8 +454,8 @@ class RayScorer:
         assert number == hello
         if self.info.tokenizer_sha256 != tokenizer_sha256:
             raise UserError(
-                f"the tokenizer of {self.info.name} is another one on the nodes of the cluster than here: put the same "
-                "files, and the same versions of tokenizers and transformers, on all machines"
+                f"the tokenizer of {self.info.name} differs between the nodes of the cluster and this machine: use the "
+                "same files and the same versions of tokenizers and transformers on all machines"
             )
         self._chunk_tokens = CHUNK_BATCHES * (
             batch_tokens or BATCH_TOKENS["cpu" if self.info.device == "cpu" else "cuda"]
@@ -511,8 +511,8 @@ class RayScorer:
             differs = model_differences(*(asdict(one) | one.identity.to_json() for one in (self.info, info)))
             if differs:
                 raise UserError(
-                    f"the nodes of the cluster have different models as {info.name} ({'; '.join(differs)}): put the "
-                    "same files on all nodes, and give `dtype` where some have GPUs and others have none"
+                    f"the nodes of the cluster have different files for {info.name} ({'; '.join(differs)}): copy the "
+                    "same files to all nodes, and set `dtype` if only some nodes have GPUs"
                 )
             self._ready[number] = logprobs
 
@@ -534,7 +534,7 @@ class RayModel(UnloadedModel):
         kind = engine_name(name, engine)
         check_taken(kind, loading, engine)
         if kind in OWN and OWN[kind].is_server:
-            raise UserError("`ray` would have no effect on a server, which has processes of its own: leave it out")
+            raise UserError("`ray` would have no effect on a server, which runs its own processes: leave it out")
         if kind == TRANSFORMERS and (loading.tensor_parallel or 1) > 1:
             raise UserError("`tensor_parallel` of transformers needs torchrun: leave out `ray`, or use `engine=vllm`")
         _import_ray()  # before anything is read

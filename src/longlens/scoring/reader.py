@@ -191,7 +191,7 @@ def _answer_spans(row: Mapping[str, pa.Scalar], length: int) -> Spans | None:
         return None
     spans = list(zip(ends[::2], ends[1::2], strict=False))
     fits = len(ends) % 2 == 0 and None not in ends and all(0 <= start <= end <= length for start, end in spans)
-    _require(fits, "answer_spans are no pairs of characters of the text")
+    _require(fits, "answer_spans are not pairs of character offsets in the text")
     return spans
 
 

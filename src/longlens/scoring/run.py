@@ -94,9 +94,9 @@ def score(
             alone and counts as a token of it, without (an evaluated model) there is none.
         max_length: Tokens that a document is cut to, counted by this model's tokenizer; None for the smaller of
             32,768 and what the model takes.
-        limit: What documents are cut to instead of ``max_length``: by characters or by another model's tokenizer, so
+        limit: Truncation that replaces ``max_length``: by characters or by another model's tokenizer, so
             that two models see the same text.
-        extrapolate: Allows more tokens than the model was made for.
+        extrapolate: Allow more tokens than the model's maximum length.
         store_text: False leaves the text out of the run folder.
         shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on, and knows nothing of
             the others. None: with ``out``, all processes that torchrun started share the documents by what they cost,
@@ -114,7 +114,9 @@ def score(
     """
     shorts = short_contexts(context, stride)
     if limit is not None and max_length is not None:
-        raise UserError(f"`max_length` is {max_length}, and `limit` says what documents are cut to: give one of them")
+        raise UserError(
+            f"`max_length` is {max_length}, and `limit` says what documents are truncated to: give one of them"
+        )
     if limit is None:
         limit = Truncation(max_length=max_length, extrapolate=extrapolate)
     if isinstance(limit, Truncation):
@@ -176,8 +178,8 @@ def _score_shared(
         processes.broadcast({"read": mine.read})
     elif processes.receive()["read"] != mine.read:
         raise UserError(
-            f"process {processes.rank} (from 0) read other documents than the first process: give all processes the "
-            "same files, and a new folder"
+            f"process {processes.rank} (from 0) read different documents than the first process: give all processes "
+            "the same files, and a new folder"
         )
     processes.wait_for_all()
 
@@ -215,7 +217,7 @@ def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
     ids: set[str] = set()
     for document in documents:
         if document.id in ids:
-            raise UserError(f"two documents have the id {document.id!r}: ids name documents and must differ")
+            raise UserError(f"two documents have the id {document.id!r}: document ids must be unique")
         ids.add(document.id)
         yield document
 
@@ -362,7 +364,7 @@ class _Run:
         wrong = wrong_logprobs(result.logprobs)
         if wrong:
             raise UserError(
-                f"{self._scorer.info.name} gives log-probabilities of document {shown(key.id)} that cannot be stored "
+                f"{self._scorer.info.name} gives log-probabilities of document {shown(key.id)} that are invalid "
                 f"({wrong}): check the engine, or use `dtype=float32`"
             )
 
@@ -379,8 +381,8 @@ class _Run:
                 cut = self._limit(document.text)
                 if stored not in (None, text_sha256(cut.text)):
                     raise UserError(
-                        f"document {document.id!r} was scored before with another text: give its new text another "
-                        "id, or score into a new folder"
+                        f"document {document.id!r} was scored before with a different text: use a new id for the new "
+                        "text, or a new run directory"
                     )
             if cut is not None and todo:
                 yield from self._document(document, cut, todo, writer)
@@ -447,7 +449,7 @@ class _Run:
         info = self._scorer.info
         if info.max_length is not None and fed > info.max_length and not self._extrapolate:
             raise UserError(
-                f"document {id!r} has {fed} tokens of {info.name}, which takes {info.max_length} (the text was cut by "
+                f"document {id!r} has {fed} tokens of {info.name}, which takes {info.max_length} (truncated by "
                 f"{self._limit.counted_by}): use a smaller `max_length`, or `extrapolate=True`"
             )
 

@@ -65,7 +65,7 @@ class ScorerInfo:
         architecture: Class of the model.
         weights_sha256: Hash of the weights; None for a server.
         tokenizer_sha256: Hash of the tokenizer.
-        max_length: Positions the model was made for, in tokens; None where it names none.
+        max_length: The model's maximum length in tokens; None if unknown.
         dtype: RESOLVED dtype of the weights, such as ``float32``, never ``auto``.
         device: Where it ran.
         attention: Attention implementation.

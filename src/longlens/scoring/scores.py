@@ -83,8 +83,8 @@ class TokenScores:
         """
         if self.selected is None:
             raise UserError(
-                f"document {self.id!r} has no short-context scores: score it again into the same folder, with short "
-                "contexts"
+                f"document {self.id!r} has no short-context scores: score it again with short contexts into the same "
+                "run directory"
             )
         return self.short[self.selected]
 
@@ -187,9 +187,7 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
     contexts = [] if context is None else [context] if isinstance(context, int) else list(context)
     strides = [stride] if isinstance(stride, int) else list(stride)
     if len(strides) not in (1, len(contexts)) and contexts:
-        raise UserError(
-            f"{len(strides)} strides for {len(contexts)} contexts: give one `stride`, or one for each `context`"
-        )
+        raise UserError(f"{len(strides)} strides for {len(contexts)} contexts: pass one `stride`, or one per `context`")
     if len(strides) == 1:
         strides = strides * len(contexts)
     pairs = [ShortContext(k, d) for k, d in zip(contexts, strides, strict=False)]

@@ -102,9 +102,11 @@ def load_statistics(names: Sequence[str], *, has_reference: bool = False) -> lis
         made = OWN.get(name, added)
         if made is None:
             known = ", ".join([*OWN, *list_plugins("longlens.statistics")])
-            raise UserError(f"`statistics` has {shown(name)}; expected of {known}, or install the package that adds it")
+            raise UserError(
+                f"`statistics` has {shown(name)}; expected of {known}, or install the plugin that provides it"
+            )
         if made.is_pairwise and not has_reference:
-            raise UserError(f"the statistic {shown(name)} compares two models: use longlens diverge")
+            raise UserError(f"the statistic {shown(name)} needs two models: use longlens diverge")
         found.append(made)
     columns = [column for statistic in found for column in statistic.columns]
     twice = next((column for column in columns if columns.count(column) > 1 or column == "cache_bytes"), None)
@@ -123,5 +125,5 @@ def check_columns(statistic: Statistic, made: Mapping[str, Any], rows: int) -> N
     if set(made) != set(statistic.columns) or set(shapes.values()) - {(rows,)}:
         raise UserError(
             f"the statistic {shown(statistic.name)} gives {shapes}; expected {', '.join(statistic.columns)} of shape "
-            f"({rows},): mend its package"
+            f"({rows},): fix its package"
         )

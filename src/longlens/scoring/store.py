@@ -94,7 +94,7 @@ def run_settings(
     for short in shorts:
         if short.context >= length:
             raise UserError(
-                f"`context={short.context}` is not below the maximum length, {length} "
+                f"`context={short.context}` is not less than the maximum length, {length} "
                 + ("tokens" if in_tokens else "characters")
                 + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
                 + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
@@ -124,13 +124,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         LonglensWarning: It is of schema version 1.
     """
     if not folder.exists():
-        raise UserError(f"no such folder: {folder}. Make scores with: longlens score DOCS --model M -o {folder}")
+        raise UserError(f"no such directory: {folder}. Create scores with: longlens score DOCS --model M -o {folder}")
     if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} holds no scores (no manifest.json): expected a folder made by longlens score")
+        raise UserError(f"{folder} contains no scores (no manifest.json): expected a run directory of longlens score")
     manifest = runs.read_manifest(folder, step="score again into a new folder")
     model, settings = manifest.get("model"), manifest.get("settings")
     if not isinstance(settings, dict) or not isinstance(model, dict) or "name" not in model:
-        raise UserError(f"{folder / MANIFEST} is no manifest of scores: expected model and settings in it")
+        raise UserError(f"{folder / MANIFEST} is not a manifest of scores: expected model and settings in it")
     if manifest["schema_version"] == BY_WEIGHTS:
         warn_by_weights(folder)
     return manifest
@@ -148,7 +148,7 @@ def make_manifest(info: ScorerInfo, settings: Mapping[str, Any], name: str | Non
         UserError: The name is empty.
     """
     if name is not None and not name.strip():
-        raise UserError("`name` is empty: give a name for tables and charts, or leave it out")
+        raise UserError("`name` is empty: pass a display name, or leave it out")
     named = {} if name is None else {"name": name}
     return runs.make_manifest(named | {"model": asdict(info) | info.identity.to_json(), "settings": dict(settings)})
 
@@ -181,7 +181,7 @@ def check_run(
         model: Of the run; while its weights are not on this machine, the folder is not looked at.
         shorts: Short contexts that would be scored.
         bos: Which BOS tokens the model sees, see `longlens.score`.
-        limit: What documents are cut to.
+        limit: What documents are truncated to.
         store_text: Whether texts are stored.
 
     Raises:
@@ -221,8 +221,8 @@ def read_ids(folder: Path, short: ShortContext | None, run: str | None) -> Itera
 def broken(path: Path, reason: str) -> UserError:
     """What to say of a part that cannot be relied on."""
     return UserError(
-        f"{path} is broken or not made by longlens ({reason}): delete that file and run the same longlens score "
-        "command again, it scores what is missing"
+        f"{path} is corrupt or was not written by longlens ({reason}): delete that file and run the same longlens "
+        "score command again, which scores the missing documents"
     )
 
 

@@ -48,9 +48,9 @@ ATTENTION_BYTES = 256 * 2**20
 BRANCH_TOKENS = 32768
 """Tokens of copies of a key-value cache that exist at one time (`ContinuationScorer.branches`)."""
 QUANTISED_ERROR = 0.1
-"""How far states of quantised products may move, of the largest of them, before a model counts as not causal.
+"""How far states of quantized products may move, of the largest of them, before a model counts as not causal.
 
-Where activations are quantised as well, rounding of another kernel or batch moves some of them by a whole step: 0.03 of
+Where activations are quantized as well, rounding of another kernel or batch moves some of them by a whole step: 0.03 of
 the largest state in SmolLM2 (int8 of torchao and bitsandbytes). What leaks moves them by their own size.
 """
 _LOGGER = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class TransformersScorer:
         name: What the run is called after; the model's own name unless given.
         source: Where the model came from, for the manifest.
         weights_sha256: Hash of its files; computed from the weights in memory unless given.
-        quantization: How its weights are quantised, for the manifest; what its configuration says unless given.
+        quantization: How its weights are quantized, for the manifest; what its configuration says unless given.
         batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
         spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
         cache: Policy of the cache that long contexts go through in chunks; short ones are scored without it.
@@ -123,7 +123,7 @@ class TransformersScorer:
         if reference is not None and reference._encoder.sha256 != self._encoder.sha256:
             raise UserError(
                 f"{self.info.name} and {reference.info.name} have different tokenizers, and distributions over tokens "
-                "can be compared over one vocabulary alone: compare their perplexities with longlens compare"
+                "can only be compared over one vocabulary: compare their perplexities with longlens compare"
             )
 
     @cached_property
@@ -188,14 +188,14 @@ class TransformersScorer:
         longest = len(batch[0].token_ids)
         limit = getattr(self._config, "max_position_embeddings", None)
         if limit is not None and longest > limit and getattr(self._config, "rope_parameters", None) is None:
-            raise UserError(f"{self.info.name} has {limit} learned positions and cannot take {longest} tokens")
+            raise UserError(f"{self.info.name} has {limit} learned positions and does not support {longest} tokens")
         # Right padding: under causal attention no token sees what comes after it, so no mask is needed.
         rows = [list(request.token_ids) + [0] * (longest - len(request.token_ids)) for request in batch]
         input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
         if int(input_ids.max()) >= self._vocabulary:
             raise UserError(
                 f"the tokenizer gives token {int(input_ids.max())}, and {self.info.name} has embeddings for "
-                f"{self._vocabulary}: tokenizer and model do not belong together"
+                f"{self._vocabulary}: tokenizer and model do not match"
             )
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, request in zip(keep, batch, strict=True):
@@ -213,7 +213,7 @@ class TransformersScorer:
             columns |= self._describe(input_ids, keep, hidden, targets)
         if np.isnan(logprobs).any():
             raise UserError(
-                f"{self.info.name} overflows in {self.info.dtype} (log-probabilities that are not numbers): use "
+                f"{self.info.name} overflows in {self.info.dtype} (log-probabilities are NaN): use "
                 "`dtype=float32` or `dtype=bfloat16`"
             )
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
@@ -310,11 +310,13 @@ class TransformersScorer:
         name = type(self.model).__name__
         if not self._forward.has_cache:
             raise UserError(
-                f"{name} has no key-value cache that stands for the tokens before (other state, or frequencies that go "
-                "by length): score it without `cache`"
+                f"{name} has no plain KV cache (other state, or frequencies that depend on length): score it without "
+                "`cache`"
             )
         if not self._forward.takes_positions and cache.policy.name != FullCache.name:
-            raise UserError(f"{name} takes no positions, which tokens after dropped ones need: use `cache=full`")
+            raise UserError(
+                f"{name} does not accept position ids, which tokens after dropped ones need: use `cache=full`"
+            )
 
     def _probe(self) -> Head:
         """Holds our log-probabilities against the model's own logits once, on a few tokens."""
@@ -334,7 +336,7 @@ class TransformersScorer:
         if moved > tolerance and not self._forward.by_length:
             raise UserError(
                 f"{type(self.model).__name__} is not causal: hidden states of the first {half} tokens moved by "
-                f"{moved:.3g} when tokens were added after them. longlens needs a causal language model"
+                f"{moved:.3g} when later tokens were added. longlens needs a causal language model"
             )
         if self._pads:
             padded = torch.cat([ids, torch.where(torch.arange(PROBE_TOKENS, device=ids.device) < half, ids, 0)])
@@ -344,7 +346,7 @@ class TransformersScorer:
             pair = self._forward.hidden(torch.cat([ids[:, :half], ids[:, half:]]))
             self._rows = None if is_close(pair[0], before) and not self._forward.by_batch else 1
             _LOGGER.info(
-                "%s is run on %s: its states move when others stand beside them in a batch",
+                "%s is run with %s: its states change with other sequences in the batch",
                 type(self.model).__name__,
                 "one sequence at a time" if self._rows else "batches of one length",
             )

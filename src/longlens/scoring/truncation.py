@@ -45,7 +45,7 @@ class TokenLimit:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
-            raise UserError(f"`max_length` is {self.max_tokens}; a document needs at least 2 tokens")
+            raise UserError(f"`max_length` is {self.max_tokens}; expected at least 2")
 
     def __call__(self, text: str) -> TruncatedText:
         """The longest prefix that ends with one of the first ``max_tokens`` tokens and has no more than that many.
@@ -115,7 +115,7 @@ def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_re
     ``max_length`` positions and its tokenizer a BOS, the limit is one token less, with a warning.
 
     Args:
-        truncation: What documents are cut to.
+        truncation: What documents are truncated to.
         model: The scored model, or its tokenizer and configuration alone; None where there is none.
         trust_remote_code: Runs code that comes with the model that `Truncation.truncate_with` names.
 
@@ -134,7 +134,7 @@ def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_re
             bos_token_id=encoder.bos_token_id,
         )
     if model is None:
-        raise UserError("`max_length` counts tokens: name the model whose tokenizer counts, with `truncate_with`")
+        raise UserError("`max_length` counts tokens: pass the model whose tokenizer counts them as `truncate_with`")
     return TokenLimit(
         max_tokens=_max_tokens(truncation, model),
         counted_by="own",
@@ -152,12 +152,12 @@ def _max_tokens(truncation: Truncation, model: TokenizedModel) -> int:
         return wanted
     if wanted != info.max_length:
         raise UserError(
-            f"`max_length` is {wanted}; {info.name} takes {takes} tokens"
-            + (" and a BOS" if info.bos_token_id is not None else "")
-            + ". Use a smaller one, or `extrapolate=True` to score beyond what the model was made for"
+            f"`max_length` is {wanted}; {info.name} supports {takes} tokens"
+            + (" and BOS" if info.bos_token_id is not None else "")
+            + ". Use a smaller one, or `extrapolate=True` to score beyond the model's maximum length"
         )
     warnings.warn(
-        f"{info.name} takes {wanted:,} tokens, its BOS among them: documents are cut to {takes:,}",
+        f"{info.name} supports {wanted:,} tokens including BOS: documents are truncated to {takes:,}",
         LonglensWarning,
         stacklevel=3,
     )

@@ -164,7 +164,7 @@ _EXPECTED = {
     "greater_than_equal": "at least {ge:g}",
     "less_than": "less than {lt:g}",
     "less_than_equal": "at most {le:g}",
-    "int_type": "a whole number, such as 65536 or 1e9",
+    "int_type": "an integer, such as 65536 or 1e9",
     "float_type": "a number, such as 0.1 or 1e-5",
     "bool_type": "true or false",
     "string_type": "text",
@@ -254,7 +254,7 @@ def parse_yaml(text: str, place: str, step: str) -> Any:
     import yaml  # type: ignore[import-untyped]
 
     # Constructors of PyYAML raise what int(), float() and their own tables raise.
-    with library_errors(f"{place} is no YAML", step):
+    with library_errors(f"{place} is not valid YAML", step):
         return yaml.load(text, _loader)
 
 
@@ -267,7 +267,7 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
         example: Of such an assignment, for messages.
 
     Raises:
-        UserError: It is no KEY=VALUE, or the value is no YAML.
+        UserError: It is no KEY=VALUE, or the value is not valid YAML.
     """
     key, sign, text = change.partition("=")
     if not (key and sign):
@@ -291,7 +291,7 @@ def section_at(content: dict[str, Any], names: Iterable[str], place: str) -> dic
             content[name] = {}
         content = content[name]
         if not isinstance(content, dict):
-            raise UserError(f"{place}: {name} is {shown_value(content)} and has no keys: set {name} itself")
+            raise UserError(f"{place}: {name} is {shown_value(content)} and has no keys: set {name} instead")
     return content
 
 
@@ -326,16 +326,16 @@ def _loader(stream: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 event = self.peek_event()
                 if isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
-                    refuse(event, f"the alias *{event.anchor} is of a mapping or a list: write it out")
+                    refuse(event, f"the alias *{event.anchor} refers to a mapping or a list: write out the value")
             return super().compose_node(parent, index)
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         keys: set[str] = set()
         for key in (loader.construct_object(key, deep=True) for key, _ in node.value):
             if not isinstance(key, str):
-                refuse(node, f"the key {shown_value(key)} is no name")
+                refuse(node, f"the key {shown_value(key)} is not a valid name")
             if key in keys:
-                refuse(node, f"the key {shown_value(key)} is there twice")
+                refuse(node, f"the key {shown_value(key)} occurs twice")
             keys.add(key)
         return dict(loader.construct_mapping(node, deep=True))
 

@@ -219,7 +219,7 @@ def ablate(
         raise UserError("an ablation needs scores of models and of an evaluator: give both, from longlens score DOCS")
     rule = rule or KeyRule()
     if rule.lcl is not None:
-        raise UserError("an ablation has both, with and without the second criterion: leave `use_lcl` out")
+        raise UserError("an ablation always covers both, with and without LCL: leave `use_lcl` out")
     if draws < 1:
         raise UserError(f"`draws` is {draws}, expected 1 or more")
     alpha, beta = ALPHA if rule.alpha is None else rule.alpha, BETA if rule.beta is None else rule.beta

@@ -148,8 +148,8 @@ class AblationSums:
         lacking = [] if self_evaluation is False else [n for place, n in enumerate(self.models) if place not in able]
         if self_evaluation and lacking:
             raise UserError(
-                f"{lacking[0]} has no short scores at K={first.context}, d={first.stride}, which its own selection of "
-                f"key tokens needs: score it with `context={first.context}` and `stride={first.stride}`"
+                f"{lacking[0]} has no short-context scores at K={first.context}, d={first.stride}, which its own "
+                f"selection of key tokens needs: score it with `context={first.context}` and `stride={first.stride}`"
             )
         self._lacking = lacking
         self._own = {
@@ -353,9 +353,9 @@ def _settings(evaluators: Sequence[Scores], rule: KeyRule) -> Iterator[tuple[Set
     names = names_of(evaluators)
     for place, (name, evaluator) in enumerate(zip(names, evaluators, strict=True)):
         if any(same_run(evaluator, other) for other in evaluators[:place]):
-            raise UserError(f"evaluator {name} is given twice: give it once, all its K are used")
+            raise UserError(f"evaluator {name} is given twice: pass it once, all its K are used")
         if not len(evaluator):
-            raise UserError(f"the scores of evaluator {name} hold no documents: score the same documents with all")
+            raise UserError(f"the scores of evaluator {name} contain no documents: score the same documents with all")
         select_key_tokens(evaluator)  # says how to get short scores, where there are none
         choose_short_context(evaluator.short_contexts, rule.context, rule.stride)
         for context, stride in sorted(evaluator.short_contexts, key=lambda short: (-short.context, short.stride)):

@@ -78,7 +78,7 @@ def join_benchmarks(
     if not joined.scores:
         listed = ", ".join(map(shown, sources))
         raise UserError(
-            f"no benchmark result in {listed} is of one of the scored models, {', '.join(map(shown, names))}: "
+            f"no benchmark result in {listed} belongs to one of the scored models, {', '.join(map(shown, names))}: "
             + "; ".join([*joined.notes, "give results of the same models"])
         )
     without = [name for name in names if not any(name in of_model for of_model in joined.scores.values())]
@@ -102,7 +102,7 @@ def read_scores(path: str | os.PathLike[str]) -> ScoreFile:
             rows = list(csv.reader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"cannot read {path}: {error}. Expected CSV with the columns model and one a benchmark"
+            f"cannot read {path}: {error}. Expected CSV with the column model and one column per benchmark"
         ) from error
     header = [cell.strip() for cell in rows[0]] if rows else []
     benchmarks = [name for name in header[1:] if name != FAMILY]
@@ -116,7 +116,7 @@ def read_scores(path: str | os.PathLike[str]) -> ScoreFile:
             raise UserError(f"{path}:{number}: {len(row)} cells, expected {len(header)} as in its first line")
         name = row[0].strip()
         if not name or name in found.models:
-            raise UserError(f"{path}:{number}: " + (f"model {name!r} is there twice" if name else "no model is named"))
+            raise UserError(f"{path}:{number}: " + (f"model {name!r} occurs twice" if name else "no model is named"))
         found.models.append(name)
         for column, cell in zip(header[1:], map(str.strip, row[1:]), strict=True):
             if cell and column == FAMILY:
@@ -132,7 +132,7 @@ def _score(path: Path, number: int, cell: str) -> float:
     except ValueError as error:
         raise UserError(f"{path}:{number}: {cell!r} is not a number") from error
     if not math.isfinite(value):
-        raise UserError(f"{path}:{number}: {cell!r} is not a finite number; leave the cell empty where there is none")
+        raise UserError(f"{path}:{number}: {cell!r} is not a finite number; leave the cell empty if there is no value")
     return value
 
 

@@ -191,9 +191,9 @@ def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | No
         if not (same_run(first.evaluator, each.evaluator) or same_model(first.evaluator, each.evaluator)):
             one, another = first.evaluator.name, each.evaluator.name
             raise UserError(
-                f"key tokens of {name} are by {shown(one)} and those of {other} by {shown(another)}, which may be "
-                "models of one name: LongPPL is comparable by one evaluator alone; give its scores as "
-                "`evaluator_scores`"
+                f"key tokens of {name} are by {shown(one)} and those of {other} by {shown(another)}, possibly "
+                "different models with the same name: LongPPL is comparable only with one evaluator; pass its scores "
+                "as `evaluator_scores`"
             )
         if first.evaluator.selected != each.evaluator.selected:
             raise UserError(
@@ -273,7 +273,7 @@ def _families(scores: Sequence[Scores], names: Sequence[str], given: Mapping[str
         UserError: A family was named for something that is no run.
     """
     if unknown := [name for name in given if name not in names]:
-        raise UserError(f"`families` names {shown(unknown[0])}, which is none of the runs: {', '.join(names)}")
+        raise UserError(f"`families` names {shown(unknown[0])}, which is not one of the runs: {', '.join(names)}")
     found, guessed = [], []
     for run, name in zip(scores, names, strict=True):
         if name in given:

@@ -268,7 +268,7 @@ def correlate_table(
     """
     if len(set(models)) < len(models):
         twice = next(name for name in models if list(models).count(name) > 1)
-        raise UserError(f"model {twice!r} is there twice: give each model one row")
+        raise UserError(f"model {twice!r} occurs twice: give one row per model")
     if families is not None and len(families) != len(models):
         raise UserError(f"`families` names {len(families)}, expected one for each of {len(models)} models")
     columns = {}

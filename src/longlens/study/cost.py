@@ -85,7 +85,7 @@ class CostSettings(StudySettings):
         evaluator: The model that selects key tokens.
         documents: Sources, as for ``longlens score``.
         samples: How many documents, the first ones that are long enough.
-        lengths: What documents are cut to, tokens of the evaluator.
+        lengths: What documents are truncated to, tokens of the evaluator.
         windows: Short contexts of the evaluator.
         alpha: Key tokens have LSD > alpha, nats.
         beta: Key tokens have LCL > beta, nats.
@@ -109,7 +109,7 @@ class CostSettings(StudySettings):
         if min(self.lengths) <= longest:
             raise UserError(
                 f"`lengths` has {min(self.lengths)} and `windows` a `context` of {longest}: no token would have a "
-                "short score; give longer lengths"
+                "short-context score; give longer lengths"
             )
         for name in ("lengths", "windows"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):

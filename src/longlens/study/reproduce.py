@@ -62,7 +62,7 @@ class StudySettings(Settings):
     @model_validator(mode="after")
     def _check_seeds(self) -> StudySettings:
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(f"seeds are {list(self.seeds)}; expected different whole numbers from 0 on, such as 1,2,3")
+            raise UserError(f"seeds are {list(self.seeds)}; expected distinct integers of at least 0, such as 1,2,3")
         return self
 
 

@@ -105,7 +105,7 @@ def _factory(name: str) -> tuple[Callable[..., Task], Any, dict[str, Any]]:
         hint = (
             f"did you mean {close[0]!r}?"
             if close
-            else "longlens bench list shows all, or install the package that adds it"
+            else "longlens bench list shows all, or install the plugin that provides it"
         )
         raise UserError(f"no task {name!r}: {hint}")
     return (make, make.func, make.keywords) if isinstance(make, partial) else (make, make, {})
@@ -136,7 +136,7 @@ def get_task(name: str, **settings: Any) -> Task:
     if name in _TASKS:
         return make(name=name, **settings)
     package = plugin_tasks()[name]
-    with library_errors(f"cannot make task {name!r} of the package {package}", f"mend or uninstall {package}"):
+    with library_errors(f"cannot make task {name!r} of the package {package}", f"fix or uninstall {package}"):
         task = make(name=name, **settings)
     if task.suite in _own_suites():
         raise UserError(

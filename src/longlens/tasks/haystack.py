@@ -146,7 +146,7 @@ def _other_texts(what: str) -> UserError:
 
 @lru_cache(maxsize=1)
 def pydoc_topics() -> Haystack:
-    """The prose of ``pydoc_data.topics`` (PSF licence), which needs no package but is other text in another Python."""
+    """The prose of ``pydoc_data.topics`` (PSF license), which needs no package but is other text in another Python."""
     from pydoc_data.topics import topics
 
     name = f"pydoc topics of Python {platform.python_version()}"

@@ -158,7 +158,9 @@ def _column(name: str, row: Mapping[str, Any]) -> Tensor:
         )
     column = torch.tensor(values, dtype=torch.float32)
     if name == "token_weights" and not (column.isfinite() & (column >= 0)).all():
-        raise UserError("token_weights have a value that is no finite number from 0 on: weigh the data set again")
+        raise UserError(
+            "token_weights have a value that is not a finite number of at least 0: weigh the data set again"
+        )
     return column
 
 

@@ -82,15 +82,15 @@ class Recipe(Settings):
         return None if isinstance(self.data, PackedData) else self.data.length
 
     def check_length(self, length: int) -> None:
-        """Refuses rows in which no token would have a short score.
+        """Refuses rows in which no token would have a short-context score.
 
         Raises:
             UserError: K is not shorter than the rows.
         """
         if isinstance(self.loss, LongCE) and self.loss.context >= length:
             raise UserError(
-                f"the context K of the loss is {self.loss.context} and rows have {length} tokens, so that no token "
-                "would have a short score and LongCE were CE: make data.length larger or the context smaller"
+                f"the context K of the loss is {self.loss.context} and rows have {length} tokens, so no token would "
+                "have a short-context score and LongCE would equal CE: make data.length larger or the context smaller"
             )
 
     def method(self, name: Literal["extend", "after"]) -> Method | None:
@@ -231,7 +231,7 @@ def _combinations(content: dict[str, Any], sweep: Any, place: str) -> dict[str, 
             _set(settings, key, value, f"{place}: sweep")
         label = _label(pairs)
         if label in runs:
-            raise UserError(f"{place}: sweep: {shown_value(label)} is there twice: give each value once")
+            raise UserError(f"{place}: sweep: {shown_value(label)} occurs twice: remove one")
         runs[label] = settings
     return runs
 

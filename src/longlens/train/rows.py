@@ -39,7 +39,7 @@ def _read_packed(data: PackedData) -> Mapping[str, Any]:
     manifest = read_manifest(Path(data.packed))
     if manifest is None or manifest["kind"] not in ("mixture", "packed", "chat"):
         raise UserError(
-            f"{data.packed} holds no rows of longlens data mix or longlens data pack: make them, or give data.mixture "
+            f"{data.packed} has no rows of longlens data mix or longlens data pack: make them, or give data.mixture "
             "or data.documents"
         )
     return manifest
@@ -115,7 +115,7 @@ def check_shared_rows(recipe: Recipe, folder: Path) -> None:
     if documents > rows:
         raise UserError(
             f"training.context_parallel is {training.context_parallel}, and {folder} has {documents:,} documents in "
-            f"{rows:,} rows, which would see each other: take rows of one document, or sharding zero3 with "
+            f"{rows:,} rows, which would see each other: use rows of one document, or sharding zero3 with "
             "load.attention flash_attention_2 and per_device_batch_size 1"
         )
 
@@ -158,8 +158,8 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
         raise UserError(f"loss is offline, and {folder} has neither {' nor '.join(NEUTRAL)}: see longlens data weigh")
     if recipe.loss is not None and not isinstance(recipe.loss, Offline) and offline:
         raise UserError(
-            f"{folder} has {offline[0]}, which would take the place of the short pass, so that context and stride "
-            "would be of no use: set loss to {offline: {}}, or take rows without"
+            f"{folder} has {offline[0]}, which would replace the short-context pass, so context and stride would have "
+            "no effect: set loss to {offline: {}}, or use rows without them"
         )
     recipe.check_length(max(len(row) for row in rows.select(range(min(len(rows), 64)))["input_ids"]))
     wanted = ["input_ids", "labels", "position_ids", *(offline if isinstance(recipe.loss, Offline) else ())]

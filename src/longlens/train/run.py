@@ -60,7 +60,7 @@ def run_file(
     """
     shared = Path(out) / "data" if found.shares_data else None
     if "." not in found.runs and (Path(out) / "recipe.yaml").exists():
-        raise UserError(f"{out} holds another run, and this recipe is a sweep of several: give another folder")
+        raise UserError(f"{out} contains a different run, and this recipe is a sweep of several: use another folder")
     results = {}
     for label, recipe in found.runs.items():
         if label != ".":
@@ -127,7 +127,7 @@ def run(
         processes.broadcast(plan)
         start = _start(recipe, model, tokenizer, plan, out)
         if start.checkpoint is not None:
-            _LOGGER.info(f"goes on after {start.checkpoint.name}")
+            _LOGGER.info(f"resuming after {start.checkpoint.name}")
         log = LogWriter(folder, progress or Progress(), out.name or "run")
         # The line of a step is written before its checkpoint is whole.
         callbacks = [log, CheckpointCommitter(folder, plan["run"], recipe.training.keep)]
@@ -223,7 +223,7 @@ def _check_room(model: Any, tokenizer: Any, held_out: HeldOutDocuments) -> None:
     needed = held_out.max_length + (tokenizer.bos_token_id is not None)
     if takes is not None and needed > takes:
         raise UserError(
-            f"a held-out document has {needed:,} tokens, and the model takes {takes:,}: make evaluation.max_length "
+            f"a held-out document has {needed:,} tokens, and the model supports {takes:,}: make evaluation.max_length "
             "smaller, or extend the model further"
         )
 

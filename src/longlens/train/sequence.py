@@ -86,7 +86,7 @@ class SequenceParallel:
             if attention != self._implementation:
                 raise UserError(
                     f"{self.name} with sp_attn_implementation {self._implementation!r}, and the model was loaded with "
-                    f"{attention!r}: make them alike"
+                    f"{attention!r}: they must match"
                 )
             return
         if windows:
@@ -162,12 +162,13 @@ class SequenceParallel:
             if not has_flash or rows > 1:
                 raise UserError(
                     f"{self.name} with documents packed into rows, which would see each other: train with one document "
-                    "a row" + (f", or with {_FLASH}_2 and one row a batch" if self.is_ulysses else ", or with sp_size")
+                    "per "
+                    "row" + (f", or with {_FLASH}_2 and one row per batch" if self.is_ulysses else ", or with sp_size")
                 )
         if length % self.multiple:
             raise UserError(
-                f"{self.name} and a batch of {length} tokens a row, expected a multiple of {self.multiple}: leave the "
-                "padding to the trainer's data_collator"
+                f"{self.name} and a batch of {length} tokens per row, expected a multiple of {self.multiple}: leave "
+                "the padding to the trainer's data_collator"
             )
 
     def collator(self, collator: Callable[[list[Any]], Mapping[str, Any]]) -> Callable[[list[Any]], dict[str, Tensor]]:

@@ -254,7 +254,7 @@ class Training(Settings):
             raise UserError("give steps or epochs, one of them")
         if self.batch_size % self.per_device_batch_size:
             raise UserError(
-                f"batch_size is {self.batch_size} rows, which are no whole number of micro-batches of "
+                f"batch_size is {self.batch_size} rows, which is not a multiple of "
                 f"per_device_batch_size {self.per_device_batch_size}: change one of them"
             )
         if self.save_every % self.log_every:

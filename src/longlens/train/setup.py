@@ -168,8 +168,8 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
             )
     if given.get("optim") in [name.value for name in OptimizerNames if "adam" not in name.value]:
         raise UserError(
-            f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: take one of "
-            "its forms, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
+            f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: use one of "
+            "its variants, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
         )
     # Annotated as a string, and meant to be true.
     check_values(
@@ -359,8 +359,8 @@ def disable_sliding_window(config: Any) -> Any:
     types = getattr(text, "layer_types", None) or []
     if len(set(types)) > 1:
         raise UserError(
-            f"load.full_attention: {text.model_type} has a sliding window in some layers alone, beside layers that "
-            "attend to everything: it is made for long context as it is, leave it out"
+            f"load.full_attention: {text.model_type} has a sliding window only in some layers, and full attention in "
+            "others: it already supports long context, leave it out"
         )
     text.sliding_window = None
     if hasattr(text, "use_sliding_window"):

@@ -227,8 +227,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         for name, is_lost in asked.items():
             if is_lost:
                 raise UserError(
-                    f"`{name}` is given, and accelerate shards on GPUs and their like alone: on the CPU each process "
-                    "would have the whole model. Leave it out for DistributedDataParallel"
+                    f"`{name}` is given, and accelerate shards only on accelerators such as GPUs: on the CPU each "
+                    "process would have the whole model. Leave it out for DistributedDataParallel"
                 )
         parallel = self.accelerator.parallelism_config
         refused = {
@@ -385,7 +385,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             elif not prediction_loss_only:
                 raise UserError(
                     f"{self._sequence.name}, and predict and compute_metrics need logits of whole sequences: evaluate "
-                    "the loss alone (prediction_loss_only=True), or load the saved model in one process"
+                    "only the loss (prediction_loss_only=True), or load the saved model in one process"
                 )
             else:
                 loss = self._sequence.evaluated(model, inputs) / batch.num_scored.clamp(min=1)
@@ -411,8 +411,9 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
                 logs.update({f"longce_{name}": part / sums[0] for name, part in zip(names, sums[1:], strict=True)})
             if sums[0] and not sums[4]:
                 warnings.warn(
-                    f"no token had a short score, so LongCE was CE: documents have at most {self.longce.context} "
-                    "tokens, which is the context K. Train on longer ones, or with a smaller context",
+                    "no token had a short-context score, so LongCE equaled CE: documents have at most "
+                    f"{self.longce.context} tokens, which is the context K. Train on longer ones, or with a smaller "
+                    "context",
                     LonglensWarning,
                     stacklevel=2,
                 )

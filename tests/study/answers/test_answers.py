@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_and_says_the_same(done: Any, models: Path, tmp_pat
     (again / "result.json").unlink()
     found = reproduce("answers", settings(models / "llama"), again)
     assert {**found, "seconds": 0} == {**result, "seconds": 0}
-    with pytest.raises(UserError, match=r"holds another run: "):
+    with pytest.raises(UserError, match=r"contains a different run: "):
         reproduce("answers", settings(models / "other"), again)
 
 

@@ -120,7 +120,7 @@ def test_seeds_that_are_added_are_asked_too(done: Any, models: Path, tmp_path: P
 
 def test_other_settings_are_refused(done: Any, models: Path) -> None:
     out, _, _ = done
-    with pytest.raises(UserError, match=r"holds another run: context is 24 there and 30 here"):
+    with pytest.raises(UserError, match=r"contains a different run: context is 24 there and 30 here"):
         reproduce("correlation", settings(models, context=30), out)
 
 

@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_and_says_the_same(done: Any, models: Path, tmp_pat
     torch.manual_seed(77)
     found = reproduce("extension", settings(text, models), again)
     assert {**found, "seconds": 0} == {**result, "seconds": 0}
-    with pytest.raises(UserError, match=r"holds another run: resamples is 100 there and 200 here"):
+    with pytest.raises(UserError, match=r"contains a different run: resamples is 100 there and 200 here"):
         reproduce("extension", settings(text, models, resamples=200), again)
 
 

@@ -157,11 +157,11 @@ def test_another_study_or_text_is_refused_and_nothing_changes(done, tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = toy_study(learning_rates=(0.5, 1e-2))
     with pytest.raises(
-        UserError, match=r"holds another run: learning_rates is \[0.001, 0.01\] there and \[0.5, 0.01\] here"
+        UserError, match=r"contains a different run: learning_rates is \[0.001, 0.01\] there and \[0.5, 0.01\] here"
     ):
         reproduce("longce", other.replace(text=str(tmp_path / "toy")), out)
-    with pytest.raises(UserError, match=r"holds another run: text.sha256 is "):
+    with pytest.raises(UserError, match=r"contains a different run: text.sha256 is "):
         run(out, write_text(tmp_path / "other" / "toy", seed=1))
-    with pytest.raises(UserError, match=r"seeds are \[1, 1\]; expected different whole numbers from 0 on"):
+    with pytest.raises(UserError, match=r"seeds are \[1, 1\]; expected distinct integers of at least 0"):
         run(out, tmp_path / "toy", seeds=(1, 1))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

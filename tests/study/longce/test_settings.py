@@ -63,7 +63,7 @@ def test_what_is_written_is_what_is_read(recipe):
         ({"training.steps": None}, "recipe.yaml: training.steps is missing: give it"),
         (
             {"training.steps": "many"},
-            "recipe.yaml: training.steps is 'many'; expected a whole number, such as 65536 or 1e9",
+            "recipe.yaml: training.steps is 'many'; expected an integer, such as 65536 or 1e9",
         ),
         (
             {"training.facts.stated": 0},
@@ -101,7 +101,7 @@ def test_what_is_written_is_what_is_read(recipe):
         ),
         (
             {"extensions.pi.theta": 3},
-            "recipe.yaml: extensions.pi: theta is no setting of method pi, which has factor, original_length: lea",
+            "recipe.yaml: extensions.pi: theta is not a setting of method pi, which has factor, original_length: lea",
         ),
         ({"extensions": ["pi"]}, "recipe.yaml: extensions is ['pi']; expected keys with values"),
         ({"evaluation.documents": 1}, "recipe.yaml: evaluation.documents is 1; expected at least 2"),

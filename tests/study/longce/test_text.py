@@ -33,7 +33,7 @@ def test_words_are_runs_of_letters_after_lower_casing(tmp_path):
 
 def test_a_text_without_words_is_refused(tmp_path):
     (tmp_path / "b.txt").write_text("12 3")
-    with pytest.raises(UserError, match=r"'b.txt' holds no words of the letters a to z: give another `text`"):
+    with pytest.raises(UserError, match=r"'b.txt' has no words of the letters a to z: give another `text`"):
         read_text(tmp_path / "b.txt")
 
 

@@ -63,5 +63,5 @@ def test_what_cannot_be_compared_is_said():
         token_f1("a", [[]])
     with pytest.raises(UserError, match="no variant 'squad': expected one of helmet, longbench"):
         token_f1("a", "b", variant="squad")
-    with pytest.raises(UserError, match=r"prefix 'a\(' is no regular expression .*re\.escape"):
+    with pytest.raises(UserError, match=r"prefix 'a\(' is not a regular expression .*re\.escape"):
         parse_output("a", "a(")

@@ -58,5 +58,5 @@ def test_what_cannot_be_scored_is_said():
         ndcg_at_k({}, {"a": 1}, 0)
     with pytest.raises(UserError, match="`relevance` is empty"):
         ndcg_at_k({"a": 1}, {})
-    with pytest.raises(UserError, match=r"relevance of document 'a' is 0\.5, expected a whole number"):
+    with pytest.raises(UserError, match=r"relevance of document 'a' is 0\.5, expected an integer"):
         ndcg_at_k({"a": 1}, {"a": 0.5})

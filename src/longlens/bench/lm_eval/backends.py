@@ -81,7 +81,9 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
             stop, tokens = handle_stop_sequences(options.pop("until", None), eos=eos), options.pop("max_gen_toks")
             room = self.max_length - tokens
             if room < 1:
-                raise UserError(f"an answer of {tokens:,} tokens leaves no room for a prompt in {self.max_length:,}")
+                raise UserError(
+                    f"an answer of {tokens:,} tokens leaves no room for a prompt within {self.max_length:,}"
+                )
             # The command's own prompts are held against the limit before; others are cut as lm-evaluation-harness does.
             prompts = [rows[number][-room:] for number in numbers]
             for batch in self._batches([len(prompt) + tokens for prompt in prompts]):
@@ -183,7 +185,7 @@ def _open_hf(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
 
     for name in settings.arguments:
         if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
-            raise UserError(f"`arguments` has {name}: the backend 'hf' takes {', '.join(HF_ARGUMENTS)}")
+            raise UserError(f"`arguments` has {name}: the backend 'hf' accepts {', '.join(HF_ARGUMENTS)}")
     loaded = load_transformers(settings.model, settings.loading)
     arguments = {"max_length": limit.max_length, "batch_size": settings.batch_size}
     with _explained(settings), quiet():
@@ -237,6 +239,6 @@ def _explained(settings: EngineSettings) -> Iterator[None]:
     except (TypeError, ValueError, AssertionError, ModuleNotFoundError, ImportError, RuntimeError, OSError) as error:
         reason = settings.redact(one_line(error))
         raise UserError(
-            f"the backend {settings.backend!r} cannot be made ready for {settings.model}: {reason}: check the model, "
+            f"the backend {settings.backend!r} cannot load {settings.model}: {reason}: check the model, "
             "`arguments` and that the backend's package is installed"
         ) from error

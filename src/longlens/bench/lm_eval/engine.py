@@ -106,9 +106,9 @@ class HarnessEngine:
             needed = counted + request.max_new_tokens
             if needed > self.limit.max_length:
                 raise UserError(
-                    f"{request.key} needs {needed:,} tokens and {self._settings.model} takes "
-                    f"{self.limit.max_length:,}: use shorter `lengths`, another `overlong`, or `max_length` if "
-                    "the model takes more"
+                    f"{request.key} needs {needed:,} tokens and {self._settings.model} supports "
+                    f"{self.limit.max_length:,}: use shorter `lengths`, another `overlong`, or `max_length` if the "
+                    "model supports more"
                 )
 
     @property

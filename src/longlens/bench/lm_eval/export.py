@@ -81,7 +81,7 @@ def dataset(**given: Any) -> dict[str, Any]:
     lengths = [int(length) for length in (lengths if isinstance(lengths, list) else [lengths])]
     limit = given.get("max_length") or (load_max_length(model) if isinstance(model, str) else None)
     if limit is not None and max(lengths) > int(limit):
-        raise UserError(f"length {max(lengths)} is more than the {limit} tokens that the model takes: use less")
+        raise UserError(f"length {max(lengths)} is more than the {limit} tokens that the model supports: use less")
     own = task_settings(str(given["longlens_task"]))
     settings = {key: value for key, value in given.items() if key in own}
     (task,) = make_tasks([str(given["longlens_task"])], settings)

@@ -39,7 +39,7 @@ def run_harness(
 ) -> None:
     """Runs a task or group, and keeps its answers as they come, and its results.
 
-    An answer is looked up by a hash of what is asked, with all options, so that the same call goes on after a kill. A
+    An answer is looked up by a hash of what is asked, with all options, so that the same call resumes after a kill. A
     task whose result is there, of the same settings and files, is not run again.
 
     Args:
@@ -71,7 +71,7 @@ def run_harness(
             result = evaluate(recorded, task, length, data_dir, asked) | {"num_cut": recorded.num_cut}
             run.append("harness", {"kind": "result", "name": name, "asked": asked | {"files": files}, **result})
         if result["num_cut"]:
-            _LOGGER.info(f"{name}: {result['num_cut']} prompts were too long and are shortened")
+            _LOGGER.info(f"{name}: {result['num_cut']} prompts were too long and were truncated")
 
 
 def evaluate(
@@ -185,9 +185,7 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
             if config.pop("custom_dataset", None) is not None:
                 # A function that asks the hub, whatever the path: BABILong's, for the rows of a length and a question.
                 if kwargs.pop("qa_split", None) is None:
-                    raise UserError(
-                        f"{config.get('task')} reads the hub by a function of its own: leave `data_dir` out"
-                    )
+                    raise UserError(f"{config.get('task')} loads its data with custom code: leave `data_dir` out")
                 config["dataset_name"] = self._meta["max_seq_lengths"]
             config["dataset_kwargs"] = {**kwargs, "cache_dir": str(_rows_cache(self._folder / name))}
         return config
@@ -269,7 +267,7 @@ class RecordingLM(LM):  # type: ignore[misc]
         if self._overlong == "error" or text is not context:
             raise UserError(
                 f"a prompt of {request.task_name} has {count:,} tokens, and {max(0, room):,} are left for it: choose "
-                "by `overlong` what is done with it, middle or left, or take a model with more"
+                "by `overlong` what is done with it, middle or left, or use a model with a longer context"
             )
         draft = Draft(prompt=text, answer_prefix="", answers=[], answer_spans=[])
         cut, _ = truncate(draft, TokenCounter(limit.tokenizer), room, self._overlong)

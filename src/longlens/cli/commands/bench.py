@@ -258,12 +258,12 @@ def grade(
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
     places = {name: str(path) for name, path in found.items() if path is not None}
     if not what.exists():
-        raise UserError(f"no such file or folder: {shown(what)}; give a run's folder, or a file of predictions")
+        raise UserError(f"no such file or folder: {shown(what)}; pass a run directory or a file of predictions")
     if places and judge is None:
-        raise UserError("--data-dir and --judge-prompts are for a judge: give it as --judge")
+        raise UserError("--data-dir and --judge-prompts are for a judge: pass --judge too")
     if what.is_dir():
         if samples is not None:
-            raise UserError(f"{what} is a run's folder, which has its samples: leave --samples out")
+            raise UserError(f"{what} is a run directory, which contains its samples: leave --samples out")
         if marks is not None:
             set_think_marks(what, marks)
         if judge is not None or nli is not None:
@@ -272,9 +272,9 @@ def grade(
         write_json(what / RESULTS, results)
     else:
         if samples is None:
-            raise UserError(f"{what} holds predictions: say what they are of with --samples, a file of bench build")
+            raise UserError(f"{what} holds predictions: pass their samples with --samples, a file of bench build")
         if judge is not None or nli is not None:
-            raise UserError("--judge and --nli score the answers of a run: give its folder")
+            raise UserError("--judge and --nli score the answers of a run: pass its directory")
         results = summarize_predictions(samples, what, marks=marks)
     if as_json:
         print_json(results)

@@ -67,7 +67,7 @@ def demo(
     print(f"\nKey tokens with the largest long-short difference (LSD, nats), {NUM_SHOWN} of {result.num_key_tokens}:")
     for lsd, before, token, after in _excerpts(scores[0], keys[0], NUM_SHOWN):
         print(f"  {lsd:5.2f}  …{printable(before)}[{printable(token)}]{printable(after)}…")
-    say(f"The run is in {out}: its scores, keys.jsonl and perplexity.json. Open {out / 'report.html'} in a browser.")
+    say(f"Scores, keys.jsonl and perplexity.json are in {out}. Open {out / 'report.html'} in a browser.")
 
 
 def demo_model() -> str:

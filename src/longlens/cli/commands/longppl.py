@@ -60,7 +60,7 @@ def longppl(
     from longlens.evaluation import evaluate_longppl, open_sources
 
     if keys is not None:
-        o.refuse(command, "with `keys`, which were selected already", "context", "stride")
+        o.refuse(command, "with `keys`, which are already selected", "context", "stride")
     result = evaluate_longppl(
         open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
         model,
@@ -87,7 +87,7 @@ def longppl(
     else:
         print_results([result], per_document=per_document)
         if out is None:
-            say("note: the scores were not kept: add -o RUN for a report, or to resume")
+            say("note: the scores were not stored: add -o RUN for a report or to resume")
         else:
             selecting = out / "evaluator" if (out / "evaluator").is_dir() else out / "model" if keys is None else None
             after_results([out / "model"], selecting, keys, rule, compares=False)

@@ -136,7 +136,7 @@ def plan_train_command(
     from longlens.train.setup import disable_sliding_window
 
     if loss == "ce":
-        o.refuse(command, "with `loss=ce`, which has no short pass", "context", "stride")
+        o.refuse(command, "with `loss=ce`, which has no short-context pass", "context", "stride")
     if recipe is None:
         longce, offline = parse_loss(loss, context=context, stride=stride, gamma=GAMMA)
         settings: dict[str, Any] = {
@@ -158,18 +158,18 @@ def plan_train_command(
         full_attention = False
     else:
         useless = ("loss", "context", "stride", "batch_size", "per_device_batch_size", "precision", "lora", "dtype")
-        o.refuse(command, "beside a recipe, which says it", *useless, "gradient_checkpointing", "attention")
+        o.refuse(command, "with a recipe, which sets it", *useless, "gradient_checkpointing", "attention")
         runs = read_recipe(recipe, trust_remote_code=loading.trust_remote_code).runs
         (label, run), *others = runs.items()
         if others:
-            _LOGGER.info("a sweep of %s runs, of which the first is planned: %s", f"{len(runs):,}", label)
+            _LOGGER.info("the recipe is a sweep of %s runs; only the first is planned: %s", f"{len(runs):,}", label)
         settings, full_attention = recipe_settings(run), run.load.full_attention
         given = {"model": model, "length": length, "sharding": sharding, "tokens": tokens}
         given |= {"context_parallel": context_parallel}
         settings |= {name: value for name, value in given.items() if value is not None}
     for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
         if settings[name] is None:
-            raise UserError(f"nothing says which `{name}` is planned: give `{example}`")
+            raise UserError(f"`{name}` is missing: pass `{example}`")
     total = settings.pop("tokens")
     if total is not None and not 0 < total < math.inf:
         raise UserError(f"`tokens` is {total:g}; expected a number above 0, such as 1e9")

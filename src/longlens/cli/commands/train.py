@@ -43,7 +43,7 @@ def train(
     )
     folder = out or (None if found.out is None else Path(found.out))
     if folder is None:
-        raise UserError(f"{recipe} names no folder for the run: pass -o, such as -o run")
+        raise UserError(f"{recipe} sets no run directory: pass -o, such as -o run")
     is_first = Processes().rank == 0
     results = run_file(found, folder, progress=ProgressBar())
     if not is_first:

@@ -149,7 +149,7 @@ def _question(before: str, target: str, wrong: Sequence[str]) -> Question:
     blanks = before[len(text) :]
     choices = tuple(blanks + choice.split("-")[0] for choice in (target, *wrong))
     if len(set(choices)) < len(choices):
-        raise UserError(f"choices are alike: {shown_value(choices)}; take another seed")
+        raise UserError(f"choices are alike: {shown_value(choices)}; use another seed")
     return Question(text, blanks + target, choices)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from longlens.rope.frequencies import Rope
 
 GROUP = 32
-"""Weights that share a scale and an offset where they are quantised, as in Q4_1 of llama.cpp."""
+"""Weights that share a scale and an offset where they are quantized, as in Q4_1 of llama.cpp."""
 Count = Annotated[Integer, Field(ge=1)]
 
 

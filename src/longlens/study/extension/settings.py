@@ -72,7 +72,7 @@ class Small(Settings):
     def _check_together(self) -> Small:
         factors = [reach.factor for reach in self.reaches]
         if min(factors) < 2 or len(set(factors)) < len(factors):
-            raise UserError(f"factors of reaches are {factors}; expected different ones from 2 on")
+            raise UserError(f"factors of reaches are {factors}; expected distinct ones of at least 2")
         for reach in self.reaches:
             wanted = {*self.trained, self.evaluator_method, NONE}
             if not wanted <= set(reach.methods):

@@ -111,7 +111,7 @@ def _make_text(name: str, documents: dict[str, str]) -> Text:
     words = {key: tuple(_WORD.findall(text.lower())) for key, text in sorted(documents.items())}
     found = {key: value for key, value in words.items() if value}
     if not found:
-        raise UserError(f"{shown(name)} holds no words of the letters a to z: give another `text`")
+        raise UserError(f"{shown(name)} has no words of the letters a to z: give another `text`")
     return Text(name=name, documents=found)
 
 

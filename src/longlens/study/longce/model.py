@@ -80,7 +80,7 @@ def save_model(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(
-            f"cannot write {folder}: {error}: make room and run the same command again, it goes on from there"
+            f"cannot write {folder}: {error}: make room and run the same command again, it resumes from there"
         ) from error
 
 

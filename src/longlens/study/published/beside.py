@@ -112,7 +112,7 @@ def read_models(runs: Sequence[Path]) -> list[OwnModel]:
         else:
             what = "no such folder" if not folder.exists() else "neither perplexity.json nor samples in it"
             raise UserError(
-                f"{shown(folder)} is no run ({what}): give folders of longlens longppl -o RUN and longlens bench run"
+                f"{shown(folder)} is not a run ({what}): give folders of longlens longppl -o RUN and longlens bench run"
             )
         if not isinstance(name, str) or not isinstance(record, Mapping):
             raise UserError(f"{shown(folder)} is broken (no name or record of its model): run it again")

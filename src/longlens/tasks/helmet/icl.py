@@ -3,7 +3,7 @@
 Tasks: ``helmet_trec_coarse``, ``helmet_trec_fine``, ``helmet_banking77``, ``helmet_clinic150`` and ``helmet_nlu``.
 Paper: HELMET, arXiv 2410.02694. Prompt, balancing and metric: ``load_icl`` in data.py of princeton-nlp/HELMET at
 4526dfb, MIT; settings: configs/icl.yaml, scripts/generate_configs.py. Data: files of the user, with the fields of the
-hub's data sets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC names no licence. Classes are whole
+hub's data sets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC names no license. Classes are whole
 numbers, drawn anew for each sample, so that only the examples tell them. Examples come in rounds: each has one of every
 class, in random order; a class's texts are all used before one comes again. Metric: ``exact_match`` of what stands
 after ``label:``. Known differences:
@@ -76,7 +76,7 @@ class LabelledSet:
         return DataFile(
             names=(f"{self.folder}/{split}.jsonl", f"{self.folder}/{split}.parquet"),
             source=f"the hub's data set {self.hub}, split {split}",
-            schema=f"rows with a text and {self.field}, a whole number from 0 to {self.labels - 1}",
+            schema=f"rows with a text and {self.field}, an integer from 0 to {self.labels - 1}",
         )
 
 

@@ -195,7 +195,7 @@ class Rerank(PassageTask):
         return DataFile(
             names=(f"msmarco/{name}", name),
             source="the hub's data set princeton-nlp/HELMET, data.tar.gz, folder data/msmarco",
-            schema="a line a query, with qid, query and ctxs[] of id, text and label (a whole number), perhaps title",
+            schema="a line a query, with qid, query and ctxs[] of id, text and label (an integer), perhaps title",
         )
 
     @property

@@ -1,6 +1,6 @@
 """LongBench v1 (21 sets), LongBench-E (13) and LongBench v2, and how their scores are summed up.
 
-Papers, sources, licences and known differences: `longlens.tasks.longbench.v1` and `longlens.tasks.longbench.v2`.
+Papers, sources, licenses and known differences: `longlens.tasks.longbench.v1` and `longlens.tasks.longbench.v2`.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 Paper: Bai et al., LongBench v2: Towards Deeper Understanding and Reasoning on Realistic Long-context Multitasks, arXiv
 2412.15204. Prompts: ``prompts/0shot.txt`` and ``0shot_no_context.txt`` of THUDM/LongBench at 2e00731, MIT; answer
 tokens and reading of an answer: ``pred.py``. Data: ``data.json`` of the hub's data set zai-org/LongBench-v2 (formerly
-THUDM/LongBench-v2), whose card has its licence. Sample i is row i of the file. Known differences:
+THUDM/LongBench-v2), whose card has its license. Sample i is row i of the file. Known differences:
 
 - Upstream draws answers at temperature 0.1; a run that is to be repeated is greedy.
 - ``length`` is the budget for prompt and answer; upstream's is for the prompt alone.

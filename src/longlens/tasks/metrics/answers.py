@@ -148,12 +148,12 @@ def parse_output(text: str, prefix: str = "Answer:") -> str:
     Source: HELMET ``utils.py``, `parse_output`. HELMET scores the whole output and the parsed one and keeps the better.
 
     Raises:
-        UserError: The prefix is no regular expression.
+        UserError: The prefix is not a regular expression.
     """
     try:
         found = re.search(f"(?:{prefix})(.*)", text, flags=re.IGNORECASE)
     except re.error as error:
-        raise UserError(f"prefix {prefix!r} is no regular expression ({error}): escape it with re.escape") from error
+        raise UserError(f"prefix {prefix!r} is not a regular expression ({error}): escape it with re.escape") from error
     line = (found[1] if found else text.partition("\n")[0]).strip()
     if re.match(re.escape(prefix), line, flags=re.IGNORECASE):
         line = line[len(prefix) :]

@@ -194,7 +194,7 @@ def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int
         raise UserError("`relevance` is empty: expected a number for at least one document")
     for document, grade in relevance.items():
         if not float(grade).is_integer():
-            raise UserError(f"relevance of document {document!r} is {grade}, expected a whole number")
+            raise UserError(f"relevance of document {document!r} is {grade}, expected an integer")
     trec = require("pytrec_eval", extra="tasks", purpose="nDCG")
     # trec_eval gives a gain to relevance above 0 alone, and crashes on some below -1.
     grades = {_document_id(document): max(0, int(grade)) for document, grade in relevance.items()}
