@@ -67,7 +67,7 @@ def test_a_report(cached, run, tmp_path):
     assert tokens[0].keys() == {field.name for field in fields(LostToken)}
     assert "tokens" not in run.json(*command)
     (tmp_path / "other.html").write_text("mine")
-    assert "is no report of longlens" in run(*command, "--report", tmp_path / "other.html").error
+    assert "is not a report of longlens" in run(*command, "--report", tmp_path / "other.html").error
 
 
 def test_a_gate(cached, run):

@@ -141,7 +141,9 @@ def test_a_writer_that_writes_neither_1_nor_0_is_warned_of(t5, tmp_path):
 def test_nothing_is_cut_unless_asked_for(bert):
     entails = load_entails(bert)
     assert isinstance(entails("p" * 51, "c" * 10), bool)  # with three special tokens the 64 that it has
-    with pytest.raises(UserError, match=r"takes 64 tokens, and premise and claim have 65: pass `max_tokens=64` to trunc"):
+    with pytest.raises(
+        UserError, match=r"takes 64 tokens, and premise and claim have 65: pass `max_tokens=64` to trunc"
+    ):
         entails("p" * 52, "c" * 10)
 
 
