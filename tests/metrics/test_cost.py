@@ -142,13 +142,13 @@ def test_what_cannot_be():
     text = policy(row(LONG, None, text_sha256="x"))
     flat = scores(row([-5.0] * 12, SHORT))
     for call, message in (
-        (lambda: cost(full, [long_only]), "give `evaluator_scores`"),
+        (lambda: cost(full, [long_only]), "pass `evaluator_scores`"),
         (lambda: cost(full, [], evaluator_scores=full), "pass at least one more run"),
         (lambda: cost(long_only, [full], evaluator_scores=full), "scored without short contexts"),
         (lambda: cost(full, [other], evaluator_scores=full), "document 'a' is not in toy"),
-        (lambda: cost(full, [tokens], evaluator_scores=full), "other tokens"),
-        (lambda: cost(full, [text], evaluator_scores=full), "another text"),
-        (lambda: cost(flat, [long_only], evaluator_scores=flat), "no key token of toy counts"),
+        (lambda: cost(full, [tokens], evaluator_scores=full), "different tokens"),
+        (lambda: cost(full, [text], evaluator_scores=full), "different text"),
+        (lambda: cost(flat, [long_only], evaluator_scores=flat), "no key token of toy can be used"),
         (
             lambda: cost(full, [long_only, policy(row(LONG, None), cache="h2o:9@8")], evaluator_scores=full),
             "different chunks",

@@ -346,7 +346,7 @@ def test_one_warning_a_corpus_for_tokens_near_a_threshold():
 
 
 def test_both_evaluator_scores_and_keys_are_refused():
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="pass only one of them"):
         perplexity(other(), evaluator_scores=evaluator(), keys=select_key_tokens(evaluator()))
 
 

@@ -52,7 +52,7 @@ def test_manifests_of_known_versions_are_read(version, tmp_path):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "has schema_version 3, this longlens reads 2: install the version of longlens that wrote it, or give ano"),
+        (3, "has schema_version 3, this longlens reads 2: install the version of longlens that wrote it, or use ano"),
         ("2", "has schema_version '2', this longlens reads 2"),
         (True, "has schema_version True, this longlens reads 2"),
         (None, r"is not a manifest of longlens \(it has no schema_version\): use another folder"),
@@ -69,7 +69,7 @@ def test_what_differs_is_said_with_both_values():
     assert differs == ["a is 1 there and 1.5 here", "b is 2 there and None here", "d is None there and [4] here"]
     refuse_other(Path("run"), "run", [])
     with pytest.raises(
-        UserError, match=r"^run contains a different dataset: a is 1 there and 1.5 here; .* here\. Give another "
+        UserError, match=r"^run contains a different dataset: a is 1 there and 1.5 here; .* here\. Use another "
     ):
         refuse_other(Path("run"), "dataset", differs)
     with pytest.raises(UserError) as refused:
