@@ -266,7 +266,7 @@ def test_a_run_with_other_settings(work, run, monkeypatch):
         "'bfloat16' here; max_length is 4095 there and 100 here. Use another folder, or the same settings"
     )
     assert run("score", "a.txt", "--model", "other", *SCORE[4:]).error == (
-        "error: out holds another run: it is of the model 'llama', and 'other' was given. Give another folder, or the "
+        "error: out contains a different run: its model is 'llama', but 'other' was given. Use another folder, or the "
         "same model"
     )
     for name, options in {

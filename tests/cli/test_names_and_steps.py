@@ -248,7 +248,7 @@ def test_a_benchmark_run_has_a_name_and_ends_with_the_table(run, work):
     assert "name" not in run.json("bench", "table", "runs/b")["runs"]["runs/b"]
     assert run(*asked[:-1], " ", "--model", "llama", "-o", "c").error.startswith("error: --name is empty")
     refused = run(*asked, "--model", "other", "-o", "runs/a").error
-    assert "runs/a holds another benchmark run: it is of the model 'llama', and 'other' was given" in refused
+    assert "runs/a contains a different benchmark run: its model is 'llama', but 'other' was given" in refused
 
 
 def test_a_model_without_a_length_is_asked_at_the_lengths_given(run, work, monkeypatch):
