@@ -199,8 +199,8 @@ def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tup
     """
     if models is not None and models[0] != models[1]:
         raise UserError(
-            f"{folder} contains a different {what}: its model is {shown_value(models[0])}, but {shown_value(models[1])} was "
-            "given. Use another folder, or the same model"
+            f"{folder} contains a different {what}: its model is {shown_value(models[0])}, but "
+            f"{shown_value(models[1])} was given. Use another folder, or the same model"
         )
     if differs:
         raise UserError(
