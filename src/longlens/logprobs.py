@@ -15,7 +15,12 @@ from longlens.models.products import linear
 
 BLOCK_BYTES = 128 * 2**20
 """Logits that exist at one time, in bytes."""
-DISTRIBUTION_BYTES = 16 * 2**20
+LOGIT_BYTES = 40 * 2**20
+"""Logits of a model that exist at one time while statistics are computed; each block of them reads the whole head.
+
+More than the 32 MiB up to which glibc keeps freed arrays in its heap, which then has holes.
+"""
+DISTRIBUTION_BYTES = 4 * 2**20
 """Of each of the arrays that statistics of distributions are computed from, of which some ten exist at one time."""
 
 
@@ -128,14 +133,16 @@ def each_distribution(hidden: Tensor, head: Head, use: Rows, *, reference: tuple
     sides = [(hidden, head)] if reference is None else [(hidden, head), reference]
     operands = [(states, _operand(one, states)) for states, one in sides]
     shared = min(len(one.weight) for _, one in operands)
-    rows = max(1, DISTRIBUTION_BYTES // (4 * max(len(one.weight) for _, one in operands)))
-    for start in range(0, len(hidden), rows):
-        block = slice(start, min(start + rows, len(hidden)))
-        blocks = []
-        for states, one in operands:
-            logits = one.logits(states[block].to(one.weight.dtype), _width(states))[:, :shared].float()
-            blocks.append(logits.log_softmax(-1).to(hidden.device))
-        use(blocks[0], blocks[-1], block)
+    wide = max(len(one.weight) for _, one in operands)
+    at_once, rows = (max(1, size // (4 * wide)) for size in (max(LOGIT_BYTES, DISTRIBUTION_BYTES), DISTRIBUTION_BYTES))
+    for first in range(0, len(hidden), at_once):
+        logits = [
+            one.logits(states[first : first + at_once].to(one.weight.dtype), _width(states)) for states, one in operands
+        ]
+        for start in range(0, len(logits[0]), rows):
+            part = slice(start, start + rows)
+            blocks = [each[part, :shared].float().log_softmax(-1).to(hidden.device) for each in logits]
+            use(blocks[0], blocks[-1], slice(first + start, first + start + len(blocks[0])))
 
 
 def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from longlens.corpus import Document
 from longlens.errors import UserError
-from longlens.logprobs import Head, each_distribution, find_head, greedy_tokens, token_logprobs
+from longlens.logprobs import (
+    BLOCK_BYTES,
+    LOGIT_BYTES,
+    Head,
+    each_distribution,
+    find_head,
+    greedy_tokens,
+    token_logprobs,
+)
 from longlens.models.caches import CacheUse, FullCache, cache_bytes, observed
 from longlens.models.files import model_max_length
 from longlens.models.forward import (
@@ -208,8 +216,10 @@ class TransformersScorer:
         device = self._head.weight.device
         hidden = hidden.to(device)
         targets = torch.cat([input_ids[i, r.start : len(r.token_ids)] for i, r in enumerate(batch)]).to(device)
-        logprobs = token_logprobs(hidden, targets, self._head).cpu().numpy()
-        if is_long and self._statistics:
+        described = is_long and bool(self._statistics)
+        block_bytes = LOGIT_BYTES if described else BLOCK_BYTES
+        logprobs = token_logprobs(hidden, targets, self._head, block_bytes=block_bytes).cpu().numpy()
+        if described:
             columns |= self._describe(input_ids, keep, hidden, targets)
         if np.isnan(logprobs).any():
             raise UserError(
