@@ -12,11 +12,11 @@ from types import ModuleType
 
 
 class UserError(ValueError):
-    """Something that the user can mend; the command line prints it as one line and ends with exit code 2."""
+    """An error that the user can fix; the command line prints one line and exits with code 2."""
 
 
 class LonglensWarning(UserWarning):
-    """A result exists, and something about it has to be known before it is relied on."""
+    """A result exists, but has a limitation that its user should know."""
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

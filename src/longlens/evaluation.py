@@ -60,7 +60,7 @@ def open_sources(
     Args:
         sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
         reading: Fields, split and filters.
-        trust_remote_code: Runs code that comes with that tokenizer.
+        trust_remote_code: Allow custom code of that tokenizer.
 
     Raises:
         UserError: A source that is missing or cannot be read.
@@ -143,29 +143,29 @@ def score_documents(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> StoredScores:
-    """Scores documents with a model that is named, into a run folder; `longlens.score` takes one that is loaded.
+    """Scores documents with a model, given by name, into a run directory; `longlens.score` accepts a loaded one.
 
     Args:
         documents: A list as for `longlens.score`, or files from `open_sources`.
         model: Name or path of the model.
-        out: The folder; what is in it already is not scored again.
-        context: K, or several, or None for long-context scores alone.
-        stride: d, one for all K or one a K.
-        truncation: What documents are truncated to.
+        out: The run directory; documents that it already contains are skipped.
+        context: K, or several, or None to score the long context only.
+        stride: d, one value, or one per K.
+        truncation: How documents are truncated.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
-        store_text: False leaves the texts out of the folder.
+        store_text: False does not store the texts.
         loading: How the model is loaded.
-        engine: What runs it.
+        engine: The inference engine.
         ray: Whether actors of Ray run it, and how many; this process tokenizes and writes.
         shard: ``(rank, world size)``: every world-size-th document, from rank on. Unless it is given, processes that
             torchrun started share the documents, see `longlens.score`.
         statistics: What else is computed of each token, stored as columns; see `longlens.scoring.statistics`.
         reference: The model that they compare with, which is run beside it.
-        name: What the run is called in tables; the last part of the model's path or id unless given.
+        name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows characters of the documents.
 
     Raises:
-        UserError: Settings that cannot be, no such model, or a folder that was made otherwise.
+        UserError: Invalid settings, no such model, or a run directory with other settings.
 
     Warns:
         LonglensWarning: No document is longer than a short context.
@@ -263,26 +263,26 @@ def evaluate_longppl(
 ) -> PerplexityResult | None:
     """LongPPL of a model on documents: the evaluator scores them, then the model, into a folder.
 
-    Documents are cut by the evaluator's tokenizer, so that both models see the same text.
+    Documents are truncated by the evaluator's tokenizer, so that both models see the same text.
 
     Args:
         documents: A list as for `longlens.score`, or files from `open_sources`.
         model: Name or path of the evaluated model.
-        out: Folder for ``evaluator``, ``model`` and ``perplexity.json``; what is scored there is not scored again. None
+        out: Run directory for ``evaluator``, ``model`` and ``perplexity.json``; stored documents are skipped. None
             keeps nothing.
         evaluator: Name or path of the model that selects key tokens, ``self`` for the evaluated one.
-        keys: Key tokens instead, selected before, or their file.
+        keys: Key tokens, or a key file, instead of an evaluator.
         context: K in tokens, of the evaluator.
         stride: d in tokens.
-        rule: Which tokens are key.
-        truncation: What documents are truncated to.
+        rule: How key tokens are selected.
+        truncation: How documents are truncated.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
-        store_text: False leaves the texts out of the folder.
+        store_text: False does not store the texts.
         loading: How both models are loaded; a setting that one of their engines has no use for is the other's.
         engine: What runs the model, and the evaluator where it can run that too (a server's runs servers alone).
         evaluator_engine: What runs the evaluator instead.
         evaluator_tokenizer: The evaluator's tokenizer; that in ``engine`` is the model's alone.
-        name: What the model is called in tables; the last part of its path or id unless given.
+        name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows characters of the documents.
 
     Returns:
@@ -290,7 +290,7 @@ def evaluate_longppl(
         computes and writes the result when all have ended, and in the others it is None.
 
     Raises:
-        UserError: Not one of evaluator and keys; settings that cannot be; no such model; a folder that was made
+        UserError: Not one of evaluator and keys; invalid settings; no such model; a folder that was made
             otherwise; a document with more tokens than the evaluated model takes.
 
     Warns:

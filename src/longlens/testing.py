@@ -1,8 +1,7 @@
-"""Checks of what others build on longlens, one call in their own tests: an engine, a task, a RoPE method, a cache,
-a statistic.
+"""Conformance checks for plugins, one call in your own tests: engine, task, RoPE method, cache policy, statistic.
 
-Each raises `ConformanceError` at the first rule of the contract that does not hold, with one line that says which. They
-run offline in seconds, on tiny random models where they need one, and need no pytest.
+Each raises `ConformanceError` for the first rule of the interface that is violated, with a one-line message. They run
+offline in seconds, on tiny random models if they need one, without pytest.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ TOLERANCE = 1e-3
 
 
 class ConformanceError(AssertionError):
-    """A rule of a contract does not hold."""
+    """A plugin violates a rule of its interface."""
 
 
 class _Rules:
@@ -70,13 +69,13 @@ def check_scorer(scorer: Scorer, *, text: str = TEXT, by_length: bool = False) -
     """Checks an engine: spans, log-probabilities, independence of a sequence from all others, BOS, identity.
 
     Args:
-        scorer: As `longlens.score` takes it.
-        text: Of 20 tokens or more.
-        by_length: Whether the model's positions go by the length of a sequence (dynamic NTK), so that a token's
+        scorer: As for `longlens.score`.
+        text: A text of at least 20 tokens.
+        by_length: Whether positions depend on the sequence length (dynamic NTK), so that a token's
             log-probability may depend on what follows it.
 
     Raises:
-        ConformanceError: A rule does not hold.
+        ConformanceError: A rule is violated.
     """
     with _Rules("scorer").holds("`info` is a ScorerInfo"):
         info: ScorerInfo = scorer.info
@@ -199,7 +198,7 @@ def check_rope_method(method: Method, *, head_dim: int = 8) -> None:
         head_dim: Rotary dimensions of the tiny model, of 64 tokens, for methods with a setting for each.
 
     Raises:
-        ConformanceError: A rule does not hold.
+        ConformanceError: A rule is violated.
     """
     rules = _Rules(f"RoPE method {getattr(method, 'name', type(method).__name__)}")
     rules.require(isinstance(method, Method), "it is a longlens.rope.base.Method", type(method).__name__)
@@ -276,13 +275,13 @@ def _check_folder(method: Method, folder: Path, head_dim: int, rules: _Rules) ->
 
 
 def check_cache(policy: CachePolicy) -> None:
-    """Checks a cache policy: what its cache says of itself, and that a sequence's scores are its own.
+    """Checks a cache policy: what its cache reports, and that a sequence's scores do not depend on other sequences.
 
     Args:
-        policy: As `longlens.load_scorer` takes it.
+        policy: As for `longlens.load_scorer`.
 
     Raises:
-        ConformanceError: A rule does not hold.
+        ConformanceError: A rule is violated.
     """
     import torch
 
@@ -333,7 +332,7 @@ def check_statistic(statistic: Statistic) -> None:
         statistic: As an entry point of ``longlens.statistics`` gives it.
 
     Raises:
-        ConformanceError: A rule does not hold.
+        ConformanceError: A rule is violated.
     """
     import torch
 
@@ -380,7 +379,7 @@ def check_task(
         tokenizer: Counts; one of bytes unless given.
 
     Raises:
-        ConformanceError: A rule does not hold.
+        ConformanceError: A rule is violated.
     """
     rules = _Rules(f"task {getattr(task, 'name', type(task).__name__)}")
     _check_declaration(task, rules)

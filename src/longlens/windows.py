@@ -47,7 +47,7 @@ def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:
     Args:
         num_tokens: n, tokens of the document.
         context: K, tokens of context that every scored token has at least.
-        stride: d, tokens that share a window.
+        stride: d, the number of tokens scored per window.
 
     Raises:
         UserError: ``context < 1`` or ``stride < 1``.

@@ -78,7 +78,7 @@ def run_bench(
             of each task and length, beginning with this one. Goes with ``world_size``; unless given, torchrun's
             processes share them.
         world_size: How many such processes there are.
-        name: What the run is called in tables; the last part of the model's path or id unless given.
+        name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows requests and answers, task after task.
         open_engine: Loads the model; `longlens.bench.lm_eval.backends.open_engine` unless given.
 

@@ -17,11 +17,11 @@ class Document:
     """A text to score.
 
     Attributes:
-        id: Names the document in a run; unique there.
+        id: Unique id of the document within a run.
         text: The text, any Unicode but lone surrogates (which no UTF-8 file can hold).
         token_ids: The ids of another tokenizer that the text was decoded from, where it came tokenized; never scored.
         answer_spans: ``[start, end)`` in characters of the parts that answer a question (paper, section 2.1).
-        metadata: Whatever else came with it.
+        metadata: Other fields of the row.
     """
 
     id: str

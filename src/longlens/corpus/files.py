@@ -44,12 +44,12 @@ def read_documents(
     *,
     decoder: Callable[[Sequence[int]], str] | None = None,
 ) -> Iterator[Document]:
-    r"""Reads documents one by one; sources are checked at once, and opened when their turn comes.
+    r"""Reads documents lazily; sources are checked immediately and opened when they are reached.
 
     A source is a file, a folder or a dataset:
 
     - A file with the ending ``.jsonl``, ``.ndjson``, ``.json`` (an array of objects, or JSON Lines) or ``.parquet`` has
-      a document a row; tables (``.csv``, ``.tsv``, ``.arrow``) are refused; any other file is one text.
+      a document a row; tables (``.csv``, ``.tsv``, ``.arrow``) are rejected; any other file is one text.
     - Texts and JSON may be compressed: ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` after the ending.
     - A folder is walked in sorted order for files of `TEXT_ENDINGS`, JSON Lines and Parquet. Hidden entries, empty text
       files and folders that were already met (loops of links) are skipped. A warning says which other files were left

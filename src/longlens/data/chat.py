@@ -35,7 +35,7 @@ class ChatSettings:
         turns: ``together`` makes a row of a conversation, ``apart`` one of each answer, see `chat_dataset`.
 
     Raises:
-        UserError: A value that cannot be.
+        UserError: A value is out of range.
     """
 
     max_length: int

@@ -113,7 +113,7 @@ class Mixture(Settings):
         eos: Whether its EOS stands behind every document.
 
     Raises:
-        UserError: A value that cannot be.
+        UserError: A value is out of range.
     """
 
     sources: Mapping[str, MixtureSource] = Field(min_length=1)

@@ -55,7 +55,7 @@ def weigh(
     Args:
         dataset: A document a row, with its id, and ``input_ids`` or a text; of texts the tokens are added as well.
         scores: Of the same documents; several K: the selected one is meant.
-        gamma: The largest weight.
+        gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
         column: Its name; ``what`` unless given.
         id_field: Field with the id that the document was scored under.
@@ -105,7 +105,7 @@ def weigh_folder(
         sources: The documents: texts, or tokenized rows, with the ids they were scored under.
         scores: Of these documents; several K: the selected one is meant.
         out: A new folder.
-        gamma: The largest weight.
+        gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
         encoder: Of the model that is to be trained, where that is not the one that scored.
         tokenized: Whether rows hold ``input_ids``.
@@ -190,7 +190,7 @@ class Weigher:
 
     Attributes:
         scores: Of the documents.
-        gamma: The largest weight.
+        gamma: The maximum weight.
         what: Which of both.
         encoder: Of the model that is to be trained, where that is not the one that scored.
         id_field: Field with the id that the document was scored under.

@@ -65,10 +65,10 @@ class Keys(SequenceById[KeyTokens]):
 
 
 def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool = False) -> None:
-    """Writes key tokens as JSON Lines; the file appears whole or not at all.
+    """Writes key tokens as JSON Lines, atomically.
 
     Args:
-        path: Where to.
+        path: File to write.
         keys: From `select_key_tokens`, or read from other files.
         overwrite: Whether an existing file may be replaced.
 
@@ -76,7 +76,7 @@ def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool
         UserError: The file exists, its folder does not, or there are no documents.
 
     Warns:
-        LonglensWarning: Tokens stand nearer to a threshold than the error of the dtype.
+        LonglensWarning: Tokens are closer to a threshold than the error of the dtype.
     """
     path = Path(path)
     check_keys_file(path, overwrite=overwrite)
@@ -113,7 +113,7 @@ def check_keys_file(path: Path, *, overwrite: bool = False) -> None:
 
 
 def read_keys(path: str | os.PathLike[str]) -> Keys:
-    """Key tokens from a file that `write_keys` or anybody else wrote in its format; other fields are left alone.
+    """Reads key tokens from a file in the format of `write_keys`; additional fields are ignored.
 
     Raises:
         UserError: The file does not exist, or has a line that is not in the format; the message names the line.

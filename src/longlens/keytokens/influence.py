@@ -44,7 +44,7 @@ def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[n
 
     Args:
         lsd: ``(n,)`` nats, long-short difference (eq. 2).
-        gamma: The largest weight.
+        gamma: The maximum weight.
 
     Returns:
         ``(n,)`` float64, weights without unit.

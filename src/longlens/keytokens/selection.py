@@ -136,18 +136,18 @@ def select_key_tokens(
     context: int | None = None,
     stride: int | None = None,
 ) -> KeyTokensView:
-    """The tokens that the long context helps, ``LSD > alpha and LCL > beta`` (eq. 4), document by document.
+    """Selects key tokens, ``LSD > alpha and LCL > beta`` (eq. 4), document by document.
 
-    A document that is not longer than the short context has none. Nothing is computed until it is asked for.
+    Documents not longer than the short context have no key tokens. Documents are processed lazily.
 
     Args:
         scores: The evaluator's scores.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
+        use_lcl: False selects by LSD only, without beta.
         context: Which of the scored short contexts, K tokens; by default that with which the scores were opened, which
             is the largest unless one was named there.
-        stride: Which of its strides.
+        stride: d to use, if this K has several.
 
     Raises:
         UserError: The run has no (such) short-context scores, a threshold is not finite, or beta is given and left out.

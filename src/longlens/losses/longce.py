@@ -56,11 +56,11 @@ def longce_loss(
         model: A causal language model of transformers; also with LoRA, prepared by accelerate, in
             DistributedDataParallel, or sharded by FSDP2 (``fully_shard``).
         input_ids: ``(B, S)`` int64, padded on the right.
-        labels: ``(B, S)``, -100 for tokens that are context alone and for padding; ``input_ids`` unless given. The
+        labels: ``(B, S)``, -100 for context-only tokens and padding; ``input_ids`` unless given. The
             label of a token stands at the token itself, as in transformers.
         context: K, tokens.
         stride: d, tokens.
-        gamma: The largest weight.
+        gamma: The maximum weight.
         position_ids: ``(B, S)``; where documents are packed into a row, positions start again with each, and no
             window crosses from one to the next.
         num_items: What the sum is divided by: with gradient accumulation the scored labels of all micro-batches

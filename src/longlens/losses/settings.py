@@ -21,23 +21,23 @@ SHORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class LongCE(Settings):
-    """LongCE as the paper has it: every token from K on is weighed at every step (eq. 6 to 8).
+    """LongCE as in the paper: every token from K on has a weight in every step (eq. 6 to 8).
 
     The cost of a stride is that of ``(n - K) / d`` windows of K + d tokens, so that ``stride=context`` costs less: the
     short context of a token is then K to 2 K - 1 tokens. `SampledLongCE` and `ChunkedLongCE` weigh a part of the tokens
     at a step; docs/train.md has what each costs, and how far its weights are from these.
 
     Attributes:
-        context: K, tokens of context that a short score has at least.
-        stride: d, tokens that share a window.
-        gamma: The largest weight.
+        context: K, the minimum length of the short context in tokens.
+        stride: d, the number of tokens scored per window.
+        gamma: The maximum weight.
         floor: The smallest weight. 0, as in the paper, lets a token that the long context makes less probable (LSD < 0)
             weigh less than 1; with 1 no token weighs less than in cross-entropy.
         short_dtype: ``bfloat16`` or ``float16``: the short pass runs in it by autocast, its vocabulary head in float32
             nevertheless. The precision of the long pass unless given.
 
     Raises:
-        UserError: A value that cannot be.
+        UserError: A value is out of range.
     """
 
     context: Integer = Field(default=CONTEXT, ge=1)
@@ -82,13 +82,13 @@ class LongCE(Settings):
 
 
 class SampledLongCE(LongCE):
-    """LongCE with the short scores of some windows alone, drawn anew at each step; all other tokens weigh 1.
+    """LongCE with a random subset of the windows in each step; all other tokens have weight 1.
 
     A document with n windows has ``max(1, round(share * n))`` of them scored. Which ones is a function of the step and
     of the document's tokens, so that neither a resumed run nor another split into micro-batches changes them.
 
     Attributes:
-        share: Of the windows, above 0 and at most 1.
+        share: Fraction of the windows, above 0 and at most 1.
     """
 
     share: Real = Field(default=0.5, gt=0, le=1)
@@ -114,7 +114,7 @@ class SampledLongCE(LongCE):
 
 
 class ChunkedLongCE(LongCE):
-    """LongCE on chunks of K + d tokens that do not overlap: the short pass runs each token once, whatever K and d are.
+    """LongCE on disjoint chunks of K + d tokens: the short-context pass runs each token once, for any K and d.
 
     In each chunk the tokens from its K-th on are weighed, d/(K + d) of all; the others weigh 1. Chunks move by d at
     every step, so that each token from K on is weighed at one of ``ceil((K + d)/d)`` steps: every other one where
@@ -168,7 +168,7 @@ def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float =
     Args:
         long_logprobs: Any shape, nats.
         short_logprobs: The same shape, nats; NaN where a token has no short score.
-        gamma: The largest weight.
+        gamma: The maximum weight.
         floor: The smallest weight of a token that has a short score; 0 as in the paper.
 
     Returns:

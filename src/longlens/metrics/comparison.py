@@ -124,26 +124,26 @@ def compare(
     stride: int | None = None,
     answers: AnswerSpans | None = None,
 ) -> Comparison:
-    """Each model against the first one, on the same documents and the same key runs.
+    """Compares each model with the first one, on the same documents and key tokens.
 
     Args:
-        runs: Scores of two or more models; the first is the baseline.
-        evaluator_scores: Of the evaluator, on the same texts; with neither these nor keys, only `log_ppl` and
+        runs: Scores of at least two models; the first is the baseline.
+        evaluator_scores: Scores of the evaluator, on the same texts; with neither these nor keys, only `log_ppl` and
             `bits_per_character` exist.
-        keys: Key tokens instead, selected before.
+        keys: Key tokens, instead of evaluator scores.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
-        gamma: Largest soft weight; 5 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
-        context: Which of the evaluator's short contexts, K tokens.
-        stride: Which of its strides.
+        gamma: Maximum weight in `longppl_soft`; 5 by default.
+        use_lcl: False selects by LSD only, without beta.
+        context: K to use, if the evaluator has several.
+        stride: d to use, if this K has several.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
 
     Raises:
-        UserError: Fewer than two runs; runs of different documents or texts; what `perplexity` refuses.
+        UserError: Fewer than two runs; runs of different documents or texts; errors of `perplexity`.
 
     Warns:
-        LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
+        LonglensWarning: Tokens are closer to a threshold than the error of the evaluator's dtype.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run to compare, expected at least two: the first is the baseline")

@@ -46,7 +46,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ReachResult(Tabular):
-    """How far back a model's context reaches. As a table: a row a curve and K.
+    """Context reach of a model. As a table: one row per curve and K.
 
     Attributes:
         model: Name of the model.
@@ -102,18 +102,18 @@ def reach(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> ReachResult:
-    """How far back a model's context reaches: its gain at every K it was scored at, and R; see the module.
+    """Computes context reach: the gain at every scored K, and the effective reach R; see the module.
 
-    Scoring costs about ``n (1 + K/d)`` tokens of model input a document of n tokens and a K. Of several strides of one
-    K the smallest is taken.
+    Scoring costs about ``n (1 + K/d)`` tokens of model input per document of n tokens and per K. If a K has several
+    strides, the smallest is used.
 
     Args:
         model_scores: Of the model, at three K or more with d <= K/2.
         evaluator_scores: Of another model, on the same texts and at K_1 too: it selects the key tokens there.
-        keys: Key tokens instead, selected before.
+        keys: Key tokens, instead of evaluator scores.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
+        use_lcl: False selects by LSD only, without beta.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         reference_scores: Of a model to measure the gain by, on the same texts and at the same K.
         seed: Of the draws that give the intervals of the largest gain and of R.
@@ -125,7 +125,7 @@ def reach(
             documents or K; no document is longer than K_m.
 
     Warns:
-        LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
+        LonglensWarning: Tokens are closer to a threshold than the error of the evaluator's dtype.
     """
     if resamples < 1:
         raise UserError(f"`resamples` is {resamples}, expected 1 or more")

@@ -229,7 +229,7 @@ def cost(
         full: Of the uncompressed model, with short contexts.
         policies: Of the same tokens; short contexts in them are not read.
         evaluator_scores: Of the model that selects the key tokens, on the same texts; may be `full`.
-        keys: Key tokens instead, selected before.
+        keys: Key tokens, instead of evaluator scores.
         rule: Which tokens are key; at the smallest K of `full` unless a context is named.
 
     Raises:

@@ -144,8 +144,8 @@ def divergence(
     Args:
         scores: Of the model, scored with the statistic ``divergence``.
         evaluator_scores: Of the model that selects key tokens, on the same texts.
-        keys: Key tokens instead, selected before.
-        rule: Which tokens are key.
+        keys: Key tokens, instead of evaluator scores.
+        rule: How key tokens are selected.
 
     Raises:
         UserError: The scores have no such columns; what `longlens.perplexity` refuses of evaluator scores and keys.

@@ -46,8 +46,8 @@ def export_tokens(
         scores: Of the model.
         evaluator_scores: They select the key tokens (eq. 4, 9) and weigh tokens (eq. 7, 10); these scores themselves,
             where they have short contexts, unless given.
-        keys: Key tokens instead, selected before.
-        rule: Which tokens are key.
+        keys: Key tokens, instead of evaluator scores.
+        rule: How key tokens are selected.
         overwrite: Whether a file of that name is replaced.
 
     Returns:

@@ -129,15 +129,15 @@ def perplexity(
 
     Args:
         model_scores: Of the evaluated model.
-        evaluator_scores: Of the evaluator, on the same texts; more documents are fine.
-        keys: Key tokens instead, selected before; more documents are fine. There is no `longppl_soft` then.
+        evaluator_scores: Scores of the evaluator, on the same texts; more documents are fine.
+        keys: Key tokens, instead of evaluator scores; more documents are fine. There is no `longppl_soft` then.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
-        gamma: Largest soft weight; 5 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
+        gamma: Maximum weight in `longppl_soft`; 5 by default.
+        use_lcl: False selects by LSD only, without beta.
         context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default. Without
             evaluator and keys it only says where `ppl_from_context` begins.
-        stride: Which of its strides.
+        stride: d to use, if this K has several.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of those that were stored with
             the scores; a document without is in neither `ppl_answers` nor `ppl_rest`.
         ngram: Whether to find re-occurred n-grams, for `ppl_ngram`.
@@ -147,7 +147,7 @@ def perplexity(
             documents, a document without evaluator scores or keys, or with those of another text.
 
     Warns:
-        LonglensWarning: Tokens stand nearer to a threshold than the error of the evaluator's dtype.
+        LonglensWarning: Tokens are closer to a threshold than the error of the evaluator's dtype.
     """
     rule = KeyRule(alpha=alpha, beta=beta, gamma=gamma, lcl=use_lcl, context=context, stride=stride)
     corpus = Corpus(model_scores, choose_influence(evaluator_scores, keys, rule), answers)

@@ -98,9 +98,9 @@ class Positions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Distributions(Tabular):
-    """How a model's scores are distributed.
+    """Distributions of a model's scores.
 
-    As a table: a row a class or a bin, with ``distribution`` (``lsd``, ``lcl``, ``positions``), its edges ``from`` and
+    As a table, one row per class or bin: ``distribution`` (``lsd``, ``lcl``, ``positions``), its edges ``from`` and
     ``to``, and the values that this distribution has.
 
     Attributes:
@@ -153,20 +153,20 @@ def distributions(
     stride: int | None = None,
     answers: AnswerSpans | None = None,
 ) -> Distributions:
-    """Counts tokens by LSD and LCL, and takes means along the documents; one pass, one document in memory at a time.
+    """Counts tokens by LSD and LCL, and averages scores by position; in one pass over the stored documents.
 
     LSD is under the short context at which key tokens are selected; where the model was not scored there, or without
     key tokens, under the one that its scores were opened with.
 
     Args:
         scores: Of the model that this is about.
-        evaluator_scores: Of the evaluator, on the same texts: its key tokens are what `key_share` counts.
-        keys: Key tokens instead, selected before; more documents are fine.
+        evaluator_scores: Scores of the evaluator, on the same texts: its key tokens are what `key_share` counts.
+        keys: Key tokens, instead of evaluator scores; more documents are fine.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
+        use_lcl: False selects by LSD only, without beta.
         context: Which of the evaluator's short contexts, K tokens; without evaluator and keys, of the model's.
-        stride: Which of its strides.
+        stride: d to use, if this K has several.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
 
     Raises:

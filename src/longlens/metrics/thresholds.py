@@ -65,11 +65,11 @@ def threshold_table(
 
     Args:
         model_scores: Of the evaluated model.
-        evaluator_scores: Of the evaluator, on the same texts; more documents are fine.
+        evaluator_scores: Scores of the evaluator, on the same texts; more documents are fine.
         alphas: Strictly increasing, nats.
         betas: Strictly increasing, nats; the first may be -inf.
         context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default.
-        stride: Which of its strides.
+        stride: d to use, if this K has several.
 
     Raises:
         UserError: Thresholds that do not increase or are not finite; no documents; a document without evaluator scores

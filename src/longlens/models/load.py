@@ -51,7 +51,7 @@ class UnloadedModel:
         Args:
             name: Name or path of the model.
             loading: How it is loaded.
-            engine: What runs it.
+            engine: The inference engine.
             team: Processes that share the model; those that torchrun started unless given.
             statistics: Names of what else is computed of each token, see `longlens.scoring.statistics`.
             reference: The model that they compare with.
@@ -176,9 +176,9 @@ def load_scorer(
             `longlens.settings.options.Loading` and a `longlens.settings.options.Engine`. Unless given, ``openai`` for
             a URL and ``transformers`` otherwise.
         tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
-        concurrency: Requests to a server at a time; 8 unless given.
-        max_model_len: Tokens that the engine takes (vLLM's ``max_model_len``, llama.cpp's ``n_ctx``).
-        cache: Policy of the key-value cache, for transformers: ``full``, one of `longlens.models.policies` such as
+        concurrency: Concurrent requests to a server; 8 by default.
+        max_model_len: Context length of the engine (``max_model_len`` in vLLM, ``n_ctx`` in llama.cpp).
+        cache: KV cache policy, for transformers: ``full``, one of `longlens.models.policies` such as
             ``sink:4+1020``, the name of one that another package adds by an entry point of ``longlens.caches``, or a
             `longlens.models.caches.CachePolicy`. Long contexts go through its cache in chunks, short ones do without.
             None is a single pass.
@@ -189,13 +189,13 @@ def load_scorer(
         device: ``auto`` is the first GPU, else the CPU.
         device_map: Of transformers, such as ``auto``, to spread a model over devices; instead of ``device``.
         attention: ``attn_implementation`` of transformers; its own choice unless given.
-        batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
+        batch_tokens: Maximum tokens per batch, padding included; by default 1,024 on a CPU and 32,768 on a GPU.
         tensor_parallel: GPUs that share each layer of the model, for vllm.
-        trust_remote_code: Runs code that comes with the model. Off: such a model is refused.
-        allow_pickle: Reads ``.bin`` weights, which are pickles and can run code. Off: safetensors and GGUF alone.
+        trust_remote_code: Allow custom code from the model repository; otherwise such models are rejected.
+        allow_pickle: Allow ``.bin`` weights, which can execute code; otherwise only safetensors and GGUF.
 
     Raises:
-        UserError: No such model, engine or policy, not a causal language model, or it cannot be loaded as asked.
+        UserError: Unknown model, engine or policy, not a causal language model, or settings that it does not support.
     """
     loading = Loading(
         dtype=dtype,

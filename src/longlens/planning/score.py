@@ -45,7 +45,7 @@ def document_requests(
     Args:
         length: n, tokens of the document, BOS not counted.
         context: K, several, or None for the long context alone.
-        stride: d, one for all K or one a K.
+        stride: d, one value, or one per K.
         bos: Whether a BOS stands before the long context and before every window.
     """
     from longlens.scoring.scores import short_contexts
@@ -136,13 +136,13 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run costs.
+    """Estimated cost of a run.
 
     Attributes:
         model: Name.
         num_parameters: Of all weights.
         length: Tokens of a document or row.
-        short: Arithmetic of the short contexts.
+        short: FLOPs of the short contexts.
         memory: On each device.
         device: Of the plan.
         devices: How many.
@@ -176,7 +176,7 @@ class Plan:
 
     @property
     def overhead(self) -> float:
-        """Arithmetic of the short contexts over the rest."""
+        """FLOPs of the short contexts over the rest."""
         return self.short.total / self.main.total if self.main.total else 0.0
 
     @property
@@ -198,14 +198,14 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorePlan(Plan):
-    """What scoring costs.
+    """Estimated cost of scoring.
 
     Attributes:
         dtype: Of the weights.
         documents: How many.
-        tokens: Of model input, all documents, padding not counted.
+        tokens: Tokens of model input over all documents, without padding.
         batch_tokens: Tokens of a batch.
-        long: Arithmetic of the long contexts, all documents; ``short`` that of the windows of the short contexts.
+        long: FLOPs of the long contexts, all documents; ``short`` that of the windows of the short contexts.
     """
 
     dtype: str
@@ -312,13 +312,13 @@ def plan_score(
     utilization: float | None = None,
     trust_remote_code: bool = False,
 ) -> ScorePlan:
-    """What `longlens.score` costs, from the model's configuration alone.
+    """Estimates the cost of `longlens.score`, only from the model's configuration.
 
     Args:
         model: Name, as for `longlens.load_scorer`, a ``config.json``, or a configuration of transformers.
-        name: What a configuration is called in the plan.
-        length: Tokens of a document, BOS not counted.
-        documents: How many of this length.
+        name: Display name of a configuration in the plan.
+        length: Document length in tokens, without BOS.
+        documents: Number of documents of this length.
         context: K, several, or None for the long context alone.
         stride: d.
         bos: Whether a BOS is put before each sequence; whether the configuration names one unless given.

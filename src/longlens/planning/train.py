@@ -24,13 +24,13 @@ SHARDINGS = ("ddp", "fsdp", "zero3")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan(Plan):
-    """What training costs; ``seconds`` and ``short`` are of a step.
+    """Estimated cost of training; ``seconds`` and ``short`` are per step.
 
     Attributes:
         num_trained: Of the weights those that get a gradient.
         batch_size: Rows of a step, over all devices.
-        step: Arithmetic of a step of cross-entropy: forward, backward, and what checkpointing computes again.
-        once: Arithmetic of offline weights, a row.
+        step: FLOPs of a step of cross-entropy: forward, backward, and what checkpointing computes again.
+        once: FLOPs of offline weights, a row.
     """
 
     num_trained: int
@@ -96,11 +96,11 @@ def plan_train(
     trust_remote_code: bool = False,
     advises: bool = True,
 ) -> TrainPlan:
-    """What `longlens train` costs, from the model's configuration alone, with AdamW.
+    """Estimates the cost of `longlens train` with AdamW, only from the model's configuration.
 
     Args:
         model: Name, a ``config.json``, or a configuration of transformers.
-        name: What a configuration is called in the plan.
+        name: Display name of a configuration in the plan.
         length: Tokens of a row, one document each.
         longce: The loss; None for cross-entropy.
         offline: Whether weights are made once before training, with ``longce``, instead of at each step.

@@ -54,35 +54,35 @@ def write_report(
     documents: Sequence[str] = (),
     num_documents: int | None = None,
 ) -> ReportSummary:
-    """Writes one self-contained HTML page; it appears whole or not at all, and replaces an older one.
+    """Writes one self-contained HTML page, atomically; an existing report is replaced.
 
-    Every stored document is read once, and one is in memory at a time.
+    Stored documents are read once, one at a time.
 
     Args:
-        path: Where to.
+        path: File to write.
         runs: Scores of one or more models on the same documents; the first is the baseline.
-        evaluator_scores: Of the evaluator, which selects the key tokens. With neither these nor keys, the first run
+        evaluator_scores: Scores of the evaluator, which selects the key tokens. Without these and keys, the first run
             that has short-context scores is the evaluator, and a note says so.
-        keys: Key tokens instead, selected before.
+        keys: Key tokens, instead of evaluator scores.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
-        gamma: Largest soft weight; 5 by default.
-        use_lcl: False leaves the second criterion out, and with it beta.
-        context: Which of the evaluator's short contexts, K tokens.
-        stride: Which of its strides.
+        gamma: Maximum weight in `longppl_soft`; 5 by default.
+        use_lcl: False selects by LSD only, without beta.
+        context: K to use, if the evaluator has several.
+        stride: d to use, if this K has several.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of
             `longlens.study.benchmarks.join_benchmarks`.
         cost: What the other runs lost of the first one's gain (`longlens.cost` of the same runs), as a view of its own.
-        documents: Ids of the documents whose texts and tokens are shown.
-        num_documents: Else how many of the first ones; None for as many as keep the page below 10 MB. Numbers are of
+        documents: Ids of the documents to include with text and tokens.
+        num_documents: Otherwise the number of documents to include; None for as many as fit in 10 MB. Numbers are of
             all documents in any case.
 
     Returns:
         What the page shows, for `longlens.report.charts.charts`; its ``documents`` are the ids of those with text.
 
     Raises:
-        UserError: The file cannot be written; no runs; a document was not scored; what `longlens.compare` refuses.
+        UserError: The file cannot be written; no runs; a document was not scored; errors of `longlens.compare`.
     """
     path = Path(path)
     check_place(path)

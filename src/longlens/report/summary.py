@@ -119,9 +119,9 @@ def summarize_runs(
 
     Args:
         runs: Scores of one or more models on the same documents; the first is the baseline.
-        evaluator_scores: Of the evaluator, which selects the key tokens. With neither these nor keys, the first run
+        evaluator_scores: Scores of the evaluator, which selects the key tokens. Without these and keys, the first run
             that has short-context scores is the evaluator, and a note says so.
-        keys: Key tokens instead, selected before.
+        keys: Key tokens, instead of evaluator scores.
         rule: How the evaluator's scores select key tokens; the paper's thresholds unless given.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
@@ -129,7 +129,7 @@ def summarize_runs(
         page: Takes the documents that a page shows.
 
     Raises:
-        UserError: No runs, or what `longlens.compare` refuses.
+        UserError: No runs, or errors of `longlens.compare`.
     """
     if not runs:
         raise UserError("no scores to report: score documents first, with longlens score DOCS")

@@ -51,11 +51,10 @@ class ExtendedModel:
 
 
 def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: bool = False) -> ExtendedModel:
-    """Writes a model folder with extended context, ready to load.
+    """Writes a model directory with extended context, ready to load.
 
-    The files of a folder or a hub model are copied, in the dtype that they have; those of a ``.gguf`` file are written
-    in float32. transformers loads the folder by itself, but for EABF and CLEX, which it refuses and `load_model` and
-    every command of longlens load.
+    The files of a local or Hub model are copied in their dtype; weights of a ``.gguf`` file are written in float32.
+    transformers can load the result, except for EABF and CLEX, which only longlens and `load_model` can load.
 
     Args:
         name: As for `longlens.load_scorer`.

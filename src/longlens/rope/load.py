@@ -19,7 +19,7 @@ COPIED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"
 
 
 def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` that knows EABF, CLEX and multimodal models (`auto_class`) as well.
+    """``AutoModelForCausalLM.from_pretrained`` with support for EABF, CLEX and multimodal models (`auto_class`).
 
     Args:
         path: Folder or hub id.

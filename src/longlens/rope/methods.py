@@ -45,11 +45,11 @@ class PositionInterpolation(ScaledMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class NTK(Method):
-    """Another base, by the ntk-aware formula or as given (`frequencies.ntk_theta`).
+    """NTK-aware scaling: a larger base, from the factor or as given (`frequencies.ntk_theta`).
 
     Attributes:
-        factor: How many times L0 the model is to take.
-        theta: The base; by the formula from the factor unless given. Without a factor,
+        factor: New context length divided by L0.
+        theta: The base; by default computed from the factor. Without a factor,
             ``max_position_embeddings`` stays.
     """
 
@@ -105,9 +105,9 @@ class NTK(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicNTK(ScaledMethod):
-    """A base that grows with the sequence (`frequencies.dynamic_ntk`); ``max_position_embeddings`` stays L0.
+    """Dynamic NTK: a base that grows with the length (`frequencies.dynamic_ntk`); ``max_position_embeddings`` stays L0.
 
-    transformers reads L0 from there, so the scorer takes more tokens only with ``extrapolate``.
+    transformers reads L0 from there, so longer documents need ``extrapolate``.
     """
 
     name = "dynamic-ntk"
@@ -159,7 +159,7 @@ class YaRN(ScaledMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class LongRoPE(ScaledMethod):
-    """A divisor for each frequency, found by a search for the model (`frequencies.longrope`).
+    """LongRoPE: one divisor per frequency, found by a search for the model (`frequencies.longrope`).
 
     Attributes:
         short_factors: ``(d/2,)`` for sequences up to L0.
@@ -291,7 +291,7 @@ class CLEX(Method):
     """Continuous length extrapolation: frequencies follow a trained differential equation (`longlens.rope.clex`).
 
     Attributes:
-        max_factor: The largest t, a whole number: the model is to take so many times L0.
+        max_factor: The largest t, an integer: the maximum context length divided by L0.
         width: Hidden size of the equation's layer over d (``param_factor`` of the published code).
         step: Step of the solver (``time_dt`` of the published code).
     """

@@ -55,7 +55,7 @@ def rotary_modules(model: Any) -> dict[str, Any]:
 
 
 def extend_config(config: Any, method: Method) -> Any:
-    """A new config with extended context; the given one stays as it was.
+    """Returns a new config with extended context; the given one is not modified.
 
     ``rope_parameters`` become the method's, and ``max_position_embeddings`` is multiplied by the factor where the
     method defines it so (dynamic NTK keeps the original, which is its reference length). Give it to `load_model` or
@@ -150,10 +150,10 @@ def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
 
 
 def apply(model: Any, method: Method) -> Any:
-    """Extends the context of a model that is loaded already; returns it.
+    """Extends the context of a loaded model in place, and returns it.
 
-    Its config changes as by `extend_config`, and its rotary embeddings are made anew: transformers computes
-    frequencies when a model is made, so that editing ``model.config`` alone changes nothing.
+    Its config changes as by `extend_config`, and its rotary embeddings are rebuilt: transformers computes frequencies
+    when a model is created, so editing only ``model.config`` has no effect.
 
     Raises:
         UserError: As `extend_config`; or the model's code does not compute what the method defines.

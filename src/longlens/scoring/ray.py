@@ -523,7 +523,7 @@ class RayModel(UnloadedModel):
     Args:
         name: Name or path of the model, on the nodes of the cluster as well as here.
         loading: How it is loaded.
-        engine: What runs it.
+        engine: The inference engine.
         settings: The cluster and its actors.
 
     Raises:

@@ -209,14 +209,14 @@ def _check_logprobs(logprobs: Floats) -> None:
 
 
 def open_scores(path: str | os.PathLike[str], *, context: int | None = None, stride: int | None = None) -> StoredScores:
-    """Opens a run folder; nothing but ids is read yet.
+    """Opens a run directory; only the document ids are read at first.
 
     Args:
-        path: Folder made by ``longlens score`` or ``longlens.score(out=...)``.
-        context: Which K `short_logprobs` and `lsd` are about; the largest that was scored unless named.
-        stride: Which d, where one K was scored with several.
+        path: Run directory of ``longlens score`` or ``longlens.score(out=...)``.
+        context: K of `short_logprobs` and `lsd`; by default the largest that was scored.
+        stride: d to use, if this K was scored with several.
 
     Raises:
-        UserError: No run there, another schema version, a broken part, or a short context that was not scored.
+        UserError: No run there, an unknown schema version, a corrupt part, or a short context that was not scored.
     """
     return StoredScores(Path(path), context=context, stride=stride)

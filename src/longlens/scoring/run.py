@@ -71,7 +71,7 @@ def score(
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> MemoryScores | StoredScores:
-    """Runs a model over documents: log-probabilities under the long and under the short contexts.
+    """Scores documents with a model: log-probabilities under the long and the short contexts.
 
     For every document of n tokens x and every K, d::
 
@@ -84,32 +84,32 @@ def score(
         scorer: The model, from `longlens.load_scorer`.
         reading: Which fields of rows hold text and id, or whose tokenizer decodes their ``input_ids``; by default
             ``text`` and, where rows have it, ``id``.
-        context: K, or several, or None for long-context scores alone.
-        stride: d, one for all K or one a K.
-        out: Run folder; what is in it already is not scored again. None keeps the scores in memory.
+        context: K, or several, or None to score the long context only.
+        stride: d, one value, or one per K.
+        out: Run directory; documents that it already contains are skipped. None keeps the scores in memory.
         bos: ``"window"``: the tokenizer's BOS, where it has one, stands before the long context and before every
             window, is not scored and not counted in K; a text that begins with it has it once. ``"published"``: as
             the published package does it, which does not look at how a text begins; with
             short contexts (an evaluator) what the tokenizer puts before a text stands before the long context
             alone and counts as a token of it, without (an evaluated model) there is none.
-        max_length: Tokens that a document is cut to, counted by this model's tokenizer; None for the smaller of
-            32,768 and what the model takes.
+        max_length: Maximum document length in tokens of this model's tokenizer; None for the smaller of
+            32,768 and the model's maximum length.
         limit: Truncation that replaces ``max_length``: by characters or by another model's tokenizer, so
             that two models see the same text.
         extrapolate: Allow more tokens than the model's maximum length.
-        store_text: False leaves the text out of the run folder.
-        shard: ``(rank, world size)``: this call takes every world-size-th document, from rank on, and knows nothing of
-            the others. None: with ``out``, all processes that torchrun started share the documents by what they cost,
+        store_text: False does not store the texts.
+        shard: ``(rank, world size)``: this call scores every world-size-th document, from rank on, independently of
+            the others. None: with ``out``, the processes of torchrun share the documents, balanced by cost,
             see `longlens.runs.sharing`, and return when all of them have ended; without, each scores all of them.
-        name: What the run is called in tables; the last part of the model's path or id unless given.
-        processes: Those of torchrun, where they are connected already.
+        name: Display name in tables; by default the last part of the model's path or id.
+        processes: Processes of torchrun, if already connected.
         progress: Shows characters of the documents.
 
     Returns:
         `MemoryScores`, or the run folder opened. With ``out`` and nothing to do, the model is not run.
 
     Raises:
-        UserError: Settings that cannot be, a document longer than the model takes, one id with two texts, a run
+        UserError: Invalid settings, a document longer than the model supports, one id with two texts, a run
             folder made with other settings, or processes that do not see the same folder and documents.
     """
     shorts = short_contexts(context, stride)

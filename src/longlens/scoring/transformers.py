@@ -80,7 +80,7 @@ class TransformersScorer:
         source: Where the model came from, for the manifest.
         weights_sha256: Hash of its files; computed from the weights in memory unless given.
         quantization: How its weights are quantized, for the manifest; what its configuration says unless given.
-        batch_tokens: Tokens of a batch, padding included; 1,024 on a CPU and 32,768 on a GPU unless given.
+        batch_tokens: Maximum tokens per batch, padding included; by default 1,024 on a CPU and 32,768 on a GPU.
         spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
         cache: Policy of the cache that long contexts go through in chunks; short ones are scored without it.
         statistics: What else is computed of each token under its long context, see `longlens.scoring.statistics`.

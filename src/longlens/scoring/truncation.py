@@ -115,7 +115,7 @@ def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_re
     ``max_length`` positions and its tokenizer a BOS, the limit is one token less, with a warning.
 
     Args:
-        truncation: What documents are truncated to.
+        truncation: How documents are truncated.
         model: The scored model, or its tokenizer and configuration alone; None where there is none.
         trust_remote_code: Runs code that comes with the model that `Truncation.truncate_with` names.
 

@@ -54,13 +54,13 @@ def correlate(
         benchmarks: Folders of benchmark runs and CSV files, see `join_benchmarks`; or scores by benchmark and the name
             of a run (see `longlens.scoring.scores.names_of`).
         evaluator_scores: Of the evaluator; that of the folders by default. With none, and no keys, there is no LongPPL.
-        keys: Key tokens instead, selected before; then there are neither ``longppl_soft`` nor ``longppl_no_lcl``.
+        keys: Key tokens, instead of evaluator scores; then there are neither ``longppl_soft`` nor ``longppl_no_lcl``.
         alpha: Threshold of the long-short difference, nats; that of the folders, or 2, by default.
         beta: Threshold of the long-context likelihood, nats; likewise, or -2.
         gamma: Largest soft weight; likewise, or 5.
-        use_lcl: False leaves the second criterion out, and with it beta.
-        context: Which of the evaluator's short contexts, K tokens.
-        stride: Which of its strides.
+        use_lcl: False selects by LSD only, without beta.
+        context: K to use, if the evaluator has several.
+        stride: d to use, if this K has several.
         families: Of runs, by their names; before what a file says. Where neither says one, the model's type (of its
             configuration) stands for it, and a note says so.
         ngram: Whether to find re-occurred n-grams, which takes longest.

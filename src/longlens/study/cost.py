@@ -339,7 +339,7 @@ def summarize(
 
 
 def published_setting() -> dict[str, Any]:
-    """Arithmetic of online LongPPL over that of perplexity, for the models, K, d and length of the paper."""
+    """FLOPs of online LongPPL over that of perplexity, for the models, K, d and length of the paper."""
     from transformers import LlamaConfig
 
     from longlens.planning.devices import find_device

@@ -58,12 +58,12 @@ _TASKS: dict[str, Callable[..., Task]] = {
 
 
 def list_tasks() -> list[str]:
-    """Names that `get_task` knows: our own, then those that other installed packages add."""
+    """Names of all tasks for `get_task`: built-in tasks, then those of plugins."""
     return [*_TASKS, *plugin_tasks()]
 
 
 def plugin_tasks() -> dict[str, str]:
-    """Tasks that other installed packages add by entry points ``longlens.tasks``, each with the package it is from."""
+    """Tasks of plugins (entry points ``longlens.tasks``), each with its package."""
     return {name: package for name, package in list_plugins(GROUP).items() if name not in _TASKS}
 
 
@@ -117,14 +117,14 @@ def _makes_tasks(found: Any) -> bool:
 
 
 def get_task(name: str, **settings: Any) -> Task:
-    """A task.
+    """Creates a task by name.
 
     Args:
         name: One of `list_tasks`.
         settings: Of the task, such as ``haystack``, ``data_dir``, ``lines``, ``depths``; docs/tasks.md lists them.
 
     Raises:
-        UserError: No such task or setting, a value that makes no sense, or a package's task that cannot be used.
+        UserError: Unknown task or setting, an invalid value, or a plugin's task that cannot be used.
     """
     make, kind, _ = _factory(name)
     free = task_settings(name)

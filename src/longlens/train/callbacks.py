@@ -27,10 +27,10 @@ from longlens.train.folder import RunFolder
 class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
     """Adds ``eval_ppl``, ``eval_longppl`` and ``eval_num_key_tokens`` to every evaluation of a Trainer.
 
-    Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts alone, the tokenizer's BOS before
-    each document. Training goes on as if it had not been: no generator of random numbers, no
-    module's mode and no gradient is touched. One process scores, or all of them together where FSDP or ZeRO-3 has
-    spread the weights; all get the same values, so that ``metric_for_best_model="eval_longppl"`` works.
+    Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts only, with the tokenizer's BOS before
+    each document. Training is not affected: random number generators, modes of modules and gradients are unchanged. One
+    process scores, or all of them together if FSDP or ZeRO-3 shards the weights; all get the same values, so
+    ``metric_for_best_model="eval_longppl"`` works.
 
     With `LongCETrainer` the values go to all its reporters. Another Trainer has them in its metrics and in
     ``state.log_history``, and in its reporters once it is named: ``callback.trainer = trainer``.

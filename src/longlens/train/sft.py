@@ -20,7 +20,7 @@ _SFTTrainer: Any = _trl.SFTTrainer
 
 @dataclass
 class LongCESFTConfig(LongCEArguments, _SFTConfig):  # type: ignore[misc]
-    """SFTConfig of TRL, with its defaults, and the settings of LongCE: `LongCEArguments`."""
+    """SFTConfig of TRL, with its defaults, plus the settings of LongCE (`LongCEArguments`)."""
 
 
 class LongCESFTTrainer(LongCETrainer, _SFTTrainer):  # type: ignore[misc]

@@ -32,9 +32,9 @@ class LongCEArguments:
     Attributes:
         loss: ``longce``, one of its forms ``sampled-longce`` and ``chunked-longce``, or ``ce`` for cross-entropy by the
             same path.
-        context: K, tokens of context that a short score has at least.
-        stride: d, tokens that share a window.
-        gamma: The largest weight.
+        context: K, the minimum length of the short context in tokens.
+        stride: d, the number of tokens scored per window.
+        gamma: The maximum weight.
         floor: The smallest weight of a token with a short score; 0 as in the paper, 1 for no token to weigh less than
             in cross-entropy.
         share: Of the windows, for ``sampled-longce``; 0.5 unless given.
@@ -78,7 +78,7 @@ class LongCEArguments:
 
 @dataclass
 class LongCEConfig(LongCEArguments, TrainingArguments):  # type: ignore[misc]
-    """TrainingArguments of transformers, and the settings of LongCE: `LongCEArguments`.
+    """TrainingArguments of transformers with the settings of LongCE (`LongCEArguments`).
 
     As every TrainingArguments they can be parsed by HfArgumentParser (``--context 1024``), are written as JSON by
     ``to_dict``, and are saved beside checkpoints.
@@ -86,7 +86,7 @@ class LongCEConfig(LongCEArguments, TrainingArguments):  # type: ignore[misc]
 
 
 class LongCETrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose loss is LongCE, ``sum(weight * -logprob) / number of scored labels`` (eq. 6, 7).
+    """Trainer with the LongCE loss, ``sum(weight * -logprob) / number of scored labels`` (eq. 6, 7).
 
     The number is that of the whole step: all its micro-batches, and all processes (``average_tokens_across_devices``),
     so that 1 x 4, 4 x 1 and two processes of 2 make the same update. Neither training nor evaluation computes the
