@@ -27,7 +27,7 @@ from longlens.train.folder import RunFolder
 class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
     """Adds ``eval_ppl``, ``eval_longppl`` and ``eval_num_key_tokens`` to every evaluation of a Trainer.
 
-    Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts only, with the tokenizer's BOS before
+    Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts only, with BOS before
     each document. Training is not affected: random number generators, modes of modules and gradients are unchanged. One
     process scores, or all of them together if FSDP or ZeRO-3 shards the weights; all get the same values, so
     ``metric_for_best_model="eval_longppl"`` works.
