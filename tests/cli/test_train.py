@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from longlens.settings.recipe import presets, read_yaml
+from longlens.train.recipe import read_recipe
+
 RECIPE = {
     "model": "llama",
     "data": {"documents": ["a.txt"], "length": 32, "packing": "fill"},
@@ -97,3 +100,123 @@ def test_gamma_below_1_is_said(recipe, run):
     ended = run(*TRAIN, "--set", "loss.longce.gamma=0.5", "--set", "training.steps=1")
     assert ended.code == 0
     assert "warning: `gamma` is 0.5, the largest weight: tokens that the long context helps weigh less" in ended.err
+
+
+# --- list, show, schema, --dry-run ------------------------------------------------------------------------------------
+
+
+def test_list_has_a_line_on_each_recipe(run):
+    ended = run("train", "list")
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines] == presets("train")
+    assert all(len(line) <= 80 and len(line.split()) > 3 for line in lines)
+    assert ended.err.splitlines()[0] == "next: longlens train show smollm2-cpu"
+    listed = run.json("train", "list")["recipes"]
+    assert [row["recipe"] for row in listed] == presets("train")
+
+
+def test_show_prints_the_file_and_all_settings(run, recipe):
+    shown = run("train", "show", "smollm2-cpu")
+    Path("mine.yaml").write_text(shown.out)
+    assert read_recipe("mine.yaml").runs == read_recipe("smollm2-cpu").runs
+    assert "# Autocast" in shown.out  # comments are part of it
+    resolved = run("train", "show", "recipe.yaml", "--resolved", "--set", "training.steps=7").out
+    Path("all.yaml").write_text(resolved)
+    assert read_recipe("all.yaml").runs == read_recipe("recipe.yaml", ["training.steps=7"]).runs
+    assert "weight_decay: 0.0" in resolved
+    assert run.json("train", "show", "recipe.yaml")["runs"]["."]["training"]["steps"] == 3
+    assert "would have no effect without --resolved" in run("train", "show", "recipe.yaml", "--set", "loss=ce").error
+    assert run("train", "show", "nosuch").error.startswith("error: no recipe 'nosuch'")
+
+
+def test_a_recipe_called_as_a_command_is_given_as_a_path(run, recipe):
+    Path("list").write_text(Path("recipe.yaml").read_text())
+    assert run("train", "./list", "--set", "training.steps=1", "-o", "out").code == 0
+
+
+def test_a_dry_run_says_what_a_run_takes_and_makes_nothing(run, recipe):
+    before = everything(recipe)
+    ended = run(*TRAIN, "--set", "training.steps=5", "--dry-run")
+    assert ended.code == 0, ended.err
+    rows = {line.split("  ")[0]: line.split()[-1] for line in ended.out.splitlines()}
+    assert (rows["steps"], rows["tokens"], rows["tokens a step"]) == ("5", str(5 * 2 * 32), str(2 * 32))
+    assert ended.err.splitlines()[-2].endswith("longlens train recipe.yaml --set training.steps=5 -o out")
+    sweep = ("--set", "sweep={loss.longce.gamma: [2, 5]}")
+    found = run.json(*TRAIN, *sweep, "--dry-run")["runs"]
+    assert list(found) == ["loss.longce.gamma=2", "loss.longce.gamma=5"]
+    plan = found["loss.longce.gamma=2"]
+    assert (plan["steps"], plan["tokens"]) == (3, 3 * 2 * 32)
+    assert plan["hours"] == pytest.approx(plan["seconds"] * 3 / 3600, rel=1e-6)
+    assert everything(recipe) == before
+
+
+def test_a_dry_run_reads_the_length_of_packed_rows(run, recipe):
+    assert run("data", "pack", "a.txt", "--tokenizer", "llama", "--length", "32", "-o", "rows").code == 0
+    found = run.json(*TRAIN, "--set", "data={packed: rows}", "--dry-run")["runs"]["."]
+    assert (found["length"], found["tokens"]) == (32, 3 * 2 * 32)
+
+
+def holds(value, schema, whole):
+    """Whether a value holds a JSON Schema, by the words that ours has."""
+    if "$ref" in schema:
+        return holds(value, whole["$defs"][schema["$ref"].rpartition("/")[2]], whole)
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
+
+    def is_kind(name):
+        if name in ("number", "integer"):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            return number and (name == "number" or value == int(value))
+        return isinstance(value, kinds[name])
+
+    types = schema.get("type", [])
+    tests = [
+        not types or any(map(is_kind, [types] if isinstance(types, str) else types)),
+        "enum" not in schema or value in schema["enum"],
+        "anyOf" not in schema or any(holds(value, one, whole) for one in schema["anyOf"]),
+        not isinstance(value, (int, float)) or schema.get("minimum", value) <= value,
+    ]
+    if isinstance(value, dict):
+        known, more = schema.get("properties", {}), schema.get("additionalProperties", True)
+        tests += [name in value for name in schema.get("required", ())]
+        if "if" in schema and not holds(value, schema["if"], whole):
+            tests.append(holds(value, schema["else"], whole))
+        for name, one in value.items():
+            rule = known.get(name, more)
+            tests.append(rule if isinstance(rule, bool) else holds(one, rule, whole))
+    if isinstance(value, list) and "items" in schema:
+        tests += [holds(one, schema["items"], whole) for one in value]
+    return all(tests)
+
+
+def test_the_schema_takes_all_recipes_and_finds_mistakes(run):
+    schema = json.loads(run("train", "schema").out)
+    # YAML 1.2, which editors read, takes 5e-5 for a number; the sections of a sweep may lack what it gives.
+    plain = {name: numbers(read_yaml(name, "train", "model")) for name in presets("train")}
+    for name, content in plain.items():
+        assert "sweep" in content or holds(content, schema, schema), name
+    good = plain["smollm2-cpu"]
+    assert holds({**good, "loss": "ce"}, schema, schema)
+    for wrong in (
+        {"training": {**good["training"], "stps": 3}},
+        {"training": {**good["training"], "steps": "many"}},
+        {"loss": {"longcee": {}}},
+        {"loss": {"longce": {"contxt": 3}}},
+        {"data": {"documents": ["a"], "length": 32, "packing": "full"}},
+        {"model": 3},
+        {"lora": {"rank": 3}},
+        {"colour": "red"},
+    ):
+        assert not holds({**good, **wrong}, schema, schema), wrong
+    assert not holds({name: value for name, value in good.items() if name != "data"}, schema, schema)
+    assert schema["$defs"]["Training"]["properties"]["steps"]["description"] == "Updates; or `epochs`."
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return {name: numbers(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [numbers(one) for one in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -23,7 +23,7 @@ from longlens.cli.commands.reach import reach
 from longlens.cli.commands.report import report
 from longlens.cli.commands.score import score
 from longlens.cli.commands.study import study
-from longlens.cli.commands.train import train
+from longlens.cli.commands.train import train, train_list, train_schema, train_show
 
 app = App(
     "longlens",
@@ -32,6 +32,9 @@ app = App(
 )
 for command in (demo, score, perplexity, longppl, keys, compare, reach, cost, diverge, report, export, extend, train):
     app.command()(command)
+app.command("train list")(train_list)
+app.command("train show")(train_show)
+app.command("train schema")(train_schema)
 app.add_typer(bench)
 app.add_typer(data)
 app.add_typer(study)

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from longlens.cli.console import message, say, translating
 from longlens.errors import QUOTED, LonglensWarning, UserError
@@ -269,12 +269,24 @@ def _refuse_idle(command: typer.Context) -> None:
         refuse(command, "with `device_map`", "device")
 
 
+class Group(TyperGroup):
+    """Commands, of which some have two words: ``train list`` beside ``train``, whose argument is any other word."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of two words where there is one, else that of one word."""
+        two = " ".join(args[:2])
+        if len(args) > 1 and two in self.commands:
+            return two, self.commands[two], args[2:]
+        return super().resolve_command(ctx, args)
+
+
 class App(typer.Typer):
     """Commands, or a group of them: plain help, also without arguments, and no colored tracebacks."""
 
     def __init__(self, name: str, help: str, *, completes: bool = False) -> None:
         super().__init__(
             name=name,
+            cls=Group,
             help=help,
             context_settings=HELP,
             add_completion=completes,

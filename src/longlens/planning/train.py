@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,11 +12,12 @@ from longlens.errors import UserError, shown_value
 from longlens.models.forward import BATCH_TOKENS
 from longlens.planning.devices import Device, Rates
 from longlens.planning.model import TracedModel, named_dtype
-from longlens.planning.score import RUNTIME_BYTES, Batch, Memory, Plan, equal_batches, find_config
+from longlens.planning.score import RUNTIME_BYTES, Batch, Memory, Plan, equal_batches, find_config, plan_for
 from longlens.planning.trace import Work
 
 if TYPE_CHECKING:
     from longlens.losses.settings import LongCE
+    from longlens.settings.options import Hardware, Loading
     from longlens.train.recipe import Recipe
 
 Sharding = Literal["ddp", "fsdp", "zero3"]
@@ -273,6 +275,61 @@ def _advice(plan: partial[TrainPlan]) -> tuple[str, ...]:
             named = ", ".join(f"`{name}={value}`" for name, value in changed.items())
             return (f"fits with {named}: {found.memory_bytes / 1e9:.1f} GB on each",)
     return ("nothing that longlens train has makes it fit: use more devices with `sharding=fsdp`, or shorter rows",)
+
+
+def plan_recipe(recipe: Recipe, hardware: Hardware, loading: Loading, **changes: Any) -> tuple[TrainPlan, float | None]:
+    """The plan of a recipe's run, and the tokens of all its steps.
+
+    Args:
+        recipe: The run.
+        hardware: What it is planned for.
+        loading: How the model's configuration is read.
+        changes: Of `recipe_settings`; ``tokens`` too.
+
+    Raises:
+        UserError: No such model or device, or nothing says how long rows are.
+    """
+    settings = {**recipe_settings(recipe), **changes}
+    return plan_settings(settings, hardware, loading, full_attention=recipe.load.full_attention)
+
+
+def plan_settings(
+    settings: Mapping[str, Any], hardware: Hardware, loading: Loading, *, full_attention: bool = False
+) -> tuple[TrainPlan, float | None]:
+    """The plan of arguments of `plan_train` with ``model`` and ``tokens``, and those tokens.
+
+    Args:
+        settings: The arguments, ``model`` a name.
+        hardware: What is planned for.
+        loading: How the model's configuration is read.
+        full_attention: Turns the sliding window of the model off.
+
+    Raises:
+        UserError: No such model or device, or a setting that is missing or cannot be.
+    """
+    from longlens.train.setup import disable_sliding_window
+
+    given = dict(settings)
+    for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
+        if given[name] is None:
+            raise UserError(f"`{name}` is missing: pass `{example}`")
+    total, model = given.pop("tokens"), given.pop("model")
+    if total is not None and not 0 < total < math.inf:
+        raise UserError(f"`tokens` is {total:g}; expected a number above 0, such as 1e9")
+    config, device, rates = plan_for(model, hardware, loading, length=given["length"], trains=True)
+    if full_attention:
+        config = disable_sliding_window(config)
+    plan = plan_train(
+        config,
+        name=model,
+        **given,
+        device=device,
+        devices=hardware.devices,
+        rates=rates,
+        utilization=hardware.utilization,
+        trust_remote_code=loading.trust_remote_code,
+    )
+    return plan, total
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -200,7 +201,10 @@ Real = Annotated[float, BeforeValidator(_to_float), Field(allow_inf_nan=False)]
 """A finite number; also ``1e-5``, which YAML takes for a string."""
 Name = Annotated[str, Field(min_length=1)]
 """A string that is not empty."""
-Names = Annotated[tuple[Name, ...], BeforeValidator(_to_list), Field(strict=False)]
+_NAMES_SCHEMA = {
+    "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
+}
+Names = Annotated[tuple[Name, ...], BeforeValidator(_to_list), Field(strict=False), WithJsonSchema(_NAMES_SCHEMA)]
 """A list of names; also one name alone."""
 
 
@@ -227,6 +231,23 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
     Raises:
         UserError: No such recipe, no YAML, or no mapping.
     """
+    content = parse_yaml(recipe_text(recipe, kind), f"{recipe}", "mend the file")
+    if not isinstance(content, dict):
+        raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as {keys}")
+    return content
+
+
+def preset_summary(kind: str, name: str) -> str:
+    """What a preset is, from its first line, which is a comment."""
+    return recipe_text(name, kind).partition("\n")[0].removeprefix("#").strip()
+
+
+def recipe_text(recipe: str | os.PathLike[str], kind: str) -> str:
+    """The text of a preset or a file, as of `read_yaml`, comments included.
+
+    Raises:
+        UserError: No such recipe, or it cannot be read.
+    """
     if str(recipe) in presets(kind):
         text = (resources.files("longlens") / "recipes" / kind / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -238,10 +259,7 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else one_line(error)
             raise UserError(f"cannot read the recipe {shown(recipe)}: {reason}: expected a YAML file") from error
-    content = parse_yaml(text, f"{recipe}", "mend the file")
-    if not isinstance(content, dict):
-        raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as {keys}")
-    return content
+    return text
 
 
 def parse_yaml(text: str, place: str, step: str) -> Any:

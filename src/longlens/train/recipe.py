@@ -188,6 +188,44 @@ def parse_recipe(content: Mapping[str, Any], place: str) -> Recipe:
     return parse(Recipe, content, place)
 
 
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of recipe files, for editors: the keys of `Recipe`, ``out`` and ``sweep``.
+
+    It knows names, types and bounds; what keys say together, `read_recipe` checks. With ``sweep`` other keys may be
+    missing, which it gives.
+    """
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Recipe of longlens train"
+    losses: list[dict[str, Any]] = [{"enum": list(LOSSES)}]
+    for name, kind in LOSSES.items():
+        own = {"type": ["object", "null"], "additionalProperties": False}
+        if kind is not None:
+            schema["$defs"][kind.__name__] = kind.model_json_schema()
+            own = {"anyOf": [{"$ref": f"#/$defs/{kind.__name__}"}, {"type": "null"}]}
+        losses.append({"type": "object", "properties": {name: own}, "required": [name], "additionalProperties": False})
+    schema["properties"]["loss"] = {"anyOf": losses}
+    schema["properties"]["out"] = {"type": "string", "minLength": 1}
+    schema["properties"]["sweep"] = {"type": "object", "additionalProperties": {"type": "array"}}
+    schema["if"], schema["else"] = {"required": ["sweep"]}, {"required": schema.pop("required")}
+    said = {"out": "Directory of the run.", "sweep": "Lists of values by keys such as extend.theta, all combined."}
+    for part in (schema, *schema["$defs"].values()):
+        _describe_keys(part, said if part is schema else {})
+    return schema
+
+
+def _describe_keys(part: dict[str, Any], said: Mapping[str, str]) -> None:
+    """Puts what a docstring says of attributes beside the keys."""
+    text, _, attributes = part.get("description", "").partition("\n\nAttributes:\n")
+    part["description"] = " ".join(text.split())
+    about = re.split(r"^ {4}(\w+): ", attributes.partition("\n\n")[0], flags=re.MULTILINE)[1:]
+    texts = {name: " ".join(line.split()) for name, line in zip(about[::2], about[1::2], strict=True)} | dict(said)
+    for name, one in part.get("properties", {}).items():
+        one.pop("title", None)
+        if name in texts:
+            one["description"] = texts[name]
+
+
 _SECRET_NAME = re.compile(r"(^|_)(hub_token|api_?key|password|secret|credentials?)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|://[^/\s:@]+:[^/\s@]+@")
 

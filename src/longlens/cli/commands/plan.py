@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,6 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import App, Part
-from longlens.errors import UserError
 from longlens.settings.options import CONTEXT, GAMMA, STRIDE, Hardware, Loading
 
 plan = App("plan", "Estimate FLOPs, memory and time of a run. From the model's configuration alone; nothing is run.")
@@ -130,10 +128,8 @@ def plan_train_command(
     from longlens.cli.console import print_json, print_table
     from longlens.cli.next_step import suggest
     from longlens.planning.report import train_answer, train_rows
-    from longlens.planning.score import plan_for
-    from longlens.planning.train import parse_loss, plan_train, recipe_settings
+    from longlens.planning.train import parse_loss, plan_settings, recipe_settings
     from longlens.train.recipe import read_recipe
-    from longlens.train.setup import disable_sliding_window
 
     if loss == "ce":
         o.refuse(command, "with `loss=ce`, which has no short-context pass", "context", "stride")
@@ -167,25 +163,7 @@ def plan_train_command(
         given = {"model": model, "length": length, "sharding": sharding, "tokens": tokens}
         given |= {"context_parallel": context_parallel}
         settings |= {name: value for name, value in given.items() if value is not None}
-    for name, example in (("model", "model=smollm2"), ("length", "length=32768")):
-        if settings[name] is None:
-            raise UserError(f"`{name}` is missing: pass `{example}`")
-    total = settings.pop("tokens")
-    if total is not None and not 0 < total < math.inf:
-        raise UserError(f"`tokens` is {total:g}; expected a number above 0, such as 1e9")
-    config, device, rates = plan_for(settings["model"], hardware, loading, length=settings["length"], trains=True)
-    if full_attention:
-        config = disable_sliding_window(config)
-    found = plan_train(
-        config,
-        name=settings.pop("model"),
-        **settings,
-        device=device,
-        devices=hardware.devices,
-        rates=rates,
-        utilization=hardware.utilization,
-        trust_remote_code=loading.trust_remote_code,
-    )
+    found, total = plan_settings(settings, hardware, loading, full_attention=full_attention)
     if as_json:
         print_json(found.to_json())
         return
