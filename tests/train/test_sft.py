@@ -2,8 +2,11 @@
 
 import copy
 import inspect
+import runpy
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -21,6 +24,8 @@ peft = pytest.importorskip("peft")
 trl = pytest.importorskip("trl")
 
 from longlens.train import LongCEConfig, LongCESFTConfig, LongCESFTTrainer  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
 
 
 def tokenizer():
@@ -229,3 +234,24 @@ def test_the_signature_is_that_of_trl():
 def test_arguments_of_the_other_trainer_are_refused(tmp_path):
     with pytest.raises(UserError, match="`args` is LongCEConfig, without the settings of TRL: write LongCESFTConfig"):
         LongCESFTTrainer(tiny_model("llama"), LongCEConfig(output_dir=str(tmp_path)), train_dataset=rows())
+
+
+def test_the_ten_lines_of_the_page_train(tmp_path, monkeypatch, capsys):
+    """examples/longce_trl.py, which docs/train.md shows, with a tiny model in place of SmolLM2."""
+    source = (ROOT / "examples" / "longce_trl.py").read_text()
+    code = source.split('\n"""\n')[1].lstrip("\n")
+    assert f"```python\n{code}```" in (ROOT / "docs" / "train.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("longlens.load_scorer", lambda name: SimpleNamespace(model=tiny_model("llama")))
+    monkeypatch.setattr("longlens.models.load_tokenizer", lambda name: tokenizer())
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    names = runpy.run_path(str(ROOT / "examples" / "longce_trl.py"))
+    logged = [line for line in names["trainer"].state.log_history if "loss" in line]
+    assert [line["step"] for line in logged] == [1, 2]
+    page = (ROOT / "docs" / "train.md").read_text()
+    for name in logged[0]:
+        assert name == "step" or name in NOT_OURS or f"`{name}`" in page, name
+
+
+NOT_OURS = {"entropy", "num_tokens", "mean_token_accuracy"}
+"""What TRL logs."""
