@@ -16,7 +16,7 @@ from longlens.bench.results import (
     summarize_batch,
     summarize_run,
 )
-from longlens.bench.table import write_heatmaps
+from longlens.bench.table import length_charts, write_charts
 from longlens.errors import UserError
 from longlens.metrics.uncertainty import score_interval
 from longlens.tasks import get_task, list_tasks
@@ -420,23 +420,49 @@ def grid_of(model, *scores):
         for length in (1000, 2000)
         for number, score in enumerate(scores)
     ]
-    return {"model": model, "tasks": summarize(rows)}
+    return {"model": model, "mode": "generate", "suites": {}, "tasks": summarize(rows)}
 
 
-def test_each_run_with_a_grid_has_a_heatmap(tmp_path):
-    runs = {"runs/a": grid_of("m", 1, 0), "runs/b": grid_of("m", 0, 1), "runs/c": {"model": "m", "tasks": {}}}
-    written = write_heatmaps(runs, tmp_path / "figures")
-    assert {path.name for path in written} == {f"heatmap-runs-{run}.{kind}" for run in "ab" for kind in ("png", "svg")}
+def test_each_run_with_a_grid_has_a_heatmap_and_lengths_are_a_chart(tmp_path):
+    empty = {"model": "m", "mode": "generate", "suites": {}, "tasks": {}}
+    runs = {"runs/a": grid_of("m", 1, 0), "runs/b": grid_of("m", 0, 1), "runs/c": empty}
+    written = write_charts(runs, tmp_path / "figures")
+    stems = ("heatmap-runs-a", "heatmap-runs-b", "length-niah-grid")
+    assert {path.name for path in written} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert all(path.stat().st_size > 1000 for path in written)
 
 
+def test_a_chart_of_lengths_has_the_scores_their_intervals_and_chance():
+    def run(model, scores, chance=None):
+        batches = {
+            f"vt-{length}-{seed}": {
+                **{"task": "vt", "length": length, "metric": "exact", "score": score, "chance": chance},
+                **{"interval": [score - 5, score + 5], "suite": "ruler"},
+            }
+            for length, seed, score in scores
+        }
+        means = {"1024": 60.0, "2048": 50.0, "4096": None}
+        return {"model": model, "mode": "choice", "suites": {"ruler": {"means": means}}, "tasks": batches}
+
+    base = run("hub/base", [(2048, 1, 70.0), (1024, 1, 90.0), (1024, 2, 80.0), (4096, 1, None)][:3], 10.0)
+    named = run("hub/x", [(2048, 1, 75.0)], 10.0) | {"name": "ours"}
+    chart, mean = length_charts({"a": base, "b": named})
+    assert (chart.title, mean.title) == ("vt: exact by length", "RULER: mean of 13 tasks by length")
+    one, other, chance = chart.series
+    assert (one.name, other.name, chance.name) == ("base (choice)", "ours (choice)", "chance")
+    assert (list(one.x), list(one.y)) == ([1024, 2048], [85.0, 70.0])  # a mean of two seeds
+    assert (list(one.low), list(one.high)) == ([None, 65.0], [None, 75.0])
+    assert (list(other.x), list(other.y), list(chance.y)) == ([2048], [75.0], [10.0, 10.0])
+    assert [list(series.y) for series in mean.series] == [[60.0, 50.0]] * 2
+    assert length_charts({"b": named | {"suites": {}}}) == []  # one length is no line
+
+
 def test_runs_of_like_names_do_not_overwrite_each_other(tmp_path):
-    written = write_heatmaps({"runs/a": grid_of("m", 1, 0), "runs-a": grid_of("m", 0, 1)}, tmp_path / "figures")
-    assert len(set(written)) == 4
+    written = write_charts({"runs/a": grid_of("m", 1, 0), "runs-a": grid_of("m", 0, 1)}, tmp_path / "figures")
+    assert len(set(written)) == 6
 
 
-def test_without_a_grid_there_is_no_heatmap(tmp_path):
-    with pytest.raises(
-        UserError, match="no run has a needle grid to draw: run niah_grid first, with several `lengths`"
-    ):
-        write_heatmaps({"a": {"model": "m", "tasks": summarize([graded(1)])}}, tmp_path)
+def test_without_lengths_and_a_grid_there_is_no_chart(tmp_path):
+    run = {"model": "m", "mode": "generate", "suites": {}, "tasks": summarize([graded(1)])}
+    with pytest.raises(UserError, match="no chart to draw: run a task with several `lengths`"):
+        write_charts({"a": run}, tmp_path)

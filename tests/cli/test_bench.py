@@ -223,8 +223,10 @@ def test_a_grid_has_its_map(work, run):
     asked = ("niah_grid", "--set", "depths=[0, 100]", "--length", "1300,1500", "--model", "llama", "-o", "run")
     assert run("bench", "run", *asked).code == 0
     ended = run("bench", "table", "run", "--figures", "figures")
-    assert sorted(path.name for path in Path("figures").iterdir()) == ["heatmap-run.png", "heatmap-run.svg"]
-    assert ended.err.splitlines() == ["wrote figures/heatmap-run.png", "wrote figures/heatmap-run.svg"]
+    assert sorted(path.name for path in Path("figures").iterdir()) == [
+        f"{stem}.{kind}" for stem in ("heatmap-run", "length-niah-grid") for kind in ("png", "svg")
+    ]
+    assert sorted(ended.err.splitlines())[0] == "wrote figures/heatmap-run.png"
 
 
 def test_a_judge_scores_a_run(work, run, monkeypatch):

@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longlens.errors import UserError
+
+if TYPE_CHECKING:
+    from longlens.report.charts import Chart
 
 FORMATS = ("text", "markdown", "csv")
 MANY = 8
@@ -213,15 +216,96 @@ def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """A heatmap of each run that has a needle grid.
+def write_charts(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Score against length of each task that has several lengths, and a heatmap of each run with a needle grid.
+
+    Args:
+        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
+        folder: Where the PNG and SVG files go.
+
+    Raises:
+        UserError: No task has several lengths and no run a needle grid, or matplotlib is not installed.
+    """
+    from longlens.report.figures import write_figures
+
+    charts = length_charts(results)
+    written = write_figures(charts, folder) if charts else []
+    written += _write_heatmaps(results, folder)
+    if not written:
+        raise UserError(
+            f"no chart to draw: run a task with several `lengths`, such as `lengths=[4096, 8192]`, or {GRID}"
+        )
+    return written
+
+
+def length_charts(results: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """Score against length, a chart a task and metric, a series a run; with the level of chance where there is one.
+
+    Scores of several seeds at one length are a mean, without an interval. RULER's mean is a chart where runs have it.
+
+    Args:
+        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
+    """
+    from longlens.report.charts import Axis, Chart, Series
+
+    labels = _labels(results)
+    found: dict[tuple[str, str], dict[str, dict[int, list[Mapping[str, Any]]]]] = {}
+    for run, result in results.items():
+        for batch in result["tasks"].values():
+            if batch["length"] is not None and batch["score"] is not None:
+                of_run = found.setdefault((batch["task"], batch["metric"]), {}).setdefault(run, {})
+                of_run.setdefault(batch["length"], []).append(batch)
+        for length, mean in result["suites"].get("ruler", {}).get("means", {}).items():
+            if mean is not None:
+                of_run = found.setdefault(("RULER", "mean of 13 tasks"), {}).setdefault(run, {})
+                of_run[int(length)] = [{"score": mean, "interval": None}]
+    charts = []
+    colors = {run: color for color, run in enumerate(results)}
+    for (task, metric), by_run in found.items():
+        lengths = sorted({length for of_run in by_run.values() for length in of_run})
+        if len(lengths) < 2:
+            continue
+        series = []
+        for run, of_run in by_run.items():
+            places = sorted(of_run)
+            alone = [of_run[length][0]["interval"] if len(of_run[length]) == 1 else None for length in places]
+            series.append(
+                Series(
+                    name=labels[run],
+                    x=places,
+                    y=[sum(batch["score"] for batch in of_run[one]) / len(of_run[one]) for one in places],
+                    low=[None if one is None else one[0] for one in alone],
+                    high=[None if one is None else one[1] for one in alone],
+                    color=colors[run],
+                )
+            )
+        chance = {b["chance"] for of_run in by_run.values() for bs in of_run.values() for b in bs if b.get("chance")}
+        if len(chance) == 1:
+            series.append(
+                Series(name="chance", x=lengths, y=[*chance] * len(lengths), color=len(colors), style="dashed")
+            )
+        charts.append(
+            Chart(
+                name=f"length-{re.sub(r'[^a-z0-9]+', '-', task.lower()).strip('-')}",
+                title=f"{task}: {metric} by length",
+                caption="Whiskers: 95 % intervals over samples.",
+                x=Axis(label="length (tokens of prompt and answer)", log=True),
+                y=Axis(label=f"{metric} (%)"),
+                series=series,
+            )
+        )
+    return charts
+
+
+def _write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """A heatmap of each run that has a needle grid; none where no run has one.
 
     Args:
         results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
         folder: Where the files go.
 
     Raises:
-        UserError: No run has a needle grid, or matplotlib is not installed.
+        UserError: matplotlib is not installed.
     """
     from longlens.report.heatmap import write_heatmap
 
@@ -240,6 +324,4 @@ def write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> li
             stem += f"-{stems.count(stem)}" if stems.count(stem) > 1 else ""
             title = f"{model_name(result)}, needle in a haystack"
             written += write_heatmap(cells, folder, name=f"heatmap-{stem}", title=title)
-    if not written:
-        raise UserError(f"no run has a needle grid to draw: run {GRID} first, with several `lengths`")
     return written

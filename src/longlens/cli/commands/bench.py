@@ -293,7 +293,10 @@ def table(
     threshold: Annotated[
         float | None, typer.Option(help="Threshold of RULER's effective length, in percent.  [default: RULER's, 85.6]")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(help="Directory for needle heatmaps as PNG and SVG.")] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Directory for charts of score against length, and needle heatmaps, as PNG and SVG."),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Compare benchmark scores of several models in one table.
@@ -301,7 +304,7 @@ def table(
     Example: longlens bench table runs/base runs/extended --by-depth
     """
     from longlens.bench.results import summarize_run
-    from longlens.bench.table import FORMATS, results_table, write_heatmaps
+    from longlens.bench.table import FORMATS, results_table, write_charts
     from longlens.cli.console import print_json, say
     from longlens.errors import UserError
 
@@ -312,7 +315,7 @@ def table(
     chosen = {} if threshold is None else {"threshold": threshold}
     results = {str(folder): summarize_run(folder, **chosen) for folder in runs}
     if figures is not None:
-        for path in write_heatmaps(results, figures):
+        for path in write_charts(results, figures):
             say(f"wrote {path}")
     if as_json:
         print_json({"schema_version": 1, "runs": results})
