@@ -373,6 +373,14 @@ def _plan_longppl(
     # Under the window rule one run gives both sides of a model that is its own evaluator.
     is_alone = evaluator == "self" and bos == "window"
     selector = None if is_alone or evaluator is None else model if evaluator == "self" else evaluator
+    # Key tokens are selected with the whole context, whatever the evaluated model keeps of it.
+    compresses = engine.cache not in (None, "full")
+    whole = replace(engine, cache=None, cache_chunk=None, cache_protocol=None)
+    if compresses and evaluator == "self":
+        raise UserError(
+            f"`evaluator=self` would select key tokens under `cache={engine.cache}`: name an evaluator, which is run "
+            f"without it (may be {model}), or score the model with and without it, then longlens cost"
+        )
     if checks:
         for part in ["model"] if selector is None else ["evaluator", "model"]:
             check_writable(folder / part)
@@ -381,8 +389,10 @@ def _plan_longppl(
             if value is not None:
                 raise UserError(f"`{given}` would have no effect without a separate `evaluator`: leave it out")
         selecting = evaluated = UnloadedModel(model, loading, engine)
+        if compresses and selector is not None:
+            selecting = UnloadedModel(model, loading, whole)
     else:
-        other = engine_for(str(selector), engine, kind=evaluator_engine, tokenizer=evaluator_tokenizer)
+        other = engine_for(str(selector), whole, kind=evaluator_engine, tokenizer=evaluator_tokenizer)
         for_model, for_selector = share([(model, loading, engine), (str(selector), loading, other)])
         evaluated, selecting = UnloadedModel(model, *for_model), UnloadedModel(str(selector), *for_selector)
     selecting_side = _Side(

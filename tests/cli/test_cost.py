@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from longlens import open_scores
 from longlens.cli import main
 from longlens.metrics.cost import LostToken
 
@@ -124,6 +127,29 @@ def test_diverge(cached, run, models, monkeypatch):
     assert same["top1_agreement"]["all"] == 1
 
 
+@pytest.mark.parametrize("evaluator", ["other", "llama"])
+def test_longppl_under_a_policy_selects_key_tokens_with_the_whole_context(cached, run, models, tmp_path, evaluator):
+    command = ["longppl", cached / "1.txt", "--model", models / "llama", "--context", 8, "--stride", 4]
+    policy = ["--cache", "window:8", "--cache-chunk", 8]
+    ended = run(*command, "--evaluator", models / evaluator, *policy, "-o", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    of = {
+        part: json.loads((tmp_path / "run" / part / "manifest.json").read_text())["model"]
+        for part in ("evaluator", "model")
+    }
+    assert of["evaluator"]["cache"] is None
+    assert of["model"]["cache"] == "window:8@8"
+    ended = run(*command, "--evaluator", models / evaluator, "-o", tmp_path / "plain")
+    for one, other in zip(
+        open_scores(tmp_path / "run/evaluator"), open_scores(tmp_path / "plain/evaluator"), strict=True
+    ):
+        np.testing.assert_array_equal(one.long_logprobs, other.long_logprobs)
+    assert (
+        "would select key tokens under --cache window:8"
+        in run(*command, "--evaluator", "self", *policy, "-o", tmp_path / "s").error
+    )
+
+
 def test_statistics_of_a_score(cached, run, models):
     ended = run(
         "score",
@@ -137,8 +163,6 @@ def test_statistics_of_a_score(cached, run, models):
         cached / "s",
     )
     assert ended.code == 0, ended.err
-    from longlens import open_scores
-
     (row,) = open_scores(cached / "s")
     assert set(row.columns) == {"entropy", "rank"}
     assert (

@@ -28,6 +28,9 @@ class Recent(CachePolicy):
         return evicting_cache(model, lambda keys, values: torch.arange(keys.shape[-2])[-self.size :])
 
 
+WINDOWS_ALONE = {"llama4", "mistral-sliding"}  # nothing of them can be dropped
+
+
 def use(policy, chunk=256, protocol="stream"):
     return None if policy is None else CacheUse(policy=policy, chunk=chunk, protocol=protocol)
 
@@ -42,7 +45,8 @@ def scores(model, cache=None, chunk=256, ids=IDS, **request):
 @pytest.mark.parametrize("chunk", [7, 64])
 def test_a_cache_that_keeps_everything_is_a_single_pass_in_chunks(family, chunk):
     model = tiny_model(family)
-    for policy in (FullCache(), Recent(len(IDS))):
+    policies = [FullCache()] if family in WINDOWS_ALONE else [FullCache(), Recent(len(IDS))]
+    for policy in policies:
         np.testing.assert_allclose(scores(model, policy, chunk), scores(model), atol=1e-4)
 
 

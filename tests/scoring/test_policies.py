@@ -71,7 +71,9 @@ def test_what_is_kept_after_each_chunk(kind, size):
         assert torch.equal(layer.keys[0], torch.stack([every[head, held[head]] for head in range(kv_heads)]))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3-tied", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama-yarn", "qwen3-tied", "gemma3", "mixtral", "gpt2", "cohere2-sliding"]
+)
 @pytest.mark.parametrize("name", ["knorm:1.0", "h2o:500", "snapkv:1.0", "tova:500", "random:1.0", "window:500"])
 def test_a_policy_with_room_for_everything_is_a_single_pass(family, name):
     model = tiny_model(family)
@@ -202,6 +204,29 @@ def test_bytes_of_nested_state():
 def test_settings_that_cannot_be(name, message):
     with pytest.raises(UserError, match=message):
         load_cache(name)
+
+
+@pytest.mark.parametrize("family", ["mistral-sliding", "llama4"])
+def test_a_model_without_a_layer_to_compress(family):
+    """Else every policy would seem to lose nothing."""
+    with pytest.raises(UserError, match=r"every layer of .* has a bounded window, which `cache=fp8` leaves as it is"):
+        result(tiny_model(family), "fp8")
+    assert np.isfinite(result(tiny_model(family), "full").logprobs).all()
+
+
+@pytest.mark.parametrize("family", ["llama-dynamic-ntk", "phi3-longrope"])
+def test_a_model_whose_frequencies_depend_on_the_length(family):
+    with pytest.raises(UserError, match="frequencies that depend on length"):
+        result(tiny_model(family), "window:16")
+
+
+@pytest.mark.parametrize("name", ["window:20", "h2o:20", "tova:20"])
+def test_bfloat16_is_near_float32(name):
+    """Far nearer than what the policy loses."""
+    model = tiny_model("llama")
+    full, wanted = result(model).logprobs, result(model, name).logprobs
+    found = result(model.to(torch.bfloat16), name).logprobs
+    assert np.abs(found - wanted).mean() < 0.3 * np.abs(full - wanted).mean()
 
 
 def test_protocols_that_cannot_be(models):

@@ -327,6 +327,13 @@ class TransformersScorer:
             raise UserError(
                 f"{name} does not accept position ids, which tokens after dropped ones need: use `cache=full`"
             )
+        layers, plain = cache.policy.new_cache(self.model).layers, FullCache().new_cache(self.model).layers
+        same = all(type(one) is type(other) for one, other in zip(layers, plain, strict=False))
+        if cache.policy.name != FullCache.name and len(layers) == len(plain) and same:
+            raise UserError(
+                f"every layer of {name} has a bounded window, which `cache={cache.policy.name}` leaves as it is: "
+                "nothing would be compressed; score it without `cache`"
+            )
 
     def _probe(self) -> Head:
         """Holds our log-probabilities against the model's own logits once, on a few tokens."""
