@@ -259,7 +259,7 @@ def test_a_gguf_file_is_read_as_the_models_own_tokenizer_does(tmp_path):
 
 def test_a_gguf_file_whose_rule_is_not_known_is_refused_and_one_without_is_warned_of(tmp_path):
     with pytest.raises(
-        UserError, match=r"x\.gguf' names the pre-tokenizer 'nosuch', .*: give the model's folder or hub"
+        UserError, match=r"x\.gguf' names the pre-tokenizer 'nosuch', .*: use the model's directory or Hub"
     ):
         write_gguf(tmp_path / "x.gguf", pre="nosuch")
     with pytest.warns(LonglensWarning, match=r"has no pre-tokenizer .*: tokens may differ from the model's own"):
@@ -438,7 +438,7 @@ def unreachable(monkeypatch):
         ),
         (
             "owner/nosuch",
-            "'owner/nosuch' is not in the hub's cache .*, and the hub cannot be reached: connect, or give",
+            "'owner/nosuch' is not in the hub's cache .*, and the hub cannot be reached: connect, or use",
         ),
     ],
 )

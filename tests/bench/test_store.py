@@ -216,7 +216,7 @@ def test_what_does_not_change_answers_may_change(tmp_path):
 def test_a_server_is_told_by_its_name(tmp_path):
     engine = {"backend": "local-completions", "weights_sha256": None, "config": None, "arguments": {}}
     opened(tmp_path / "run", engine=engine).release()
-    with pytest.raises(UserError, match="another benchmark run: model is 'tiny' there and 'other' here"):
+    with pytest.raises(UserError, match="a different benchmark run: model is 'tiny' there and 'other' here"):
         opened(tmp_path / "run", engine=engine, model="other")
 
 

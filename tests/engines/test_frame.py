@@ -118,7 +118,9 @@ def test_an_answer_that_cannot_be_right_is_one_line(values, said):
 
 def test_a_text_longer_than_the_engine_takes_is_refused_before_it_is_asked(scorer):
     engine = Through(scorer, longest=40)
-    with pytest.raises(UserError, match=r"has 101 tokens, and the engine of .* takes 40: use a smaller `max_length`"):
+    with pytest.raises(
+        UserError, match=r"has 101 tokens, and the engine of .* supports 40: use a smaller `max_length`"
+    ):
         score([Document(id="a", text="x" * 100)], engine, context=None, extrapolate=True, max_length=200)
 
 

@@ -298,15 +298,16 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     write(tmp_path / "run")
     before = everything(tmp_path / "run")
     with pytest.raises(UserError) as refused:
-        RunWriter(tmp_path / "run", manifest("model-2", max_length=100, bos="published", new=1))
+        RunWriter(tmp_path / "run", manifest(max_length=100, bos="published", new=1))
     message = str(refused.value)
-    assert f"{tmp_path / 'run'} contains a different run: name is 'toy' there and 'model-2' here; " in message
-    assert "weights_sha256 is 'weights-toy' there and 'weights-model-2' here" in message
+    assert f"{tmp_path / 'run'} contains a different run: " in message
     assert "max_length is 32768 there and 100 here" in message
     assert "bos is 'window' there and 'published' here" in message
     assert "new is None there and 1 here" in message
     assert message.endswith("Use another folder, or the same settings")
     assert "dtype" not in message
+    with pytest.raises(UserError, match="contains a different run: its model is 'toy', but 'model-2' was given"):
+        RunWriter(tmp_path / "run", manifest("model-2", max_length=100))
     assert everything(tmp_path / "run") == before
 
 
@@ -642,7 +643,7 @@ def test_shards_of_two_models_cannot_claim_one_folder(tmp_path, monkeypatch):
         return create(path, content)
 
     monkeypatch.setattr(store, "create_json", late)
-    with pytest.raises(UserError, match="weights_sha256 is 'weights-other' there and 'weights-toy' here"):
+    with pytest.raises(UserError, match="its model is 'other', but 'toy' was given"):
         RunWriter(tmp_path / "run", manifest(), rank=0)
     assert open_scores(tmp_path / "run").manifest["model"]["name"] == "other"
     assert not list((tmp_path / "run").glob(".manifest*"))

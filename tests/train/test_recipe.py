@@ -258,7 +258,10 @@ WRONG = [
         "r.yaml: training.learning_rate is 'big'; expected a number, such as 0.1 or 1e-5",
     ),
     ({"training": {"learning_rate": -1}}, "r.yaml: training.learning_rate is -1; expected more than 0"),
-    ({"training": {"batch_size": 3, "per_device_batch_size": 2}}, "r.yaml: training: batch_size is 3 rows, which are"),
+    (
+        {"training": {"batch_size": 3, "per_device_batch_size": 2}},
+        "r.yaml: training: batch_size is 3 rows, which is not",
+    ),
     (
         {"training": {"save_every": 5, "log_every": 2}},
         "r.yaml: training: save_every is 5 and log_every 2: a checkpoint",
@@ -362,7 +365,7 @@ def test_what_is_wrong_with_a_recipe(changes, message, written):
             "training.step=3",
             "r.yaml: training: unknown key 'step' (nearest: 'steps'); known are batch_size, learning_rate, steps,",
         ),
-        ("model.x=3", "`changes` model.x: model is 'llama' and has no keys: set model itself"),
+        ("model.x=3", "`changes` model.x: model is 'llama' and has no keys: set model instead"),
         (
             "loss={a",
             '`changes` loss is not valid YAML: while parsing a flow mapping in "<unicode string>", '
@@ -440,7 +443,7 @@ def test_no_secret_is_taken_or_repeated(change, written):
             "text_field is for rows of datasets, JSON Lines and Parquet, and 'a.txt' is",
         ),
         ({"data": {"documents": ["stdlib:email"], "text_field": "x"}}, "text_field is for rows of datasets"),
-        ({"evaluation": EVALUATION | {"split": "test"}}, "split is for hf: datasets, and 'b.txt' is none"),
+        ({"evaluation": EVALUATION | {"split": "test"}}, "split is for hf: datasets, and 'b.txt' is not one"),
         ({"evaluation": EVALUATION | {"text_field": "x"}}, "text_field is for rows of datasets"),
         ({"evaluation": EVALUATION | {"samples": 0}}, "samples is 0; expected at least 1"),
         ({"data": {"min_tokens": 0}}, "min_tokens is 0; expected at least 1"),
