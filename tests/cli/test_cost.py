@@ -85,6 +85,20 @@ def test_a_gate(cached, run):
     assert "expected a share" in run(*gate, "--fail-under", 2).error
 
 
+def test_a_gate_without_a_gain(cached, run, tmp_path):
+    (tmp_path / "a.txt").write_text("a random model gains nothing " * 9)
+    llama = cached / "full"
+    model = json.loads((llama / "manifest.json").read_text())["model"]["name"]
+    command = ["score", tmp_path / "a.txt", "--model", model, "--cache", "full", *SHORT, "-o", tmp_path / "full"]
+    assert run(*command).code == 0
+    gate = ["cost", tmp_path / "full", tmp_path / "full", "--evaluator-scores", tmp_path / "full", *RULE]
+    found = run.json(*gate)
+    ended = run(*gate, "--fail-under", 0.5)
+    assert (ended.code == 1) == (found["gain"] <= 0)
+    if found["gain"] <= 0:
+        assert "has no retained gain, since the key tokens gain nothing from their long context" in ended.err
+
+
 def test_a_tail_and_figures(cached, run, tmp_path):
     pytest.importorskip("matplotlib")
     ended = run(

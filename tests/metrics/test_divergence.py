@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longlens import UserError, divergence
-from longlens.metrics.divergence import MEASURES, bracket_of
+from longlens.metrics.divergence import MEASURES, bracket_of, mean_of
 from longlens.scoring.statistics import DIVERGENCE
 from tests.toys import NAN, scores, token_scores
 
@@ -76,3 +76,12 @@ def test_scores_without_a_reference_are_refused():
     broken = dataclasses.replace(row(10, 1, "a"), columns={})
     with pytest.raises(UserError, match="has no column kl"):
         divergence(diverged(broken))
+
+
+def test_intervals_stay_where_values_can_be():
+    """A short document beside long ones: few degrees of freedom, and a wide interval."""
+    nats = mean_of([(40.0, 200), (170.0, 200), (1.0, 1)])
+    assert 0 < nats.interval[0] < nats.value < nats.interval[1]
+    share = mean_of([(20.0, 200), (190.0, 200), (1.0, 1)], is_share=True)
+    assert 0 <= share.interval[0] < share.value < share.interval[1] <= 1
+    assert mean_of([(0.0, 10), (0.0, 10)]).interval == (0, 0)

@@ -576,7 +576,7 @@ def _warnings(
         )
     if len(shorts) < 2:
         notes.append(
-            f"{names[0]} was scored at one K, so that there are no distances: score it at several, such as "
-            "`context=64,256,1024`"
+            f"{names[0]} was not scored at a K above {shorts[0].context}, so that there are no distances: score it at "
+            "several, such as `context=64,256,1024`"
         )
     return notes

@@ -24,6 +24,7 @@ from longlens.tables import Tabular, plain
 SCHEMA_VERSION = 1
 MEASURES = ("kl", "reverse_kl", "js", "top1_agreement")
 """Columns whose means are reported; nats, and a share."""
+SHARES = ("top1_agreement",)
 GROUPS = ("all", "key", "rest")
 FIRST_BRACKET = 256
 """Tokens of the first bracket of positions; each next one is as long as all before it."""
@@ -170,7 +171,10 @@ def divergence(
                 sums.setdefault((name, group), []).append(_sum(columns[name], chosen))
             for number in np.unique(bracket[there]).tolist():
                 places.setdefault((name, number), []).append(_sum(columns[name], there & (bracket == number)))
-    means = {name: {group: mean_of(sums.get((name, group), [])) for group in GROUPS} for name in MEASURES}
+    means = {
+        name: {group: mean_of(sums.get((name, group), []), is_share=name in SHARES) for group in GROUPS}
+        for name in MEASURES
+    }
     whole = means["kl"]["all"]
     if whole is None:
         raise UserError(f"no token of {corpus.name} has a divergence: score longer documents")
@@ -186,7 +190,11 @@ def divergence(
             Bracket(
                 start=0 if number == 0 else FIRST_BRACKET << (number - 1),
                 stop=FIRST_BRACKET << number,
-                means={name: mean for name in MEASURES if (mean := mean_of(places[name, number])) is not None},
+                means={
+                    name: mean
+                    for name in MEASURES
+                    if (mean := mean_of(places[name, number], is_share=name in SHARES)) is not None
+                },
             )
             for number in sorted({number for _, number in places})
         ],
@@ -234,14 +242,22 @@ def bracket_of(before: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return found
 
 
-def mean_of(sums: Sequence[tuple[float, int]]) -> Mean | None:
-    """The mean over tokens, from the sum and the number of tokens of each document; None without any."""
+def mean_of(sums: Sequence[tuple[float, int]], *, is_share: bool = False) -> Mean | None:
+    """The mean over tokens, from the sum and the number of tokens of each document; None without any.
+
+    Args:
+        sums: Of each document.
+        is_share: Whether values are 0 or 1, and the interval is cut to that; else they are nats that are not below 0,
+            whose interval is on the scale of the logarithm.
+    """
     pairs = np.array(sums, dtype=np.float64).reshape(-1, 2)
     total = pairs[:, 1].sum()
     if not total:
         return None
     found = estimate(pairs)
-    interval = None if found is None else found.interval()
+    interval = None if found is None else found.interval(relative=not is_share)
+    if interval is not None and is_share:
+        interval = max(0.0, interval[0]), min(1.0, interval[1])
     return Mean(value=float(pairs[:, 0].sum() / total), interval=interval, num_tokens=int(total))
 
 

@@ -102,7 +102,9 @@ def _verdict(policy: PolicyCost, least: float) -> str:
     """Which policy fell below, and at which distance it lost most."""
     from longlens.cli.console import number
 
-    kept = "nothing, as the key tokens gain nothing" if policy.retained_gain is None else number(policy.retained_gain)
+    if policy.retained_gain is None:
+        return f"{policy.name} has no retained gain, since the key tokens gain nothing from their long context"
+    kept = number(policy.retained_gain)
     worst = policy.worst
     where = "" if worst is None else f"; most is lost on key tokens that need {worst.words} tokens of context"
     share = "" if worst is None or worst.retained_gain is None else f" (retained {number(worst.retained_gain)})"
