@@ -36,6 +36,14 @@ Name = Annotated[
     str | None,
     typer.Option("--name", help="Display name in tables and charts.  [default: last part of --model]"),
 ]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-to",
+        help="Log the results to tensorboard, wandb or trackio; may be repeated.",
+        **choices("tensorboard", "wandb", "trackio"),
+    ),
+]
 EvaluatorScores = Annotated[
     Path | None,
     typer.Option(

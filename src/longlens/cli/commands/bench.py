@@ -169,6 +169,7 @@ def run(
     batch_size: Annotated[str, typer.Option(help="Batch size in prompts, or auto.")] = "1",
     loading: Annotated[Loading, Part(but=("batch_tokens", "tensor_parallel"))],
     no_prompts: Annotated[bool, typer.Option("--no-prompts", help="Store hashes instead of the prompts.")] = False,
+    log_to: o.LogTo = None,
     as_json: o.Json = False,
 ) -> None:
     """Run a model on benchmarks and score its answers. Rerun the same command to resume an unfinished run.
@@ -179,12 +180,16 @@ def run(
     from longlens.bench.prompts import PromptSettings
     from longlens.bench.run import run_bench
     from longlens.bench.selection import BenchSettings
+    from longlens.bench.table import model_name
     from longlens.cli.console import print_json
     from longlens.cli.next_step import after_bench
     from longlens.cli.progress import ProgressBar
+    from longlens.cli.tracked import tracked_bench
     from longlens.reasoning import parse_marks
     from longlens.runs.processes import Processes
+    from longlens.tracking import check_trackers, log_runs
 
+    check_trackers(log_to or [])
     engine = EngineSettings(
         model=model,
         backend=backend,
@@ -215,6 +220,8 @@ def run(
     results = run_bench(engine, asked, out, name=name, progress=ProgressBar())
     if Processes().rank > 0:
         return
+    if log_to:
+        log_runs(log_to, [tracked_bench(results, model_name(results))])
     if as_json:
         print_json({"out": str(out), **results})
         return

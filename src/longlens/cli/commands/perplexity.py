@@ -29,6 +29,7 @@ def perplexity(
         bool, typer.Option("--ngram", help="Also compute perplexity on repeated 3-grams (appendix B.7); slow.")
     ] = False,
     per_document: o.PerDocument = False,
+    log_to: o.LogTo = None,
     as_json: o.Json = False,
 ) -> None:
     """Compute perplexity, LongPPL and LongPPL-soft from stored scores. No model is run.
@@ -37,14 +38,19 @@ def perplexity(
     """
     from longlens.cli.console import print_json, without_warnings
     from longlens.cli.next_step import after_results
+    from longlens.cli.tracked import tracked_perplexity
     from longlens.metrics.longppl import perplexity as compute
     from longlens.scoring.reader import open_scores
     from longlens.scoring.scores import names_of
+    from longlens.tracking import check_trackers, log_runs
 
+    check_trackers(log_to or [])
     chosen = o.key_source(evaluator_scores, keys, rule, answers, runs=scores)
     with without_warnings():
         runs = [open_scores(path) for path in scores]
         results = [compute(run, ngram=ngram, **chosen) for run in runs]
+    if log_to:
+        log_runs(log_to, tracked_perplexity(results, names_of(runs), "perplexity"))
     if as_json:
         listed = [result.to_json(per_document=per_document) for result in results]
         print_json(listed[0] if len(listed) == 1 else {"schema_version": 1, "results": listed})

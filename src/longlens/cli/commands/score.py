@@ -49,20 +49,23 @@ def score(
         str | None,
         typer.Option(help="Additional columns per token: entropy, rank, or a plugin's.", metavar="NAME,..."),
     ] = None,
+    log_to: o.LogTo = None,
     as_json: o.Json = False,
 ) -> None:
     """Score documents with a model and store the token scores. Rerun the same command to resume an unfinished run.
 
     Example: longlens score books/ --model smollm2 --context 1024 --stride 256 -o scores/smollm2
     """
-    from longlens.cli.console import print_json, say
+    from longlens.cli.console import print_json, say, without_warnings
     from longlens.cli.next_step import after_score
     from longlens.cli.progress import ProgressBar
     from longlens.evaluation import open_sources, score_documents
     from longlens.runs.processes import Processes
+    from longlens.tracking import check_trackers, log_runs
 
     if long_only:
         o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
+    check_trackers(log_to or [])
     contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
     part = None if shard is None else _parse_shard(shard)
     scores = score_documents(
@@ -84,6 +87,12 @@ def score(
     )
     if Processes().rank > 0 and (part is None or loading.tensor_parallel is not None):
         return
+    if log_to:
+        from longlens.cli.tracked import tracked_perplexity
+        from longlens.metrics.longppl import perplexity
+
+        with without_warnings():
+            log_runs(log_to, tracked_perplexity([perplexity(scores)], [scores.name], "score"))
     if as_json:
         manifest = scores.manifest
         stored = [list(short) for short in scores.short_contexts]
