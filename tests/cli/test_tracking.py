@@ -59,6 +59,20 @@ def test_commands_log_what_they_print(scored, monkeypatch, capsys):
         assert (run.config["context"], len(run.steps)) == (32, 2)
 
 
+def test_score_and_bench_run_log_their_results(work, run, monkeypatch):
+    logged: list[TrackedRun] = []
+    monkeypatch.setattr("longlens.tracking.TRACKERS", {"json": logged.append})
+    log = ("--model", "llama", "--name", "ours", "--log-to", "json")
+    assert run("score", "a.txt", "b.txt", "--context", "32", "--stride", "16", *log, "-o", "scores").code == 0
+    found = run.json("bench", "run", "vt", "--length", "1750,1800", "--samples", "1", *log, "-o", "run")
+    scores, bench = logged
+    assert (scores.name, bench.name) == ("ours", "ours")
+    assert scores.summary["score/ppl"] == pytest.approx(run.json("perplexity", "scores")["ppl"])
+    wanted = [(b["length"], {"bench/vt/string_match_all": b["score"]}) for b in found["tasks"].values()]
+    assert list(bench.steps) == wanted
+    assert [length for length, _ in wanted] == [1750, 1800]
+
+
 @needs("tensorboard")
 def test_tensorboard_has_the_values(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
