@@ -447,7 +447,7 @@ def test_samples_too_long_are_counted(model, tmp_path, log):
     results = bench(model, tmp_path / "skip", engine, **asked, overlong="skip", engine_settings={"max_length": 1200})
     (batch,) = results["tasks"].values()
     assert (batch["num_samples"], batch["num_cut"], batch["num_skipped"], batch["score"]) == (0, 0, 3, None)
-    assert (engine.keys, log[-1]) == ([], "longeval_lines-20units-42: 3 of 3 samples were too long and are left out")
+    assert (engine.keys, log[-1]) == ([], "longeval_lines-20units-42: 3 of 3 samples were too long and were skipped")
 
 
 def sizes_of(task, count, settings):
@@ -466,7 +466,7 @@ def test_samples_that_are_left_out_when_they_are_built_are_counted_too(model, tm
     (batch,) = results["tasks"].values()
     assert (batch["num_samples"], batch["num_skipped"], batch["num_missing"]) == (fits, 6 - fits, 0)
     assert [int(key.rpartition("-")[2]) for key in engine.keys] == [n for n, size in enumerate(sizes) if size <= limit]
-    assert log == [f"longeval_lines-{limit}-42: {6 - fits} of 6 samples were too long and are left out"]
+    assert log == [f"longeval_lines-{limit}-42: {6 - fits} of 6 samples were too long and were skipped"]
     # All of them, too: a task is not gone because nothing of it fits.
     results = bench(model, tmp_path / "none", FakeEngine(), **asked, lengths=[min(sizes) - 1])
     (batch,) = results["tasks"].values()

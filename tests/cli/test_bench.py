@@ -122,7 +122,7 @@ def test_samples_that_do_not_fit_are_left_out_and_told(work, run):
     limit = sorted(sizes)[2]
     left = sum(size > limit for size in sizes)
     ended = run("bench", "build", *fixed, "--length", limit, "--overlong", "skip")
-    said = f"longeval_lines-{limit}-42: {left} of 6 samples were too long and are left out"
+    said = f"longeval_lines-{limit}-42: {left} of 6 samples were too long and were skipped"
     assert ended.err.splitlines()[0] == said
     assert len(built_ids()) == 6 - left
     ended = run("bench", "build", *fixed, "--length", limit, "--reserve", "10", "--overlong", "skip")

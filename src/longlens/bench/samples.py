@@ -153,9 +153,9 @@ def files_sha256(top: Path) -> str:
 
 def log_lengths(name: str, count: int, num_skipped: int, num_cut: int) -> None:
     """Says how many samples of a batch were too long."""
-    for number, what in ((num_skipped, "left out"), (num_cut, "shortened")):
+    for number, what in ((num_skipped, "skipped"), (num_cut, "truncated")):
         if number:
-            _LOGGER.info(f"{name}: {number} of {count} samples were too long and are {what}")
+            _LOGGER.info(f"{name}: {number} of {count} samples were too long and were {what}")
 
 
 def write_samples(path: Path, batches: Iterable[SampleBatch]) -> dict[str, int]:

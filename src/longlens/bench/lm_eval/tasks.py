@@ -204,7 +204,7 @@ class RecordingLM(LM):  # type: ignore[misc]
 
     Attributes:
         engine: The model.
-        num_cut: Prompts that were too long and are shortened.
+        num_cut: Prompts that were too long and were truncated.
     """
 
     def __init__(self, run: BenchRun, engine: HarnessEngine, name: str, overlong: str, progress: Progress) -> None:
