@@ -129,8 +129,10 @@ def compute_longppl(
     runs = select_key_tokens(scores, alpha=alpha, beta=beta)[0].char_runs
     if save_path is not None:
         _write_runs(Path(save_path), runs)
-    if _is_name(model) and model == evaluator_model:
-        return _result(_score(text, evaluator, trunc_len), runs)
+    is_same = model == evaluator_model if _is_name(model) else model is evaluator_model
+    if is_same and tokenizer is evaluator_tokenizer:
+        # Without special tokens before the text, the long context of both is one.
+        return _result(_score(text, evaluator, trunc_len) if evaluator.info.own_prefix else scores[0], runs)
     del evaluator  # so that a model loaded by name does not stay beside the next one
     return _result(_score(text, _make_scorer(model, tokenizer), trunc_len), runs)
 

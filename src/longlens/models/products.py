@@ -1,7 +1,7 @@
 """float32 products of linear layers on CPUs where torch's own are slow.
 
 torch multiplies float32 matrices with MKL, which uses AVX2 on processors that are not Intel's: 85 to 110 GFLOP/s a core
-on an AMD EPYC with AVX-512, where oneDNN, which torch also holds, reaches 150 to 250 (`python -m benchmarks.products`).
+on an AMD EPYC with AVX-512, where oneDNN, which torch also holds, reaches 150 to 250 (`python -m benchmarks.scoring`).
 Both round as float32 does: 4e-7 of the norm of the product against 2.5e-7.
 """
 
