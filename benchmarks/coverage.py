@@ -1,6 +1,9 @@
 """How often our 95 % intervals hold the true value: documents are drawn from populations whose value is known.
 
-python -m benchmarks.coverage        (two minutes on one core; no model is run)
+    python -m benchmarks.coverage        (a quarter of an hour on one core; no model is run)
+
+And of correlations over models (`longlens study correlate`): models are drawn from populations whose coefficients are
+known.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from benchmarks.tables import write_table
 from longlens.metrics.gains import curve_intervals, effective_reach
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate, percentile_interval, score_interval
+from longlens.study.correlation import correlate_columns
 
 DOCUMENTS = (2, 3, 5, 10, 40)
 REPEATS = 4000
@@ -234,5 +239,72 @@ def rows() -> Iterator[list[str]]:
         yield [population.name, *cells]
 
 
+MODELS = (5, 8, 12, 19, 40)
+MODEL_REPEATS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPopulation:
+    """A kind of models, with a metric and a score that are correlated.
+
+    Attributes:
+        name: For the table.
+        r: Pearson's r of the normal variables that both are made from.
+        metric: The metric, of its normal variable.
+        score: The score, of its normal variable.
+        clusters: Models of one family, which share half of their variance; 1 for independent ones.
+    """
+
+    name: str
+    r: float
+    metric: Callable[[Doubles], Doubles] = lambda z: z
+    score: Callable[[Doubles], Doubles] = lambda z: z
+    clusters: int = 1
+
+    def draw(self, random: Random, n: int) -> tuple[Doubles, Doubles]:
+        """The metric and the score of n models."""
+        own, shared = random.normal(size=(2, n)), random.normal(size=(2, n)).repeat(self.clusters, axis=1)[:, :n]
+        first, second = own if self.clusters == 1 else (own + shared) / np.sqrt(2)
+        return self.metric(first), self.score(self.r * first + np.sqrt(1 - self.r**2) * second)
+
+    def truth(self) -> tuple[float, float]:
+        """Pearson's r and Spearman's rho of the population, of a million models."""
+        x, y = self.draw(np.random.default_rng(1), 1_000_000)
+        return float(np.corrcoef(x, y)[0, 1]), float(spearmanr(x, y).statistic)
+
+
+def _share(z: Doubles) -> Doubles:
+    """Accuracy on 50 samples, as a benchmark would have it."""
+    return np.round(50 / (1 + np.exp(-1.5 * z))) / 50
+
+
+MODEL_POPULATIONS = (
+    *(ModelPopulation(name=f"normal, r = {r:g}", r=r) for r in (0.0, -0.5, -0.9, -0.96)),
+    ModelPopulation(name="PPL: log-normal, r = -0.9", r=-0.9, metric=lambda z: np.exp(0.5 * z)),
+    ModelPopulation(
+        name="limit: skewed PPL (e^z) and accuracy on 50 samples, r = -0.9", r=-0.9, metric=np.exp, score=_share
+    ),
+    ModelPopulation(name="limit: families of four that share half, r = -0.5", r=-0.5, clusters=4),
+)
+
+
+def model_rows() -> Iterator[list[str]]:
+    """The rows of the table of correlations."""
+    for population in MODEL_POPULATIONS:
+        truth = population.truth()
+        held: dict[int, list[list[bool]]] = {n: [[], []] for n in MODELS}
+        for n in MODELS:
+            random = np.random.default_rng(n)
+            for _ in range(MODEL_REPEATS):
+                found = correlate_columns(*population.draw(random, n), resamples=1000, permutations=1)
+                for inside, value, ends in zip(held[n], truth, (found.interval, found.spearman_interval), strict=True):
+                    if ends is not None:
+                        inside.append(ends[0] <= value <= ends[1])
+        for place, name in enumerate(("Pearson", "Spearman")):
+            yield [population.name, name, *(f"{np.mean(held[n][place]):.1%}" for n in MODELS)]
+
+
 if __name__ == "__main__":
+    columns = ["models", "coefficient", *(f"n = {n}" for n in MODELS)]
+    write_table("coverage_correlations", columns, list(model_rows()), "docs/correlate.md", by="coverage", left=2)
     write_table("coverage", ["value", *(f"n = {n}" for n in DOCUMENTS)], list(rows()), "docs/measure.md")

@@ -76,6 +76,9 @@ TINY = {
 DOCUMENTS = ("_pydecimal", "argparse", "inspect", "typing")
 """Modules of the standard library whose source SmolLM2 is scored on."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+LONGEST = 4
+"""Lengths above so many times the shortest are scored with the first shape alone: minutes with a model of 8B."""
+PROFILED = 10
 BUDGET_SECONDS = 200.0
 """After so long on a GPU no further measurement is started; what was left out is listed."""
 
@@ -95,7 +98,7 @@ class Scale:
 
 FULL = Scale(
     shapes=SHAPES,
-    lengths=(8192, 32768),
+    lengths=(8192, 32768, 131072),
     context=4096,
     stride=1024,
     train_length=8192,
@@ -222,6 +225,8 @@ def time_scoring(report: Report, device: torch.device, scale: Scale, peak: float
         try:
             model = llama(shape, device, torch.bfloat16)
             for length in scale.lengths:
+                if length > LONGEST * scale.lengths[0] and name != next(iter(scale.shapes)):
+                    continue
                 if time.monotonic() > deadline:
                     report.left_out.append(f"scoring {name} at {length}")
                 else:
@@ -313,6 +318,50 @@ def time_attention(report: Report, device: torch.device, scale: Scale, deadline:
         report.add("attention", **row)
 
 
+def time_head(report: Report, device: torch.device, scale: Scale) -> None:
+    """The vocabulary product of half-precision states with float32 logits: accumulated in float32, of float32 copies,
+    and in half precision, each against float64.
+    """
+    shape = list(scale.shapes.values())[-1]
+    rows, width, vocabulary = min(1024, scale.lengths[0]), shape["hidden_size"], shape["vocab_size"]
+    states = torch.randn(rows, width, device=device).bfloat16()
+    weight = torch.randn(vocabulary, width, device=device).bfloat16() / width**0.5
+    truth = states[:64].double() @ weight.double().T
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "bfloat16 operands, float32 accumulation": lambda: torch.mm(states, weight.T, out_dtype=torch.float32),
+        "float32 copies": lambda: states.float() @ weight.float().T,
+        "bfloat16 logits": lambda: (states @ weight.T).float(),
+    }
+    for name, multiply in ways.items():
+        row: dict[str, Any] = {"product": name, "rows": rows, "vocabulary": vocabulary}
+        try:
+            seconds, gib = measured(device, multiply)
+            error = float((multiply()[:64].double() - truth).abs().max())
+            row |= {"ms": round(1000 * seconds, 2), "peak_gib": gib, "largest_error": f"{error:.2g}"}
+        except (RuntimeError, NotImplementedError) as error:
+            row["not_available"] = " ".join(str(error).split())[:80]
+        report.add("vocabulary head", **row)
+
+
+def profile_scoring(report: Report, device: torch.device, scale: Scale) -> None:
+    """Where the time of scoring one document goes: the operations with the largest shares."""
+    name, shape = list(scale.shapes.items())[min(1, len(scale.shapes) - 1)]
+    length = scale.lengths[min(1, len(scale.lengths) - 1)]
+    model = llama(shape, device, torch.bfloat16)
+    scored(model, length, scale.context, scale.stride)
+    on_gpu = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        scored(model, length, scale.context, scale.stride)
+    times = {
+        event.key: event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        for event in profile.key_averages()
+    }
+    total = sum(times.values())
+    for key, spent in sorted(times.items(), key=lambda item: -item[1])[:PROFILED]:
+        report.add("profile", model=name, tokens=length, operation=key[:80], share=f"{spent / total:.1%}")
+
+
 def compare_dtypes(report: Report, device: torch.device, scale: Scale, deadline: float) -> None:
     """SmolLM2 on real documents in each dtype of the device, against float64 there: what LongPPL loses by it."""
     try:
@@ -374,6 +423,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     time_scoring(report, device, scale, peak, deadline)
     time_training(report, device, scale, deadline)
     time_attention(report, device, scale, deadline)
+    time_head(report, device, scale)
+    profile_scoring(report, device, scale)
     compare_dtypes(report, device, scale, deadline + 60)
     seconds = time.monotonic() - start
     content = {
