@@ -148,10 +148,11 @@ EXAMPLES = {
     "key_tokens": r"PPL \d+\.\d+, LongPPL \d+\.\d+ on \d+ of 2048 tokens",
     "report": r"report\.html: context helps up to \d+ tokens back",
     "train": r"step 4: loss \d\.\d{3}, mean weight \d\.\d{3}",
+    "longce_trl": r"train_loss",
 }
 
 
-SLOW = ("compare", "extend", "report")
+SLOW = ("compare", "extend", "report", "longce_trl")
 
 
 @pytest.mark.parametrize(
