@@ -27,7 +27,7 @@ from longlens.tokenization import Encoded
 TOKENS = 32768
 CHARACTERS = 4
 CONTEXT, STRIDE = 4096, 4096
-COMMANDS = ("perplexity", "reach", "keys", "export", "report")
+COMMANDS = ("perplexity", "keys", "export", "report")
 PROGRAM = """
 import json, pathlib, re, sys
 from longlens.cli import main

@@ -91,8 +91,7 @@ class Recorder(TorchDispatchMode):
             return part
         key = (tuple(part.shape), part.stride(), part.dtype)
         if key not in self._states:
-            made = torch.empty_strided(part.shape, part.stride(), dtype=part.dtype)
-            self._states[key] = made.copy_(part)
+            self._states[key] = part.clone()
         return self._states[key]
 
     def replay(self) -> None:

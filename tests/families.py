@@ -302,7 +302,7 @@ def _extension(model: Any) -> tuple[str, list[str]]:
     try:
         config = extend_config(model.config, PositionInterpolation(factor=2))
     except UserError as error:
-        reasons = {"no rotary": "no RoPE", "extended already": "extended already"}
+        reasons = {"no rotary": "no RoPE", "already extended": "extended already"}
         return next((short for part, short in reasons.items() if part in str(error)), "no"), []
     other = type(model)(copy.deepcopy(config)).float().eval()
     other.load_state_dict(model.state_dict())

@@ -109,7 +109,7 @@ def test_an_interrupt_ends_a_run_that_waits_for_a_server(work, run, fake):
     started = time.monotonic()
     command = ["score", "a.txt", "b.txt", "c.txt", *WINDOWS, "--tokenizer", "llama", "-o", "run"]
     ended = run(*command, "--model", fake.url)
-    assert ended.code == 130
+    assert ended.code == 130, ended.err
     assert time.monotonic() - started < 25
     fake.fails = lambda number: None
     assert run(*command, "--model", fake.url).code == 0

@@ -55,7 +55,7 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
     again = run.json(*REPRODUCE)
     assert again.items() == {"out": "out", **json.loads((prose / "out" / "result.json").read_text())}.items()
     assert again["text"]["name"] == "prose"
-    assert run(*REPRODUCE).err == ""
+    assert run(*REPRODUCE).err == "next: longlens study published\n"
     more = run.json(*REPRODUCE, "--seeds", "1, 5")
     assert more["seeds"] == [1, 5]
     assert len(list((prose / "out" / "runs").iterdir())) == 8
@@ -89,7 +89,7 @@ def test_another_recipe_in_the_same_folder_is_refused(prose, run):
     (prose / "toy.yaml").write_text(text.replace("resamples: 100", "resamples: 200"))
     before = everything(prose / "out")
     assert run(*REPRODUCE).error.startswith(
-        "error: out contains a different run: resamples is 100 there and 200 here. Give another "
+        "error: out contains a different run: resamples is 100 there and 200 here. Use another "
     )
     assert everything(prose / "out") == before
 

@@ -369,7 +369,7 @@ def test_another_run_is_refused_its_folder(change, books):
         made(**change)
     other = Parrot()
     other.identity_sha256 = "1"
-    with pytest.raises(UserError, match="another dataset: generator_sha256 is '0' there and '1' here"):
+    with pytest.raises(UserError, match="a different dataset: generator_sha256 is '0' there and '1' here"):
         made(generator=other)
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 

@@ -106,7 +106,7 @@ def test_what_a_server_is_stands_in_the_manifest_and_where_it_is_does_not(serve,
 
 def test_the_tokenizer_is_found_by_what_the_server_says(serve, tokenizer):
     assert load_scorer(serve(root=tokenizer).url).info.config["root"] == tokenizer
-    with pytest.raises(UserError, match=r"no tokenizer was found under the name of the served model \('tiny'\): give"):
+    with pytest.raises(UserError, match=r"no tokenizer was found under the name of the served model \('tiny'\): pass"):
         load_scorer(serve().url)
 
 
@@ -146,7 +146,7 @@ def test_lists_of_wrong_length_are_refused(serve, tokenizer, kind, mode):
 
 def test_another_model_or_none_is_refused(serve, tokenizer):
     fake = serve()
-    with pytest.raises(UserError, match=r"has no model 'other': it has \['another', 'tiny'\]; give one of them"):
+    with pytest.raises(UserError, match=r"has no model 'other': it has \['another', 'tiny'\]; put one of them after"):
         load_scorer(fake.url.replace("#tiny", "#other"), tokenizer=tokenizer)
     with pytest.raises(UserError, match="expected a server and its model, such as http://localhost:8000/v1#NAME"):
         load_scorer(fake.url.partition("#")[0], tokenizer=tokenizer)
@@ -170,7 +170,7 @@ def test_a_document_longer_than_the_server_takes_is_refused_before_it_is_sent(se
     fake = serve(max_model_len=100)
     scorer = load(fake, tokenizer)
     before = len(fake.requests)
-    with pytest.raises(UserError, match="has 150 tokens, and the engine of 'tiny' takes 99: use a smaller"):
+    with pytest.raises(UserError, match="has 150 tokens, and the engine of 'tiny' supports 99: use a smaller"):
         score([Document(id="a", text="x" * 149)], scorer, context=None, max_length=150, extrapolate=True)
     assert len(fake.requests) == before
     cut = score([Document(id="a", text="x" * 149)], scorer, context=None)
@@ -254,7 +254,7 @@ def test_a_server_that_dies_and_a_run_that_goes_on(serve, scorer, tokenizer, tmp
     ours = load(fake, tokenizer, concurrency=1)
     ours.http._attempts = 2
     fake.number, fake.fails = 0, lambda number: "drop" if number > 25 else None
-    with pytest.raises(UserError, match=r"failed \(attempt 2 of 2\): RemoteProtocolError .* goes on where it stopped"):
+    with pytest.raises(UserError, match=r"failed \(attempt 2 of 2\): RemoteProtocolError .* resumes where it stopped"):
         score(DOCUMENTS, ours, **WINDOWS, out=tmp_path / "run")
     fake.stop()
     stored = longlens.open_scores(tmp_path / "run")

@@ -214,7 +214,7 @@ def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, wo
     assert "--device-map would have no effect with --tensor-parallel" in refused(
         "--model", "llama", "--device-map", "auto"
     )
-    with pytest.raises(longlens.UserError, match="`tensor_parallel` of transformers is for longlens score"):
+    with pytest.raises(longlens.UserError, match="`tensor_parallel` of transformers works only in longlens score"):
         longlens.load_scorer("llama", tensor_parallel=2)
     assert UnloadedModel("llama", Loading()).team.size == 1
 
@@ -224,4 +224,4 @@ def test_longppl_names_the_way_in_two_steps(run, work, led):  # noqa: F811
         error = run(
             "longppl", "a.txt", "--model", model, "--evaluator", evaluator, "--tensor-parallel", "2", "-o", "o"
         ).error
-        assert "--tensor-parallel of transformers is for longlens score" in error
+        assert "--tensor-parallel of transformers works only in longlens score" in error

@@ -99,7 +99,7 @@ def test_logits_exist_for_scored_rows_alone_in_bounded_blocks(monkeypatch):
     monkeypatch.setattr(
         Head, "logits", lambda self, hidden, *to: rows.append(len(hidden)) or original(self, hidden, *to)
     )
-    monkeypatch.setattr("longlens.logprobs.token_logprobs.__kwdefaults__", {"block_bytes": 16 * VOCABULARY * 4})
+    monkeypatch.setattr("longlens.scoring.transformers.BLOCK_BYTES", 16 * VOCABULARY * 4)
     scorer = make_scorer(tiny_model("llama"))
     rows.clear()
     n = len(score(scorer, TEXT)[0].token_ids)

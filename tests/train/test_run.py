@@ -269,7 +269,7 @@ def test_what_is_not_of_this_run_is_refused(place, monkeypatch):
     died(made, monkeypatch)
     before = everything("out")
     with pytest.raises(
-        UserError, match=r"out contains a different run: training.seed is 0 there and 1 here\. Give another"
+        UserError, match=r"out contains a different run: training.seed is 0 there and 1 here\. Use another"
     ):
         run(recipe(training={"seed": 1}), "out")
     other = recipe(loss="ce")
@@ -358,7 +358,7 @@ def test_a_damaged_checkpoint_is_named_with_the_cure(place, monkeypatch, name):
         (
             "manifest.json",
             '{"schema_version": 2, "run": 3, "versions": {}}',
-            "out/manifest.json says of no run what it is (run): give ",
+            "out/manifest.json says of no run what it is (run): use ",
         ),
         ("recipe.yaml", b"\xff\xfe", "out/recipe.yaml is "),
         ("recipe.yaml", "3", "out contains a different run: "),

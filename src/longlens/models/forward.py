@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -107,17 +107,12 @@ class Forward:
             passing=(torch.OutOfMemoryError,),
         )
 
-    def _products(self) -> AbstractContextManager[Any]:
-        # Checkpointed layers run again in the backward pass, where no such context is in force, and must save the same.
-        names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # the second before transformers 5.24
-        is_checkpointing = next((getattr(self.model, name) for name in names if hasattr(self.model, name)), False)
-        if is_checkpointing and torch.is_grad_enabled():
-            return nullcontext()
-        return fast_products(device_of(self.model))
-
     def _states(self, **inputs: Any) -> Tensor:
         name = type(self.model).__name__
-        with self._model_errors(f"run on {inputs['input_ids'].shape[1]:,} tokens"), self._products():
+        with (
+            self._model_errors(f"run on {inputs['input_ids'].shape[1]:,} tokens"),
+            fast_products(device_of(self.model)),
+        ):
             output = self.decoder(**inputs)
         states = getattr(output, "last_hidden_state", None)
         if not isinstance(states, Tensor) or states.shape[:2] != inputs["input_ids"].shape:
@@ -222,7 +217,7 @@ class Forward:
         ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device_of(self.model))
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=ids.device)
         reset_rope(self._dynamic)
-        with self._model_errors(f"run on {longest:,} tokens to generate"), self._products():
+        with self._model_errors(f"run on {longest:,} tokens to generate"), fast_products(device_of(self.model)):
             return self.model.generate(ids, attention_mask=mask, generation_config=config, **options)
 
 

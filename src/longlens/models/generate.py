@@ -85,8 +85,8 @@ class TransformersGenerator:
         ids = self._encode(prompt)
         if self._max_length is not None and len(ids) + self._max_new_tokens > self._max_length:
             raise UserError(
-                f"{self.name} supports {self._max_length:,} tokens, but a prompt has {len(ids):,} with "
-                f"{self._max_new_tokens:,} to write: use fewer `passage_tokens`"
+                f"{self.name} supports {self._max_length:,} tokens, but a prompt has {len(ids):,} plus "
+                f"{self._max_new_tokens:,} to generate: use fewer `passage_tokens`"
             )
         with greedy(self.model, **self._settings) as config:
             (written,) = self._forward.generate([ids], config)

@@ -35,6 +35,8 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not _is_taken(states, weight, bias):
         return nn.functional.linear(states, weight, bias)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (states, weight, bias)):
+        if _is_checkpointed():
+            return nn.functional.linear(states, weight, bias)
         found: Tensor = _Linear.apply(states, weight, bias)  # type: ignore[no-untyped-call]
         return found
     return _multiply(states, weight, bias)
@@ -66,6 +68,14 @@ def _is_taken(states: Any, weight: Any, bias: Any) -> bool:
         and states.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _is_checkpointed() -> bool:
+    """Whether hooks take what is saved for the backward pass: a layer that is computed again there, where no mode is in
+    force, has to save the same tensors.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(True) is not None
 
 
 def _multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

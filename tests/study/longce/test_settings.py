@@ -126,6 +126,6 @@ def test_changes_make_sections_and_refuse_to_look_into_values():
     assert read_study("extension", changes=["pretrained=null"]).pretrained is None
     with pytest.raises(UserError, match=r"extension: pretrained\.methods is missing: give it"):
         read_study("extension", changes=["pretrained=null", "pretrained.model=smollm2"])
-    message = r"`changes` seeds.first: seeds is \[1, 2, 3, 4\] and has no keys: set seeds itself"
+    message = r"`changes` seeds.first: seeds is \[1, 2, 3, 4\] and has no keys: set seeds instead"
     with pytest.raises(UserError, match=message):
         read_study("extension", changes=["seeds.first=1"])
