@@ -138,7 +138,7 @@ def test_a_prompt_may_end_in_a_line_end(made):
 def test_a_prompt_that_would_be_cut_is_refused_before_anything_is_asked(made, monkeypatch, continuation):
     monkeypatch.setattr(made.lm, "generate_until", lambda *args: pytest.fail("asked"))
     long = ModelRequest("long", "x" * 4100, continuation, 5)
-    with pytest.raises(UserError, match=r"long needs 4,1\d\d tokens and .* takes 4,096: use shorter `lengths`"):
+    with pytest.raises(UserError, match=r"long needs 4,1\d\d tokens and .* supports 4,096: use shorter `lengths`"):
         made.answer([ModelRequest("short", TEXT, None, 5), long], lambda answer: pytest.fail("answered"))
 
 
