@@ -99,7 +99,7 @@ def test_a_method_in_python_on_the_command_line_and_in_a_folder(toy_work, run):
     for model in (load_model("extended"), AutoModelForCausalLM.from_pretrained("extended")):
         torch.testing.assert_close(model(ids).logits, wanted(ids).logits)
     assert (
-        "`pwoer` is no setting"
+        "`pwoer` is not a setting"
         in run("extend", "llama", "--method", "ramp", "--factor", 4, "--set", "pwoer=1", "-o", "x").error
     )
 

@@ -59,12 +59,12 @@ def test_the_page_from_top_to_bottom(own, run):
     ("name", "said"),
     [
         ("own_policy:Nothing:1", "own_policy has no function or class Nothing"),
-        ("own_policy:LargeValues:x", "whose settings are wrong"),
+        ("own_policy:LargeValues:x", "whose settings are invalid"),
         ("no_such_module:LargeValues", "expected one of full, window"),
         ("own_policy", "expected one of full, window"),
         ("own_policy.deeper:LargeValues", "expected one of full, window"),
         ("broken:LargeValues", "the module of `cache` 'broken:LargeValues' cannot be imported"),
-        ("os:getcwd", "whose settings are wrong"),
+        ("os:getcwd", "whose settings are invalid"),
         ("builtins:str:x", "makes str; expected a CachePolicy"),
     ],
 )

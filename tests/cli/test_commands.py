@@ -30,7 +30,8 @@ SETTINGS = {"context", "stride", "alpha", "beta", "gamma", "lcl", "bos", "max_le
 def test_the_commands_are_these():
     from longlens.cli.app import app
 
-    assert [command.callback.__name__ for command in app.registered_commands] == COMMANDS
+    words = [command.callback.__name__ for command in app.registered_commands]
+    assert words == [*COMMANDS, "train_list", "train_show", "train_schema"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -347,7 +348,7 @@ def test_longppl_says_before_the_evaluator_runs_that_the_model_is_too_short(work
     refused = run(*arguments)
     assert refused.code == 2
     assert "truncated for the evaluator, has" in refused.error
-    assert f"tokens of {tmp_path / 'short'}, which takes 59: use a smaller --max-length" in refused.error
+    assert f"tokens of {tmp_path / 'short'}, which supports 59: use a smaller --max-length" in refused.error
     assert not (work / "run").exists()
     assert run(*arguments, "--max-length", "59").code == 0
     unknown = run("longppl", "a.txt", "--model", "./nosuch", "--evaluator", "other", *RULE, "-o", "run2")

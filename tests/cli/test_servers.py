@@ -91,7 +91,10 @@ def test_what_has_no_effect_with_a_server_is_one_line(work, run, fake):
         ([*longppl, "other", "--concurrency", 2], "--concurrency would have no effect with --engine transformers"),
         ([*longppl, "self", "--evaluator-tokenizer", "other"], "--evaluator-tokenizer would have no effect without"),
         ([*score, f"http://user:{SECRET}@127.0.0.1:{fake.port}/v1#tiny"], "--model has a user name, a password or"),
-        ([*score, fake.url.replace("tiny", "big")], "has no model 'big': it has ['another', 'tiny']; give one of them"),
+        (
+            [*score, fake.url.replace("tiny", "big")],
+            "has no model 'big': it has ['another', 'tiny']; put one of them after",
+        ),
     ):
         error = run(*arguments).error
         assert said in error
@@ -101,9 +104,9 @@ def test_what_has_no_effect_with_a_server_is_one_line(work, run, fake):
 
 
 def test_an_interrupt_ends_a_run_that_waits_for_a_server(work, run, fake):
-    fake.fails = lambda number: "hang" if number > 60 else None
+    fake.fails = lambda number: "hang" if number > 40 else None
     stop = threading.Timer(1.0, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
-    wait_for = threading.Thread(target=lambda: (wait_until(lambda: fake.number > 61, 60), stop.start()), daemon=True)
+    wait_for = threading.Thread(target=lambda: (wait_until(lambda: fake.number > 40, 60), stop.start()), daemon=True)
     wait_for.start()
     (work / "c.txt").write_text("Many words and more of them. " * 40)
     started = time.monotonic()

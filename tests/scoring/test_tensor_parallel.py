@@ -214,7 +214,7 @@ def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, wo
     assert "--device-map would have no effect with --tensor-parallel" in refused(
         "--model", "llama", "--device-map", "auto"
     )
-    with pytest.raises(longlens.UserError, match="`tensor_parallel` of transformers works only in longlens score"):
+    with pytest.raises(longlens.UserError, match="`tensor_parallel` of transformers is for longlens score"):
         longlens.load_scorer("llama", tensor_parallel=2)
     assert UnloadedModel("llama", Loading()).team.size == 1
 
