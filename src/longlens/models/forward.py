@@ -24,8 +24,8 @@ PROBE_TOKENS = 48
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens of a batch, padding included; a longer request is a batch of its own.
 
-On a CPU the activations of a larger batch leave the caches: 512 to 2,048 tokens take equal time within 12 %, and 8,192 twice
-as long (`python -m benchmarks.scoring`, docs/precision.md).
+On a CPU the activations of a larger batch leave the caches: 512 to 2,048 tokens take equal time within 12 %, and 8,192
+twice as long (`python -m benchmarks.scoring`, docs/precision.md).
 """
 KEPT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """What `greedy` takes from a model's own generation_config: tokens that its format is made of."""
