@@ -6,32 +6,42 @@ python -m benchmarks.memory        (about a quarter of an hour on two cores)
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import write_table
 
 CONTEXT, STRIDE = 4096, 1024
 PROGRAM = """
-import json, pathlib, re, sys, time
+import json, sys, time
 import longlens
+from benchmarks.memory import status_bytes
 from pydoc_data.topics import topics
 model, dtype, out = sys.argv[1:4]
 length, context, stride = map(int, sys.argv[4:])
-# Not ru_maxrss: a child begins with its parent's peak there.
-status = pathlib.Path("/proc/self/status")
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024 / 1e9
 text = "\\n".join(topics[name] for name in sorted(topics))
 scorer = longlens.load_scorer(model, dtype=dtype)
-loaded, start = peak(), time.monotonic()
+loaded, start = status_bytes("VmHWM") / 1e9, time.monotonic()
 documents = [longlens.Document(id="topics", text=text)]
 scores = longlens.score(documents, scorer, context=context, stride=stride, max_length=length, out=out)
 seconds = time.monotonic() - start
 tokens = len(scores[0].token_ids)
-print(json.dumps({"tokens": tokens, "loaded_gb": loaded, "peak_gb": peak(), "seconds": seconds}))
+print(json.dumps({"tokens": tokens, "loaded_gb": loaded, "peak_gb": status_bytes("VmHWM") / 1e9, "seconds": seconds}))
 """
+
+
+def status_bytes(name: str) -> int:
+    """Memory of this process as Linux counts it: ``VmRSS`` now, ``VmHWM`` at most so far.
+
+    Not ru_maxrss: a child begins with its parent's peak there.
+    """
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def measure(model: str, dtype: str, length: int) -> dict[str, Any]:

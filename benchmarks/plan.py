@@ -36,6 +36,7 @@ from tests.tiny import byte_tokenizer
 import longlens
 from benchmarks.gpu import SHAPES as LLAMA
 from benchmarks.gpu import TINY, text
+from benchmarks.memory import status_bytes
 from benchmarks.tables import ROOT, fill_block, machine, markdown, write_table
 from longlens.losses import LongCE
 from longlens.losses.longce import weighted_nll
@@ -306,7 +307,7 @@ def used(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -318,13 +319,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_used(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None
-    return int(found[1]) * 1024
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else status_bytes("VmHWM")
 
 
 COLUMNS = [

@@ -51,24 +51,22 @@ PRODUCTS = (
 )
 MEASURED = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 PEAK = """
-import contextlib, io, json, pathlib, re, sys
+import contextlib, io, json, sys
 from importlib import import_module
 import longlens
+from benchmarks.memory import status_bytes
 from benchmarks.scoring import opening
 from longlens.models import load_tokenizer
 side, name, length, context, stride = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-# Not ru_maxrss: a child begins with its parent's peak there.
-status = pathlib.Path("/proc/self/status")
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024 / 1e6
 scorer = longlens.load_scorer(name, dtype="float32")
 model, tokenizer, text = scorer.model, load_tokenizer(name), opening(scorer, length)
 module = "longppl.longppl" if side == "package" else "longlens.compat"
-loaded = peak()
+loaded = status_bytes("VmHWM")
 with contextlib.redirect_stdout(io.StringIO()):
     import_module(module).compute_longppl(
         text, model, model, tokenizer, tokenizer, trunc_len=context, sliding_window=stride
     )
-print(json.dumps(peak() - loaded))
+print(json.dumps((status_bytes("VmHWM") - loaded) / 1e6))
 """
 
 

@@ -32,11 +32,11 @@ def has_faster_products() -> bool:
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``: ``states @ weight.T + bias``, by oneDNN where that is faster; with gradients."""
-    if not _is_taken(states, weight, bias):
+    parts = (states, weight, bias)
+    with_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
+    if not _is_taken(states, weight, bias) or (with_gradient and _is_checkpointed()):
         return nn.functional.linear(states, weight, bias)
-    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (states, weight, bias)):
-        if _is_checkpointed():
-            return nn.functional.linear(states, weight, bias)
+    if with_gradient:
         found: Tensor = _Linear.apply(states, weight, bias)  # type: ignore[no-untyped-call]
         return found
     return _multiply(states, weight, bias)
