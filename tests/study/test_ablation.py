@@ -275,13 +275,13 @@ def test_tables_and_charts(found):
         *(f"Thresholds, {s.evaluator}, K={s.context}, d={s.stride}" for s in found.settings),
         "Evaluators, K and d, alpha 1, beta -2",
         "Correlations, E, K=12, d=4",
-        "Rankings by so many documents and by others",
+        "Agreement of rankings by disjoint subsets of documents",
         "Evaluators, alpha 1, beta -2",
     ]
     metrics = made["Metrics, alpha 1, beta -2, E, K=12, d=4"]
     assert [row[0] for row in metrics.rows] == ["X", "Y", "Z", "tau with LongPPL"]
     assert metrics.rows[2][metrics.columns.index("LongPPL, self-evaluated")] == "-"
-    documents = made["Rankings by so many documents and by others"]
+    documents = made["Agreement of rankings by disjoint subsets of documents"]
     assert [row[0] for row in documents.rows] == [
         *("PPL", "bits per character", "PPL on n-grams", "PPL from K on", "LongPPL-soft", "bits per key character"),
         *("LongPPL without LCL", "LongPPL", "LongPPL, self-evaluated"),

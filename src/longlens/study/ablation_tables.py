@@ -138,8 +138,12 @@ def _document_table(ablation: Ablation) -> Table:
             )
     columns = ["metric", *(f"tau, {size} document{'s' * (size > 1)}" for size in sizes)]
     columns += [f"pairs alike, {sizes[-1]} documents, %"] if sizes else []
-    columns += [f"pairs settled by {ablation.num_documents}", "documents for half", "for all"]
-    return Table("Rankings by so many documents and by others", columns, rows)
+    columns += [
+        f"significant pairs, {ablation.num_documents} documents",
+        "documents for half of the pairs",
+        "for all pairs",
+    ]
+    return Table("Agreement of rankings by disjoint subsets of documents", columns, rows)
 
 
 def _agreement_table(ablation: Ablation) -> Table:
@@ -297,8 +301,8 @@ def charts(ablation: Ablation) -> list[Chart]:
             Chart(
                 name="documents",
                 title="How many documents a ranking of the models needs",
-                caption="Kendall's tau of the ranking by so many documents with that by others, and where 95 % of the "
-                "draws lie; 0 by chance.",
+                caption="Kendall's tau between the rankings by two disjoint subsets of documents, with the range of "
+                "95 % of the draws; 0 by chance.",
                 x=Axis(label="documents", log=True),
                 y=Axis(label="Kendall's tau"),
                 series=[

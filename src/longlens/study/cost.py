@@ -385,9 +385,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 ]
             )
     title = (
-        f"{result['clock']} a document ({settings['model']} evaluated, {settings['evaluator']} evaluator, "
+        f"{result['clock']} per document ({settings['model']} evaluated, {settings['evaluator']} evaluator, "
         f"{settings['dtype']}, {result['threads']} thread(s)), median of {len(settings['seeds'])} rounds; in brackets "
-        "what is more than PPL, the median of ratios within rounds. Planned: from the speed of one layer:"
+        "the increase over PPL (median of ratios within rounds). Planned: predicted from the speed of one layer:"
     )
     paper = table(12)
     published = [
@@ -404,9 +404,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         Table(title=title, columns=columns, rows=rows, left=0),
         Table(
             title=(
-                "Published (Table 12, seconds a sequence). By the planner's arithmetic, Mistral-7B with Llama-3.1-8B "
-                f"at {setting['length']:,} tokens, K = {setting['context']}, d = {setting['stride']} is "
-                f"{_percent(setting['arithmetic_ratio'])}:"
+                "Published (Table 12, seconds per sequence). The planner predicts "
+                f"{_percent(setting['arithmetic_ratio'])} for Mistral-7B with Llama-3.1-8B at {setting['length']:,} "
+                f"tokens, K = {setting['context']}, d = {setting['stride']}:"
             ),
             columns=["", "PPL", "LongPPL (Llama-3.1-8B)", "LongPPL (Qwen2-72B-Instruct)"],
             rows=published,

@@ -238,9 +238,9 @@ def tables(result: Mapping[str, Any], cell: Callable[[float | None, Any, str], s
 
     return [
         Table(
-            f"Answer tokens told from the rest, K = {settings['context']}, d = {settings['stride']}: percent, with "
-            "95 % intervals over samples. Balanced accuracy is 50 % by chance; `always no` is the accuracy of a rule "
-            "that takes no token. Thresholds are the paper's, or chosen on development samples.",
+            f"Classification of answer tokens, K = {settings['context']}, d = {settings['stride']}: percent, with "
+            "95 % intervals over samples. Chance is 50 % for balanced accuracy; `always no` is the accuracy of a rule "
+            "that selects no token. Thresholds are the paper's, or selected on development samples.",
             [
                 *(
                     "model",
@@ -264,7 +264,7 @@ def tables(result: Mapping[str, Any], cell: Callable[[float | None, Any, str], s
                         if row["rule"] == "lsd"
                         else f", {'none' if row['beta'] is None else format(row['beta'], 'g')}"
                     )
-                    + (" (chosen)" if row["chosen"] else ""),
+                    + (" (selected)" if row["chosen"] else ""),
                     cell(row["balanced_accuracy"], row["interval"], ".1f"),
                     *(f"{row[name]:.1f}" for name in ("sensitivity", "specificity", "accuracy", "majority")),
                     *(f"{row[name]:,}" for name in ("num_answer", "num_other")),
@@ -274,14 +274,14 @@ def tables(result: Mapping[str, Any], cell: Callable[[float | None, Any, str], s
             4,
         ),
         Table(
-            "Area under the curve of one score, percent; chance is 50.",
+            "Area under the ROC curve of each score, percent; chance is 50.",
             ["model", "tokens", "score", "area"],
             [[*head(row), names[row["score"]], cell(row["auc"], row["interval"], ".1f")] for row in areas],
             3,
         ),
         Table(
             f"Figure 3: answer tokens with LSD above {settings['alpha']:g} and others with LSD below {HIGH:g}, "
-            f"percent; median LCL of answer tokens less that of others, among tokens with LSD above {HIGH:g}, nats.",
+            f"percent; median LCL of answer tokens minus that of others, among tokens with LSD above {HIGH:g}, nats.",
             ["model", "tokens", "answers above", "others below", "difference of LCL"],
             [
                 [

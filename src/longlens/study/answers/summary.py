@@ -246,10 +246,10 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     """Tables of a result."""
     settings = result["settings"]
     lengths = Table(
-        "By prompt length (tokens of prompt and response, mean): accuracy in percent, and PPL of four kinds of tokens, "
-        f"with 95 % intervals over {result['lengths'][0]['num_samples']} samples; the prompt's tokens of "
-        f"{settings['record_samples']} of them a seed. Chance is 0 % of greedy answers and "
-        f"{result['lengths'][0]['choice']['chance']:.0f} % of choices.",
+        "By prompt length (mean number of tokens of prompt and response): accuracy in percent and PPL of four kinds of "
+        f"tokens, with 95 % intervals over {result['lengths'][0]['num_samples']} samples (tokens of the prompt: "
+        f"{settings['record_samples']} samples per seed). Chance is 0 % for greedy answers and "
+        f"{result['lengths'][0]['choice']['chance']:.0f} % for choices.",
         ["model", "lines", "tokens", *ACCURACIES.values(), *(f"PPL, {name}" for name in TOKENS.values())],
         [
             [
@@ -263,10 +263,10 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         ],
     )
     correlations = Table(
-        "Over the lengths: Pearson's r and Spearman's rho of accuracy and PPL, with 95 % intervals over the lengths; "
-        "r's over the samples of these lengths; p by permutation. The logarithm of the length stands beside them, "
-        "which anything that grows or falls with it resembles.",
-        ["model", "accuracy", "tokens", "r", "r, samples drawn again", "p", "rho"],
+        "Over the lengths: Pearson's r and Spearman's rho between accuracy and PPL, with 95 % intervals over the "
+        "lengths (and of r over resampled samples); p by permutation. The logarithm of the length is a control: every "
+        "quantity that grows or falls with length correlates with it.",
+        ["model", "accuracy", "tokens", "r", "r, samples resampled", "p", "rho"],
         [
             [
                 row["model"],
@@ -282,7 +282,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         3,
     )
     tests = Table(
-        "Williams' test: r of the answer's tokens less r of the others.",
+        "Williams' test: r of the answer's tokens minus r of the others.",
         ["model", "accuracy", "against", "difference of r", "t", "p"],
         [
             [
@@ -298,8 +298,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         3,
     )
     within = Table(
-        "At one length: of pairs of a right and a wrong sample, the percentage in which the right one's tokens are the "
-        "likelier ones; chance is 50 %.",
+        "Within one length: percentage of pairs of a right and a wrong sample in which the tokens of the right one are "
+        "more likely; chance is 50 %.",
         ["model", "right by", "tokens", "percent", "pairs"],
         [
             [
@@ -314,7 +314,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         3,
     )
     published = Table(
-        "The paper's table 9 by the same statistics, over its lengths.",
+        "The same statistics for the paper's table 9, over its lengths.",
         ["model", "tokens", "r", "p", "rho", "Williams' p"],
         [
             [

@@ -361,7 +361,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 *(f"{100 * mean:.1f}" for mean in means),
             )
         )
-    made = [Table(f"The variants; chance in choice is {100 * CHANCE:.0f} %:", ("variant", *columns), rows)]
+    made = [Table(f"Variants; chance is {100 * CHANCE:.0f} % for choice:", ("variant", *columns), rows)]
     pooled = result["pooled"]
     benchmarks = list(next(iter(pooled["metrics"].values())))
     cells = []
@@ -387,9 +387,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     heads = ("metric", "benchmark", "Pearson", "Spearman", "n", "p against PPL", *result["within"])
     made.append(
         Table(
-            "Correlations with benchmark scores, standardised within families, logarithms of perplexities (95 % "
-            "intervals over variants; Williams' test against PPL; then within each family; of random subsets the "
-            "median and range):",
+            "Correlations between benchmark scores and logarithms of perplexities, standardized within families (95 % "
+            "intervals over variants; Williams' test against PPL; the last columns: within each family; for random "
+            "subsets, median and range):",
             heads,
             cells,
             left=2,

@@ -237,9 +237,9 @@ def _starts(result: Mapping[str, Any], factors: Sequence[int]) -> Table:
     ]
     rows.append(("all", *(_percent(result["own"][f"{form}.choice"]) for form in forms), *("" for _ in factors)))
     return Table(
-        f"Small models ({result['starts'][0]['parameters']:,} parameters) at the length that they were trained at: "
-        f"choices right, % (chance {100 * result['chance']:.1f} %); key tokens of the evaluator by length, "
-        "answers among them:",
+        f"Small models ({result['starts'][0]['parameters']:,} parameters) at their trained length: "
+        f"choice accuracy, % (chance {100 * result['chance']:.1f} %); the evaluator's key tokens at each length, "
+        "with answers among them in parentheses:",
         ("seed", *forms, *(f"key tokens, {factor}x" for factor in factors)),
         rows,
     )
@@ -257,8 +257,8 @@ def _means_table(result: Mapping[str, Any]) -> Table:
         for row in result["means"]
     ]
     return Table(
-        f"Choices right (chance {100 * result['chance']:.1f} %) and perplexities, means over {len(result['seeds'])} "
-        "seeds [95 % interval: bootstrap of seeds and questions; of perplexities Student's t over seeds]:",
+        f"Choice accuracy (chance {100 * result['chance']:.1f} %) and perplexities, means over {len(result['seeds'])} "
+        "seeds [95 % interval: bootstrap of seeds and questions; for perplexities, Student's t over seeds]:",
         ("length", "training", "method", *(head for _, head, _, _ in columns)),
         sorted(rows, key=lambda row: (row[0], row[1])),
         left=3,
@@ -285,7 +285,7 @@ def _harm(result: Mapping[str, Any]) -> Table:
         if row["reading"] == "trained length"
     ]
     heads = ("length", "method", *(head for _, head, _, _ in columns))
-    title = "Frozen: log PPL of prose minus that of short text by the model as it was, nats:"
+    title = "Frozen: log PPL of prose minus log PPL of short text under the unextended model, nats:"
     return Table(title, heads, rows, left=2)
 
 
@@ -299,9 +299,9 @@ def _ranking(result: Mapping[str, Any]) -> Table:
             best = (str(row["best_by_metric"]), row["best_by_task"])
             rows.append((f"{row['factor']}x", row["among"], row["metric"], str(row["n"]), *both, p, *best))
     return Table(
-        "Does perplexity rank the methods as the mean of the tasks does? Spearman's rho; -1 is the same ranking [95 %: "
-        "bootstrap over methods; over seeds Student's t]:",
-        ("length", "among", "metric", "methods", "rho", "rho of a seed", "p", "lowest perplexity", "best at tasks"),
+        "Does perplexity rank the methods as the mean of the tasks does? Spearman's rho; -1 means the same ranking "
+        "[95 % interval: bootstrap over methods; for seeds, Student's t]:",
+        ("length", "among", "metric", "methods", "rho", "rho per seed", "p", "lowest perplexity", "best at tasks"),
         rows,
         left=3,
     )
@@ -324,8 +324,8 @@ def _rates(result: Mapping[str, Any]) -> Table:
         for key, rates in found.items()
     ]
     return Table(
-        "Choice NLL of the development seeds by learning rate; the lowest is the method's:",
-        ("length", "method", *(f"{rate:g}" for rate in every), "chosen"),
+        "Choice NLL of the development seeds by learning rate; each method uses the rate with the lowest:",
+        ("length", "method", *(f"{rate:g}" for rate in every), "selected"),
         rows,
         left=2,
     )
@@ -342,12 +342,12 @@ def _blocks(part: Mapping[str, Any]) -> Table:
         rows.append((method, *(f"{value:.2f}" for value in mine.mean(axis=0)), last, f"{np.exp(mine.mean()):.2f}"))
     ends = np.array([row["blocks"] for row in part["own"]])
     lead = [""] * (size - ends.shape[1])
-    rows.append(("the end alone", *lead, *(f"{value:.2f}" for value in ends.mean(axis=0)), "", ""))
+    rows.append(("last tokens only", *lead, *(f"{value:.2f}" for value in ends.mean(axis=0)), "", ""))
     return Table(
-        f"{part['model']}, nothing trained: NLL of {size} equal parts of a document, nats a token, mean of "
-        f"{len(documents)} documents ({', '.join(documents)}); last row: the last {part['own'][0]['length']:,} tokens "
-        "alone:",
-        ("method", *(str(place + 1) for place in range(size)), "last part minus that alone", "PPL"),
+        f"{part['model']}, frozen: NLL of {size} equal parts of a document, nats per token, mean over "
+        f"{len(documents)} documents ({', '.join(documents)}); last row: only the last {part['own'][0]['length']:,} "
+        "tokens:",
+        ("method", *(str(place + 1) for place in range(size)), "last part, minus last row", "PPL"),
         rows,
     )
 
@@ -365,8 +365,8 @@ def _tasks(part: Mapping[str, Any]) -> Table:
         for row in sorted(part["tasks"], key=lambda row: row["task"])
     ]
     return Table(
-        f"{part['model']}, nothing trained: choices among ten (chance {100 * part['chance']:.0f} %), with Wilson's "
-        "interval as if questions on one text were independent, and NLL of the whole right answer:",
+        f"{part['model']}, frozen: choices among ten (chance {100 * part['chance']:.0f} %), with Wilson intervals that "
+        "treat questions on one text as independent, and the NLL of the whole right answer:",
         ("task", "method", "tokens", "right", "95 %", "NLL of the answer"),
         rows,
         left=2,

@@ -216,8 +216,10 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         _starts(result, forms),
         _tuning(result),
         _means(result, forms),
-        _differences(result, forms, ("equal steps", "equal time"), "An arm minus CE of the same seed and questions"),
-        _differences(result, forms, ("training",), "An arm minus the extended model before training"),
+        _differences(
+            result, forms, ("equal steps", "equal time"), "Difference between an arm and CE, same seed and questions"
+        ),
+        _differences(result, forms, ("training",), "Difference between an arm and the extended model before training"),
         _curve(result, forms[0]),
         _weights(result),
     ]
@@ -239,8 +241,8 @@ def _starts(result: Mapping[str, Any], forms: Sequence[str]) -> Table:
         )
     parameters = result["starts"][0]["base"]["parameters"]
     return Table(
-        f"Seeds: each has a base model of its own ({parameters:,} parameters). By form: how often its choice among the "
-        f"values of a key is right at its own length, % (chance {100 * result['chance']:.1f} %):",
+        f"Seeds; each has its own base model ({parameters:,} parameters). Per form: accuracy of the base model's "
+        f"choice among the values of a key at its trained length, % (chance {100 * result['chance']:.1f} %):",
         ("seed", "20-grams shared, %", "training text removed, %", *forms, "key tokens", "answers among them"),
         rows,
     )
@@ -262,8 +264,8 @@ def _tuning(result: Mapping[str, Any]) -> Table:
         for (method, arm), rates in found.items()
     ]
     return Table(
-        "Answer NLL of the development seeds by learning rate; the lowest is the arm's:",
-        ("extension", "loss", *(f"{rate:g}" for rate in every), "chosen"),
+        "Answer NLL of the development seeds by learning rate; each arm uses the rate with the lowest:",
+        ("extension", "loss", *(f"{rate:g}" for rate in every), "selected"),
         rows,
         left=2,
     )
@@ -300,7 +302,7 @@ def _means(result: Mapping[str, Any], forms: Sequence[str]) -> Table:
         if row["metrics"]["longppl"]["mean"] is not None or row["metrics"]["prose_ppl"]["mean"] is not None
     ]
     return Table(
-        f"Means over {len(result['seeds'])} seeds [95 % interval: bootstrap of seeds and questions; of perplexities "
+        f"Means over {len(result['seeds'])} seeds [95 % interval: bootstrap of seeds and questions; for perplexities, "
         "Student's t over seeds]:",
         ("extension", "loss", "steps", *(head for _, head, _, _ in columns)),
         rows,
@@ -325,7 +327,7 @@ def _differences(result: Mapping[str, Any], forms: Sequence[str], readings: Sequ
         if row["reading"] in readings
     ]
     return Table(
-        f"{title} (likewise; log PPL in nats):",
+        f"{title} (intervals as above; log PPL in nats):",
         ("extension", "loss", "reading", "steps", *(head for _, head, _, _ in columns)),
         rows,
         left=3,
@@ -345,8 +347,8 @@ def _curve(result: Mapping[str, Any], form: str) -> Table:
         if row["arm"] in ("ce", "floored") or row["arm"].startswith("longce")
     ]
     return Table(
-        "Over wall-clock time, in steps of CE (the paper's figure 7, and K and d of its table 7):",
-        ("extension", "loss", "steps", "time, steps of CE", "answers right, %", "answer NLL"),
+        "By wall-clock time, in CE steps (compare the paper's figure 7, and K and d of its table 7):",
+        ("extension", "loss", "steps", "time, CE steps", "answers right, %", "answer NLL"),
         rows,
         left=2,
     )
@@ -359,7 +361,7 @@ def _weights(result: Mapping[str, Any]) -> Table:
         rows.append((row["method"], row["arm"], f"{row['mean']:.3f}", answers, f"{100 * row['share_of_answers']:.2f}"))
     return Table(
         "Weights in training:",
-        ("extension", "loss", "mean weight", "mean weight of answers", "answers' share of all weight, %"),
+        ("extension", "loss", "mean weight", "mean weight of answers", "answers, fraction of total weight, %"),
         rows,
         left=2,
     )
