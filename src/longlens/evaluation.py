@@ -215,7 +215,7 @@ class Reference:
     Attributes:
         model: Name or path.
         loading: How it is loaded.
-        engine: Its cache policy; transformers alone runs it.
+        engine: What runs it, and its cache policy.
     """
 
     model: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,33 +116,24 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
     return logprobs.float()
 
 
-Rows = Callable[[Tensor, Tensor, slice], None]
-"""Takes ``(m, V)`` log-probabilities of a block, those of the reference (else the same), and which rows they are."""
-
-
-def each_distribution(hidden: Tensor, head: Head, use: Rows, *, reference: tuple[Tensor, Head] | None = None) -> None:
-    """Shows the distribution over the vocabulary of every row once, block by block, in fp32: no gradient.
+def logit_blocks(hidden: Tensor, head: Head) -> Iterator[Tensor]:
+    """``head.logits(hidden)`` in fp32, at most `DISTRIBUTION_BYTES` of its rows at a time; no gradient.
 
     Args:
         hidden: ``(m, H)`` hidden states.
         head: The vocabulary head.
-        use: What is done with a block.
-        reference: Hidden states ``(m, H')`` of another model at the same places, and its head. Where one head has
-            entries for more tokens (padding), both are normalised over those that they share.
+
+    Yields:
+        ``(rows, V)`` float32, from the first row to the last.
     """
-    sides = [(hidden, head)] if reference is None else [(hidden, head), reference]
-    operands = [(states, _operand(one, states)) for states, one in sides]
-    shared = min(len(one.weight) for _, one in operands)
-    wide = max(len(one.weight) for _, one in operands)
-    at_once, rows = (max(1, size // (4 * wide)) for size in (max(LOGIT_BYTES, DISTRIBUTION_BYTES), DISTRIBUTION_BYTES))
+    operand, width = _operand(head, hidden), _width(hidden)
+    vocabulary = 4 * len(operand.weight)
+    at_once, rows = (max(1, size // vocabulary) for size in (max(LOGIT_BYTES, DISTRIBUTION_BYTES), DISTRIBUTION_BYTES))
     for first in range(0, len(hidden), at_once):
-        logits = [
-            one.logits(states[first : first + at_once].to(one.weight.dtype), _width(states)) for states, one in operands
-        ]
-        for start in range(0, len(logits[0]), rows):
-            part = slice(start, start + rows)
-            blocks = [each[part, :shared].float().log_softmax(-1).to(hidden.device) for each in logits]
-            use(blocks[0], blocks[-1], slice(first + start, first + start + len(blocks[0])))
+        with torch.no_grad():
+            logits = operand.logits(hidden[first : first + at_once].to(operand.weight.dtype), width)
+        for start in range(0, len(logits), rows):
+            yield logits[start : start + rows].float()
 
 
 def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:

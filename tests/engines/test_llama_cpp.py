@@ -96,9 +96,53 @@ def test_what_cannot_be_right_is_refused_in_one_line(tmp_path: Path):
         load_scorer("smollm2", engine="llama-cpp", tokenizer=byte_tokenizer())
     with pytest.raises(UserError, match="`device` is 'cuda'; expected auto or cpu"):
         load_scorer("smollm2", engine="llama-cpp", device="cuda")
-    with pytest.raises(UserError, match="takes 100"):
+    with pytest.raises(UserError, match="supports 100"):
         list(load_scorer("smollm2", engine="llama-cpp", max_model_len=100).logprobs([Request(0, [5] * 101, 1)]))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="cannot load the model"):
         load_scorer(str(broken), engine="llama-cpp", tokenizer=load_tokenizer("smollm2"))
+
+
+def test_distributions_are_compared_with_those_of_transformers(tmp_path):
+    """KL is that of the kernels: rounding with float weights and attention, more with 8-bit activations."""
+    from longlens.evaluation import Reference, score_documents
+    from longlens.settings.options import Engine, Loading, Truncation
+
+    path = save_gguf(tmp_path / "f32.gguf")
+
+    def run(name, model, engine, loading, reference):
+        return score_documents(
+            documents(),
+            model,
+            tmp_path / name,
+            context=None,
+            truncation=Truncation(max_length=TOKENS),
+            engine=Engine(engine=engine),
+            loading=loading,
+            statistics=["divergence", "entropy"],
+            reference=reference,
+        )
+
+    exact = Loading(dtype="float32")
+    whole = Reference(model="smollm2", loading=exact)
+    plain = {
+        row.id: row
+        for row in score(documents(), load_scorer("smollm2", dtype="float32"), context=None, max_length=TOKENS)
+    }
+    close = run("f32", str(path), "llama-cpp", exact, whole)
+    for row in close:
+        columns = row.columns
+        assert np.nanmax(columns["kl"]) < 1e-5
+        assert np.nanmean(columns["top1_agreement"]) > 0.99
+        np.testing.assert_allclose(columns["reference_logprob"], plain[row.id].long_logprobs, atol=1e-4)
+    quantized = run("q4", "smollm2", "llama-cpp", Loading(), whole)
+    mean = np.nanmean(np.concatenate([row.columns["kl"] for row in quantized]))
+    assert 1e-4 < mean < 0.05
+    # llama.cpp as the reference, in blocks of other sizes.
+    turned = run(
+        "turned", "smollm2", None, exact, Reference(model=str(path), loading=exact, engine=Engine(engine="llama-cpp"))
+    )
+    kl = {row.id: row.columns["kl"] for row in close}
+    for row in turned:
+        np.testing.assert_allclose(row.columns["reverse_kl"], kl[row.id], atol=2e-6)

@@ -71,7 +71,7 @@ def test_the_engine_in_the_process_gives_the_numbers_of_transformers(folder, exp
         found = score(documents(), scorer, out=tmp_path / "run", **SETTINGS)
         assert apart(found, expected) < NATS
         check_scorer(scorer)
-        with pytest.raises(UserError, match="takes 2,048: use a smaller `max_length`"):
+        with pytest.raises(UserError, match="supports 2,048: use a smaller `max_length`"):
             list(scorer.logprobs([Request(0, [5] * 2049, 1)]))
         # Stopped in the middle, it leaves nothing under way.
         next(iter(scorer.logprobs(Request(i, [5, 6, 7, 8], 1) for i in range(10_000))))
@@ -104,7 +104,7 @@ def test_an_extended_folder_has_the_same_numbers_or_is_refused(folder, tmp_path)
         assert scorer.info.max_length == 16384
         assert apart(score(long, scorer, **settings), wanted) < NATS
     for method, said in (
-        (rope.DynamicNTK(factor=2), "go by the length of each sequence"),
+        (rope.DynamicNTK(factor=2), "depend on the length of each sequence"),
         (rope.EABF(factor=2), "which vLLM does not have"),
     ):
         rope.extend(str(folder), method, tmp_path / method.name)

@@ -96,6 +96,31 @@ def test_vocabularies_of_padded_heads_are_compared_where_both_have_tokens():
     assert columns(b, a)["kl"].max() < 1e-5
 
 
+class Rechunked:
+    """A reference whose logits come in blocks of other sizes, as those of llama.cpp."""
+
+    def __init__(self, scorer, sizes):
+        self.info, self._scorer, self._sizes = scorer.info, scorer, sizes
+
+    def logits(self, requests):
+        rows = torch.cat(list(self._scorer.logits(requests)))
+        yield from rows.split([*self._sizes, len(rows) - sum(self._sizes)])
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [5, 7, 2], [3] * 9])
+def test_blocks_of_other_sizes_give_the_same_columns(sizes, monkeypatch):
+    monkeypatch.setattr("longlens.logprobs.DISTRIBUTION_BYTES", 7 * 4 * 260)
+    a, b = tiny_model("llama"), tiny_model("llama", initializer_range=0.3)
+    reference = TransformersScorer(a, byte_tokenizer())
+    other = Rechunked(reference, sizes)
+    mine, theirs = (
+        next(TransformersScorer(b, byte_tokenizer(), statistics=ALL, reference=one).logprobs([Request("a", IDS, 1)]))
+        for one in (reference, other)
+    )
+    for name, values in mine.columns.items():
+        assert np.array_equal(values, theirs.columns[name])
+
+
 def test_memory_is_bounded_by_the_block():
     peak = {"numel": 0}
     size = 4096

@@ -16,6 +16,8 @@ from longlens.settings.options import Engine, Loading
 
 TRANSFORMERS = "transformers"
 """The engine of a model that is no server, unless another is named."""
+WITH_LOGITS = ("transformers", "llama-cpp")
+"""Engines whose scorers have the logits of the whole vocabulary, `longlens.scoring.scorer.Distributions`."""
 SERVER = "openai"
 """The engine of a model that is a URL, unless another is named."""
 

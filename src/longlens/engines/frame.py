@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from longlens.errors import UserError, shown
 from longlens.models.files import hash_files, load_tokenizer, model_max_length
 from longlens.models.resolve import Source
 from longlens.runs.identity import PROBE, functional_config
-from longlens.scoring.scorer import Request, Result, ScorerInfo
+from longlens.scoring.scorer import DescribedResult, Request, Result, ScorerInfo
 from longlens.scoring.scores import Floats, wrong_logprobs
 from longlens.settings.options import Engine, Loading
 from longlens.tokenization import Encoded, TextEncoder
@@ -46,6 +46,12 @@ class Greedy(NamedTuple):
     logprob: float | None
 
 
+Answer: TypeAlias = (
+    tuple[Request, Sequence[Any] | Floats] | tuple[Request, Sequence[Any] | Floats, Mapping[str, Floats]]
+)
+"""A request, the log-probabilities that the engine gives, and the columns of statistics if it has any."""
+
+
 class EngineScorer(ABC):
     """A `longlens.scoring.scorer.Scorer` over an engine: what it gives for token ids is checked, then passed on.
 
@@ -61,7 +67,7 @@ class EngineScorer(ABC):
         self._encoder, self.info, self.longest = encoder, info, longest
 
     @abstractmethod
-    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any] | Floats]]:
+    def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
         """Each request with the log-probabilities of ``token_ids[start:]`` as the engine gives them, in any order.
 
         Requests are taken as they are needed. What is under way is stopped when the iterator is closed.
@@ -82,9 +88,10 @@ class EngineScorer(ABC):
             UserError: A request is longer than the engine takes, or an answer cannot be right.
         """
         with closing(self._answers(self._admitted(requests))) as answers:  # type: ignore[type-var]  # a generator
-            for request, values in answers:
+            for request, values, *columns in answers:
                 wanted = len(request.token_ids) - request.start
-                yield Result(request.key, check_logprobs(values, wanted, self.info.name))
+                result = Result(request.key, check_logprobs(values, wanted, self.info.name))
+                yield DescribedResult.make(result, columns[0]) if columns else result
 
     def _admitted(self, requests: Iterable[Request]) -> Iterator[Request]:
         for request in requests:

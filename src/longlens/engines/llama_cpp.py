@@ -10,18 +10,20 @@ import ctypes
 import logging
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from longlens.engines.frame import TOKENIZER_TEXT, EngineScorer, Greedy, engine_encoder, local_info
+from longlens.engines.frame import TOKENIZER_TEXT, Answer, EngineScorer, Greedy, engine_encoder, local_info
 from longlens.errors import UserError, require, shown
+from longlens.logprobs import DISTRIBUTION_BYTES
 from longlens.models.files import load_config, loading_errors
 from longlens.models.resolve import resolve
-from longlens.scoring.scorer import Request, ScorerInfo
-from longlens.scoring.scores import Floats
+from longlens.scoring.scorer import Distributions, Request, ScorerInfo, check_reference, reference_record
+from longlens.scoring.statistics import Statistic, describe
 from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
@@ -157,8 +159,33 @@ class LlamaCppScorer(EngineScorer):
     def __init__(self, model: _Model, encoder: TextEncoder, info: ScorerInfo, *, longest: int | None) -> None:
         super().__init__(encoder, info, longest=longest)
         self._model = model
+        self._statistics: Sequence[Statistic] = ()
+        self._reference: Distributions | None = None
 
-    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Floats]]:
+    def observe(self, statistics: Sequence[Statistic], reference: Distributions | None) -> None:
+        """Computes statistics of each token under its long context from now on, see `longlens.scoring.statistics`.
+
+        Raises:
+            UserError: The reference has another tokenizer.
+        """
+        if reference is not None:
+            check_reference(self.info, reference.info)
+        self._statistics, self._reference = statistics, reference
+        self.info = replace(
+            self.info,
+            statistics=tuple(statistic.name for statistic in statistics),
+            reference=None if reference is None else reference_record(reference.info),
+        )
+
+    def logits(self, requests: Sequence[Request]) -> Iterator[torch.Tensor]:
+        """Logits of the scored tokens of a batch, `longlens.scoring.scorer.Distributions`."""
+        rows = max(1, DISTRIBUTION_BYTES // (4 * self._model.num_tokens))
+        for request in requests:
+            for batch in self._model.logits(request.token_ids[:-1], request.start - 1):
+                for start in range(0, len(batch), rows):
+                    yield torch.from_numpy(batch[start : start + rows])
+
+    def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
         for request in requests:
             ids = request.token_ids
             largest = max(ids)
@@ -167,12 +194,28 @@ class LlamaCppScorer(EngineScorer):
                     f"the tokenizer gives token {largest}, and {shown(self.info.name)} has {self._model.num_tokens:,}: "
                     "leave `tokenizer` out"
                 )
-            place, parts = request.start, []
-            for rows in self._model.logits(ids[:-1], request.start - 1):
-                targets = torch.tensor(ids[place : place + len(rows)], dtype=torch.int64)
-                parts.append(_token_logprobs(torch.from_numpy(rows), targets).numpy())
-                place += len(rows)
-            yield request, np.concatenate(parts)
+            targets = torch.tensor(ids[request.start :], dtype=torch.int64)
+            parts: list[torch.Tensor] = []
+            logits = self._noting(self.logits([request]), targets, parts)
+            if self._statistics and not request.is_short:
+                others = None if self._reference is None else self._reference.logits([request])
+                columns = describe(logits, targets, self._statistics, others)
+                yield request, torch.cat(parts).numpy(), columns
+            else:
+                for _ in logits:
+                    pass
+                yield request, torch.cat(parts).numpy()
+
+    @staticmethod
+    def _noting(
+        logits: Iterable[torch.Tensor], targets: torch.Tensor, parts: list[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """The blocks as they are; the log-probabilities of their targets are added to ``parts``."""
+        place = 0
+        for rows in logits:
+            parts.append(_token_logprobs(rows, targets[place : place + len(rows)]))
+            place += len(rows)
+            yield rows
 
     def _greedy(self, token_ids: Sequence[int]) -> Greedy:
         (rows,) = self._model.logits(token_ids, len(token_ids) - 1)
@@ -232,10 +275,7 @@ def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
 
 
 def _token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """``logits.log_softmax(-1).gather(-1, targets)``, in place."""
-    chosen = logits.gather(-1, targets[:, None])[:, 0]
-    peak = logits.amax(-1, keepdim=True)
-    return chosen - (logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
+    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
 
 def _check_tokenizer(name: str, model: _Model, encoder: TextEncoder) -> None:

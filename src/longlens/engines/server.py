@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from longlens.engines.address import Server
-from longlens.engines.frame import TOKENIZER_TEXT, EngineScorer
+from longlens.engines.frame import TOKENIZER_TEXT, Answer, EngineScorer
 from longlens.engines.http import Http, Refused
 from longlens.errors import UserError, shown, shown_value
 from longlens.models.files import load_tokenizer
@@ -41,7 +41,7 @@ class ServerScorer(EngineScorer):
             UserError: It does not have them.
         """
 
-    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any]]]:
+    def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
         def make(request: Request) -> tuple[str, Any]:
             return self.request([int(token) for token in request.token_ids], request.start)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from longlens.engines.frame import EngineScorer, Greedy, engine_encoder, local_info
+from longlens.engines.frame import Answer, EngineScorer, Greedy, engine_encoder, local_info
 from longlens.errors import UserError, library_errors, shown
 from longlens.models.files import find_adapter, load_config, model_max_length
 from longlens.models.resolve import check_folder, check_hub, hub_access, resolve
@@ -52,7 +52,7 @@ class VllmScorer(EngineScorer):
         atexit.register(_shut_down, weakref.ref(engine))
         self._numbers = itertools.count()
 
-    def _answers(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Sequence[Any] | Floats]]:
+    def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
         waiting = iter(requests)
         open_requests: dict[str, Request] = {}
         tokens, more = 0, True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from longlens.engines import OWN, TRANSFORMERS, check_taken, engine_name
+from longlens.engines import OWN, TRANSFORMERS, WITH_LOGITS, check_taken, engine_name
 from longlens.errors import UserError, library_errors, shown
 from longlens.models.checkpoint import Checkpoint, check_loading_info
 from longlens.models.files import hash_files, load_tokenizer, loading_errors, model_max_length
@@ -20,7 +20,7 @@ from longlens.settings.options import Engine, Loading
 if TYPE_CHECKING:
     from longlens.corpus import Document
     from longlens.models.caches import CachePolicy, CacheProtocol, CacheUse
-    from longlens.scoring.scorer import Scorer, ScorerInfo
+    from longlens.scoring.scorer import Distributions, Scorer, ScorerInfo
     from longlens.scoring.statistics import Statistic
     from longlens.scoring.transformers import TransformersScorer
     from longlens.tokenization import Encoded
@@ -62,7 +62,7 @@ class UnloadedModel:
         from longlens.scoring.scorer import ScorerInfo
         from longlens.tokenization import TextEncoder
 
-        self._loading, self._engine = loading or Loading(), engine or Engine()
+        self._name, self._loading, self._engine = name, loading or Loading(), engine or Engine()
         self._loaded: Scorer | None = None
         kind = engine_name(name, self._engine)
         check_taken(kind, self._loading, self._engine)
@@ -70,6 +70,9 @@ class UnloadedModel:
         self._statistics, self._reference = self._load_statistics(kind, statistics, reference), reference
         if kind != TRANSFORMERS:
             self._loaded = _load_engine(name, kind, self._loading, self._engine)
+            if self._statistics:
+                other: Any = None if reference is None else reference.load()
+                self._loaded.observe(self._statistics, other)  # type: ignore[attr-defined]  # an engine of DISTRIBUTIONS
             self.info = self._loaded.info
             return
         source = resolve(name)
@@ -98,11 +101,12 @@ class UnloadedModel:
     def _load_statistics(self, kind: str, names: Sequence[str], reference: UnloadedModel | None) -> Sequence[Statistic]:
         if not names:
             return ()
-        is_transformers = kind == TRANSFORMERS and (reference is None or reference._loaded is None)
-        if not is_transformers or self.team.size > 1:
+        kinds = {kind} if reference is None else {kind, engine_name(reference._name, reference._engine)}
+        if not kinds <= set(WITH_LOGITS) or self.team.size > 1:
             raise UserError(
-                f"`statistics` need distributions over the whole vocabulary, which require `engine={TRANSFORMERS}` in "
-                "one process: leave out `statistics`, or the engine and `tensor_parallel`"
+                "`statistics` need distributions over the whole vocabulary, which require "
+                f"{' or '.join(f'`engine={name}`' for name in WITH_LOGITS)} in one process: leave out `statistics`, or "
+                "the engine and `tensor_parallel`"
             )
         from longlens.scoring.statistics import load_statistics
 
@@ -296,7 +300,7 @@ def _load_checkpoint(
     cache: CacheUse | None,
     team: Team,
     statistics: Sequence[Statistic] = (),
-    reference: TransformersScorer | None = None,
+    reference: Distributions | None = None,
 ) -> TransformersScorer:
     source, loading = checkpoint.source, checkpoint.loading
     if (loading.tensor_parallel or 1) > team.size:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from longlens.corpus import Document
+from longlens.errors import UserError
 from longlens.runs.identity import ModelIdentity
 from longlens.scoring.scores import Floats
 from longlens.tokenization import Encoded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Request(NamedTuple):
@@ -124,3 +128,27 @@ class Scorer(TokenizedModel, Protocol):
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
         """An answer to every request, in any order; requests are taken as they are needed."""
+
+
+class Distributions(Protocol):
+    """A scorer that can be the reference of statistics: it has logits over the whole vocabulary."""
+
+    @property
+    def info(self) -> ScorerInfo:
+        """What a run records of the model."""
+
+    def logits(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        """Logits of the scored tokens of a batch, ``(rows, V)`` float32 in blocks, request after request."""
+
+
+def check_reference(info: ScorerInfo, reference: ScorerInfo) -> None:
+    """Refuses a reference whose distributions are over other tokens.
+
+    Raises:
+        UserError: The tokenizers differ.
+    """
+    if info.tokenizer_sha256 != reference.tokenizer_sha256:
+        raise UserError(
+            f"{info.name} and {reference.name} have different tokenizers, and distributions over tokens can only be "
+            "compared over one vocabulary: compare their perplexities with longlens compare"
+        )

@@ -6,15 +6,19 @@ With a reference, another model that is run over the same tokens, it has the ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from longlens.errors import UserError, shown
 from longlens.plugins import list_plugins, load_plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from longlens.scoring.scores import Floats
 
 Compute: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]"
 """From log-probabilities ``(m, V)``, those of the reference, and the tokens that came ``(m,)`` to columns ``(m,)``.
@@ -113,6 +117,53 @@ def load_statistics(names: Sequence[str], *, has_reference: bool = False) -> lis
     if twice is not None:
         raise UserError(f"two statistics have a column {shown(twice)}: leave one of them out")
     return found
+
+
+def describe(
+    logits: Iterable[Tensor], targets: Tensor, statistics: Sequence[Statistic], reference: Iterable[Tensor] | None
+) -> dict[str, Floats]:
+    """The columns of statistics.
+
+    Args:
+        logits: Rows in blocks, ``(rows, V)`` float32, of which one is in memory at a time.
+        targets: ``(m,)``, the token that came after each row.
+        statistics: What is computed of each block.
+        reference: The same rows of the reference, in blocks of any size; None without one. Where one model has
+            entries for more tokens (padding), both are normalised over those that they share.
+
+    Raises:
+        UserError: A statistic gives other columns than it declares.
+    """
+    # Made first: small arrays that stay between the blocks would keep glibc from using their memory again.
+    found = {name: np.empty(len(targets), np.float32) for statistic in statistics for name in statistic.columns}
+    start = 0
+    for block, other in ((block, None) for block in logits) if reference is None else _in_step(logits, reference):
+        if other is None:
+            own = others = block.log_softmax(-1)
+        else:
+            shared = min(block.shape[1], other.shape[1])
+            own, others = (side[:, :shared].log_softmax(-1).to(targets.device) for side in (block, other))
+        rows = slice(start, start + len(own))
+        start = rows.stop
+        for statistic in statistics:
+            made = statistic.compute(own, others, targets[rows])
+            check_columns(statistic, made, len(own))
+            for name, values in made.items():
+                found[name][rows] = values.float().cpu().numpy()
+    return found
+
+
+def _in_step(blocks: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of both, in pieces of equal numbers of rows."""
+    following = iter(others)
+    other = None
+    for block in blocks:
+        while len(block):
+            if other is None or not len(other):
+                other = next(following)
+            rows = min(len(block), len(other))
+            yield block[:rows], other[:rows]
+            block, other = block[rows:], other[rows:]
 
 
 def check_columns(statistic: Statistic, made: Mapping[str, Any], rows: int) -> None:

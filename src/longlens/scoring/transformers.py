@@ -19,9 +19,9 @@ from longlens.logprobs import (
     BLOCK_BYTES,
     LOGIT_BYTES,
     Head,
-    each_distribution,
     find_head,
     greedy_tokens,
+    logit_blocks,
     token_logprobs,
 )
 from longlens.models.caches import CacheUse, FullCache, cache_bytes, observed
@@ -42,9 +42,17 @@ from longlens.models.quantized import dtype_note, quantization_note, quantizatio
 from longlens.rope.eabf import base_attention
 from longlens.rope.model import check_model
 from longlens.runs.identity import functional_config
-from longlens.scoring.scorer import DescribedResult, Request, Result, ScorerInfo, reference_record
+from longlens.scoring.scorer import (
+    DescribedResult,
+    Distributions,
+    Request,
+    Result,
+    ScorerInfo,
+    check_reference,
+    reference_record,
+)
 from longlens.scoring.scores import Floats
-from longlens.scoring.statistics import Statistic, check_columns
+from longlens.scoring.statistics import Statistic, describe
 from longlens.tokenization import Encoded, TextEncoder
 
 LOOK_AHEAD_BATCHES = 8
@@ -104,7 +112,7 @@ class TransformersScorer:
         spans: Any = "exact",
         cache: CacheUse | None = None,
         statistics: Sequence[Statistic] = (),
-        reference: TransformersScorer | None = None,
+        reference: Distributions | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._encoder = TextEncoder(tokenizer, spans=spans)
@@ -128,11 +136,8 @@ class TransformersScorer:
         if cache is not None:
             self._check_takes(cache)
         self._statistics, self._reference = list(statistics), reference
-        if reference is not None and reference._encoder.sha256 != self._encoder.sha256:
-            raise UserError(
-                f"{self.info.name} and {reference.info.name} have different tokenizers, and distributions over tokens "
-                "can only be compared over one vocabulary: compare their perplexities with longlens compare"
-            )
+        if reference is not None:
+            check_reference(self.info, reference.info)
 
     @cached_property
     def info(self) -> ScorerInfo:
@@ -192,7 +197,14 @@ class TransformersScorer:
             for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens, rows=rows):
                 yield [some[number] for number in numbers]
 
-    def _score(self, batch: Sequence[Request]) -> list[Result]:
+    def logits(self, requests: Sequence[Request]) -> Iterator[Tensor]:
+        """Logits of the scored tokens of a batch of long contexts, `longlens.scoring.scorer.Distributions`."""
+        with running(self.model):
+            states, _ = self._long_hidden(*self._tensors(requests))
+        yield from logit_blocks(states.to(self._head.weight.device), self._head)
+
+    def _tensors(self, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
+        """Tokens ``(B, T)`` of sequences, the longest first, and which rows predict a scored one."""
         longest = len(batch[0].token_ids)
         limit = getattr(self._config, "max_position_embeddings", None)
         if limit is not None and longest > limit and getattr(self._config, "rope_parameters", None) is None:
@@ -208,6 +220,10 @@ class TransformersScorer:
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         for row, request in zip(keep, batch, strict=True):
             row[request.start - 1 : len(request.token_ids) - 1] = True
+        return input_ids, keep
+
+    def _score(self, batch: Sequence[Request]) -> list[Result]:
+        input_ids, keep = self._tensors(batch)
         is_long = not batch[0].is_short
         columns: dict[str, Floats] = {}
         hidden, held = self._long_hidden(input_ids, keep) if is_long else (self._hidden(input_ids, keep), None)
@@ -220,7 +236,8 @@ class TransformersScorer:
         block_bytes = LOGIT_BYTES if described else BLOCK_BYTES
         logprobs = token_logprobs(hidden, targets, self._head, block_bytes=block_bytes).cpu().numpy()
         if described:
-            columns |= self._describe(input_ids, keep, hidden, targets)
+            others = None if self._reference is None else self._reference.logits(batch)
+            columns |= describe(logit_blocks(hidden, self._head), targets, self._statistics, others)
         if np.isnan(logprobs).any():
             raise UserError(
                 f"{self.info.name} overflows in {self.info.dtype} (log-probabilities are NaN): use "
@@ -234,27 +251,6 @@ class TransformersScorer:
             DescribedResult.make(result, {name: piece[i] for name, piece in pieces.items()}) if pieces else result
             for i, result in enumerate(results)
         ]
-
-    def _describe(self, input_ids: Tensor, keep: Tensor, hidden: Tensor, targets: Tensor) -> dict[str, Floats]:
-        """The columns of the statistics."""
-        reference = None
-        if self._reference is not None:
-            other = self._reference
-            place = other._device
-            with running(other.model):
-                states, _ = other._long_hidden(input_ids.to(place), keep.to(place))
-            reference = (states.to(other._head.weight.device), other._head)
-        found = {name: np.empty(len(hidden), np.float32) for s in self._statistics for name in s.columns}
-
-        def use(logprobs: Tensor, others: Tensor, rows: slice) -> None:
-            for statistic in self._statistics:
-                made = statistic.compute(logprobs, others, targets[rows])
-                check_columns(statistic, made, len(logprobs))
-                for name, values in made.items():
-                    found[name][rows] = values.float().cpu().numpy()
-
-        each_distribution(hidden, self._head, use, reference=reference)
-        return found
 
     def _hidden(self, input_ids: Tensor, keep: Tensor) -> Tensor:
         """Last hidden states of the kept positions, ``(number kept, H)``, row by row of the batch."""

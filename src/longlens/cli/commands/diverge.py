@@ -28,7 +28,10 @@ def diverge(
     reference_cache: Annotated[
         str | None, typer.Option(help="KV cache policy of the reference model.  [default: full]")
     ] = None,
-    engine: Annotated[Engine, Part(("cache", "cache_chunk", "cache_protocol", "tokenizer"))],
+    reference_engine: Annotated[
+        str | None, typer.Option(help="transformers or llama-cpp, for the reference model.  [default: transformers]")
+    ] = None,
+    engine: Annotated[Engine, Part(("engine", "tokenizer", "max_model_len", "cache", "cache_chunk", "cache_protocol"))],
     loading: Annotated[Loading, Part(but=("tensor_parallel",))],
     truncation: Truncation,
     no_text: o.NoText = False,
@@ -45,15 +48,20 @@ def diverge(
 
     from longlens.cli.console import print_json
     from longlens.cli.progress import ProgressBar
+    from longlens.engines import share
     from longlens.evaluation import Reference, open_sources, score_documents
     from longlens.metrics.divergence import divergence
     from longlens.runs.processes import Processes
     from longlens.scoring.statistics import DIVERGENCE
 
     chosen = o.key_source(evaluator_scores, keys, rule, None)  # before anything is run
-    same: dict[str, Any] = {"tokenizer": engine.tokenizer}
+    same: dict[str, Any] = {"tokenizer": engine.tokenizer, "engine": reference_engine}
     if reference_cache is not None:
         same |= {"cache": reference_cache, "cache_chunk": engine.cache_chunk, "cache_protocol": engine.cache_protocol}
+    other = loading if reference_dtype is None else replace(loading, dtype=reference_dtype)
+    (loading, engine), (other, reference_settings) = share(
+        [(model, loading, engine), (reference, other, Engine(**same))]
+    )
     scores = score_documents(
         open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
         model,
@@ -66,8 +74,8 @@ def diverge(
         statistics=[DIVERGENCE.name],
         reference=Reference(
             model=reference,
-            loading=loading if reference_dtype is None else replace(loading, dtype=reference_dtype),
-            engine=Engine(**same),
+            loading=other,
+            engine=reference_settings,
         ),
         progress=ProgressBar(),
     )
