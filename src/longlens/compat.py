@@ -59,7 +59,7 @@ def compute_longppl(
     alpha: float = 2,
     beta: float = -2,
 ) -> PublishedResult:
-    """LongPPL of one text, with the signature, the settings and the result keys of ``longppl`` 0.3.0.
+    """LongPPL of one text, with the signature, settings and result keys of ``longppl`` 0.3.0.
 
     With K = ``trunc_len``, d = ``sliding_window``, ``x = tokenizer(text, add_special_tokens=False)`` of n tokens and
     ``y = evaluator_tokenizer(text)``, whose special tokens are part of y and counted in K::
@@ -71,40 +71,40 @@ def compute_longppl(
         ppl      = exp(mean(loss[1:]))
         longppl  = exp(mean(loss[i] for i >= 1 where the characters of x[i] lie inside one of runs))
 
-    Same as the package: these formulas, spans that are the tokenizer's own ``offset_mapping``, `ppl` over n - 1 losses
-    beside an `n_token` of n, None for `longppl` and `n_key_token` without key tokens, texts that are not cut however
-    long they are for the model, and the format of `save_path`.
+    Same as the package: these formulas, spans from the tokenizer's own ``offset_mapping``, `ppl` over n - 1 losses with
+    an `n_token` of n, None for `longppl` and `n_key_token` without key tokens, no truncation of the text, and the
+    format of `save_path`.
 
-    Different, and why:
+    Different from the package:
 
-    - Log-probabilities are taken in fp32 whatever the model's dtype; there, they are taken in that dtype.
-    - Token 0 has no loss and is never key; there, it takes the last token's loss (index -1).
-    - A token without characters is never key; there, it is where its place lies inside a run or at its ends.
-    - Runs that overlap (a character split into several tokens) merge; there, a token over both is not key.
-    - A last window of one token is scored; there, ``(len(y) - K) % d == 1`` ends in a TypeError, as d = 1 does.
-    - Names and paths are loaded, as its docstring promises; there, they end in an AttributeError.
-    - Tokenizers without offsets get exact spans; there, spans drift with every character of several tokens, or the
-      missing offsets are a KeyError (transformers 5).
-    - Dynamic NTK starts afresh with every window; there, windows keep the frequencies of the whole text.
-    - `save_path` is matched against its format and has to fit the text; there, its content is run by ``eval``.
+    - Log-probabilities are computed in fp32 for every model dtype; the package uses the model's dtype.
+    - Token 0 has no loss and is never key; in the package it has the last token's loss (index -1).
+    - A token without characters is never key; in the package it is if its position lies inside a run or at its ends.
+    - Overlapping runs (a character split into several tokens) are merged; in the package a token over both is not key.
+    - A last window of one token is scored; in the package ``(len(y) - K) % d == 1`` raises TypeError, as does d = 1.
+    - Names and paths are loaded, as the package documents; there they raise AttributeError.
+    - Tokenizers without offsets get exact spans; in the package spans drift with every character of several tokens, or
+      the missing offsets raise KeyError (transformers 5).
+    - Dynamic NTK is reset for every window; in the package windows keep the frequencies of the whole text.
+    - `save_path` is parsed and must fit the text; the package runs ``eval`` on its content.
     - Nothing is printed, and `ppl` of a text of one token is None instead of NaN.
 
     Args:
-        text: The text, scored whole.
-        model: The evaluated model: an object of transformers, or its hub id, folder, ``.gguf`` file or embedded name.
-        evaluator_model: The evaluator, likewise; None takes the key tokens from `save_path`.
-        tokenizer: Of `model` where that is an object; else None, as it is loaded with the model.
-        evaluator_tokenizer: Of `evaluator_model`, likewise.
-        save_path: File of the evaluator's key tokens: written with an evaluator (replaced where it exists; whole or
-            not at all), read without.
+        text: The text, scored without truncation.
+        model: The evaluated model: a transformers model, or its Hub id, directory, ``.gguf`` file or embedded name.
+        evaluator_model: The evaluator, in the same forms; None reads the key tokens from `save_path`.
+        tokenizer: Tokenizer of `model` if that is an object; otherwise None, because it is loaded with the model.
+        evaluator_tokenizer: Tokenizer of `evaluator_model`, in the same way.
+        save_path: File of the evaluator's key tokens: written atomically with an evaluator (an existing file is
+            replaced), read without.
         trunc_len: K, tokens of the short context.
         sliding_window: d, tokens that share a short context.
         alpha: Threshold of the long-short difference, nats.
         beta: Threshold of the long-context likelihood, nats.
 
     Raises:
-        UserError: A model object without tokenizer, a name with one, neither evaluator nor `save_path`, settings
-            that cannot be, or a `save_path` that cannot be written, read or is of another text.
+        UserError: A model object without a tokenizer, a name with one, neither evaluator nor `save_path`, invalid
+            settings, or a `save_path` that cannot be written or read, or belongs to another text.
 
     Source: paper, section 3.1 and appendix A.1; package ``longppl`` 0.3.0, ``longppl.py``.
     """
@@ -213,5 +213,5 @@ def _read_runs(save_path: StrPath | None, text: str) -> npt.NDArray[np.int64]:
             f"{path} cannot be read ({error.strerror}): give this `save_path` with an `evaluator_model` first"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text, so it holds no key tokens: {error.reason}") from error
+        raise UserError(f"{path} is not UTF-8 text, so it cannot contain key tokens: {error.reason}") from error
     return parse_published_runs(path, content, len(text))

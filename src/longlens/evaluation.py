@@ -261,7 +261,7 @@ def evaluate_longppl(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> PerplexityResult | None:
-    """LongPPL of a model on documents: the evaluator scores them, then the model, into a folder.
+    """LongPPL of a model on documents: scores them with the evaluator, then with the model.
 
     Documents are truncated by the evaluator's tokenizer, so that both models see the same text.
 
@@ -270,7 +270,7 @@ def evaluate_longppl(
         model: Name or path of the evaluated model.
         out: Run directory for ``evaluator``, ``model`` and ``perplexity.json``; stored documents are skipped. None
             keeps nothing.
-        evaluator: Name or path of the model that selects key tokens, ``self`` for the evaluated one.
+        evaluator: Name or path of the model that selects key tokens, or ``self`` for the evaluated model.
         keys: Key tokens, or a key file, instead of an evaluator.
         context: K in tokens, of the evaluator.
         stride: d in tokens.
@@ -278,20 +278,20 @@ def evaluate_longppl(
         truncation: How documents are truncated.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
         store_text: False does not store the texts.
-        loading: How both models are loaded; a setting that one of their engines has no use for is the other's.
-        engine: What runs the model, and the evaluator where it can run that too (a server's runs servers alone).
-        evaluator_engine: What runs the evaluator instead.
-        evaluator_tokenizer: The evaluator's tokenizer; that in ``engine`` is the model's alone.
+        loading: How both models are loaded; a setting that only one of their engines uses applies to that one.
+        engine: Engine of the model, and of the evaluator if it can run it (an engine for servers runs only servers).
+        evaluator_engine: Engine of the evaluator instead.
+        evaluator_tokenizer: The evaluator's tokenizer; the one in ``engine`` is only for the model.
         name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows characters of the documents.
 
     Returns:
-        The perplexities. Processes that torchrun started share the documents, see `longlens.score`; the first one
-        computes and writes the result when all have ended, and in the others it is None.
+        The perplexities. Processes started by torchrun share the documents, see `longlens.score`. Rank 0 computes and
+        writes the result when all have finished; the other ranks return None.
 
     Raises:
-        UserError: Not one of evaluator and keys; invalid settings; no such model; a folder that was made
-            otherwise; a document with more tokens than the evaluated model takes.
+        UserError: Both or neither of evaluator and keys; invalid settings; unknown model; a folder of another run; a
+            document with more tokens than the evaluated model supports.
 
     Warns:
         LonglensWarning: The model is its own evaluator; no document is longer than the short context.

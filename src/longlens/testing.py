@@ -99,7 +99,7 @@ def _check_info(info: ScorerInfo, rules: _Rules) -> None:
 
 
 def _encode(scorer: Scorer, text: str, rules: _Rules) -> list[int]:
-    with rules.holds("`encode` takes any text"):
+    with rules.holds("`encode` accepts any text"):
         encoded, again = (scorer.encode(Document(id="a", text=text)) for _ in range(2))
     ids, spans = np.asarray(encoded.token_ids), np.asarray(encoded.char_spans)
     integers = np.issubdtype(ids.dtype, np.integer) and np.issubdtype(spans.dtype, np.integer)
@@ -111,7 +111,7 @@ def _encode(scorer: Scorer, text: str, rules: _Rules) -> list[int]:
     starts, ends = spans[:, 0], spans[:, 1]
     inside = bool((starts >= 0).all() and (ends <= len(text)).all() and (starts <= ends).all())
     rules.require(inside, "spans lie in the text, [start, end)", spans[(starts < 0) | (ends > len(text))].tolist()[:3])
-    rules.require(bool((np.diff(starts) >= 0).all()), "spans stand in the order of the text", starts.tolist()[:20])
+    rules.require(bool((np.diff(starts) >= 0).all()), "spans are in the order of the text", starts.tolist()[:20])
     covered = np.zeros(len(text), dtype=bool)
     for start, end in spans:
         covered[start:end] = True
@@ -207,7 +207,7 @@ def check_rope_method(method: Method, *, head_dim: int = 8) -> None:
     fields = dataclasses.fields(method)
     rules.require(all(field.kw_only for field in fields), "its settings are keywords")
     rules.require(isinstance(getattr(type(method), "name", None), str) and method.name, "its class has a `name`")
-    rules.require(dataclasses.replace(method) == method, "it is told by its settings alone")
+    rules.require(dataclasses.replace(method) == method, "it is identified by its settings only")
     length = method.original_length or 64
     for theta in (1e4, 5e5):
         _check_frequencies(method, Rope(dim=head_dim, theta=theta, length=length), rules)
@@ -353,9 +353,9 @@ def check_statistic(statistic: Statistic) -> None:
     for name, values in whole.items():
         rules.require(not torch.isnan(values.float()).any(), "its values are numbers, also of impossible tokens", name)
         for part in (slice(0, 1), slice(1, 4), slice(4, 7)):
-            with rules.holds("`compute` takes any number of rows"):
+            with rules.holds("`compute` accepts any number of rows"):
                 alone = statistic.compute(own[part], other[part], targets[part])[name]
-            _close(alone.numpy(), values[part].numpy(), "a row's values depend on that row alone", rules)
+            _close(alone.numpy(), values[part].numpy(), "a row's values depend only on that row", rules)
 
 
 def check_task(
@@ -458,7 +458,9 @@ def _check_sample(
     lowered = {answer.lower() for answer in sample.answers}
     for start, end in sample.answer_spans:
         found = text[start:end] if 0 <= start < end <= len(text) else ""
-        rules.require(found.lower() in lowered, "`answer_spans` are where answers stand in the prompt", f"{found!r}")
+        rules.require(
+            found.lower() in lowered, "`answer_spans` are the positions of answers in the prompt", f"{found!r}"
+        )
     if sample.context_span is not None:
         start, end = sample.context_span
         is_inside = 0 <= start < end <= len(sample.prompt)
@@ -482,9 +484,9 @@ def _scores(task: Task, sample: Sample, text: str, rules: _Rules) -> dict[str, f
     """Scores of a text, which are the same for a sample that was stored, without its prompt."""
     said = f"{text[:20]!r} for {sample.id}"
     stored = dataclasses.replace(sample, prompt="", metadata=json.loads(json.dumps(sample.metadata)))
-    with rules.holds("`score` takes any text"):
+    with rules.holds("`score` accepts any text"):
         scores = task.score(sample, text)
-    with rules.holds("`score` takes a sample that was stored, without its prompt"):
+    with rules.holds("`score` accepts a stored sample without its prompt"):
         again = task.score(stored, text)
     rules.require(again == scores, "`score` gives the same for a sample that was stored, without its prompt", said)
     for name, score in scores.items():

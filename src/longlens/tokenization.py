@@ -176,7 +176,7 @@ def check_spans(spans: Ints, length: int, *, name: str) -> None:
     if not inside or np.any(np.diff(spans[:, 0]) < 0):
         raise UserError(
             f"{name} gives character spans that are out of order or outside the text of {length} characters, so they "
-            "cannot be relied on: use another tokenizer of this model, or spans='tokenizer' to take them as they are"
+            "cannot be relied on: use another tokenizer of this model, or spans='tokenizer' to use them unchanged"
         )
 
 

@@ -88,7 +88,7 @@ def test_chance_stands_beside_choices():
 def test_choices_that_stand_in_no_text_and_rounded_ones_say_so():
     assert table(choices(9, 0, dtype="bfloat16")).notes == [
         "tiny (choice): choices were compared in bfloat16, whose rounding decides near ties: use `dtype=float32`",
-        f"tiny (choice): {TASK} at 4,096: chance is 10.0, and 100.0 among the choices that stand in the text",
+        f"tiny (choice): {TASK} at 4,096: chance is 10.0, and 100.0 among the choices that occur in the text",
     ]
 
 

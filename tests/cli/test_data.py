@@ -146,7 +146,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*QA, "--pairs", "0"], "--pairs is 0; expected at least 1 of each document"),
         ([*QA, "--max-length", "99"], "--max-length is 99 and --passage-tokens 50: expected at least twice as many"),
         ([*QA, "--max-new-tokens", "0"], "--max-new-tokens is 0; expected at least 1, such as 256"),
-        ([*QA, "--model", "nosuch/"], "no such model: 'nosuch/' is neither a folder, a .gguf file nor a hub id"),
+        ([*QA, "--model", "nosuch/"], "no such model: 'nosuch/' is neither a folder, a .gguf file nor a Hub id"),
         (["data", "qa", "nosuch", *QA[4:]], "no such file or folder: 'nosuch'; a dataset on the Hub is written hf:"),
         ([*QA, "--split", ""], "--split would have no effect without an hf: dataset: leave it out"),
         ([*QA[:-1], "llama"], "llama is not empty and contains no dataset (it has 'config.json'): use a new folder"),

@@ -68,7 +68,7 @@ def test_documents(file, message, work, run):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a hub id (owner/name)"),
+        ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a Hub id (owner/name)"),
         ("a.txt", "a.txt is a file, but not .gguf: pass the model's directory, a Hub id or a .gguf file"),
         (
             "nothing",
@@ -389,9 +389,7 @@ def test_an_unknown_model_is_refused_at_once_when_offline_is_set(work, run, monk
     start = time.monotonic()
     error = run(*score_of("a.txt", model="nosuch/model")).error
     assert time.monotonic() - start < 15  # nothing is retried; without the setting it takes 2 times 23 s
-    assert error.startswith(
-        "error: 'nosuch/model' is not in the hub's cache on this machine, and HF_HUB_OFFLINE is set"
-    )
+    assert error.startswith("error: 'nosuch/model' is not in the Hub cache of this machine, and HF_HUB_OFFLINE is set")
     assert not (work / "out").exists()
 
 
@@ -417,7 +415,7 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(run, monkeypatch):
     ended = run("bench", "list")
     assert (ended.code, ended.err) == (
         130,
-        "interrupted; what was finished is kept, and the same command goes on from there\n",
+        "interrupted; finished work is kept, and the same command resumes from there\n",
     )
 
 

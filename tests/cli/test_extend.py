@@ -92,7 +92,7 @@ def test_what_changed_is_printed(work, run):
         ["first_layer", "-", "0"],
     ]
     assert ended.err == (
-        "note: transformers alone refuses this folder (rope_type 'longlens_eabf'); longlens loads it\n"
+        "note: transformers without longlens rejects this directory (rope_type 'longlens_eabf')\n"
         "next: longlens score DOCS --model out -o SCORES\n"
     )
 
@@ -102,7 +102,7 @@ def test_what_changed_is_printed(work, run):
     [
         ("dynamic-ntk", ["--factor", 4], "max_position_embeddings stays 4,096: longer documents need longlens"),
         ("ntk", ["--theta", 1e6], "max_position_embeddings stays 4,096: longer documents need longlens score --ext"),
-        ("clex", ["--factor", 4], "CLEX starts on the ntk-aware trajectory, and is to be trained"),
+        ("clex", ["--factor", 4], "CLEX starts on the ntk-aware trajectory and must be trained"),
     ],
 )
 def test_notes(method, options, note, work, run):
@@ -168,7 +168,7 @@ def test_settings(arguments, message, folder, run):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a hub id (owner/name)"),
+        ("./nosuch", "no such model: './nosuch' is neither a folder, a .gguf file nor a Hub id (owner/name)"),
         (
             "nothing",
             "the folder 'nothing' contains no model (no config.json): expected a directory written by save_pretrained",

@@ -149,7 +149,7 @@ def test_models_are_told_apart_and_lengths_have_rows(here, run):
             "error: 'nosuch' is not a run (no such folder): give folders of longlens longppl -o RUN",
         ),
         (("5", "--with", "ppl/model"), "is not a run (neither perplexity.json nor samples in it)"),
-        (("1", "--with", "ppl"), "error: Table 1 has no column that run folders hold: give one of 3, 4, 5, "),
+        (("1", "--with", "ppl"), "error: Table 1 has no column that run directories contain: use one of 3, 4, 5, "),
         (("10", "--with", "ppl"), "error: the runs hold nothing of Table 10, which is of MMLU, ARC-C"),
         (("5", "--with", "ppl", "--with", "fewer"), "error: two runs of llama hold different values of PPL ("),
         (("--with", "ppl"), "error: --with would have no effect without a table: leave it out"),

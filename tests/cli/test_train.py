@@ -99,7 +99,10 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):
 def test_gamma_below_1_is_said(recipe, run):
     ended = run(*TRAIN, "--set", "loss.longce.gamma=0.5", "--set", "training.steps=1")
     assert ended.code == 0
-    assert "warning: `gamma` is 0.5, the largest weight: tokens that the long context helps weigh less" in ended.err
+    assert (
+        "warning: `gamma` is 0.5, the largest weight: tokens that the long context helps have lower weights"
+        in ended.err
+    )
 
 
 # --- list, show, schema, --dry-run ------------------------------------------------------------------------------------

@@ -240,7 +240,9 @@ def test_too_long_conversations_are_cut_at_whole_turns_or_left_out_and_counted(t
     ]
     length = len(data(tmp_path, [{"messages": long[:2]}])[0]["input_ids"])
     counts = ChatCounts()
-    told = r"of 4 conversations 1 were cut to .* tokens \(2 answers\), 1 were left out, being .*, 1 were .* to learn"
+    told = (
+        r"4 conversations 1 were truncated to .* tokens \(2 answers\), 1 were left out because .*, 1 were .* to learn"
+    )
     with pytest.warns(LonglensWarning, match=told):
         made = data(tmp_path, rows, max_length=length, counts=counts)
     assert [learned(row, CHATML) for row in made] == [["b<|im_end|>"], ["b" * 20 + "<|im_end|>"]]
@@ -256,12 +258,12 @@ def test_too_long_conversations_are_cut_at_whole_turns_or_left_out_and_counted(t
         "merged_turns": 0,
     }
     apart = ChatCounts()
-    with pytest.warns(LonglensWarning, match="1 were cut"):
+    with pytest.warns(LonglensWarning, match="1 were truncated"):
         assert data(tmp_path, rows, max_length=length, turns="apart", counts=apart).to_list() == made.to_list()
     assert apart == counts
     for turns in ("together", "apart"):
         counts = ChatCounts()
-        with pytest.warns(LonglensWarning, match="2 were left out, being longer"):
+        with pytest.warns(LonglensWarning, match="2 were left out because they are longer"):
             made = data(tmp_path, rows, max_length=length, too_long="drop", turns=turns, counts=counts)
         assert (len(made), counts.cut_conversations, counts.long_conversations) == (1, 0, 2)
     with pytest.raises(
@@ -290,7 +292,7 @@ def test_answers_that_begin_inside_a_token_are_told(tmp_path):
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     rows = written(tmp_path, [{"messages": dialogue("a", "b")}, {"messages": dialogue("a", "c")}])
-    with pytest.warns(LonglensWarning, match="1 answers begin inside a token that began in the prompt"):
+    with pytest.warns(LonglensWarning, match="1 answers begin inside a token that begins in the prompt"):
         made = chat_dataset(rows, tokenizer, max_length=99)
     first, second = ([label for label in row["labels"] if label != -100] for row in made)
     assert (tokenizer.decode(first), tokenizer.decode(second)) == (" b\n", "c\n")

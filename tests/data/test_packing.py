@@ -170,7 +170,7 @@ def test_a_dataset():
         "token_weights": [[1.0, 0.5, 2.0, 3.0], [4.0, 5.0]],
     }
     assert (counts.documents, counts.rows, counts.row_tokens) == (3, 2, 6)
-    with pytest.warns(LonglensWarning, match="1 documents with token_weights were divided, and what stands in later"):
+    with pytest.warns(LonglensWarning, match="1 documents with token_weights were split, and tokens of later"):
         pack_dataset(dataset, 2)
 
 

@@ -204,11 +204,11 @@ def test_bos_and_eos_are_around_packed_weights(trained, tmp_path, monkeypatch):
     for row in pq.read_table("packed/data").to_pylist():
         weight = [w for id, w in zip(row["input_ids"], row["token_weights"], strict=True) if id == 257]
         assert set(weight) == {1.0}
-    with pytest.warns(LonglensWarning, match="the documents: 2 documents with token_weights were divided"):
+    with pytest.warns(LonglensWarning, match="the documents: 2 documents with token_weights were split"):
         pack_folder(["weighed"], tokenizer, "short", length=20, packing=BestFit())
     with pytest.raises(UserError, match="weighed was tokenized by another tokenizer"):
         pack_folder(["weighed"], byte_tokenizer(), "other", length=99, packing=BestFit())
-    with pytest.raises(UserError, match=r"packed is packed already \(a 'packed' of longlens\): give it to the trainer"):
+    with pytest.raises(UserError, match=r"packed is already packed \(a 'packed' of longlens\): pass it to the trainer"):
         pack_folder(["packed"], tokenizer, "twice", length=99, packing=BestFit())
 
 

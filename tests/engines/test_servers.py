@@ -113,10 +113,10 @@ def test_the_tokenizer_is_found_by_what_the_server_says(serve, tokenizer):
 @pytest.mark.parametrize(
     ("kind", "mode", "said"),
     [
-        ("vllm", "chat-only", r"has no completions \(status 404 at .*, as chat-only servers"),
-        ("vllm", "refuses", r"refuses a request \(status 400\): no prompts today"),
-        ("vllm", "top-k", "gives the likeliest tokens alone, and not those of the prompt"),
-        ("openai", "top-k", "gives the likeliest tokens alone, and not those of the prompt"),
+        ("vllm", "chat-only", r"has no completions \(status 404 at .*, like chat-only servers"),
+        ("vllm", "refuses", r"rejects a request \(status 400\): no prompts today"),
+        ("vllm", "top-k", "returns only the most likely tokens, and not those of the prompt"),
+        ("openai", "top-k", "returns only the most likely tokens, and not those of the prompt"),
         ("vllm", "no logprobs", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
         ("openai", "no logprobs", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
         ("openai", "of a chat", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
@@ -241,7 +241,7 @@ def test_an_error_and_an_interrupt_leave_nothing_behind(serve, tokenizer):
     assert time.monotonic() - start < 2
     fake.number, fake.fails = 0, lambda number: "hang" if number else 400
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"refuses a request \(status 400\): failed"):
+    with pytest.raises(UserError, match=r"rejects a request \(status 400\): failed"):
         list(ours.logprobs(request(number, [1, 2, 3], 1) for number in range(100)))
     assert time.monotonic() - start < 2
     fake.fails = lambda number: None
@@ -316,7 +316,7 @@ def test_a_key_is_sent_and_written_nowhere(serve, tokenizer, tmp_path, monkeypat
         load(fake, tokenizer)
     said.append(str(caught.value))
     monkeypatch.setenv("LONGLENS_API_KEY", "wrong-" + SECRET)
-    with pytest.raises(UserError, match=r"refuses access \(status 401\): correct the key in LONGLENS_API") as caught:
+    with pytest.raises(UserError, match=r"denies access \(status 401\): correct the key in LONGLENS_API") as caught:
         load(fake, tokenizer)
     said.append(str(caught.value))
     monkeypatch.delenv("LONGLENS_API_KEY")
@@ -347,14 +347,14 @@ def test_a_key_goes_to_the_host_that_it_is_for(serve, tokenizer, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "body", "headers", "said"),
     [
-        (200, b"<html>Welcome</html>", {"Content-Type": "text/html; charset=utf-8"}, r"/v1/models is a web page: give"),
-        (200, b"[" * 200_000, {}, r"\(attempt 5 of 5\): an answer that is no JSON"),
+        (200, b"<html>Welcome</html>", {"Content-Type": "text/html; charset=utf-8"}, r"/v1/models is a web page: pass"),
+        (200, b"[" * 200_000, {}, r"\(attempt 5 of 5\): an answer that is invalid or incomplete JSON"),
         (422, b"[" * 200_000, {}, r"does not list its models \(status 422\)"),
         (
             200,
             gzip.compress(b" " * 2**21),
             {"Content-Encoding": "gzip"},
-            "gives an answer of more than 1,048,576 bytes",
+            "sent an answer of more than 1,048,576 bytes",
         ),
         (307, b"", {"Location": "http://[broken"}, "redirects to 'a broken address', which is not followed"),
         (308, b"", {"Location": f"/v2/models?key={SECRET}"}, "redirects to '/v2/models', which is not followed"),
@@ -379,10 +379,10 @@ ASKED = {"vllm": ["/tokenize", "/version"], "sglang": ["/tokenize", "/server_inf
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((401, b"", {}), r"refuses access \(status 401\): put its key into LONGLENS_API_KEY"),
-        ((403, b"", {}), r"refuses access \(status 403\): put its key into LONGLENS_API_KEY"),
+        ((401, b"", {}), r"denies access \(status 401\): put its key into LONGLENS_API_KEY"),
+        ((403, b"", {}), r"denies access \(status 403\): put its key into LONGLENS_API_KEY"),
         ((302, b"", {"Location": "/login"}), "redirects to '/login', which is not followed"),
-        ((200, b"<html>", HTML), "is a web page: give the address of the server's API"),
+        ((200, b"<html>", HTML), "is a web page: pass the address of the server's API"),
     ],
 )
 def test_what_a_server_keeps_to_itself_is_a_warning(serve, tokenizer, kind, answer, said):
@@ -426,7 +426,7 @@ def test_a_failure_is_not_taken_for_not_there(serve, tokenizer, monkeypatch, pat
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8000/v1#tiny", "localhost:8000", "host.example/v1#m", "gpu-7#org/m"])
 def test_a_server_without_its_scheme_is_hinted_at(address):
-    with pytest.raises(UserError, match=f"no such model: '{address}' .*: for a server give 'http://{address}'$"):
+    with pytest.raises(UserError, match=f"no such model: '{address}' .*: for a server pass 'http://{address}'$"):
         load_scorer(f"user:{SECRET}@{address}")
 
 

@@ -94,7 +94,7 @@ def test_writing_refuses_what_cannot_be(tmp_path):
 
 
 def test_writing_warns_once_of_tokens_near_a_threshold(tmp_path):
-    with pytest.warns(LonglensWarning, match="tokens stand within 0.1 nats") as warned:
+    with pytest.warns(LonglensWarning, match="tokens are within 0.1 nats") as warned:
         write_keys(tmp_path / "keys.jsonl", select_key_tokens(run(dtype="bfloat16"), alpha=3.95))
     assert len(warned) == 1
     assert warned[0].filename == __file__

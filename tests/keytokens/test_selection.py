@@ -94,12 +94,12 @@ DTYPES = ("float32", "bfloat16")
 
 
 def test_the_warning_has_the_numbers_the_dtype_and_the_next_step():
-    with pytest.warns(LonglensWarning, match=r"^3 tokens .* 0\.1 nats .* bfloat16, beside 40 key .* `dtype=float32`$"):
+    with pytest.warns(LonglensWarning, match=r"^3 tokens .* 0\.1 nats .* bfloat16 \(40 key .* `dtype=float32`$"):
         warn_near_threshold(3, 40, "bfloat16")
-    assert near_threshold_message(3, 40, "float32").endswith("take them as undecided")
+    assert near_threshold_message(3, 40, "float32").endswith("consider them undecided")
     of_a_server = near_threshold_message(3, 40, "unknown")
-    assert " in an unknown dtype, beside" in of_a_server
-    assert of_a_server.endswith("take them as undecided")  # `dtype` is refused with a server
+    assert " in an unknown dtype (40 key tokens" in of_a_server
+    assert of_a_server.endswith("consider them undecided")  # `dtype` is refused with a server
     warn_near_threshold(0, 40, "bfloat16")  # an error in these tests if it warned
 
 

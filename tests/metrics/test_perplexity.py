@@ -335,7 +335,7 @@ def test_more_documents_of_the_evaluator_are_left_out_and_said():
 
 def test_one_warning_a_corpus_for_tokens_near_a_threshold():
     rows = [token_scores(PIECES, LONG, SHORT, id=id) for id in "ab"]
-    with pytest.warns(LonglensWarning, match=r"4 tokens stand within 0\.1 nats .* beside 0 key tokens") as warned:
+    with pytest.warns(LonglensWarning, match=r"4 tokens are within 0\.1 nats .* \(0 key tokens in total\)") as warned:
         result = perplexity(scores(*rows), evaluator_scores=scores(*rows, name="E", dtype="bfloat16"), alpha=3.5)
     assert len(warned) == 1
     assert warned[0].filename == __file__

@@ -245,7 +245,7 @@ def test_without_a_key_token_behind_the_largest_context_there_is_no_curve_of_the
 
 
 def test_tokens_near_a_threshold_are_warned_of_once():
-    with pytest.warns(LonglensWarning, match="24 tokens stand within 0.1 nats") as warned:
+    with pytest.warns(LonglensWarning, match="24 tokens are within 0.1 nats") as warned:
         found = reach(run(), evaluator_scores=evaluator(dtype="bfloat16"), alpha=3.95, resamples=20)
     assert [warning.filename for warning in warned] == [__file__]
     assert str(warned[0].message) in found.warnings

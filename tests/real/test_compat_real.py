@@ -27,7 +27,7 @@ pytestmark = pytest.mark.real
 
 MODELS = ("smollm2", "gemma3-270m")
 CONTEXT, STRIDE, ALPHA, BETA = 512, 256, 2.0, -2.0
-ENDS = {"whole": 1536, "ragged": 1636}  # tokens of the evaluator, BOS included: 4 windows, and 4 and 100 tokens
+ENDS = {"full": 1536, "partial": 1636}  # tokens of the evaluator, BOS included: 4 windows, and 4 and 100 tokens
 NEAR = 1e-3  # nats; the error of a log-probability in fp32
 TEXT = "It was the best of times, it was the worst of times; " * 3
 
@@ -52,7 +52,7 @@ def rows(loaded):
     """The table, printed when all of it is there."""
     table: list[str] = []
     yield table
-    heads = ("evaluator", "model", "end", "evaluator's tokens", "key: package", "longlens", "decided otherwise")
+    heads = ("evaluator", "model", "end", "evaluator's tokens", "key: package", "longlens", "key for only one")
     heads += ("model's key tokens: package", "longlens", "LongPPL: package", "longlens", "PPL: package", "longlens")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("longppl", "torch", "transformers"))
     print("\n\n| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads), *table, sep="\n")
@@ -74,11 +74,12 @@ def read(path: Any) -> Any:
     return np.array(runs, dtype=np.int64).reshape(-1, 2)
 
 
-PAIRS = [(evaluator, evaluated, "whole") for evaluator in MODELS for evaluated in MODELS]
+PAIRS = [(evaluator, evaluated, "full") for evaluator in MODELS for evaluated in MODELS]
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "evaluated", "end"), [*PAIRS, ("smollm2", "smollm2", "ragged"), ("gemma3-270m", "smollm2", "ragged")]
+    ("evaluator", "evaluated", "end"),
+    [*PAIRS, ("smollm2", "smollm2", "partial"), ("gemma3-270m", "smollm2", "partial")],
 )
 def test_equals_the_package(evaluator, evaluated, end, loaded, package, rows, tmp_path, monkeypatch):
     evaluator_model, evaluator_tokenizer = loaded[evaluator]

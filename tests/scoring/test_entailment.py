@@ -134,7 +134,7 @@ def test_a_writer_that_writes_neither_1_nor_0_is_warned_of(t5, tmp_path):
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.randn_like(model.lm_head.weight))
     entails = load_entails(saved(model, tmp_path, pair=False))
-    with pytest.warns(LonglensWarning, match="writes something else than 1 and 0, which counts as not entailed"):
+    with pytest.warns(LonglensWarning, match="writes something other than 1 and 0, which counts as not entailed"):
         assert entails(PREMISE, CLAIM) is False
 
 
@@ -142,7 +142,7 @@ def test_nothing_is_cut_unless_asked_for(bert):
     entails = load_entails(bert)
     assert isinstance(entails("p" * 51, "c" * 10), bool)  # with three special tokens the 64 that it has
     with pytest.raises(
-        UserError, match=r"takes 64 tokens, and premise and claim have 65: pass `max_tokens=64` to trunc"
+        UserError, match=r"accepts 64 tokens, but premise and claim have 65: pass `max_tokens=64` to trunc"
     ):
         entails("p" * 52, "c" * 10)
 
@@ -181,13 +181,13 @@ def test_positions_of_roberta_begin_after_its_padding(tmp_path):
     files.write_text(json.dumps(json.loads(files.read_text()) | {"model_input_names": ["input_ids", "attention_mask"]}))
     entails = load_entails(folder)
     assert isinstance(entails("p" * 19, "c" * 10), bool)
-    with pytest.raises(UserError, match="takes 32 tokens, and premise and claim have 33"):
+    with pytest.raises(UserError, match="accepts 32 tokens, but premise and claim have 33"):
         entails("p" * 20, "c" * 10)
 
 
 @pytest.mark.parametrize("labels", [["LABEL_0", "LABEL_1"], ["entailment"], ["not_entailment", "other"]])
 def test_labels_have_to_name_entailment(labels, tmp_path):
-    with pytest.raises(UserError, match=r"tells .* apart; expected one label 'entailment' among others"):
+    with pytest.raises(UserError, match=r"has the labels .*; expected one label 'entailment' among others"):
         load_entails(saved(classifier(labels=labels), tmp_path))
 
 
@@ -197,7 +197,7 @@ def test_other_models_are_refused(tmp_path, bert, t5):
     with pytest.raises(UserError, match=r"is BertForMaskedLM; expected a model for sequence classification"):
         load_entails(masked)
     (tmp_path / "model.gguf").touch()
-    with pytest.raises(UserError, match=r"is a \.gguf file: give the folder or hub id"):
+    with pytest.raises(UserError, match=r"is a \.gguf file: pass the directory or Hub id"):
         load_entails(str(tmp_path / "model.gguf"))
     with pytest.raises(UserError, match="`max_tokens` is 0; expected at least 1"):
         load_entails(bert, max_tokens=0)

@@ -303,7 +303,7 @@ def test_a_local_cluster_ends_with_ctrl_c_and_keeps_what_is_done(folder, alone):
     command.process.send_signal(signal.SIGINT)
     ended = command.end()
     assert ended.code == 130, ended.err
-    assert ended.err.splitlines()[-1].startswith("interrupted; what was finished is kept")
+    assert ended.err.splitlines()[-1].startswith("interrupted; finished work is kept")
     check_quiet(ended)
     end = time.monotonic() + 20
     while any(Path(f"/proc/{process}").exists() for process in below) and time.monotonic() < end:

@@ -553,7 +553,7 @@ def test_an_interrupted_run_exits_130_keeps_what_is_finished_and_goes_on(tmp_pat
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted; what was finished is kept, and the same command goes on from there"
+    assert err.splitlines()[-1] == "interrupted; finished work is kept, and the same command resumes from there"
     assert "Traceback" not in err
     kept = open_scores(tmp_path / "run")
     assert 0 < len(kept) < 300

@@ -159,9 +159,7 @@ def test_what_a_file_does_not_join_is_said_by_name(models, tmp_path):
     found = correlate(models, [path])
     assert f"{path}: 2 of its 5 models are none of the scored ones ('zz', 'yy')" in found.notes
     assert "no benchmark results of c, d, e, which do not count" in found.notes
-    assert any(
-        note.startswith("no family was named for a, b, c, d, …, so their model type stands") for note in found.notes
-    )
+    assert any(note.startswith("no family was named for a, b, c, d, …, so their model type is") for note in found.notes)
     assert found.families == ["toy"] * 5
     assert found.correlations["ppl"]["B"].reason == "2 models with both values, and 3 or more are needed"
     path.write_text("model,B\nzz,4\n")

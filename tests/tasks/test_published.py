@@ -211,9 +211,9 @@ def test_rows_that_upstream_has_judged_are_left_out(folder, tmp_path):
          "places of document and query that are not in its input"),
         ("leval_tpo", "tpo.jsonl", {"outputs": ["A"]}, "2 instructions and 1 outputs"),
         ("bamboo_altqa_4k", "altqa_4k.jsonl", {"answer": 3}, "no str 'answer'"),
-        ("loogle_shortdep_qa", "shortdep_qa.jsonl", {"qa_pairs": "import os"}, "qa_pairs is no list of questions"),
+        ("loogle_shortdep_qa", "shortdep_qa.jsonl", {"qa_pairs": "import os"}, "qa_pairs is not a list of questions"),
         ("loogle_shortdep_cloze", "shortdep_cloze.jsonl", {"qa_pairs": "[{'Q': 'x', 'A': 'y'}]"}, "does not say what"),
-        ("loogle_longdep_qa", "longdep_qa.jsonl", {"question": 1}, "a question that is no text"),
+        ("loogle_longdep_qa", "longdep_qa.jsonl", {"question": 1}, "a question that is not a string"),
     ],
 )  # fmt: skip
 def test_a_row_of_another_schema_is_one_line_that_says_where_it_is_from(name, file, change, message, folder, tmp_path):
@@ -243,7 +243,7 @@ def test_all_missing_files_of_a_suite_are_named_at_once(folder, tmp_path):
         names = [name for name in NAMES if get_task(name).suite == suite]
         assert len(make_tasks(names, {"data_dir": str(folder)})) == count
         with pytest.raises(
-            UserError, match=rf"lacks {count} files: put .* into a folder, from .*(hub's|github)"
+            UserError, match=rf"lacks {count} files: put .* into a folder, from .*(the Hub|github)"
         ) as caught:
             make_tasks(names, {"data_dir": str(tmp_path)})
         assert "\n" not in str(caught.value)

@@ -83,9 +83,9 @@ def test_answers_move_with_the_text_and_those_cut_out_are_gone():
 
 def test_what_has_to_stay_is_never_cut():
     made = draft("short")
-    with pytest.raises(UserError, match="cannot be cut to 20 with `overlong=context-only`: what has to stay is longer"):
+    with pytest.raises(UserError, match="cannot be truncated to 20 with `overlong=context-only`: the rest"):
         truncate(made, TOKENS, 20, "context-only")
-    with pytest.raises(UserError, match="needs a task whose prompt has a long text apart"):
+    with pytest.raises(UserError, match="needs a task whose prompt has a separate long text"):
         truncate(Draft(prompt="a" * 40, answer_prefix="", answers=[], answer_spans=[]), TOKENS, 20, "context-only")
 
 

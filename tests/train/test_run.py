@@ -290,7 +290,7 @@ def test_what_is_not_of_this_run_is_refused(place, monkeypatch):
     (place / "llama").unlink()
     (place / "llama").symlink_to((place / "other").resolve().parent / "llama")
     shutil.copytree("other-out/checkpoints/checkpoint-5", "out/checkpoints/checkpoint-5")
-    with pytest.raises(UserError, match="checkpoint-5 is a checkpoint of another run: take it out of out/checkpoints"):
+    with pytest.raises(UserError, match="checkpoint-5 is a checkpoint of another run: remove it from out/checkpoints"):
         run(made, "out")
 
 
@@ -358,7 +358,7 @@ def test_a_damaged_checkpoint_is_named_with_the_cure(place, monkeypatch, name):
         (
             "manifest.json",
             '{"schema_version": 2, "run": 3, "versions": {}}',
-            "out/manifest.json says of no run what it is (run): use ",
+            "out/manifest.json does not describe a run (no key `run`): use ",
         ),
         ("recipe.yaml", b"\xff\xfe", "out/recipe.yaml is "),
         ("recipe.yaml", "3", "out contains a different run: "),
@@ -418,7 +418,7 @@ def gpt2(place):
 WRONG = [
     ({"extend": {"method": "pi", "factor": 8}, "model": "gpt2"}, "gpt2 has no rotary position embedding (RoPE), which"),
     ({"after": {"method": "ntk", "theta": 1e3}}, "`theta` is 1000; the model's base is 10000 already; a larg"),
-    ({"model": "nosuch.gguf"}, "no such model: 'nosuch.gguf' is neither a folder, a .gguf file nor a hub id (owner/na"),
+    ({"model": "nosuch.gguf"}, "no such model: 'nosuch.gguf' is neither a folder, a .gguf file nor a Hub id (owner/na"),
     ({"load": {"full_attention": True}}, "load.full_attention: llama has no sliding window to turn off: leave it out"),
     ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: leave it out, or give it text"),
     ({"data": {"documents": ["nosuch.txt"]}}, "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written"),

@@ -31,7 +31,7 @@ repetition_penalty enable_thinking think_end_token reasoning_effort trust_remote
 """
 RECORDED_ARGUMENTS = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
 """Arguments of a backend that are recorded where they are numbers, texts or yes and no; others may be secrets."""
-NOT_RECORDED = "(not written down)"
+NOT_RECORDED = "(not recorded)"
 
 
 @dataclass(frozen=True, kw_only=True)

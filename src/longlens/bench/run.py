@@ -58,37 +58,35 @@ def run_bench(
     progress: Progress | None = None,
     open_engine: OpenEngine | None = None,
 ) -> dict[str, Any]:
-    """Asks a model what is not answered in the folder yet, and sums all of it up.
+    """Runs the model on all samples that have no answer in the folder yet, and summarizes the results.
 
-    The folder is opened first. A sample that is stored and made of the same things is not built again, and the model is
-    loaded only if an answer is owed. Before that, one sample of each task and length is held against the model's
-    length (of a file the longest one, else the first one that is owed); each other one is checked before it is asked.
-    A chunk of samples is in memory at a time; each is stored before it is asked, and the answer to each prompt is on
-    the disk before the next one is asked, so that the same call goes on where a killed one stopped.
+    The folder is opened first. Stored samples with the same inputs are not rebuilt, and the model is loaded only if an
+    answer is missing. Before that, one sample per task and length (for a file the longest, else the first without an
+    answer) is checked against the model's length; every other sample is checked before it is sent. One chunk of samples
+    is in memory at a time. Each sample is stored before it is sent, and each answer before the next prompt, so the same
+    call resumes a killed run.
 
-    Processes that torchrun started share the samples by the length of their prompts, see `longlens.runs.sharing`: each
-    builds and answers its own, and when all of them have ended the first one sums up. What is owed is shared anew at
-    each call, among however many there are then.
+    Processes started by torchrun share the samples by the length of their prompts, see `longlens.runs.sharing`: each
+    builds and answers its own, and rank 0 summarizes when all have finished. Missing answers are distributed again at
+    each call, over the processes that it has.
 
     Args:
         engine_settings: The model.
-        settings: What is asked.
-        out: A new folder, or one of the same model and way of asking, to which more tasks may be added.
-        rank: Of this process, where several share the samples without knowing of one another: it takes every n-th one
-            of each task and length, beginning with this one. Goes with ``world_size``; unless given, torchrun's
-            processes share them.
-        world_size: How many such processes there are.
+        settings: Tasks, lengths and prompts.
+        out: A new folder, or a run of the same model and prompt settings, to which more tasks may be added.
+        rank: Rank of this process, if several share the samples independently: it uses every n-th sample of each task
+            and length, from this one on. Requires ``world_size``. By default torchrun's processes share the samples.
+        world_size: Number of such processes.
         name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows requests and answers, task after task.
-        open_engine: Loads the model; `longlens.bench.lm_eval.backends.open_engine` unless given.
+        open_engine: Loads the model; by default `longlens.bench.lm_eval.backends.open_engine`.
 
     Returns:
-        What results.json holds, see `longlens.bench.results.summarize_run`: of the answers that are there at the end.
-        Empty in torchrun's other processes than the first.
+        The content of results.json, see `longlens.bench.results.summarize_run`, for the answers at the end of the call.
+        Empty in torchrun's other processes than rank 0.
 
     Raises:
-        UserError: A task, the folder, the model or its way of being asked does not go with another, or a sample is too
-            long.
+        UserError: Tasks, folder, model and prompt settings that do not fit together, or a sample that is too long.
     """
     if name is not None and not name.strip():
         raise UserError("`name` is empty: give a name for tables and charts, or leave it out")

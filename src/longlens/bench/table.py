@@ -173,7 +173,7 @@ def batch_notes(batch: Mapping[str, Any], length: str) -> list[str]:
     inside = batch.get("chance_in_text")
     if inside is not None and inside > batch["chance"]:
         notes.append(
-            f"{place}: chance is {batch['chance']:.1f}, and {inside:.1f} among the choices that stand in the text"
+            f"{place}: chance is {batch['chance']:.1f}, and {inside:.1f} among the choices that occur in the text"
         )
     judges = [one for one in batch.get("judged_by", ()) if one["prompts"] is not None]
     return notes + [f"{place}: judged by {one['by']}, whose prompts are {one['prompts']}" for one in judges]

@@ -33,7 +33,7 @@ def _tell_torchrun(message: str) -> None:
             Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
-_INTERRUPTED = "interrupted; what was finished is kept, and the same command goes on from there"
+_INTERRUPTED = "interrupted; finished work is kept, and the same command resumes from there"
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -48,34 +48,35 @@ def read_documents(
 
     A source is a file, a folder or a dataset:
 
-    - A file with the ending ``.jsonl``, ``.ndjson``, ``.json`` (an array of objects, or JSON Lines) or ``.parquet`` has
-      a document a row; tables (``.csv``, ``.tsv``, ``.arrow``) are rejected; any other file is one text.
+    - A file that ends in ``.jsonl``, ``.ndjson``, ``.json`` (an array of objects, or JSON Lines) or ``.parquet`` has
+      one document per row. Tables (``.csv``, ``.tsv``, ``.arrow``) are rejected. Any other file is one text.
     - Texts and JSON may be compressed: ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` after the ending.
-    - A folder is walked in sorted order for files of `TEXT_ENDINGS`, JSON Lines and Parquet. Hidden entries, empty text
-      files and folders that were already met (loops of links) are skipped. A warning says which other files were left
-      out, and whether links lead out of the folder, which are followed.
+    - A folder is searched in sorted order for files of `TEXT_ENDINGS`, JSON Lines and Parquet. Hidden entries, empty
+      text files and folders that were already visited (loops of links) are skipped. A warning lists the files that were
+      left out, and links that lead out of the folder, which are followed.
     - ``hf:NAME`` is a dataset on the Hub, in a local folder of data files, or saved there with ``save_to_disk``.
-    - ``stdlib:NAME`` is the source of a module or package of Python's standard library, a file a document.
+    - ``stdlib:NAME`` is the source code of a module or package of Python's standard library, one document per file.
 
-    Text is strict UTF-8; a byte order mark at its start is dropped, newlines and NUL stay as they are. JSON Lines end
-    at ``\n`` alone. Of a row, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
-    ``answer_spans`` are taken; other fields of at most 1,000 characters as JSON become metadata.
+    Text must be valid UTF-8. A byte order mark at its start is removed; newlines and NUL are unchanged. JSON Lines end
+    only at ``\n``. Of a row, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
+    ``answer_spans`` are used; other fields of at most 1,000 characters as JSON become metadata.
 
-    Ids: a file is its path as given, a file of a folder ``FOLDER/PATH/IN/IT``, a row its id field or else
-    ``FILE#000000012``, counted from 1 (in JSON Lines: the line), so that sorted ids are in the order of the file.
+    Ids: the id of a file is its path as given, of a file in a folder ``FOLDER/PATH/IN/IT``, and of a row its id field
+    or else ``FILE#000000012``, counted from 1 (in JSON Lines: the line), so that sorted ids are in the order of the
+    file.
 
     Args:
         sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
         options: Fields, split and filters; by default ``Reading()``.
         decoder: Turns ``input_ids`` into text, with special tokens as the published script does
-            (``tokenizer.decode``); goes with `Reading.tokenized_with`.
+            (``tokenizer.decode``); requires `Reading.tokenized_with`.
 
     Returns:
-        A generator that holds one document, and of each document read its id.
+        A generator that keeps one document in memory, and the id of every document read.
 
     Raises:
-        UserError: At once for a source that is missing, unreadable, empty, of no readable kind or an unknown dataset;
-            when reached for contents that are not as expected, and for two documents with one id.
+        UserError: Immediately for a source that is missing, unreadable, empty, of an unsupported kind or an unknown
+            dataset; when reached for invalid contents, and for two documents with one id.
 
     Warns:
         LonglensWarning: Files of a folder were left out, or links in it lead out of it.
@@ -155,7 +156,7 @@ def _plan(source: str | os.PathLike[str], options: Reading) -> Iterator[_Source]
         elif not path.exists():
             raise UserError(f"no such file or folder: {shown(source)}; a dataset on the Hub is written hf:NAME")
         else:
-            raise UserError(f"{shown(source)} is neither a file nor a folder: copy what it gives into a file")
+            raise UserError(f"{shown(source)} is neither a file nor a folder: copy its content into a file")
     except UserError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -236,7 +237,7 @@ def files_of_folder(
             elif path.is_file():
                 found.append((Path(root, path.relative_to(folder)).as_posix(), path))
             elif not os.path.lexists(os.path.realpath(path)):
-                raise UserError(f"{shown(path)} is a link to nothing: fetch what it stands for, or remove it")
+                raise UserError(f"{shown(path)} is a broken link: fetch its target, or remove it")
             if leads_out:
                 outside.append(path)
     kinds = [f"{number} {ending or 'without ending'}" for ending, number in others.most_common(8)]
@@ -342,8 +343,8 @@ def module_files(name: str) -> list[tuple[str, Path]]:
     files = [file] if file.is_file() else sorted(path.rglob("*.py"))
     if not files and not (library / "typing.py").is_file():
         raise UserError(
-            f"this Python comes without its sources (no {library / 'typing.py'}), which {shown(STDLIB + name)} stands "
-            "for: name files of your own"
+            f"{shown(STDLIB + name)} needs the sources of Python's standard library, which this Python lacks (no "
+            f"{library / 'typing.py'}): use your own files"
         )
     if not files or not (file.is_file() or (path / "__init__.py").is_file()):
         what = "no module of it" if "." in name else "built in or an extension, and has no Python source"

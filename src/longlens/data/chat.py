@@ -96,43 +96,44 @@ def chat_dataset(
     turns: Turns = "together",
     counts: ChatCounts | None = None,
 ) -> Dataset:
-    """Conversations as rows to train on: ``input_ids``, and ``labels`` that are -100 but at the assistant's turns.
+    """Conversations as training rows: ``input_ids``, and ``labels`` that are -100 except at the assistant's turns.
 
-    A turn is what the template writes between the prompt for it and the next turn: the content, and the token that
-    ends it. Of ``U A U A``, each a turn with its header (``h``) and end (``e``)::
+    A turn is the text that the template writes between the prompt for it and the next turn: the content, and the token
+    that ends it. For ``U A U A``, each a turn with its header (``h``) and end (``e``)::
 
         input_ids   h U e   h A e   h U e   h A e
         labels      - - -   - A e   - - -   - A e
 
     A row is ``{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}``, or has
-    ``prompt`` and ``completion``, as messages or as strings (a user's turn and the answer to it). A list of functions
-    under ``tools``, and further keys of a message, go to the template. What follows the last answer is left out, and a
-    first message of the assistant is context, since there is no prompt for it.
+    ``prompt`` and ``completion``, as messages or as strings (a user's turn and its answer). A list of functions
+    under ``tools``, and further keys of a message, are passed to the template. Messages after the last answer are left
+    out. A first message of the assistant is context, because it has no prompt.
 
-    Rows of JSON reach the template as they are written. Arrow (Parquet, saved datasets) gives every object all keys
-    that the objects of any row have, with null where they were missing, so nulls inside of objects are left out at any
-    depth; one that was meant cannot be told from those: keep such rows as JSON Lines.
+    JSON rows are passed to the template unchanged. Arrow (Parquet, saved datasets) gives every object all keys that
+    the objects of any row have, with null if they were missing, so nulls inside objects are removed at any depth. Keep
+    rows with intended nulls as JSON Lines.
 
     Args:
-        sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
+        sources: JSON Lines or Parquet files, folders of such files, or ``hf:NAME``.
         tokenizer: Of transformers, with a chat template.
-        max_length: Tokens of a row.
+        max_length: Maximum tokens per row.
         reading: Subset, split (``train`` unless given) and number of conversations.
-        too_long: Of a conversation with more tokens, ``cut`` keeps the whole turns that fit, ``drop`` nothing.
-        turns: ``together`` makes a row of a conversation. ``apart`` makes one of each answer, behind the conversation
-            before it as the template writes it there: for templates that write an answer otherwise once it is not the
-            last, as those do that remove earlier reasoning (Qwen3).
-        counts: Is added to.
+        too_long: For conversations with more tokens: ``cut`` keeps the complete turns that fit, ``drop`` removes the
+            conversation.
+        turns: ``together`` makes one row per conversation. ``apart`` makes one row per answer, after the conversation
+            before it as the template writes it there. Use it for templates that write an answer differently once
+            messages follow it, such as those that remove earlier reasoning (Qwen3).
+        counts: Updated with the counts of this call.
 
     Returns:
-        Rows in the order of the conversations, none longer than ``max_length`` and each with something to learn.
+        Rows in the order of the conversations, none longer than ``max_length`` and each with at least one label.
 
     Raises:
-        UserError: No chat template, or one whose turns cannot be told apart (see `ChatTemplate`); a row that is no
+        UserError: No chat template, or one whose turns cannot be separated (see `ChatTemplate`); a row that is not a
             conversation; no row is left.
 
     Warns:
-        LonglensWarning: Conversations were cut or left out, or answers begin inside a token of the prompt.
+        LonglensWarning: Conversations were truncated or left out, or answers begin inside a token of the prompt.
     """
     settings = ChatSettings(max_length=max_length, too_long=too_long, turns=turns)
     counts = ChatCounts() if counts is None else counts
@@ -287,18 +288,18 @@ def _warn_left_out(counts: ChatCounts, max_length: int) -> None:
         max_length: Tokens of a row.
     """
     happened = [
-        (counts.cut_conversations, f"cut to {max_length:,} tokens ({counts.cut_answers:,} answers)"),
-        (counts.long_conversations, f"left out, being longer than {max_length:,} tokens"),
-        (counts.unanswered_conversations, "left out, having nothing to learn"),
+        (counts.cut_conversations, f"truncated to {max_length:,} tokens ({counts.cut_answers:,} answers)"),
+        (counts.long_conversations, f"left out because they are longer than {max_length:,} tokens"),
+        (counts.unanswered_conversations, "left out because they have nothing to learn"),
     ]
     parts = [f"{number:,} were {what}" for number, what in happened if number]
     if parts:
         warnings.warn(f"of {counts.conversations:,} conversations {', '.join(parts)}", LonglensWarning, stacklevel=3)
     if counts.merged_turns:
         warnings.warn(
-            f"{counts.merged_turns:,} answers begin inside a token that began in the prompt, which ends with other "
-            "tokens where it stands alone: strip white space off the answers, or set a tokenizer.chat_template whose "
-            "prompt ends with a special token",
+            f"{counts.merged_turns:,} answers begin inside a token that begins in the prompt, so the prompt alone is "
+            "tokenized differently: strip whitespace from the answers, or set a tokenizer.chat_template whose prompt "
+            "ends with a special token",
             LonglensWarning,
             stacklevel=3,
         )

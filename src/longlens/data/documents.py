@@ -90,7 +90,7 @@ def check_tokenizer(path: str, framing: Framing) -> None:
         return
     if manifest["kind"] != "weighed":
         kind = shown_value(manifest["kind"])
-        raise UserError(f"{path} is packed already (a {kind} of longlens): give it to the trainer as it is")
+        raise UserError(f"{path} is already packed (a {kind} of longlens): pass it to the trainer unchanged")
     made = (manifest.get("settings") or {}).get("tokenizer_sha256")
     if made != framing.tokenizer_sha256:
         raise UserError(

@@ -312,8 +312,9 @@ def warn_divided(counts: PackingCounts, columns: Iterable[str], what: str) -> No
     divided = counts.split_documents + counts.wrapped_pieces
     if offline and divided:
         warnings.warn(
-            f"{what}: {divided:,} documents with {', '.join(offline)} were divided, and what stands in later pieces "
-            "was scored with all that came before it: score documents that fit into a row, and pack with best-fit",
+            f"{what}: {divided:,} documents with {', '.join(offline)} were split, and tokens of later pieces were "
+            "scored with the text before the piece as context: score documents that fit into a row, and pack with "
+            "best-fit",
             LonglensWarning,
             stacklevel=2,
         )

@@ -110,7 +110,7 @@ def qa_folder(
             for number, document in enumerate(documents, start=1):
                 for line in maker.lines(document, log.done(document)):
                     log.write(line)
-                progress.update(number, note=f"{log.rows:,} pairs, {sum(log.refused.values()):,} refused")
+                progress.update(number, note=f"{log.rows:,} pairs, {sum(log.refused.values()):,} rejected")
         finally:
             progress.finish()
         counts = {

@@ -69,7 +69,7 @@ def read_server(model: str, *, secret: str = f"put the key into the environment 
     if "@" in address or "?" in address:
         raise UserError(
             f"`model` has a user name, a password or a query in the address of {shown(parts.hostname or '')}, which "
-            f"would be written down: leave them out, and {secret}"
+            f"would be stored: leave them out, and {secret}"
         )
     if not name or not parts.hostname:
         raise UserError(f"{shown(model)}: {expected}")

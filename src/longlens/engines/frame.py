@@ -201,10 +201,10 @@ def check_logprobs(values: Any, wanted: int, who: str) -> Floats:
     floats = np.asarray(values, np.float32)
     low = floats[~(floats > LEAST_LOGPROB)]
     if low.size and not math.isnan(low[0]):
-        raise UserError(f"{said}{low[0]:g} as a log-probability, which stands for minus infinity: {_STEP}")
+        raise UserError(f"{said}{low[0]:g} as a log-probability, which represents minus infinity: {_STEP}")
     reason = wrong_logprobs(floats)
     if reason:
-        raise UserError(f"{said}log-probabilities that cannot be ({reason}): {_STEP}")
+        raise UserError(f"{said}impossible log-probabilities ({reason}): {_STEP}")
     return floats
 
 

@@ -258,24 +258,24 @@ class Http:
         if 300 <= status < 400:
             raise _NoAccess(
                 f"the server {self.server.host} redirects to {shown(_place(response.headers.get('location', '')))}, "
-                "which is not followed, as the key is not sent elsewhere: give that address"
+                "which is not followed, because the key is not sent elsewhere: pass that address"
             )
         if status in (401, 403):
             step = "correct the key in" if self._key else "put its key into"
-            raise _NoAccess(f"the server {self.server.host} refuses access (status {status}): {step} {KEY}")
+            raise _NoAccess(f"the server {self.server.host} denies access (status {status}): {step} {KEY}")
         if status == 407:
             raise UserError(f"the proxy between here and {self.server.host} asks for a password (407): {_PROXY}")
         if status >= 400:
             raise Refused(status, self._said(content))
         if response.headers.get("content-type", "").lower().startswith("text/html"):
             raise _NoAccess(
-                f"{base}/{path.lstrip('/')} is a web page: give the address of the server's API, such as "
+                f"{base}/{path.lstrip('/')} is a web page: pass the address of the server's API, such as "
                 "http://localhost:8000/v1#NAME"
             )
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise _Again("an answer that is no JSON, or is cut short") from error
+            raise _Again("an answer that is invalid or incomplete JSON") from error
 
     async def _read(self, response: httpx2.Response, most_bytes: int) -> bytes:
         """The body, unpacked; a server that is wrong or hostile does not fill the memory."""
@@ -285,8 +285,8 @@ class Http:
             size += len(part)
             if size > most_bytes:
                 raise UserError(
-                    f"the server {self.server.host} gives an answer of more than {most_bytes:,} bytes: see its log, "
-                    "and docs/engines.md for what it must be started with"
+                    f"the server {self.server.host} sent an answer of more than {most_bytes:,} bytes: see its log, "
+                    "and docs/engines.md for the options that it must be started with"
                 )
         return b"".join(parts)
 

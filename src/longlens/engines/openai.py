@@ -78,8 +78,8 @@ class OpenAIScorer(ServerScorer):
             if refused.status in (404, 405):
                 raise UserError(
                     f"the server {self.http.server.host} has no completions (status {refused.status} at "
-                    f"{self.http.server.address}/completions), as chat-only servers: they give no log-probabilities of "
-                    f"a prompt. Check the address (.../v1), or {_USE}"
+                    f"{self.http.server.address}/completions), like chat-only servers, which return no "
+                    f"log-probabilities of a prompt. Check the address (.../v1), or {_USE}"
                 ) from refused
             choice = {}
         if choice.get("prompt_logprobs") is not None:
@@ -94,7 +94,7 @@ class OpenAIScorer(ServerScorer):
         if len(values) not in (len(ids), len(ids) + 1):
             raise self._wrong(f"gives {len(values)} log-probabilities for {len(ids)} tokens")
         if all(value is None for value in values[1 : len(ids)]):
-            raise self._wrong("gives the likeliest tokens alone, and not those of the prompt")
+            raise self._wrong("returns only the most likely tokens, and not those of the prompt")
         self._check_echo(choice, ids)
         return False, len(values) - len(ids)
 
@@ -107,7 +107,7 @@ class OpenAIScorer(ServerScorer):
         for token, entry in zip(token_ids[1:], entries[1:], strict=True):
             own = entry.get(str(token)) if isinstance(entry, dict) else None
             if isinstance(entry, dict) and own is None:
-                raise self._wrong("gives the likeliest tokens alone, and not those of the prompt")
+                raise self._wrong("returns only the most likely tokens, and not those of the prompt")
             values.append(own.get("logprob") if isinstance(own, dict) else own)
         return values
 
@@ -118,7 +118,7 @@ class OpenAIScorer(ServerScorer):
         if not isinstance(values, list) or len(values) < 2:
             raise self._wrong("gives no log-probabilities of the prompt (echo is ignored)")
         if values[0] is not None:
-            raise self._wrong("gives a log-probability for the first token, before which there is nothing")
+            raise self._wrong("gives a log-probability for the first token, which has no context")
         return values
 
     def _check_echo(self, choice: dict[str, Any], ids: list[int]) -> None:

@@ -55,8 +55,8 @@ class ServerScorer(EngineScorer):
     def refusal(self, refused: Refused) -> UserError:
         """What to tell the user of a refusal."""
         return UserError(
-            f"the server {self.http.server.host} refuses a request (status {refused.status}): {refused.said}: see its "
-            "log, and docs/engines.md for what it must be started with"
+            f"the server {self.http.server.host} rejects a request (status {refused.status}): {refused.said}: see its "
+            "log, and docs/engines.md for the options that it must be started with"
         )
 
     def check_tokenizer(self) -> None:

@@ -174,13 +174,13 @@ def near_threshold_message(count: int, total: int, dtype: str | None) -> str | N
         return None
     error = logprob_error(str(dtype))
     is_final = dtype in ("float32", "float64", "unknown")  # scoring again would not make it less
-    advice = "take them as undecided" if is_final else "score the evaluator with `dtype=float32`"
+    advice = "consider them undecided" if is_final else "score the evaluator with `dtype=float32`"
     if dtype in (None, "unknown"):
         dtype = "an unknown dtype"
     return (
-        f"{count} tokens stand within {error:g} nats of alpha or beta, the error of a log-probability in "
-        f"{dtype}, beside {total} key tokens: on another machine or with another batch size they "
-        f"may be decided otherwise; {advice}"
+        f"{count} tokens are within {error:g} nats of alpha or beta, the error of a log-probability in {dtype} "
+        f"({total} key tokens in total): on another machine or with another batch size, they may change between key "
+        f"and not key; {advice}"
     )
 
 

@@ -42,41 +42,41 @@ def longce_loss(
     settings: LongCE | None = None,
     step: int = 0,
 ) -> Tensor:
-    """``-mean(min(exp(long - short), gamma) * long)`` over scored labels (eq. 6, 7), where the weight has no gradient.
+    """``-mean(min(exp(long - short), gamma) * long)`` over scored labels (eq. 6, 7); the weight has no gradient.
 
-    ``long`` is ``log P(token | its document so far)`` and ``short`` the same under the last K to K + d - 1 tokens
-    (eq. 8, `plan_windows`), both by the model itself as it is now. The short pass comes first, in eval mode and without
-    gradient, and keeps nothing but its log-probabilities; neither pass has the logits of a whole sequence at one time.
-    No BOS is added: training sequences are taken as they are. LongRoPE and dynamic NTK compute the windows with the
-    frequencies of their own length, so that their weights also hold the difference between these and those of the
-    rows, which go by the length of the batch, padding included, as in transformers; CLEX in training draws positions at
-    random in the long pass alone, so that its weights hold that too.
+    ``long`` is ``log P(token | its document so far)`` and ``short`` the same given only the last K to K + d - 1 tokens
+    (eq. 8, `plan_windows`), both computed by the model in its current state. The short-context pass runs first, in eval
+    mode and without gradient, and keeps only its log-probabilities. Neither pass holds the logits of a whole sequence.
+
+    No BOS is added to the training sequences. With LongRoPE and dynamic NTK, windows use the frequencies of their own
+    length and rows those of the batch length (padding included), as in transformers, so the weights also contain this
+    difference. CLEX in training draws random positions only in the long pass, which the weights contain as well.
 
     Args:
         model: A causal language model of transformers; also with LoRA, prepared by accelerate, in
             DistributedDataParallel, or sharded by FSDP2 (``fully_shard``).
         input_ids: ``(B, S)`` int64, padded on the right.
-        labels: ``(B, S)``, -100 for context-only tokens and padding; ``input_ids`` unless given. The
-            label of a token stands at the token itself, as in transformers.
+        labels: ``(B, S)``, -100 for context-only tokens and padding. The label of a token is at the token itself, as in
+            transformers. Default: ``input_ids``.
         context: K, tokens.
         stride: d, tokens.
         gamma: The maximum weight.
-        position_ids: ``(B, S)``; where documents are packed into a row, positions start again with each, and no
-            window crosses from one to the next.
-        num_items: What the sum is divided by: with gradient accumulation the scored labels of all micro-batches
+        position_ids: ``(B, S)``; if documents are packed into a row, positions restart with each document, and no
+            window crosses a boundary.
+        num_items: Divisor of the sum. With gradient accumulation, the scored labels of all micro-batches
             (`scored_labels`), so that their losses add up to that of the whole batch. Under DistributedDataParallel,
-            which averages gradients over ranks, the scored labels of all ranks divided by their number. The scored
-            labels of this batch unless given.
-        settings: Instead of context, stride and gamma; also for the forms of LongCE that weigh a part of the tokens at
-            a step (`SampledLongCE`, `ChunkedLongCE`).
-        step: Counts updates from 0; those forms go by it.
+            which averages gradients over ranks, the scored labels of all ranks divided by the number of ranks. Default:
+            the scored labels of this batch.
+        settings: Replaces context, stride and gamma; also selects the forms of LongCE that weight a part of the tokens
+            per step (`SampledLongCE`, `ChunkedLongCE`).
+        step: Number of updates so far, from 0; used by those forms.
 
     Returns:
-        A scalar with gradient, nats per token; 0 where no label is scored.
+        A scalar with gradient, nats per token; 0 if no label is scored.
 
     Raises:
-        UserError: Shapes that differ, settings that no window can be made of, K that is not shorter than the rows, or
-            a model that LongCE would be wrong for (`head_of`, `check_packing`).
+        UserError: Shapes that differ, settings without a valid window, K that is not shorter than the rows, or a model
+            for which LongCE would be wrong (`head_of`, `check_packing`).
     """
     if settings is not None and (context, stride, gamma) != (CONTEXT, STRIDE, GAMMA):
         raise UserError("`context`, `stride` and `gamma` are in `settings` already: pass them only there")

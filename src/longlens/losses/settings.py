@@ -51,8 +51,8 @@ class LongCE(Settings):
         check_floor(self.floor, self.gamma)
         if self.gamma < 1:
             warnings.warn(
-                f"`gamma` is {self.gamma}, the largest weight: tokens that the long context helps weigh less than "
-                "tokens without a short-context score, whose weight is 1; the paper uses gamma = 5",
+                f"`gamma` is {self.gamma}, the largest weight: tokens that the long context helps have lower weights "
+                "than tokens without a short-context score, whose weight is 1; the paper uses gamma = 5",
                 LonglensWarning,
                 stacklevel=3,
             )

@@ -31,7 +31,7 @@ _PER_DOCUMENT = ("id", "ppl", "longppl", "num_tokens", "num_key_tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityResult(Tabular):
-    """Perplexities of a corpus. A value that does not exist, or is infinite, is None. As a table: a row a document.
+    """Perplexities of a corpus. Undefined or infinite values are None. As a table: one row per document.
 
     Attributes:
         model: Name of the evaluated model, see `longlens.scoring.scores.display_name`.
@@ -42,24 +42,24 @@ class PerplexityResult(Tabular):
         bits_per_character: Over the characters from the first scored token on; comparable across tokenizers.
         key_bits_per_character: The same on key tokens and the characters that they cover.
         ppl_from_context: Perplexity on the tokens K, K + 1, … of the evaluated model.
-        ppl_ngram: Perplexity on re-occurred n-grams (appendix B.7); None unless it was asked for.
+        ppl_ngram: Perplexity on re-occurred n-grams (appendix B.7); None unless requested.
         ppl_answers: Perplexity on answer tokens (section 2.1).
         ppl_rest: Perplexity on the other tokens of the documents with answers.
-        num_tokens: Scored tokens; those that `ppl` is about.
+        num_tokens: Scored tokens, over which `ppl` is computed.
         num_key_tokens: Scored tokens of the evaluated model that are key; None without an evaluator.
-        num_from_context_tokens: Tokens that `ppl_from_context` is about.
-        num_ngram_tokens: Tokens that `ppl_ngram` is about.
-        num_answer_tokens: Tokens that `ppl_answers` is about.
-        num_rest_tokens: Tokens that `ppl_rest` is about.
+        num_from_context_tokens: Tokens of `ppl_from_context`.
+        num_ngram_tokens: Tokens of `ppl_ngram`.
+        num_answer_tokens: Tokens of `ppl_answers`.
+        num_rest_tokens: Tokens of `ppl_rest`.
         num_documents: Documents.
-        truncated_documents: Documents that were cut before they were scored.
+        truncated_documents: Documents that were truncated before scoring.
         intervals: 95 % intervals of ``ppl``, ``longppl`` and ``longppl_soft`` over documents, see
-            `longlens.metrics.uncertainty`; None where fewer than 2 documents or 20 tokens decide the value.
+            `longlens.metrics.uncertainty`; None if the value rests on fewer than 2 documents or 20 tokens.
         settings: ``context``, ``stride``, ``alpha``, ``beta``, ``gamma``, ``lcl``; of the evaluated model ``bos``,
-            ``max_length``, ``dtype`` and ``model``, its path or id; ``evaluator_bos`` and ``evaluator_dtype`` where
+            ``max_length``, ``dtype`` and ``model``, its path or id; ``evaluator_bos`` and ``evaluator_dtype`` if
             they differ from the model's.
-        documents: The sums for each document, sorted by id.
-        warnings: What has to be known before a number is relied on, a sentence each.
+        documents: The sums of each document, sorted by id.
+        warnings: Caveats about the numbers, one sentence each.
     """
 
     model: str
@@ -119,31 +119,31 @@ def perplexity(
 ) -> PerplexityResult:
     """Perplexities of a corpus, ``exp(-sum(w * logprob) / sum(w))`` over the scored tokens of all its documents.
 
-    w is 1 for `ppl` (eq. 1), 1 on key tokens and 0 elsewhere for `longppl` (eq. 4, carried over by eq. 9), and
-    ``min(exp(LSD), gamma)`` carried over by eq. 10 for `longppl_soft`, where tokens without short score weigh 0.
+    w is 1 for `ppl` (eq. 1), 1 on key tokens and 0 elsewhere for `longppl` (eq. 4, mapped by eq. 9), and
+    ``min(exp(LSD), gamma)`` mapped by eq. 10 for `longppl_soft`, with w = 0 for tokens without a short-context score.
 
-    The published script ``perplexity.py`` has the same LongPPL, and another corpus PPL: it takes a document's mean over
-    its n - 1 scored tokens n times, ``exp(-sum(n * sum_d / (n - 1)) / sum(n))``, where ours is
-    ``exp(-sum(sum_d) / sum(n - 1))``. With one document they are equal. Its key token at token 0 takes the loss of the
-    last token; ours is key only where it has a score.
+    The published script ``perplexity.py`` computes the same LongPPL but another corpus PPL. It weights a document's
+    mean over its n - 1 scored tokens by n, ``exp(-sum(n * sum_d / (n - 1)) / sum(n))``; here it is ``exp(-sum(sum_d) /
+    sum(n - 1))``. With one document they are equal. There, a key token at token 0 has the loss of the last token; here
+    it is key only if it has a score.
 
     Args:
-        model_scores: Of the evaluated model.
-        evaluator_scores: Scores of the evaluator, on the same texts; more documents are fine.
-        keys: Key tokens, instead of evaluator scores; more documents are fine. There is no `longppl_soft` then.
+        model_scores: Scores of the evaluated model.
+        evaluator_scores: Scores of the evaluator on the same texts; additional documents are ignored.
+        keys: Key tokens, instead of evaluator scores; additional documents are ignored. `longppl_soft` is then None.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
         gamma: Maximum weight in `longppl_soft`; 5 by default.
         use_lcl: False selects by LSD only, without beta.
-        context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default. Without
-            evaluator and keys it only says where `ppl_from_context` begins.
+        context: K, if the evaluator has several short contexts; by default the K with which its scores were opened.
+            Without evaluator and keys, it only sets where `ppl_from_context` begins.
         stride: d to use, if this K has several.
-        answers: ``[start, end)`` in characters of the answers, by document id, in place of those that were stored with
-            the scores; a document without is in neither `ppl_answers` nor `ppl_rest`.
+        answers: ``[start, end)`` in characters of the answers, by document id; replaces those that were stored with
+            the scores. A document without answers is in neither `ppl_answers` nor `ppl_rest`.
         ngram: Whether to find re-occurred n-grams, for `ppl_ngram`.
 
     Raises:
-        UserError: Evaluator scores and keys at once, settings that keys have already or that select nothing, no
+        UserError: Both evaluator scores and keys, settings that conflict with keys or select nothing, no
             documents, a document without evaluator scores or keys, or with those of another text.
 
     Warns:

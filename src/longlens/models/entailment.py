@@ -99,8 +99,9 @@ class EntailmentModel(ABC):
         limit = min(limits)
         if self._max_tokens is None:
             raise UserError(
-                f"{self.name} takes {limit:,} tokens, and premise and claim have {count:,}: pass `max_tokens={limit}` "
-                "to truncate the premise at its end (HELMET does not), or use a model for longer texts"
+                f"{self.name} accepts {limit:,} tokens, but premise and claim have {count:,}: pass "
+                f"`max_tokens={limit}` to truncate the premise at its end (HELMET does not), or use a model for "
+                "longer texts"
             )
         ends = self._encoder.encode(premise).char_spans[:, 0]
         removed = count - limit
@@ -122,8 +123,8 @@ class EntailmentClassifier(EntailmentModel):
         wanted = [index for index, label in labels.items() if label.lower() == LABEL]
         if len(wanted) != 1 or len(labels) < 2:
             raise UserError(
-                f"{self.name} tells {', '.join(labels.values())} apart; expected one label {LABEL!r} among others, as "
-                "models of natural language inference have: use such a model, or name its labels in config.json"
+                f"{self.name} has the labels {', '.join(labels.values())}; expected one label {LABEL!r} among others, "
+                "as in NLI models: use such a model, or set the labels in its config.json"
             )
         self._wanted = wanted[0]
 
@@ -151,7 +152,7 @@ class EntailmentWriter(EntailmentModel):
         reply: str = self.tokenizer.decode(written, skip_special_tokens=True)
         if reply not in (ENTAILED, NOT_ENTAILED):
             warnings.warn(
-                f"{self.name} writes something else than {ENTAILED} and {NOT_ENTAILED}, which counts as not entailed, "
+                f"{self.name} writes something other than {ENTAILED} and {NOT_ENTAILED}, which counts as not entailed, "
                 f"as in HELMET: check that it was trained like {HELMET_MODEL}",
                 LonglensWarning,
                 stacklevel=3,
@@ -175,7 +176,7 @@ def load_entails(name: str, *, max_tokens: int | None = None, **loading: Any) ->
 
     source = resolve(name)
     if source.gguf is not None:
-        raise UserError(f"{name} is a .gguf file: give the folder or hub id of a model of natural language inference")
+        raise UserError(f"{name} is a .gguf file: pass the directory or Hub id of an NLI model")
     check_folder(source)
     settings = Loading(**loading)
     checkpoint = Checkpoint(source, settings)

@@ -257,9 +257,9 @@ def _next_step(source: Source, error: BaseException) -> str:
     if "trust_remote_code" in said:
         return "it comes with code of its own, which runs only with `trust_remote_code=True`"
     if source.gguf is not None:
-        return "check the file, or give the model's folder or hub id"
+        return "check the file, or pass the model's directory or Hub id"
     if not folder.is_dir():
-        return "check the name, or give a folder, a .gguf file, smollm2 or gemma3-270m"
+        return "check the name, or pass a directory, a .gguf file, smollm2 or gemma3-270m"
     if "ignore_mismatched_sizes" in said:
         return "its weights have other shapes than its config.json says: copy or download both again"
     if "safetensors" in said and list(folder.glob("*.bin")):

@@ -170,36 +170,36 @@ def load_scorer(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Scorer:
-    """Loads a model to score with.
+    """Loads a model for scoring.
 
     Args:
-        name: Hub id, local folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``; a server and the name of its model,
-            ``http://HOST:PORT/v1#NAME``; other engines may take other names.
+        name: Hub id, local directory, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``; or a server and the name of its
+            model, ``http://HOST:PORT/v1#NAME``. Engines of other packages may accept other names.
         engine: ``transformers``, ``vllm``, ``llama-cpp``, ``openai``, ``sglang``, or a name that another package adds
-            by an entry point of ``longlens.scorers``: a function ``(name, loading, engine) -> Scorer`` of the name, a
-            `longlens.settings.options.Loading` and a `longlens.settings.options.Engine`. Unless given, ``openai`` for
+            with an entry point of ``longlens.scorers``: a function ``(name, loading, engine) -> Scorer`` of the name, a
+            `longlens.settings.options.Loading` and a `longlens.settings.options.Engine`. Default: ``openai`` for
             a URL and ``transformers`` otherwise.
-        tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
-        concurrency: Concurrent requests to a server; 8 by default.
+        tokenizer: The model's tokenizer, as an object, Hub id or directory. Default: found by the model's name.
+        concurrency: Concurrent requests to a server. Default: 8.
         max_model_len: Context length of the engine (``max_model_len`` in vLLM, ``n_ctx`` in llama.cpp).
         cache: KV cache policy, for transformers: ``full``, one of `longlens.models.policies` such as
-            ``sink:4+1020``, the name of one that another package adds by an entry point of ``longlens.caches``, or a
-            `longlens.models.caches.CachePolicy`. Long contexts go through its cache in chunks, short ones do without.
-            None is a single pass.
-        cache_chunk: Tokens that are fed to that cache at a time, or the tokens of the tail; 256 unless given.
-        cache_protocol: ``stream`` unless given, or ``prefill+tail``; see `longlens.models.caches.CacheUse`.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that has it and
-            float32 elsewhere; key tokens are decided by differences of a few nats, of which bfloat16 loses some tenths.
-        device: ``auto`` is the first GPU, else the CPU.
-        device_map: Of transformers, such as ``auto``, to spread a model over devices; instead of ``device``.
-        attention: ``attn_implementation`` of transformers; its own choice unless given.
-        batch_tokens: Maximum tokens per batch, padding included; by default 1,024 on a CPU and 32,768 on a GPU.
-        tensor_parallel: GPUs that share each layer of the model, for vllm.
+            ``sink:4+1020``, the name of one that another package adds with an entry point of ``longlens.caches``, or a
+            `longlens.models.caches.CachePolicy`. Long contexts are run through its cache in chunks, short contexts
+            without it. None is a single pass without a cache.
+        cache_chunk: Tokens per chunk, or tokens of the tail. Default: 256.
+        cache_protocol: ``stream`` (default) or ``prefill+tail``; see `longlens.models.caches.CacheUse`.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that supports it and
+            float32 elsewhere. Key tokens are selected by differences of a few nats; bfloat16 errors are some tenths.
+        device: ``auto`` is the first GPU, or the CPU if there is none.
+        device_map: Of transformers, such as ``auto``, to distribute a model over devices; replaces ``device``.
+        attention: ``attn_implementation`` of transformers. Default: that of transformers.
+        batch_tokens: Maximum tokens per batch, padding included. Default: 1,024 on a CPU and 32,768 on a GPU.
+        tensor_parallel: Number of GPUs that share each layer of the model, for vllm.
         trust_remote_code: Allow custom code from the model repository; otherwise such models are rejected.
         allow_pickle: Allow ``.bin`` weights, which can execute code; otherwise only safetensors and GGUF.
 
     Raises:
-        UserError: Unknown model, engine or policy, not a causal language model, or settings that it does not support.
+        UserError: Unknown model, engine or policy, not a causal language model, or unsupported settings.
     """
     loading = Loading(
         dtype=dtype,

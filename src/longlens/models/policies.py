@@ -320,7 +320,7 @@ def _imported(name: str) -> Callable[[str], CachePolicy] | None:
     attribute = rest.partition(":")[0]
     if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         return None
-    with library_errors(f"the module of `cache` {name!r} cannot be imported", "mend it"):
+    with library_errors(f"the module of `cache` {name!r} cannot be imported", "fix it"):
         try:
             found = getattr(import_module(module), attribute, None)
         except ModuleNotFoundError as error:

@@ -119,7 +119,7 @@ def resolve(name: str) -> Source:
         if embedded.installed:
             file = embedded.gguf()
             return Source(name=name, path=str(file.parent), gguf=file.name, note=f"package {embedded.package}")
-        note = f"hub id {embedded.hub_id} (the package {embedded.package} is not installed)"
+        note = f"Hub id {embedded.hub_id} (the package {embedded.package} is not installed)"
         return Source(name=name, path=embedded.hub_id, gguf=None, note=note)
     if name and path.is_dir():
         return Source(name=name, path=str(path), gguf=None, note="local folder")
@@ -130,12 +130,12 @@ def resolve(name: str) -> Source:
     address = _secretless(name)
     if re.match(r"[\w.-]+(:\d+\b|(/[^#]*)?#)", address):
         raise UserError(
-            f"no such model: {shown(address)} is neither a folder, a .gguf file nor a hub id (owner/name): for a "
-            f"server give {shown(f'http://{address}')}"
+            f"no such model: {shown(address)} is neither a folder, a .gguf file nor a Hub id (owner/name): for a "
+            f"server pass {shown(f'http://{address}')}"
         )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(".gguf"):
-        raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a hub id (owner/name)")
-    return Source(name=name, path=name, gguf=None, note=f"hub id {name}")
+        raise UserError(f"no such model: {name!r} is neither a folder, a .gguf file nor a Hub id (owner/name)")
+    return Source(name=name, path=name, gguf=None, note=f"Hub id {name}")
 
 
 def _secretless(address: str) -> str:
@@ -184,7 +184,7 @@ def _hub_answers() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        with library_errors("the hub", "connect"):  # which HTTP library it is depends on huggingface_hub's version
+        with library_errors("the Hub", "connect"):  # which HTTP library it is depends on huggingface_hub's version
             get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except UserError:
         return False
@@ -204,11 +204,11 @@ def check_hub(source: Source) -> None:
     files = ("config.json", "tokenizer_config.json", "tokenizer.json")
     if any(isinstance(try_to_load_from_cache(source.path, file), str) for file in files) or _hub_answers():
         return
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
     if source.name in EMBEDDED:
         raise UserError(f"{source.name} is not installed, and {reason}: {EMBEDDED[source.name].install}")
     raise UserError(
-        f"{shown(source.name)} is not in the hub's cache on this machine, and {reason}: connect, or use a local "
+        f"{shown(source.name)} is not in the Hub cache of this machine, and {reason}: connect, or use a local "
         "directory, a .gguf file, smollm2 or gemma3-270m"
     )
 

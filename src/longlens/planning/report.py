@@ -95,7 +95,7 @@ def train_rows(plan: TrainPlan) -> list[tuple[str, str]]:
         ("parameters", f"{plan.num_parameters:,}, {plan.num_trained:,} of them trained"),
         ("tokens of a step", f"{plan.batch_size * plan.length:,}"),
         ("step of cross-entropy", flops(plan.step.total)),
-        ("short pass of LongCE", flops(plan.short.total)),
+        ("short-context pass of LongCE", flops(plan.short.total)),
         ("overhead of LongCE", f"{100 * plan.overhead:+.0f} %"),
     ]
     if plan.once.total:

@@ -439,7 +439,7 @@ def _advice(
         memory = smaller
     beside = memory.total - memory.weights
     if beside > room:
-        return [f"{beside / 1e9:.1f} GB beside the weights alone do not fit: use a smaller `length`"]
+        return [f"{beside / 1e9:.1f} GB in addition to the weights do not fit: use a smaller `length`"]
     text = traced.model.config.get_text_config(decoder=True)
     heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 1)
     for option, is_map in (("device_map=auto", True), ("tensor_parallel={}", False)):

@@ -136,9 +136,9 @@ def _notes(old: Any, new: Any) -> list[str]:
     before, after = text_config(old), text_config(new)
     kind = custom_rope_type(new)
     if kind is not None:
-        notes.append(f"transformers alone refuses this folder (rope_type {kind!r}); longlens loads it")
+        notes.append(f"transformers without longlens rejects this directory (rope_type {kind!r})")
     if kind == CLEX_TYPE:
-        notes.append("CLEX starts on the ntk-aware trajectory, and is to be trained")
+        notes.append("CLEX starts on the ntk-aware trajectory and must be trained")
     if getattr(before, "max_position_embeddings", None) == after.max_position_embeddings:
         length = f"{after.max_position_embeddings:,}"
         notes.append(f"max_position_embeddings stays {length}: longer documents need longlens score --extrapolate")

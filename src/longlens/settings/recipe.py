@@ -231,7 +231,7 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
     Raises:
         UserError: No such recipe, no YAML, or no mapping.
     """
-    content = parse_yaml(recipe_text(recipe, kind), f"{recipe}", "mend the file")
+    content = parse_yaml(recipe_text(recipe, kind), f"{recipe}", "fix the file")
     if not isinstance(content, dict):
         raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as {keys}")
     return content

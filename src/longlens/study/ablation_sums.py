@@ -240,7 +240,7 @@ class AblationSums:
             ]
         if self._lacking:
             notes.append(
-                f"no self-evaluation (table 6) of {', '.join(self._lacking)}, without short scores at "
+                f"no self-evaluation (table 6) of {', '.join(self._lacking)}, without short-context scores at "
                 f"K={first.context}, d={first.stride}: score again with `context={first.context}` and "
                 f"`stride={first.stride}`"
             )

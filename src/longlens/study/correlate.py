@@ -46,30 +46,31 @@ def correlate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CorrelationTable:
-    """The correlations of `METRICS` and benchmark scores over models, see `longlens.study.correlation`.
+    """Correlations between `METRICS` and benchmark scores over models, see `longlens.study.correlation`.
 
     Args:
-        runs: Of the models, on the same documents: folders of ``longlens longppl``, which bring their evaluator and
+        runs: Runs of the models on the same documents: directories of ``longlens longppl``, which contain evaluator and
             thresholds, or of ``longlens score``, or scores.
-        benchmarks: Folders of benchmark runs and CSV files, see `join_benchmarks`; or scores by benchmark and the name
+        benchmarks: Directories of benchmark runs and CSV files, see `join_benchmarks`; or scores by benchmark and name
             of a run (see `longlens.scoring.scores.names_of`).
-        evaluator_scores: Of the evaluator; that of the folders by default. With none, and no keys, there is no LongPPL.
-        keys: Key tokens, instead of evaluator scores; then there are neither ``longppl_soft`` nor ``longppl_no_lcl``.
-        alpha: Threshold of the long-short difference, nats; that of the folders, or 2, by default.
-        beta: Threshold of the long-context likelihood, nats; likewise, or -2.
-        gamma: Largest soft weight; likewise, or 5.
+        evaluator_scores: Scores of the evaluator; by default those in the directories. With neither these nor keys,
+            LongPPL is not computed.
+        keys: Key tokens, instead of evaluator scores; ``longppl_soft`` and ``longppl_no_lcl`` are then not computed.
+        alpha: Threshold of the long-short difference, nats; by default that of the directories, or 2.
+        beta: Threshold of the long-context likelihood, nats; by default that of the directories, or -2.
+        gamma: Maximum soft weight; by default that of the directories, or 5.
         use_lcl: False selects by LSD only, without beta.
         context: K to use, if the evaluator has several.
         stride: d to use, if this K has several.
-        families: Of runs, by their names; before what a file says. Where neither says one, the model's type (of its
-            configuration) stands for it, and a note says so.
-        ngram: Whether to find re-occurred n-grams, which takes longest.
-        seed: Of resamples and random orders.
+        families: Families of runs, by their names; they override those of files. Without either, the model type of the
+            configuration is used, and a note says so.
+        ngram: Whether to find re-occurred n-grams, which is the slowest part.
+        seed: Seed of resamples and random permutations.
         progress: Shows documents.
 
     Raises:
-        UserError: No runs; two of one model; of different documents or texts; by different evaluators or thresholds;
-            what `join_benchmarks` and `longlens.perplexity` refuse.
+        UserError: No runs; two of one model; runs of different documents or texts, or with different evaluators or
+            thresholds; and the errors of `join_benchmarks` and `longlens.perplexity`.
     """
     opened = [open_run(run, context, stride) for run in runs]
     scores = [each.scores for each in opened]
@@ -156,7 +157,7 @@ def open_run(run: Scores | str | os.PathLike[str], context: int | None, stride: 
     evaluator = open_scores(place, context=context, stride=stride) if (place / MANIFEST).is_file() else None
     settings: Mapping[str, Any] | None = None
     if (folder / "perplexity.json").is_file():
-        result = read_json(folder / "perplexity.json", "run longlens longppl again, which writes it anew")
+        result = read_json(folder / "perplexity.json", "run longlens longppl again, which rewrites it")
         settings = result.get("settings")
         own = (scores.name, scores.manifest["model"]["name"])
         if evaluator is None and result.get("evaluator") in own and scores.short_contexts:
@@ -197,8 +198,8 @@ def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | No
             )
         if first.evaluator.selected != each.evaluator.selected:
             raise UserError(
-                f"the evaluator's short context (K, d) is {_pair(first.evaluator)} beside {name} and "
-                f"{_pair(each.evaluator)} beside {other}: choose one with `context` and `stride`"
+                f"the evaluator's short context (K, d) is {_pair(first.evaluator)} for {name} and "
+                f"{_pair(each.evaluator)} for {other}: choose one with `context` and `stride`"
             )
     return first.evaluator
 
@@ -286,5 +287,5 @@ def _families(scores: Sequence[Scores], names: Sequence[str], given: Mapping[str
         return found, []
     return found, [
         f"no family was named for {', '.join(guessed[:4])}{', …' if len(guessed) > 4 else ''}, so their model type "
-        "stands for it (`families` names one)"
+        "is used instead (`families` names one)"
     ]

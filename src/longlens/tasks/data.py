@@ -84,7 +84,7 @@ class DataFile:
         return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path)})
 
     def place(self, folder: str | os.PathLike[str]) -> Path | None:
-        """Where the file is in a folder, or in a copy of the hub's data set as ``folder/owner/name``; else None."""
+        """Where the file is in a folder, or in a copy of the Hub dataset as ``folder/owner/name``; else None."""
         repo, _, on_hub = self.hub.partition(DATASET_FOLDER)
         copies = [f"{repo}/{name}" for name in (on_hub, *self.names)] if repo else []
         return next((found for name in (*self.names, *copies) if (found := Path(folder, name)).is_file()), None)
@@ -164,8 +164,8 @@ class DataFile:
             path = Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
-                f"{task}: cannot get {name} of the hub's data set {repo} ({one_line(error)}): check the network and "
-                f"the revision, or put into a folder {wanted}, and pass `data_dir`"
+                f"{task}: cannot get {name} of the Hub dataset {repo} ({one_line(error)}): check the network and "
+                f"the revision, or put {wanted} into a folder and pass it as `data_dir`"
             ) from error
         # The hub's cache is snapshots/COMMIT/path/in/it.
         commit = path.parts[-1 - len(Path(name).parts)]

@@ -146,7 +146,7 @@ class InfiniteBench(HubTask, SubsetTask):
         """The file of the task."""
         return DataFile(
             names=(f"{self.dataset}.jsonl",),
-            source="the hub's data set xinrongzhang2022/InfiniteBench",
+            source="the Hub dataset xinrongzhang2022/InfiniteBench",
             schema="rows with id, context, input, answer (a value or a list) and options (a list)",
             hub=f"xinrongzhang2022/InfiniteBench@{self.dataset}.jsonl",
         )

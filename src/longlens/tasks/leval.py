@@ -1,7 +1,7 @@
 """L-Eval: seven closed and thirteen open tasks on lectures, exams, stories, contracts, meetings, papers and code.
 
 Paper: An et al., L-Eval: Instituting Standardized Evaluation for Long Context Language Models, arXiv 2307.11088. Data:
-``LEval-data/`` of OpenLMLab/LEval at cd34b05, a file a task, or the same files of the hub's data set L4NLP/LEval. Only
+``LEval-data/`` of OpenLMLab/LEval at cd34b05, a file a task, or the same files of the Hub dataset L4NLP/LEval. Only
 its prompts are quoted here (the repository is GPL-3.0; each data set has a license of its own): ``get_sys_prompt`` of
 ``Baselines/LEval_config.py`` and the messages of ``Baselines/llama2-chat-test.py`` without Llama 2's marks, whose place
 the model's chat template takes. Scores: ``Evaluation/auto_eval.py``, ``em.py`` and ``f1.py``. Sample i is question i of
@@ -138,7 +138,7 @@ class LEval(HubTask, SubsetTask):
         name = f"{self.dataset}.jsonl"
         return DataFile(
             names=(name, f"{folder}-ended-tasks/{name}", f"LEval-data/{folder}-ended-tasks/{name}"),
-            source="LEval-data of github.com/OpenLMLab/LEval, or the hub's data set L4NLP/LEval",
+            source="LEval-data of github.com/OpenLMLab/LEval, or the Hub dataset L4NLP/LEval",
             schema="rows with input and evaluation (texts), instructions and outputs (lists of texts of one length)",
             hub=f"L4NLP/LEval@LEval/{on_hub}/{name}",
         )

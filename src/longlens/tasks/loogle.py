@@ -90,7 +90,7 @@ class LooGLE(HubTask, SubsetTask):
         )
         return DataFile(
             names=tuple(names),
-            source="the hub's data set bigai-nlco/LooGLE, or LooGLE-testdata of github.com/bigai-nlco/LooGLE",
+            source="the Hub dataset bigai-nlco/LooGLE, or LooGLE-testdata of github.com/bigai-nlco/LooGLE",
             schema="rows with context, question and answer, or with input, qa_pairs (Q, A) and, of summaries, output",
             hub=f"bigai-nlco/LooGLE@data/{on_hub}.jsonl",
         )
@@ -113,14 +113,14 @@ class LooGLE(HubTask, SubsetTask):
         pairs = row.values.get("qa_pairs")
         pairs = _literal(pairs) if isinstance(pairs, str) else pairs
         if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
-            raise self.file.wrong(row.place, "qa_pairs is no list of questions")
+            raise self.file.wrong(row.place, "qa_pairs is not a list of questions")
         return pairs
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
         """The question on its text."""
         text, question, answer = row.item
         if "{question}" in self.facts.prompt and not isinstance(question, str):
-            raise self.file.wrong(row.place, "a question that is no text")
+            raise self.file.wrong(row.place, "a question that is not a string")
         metadata: dict[str, Any] = {"question": question} if question else {}
         if self.dataset == "shortdep_cloze":
             gaps = _literal(answer) if isinstance(answer, str) else answer
@@ -132,7 +132,7 @@ class LooGLE(HubTask, SubsetTask):
                 raise self.file.wrong(row.place, "an answer that does not say what each <mask-n> is")
             metadata["gaps"], answer = gaps, str(gaps)
         if not isinstance(answer, str):
-            raise self.file.wrong(row.place, "an answer that is no text")
+            raise self.file.wrong(row.place, "an answer that is not a string")
         return self.fill(metadata, [answer], context=text, question=question or "")
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:

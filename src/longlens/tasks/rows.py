@@ -154,7 +154,9 @@ class RowsTask(FolderTask):
         """A list of the row with at least one value, each of these kinds."""
         values = self.file.get(row.values, key, list, row.place)
         if not values or not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
-            raise self.file.wrong(row.place, f"{key} is no list of at least one {'text' if kinds is str else 'value'}")
+            raise self.file.wrong(
+                row.place, f"{key} is not a list of at least one {'string' if kinds is str else 'value'}"
+            )
         return list(values)
 
 

@@ -126,7 +126,7 @@ class Scrolls(HubTask, SubsetTask):
         member = f"{self.dataset}/{self.split}.jsonl"
         return DataFile(
             names=(member, f"{self.dataset}.zip"),
-            source=f"the hub's data set {self.hub}",
+            source=f"the Hub dataset {self.hub}",
             schema="rows with the texts id, input and output",
             hub=f"{self.hub}@{self.dataset}.zip",
             member=member,

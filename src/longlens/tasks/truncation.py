@@ -69,8 +69,8 @@ def truncate(draft: Draft, tokens: TokenCounter, budget: int, policy: str, omiss
         piece = _piece(draft, spans, removed, policy, omission)
         if piece is None:
             raise UserError(
-                f"a prompt of {whole:,} tokens cannot be cut to {budget:,} with `overlong={policy}`: what has to stay "
-                "is longer than that: give a larger `length`, or `overlong=skip`"
+                f"a prompt of {whole:,} tokens cannot be truncated to {budget:,} with `overlong={policy}`: the rest "
+                "of the prompt is longer than that: use a larger `length`, or `overlong=skip`"
             )
         cut = _without(draft, piece)
         counted = tokens.count(cut.prompt + cut.answer_prefix)
@@ -84,7 +84,7 @@ def _piece(draft: Draft, spans: Ints, removed: int, policy: str, omission: str) 
     if policy == "context-only":
         if draft.context_span is None:
             raise UserError(
-                "`overlong=context-only` needs a task whose prompt has a long text apart: use `overlong=middle`"
+                "`overlong=context-only` needs a task whose prompt has a separate long text: use `overlong=middle`"
             )
         inside = ((spans[:, 0] >= draft.context_span[0]) & (spans[:, 1] <= draft.context_span[1])).nonzero()[0]
         if len(inside) < removed:

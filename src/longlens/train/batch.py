@@ -60,10 +60,10 @@ def read_batch(inputs: Mapping[str, Any]) -> TrainingBatch:
     if unknown:
         raise UserError(
             f"the batch has {', '.join(unknown)}, which longlens does not pass to the model: text of causal language "
-            f"models comes as {', '.join(_TOKENS)}; drop the others in the data set or the collator"
+            f"models comes as {', '.join(_TOKENS)}; drop the others in the dataset or the collator"
         )
     if "input_ids" not in inputs:
-        raise UserError("the batch has no input_ids: give a tokenized data set")
+        raise UserError("the batch has no input_ids: pass a tokenized dataset")
     input_ids: Tensor = inputs["input_ids"]
     labels: Tensor = inputs.get("labels", input_ids)
     mask = inputs.get("attention_mask")
@@ -153,13 +153,14 @@ def _column(name: str, row: Mapping[str, Any]) -> Tensor:
     values = [math.nan if value is None else value for value in row.get(name, ())]
     if len(values) != len(row["input_ids"]):
         raise UserError(
-            f"a row has {len(values)} {name} for {len(row['input_ids'])} tokens: there is one for each token, also "
-            "after rows are cut, so cut or pack them before they are weighed, and train with `max_length=None`"
+            f"a row has {len(values)} {name} for {len(row['input_ids'])} tokens: expected one per token, also after "
+            "truncation: truncate or pack rows before weights are computed, and train with `max_length=None`"
         )
     column = torch.tensor(values, dtype=torch.float32)
     if name == "token_weights" and not (column.isfinite() & (column >= 0)).all():
         raise UserError(
-            "token_weights have a value that is not a finite number of at least 0: weigh the data set again"
+            "token_weights have a value that is not a finite number of at least 0: compute the weights of the dataset "
+            "again"
         )
     return column
 

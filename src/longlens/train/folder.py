@@ -118,7 +118,7 @@ class RunFolder:
         have = read_manifest(self.path)
         there = have.get("run")
         if not isinstance(there, dict):
-            raise UserError(f"{path} says of no run what it is (run): use another folder")
+            raise UserError(f"{path} does not describe a run (no key `run`): use another folder")
         is_old = "config" not in there
         known = {name: value for name, value in manifest.items() if name in there or not is_old}
         refuse_other(self.path, "run", differences(_flat(there), _flat(known)))
@@ -150,7 +150,7 @@ class RunFolder:
         content = read_json(folder / WHOLE, step)
         if content.get("run") != run:
             raise UserError(
-                f"{folder} is a checkpoint of another run: take it out of {self.checkpoints}, or use another folder"
+                f"{folder} is a checkpoint of another run: remove it from {self.checkpoints}, or use another folder"
             )
         files = content.get("files", {})  # longlens 0.1 wrote none
         for name, sha256 in files.items() if isinstance(files, dict) else ():

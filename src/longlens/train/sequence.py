@@ -72,13 +72,13 @@ class SequenceParallel:
         forward = Forward(model)
         if forward.by_length:
             raise UserError(
-                f"{self.name}, and the rotary frequencies of {name} go by the length of the sequence (dynamic NTK, "
-                "LongRoPE, CLEX), which no rank has as a whole: extend it with yarn, pi, ntk or eabf"
+                f"{self.name}, and the rotary frequencies of {name} depend on the length of the sequence (dynamic "
+                "NTK, LongRoPE, CLEX), which no rank has as a whole: extend it with yarn, pi, ntk or eabf"
             )
         windows = forward.attention_windows
         if windows is None:
             raise UserError(
-                f"{self.name}, and layers of {name} carry a state along the sequence, which would begin again on each "
+                f"{self.name}, and layers of {name} carry a state along the sequence, which would restart on each "
                 "rank: train it with sharded weights and whole sequences (FSDP, ZeRO-3)"
             )
         if self.is_ulysses:

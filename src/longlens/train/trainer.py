@@ -47,7 +47,7 @@ class LongCEArguments:
     loss: Literal["longce", "sampled-longce", "chunked-longce", "ce"] = field(
         default="longce", metadata={"help": "longce, sampled-longce, chunked-longce, or ce for cross-entropy."}
     )
-    context: int = field(default=CONTEXT, metadata={"help": "K: tokens of context that a short score has at least."})
+    context: int = field(default=CONTEXT, metadata={"help": "K: minimum tokens of context of a short-context score."})
     stride: int = field(default=STRIDE, metadata={"help": "d: tokens that share a window."})
     gamma: float = field(default=GAMMA, metadata={"help": "The largest weight of a token."})
     floor: float = field(default=0.0, metadata={"help": "The smallest weight of a token: 0 as in the paper, or 1."})
@@ -55,7 +55,7 @@ class LongCEArguments:
         default=None, metadata={"help": "Share of the windows that sampled-longce scores at a step; 0.5 unless given."}
     )
     short_dtype: Literal["float16", "bfloat16"] | None = field(
-        default=None, metadata={"help": "Precision of the short pass; that of the long pass unless given."}
+        default=None, metadata={"help": "Precision of the short-context pass; that of the long pass unless given."}
     )
 
     def __post_init__(self) -> None:
@@ -88,28 +88,29 @@ class LongCEConfig(LongCEArguments, TrainingArguments):  # type: ignore[misc]
 class LongCETrainer(Trainer):  # type: ignore[misc]
     """Trainer with the LongCE loss, ``sum(weight * -logprob) / number of scored labels`` (eq. 6, 7).
 
-    The number is that of the whole step: all its micro-batches, and all processes (``average_tokens_across_devices``),
-    so that 1 x 4, 4 x 1 and two processes of 2 make the same update. Neither training nor evaluation computes the
-    logits of a whole sequence. The evaluation loss is plain cross-entropy in all cases, to compare runs by.
+    The number of labels is that of the whole step, over all micro-batches and processes
+    (``average_tokens_across_devices``), so 1 x 4, 4 x 1 and two processes of 2 make the same update. Neither training
+    nor evaluation computes the logits of a whole sequence. The evaluation loss is always plain cross-entropy, so that
+    runs are comparable.
 
-    Rows may be padded on the right, or hold packed documents (``position_ids`` that start again, as the collators of
-    transformers and TRL make them); labels of -100 are context. A data set with the column ``token_weights``, or
-    ``short_logprobs`` (nats, null where a token has none), is trained on with these instead of the short pass, of
-    whose settings gamma and floor alone apply.
+    Rows may be padded on the right, or contain packed documents (``position_ids`` that restart, as the collators of
+    transformers and TRL make them). Labels of -100 are context. If the dataset has the column ``token_weights`` or
+    ``short_logprobs`` (nats, null for tokens without one), these replace the short-context pass, and of the settings
+    only gamma and floor apply.
 
-    While training, the log has ``longce_mean_weight``, ``longce_share_at_gamma``, ``longce_share_above_2`` and
-    ``longce_share_weighed`` (tokens with a short score), of all scored tokens since the log before.
+    Training logs ``longce_mean_weight``, ``longce_share_at_gamma``, ``longce_share_above_2`` and
+    ``longce_share_weighed`` (tokens with a short-context score), over all scored tokens since the previous log.
 
     Args:
-        model: A causal language model of transformers; or give ``model_init``.
-        args: `LongCEConfig`, which has the settings of the loss; or TrainingArguments, and ``longce``.
-        longce: Settings of the loss beside TrainingArguments, also of a class of one's own; None for plain
-            cross-entropy by the same path. The paper's unless given.
+        model: A causal language model of transformers; or pass ``model_init``.
+        args: `LongCEConfig`, which includes the settings of the loss; or TrainingArguments, with ``longce``.
+        longce: Settings of the loss for TrainingArguments; may be a subclass of your own. None is plain cross-entropy
+            by the same code. Default: the paper's.
 
     All other arguments are those of Trainer.
 
     Raises:
-        UserError: A setting that LongCE was not shown to be right with. What works is one process, or several
+        UserError: A setting with which LongCE is not known to be correct. Supported are one process, or several
             (torchrun, accelerate launch) with DistributedDataParallel, FSDP2 or DeepSpeed's ZeRO.
     """
 
@@ -179,8 +180,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         self._sequence = SequenceParallel(self.accelerator, self.model) if is_spread else None
         for column in columns - _offline_columns(self.train_dataset):
             raise UserError(
-                f"{column} got lost while the data set was prepared: TRL's packing keeps no such column. Pack first, "
-                "weigh the packed rows, and train on them with packing=False"
+                f"{column} was dropped while the dataset was prepared, because TRL's packing does not keep it. Pack "
+                "first, compute weights of the packed rows, and train on them with packing=False"
             )
         if columns or getattr(self.train_dataset, "column_names", None) is None:  # a stream may not know its columns
             self.data_collator: Any = OfflineCollator(self.data_collator)

@@ -70,8 +70,11 @@ def test_what_is_written_is_what_is_read(recipe):
             "recipe.yaml: training.facts: repeated is 1 and stated 0: expected 0 <= repeated <= stated",
         ),
         ({"training.facts": 3}, "recipe.yaml: training.facts is 3; expected keys such as stated"),
-        ({"training.end": 0.5}, "recipe.yaml: training has end, drills or learning_rate: CE goes on for longer than"),
-        ({"training.learning_rate": 1e-3}, "recipe.yaml: training has end, drills or learning_rate: CE goes on for"),
+        (
+            {"training.end": 0.5},
+            "recipe.yaml: training has end, drills or learning_rate, but CE trains for longer than",
+        ),
+        ({"training.learning_rate": 1e-3}, "recipe.yaml: training has end, drills or learning_rate, but CE trains for"),
         ({"base.learning_rate": None}, "recipe.yaml: base has no learning_rate: give one, such as 1e-3"),
         ({"learning_rates": []}, "recipe.yaml: learning_rates is []; expected at least one"),
         ({"arms.pi": ["longce"]}, "recipe.yaml: arms of pi are ['longce']; expected ce and others of ce, longce, flo"),

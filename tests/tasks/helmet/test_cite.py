@@ -205,7 +205,7 @@ def test_citations_are_no_part_of_an_item(folder):
         ({"docs": [{"title": "a"}]}, "row 1: no str 'text'"),
         ({"qa_pairs": []}, "row 1: no answers"),
         ({"qa_pairs": [{"short_answers": []}]}, "row 1: no answers"),
-        ({"qa_pairs": [{"short_answers": [3]}]}, "'short_answers' that are no texts"),
+        ({"qa_pairs": [{"short_answers": [3]}]}, "'short_answers' that are not strings"),
         ({"question": None}, "row 1: no str 'question'"),
     ],
 )

@@ -248,7 +248,7 @@ FILES = {
         ("helmet_infbench_qa", {"id": "x"}, "row 1: no int 'id'"),
         ("helmet_infbench_choice", {"options": ["a"]}, "row 1: 1 options; expected"),
         ("helmet_infbench_choice", {"answer": ["a"]}, "row 1: an answer that is none of the options"),
-        ("helmet_multi_lexsum", {"sources": [None]}, "row 1: sources that are no texts"),
+        ("helmet_multi_lexsum", {"sources": [None]}, "row 1: sources that are not strings"),
         ("helmet_multi_lexsum", {"summary/long": None}, "row 1: no str 'summary/long'"),
     ],
 )

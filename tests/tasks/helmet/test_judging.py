@@ -254,7 +254,7 @@ def test_key_points_are_needed_to_judge_and_not_to_build(folder, tmp_path):
     (tmp_path / "infbench").mkdir()
     kept = [line for line in lines if json.loads(line)["id"] != sample.metadata["document"]]
     (tmp_path / "infbench" / path.name).write_text("\n".join(kept))
-    with pytest.raises(UserError, match=r"has no key points for document \d: give the file of the same data set"):
+    with pytest.raises(UserError, match=r"has no key points for document \d: use the file of the same dataset"):
         made.judge_prompts(sample, "x")
     (tmp_path / "infbench" / path.name).write_text('{"keypoints": ["a"]}')
     with pytest.raises(UserError, match="row 1: no number or text 'id'"):

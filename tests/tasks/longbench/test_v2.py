@@ -96,7 +96,7 @@ def test_what_a_model_continues_with(folder):
         wrong = made.target(replace(sample, answers=["C"]))
         assert made.score(sample, wrong)["accuracy"] == 0.0
         assert wrong == target.replace("A", "C")  # as a choice among letters is made
-    with pytest.raises(UserError, match="expected one that does not end in white space"):
+    with pytest.raises(UserError, match="expected one that does not end in whitespace"):
         get_task("longbench_v2", answer_prefix="Answer: ")
 
 
@@ -142,7 +142,7 @@ def test_upstreams_file_is_found_and_the_hub_is_asked_where_there_is_none(tmp_pa
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert [s.prompt for s in built(tmp_path)[1]] == [s.prompt for s in built(folder)[1]]
-    with pytest.raises(UserError, match=r"cannot get data\.json of the hub's data set zai-org/LongBench-v2"):
+    with pytest.raises(UserError, match=r"cannot get data\.json of the Hub dataset zai-org/LongBench-v2"):
         get_task("longbench_v2", revision="abc").build(samples=1, tokenizer=TOKENIZER)
     assert asked == [("zai-org/LongBench-v2", "data.json", "abc")]
     with pytest.raises(UserError, match=r"has 4 rows .503 in the whole file.: ask for as many samples at most"):

@@ -106,8 +106,8 @@ def evaluate(
         if name not in manager.all_tasks:
             raise UserError(f"lm-evaluation-harness has no task {name!r}: see lm_eval ls tasks")
     options = {"gen_kwargs": {PENALTY: 1.0}} if engine.takes_penalty else {}
-    place = "the hub's data set" if data_dir is None else f"the folders in {shown(data_dir)}"
-    step = f"check the columns of {place}, or take another task (longlens bench list)"
+    place = "the Hub dataset" if data_dir is None else f"the folders in {shown(data_dir)}"
+    step = f"check the columns of {place}, or choose another task (longlens bench list)"
     with library_errors(f"{task.name}: lm-evaluation-harness {lm_eval.__version__} cannot run it", step), quiet():
         try:
             found = lm_eval.simple_evaluate(
@@ -130,7 +130,7 @@ def evaluate(
                 raise
             raise UserError(
                 f"{task.name}: cannot get its data ({one_line(error)}): check the network, or pass as `data_dir` a "
-                "folder with copies of the hub's data sets, owner/name each"
+                "folder with copies of the Hub datasets as owner/name"
             ) from error
     return {
         "results": {
@@ -177,7 +177,7 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
         if isinstance(name, str):
             if not (self._folder / name).is_dir():
                 raise UserError(
-                    f"{shown(self._folder)} has no folder {name}: put there a copy of the hub's data set {name}, which "
+                    f"{shown(self._folder)} has no folder {name}: it needs a copy of the Hub dataset {name}, which "
                     f"{config.get('task', 'the task')} reads"
                 )
             config["dataset_path"] = str(self._folder / name)

@@ -144,7 +144,7 @@ def _details(name: str, task: Task, package: str | None) -> dict[str, list[str]]
         for line in (f"{' or '.join(file.names)}: {file.schema}", f"from {file.source}")
     ]
     if data:
-        kind = "downloaded from the hub; or in --data-dir" if _data(task) == "hub" else "put into a folder, --data-dir"
+        kind = "downloaded from the Hub; or in --data-dir" if _data(task) == "hub" else "put into a folder, --data-dir"
         data.insert(0, f"{kind}:")
     if "haystack" in task_settings(name):
         data.append("--haystack: text that hides the needles (default: state_of_the_union)")
@@ -169,7 +169,7 @@ def _harness_details(task: HarnessTask) -> dict[str, list[str]]:
         "metric": [task.metric],
         "examples": ["" if task.few_shot is None else str(task.few_shot)],
         "length": ["--length TOKENS" if task.by_length else "that of its data"],
-        "data": ["downloaded from the hub by lm-evaluation-harness"],
+        "data": ["downloaded from the Hub by lm-evaluation-harness"],
     }
 
 

@@ -122,7 +122,7 @@ def print_cost(found: CostResult, *, per_document: bool) -> None:
         cells = [policy.name, number(policy.retained_gain), interval(policy.interval)]
         cells += [number(policy.bytes_per_token, 0), number(policy.ppl), number(policy.longppl)]
         rows.append([*cells, *([number(policy.kl, 4), number(policy.key_top1_agreement)] if has_kl else [])])
-    columns = ["", "retained gain", "95 % interval", "bytes a token", "PPL", "LongPPL"]
+    columns = ["", "retained gain", "95 % interval", "bytes per token", "PPL", "LongPPL"]
     print_table([*columns, *(["KL, nats", "same top token, keys"] if has_kl else [])], rows)
     print(
         f"{number(found.num_key_tokens, 0)} key tokens of {number(found.num_tokens, 0)}, {found.num_documents} "

@@ -269,7 +269,7 @@ def qa(
         print_json({"schema_version": 1, "out": str(out), **counts})
         return
     if counts["refused"]:
-        print_table(("refused", "pairs"), [(reason, f"{number:,}") for reason, number in counts["refused"].items()])
+        print_table(("rejected", "pairs"), [(reason, f"{number:,}") for reason, number in counts["refused"].items()])
     print(
         f"{counts['rows']:,} of {counts['pairs']:,} pairs on {counts['documents']:,} documents, "
         f"{counts['cut_rows']:,} cut, in {printable(str(out))}"

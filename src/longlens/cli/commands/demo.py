@@ -60,7 +60,7 @@ def demo(
         return
     print(
         f"Text: the source of Python's typing module, its first {len(scores[0].token_ids):,} tokens.\n"
-        f"A key token is one that {model} predicts far better from all that stands before it than from the last "
+        f"A key token is one that {model} predicts far better from all preceding text than from the last "
         f"{CONTEXT} to {CONTEXT + STRIDE - 1} tokens.\n"
     )
     print_results([result])

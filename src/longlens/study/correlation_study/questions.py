@@ -81,7 +81,7 @@ def make_questions(settings: TaskSettings, *, count: int, seed: int, tokenizer: 
     """
     task, texts = settings.make(), settings.texts or count
     if count % texts:
-        raise UserError(f"{count} questions cannot be dealt out to `texts={texts}` evenly: give a divisor")
+        raise UserError(f"{count} questions cannot be divided evenly among `texts={texts}`: use a divisor")
     found = []
     for number, sample in enumerate(task.build(length=settings.length, samples=texts, seed=seed, tokenizer=tokenizer)):
         rng = draws(task.name, seed, number, "questions")

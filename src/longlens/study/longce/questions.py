@@ -196,7 +196,7 @@ def key_tokens(model: Any, documents: Ids, longce: LongCE, *, alpha: float, beta
     """
     short, long = models.score_under_short_context(model, documents, longce), models.score(model, documents).long
     if not np.isfinite(short).any():
-        raise UserError("no token has a short score: the short context is not shorter than the documents")
+        raise UserError("no token has a short-context score: the short context is not shorter than the documents")
     return hard_influence(long - short, long, alpha=alpha, beta=beta)
 
 

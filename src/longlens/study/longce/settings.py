@@ -228,8 +228,8 @@ class Study(StudySettings):
     def _check_training(self) -> None:
         if self.training.end != 1 or self.training.drills or self.training.learning_rate is not None:
             raise UserError(
-                "training has end, drills or learning_rate: CE goes on for longer than LongCE, both must take the same "
-                "steps as far as both go, and learning_rates are tried: leave them out"
+                "training has end, drills or learning_rate, but CE trains for longer than LongCE with the same steps "
+                "up to that point, and learning rates come from learning_rates: leave them out"
             )
         for name in ("base", "evaluator"):
             if getattr(self, name).learning_rate is None:

@@ -24,7 +24,7 @@ PERPLEXITY = "perplexity.json"
 SIX = ("recall", "rag", "rerank", "icl", "longqa", "summ")
 """HELMET's categories without citations, whose mean ProLong reports."""
 _INTERVALS = ("ppl", "longppl")
-_AGAIN = "run longlens longppl again, which writes it anew"
+_AGAIN = "run longlens longppl again, which rewrites it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def beside(table: PublishedTable, models: Sequence[OwnModel]) -> Beside:
     columns = _measured(table)
     if not columns:
         able = [id for id, other in published.tables().items() if _measured(other)]
-        raise UserError(f"{table.label} has no column that run folders hold: give one of {', '.join(able)}")
+        raise UserError(f"{table.label} has no column that run directories contain: use one of {', '.join(able)}")
     made = Beside(table=table, columns=list(columns), models={}, differs={})
     has_longppl = any(column.measure is not None and column.measure.value == "longppl" for column in columns)
     for model in models:
@@ -263,7 +263,7 @@ def _other_protocol(content: Mapping[str, Any], value: str) -> Iterator[str]:
         yield f"number of documents is {content['num_documents']}, the paper's is {wanted['documents']:g}"
     length = settings.get("max_length")
     if length is None or abs(length - 32768) > 1024:
-        cut = "not cut" if length is None else f"cut to {length:,} tokens"
+        cut = "not truncated" if length is None else f"truncated to {length:,} tokens"
         yield f"documents are {cut}, the paper's to 32k tokens"
     if value == "longppl":
         protocol = {name: wanted[name] for name in ("context", "alpha", "beta")}
@@ -275,7 +275,7 @@ def _other_protocol(content: Mapping[str, Any], value: str) -> Iterator[str]:
         if settings.get("lcl") is False:
             yield "key tokens without LCL, the paper's are with it"
     if settings.get("bos") == "window":
-        yield "BOS stands before every window; the published code has it before the evaluator's long context alone"
+        yield "BOS precedes every window; in the published code, only the evaluator's long context"
 
 
 def _bench_values(results: Mapping[str, Any], measure: Measure, differs: dict[str, None]) -> Iterator[OwnValue]:

@@ -126,7 +126,7 @@ def _of_models() -> dict[str, Derived]:
         # Of three variables no correlation matrix has a negative eigenvalue.
         half = float(np.sqrt((1 - r * r) * (1 - s * s)))
         found[f"self-{name.lower()}"] = Derived(
-            what=f"self-evaluated LongPPL and {name}, Pearson r: possible beside the correlations of both with LongPPL",
+            what=f"self-evaluated LongPPL and {name}, Pearson r: range implied by their correlations with LongPPL",
             value=r * s,
             interval=(r * s - half, r * s + half),
             n=len(own),

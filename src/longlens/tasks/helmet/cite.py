@@ -250,7 +250,7 @@ def _cited_passages(sample: Sample) -> list[dict[str, str]]:
 def _eval_file(name: str, schema: str) -> DataFile:
     return DataFile(
         names=(name, f"alce/{name}", f"data/alce/{name}"),
-        source=f"data.tar.gz of the hub's princeton-nlp/HELMET, file data/alce/{name}",
+        source=f"data.tar.gz of the Hub dataset princeton-nlp/HELMET, file data/alce/{name}",
         schema=f"rows with question, docs[] of title and text, and {schema}",
     )
 
@@ -372,7 +372,7 @@ def _f1(precision: float, recall: float) -> float:
 def _texts(file: DataFile, row: Any, key: str, place: str) -> list[str]:
     texts: list[str] = file.get(row, key, list, place)
     if not all(isinstance(text, str) for text in texts):
-        raise file.wrong(place, f"{key!r} that are no texts")
+        raise file.wrong(place, f"{key!r} that are not strings")
     return texts
 
 

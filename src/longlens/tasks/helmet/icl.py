@@ -75,7 +75,7 @@ class LabelledSet:
         """A split."""
         return DataFile(
             names=(f"{self.folder}/{split}.jsonl", f"{self.folder}/{split}.parquet"),
-            source=f"the hub's data set {self.hub}, split {split}",
+            source=f"the Hub dataset {self.hub}, split {split}",
             schema=f"rows with a text and {self.field}, an integer from 0 to {self.labels - 1}",
         )
 

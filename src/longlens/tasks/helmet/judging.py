@@ -227,7 +227,7 @@ class HelmetJudged(JudgedTask):
         named = " and ".join(f"{{{field}}}" for field in sorted(wanted))
         file = DataFile(
             names=(f"{name}.txt",),
-            source="the scripts of github.com/princeton-nlp/HELMET (docs/tasks_helmet.md has the lines that write it)",
+            source="the scripts of github.com/princeton-nlp/HELMET (script: docs/tasks_helmet.md)",
             schema=f"a text with the fields {named}",
         )
         text, described = file.read(self.name, self.prompts_dir)

@@ -38,12 +38,12 @@ POINTS = 3  # eval_gpt4_longqa.py, judge_prompt: correctness is 0 to 3
 
 NARRATIVEQA = DataFile(
     names=("narrativeqa_test.jsonl", "narrativeqa_test.parquet"),
-    source="the hub's deepmind/narrativeqa, split test (docs/tasks_helmet.md has the lines that write it)",
+    source="the Hub dataset deepmind/narrativeqa, split test (docs/tasks_helmet.md has the script that writes it)",
     schema="rows with document.text, question.text and answers[].text",
 )
 NARRATIVEQA_TRAIN = DataFile(
     names=("narrativeqa_train.jsonl", "narrativeqa_train.parquet"),
-    source="the hub's deepmind/narrativeqa, split train (docs/tasks_helmet.md has the lines that write it)",
+    source="the Hub dataset deepmind/narrativeqa, split train (docs/tasks_helmet.md has the script that writes it)",
     schema="rows with question.text and answers[].text",
 )
 
@@ -190,7 +190,7 @@ class DocumentTask(HubTask):
 def infinitebench(name: str, schema: str) -> DataFile:
     """A file of InfiniteBench."""
     hub = f"xinrongzhang2022/InfiniteBench@{name}"
-    return DataFile(names=(name,), source=f"the hub's {hub.replace('@', ', file ')}", schema=schema, hub=hub)
+    return DataFile(names=(name,), source=f"the Hub dataset {hub.replace('@', ', file ')}", schema=schema, hub=hub)
 
 
 @dataclass(frozen=True, kw_only=True)

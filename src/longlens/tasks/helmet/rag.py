@@ -36,7 +36,7 @@ from longlens.tasks.data import DataFile
 from longlens.tasks.helmet.base import best_scores, by_length, find_answers
 from longlens.tasks.helmet.passages import QUESTIONS, PassageQuestion, PassageTask
 
-SOURCE = "the hub's data set princeton-nlp/HELMET, data.tar.gz, folder data/kilt"
+SOURCE = "the Hub dataset princeton-nlp/HELMET, data.tar.gz, folder data/kilt"
 SCHEMA = "a line a question, with question, answers[], ctxs[] of title and text, and an id if there is one"
 
 
@@ -140,7 +140,7 @@ class RetrievedQA(PassageTask):
             for one in file.get(row, "ctxs", list, place)
         ]
         if not passages or not answers or not all(isinstance(answer, str) for answer in answers):
-            raise file.wrong(place, "answers or ctxs are empty, or an answer is no text")
+            raise file.wrong(place, "answers or ctxs are empty, or an answer is not a string")
         return PassageQuestion(
             question=file.get(row, "question", str, place),
             passages=passages,
@@ -194,7 +194,7 @@ class Rerank(PassageTask):
         name = RERANK_FILE.format(passages=passages)
         return DataFile(
             names=(f"msmarco/{name}", name),
-            source="the hub's data set princeton-nlp/HELMET, data.tar.gz, folder data/msmarco",
+            source="the Hub dataset princeton-nlp/HELMET, data.tar.gz, folder data/msmarco",
             schema="a line a query, with qid, query and ctxs[] of id, text and label (an integer), perhaps title",
         )
 

@@ -24,7 +24,7 @@ from longlens.tasks.helmet.judging import HelmetJudged, last_object, number
 from longlens.tasks.helmet.longqa import Documents, DocumentTask, InfiniteBenchTask, LongDocument, infinitebench
 
 SCORES = ("rougeL_f1", "f1")
-_HELMET_DATA = "data.tar.gz of the hub's princeton-nlp/HELMET, file"
+_HELMET_DATA = "data.tar.gz of the Hub dataset princeton-nlp/HELMET, file"
 BOOK_KEYPOINTS = DataFile(
     names=("longbook_sum_eng_keypoints.jsonl", "infbench/longbook_sum_eng_keypoints.jsonl"),
     source=f"{_HELMET_DATA} data/infbench/longbook_sum_eng_keypoints.jsonl",
@@ -35,7 +35,9 @@ CASE_KEYPOINTS = DataFile(
     source=f"{_HELMET_DATA} data/multi_lexsum/multi_lexsum_val.jsonl",
     schema="rows with id and a list summary/short_keypoints",
 )
-_LEXSUM = "the hub's allenai/multi_lexsum v20230518, split {} (docs/tasks_helmet.md has the lines that write it)"
+_LEXSUM = (
+    "the Hub dataset allenai/multi_lexsum v20230518, split {} (docs/tasks_helmet.md has the script that writes it)"
+)
 CASES = DataFile(
     names=("multi_lexsum_validation.jsonl", "multi_lexsum_validation.parquet"),
     source=_LEXSUM.format("validation"),
@@ -122,7 +124,7 @@ class SummaryTask(HelmetJudged):
         points, name = self._all_points
         if document not in points:
             raise UserError(
-                f"{self.name}: {name} has no key points for document {document!r}: give the file of the same data set"
+                f"{self.name}: {name} has no key points for document {document!r}: use the file of the same dataset"
             )
         return points[document]
 
@@ -212,7 +214,7 @@ class MultiLexSum(DocumentTask, SummaryTask):
         get = self.file.get
         sources = get(row, "sources", list, place)
         if not all(isinstance(source, str) for source in sources):
-            raise self.file.wrong(place, "sources that are no texts")
+            raise self.file.wrong(place, "sources that are not strings")
         said = {"document": get(row, "id", str, place), "long_summary": get(row, "summary/long", str, place)}
         return LongDocument(text="\n\n".join(sources), answers=[short], metadata=said)
 

@@ -2,7 +2,7 @@
 
 Paper: Bai et al., LongBench: A Bilingual, Multitask Benchmark for Long Context Understanding, arXiv 2308.14508.
 Prompts, settings and metrics: `longlens.tasks.longbench.sets`, from THUDM/LongBench at 2e00731, MIT. Data: files of
-the user, ``data.zip`` of the hub's data set THUDM/LongBench, unpacked; its sets have licenses of their own. It has
+the user, ``data.zip`` of the Hub dataset THUDM/LongBench, unpacked; its sets have licenses of their own. It has
 no files that could be had one by one, and the Parquet copies that others made of them have other columns.
 
 Sample i is row i of the file; nothing is drawn but the wrong answers to choose from. Known differences:
@@ -76,7 +76,7 @@ class LongBench(SubsetTask):
         classes = ", all_classes (a list of texts)" if self.metric == "classification" else ""
         return DataFile(
             names=(f"data/{self.stem}.jsonl", f"{self.stem}.jsonl", f"{self.stem}.parquet"),
-            source="data.zip of the hub's data set THUDM/LongBench, unpacked",
+            source="data.zip of the Hub dataset THUDM/LongBench, unpacked",
             schema=f"a row a question, with input, context and _id (texts), answers (a list of texts){classes} and "
             "length (a number)",
         )

@@ -2,7 +2,7 @@
 
 Paper: Bai et al., LongBench v2: Towards Deeper Understanding and Reasoning on Realistic Long-context Multitasks, arXiv
 2412.15204. Prompts: ``prompts/0shot.txt`` and ``0shot_no_context.txt`` of THUDM/LongBench at 2e00731, MIT; answer
-tokens and reading of an answer: ``pred.py``. Data: ``data.json`` of the hub's data set zai-org/LongBench-v2 (formerly
+tokens and reading of an answer: ``pred.py``. Data: ``data.json`` of the Hub dataset zai-org/LongBench-v2 (formerly
 THUDM/LongBench-v2), whose card has its license. Sample i is row i of the file. Known differences:
 
 - Upstream draws answers at temperature 0.1; a run that is to be repeated is greedy.
@@ -40,7 +40,7 @@ PROMPT_WITHOUT_CONTEXT = f"{_QUESTION}{_CHOICES}What is the single, most likely 
 STATEMENT = "The correct answer is"
 FILE = DataFile(
     names=("longbench_v2.json", "data.json", "longbench_v2.jsonl", "longbench_v2.parquet"),
-    source="data.json of the hub's data set zai-org/LongBench-v2",
+    source="data.json of the Hub dataset zai-org/LongBench-v2",
     schema="a list of questions, with the texts _id, domain, sub_domain, difficulty (easy or hard), length (short, "
     "medium or long), question, choice_A to choice_D, answer (A to D) and context",
     hub="zai-org/LongBench-v2@data.json",
@@ -76,7 +76,7 @@ class LongBenchV2(HubTask, RowsTask):
     def __post_init__(self) -> None:
         """Checks the values."""
         if self.answer_prefix != self.answer_prefix.rstrip():
-            raise UserError(f"`answer_prefix` is {self.answer_prefix!r}; expected one that does not end in white space")
+            raise UserError(f"`answer_prefix` is {self.answer_prefix!r}; expected one that does not end in whitespace")
 
     @property
     def file(self) -> DataFile:
