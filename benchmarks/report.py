@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import which
 
@@ -31,14 +32,14 @@ def documents() -> list[longlens.Document]:
     return [longlens.Document(id=f"{name}.py", text=text) for name, text in texts.items()]
 
 
-def score(out: Path) -> None:
-    """Scores both models, with d = K / 2, in bfloat16."""
+def score(out: Path, wanted: Mapping[str, Sequence[int]]) -> None:
+    """Scores both models under these K, with d = K / 2; what is there already is kept."""
     from longlens.scoring.truncation import CharacterLimit
 
-    for name, contexts in CONTEXTS.items():
+    for name, contexts in wanted.items():
         longlens.score(
             documents(),
-            longlens.load_scorer(name, dtype="bfloat16"),
+            longlens.load_scorer(name),
             context=list(contexts),
             stride=[context // 2 for context in contexts],
             limit=CharacterLimit(max_characters=MAX_CHARACTERS),
@@ -98,6 +99,7 @@ def _row(tokens: str, curve: Curve) -> list[object]:
 
 
 if __name__ == "__main__":
-    score(Path(sys.argv[1]))
+    score(Path(sys.argv[1]), {name: [CONTEXT] for name in CONTEXTS})
     report(Path(sys.argv[1]))
+    score(Path(sys.argv[1]), CONTEXTS)
     reach(Path(sys.argv[1]))

@@ -1,17 +1,20 @@
 """Key tokens with their words, where these stood before, and the kinds of text: against loops over tokens."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longlens.errors import UserError
 from longlens.keytokens import select_key_tokens
 from longlens.metrics.ngram import reoccurred_ngram_mask
 from longlens.report.charts import charts
 from longlens.report.evidence import DISTANCES, GROUPS
 from longlens.report.words import KINDS, mentions, tokens_since, words_of, words_of_tokens
+from longlens.scoring.scores import MemoryScores
 from tests.report import conftest as made
 from tests.report.conftest import SHORT, four_runs, prose, summarized
 
@@ -164,3 +167,34 @@ def test_without_texts_and_without_short_scores_there_is_less(texts):
     assert not evidence.since.any()
     plain = summarized([made.run(texts, "plain", 1)]).evidence
     assert (plain.num_tokens, plain.gains, plain.document_gains) == (0, {}, {})
+
+
+def test_gains_by_a_field_of_the_rows(monkeypatch):
+    monkeypatch.setattr("longlens.report.evidence.MAX_VALUES", 2)
+    texts = {str(number): prose(60 + 10 * number, number) for number in range(9)}
+    fields = [{"source": "code"}] * 3 + [{"source": "books"}] * 3 + [{"source": 7}, {}, {"source": "<b>rare</b>"}]
+    metadata = dict(zip(texts, fields, strict=True))
+    runs = [made.run(texts, name, seed, contexts=[SHORT]) for name, seed in (("base", 1), ("other", 2))]
+    runs = [MemoryScores([replace(row, metadata=metadata[row.id]) for row in run], run.manifest) for run in runs]
+    summary = summarized(runs, by="source")
+    for place, run in enumerate(runs):
+        values = {}
+        for row in run:
+            value = metadata[row.id].get("source")
+            group = value if value in ("code", "books") else "(other values)"
+            values.setdefault(group, []).extend(lsd for lsd in row.lsd.tolist() if not math.isnan(lsd))
+        found = summary.evidence.field_gains[place]
+        assert sorted(found) == sorted(values)
+        for group, gain in found.items():
+            assert (gain.num_tokens, gain.value) == (
+                len(values[group]),
+                pytest.approx(np.mean(values[group]), rel=1e-9),
+            )
+    (chart,) = (chart for chart in charts(summary) if chart.name == "gain-field")
+    assert chart.x.categories[-1] == "(other values)"
+    assert [len(series.y) for series in chart.series] == [3, 3]
+    with pytest.raises(UserError, match="`by` is 'sorce', and no document has such a field; expected one of 'source'"):
+        summarized(runs, by="sorce")
+    with pytest.raises(UserError, match="the run has none: score rows with fields"):
+        summarized([made.run(texts, "bare", 1, contexts=[SHORT])], by="source")
+    assert all(chart.name != "gain-field" for chart in charts(summarized(runs)))

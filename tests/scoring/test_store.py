@@ -1,5 +1,6 @@
 """The run folder: what is written comes back, and what is not as expected is refused in one line."""
 
+import datetime
 import errno
 import hashlib
 import json
@@ -539,6 +540,7 @@ def test_columns_and_their_types_are_frozen():
         "logprobs": floats,
         "answer_spans": places,
         "columns": pa.map_(pa.string(), floats),
+        "metadata": pa.string(),
     }
     assert {field.name: field.type for field in SHORT_SCHEMA} == {"id": pa.string(), "logprobs": floats}
 
@@ -587,6 +589,7 @@ LISTS = ["token_ids", "char_start", "char_end", "logprobs"]
         ("long", "logprobs", lambda values: [5.0] * len(values), "a log-probability is 5, which is above 0"),
         ("long", "logprobs", lambda values: [*values[:-1], float("inf")], "a log-probability is inf"),
         ("long", "logprobs", lambda values: [values[0], NAN, *values[2:]], "a log-probability is NaN"),
+        *[("long", "metadata", lambda _, text=text: text, "metadata is not a JSON object") for text in ("{", "[1]")],
         *[
             (
                 "long",
@@ -695,5 +698,28 @@ def test_answers_are_kept_and_parts_of_before_have_none(tmp_path):
             writer.add(None, long_row(id) | {"answer_spans": spans})
     assert [row.answer_spans for row in open_scores(folder)] == [[(0, 2), (3, 3)], [], None]
     (part,) = parts(folder)
-    pq.write_table(pq.read_table(part).drop_columns(["answer_spans", "columns"]), part, write_page_checksum=True)
+    pq.write_table(
+        pq.read_table(part).drop_columns(["answer_spans", "columns", "metadata"]), part, write_page_checksum=True
+    )
     assert [row.answer_spans for row in open_scores(folder)] == [None] * 3
+
+
+def test_other_fields_of_a_row_are_kept_with_its_text(tmp_path):
+    lines = [{"id": "a", "text": "It was the best of times. " * 3, "source": "novel", "tags": ["x", 1], "year": None}]
+    lines += [{"id": "b", "text": "It was the worst of times. " * 3}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    documents = list(longlens.read_documents([tmp_path / "rows.jsonl"]))
+    odd = longlens.Document(id="c", text="abc " * 30, metadata={"day": datetime.date(2026, 11, 28), "lone": "\ud800"})
+    scorer = TransformersScorer(tiny_model("llama"), byte_tokenizer(), name="tiny", weights_sha256="0")
+    wanted = {
+        "a": {"source": "novel", "tags": ["x", 1], "year": None},
+        "b": {},
+        "c": {"day": "2026-11-28", "lone": "\ud800"},
+    }
+    settings = {"context": 32, "stride": 16}
+    in_memory = score([*documents, odd], scorer, **settings)
+    stored = score([*documents, odd], scorer, out=tmp_path / "run", **settings)
+    assert {row.id: row.metadata for row in stored} == {row.id: row.metadata for row in in_memory} == wanted
+    private = score([*documents, odd], scorer, out=tmp_path / "private", store_text=False, **settings)
+    assert [row.metadata for row in private] == [{}] * 3
+    assert b"novel" not in b"".join(part.read_bytes() for part in parts(tmp_path / "private"))

@@ -16,7 +16,7 @@ from longlens.metrics.cost import CostResult, PolicyCost
 from longlens.metrics.gains import Curve
 from longlens.metrics.score_distributions import LSD_FLOOR, Classes
 from longlens.metrics.uncertainty import Interval
-from longlens.report.evidence import DISTANCES, GROUPS
+from longlens.report.evidence import DISTANCES, GROUPS, Gain
 from longlens.report.summary import ReportRun, ReportSummary
 from longlens.study.correlation import METRICS, CorrelationTable
 
@@ -107,6 +107,7 @@ def charts(summary: ReportSummary) -> list[Chart]:
         _ppl_and_longppl(summary.compared, colors),
         *_duels(summary, colors),
         _gain_by_kind(summary, colors),
+        _gain_by_field(summary, colors),
         _since(summary, colors),
         *_classes(summary.runs, colors),
         _logprob_by_position(summary.runs, colors),
@@ -198,17 +199,43 @@ def _gain_by_kind(summary: ReportSummary, colors: dict[str, int]) -> Chart | Non
         x=Axis(label="kind of token", categories=GROUPS),
         y=Axis(label="mean LSD, nats per token"),
         series=[
-            Series(
-                name=summary.runs[place].name,
-                x=list(range(len(GROUPS))),
-                y=[gain.value for gain in own],
-                low=[None if gain.interval is None else gain.interval[0] for gain in own],
-                high=[None if gain.interval is None else gain.interval[1] for gain in own],
-                color=colors[summary.runs[place].name],
-                style="bars",
-            )
+            _gain_bars(summary.runs[place].name, dict(zip(GROUPS, own, strict=True)), GROUPS, colors)
             for place, own in gains.items()
         ],
+    )
+
+
+def _gain_by_field(summary: ReportSummary, colors: dict[str, int]) -> Chart | None:
+    evidence = summary.evidence
+    if not evidence.field_gains:
+        return None
+    first = next(iter(evidence.field_gains.values()))
+    values = list(dict.fromkeys([*first, *(value for own in evidence.field_gains.values() for value in own)]))
+    return Chart(
+        name="gain-field",
+        title=f"Gain from the long context by {evidence.by}",
+        caption=f"Mean LSD of the documents with each value of the field {evidence.by}, with 95 % intervals over "
+        "documents, where there are enough of them.",
+        x=Axis(label=str(evidence.by), categories=values),
+        y=Axis(label="mean LSD, nats per token"),
+        series=[
+            _gain_bars(summary.runs[place].name, own, values, colors) for place, own in evidence.field_gains.items()
+        ],
+    )
+
+
+def _gain_bars(name: str, gains: Mapping[str, Gain], groups: Sequence[str], colors: dict[str, int]) -> Series:
+    """A bar for each group that the run has tokens of."""
+    places = [place for place, group in enumerate(groups) if group in gains]
+    own = [gains[groups[place]] for place in places]
+    return Series(
+        name=name,
+        x=places,
+        y=[gain.value for gain in own],
+        low=[None if gain.interval is None else gain.interval[0] for gain in own],
+        high=[None if gain.interval is None else gain.interval[1] for gain in own],
+        color=colors[name],
+        style="bars",
     )
 
 

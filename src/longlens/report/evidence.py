@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from longlens.errors import UserError, shown
 from longlens.keytokens.selection import KeyTokens
 from longlens.metrics.corpus import Bools, Ints, ScoredDocument
 from longlens.metrics.listed import Most, excerpt
@@ -23,6 +25,9 @@ MAX_POINTS = 2000
 """Key tokens that a scatter shows, drawn from all of them by a hash of their places."""
 DISTANCES = (64, 256, 1024, 4096, 16384)
 """Edges of the classes of distances, tokens."""
+MAX_VALUES = 12
+"""Values of a field that a report shows by themselves."""
+NO_VALUE, OTHERS = "(no value)", "(other values)"
 GROUPS = (*KINDS, "re-occurring 3-grams", "new text")
 
 
@@ -82,6 +87,9 @@ class Evidence:
         since: Tokens in words, ``(2, classes)``: of key tokens and of all others, new words first, then by `DISTANCES`.
         gains: By place of a run with short scores, the gain of each of `GROUPS`; None where no text was stored.
         document_gains: By place of a run, by document: the mean LSD, nats per token.
+        by: The field of the documents that `field_gains` are by; None unless one was named.
+        field_gains: By place of a run with short scores, by value of the field: the gain of the documents that have it.
+            Values with the most tokens come first, `MAX_VALUES` of them, then `OTHERS`.
     """
 
     judge: int
@@ -93,6 +101,8 @@ class Evidence:
     since: Ints
     gains: Mapping[int, Sequence[Gain]]
     document_gains: Mapping[int, Mapping[str, float]]
+    by: str | None = None
+    field_gains: Mapping[int, Mapping[str, Gain]] = field(default_factory=dict)
 
 
 class EvidenceSums:
@@ -101,10 +111,13 @@ class EvidenceSums:
     Args:
         judge: Place of the run whose tokens are listed.
         shorts: The short context of each run.
+        by: A field of the documents' rows by whose values gains are taken too.
     """
 
-    def __init__(self, judge: int, shorts: Sequence[ShortContext | None]) -> None:
-        self._judge, self._shorts = judge, shorts
+    def __init__(self, judge: int, shorts: Sequence[ShortContext | None], by: str | None = None) -> None:
+        self._judge, self._shorts, self._by = judge, shorts, by
+        self._field: dict[int, dict[str, list[tuple[float, int]]]] = {}
+        self._known_fields: set[str] = set()
         self._largest, self._drawn = Most[KeyToken](MAX_TOKENS), Most[KeyToken](MAX_POINTS)
         self._contexts: list[int] = []
         self._number = 0
@@ -127,6 +140,11 @@ class EvidenceSums:
         finite = np.isfinite(lsd)
         if finite.any():
             self._document_gains.setdefault(place, {})[row.id] = float(lsd[finite].mean())
+        if self._by is not None:
+            self._known_fields.update(row.metadata)
+            value = _field_value(row.metadata.get(self._by))
+            sums_of = self._field.setdefault(place, {}).setdefault(value, [])
+            sums_of.append((float(lsd[finite].sum()), int(np.count_nonzero(finite))))
         if row.text is None:
             return
         words = words_of(row.text)
@@ -189,7 +207,17 @@ class EvidenceSums:
             self._since[row] += np.bincount(number[mask & (since >= 0)], minlength=len(DISTANCES) + 2)
 
     def result(self) -> Evidence:
-        """What the documents come to."""
+        """What the documents come to.
+
+        Raises:
+            UserError: No document has the field that gains are asked for by.
+        """
+        if self._by is not None and self._by not in self._known_fields:
+            there = ", ".join(shown(name) for name in sorted(self._known_fields)[:10])
+            raise UserError(
+                f"`by` is {shown(self._by)}, and no document has such a field; "
+                + (f"expected one of {there}" if there else "the run has none: score rows with fields (JSONL, Parquet)")
+            )
         return Evidence(
             judge=self._judge,
             contexts=self._contexts,
@@ -198,8 +226,10 @@ class EvidenceSums:
             num_tokens=self._number,
             wins={place: (both, more) for place, (both, more) in self._wins.items()},
             since=self._since,
-            gains={place: _gains(np.stack(sums)) for place, sums in self._gains.items()},
+            gains={place: [_gain(group) for group in np.stack(sums, axis=1)] for place, sums in self._gains.items()},
             document_gains=self._document_gains,
+            by=self._by,
+            field_gains={place: _field_gains(sums) for place, sums in self._field.items()},
         )
 
 
@@ -243,18 +273,27 @@ def _plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _gains(sums: Doubles) -> list[Gain]:
-    """Of ``(documents, groups, 2)`` sums of nats and tokens."""
-    gains = []
-    for group in range(sums.shape[1]):
-        own = sums[:, group]
-        nats, number = own.sum(axis=0)
-        estimated = estimate(own) if number >= MIN_TOKENS else None
-        gains.append(
-            Gain(
-                value=float(nats / number) if number else None,
-                interval=None if estimated is None else estimated.interval(),
-                num_tokens=int(number),
-            )
-        )
+def _gain(sums: Doubles) -> Gain:
+    """Of ``(documents, 2)`` sums of nats and tokens."""
+    nats, number = sums.sum(axis=0)
+    estimated = estimate(sums) if number >= MIN_TOKENS else None
+    return Gain(
+        value=float(nats / number) if number else None,
+        interval=None if estimated is None else estimated.interval(),
+        num_tokens=int(number),
+    )
+
+
+def _field_value(value: object) -> str:
+    """How a value of a field is called: its text, or its JSON."""
+    return value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value, sort_keys=True)
+
+
+def _field_gains(sums: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, Gain]:
+    """By value, of sums of documents."""
+    arrays = {value: np.array(own, dtype=np.float64) for value, own in sums.items()}
+    largest = sorted(arrays, key=lambda value: (-arrays[value][:, 1].sum(), value))
+    gains = {value: _gain(arrays[value]) for value in largest[:MAX_VALUES]}
+    if rest := [arrays[value] for value in largest[MAX_VALUES:]]:
+        gains[OTHERS] = _gain(np.concatenate(rest))
     return gains

@@ -51,6 +51,7 @@ def write_report(
     answers: AnswerSpans | None = None,
     benchmarks: BenchmarkScores | Mapping[str, Mapping[str, float]] | None = None,
     cost: CostResult | None = None,
+    by: str | None = None,
     documents: Sequence[str] = (),
     num_documents: int | None = None,
 ) -> ReportSummary:
@@ -74,6 +75,7 @@ def write_report(
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of
             `longlens.study.benchmarks.join_benchmarks`.
         cost: What the other runs lost of the first one's gain (`longlens.cost` of the same runs), as a view of its own.
+        by: A field of the documents' rows, such as their source, by whose values the gain from long context is shown.
         documents: Ids of the documents to include with text and tokens.
         num_documents: Otherwise the number of documents to include; None for as many as fit in 10 MB. Numbers are of
             all documents in any case.
@@ -98,6 +100,7 @@ def write_report(
             answers=answers,
             benchmarks=benchmarks,
             cost=cost,
+            by=by,
             page=page,
         )
         with replacing(path) as file:

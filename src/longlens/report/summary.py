@@ -113,6 +113,7 @@ def summarize_runs(
     answers: AnswerSpans | None = None,
     benchmarks: BenchmarkScores | Mapping[str, Mapping[str, float]] | None = None,
     cost: CostResult | None = None,
+    by: str | None = None,
     page: PageDocuments | None = None,
 ) -> ReportSummary:
     """All numbers of a report, from stored scores; every document is read once, and no model is run.
@@ -126,10 +127,11 @@ def summarize_runs(
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
         cost: What the other runs lost of the first one's gain, see `longlens.cost`.
+        by: A field of the documents' rows by whose values the gain from long context is shown.
         page: Takes the documents that a page shows.
 
     Raises:
-        UserError: No runs, or errors of `longlens.compare`.
+        UserError: No runs, no document with the field, or errors of `longlens.compare`.
     """
     if not runs:
         raise UserError("no scores to report: score documents first, with longlens score DOCS")
@@ -156,7 +158,7 @@ def summarize_runs(
     sums = [_RunSums(corpus, keys, rule, compared=place < len(runs)) for place, corpus in enumerate(corpora)]
     shorts = [each.short for each in sums]
     judge = next((place for place, run in enumerate(shown) if run is evaluator_scores), 0)
-    evidence = EvidenceSums(judge, shorts)
+    evidence = EvidenceSums(judge, shorts, by)
     for *rows, evaluated in read_once(chain(runs[0].ids, shown[-1].ids), [*shown, evaluator_scores]):
         documents = [None if row is None else each.add(row, evaluated) for each, row in zip(sums, rows, strict=True)]
         if rows[0] is None:  # the evaluator's alone

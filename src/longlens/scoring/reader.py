@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import OrderedDict
@@ -136,6 +137,7 @@ class StoredScores(Scores):
             selected=self.selected,
             answer_spans=_answer_spans(long, length),
             columns=_columns(long, n),
+            metadata=_metadata(long),
         )
 
     def _short(self, short: ShortContext, row: Mapping[str, pa.Scalar], n: int, before: int) -> Floats:
@@ -193,6 +195,16 @@ def _answer_spans(row: Mapping[str, pa.Scalar], length: int) -> Spans | None:
     fits = len(ends) % 2 == 0 and None not in ends and all(0 <= start <= end <= length for start, end in spans)
     _require(fits, "answer_spans are not pairs of character offsets in the text")
     return spans
+
+
+def _metadata(row: Mapping[str, pa.Scalar]) -> dict[str, Any]:
+    content = row["metadata"].as_py() if "metadata" in row else None  # older parts have no such column
+    try:
+        found = json.loads(content or "{}")
+    except ValueError:
+        found = None
+    _require(isinstance(found, dict), "metadata is not a JSON object")
+    return dict(found)
 
 
 def _columns(row: Mapping[str, pa.Scalar], n: int) -> dict[str, Floats]:

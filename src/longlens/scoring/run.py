@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -410,6 +411,7 @@ class _Run:
             "char_start": encoded.char_spans[:, 0],
             "char_end": encoded.char_spans[:, 1],
             "answer_spans": _answer_ends(document, len(cut.text)),
+            "metadata": _metadata(document) if self._store_text else None,
         }
         requests = [list(self._side(document.id, ids, short)) for short in todo]
         self.meter.begin()
@@ -467,6 +469,11 @@ def _answer_ends(document: Document, length: int) -> list[int] | None:
     return [min(end, length) for span in spans if span[0] < length for end in span]
 
 
+def _metadata(document: Document) -> str | None:
+    """The other fields as JSON; what JSON has no form for, such as a date, as its text."""
+    return json.dumps(document.metadata, default=str, skipkeys=True) if document.metadata else None
+
+
 class _MemoryWriter:
     """The writer's face for scores that stay in memory."""
 
@@ -500,6 +507,7 @@ class _MemoryWriter:
                 if row["answer_spans"] is None
                 else list(zip(row["answer_spans"][::2], row["answer_spans"][1::2], strict=True)),
                 columns=dict(row["columns"] or []),
+                metadata=json.loads(row["metadata"] or "{}"),
             )
             for id, row in ((id, long[id]) for id in ids)
         ]

@@ -52,6 +52,7 @@ class TokenScores:
         answer_spans: ``[start, end)`` in characters of the text that answer a question; None where none were named.
         columns: ``(n,)`` float32 of each column of the statistics that were asked for, by name; NaN where there is no
             long-context score. Runs with a cache policy have ``cache_bytes``.
+        metadata: Other fields of the document's row, such as its source; empty in a run without texts.
     """
 
     id: str
@@ -65,6 +66,7 @@ class TokenScores:
     selected: ShortContext | None
     answer_spans: Spans | None = None
     columns: Mapping[str, Floats] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, *, context: int, stride: int | None = None) -> TokenScores:
         """The same scores under another short context that was scored.

@@ -54,9 +54,10 @@ LONG_SCHEMA = pa.schema(
         ("logprobs", _floats),
         ("answer_spans", pa.list_(pa.int64())),  # start, end, start, end, …; null where none were named
         ("columns", pa.map_(pa.string(), _floats)),  # of statistics, by name; null where there are none
+        ("metadata", pa.string()),  # a JSON object, the document's other fields; null where there are none
     ]
 )
-EARLIER_SCHEMAS = [pa.schema(list(LONG_SCHEMA)[:-1]), pa.schema(list(LONG_SCHEMA)[:-2])]
+EARLIER_SCHEMAS = [pa.schema(list(LONG_SCHEMA)[:-lacking]) for lacking in (1, 2, 3)]
 """`LONG_SCHEMA` of parts that were written before it had its last columns."""
 SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
 

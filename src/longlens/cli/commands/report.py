@@ -42,6 +42,10 @@ def report(
     num_documents: Annotated[
         int | None, typer.Option(help="Number of documents to include.  [default: as many as fit in 10 MB]")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Field of the documents' rows, such as their source; shows the gain for each of its values."),
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Directory for the charts as PNG and SVG.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the default browser.")] = False,
     as_json: o.Json = False,
@@ -84,6 +88,7 @@ def report(
             benchmarks=join_benchmarks(benchmarks, runs) if benchmarks else None,
             documents=document or (),
             num_documents=num_documents,
+            by=by,
             **chosen,
         )
     drawn = [] if figures is None else write_figures(charts(summary), figures)
