@@ -45,7 +45,8 @@ test-distributed: $(VENV)-distributed/.made
 
 # Quantised checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
 test-quantized: $(VENV)-quantized/.made
-	$(VENV)-quantized/bin/python -m pytest -rs tests/scoring/test_quantized.py tests/scoring/test_policies.py
+	$(VENV)-quantized/bin/python -m pytest -rs $(addprefix tests/,scoring/test_quantized.py scoring/test_policies.py \
+		train/test_quantized.py)
 
 # The experiments of docs/study.md on real models, hours: a killed run resumes. Writes their tables into the page.
 STUDIES = answers cost correlation extension longce

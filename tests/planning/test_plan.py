@@ -86,6 +86,7 @@ def test_a_plan_says_in_which_type_quantized_weights_are_counted():
     config.quantization_config = {"quant_method": "fp8"}
     plan = plan_score(config, length=300, context=None, device=H100)
     assert plan.notes == ("its weights are quantized (fp8), and are counted in bfloat16",)
+    assert plan_train(config, length=300, device=H100).notes == (plan.notes[0].replace("bfloat16", "float32"),)
 
 
 def test_a_multimodal_model_is_planned_as_it_is_scored():

@@ -4,14 +4,13 @@ Those whose library is a package of its own run under `make test-quantized`; not
 """
 
 import importlib
-import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import longlens
 from longlens.logprobs import find_head
@@ -21,8 +20,9 @@ from longlens.rope import YaRN
 from longlens.rope.folder import extend
 from longlens.runs.folder import read_manifest
 from longlens.settings.options import Loading
+from tests.quantized import FORMATS, compressed, fp8, quantized, save_base, written
 from tests.reference.scoring import naive_scores
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import tiny_model
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
 DOCUMENTS = [longlens.Document(id=str(n), text=TEXT[n : n + length]) for n, length in enumerate((80, 37, 80, 5))]
@@ -31,32 +31,7 @@ DOCUMENTS += [longlens.Document(id="long", text=TEXT * 2)]
 
 @pytest.fixture
 def base(tmp_path):
-    """A model in bfloat16 whose products fill blocks of 32."""
-    folder = tmp_path / "base"
-    tiny_model("llama", torch.bfloat16, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def written(base, tensors, settings):
-    """A folder as a maker of quantized checkpoints writes it."""
-    folder = base.with_name("quantized")
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((base / "config.json").read_text()) | {"quantization_config": settings}
-    (folder / "config.json").write_text(json.dumps(config))
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def quantized(base, settings):
-    """A folder that transformers quantized and saved."""
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    model = load(base, quantization_config=settings, dtype=torch.bfloat16, device_map={"": "cpu"})
-    folder = base.with_name("quantized")
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_base(tmp_path / "base")
 
 
 def check(folder, note, *, dtype="auto", atol=1e-4):
@@ -70,21 +45,6 @@ def check(folder, note, *, dtype="auto", atol=1e-4):
         np.testing.assert_allclose(row.long_logprobs, long, atol=atol)
         np.testing.assert_allclose(row.short_logprobs, short, atol=atol)
     return scorer
-
-
-def fp8(base):
-    tensors = {}
-    for name, weight in load_file(base / "model.safetensors").items():
-        if not name.endswith("_proj.weight"):
-            tensors[name] = weight
-            continue
-        rows, columns = weight.shape
-        blocks = weight.float().view(rows // 32, 32, columns // 32, 32)
-        scales = blocks.abs().amax((1, 3), keepdim=True) / 448
-        tensors[name] = (blocks / scales).view(rows, columns).to(torch.float8_e4m3fn)
-        tensors[f"{name}_scale_inv"] = scales[:, 0, :, 0].contiguous()
-    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
-    return written(base, tensors, settings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU its products are of fp8")
@@ -117,11 +77,40 @@ def test_mxfp4_experts_of_gpt_oss_are_widened_without_a_gpu(tmp_path):
     check(folder, "float32, mxfp4 dequantized")
 
 
-def test_an_extended_folder_keeps_its_quantisation(base, tmp_path):
-    extend(str(fp8(base)), YaRN(factor=2), tmp_path / "long")
-    scorer = longlens.load_scorer(str(tmp_path / "long"))
+def torchao(base):
+    config = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
+    return quantized(base, transformers.TorchAoConfig(config))
+
+
+def four_bits(base):
+    pytest.importorskip("bitsandbytes")
+    return quantized(base, transformers.BitsAndBytesConfig(load_in_4bit=True))
+
+
+def packed(base):
+    pytest.importorskip("compressed_tensors")
+    return compressed(base, "pack-quantized")
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (fp8, "float32, fp8"),
+        (four_bits, "bfloat16, bitsandbytes 4-bit"),
+        (torchao, "float32, torchao"),
+        (packed, "float32"),
+    ],
+)
+def test_an_extended_folder_keeps_its_quantisation(make, dtype, base, tmp_path):
+    folder = make(base)
+    before = longlens.score(DOCUMENTS, longlens.load_scorer(str(folder)), context=64, stride=32)
+    extend(str(folder), YaRN(factor=2), tmp_path / "long")
+    note = longlens.load_scorer(str(folder)).info.dtype
+    assert note.startswith(dtype)
+    scorer = check(tmp_path / "long", note, atol=0.1 if make is four_bits else 1e-4)
     assert scorer.info.max_length == 8192
-    assert scorer.info.dtype.startswith("float32, fp8")
+    after = longlens.score(DOCUMENTS, scorer, context=64, stride=32)
+    assert np.nanmax(np.abs(after[4].long_logprobs - before[4].long_logprobs)) > 0.2
 
 
 MISSING = {
@@ -213,40 +202,8 @@ def test_torchao(kind, base):
     check(folder, f"float32, torchao {kind}")
 
 
-FORMATS = {"int-quantized": (8, "int"), "float-quantized": (8, "float"), "pack-quantized": (4, "int")}
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_compressed_tensors(form, base):
     pytest.importorskip("compressed_tensors")
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import (
-        QuantizationArgs,
-        QuantizationConfig,
-        QuantizationScheme,
-        apply_quantization_config,
-    )
-
-    bits, kind = FORMATS[form]
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    size = {"strategy": "group", "group_size": 32} if bits == 4 else {"strategy": "channel"}
-    parts = {"weights": QuantizationArgs(num_bits=bits, type=kind, symmetric=True, **size)}
-    if bits == 8:
-        parts["input_activations"] = QuantizationArgs(
-            num_bits=8, type=kind, strategy="token", dynamic=True, symmetric=True
-        )
-    scheme = QuantizationScheme(targets=["Linear"], format=form, **parts)
-    settings = QuantizationConfig(
-        config_groups={"all": scheme}, ignore=["lm_head"], quantization_status="compressed", format=form
-    )
-    apply_quantization_config(model, settings)
-    largest = {"int-quantized": 127, "float-quantized": 448, "pack-quantized": 7}[form]
-    for module in model.modules():
-        if hasattr(module, "weight_scale"):
-            groups = module.weight.data.float().reshape(*module.weight_scale.shape, -1)
-            module.weight_scale.data.copy_(groups.abs().amax(-1) / largest)
-    ModelCompressor(quantization_config=settings).compress_model(model)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    described = settings.model_dump(mode="json") | {"quant_method": "compressed-tensors", "format": form}
     # Its weights are widened before the first pass of the whole model, of which longlens runs the decoder.
-    check(written(base, tensors, described), f"float32, compressed-tensors {form}")
+    check(compressed(base, form), f"float32, compressed-tensors {form}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +43,24 @@ class Quantization(NamedTuple):
 
     note: str
     dtype: torch.dtype
+
+
+def can_dequantize(method: str) -> bool:
+    """Whether transformers can widen weights of a ``quant_method`` while they are loaded: fp8, mxfp4, ..."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
+    return kind is not None and "dequantize" in inspect.signature(kind).parameters
+
+
+def dequantizing_config(config: Any) -> Any:
+    """A configuration with which weights are widened while they are loaded, on a GPU as well; see `can_dequantize`."""
+    new = copy.deepcopy(config)
+    settings = quantization_settings(config)
+    assert settings is not None
+    part = new if getattr(new, "quantization_config", None) is not None else new.get_text_config(decoder=True)
+    part.quantization_config = settings | {"dequantize": True}
+    return new
 
 
 def quantization_settings(config: Any) -> dict[str, Any] | None:

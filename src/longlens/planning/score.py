@@ -292,6 +292,14 @@ def plan_for(
     return config, find_device(hardware.device, flops=hardware.flops, memory_bytes=memory), None
 
 
+def quantized_notes(config: Any, dtype: str) -> list[str]:
+    """What a plan says of quantized weights."""
+    settings = quantization_settings(config)
+    if settings is None:
+        return []
+    return [f"its weights are quantized ({quantization_note(settings)}), and are counted in {dtype}"]
+
+
 def plan_score(
     model: str | Any,
     *,
@@ -381,9 +389,7 @@ def plan_score(
     notes: list[str] = []
     if fits is False:
         notes = _advice(traced, device, memory, batches, max(request.fed for request in requests), at_once)
-    settings = quantization_settings(config)
-    if settings is not None:
-        notes.append(f"its weights are quantized ({quantization_note(settings)}), and are counted in {kind}")
+    notes += quantized_notes(config, kind)
     if rates is None:
         rates = device.rates(kind, utilization)
     at_work = 1 if device_map else min(devices, documents * tensor_parallel)

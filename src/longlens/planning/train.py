@@ -12,7 +12,16 @@ from longlens.errors import UserError, shown_value
 from longlens.models.forward import BATCH_TOKENS
 from longlens.planning.devices import Device, Rates
 from longlens.planning.model import TracedModel, named_dtype
-from longlens.planning.score import RUNTIME_BYTES, Batch, Memory, Plan, equal_batches, find_config, plan_for
+from longlens.planning.score import (
+    RUNTIME_BYTES,
+    Batch,
+    Memory,
+    Plan,
+    equal_batches,
+    find_config,
+    plan_for,
+    quantized_notes,
+)
 from longlens.planning.trace import Work
 
 if TYPE_CHECKING:
@@ -198,9 +207,9 @@ def plan_train(
         on_gpu=device.on_gpu,
     )
     fits = None if device.memory_bytes is None else memory.total <= device.memory_bytes
-    notes: tuple[str, ...] = ()
+    notes = tuple(quantized_notes(config, dtype))
     if advises and fits is False:
-        notes = _advice(
+        notes += _advice(
             partial(
                 plan_train,
                 config,

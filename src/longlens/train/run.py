@@ -31,6 +31,7 @@ from longlens.train.setup import (
     HeldOutDocuments,
     accumulation,
     load_for_training,
+    merge_adapters,
     plan_config,
     prepare_evaluation,
     sharding_of,
@@ -100,6 +101,7 @@ def run(
     out, processes = Path(out), Processes()
     micro_batches = accumulation(recipe, processes.size)
     arguments = training_arguments(recipe, out / "checkpoints", micro_batches, out.name or "run", processes.size)
+    sharding = sharding_of(arguments)
     processes.connect()
     check_sources(recipe)
     config = plan_config(recipe)
@@ -110,7 +112,7 @@ def run(
     if processes.rank > 0:
         plan = processes.receive()
         if not plan["done"]:
-            start = _start(recipe, load_for_training(recipe, config), tokenizer, plan, out)
+            start = _start(recipe, load_for_training(recipe, config, sharding), tokenizer, plan, out)
             committer = CheckpointCommitter(None, "", recipe.training.keep)
             trainer = _trainer(recipe, start, tokenizer, arguments, [committer])
             _train(trainer, start)
@@ -121,8 +123,8 @@ def run(
             processes.broadcast({"done": True})
             _LOGGER.info("%s: done already, nothing was changed", out)
             return folder.result
-        model = load_for_training(recipe, config)
-        how = {"processes": processes.size, "sharding": sharding_of(arguments)}
+        model = load_for_training(recipe, config, sharding)
+        how = {"processes": processes.size, "sharding": sharding}
         plan = _prepare(recipe, model, tokenizer, folder, rows, how)
         processes.broadcast(plan)
         start = _start(recipe, model, tokenizer, plan, out)
@@ -307,8 +309,7 @@ def _save(model: Any, weights: Any, tokenizer: Any, recipe: Recipe, out: Path) -
     if not target.exists():
         temporary = out / f".model.{uuid.uuid4().hex}.tmp"
         try:
-            merged = model.merge_and_unload() if recipe.lora is not None else model
-            merged.save_pretrained(temporary, state_dict=weights)
+            merge_adapters(model, recipe).save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
             os.rename(temporary, target)
         finally:

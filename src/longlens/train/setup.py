@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.corpus import Document, read_documents, text_sha256
-from longlens.errors import UserError, library_errors, require, shown_value
+from longlens.errors import UserError, library_errors, require, shown, shown_value
 from longlens.files import read_json
 from longlens.keytokens.exchange import read_keys, write_keys
 from longlens.keytokens.selection import select_key_tokens
+from longlens.models.quantized import can_dequantize, dequantizing_config, quantization_note, quantization_settings
 from longlens.scoring.run import score
 from longlens.scoring.truncation import TokenLimit
 from longlens.settings.options import Loading, Reading
@@ -370,31 +371,92 @@ def disable_sliding_window(config: Any) -> Any:
     return new
 
 
-def load_for_training(recipe: Recipe, config: Any) -> Any:
-    """The model, with adapters where the recipe has them.
+def load_for_training(recipe: Recipe, config: Any, sharding: str | None = None) -> Any:
+    """The model, with adapters where the recipe has them; quantized weights that can be are dequantized.
 
     Args:
         recipe: Says which, and how.
         config: Of `plan_config`.
+        sharding: Of `sharding_of`.
 
     Raises:
-        UserError: It cannot be loaded, or lacks weights.
+        UserError: It cannot be loaded, lacks weights, or is quantized in a way that cannot be trained.
     """
     from longlens import models
 
-    load = recipe.load
+    load, source = recipe.load, models.resolve(recipe.model)
+    if config is None:
+        config = models.load_config(source, trust_remote_code=load.trust_remote_code)
+    stays_quantized = source.gguf is None and _stays_quantized(recipe, config, sharding)
     loading = Loading(
-        dtype=load.dtype,
-        device="cpu",  # the trainer moves it
+        dtype="auto" if stays_quantized else load.dtype,
+        device="auto" if stays_quantized else "cpu",  # the trainer moves it, but for quantized weights
         attention=load.attention,
         trust_remote_code=load.trust_remote_code,
         allow_pickle=load.allow_pickle,
     )
-    model, loading_info = models.Checkpoint(models.resolve(recipe.model), loading, config=config).load()
+    settings = None if source.gguf is not None else quantization_settings(config)
+    if settings is not None and not stays_quantized:
+        _LOGGER.info(
+            "%s is quantized (%s): its weights are dequantized to %s",
+            *(shown(recipe.model), quantization_note(settings), load.dtype),
+        )
+        config = dequantizing_config(config)
+    checkpoint = models.Checkpoint(source, loading, config=config)
+    found = str(checkpoint.plan.dtype).removeprefix("torch.")
+    if found != load.dtype:
+        raise UserError(
+            f"load.dtype is {load.dtype}, and {shown(recipe.model)} is quantized ({checkpoint.plan.note}) with its "
+            f"other weights in {found}: set load.dtype: {found}"
+        )
+    model, loading_info = checkpoint.load()
     models.check_loading_info(
         recipe.model, model, loading_info, "give a causal language model with its vocabulary head"
     )
     return model if recipe.lora is None else _add_adapters(model, recipe)
+
+
+def _stays_quantized(recipe: Recipe, config: Any, sharding: str | None) -> bool:
+    """Whether adapters are trained beside quantized weights; those that can be are dequantized instead.
+
+    Raises:
+        UserError: Neither can be done.
+    """
+    settings = quantization_settings(config)
+    if settings is None:
+        return False
+    note = quantization_note(settings)
+    method, said = note.split()[0], f"{shown(recipe.model)} is quantized ({note})"
+    if method != "bitsandbytes":
+        if can_dequantize(method):
+            return False
+        raise UserError(f"{said}, which longlens train does not support: use the unquantized model")
+    if recipe.lora is None:
+        raise UserError(
+            f"{said}, and only adapters can be trained beside such weights: add lora: {{r: 16, alpha: 32}}, or use the "
+            "unquantized model"
+        )
+    if sharding is not None:
+        raise UserError(
+            f"{said}, and such weights cannot be sharded ({sharding}): leave training.sharding out, or use the "
+            "unquantized model"
+        )
+    return True
+
+
+def merge_adapters(model: Any, recipe: Recipe) -> Any:
+    """The trained model with its adapters in its weights, which are dequantized first where they are quantized.
+
+    Merged into 4 or 8 bits, most of what was learned would be lost in rounding.
+    """
+    if recipe.lora is None:
+        return model
+    if getattr(model.get_base_model(), "is_quantized", False):
+        peft: Any = require("peft", extra="train", purpose="lora")
+        adapters = peft.get_peft_model_state_dict(model)
+        model = _add_adapters(model.unload().dequantize(), recipe)
+        peft.set_peft_model_state_dict(model, adapters)
+    return model.merge_and_unload()
 
 
 def _add_adapters(model: Any, recipe: Recipe) -> Any:

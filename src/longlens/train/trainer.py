@@ -135,6 +135,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         *,
         longce: LongCE | None = PAPER,
     ) -> None:
+        _keep_gradients(model)
         columns = self._set_loss(args, longce, train_dataset)
         super().__init__(
             model=model,
@@ -419,6 +420,22 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
                     stacklevel=2,
                 )
         super().log(logs, start_time)
+
+
+def _keep_gradients(model: Any) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights for inference, as it does at the first pass in eval mode on a CPU.
+
+    Nothing before a layer of packed weights would get a gradient.
+    """
+    modules: Any = model.modules() if isinstance(model, torch.nn.Module) else ()
+    for module in modules:
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise UserError(
+                    "the 4-bit weights of the model were packed for inference by a pass on the CPU, and have no "
+                    "gradients: load the model again, and train it before it is run"
+                )
 
 
 def _weigh(model: Any, batch: TrainingBatch, longce: LongCE | None, step: int) -> WeightedNLL:
