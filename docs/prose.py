@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs")
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "src/longlens")
 # Not prose: code, what a command wrote, comments and addresses.
 NO_PROSE = re.compile(
     r"<!-- \w+: generated -->.*?<!-- end -->|^```.*?^```|<!--.*?-->|`[^`\n]*(?:\n[^`\n]+)?`|\]\([^)]*\)|https?://\S+|^:::.*?$",

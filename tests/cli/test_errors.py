@@ -110,7 +110,7 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
     [
         (
             ["--context", 4095],
-            "--context 4095 is not less than the maximum length, 4095 tokens (llama takes 4096): no token",
+            "--context 4095 is not less than the maximum length, 4095 tokens (llama supports 4096): no token",
         ),
         (["--context", 50, "--max-length", 50], "--context 50 is not less than the maximum length, 50 tokens"),
         (["--context", 0], "--context is 0; the short context K must be at least 1 token, such as --context 4096"),

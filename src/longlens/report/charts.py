@@ -166,8 +166,8 @@ def _duels(summary: ReportSummary, colors: dict[str, int]) -> Iterator[Chart]:
         yield Chart(
             name=f"key-tokens-{place}",
             title=f"Key tokens under {first.name} and {run.name}",
-            caption=f"A point is a key token; above the dotted line, {run.name} makes it likelier: {wins:,} of "
-            f"{both:,} ({wins / both:.0%}). Tokens that one of them splits elsewhere are left out."
+            caption=f"A point is a key token; above the dotted line, {run.name} assigns the higher probability: "
+            f"{wins:,} of {both:,} ({wins / both:.0%}). Tokens that the tokenizers split differently are left out."
             + (f" {len(points):,} drawn from all of them are shown." if len(points) < both else ""),
             x=Axis(label=f"log P under {first.name}, nats"),
             y=Axis(label=f"log P under {run.name}, nats"),
@@ -195,7 +195,7 @@ def _gain_by_kind(summary: ReportSummary, colors: dict[str, int]) -> Chart | Non
         title="Which kind of text gains from the long context",
         caption="Mean LSD of the tokens of a kind, with 95 % intervals over documents. Identifiers have an underscore, "
         "letters and digits, or a capital inside; names begin with a capital within a sentence. Re-occurring: part of "
-        "three words that stood together before (appendix B.7).",
+        "three words that occurred together before (appendix B.7).",
         x=Axis(label="kind of token", categories=GROUPS),
         y=Axis(label="mean LSD, nats per token"),
         series=[

@@ -97,7 +97,7 @@ def run_settings(
             raise UserError(
                 f"`context={short.context}` is not less than the maximum length, {length} "
                 + ("tokens" if in_tokens else "characters")
-                + (f" ({info.name} takes {info.max_length})" if info.max_length else "")
+                + (f" ({info.name} supports {info.max_length})" if info.max_length else "")
                 + f": no token would have a long context. Use a smaller one, such as `context={max(1, length // 4)}`"
             )
     role = {} if bos == "window" else {"bos_role": "evaluator" if shorts else "evaluated"}
