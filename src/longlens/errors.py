@@ -53,7 +53,7 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"no entry {text}"
-    if "weights_only" in text:  # torch, which goes on to say how to run the code in it
+    if "weights_only" in text:  # torch, which continues to say how to run the code in it
         text = "a pickle that holds more than tensors, which is not read"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:300]).rstrip(" .,:;")
 

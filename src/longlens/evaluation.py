@@ -1,6 +1,6 @@
 """Models that are named score documents, and LongPPL of them: what ``longlens score`` and ``longlens longppl`` do.
 
-All that can be refused without a model's weights is refused before any are loaded.
+All that can be rejected without a model's weights is rejected before any are loaded.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def score_documents(
     team = Team() if is_ray else Team.of(loading, engine_name(model, engine))
     if team.follows:
         with team:
-            team.join()  # when its leader comes, which has refused by then what can be refused
+            team.join()  # when its leader comes, which has rejected by then what can be rejected
             UnloadedModel(model, loading, engine, team).load().follow()  # type: ignore[attr-defined]  # a `TeamScorer`
         return open_scores(folder)
     processes = sharing_processes(shard, folder, team.size)
@@ -315,7 +315,7 @@ def evaluate_longppl(
     if isinstance(keys, (str, os.PathLike)):
         keys = read_keys(keys)
     if keys is not None:
-        choose_influence(None, keys, rule)  # for what it refuses
+        choose_influence(None, keys, rule)  # for what it rejects
     if evaluator == "self":
         warnings.warn(
             "the model is its own evaluator; the paper finds LongPPL uninformative in this case (appendix B.2)",

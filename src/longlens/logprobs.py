@@ -252,7 +252,7 @@ def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
     """The head whose logits equal the model's own, among those that its configuration declares.
 
     Configurations name a scale or a cap without saying how it is used (``logits_scaling`` divides in Granite and
-    multiplies in HyperCLOVA X), so each reading is held against the model's own logits. Declared transforms come
+    multiplies in HyperCLOVA X), so each reading is compared with the model's own logits. Declared transforms come
     before the plain product: near zero a cap changes nothing that could be seen.
 
     Args:

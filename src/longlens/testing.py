@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 TEXT = "The naïve café keeps 12 cats; each of them, said Ann, sleeps in a box. The café keeps 12 cats, and Ann a box."
 TEXTS = ("", " ", "a", "漢字 and 🙂\n\n\ttabs", TEXT)
 TOLERANCE = 1e-3
-"""Nats between log-probabilities that are the same but for rounding."""
+"""Nats between log-probabilities that are the same except for rounding."""
 
 
 class ConformanceError(AssertionError):

@@ -230,7 +230,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
-    """``tokenizer.decode`` for `longlens.read_documents`, which refuses ids that the tokenizer does not have.
+    """``tokenizer.decode`` for `longlens.read_documents`, which rejects ids that the tokenizer does not have.
 
     The tokenizer itself would leave them out of the text.
     """

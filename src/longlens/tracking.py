@@ -45,7 +45,7 @@ class TrackedRun(NamedTuple):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuses trackers that there are not, before anything is computed.
+    """Rejects trackers that there are not, before anything is computed.
 
     Raises:
         UserError: One is unknown or not installed.

@@ -7,7 +7,7 @@ With K = 4, d = 2 and n = 9 tokens (the short context of the paper's eq. 8 as it
     window 1          c  c  c  c  S  S
     window 2                c  c  c  c  S        ragged: one token is left
 
-c: input that is not scored, S: scored. Tokens 0 to 3 have no short score.
+c: input that is not scored, S: scored. Tokens 0 to 3 have no short-context score.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Window(NamedTuple):
 
 
 def check_window_settings(context: int, stride: int) -> None:
-    """Refuses settings that no window can be made of.
+    """Rejects settings that no window can be made of.
 
     Raises:
         UserError: ``context < 1`` or ``stride < 1``.
@@ -104,7 +104,7 @@ def plan_chunks(num_tokens: int, context: int, stride: int, shift: int) -> list[
         num_tokens: n, tokens of the document.
         context: K, tokens.
         stride: d, tokens.
-        shift: Where a chunk begins; any whole number.
+        shift: Where a chunk begins; any integer.
 
     Raises:
         UserError: ``context < 1`` or ``stride < 1``.

@@ -192,7 +192,7 @@ def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> 
 
 
 def describe(settings: EngineSettings, limit: PromptLimit) -> dict[str, Any] | None:
-    """What is recorded of an engine, as far as it is known before the model is loaded: enough to tell models apart.
+    """What is recorded of an engine, as far as it is known before the model is loaded: enough to distinguish models.
 
     None where it is not known yet, since the weights are still to be downloaded.
 
@@ -267,7 +267,7 @@ class BenchEngine(Protocol):
     info: dict[str, Any]
 
     def answer(self, requests: Sequence[ModelRequest], on_answer: Callable[[ModelAnswer], None]) -> None:
-        """Answers requests in any order; each answer is handed on as soon as it is there.
+        """Answers requests in any order; each answer is passed on as soon as it is there.
 
         Raises:
             UserError: A prompt is too long, or the border of prompt and continuation is inside of a token.

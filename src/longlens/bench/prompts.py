@@ -191,7 +191,7 @@ class PromptBuilder:
     def _requests(self, task: Task, sample: Sample, prompt: str, counted: int) -> tuple[ModelRequest, ...]:
         mode, think_tokens = self.settings.mode, self.settings.think_tokens
         if mode == "generate":
-            # A stop may stand in the reasoning before an answer; then answers are cut at it afterwards.
+            # A stop may stand in the reasoning before an answer; then answers are truncated at it afterwards.
             stop = () if think_tokens else task.stop
             return (ModelRequest(sample.id, prompt, None, task.max_new_tokens + think_tokens, stop, counted),)
         target = task.target(sample)

@@ -54,7 +54,7 @@ def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.TH
         lm-evaluation-harness; ``suites``: see `suite_averages`; and what the run is of.
 
     Raises:
-        UserError: The folder holds no run, or is damaged.
+        UserError: The folder contains no run, or is damaged.
     """
     path = Path(folder)
     manifest = read_manifest(path)
@@ -119,7 +119,7 @@ def summarize_batch(
 
     Returns:
         ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all; numbers of samples that were scored, that
-        have no answer yet, were left out for their length, were shortened, and of answers that were cut short;
+        have no answer yet, were left out for their length, were shortened, and of answers that were truncated;
         ``needs_judge``: whether the score is None since no judge was asked; ``depths``; and which text or data the
         samples were made of. In mode choice also ``num_choices`` (None where samples differ in it); ``chance``, the
         mean over the scored samples of 100 / choices; and ``chance_in_text``, the mean of 100 / choices that stand in
@@ -271,7 +271,7 @@ def suite_averages(
 
     Returns:
         By suite: ``ruler`` as `longlens.tasks.ruler.summarize`; the others by length, 0 where data fixes it,
-        since samples that are cut to another length are other ones: ``helmet`` as
+        since samples that are truncated to another length are other ones: ``helmet`` as
         `longlens.tasks.helmet.summarize`; ``longbench``, ``longbench_e`` and ``longbench_v2`` as in
         `longlens.tasks.longbench`. ``gaps`` in each names what is missing. Several seeds of a task count as
         more samples of it.
@@ -375,7 +375,7 @@ def answer_text(
 ) -> str:
     """The answer in an output: what comes after reasoning, up to the first stop.
 
-    Reasoning that has begun and not ended has no answer after it, nor has an output that was cut short while reasoning
+    Reasoning that has begun and not ended has no answer after it, nor has an output that was truncated while reasoning
     was wanted and its end did not come (chat templates may open the reasoning themselves).
 
     Args:

@@ -302,7 +302,7 @@ class _Asker:
             recipe=self._recipe(batch, at),
             keep_prompt=self._settings.keep_prompts,
         )
-        # Data of the hub may have changed, of which no file here says anything.
+        # Data of the Hub may have changed, of which no file here says anything.
         others = () if prompt.skipped else (one for one in stored.values() if not one.is_skipped)
         data = data_hashes(row["metadata"])
         if any(one.data != data for one in others) or (known is not None and sample_identity(row) != known.identity):

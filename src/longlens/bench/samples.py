@@ -51,7 +51,7 @@ class SampleBatch:
         ids: Of the samples.
         sample: Builds or reads a sample; None where it is left out for its length.
         recipe: Hash of all that a sample is made of, for which it need not be made.
-        order: In which samples are checked: the one that is the likeliest too long first.
+        order: In which samples are checked: the one that is the most likely too long first.
         sizes: About how many tokens the prompt of each sample has; none is built for that.
         own_tokens: Whether lengths are counted by the tokenizer of the model that is asked.
         about: What is known of a sample that is left out.

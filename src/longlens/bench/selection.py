@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger(__name__)
 PREFIX = "lm_eval:"
 """Before any name of lm-evaluation-harness's, for tasks that are not in `HARNESS`."""
 BABILONG_LENGTHS = tuple(1024 * thousands for thousands in (1, 2, 4, 8, 16, 32, 64, 128))
-"""Lengths of which BABILong has data on the hub, RMT-team/babilong-1k-samples."""
+"""Lengths of which BABILong has data on the Hub, RMT-team/babilong-1k-samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

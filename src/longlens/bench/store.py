@@ -2,13 +2,13 @@
 
 ::
 
-    RUN/manifest.json                      the model and how it is asked; another one is refused
+    RUN/manifest.json                      the model and how it is asked; another one is rejected
     RUN/samples/TASK-LENGTH-SEED.jsonl     a line a sample: id, exact prompt, tokens, what is scored; appended before
                                            it is asked; those of further processes are in samples/rank-R/
     RUN/answers/part-….jsonl               a line an answer, appended as it comes
     RUN/harness/part-….jsonl               the same for tasks of lm-evaluation-harness, whose samples are its own
     RUN/judged/part-….jsonl                a line a sample that a judge or an NLI model scored
-    RUN/results.json                       what the answers come to; made anew from them at any time
+    RUN/results.json                       what the answers come to; made again from them at any time
 
 A last line that a kill or a full disk broke off does not count. A part is of one process and is named
 ``part-RANK-TIME-UUID``, so that those of a process stand in the order in which they were begun: of two results of one
@@ -48,7 +48,8 @@ SCHEMA_VERSION = 1
 RESULTS = "results.json"
 FOLDERS = ("samples", "answers", "harness", "judged")
 IDENTITY = tuple(field.name for field in fields(PromptSettings))
-"""How a model is asked. With ``engine`` it is what a run folder is of; numbers of another one are not put beside them.
+"""How a model is asked. With ``engine`` it is what a run directory is of; numbers of another one are not put beside
+them.
 """
 SAMPLE = ("prompt_sha256", "answers", "max_new_tokens", "stop")
 """What a sample is, beside the settings of its task: answers to another one, and scores of them, are not its own."""
@@ -97,7 +98,7 @@ class StoredSample(NamedTuple):
 
 
 class BenchRun:
-    """A run folder that answers are written to, one process of the run at a time in each part.
+    """A run directory that answers are written to, one process of the run at a time in each part.
 
     The folder is locked at once; what the run is of is written with its first sample or answer, so that a run that
     fails before leaves no folder.
@@ -246,7 +247,7 @@ def set_think_marks(folder: str | os.PathLike[str], marks: Marks) -> None:
     """Writes down which marks the reasoning of a run's answers stands in.
 
     Raises:
-        UserError: The folder holds no run, or cannot be written.
+        UserError: The folder contains no run, or cannot be written.
     """
     manifest = read_manifest(folder)
     if manifest.get("think_marks") != list(marks):

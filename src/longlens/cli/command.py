@@ -242,7 +242,7 @@ def _is_given(command: typer.Context, name: str) -> bool:
 
 
 def refuse(command: typer.Context, why: str, *useless: str | type) -> None:
-    """Refuses options of the running command that would have no effect.
+    """Rejects options of the running command that would have no effect.
 
     Args:
         command: The running one.
@@ -259,7 +259,7 @@ def refuse(command: typer.Context, why: str, *useless: str | type) -> None:
 
 
 def _refuse_idle(command: typer.Context) -> None:
-    """Refuses options for reading and loading that others of the running command leave without effect."""
+    """Rejects options for reading and loading that others of the running command leave without effect."""
     values = command.params
     if not any(str(source).startswith("hf:") for source in values.get("docs") or values.get("sources") or ()):
         refuse(command, "without an hf: dataset", "subset", "split")

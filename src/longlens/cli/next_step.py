@@ -28,7 +28,7 @@ def suggest(*commands: Sequence[object]) -> None:
 
 
 def after_score(out: Path, scores: StoredScores) -> None:
-    """What can be computed from a run folder, and from the run folder of another model that is beside it."""
+    """What can be computed from a run directory, and from the run directory of another model that is beside it."""
     runs, evaluator = [out], None
     other = _beside(out, scores)
     if other is not None:
@@ -93,7 +93,7 @@ def _chosen(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule | No
 
 
 def _beside(out: Path, scores: StoredScores) -> tuple[Path, bool] | None:
-    """The newest run folder of another model in the same parent, and whether it has short contexts."""
+    """The newest run directory of another model in the same parent, and whether it has short contexts."""
     for folder in _newest_beside(out):
         other = _name_of(folder)
         if other is not None and other != scores.manifest["model"]["name"]:
@@ -102,7 +102,7 @@ def _beside(out: Path, scores: StoredScores) -> tuple[Path, bool] | None:
 
 
 def _newest_beside(out: Path) -> list[Path]:
-    """Other run folders of any kind in the same parent, the newest first."""
+    """Other run directories of any kind in the same parent, the newest first."""
     from longlens.runs.folder import MANIFEST
 
     folders = [path.parent for path in out.parent.glob(f"*/{MANIFEST}") if path.parent.resolve() != out.resolve()]
@@ -110,7 +110,7 @@ def _newest_beside(out: Path) -> list[Path]:
 
 
 def _name_of(folder: Path) -> str | None:
-    """The model of a run folder of scores; None where the folder is none."""
+    """The model of a run directory of scores; None where the folder is none."""
     from longlens.errors import UserError
     from longlens.runs.folder import read_manifest
 

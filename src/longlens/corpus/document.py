@@ -37,7 +37,7 @@ def check_answer_spans(value: Any, place: str, characters: int | None = None) ->
     Args:
         value: What is there: a sequence of pairs, which may be empty.
         place: Where, for the message.
-        characters: Length of the text; None where it is not known, or where it may be cut before an answer.
+        characters: Length of the text; None where it is not known, or where it may be truncated before an answer.
 
     Raises:
         UserError: It is no sequence of ``[start, end)`` in characters, ``0 <= start <= end``.

@@ -97,7 +97,7 @@ def read_documents(
 
 
 class Sources:
-    """Documents of files, folders and datasets, read anew whenever they are iterated over.
+    """Documents of files, folders and datasets, read again whenever they are iterated over.
 
     Attributes:
         are_files: Whether all are files of this machine with texts, so that reading them once more costs little.
@@ -167,7 +167,7 @@ def _plan(source: str | os.PathLike[str], options: Reading) -> Iterator[_Source]
 
 
 def _refuse_scores(file: Path) -> None:
-    """Refuses files of a run directory, whose rows are scores although they have texts."""
+    """Rejects files of a run directory, whose rows are scores although they have texts."""
     run = next((one for one in list(file.absolute().parents)[1:3] if (one / RUN_MANIFEST).is_file()), None)
     if run is not None and file.suffix == ".parquet" and (run / "long").is_dir():
         shown_run = shown(run if file.is_absolute() else Path(os.path.relpath(run)))
@@ -307,10 +307,10 @@ def _read(
 
 
 def _check_head(path: Path) -> None:
-    """Refuses a file that is no text by its first bytes, before a model is loaded for the documents before it."""
+    """Rejects a file that is no text by its first bytes, before a model is loaded for the documents before it."""
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
-    if len(head) == HEAD_BYTES:  # its last character may be cut
+    if len(head) == HEAD_BYTES:  # its last character may be truncated
         head = re.sub(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z", b"", head)
     utf8(head, shown(path))
 

@@ -185,7 +185,7 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _refuse_files_elsewhere(folder: Path) -> None:
-    """Refuses a local folder whose description makes the library read other files, or ask a server for them.
+    """Rejects a local folder whose description makes the library read other files, or ask a server for them.
 
     Raises:
         UserError: It does, or the description is broken.

@@ -166,10 +166,10 @@ def chat_folder(
         What counts.json holds: `ChatCounts`, and ``packed_rows`` where rows are packed.
 
     Raises:
-        UserError: What `chat_dataset` refuses, a folder that holds something else, a full disk.
+        UserError: What `chat_dataset` rejects, a folder that holds something else, a full disk.
 
     Warns:
-        LonglensWarning: Conversations were cut or left out, or answers begin inside a token of the prompt.
+        LonglensWarning: Conversations were truncated or left out, or answers begin inside a token of the prompt.
     """
     reading = Reading(split="train") if reading is None else reading
     manifest = {
@@ -189,7 +189,7 @@ def chat_folder(
         if folder.counts is not None:
             return folder.counts
         rows: Iterator[Mapping[str, Any]] = chat_rows(sources, tokenizer, settings, reading=reading, counts=counts)
-        # A packing of one conversation a row would be this as well, but for positions, which padding has no need of.
+        # A packing of one conversation a row would be this as well, except for positions, which padding has no need of.
         if pack_rows:
             rows = pack(rows, settings.max_length, packing=BestFit(), counts=packed)
         folder.write("data", rows, schema_of(["input_ids", "labels"]))
@@ -225,7 +225,7 @@ def chat_rows(
         raise UserError("no conversations given: name JSON Lines or Parquet files, folders or hf:NAME")
     for source in sources:
         if not source.startswith("hf:"):
-            read_manifest(Path(source))  # refuses what `longlens data qa` has not finished
+            read_manifest(Path(source))  # rejects what `longlens data qa` has not finished
     reading = Reading(split="train") if reading is None else reading
     encoder = ChatEncoder(tokenizer, turns=settings.turns)
     counts = ChatCounts() if counts is None else counts
@@ -281,7 +281,7 @@ def _fitting_rows(conversation: Conversation, encoder: ChatEncoder, settings: Ch
 
 
 def _warn_left_out(counts: ChatCounts, max_length: int) -> None:
-    """Says what was cut, left out or merged, if anything was.
+    """Says what was truncated, left out or merged, if anything was.
 
     Args:
         counts: Of all rows.

@@ -110,7 +110,7 @@ class ChatTemplate:
     Nothing is searched for in the text, so no content can pass for a turn.
 
     Transformers' own ``return_assistant_tokens_mask`` is not used: it asks the tokenizer for the token of a span's last
-    character, and where the tokenizer trims white space off its offsets and has none, it takes all the rest for the
+    character, and where the tokenizer trims whitespace off its offsets and has none, it takes all the rest for the
     assistant's.
 
     Args:
@@ -147,7 +147,7 @@ class ChatTemplate:
             turns: ``together`` for all answers, ``apart`` for the last one.
 
         Raises:
-            UserError: The template raises an error, or the turns cannot be told apart.
+            UserError: The template raises an error, or the turns cannot be distinguished.
         """
         text, marks = self._render(messages, tools, marks=True)
         if self._has_marks and turns == "together":
@@ -180,7 +180,7 @@ class ChatTemplate:
         return Span(len(prompt), len(turn))
 
     def _check_end(self, messages: Messages, turn: str, prompt: str, tools: Sequence[Any] | None) -> None:
-        """Refuses a template that writes the header of the next answer behind a finished one, asked or not.
+        """Rejects a template that writes the header of the next answer behind a finished one, asked or not.
 
         The first template of Llama-3-Instruct did: models learn to write the header themselves.
         """
@@ -257,7 +257,7 @@ class ChatEncoder:
         """Tokens and labels of a conversation that ends with an answer; its text is tokenized as a whole.
 
         Raises:
-            UserError: The template cannot write it, or its turns cannot be told apart.
+            UserError: The template cannot write it, or its turns cannot be distinguished.
         """
         try:
             text, spans = self._template.write(
@@ -279,7 +279,7 @@ class ChatEncoder:
     def _trim_white_space(
         self, inside: npt.NDArray[np.bool_], text: str, token_ids: Ints, char_spans: Ints
     ) -> npt.NDArray[np.bool_]:
-        """Leaves out white space after the token that ends a turn: generation stops before it."""
+        """Leaves out whitespace after the token that ends a turn: generation stops before it."""
         last = places = np.flatnonzero(inside)
         while len(last) and text[slice(*char_spans[last[-1]])].isspace():
             last = last[:-1]

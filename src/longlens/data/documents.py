@@ -80,7 +80,7 @@ def _frame_column(
 
 
 def check_tokenizer(path: str, framing: Framing) -> None:
-    """Refuses a tokenized dataset of longlens that another tokenizer made; of other datasets nothing is known.
+    """Rejects a tokenized dataset of longlens that another tokenizer made; of other datasets nothing is known.
 
     Raises:
         UserError: It did, or the rows are packed already.

@@ -4,8 +4,9 @@ A *document* here is a mapping of columns, arrays of one length: ``input_ids`` a
 `longlens.data.store.CARRIED`. A *piece* is a document, or the part of one that is longer than a row.
 
 ``trl.pack_dataset(strategy="bfd_split")`` packs as `BestFit` does and is not used: it is part of a trainer that is no
-dependency here, it counts nothing (documents that are cut, tokens that are dropped), it leaves ``position_ids`` to its
-own collator, and every batch of a thousand documents ends in rows that are not full. What it would save is 20 lines.
+dependency here, it counts nothing (documents that are truncated, tokens that are dropped), it leaves ``position_ids``
+to its own collator, and every batch of a thousand documents ends in rows that are not full. What it would save is 20
+lines.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class PackingCounts:
         long_documents: Left out, having more tokens than ``max_tokens``, or than a row with ``too_long="drop"``.
         long_tokens: Their tokens.
         cut_documents: Of which the first row's worth was kept (``too_long="cut"``).
-        cut_tokens: What was cut off.
+        cut_tokens: What was removed.
         split_documents: That became several pieces, being longer than a row (``too_long="split"``).
         wrapped_pieces: That `Fill` divided at the end of a row.
         tail_tokens: Last pieces of split documents that are shorter than ``min_tokens``, left out.
@@ -92,7 +93,7 @@ class Packing(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fill:
-    """One piece after the other, and what does not fit into a row goes on in the next as a document of its own.
+    """One piece after the other, and what does not fit into a row continues in the next as a document of its own.
 
     Every row is full but the last, so that a share of the rows is the same share of the tokens. So ProLong packs
     (github.com/CodeCreator/datatools, ``pack``).
@@ -127,7 +128,7 @@ class BestFit:
     """Best-fit decreasing in a bounded buffer: pieces stay whole, and rows can be shorter than their length.
 
     The longest piece first, each into the fullest row that has room for it. When the buffer is full its rows are given
-    out in the order in which their first documents came, but for the emptiest, whose pieces stay in the buffer.
+    out in the order in which their first documents came, except for the emptiest, whose pieces stay in the buffer.
 
     Attributes:
         buffer_rows: The buffer, in rows' worth of tokens.
@@ -212,7 +213,7 @@ def pack(
         length: Tokens of a row.
         packing: `Fill` or `BestFit`.
         too_long: What becomes of a document of more than ``piece_length`` tokens: split into pieces of that length,
-            each a document of its own; cut to its first piece; or dropped.
+            each a document of its own; truncated to its first piece; or dropped.
         piece_length: The longest piece; a row unless given.
         min_tokens: Documents of fewer tokens are left out, and last pieces of split ones too.
         max_tokens: Documents of more tokens are left out.
@@ -221,7 +222,7 @@ def pack(
     Returns:
         Rows: mappings with the columns of the documents, and
 
-        - ``position_ids``: 0, 1, ... anew for each document, from which trainers know where documents begin.
+        - ``position_ids``: 0, 1, ... again for each document, from which trainers know where documents begin.
         - ``labels``: ``input_ids`` (or the documents' own), -100 at the first token of each document, which nothing
           before it can predict. `longlens.losses.longce_loss` knows that from the positions; other trainers do not.
 
@@ -340,7 +341,7 @@ def pack_dataset(
     """Packs a `datasets.Dataset` of tokenized documents: ``input_ids`` and any of `store.CARRIED`.
 
     Args:
-        dataset: A document a row; no BOS or EOS is added, other columns are dropped.
+        dataset: A document per row; no BOS or EOS is added, other columns are dropped.
         length: Tokens of a row.
         packing: `Fill` or `BestFit`, ``BestFit()`` unless given.
         too_long: What becomes of documents longer than a row: ``split``, ``cut`` or ``drop``.

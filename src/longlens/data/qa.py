@@ -76,9 +76,9 @@ class QASettings:
     Attributes:
         pairs: Of each document.
         passage_tokens: Tokens of a passage, at most.
-        max_length: Tokens of a conversation, template included; longer documents are cut around the passage.
+        max_length: Tokens of a conversation, template included; longer documents are truncated around the passage.
         seed: Decides, with a document's id, where its passages are.
-        grounded: Whether an answer is refused that has words which are not in its passage, see `is_grounded`.
+        grounded: Whether an answer is rejected that has words which are not in its passage, see `is_grounded`.
 
     Raises:
         UserError: A value is out of range.
@@ -249,7 +249,7 @@ def read_pair(generated: GeneratedText, passage: str, settings: QASettings) -> Q
 
 
 def is_grounded(answer: str, passage: str) -> bool:
-    """Whether every word of an answer is in the passage, but for those of at most three letters.
+    """Whether every word of an answer is in the passage, except for those of at most three letters.
 
     ``words(answer) - short <= words(passage)``, of letters and digits, in small letters; numbers are never short. An
     answer without other words has to be in the passage as it is.

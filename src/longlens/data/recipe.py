@@ -28,7 +28,7 @@ Tokens = Annotated[Integer, Field(ge=1)]
 def check_reading(
     sources: Sequence[str], *, text_field: str | None = None, subset: str | None = None, split: str | None = None
 ) -> None:
-    """Refuses settings of reading that none of the sources has a use for.
+    """Rejects settings of reading that none of the sources has a use for.
 
     Raises:
         UserError: A subset or a split without an ``hf:`` dataset, or a text field where no source has rows.

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/manifest.json               kind, settings, versions; written first, and another recipe is refused
+    OUT/manifest.json               kind, settings, versions; written first, and another recipe is rejected
     OUT/data/train-00000.parquet    rows; `datasets.load_dataset("OUT")` reads them
     OUT/counts.json                 what became of documents and tokens; written last: where it is, all is done
     OUT/.work/                      what an interrupted run keeps; gone at the end
@@ -206,7 +206,7 @@ class DatasetFolder:
             warn_of_versions(self.folder, have, manifest["versions"])
 
     def _committed(self) -> bool:
-        """Whether there is anything that another run could go on from."""
+        """Whether there is anything that another run could continue from."""
         others = {entry.name for entry in self.folder.iterdir()} - {MANIFEST, ".lock", ".work"}
         return bool(others) or any(self.work.glob(f"*/{COUNTS}"))
 
@@ -428,7 +428,7 @@ def check_rows(folder: Path, vocabulary: int) -> None:
 
 
 def count_documents(folder: Path) -> tuple[int, int]:
-    """Rows of all shards of a folder, and documents in them; one a row where rows have no positions."""
+    """Rows of all shards of a folder, and documents in them; one per row where rows have no positions."""
     rows = documents = 0
     for batch in _batches(folder, 1024):
         rows += batch.num_rows

@@ -1,4 +1,4 @@
-"""Offline LongCE weights: from stored scores to a column of a dataset, so that training has no short pass.
+"""Offline LongCE weights: from stored scores to a column of a dataset, so that training has no short-context pass.
 
 Online, LongCE takes both log-probabilities from the model as it is at each step. Offline they come from a model that
 stands still: the base model or any evaluator. ``token_weights`` costs nothing in training; ``short_logprobs`` leaves
@@ -53,7 +53,7 @@ def weigh(
     """Adds a column of weights (or of short log-probabilities) to a dataset, an entry for each token of a row.
 
     Args:
-        dataset: A document a row, with its id, and ``input_ids`` or a text; of texts the tokens are added as well.
+        dataset: A document per row, with its id, and ``input_ids`` or a text; of texts the tokens are added as well.
         scores: Of the same documents; several K: the selected one is meant.
         gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
@@ -64,8 +64,8 @@ def weigh(
             characters (eq. 10). For rows with a text.
 
     Raises:
-        UserError: A row that was not scored, or with another text; the run has no short scores, or gamma is not a
-            finite number above 0.
+        UserError: A row that was not scored, or with another text; the run has no short-context scores, or gamma is not
+            a finite number above 0.
     """
     import datasets
 
@@ -185,8 +185,8 @@ def weigh_folder(
 class Weigher:
     """From a row of a dataset to its tokens, and what stored scores say of each.
 
-    ``token_weights`` is ``min(exp(LSD), gamma)`` (eq. 7), 1 where a token has no short score; ``short_logprobs`` is in
-    nats, NaN where a token has none.
+    ``token_weights`` is ``min(exp(LSD), gamma)`` (eq. 7), 1 where a token has no short-context score;
+    ``short_logprobs`` is in nats, NaN where a token has none.
 
     Attributes:
         scores: Of the documents.
@@ -294,7 +294,7 @@ def weights_of(scores: TokenScores, *, what: OfflineColumn = "token_weights", ga
     """``(n,)`` float32: the column of a document that was scored, see `Weigher`.
 
     Raises:
-        UserError: The run has no short scores, or gamma is not a finite number above 0.
+        UserError: The run has no short-context scores, or gamma is not a finite number above 0.
     """
     if what == "short_logprobs":
         return scores.short_logprobs
@@ -305,6 +305,6 @@ def weights_of(scores: TokenScores, *, what: OfflineColumn = "token_weights", ga
 def carry_with_ones(
     source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_spans: npt.ArrayLike
 ) -> npt.NDArray[Any]:
-    """`carry_weights` (eq. 10), where a character that no source token has weighs 1, not 0; so does an empty token."""
+    """`carry_weights` (eq. 10), but characters without a source token, and empty tokens, have weight 1, not 0."""
     covered = carry_weights(source_spans, np.ones(len(np.asarray(weights))), target_spans)
     return carry_weights(source_spans, weights, target_spans) + (1 - covered)

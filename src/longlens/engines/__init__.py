@@ -27,7 +27,7 @@ class OwnEngine:
     """An engine of longlens.
 
     Attributes:
-        takes: Fields of `Loading` and `Engine` that have an effect; others are refused where they are given.
+        takes: Fields of `Loading` and `Engine` that have an effect; others are rejected where they are given.
         function: ``MODULE:FUNCTION`` that makes the scorer, ``(name, loading, engine) -> Scorer``; empty for
             transformers, whose models have files to look at before they are loaded.
         is_server: Whether its models are URLs, ``http://HOST:PORT/v1#NAME``.
@@ -85,7 +85,7 @@ def engine_name(name: str, engine: Engine) -> str:
     """Which engine runs a model: the one that is named, else `SERVER` for a URL and `TRANSFORMERS` for others.
 
     Raises:
-        UserError: The engine is for servers and the name is none, or the other way round.
+        UserError: The engine is for servers and the name is none, or reversed.
     """
     kind = engine.engine or (SERVER if is_url(name) else TRANSFORMERS)
     own = OWN.get(kind)
@@ -112,7 +112,7 @@ def engine_for(name: str, engine: Engine, *, kind: str | None = None, tokenizer:
 
 
 def check_taken(kind: str, loading: Loading, engine: Engine) -> None:
-    """Refuses settings that an engine of longlens would not use.
+    """Rejects settings that an engine of longlens would not use.
 
     Raises:
         UserError: One is given.

@@ -57,7 +57,7 @@ def read_server(model: str, *, secret: str = f"put the key into the environment 
         secret: What to do with a key, for the message where one stands in the URL.
 
     Raises:
-        UserError: It is broken, names no model, or has a user name, a password or a query, which would be written down.
+        UserError: It is broken, names no model, or has a user name, a password or a query, which would be stored.
     """
     address, _, name = model.partition("#")
     expected = "expected a server and its model, such as http://localhost:8000/v1#NAME"

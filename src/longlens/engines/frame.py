@@ -32,8 +32,9 @@ TOKENIZER_TEXT = (
 """What tokenizers of different models cut differently."""
 PROBE_TOKENS = 24
 PROBE_NATS = 0.3
-"""Mean difference of log-probabilities that are the same but for rounding. In bfloat16 single tokens differ by tenths
-of a nat between batches and kernels, and their mean by hundredths; a list shifted by one is wrong by several nats."""
+"""Mean difference of log-probabilities that are the same except for rounding. In bfloat16 single tokens differ by
+tenths of a nat between batches and kernels, and their mean by hundredths; a list shifted by one is wrong by several
+nats."""
 LEAST_LOGPROB = -9000.0
 """At or below it is a stand-in for minus infinity, such as vLLM's -9999."""
 _STEP = "update the engine, or use another one (docs/engines.md)"

@@ -1,7 +1,7 @@
 """The HTTP client of servers: a bound of requests in flight, retries with back-off, time-outs, a key that stays here.
 
-A request is tried again after 408, 429 and 5xx, a time-out, a dropped connection, and an answer that is cut short. What
-the server refuses otherwise is an error at once. Redirects are not followed, so that the key reaches no other host.
+A request is tried again after 408, 429 and 5xx, a time-out, a dropped connection, and an answer that is truncated. What
+the server rejects otherwise is an error at once. Redirects are not followed, so that the key reaches no other host.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 class Refused(Exception):  # it is no error of ours: engines turn it into what the user is told
-    """The server refused a request, and would again."""
+    """The server rejected a request, and would again."""
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"{status}: {said}" if said else str(status))
@@ -121,7 +121,7 @@ class Http:
         """The answer to one request before anything is scored.
 
         Raises:
-            Refused: The server refuses it.
+            Refused: The server rejects it.
             UserError: The server does not answer.
         """
         return self._wait(self._submit(self._send("POST", path, body, tokens, is_first=True)))
@@ -160,7 +160,7 @@ class Http:
             make: The path and the body that a request is sent as.
 
         Raises:
-            Refused: The server refuses one.
+            Refused: The server rejects one.
             UserError: The server does not answer, after all attempts.
         """
         waiting: dict[Future[Any], Request] = {}

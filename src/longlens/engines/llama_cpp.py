@@ -116,7 +116,7 @@ class _Model:
             api.llama_batch_free(batch)
 
     def _open(self, length: int) -> Any:
-        """The context, made anew where it is shorter: its key-value cache has its full length from the start."""
+        """The context, made again where it is shorter: its key-value cache has its full length from the start."""
         if length <= self._length:
             return self._context
         api = self._api
@@ -236,7 +236,7 @@ def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
         engine: ``max_model_len`` bounds the context, whose key-value cache is as long as the longest document so far.
 
     Raises:
-        UserError: It is no ``.gguf`` file, llama.cpp cannot read it, or splits text otherwise than the tokenizer.
+        UserError: It is no ``.gguf`` file, llama.cpp cannot read it, or splits text differently than the tokenizer.
     """
     source = resolve(name)
     if source.gguf is None:

@@ -141,7 +141,7 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
         engine: ``max_model_len`` bounds the tokens of a document; the model's maximum length by default.
 
     Raises:
-        UserError: vLLM is not installed, cannot run the model, or computes its position extrapolation otherwise than
+        UserError: vLLM is not installed, cannot run the model, or computes its position extrapolation differently than
             transformers does.
     """
     source = resolve(name)
@@ -239,11 +239,11 @@ def _one_more_token() -> Iterator[None]:
 
 
 def _check_rope(name: str, config: Any, longest: int) -> None:
-    """Refuses a position extrapolation that vLLM computes differently than transformers does.
+    """Rejects a position extrapolation that vLLM computes differently than transformers does.
 
     Cosines and sines of both are compared at all positions, those of transformers at the shortest length and at the
-    longest: where these differ (dynamic NTK, LongRoPE beyond its original length) frequencies go by the length of each
-    sequence, and vLLM has one table for all.
+    longest: where these differ (dynamic NTK, LongRoPE beyond its original length) frequencies depend on the length of
+    each sequence, and vLLM has one table for all.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from vllm.config import VllmConfig, set_current_vllm_config

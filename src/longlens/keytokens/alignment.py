@@ -99,7 +99,7 @@ def carry_weights(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_sp
 
     A character has the weight of the source token that it belongs to; the mean of theirs where it is split over
     several (byte tokens), which the paper leaves open; 0 where it belongs to none. An empty target token has weight 0.
-    Equal tokenizers thus give equal weights but for characters that are split into several tokens.
+    Equal tokenizers thus give equal weights except for characters that are split into several tokens.
 
     Args:
         source_spans: ``(n, 2)``.

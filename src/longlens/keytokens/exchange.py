@@ -101,7 +101,7 @@ def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool
 
 
 def check_keys_file(path: Path, *, overwrite: bool = False) -> None:
-    """Refuses, before anything is computed, a file that key tokens cannot be written to.
+    """Rejects, before anything is computed, a file that key tokens cannot be written to.
 
     Raises:
         UserError: It exists, or its folder does not.
@@ -198,7 +198,7 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
     """Key tokens from the ``slice_N.txt`` files of the published package (``perplexity/key_text/EVALUATOR`` there).
 
     File N belongs to document N, counted from 0; the package records neither its text nor its settings, which are
-    therefore None but for the evaluator, for which the folder is named. A file is ``[start, end];[start, end];…`` in
+    therefore None except for the evaluator, for which the folder is named. A file is ``[start, end];[start, end];…`` in
     characters of the text that the package scored, and empty where it found no key token. The documents have to be
     cut as that text was (the package decodes the first ``max_length - 1`` tokens).
 

@@ -72,7 +72,7 @@ class KeySource(Protocol):
 
 
 class KeyTokensView(SequenceById[KeyTokens]):
-    """The key tokens of every scored document, in the order of the scores; computed anew whenever asked for."""
+    """The key tokens of every scored document, in the order of the scores; computed again whenever asked for."""
 
     def __init__(self, scores: Scores, short: ShortContext | None, rule: KeyRule) -> None:
         recorded = scores.manifest["settings"]

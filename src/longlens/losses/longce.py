@@ -123,10 +123,10 @@ def weighted_nll(
         labels: ``(B, S)``, -100 for tokens that are context alone; ``input_ids`` unless given.
         longce: None for weights that are all 1, which is CE.
         position_ids: ``(B, S)``, which start again with each packed document.
-        token_weights: ``(B, S)`` offline weights, one at each token; instead of the short pass. Those above gamma are
-            reduced to it, with a warning, and those below `LongCE.floor` raised to it.
+        token_weights: ``(B, S)`` offline weights, one at each token; instead of the short-context pass. Those above
+            gamma are reduced to it, with a warning, and those below `LongCE.floor` raised to it.
         short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN where a token has none; instead of the
-            short pass.
+            short-context pass.
         step: Counts updates from 0.
 
     Raises:
@@ -202,7 +202,7 @@ def short_logprobs_of(
     step: int,
     group: dist.ProcessGroup,
 ) -> Tensor:
-    """``(B, S)`` float32, nats: the short pass alone, shared by ranks that all have this batch (`score_short`).
+    """``(B, S)`` float32, nats: the short-context pass alone, shared by ranks that all have this batch (`score_short`).
 
     Args:
         model: A causal language model of transformers, wrapped or not.

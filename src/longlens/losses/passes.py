@@ -1,4 +1,4 @@
-"""What a loss needs of a batch and of a model: its documents and labels, the head, the long and the short pass."""
+"""What a loss needs of a batch and a model: documents and labels, the head, the long and the short-context pass."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def innermost(model: Any) -> Any:
 
 
 def _outer_precision(inner: Any) -> AbstractContextManager[Any]:
-    """The autocast that accelerate put into the ``forward`` which `run_inside` takes the place of."""
+    """The autocast that accelerate put into the ``forward`` which `run_inside` replaces."""
     if not hasattr(inner, "_original_forward"):
         return nullcontext()
     from accelerate.utils import get_mixed_precision_context_manager
@@ -184,7 +184,7 @@ def check_packing(model: Any, rows: int) -> None:
 
     Args:
         model: A causal language model of transformers, not wrapped.
-        rows: Of the batch; FlashAttention tells documents apart in a batch of one row alone. 0 where no documents are
+        rows: Of the batch; FlashAttention distinguishes documents in a batch of one row alone. 0 where no documents are
             packed: where weights are sharded, other processes may have some, and all check together.
 
     Raises:
@@ -294,7 +294,7 @@ def score_short(
 
 
 def _part_of(windows: list[tuple[DocumentSpan, Window]], group: dist.ProcessGroup) -> list[tuple[DocumentSpan, Window]]:
-    """This rank's part of the windows: neighbours, of equal lengths as far as possible, so that ranks end together."""
+    """This rank's part of the windows: neighbors, of equal lengths as far as possible, so that ranks end together."""
     ordered = sorted(windows, key=lambda found: found[1].start - found[1].stop)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     return ordered[rank * len(ordered) // size : (rank + 1) * len(ordered) // size]
@@ -307,7 +307,7 @@ def _short_precision(input_ids: Tensor, longce: LongCE) -> AbstractContextManage
 
 
 def _batches(windows: list[tuple[DocumentSpan, Window]], size: int) -> Iterator[list[tuple[DocumentSpan, Window]]]:
-    # Equal lengths together: a ragged window would be padded, and some frequencies go by the longest of a batch.
+    # Equal lengths together: a ragged window would be padded, and some frequencies depend on the longest of a batch.
     by_length: dict[int, list[tuple[DocumentSpan, Window]]] = {}
     for document, window in windows:
         by_length.setdefault(window.stop - window.start, []).append((document, window))

@@ -32,9 +32,9 @@ class LongCE(Settings):
         stride: d, the number of tokens scored per window.
         gamma: The maximum weight.
         floor: The smallest weight. 0, as in the paper, lets a token that the long context makes less probable (LSD < 0)
-            weigh less than 1; with 1 no token weighs less than in cross-entropy.
-        short_dtype: ``bfloat16`` or ``float16``: the short pass runs in it by autocast, its vocabulary head in float32
-            nevertheless. The precision of the long pass unless given.
+            have weights below 1; with 1 no token weighs less than in cross-entropy.
+        short_dtype: ``bfloat16`` or ``float16``: the short-context pass runs in it by autocast, its vocabulary head in
+            float32 nevertheless. The precision of the long pass unless given.
 
     Raises:
         UserError: A value is out of range.
@@ -76,7 +76,7 @@ class LongCE(Settings):
 
         Args:
             long_logprobs: ``(m,)`` nats.
-            short_logprobs: ``(m,)`` nats, NaN where a token has no short score.
+            short_logprobs: ``(m,)`` nats, NaN where a token has no short-context score.
         """
         return longce_weights(long_logprobs, short_logprobs, self.gamma, self.floor)
 
@@ -116,9 +116,9 @@ class SampledLongCE(LongCE):
 class ChunkedLongCE(LongCE):
     """LongCE on disjoint chunks of K + d tokens: the short-context pass runs each token once, for any K and d.
 
-    In each chunk the tokens from its K-th on are weighed, d/(K + d) of all; the others weigh 1. Chunks move by d at
-    every step, so that each token from K on is weighed at one of ``ceil((K + d)/d)`` steps: every other one where
-    d = K.
+    In each chunk the tokens from its K-th on are weighed, d/(K + d) of all; the others have weight 1. Chunks move by d
+    at every step, so that each token from K on is weighed at one of ``ceil((K + d)/d)`` steps: every other one where d
+    = K.
     """
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
@@ -135,7 +135,7 @@ FORMS = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": Ch
 
 
 def check_offline(longce: LongCE) -> None:
-    """Refuses settings of the short pass where offline columns replace it; gamma and floor still have an effect.
+    """Rejects settings of the short-context pass if offline columns replace it; gamma and floor still apply.
 
     Raises:
         UserError: Settings other than gamma and floor were given.
@@ -150,7 +150,7 @@ def check_offline(longce: LongCE) -> None:
 
 
 def check_floor(floor: float, gamma: float) -> None:
-    """Refuses a smallest weight that is above the largest one.
+    """Rejects a smallest weight that is above the largest one.
 
     Raises:
         UserError: ``0 <= floor <= gamma`` does not hold.
@@ -160,16 +160,16 @@ def check_floor(floor: float, gamma: float) -> None:
 
 
 def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float = GAMMA, floor: float = 0.0) -> Tensor:
-    """``max(floor, min(exp(long - short), gamma))`` (eq. 7) without gradient, 1 where there is no short score (NaN).
+    """``max(floor, min(exp(long - short), gamma))`` (eq. 7) without gradient; 1 without a short-context score (NaN).
 
     Computed as ``exp(minimum(long - short, log(gamma)))``, which cannot overflow; without a floor, the torch side of
     `longlens.keytokens.influence.soft_influence`.
 
     Args:
         long_logprobs: Any shape, nats.
-        short_logprobs: The same shape, nats; NaN where a token has no short score.
+        short_logprobs: The same shape, nats; NaN where a token has no short-context score.
         gamma: The maximum weight.
-        floor: The smallest weight of a token that has a short score; 0 as in the paper.
+        floor: The smallest weight of a token that has a short-context score; 0 as in the paper.
 
     Returns:
         The same shape, weights without unit.

@@ -161,10 +161,10 @@ def compare(
 
 
 def check_same_ids(corpora: Sequence[Corpus]) -> None:
-    """Refuses models that were scored on different documents, before any is read.
+    """Rejects models that were scored on different documents, before any is read.
 
     Raises:
-        UserError: A document of the first one was not scored with another one, or the other way round.
+        UserError: A document of the first one was not scored with another one, or reversed.
     """
     baseline = corpora[0]
     ours = frozenset(baseline.scores.ids)
@@ -238,7 +238,7 @@ def difference(model: Doubles | None, baseline: Doubles | None, unit: float, num
     """Of the nats or bits of two models over the same documents, baseline's log-probabilities less the model's.
 
     Args:
-        model: ``(n, 2)``, a row a document: log-probability and weight.
+        model: ``(n, 2)``, a row per document: log-probability and weight.
         baseline: Likewise.
         unit: What is shown, in nats.
         num_tokens: Tokens that the value rests on, of the model that has fewer.
@@ -287,7 +287,7 @@ def _documents_needed(estimated: Estimate, num_documents: int) -> int:
 
 
 def check_same_texts(baseline: PerplexityResult, result: PerplexityResult) -> None:
-    """Refuses results of the same documents whose texts differ.
+    """Rejects results of the same documents whose texts differ.
 
     Raises:
         UserError: A document has different texts.

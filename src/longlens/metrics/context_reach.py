@@ -156,11 +156,11 @@ def reach_influence(
     """What selects key tokens at K_1, without soft weights; and whether that is the model itself, so that nothing does.
 
     Raises:
-        UserError: What `reach` refuses before it reads anything.
+        UserError: What `reach` rejects before it reads anything.
     """
     smallest = rising_contexts(scores)[0].context
     if None in (evaluator_scores, keys) and is_evaluator(scores, evaluator_scores, keys):
-        choose_influence(evaluator_scores, keys, rule)  # for what it refuses
+        choose_influence(evaluator_scores, keys, rule)  # for what it rejects
         return NO_INFLUENCE, True
     if evaluator_scores is not None and smallest not in {short.context for short in evaluator_scores.short_contexts}:
         evaluator, model = evaluator_scores.name, scores.name

@@ -131,7 +131,7 @@ class ScoredDocument:
         """
         if self.answer_spans is None:
             return None
-        # A text that was cut may have had its answer behind the cut.
+        # A text that was truncated may have had its answer behind the cut.
         row = self.row
         characters = None if row.text is None or row.truncated else len(row.text)
         spans = check_answer_spans(self.answer_spans, f"document {shown(row.id)}", characters)
@@ -273,7 +273,7 @@ class DocumentStatistics:
     Attributes:
         id: The document's id.
         text_sha256: Hash of its text.
-        truncated: Whether it was cut before it was scored.
+        truncated: Whether it was truncated before it was scored.
         num_characters: From the start of the first scored token to the end of the last one.
         num_key_characters: Characters that the key tokens cover.
         scored: Over all scored tokens.

@@ -149,7 +149,7 @@ def divergence(
         rule: How key tokens are selected.
 
     Raises:
-        UserError: The scores have no such columns; what `longlens.perplexity` refuses of evaluator scores and keys.
+        UserError: The scores have no such columns; what `longlens.perplexity` rejects of evaluator scores and keys.
     """
     influence = choose_influence(evaluator_scores, keys, rule or KeyRule())
     corpus = Corpus(scores, influence)
@@ -247,8 +247,8 @@ def mean_of(sums: Sequence[tuple[float, int]], *, is_share: bool = False) -> Mea
 
     Args:
         sums: Of each document.
-        is_share: Whether values are 0 or 1, and the interval is cut to that; else they are nats that are not below 0,
-            whose interval is on the scale of the logarithm.
+        is_share: Whether values are 0 or 1, and the interval is clipped to that; else they are nats that are not below
+            0, whose interval is on the scale of the logarithm.
     """
     pairs = np.array(sums, dtype=np.float64).reshape(-1, 2)
     total = pairs[:, 1].sum()

@@ -1,4 +1,4 @@
-"""Scores as files for other tools: a row a token, with its text, its scores under every K, and whether it is key."""
+"""Scores as files for other tools: a row per token, with its text, its scores under every K, and whether it is key."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def export_tokens(
     rule: KeyRule | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Writes a row a token, document after document; one document at a time is in memory.
+    """Writes a row per token, document after document; one document at a time is in memory.
 
     Columns: ``document`` (the id), ``index``, ``token_id``, ``token`` (its text), ``char_start``, ``char_end``,
     ``long_logprob``, for each K ``short_logprob_K64`` and ``lsd_K64`` (``_K64_d32`` where one K has several strides),
     ``lcl``, ``key`` and ``weight``. Log-probabilities, LSD and LCL are in nats. What does not exist is null (in CSV
-    empty): the scores of a first token, short scores before K, tokens of a run without texts, ``key`` where nothing
-    selects key tokens and ``weight`` without evaluator scores.
+    empty): the scores of a first token, short-context scores before K, tokens of a run without texts, ``key`` where
+    nothing selects key tokens and ``weight`` without evaluator scores.
 
     Args:
         path: The file; its ending, one of `FORMATS`, says the format.
@@ -54,7 +54,7 @@ def export_tokens(
         The number of rows.
 
     Raises:
-        UserError: Another ending, a file that exists, or what `longlens.perplexity` refuses.
+        UserError: Another ending, a file that exists, or what `longlens.perplexity` rejects.
     """
     path = Path(path)
     check_export(path, overwrite=overwrite)
@@ -72,7 +72,7 @@ def export_tokens(
 
 
 def check_export(path: Path, *, overwrite: bool = False) -> None:
-    """Refuses, before anything is computed, a file that cannot be written.
+    """Rejects, before anything is computed, a file that cannot be written.
 
     Raises:
         UserError: It has another ending, exists, or its folder does not.
@@ -132,7 +132,7 @@ def _table(document: ScoredDocument, shorts: list[ShortContext]) -> pa.Table:
 
 @contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Writes tables into a new file that takes the place of ``path`` when the block ends well."""
+    """Writes tables into a new file that replaces ``path`` when the block ends well."""
     import pyarrow.csv
     import pyarrow.parquet
 

@@ -83,7 +83,7 @@ class GainSums:
         """Counts a document in, if it was scored at every K: the model's scores, and the evaluator's if there are any.
 
         Raises:
-            UserError: What `Corpus.document` refuses.
+            UserError: What `Corpus.document` rejects.
         """
         shorts = self.shorts
         if any(short not in row.short for short in shorts):
@@ -137,7 +137,7 @@ def rising_contexts(scores: Scores) -> list[ShortContext]:
 
 
 def check_reference(model: GainSums, reference: GainSums) -> None:
-    """Refuses a reference that cannot be compared with the model.
+    """Rejects a reference that cannot be compared with the model.
 
     Raises:
         UserError: It was scored at other K, or on other documents or texts.
@@ -197,7 +197,7 @@ class Curve:
         max_gain: max G̃, which is its last value. A maximum of what is noise is above 0 more often than not.
         max_gain_interval: Of `max_gain`.
         reach: R, tokens; None where `max_gain` is not above 0, or its interval reaches down to 0.
-        reach_interval: Of `reach`, the fit and R being computed anew from gains that are drawn from their t
+        reach_interval: Of `reach`, the fit and R being computed again from gains that are drawn from their t
             distribution; None where `reach` is. So is `max_gain_interval`.
         censored: Whether R lies in the last step, so that a larger K could move it: R is a lower bound.
         reach_interval_censored: Whether the upper end of the interval does.

@@ -310,7 +310,7 @@ _TITLES = {"ppl": "PPL", "longppl": "LongPPL", "longppl_soft": "LongPPL-soft"}
 
 
 def column(documents: Sequence[DocumentStatistics], name: str) -> Doubles | None:
-    """``(n, 2)``: the weighted sums of this name, a row a document, zeros for one without; None where none has one."""
+    """``(n, 2)``: the weighted sums of this name, one row per document (zeros without one); None if none has one."""
     rows = [getattr(document, name) for document in documents]
     if all(row is None for row in rows):
         return None
@@ -341,7 +341,7 @@ def perplexity_interval(sums: Doubles | None, num_tokens: int) -> tuple[Interval
     It is that of its nats per token, which are above 0, on their logarithmic scale.
 
     Args:
-        sums: ``(n, 2)``, a row a document: log-probability and weight.
+        sums: ``(n, 2)``, a row per document: log-probability and weight.
         num_tokens: Tokens that decide it.
     """
     if sums is None or _ppl(_total(sums)) is None:

@@ -29,7 +29,7 @@ def reoccurred_ngram_mask(text: str, char_spans: npt.ArrayLike, n: int = 3) -> n
     """
     if n < 1:
         raise UserError(f"`n` is {n}, expected at least 1 word in an n-gram")
-    # what str.isspace() says is what \S and str.split() go by
+    # what str.isspace() says is what \S and str.split() depend on
     characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     blank = np.isin(characters, [ord(character) for character in set(text) if character.isspace()])
     edges = np.flatnonzero(np.diff(blank, prepend=True, append=True))

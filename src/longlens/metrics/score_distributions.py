@@ -75,11 +75,11 @@ class Positions:
     Means are over finite scores (a log-probability of -inf has none), and NaN where a bin has no such token.
 
     Attributes:
-        edges: ``(b + 1,)`` int64, tokens, from 0 on; at most `MAX_BINS` bins, equally wide but for the last one.
+        edges: ``(b + 1,)`` int64, tokens, from 0; at most `MAX_BINS` bins, equally wide except for the last one.
         num_tokens: ``(b,)`` int64, scored tokens: those whose long score is not NaN.
         long_logprob: ``(b,)`` nats, mean of the long scores.
-        short_logprob: ``(b,)`` nats, mean of the short scores over the tokens that have both scores; None where the
-            run has no short scores.
+        short_logprob: ``(b,)`` nats, mean of the short-context scores over the tokens that have both scores; None where
+            the run has no short-context scores.
         long_of_short: ``(b,)`` nats, mean of the long scores over the same tokens as `short_logprob`; None likewise.
         key_share: ``(b,)`` share of the scored tokens that are key (eq. 9); None without keys.
     """
@@ -105,8 +105,8 @@ class Distributions(Tabular):
 
     Attributes:
         model: Name of the model.
-        lsd: Tokens that have an LSD (it is not NaN), by LSD (figures 3(a) and 4(a)); None without short scores.
-        lcl: Those with an LSD above `LSD_FLOOR`, by LCL (figure 3(b)); None without short scores.
+        lsd: Tokens that have an LSD (it is not NaN), by LSD (figures 3(a) and 4(a)); None without short-context scores.
+        lcl: Those with an LSD above `LSD_FLOOR`, by LCL (figure 3(b)); None without short-context scores.
         positions: Scores along the document.
     """
 
@@ -196,7 +196,7 @@ class DistributionSums:
 
     Args:
         corpus: Whose documents are added.
-        short: The short context that LSD is under; None in a run without short scores.
+        short: The short context that LSD is under; None in a run without short-context scores.
     """
 
     def __init__(self, corpus: Corpus, short: ShortContext | None) -> None:

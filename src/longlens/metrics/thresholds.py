@@ -73,7 +73,7 @@ def threshold_table(
 
     Raises:
         UserError: Thresholds that do not increase or are not finite; no documents; a document without evaluator scores
-            or with those of another text; an evaluator without (such) short scores.
+            or with those of another text; an evaluator without (such) short-context scores.
     """
     influence = choose_influence(evaluator_scores, None, KeyRule(context=context, stride=stride))
     sums = ThresholdSums(alphas, betas)

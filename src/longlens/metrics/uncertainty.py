@@ -17,7 +17,7 @@ as nats per token, is the same on the scale of its logarithm: ``value * exp(+-t 
 ``python -m benchmarks.coverage`` measures how often such intervals cover, from 2 documents on.
 
 Sources: MacKinnon and White 1985 (HC2); Bell and McCaffrey 2002, "Bias reduction in standard errors for linear
-regression with multi-stage samples" (degrees of freedom under the working model that variances go by 1 / w); Wilson
+regression with multi-stage samples" (degrees of freedom under the working model that variances depend on 1 / w); Wilson
 1927 (`bounded_interval`).
 """
 

@@ -70,7 +70,7 @@ class FullCache(CachePolicy):
 class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
     """Keys and values of a layer; after each chunk, which sees all that was held before it, some are kept.
 
-    Masks and positions go by the tokens seen, so that dropping some moves no other.
+    Masks and positions depend on the tokens seen, so that dropping some moves no other.
 
     Args:
         keep: From keys and values ``(B, heads, n, head_dim)``, the oldest first, to the indices of those that stay,

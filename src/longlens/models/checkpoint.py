@@ -1,4 +1,4 @@
-"""A model's files as transformers loads them: configuration, dtype, quantisation, each found once, and weights."""
+"""A model's files as transformers loads them: configuration, dtype, quantization, each found once, and weights."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class EntailmentModel(ABC):
         tokenizer: Its tokenizer.
         name: What messages call it.
         weights_sha256: Says which weights it has.
-        max_tokens: Of premise and claim together with special tokens; a longer premise loses its end. Nothing is cut
-            unless given, as in HELMET.
+        max_tokens: Of premise and claim together with special tokens; a longer premise loses its end. Nothing is
+            truncated unless given, as in HELMET.
 
     Attributes:
         generation: As of `longlens.models.generate.TransformersGenerator`; None where nothing is generated.
@@ -64,8 +64,8 @@ class EntailmentModel(ABC):
         """Asks the model once.
 
         Raises:
-            UserError: The text is longer than the model takes and may not be cut, the claim alone is, or there is not
-                enough memory.
+            UserError: The text is longer than the model takes and may not be truncated, the claim alone is, or there is
+                not enough memory.
         """
         inputs = self._fitted(premise, claim).to(device_of(self.model))
         try:
@@ -115,7 +115,7 @@ class EntailmentModel(ABC):
 
 
 class EntailmentClassifier(EntailmentModel):
-    """Sequence classification: the claim follows where the label ``entailment``, in any case, is the likeliest."""
+    """Sequence classification: the claim follows where the label ``entailment``, in any case, is the most likely."""
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)

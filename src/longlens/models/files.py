@@ -186,7 +186,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
 def hash_files(source: Source) -> str:
     """sha256 over the names and hashes of a model's weight files, in the order of their names.
 
-    Of an adapter's folder those of its base come first. The hub's cache names large files by their sha256, which is
+    Of an adapter's folder those of its base come first. The Hub's cache names large files by their sha256, which is
     used where it is there.
 
     Raises:
@@ -233,7 +233,7 @@ def loading_errors(source: Source, what: str) -> Iterator[None]:
 
 
 def _check_counts(source: Source) -> None:
-    """Refuses a folder with so many layers or experts that transformers would build them for hours, or for ever."""
+    """Rejects a folder with so many layers or experts that transformers would build them for hours, or for ever."""
     path = Path(source.path) / "config.json"
     if source.gguf is not None or not path.is_file():
         return

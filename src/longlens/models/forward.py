@@ -1,6 +1,6 @@
 """One way to run a model: what a sequence gives depends on that sequence alone.
 
-It depends neither on the other rows of a batch, nor on padding, nor on how it is cut into chunks, nor on what was run
+It depends neither on the other rows of a batch, nor on padding, nor on how it is split into chunks, nor on what was run
 before. Everything in this package that runs a model goes through here.
 """
 
@@ -138,7 +138,7 @@ class Forward:
     @cached_property
     def attention_windows(self) -> list[int] | None:
         """Windows of the layers with sliding or chunked attention; None where a layer keeps other state than keys and
-        values (state-space and hybrid models), or rotary frequencies go by length.
+        values (state-space and hybrid models), or rotary frequencies depend on length.
         """
         # xLSTM takes a cache of its own, and its configuration says nothing of it.
         if self.by_length or getattr(self.model, "_is_stateful", False):
@@ -176,7 +176,7 @@ class Forward:
     def pads_left(self) -> bool:
         """Whether prompts of several lengths, padded on the left, are; tried once on a few tokens.
 
-        False without trying for models with other state than keys and values, and where frequencies go by length.
+        False without trying for models with other state than keys and values, and where frequencies depend on length.
         Models with learned positions (BART's decoder) count the padding.
         """
         ids = probe_ids(self.model)[0].tolist()

@@ -29,7 +29,7 @@ class TransformersGenerator:
     """A `longlens.data.qa.Generator`.
 
     Greedy generation, whatever the model's own generation_config asks for; a prompt is a user's message where the
-    tokenizer has a chat template, else a text to go on.
+    tokenizer has a chat template, else a text to continue.
 
     Args:
         model: A causal language model; in eval mode while it runs.

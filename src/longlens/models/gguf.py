@@ -218,7 +218,7 @@ def _find_rule(path: Path, metadata: dict[str, Any]) -> _Rule:
 
 
 def _prefer_runs(tokenizer: Any) -> None:
-    """Puts the merges of runs of one white space first, the longest runs first of all.
+    """Puts the merges of runs of one whitespace first, the longest runs first of all.
 
     SentencePiece takes such runs, which are user-defined symbols of Gemma, before it merges anything, the longest
     first; transformers orders them by their ids, so that 36 spaces become 16 and 20 and not 31 and 5.

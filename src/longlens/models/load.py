@@ -278,7 +278,7 @@ def load_transformers(
     Args:
         name: Name or path of the model.
         loading: How it is loaded.
-        tokenizer: The model's tokenizer: loaded, or its hub id or folder; found by the model's name unless given.
+        tokenizer: The model's tokenizer: loaded, or its Hub id or folder; found by the model's name unless given.
         cache: Policy of the key-value cache, and how it is fed.
 
     Raises:
@@ -288,7 +288,7 @@ def load_transformers(
     check_folder(source)
     check_hub(source)  # before torch is imported
     checkpoint = Checkpoint(source, loading)
-    _ = checkpoint.plan  # refuses, before the tokenizer is loaded
+    _ = checkpoint.plan  # rejects, before the tokenizer is loaded
     tokenizer = _load_tokenizer(name, loading, tokenizer)
     return _load_checkpoint(checkpoint, tokenizer, cache=cache, team=Team())
 

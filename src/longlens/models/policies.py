@@ -3,8 +3,8 @@
 Sizes are tokens that stay in each layer that attends to everything: a number of tokens, or a share of those seen
 (``h2o:512``, ``h2o:0.25``). Layers with a sliding window keep it whatever the policy.
 
-Keys keep the position at which they were rotated. StreamingLLM as published numbers the kept tokens anew, which gives
-the same distances between neighbours and other ones to the sinks.
+Keys keep the position at which they were rotated. StreamingLLM as published numbers the kept tokens again, which gives
+the same distances between neighbors and other ones to the sinks.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class _SnapLayer(_AttendedLayer):
 
 class Snap(_Ranked):
     """``snapkv:SIZE``: in each head the last 64 tokens of a chunk, and those before that they attend to most, their
-    attention averaged over 5 neighbours (Li et al. 2024, SnapKV).
+    attention averaged over 5 neighbors (Li et al. 2024, SnapKV).
     """
 
     kind, layer = "snapkv", _SnapLayer
@@ -226,7 +226,7 @@ class _Quantized(CachePolicy):
         self.name, self._layer, self._settings = name, getattr(transformers.cache_utils, layer), settings
 
     def new_cache(self, model: Any) -> Any:
-        """Quantized layers for those that attend to everything; QuantizedCache itself refuses models with windows."""
+        """Quantized layers for those that attend to everything; QuantizedCache itself rejects models with windows."""
         return replace_full_layers(model, lambda _: self._layer(**self._settings))
 
 

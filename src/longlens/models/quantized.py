@@ -106,7 +106,8 @@ def plan_quantization(
         config: Its configuration.
         dtype: Wanted.
         device_map: That it is loaded with.
-        is_asked: Whether the user named the dtype: where it cannot be had, it is refused, else that of the files taken.
+        is_asked: Whether the user named the dtype: where it cannot be had, it is rejected, else that of the files
+            taken.
 
     Raises:
         UserError: The method is unknown, its library is not installed, or it cannot be run on this machine, or not in

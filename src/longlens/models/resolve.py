@@ -1,4 +1,4 @@
-"""From the name of a model to where it is: hub id, local folder, .gguf file, or a model that a package ships."""
+"""From the name of a model to where it is: Hub id, local folder, .gguf file, or a model that a package ships."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from longlens.errors import UserError, library_errors, shown
 from longlens.files import cache_folder, read_json
 
 HUB_SECONDS = 5.0
-"""How long the hub may take to answer before a model is looked for in the cache alone."""
+"""How long the Hub may take to answer before a model is looked for in the cache alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A model that a registry package ships: where its .gguf file is, and what it is on the hub.
+    """A model that a registry package ships: where its .gguf file is, and what it is on the Hub.
 
     Attributes:
         package: That ships it.
-        hub_id: The same model on the hub.
+        hub_id: The same model on the Hub.
         install: The commands that install it.
         gguf: Finds the file.
     """
@@ -48,7 +48,7 @@ class Source:
 
     Attributes:
         name: As the user gave it.
-        path: Folder or hub id for ``from_pretrained``.
+        path: Folder or Hub id for ``from_pretrained``.
         gguf: File inside ``path``, where the model is one.
         note: What the manifest says of it.
     """
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether its files are at `path`, which else is a hub id."""
+        """Whether its files are at `path`, which else is a Hub id."""
         return self.gguf is not None or Path(self.path).is_dir()
 
 
@@ -102,7 +102,7 @@ EMBEDDED = {
 
 
 def resolve(name: str) -> Source:
-    """What the name of a model means here: an embedded model, an existing path, else a hub id.
+    """What the name of a model means here: an embedded model, an existing path, else a Hub id.
 
     Raises:
         UserError: It is a path that does not exist, or a server.
@@ -113,7 +113,7 @@ def resolve(name: str) -> Source:
             "or a .gguf file"
         )
     path = Path(name)
-    # A run folder may be named after the model it is of.
+    # A run directory may be named after the model it is of.
     if name in EMBEDDED and not (path / "config.json").is_file():
         embedded = EMBEDDED[name]
         if embedded.installed:
@@ -144,7 +144,7 @@ def _secretless(address: str) -> str:
 
 
 def check_folder(source: Source) -> None:
-    """Refuses a folder that contains no model, or a part of one, which transformers would say less plainly.
+    """Rejects a folder that contains no model, or a part of one, which transformers would say less plainly.
 
     Raises:
         UserError: Its configuration, its weights, some of their shards or the shards' index are missing.
@@ -178,7 +178,7 @@ def check_folder(source: Source) -> None:
 
 @cache
 def _hub_answers() -> bool:
-    """Whether the hub can be reached, asked once: its own client tries for a minute before it says that it cannot."""
+    """Whether the Hub can be reached, asked once: its own client tries for a minute before it says that it cannot."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -192,7 +192,7 @@ def _hub_answers() -> bool:
 
 
 def check_hub(source: Source) -> None:
-    """Refuses a model that is neither here nor in the hub's cache where the hub cannot be reached.
+    """Rejects a model that is neither here nor in the Hub's cache where the Hub cannot be reached.
 
     Raises:
         UserError: So it is.
@@ -215,7 +215,7 @@ def check_hub(source: Source) -> None:
 
 @contextmanager
 def hub_access(source: Source) -> Iterator[None]:
-    """Where the hub cannot be reached, its client reads its cache alone meanwhile, as with HF_HUB_OFFLINE."""
+    """Where the Hub cannot be reached, its client reads its cache alone meanwhile, as with HF_HUB_OFFLINE."""
     if source.is_local:
         yield
         return

@@ -159,7 +159,7 @@ class Team:
         if kind != "cpu":
             device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
             torch.accelerator.set_device_index(device.index)
-        self.processes.wait_for_all()  # the leader comes last, and may have been refused before
+        self.processes.wait_for_all()  # the leader comes last, and may have been rejected before
         with exchanging():
             dist.init_process_group(
                 backend=dist.get_default_backend_for_device(kind),
@@ -171,7 +171,7 @@ class Team:
 
 
 def check_model(name: str, source: Source, config: Any, loading: Loading) -> None:
-    """Refuses a model that N processes cannot share, before its weights are read.
+    """Rejects a model that N processes cannot share, before its weights are read.
 
     Args:
         name: Of the model.
@@ -200,7 +200,7 @@ def check_model(name: str, source: Source, config: Any, loading: Loading) -> Non
 
 
 def check_shared(name: str, config: Any, size: int) -> None:
-    """Refuses a configuration that transformers' tensor-parallel plan cannot divide.
+    """Rejects a configuration that transformers' tensor-parallel plan cannot divide.
 
     Args:
         name: Of the model.

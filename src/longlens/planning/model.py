@@ -88,7 +88,9 @@ class TracedModel:
             self.model.tie_weights()  # a part of what was left out
         self.forward = Forward(self.model)
         self.by_length = self.forward.by_length
-        for module in self.model.modules():  # frequencies that go by the length read it from positions, which have none
+        for (
+            module
+        ) in self.model.modules():  # frequencies that depend on the length read it from positions, which have none
             kind = vars(module).get("rope_type")
             if kind is not None:
                 module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"
@@ -196,7 +198,7 @@ class TracedModel:
             )
 
     def work(self, rows: int, length: int, scored: int) -> Work:
-        """The arithmetic of a batch of the scorer: linear in the tokens, but for attention.
+        """The arithmetic of a batch of the scorer: linear in the tokens, except for attention.
 
         Args:
             rows: Sequences, padded to one length.
@@ -232,7 +234,7 @@ class TracedModel:
     def peak_bytes(self, rows: int, length: int, scored: int) -> int:
         """The most bytes that a batch of the scorer needs beside the weights; arguments as of `work`.
 
-        Of a recurrent model, whose own code may take a step a token, two short passes are extended.
+        Of a recurrent model, whose own code may take a step a token, two short-context passes are extended.
         """
         if self.keeps_state and length > PROBES[-1]:
             less, more = (self.peak_bytes(1, probe, probe) for probe in PROBES)

@@ -238,7 +238,7 @@ def _attend(
         shape = (q, call.kv, window)
         if shape not in tracer.masks:
             tracer.masks[shape] = torch.empty(1, 1, q, call.kv, dtype=torch.bool)
-        mask = tracer.masks[shape].to(query.dtype)  # torch adds a mask as numbers, made anew by each layer
+        mask = tracer.masks[shape].to(query.dtype)  # torch adds a mask as numbers, made again by each layer
     return _Attention.apply(query, key, value, mask, call), None  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""What a training step costs: cross-entropy, and LongCE with its short pass."""
+"""What a training step costs: cross-entropy, and LongCE with its short-context pass."""
 
 from __future__ import annotations
 

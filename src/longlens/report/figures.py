@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import BboxBase
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Colours by index, modulo 8: those of Okabe and Ito (2008), which the colour-blind can tell apart, dark ones first."""
+"""Colors by index, modulo 8: those of Okabe and Ito (2008), which the color-blind can tell apart, dark ones first."""
 
 FORMATS = ("png", "svg")
 
@@ -84,7 +84,7 @@ def write_figures(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder that cannot be created, since there is none to create it in."""
+    """Rejects a folder that cannot be created, since there is none to create it in."""
     if not folder.parent.is_dir():
         raise UserError(f"{folder.parent} is not a folder: create it, then write {folder.name} there")
 
@@ -121,7 +121,7 @@ def save(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Refuses formats that are not of `FORMATS`."""
+    """Rejects formats that are not of `FORMATS`."""
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"format {unknown[0]!r} is unknown: expected one of {', '.join(FORMATS)}")
 
@@ -136,8 +136,8 @@ def _make(folder: Path) -> None:
 def draw(chart: Chart) -> Figure:
     """A chart as a matplotlib figure of 6.4 x 4 inches, higher where its legend is long.
 
-    Names are drawn as they are, never as formulas: white space is one blank, other control characters are escaped,
-    long ones are cut in the middle. A character that DejaVu Sans lacks is a box in PNG, and itself in SVG.
+    Names are drawn as they are, never as formulas: whitespace is one blank, other control characters are escaped,
+    long ones are truncated in the middle. A character that DejaVu Sans lacks is a box in PNG, and itself in SVG.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -156,7 +156,7 @@ def draw(chart: Chart) -> Figure:
         for (x0, y0), (x1, y1) in chart.guides or ():
             axes.plot([x0, x1], [y0, y1], color="#777777", linestyle=":", linewidth=1, zorder=0)
         for mark in chart.marks:
-            # The marker at its top says whose the line is, where colours cannot be told apart.
+            # The marker at its top says whose the line is, where colors cannot be distinguished.
             color, top = _color(mark.color), axes.get_xaxis_transform()
             axes.axvline(mark.x, color=color, linestyle=":", linewidth=1.2, zorder=1)
             axes.plot(mark.x, 1, _turn(_MARKERS, mark.color), color=color, transform=top, markersize=4, clip_on=False)
@@ -386,12 +386,12 @@ def _color(index: int) -> str:
 
 
 def _turn(looks: Sequence[str], index: int) -> str:
-    """A marker or hatch; where colours begin again, these go on by one, so that the ninth is not like the first."""
+    """A marker or hatch; where colors begin again, these continue by one, so that the ninth is not like the first."""
     return looks[(index + index // len(PALETTE)) % len(looks)]
 
 
 def _ink(index: int) -> tuple[float, ...]:
-    """The colour, dark enough for text on white."""
+    """The color, dark enough for text on white."""
     from matplotlib.colors import to_rgb
 
     return tuple(0.55 * part for part in to_rgb(_color(index)))

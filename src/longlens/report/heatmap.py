@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = "cividis"
-"""Of matplotlib: perceptually uniform, and the same to the colour-blind (Nuñez, Anderton and Renslow, 2018)."""
+"""Of matplotlib: perceptually uniform, and the same to the color-blind (Nuñez, Anderton and Renslow, 2018)."""
 
 SIGNED_COLOURS = "PuOr"
-"""For values from -1 to 1: white is 0; the colour-blind can tell its two sides apart (Brewer and Harrower, 2003)."""
+"""For values from -1 to 1: white is 0; the color-blind can tell its two sides apart (Brewer and Harrower, 2003)."""
 
 _MISSING = {"facecolor": "#F2F2F2", "edgecolor": "#A0A0A0", "hatch": "////", "linewidth": 0.0}
 _WITH_NUMBERS = 12
@@ -116,7 +116,7 @@ def write_heatmap(
         formats: Of ``png`` and ``svg``.
 
     Raises:
-        UserError: What `heatmap` refuses; a format is unknown, or a file cannot be written.
+        UserError: What `heatmap` rejects; a format is unknown, or a file cannot be written.
     """
     check_formats(formats)
     return save(heatmap(cells, title=title), Path(folder), name, title=title, caption=caption, formats=formats)
@@ -181,7 +181,7 @@ def write_correlation_map(
         formats: Of ``png`` and ``svg``.
 
     Raises:
-        UserError: What `correlation_map` refuses; a format is unknown, or a file cannot be written.
+        UserError: What `correlation_map` rejects; a format is unknown, or a file cannot be written.
     """
     check_formats(formats)
     drawn = correlation_map(matrix, names, title=title)
@@ -193,7 +193,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class _Look(NamedTuple):
-    """How cells are coloured and numbered."""
+    """How cells are colored and numbered."""
 
     low: float
     high: float
@@ -276,7 +276,7 @@ def _set_ticks(axes: Axes, cells: Grid) -> None:
 
 
 def _ink(rgba: Any) -> str:
-    """Black or white, whichever stands out more on a colour: by its relative luminance, as WCAG 2 defines contrast."""
+    """Black or white, whichever stands out more on a color: by its relative luminance, as WCAG 2 defines contrast."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"

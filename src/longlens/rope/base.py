@@ -13,7 +13,7 @@ from longlens.rope.frequencies import Frequencies, Rope
 
 EABF_TYPE = "longlens_eabf"
 CLEX_TYPE = "longlens_clex"
-"""Types of rotary embedding that transformers does not know, and so refuses instead of computing something else."""
+"""Types of rotary embedding that transformers does not know, and so rejects instead of computing something else."""
 REQUIRES = (
     "the rotary embedding of this model is not one of transformers: load it with longlens.rope.load_model(FOLDER) "
     "(pip install longlens), or use it with the commands of longlens"
@@ -102,25 +102,25 @@ class ScaledMethod(Method):
 
 
 def check_factor(factor: float) -> None:
-    """Refuses a factor that extends nothing."""
+    """Rejects a factor that extends nothing."""
     if not (isinstance(factor, (int, float)) and 1 < factor < math.inf):
         raise UserError(f"`factor` is {factor}; expected more than 1, such as 8 to go from 4,096 tokens to 32,768")
 
 
 def check_theta(theta: float) -> None:
-    """Refuses what is no base."""
+    """Rejects what is no base."""
     if not (isinstance(theta, (int, float)) and 1 < theta < math.inf):
         raise UserError(f"`theta` is {theta}; expected a base above 1, such as 500000")
 
 
 def check_attention_factor(value: float | None) -> None:
-    """Refuses what logits cannot be multiplied by."""
+    """Rejects what logits cannot be multiplied by."""
     if value is not None and not 0 < value < math.inf:
         raise UserError(f"`attention_factor` is {value}; expected more than 0, or leave it out for the paper's")
 
 
 def check_order(**values: float) -> None:
-    """Refuses two settings that are not 0 < the first < the second."""
+    """Rejects two settings that are not 0 < the first < the second."""
     (low, a), (high, b) = values.items()
     if not 0 < a < b < math.inf:
         raise UserError(f"`{low}` is {a} and `{high}` is {b}; expected 0 < {low} < {high}")

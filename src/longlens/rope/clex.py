@@ -24,7 +24,7 @@ LAYOUTS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 class ClexRotary(nn.Module):
-    """Takes the place of a model's rotary embedding.
+    """Replaces a model's rotary embedding.
 
     With y = ln f and the ntk-aware trajectory ``ntk(t)_i = ln f_i - 2i / (d - 2) * ln(2t - 1)``, i = 0 … d/2-1::
 

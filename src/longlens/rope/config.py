@@ -135,7 +135,7 @@ def prepare_config(config: Any) -> Any:
 
 
 def check_decoder(config: Any) -> None:
-    """Refuses what no decoder can be made of, before anything is loaded.
+    """Rejects what no decoder can be made of, before anything is loaded.
 
     Args:
         config: Of a model.

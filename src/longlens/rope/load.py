@@ -22,7 +22,7 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
     """``AutoModelForCausalLM.from_pretrained`` with support for EABF, CLEX and multimodal models (`auto_class`).
 
     Args:
-        path: Folder or hub id.
+        path: Folder or Hub id.
         config: Instead of the one there, such as one of `extend_config`.
         **options: Of ``from_pretrained``.
 

@@ -93,7 +93,7 @@ class NTK(Method):
         return rope_type == "default" or (rope_type == EABF_TYPE and self.theta is not None)
 
     def check(self, rope: Rope) -> None:
-        """Refuses a base that is not larger."""
+        """Rejects a base that is not larger."""
         super().check(rope)
         # With a factor the base may stay: the model is trained at the new length with its own (ProLong, table 18).
         if self.theta is not None and (self.theta < rope.theta or (self.theta == rope.theta and self.factor is None)):
@@ -202,7 +202,7 @@ class LongRoPE(ScaledMethod):
         return written | {"short_factor": list(self.short_factors), "long_factor": list(self.long_factors)}
 
     def check(self, rope: Rope) -> None:
-        """Refuses lists of another length than the frequencies."""
+        """Rejects lists of another length than the frequencies."""
         super().check(rope)
         for name in ("short_factors", "long_factors"):
             if len(getattr(self, name)) != rope.dim // 2:
@@ -277,7 +277,7 @@ class EABF(ScaledMethod):
         return _written(current, EABF_TYPE, rope, rope_theta=self.theta) | {"first_layer": self.first_layer}
 
     def check(self, rope: Rope) -> None:
-        """Refuses a smaller base."""
+        """Rejects a smaller base."""
         super().check(rope)
         if self.theta < rope.theta:
             raise UserError(

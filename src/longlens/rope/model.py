@@ -132,7 +132,7 @@ def _check_layers(config: Any, method: Method) -> None:
 
 
 def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
-    """Refuses what the model's own config class refuses, or reads as something else."""
+    """Rejects what the model's own config class rejects, or reads as something else."""
     name, kind = text_config(config).model_type, parameters["rope_type"]
     try:
         read = rope_parameters(text_config(type(config).from_dict(config.to_dict())))
@@ -208,7 +208,7 @@ def clex_names(model: Any) -> list[str]:
 
 
 def check_model(model: Any) -> None:
-    """Refuses a model whose rotary embeddings are not what its config says.
+    """Rejects a model whose rotary embeddings are not what its config says.
 
     Raises:
         UserError: The config was edited after the model was made, which transformers ignores.
@@ -313,7 +313,7 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 def _extended_rotary(model: Any, text: Any, method: Method, rope: Rope) -> dict[str, Any]:
-    """A model's rotary embeddings made anew of an extended config, held against what the method defines."""
+    """A model's rotary embeddings made again of an extended config, compared with what the method defines."""
     fresh = {name: _rebuild(module, text) for name, module in rotary_modules(model).items()}
     name, key = type(model).__name__, layer_type(text)
     prefix = "" if key is None else f"{key}_"

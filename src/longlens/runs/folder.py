@@ -1,7 +1,7 @@
-"""Folders that a run is kept in: one writer, a manifest, and one rule for what may go on there.
+"""Folders that a run is kept in: one writer, a manifest, and one rule for what may continue there.
 
-A manifest has a ``schema_version``, what the run is of, and the ``versions`` it was begun with. A run goes on where
-model and settings are the same (`refuse_other`); with other versions it goes on and says so (`warn_of_versions`).
+A manifest has a ``schema_version``, what the run is of, and the ``versions`` it was begun with. A run continues where
+model and settings are the same (`refuse_other`); with other versions it continues and says so (`warn_of_versions`).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def read_manifest(folder: Path, *, step: str = "use another folder") -> dict[str
 
 
 def check_schema_version(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuses a manifest that another version of longlens wrote, and which this one does not read.
+    """Rejects a manifest that another version of longlens wrote, and which this one does not read.
 
     Raises:
         UserError: It is of such a schema version, or has none.
@@ -186,7 +186,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tuple[str, str] | None = None) -> None:
-    """Refuses to go on with a run that is of something else.
+    """Refuses to continue with a run that is of something else.
 
     Args:
         folder: Of the run.

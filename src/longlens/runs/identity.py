@@ -40,7 +40,7 @@ _ROUNDING = ("dtype", "engine")
 class ModelIdentity:
     """What makes two models the same model.
 
-    A server has no weights and is told by what it says of itself, which is its `config`. Runs of schema version 1
+    A server has no weights and is identified by what it says of itself, which is its `config`. Runs of schema version 1
     recorded no `config`; it is compared where both sides know it.
 
     Attributes:
@@ -159,7 +159,7 @@ def functional_config(model: Any, adapters: Sequence[Mapping[str, Any]] = ()) ->
     config: dict[str, Any] = _plain(getattr(model, "config", model))
     described: list[Any] = list(adapters)
     if getattr(model, "peft_config", None):
-        # Of the adapted layers: transformers' own method of that name refuses some versions of peft.
+        # Of the adapted layers: transformers' own method of that name rejects some versions of peft.
         layers = (m for m in model.modules() if isinstance(getattr(type(m), "active_adapters", None), property))
         active: list[str] = next((layer.active_adapters for layer in layers), [])
         described = [model.peft_config[name] for name in sorted(active)]

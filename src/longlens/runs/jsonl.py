@@ -93,7 +93,7 @@ def parse_lines(lines: Iterable[bytes], name: str, *, step: str = STEP, unfinish
 def append_line(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:
     """Adds an object as a line to a file, which is made if it is missing.
 
-    An unfinished last line, which a killed process or a full disk left, is cut off first.
+    An unfinished last line, which a killed process or a full disk left, is removed first.
 
     Args:
         path: The file; its folder exists.

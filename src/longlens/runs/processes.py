@@ -106,7 +106,7 @@ class Processes:
             )
         from torch.distributed.distributed_c10d import PrefixStore
 
-        # Runs of one process come one after the other, and torchrun may start all processes anew.
+        # Runs of one process come one after the other, and torchrun may start all processes again.
         run = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._group}/{next(_meetings[self._group])}"
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._store = PrefixStore(f"longlens/{run}", _shared_store(rank, size))
@@ -136,7 +136,7 @@ class Processes:
     def after_first(self) -> Iterator[None]:
         """The first process runs this block, and then the others do, which leave its warnings to the first.
 
-        So what is refused there is said once. Nothing in the block may wait for another process.
+        So what is rejected there is said once. Nothing in the block may wait for another process.
         """
         if self.rank == 0:
             yield
@@ -194,7 +194,7 @@ class Processes:
             self._wait_for(f"{name}/gone", self.size - 1)
 
     def counter(self) -> Callable[[], int]:
-        """Gives the next number, from 0 on, at each call; each number is given to one process alone."""
+        """Gives the next number, from 0, at each call; each number is given to one process alone."""
         if self.size == 1:
             return count().__next__
         name = self._name()

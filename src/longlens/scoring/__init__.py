@@ -1,1 +1,1 @@
-"""Token scores: the engine contract and its loop, the engines, and the run folder."""
+"""Token scores: the engine contract and its loop, the engines, and the run directory."""

@@ -1,8 +1,8 @@
 """Scoring with actors of Ray Data: the driver tokenizes, plans and writes, and the actors run the model.
 
 `longlens.score` runs in the driver, with a scorer whose log-probabilities come from the cluster. So rows, ids, checks,
-resume and the run folder are those of a run without Ray, and a run that was begun one way goes on the other way. The
-actors write nothing: their nodes need the model, and neither the documents nor a file system that is shared.
+resume and the run directory are those of a run without Ray, and a run that was begun one way continues the other way.
+The actors write nothing: their nodes need the model, and neither the documents nor a file system that is shared.
 
 ::
 
@@ -221,7 +221,7 @@ class _Actors:
             self._relay = relay.remote()
             numbers = data.from_items([0])
             numbers.context.enable_progress_bars = False
-            numbers.context.target_max_block_size = 1  # in bytes: each number and each answer goes on at once
+            numbers.context.target_max_block_size = 1  # in bytes: each number and each answer continues at once
             answers = numbers.map_batches(_numbers, fn_kwargs={"relay": self._relay}, num_cpus=0).map_batches(
                 _Actor,
                 fn_constructor_args=(self._relay, name, loading, engine, os.getcwd()),

@@ -65,7 +65,7 @@ class ScorerInfo:
 
     Attributes:
         name: As the user gave it.
-        source: Where it came from, such as a hub id with its revision or ``embedded``.
+        source: Where it came from, such as a Hub id with its revision or ``embedded``.
         architecture: Class of the model.
         weights_sha256: Hash of the weights; None for a server.
         tokenizer_sha256: Hash of the tokenizer.
@@ -142,7 +142,7 @@ class Distributions(Protocol):
 
 
 def check_reference(info: ScorerInfo, reference: ScorerInfo) -> None:
-    """Refuses a reference whose distributions are over other tokens.
+    """Rejects a reference whose distributions are over other tokens.
 
     Raises:
         UserError: The tokenizers differ.

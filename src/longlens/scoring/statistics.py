@@ -167,7 +167,7 @@ def _in_step(blocks: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[tup
 
 
 def check_columns(statistic: Statistic, made: Mapping[str, Any], rows: int) -> None:
-    """Refuses what another package's statistic gives, where it is not what it says.
+    """Rejects what another package's statistic gives, where it is not what it says.
 
     Raises:
         UserError: Other columns, or of another length.

@@ -5,7 +5,7 @@
     leader     score -> logprobs -> a batch --+-> the same pass -> log-probabilities
     followers                    follow <-----+-> the same pass
 
-Documents, windows and the run folder are the leader's alone: what a follower gets are batches of token ids.
+Documents, windows and the run directory are the leader's alone: what a follower gets are batches of token ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents are cut once, as text, before any model sees them, so that two models are compared on the same text."""
+"""Documents are truncated once, as text, before scoring, so that two models are compared on the same text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TokenLimit:
         A BOS that the text itself begins with is one more.
 
         The prefix is tokenized again, since a tokenizer may treat the new end otherwise; while that gives more
-        tokens than allowed, it is cut again.
+        tokens than allowed, it is truncated again.
         """
         head, counted = text, True
         size = CHARACTERS_PER_TOKEN * self.max_tokens
@@ -109,7 +109,7 @@ def num_characters(text: str, limit: Limit) -> int:
 
 
 def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_remote_code: bool = False) -> Limit:
-    """The limit that a text is cut to.
+    """The limit that a text is truncated to.
 
     Tokens are counted by the model's tokenizer unless `Truncation.truncate_with` names another one. Where the model has
     ``max_length`` positions and its tokenizer a BOS, the limit is one token less, with a warning.

@@ -335,7 +335,7 @@ class KeyRule:
 
 
 def check_thresholds(alpha: float, beta: float) -> None:
-    """Refuses thresholds that are not finite numbers.
+    """Rejects thresholds that are not finite numbers.
 
     Raises:
         UserError: One is not.
@@ -348,7 +348,7 @@ def check_thresholds(alpha: float, beta: float) -> None:
 
 
 def check_gamma(gamma: float) -> None:
-    """Refuses an invalid maximum weight.
+    """Rejects an invalid maximum weight.
 
     Raises:
         UserError: It is not a finite number above 0.

@@ -93,7 +93,7 @@ def parse_integer(value: Any, name: str, place: str = "") -> int:
         place: The recipe that says it, for messages.
 
     Raises:
-        UserError: It is no whole number.
+        UserError: It is no integer.
     """
     with _one_line_errors(place):
         return TypeAdapter(dict[str, Integer]).validate_python({name: value}, strict=True)[name]
@@ -196,7 +196,7 @@ def _to_list(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_to_integer)]
-"""A whole number; also ``1e9``, which YAML takes for a float or a string."""
+"""An integer; also ``1e9``, which YAML takes for a float or a string."""
 Real = Annotated[float, BeforeValidator(_to_float), Field(allow_inf_nan=False)]
 """A finite number; also ``1e-5``, which YAML takes for a string."""
 Name = Annotated[str, Field(min_length=1)]
@@ -322,7 +322,7 @@ def write_yaml(content: Mapping[str, Any]) -> str:
 
 
 def _loader(stream: Any) -> Any:
-    """PyYAML's safe loader, restricted as `parse_yaml` says; of a key that is there twice YAML would take the last."""
+    """PyYAML's safe loader, restricted as `parse_yaml` says; of a key that occurs twice YAML would take the last."""
     import yaml
 
     def refuse(node: Any, reason: str) -> NoReturn:

@@ -204,16 +204,16 @@ def ablate(
         betas: Of the grid, nats; -inf, which is always there, stands for no second criterion.
         rule: ``alpha``, ``beta`` (which join the grid) and ``gamma`` where the grid has no other; ``context`` and
             ``stride`` leave only these of those that were scored.
-        self_evaluation: Whether each model is its own evaluator as well, which needs its short scores at the K and d of
-            the first setting. None: those models that have them, and a warning names the others.
+        self_evaluation: Whether each model is its own evaluator as well, which needs its short-context scores at the K
+            and d of the first setting. None: those models that have them, and a warning names the others.
         draws: Of documents, for each power curve and each interval of a tau.
         seed: Of the draws.
         progress: Shows documents.
 
     Raises:
         UserError: No runs or evaluators; different documents or texts; documents that an evaluator lacks; an evaluator
-            without (such) short scores; thresholds that are not numbers; scores of other models; a model without short
-            scores where `self_evaluation` is asked for.
+            without (such) short-context scores; thresholds that are not numbers; scores of other models; a model
+            without short scores where `self_evaluation` is asked for.
     """
     if not runs or not evaluators:
         raise UserError("an ablation needs scores of models and of an evaluator: give both, from longlens score DOCS")

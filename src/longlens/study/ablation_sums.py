@@ -121,10 +121,10 @@ class AblationSums:
         evaluators: Scores of the evaluators; of one that is a model as well the same object.
         rule: `alpha`, `beta` and `gamma` where the grid has no other; `context` and `stride` where only these count.
         grid: alphas and betas.
-        self_evaluation: Whether each model is its own evaluator as well; None where it has the short scores.
+        self_evaluation: Whether each model is its own evaluator as well; None where it has the short-context scores.
 
     Raises:
-        UserError: What `longlens.study.ablation.ablate` refuses before a document is read.
+        UserError: What `longlens.study.ablation.ablate` rejects before a document is read.
     """
 
     def __init__(
@@ -356,7 +356,7 @@ def _settings(evaluators: Sequence[Scores], rule: KeyRule) -> Iterator[tuple[Set
             raise UserError(f"evaluator {name} is given twice: pass it once, all its K are used")
         if not len(evaluator):
             raise UserError(f"the scores of evaluator {name} contain no documents: score the same documents with all")
-        select_key_tokens(evaluator)  # says how to get short scores, where there are none
+        select_key_tokens(evaluator)  # says how to get short-context scores, where there are none
         choose_short_context(evaluator.short_contexts, rule.context, rule.stride)
         for context, stride in sorted(evaluator.short_contexts, key=lambda short: (-short.context, short.stride)):
             if rule.context in (None, context) and rule.stride in (None, stride):
@@ -364,7 +364,7 @@ def _settings(evaluators: Sequence[Scores], rule: KeyRule) -> Iterator[tuple[Set
 
 
 def _check_has(name: str, evaluator: Scores, ids: Sequence[str]) -> None:
-    """Refuses an evaluator that lacks documents, before any is read."""
+    """Rejects an evaluator that lacks documents, before any is read."""
     there = frozenset(evaluator.ids)
     lacking = [id for id in ids if id not in there]
     if lacking:

@@ -101,7 +101,7 @@ def key_agreement(counts: npt.ArrayLike, unit: Literal["tokens", "characters"]) 
     """How far two selections agree.
 
     Args:
-        counts: ``(n, 4)``, a row a document: units that both could select, keys of the one and of the other among
+        counts: ``(n, 4)``, a row per document: units that both could select, keys of the one and of the other among
             them, and keys of both.
         unit: What was counted.
     """

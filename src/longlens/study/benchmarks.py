@@ -5,7 +5,7 @@
     model,family,LongBench,RULER
     smollm2,SmolLM2,21.3,40.1
 
-A file has a row a model, which is told by its name; ``family`` may be missing, and an empty cell is no score.
+A file has a row per model, which is identified by its name; ``family`` may be missing, and an empty cell is no score.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def join_benchmarks(
     """The scores of benchmarks that belong to scored models.
 
     A benchmark run belongs to the run that is of the same model: weights, configuration, tokenizer and cache policy, in
-    whatever dtype and run by whatever engine. Where one of them recorded no identity, as with a server, it goes by the
-    model's name, and a note says so. A row of a file goes by the name.
+    whatever dtype and run by whatever engine. Where one of them recorded no identity, as with a server, it depends on
+    the model's name, and a note says so. A row of a file depends on the name.
 
     A benchmark is a task at a length, such as ``niah_single_1 4096``, with its mode unless answers were generated, and
     its settings where runs differ in them; where answers were forced, the mean log-probability of the answers as well,
@@ -94,7 +94,7 @@ def read_scores(path: str | os.PathLike[str]) -> ScoreFile:
         path: The file.
 
     Raises:
-        UserError: No such file, no such columns, a model that is there twice, or a cell that is not a number.
+        UserError: No such file, no such columns, a model that occurs twice, or a cell that is not a number.
     """
     path = Path(path)
     try:

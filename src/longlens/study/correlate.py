@@ -146,7 +146,7 @@ class OpenedRun(NamedTuple):
 
 
 def open_run(run: Scores | str | os.PathLike[str], context: int | None, stride: int | None) -> OpenedRun:
-    """Scores, those of a run folder, or those of a folder of longlens longppl, with its evaluator and settings."""
+    """Scores, those of a run directory, or those of a folder of longlens longppl, with its evaluator and settings."""
     if isinstance(run, Scores):
         return OpenedRun(run)
     folder = Path(run)

@@ -419,7 +419,7 @@ def williams_t(r_xy: float, r_by: float, r_xb: float, n: int) -> float | None:
         n: Rows.
 
     Returns:
-        None for fewer than 4 rows, and where the first two columns are the same but for a factor and a constant.
+        None for fewer than 4 rows, and where the first two columns are the same except for a factor and a constant.
 
     Sources: Williams 1959, "The comparison of regression variables"; Steiger 1980, "Tests for comparing elements of a
     correlation matrix", equation 7.

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/recipe.yaml        all settings but the seeds, and what the experiment reads; written first, another is refused
+    OUT/recipe.yaml        all settings but the seeds, and what the experiment reads; written first, another is rejected
     OUT/...                what each step found: a JSON file or a folder, written whole; a step that is there is not run
     OUT/seconds.jsonl      how long each step took
     OUT/result.json        what `reproduce` returns, written at the end of each run
@@ -258,7 +258,7 @@ def reproduce(
 
 
 def identities(models: Iterable[str], dtype: str) -> dict[str, Any]:
-    """What tells models apart, by name, for `Inputs.identity`; None where it is not known before they are loaded."""
+    """What distinguishes models, by name, for `Inputs.identity`; None where it is not known before they are loaded."""
     from longlens.models import identify
     from longlens.settings.options import Loading
 

@@ -41,7 +41,7 @@ KINDS = ("code", "reference", "speech", "header")
 
 
 def four_kinds(tokenizer: Any, *, count: int, tokens: int, kinds: Sequence[str] = KINDS) -> list[Document]:
-    """Python modules, Python's reference, speeches and C headers, which are cut to the same number of tokens.
+    """Python modules, Python's reference, speeches and C headers, which are truncated to the same number of tokens.
 
     Args:
         tokenizer: Counts.

@@ -10,7 +10,7 @@ paperqa_4k.jsonl have control characters that JSON does not allow, and upstream'
 - The fields are those of the published files; upstream's script reads others that they no longer have.
 - Upstream draws answers at temperature 0.7; a run that is to be repeated is greedy.
 - An empty answer is wrong in meetingqa and paperqa; upstream fails there.
-- Upstream does not cut prompts; here one that is too long is refused unless ``overlong=`` says otherwise.
+- Upstream does not cut prompts; here one that is too long is rejected unless ``overlong=`` says otherwise.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ SETS: dict[str, Subset] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bamboo(SubsetTask):
-    """A data set of BAMBOO.
+    """A dataset of BAMBOO.
 
     Attributes:
         dataset: A key of `SETS`, ``_`` and one of `SIZES`.
@@ -111,17 +111,17 @@ class Bamboo(SubsetTask):
 
     @property
     def kind(self) -> str:
-        """The data set without its size."""
+        """The dataset without its size."""
         return self.dataset.rpartition("_")[0]
 
     @property
     def facts(self) -> Subset:
-        """What BAMBOO says of the data set."""
+        """What BAMBOO says of the dataset."""
         return SETS[self.kind]
 
     @property
     def file(self) -> DataFile:
-        """The file of the data set."""
+        """The file of the dataset."""
         return DataFile(
             names=(f"{self.dataset}.jsonl", f"datasets/{self.dataset}.jsonl"),
             source="datasets of github.com/RUCAIBox/BAMBOO",
@@ -156,7 +156,7 @@ class Bamboo(SubsetTask):
         return self.fill(metadata, [answer], context=content, **fields)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The data set's score; of hypotheses whether the reply, the truth and both say yes."""
+        """The dataset's score; of hypotheses whether the reply, the truth and both say yes."""
         answer = sample.answers[0]
         if self.category == HALLUCINATION:
             said, true = "yes" in prediction.strip()[:3].lower(), answer == "Yes."

@@ -23,7 +23,7 @@ from longlens.tasks.metrics.helmet import Entails
 from longlens.tasks.truncation import check_policy, truncate
 
 _PROBE = "Each of these words is another one, and so are 7 numbers."
-# Files are told by what is in them, not by their places.
+# Files are identified by what is in them, not by their places.
 _NO_SETTING = frozenset(("name", "data_dir", "haystack", "prompts_dir"))
 
 Judge = Callable[[Sequence[str]], Sequence[str]]
@@ -77,7 +77,7 @@ class Task(ABC):
         fills: Whether samples are made as long as asked for; else they are as long as their data, and
             `overlong` says what is done with one that is longer.
         overlong: The benchmark's own policy for samples that are too long, one of `longlens.tasks.truncation.POLICIES`.
-        omission: What stands in a context in place of what was cut off its end.
+        omission: What stands in a context in place of what was removed its end.
     """
 
     name: str

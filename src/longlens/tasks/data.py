@@ -1,4 +1,4 @@
-"""Files of other people's data that a task reads: from a folder or the hub, hashed, checked."""
+"""Files of other people's data that a task reads: from a folder or the Hub, hashed, checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longlens.runs.jsonl import parse_lines
 from longlens.tasks.base import Task
 
 DATASET_FOLDER = "@"
-"""In a hub file's name: ends the name of the data set, as in ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
+"""In a Hub file's name: ends the name of the dataset, as in ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
 
 
 class LocatedFile(NamedTuple):
@@ -26,7 +26,7 @@ class LocatedFile(NamedTuple):
 
     Attributes:
         path: Where it is.
-        described: Its name, sha256 and, if it is from the hub, the data set and the commit; for a sample's metadata.
+        described: Its name, sha256 and, if it is from the Hub, the dataset and the commit; for a sample's metadata.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class DataFile:
         names: Names that it may have in the folder, with ``/`` for folders within it; the first one found wins.
         source: Where it can be had.
         schema: What is in it, in a line.
-        hub: Data set on the hub and file in it, as ``owner/name@path/in/it``, which is taken where no folder is given;
+        hub: Dataset on the Hub and file in it, as ``owner/name@path/in/it``, which is taken where no folder is given;
             empty where there is none.
         member: The file in a ``.zip``, where one of the names is that.
         raw_controls: Whether texts in its JSON Lines may have control characters that JSON wants escaped, since the
@@ -65,8 +65,8 @@ class DataFile:
 
         Args:
             task: Which task wants it, for messages.
-            folder: The user's, or None for the hub's.
-            revision: Branch, tag or commit of the hub's data set.
+            folder: The user's, or None for the Hub's.
+            revision: Branch, tag or commit of the Hub dataset.
 
         Raises:
             UserError: It is not there; says where it can be had and what is in it.
@@ -167,7 +167,7 @@ class DataFile:
                 f"{task}: cannot get {name} of the Hub dataset {repo} ({one_line(error)}): check the network and "
                 f"the revision, or put {wanted} into a folder and pass it as `data_dir`"
             ) from error
-        # The hub's cache is snapshots/COMMIT/path/in/it.
+        # The Hub's cache is snapshots/COMMIT/path/in/it.
         commit = path.parts[-1 - len(Path(name).parts)]
         return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path), "hub": repo, "commit": commit})
 
@@ -204,7 +204,7 @@ class FolderTask(Task):
     """A task that reads files.
 
     Attributes:
-        data_dir: The folder that has them; the hub's unless given, where the hub has them.
+        data_dir: The folder that has them; the Hub's unless given, where the Hub has them.
     """
 
     data_dir: str | os.PathLike[str] | None = None
@@ -226,10 +226,10 @@ class FolderTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class HubTask(FolderTask):
-    """A task that reads files of a folder or of the hub.
+    """A task that reads files of a folder or of the Hub.
 
     Attributes:
-        revision: Branch, tag or commit of the hub's data set.
+        revision: Branch, tag or commit of the Hub dataset.
     """
 
     revision: str | None = None

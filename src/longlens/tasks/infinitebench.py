@@ -2,8 +2,8 @@
 
 Paper: Zhang et al., InfiniteBench: Extending Long Context Evaluation Beyond 100K Tokens, arXiv 2402.13718. Prompts:
 ``yarn_mistral_templates`` of ``src/prompt.py``, which upstream gives to all open models; answer tokens:
-``src/eval_utils.py``; scores: ``src/compute_scores.py``; all of OpenBMB/InfiniteBench at 88b3daa, MIT. Data: the hub's
-data set xinrongzhang2022/InfiniteBench, a file a task, read as it is published. Sample i is row i. Known differences:
+``src/eval_utils.py``; scores: ``src/compute_scores.py``; all of OpenBMB/InfiniteBench at 88b3daa, MIT. Data: the Hub's
+dataset xinrongzhang2022/InfiniteBench, a file a task, read as it is published. Sample i is row i. Known differences:
 
 - ``length`` is the budget for prompt and answer; upstream cuts the middle out of the prompt alone, at 128k tokens.
 - A row whose first number is no integer is wrong in math_find; upstream fails there.

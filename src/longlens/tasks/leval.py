@@ -2,7 +2,7 @@
 
 Paper: An et al., L-Eval: Instituting Standardized Evaluation for Long Context Language Models, arXiv 2307.11088. Data:
 ``LEval-data/`` of OpenLMLab/LEval at cd34b05, a file a task, or the same files of the Hub dataset L4NLP/LEval. Only
-its prompts are quoted here (the repository is GPL-3.0; each data set has a license of its own): ``get_sys_prompt`` of
+its prompts are quoted here (the repository is GPL-3.0; each dataset has a license of its own): ``get_sys_prompt`` of
 ``Baselines/LEval_config.py`` and the messages of ``Baselines/llama2-chat-test.py`` without Llama 2's marks, whose place
 the model's chat template takes. Scores: ``Evaluation/auto_eval.py``, ``em.py`` and ``f1.py``. Sample i is question i of
 the file, rows in order, questions in order. Known differences:

@@ -2,10 +2,10 @@
 
 Paper: Li et al., LooGLE: Can Long-Context Language Models Understand Long Contexts?, arXiv 2311.04939. Code:
 bigai-nlco/LooGLE at 6734382, MIT: prompts ``config/task2prompt.json``, answer tokens ``config/task2maxlen.json``,
-scores ``Evaluation/automatic_metrics.py``, the judge's prompts ``Evaluation/llm_score.py``. Data: the hub's data set
+scores ``Evaluation/automatic_metrics.py``, the judge's prompts ``Evaluation/llm_score.py``. Data: the Hub dataset
 bigai-nlco/LooGLE (formerly bigainlco/LooGLE), a question a row with context, question and answer; or the files of the
-repository's ``LooGLE-testdata`` and of the former data set, a document a row with input and qa_pairs, Python's literals
-in a text. Sample i is question i of the file. Known differences:
+repository's ``LooGLE-testdata`` and of the former dataset, a document per row with input and qa_pairs, Python's
+literals in a text. Sample i is question i of the file. Known differences:
 
 - METEOR and BERTScore are not there: they need WordNet and a model.
 - The four measures of sorted timelines (``Reorder/``) are not there; such questions are scored as the others of
@@ -71,7 +71,7 @@ _POINTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LooGLE(HubTask, SubsetTask):
-    """Gaps to fill, and what all data sets of LooGLE share.
+    """Gaps to fill, and what all datasets of LooGLE share.
 
     Attributes:
         dataset: A key of `SETS`.
@@ -82,7 +82,7 @@ class LooGLE(HubTask, SubsetTask):
 
     @property
     def file(self) -> DataFile:
-        """The file of the data set."""
+        """The file of the dataset."""
         # The hub has longdep_summarization as summarization.jsonl.
         on_hub = self.dataset.removeprefix("longdep_") if self.dataset.endswith("summarization") else self.dataset
         names = dict.fromkeys(

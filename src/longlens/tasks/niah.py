@@ -3,7 +3,7 @@
 Source: github.com/gkamradt/needle-in-a-haystack at 7b90d28, MIT (``llm_needle_haystack_tester.py``; prompt:
 ``providers/openai.py``, its three messages one after the other). Haystack: `longlens.tasks.haystack`'s own text, or the
 user's. Known differences: upstream's score is the 1 to 10 points of an OpenAI model; here it is whether the answer's
-part of the needle is in the reply, word for word after normalisation, and which share of its words is, and a judge is
+part of the needle is in the reply, word for word after normalization, and which share of its words is, and a judge is
 asked only where there is one: with upstream's rubric (``evaluators/openai.py``), in a prompt of ours (upstream's is
 langchain's, and asks for an explanation in one sentence and for a number alone in the next). The needle stands at the
 last sentence end at or before the depth, counted in words and not in tokens. Upstream leaves 200 tokens of a length for

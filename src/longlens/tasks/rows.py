@@ -40,14 +40,14 @@ class DataRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subset:
-    """A data set of a suite.
+    """A dataset of a suite.
 
     Attributes:
         prompt: Upstream's up to where the answer begins, with the suite's fields such as ``{context}``.
         metric: The score that the suite reports.
         joint: Whether it is of all samples together.
         max_new_tokens: Tokens of an answer.
-        prefix: How the answer begins; white space at its end belongs to the answer.
+        prefix: How the answer begins; whitespace at its end belongs to the answer.
         category: Part of the suite.
         stop: Where an answer ends.
         template: How prompts are put to a chat model, see `longlens.tasks.Task`.
@@ -65,7 +65,7 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsTask(FolderTask):
-    """A data set of a suite, sample i from question i of its file."""
+    """A dataset of a suite, sample i from question i of its file."""
 
     name: str
 
@@ -76,7 +76,7 @@ class RowsTask(FolderTask):
     @property
     @abstractmethod
     def file(self) -> DataFile:
-        """The file of the data set."""
+        """The file of the dataset."""
 
     @abstractmethod
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
@@ -122,7 +122,7 @@ class RowsTask(FolderTask):
         context: tuple[int, int],
         metadata: Mapping[str, Any],
     ) -> Draft:
-        """A draft whose prompt and answer prefix do not end in white space; `target` gives that back.
+        """A draft whose prompt and answer prefix do not end in whitespace; `target` gives that back.
 
         Args:
             prompt: Upstream's, up to where the answer begins.
@@ -143,7 +143,7 @@ class RowsTask(FolderTask):
         )
 
     def target(self, sample: Sample) -> str | None:
-        """The only answer, after the white space that upstream's prompt ends with, else after a space."""
+        """The only answer, after the whitespace that upstream's prompt ends with, else after a space."""
         return (sample.metadata["white_space"] or " ") + sample.answers[0] if len(sample.answers) == 1 else None
 
     def text(self, row: DataRow, key: str) -> str:
@@ -175,7 +175,7 @@ class SubsetTask(RowsTask):
 
     @property
     def facts(self) -> Subset:
-        """What the suite says of the data set."""
+        """What the suite says of the dataset."""
         return self.sets[self.dataset]
 
     def __post_init__(self) -> None:

@@ -1,16 +1,16 @@
 """SCROLLS and ZeroSCROLLS: summaries, questions, inference and sorting on reports, meetings, papers, books and plays.
 
 Papers: Shaham et al., SCROLLS: Standardized CompaRison Over Long Language Sequences, arXiv 2201.03533; Shaham et al.,
-ZeroSCROLLS: A Zero-Shot Benchmark for Long Text Understanding, arXiv 2305.14196. Data: the ZIP files of the hub's data
+ZeroSCROLLS: A Zero-Shot Benchmark for Long Text Understanding, arXiv 2305.14196. Data: the ZIP files of the Hub's data
 sets tau/scrolls and tau/zero_scrolls, read as they are published; rows of one ``id`` are one question with several
-answers. Scores: ``metrics/`` of both data sets (tau/zero_scrolls at 9af1d79). Code: tau-nlp/scrolls at bfc0da0 and
+answers. Scores: ``metrics/`` of both datasets (tau/zero_scrolls at 9af1d79). Code: tau-nlp/scrolls at bfc0da0 and
 tau-nlp/zero_scrolls at c994676, MIT.
 
-**Which rows.** The validation split, unless ``split="test"``: answers of test splits are hidden, but for a few data
-sets of ZeroSCROLLS whose files have them. ZeroSCROLLS' validation split has some 20 rows a data set, "meant for
+**Which rows.** The validation split, unless ``split="test"``: answers of test splits are hidden, except for a few data
+sets of ZeroSCROLLS whose files have them. ZeroSCROLLS' validation split has some 20 rows a dataset, "meant for
 eyeballing"; published numbers are of the test split, through the leaderboard's site.
 
-SCROLLS trains models on its data sets and has no prompts. Those here are lm-evaluation-harness's (0.4.13,
+SCROLLS trains models on its datasets and has no prompts. Those here are lm-evaluation-harness's (0.4.13,
 ``tasks/scrolls/task.py``), whose own task no longer loads; in quality and contract_nli the choices are in the prompt
 too, since the model has to write one. Answers end at a line end, as there.
 
@@ -78,7 +78,7 @@ SETS: dict[str, Subset] = {
         INFERENCE,
     ),
 }
-"""SCROLLS' data sets; metrics: ``DATASET_TO_METRICS`` of metrics/scrolls.py."""
+"""SCROLLS' datasets; metrics: ``DATASET_TO_METRICS`` of metrics/scrolls.py."""
 
 # experiments/api/api.py, dataset_to_leave_tokens_for_generations
 ZERO_SETS: dict[str, Subset] = {
@@ -93,12 +93,12 @@ ZERO_SETS: dict[str, Subset] = {
     "space_digest": _answers("exp_similarity", 36, category=AGGREGATION),
     "book_sum_sort": _answers("concordance_index", 256, category=AGGREGATION),
 }
-"""ZeroSCROLLS' data sets; metrics: ``DATASET_TO_METRICS`` of metrics/zero_scrolls.py."""
+"""ZeroSCROLLS' datasets; metrics: ``DATASET_TO_METRICS`` of metrics/zero_scrolls.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scrolls(HubTask, SubsetTask):
-    """A data set of SCROLLS.
+    """A dataset of SCROLLS.
 
     Attributes:
         dataset: A key of `SETS`.
@@ -117,7 +117,7 @@ class Scrolls(HubTask, SubsetTask):
 
     @property
     def hub(self) -> str:
-        """The hub's data set."""
+        """The Hub dataset."""
         return "tau/scrolls"
 
     @property
@@ -171,7 +171,7 @@ class Scrolls(HubTask, SubsetTask):
         return self.fill(metadata, answers, context=text, **fields)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The data set's scores, best over the answers."""
+        """The dataset's scores, best over the answers."""
         if self.metric == GEOMETRIC:
             return rouge_scores(prediction, sample.answers)
         return {self.metric: max(float(_SCORES[self.metric](prediction, answer)) for answer in sample.answers)}
@@ -186,7 +186,7 @@ class Scrolls(HubTask, SubsetTask):
 
 
 class ZeroScrolls(Scrolls):
-    """A data set of ZeroSCROLLS."""
+    """A dataset of ZeroSCROLLS."""
 
     sets = ZERO_SETS
     suite = "zero_scrolls"
@@ -194,7 +194,7 @@ class ZeroScrolls(Scrolls):
 
     @property
     def hub(self) -> str:
-        """The hub's data set."""
+        """The Hub dataset."""
         return "tau/zero_scrolls"
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
@@ -216,7 +216,7 @@ class ZeroScrolls(Scrolls):
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The data set's scores, best over the answers; F1 without accents."""
+        """The dataset's scores, best over the answers; F1 without accents."""
         if self.metric == "f1":
             sample, prediction = replace(sample, answers=list(map(_plain, sample.answers))), _plain(prediction)
         return super().score(sample, prediction)
@@ -239,7 +239,7 @@ def _percentage(text: str) -> float | None:
 def exp_similarity(prediction: str, answer: str) -> float:
     """``0.5 ** (|p - q| / 10)`` of the first percentages in prediction and answer, 0 where the prediction has none.
 
-    Source: ``metrics/exp_similarity.py`` of the hub's tau/zero_scrolls (space_digest).
+    Source: ``metrics/exp_similarity.py`` of the Hub's tau/zero_scrolls (space_digest).
     """
     given, wanted = _percentage(prediction), _percentage(answer)
     return 0.0 if given is None or wanted is None else 0.5 ** (abs(given - wanted) / 10)
@@ -252,7 +252,7 @@ def _order(text: str) -> list[str]:
 def concordance_index(prediction: str, answer: str) -> float:
     """Share of pairs of numbers that prediction and answer have in the same order; 0 unless both have the same numbers.
 
-    Source: ``metrics/concordance_index.py`` of the hub's tau/zero_scrolls (book_sum_sort).
+    Source: ``metrics/concordance_index.py`` of the Hub's tau/zero_scrolls (book_sum_sort).
     """
     given, wanted = _order(prediction), _order(answer)
     if sorted(given) != sorted(wanted) or len(set(wanted)) != len(wanted):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longlens.tokenization import Ints
 
 POLICIES = ("error", "skip", "middle", "left", "context-only")
-"""``error``: refused. ``skip``: left out, and not counted as wrong. ``middle``: the first and the last half of the
+"""``error``: rejected. ``skip``: left out, and not counted as wrong. ``middle``: the first and the last half of the
 tokens stay (LongBench pred.py). ``left``: the last tokens stay (lm-evaluation-harness). ``context-only``: the long text
 loses its end, all else stays (HELMET model_utils.py)."""
 
@@ -121,7 +121,7 @@ def _without(draft: Draft, piece: Piece) -> Draft:
 
 
 def _place(place: int, piece: Piece, shift: int) -> int:
-    """Where a character is after the cut; one that is cut out is where the cut is."""
+    """Where a character is after the cut; a removed one is at the cut."""
     if place <= piece.start:
         return place
     return place + shift if place >= piece.end else piece.start + len(piece.instead)

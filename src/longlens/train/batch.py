@@ -48,7 +48,7 @@ class TrainingBatch:
 def read_batch(inputs: Mapping[str, Any]) -> TrainingBatch:
     """Reads a batch of a collator of transformers or TRL.
 
-    Causal attention needs no mask for padding on the right, and packed documents are told apart by their positions
+    Causal attention needs no mask for padding on the right, and packed documents are distinguished by their positions
     only where no mask is given; so the mask decides which labels are padding, and goes no further. Where documents
     begin may also come as ``seq_idx`` or ``cu_seq_lens_q``, which have to agree with the positions.
 
@@ -123,7 +123,7 @@ class OfflineCollator:
     """A collator that also takes offline columns (`NEUTRAL`), which stand at the tokens that they are of.
 
     Args:
-        collator: Makes the batch of everything else: a row a document, or all of them in one row.
+        collator: Makes the batch of everything else: a row per document, or all of them in one row.
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], Any]) -> None:
@@ -134,7 +134,7 @@ class OfflineCollator:
 
         Raises:
             UserError: A column is not as long as its tokens, is missing in a row, or a weight is no finite number
-                from 0 on.
+                from 0.
         """
         columns = [name for name in NEUTRAL if any(name in row for row in features)]
         rest = [{name: value for name, value in row.items() if name not in NEUTRAL} for row in features]
@@ -166,7 +166,7 @@ def _column(name: str, row: Mapping[str, Any]) -> Tensor:
 
 
 def pad_right(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """A batch of rows of any lengths: padding has the label -100, and positions that go on."""
+    """A batch of rows of any lengths: padding has the label -100, and positions that continue."""
     width = max(len(row["input_ids"]) for row in features)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     if "position_ids" in features[0]:

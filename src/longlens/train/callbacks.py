@@ -36,9 +36,9 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
     ``state.log_history``, and in its reporters once it is named: ``callback.trainer = trainer``.
 
     Args:
-        documents: The texts that the evaluator scored, as they were cut for it.
+        documents: The texts that the evaluator scored, as they were truncated for it.
         keys: Key tokens in these texts, from `longlens.read_keys` or `longlens.select_key_tokens`.
-        max_length: Tokens of this model's tokenizer that a document is cut to.
+        max_length: Tokens of this model's tokenizer that a document is truncated to.
         tokenizer: The model's; the trainer's ``processing_class`` unless given.
 
     Raises:
@@ -169,7 +169,7 @@ class LogWriter(TrainerCallback):  # type: ignore[misc]
         self._progress.start(self._title, unit="steps", total=state.max_steps, done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        """Gathers what is logged, but for what the clock says and what sums up a part of a run."""
+        """Gathers what is logged, except for what the clock says and what sums up a part of a run."""
         kept = {
             name: value
             for name, value in (logs or {}).items()

@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/recipe.yaml             all settings; written first, and another recipe is refused
+    OUT/recipe.yaml             all settings; written first, and another recipe is rejected
     OUT/data/                   the rows, where the recipe makes them (`longlens.data`)
     OUT/evaluation/             scores and key tokens of an evaluator
     OUT/manifest.json           what the run is of: weights, tokenizer, rows, processes; versions
@@ -52,7 +52,7 @@ class RunFolder:
 
     Args:
         path: The folder.
-        settings: Of the run; others are refused.
+        settings: Of the run; others are rejected.
         result: Keys that the result of a run that is done has.
 
     Attributes:
@@ -99,7 +99,7 @@ class RunFolder:
         self._own.check()
 
     def bind(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Writes what the run is of, or refuses what is not the same as before.
+        """Writes what the run is of, or rejects what is not the same as before.
 
         Returns:
             What the manifest has, which is less in a run of an older longlens.

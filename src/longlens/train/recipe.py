@@ -82,7 +82,7 @@ class Recipe(Settings):
         return None if isinstance(self.data, PackedData) else self.data.length
 
     def check_length(self, length: int) -> None:
-        """Refuses rows in which no token would have a short-context score.
+        """Rejects rows in which no token would have a short-context score.
 
         Raises:
             UserError: K is not shorter than the rows.

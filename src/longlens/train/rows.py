@@ -21,7 +21,7 @@ def check_sources(recipe: Recipe) -> None:
     """Says before anything is loaded or written what of the data is missing.
 
     Raises:
-        UserError: A source of the mixture has no path, or a folder holds no rows.
+        UserError: A source of the mixture has no path, or a folder contains no rows.
     """
     data = recipe.data
     if isinstance(data, MixtureData):
@@ -100,10 +100,10 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
 
 
 def check_shared_rows(recipe: Recipe, folder: Path) -> None:
-    """Refuses rows of several documents where a row is shared by processes whose attention would not tell them apart.
+    """Rejects rows of several documents shared by processes whose attention would not distinguish the documents.
 
     Raises:
-        UserError: ``training.context_parallel`` with packed documents, but for Ulysses with FlashAttention.
+        UserError: ``training.context_parallel`` with packed documents, except for Ulysses with FlashAttention.
     """
     training = recipe.training
     if (training.context_parallel or 1) == 1:

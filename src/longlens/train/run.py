@@ -50,7 +50,7 @@ def run_file(
 
     Args:
         found: Of `longlens.train.recipe.read_recipe`.
-        out: Folder of the run, or of those of a sweep; the same call again goes on where it stopped.
+        out: Folder of the run, or of those of a sweep; the same call again continues where it stopped.
         progress: Shows the steps.
 
     Returns:
@@ -77,7 +77,7 @@ def run(
     rows: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Trains a model as a recipe says; the same call again goes on from the last checkpoint, to the same losses.
+    """Trains a model as a recipe says; the same call again continues from the last checkpoint, to the same losses.
 
     Args:
         recipe: What to do.
@@ -157,7 +157,7 @@ def run(
 def _prepare(
     recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, out: Path, how: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the first process does alone: rows, key tokens, and where the run goes on."""
+    """What the first process does alone: rows, key tokens, and where the run continues."""
     rows = prepare_rows(recipe, tokenizer, out)
     check_shared_rows(recipe, rows)
     load_rows(rows, folder.path / "cache", recipe)
@@ -258,7 +258,7 @@ def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, call
             callbacks=callbacks,
             longce=LongCE(gamma=loss.gamma, floor=loss.floor) if isinstance(loss, Offline) else loss,
         )
-        trainer.create_optimizer()  # which may need a package, or refuse optim_args
+        trainer.create_optimizer()  # which may need a package, or reject optim_args
     trainer.remove_callback(PrinterCallback)  # it would print to stdout
     if not _is_sharded(trainer) and has_packed_rows(start.rows):  # now, and not when the first of them comes
         with trainer.compute_loss_context_manager():

@@ -151,7 +151,7 @@ class SequenceParallel:
         return torch.cat(parts, dim=1)
 
     def check(self, batch: TrainingBatch) -> None:
-        """Refuses what attention over several ranks would compute otherwise than on one.
+        """Rejects what attention over several ranks would compute differently than on one.
 
         Raises:
             UserError: Packed documents, which would see each other, or a length that cannot be divided.
@@ -178,7 +178,7 @@ class SequenceParallel:
     def parts(
         self, model: Any, inputs: Mapping[str, Any], longce: LongCE | None, step: int
     ) -> tuple[Callable[[], AbstractContextManager[Any]], dict[str, Tensor]]:
-        """This rank's part of a batch, after the short pass on whole sequences, which the ranks share.
+        """This rank's part of a batch, after the short-context pass on whole sequences, which the ranks share.
 
         Args:
             model: As accelerate prepared it.

@@ -125,7 +125,7 @@ def _to_data(values: Any) -> Any:
 
 
 Data = Annotated[MixtureData | PackedData | DocumentsData | ChatData, BeforeValidator(_to_data)]
-"""One of four kinds, told apart by the key that each has of its own."""
+"""One of four kinds, distinguished by the key that each has of its own."""
 
 
 class Offline(Settings):
@@ -326,8 +326,8 @@ class Evaluation(Settings):
     Attributes:
         documents: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
         every: Steps; the model is evaluated before the first one as well.
-        max_length: Tokens that a document is cut to; with BOS the length of a row unless given. Not with `keys`, whose
-            documents are those that were scored.
+        max_length: Tokens that a document is truncated to; with BOS the length of a row unless given. Not with `keys`,
+            whose documents are those that were scored.
         keys: Key tokens, from ``longlens keys``.
         evaluator: Selects the key tokens instead.
         text_field: Field of a row that holds its text; ``text`` unless given.

@@ -102,7 +102,7 @@ def accumulation(recipe: Recipe, processes: int) -> int:
     """Micro-batches of a step in each process.
 
     Raises:
-        UserError: The batch is no whole number of them, or the processes are no whole number of groups.
+        UserError: The batch is no integer of them, or the processes are no integer of groups.
     """
     training = recipe.training
     shared = training.context_parallel or 1
@@ -557,7 +557,7 @@ def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Doc
 
 
 def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
-    """Keys of before 0.2 name no evaluator's identity, and a model of the hub need not be here any more."""
+    """Keys of before 0.2 name no evaluator's identity, and a model of the Hub need not be here any more."""
     from longlens.models import identify
 
     there, here = keys.settings["evaluator_sha256"], None

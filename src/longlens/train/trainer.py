@@ -35,10 +35,11 @@ class LongCEArguments:
         context: K, the minimum length of the short context in tokens.
         stride: d, the number of tokens scored per window.
         gamma: The maximum weight.
-        floor: The smallest weight of a token with a short score; 0 as in the paper, 1 for no token to weigh less than
-            in cross-entropy.
+        floor: The smallest weight of a token with a short-context score; 0 as in the paper, 1 so that no token weighs
+            less than in cross-entropy.
         share: Of the windows, for ``sampled-longce``; 0.5 unless given.
-        short_dtype: ``bfloat16`` or ``float16`` for the short pass; the precision of the long pass unless given.
+        short_dtype: ``bfloat16`` or ``float16`` for the short-context pass; the precision of the long pass unless
+        given.
 
     Raises:
         UserError: A value that cannot be, or a share without ``sampled-longce``.
@@ -155,7 +156,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         self._check_settings(columns)
 
     def _set_loss(self, args: Any, longce: LongCE | None, train_dataset: Any) -> set[str]:
-        """Sets the settings of the loss before the data set is prepared; returns its offline columns."""
+        """Sets the settings of the loss before the dataset is prepared; returns its offline columns."""
         if isinstance(args, LongCEArguments):
             if longce is not PAPER:
                 raise UserError(
@@ -173,7 +174,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         """What can be checked only of a trainer that is made.
 
         Args:
-            columns: The offline columns of the data set as it was given.
+            columns: The offline columns of the dataset as it was given.
         """
         self._refuse_unshown()
         parallel = self.accelerator.parallelism_config
@@ -195,7 +196,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             self._bind(callback)
 
     def _check_collator(self) -> None:
-        """Refuses a collator that loses where packed documents begin, as TRL's does: they would see each other."""
+        """Rejects a collator that loses where packed documents begin, as TRL's does: they would see each other."""
         if "position_ids" not in (getattr(self.train_dataset, "column_names", None) or ()):
             return
         row = self.train_dataset[0]
@@ -309,8 +310,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     def _prepare_context_parallel_inputs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         """This rank's part of the sequences, and the context that the loss is computed in; the batch itself elsewhere.
 
-        Transformers shards neither weights nor short log-probabilities, and would come to the short pass with rows
-        that are cut already.
+        Transformers shards neither weights nor short log-probabilities, and would come to the short-context pass with
+        rows that are truncated already.
         """
         if self._sequence is None:
             return nullcontext, inputs
@@ -355,7 +356,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             return (loss, None) if return_outputs else loss
         batch = read_batch(inputs)
         if self.longce is not None and not (batch.token_weights is None and batch.short_logprobs is None):
-            check_offline(self.longce)  # an iterable data set shows its columns here for the first time
+            check_offline(self.longce)  # an iterable dataset shows its columns here for the first time
         found = _weigh(model, batch, self.longce, self.state.global_step)
         if self.longce is not None:
             self._count(found, self.longce)
@@ -398,7 +399,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
 
     def _count(self, found: WeightedNLL, longce: LongCE) -> None:
         weights = found.weights.double()
-        at_gamma = weights >= longce.gamma * (1 - 1e-6)  # exp(log(gamma)) is gamma but for rounding
+        at_gamma = weights >= longce.gamma * (1 - 1e-6)  # exp(log(gamma)) is gamma except for rounding
         parts = [torch.ones_like(weights), weights, at_gamma, weights > 2, found.has_short]
         self._sums = self._sums.to(weights.device) + torch.stack([part.sum(dtype=torch.float64) for part in parts])
 

@@ -48,7 +48,7 @@ class ExactPairs:
 
 
 class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
-    """The Hugging Face backend, without logits of long sequences, and it knows which answers were cut short.
+    """The Hugging Face backend, without logits of long sequences, and it knows which answers were truncated.
 
     Attributes:
         ended: Of the last batch: whether each answer ended by itself or by a stop.
@@ -84,7 +84,8 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
                 raise UserError(
                     f"an answer of {tokens:,} tokens leaves no room for a prompt within {self.max_length:,}"
                 )
-            # The command's own prompts are held against the limit before; others are cut as lm-evaluation-harness does.
+            # The command's own prompts are compared with the limit before; others are truncated as
+            # lm-evaluation-harness does.
             prompts = [rows[number][-room:] for number in numbers]
             for batch in self._batches([len(prompt) + tokens for prompt in prompts]):
                 written = self._written([prompts[place] for place in batch], tokens, stop, options)
@@ -214,7 +215,7 @@ def _open_other(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
         own = _server_key(settings.api_key) if server else {}
         lm = type(f"Exact{base.__name__}", (ExactPairs, base), own)(**(arguments | given))
     if server and not settings.is_chat:
-        # It would load a tokenizer by its name on the hub; this is the one that counts.
+        # It would load a tokenizer by its name on the Hub; this is the one that counts.
         lm.tokenizer, lm.tokenizer_backend = limit.tokenizer, "huggingface"
         lm.tokenized_requests = bool(given.get("tokenized_requests", True))
     return HarnessEngine(lm, settings, limit, describe(settings, limit) or {})

@@ -115,7 +115,7 @@ class HarnessEngine:
     def takes_penalty(self) -> bool:
         """Whether a repetition penalty can be switched off; a model's generation_config may ask for one.
 
-        Servers that refuse what they do not know get none with ``repetition_penalty`` None among the arguments.
+        Servers that reject what they do not know get none with ``repetition_penalty`` None among the arguments.
         """
         is_refused = self._settings.arguments.get(PENALTY, 1.0) is None
         return not is_refused and not self._settings.backend.startswith(("openai", "anthropic"))
@@ -185,7 +185,7 @@ class AnswerHook:
     where several requests have the same ones, they wait until all answers are there.
 
     Attributes:
-        handed_on: Keys of the answers that were handed on.
+        handed_on: Keys of the answers that were passed on.
     """
 
     def __init__(self, lm: Any, asked: Mapping[str, tuple[Any, ...]], on_answer: OnRawAnswer) -> None:

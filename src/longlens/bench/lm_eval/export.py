@@ -1,6 +1,6 @@
 """Our tasks as tasks of lm-evaluation-harness's own command line: a folder of YAML that calls the functions below.
 
-That command line warns and cuts where a prompt is too long; samples that the model could not take are refused
+That command line warns and cuts where a prompt is too long; samples that the model could not take are rejected
 here, when they are built. It knows no other guard of ours: `longlens bench run` has them.
 """
 

@@ -31,7 +31,7 @@ from longlens.tasks.truncation import truncate
 
 _LOGGER = logging.getLogger(__name__)
 OFFLINE = (ConnectionError, TimeoutError, DatasetNotFoundError, HfHubHTTPError)
-"""What is said where a data set cannot be had from the hub."""
+"""What is said where a dataset cannot be had from the Hub."""
 
 
 def run_harness(
@@ -46,7 +46,7 @@ def run_harness(
         run: The folder.
         get_engine: Loads the model, once.
         task: What is run, as `longlens.bench.selection.check_harness` allows it.
-        settings: What is asked; its ``data_dir`` is a folder with copies of the hub's data sets, ``DIR/owner/name``.
+        settings: What is asked; its ``data_dir`` is a folder with copies of the Hub datasets, ``DIR/owner/name``.
         progress: Shows how many requests are answered.
 
     Raises:
@@ -83,7 +83,7 @@ def evaluate(
         recorded: The model.
         task: What is run.
         length: Of its data, such as ``4k``, where that comes in lengths.
-        data_dir: Folder with copies of the hub's data sets; the hub unless given.
+        data_dir: Folder with copies of the Hub datasets; the Hub unless given.
         asked: ``samples``, the first so many of each of its tasks; ``few_shot``, examples in a prompt, its own number
             where that is None; ``chat_template``, whether prompts are put into the tokenizer's.
 
@@ -165,7 +165,7 @@ def _scores(row: Mapping[str, Any], num_samples: int) -> dict[str, dict[str, Any
 
 
 class LocalFactory(TaskFactory):  # type: ignore[misc]
-    """Takes data sets from a folder: ``DIR/owner/name`` in the place of the hub's ``owner/name``."""
+    """Takes datasets from a folder: ``DIR/owner/name`` in the place of the Hub's ``owner/name``."""
 
     def __init__(self, folder: Path, *, meta: dict[str, Any]) -> None:
         super().__init__(meta=meta)
@@ -183,7 +183,7 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
             config["dataset_path"] = str(self._folder / name)
             kwargs = dict(config.get("dataset_kwargs") or {})
             if config.pop("custom_dataset", None) is not None:
-                # A function that asks the hub, whatever the path: BABILong's, for the rows of a length and a question.
+                # A function that asks the Hub, whatever the path: BABILong's, for the rows of a length and a question.
                 if kwargs.pop("qa_split", None) is None:
                     raise UserError(f"{config.get('task')} loads its data with custom code: leave `data_dir` out")
                 config["dataset_name"] = self._meta["max_seq_lengths"]
@@ -194,7 +194,7 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
 def _rows_cache(folder: Path) -> Path:
     """Where `datasets` puts a folder's rows: a place for each state of the folder.
 
-    Its own cache goes by the folder's name and would give the rows of another one, or those of before a change.
+    Its own cache depends on the folder's name and would give the rows of another one, or those of before a change.
     """
     return cache_folder() / "datasets" / files_sha256(folder.resolve())[:16]
 
@@ -224,7 +224,7 @@ class RecordingLM(LM):  # type: ignore[misc]
         return [(float(logprob), bool(is_greedy)) for logprob, is_greedy in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
-        """See `lm_eval.api.model.LM`; texts are cut into windows, so that none is too long."""
+        """See `lm_eval.api.model.LM`; texts are split into windows, so that none is too long."""
         return self._answers("loglikelihood_rolling", requests)
 
     def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:

@@ -280,7 +280,7 @@ def _parse_sources(pairs: list[str]) -> dict[str, str]:
     """``["books=/data/books"]`` to ``{"books": "/data/books"}``.
 
     Raises:
-        UserError: One is not NAME=PATH, or a name is there twice.
+        UserError: One is not NAME=PATH, or a name occurs twice.
     """
     from longlens.errors import UserError
 

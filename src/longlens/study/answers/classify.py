@@ -23,7 +23,7 @@ POPULATIONS = {
     "beyond": "response, line beyond the short context",
     "all": "prompt and response",
 }
-"""Which tokens are told apart. ``response`` is the paper's (figure 3: "the tokens are from the standard response");
+"""Which tokens are distinguished. ``response`` is the paper's (figure 3: "the tokens are from the standard response");
 ``beyond`` leaves out samples whose line stands in the short context, where no answer token needs the long one."""
 GRID = 0.25
 """Nats between thresholds that are tried on development samples: alpha from 0 to 8, beta from -8 to 0 and none."""
@@ -54,7 +54,7 @@ class Tokens(NamedTuple):
 
 
 def collect(samples: Samples, population: str) -> Tokens:
-    """The tokens of some samples; of the population ``all``, of those whose prompt has short scores."""
+    """The tokens of some samples; of the population ``all``, of those whose prompt has short-context scores."""
     parts = []
     kept = [sample for sample in samples if population != "beyond" or not sample["in_short"]]
     if population == "all":

@@ -156,7 +156,7 @@ def score_sample(
 ) -> dict[str, Any]:
     """What a model says of one sample.
 
-    The short scores are those of `longlens.score` with the same K and d over prompt and response.
+    The short-context scores are those of `longlens.score` with the same K and d over prompt and response.
 
     Args:
         scorer: The model.
@@ -164,7 +164,7 @@ def score_sample(
         target: The right continuation of its prompt, such as ``" <12345>"``.
         settings: Of the experiment.
         record: Whether the tokens of the prompt are scored as well.
-        lines: Of the record; at `AnswersSettings.classified_lines` these tokens have short scores too.
+        lines: Of the record; at `AnswersSettings.classified_lines` these tokens have short-context scores too.
 
     Returns:
         ``num_tokens``, of prompt and response; ``num_prompt_tokens``; ``in_short``: whether the line that is asked for

@@ -34,7 +34,7 @@ class TaskSettings(Settings):
         task: ``longeval_lines``, ``json_kv``, ``niah_multikey_1``, or another one with a single right answer.
         lines: Of ``longeval_lines``.
         length: Of the others, tokens of each model's own tokenizer, as RULER counts them.
-        texts: Different texts; the questions are dealt out to them.
+        texts: Different texts; the questions are distributed to them.
     """
 
     task: Name
@@ -54,7 +54,7 @@ class Question(NamedTuple):
 
     Attributes:
         text: All that stands before an answer.
-        target: The right answer as the text goes on with it.
+        target: The right answer as the text continues with it.
         choices: What is chosen from, the right one first.
     """
 
@@ -224,6 +224,6 @@ def _common(rows: Sequence[Sequence[int]]) -> int:
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """``exact`` and ``choice``, from 0 to 1: the right choice is the likeliest, ties counting as wrong."""
+    """``exact`` and ``choice``, from 0 to 1: the right choice is the most likely, ties counting as wrong."""
     right = [all(row["choices"][0] > other for other in row["choices"][1:]) for row in rows]
     return {"exact": sum(row["exact"] for row in rows) / len(rows), "choice": sum(right) / len(rows)}

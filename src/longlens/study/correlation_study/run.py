@@ -85,7 +85,7 @@ class CorrelationStudy(StudySettings):
     Attributes:
         families: By name.
         documents: Documents of each kind of text.
-        tokens: What they are cut to, by the tokenizer of the first family.
+        tokens: What they are truncated to, by the tokenizer of the first family.
         context: K of the evaluators, tokens.
         stride: d.
         share_documents: Documents whose key-token share is measured by the variant itself (d = K there).
@@ -276,7 +276,7 @@ def _subset(
 
 
 def summarize(study: CorrelationStudy, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Correlations within each family, and over all variants after both sides were standardised within families.
+    """Correlations within each family, and over all variants after both sides were standardized within families.
 
     Perplexities are correlated by their logarithms, so that differences are nats; key-token share as it is.
 

@@ -146,7 +146,7 @@ class _Window:
 def quantize(model: Any, bits: int, group: int = GROUP) -> None:
     """Rounds the weights of linear layers, all but the vocabulary head, as `rounded` does.
 
-    A simulation: they are computed with in their own dtype, as weight-only quantisation does on a CPU.
+    A simulation: they are computed with in their own dtype, as weight-only quantization does on a CPU.
     """
     head = model.get_output_embeddings()
     with torch.no_grad():

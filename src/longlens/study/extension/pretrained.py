@@ -93,7 +93,7 @@ def measure_pretrained(settings: Pretrained, documents: Sequence[Document], step
     """All methods on all documents and tasks.
 
     Returns:
-        ``nll``, a row a method and document, and ``own``, a row a document; ``rise``, a row a method: the NLL of the
+        ``nll``, a row a method and document, and ``own``, a row per document; ``rise``, a row a method: the NLL of the
         last block of documents minus what the unchanged model has for the same tokens with no more before them than it
         was trained at, nats, ``mean`` over documents with Student's ``low`` and ``high``; ``tasks``, a row a method and
         task with ``right`` of ``n`` choices, their share ``choice`` with Wilson's ``low`` and ``high``, ``nll`` (of the

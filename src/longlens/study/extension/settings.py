@@ -109,7 +109,7 @@ class Pretrained(Settings):
         methods: By name, `NONE` among them, see `Reach`.
         kinds: Kinds of text (`texts.four_kinds`) that PPL is measured on, a document each.
         tokens: Of a document.
-        block: Tokens of the blocks that NLL is told apart by.
+        block: Tokens of the blocks that NLL is distinguished by.
         tasks: What is asked, by name, with lengths below and above the trained one.
         questions: Of each task, by name.
         seed: Of the questions.

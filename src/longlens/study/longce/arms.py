@@ -23,7 +23,7 @@ EXTRA = 1.0
 
 
 class PermutedLongCE(LongCE):
-    """LongCE whose weights are dealt out anew among the tokens that have a short score: the same step, no selection.
+    """LongCE whose weights are permuted among the tokens that have a short-context score: the same step, no selection.
 
     Attributes:
         seed: Of the permutation; another one each step.
@@ -51,8 +51,8 @@ class NormalizedLongCE(LongCE):
 class AbsoluteLSD(LongCE):
     """Dense token weighting by the absolute LSD: ``w = c + (1 - c) |LSD| / mean(|LSD|)`` with c = `INTERPOLATION`.
 
-    The mean is over the tokens of a batch, where those without a short score count as LSD = 0 (both contexts are the
-    same for them), so that they weigh c and the mean weight is 1.
+    The mean is over the tokens of a batch, where those without a short-context score count as LSD = 0 (both contexts
+    are the same for them), so that they weigh c and the mean weight is 1.
 
     Source: Helm, Daheim and Gurevych, Token Weighting for Long-Range Language Modeling (Findings of NAACL 2025); their
     code, configs/llama3_32k_dense.json: transforms "absolute", normalization "L1", interpolation 0.75. There the mean

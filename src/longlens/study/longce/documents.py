@@ -95,7 +95,7 @@ def read_text(source: str | os.PathLike[str] | None) -> Text:
             given.
 
     Raises:
-        UserError: It cannot be read, or holds no words.
+        UserError: It cannot be read, or contains no words.
     """
     if source is None:
         return _make_text(f"standard library of Python {_version()}", _standard_library())
@@ -141,7 +141,7 @@ def _docstrings(source: bytes) -> Iterable[str]:
 class Vocabulary:
     """Words, then the mark that begins a fact, then keys, then the values of each key: ids 0 to size - 1.
 
-    A key has values of its own, as a colour or a city has, so that one layer of attention can find the value of a key;
+    A key has values of its own, as a color or a city has, so that one layer of attention can find the value of a key;
     values that all keys share would need a circuit of two layers, which takes many times the training.
 
     Attributes:
@@ -266,7 +266,7 @@ class Facts(Settings):
         return self
 
     def check(self, length: int) -> None:
-        """Refuses documents that are too short for their facts."""
+        """Rejects documents that are too short for their facts."""
         if length < max(self.distance + FACT, 2 * (FACT + 1) * (self.stated + self.repeated)):
             raise UserError(
                 f"documents of {length} tokens have no room for {self.stated} facts, {self.repeated} of them repeated "
@@ -291,8 +291,8 @@ class Deduplicated(NamedTuple):
 def deduplicate(train: Sequence[Ids], held_out: Sequence[Ids]) -> Deduplicated:
     """Takes every run of `SHARED` tokens that a held-out document has as well out of training documents.
 
-    Pieces of fewer than `SHARED` tokens go too. Runs are told apart by a hash of 64 bits: a collision takes a run out
-    that is not shared, and never leaves one in.
+    Pieces of fewer than `SHARED` tokens go too. Runs are distinguished by a hash of 64 bits: a collision takes a run
+    out that is not shared, and never leaves one in.
     """
     mine, kept, count = np.unique(np.concatenate([_runs(ids) for ids in held_out])), [], 0
     in_training = np.concatenate([_runs(ids) for ids in train])

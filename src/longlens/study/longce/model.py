@@ -165,7 +165,7 @@ def _loss_of_step(arm: Arm, longce: LongCE | None, seed: int) -> Callable[[int],
 
 
 def _rows(arm: Arm, longce: LongCE | None, batch: FactBatch) -> list[dict[str, Any]]:
-    """A step's documents as rows of the data set, with weights that are known."""
+    """A step's documents as rows of the dataset, with weights that are known."""
     rows: list[dict[str, Any]] = [{"input_ids": ids} for ids in batch.token_ids.tolist()]
     if arm.weights is not None and longce is not None:
         for row, weights in zip(rows, arm.weights(batch, longce.context).tolist(), strict=True):

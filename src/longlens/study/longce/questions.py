@@ -192,7 +192,7 @@ def key_tokens(model: Any, documents: Ids, longce: LongCE, *, alpha: float, beta
     """``(N, n)`` bool: key tokens by a model's log-probabilities under both contexts (eq. 4).
 
     Raises:
-        UserError: No token has a short score.
+        UserError: No token has a short-context score.
     """
     short, long = models.score_under_short_context(model, documents, longce), models.score(model, documents).long
     if not np.isfinite(short).any():

@@ -164,7 +164,7 @@ class Study(StudySettings):
         arms: The losses (`arms.ARMS`) that each of `extensions` is trained with.
         longce: Settings of LongCE.
         windows: Other K and d for LongCE, with `evaluator_method`.
-        training: How the arms train the extended model; ``steps`` are those of the arms with a short pass.
+        training: How the arms train the extended model; ``steps`` are those of the arms with a short-context pass.
         learning_rates: Tried for each arm with the development seeds; the one with the lowest answer NLL is the arm's.
         checkpoints: Steps after which the arms are scored; CE also where it has taken the same time.
         evaluation: What is scored.

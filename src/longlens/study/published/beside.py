@@ -1,4 +1,4 @@
-"""A user's models beside a published table: what their run folders hold of its columns, and what differs."""
+"""A user's models beside a published table: what their run directories hold of its columns, and what differs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Beside:
 
     Attributes:
         table: The table.
-        columns: What it measures and a run folder can hold, each once, then LongPPL by other evaluators.
+        columns: What it measures and a run directory can hold, each once, then LongPPL by other evaluators.
         models: Name of a model -> its values by name of a column.
         differs: Name of a model -> what keeps its numbers from being comparable, a sentence each.
     """
@@ -82,7 +82,7 @@ class Beside:
         return all(column.name in names for column in self.columns if column.measure is not None)
 
     def rows(self) -> Iterator[tuple[str, dict[str, OwnValue]]]:
-        """A row a model and length: its name, and values by column; those without a length stand in its first row."""
+        """A row per model and length: its name, and values by column; those without a length stand in its first row."""
         for model, values in self.models.items():
             lengths = {one.length for found in values.values() for one in found}
             for at, length in enumerate(sorted(lengths - {None}, key=int) or [None]):  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class Beside:
 
 
 def read_models(runs: Sequence[Path]) -> list[OwnModel]:
-    """The models of some run folders; those of one model are put together, in whatever dtype they ran.
+    """The models of some run directories; those of one model are put together, in whatever dtype they ran.
 
     Args:
         runs: Folders of ``longlens longppl`` (or ``longlens demo``) and of ``longlens bench run``.
@@ -143,14 +143,14 @@ def _read_perplexity(path: Path) -> dict[str, Any]:
 
 
 def beside(table: PublishedTable, models: Sequence[OwnModel]) -> Beside:
-    """What run folders hold of a table's columns, and how it differs from what the table is of.
+    """What run directories hold of a table's columns, and how it differs from what the table is of.
 
     Args:
         table: The table.
         models: From `read_models`.
 
     Raises:
-        UserError: The table measures nothing that run folders hold, or the runs hold nothing of it.
+        UserError: The table measures nothing that run directories hold, or the runs hold nothing of it.
     """
     columns = _measured(table)
     if not columns:
@@ -195,7 +195,7 @@ def _one_a_length(model: OwnModel, column: str, values: Sequence[OwnValue]) -> l
 
 
 def _measured(table: PublishedTable) -> list[PublishedColumn]:
-    """The columns that run folders hold; of several with one measure, such as three numbers of steps, one."""
+    """The columns that run directories hold; of several with one measure, such as three numbers of steps, one."""
     found: dict[str, PublishedColumn] = {}
     counts = [column.measure for column in table.columns]
     for column in table.columns:

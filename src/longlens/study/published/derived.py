@@ -1,4 +1,4 @@
-"""Numbers that follow from what the documents print, and that their claims are held against."""
+"""Numbers that follow from what the documents print, and that their claims are compared with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Derived:
 
 
 def derived() -> dict[str, Derived]:
-    """Numbers that follow from what is printed, and that claims are held against, by name."""
+    """Numbers that follow from what is printed, and that claims are compared with, by name."""
     return _of_table_9() | _of_table_1() | _of_models() | _of_training() | _of_slides()
 
 

@@ -16,14 +16,14 @@ from longlens.tables import Tabular
 Cell = float | str | None
 Cells = Annotated[tuple[Cell, ...], Field(strict=False)]
 TEXT = "text"
-"""Unit of a column that holds no numbers."""
+"""Unit of a column that contains no numbers."""
 SELF = "self"
 """Evaluator of models that select their own key tokens."""
 _MEND = "install longlens again"
 
 
 class Measure(Settings):
-    """What a column measures, as run folders of longlens hold it; one of `value`, `suite`, `task`, `harness`, `mean`.
+    """What a column measures, as in run directories of longlens; one of `value`, `suite`, `task`, `harness`, `mean`.
 
     Attributes:
         value: Key of ``perplexity.json``, such as ``longppl``.
@@ -33,7 +33,7 @@ class Measure(Settings):
         task: Of longlens bench.
         harness: Name of one of lm-evaluation-harness's tasks in `longlens.bench.selection.HARNESS`.
         mean: Several of these names, of whose scores the column is the mean.
-        lengths: Tokens, over which a mean is taken; where there are none, each length of a run stands alone.
+        lengths: Tokens, over which a mean is taken; where there are none, each length of a run is alone.
     """
 
     value: Name | None = None
@@ -60,7 +60,7 @@ class PublishedColumn(Settings):
         name: Its name, unique in the table.
         unit: Such as ``%`` or ``perplexity``; ``text`` for names and words.
         decimals: Digits behind the point, as printed; None where they vary, or where there are no numbers.
-        measure: How a user's own run has this number; None where no run folder does.
+        measure: How a user's own run has this number; None where no run directory does.
     """
 
     name: Name

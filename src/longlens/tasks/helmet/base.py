@@ -40,7 +40,7 @@ def nominal_length(task: str, length: int | None, sizes: Mapping[int, int], what
 
 
 def split_prefix(prompt: str, prefix: str) -> tuple[str, str]:
-    """Prompt and answer prefix, where a prompt must not end in white space: what it ends in goes over to the prefix."""
+    """Prompt and answer prefix, where a prompt must not end in whitespace: what it ends in goes over to the prefix."""
     bare = prompt.rstrip()
     return bare, prompt[len(bare) :] + prefix
 

@@ -8,7 +8,7 @@ with 2,000 documents each, best first. Known differences:
 
 - A length is filled with as many documents as it holds, unless ``docs`` fixes their number as HELMET does.
 - Demonstrations are drawn for each sample, where HELMET draws them from Python's global random numbers.
-- Documents lose white space at their ends.
+- Documents lose whitespace at their ends.
 - A number cited that the prompt does not have is out of range, where HELMET looks it up among all 2,000 documents of
   the row, so that one that the model has not seen may support a claim, and counts for precision.
 - The prefix ``Answer:`` that stands in the prompt is no part of what is scored.

@@ -3,10 +3,10 @@
 Tasks: ``helmet_trec_coarse``, ``helmet_trec_fine``, ``helmet_banking77``, ``helmet_clinic150`` and ``helmet_nlu``.
 Paper: HELMET, arXiv 2410.02694. Prompt, balancing and metric: ``load_icl`` in data.py of princeton-nlp/HELMET at
 4526dfb, MIT; settings: configs/icl.yaml, scripts/generate_configs.py. Data: files of the user, with the fields of the
-hub's data sets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC names no license. Classes are whole
-numbers, drawn anew for each sample, so that only the examples tell them. Examples come in rounds: each has one of every
-class, in random order; a class's texts are all used before one comes again. Metric: ``exact_match`` of what stands
-after ``label:``. Known differences:
+Hub's datasets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC names no license. Classes are whole
+numbers, drawn again for each sample, so that only the examples tell them. Examples come in rounds: each has one of
+every class, in random order; a class's texts are all used before one comes again. Metric: ``exact_match`` of what
+stands after ``label:``. Known differences:
 
 - Unless ``shots`` says how many, there are as many examples as the length holds, each class once at least; HELMET has
   fixed numbers, fitted with Llama 2's tokenizer (`SHOTS`).
@@ -55,11 +55,11 @@ class LabelledText(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledSet:
-    """A data set of texts with classes.
+    """A dataset of texts with classes.
 
     Attributes:
         folder: Where its files are in the user's folder.
-        hub: Its name on the hub.
+        hub: Its name on the Hub.
         field: Which field of a row is the class.
         labels: Number of classes, some of which may have no text.
         test: The split that is asked; a tenth of the one split there is where this is empty.

@@ -6,11 +6,11 @@ of InfiniteBench, exact match for its choices (scripts/collect_results.py). Data
 1712.07040, Apache-2.0; InfiniteBench, Zhang et al., arXiv 2402.13718, MIT. Known differences to data.py, of which the
 first three hold for `longlens.tasks.helmet.summ` too:
 
-- The text is cut with the tokenizer of the model to the length asked for, where HELMET cuts it with Llama 2's to 200
-  tokens less than length and answer leave, the same text for every model (``truncate_llama2``).
+- The text is truncated with the tokenizer of the model to the length asked for, where HELMET cuts it with Llama 2's to
+  200 tokens less than length and answer leave, the same text for every model (``truncate_llama2``).
 - HELMET has only documents of a least number of Llama-2 tokens, for which ``min_characters`` is there.
 - Which documents come and which demonstrations is drawn otherwise: HELMET draws with the shuffle of datasets, for
-  NarrativeQA's and Multi-LexSum's demonstrations without a seed, thus anew in each run.
+  NarrativeQA's and Multi-LexSum's demonstrations without a seed, thus again in each run.
 - The judge's prompt is ours unless the user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's points that
   cannot be make a sample unreadable.
 - Without a judge NarrativeQA has ROUGE-L, which HELMET does not report.

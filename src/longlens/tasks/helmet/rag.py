@@ -3,7 +3,7 @@
 Paper: HELMET, arXiv 2410.02694. Code: princeton-nlp/HELMET at 4526dfb, MIT; settings: scripts/generate_configs.py.
 
 RAG has short questions on retrieved passages. Prompt, demonstrations and metric: ``load_qa`` and
-``default_post_process`` in data.py; settings: configs/rag.yaml. Data: HELMET's own files, a data set on the hub as one
+``default_post_process`` in data.py; settings: configs/rag.yaml. Data: HELMET's own files, a dataset on the Hub as one
 archive (scripts/download_data.sh), made of KILT (MIT), Natural Questions (CC BY-SA 3.0), TriviaQA (Apache-2.0),
 HotpotQA (CC BY-SA 4.0), PopQA (MIT) and Wikipedia (CC BY-SA); the right passage of a question stands at 6 depths in as
 many rows, 3 for HotpotQA. Metric: ``substring_exact_match``, best of the raw and the parsed reply. Known differences:
@@ -42,7 +42,7 @@ SCHEMA = "a line a question, with question, answers[], ctxs[] of title and text,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kilt:
-    """A data set.
+    """A dataset.
 
     Attributes:
         asked: Name of the file of questions, with ``{passages}``.

@@ -169,7 +169,7 @@ class InfiniteBenchSummary(InfiniteBenchTask, SummaryTask):
         return LongDocument(text=text, answers=answers, metadata=said)
 
     def shown_answer(self, document: LongDocument) -> str:
-        """Without white space around it."""
+        """Without whitespace around it."""
         return document.answers[0].strip()
 
 

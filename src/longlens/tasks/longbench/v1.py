@@ -7,10 +7,10 @@ no files that could be had one by one, and the Parquet copies that others made o
 
 Sample i is row i of the file; nothing is drawn but the wrong answers to choose from. Known differences:
 
-- A prompt does not end in white space here; upstream's does for the sets of code, passage_count,
-  passage_retrieval_en and where a row's input does. `LongBench.target` gives that white space back.
+- A prompt does not end in whitespace here; upstream's does for the sets of code, passage_count,
+  passage_retrieval_en and where a row's input does. `LongBench.target` gives that whitespace back.
 - ``length`` is the budget for prompt and answer; upstream's max_length is for the prompt alone (its "31500" for a model
-  of 32k is a length of 31500 + ``max_new_tokens``). The middle is cut out of what comes before the answer prefix;
+  of 32k is a length of 31500 + ``max_new_tokens``). The middle is removed from what comes before the answer prefix;
   upstream halves prompt and prefix together, so that the cut is a few tokens elsewhere.
 - samsum ends at a line end, as upstream, whose first token however cannot be one.
 - Classes are those of the row; upstream takes those of the file's last row, which are the same.
@@ -112,7 +112,7 @@ class LongBench(SubsetTask):
         return {self.metric: max(compare(prediction, answer, classes) for answer in sample.answers)}
 
     def target(self, sample: Sample) -> str | None:
-        """The only answer, after upstream's white space or a space; no space before Chinese."""
+        """The only answer, after upstream's whitespace or a space; no space before Chinese."""
         if self.facts.language == CHINESE and not sample.metadata["white_space"]:
             return sample.answers[0] if len(sample.answers) == 1 else None
         return super().target(sample)

@@ -9,7 +9,7 @@ THUDM/LongBench-v2), whose card has its license. Sample i is row i of the file. 
 - ``length`` is the budget for prompt and answer; upstream's is for the prompt alone.
 - An empty reply is wrong here; upstream leaves its sample out of the accuracy.
 - Chain of thought (``--cot``) is not there: it asks the model twice, the second time with its own first reply.
-  ``--rag`` is not there: it reads chunks that the data set does not have.
+  ``--rag`` is not there: it reads chunks that the dataset does not have.
 """
 
 from __future__ import annotations

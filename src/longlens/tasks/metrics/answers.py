@@ -139,7 +139,7 @@ def token_f1(prediction: str, answers: Answers, variant: str = "helmet") -> floa
 def parse_output(text: str, prefix: str = "Answer:") -> str:
     """The rest of the line after the first `prefix`, else the first line; stripped.
 
-    Where that rest begins with the prefix once more, as chat models like to answer, this one is cut off too. Letter
+    Where that rest begins with the prefix once more, as chat models like to answer, this one is removed too. Letter
     case of the prefix does not matter.
 
     Oddities: `prefix` is searched as a regular expression and cut off as plain text; a prefix at a line's end gives

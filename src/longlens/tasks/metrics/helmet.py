@@ -182,11 +182,11 @@ def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int
 
     Args:
         ranking: Document id -> score, as `parse_ranking` gives it.
-        relevance: Document id -> whole number; ids without relevance may be left out.
+        relevance: Document id -> integer; ids without relevance may be left out.
         k: Places that count.
 
     Raises:
-        UserError: No relevance, one that is no whole number, k below 1, or pytrec_eval is not installed.
+        UserError: No relevance, one that is no integer, k below 1, or pytrec_eval is not installed.
     """
     if k < 1:
         raise UserError(f"`k` is {k}, expected at least 1 place")

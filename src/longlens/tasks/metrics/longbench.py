@@ -82,7 +82,7 @@ def code_similarity(prediction: str, answer: str) -> float:
 def classification_score(prediction: str, answer: str, classes: Sequence[str]) -> float:
     r"""One over the number of classes that the prediction names, if the answer is one of them; else 0.
 
-    A named class that is part of the answer's name and not all of it is not held against the prediction, as "animal"
+    A named class that is part of the answer's name and not all of it is not compared with the prediction, as "animal"
     in "animal cell". Oddity: LongBench removes such classes from the list that it is walking along, so the class after
     each removed one is not looked at and may stay.
 

@@ -152,14 +152,14 @@ def rouge_l(prediction: str, reference: str, variant: str = "rouge_score") -> fl
     Oddity: other scripts have no words and score 0. Source: HELMET ``utils.py``, `calculate_metrics`: the package
     rouge-score's `RougeScorer(["rougeL"], use_stemmer=True)`; HELMET takes the best over the references.
 
-    ``longbench``: each text is cut at every ``.``; U is the set of different words in the longest common subsequences
-    of all pairs of a reference's and a prediction's sentence;
-    F = 2 P R / (P + R + 1e-8), P = |U| / different words of the prediction, R = |U| / those of the reference.
-    Oddities: equal texts score 0.999999995; "3.5" is cut too; letter case and commas count; text that is empty or has
-    only full stops scores 0; so does a pair of sentences whose table takes more than 990 steps back (some 700 words
-    without a full stop), where the code fails on Python's recursion limit and LongBench turns every failure into 0:
-    a warning tells. Source: LongBench ``LongBench/metrics.py``, `rouge_score`, with the package rouge 1.0.1, whose
-    limit of 1000 frames is counted here as ``eval.py`` meets it, not as the caller's own stack would.
+    ``longbench``: each text is truncated at every ``.``; U is the set of different words in the longest common
+    subsequences of all pairs of a reference's and a prediction's sentence; F = 2 P R / (P + R + 1e-8), P = |U| /
+    different words of the prediction, R = |U| / those of the reference. Oddities: equal texts score 0.999999995; "3.5"
+    is truncated too; letter case and commas count; text that is empty or has only full stops scores 0; so does a pair
+    of sentences whose table takes more than 990 steps back (some 700 words without a full stop), where the code fails
+    on Python's recursion limit and LongBench turns every failure into 0: a warning tells. Source: LongBench
+    ``LongBench/metrics.py``, `rouge_score`, with the package rouge 1.0.1, whose limit of 1000 frames is counted here as
+    ``eval.py`` meets it, not as the caller's own stack would.
 
     Time and memory grow with the product of the words, in Python: 1,200 by 1,200 words take about half a second.
 

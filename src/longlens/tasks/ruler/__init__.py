@@ -155,7 +155,7 @@ def weighted_average(scores: Mapping[int, float], *, increasing: bool) -> float:
 
     Args:
         scores: Score by length, in percent.
-        increasing: Whether longer lengths weigh more.
+        increasing: Whether longer lengths have weight more.
 
     Raises:
         UserError: There are none.

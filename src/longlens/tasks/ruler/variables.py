@@ -2,7 +2,7 @@
 
 Prompt: ``variable_tracking`` in scripts/data/synthetic/constants.py and variable_tracking.py (NVIDIA/RULER c3f5e3b,
 Apache-2.0): one chain of 4 hops, thus 5 names, in the noise haystack, after one worked example with names of 3 letters.
-Metric: ``string_match_all``. Known differences, beside those of all tasks: the example is drawn anew for each sample
+Metric: ``string_match_all``. Known differences, beside those of all tasks: the example is drawn again for each sample
 with its own places (RULER changes its names and value alone), and has 5 lines of filler where 500 tokens hold fewer;
 names are all different, those of the example too.
 """

@@ -11,7 +11,7 @@ tasks:
 - fwe has the coded word of rank k ``int(words * k**-alpha / zeta(alpha))`` times; rank 1 is the noise ``...`` and ranks
   2 to 4 are the answer. There are as many coded words as have a count (RULER's vocabulary of one for 50 tokens is
   larger from some 500 tokens on, and what has no count is not in the text); texts so short that ranks 2 to 5 could be
-  equal in number are refused.
+  equal in number are rejected.
 """
 
 from __future__ import annotations
