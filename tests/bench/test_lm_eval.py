@@ -234,7 +234,7 @@ SECRET = "sk-sesame-open-0123"
     "address", [f"http://user:{SECRET}@h/v1#m", f"https://h/v1?api_key={SECRET}#m", f"http://{SECRET}@h/v1"]
 )
 def test_an_address_with_a_secret_is_refused_without_saying_it(address):
-    with pytest.raises(UserError, match=r"which would be written down.*`api_key_env`") as caught:
+    with pytest.raises(UserError, match=r"which would be stored.*`api_key_env`") as caught:
         EngineSettings(model=address)
     assert SECRET not in str(caught.value)
     with pytest.raises(UserError, match="is a server, but model files are required") as caught:

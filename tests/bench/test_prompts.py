@@ -264,7 +264,7 @@ def test_what_stands_for_the_cut_has_to_fit_too():
 
 @pytest.mark.parametrize(("policy", "room"), [("context-only", 46), ("middle", 20), ("left", 20)])
 def test_what_must_stay_and_does_not_fit_is_an_error(policy, room):
-    with pytest.raises(UserError, match=f"cannot be cut to .* with `overlong={policy}`"):
+    with pytest.raises(UserError, match=f"cannot be truncated to .* with `overlong={policy}`"):
         cut(policy, room)
 
 

@@ -163,5 +163,5 @@ def test_settings_beside_context_stride_and_gamma_are_refused():
 
 
 def test_a_gamma_below_1_is_said():
-    with pytest.warns(LonglensWarning, match=r"`gamma` is 0.5, .* weigh less than tokens without"):
+    with pytest.warns(LonglensWarning, match=r"`gamma` is 0.5, .* have lower weights than tokens without"):
         LongCE(gamma=0.5)

@@ -46,8 +46,8 @@ def test_parts_of_a_sequence_make_the_update_of_the_whole(ranks, tmp_path, name)
         ("packed", "cp_size=2 with documents packed into rows, which would see each other: train with one document"),
         ("eager", "'eager' attention: torch's context parallelism needs .* attn_implementation='sdpa'"),
         ("sliding", "layers of MistralForCausalLM have sliding-window or chunked attention"),
-        ("dynamic", "rotary frequencies of LlamaForCausalLM go by the length"),
-        ("longrope", "rotary frequencies of Phi3ForCausalLM go by the length"),
+        ("dynamic", "rotary frequencies of LlamaForCausalLM depend on the length"),
+        ("longrope", "rotary frequencies of Phi3ForCausalLM depend on the length"),
         ("gpt2", "layers named self_attn"),
     ],
 )

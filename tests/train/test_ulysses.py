@@ -43,7 +43,7 @@ def test_parts_of_a_sequence_make_the_update_of_the_whole(ranks, tmp_path, name,
     [
         ("packed", "documents packed into rows, which would see each other: train with one document per row, or with "),
         ("eager", "sp_attn_implementation 'sdpa', and the model was loaded with 'eager'"),
-        ("dynamic", "rotary frequencies of LlamaForCausalLM go by the length"),
+        ("dynamic", "rotary frequencies of LlamaForCausalLM depend on the length"),
     ],
 )
 def test_what_parts_would_compute_otherwise_is_refused(ranks, name, said):

@@ -56,7 +56,7 @@ def qa_folder(
 
         OUT/manifest.json    settings, generator, prompt; other settings are rejected
         OUT/train.jsonl      a line a pair, written when it is there; a run that was killed resumes after the last one
-        OUT/refused.log       a line for each pair that is not there: the reason, and what the model wrote
+        OUT/refused.log     a line for each pair that is not there: the reason, and what the model wrote
         OUT/counts.json      what is returned; where it is, all is done
 
     A row has ``messages``; ``document_id``, ``document_sha256``, ``document_characters``; ``document_span`` and

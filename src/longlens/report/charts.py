@@ -50,7 +50,7 @@ class Series:
         high: Upper ends.
         labels: Names of the points, where each has one.
         places: Document and token of the points, where they are tokens.
-        color: Which colour; equal for series of one model.
+        color: Which color; equal for series of one model.
         style: How it is drawn.
     """
 

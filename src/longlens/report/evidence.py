@@ -42,7 +42,7 @@ class KeyToken:
         before: The text before it.
         text: Its own.
         after: The text after it.
-        lsd: Nats; None where that run has no short scores.
+        lsd: Nats; None where that run has no short-context scores.
         long: Log-probability of its characters under each run of the report; None where tokens begin or end elsewhere.
         short: Under the short context.
         contexts: Log-probability at every K that was scored, the smallest first.
@@ -85,11 +85,11 @@ class Evidence:
         wins: By place of a run: of how many key tokens the first run has a score too, and how often its own
             log-probability is above the first run's.
         since: Tokens in words, ``(2, classes)``: of key tokens and of all others, new words first, then by `DISTANCES`.
-        gains: By place of a run with short scores, the gain of each of `GROUPS`; None where no text was stored.
+        gains: By place of a run with short-context scores, the gain of each of `GROUPS`; None where no text was stored.
         document_gains: By place of a run, by document: the mean LSD, nats per token.
         by: The field of the documents that `field_gains` are by; None unless one was named.
-        field_gains: By place of a run with short scores, by value of the field: the gain of the documents that have it.
-            Values with the most tokens come first, `MAX_VALUES` of them, then `OTHERS`.
+        field_gains: By place of a run with short-context scores, by value of the field: the gain of the documents that
+            have it. Values with the most tokens come first, `MAX_VALUES` of them, then `OTHERS`.
     """
 
     judge: int

@@ -71,17 +71,19 @@ def write_report(
         use_lcl: False selects by LSD only, without beta.
         context: K to use, if the evaluator has several.
         stride: d to use, if this K has several.
-        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
-        benchmarks: By the name of a benchmark, scores by the names of runs; or those of
+        answers: ``[start, end)`` in characters of the answers, by document id; replaces the stored ones.
+        benchmarks: Scores by name of the benchmark and name of the run; or those of
             `longlens.study.benchmarks.join_benchmarks`.
-        cost: What the other runs lost of the first one's gain (`longlens.cost` of the same runs), as a view of its own.
-        by: A field of the documents' rows, such as their source, by whose values the gain from long context is shown.
+        cost: Loss of gain of the other runs against the first (`longlens.cost` of the same runs), shown as its own
+            view.
+        by: A field of the rows of the documents, such as their source; the gain from long context is shown by its
+            values.
         documents: Ids of the documents to include with text and tokens.
-        num_documents: Otherwise the number of documents to include; None for as many as fit in 10 MB. Numbers are of
-            all documents in any case.
+        num_documents: Otherwise the number of documents to include; None for as many as fit in 10 MB. Numbers always
+            cover all documents.
 
     Returns:
-        What the page shows, for `longlens.report.charts.charts`; its ``documents`` are the ids of those with text.
+        The data of the page, for `longlens.report.charts.charts`; its ``documents`` are the ids of those with text.
 
     Raises:
         UserError: The file cannot be written; no runs; a document was not scored; errors of `longlens.compare`.
@@ -110,7 +112,7 @@ def write_report(
 
 
 def check_place(path: Path) -> None:
-    """Refuses a place where no report can be written, or where something else is.
+    """Rejects a place where no report can be written, or where something else is.
 
     Raises:
         UserError: Its folder does not exist, or it exists and is no report.
@@ -177,7 +179,7 @@ def _hash(content: str) -> str:
 
 
 def _page_data(summary: ReportSummary) -> dict[str, Any]:
-    """What the script of the page works with, but for the documents."""
+    """What the script of the page works with, except for the documents."""
     settings = None if summary.keys is None else summary.keys.settings
     tables = [run.thresholds for run in summary.runs]
     table = next((table for table in tables if table is not None), None)
@@ -252,7 +254,7 @@ def _cost_row(policy: PolicyCost, edges: Sequence[tuple[int, int | None]]) -> di
 
 
 def _document_rows(summary: ReportSummary) -> list[dict[str, Any]]:
-    """A row a document, for the table of documents: those with most key tokens, `MAX_ROWS` at most."""
+    """A row per document, for the table of documents: those with most key tokens, `MAX_ROWS` at most."""
     results = [run.result.documents for run in summary.runs if run.result is not None]
     gains = list(summary.evidence.document_gains.values())
     rows = [

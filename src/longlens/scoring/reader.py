@@ -44,7 +44,7 @@ MAX_CHARACTERS = 1024
 
 
 class StoredScores(Scores):
-    """The scores of a run folder, read row group by row group as they are asked for.
+    """The scores of a run directory, read row group by row group as they are asked for.
 
     Documents come in the order of the long parts; only those that have the selected short context as well are there
     (`num_incomplete` others wait for an interrupted run to be resumed).

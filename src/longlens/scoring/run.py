@@ -31,7 +31,7 @@ from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
 from longlens.windows import plan_windows
 
 CHECKED_COST = 1e-4
-"""Of a token of a document that is scored already and only held against what was stored, in those of a scored one."""
+"""Of a token of a document that is scored already and only compared with what was stored, in those of a scored one."""
 
 
 class _Key(NamedTuple):
@@ -72,27 +72,26 @@ def score(
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> MemoryScores | StoredScores:
-    """Scores documents with a model: log-probabilities under the long and the short contexts.
+    """Scores documents with a model: log-probabilities given the long and the short contexts.
 
     For every document of n tokens x and every K, d::
 
-        long_logprobs[i]  = log P(x[i] | bos, x[:i])                                      NaN where nothing precedes
+        long_logprobs[i]  = log P(x[i] | bos, x[:i])                                      NaN without any context
         short_logprobs[i] = log P(x[i] | bos, x[j d : i])   with j = (i - K) // d         NaN for i < K
 
     Args:
         documents: Any iterable, read lazily, of `Document`, texts, or mappings with the fields of a row; or a
             ``datasets.Dataset`` or ``IterableDataset``.
         scorer: The model, from `longlens.load_scorer`.
-        reading: Which fields of rows hold text and id, or whose tokenizer decodes their ``input_ids``; by default
-            ``text`` and, where rows have it, ``id``.
+        reading: Fields of rows that contain text and id, or the tokenizer that decodes their ``input_ids``; by default
+            ``text`` and, if rows have it, ``id``.
         context: K, or several, or None to score the long context only.
         stride: d, one value, or one per K.
         out: Run directory; documents that it already contains are skipped. None keeps the scores in memory.
-        bos: ``"window"``: the tokenizer's BOS, where it has one, stands before the long context and before every
-            window, is not scored and not counted in K; a text that begins with it has it once. ``"published"``: as
-            the published package does it, which does not look at how a text begins; with
-            short contexts (an evaluator) what the tokenizer puts before a text stands before the long context
-            alone and counts as a token of it, without (an evaluated model) there is none.
+        bos: ``"window"``: the tokenizer's BOS, if it has one, precedes the long context and every window, is not scored
+            and not counted in K; a text that begins with BOS has it once. ``"published"``: as in the published package,
+            which does not check how a text begins. With short contexts (an evaluator), the tokens that the tokenizer
+            adds precede only the long context and count as its tokens; without (an evaluated model) there are none.
         max_length: Maximum document length in tokens of this model's tokenizer; None for the smaller of
             32,768 and the model's maximum length.
         limit: Truncation that replaces ``max_length``: by characters or by another model's tokenizer, so
@@ -100,18 +99,18 @@ def score(
         extrapolate: Allow more tokens than the model's maximum length.
         store_text: False does not store the texts.
         shard: ``(rank, world size)``: this call scores every world-size-th document, from rank on, independently of
-            the others. None: with ``out``, the processes of torchrun share the documents, balanced by cost,
-            see `longlens.runs.sharing`, and return when all of them have ended; without, each scores all of them.
+            other calls. None: with ``out``, the processes of torchrun share the documents, balanced by cost (see
+            `longlens.runs.sharing`), and return when all have finished; without, each scores all documents.
         name: Display name in tables; by default the last part of the model's path or id.
         processes: Processes of torchrun, if already connected.
         progress: Shows characters of the documents.
 
     Returns:
-        `MemoryScores`, or the run folder opened. With ``out`` and nothing to do, the model is not run.
+        `MemoryScores`, or the opened run directory. With ``out`` and nothing to do, the model is not run.
 
     Raises:
         UserError: Invalid settings, a document longer than the model supports, one id with two texts, a run
-            folder made with other settings, or processes that do not see the same folder and documents.
+            directory with other settings, or processes that do not see the same directory and documents.
     """
     shorts = short_contexts(context, stride)
     if limit is not None and max_length is not None:
@@ -462,7 +461,7 @@ class _Run:
 
 
 def _answer_ends(document: Document, length: int) -> list[int] | None:
-    """The answers of a text that was cut to this length: start, end, start, end, …; those beyond it are left out."""
+    """Answers of a text truncated to this length: start, end, start, end, …; those beyond it are left out."""
     if document.answer_spans is None:
         return None
     spans = check_answer_spans(document.answer_spans, f"document {shown(document.id)}", len(document.text))

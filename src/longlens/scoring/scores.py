@@ -42,13 +42,14 @@ class TokenScores:
         id: The document's id.
         text: The text that was scored (after truncation); None where it was not stored.
         text_sha256: Its hash, see `longlens.corpus.text_sha256`.
-        total_tokens: Tokens of the document before truncation; equal to n where nothing was cut, None where a cut
+        total_tokens: Tokens of the document before truncation; equal to n where nothing was truncated, None where a cut
             document was not counted to its end.
         token_ids: ``(n,)`` int64, without BOS.
         char_spans: ``(n, 2)`` int64, ``[start, end)`` in characters of the text.
         long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN where nothing precedes it.
         short: ``(n,)`` float32 for each short context, nats; NaN for the tokens before K.
-        selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short scores.
+        selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short-context
+        scores.
         answer_spans: ``[start, end)`` in characters of the text that answer a question; None where none were named.
         columns: ``(n,)`` float32 of each column of the statistics that were asked for, by name; NaN where there is no
             long-context score. Runs with a cache policy have ``cache_bytes``.
@@ -81,7 +82,7 @@ class TokenScores:
         """``(n,)`` float32, nats: log P(token i | its short context); NaN before K.
 
         Raises:
-            UserError: The run has no short scores.
+            UserError: The run has no short-context scores.
         """
         if self.selected is None:
             raise UserError(
@@ -101,11 +102,11 @@ class TokenScores:
         return self.long_logprobs
 
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
-        """A ``pyarrow.Table`` with a row a token, about 60 bytes each.
+        """A ``pyarrow.Table`` with a row per token, about 60 bytes each.
 
         Columns: ``document`` (the id), ``index``, ``token_id``, ``char_start``, ``char_end``, ``long_logprob``,
         ``short_logprob``, ``lsd``, ``lcl`` (nats, NaN where there is none), ``context`` and ``stride`` (K and d). Where
-        there are no short scores, theirs are null.
+        there are no short-context scores, theirs are null.
 
         Args:
             every_context: Whether each token has a row for each scored short context, in place of the selected one.
@@ -202,7 +203,7 @@ Item = TypeVar("Item")
 
 
 class SequenceById(Sequence[Item]):
-    """A lazy sequence of what documents have, which are told by their ids."""
+    """A lazy sequence of what documents have, which are identified by their ids."""
 
     ids: Sequence[str]
     """Ids of the documents, in order."""
@@ -230,16 +231,17 @@ class SequenceById(Sequence[Item]):
 
 
 class Scores(SequenceById[TokenScores]):
-    """A lazy sequence of token scores: kept in memory or read from a run folder as they are asked for.
+    """A lazy sequence of token scores: kept in memory or read from a run directory as they are asked for.
 
-    In memory they have the order of the documents, in a run folder that in which they were complete. Ids are unique.
-    As one table of all documents they take about 60 bytes a token of memory; a document has its own.
+    In memory they have the order of the documents, in a run directory that in which they were complete. Ids are unique.
+    As one table of all documents they take about 60 bytes per token of memory; a document has its own.
 
     Attributes:
         manifest: What manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
         short_contexts: The short contexts that were scored.
-        selected: The short context that LSD is about unless another one is named; None in a run without short scores.
-        folder: The run folder; None for scores that are kept in memory.
+        selected: The short context that LSD is about unless another one is named; None in a run without short-context
+        scores.
+        folder: The run directory; None for scores that are kept in memory.
         num_incomplete: Documents that are left out, since an interrupted run has not scored them under `selected`.
     """
 
@@ -255,7 +257,7 @@ class Scores(SequenceById[TokenScores]):
         return display_name(self.manifest)
 
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
-        """A ``pyarrow.Table`` with a row a token, document after document, see `TokenScores.to_arrow`.
+        """A ``pyarrow.Table`` with a row per token, document after document, see `TokenScores.to_arrow`.
 
         Args:
             every_context: Whether each token has a row for each scored short context, in place of the selected one.
@@ -298,12 +300,12 @@ def display_name(manifest: Mapping[str, Any]) -> str:
 
 
 def short_name(model: str) -> str:
-    """The last part of a path, a hub id or a server's ``#NAME``; ``models/llama-8b/`` is ``llama-8b``."""
+    """The last part of a path, a Hub id or a server's ``#NAME``; ``models/llama-8b/`` is ``llama-8b``."""
     return re.split(r"[/\\]", model.rpartition("#")[2].rstrip("/\\"))[-1] or model
 
 
 def names_of(runs: Sequence[Scores]) -> list[str]:
-    """What to call runs that are shown together: their names, with the run folder where runs share a name.
+    """What to call runs that are shown together: their names, with the run directory where runs share a name.
 
     With its whole path where folders share a name as well; scores in memory have their place in the list instead.
     """

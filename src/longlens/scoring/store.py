@@ -1,9 +1,9 @@
-"""The run folder of scores: many documents a Parquet part, resumed by id, one locked writer a rank.
+"""The run directory of scores: many documents a Parquet part, resumed by id, one locked writer a rank.
 
 ::
 
-    RUN/manifest.json                        model and settings; written once, and a run with other ones is refused
-    RUN/long/part-00000-UUID.parquet         a row a document: its text, tokens, spans and long log-probabilities
+    RUN/manifest.json                        model and settings; written once, and a run with other ones is rejected
+    RUN/long/part-00000-UUID.parquet         a row per document: its text, tokens, spans and long log-probabilities
     RUN/short/K4096-d1024/part-....parquet   id and short log-probabilities; another K is another folder
 
 What is done is the ids in committed parts.
@@ -175,7 +175,7 @@ def check_run(
     limit: Limit,
     store_text: bool,
 ) -> None:
-    """Refuses, before weights are loaded, settings that cannot be and a run folder that was made otherwise.
+    """Rejects, before weights are loaded, settings that cannot be and a run directory that was made otherwise.
 
     Args:
         out: The folder; anything is fine where no run is in it.
@@ -252,7 +252,7 @@ def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.Par
 
 
 def check_writable(folder: Path, *, rank: int = 0) -> None:
-    """Refuses, before anything is computed, a folder that no run can be written to.
+    """Rejects, before anything is computed, a folder that no run can be written to.
 
     Raises:
         UserError: It is a file, holds something else, another process writes there, or it cannot be made.
@@ -269,7 +269,7 @@ def _own(folder: Path, rank: int) -> LockedFolder:
 
 
 class RunWriter:
-    """The one writer of a run folder, under an OS lock (one writer a rank where several processes share a run).
+    """The one writer of a run directory, under an OS lock (one writer a rank where several processes share a run).
 
     Raises:
         UserError: Another process writes there, or the folder holds a run made with other settings.

@@ -213,7 +213,7 @@ def ablate(
     Raises:
         UserError: No runs or evaluators; different documents or texts; documents that an evaluator lacks; an evaluator
             without (such) short-context scores; thresholds that are not numbers; scores of other models; a model
-            without short scores where `self_evaluation` is asked for.
+            without short-context scores where `self_evaluation` is asked for.
     """
     if not runs or not evaluators:
         raise UserError("an ablation needs scores of models and of an evaluator: give both, from longlens score DOCS")

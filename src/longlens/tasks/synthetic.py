@@ -65,7 +65,7 @@ def distractors(
     """`NUM_DISTRACTORS` different values, none of them an answer, as metadata of a sample.
 
     Those that stand in the text come first, a random choice of them where there are more: a model that only copies
-    what looks like an answer cannot distinguishes them. Where there are too few, others of the same form follow, so
+    what looks like an answer cannot distinguish them. Where there are too few, others of the same form follow, so
     that chance is the same at each length.
 
     Args:

@@ -332,7 +332,7 @@ def test_lines_that_are_broken_are_named(content, message, tmp_path):
         ("helmet_popqa", {"s_pop": 0}, "line 1: s_pop is 0; expected a line a question.* and a number s_pop"),
         ("helmet_popqa", {"s_pop": None}, "line 1: s_pop is None"),
         ("helmet_triviaqa", {"ctxs": []}, "answers or ctxs are empty"),
-        ("helmet_triviaqa", {"answers": [3]}, "an answer is no text"),
+        ("helmet_triviaqa", {"answers": [3]}, "an answer is not a string"),
         ("helmet_triviaqa", {"ctxs": [{"title": "a"}]}, "line 1: no str 'text'"),
         ("helmet_triviaqa", {"question": None}, "line 1: no str 'question'"),
         ("helmet_msmarco", {"qid": 3}, "line 1: no str 'qid'"),
