@@ -433,7 +433,7 @@ def _stays_quantized(recipe: Recipe, config: Any, sharding: str | None) -> bool:
         raise UserError(f"{said}, which longlens train does not support: use the unquantized model")
     if recipe.lora is None:
         raise UserError(
-            f"{said}, and only adapters can be trained beside such weights: add lora: {{r: 16, alpha: 32}}, or use the "
+            f"{said}, and such weights can only be trained with adapters: add lora: {{r: 16, alpha: 32}}, or use the "
             "unquantized model"
         )
     if sharding is not None:
