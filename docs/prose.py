@@ -50,7 +50,7 @@ WORDS = {
     r"\blikeliest\b": "most likely",
     r"\bfor want of\b": "because there is no",
     r"\b(one|rows?|documents?|bytes|seconds) a (row|token|document|model|GPU|step|process|batch|node)\b": "one per",
-    r"\b(neighbour|colour|licence|quantise|summarise|behaviour|labelled)": "American spelling",
+    r"\b(neighbour|colour|licence|behaviour|favour|labelled|(quant|summar|standard|optim)is[ei])": "American spelling",
     r"\bby and by\b|\bof old\b|\bthereby\b|\bthereof\b|\bwherein\b": "plain words",
     r"\bsettled\b": "significant, or decided",
     r"(?<!\|)\brefuse(s|d)?\b(?! to)": "reject, or is an error",

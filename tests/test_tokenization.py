@@ -187,7 +187,7 @@ def test_tokens_that_split_a_character_span_all_of_it() -> None:
         assert found.count([1, 2]) >= 3
 
 
-# Normalisation
+# Normalization
 
 
 @quick
@@ -217,7 +217,7 @@ def test_wordpiece_tokens_have_their_accents_and_dropped_spaces_are_in_no_span()
     assert uncovered(text, spans("wordpiece", text)) == [3, 4]
 
 
-def test_characters_that_sentencepiece_normalises_are_spanned_by_all_their_pieces() -> None:
+def test_characters_that_sentencepiece_normalizes_are_spanned_by_all_their_pieces() -> None:
     text = "the ﬁ dog"
     pieces = spans("sentencepiece-nfkc", text)
     assert [4, 5] in [[max(a, 4), b] for a, b in pieces]

@@ -207,7 +207,7 @@ def _through_normal_form(text: str, spelled: bytes, starts: Ints, ends: Ints) ->
 
 @lru_cache
 def _byte_tokenizer(form: str) -> Tokenizer:
-    """A tokenizer with one token a byte of the normalised text, whose offsets are in the text as it came."""
+    """A tokenizer with one token a byte of the normalized text, whose offsets are in the text as it came."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     alphabet = {character: byte for byte, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -278,7 +278,7 @@ def _pieces(tokenizer: Any, model: Any, text: str) -> tuple[list[int], Ints]:
     places = np.array([(piece.begin, piece.end) for piece in pieces], dtype=np.int64).reshape(-1, 2)
     places = np.maximum(places - len(unknown.encode()), 0)
     spans = spans_from_bytes(text.encode(), places[:, 0], places[:, 1])
-    # Of the bytes of a character, and of the characters that one is normalised to, the last piece alone has a place.
+    # Of the bytes of a character, and of the characters that one is normalized to, the last piece alone has a place.
     is_byte = np.array([model.is_byte(index) for index in ids], dtype=bool)
     full = np.where(spans[:, 1] > spans[:, 0], np.arange(len(spans)), len(spans))
     following = np.minimum.accumulate(full[::-1])[::-1]

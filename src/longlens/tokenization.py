@@ -107,7 +107,7 @@ class TextEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        """Identifies what the tokenizer does: vocabulary, merges, normaliser, added tokens, as its library writes them.
+        """Identifies what the tokenizer does: vocabulary, merges, normalizer, added tokens, as its library writes them.
 
         The same tokenizer loaded as another class, or written by another version of `tokenizers`, can have another.
         """

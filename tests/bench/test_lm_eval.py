@@ -25,7 +25,7 @@ from tests.families import family_model
 from tests.tiny import OWN_GENERATION, byte_tokenizer, tiny_model
 
 TEXT = "The keeper of the mill counts the lamps"
-NEIGHBOURS = ["llama", "llama-dynamic-ntk", "phi3-longrope", "gemma3", "any-rwkv", "any-jamba", "any-qwen3_next"]
+NEIGHBORS = ["llama", "llama-dynamic-ntk", "phi3-longrope", "gemma3", "any-rwkv", "any-jamba", "any-qwen3_next"]
 
 
 def opened(name, **options):
@@ -154,9 +154,9 @@ def test_settings_of_the_models_folder_are_not_in_force(model, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
-@pytest.mark.parametrize("family", NEIGHBOURS)
+@pytest.mark.parametrize("family", NEIGHBORS)
 def test_an_answer_depends_on_its_prompt_alone(tmp_path, family, batch_size):
-    """On no longer prompt that was asked before, on no neighbour in a batch, and not on how its neighbour begins."""
+    """On no longer prompt that was asked before, on no neighbor in a batch, and not on how its neighbor begins."""
     made = family_model(family.removeprefix("any-")) if family.startswith("any-") else tiny_model(family)
     made.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)

@@ -40,7 +40,7 @@ def visible(text: str) -> str:
     return "".join(map(shown, text))
 
 
-def colour_class(value: float | None, prefix: str, edges: Sequence[float]) -> str:
+def color_class(value: float | None, prefix: str, edges: Sequence[float]) -> str:
     """``c0`` below the first edge, …; ``none`` where there is no value."""
     if value is None or math.isnan(value):
         return "none"

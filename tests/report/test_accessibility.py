@@ -102,7 +102,7 @@ def lab(color, seen):
 
 
 def computed(page, names):
-    """The colour of the text and of what is behind it, of a token in the text with these classes."""
+    """The color of the text and of what is behind it, of a token in the text with these classes."""
     found = page.locator(".text").evaluate(
         """(pane, names) => names.map(name => {
              const span = pane.querySelector(".block").appendChild(document.createElement("span"));
@@ -121,7 +121,7 @@ def computed(page, names):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_on_every_colour(scheme, open_page, page_file):
+def test_text_can_be_read_on_every_color(scheme, open_page, page_file):
     page = open_page(page_file, color_scheme=scheme)
     plain = [*LSD, *LCL, "none"]
     names = [f"{name}{more}" for name in plain for more in ("", " key", " hit", " key hit")]
@@ -131,7 +131,7 @@ def test_text_can_be_read_on_every_colour(scheme, open_page, page_file):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("eye", SEEN)
-def test_colours_of_lsd_stay_apart_for_every_eye(scheme, eye, open_page, page_file):
+def test_colors_of_lsd_stay_apart_for_every_eye(scheme, eye, open_page, page_file):
     page = open_page(page_file, color_scheme=scheme)
     seen = {name: lab(behind, SEEN[eye]) for name, (_, behind) in computed(page, LSD).items()}
     distance = {pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]]) for pair in itertools.combinations(LSD, 2)}
@@ -200,7 +200,7 @@ def test_tab_reaches_everything_in_the_order_of_the_page(open_page, everything):
     controls += [
         "#key-previous",
         "#key-next",
-        "#colour",
+        "#color",
         "#beside",
         "#search",
         "#search-previous",

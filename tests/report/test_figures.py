@@ -70,7 +70,7 @@ def test_labels_with_units_and_the_title_are_on_the_figure():
     assert axes.get_axisbelow() is True
 
 
-def test_a_line_is_solid_or_dashed_in_one_colour_with_gaps():
+def test_a_line_is_solid_or_dashed_in_one_color_with_gaps():
     (axes,) = draw(chart(line(), line("B", style="dashed"), line("C", color=1))).axes
     solid, dashed, other = axes.lines
     assert solid.get_ydata()[[0, 2, 3]].tolist() == [1, 3, 4]
@@ -161,7 +161,7 @@ def test_only_several_series_have_a_legend_and_the_figure_grows_with_it():
     assert figure.legends[0].get_window_extent().width <= figure.bbox.width
 
 
-def test_colours_are_eight_different_ones_and_begin_again_with_other_markers():
+def test_colors_are_eight_different_ones_and_begin_again_with_other_markers():
     assert len({color.lower() for color in PALETTE}) == 8
     assert not any(same_color(color, "white") for color in PALETTE)
     (axes,) = draw(chart(*(line(str(n), color=n) for n in range(10)))).axes
@@ -231,8 +231,8 @@ def test_names_are_data_in_every_place(name, tmp_path):
     shown = {"nul\0": "nul\\x00", "two\nlines": "two lines", "\u202eevil": "\\u202eevil", "\ud800": "\\ud800"}
     axis = Axis(label=name, categories=[name, "b", "c"])
     mark = Mark(x=1, label=name, color=1)
-    labelled = Series(name=name, x=[0], y=[1.0], labels=[name], style="points")
-    made = chart(labelled, bars(name), title=name, caption=name, x=axis, y=Axis(label=name), marks=[mark])
+    labeled = Series(name=name, x=[0], y=[1.0], labels=[name], style="points")
+    made = chart(labeled, bars(name), title=name, caption=name, x=axis, y=Axis(label=name), marks=[mark])
     _, path = write_figures([made], tmp_path)
     found = svg_texts(path)
     if len(name) < 300:

@@ -24,7 +24,7 @@ CELLS = [
 
 
 def drawn(cells, **more):
-    """The axes of the map, its colour bar's, and its cells."""
+    """The axes of the map, its color bar's, and its cells."""
     figure = heatmap(cells, **more)
     axes, bar = figure.axes
     return axes, bar, axes.collections[0]
@@ -50,15 +50,15 @@ def test_a_zero_and_a_missing_cell_do_not_look_alike():
     (missing,) = (patch for patch in axes.patches if isinstance(patch, Rectangle))
     assert missing.get_xy() == (0, 1)  # the first length, the second depth
     assert missing.get_hatch()
-    colours = {to_hex(cells.to_rgba(value)) for value in np.linspace(0, 100, 101)}
-    assert to_hex(missing.get_facecolor()) not in colours
+    colors = {to_hex(cells.to_rgba(value)) for value in np.linspace(0, 100, 101)}
+    assert to_hex(missing.get_facecolor()) not in colors
     assert np.ma.getmaskarray(cells.get_array()).tolist() == [[False, False], [True, False]]
     (legend,) = axes.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["no scored sample"]
     assert drawn(CELLS[1:3])[0].figure.legends == []
 
 
-def test_the_colours_are_of_0_to_100_percent_whatever_the_scores():
+def test_the_colors_are_of_0_to_100_percent_whatever_the_scores():
     _, bar, cells = drawn([(4096, 0, 40.0), (4096, 50, 41.0)])
     assert cells.get_clim() == (0, 100)
     assert cells.get_cmap().name == "cividis"
@@ -90,7 +90,7 @@ def test_cells_of_a_small_map_have_their_numbers_in_an_ink_that_is_seen():
 
 
 def contrast(rgba, ink):
-    """WCAG 2's, of a colour and black or white."""
+    """WCAG 2's, of a color and black or white."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgba[:3]]
     luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
     return (luminance + 0.05) / 0.05 if ink == "black" else 1.05 / (luminance + 0.05)

@@ -116,7 +116,7 @@ def test_in_every_view_the_marked_tokens_are_those_of_python(open_page, page_fil
                 assert marked(page) == key_tokens(scores, evaluator, id, alpha=alpha, beta=beta), (model, alpha, beta)
 
 
-def test_in_every_view_tokens_have_the_colour_of_their_lsd_or_lcl(open_page, page_file, models, evaluator):
+def test_in_every_view_tokens_have_the_color_of_their_lsd_or_lcl(open_page, page_file, models, evaluator):
     page = open_page(page_file)
     for id in IDS:
         pick(page, id)
@@ -124,16 +124,16 @@ def test_in_every_view_tokens_have_the_colour_of_their_lsd_or_lcl(open_page, pag
             row = scores.get(id)
             view(page, model)
             lsd = row.lsd.tolist() if row.short else naive.carried_lsd(evaluator.get(id), row)
-            page.locator("#colour").select_option("lsd")
-            assert [each[1] for each in classes(page)] == [naive.colour_class(v, "c", naive.LSD_EDGES) for v in lsd]
+            page.locator("#color").select_option("lsd")
+            assert [each[1] for each in classes(page)] == [naive.color_class(v, "c", naive.LSD_EDGES) for v in lsd]
             assert len({each[1] for each in classes(page)}) >= 5
             before = marked(page)
-            page.locator("#colour").select_option("lcl")
+            page.locator("#color").select_option("lcl")
             lcl = row.lcl.tolist()
-            assert [each[1] for each in classes(page)] == [naive.colour_class(v, "p", naive.LCL_EDGES) for v in lcl]
+            assert [each[1] for each in classes(page)] == [naive.color_class(v, "p", naive.LCL_EDGES) for v in lcl]
             assert marked(page) == before
             assert page.locator("#legend .t").count() == len(naive.LCL_EDGES) + 2
-    page.locator("#colour").select_option("lsd")
+    page.locator("#color").select_option("lsd")
     assert page.locator("#legend .t").first.text_content() == "< −2"
 
 
@@ -522,7 +522,7 @@ def test_without_short_scores_the_text_is_shown_and_nothing_is_key(open_page, tm
     assert tip(page)["key token"] == "–"
     page.locator("#key-next").click()
     page.locator("#beside").check()
-    page.locator("#colour").select_option("lcl")
+    page.locator("#color").select_option("lcl")
     assert {each[1] for each in classes(page, 1)} > {"p5", "p4"}
     assert values(page) == {"base": (None,) * 4, "other": (None,) * 4}
 
@@ -537,7 +537,7 @@ def test_without_texts_the_numbers_of_all_documents_still_follow_the_sliders(ope
         assert same(values(page)["a"], (*longppl(models[0], evaluator[0], alpha=alpha), None, None))
     assert page.get_by_text("was not stored (--no-text)").first.is_visible()
     assert page.locator(".text").count() == 0
-    for control in ("#search", "#key-next", "#search-next", "#beside", "#colour"):
+    for control in ("#search", "#key-next", "#search-next", "#beside", "#color"):
         if page.locator(control).is_visible() and page.locator(control).is_enabled():
             page.locator(control).click()
     page.locator("#document").select_option("1")

@@ -148,7 +148,7 @@ def test_fewer_bits_with_their_libraries(name, package, share):
     assert error[256:].max() > 1e-3
 
 
-def test_a_sequence_of_fp8_does_not_depend_on_its_neighbours():
+def test_a_sequence_of_fp8_does_not_depend_on_its_neighbors():
     model = tiny_model("llama")
     scorer = TransformersScorer(model, byte_tokenizer(), cache=CacheUse(policy=load_cache("fp8"), chunk=16))
     rows = [IDS, IDS[::-1], [5] * len(IDS)]

@@ -101,7 +101,7 @@ def packed(base):
         (packed, "float32"),
     ],
 )
-def test_an_extended_folder_keeps_its_quantisation(make, dtype, base, tmp_path):
+def test_an_extended_folder_keeps_its_quantization(make, dtype, base, tmp_path):
     folder = make(base)
     before = longlens.score(DOCUMENTS, longlens.load_scorer(str(folder)), context=64, stride=32)
     extend(str(folder), YaRN(factor=2), tmp_path / "long")

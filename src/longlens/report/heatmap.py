@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = "cividis"
+COLORS = "cividis"
 """Of matplotlib: perceptually uniform, and the same to the color-blind (Nuñez, Anderton and Renslow, 2018)."""
 
-SIGNED_COLOURS = "PuOr"
+SIGNED_COLORS = "PuOr"
 """For values from -1 to 1: white is 0; the color-blind can tell its two sides apart (Brewer and Harrower, 2003)."""
 
 _MISSING = {"facecolor": "#F2F2F2", "edgecolor": "#A0A0A0", "hatch": "////", "linewidth": 0.0}
@@ -76,7 +76,7 @@ def heatmap(cells: Iterable[tuple[int, float, float | None]], *, title: str = ""
     """A matplotlib figure of `grid`: lengths from left to right, depths from the begin of the text down to its end.
 
     Cells are of equal size, whatever lies between two lengths or depths. A cell without a scored sample is hatched
-    grey, which no score looks like.
+    gray, which no score looks like.
 
     Raises:
         UserError: There are no cells, or a score is not from 0 to 100; matplotlib is not installed.
@@ -199,7 +199,7 @@ class _Look(NamedTuple):
     high: float
     ticks: Sequence[float]
     label: str
-    colours: str
+    colors: str
     number: Callable[[float], str]
 
 
@@ -208,7 +208,7 @@ _PERCENT = _Look(
     high=100,
     ticks=range(0, 101, 20),
     label="mean score, %",
-    colours=COLOURS,
+    colors=COLORS,
     number=lambda value: f"{round(value, 1):g}",
 )
 _SIGNED = _Look(
@@ -216,7 +216,7 @@ _SIGNED = _Look(
     high=1,
     ticks=(-1, -0.5, 0, 0.5, 1),
     label="Spearman's rho over models",
-    colours=SIGNED_COLOURS,
+    colors=SIGNED_COLORS,
     number=lambda value: f"{value:.2f}",
 )
 
@@ -238,7 +238,7 @@ def _draw_cells(
         np.arange(columns + 1),
         np.arange(rows + 1),
         np.ma.masked_invalid(cells),
-        cmap=look.colours,
+        cmap=look.colors,
         vmin=look.low,
         vmax=look.high,
     )

@@ -129,7 +129,7 @@ def describe(
         targets: ``(m,)``, the token that came after each row.
         statistics: What is computed of each block.
         reference: The same rows of the reference, in blocks of any size; None without one. Where one model has
-            entries for more tokens (padding), both are normalised over those that they share.
+            entries for more tokens (padding), both are normalized over those that they share.
 
     Raises:
         UserError: A statistic gives other columns than it declares.

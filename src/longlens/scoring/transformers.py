@@ -63,7 +63,7 @@ ATTENTION_BYTES = 256 * 2**20
 """Bound on the attention matrix of a chunk under eager attention, fp32."""
 BRANCH_TOKENS = 32768
 """Tokens of copies of a key-value cache that exist at one time (`ContinuationScorer.branches`)."""
-QUANTISED_ERROR = 0.1
+QUANTIZED_ERROR = 0.1
 """How far states of quantized products may move, of the largest of them, before a model counts as not causal.
 
 Where activations are quantized as well, rounding of another kernel or batch moves some of them by a whole step: 0.03 of
@@ -342,7 +342,7 @@ class TransformersScorer:
                 "`dtype`, or check the weights"
             )
         half = PROBE_TOKENS // 2
-        noise = QUANTISED_ERROR if self._quantization and not self._quantization.endswith("dequantized") else 1e-3
+        noise = QUANTIZED_ERROR if self._quantization and not self._quantization.endswith("dequantized") else 1e-3
         tolerance = max(64 * torch.finfo(hidden.dtype).eps, noise) * float(hidden.abs().max())
         before = self._forward.hidden(ids[:, :half])[0]
         moved = float((before - hidden[:half]).abs().max())

@@ -114,10 +114,10 @@ def test_a_step_is_that_of_adamw_on_the_naive_loss():
     (step,) = steps(model, training, [batch], arm=ARMS["longce"], longce=longce)
     rows = [(row, row) for row in torch.from_numpy(batch.token_ids)]
     loss, weights = naive_longce(other, rows, 16, 16, longce.gamma)
-    optimiser = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
     assert (step.number, step.loss) == (1, pytest.approx(loss.item(), rel=1e-5))
     assert np.allclose(step.weights.ravel(), torch.cat(weights).numpy(), atol=1e-4)
     assert (step.answers == batch.answers[:, 1:]).all()

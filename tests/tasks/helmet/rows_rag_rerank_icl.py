@@ -60,7 +60,7 @@ def query_rows(passages: int) -> list[dict]:
     return rows
 
 
-def labelled_rows(labels: Iterable[int], each: int, fields: tuple[str, ...], said: str) -> list[dict]:
+def labeled_rows(labels: Iterable[int], each: int, fields: tuple[str, ...], said: str) -> list[dict]:
     return [
         {"text": f"{said} {TRADES[label % 7]} {label} do on day {day}?", **dict.fromkeys(fields, label)}
         for day in range(each)
@@ -68,7 +68,7 @@ def labelled_rows(labels: Iterable[int], each: int, fields: tuple[str, ...], sai
     ]
 
 
-COARSE = labelled_rows(range(6), 9, ("coarse_label",), "What did the")
+COARSE = labeled_rows(range(6), 9, ("coarse_label",), "What did the")
 TREC = [row | {"fine_label": 7 * row["coarse_label"] + place // 6 % 2} for place, row in enumerate(COARSE)]
 CLINIC = range(0, 151, 15)
 
@@ -101,8 +101,8 @@ def write_rag_rerank_icl(folder: Path) -> None:
         _jsonl(msmarco / f"test_reranking_data_k{passages}_dep3.jsonl", query_rows(passages))
     _jsonl(folder / "trec" / "train.jsonl", TREC)
     _jsonl(folder / "trec" / "test.jsonl", [row | {"text": "Now, " + row["text"]} for row in TREC[:30]])
-    _parquet(folder / "banking77" / "train.parquet", labelled_rows(range(12), 5, ("label",), "Why does my"))
-    _parquet(folder / "banking77" / "test.parquet", labelled_rows(range(12), 2, ("label",), "Where does the"))
-    _jsonl(folder / "clinc_oos" / "train.jsonl", labelled_rows(CLINIC, 4, ("intent",), "Tell me what the"))
-    _jsonl(folder / "clinc_oos" / "validation.jsonl", labelled_rows(CLINIC, 2, ("intent",), "Ask what the"))
-    _jsonl(folder / "nlu_evaluation_data" / "train.jsonl", labelled_rows(range(0, 68, 9), 12, ("label",), "Wake the"))
+    _parquet(folder / "banking77" / "train.parquet", labeled_rows(range(12), 5, ("label",), "Why does my"))
+    _parquet(folder / "banking77" / "test.parquet", labeled_rows(range(12), 2, ("label",), "Where does the"))
+    _jsonl(folder / "clinc_oos" / "train.jsonl", labeled_rows(CLINIC, 4, ("intent",), "Tell me what the"))
+    _jsonl(folder / "clinc_oos" / "validation.jsonl", labeled_rows(CLINIC, 2, ("intent",), "Ask what the"))
+    _jsonl(folder / "nlu_evaluation_data" / "train.jsonl", labeled_rows(range(0, 68, 9), 12, ("label",), "Wake the"))

@@ -204,7 +204,7 @@ def test_a_choice_is_a_letter(folder):
             (f" {wrong}", 0.0),
             (f"{wrong}. or {letter}.", 0.0),
             (f"{letter} is what I say", 0.0),
-            ("", float(letter == "A")),  # HELMET's normalisation drops the article
+            ("", float(letter == "A")),  # HELMET's normalization drops the article
         ):
             assert made.score(sample, reply) == {"exact_match": score}, (reply, letter)
 

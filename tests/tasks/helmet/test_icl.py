@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from longlens.errors import UserError
 from longlens.tasks import get_task
-from longlens.tasks.helmet.icl import SHOTS, LabelledText, by_label, rounds
+from longlens.tasks.helmet.icl import SHOTS, LabeledText, by_label, rounds
 from tests.tasks.fixtures import LENGTH, TOKENIZER, task
-from tests.tasks.helmet.rows_rag_rerank_icl import CLINIC, TREC, labelled_rows
+from tests.tasks.helmet.rows_rag_rerank_icl import CLINIC, TREC, labeled_rows
 
 NAMES = ["helmet_trec_coarse", "helmet_trec_fine", "helmet_banking77", "helmet_clinic150", "helmet_nlu"]
 CLASSES = {"helmet_trec_coarse": 6, "helmet_trec_fine": 50, "helmet_banking77": 77, "helmet_clinic150": 151}
@@ -27,11 +27,11 @@ TEMPLATE = (
 TRAIN = {
     "helmet_trec_coarse": {row["text"]: row["coarse_label"] for row in TREC},
     "helmet_trec_fine": {row["text"]: row["fine_label"] for row in TREC},
-    "helmet_banking77": {row["text"]: row["label"] for row in labelled_rows(range(12), 5, ("label",), "Why does my")},
+    "helmet_banking77": {row["text"]: row["label"] for row in labeled_rows(range(12), 5, ("label",), "Why does my")},
     "helmet_clinic150": {
-        row["text"]: row["intent"] for row in labelled_rows(CLINIC, 4, ("intent",), "Tell me what the")
+        row["text"]: row["intent"] for row in labeled_rows(CLINIC, 4, ("intent",), "Tell me what the")
     },
-    "helmet_nlu": {row["text"]: row["label"] for row in labelled_rows(range(0, 68, 9), 12, ("label",), "Wake the")},
+    "helmet_nlu": {row["text"]: row["label"] for row in labeled_rows(range(0, 68, 9), 12, ("label",), "Wake the")},
 }
 
 
@@ -104,8 +104,8 @@ def test_rounds_have_one_of_each_class(sizes, seed):
 
 
 def test_classes_are_grouped_in_their_order():
-    assert by_label([LabelledText("b", 2), LabelledText("a", 0), LabelledText("c", 2)]) == {0: ["a"], 2: ["b", "c"]}
-    assert list(by_label([LabelledText("b", 2), LabelledText("a", 0)])) == [0, 2]
+    assert by_label([LabeledText("b", 2), LabeledText("a", 0), LabeledText("c", 2)]) == {0: ["a"], 2: ["b", "c"]}
+    assert list(by_label([LabeledText("b", 2), LabeledText("a", 0)])) == [0, 2]
 
 
 def test_a_small_test_set_is_asked_whole(folder):
@@ -144,9 +144,9 @@ def test_nlu_asks_a_tenth_that_is_not_among_the_examples(folder):
     made = task("helmet_nlu", folder)
     for seed in (1, 2):
         split = made.split(seed)
-        train = [LabelledText(text, label) for label, texts in split.train.items() for text in texts]
+        train = [LabeledText(text, label) for label, texts in split.train.items() for text in texts]
         assert len(split.test) == 10  # of 96
-        assert sorted([*train, *split.test]) == sorted(LabelledText(*item) for item in TRAIN["helmet_nlu"].items())
+        assert sorted([*train, *split.test]) == sorted(LabeledText(*item) for item in TRAIN["helmet_nlu"].items())
     assert made.split(1).test != made.split(2).test
     assert made.split(1) == task("helmet_nlu", folder).split(1)
 

@@ -10,7 +10,7 @@ VARIANTS = ("helmet", "longbench")
 
 
 @given(texts)
-def test_normalising_twice_changes_no_word_but_new_articles(text):
+def test_normalizing_twice_changes_no_word_but_new_articles(text):
     once = normalize_answer(text)
     assert once == " ".join(once.split())
     assert normalize_answer(once.upper()) == once

@@ -57,8 +57,8 @@ def test_one_citation_takes_one_call_and_several_one_or_two_each_beside():
 
 def test_the_items_of_a_list_are_claims_with_the_question():
     entails = holds()
-    citation_scores("red [1], blue,\ngreen [2].", DOCUMENTS, entails, "Which colours?")
-    assert [claim for _, claim in entails.asked] == ["Which colours? red", "Which colours? green"]
+    citation_scores("red [1], blue,\ngreen [2].", DOCUMENTS, entails, "Which colors?")
+    assert [claim for _, claim in entails.asked] == ["Which colors? red", "Which colors? green"]
     assert recall_and_precision("red [1], blue", holds("fact1"), "Which?") == (50, 100)
 
 

@@ -363,7 +363,7 @@ function saveChart(chart, u) {
   canvas.toBlob((blob) => save(`${chart.name}.png`, "image/png", blob), "image/png");
 }
 
-// The whole figure; it is drawn anew when its width or the colours change.
+// The whole figure; it is drawn anew when its width or the colors change.
 function chartFigure(chart, title = "h3") {
   const place = element("div");
   const tip = element("dl", { className: "chart-tip", hidden: true });

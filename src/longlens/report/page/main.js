@@ -9,7 +9,7 @@ const state = {
   document: null,
   tokens: [],
   keys: null,
-  colour: "lsd",
+  color: "lsd",
   carried: new Map(),
   where: null,
   trace: (pane, token) => showWhere(state, panes, pane, token, thresholds === null ? (page.settings?.alpha ?? 2) : rule().alpha),
@@ -219,7 +219,7 @@ function nextMatch(step) {
 }
 
 function legend() {
-  const lcl = state.colour === "lcl";
+  const lcl = state.color === "lcl";
   const edges = (lcl ? LCL_EDGES : LSD_EDGES).map((edge) => String(edge).replace("-", "−"));
   const names = [`< ${edges[0]}`, ...edges.slice(1).map((edge, i) => `${edges[i]} to ${edge}`), `≥ ${edges[edges.length - 1]}`];
   const swatches = names.map((name, i) => element("span", { className: `t ${lcl ? "p" : "c"}${i}`, textContent: name }));
@@ -300,11 +300,11 @@ function start() {
     byId("use-lcl").checked = page.settings.lcl;
     select();
   });
-  byId("colour").addEventListener("change", (event) => {
-    state.colour = event.target.value;
+  byId("color").addEventListener("change", (event) => {
+    state.color = event.target.value;
     legend();
     for (const pane of panes) {
-      pane.colour();
+      pane.color();
       pane.mark();
     }
   });

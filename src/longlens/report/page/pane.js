@@ -1,4 +1,4 @@
-// One view of the text: its tokens as elements, coloured, with the key tokens marked, and a place in it.
+// One view of the text: its tokens as elements, colored, with the key tokens marked, and a place in it.
 
 const LSD_EDGES = [-2, -0.5, 0.5, 2, 4, 8];
 const LCL_EDGES = [-8, -4, -2, -1, -0.5];
@@ -104,18 +104,18 @@ class Pane {
     this.lit = [];
     this.hits = [];
     this.current = sameDocument ? this.tokenAt(at) : 0;
-    this.colour();
+    this.color();
     this.mark();
     this.place(this.current);
     this.find(this.pattern);
     if (sameDocument && at > 0) this.reveal("center");
   }
 
-  // Colours every token by what is chosen, and says of what the colours are.
-  colour() {
-    const own = this.state.colour === "lcl" ? this.tokens.long : this.state.lsdOf(this.run);
-    const edges = this.state.colour === "lcl" ? LCL_EDGES : LSD_EDGES;
-    const prefix = this.state.colour === "lcl" ? "p" : "c";
+  // Colors every token by what is chosen, and says of what the colors are.
+  color() {
+    const own = this.state.color === "lcl" ? this.tokens.long : this.state.lsdOf(this.run);
+    const edges = this.state.color === "lcl" ? LCL_EDGES : LSD_EDGES;
+    const prefix = this.state.color === "lcl" ? "p" : "c";
     this.classes = this.elements.map((span, i) => {
       if (own === null || Number.isNaN(own[i])) return "t none";
       return `t ${prefix}${classOf(own[i], edges)}`;

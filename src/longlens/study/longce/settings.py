@@ -68,7 +68,7 @@ class StudyTraining(Settings):
     """A training run with AdamW (betas 0.9 and 0.95, gradient norm at most 1).
 
     Attributes:
-        steps: Optimiser steps.
+        steps: Optimizer steps.
         documents: Documents of a step.
         learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it. None where a grid is tried.
         warmup: Steps of the warm-up.

@@ -337,7 +337,7 @@ class QAMPARI(CitationTask):
 def qampari_scores(output: str, groups: Sequence[Sequence[str]]) -> dict[str, float]:
     """A list of answers against the right ones, each of which has several names; 0 to 1.
 
-    With items those of ``output.rstrip().rstrip(".").rstrip(",").split(",")`` that are not empty once normalised::
+    With items those of ``output.rstrip().rstrip(".").rstrip(",").split(",")`` that are not empty once normalized::
 
         prec = items that are a name of any group / items
         rec = groups with a name among the items / groups

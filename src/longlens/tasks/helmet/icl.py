@@ -46,7 +46,7 @@ SHOTS = {
 """HELMET's examples by nominal length: ``get_task("helmet_nlu", shots=SHOTS["helmet_nlu"][131072])``."""
 
 
-class LabelledText(NamedTuple):
+class LabeledText(NamedTuple):
     """A text and its class."""
 
     text: str
@@ -54,7 +54,7 @@ class LabelledText(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabelledSet:
+class LabeledSet:
     """A dataset of texts with classes.
 
     Attributes:
@@ -81,20 +81,20 @@ class LabelledSet:
 
 
 # data.py, load_icl
-TREC_COARSE = LabelledSet(folder="trec", hub="CogComp/trec", field="coarse_label", labels=6, test="test")
-TREC_FINE = LabelledSet(folder="trec", hub="CogComp/trec", field="fine_label", labels=50, test="test")
-BANKING77 = LabelledSet(folder="banking77", hub="PolyAI/banking77", field="label", labels=77, test="test")
-CLINIC150 = LabelledSet(folder="clinc_oos", hub="clinc_oos, subset plus", field="intent", labels=151, test="validation")
-NLU = LabelledSet(
+TREC_COARSE = LabeledSet(folder="trec", hub="CogComp/trec", field="coarse_label", labels=6, test="test")
+TREC_FINE = LabeledSet(folder="trec", hub="CogComp/trec", field="fine_label", labels=50, test="test")
+BANKING77 = LabeledSet(folder="banking77", hub="PolyAI/banking77", field="label", labels=77, test="test")
+CLINIC150 = LabeledSet(folder="clinc_oos", hub="clinc_oos, subset plus", field="intent", labels=151, test="validation")
+NLU = LabeledSet(
     folder="nlu_evaluation_data", hub="xingkunliuxtracta/nlu_evaluation_data", field="label", labels=68, test=""
 )
 
 
-class LabelledSplit(NamedTuple):
+class LabeledSplit(NamedTuple):
     """What examples are drawn from, what is asked in order, and what describes the files."""
 
     train: Mapping[int, Sequence[str]]
-    test: Sequence[LabelledText]
+    test: Sequence[LabeledText]
     described: dict[str, dict[str, str]]
 
 
@@ -103,12 +103,12 @@ class ManyShot(FolderTask):
     """Classes of texts from examples.
 
     Attributes:
-        labelled: The data.
+        labeled: The data.
         shots: So many examples, whatever their tokens, as HELMET has them; as many as the length holds unless given.
     """
 
     name: str
-    labelled: LabelledSet
+    labeled: LabeledSet
     shots: int | None = None
 
     suite = "helmet"
@@ -132,9 +132,9 @@ class ManyShot(FolderTask):
     @property
     def unit_tokens(self) -> int:
         """An example, at most the longest one."""
-        return max(len(one.text.encode()) for one in self._train) + len(f"\n\n{PREFIX} {self.labelled.labels}")
+        return max(len(one.text.encode()) for one in self._train) + len(f"\n\n{PREFIX} {self.labeled.labels}")
 
-    def split(self, seed: int) -> LabelledSplit:
+    def split(self, seed: int) -> LabeledSplit:
         """The data; what the seed decides is the order of the test set, and for NLU what is in it.
 
         Raises:
@@ -147,7 +147,7 @@ class ManyShot(FolderTask):
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
         """Draws examples and numbers of the classes."""
         split = self.split(seed)
-        file = split.described.get(self.labelled.test, split.described["train"])["file"]
+        file = split.described.get(self.labeled.test, split.described["train"])["file"]
         self.check_index(index, len(split.test), file, "texts to ask")
         return _Examples(self, split, (self.name, seed, index))
 
@@ -159,41 +159,41 @@ class ManyShot(FolderTask):
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
         """The examples, and the split that is asked where there is one."""
-        return tuple(self.labelled.file(split) for split in ("train", self.labelled.test) if split)
+        return tuple(self.labeled.file(split) for split in ("train", self.labeled.test) if split)
 
     @cached_property
-    def _splits(self) -> dict[int, LabelledSplit]:
+    def _splits(self) -> dict[int, LabeledSplit]:
         return {}
 
     @cached_property
-    def _train_file(self) -> tuple[list[LabelledText], dict[str, str]]:
+    def _train_file(self) -> tuple[list[LabeledText], dict[str, str]]:
         return self._examples("train")
 
     @property
-    def _train(self) -> list[LabelledText]:
+    def _train(self) -> list[LabeledText]:
         return self._train_file[0]
 
     @cached_property
-    def _test_file(self) -> tuple[list[LabelledText], dict[str, str]]:
-        return self._examples(self.labelled.test)
+    def _test_file(self) -> tuple[list[LabeledText], dict[str, str]]:
+        return self._examples(self.labeled.test)
 
-    def _examples(self, split: str) -> tuple[list[LabelledText], dict[str, str]]:
-        file = self.labelled.file(split)
+    def _examples(self, split: str) -> tuple[list[LabeledText], dict[str, str]]:
+        file = self.labeled.file(split)
         rows, described = file.rows(self.name, self.data_dir)
         examples = []
         for number, row in enumerate(rows, start=1):
             place = f"{described['file']}, row {number}"
-            label = file.get(row, self.labelled.field, int, place)
-            if not 0 <= label < self.labelled.labels:
-                raise file.wrong(place, f"{self.labelled.field} is {label}")
-            examples.append(LabelledText(file.get(row, "text", str, place), label))
+            label = file.get(row, self.labeled.field, int, place)
+            if not 0 <= label < self.labeled.labels:
+                raise file.wrong(place, f"{self.labeled.field} is {label}")
+            examples.append(LabeledText(file.get(row, "text", str, place), label))
         return examples, described
 
-    def _draw_split(self, rng: Random) -> LabelledSplit:
+    def _draw_split(self, rng: Random) -> LabeledSplit:
         train, described = self._train_file
-        if self.labelled.test:
+        if self.labeled.test:
             test, test_described = self._test_file
-            files = {"train": described, self.labelled.test: test_described}
+            files = {"train": described, self.labeled.test: test_described}
         else:
             mixed = rng.sample(train, len(train))
             cut = -(-len(mixed) // 10)  # train_test_split(test_size=0.1): the test set is rounded up
@@ -202,19 +202,19 @@ class ManyShot(FolderTask):
             order = list(islice(chain.from_iterable(rounds(by_label(test), rng)), len(test)))
         else:
             order = rng.sample(test, len(test))
-        return LabelledSplit(by_label(train), order, files)
+        return LabeledSplit(by_label(train), order, files)
 
 
 TASKS: dict[str, Callable[..., Task]] = {
-    "helmet_trec_coarse": partial(ManyShot, labelled=TREC_COARSE),
-    "helmet_trec_fine": partial(ManyShot, labelled=TREC_FINE),
-    "helmet_banking77": partial(ManyShot, labelled=BANKING77),
-    "helmet_clinic150": partial(ManyShot, labelled=CLINIC150),
-    "helmet_nlu": partial(ManyShot, labelled=NLU),
+    "helmet_trec_coarse": partial(ManyShot, labeled=TREC_COARSE),
+    "helmet_trec_fine": partial(ManyShot, labeled=TREC_FINE),
+    "helmet_banking77": partial(ManyShot, labeled=BANKING77),
+    "helmet_clinic150": partial(ManyShot, labeled=CLINIC150),
+    "helmet_nlu": partial(ManyShot, labeled=NLU),
 }
 
 
-def by_label(examples: Sequence[LabelledText]) -> dict[int, list[str]]:
+def by_label(examples: Sequence[LabeledText]) -> dict[int, list[str]]:
     """Texts of each class that has some."""
     grouped: dict[int, list[str]] = {}
     for text, label in sorted(examples, key=lambda one: one.label):
@@ -222,7 +222,7 @@ def by_label(examples: Sequence[LabelledText]) -> dict[int, list[str]]:
     return grouped
 
 
-def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[LabelledText]]:
+def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[LabeledText]]:
     """Endless rounds of one example of each class, in random order; a text comes again when its class is used up."""
     left: dict[int, list[str]] = {label: [] for label in texts}
     while True:
@@ -230,27 +230,27 @@ def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[Lab
         for label, own in texts.items():
             if not left[label]:
                 left[label] = rng.sample(own, len(own))
-            one_each.append(LabelledText(left[label].pop(), label))
+            one_each.append(LabeledText(left[label].pop(), label))
         rng.shuffle(one_each)
         yield one_each
 
 
 class _Examples(Plan):
-    def __init__(self, task: ManyShot, split: LabelledSplit, key: tuple[str, int, int]) -> None:
+    def __init__(self, task: ManyShot, split: LabeledSplit, key: tuple[str, int, int]) -> None:
         self._split, self._key = split, key
         self._asked = split.test[key[2]]
-        self._numbers = list(range(task.labelled.labels))
+        self._numbers = list(range(task.labeled.labels))
         draws(*key, "labels").shuffle(self._numbers)
         self._source = chain.from_iterable(rounds(split.train, draws(*key, "examples")))
-        self._drawn: list[LabelledText] = []
+        self._drawn: list[LabeledText] = []
         self.minimum = len(split.train) if task.shots is None else task.shots
         self.maximum = UNBOUNDED if task.shots is None else task.shots
 
-    def _draw(self, examples: int) -> list[LabelledText]:
+    def _draw(self, examples: int) -> list[LabeledText]:
         self._drawn += islice(self._source, max(0, examples - len(self._drawn)))
         return self._drawn[:examples]
 
-    def _shown(self, example: LabelledText) -> str:
+    def _shown(self, example: LabeledText) -> str:
         return f"{example.text}{PREFIX} {self._numbers[example.label]}"
 
     def unit(self, index: int) -> str:

@@ -168,7 +168,7 @@ def parse_ranking(text: str) -> dict[str, int]:
 
 
 def ndcg_at_k(ranking: Mapping[str, float], relevance: Mapping[str, int], k: int = 10) -> float:
-    """Normalised discounted cumulative gain of the first k documents, 0 to 1, rounded to 5 digits.
+    """Normalized discounted cumulative gain of the first k documents, 0 to 1, rounded to 5 digits.
 
     With documents by falling score, and rel = relevance, 0 for a document that has none::
 
