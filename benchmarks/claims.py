@@ -84,7 +84,7 @@ class Claim(Settings):
         ours: What of its result; None as long as there is no rule.
         to_hold: What has to come out for the claim to hold, laid down before there is a result.
         untestable: Why there is no experiment.
-        differs: What has to be known beside what the experiment says.
+        differs: Differences in addition to those of the experiment.
     """
 
     id: Name
@@ -246,7 +246,7 @@ def number_at(content: Any, path: str) -> float | None:
     if found is None:
         return None
     if not isinstance(found, int | float) or isinstance(found, bool):
-        raise UserError(f"a result has no number at {path!r}, or several: mend the path in {CLAIMS.name}")
+        raise UserError(f"a result has no number at {path!r}, or several: fix the path in {CLAIMS.name}")
     return float(found)
 
 
@@ -318,18 +318,19 @@ def _shown(found: Derived) -> str:
 HEAD = """\
 # Does it hold? The claims of the paper and of the lecture
 
-This page is written by `python -m benchmarks.claims`: claims and rules are in `benchmarks/claims.yaml`, published
-numbers in `longlens.study.published` (`longlens study published` prints them), ours in `benchmarks/results`. No number
-is copied by hand. Where each equation, table and setting is in longlens: [paper index](paper_index.md).
+This page compares each claim of the paper and of the lecture with the printed numbers and with our experiments. It is
+written by `python -m benchmarks.claims`: claims and rules are in `benchmarks/claims.yaml`, published numbers in
+`longlens.study.published` (`longlens study published` prints them), our numbers in `benchmarks/results`. No number is
+copied by hand. The [paper index](paper_index.md) lists where each equation, table and setting is in longlens.
 
-- **Its own numbers**: what follows from the numbers that the document itself prints, recomputed; with intervals of
-  95 % for correlations (Fisher's z), else from least to largest. The verdict on them is in bold.
-- **Verdict**: `holds`, `partly` or `does not hold` by our experiment; of claims about printed numbers alone, by these.
-  `not testable here`: it needs models or data that a machine without GPU and hub has not. `not measured yet`: the
-  experiment's result is not there; what has to come out for the claim to hold was laid down before it.
+- **Its own numbers**: recomputed from the numbers that the document prints. Brackets are 95 % intervals for
+  correlations (Fisher's z), otherwise the minimum and maximum. The verdict on these numbers is in bold.
+- **Verdict**: `holds`, `partly` or `does not hold` by our experiment; for claims only about printed numbers, by these.
+  `not testable here`: needs models or data that are not available without a GPU and the Hub. `not measured yet`: the
+  experiment has no result; the criterion (`to hold`) was fixed in advance.
 
-Rules on printed numbers and on arithmetic (the experiment `arithmetic`) were written with these numbers known; a first
-rule held LongPPL's cost in FLOPs against the 3 to 4 times of Table 12, which are times, and was dropped: see there.
+Rules about printed numbers and about arithmetic (the experiment `arithmetic`) were written with these numbers known. A
+first rule compared LongPPL's cost in FLOPs with the 3 to 4 times of Table 12, which are times; it was dropped.
 """
 
 
@@ -389,8 +390,8 @@ def _claims(judged: Sequence[Judged], experiments: Mapping[str, Experiment]) -> 
 def _errata() -> Iterator[str]:
     yield (
         f"{len(checks())} printed numbers (gains, means, percentages, numbers that are printed twice) were recomputed "
-        f"from other printed ones. Rounding explains all but {len(disagreements())}, which are here beside errors in "
-        "words and formulas."
+        f"from other printed ones. Rounding explains all but {len(disagreements())}, which are listed here with errors "
+        "in words and formulas."
     )
     yield ""
     yield "| where | printed | should be | why |"

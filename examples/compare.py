@@ -18,4 +18,4 @@ with tempfile.TemporaryDirectory() as parent:
 for name, difference in (("PPL", pair.log_ppl), ("LongPPL", pair.log_longppl)):
     low, high = difference.interval
     verdict = "significant" if difference.significant else "inconclusive"
-    print(f"log {name:8} {difference.value:+.3f} nats a token, 95 % interval [{low:+.3f}, {high:+.3f}]: {verdict}")
+    print(f"log {name:8} {difference.value:+.3f} nats per token, 95 % interval [{low:+.3f}, {high:+.3f}]: {verdict}")

@@ -153,7 +153,7 @@ def test_what_a_tutorial_and_the_readme_say_runs(page, tmp_path):
 
 EXAMPLES = {
     "benchmark": r"niah_single_1: \d+\.0 % of 20 samples",
-    "compare": r"log LongPPL  [+-]\d\.\d{3} nats a token, 95 % interval \[.*\]: \w+",
+    "compare": r"log LongPPL  [+-]\d\.\d{3} nats per token, 95 % interval \[.*\]: \w+",
     "extend": r"YaRN +takes 32,768 tokens, PPL +\d+\.\d\d",
     "key_tokens": r"PPL \d+\.\d+, LongPPL \d+\.\d+ on \d+ of 2048 tokens",
     "report": r"report\.html: context helps up to \d+ tokens back",

@@ -399,7 +399,7 @@ def test_chat_models_get_their_template_when_asked_for(chat_model, tmp_path, hub
     ("task", "changes", "message"),
     [
         ("lm_eval:nosuch", {}, "lm-evaluation-harness has no task 'nosuch': see lm_eval ls tasks"),
-        ("gsm8k", {"settings": {"data_dir": "nowhere"}}, "'nowhere' has no folder openai/gsm8k: put there a copy of"),
+        ("gsm8k", {"settings": {"data_dir": "nowhere"}}, "'nowhere' has no folder openai/gsm8k: it needs a copy of"),
         (
             "gsm8k",
             {"lengths": [1024]},

@@ -43,7 +43,7 @@ def test_a_table_and_json(cached, run):
     runs = [cached / name for name in ("window", "h2o")]
     ended = run("cost", cached / "full", *runs, "--evaluator-scores", cached / "full", *RULE)
     assert ended.code == 0, ended.err
-    for said in ("retained gain", "bytes a token", "LongPPL", "by the context that is needed", "more than 32"):
+    for said in ("retained gain", "bytes per token", "LongPPL", "by the context that is needed", "more than 32"):
         assert said in ended.out
     found = run.json("cost", cached / "full", *runs, "--evaluator-scores", cached / "full", *RULE)
     policies = found["policies"]

@@ -102,7 +102,7 @@ def test_key_tokens_are_those_of_equation_4():
             window = naive(model, ids[row : row + 1, place - 4 : place + 1])[0, -2, ids[row, place]]
             if abs(long[row, place - 1] - window) > 1e-4:
                 assert many[row, place] == (long[row, place - 1] - window > 0)
-    with pytest.raises(UserError, match="no token has a short score: the short context is not shorter"):
+    with pytest.raises(UserError, match="no token has a short-context score: the short context is not shorter"):
         key_tokens(model, ids, LongCE(context=40, stride=8), alpha=2.0, beta=-2.0)
 
 
