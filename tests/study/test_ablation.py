@@ -177,7 +177,9 @@ def test_a_model_that_selects_for_itself_needs_its_own_short_scores(found):
             expected.num_key_tokens,
         )
     assert (own.values[2], own.intervals[2], own.num_tokens[2]) == (None, None, 0)
-    assert any("no self-evaluation (table 6) of Z, without short-context scores at K=12, d=4" in w for w in found.warnings)
+    assert any(
+        "no self-evaluation (table 6) of Z, without short-context scores at K=12, d=4" in w for w in found.warnings
+    )
     with pytest.raises(UserError, match=r"Z has no short-context scores at K=12, d=4.*score it with `context=12`"):
         ablate(models, evaluators, self_evaluation=True)
     without = ablate(models, evaluators, self_evaluation=False, draws=10)
