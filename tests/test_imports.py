@@ -2,14 +2,17 @@
 
 import ast
 import graphlib
+import os
 import subprocess
 import sys
 from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import longlens
+from longlens.errors import UserError, broken_package, library_errors, require
 
 HEAVY = ("torch", "transformers", "pyarrow", "datasets", "scipy", "matplotlib", "jinja2")
 
@@ -87,3 +90,63 @@ def test_no_module_imports_itself_by_way_of_others():
     graph = {name: imported(path, files) - {name} for name, path in files.items()}
     assert sum(map(len, graph.values())) > len(graph), "the search finds nothing"
     graphlib.TopologicalSorter(graph).prepare()  # a CycleError names the circle
+
+
+def install(folder, name, code):
+    """A package whose import runs the code, as pip installs it."""
+    (folder / name / "core").mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(code)
+    info = folder / f"{name}-9.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n")
+    (info / "top_level.txt").write_text(f"{name}\n")
+
+
+BROKEN = {
+    "import nosuchmodule.part": r"\(No module named 'nosuchmodule'\): pip install nosuchmodule, or pip uninstall br",
+    "from json import nosuch": r"\(cannot import name 'nosuch' from 'json' .*\): pip install --force-reinstall broken",
+    "raise OSError('libnosuch.so: cannot open')": r"\(OSError: libnosuch.so: cannot open\): pip install --force-re",
+}
+
+
+@pytest.mark.parametrize("code", BROKEN)
+def test_a_package_that_cannot_be_imported_is_named(code, tmp_path, monkeypatch):
+    install(tmp_path, "broken", code)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("broken", "mine"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    said = f"the installed package broken cannot be imported {BROKEN[code]}"
+
+    def load():
+        try:
+            import_module("broken")
+        except Exception as error:
+            raise ModuleNotFoundError("Could not import module 'Model'") from error  # as transformers does
+
+    with pytest.raises(UserError, match=f"^{said}"), library_errors("a model", "check it"):
+        load()
+    with pytest.raises(UserError, match=f"^x needs the package 'broken': {said}"):
+        require("broken", extra="gguf", purpose="x")
+    with pytest.raises(UserError, match=r"^mine: .*: fix it$"), library_errors("mine", "fix it"):
+        import_module("mine")
+    with pytest.raises(UserError, match=r"^x needs the package 'absent', which is not installed"):
+        require("absent", extra="gguf", purpose="x")
+
+
+def test_a_package_that_longlens_requires_is_not_to_be_removed(tmp_path, monkeypatch):
+    install(tmp_path, "needed", "from json import nosuch")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["needed[all]>=1", "other; extra == 'x'"])
+    with pytest.raises(ImportError) as raised:
+        import_module("needed")
+    assert (broken_package(raised.value) or "").endswith("): pip install --force-reinstall needed")
+
+
+def test_a_broken_package_that_transformers_imports_ends_commands_in_one_line(tmp_path):
+    install(tmp_path, "hqq", "import nosuchmodule")
+    command = [sys.executable, "-m", "longlens", "plan", "score", "--model", "smollm2", "--length", "64"]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    said = "(No module named 'nosuchmodule'): pip install nosuchmodule, or pip uninstall hqq\n"
+    assert (ended.returncode, ended.stderr) == (2, f"error: the installed package hqq cannot be imported {said}")

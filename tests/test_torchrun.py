@@ -40,6 +40,17 @@ def dying_asked(self, kind, row):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 BenchRun.append = dying_asked
+import time
+import longlens.data.store as store
+store.CHUNK_CHARACTERS = 1000
+written = store.write_json
+def dying_written(path, content):
+    written(path, content)
+    if path.name == store.COUNTS and path.parent.parent.name == ".work":
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # process 0 has one unit, and the other one gets the next
+store.write_json = dying_written
 import longlens.scoring.transformers
 longlens.scoring.transformers.LOOK_AHEAD_BATCHES = 0  # so that documents end one after the other
 from longlens.cli import main
@@ -194,7 +205,17 @@ def half(place):
 
 
 @pytest.fixture(scope="module")
-def together(place, killed, killed_bench, half):
+def killed_pack(place):
+    """What two processes left of `data pack`, the second of which was killed after its first chunk."""
+    ended = torchrun(2, "killed.py", *PACK, "-o", "packed-3", cwd=place, LEFT="-1")
+    assert (ended.code, ended.errors) == (1, [])
+    assert "Signal 9 (SIGKILL)" in ended.err
+    assert len(list(place.glob("packed-3/.work/*/counts.json"))) == 2
+    assert not (place / "packed-3" / "data").exists()
+
+
+@pytest.fixture(scope="module")
+def together(place, killed, killed_bench, half, killed_pack):
     """What two processes said, and then three, which go on with what two have begun."""
     for number in (1, 2, 3):
         shutil.copytree(killed, place / f"again-{number}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import reprlib
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +30,50 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         purpose: What needs it, for the message.
 
     Raises:
-        UserError: The module is not installed.
+        UserError: The module is not installed, or its import fails.
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:
+        if said := broken_package(error):
+            raise UserError(f"{purpose} needs the package {module!r}: {said}") from error
+        if not isinstance(error, ImportError):
+            raise
         raise UserError(
             f"{purpose} needs the package {module!r}, which is not installed: pip install 'longlens[{extra}]'"
         ) from error
+
+
+def broken_package(error: BaseException) -> str | None:
+    """What an error says of an installed package whose own import fails, and what to do; None of any other error.
+
+    transformers imports packages that it does not need wherever they are installed, so that one that is broken is met
+    by commands that have nothing to do with it.
+    """
+    from importlib import metadata  # not needed where nothing is wrong
+
+    while True:
+        before = error.__cause__ or (error.__context__ if isinstance(error, ImportError) else None)
+        if before is None:
+            break
+        error = before
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if frame.f_code.co_name == "<module>" and top not in ("", "__main__", "longlens"):
+            found = top
+    packages = metadata.packages_distributions().get(found) if found else None
+    if not packages:  # such as a module of the user
+        return None
+    package = packages[0]
+    needs = metadata.requires("longlens") or []
+    required = {re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need}
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    step = f"pip install {missing}" if missing not in ("", found) else f"pip install --force-reinstall {package}"
+    if package not in required:
+        step += f", or pip uninstall {package}"
+    reason = one_line(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {one_line(error)}"
+    return f"the installed package {package} cannot be imported ({reason}): {step}"
 
 
 def shown(name: str | bytes | os.PathLike[str]) -> str:
@@ -103,6 +141,8 @@ def library_errors(
         is_theirs = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not is_theirs or isinstance(error, (UserError, *passing)):
             raise
+        if said := broken_package(error):
+            raise UserError(said) from error
         raise UserError(f"{what}: {one_line(error)}: {step if isinstance(step, str) else step(error)}") from error
 
 

@@ -182,8 +182,8 @@ def score_documents(
             UnloadedModel(model, loading, engine, team).load().follow()  # type: ignore[attr-defined]  # a `TeamScorer`
         return open_scores(folder)
     processes = sharing_processes(shard, folder, team.size)
-    if is_ray and processes.size > 1:
-        raise UserError("`ray` starts its own processes: run longlens without torchrun")
+    if is_ray:
+        processes.require_one("`ray` starts its own processes: run longlens without torchrun")
     with team, processes, ExitStack() as ending:
         with processes.after_first():
             if processes.rank == 0:

@@ -235,6 +235,9 @@ def test_qa(work, run, monkeypatch):
 def test_qa_refuses_torchrun(work, run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(*QA).error == "error: longlens data qa runs in one process: start it without torchrun"
+    monkeypatch.setenv("RANK", "1")
+    other = run(*QA)
+    assert (other.code, other.err) == (2, "")
     assert not (work / "out").exists()
 
 
@@ -244,7 +247,7 @@ def test_qa_with_what_a_model_writes(work, run):
     assert ended.code == 0
     assert "0 of 2 pairs on 2 documents" in ended.out
     assert "warning: none of 2 pairs was accepted (" in ended.err
-    assert "0 pairs, 2 refused" in ended.err
+    assert "0 pairs, 2 rejected" in ended.err
     lines = [json.loads(line) for line in (work / "out" / "refused.log").read_text().splitlines()]
     assert [line["document_id"] for line in lines] == ["a.txt", "b.txt"]
     assert all(line["text"] for line in lines)

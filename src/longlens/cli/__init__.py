@@ -43,7 +43,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     from longlens.cli.app import app
     from longlens.cli.console import drop, say
-    from longlens.errors import UserError, one_line
+    from longlens.errors import UserError, broken_package, one_line
     from longlens.runs.processes import ProcessStopped
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -86,7 +86,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
         drop(sys.stdout)
-    except OSError as error:
+    except Exception as error:
+        if said := broken_package(error):
+            say(f"error: {said}")
+            _tell_torchrun(f"error: {said}")
+            return 2
+        if not isinstance(error, OSError):
+            raise
         name = error.filename2 or error.filename
         if name is None:
             drop(sys.stdout)

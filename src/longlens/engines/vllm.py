@@ -147,8 +147,7 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     source = resolve(name)
     if source.gguf is not None:
         raise UserError(f"{shown(name)} is a .gguf file, which `engine=llama-cpp` runs: use that, or give a folder")
-    if Processes().size > 1:
-        raise UserError("`engine=vllm` starts its own processes: use `tensor_parallel` instead of torchrun")
+    Processes().require_one("`engine=vllm` starts its own processes: use `tensor_parallel` instead of torchrun")
     check_folder(source)
     check_hub(source)
     if find_adapter(source) is not None:

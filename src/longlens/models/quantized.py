@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longlens.errors import UserError, one_line, shown
+from longlens.errors import UserError, broken_package, one_line, shown
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +131,8 @@ def plan_quantization(
         quantizer.validate_environment(device_map=device_map, weights_only=True)
         loaded = quantizer.update_dtype(dtype)
     except ImportError as error:
+        if broken := broken_package(error):
+            raise UserError(f"{said}: {broken}") from error
         package = PACKAGES.get(method)
         step = f"pip install {package}" if package else one_line(error)
         raise UserError(f"{said}, and a library that it needs is not installed: {step}") from error

@@ -118,6 +118,15 @@ class Processes:
 
         return PrefixStore(name, self._store)
 
+    def require_one(self, reason: str) -> None:
+        """Refuses several processes; the first says why.
+
+        Raises:
+            UserError: There are several.
+        """
+        if self.size > 1:
+            raise (UserError if self.rank == 0 else ProcessStopped)(reason)
+
     def stop_others(self) -> None:
         """Lets the others stop as soon as they wait for one another, since this process failed and says why."""
         if self._store is not None:

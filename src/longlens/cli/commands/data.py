@@ -247,11 +247,9 @@ def qa(
     from longlens.corpus import read_documents
     from longlens.data.qa import QASettings
     from longlens.data.qa_folder import qa_folder
-    from longlens.errors import UserError
     from longlens.runs.processes import Processes
 
-    if Processes().size > 1:
-        raise UserError("longlens data qa runs in one process: start it without torchrun")
+    Processes().require_one("longlens data qa runs in one process: start it without torchrun")
     settings = QASettings(
         pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
     )
