@@ -1,17 +1,22 @@
 """What the name of a model means, what is refused before or while it is loaded, and what is recorded of it."""
 
+import errno
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from longlens import Document, LonglensWarning, UserError, load_scorer, models, score
 from longlens.models import Source, hash_files, load_encoder, load_tokenizer, resolve
-from longlens.models.gguf import _RULES
+from longlens.models.checkpoint import identify
+from longlens.models.gguf import _RULES, keep, kept
 from longlens.models.resolve import _hub_answers
+from longlens.scoring.scorer import Request
 
 
 def test_a_folder_and_a_gguf_file_come_before_a_hub_id(tmp_path, monkeypatch):
@@ -187,7 +192,34 @@ BLANKS = ["ĠĠ", "ĠĠĠ", "12", "123"]
 BLANK_MERGES = ["Ġ Ġ", "ĠĠ Ġ", "1 2", "12 3"]
 
 
-def write_gguf(path, *, pre=None, more=(), merges=BLANK_MERGES, keys=None):
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Of this test alone: what is made of .gguf files is kept there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "longlens" / "gguf"
+
+
+def add_weights(writer, *, vocabulary, width=32, seed=0):
+    """A Llama of one layer in half precision, without an output matrix of its own."""
+    draw = np.random.default_rng(seed)
+    writer.add_context_length(256)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(width // 2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocabulary)
+    shapes = {"token_embd": (vocabulary, width), "output_norm": (width,)}
+    layer = {"attn_q": (width, width), "attn_k": (width // 2, width), "attn_v": (width // 2, width)}
+    layer |= {"attn_output": (width, width), "attn_norm": (width,), "ffn_norm": (width,)}
+    layer |= {"ffn_gate": (2 * width, width), "ffn_up": (2 * width, width), "ffn_down": (width, 2 * width)}
+    for name, shape in (shapes | {f"blk.0.{name}": shape for name, shape in layer.items()}).items():
+        writer.add_tensor(f"{name}.weight", (0.3 * draw.standard_normal(shape)).astype(np.float16))
+
+
+def write_gguf(path, *, pre=None, more=(), merges=BLANK_MERGES, keys=None, seed=None):
     """A file of a byte-level vocabulary: bytes, runs of blanks and digits, and then `more`, tokens with their types."""
     gguf = pytest.importorskip("gguf")
     from tokenizers.pre_tokenizers import ByteLevel
@@ -202,8 +234,11 @@ def write_gguf(path, *, pre=None, more=(), merges=BLANK_MERGES, keys=None):
     writer.add_token_merges(merges)
     for key, value in (keys or {}).items():
         getattr(writer, f"add_{key}")(value)
+    if seed is not None:
+        add_weights(writer, vocabulary=len(tokens), seed=seed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
     return load_tokenizer(str(path))
 
@@ -262,8 +297,82 @@ def test_a_gguf_file_whose_rule_is_not_known_is_refused_and_one_without_is_warne
         UserError, match=r"x\.gguf' names the pre-tokenizer 'nosuch', .*: use the model's directory or Hub"
     ):
         write_gguf(tmp_path / "x.gguf", pre="nosuch")
-    with pytest.warns(LonglensWarning, match=r"has no pre-tokenizer .*: tokens may differ from the model's own"):
-        write_gguf(tmp_path / "x.gguf")
+    for _ in range(2):
+        with pytest.warns(LonglensWarning, match=r"has no pre-tokenizer .*: tokens may differ from the model's own"):
+            write_gguf(tmp_path / "x.gguf")
+
+
+def scored(path):
+    """What a model gives, and which one it is."""
+    scorer = load_scorer(str(path))
+    (result,) = scorer.logprobs([Request(0, scorer.encode(Document(id="a", text="a   123 naïve")).token_ids, 1)])
+    return result.logprobs.tolist(), scorer.info.identity, identify(str(path))
+
+
+def test_a_gguf_file_is_converted_once(tmp_path, cache, monkeypatch):
+    path = tmp_path / "x.gguf"
+    write_gguf(path, pre="llama-bpe", seed=0)
+    first = scored(path)
+    assert first[1] == first[2]
+    (folder,) = cache.iterdir()
+    assert sorted(part.name for part in folder.iterdir()) == ["config", "model", "tokenizer"]
+    assert not list(folder.rglob(".*"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gguf", None)  # nothing is read of the file again but its bytes
+        patch.setattr("longlens.models.files.require", lambda *_, **__: None)
+        assert scored(path) == first
+    half = load_scorer(str(path), dtype="bfloat16")
+    assert half.info.dtype == "bfloat16"
+
+    # Another file in its place, and the first one under another name.
+    write_gguf(tmp_path / "y.gguf", pre="llama-bpe", seed=1)
+    path.rename(tmp_path / "z.gguf")
+    (tmp_path / "y.gguf").rename(path)
+    other = scored(path)
+    assert other[0] != first[0]
+    assert other[1] != first[1]
+    assert scored(tmp_path / "z.gguf")[0] == first[0]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_is_made_of_a_gguf_file_is_whole_or_not_there(tmp_path, cache, monkeypatch, caplog):
+    path = tmp_path / "x.gguf"
+    write_gguf(path, pre="llama-bpe", seed=0)
+    folder = kept(path, "model")
+
+    def full(made):
+        made.mkdir()
+        (made / "config.json").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with caplog.at_level("INFO", logger="longlens"):
+        keep(folder, full)
+    assert "model is not kept, and the .gguf file is read again next time" in caplog.text
+    assert [part.name for part in folder.parent.iterdir()] == ["tokenizer"]
+    expected = scored(path)
+    shutil.rmtree(cache)
+    cache.touch()  # where no directory can be made
+    assert scored(path) == expected
+    cache.unlink()
+    monkeypatch.setattr("longlens.models.gguf.KEPT_BYTES", 1000)
+    assert kept(path, "model") is None
+    assert scored(path) == expected
+    assert not cache.exists()
+
+
+def test_a_file_with_missing_weights_is_not_kept(tmp_path, cache, monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    add = gguf.GGUFWriter.add_tensor
+    monkeypatch.setattr(
+        gguf.GGUFWriter,
+        "add_tensor",
+        lambda self, name, *rest: add(self, name, *rest) if "ffn_up" not in name else None,
+    )
+    write_gguf(tmp_path / "x.gguf", pre="llama-bpe", seed=0)
+    for _ in range(2):
+        with pytest.raises(UserError, match="lacks weights of LlamaForCausalLM, such as 'model"):
+            load_scorer(str(tmp_path / "x.gguf"))
+    assert not list(cache.rglob("model"))
 
 
 def test_runs_of_blanks_of_a_gemma_file_are_taken_longest_first(tmp_path):

@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -165,6 +166,17 @@ def _decompressed(path: Path, ending: str) -> BinaryIO:
 def cache_folder() -> Path:
     """Where this user's files are that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlens"
+
+
+def content_sha256(path: Path) -> str:
+    """`file_sha256`; a file that was not written meanwhile is read once a process."""
+    status = path.stat()
+    return _content_sha256(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _content_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
 
 
 def file_sha256(path: Path) -> str:

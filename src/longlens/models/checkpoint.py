@@ -18,6 +18,7 @@ from longlens.models.files import (
     load_tokenizer,
     loading_errors,
 )
+from longlens.models.gguf import keep, kept
 from longlens.models.quantized import Quantization, dtype_note, plan_quantization
 from longlens.models.resolve import Source, resolve
 from longlens.models.tensor_parallel import sharing
@@ -116,14 +117,21 @@ class Checkpoint:
         from longlens.rope.load import load_model
 
         source, loading = self.source, self.loading
-        is_gguf = source.gguf is not None
+        is_gguf, path, unkept = source.gguf is not None, source.path, None
         if loader is None and not is_gguf:
             check_decoder(self.config)
         options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code, "dtype": self.plan.dtype}
         config = self._given
         if is_gguf:
-            options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
-            config = vars(self).get("config", config)  # reading it takes seconds, so not again where it was
+            file = Path(source.path) / str(source.gguf)
+            folder = kept(file, "model")
+            if folder is not None and folder.is_dir():
+                path, options["use_safetensors"] = str(folder), True
+            else:
+                options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
+                config = vars(self).get("config", config)  # reading it takes seconds, so not again where it was
+                is_exact = loader is None and self._given is None and str(self.plan.dtype) == "torch.float32"
+                unkept = folder if is_exact and loading.device_map is None else None
         else:
             options["use_safetensors"] = None if loading.allow_pickle else True
         # Some methods put weights in their place and form while they are loaded, and refuse to be moved afterwards.
@@ -133,7 +141,9 @@ class Checkpoint:
         options |= {name: value for name, value in chosen.items() if value is not None}
         with loading_errors(source, "model"):
             options |= sharing(self.config, loading) if is_shared else {}
-            model, loading_info = (loader or load_model)(source.path, output_loading_info=True, **options)
+            model, loading_info = (loader or load_model)(path, output_loading_info=True, **options)
+            if not any(loading_info.get(key) for key in ("missing_keys", "unexpected_keys")):
+                keep(unkept, model.save_pretrained)
             if device_map is None and not is_shared:
                 model = model.to(resolve_device(loading.device))
         return model, loading_info

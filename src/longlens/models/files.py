@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from longlens.errors import UserError, library_errors, require, shown, shown_value
-from longlens.files import file_sha256, read_json
-from longlens.models.gguf import load_gguf_tokenizer
+from longlens.files import content_sha256, read_json
+from longlens.models.gguf import keep, kept, load_gguf_tokenizer
 from longlens.models.resolve import Source, hub_access, resolve
 
 if TYPE_CHECKING:
@@ -63,9 +63,15 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
     adapter = find_adapter(source)
     if adapter is not None:
         return load_config(adapter.base, trust_remote_code=trust_remote_code)
-    options = {} if source.gguf is None else {"gguf_file": source.gguf}
     with loading_errors(source, "model"):
-        return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code, **options)
+        if source.gguf is None:
+            return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
+        folder = kept(Path(source.path) / source.gguf, "config")
+        if folder is not None and folder.is_dir():
+            return AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(source.path, gguf_file=source.gguf)
+    keep(folder, config.save_pretrained)
+    return config
 
 
 def config_in_force(config: Any) -> Any:
@@ -210,17 +216,9 @@ def hash_files(source: Source) -> str:
         digest.update(f"base {hash_files(adapter.base)}\n".encode())
     for file in files:
         blob = file.resolve().name
-        status = file.stat()
-        is_hash = re.fullmatch(r"[0-9a-f]{64}", blob)
-        content = blob if is_hash else _content_sha256(file.absolute(), status.st_size, status.st_mtime_ns)
+        content = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else content_sha256(file)
         digest.update(f"{file.name} {content}\n".encode())
     return digest.hexdigest()
-
-
-@cache
-def _content_sha256(file: Path, size: int, mtime_ns: int) -> str:
-    """sha256 of a file; one that was not written meanwhile is read once a process."""
-    return file_sha256(file)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The tokenizer of a ``.gguf`` file.
+"""The tokenizer of a ``.gguf`` file, and what is kept of one, since reading it takes tens of seconds.
 
 A file holds the vocabulary, the merges and the name of a pre-tokenizer (``tokenizer.ggml.pre``), and not the rule that
 the name stands for. The rules are those of llama.cpp (src/llama-vocab.cpp, ``llm_tokenizer_bpe``), where known in the
@@ -7,15 +7,25 @@ form of the model's own tokenizer.json. transformers knows some of the names, an
 
 from __future__ import annotations
 
+import logging
 import mmap
+import os
 import struct
+import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from longlens.errors import LonglensWarning, UserError, shown, shown_value
+from longlens.files import cache_folder, content_sha256
 
+KEPT_BYTES = 2**29
+"""Size of a file up to which what is made of it is kept; as float32 its weights are up to eight times as large."""
+_FORMAT = 1
+"""Raised with every change of what is made of a file."""
+_LOGGER = logging.getLogger(__name__)
 _PREFIX = "tokenizer.ggml."
 _LISTS = ("tokens", "merges", "token_type")
 _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
@@ -136,6 +146,41 @@ _RULES = {
 }
 
 
+def kept(file: Path, part: str) -> Path | None:
+    """The directory in the user's cache for what is made of a file; where it exists, it is whole.
+
+    It belongs to the content of the file and to the version of transformers that reads it. None for a large file.
+
+    Args:
+        file: The ``.gguf`` file.
+        part: ``config``, ``tokenizer`` or ``model``.
+    """
+    if file.stat().st_size > KEPT_BYTES:
+        return None
+    version = f"{metadata.version('transformers')}-{_FORMAT}"
+    return cache_folder() / "gguf" / f"{content_sha256(file)[:32]}-{version}" / part
+
+
+def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
+    """Makes a directory of the cache, whole or not at all; where it cannot be written, the file is read again.
+
+    Args:
+        folder: One of `kept`; None to keep nothing.
+        write: Writes its files into the directory that it is given, as ``save_pretrained`` does.
+    """
+    if folder is None:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            made = Path(temporary) / folder.name
+            write(made)
+            os.rename(made, folder)
+    except OSError as error:  # no space, no right to write, or another process was faster
+        if not folder.is_dir():
+            _LOGGER.info("%s is not kept, and the .gguf file is read again next time: %s", folder, error)
+
+
 def load_gguf_tokenizer(path: Path) -> Any:
     """The tokenizer of a file, of transformers.
 
@@ -145,12 +190,18 @@ def load_gguf_tokenizer(path: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    metadata = _read_metadata(path, [*(_PREFIX + name for name in _LISTS)])
-    if metadata.get(_PREFIX + "model") == "gpt2":
-        return _byte_level(path, metadata)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    if str(metadata.get("general.architecture", "")).startswith("gemma"):
-        _prefer_runs(tokenizer)
+    folder = kept(path, "tokenizer")
+    if folder is not None and folder.is_dir():
+        return AutoTokenizer.from_pretrained(folder)
+    said = _read_metadata(path, [*(_PREFIX + name for name in _LISTS)])
+    if said.get(_PREFIX + "model") == "gpt2":
+        tokenizer = _byte_level(path, said)
+        folder = folder if _PREFIX + "pre" in said else None  # otherwise it is warned of, every time
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        if str(said.get("general.architecture", "")).startswith("gemma"):
+            _prefer_runs(tokenizer)
+    keep(folder, tokenizer.save_pretrained)
     return tokenizer
 
 
