@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from longlens.losses.longce import weighted_nll
 from tests.tiny import tiny_model
-from tests.train.launch import finish, start
+from tests.torchrun import finish, start
 from tests.train.runs import RULE, rows, trained, weights_of
 
 

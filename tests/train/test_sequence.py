@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.launch import finish, start
+from tests.torchrun import finish, start
 from tests.train.runs import SEQUENCES, in_sequence, trained, weights_of
 
 

@@ -6,8 +6,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from tests.torchrun import finish, start
 from tests.train import sharded_ranks
-from tests.train.launch import finish, start
 
 needs_deepspeed = [
     pytest.mark.distributed,

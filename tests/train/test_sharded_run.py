@@ -13,7 +13,7 @@ import longlens
 from longlens.models import load_scorer
 from longlens.train.folder import read_log
 from longlens.train.run import run
-from tests.train.launch import finish, start
+from tests.torchrun import finish, start
 from tests.train.test_run import BASE, EVALUATION, fill, recipe
 
 pytestmark = [

@@ -14,7 +14,7 @@ from longlens.train.folder import read_log
 from longlens.train.recipe import parse_recipe, read_recipe
 from longlens.train.run import run
 from longlens.train.setup import accumulation
-from tests.train.launch import finish, start
+from tests.torchrun import finish, start
 from tests.train.test_run import BASE, EVALUATION, fill, recipe
 
 PATIENCE = 200

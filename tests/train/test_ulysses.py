@@ -6,7 +6,7 @@ import re
 import pytest
 from safetensors.torch import load_file
 
-from tests.train.launch import finish, start
+from tests.torchrun import finish, start
 from tests.train.runs import ULYSSES, in_sequence, smooth_model, trained, weights_of
 
 pytestmark = pytest.mark.distributed
