@@ -34,7 +34,7 @@ def main() -> None:
         index, base = results["models"].index(name), results["models"].index("smollm2")
         ratios = (f"x {one['values'][index] / one['values'][base]:.2f}" for one in (ppl, longppl))
         rows.append([title, cell(ppl, index), cell(longppl, index), *ratios])
-    table = markdown(["model", "PPL", "LongPPL", "PPL, of SmolLM2", "LongPPL, of SmolLM2"], rows)
+    table = markdown(["model", "PPL", "LongPPL", "PPL relative to SmolLM2", "LongPPL relative to SmolLM2"], rows)
     print(table)
     fill_block("README.md", "readme", table)
 
