@@ -102,7 +102,7 @@ def accumulation(recipe: Recipe, processes: int) -> int:
     """Micro-batches of a step in each process.
 
     Raises:
-        UserError: The batch is no integer of them, or the processes are no integer of groups.
+        UserError: The batch is not a multiple of them, or the processes not a multiple of a group.
     """
     training = recipe.training
     shared = training.context_parallel or 1

@@ -38,8 +38,7 @@ class LongCEArguments:
         floor: The smallest weight of a token with a short-context score; 0 as in the paper, 1 so that no token weighs
             less than in cross-entropy.
         share: Of the windows, for ``sampled-longce``; 0.5 unless given.
-        short_dtype: ``bfloat16`` or ``float16`` for the short-context pass; the precision of the long pass unless
-        given.
+        short_dtype: ``bfloat16`` or ``float16`` for the short-context pass; otherwise that of the long pass.
 
     Raises:
         UserError: A value that cannot be, or a share without ``sampled-longce``.
