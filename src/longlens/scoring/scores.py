@@ -49,7 +49,7 @@ class TokenScores:
         long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN where nothing precedes it.
         short: ``(n,)`` float32 for each short context, nats; NaN for the tokens before K.
         selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short-context
-        scores.
+            scores.
         answer_spans: ``[start, end)`` in characters of the text that answer a question; None where none were named.
         columns: ``(n,)`` float32 of each column of the statistics that were asked for, by name; NaN where there is no
             long-context score. Runs with a cache policy have ``cache_bytes``.
@@ -240,7 +240,7 @@ class Scores(SequenceById[TokenScores]):
         manifest: What manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
         short_contexts: The short contexts that were scored.
         selected: The short context that LSD is about unless another one is named; None in a run without short-context
-        scores.
+            scores.
         folder: The run directory; None for scores that are kept in memory.
         num_incomplete: Documents that are left out, since an interrupted run has not scored them under `selected`.
     """
