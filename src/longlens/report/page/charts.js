@@ -216,7 +216,11 @@ function plot(chart, width, place, tip) {
   const heights = finite(chart.series.flatMap((series) => [...series.y, ...(series.low ?? []), ...(series.high ?? [])]));
   const [low, high] = heights.length ? [Math.min(...heights), Math.max(...heights)] : [0, 1];
   const categories = chart.x.categories;
-  const wide = categories !== null && Math.max(...categories.map((name) => 7 * name.length)) > (width - 76) / categories.length;
+  // Names of categories are in up to three rows, and shortened where they would run into each other or over an edge.
+  const slot = categories === null ? width : (width - 76) / categories.length;
+  const rows = categories === null ? 1 : Math.min(3, Math.ceil(Math.max(...categories.map((name) => 7 * name.length)) / slot));
+  const fits = Math.max(4, Math.floor(Math.min(rows * slot - 6, slot + 80) / 7));
+  const shortened = (name) => (name.length > fits ? `${name.slice(0, fits - 1)}…` : name);
   const [left, right] = xs.length ? [xs[0], xs[xs.length - 1]] : [0, 1];
   const both = [Math.min(left, low), Math.max(right, high)];
   const xRange = categories !== null ? [-0.5, categories.length - 0.5] : room(left, right, { log: chart.x.log, equal: chart.guides ? both : null });
@@ -242,12 +246,12 @@ function plot(chart, width, place, tip) {
           ...lines,
           label: chart.x.label,
           labelSize: 22,
-          size: wide ? 40 : 26,
+          size: 8 + 18 * rows,
           grid: { show: categories === null, stroke: ink("--line"), width: 1 },
           ...(categories === null ? {} : { splits: () => categories.map((_, i) => i) }),
           ...(chart.x.log ? { splits: () => xs, filter: (_, splits) => splits } : {}),
           space: 44,
-          values: (_, splits) => splits.map((at) => (categories !== null && wide && at % 2 ? "\n" : "") + placeName(chart, at)),
+          values: (_, splits) => splits.map((at) => (categories === null ? plain(at) : "\n".repeat(at % rows) + shortened(placeName(chart, at)))),
         },
         { ...lines, label: chart.y.label, labelSize: 20, size: 46, grid: { stroke: ink("--line"), width: 1 }, values: (_, splits) => splits.map(plain) },
       ],
