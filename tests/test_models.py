@@ -354,6 +354,12 @@ def test_what_is_made_of_a_gguf_file_is_whole_or_not_there(tmp_path, cache, monk
     cache.touch()  # where no directory can be made
     assert scored(path) == expected
     cache.unlink()
+    with monkeypatch.context() as patch:
+        patch.delenv("XDG_CACHE_HOME")
+        patch.delenv("HOME", raising=False)
+        patch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as in a container with a user of its own
+        assert kept(path, "model") is None
+        assert scored(path) == expected
     monkeypatch.setattr("longlens.models.gguf.KEPT_BYTES", 1000)
     assert kept(path, "model") is None
     assert scored(path) == expected

@@ -149,16 +149,20 @@ _RULES = {
 def kept(file: Path, part: str) -> Path | None:
     """The directory in the user's cache for what is made of a file; where it exists, it is whole.
 
-    It belongs to the content of the file and to the version of transformers that reads it. None for a large file.
+    It belongs to the content of the file and to the version of transformers that reads it. None for a large file, and
+    where the user has no home directory.
 
     Args:
         file: The ``.gguf`` file.
         part: ``config``, ``tokenizer`` or ``model``.
     """
+    try:
+        folder = cache_folder() / "gguf"
+    except RuntimeError:  # as a container's user without an entry in passwd
+        return None
     if file.stat().st_size > KEPT_BYTES:
         return None
-    version = f"{metadata.version('transformers')}-{_FORMAT}"
-    return cache_folder() / "gguf" / f"{content_sha256(file)[:32]}-{version}" / part
+    return folder / f"{content_sha256(file)[:32]}-{metadata.version('transformers')}-{_FORMAT}" / part
 
 
 def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
