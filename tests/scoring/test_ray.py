@@ -257,7 +257,7 @@ def test_a_run_begun_one_way_goes_on_the_other_way(folder, cluster, alone):
         check_same(folder, out, alone)
     ended = Command(folder, "docs", *SETTINGS[2:], "--model", "other", *there, "-o", "first-there").end()
     assert ended.code == 2
-    assert "contains a different run: name is 'llama' there and 'other' here" in ended.error
+    assert "contains a different run: its model is 'llama', but 'other' was given" in ended.error
 
 
 @needs_ray
