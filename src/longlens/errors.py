@@ -51,6 +51,7 @@ def broken_package(error: BaseException) -> str | None:
     by commands that have nothing to do with it.
     """
     from importlib import metadata  # not needed where nothing is wrong
+    from importlib.util import find_spec
 
     while True:
         before = error.__cause__ or (error.__context__ if isinstance(error, ImportError) else None)
@@ -62,13 +63,15 @@ def broken_package(error: BaseException) -> str | None:
         top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if frame.f_code.co_name == "<module>" and top not in ("", "__main__", "longlens"):
             found = top
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing and missing != error.name and find_spec(missing) is not None:  # type: ignore[attr-defined]
+        return None  # a package that is there lacks a module: the two versions do not fit
     packages = metadata.packages_distributions().get(found) if found else None
     if not packages:  # such as a module of the user
         return None
     package = packages[0]
     needs = metadata.requires("longlens") or []
     required = {re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need}
-    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     step = f"pip install {missing}" if missing not in ("", found) else f"pip install --force-reinstall {package}"
     if package not in required:
         step += f", or pip uninstall {package}"

@@ -483,7 +483,7 @@ def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating(
     [
         (
             {"context": 99},
-            "`context=99` is not less than the maximum length, 99 tokens .fake takes 100.: no token would",
+            "`context=99` is not less than the maximum length, 99 tokens .fake supports 100.: no token would",
         ),
         ({"context": 30, "limit": CharacterLimit(max_characters=30)}, "the maximum length, 30 characters"),
         ({"context": 0}, "`context` is 0; the short context K must be at least 1 token"),
