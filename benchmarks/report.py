@@ -14,6 +14,7 @@ from shutil import which
 import longlens
 from benchmarks.tables import ROOT, write_table
 from longlens.metrics.gains import Curve
+from longlens.report import ReportSummary, summarize_runs
 
 MODULES = ("_pydecimal", "argparse", "datetime", "difflib", "doctest", "inspect")
 MODULES += ("ipaddress", "optparse", "statistics", "tarfile", "turtle", "typing")
@@ -23,6 +24,8 @@ CONTEXT = 1024
 CONTEXTS = {MODEL: (64, 128, 256, 512, 1024, 2048), EVALUATOR: (64, CONTEXT)}
 MAX_CHARACTERS = 16_000
 SHOWN = "typing.py"
+FIGURES = ("gain-kinds", "since-mention", "lsd-classes", "logprob-position", "reach-keys")
+"""Charts that docs/report.md shows."""
 
 
 def documents() -> list[longlens.Document]:
@@ -49,18 +52,24 @@ def score(out: Path, wanted: Mapping[str, Sequence[int]]) -> None:
 
 def report(folder: Path) -> None:
     """The page and its charts, and pictures of the page."""
-    from longlens.report.charts import charts
-    from longlens.report.figures import write_figures
-
     runs = {name: longlens.open_scores(folder / name, context=CONTEXT) for name in CONTEXTS}
     page = ROOT / "docs" / "example_report.html"
     summary = longlens.write_report(page, list(runs.values()), evaluator_scores=runs[EVALUATOR], documents=[SHOWN])
-    write_figures(charts(summary), ROOT / "docs" / "figures", formats=("svg",))
+    draw(summary)
     photograph(page, ROOT / "docs" / "figures")
 
 
+def draw(summary: ReportSummary) -> None:
+    """Those of the charts that the page of docs shows."""
+    from longlens.report.charts import charts
+    from longlens.report.figures import write_figures
+
+    shown = [chart for chart in charts(summary) if chart.name in FIGURES]
+    write_figures(shown, ROOT / "docs" / "figures", formats=("svg",))
+
+
 def photograph(page: Path, out: Path) -> None:
-    """The text part as it is in a browser, light and dark, and at the width of a phone."""
+    """The answer, and the text part in light and dark and at the width of a phone, as they are in a browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -70,6 +79,9 @@ def photograph(page: Path, out: Path) -> None:
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 860})
             tab = context.new_page()
             tab.goto(page.resolve().as_uri())
+            if name == "light":
+                tab.wait_for_timeout(500)
+                tab.screenshot(path=out / "report-answer.png", clip={"x": 0, "y": 0, "width": width, "height": 710})
             if width > 1000:
                 tab.check("#beside")
             for _ in range(4):
@@ -80,12 +92,13 @@ def photograph(page: Path, out: Path) -> None:
 
 
 def reach(folder: Path) -> None:
-    """The table of effective reach; key tokens are those of the evaluator at the smallest K."""
+    """The table and the chart of effective reach; key tokens are those of the evaluator at the smallest K."""
     model, evaluator = (longlens.open_scores(folder / name) for name in (MODEL, EVALUATOR))
     found = longlens.reach(model, evaluator_scores=evaluator)
     rows = [_row(tokens, curve) for tokens, curve in (("all", found.all), ("key", found.keys)) if curve]
     columns = ["tokens", "effective reach R", "95 % interval", "max gain, nats", "95 % interval", "tokens in S"]
     write_table("report", columns, rows, "docs/report.md")
+    draw(summarize_runs([longlens.open_scores(folder / MODEL, context=CONTEXT)], evaluator_scores=evaluator))
 
 
 def _row(tokens: str, curve: Curve) -> list[object]:
