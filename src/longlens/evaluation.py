@@ -24,6 +24,7 @@ from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import choose_influence
 from longlens.metrics.longppl import PerplexityResult, perplexity
 from longlens.models import UnloadedModel, load_decoder
+from longlens.models.load import check_distributions
 from longlens.models.tensor_parallel import Team
 from longlens.progress import Progress
 from longlens.runs.processes import Processes
@@ -224,7 +225,10 @@ class Reference:
 
 
 def _load(reference: Reference | None) -> UnloadedModel | None:
-    return None if reference is None else UnloadedModel(reference.model, reference.loading, reference.engine)
+    if reference is None:
+        return None
+    check_distributions(engine_name(reference.model, reference.engine), compares=True)
+    return UnloadedModel(reference.model, reference.loading, reference.engine)
 
 
 @contextmanager

@@ -121,6 +121,26 @@ def test_a_tail_and_figures(cached, run, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--engine", "llama-cpp", "--cache", "window:8"),
+            "--cache would have no effect with --engine llama-cpp",
+        ),
+        (("--engine", "vllm"), "comparing two models needs distributions over the whole vocabulary, which require "),
+        (("--reference-engine", "vllm"), "require --engine transformers or --engine llama-cpp in one process: use one"),
+        (("--engine", "llama-cpp"), "--engine llama-cpp runs .gguf files, and "),
+        (("--reference-engine", "llama-cpp"), "--engine llama-cpp runs .gguf files, and "),
+    ],
+)
+def test_diverge_with_engines_that_cannot_be(options, said, cached, run, models, tmp_path):
+    ended = run("diverge", models / "llama", models / "other", cached / "1.txt", *options, "-o", tmp_path / "out")
+    assert said in ended.error
+    assert ended.code == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_diverge(cached, run, models, monkeypatch):
     monkeypatch.chdir(cached)
     llama = models / "llama"

@@ -62,7 +62,7 @@ class UnloadedModel:
         from longlens.scoring.scorer import ScorerInfo
         from longlens.tokenization import TextEncoder
 
-        self._name, self._loading, self._engine = name, loading or Loading(), engine or Engine()
+        self._loading, self._engine = loading or Loading(), engine or Engine()
         self._loaded: Scorer | None = None
         kind = engine_name(name, self._engine)
         check_taken(kind, self._loading, self._engine)
@@ -101,13 +101,7 @@ class UnloadedModel:
     def _load_statistics(self, kind: str, names: Sequence[str], reference: UnloadedModel | None) -> Sequence[Statistic]:
         if not names:
             return ()
-        kinds = {kind} if reference is None else {kind, engine_name(reference._name, reference._engine)}
-        if not kinds <= set(WITH_LOGITS) or self.team.size > 1:
-            raise UserError(
-                "`statistics` need distributions over the whole vocabulary, which require "
-                f"{' or '.join(f'`engine={name}`' for name in WITH_LOGITS)} in one process: leave out `statistics`, or "
-                "the engine and `tensor_parallel`"
-            )
+        check_distributions(kind, is_alone=self.team.size == 1, compares=reference is not None)
         from longlens.scoring.statistics import load_statistics
 
         return load_statistics(names, has_reference=reference is not None)
@@ -149,6 +143,28 @@ class UnloadedModel:
             statistics=self._statistics,
             reference=None if self._reference is None else self._reference.load(),  # type: ignore[arg-type]  # checked
         )
+
+
+def check_distributions(kind: str, *, is_alone: bool = True, compares: bool) -> None:
+    """Rejects an engine whose scorers do not have the logits of the whole vocabulary, before it is loaded.
+
+    Args:
+        kind: Name of the engine.
+        is_alone: Whether one process has the whole model.
+        compares: Whether statistics compare two models.
+
+    Raises:
+        UserError: It has none, or several processes share the model.
+    """
+    if kind in WITH_LOGITS and is_alone:
+        return
+    what, otherwise = "`statistics` need", "leave out `statistics`, or the engine and `tensor_parallel`"
+    if compares:
+        what, otherwise = "comparing two models needs", "use one of these engines for both models"
+    raise UserError(
+        f"{what} distributions over the whole vocabulary, which require "
+        f"{' or '.join(f'`engine={name}`' for name in WITH_LOGITS)} in one process: {otherwise}"
+    )
 
 
 def load_scorer(

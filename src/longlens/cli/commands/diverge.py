@@ -48,14 +48,16 @@ def diverge(
 
     from longlens.cli.console import print_json
     from longlens.cli.progress import ProgressBar
-    from longlens.engines import share
+    from longlens.engines import check_taken, engine_name, share
     from longlens.evaluation import Reference, open_sources, score_documents
     from longlens.metrics.divergence import divergence
     from longlens.runs.processes import Processes
     from longlens.scoring.statistics import DIVERGENCE
 
     chosen = o.key_source(evaluator_scores, keys, rule, None)  # before anything is run
+    check_taken(engine_name(model, engine), Loading(), Engine(engine=engine.engine, cache=engine.cache))
     same: dict[str, Any] = {"tokenizer": engine.tokenizer, "engine": reference_engine}
+    same |= {"max_model_len": engine.max_model_len}
     if reference_cache is not None:
         same |= {"cache": reference_cache, "cache_chunk": engine.cache_chunk, "cache_protocol": engine.cache_protocol}
     other = loading if reference_dtype is None else replace(loading, dtype=reference_dtype)
