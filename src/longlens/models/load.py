@@ -72,7 +72,7 @@ class UnloadedModel:
             self._loaded = _load_engine(name, kind, self._loading, self._engine)
             if self._statistics:
                 other: Any = None if reference is None else reference.load()
-                self._loaded.observe(self._statistics, other)  # type: ignore[attr-defined]  # an engine of DISTRIBUTIONS
+                self._loaded.observe(self._statistics, other)  # type: ignore[attr-defined]  # an engine of `WITH_LOGITS`
             self.info = self._loaded.info
             return
         source = resolve(name)
