@@ -157,6 +157,46 @@ def test_a_sequence_of_fp8_does_not_depend_on_its_neighbors():
         np.testing.assert_array_equal(together[i], result(model, "fp8", ids=row).logprobs)
 
 
+@pytest.mark.parametrize("protocol", ["stream", "prefill+tail"])
+@pytest.mark.parametrize("length", [2, 3, 20])
+@pytest.mark.parametrize("name", [*NAMES, "sink:300+5", "h2o:1", "snapkv:2", "tova:1"])
+def test_texts_shorter_than_what_is_kept(name, length, protocol):
+    """sink:4+16 could not read a text, or a chunk, of three tokens."""
+    model = tiny_model("llama")
+    for chunk in (1, 8):
+        found = result(model, name, chunk, protocol, ids=IDS[:length]).logprobs
+        assert np.isfinite(found).all()
+    if name.startswith("sink:300"):
+        np.testing.assert_allclose(found, result(model, ids=IDS[:length]).logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["knorm:20", "h2o:20", "snapkv:0.5", "tova:20"])
+def test_a_choice_by_values_does_not_depend_on_the_batch(name):
+    """Keys of one token have one norm: with the rounding of another batch other ones stayed, 0.06 nats apart."""
+    model = tiny_model("llama", num_key_value_heads=1)
+    rows = [IDS[:40], IDS[:40][::-1], [5] * 40, [6, 7] * 20]
+    policy = load_cache(name)
+    scorer = TransformersScorer(model, byte_tokenizer(), cache=CacheUse(policy=policy, chunk=1))
+    for order in (rows, rows[::-1]):
+        together = {r.key: r for r in scorer.logprobs(Request(tuple(row), row, 1) for row in order)}
+        for row in rows:
+            alone = result(model, name, 1, ids=row)
+            np.testing.assert_array_equal(together[tuple(row)].logprobs, alone.logprobs)
+            np.testing.assert_array_equal(together[tuple(row)].columns["cache_bytes"], alone.columns["cache_bytes"])
+
+
+def test_alibi_counts_what_is_kept():
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = FalconForCausalLM(FalconConfig(**sizes, alibi=True)).eval()
+    with pytest.raises(UserError, match="has ALiBi, whose code in transformers does not count dropped tokens"):
+        result(model, "window:20")
+    np.testing.assert_allclose(result(model, "full").logprobs, result(model).logprobs, atol=1e-4)
+    assert np.isfinite(result(model, "fp8").logprobs).all()
+
+
 def test_attention_is_read_from_sdpa_alone_and_the_model_is_left_as_it_was():
     model = tiny_model("llama")
     before = copy.deepcopy(model.config)

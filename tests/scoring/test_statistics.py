@@ -121,6 +121,26 @@ def test_blocks_of_other_sizes_give_the_same_columns(sizes, monkeypatch):
         assert np.array_equal(values, theirs.columns[name])
 
 
+@pytest.mark.parametrize("kind", ["fp8", "h2o:8", "prefill+tail", "dynamic-ntk"])
+def test_what_the_reference_gives_does_not_depend_on_the_batch_of_the_model(kind):
+    """The model pads a batch of two texts, by its own rule; the reference has to be run by its own."""
+    family = "llama-dynamic-ntk" if kind == "dynamic-ntk" else "llama"
+    protocol = "prefill+tail" if kind == "prefill+tail" else "stream"
+    name = "window:8" if kind == "prefill+tail" else kind
+    use = None if kind == "dynamic-ntk" else CacheUse(policy=load_cache(name), chunk=8, protocol=protocol)
+    reference = TransformersScorer(tiny_model(family), byte_tokenizer(), cache=use)
+    requests = [Request("a", IDS, 1), Request("b", OTHER_IDS, 1), Request("c", IDS[::-1][:25], 1)]
+
+    def columns_of(some):
+        scorer = TransformersScorer(tiny_model("llama"), byte_tokenizer(), statistics=ALL, reference=reference)
+        return {r.key: r.columns for r in scorer.logprobs(some)}
+
+    together = columns_of(requests)
+    for request in requests:
+        wanted = next(reference.logprobs([request])).logprobs
+        np.testing.assert_allclose(together[request.key]["reference_logprob"], wanted, atol=1e-4)
+
+
 def test_memory_is_bounded_by_the_block():
     peak = {"numel": 0}
     size = 4096

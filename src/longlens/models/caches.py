@@ -38,12 +38,14 @@ class CachePolicy(ABC):
 
     Attributes:
         name: Says what is kept, settings included, such as ``"recent:512"``: it is a part of the model's identity.
-        mixes_rows: Whether what it keeps of a row depends on the others of a batch, as one scale for all does; each
-            sequence is then fed alone.
+        mixes_rows: Whether what it keeps of a row may depend on the others of a batch, as one scale for all does, and a
+            choice by values: products of another batch are rounded differently, and of two tokens that rank alike (keys
+            of one word have one norm) the other one stays. Each sequence is then fed alone. False where places alone
+            decide.
     """
 
     name: str
-    mixes_rows: bool = False
+    mixes_rows: bool = True
 
     @abstractmethod
     def new_cache(self, model: Any) -> Any:
@@ -60,7 +62,7 @@ class CachePolicy(ABC):
 class FullCache(CachePolicy):
     """Keeps everything: the numbers of a single pass, in chunks."""
 
-    name = "full"
+    name, mixes_rows = "full", False
 
     def new_cache(self, model: Any) -> Any:
         """The library's own."""

@@ -69,6 +69,8 @@ class Budget:
 class Window(CachePolicy):
     """``window:W``: the last W tokens."""
 
+    mixes_rows = False
+
     def __init__(self, settings: str) -> None:
         (self._size,) = _integers(settings, "window", "W")
         self.name = f"window:{self._size}"
@@ -81,6 +83,8 @@ class Window(CachePolicy):
 class Sink(CachePolicy):
     """``sink:S+W``: the first S tokens and the last W (Xiao et al. 2024, StreamingLLM)."""
 
+    mixes_rows = False
+
     def __init__(self, settings: str) -> None:
         self._sinks, self._size = _integers(settings, "sink", "S+W")
         self.name = f"sink:{self._sinks}+{self._size}"
@@ -90,7 +94,8 @@ class Sink(CachePolicy):
 
         def keep(keys: Tensor, values: Tensor) -> Tensor:
             n = keys.shape[-2]
-            return torch.cat([torch.arange(min(self._sinks, n)), torch.arange(max(self._sinks, n - self._size), n)])
+            first = min(self._sinks, n)
+            return torch.cat([torch.arange(first), torch.arange(max(first, n - self._size), n)])
 
         return evicting_cache(model, keep)
 
@@ -126,7 +131,7 @@ class _RandomLayer(EvictingLayer):
 class Random(_Ranked):
     """``random:SIZE``: tokens drawn without looking, the same for all heads of a layer; the baseline of the others."""
 
-    kind, layer = "random", _RandomLayer
+    kind, layer, mixes_rows = "random", _RandomLayer, False
 
 
 class _NormLayer(EvictingLayer):
@@ -213,8 +218,6 @@ class LastQuery(_Ranked):
 
 class _Quantized(CachePolicy):
     """Keys and values in fewer bits, by a layer of transformers; its first chunk is read as it is."""
-
-    mixes_rows = True
 
     def __init__(self, name: str, layer: str, package: str | None = None, **settings: Any) -> None:
         import transformers.cache_utils

@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from longlens.logprobs import (
     logit_blocks,
     token_logprobs,
 )
-from longlens.models.caches import CacheUse, FullCache, cache_bytes, observed
+from longlens.models.caches import CacheUse, EvictingLayer, FullCache, cache_bytes, observed
 from longlens.models.files import model_max_length
 from longlens.models.forward import (
     PROBE_TOKENS,
@@ -191,17 +192,28 @@ class TransformersScorer:
         through_cache = [request for request in requests if self._cache is not None and not request.is_short]
         whole = [request for request in requests if self._cache is None or request.is_short]
         # What a policy keeps must not depend on padding.
-        alone = 1 if self._cache is not None and self._cache.policy.mixes_rows else self._rows
-        for some, pads, rows in ((through_cache, False, alone), (whole, self._pads, self._rows)):
+        for some, pads, rows in ((through_cache, False, self._rows_of_long), (whole, self._pads, self._rows)):
             lengths = [len(request.token_ids) for request in some]
             for numbers in pack(lengths, pads=pads, tokens=self._batch_tokens, rows=rows):
                 yield [some[number] for number in numbers]
 
+    @property
+    def _rows_of_long(self) -> int | None:
+        """How many long contexts may be a batch; None for any number."""
+        return 1 if self._cache is not None and self._cache.policy.mixes_rows else self._rows
+
     def logits(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         """Logits of the scored tokens of a batch of long contexts, `longlens.scoring.scorer.Distributions`."""
-        with running(self.model):
-            states, _ = self._long_hidden(*self._tensors(requests))
-        yield from logit_blocks(states.to(self._head.weight.device), self._head)
+        # The batch is another model's: this one may have to be given fewer of them together.
+        is_alone = self._rows_of_long == 1
+        pads = self._pads and self._cache is None
+        parts = [[request] for request in requests] if is_alone else [list(requests)]
+        if not (is_alone or pads):
+            parts = [list(some) for _, some in groupby(requests, key=lambda request: len(request.token_ids))]
+        for some in parts:
+            with running(self.model):
+                states, _ = self._long_hidden(*self._tensors(some))
+            yield from logit_blocks(states.to(self._head.weight.device), self._head)
 
     def _tensors(self, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
         """Tokens ``(B, T)`` of sequences, the longest first, and which rows predict a scored one."""
@@ -324,6 +336,12 @@ class TransformersScorer:
                 f"{name} does not accept position ids, which tokens after dropped ones need: use `cache=full`"
             )
         layers, plain = cache.policy.new_cache(self.model).layers, FullCache().new_cache(self.model).layers
+        drops = any(isinstance(layer, EvictingLayer) for layer in layers)
+        if drops and getattr(self._config, "alibi", False):
+            raise UserError(
+                f"{name} has ALiBi, whose code in transformers does not count dropped tokens: use `cache=full` or "
+                "`cache=fp8`"
+            )
         same = all(type(one) is type(other) for one, other in zip(layers, plain, strict=False))
         if cache.policy.name != FullCache.name and len(layers) == len(plain) and same:
             raise UserError(
