@@ -135,6 +135,69 @@ def test_columns_of_a_divergence_and_bytes():
     assert "another reference" in other.warnings[0]
 
 
+def test_runs_that_differ_in_more_than_a_policy():
+    """Each of them was compared without a word, and most passed a gate."""
+    full = scores(row(LONG, SHORT))
+    compressed = policy(row(LONG, SHORT))
+    with pytest.raises(UserError, match=r"was scored under window:8@4: name the uncompressed run first"):
+        cost(compressed, [full], evaluator_scores=full)
+    other_bos = scores(row(LONG, None), bos="published")
+    with pytest.raises(UserError, match=r"`bos=published` and toy with `bos=window`"):
+        cost(full, [other_bos], evaluator_scores=full)
+    more = policy(row(LONG, None), row(LONG, None, id="b"))
+    (said,) = [s for s in cost(full, [more], evaluator_scores=full).warnings if "are not in" in s]
+    assert said.startswith("1 documents of toy")
+    other = policy(row(LONG, None), name="other")
+    assert "has other weights than toy" in cost(full, [other], evaluator_scores=full).warnings[0]
+    sized, deeper = scores(row(LONG, SHORT)), scores(row(LONG, None), name="deeper")
+    for run, layers in ((sized, 2), (deeper, 3)):
+        run.manifest["model"]["config"] = {"num_hidden_layers": layers, "hidden_size": 8}
+    assert (
+        "another model than toy (num_hidden_layers is 3 and not 2)"
+        in (cost(sized, [deeper], evaluator_scores=sized).warnings[0])
+    )
+    partial = scores(row(LONG, SHORT))
+    partial.num_incomplete = 2
+    assert "2 documents of toy" in cost(partial, [policy(row(LONG, None))], evaluator_scores=full).warnings[0]
+
+
+@pytest.mark.parametrize("fed", ["12", "prefill+12", "500"])
+def test_texts_that_were_fed_at_once_lose_nothing_and_say_nothing(fed):
+    """A single pass through any cache is a pass of the full model: a gate passed."""
+    full = scores(row(LONG, SHORT))
+    with pytest.raises(UserError, match=r"no document of toy is longer than the .* tokens that were fed at once"):
+        cost(full, [policy(row(LONG, None), cache=f"window:8@{fed}")], evaluator_scores=full)
+    pieces = [*"abcdefghijklm"]
+    short = token_scores(pieces, [*LONG, -1.0], [*SHORT, -6.0], id="b", context=4, stride=2)
+    both = scores(row(LONG, SHORT), short)
+    found = cost(both, [policy(*both, cache="window:8@12")], evaluator_scores=both)
+    assert "nothing was compressed in 1 of 2 documents" in found.warnings[-1]
+
+
+def test_impossible_tokens_are_counted():
+    full = scores(row(LONG, SHORT))
+    kept = [*LONG]
+    kept[4] = -math.inf
+    found = cost(full, [policy(row(kept, None))], evaluator_scores=full)
+    assert found.num_key_tokens == 5
+    assert "1 tokens have probability 0" in found.warnings[-1]
+
+
+def test_why_there_is_no_interval():
+    many = [row(LONG, SHORT, id=f"{n}") for n in range(4)]
+    full = scores(*many)
+    assert cost(full, [policy(*many)], evaluator_scores=full).policies[0].interval is not None
+    worse = dataclasses.replace(many[0], short={K: np.asarray([NAN] * 4 + [0.0] * 8, np.float32)})
+    selector, full = scores(*many, name="selector"), scores(worse, *many[1:])
+    found = cost(full, [policy(*many)], evaluator_scores=selector)
+    assert found.policies[0].interval is None
+    assert any("gain nothing from long context" in said for said in found.warnings)
+    pieces = [*"abcdefghijkl"] * 4
+    one = scores(token_scores(pieces, LONG * 4, [*SHORT, *[-6.0] * 36], context=4, stride=2))
+    found = cost(one, [policy(*one)], evaluator_scores=one)
+    assert any("one document gives no interval" in said for said in found.warnings)
+
+
 def test_what_cannot_be():
     full = scores(row(LONG, SHORT))
     long_only, other = policy(row(LONG, None)), policy(row(LONG, None, id="b"))
@@ -144,7 +207,7 @@ def test_what_cannot_be():
     for call, message in (
         (lambda: cost(full, [long_only]), "pass `evaluator_scores`"),
         (lambda: cost(full, [], evaluator_scores=full), "pass at least one more run"),
-        (lambda: cost(long_only, [full], evaluator_scores=full), "scored without short contexts"),
+        (lambda: cost(scores(row(LONG, None)), [full], evaluator_scores=full), "scored without short contexts"),
         (lambda: cost(full, [other], evaluator_scores=full), "document 'a' is not in toy"),
         (lambda: cost(full, [tokens], evaluator_scores=full), "different tokens"),
         (lambda: cost(full, [text], evaluator_scores=full), "different text"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
-from longlens import UserError, divergence
+from longlens import UserError, cost, divergence
 from longlens.metrics.divergence import MEASURES, bracket_of, mean_of
+from longlens.scoring.scores import identity_of
 from longlens.scoring.statistics import DIVERGENCE
 from tests.toys import NAN, scores, token_scores
 
@@ -85,3 +87,18 @@ def test_intervals_stay_where_values_can_be():
     share = mean_of([(20.0, 200), (190.0, 200), (1.0, 1)], is_share=True)
     assert 0 <= share.interval[0] < share.value < share.interval[1] <= 1
     assert mean_of([(0.0, 10), (0.0, 10)]).interval == (0, 0)
+
+
+def test_infinite_divergences_are_counted():
+    """They were left out without a word here, and made `longlens cost --json` fail."""
+    one = row(40, 1, "a")
+    columns = {name: values.copy() for name, values in one.columns.items()}
+    columns["kl"][5] = columns["reverse_kl"][6] = np.inf
+    own = diverged(dataclasses.replace(one, columns=columns))
+    found = divergence(own, evaluator_scores=own)
+    assert (found.num_infinite, found.num_tokens) == (2, 37)
+    assert found.to_json()["num_infinite"] == 2
+    own.manifest["model"]["reference"]["sha256"] = identity_of(own).sha256
+    costs = cost(own, [own], evaluator_scores=own)
+    assert math.isfinite(costs.policies[0].kl)
+    assert any("2 tokens of toy" in said and "an infinite KL" in said for said in costs.warnings)

@@ -16,7 +16,7 @@ from longlens.logprobs import DISTRIBUTION_BYTES
 from longlens.models.caches import CacheUse
 from longlens.models.policies import load_cache
 from longlens.scoring.scorer import Request
-from longlens.scoring.statistics import DIVERGENCE, ENTROPY, RANK, Statistic, load_statistics
+from longlens.scoring.statistics import DIVERGENCE, ENTROPY, RANK, Statistic, describe, load_statistics
 from longlens.scoring.transformers import TransformersScorer
 from longlens.settings.options import Engine, Loading
 from tests.tiny import byte_tokenizer, tiny_model
@@ -75,6 +75,46 @@ def test_a_model_against_itself():
     assert found["top1_agreement"].all()
     cache = CacheUse(policy=load_cache("window:4"), chunk=8)
     assert columns(model, model, cache=cache)["kl"].max() > 1e-3
+
+
+def test_equal_rows_diverge_by_nothing_and_no_rows_by_less():
+    """JS of a model with itself was up to 4e-8 on either side of 0, and KL of near ones down to -3e-7."""
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 300, generator=draws).mul(3).log_softmax(-1)
+    near = (rows + 1e-4 * torch.randn(200, 300, generator=draws)).log_softmax(-1)
+    targets = torch.zeros(200, dtype=torch.int64)
+    same, found, turned = (DIVERGENCE.compute(*both, targets) for both in ((rows, rows), (near, rows), (rows, near)))
+    for name in ("kl", "reverse_kl", "js"):
+        assert not same[name].any()
+        assert (found[name] >= 0).all()
+    assert torch.equal(found["kl"], turned["reverse_kl"])
+    assert torch.equal(found["js"], turned["js"])
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda rows: 1 / 0, "the statistic 'mine' fails: division by zero: fix its package"),
+        (lambda rows: None, "gives None; expected real tensors x"),
+        (lambda rows: [1], r"gives \[1\]; expected real tensors x"),
+        (lambda rows: {"x": rows[:, 0].numpy()}, "gives {'x': 'ndarray'}; expected real tensors"),
+        (lambda rows: {"x": rows[:, 0] + 1j}, "gives {'x': torch.complex64}; expected real tensors"),
+        (lambda rows: {"x": rows[:, :1]}, "expected real tensors x of shape"),
+        (lambda rows: {"x": rows[:, 0] * torch.nan}, "gives NaN for 'x': fix its package"),
+    ],
+)
+def test_what_a_package_may_not_give(made, said):
+    statistic = Statistic(name="mine", columns=("x",), compute=lambda rows, reference, targets: made(rows))
+    rows = torch.zeros(3, 5)
+    with pytest.raises(UserError, match=said):
+        describe([rows], torch.zeros(3, dtype=torch.int64), [statistic], None)
+
+
+def test_a_reference_that_overflows_is_an_error():
+    """Its tokens were left out of all means without a word."""
+    rows = torch.zeros(3, 5)
+    with pytest.raises(UserError, match="'divergence' gives NaN for 'kl': use `dtype=float32` for both models"):
+        describe([rows], torch.zeros(3, dtype=torch.int64), [DIVERGENCE], [rows * torch.nan])
 
 
 def test_impossible_tokens_do_not_make_nan():

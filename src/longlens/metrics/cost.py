@@ -24,8 +24,9 @@ import numpy as np
 
 from longlens.errors import UserError, shown
 from longlens.keytokens.selection import KeySource
-from longlens.metrics.corpus import Bools, Corpus, Influence, WeightedSum, choose_influence, read_once
-from longlens.metrics.divergence import columns_of, mean_of
+from longlens.metrics.corpus import Bools, Corpus, WeightedSum, choose_influence, read_once
+from longlens.metrics.cost_runs import check_same, check_settings, fed_alike, warnings_of_runs, warnings_of_tokens
+from longlens.metrics.divergence import columns_of, is_measured, mean_of
 from longlens.metrics.gains import smallest_strides
 from longlens.metrics.listed import Most, excerpt
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
@@ -233,8 +234,9 @@ def cost(
         rule: Which tokens are key; at the smallest K of `full` unless a context is named.
 
     Raises:
-        UserError: Neither evaluator scores nor keys; `full` was not scored at their K; runs with other documents,
-            texts or tokens, or fed in different ways; no key token.
+        UserError: Neither evaluator scores nor keys; `full` is compressed itself, or was not scored at their K; runs
+            with other documents, texts, tokens or BOS, or fed in different ways; no document that is longer than what
+            was fed at once, so that nothing was compressed; no key token.
     """
     rule = rule or KeyRule()
     if evaluator_scores is None and keys is None:
@@ -244,6 +246,7 @@ def cost(
         )
     if not policies:
         raise UserError("the cost compares a full run with policies: pass at least one more run")
+    check_settings(full, policies)
     short, rule = _short_context(full, evaluator_scores, rule)
     influence = replace(choose_influence(evaluator_scores, keys, rule), gamma=None)
     if influence.context is not None and influence.context != short.context:
@@ -255,13 +258,15 @@ def cost(
                 f"{have}: score it at `context={influence.context}` too"
             )
         short = wanted
-    fed = _fed_alike(policies)
+    fed = fed_alike(policies)
     corpus = Corpus(full, influence)
     shorts = [one for one in smallest_strides(full) if one.context >= short.context]
     sums = [_Sums(scores, shorts, identity_of(full).sha256) for scores in policies]
     base = _Sums(full, shorts, None)
     lost: Most[LostToken] = Most(MAX_TOKENS)
-    tail = int(fed.removeprefix("prefill+")) if fed is not None and fed.startswith("prefill+") else None
+    chunk = None if fed is None else int(fed.removeprefix("prefill+"))
+    tail = chunk if str(fed).startswith("prefill+") else None
+    num_whole = num_impossible = 0
     for rows in read_once(full.ids, [full, influence.evaluator, *policies]):
         row, evaluated, *others = rows
         assert row is not None
@@ -272,16 +277,24 @@ def cost(
                 f"document {shown(row.id)} of {corpus.name} has no scores at K={short.context}: resume its run"
             )
         for one, scores in zip(others, policies, strict=True):
-            _check_same(row, one, scores)
+            check_same(row, one, scores)
         paired = [one for one in others if one is not None]
         view = _View(row, short, shorts, document.is_key, tail, paired)
+        num_whole += chunk is not None and len(row.token_ids) <= chunk
+        num_impossible += view.num_impossible
         for at, one in zip([base, *sums], [row, *paired], strict=True):
             at.add(view, one)
         view.list_lost(lost, row, paired)
-    if not base.num_key_tokens:
+    if num_whole == len(full):
         raise UserError(
-            f"no key token of {corpus.name} can be used: use longer documents, a lower `alpha`, or a longer tail "
-            "(`cache_chunk` with `cache_protocol=prefill+tail`)"
+            f"no document of {corpus.name} is longer than the {chunk:,} tokens that were fed at once, so that nothing "
+            f"was compressed: use longer documents, or a smaller `cache_chunk={max(1, (chunk or 0) // 4)}`"
+        )
+    if not base.num_key_tokens:
+        tails = "" if tail is None else f", or a longer tail (`cache_chunk={4 * tail}`)"
+        raise UserError(
+            f"no key token of {corpus.name} can be used: use longer documents{',' if tails else ' or'} a lower "
+            f"`alpha`{tails}"
         )
     names = names_of([full, *policies])
     settings = influence.keys.settings if influence.keys is not None else {}
@@ -304,7 +317,11 @@ def cost(
             "fed": fed,
             **{name: settings.get(name) for name in ("alpha", "beta", "lcl")},
         },
-        warnings=_warnings(base, sums, names, shorts, influence),
+        warnings=[
+            *warnings_of_runs(full, policies, names),
+            *_warnings(base, sums, names, shorts),
+            *warnings_of_tokens(num_whole, len(full), num_impossible, chunk),
+        ],
     )
 
 
@@ -323,10 +340,10 @@ class _View:
         n = len(row.token_ids)
         self.short = row.short[short].astype(np.float64)
         self.full = row.long_logprobs.astype(np.float64)
-        finite = np.isfinite(self.short) & np.isfinite(self.full)
-        for one in others:
-            finite &= np.isfinite(one.long_logprobs)
-        self.counts: Bools = finite & (np.arange(n) >= (0 if tail is None else max(0, n - tail)))
+        every = np.stack([self.short, self.full, *(one.long_logprobs for one in others)])
+        scored: Bools = ~np.isnan(every).any(axis=0) & (np.arange(n) >= (0 if tail is None else max(0, n - tail)))
+        self.counts: Bools = scored & np.isfinite(every).all(axis=0)
+        self.num_impossible = int(np.count_nonzero(scored & ~self.counts))
         self.is_key = self.counts & is_key
         self.gain = float((self.full - self.short)[self.is_key].sum())
         self.distance = self._distances(row, shorts)
@@ -384,12 +401,12 @@ class _Sums:
         self.other_reference = full is not None and reference not in (None, full)
         self._shorts = shorts
         self._gains: list[tuple[float, float]] = []
-        self._documents: list[DocumentCost] = []
+        self.documents: list[DocumentCost] = []
         self._columns: dict[tuple[str, bool], list[tuple[float, int]]] = {}
         self._brackets: dict[int, tuple[float, float, int]] = {}
         self._bytes: list[tuple[float, int]] = []
         self.all, self.key = WeightedSum(0.0, 0.0), WeightedSum(0.0, 0.0)
-        self._full_gain = 0.0
+        self._full_gain, self.num_infinite = 0.0, 0
 
     def add(self, view: _View, row: TokenScores) -> None:
         logprobs = row.long_logprobs.astype(np.float64)
@@ -401,12 +418,14 @@ class _Sums:
         kl = None
         if self.has_divergence:
             columns = columns_of(row)
+            there = is_measured(columns)
+            self.num_infinite += int(np.count_nonzero(view.counts & ~there & ~np.isnan(columns["kl"])))
             for name in ("kl", "top1_agreement"):
                 for of_key, chosen in ((False, view.counts), (True, view.is_key)):
-                    values = columns[name][chosen]
+                    values = columns[name][chosen & there]
                     self._columns.setdefault((name, of_key), []).append((float(values.sum()), len(values)))
             kl = mean_of(self._columns["kl", False][-1:])
-        self._documents.append(
+        self.documents.append(
             DocumentCost(
                 id=view.id,
                 retained_gain=float(kept.sum()) / view.gain if view.gain > 0 else None,
@@ -434,6 +453,11 @@ class _Sums:
     @property
     def num_key_tokens(self) -> int:
         return int(self.key.weight)
+
+    @property
+    def loses_somewhere(self) -> bool:
+        """Whether the full model loses by its long context on the key tokens of a document."""
+        return any(gain < 0 for _, gain in self._gains)
 
     @property
     def gain(self) -> float | None:
@@ -467,7 +491,7 @@ class _Sums:
             top1_agreement=mean("top1_agreement", False),
             key_top1_agreement=mean("top1_agreement", True),
             by_distance=self._by_distance(),
-            documents=self._documents,
+            documents=self.documents,
         )
 
     def _by_distance(self) -> list[DistanceBracket]:
@@ -528,51 +552,23 @@ def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tup
     return both[0], replace(rule, context=both[0].context, stride=stride)
 
 
-def _fed_alike(policies: Sequence[Scores]) -> str | None:
-    """How all the policies were fed, such as ``256`` or ``prefill+512``; None where none has a cache policy.
-
-    Raises:
-        UserError: They differ, so that chunks and not policies would be compared.
-    """
-    fed = {
-        str(cache).rpartition("@")[2]
-        for cache in (scores.manifest["model"].get("cache") for scores in policies)
-        if cache
-    }
-    if len(fed) > 1:
-        raise UserError(
-            f"the runs used different chunks ({', '.join(sorted(fed))}), which changes scores by itself: score "
-            "all policies with one `cache_chunk` and `cache_protocol`"
-        )
-    return next(iter(fed), None)
-
-
-def _check_same(row: TokenScores, other: TokenScores | None, scores: Scores) -> None:
-    name = scores.manifest["model"]["name"]
-    if other is None:
-        raise UserError(f"document {shown(row.id)} is not in {scores.folder or name}: score the same documents there")
-    if other.text_sha256 != row.text_sha256:
-        raise UserError(
-            f"document {shown(row.id)} has a different text in {scores.folder or name}: score both with the same "
-            "`max_length` and `truncate_with`"
-        )
-    if not np.array_equal(other.token_ids, row.token_ids):
-        raise UserError(
-            f"document {shown(row.id)} has different tokens in {scores.folder or name}: the cost compares variants of "
-            "one model (cache policy, quantization); to compare two models use longlens compare"
-        )
-
-
-def _warnings(
-    base: _Sums, sums: Sequence[_Sums], names: Sequence[str], shorts: Sequence[ShortContext], influence: Influence
-) -> list[str]:
+def _warnings(base: _Sums, sums: Sequence[_Sums], names: Sequence[str], shorts: Sequence[ShortContext]) -> list[str]:
     notes = []
     for at, name in zip(sums, names[1:], strict=True):
         if at.other_reference:
             notes.append(f"{name} was compared with another reference than {names[0]}, so its KL is left out")
+        if at.num_infinite:
+            notes.append(f"{at.num_infinite} tokens of {name} have an infinite KL and are left out of its mean")
     if base.num_key_tokens < MIN_TOKENS:
         notes.append(
             f"{base.num_key_tokens} key tokens are too few for an interval (at least {MIN_TOKENS}): use more documents"
+        )
+    elif len(base.documents) < 2:
+        notes.append("one document gives no interval, which is over documents: use more documents")
+    elif base.loses_somewhere:
+        notes.append(
+            "there is no interval, since the key tokens of some documents gain nothing from long context: select the "
+            "key tokens with the full model, or use more text of each document"
         )
     if len(shorts) < 2:
         notes.append(

@@ -76,6 +76,8 @@ class DivergenceResult(Tabular):
         num_documents: Documents.
         num_tokens: Tokens.
         num_key_tokens: Those that are key; None without.
+        num_infinite: Tokens that are left out, since one model finds a token impossible that the other does not: their
+            KL is infinite.
         settings: ``alpha``, ``beta``, ``lcl``, ``context`` of the key tokens.
     """
 
@@ -90,6 +92,7 @@ class DivergenceResult(Tabular):
     num_documents: int
     num_tokens: int
     num_key_tokens: int | None
+    num_infinite: int
     settings: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +111,8 @@ class DivergenceResult(Tabular):
             for bracket in self.by_position
         ]
         rest = {name: getattr(self, name) for name in ("model", "reference", "cache", "evaluator", "ppl")}
-        counts = {name: getattr(self, name) for name in ("num_documents", "num_tokens", "num_key_tokens", "settings")}
+        names = ("num_documents", "num_tokens", "num_key_tokens", "num_infinite", "settings")
+        counts = {name: getattr(self, name) for name in names}
         found: dict[str, Any] = plain(
             {
                 "schema_version": SCHEMA_VERSION,
@@ -156,11 +160,12 @@ def divergence(
     reference = check_diverged(scores)
     sums: dict[tuple[str, str], list[tuple[float, int]]] = {}
     places: dict[tuple[str, int], list[tuple[float, int]]] = {}
-    logprobs = np.zeros(2)
+    logprobs, num_infinite = np.zeros(2), 0
     for document in corpus:
         row, is_key = document.row, document.is_key
         columns = columns_of(row)
-        there = np.isfinite(columns["kl"])
+        there = is_measured(columns)
+        num_infinite += int(np.count_nonzero(~there & ~np.isnan(columns["kl"])))
         logprobs += [row.long_logprobs[there].sum(dtype=float), columns["reference_logprob"][there].sum(dtype=float)]
         groups: dict[str, Bools] = {"all": there}
         if is_key is not None:
@@ -203,6 +208,7 @@ def divergence(
         num_documents=len(scores),
         num_tokens=whole.num_tokens,
         num_key_tokens=None if influence.keys is None else 0 if of_keys is None else of_keys.num_tokens,
+        num_infinite=num_infinite,
         settings={name: rule_of_keys.get(name) for name in ("alpha", "beta", "lcl", "context", "stride")},
     )
 
@@ -234,6 +240,12 @@ def columns_of(row: TokenScores) -> Mapping[str, Doubles]:
         raise UserError(f"document {row.id!r} has no column {lacking[0]}: score it again into a new folder")
     empty = np.full(len(row.token_ids), np.nan)
     return {name: row.columns.get(name, empty).astype(np.float64) for name in DIVERGENCE.columns}
+
+
+def is_measured(columns: Mapping[str, Doubles]) -> Bools:
+    """Which tokens have a finite KL both ways."""
+    found: Bools = np.isfinite(columns["kl"]) & np.isfinite(columns["reverse_kl"])
+    return found
 
 
 def bracket_of(before: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

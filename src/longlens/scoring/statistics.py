@@ -6,13 +6,14 @@ With a reference, another model that is run over the same tokens, it has the ref
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from longlens.errors import UserError, shown
+from longlens.errors import UserError, library_errors, shown, shown_value
 from longlens.plugins import list_plugins, load_plugin
 
 if TYPE_CHECKING:
@@ -65,12 +66,15 @@ def divergence(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str
         top1_agreement = 1 where both have the same most likely token
         reference_logprob = log p(token)                                  nats
     """
+    from torch.nn.functional import softplus
+
     p, q = reference.exp(), logprobs.exp()
-    middle = ((p + q) / 2).log_()
+    # log p - log m = log 2 - softplus(log q - log p), which is exactly 0 where both are equal; below 0 is rounding.
+    over, under = (math.log(2) - softplus(some) for some in (logprobs - reference, reference - logprobs))
     return {
-        "kl": _expected(p, reference - logprobs),
-        "reverse_kl": _expected(q, logprobs - reference),
-        "js": (_expected(p, reference - middle) + _expected(q, logprobs - middle)) / 2,
+        "kl": _expected(p, reference - logprobs).clamp_min(0),
+        "reverse_kl": _expected(q, logprobs - reference).clamp_min(0),
+        "js": ((_expected(p, over) + _expected(q, under)) / 2).clamp_min(0),
         "top1_agreement": (logprobs.argmax(-1) == reference.argmax(-1)).float(),
         "reference_logprob": reference.gather(-1, targets[:, None])[:, 0],
     }
@@ -132,8 +136,11 @@ def describe(
             entries for more tokens (padding), both are normalized over those that they share.
 
     Raises:
-        UserError: A statistic gives other columns than it declares.
+        UserError: A statistic fails, or gives other columns than it declares, or NaN.
     """
+    from torch import OutOfMemoryError
+
+    passing = (OutOfMemoryError,)  # which the scorer says what to do about
     # Made first: small arrays that stay between the blocks would keep glibc from using their memory again.
     found = {name: np.empty(len(targets), np.float32) for statistic in statistics for name in statistic.columns}
     start = 0
@@ -146,10 +153,18 @@ def describe(
         rows = slice(start, start + len(own))
         start = rows.stop
         for statistic in statistics:
-            made = statistic.compute(own, others, targets[rows])
+            with library_errors(f"the statistic {shown(statistic.name)} fails", "fix its package", passing=passing):
+                made = statistic.compute(own, others, targets[rows])
             check_columns(statistic, made, len(own))
             for name, values in made.items():
                 found[name][rows] = values.float().cpu().numpy()
+                if np.isnan(found[name][rows]).any():
+                    raise UserError(
+                        f"the statistic {shown(statistic.name)} gives NaN for {shown(name)}: use `dtype=float32` for "
+                        "both models, or fix its package"
+                        if statistic.is_pairwise
+                        else f"the statistic {shown(statistic.name)} gives NaN for {shown(name)}: fix its package"
+                    )
     return found
 
 
@@ -170,11 +185,19 @@ def check_columns(statistic: Statistic, made: Mapping[str, Any], rows: int) -> N
     """Rejects what another package's statistic gives, where it is not what it says.
 
     Raises:
-        UserError: Other columns, or of another length.
+        UserError: Other columns, of another length, or no real tensors.
     """
-    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in made.items()}
-    if set(made) != set(statistic.columns) or set(shapes.values()) - {(rows,)}:
-        raise UserError(
-            f"the statistic {shown(statistic.name)} gives {shapes}; expected {', '.join(statistic.columns)} of shape "
-            f"({rows},): fix its package"
-        )
+    from torch import Tensor
+
+    said: object = shown_value(made)
+    if isinstance(made, Mapping):
+        are_real = all(isinstance(value, Tensor) and not value.is_complex() for value in made.values())
+        said = shapes = {name: tuple(getattr(value, "shape", ())) for name, value in made.items()}
+        if are_real and set(made) == set(statistic.columns) and not set(shapes.values()) - {(rows,)}:
+            return
+        if not are_real:
+            said = {n: v.dtype if isinstance(v, Tensor) else type(v).__name__ for n, v in made.items()}
+    raise UserError(
+        f"the statistic {shown(statistic.name)} gives {said}; expected real tensors {', '.join(statistic.columns)} of "
+        f"shape ({rows},): fix its package"
+    )

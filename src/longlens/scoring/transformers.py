@@ -247,14 +247,14 @@ class TransformersScorer:
         described = is_long and bool(self._statistics)
         block_bytes = LOGIT_BYTES if described else BLOCK_BYTES
         logprobs = token_logprobs(hidden, targets, self._head, block_bytes=block_bytes).cpu().numpy()
-        if described:
-            others = None if self._reference is None else self._reference.logits(batch)
-            columns |= describe(logit_blocks(hidden, self._head), targets, self._statistics, others)
         if np.isnan(logprobs).any():
             raise UserError(
                 f"{self.info.name} overflows in {self.info.dtype} (log-probabilities are NaN): use "
                 "`dtype=float32` or `dtype=bfloat16`"
             )
+        if described:
+            others = None if self._reference is None else self._reference.logits(batch)
+            columns |= describe(logit_blocks(hidden, self._head), targets, self._statistics, others)
         ends = np.cumsum([len(request.token_ids) - request.start for request in batch])
         parts = np.split(logprobs, ends[:-1])
         results = [Result(request.key, part) for request, part in zip(batch, parts, strict=True)]

@@ -115,6 +115,8 @@ def print_divergence(found: DivergenceResult, out: Path) -> None:
     print_table(["", *columns], rows)
     counts = [mean.num_tokens for group in groups if (mean := found.means["kl"][group]) is not None]
     print(", ".join(f"{number(count, 0)} {group}" for count, group in zip(counts, groups, strict=True)) + " tokens")
+    if found.num_infinite:
+        print(f"{number(found.num_infinite, 0)} tokens have an infinite KL and are left out")
     print(f"PPL {number(found.ppl)} against {number(found.reference_ppl)}\n")
     print_table(
         ["tokens before", "tokens", "KL, nats", "same most likely token"],
