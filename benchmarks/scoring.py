@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ import longlens
 from benchmarks.tables import write_table
 from longlens.compat import compute_longppl
 from longlens.models import load_tokenizer
-from longlens.models.products import linear
+from longlens.models.products import attention, linear
 from longlens.scoring.transformers import TransformersScorer
 
 CASES = (("smollm2", 2048, 512, 128), ("gemma3-270m", 1024, 256, 64))
@@ -49,7 +50,13 @@ PRODUCTS = (
     ("Gemma, vocabulary", 128, 640, 262144),
     ("8B, a batch, up", 256, 4096, 14336),
 )
-MEASURED = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+ATTENTIONS = (
+    ("SmolLM2, windows of K = 512, d = 128", (1, 9, 640, 64), 3),
+    ("SmolLM2, 2,048 tokens", (1, 9, 2048, 64), 3),
+    ("Gemma 3, windows of K = 256, d = 64", (3, 4, 320, 256), 1),
+    ("8B, windows of K = 512, d = 128", (1, 32, 640, 128), 8),
+)
+MEASURED = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_softmax")
 PEAK = """
 import contextlib, io, json, sys
 from importlib import import_module
@@ -192,9 +199,29 @@ def products() -> None:
     write_table("scoring_products", columns, rows, page="docs/precision.md", by="scoring")
 
 
+def attentions() -> None:
+    """Causal attention by torch's code and by ours."""
+    rows = []
+    for name, (batch, heads, length, width), groups in ATTENTIONS:
+        query = torch.randn(batch, length, heads, width).transpose(1, 2)
+        key, value = torch.randn(2, batch, groups, length, width)
+        seconds = []
+        for function in (torch.nn.functional.scaled_dot_product_attention, attention):
+            call = partial(function, query, key, value, is_causal=True, enable_gqa=True)
+            call()
+            seconds.append(min(cpu_seconds(call) for _ in range(5)))
+        of_torch, ours = (f"{1000 * value:.1f}" for value in seconds)
+        rows.append(
+            [name, f"{batch} x {heads} x {length:,} x {width}", of_torch, ours, f"{seconds[0] / seconds[1]:.2f}"]
+        )
+    columns = ["causal attention", "B x H x T x D", "torch's, ms", "longlens's, ms", "ratio"]
+    write_table("scoring_attention", columns, rows, page="docs/precision.md", by="scoring")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     products()
+    attentions()
     memory()
     peers(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
 

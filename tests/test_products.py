@@ -1,14 +1,17 @@
 """float32 products by oneDNN: they equal torch's, and replace plain products on the CPU alone."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import longlens
 from longlens.models import products
 from longlens.models.forward import Forward, running
-from longlens.models.products import fast_products, linear
+from longlens.models.products import attention, fast_products, linear
 from longlens.scoring.transformers import TransformersScorer
 from tests.tiny import byte_tokenizer, tiny_model
 from tests.train.runs import trained, weights_of
@@ -67,6 +70,97 @@ def test_other_dtypes_devices_classes_and_autocast_are_left_to_torch():
         assert OPERATION not in operations(lambda: linear(states, weight))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(states, weight[:, :6])
+
+
+@pytest.mark.parametrize("weight", [torch.randn(512, 1024)[:, :512], torch.randn(1024, 512)[::2]])
+def test_weights_with_gaps_between_rows_are_not_multiplied_by_reference_code(weight):
+    states, strides = torch.randn(64, 512), []
+
+    class Strides(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.name() == OPERATION:
+                strides.append(args[1].stride())
+            return func(*args, **(kwargs or {}))
+
+    with Strides():
+        found = linear(states, weight)
+    assert strides == [(512, 1)]  # of others, oneDNN has reference code alone: 1,000 times as slow
+    assert torch.allclose(found, states @ weight.T, atol=1e-3)
+
+
+def masked(kind, batch, length, keys):
+    """What query i sees: ``(batch or 1, 1, length, keys)``."""
+    row, column = torch.arange(length)[:, None] + keys - length, torch.arange(keys)
+    causal = column <= row
+    if kind == "window":
+        return (causal & (column > row - 100))[None, None]
+    if kind == "sink":
+        return (causal & ((column > row - 100) | (column < 4)))[None, None]
+    if kind == "left padding":
+        begins = torch.arange(batch)[:, None, None] * 150
+        return (causal & (column >= begins))[:, None]
+    return (torch.rand(batch, 1, length, keys) < 0.3) if kind == "random" else causal[None, None]
+
+
+def naive_attention(query, key, value, allowed, scale):
+    """Float64, one query at a time: 0 where nothing is seen."""
+    group = query.shape[1] // key.shape[1]
+    query, key, value = (part.double() for part in (query, key, value))
+    found = torch.zeros(*query.shape[:3], value.shape[-1], dtype=torch.float64)
+    for b in range(len(query)):
+        for h in range(query.shape[1]):
+            for i in range(query.shape[2]):
+                sees = allowed[b if len(allowed) > 1 else 0, 0, i]
+                if bool(sees.any()):
+                    shares = (key[b, h // group][sees] @ query[b, h, i] * scale).softmax(0)
+                    found[b, h, i] = shares @ value[b, h // group][sees]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "sink", "left padding", "random", "is_causal"])
+@pytest.mark.parametrize(
+    ("keys", "group", "width", "scale"), [(300, 1, 64, None), (300, 3, 64, 0.3), (420, 2, 48, None)]
+)
+def test_attention_is_that_of_float64(monkeypatch, kind, keys, group, width, scale):
+    torch.manual_seed(0)
+    query = torch.randn(2, 300, 2 * group, width).transpose(1, 2)
+    key, value = torch.randn(2, keys, 2, width).transpose(1, 2), torch.randn(2, 2, keys, width)
+    allowed = masked(kind, 2, 300, keys)
+    if kind == "is_causal":
+        options, allowed = {"is_causal": True}, torch.ones(1, 1, 300, keys, dtype=torch.bool).tril()
+    else:
+        options = {"attn_mask": allowed}
+    wanted = naive_attention(query, key, value, allowed, scale or width**-0.5)
+    for rows in (7, 128):
+        monkeypatch.setattr(products, "ATTENTION_ROWS", rows)
+        with fast_products(torch.device("cpu")):
+            call = partial(torch.nn.functional.scaled_dot_product_attention, query, key, value, **options)
+            found = call(scale=scale, enable_gqa=True)
+        # One query that saw a key too many would be off by 0.1 and more; float32 by torch's own is as far off as this.
+        assert (found - wanted).abs().max() < 5e-6
+    assert OPERATION in operations(lambda: attention(query, key, value, scale=scale, enable_gqa=True, **options))
+
+
+def test_attention_that_is_not_plain_is_left_to_torch():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 300, 64)
+    bias = torch.randn(1, 1, 300, 300)
+
+    def is_ours(*parts, **options):
+        return OPERATION in operations(lambda: attention(*parts, **options))
+
+    assert is_ours(query, key, value)
+    assert not is_ours(query, key, value, bias)
+    assert not is_ours(query, key, value, torch.ones(1, 2, 300, 300, dtype=torch.bool))
+    assert not is_ours(query, key, value, torch.ones(300, 300, dtype=torch.bool))
+    assert not is_ours(query, key, value, dropout_p=0.1)
+    assert not is_ours(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert not is_ours(query.requires_grad_(), key, value)
+    query = query.detach()
+    assert not is_ours(query[:, :, :1], key, value)
+    assert not is_ours(query[:, :, :20], key[:, :, :20], value[:, :, :20])
+    with pytest.raises(RuntimeError):
+        attention(query, key[..., :32], value)
 
 
 def test_layers_of_a_running_model_use_them_and_scores_stay_the_same(monkeypatch):

@@ -1,8 +1,9 @@
-"""float32 products of linear layers on CPUs where torch's own are slow.
+"""float32 products of linear layers and of attention on CPUs where torch's own are slow.
 
 torch multiplies float32 matrices with MKL, which uses AVX2 on processors that are not Intel's: 85 to 110 GFLOP/s a core
-on an AMD EPYC with AVX-512, where oneDNN, which torch also holds, reaches 150 to 250 (`python -m benchmarks.scoring`).
-Both round as float32 does: 4e-7 of the norm of the product against 2.5e-7.
+on an AMD EPYC with AVX-512, where oneDNN, which torch also contains, reaches 150 to 250, and its attention on the CPU
+is made of the same products (`python -m benchmarks.scoring`). Both round as float32 does: 4e-7 of the norm of the
+product against 2.5e-7.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import functools
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+ATTENTION_ROWS = 128
+"""Queries of a head whose scores are computed together; fewer for long keys, see `ATTENTION_BYTES`."""
+ATTENTION_BYTES = 32 * 2**20
+"""Bound on the scores of attention that exist at one time."""
+ATTENTION_WORK = 4_000_000
+"""Products of a head, ``queries x keys x width``, below which torch's own attention is as fast."""
+FEWEST_ROWS = 16
+"""Below this number of queries (a step of generation) it is as well."""
 _CPU_INFO = Path("/proc/cpuinfo")
+_TORCH_ATTENTION = nn.functional.scaled_dot_product_attention
 
 
 @functools.cache
@@ -42,8 +52,129 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _multiply(states, weight, bias)
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention``, by oneDNN's products where those are faster.
+
+    Keys that no query of a block may see are left out: a causal mask costs half, a sliding window n x window.
+
+    Args:
+        query: ``(B, H, T, D)``.
+        key: ``(B, H', S, D)``, with H' = H, or a divisor of it under ``enable_gqa``.
+        value: ``(B, H', S, E)``.
+        attn_mask: Boolean, ``(B or 1, 1, T, S)``, True where a query sees a key. Others are left to torch, as are
+            dropout, gradients and other dtypes and devices.
+        dropout_p: As torch's.
+        is_causal: As torch's: query i sees the keys up to i.
+        **options: ``scale`` and ``enable_gqa``, as torch's.
+
+    Returns:
+        ``(B, H, T, E)``; 0 for a query that sees no key.
+    """
+    if dropout_p or not _is_attended(query, key, value, attn_mask, is_causal):
+        return _TORCH_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    batch, heads, length, width = query.shape
+    group, keys = heads // key.shape[1], key.shape[2]
+    scale = options.get("scale") or width**-0.5
+    rows = max(1, min(ATTENTION_ROWS, ATTENTION_BYTES // (4 * keys * group)))
+    blocks = [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
+    # As transformers needs it next, heads after tokens.
+    found = query.new_zeros(batch, length, heads, value.shape[-1]).transpose(1, 2)
+    views: list[_View] = []
+    for b in range(batch):
+        if b == 0 or (attn_mask is not None and len(attn_mask) > 1):
+            views = [_view(None if attn_mask is None else attn_mask[b, 0], block, keys, is_causal) for block in blocks]
+        for h in range(key.shape[1]):
+            of_head = slice(h * group, (h + 1) * group)
+            k, v = key[b, h].contiguous(), value[b, h].contiguous()
+            for block, (first, last, hidden, blind) in zip(blocks, views, strict=True):
+                if first == last:
+                    continue
+                states = (query[b, of_head, block] * scale).reshape(-1, width)
+                scores = _multiply(states, k[first:last], None).view(group, -1, last - first)
+                for some, bias in hidden:
+                    scores[..., some] += bias
+                shares = scores.softmax(-1)
+                if blind is not None:
+                    shares[:, blind] = 0.0
+                mixed = _multiply(shares.view(-1, last - first), v[first:last].T, None)
+                found[b, of_head, block] = mixed.view(group, -1, mixed.shape[-1])
+    return found
+
+
+class _View(NamedTuple):
+    """What the queries of a block see.
+
+    Attributes:
+        first: Of the keys that some of them see.
+        last: The one after the last such key.
+        hidden: Columns of ``[first, last)`` that some query does not see, in runs, and what is added to their scores.
+        blind: Which queries see no key; None where each sees one.
+    """
+
+    first: int
+    last: int
+    hidden: list[tuple[slice, Tensor]]
+    blind: Tensor | None
+
+
+def _view(mask: Tensor | None, block: slice, keys: int, is_causal: bool) -> _View:
+    if mask is None and not is_causal:
+        return _View(0, keys, [], None)
+    if mask is None:
+        last = min(block.stop, keys)
+        square = torch.full((block.stop - block.start, max(0, last - block.start)), -torch.inf).triu(1)
+        return _View(0, last, [(slice(block.start, last), square)], None)
+    some = mask[block].any(0).nonzero()
+    if not len(some):
+        return _View(0, 0, [], None)
+    first, last = int(some[0]), int(some[-1]) + 1
+    allowed = mask[block, first:last]
+    partly = (~allowed.all(0)).nonzero()[:, 0]
+    runs = partly.tensor_split((partly.diff() > 1).nonzero()[:, 0] + 1) if len(partly) else ()
+    spans = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
+    hidden = [(span, torch.zeros(()).where(allowed[:, span], -torch.inf)) for span in spans]
+    blind = ~allowed.any(-1)
+    return _View(first, last, hidden, blind if bool(blind.any()) else None)
+
+
+def _is_attended(query: Any, key: Any, value: Any, mask: Any, is_causal: bool) -> bool:
+    """Whether `attention` computes this itself."""
+    parts = (query, key, value)
+    return bool(
+        _is_plain(*parts)
+        and all(part.ndim == 4 for part in parts)
+        and not (torch.is_grad_enabled() and any(part.requires_grad for part in parts))
+        and query.shape[-2] >= FEWEST_ROWS
+        and key.shape[-1] == query.shape[-1]
+        and key.shape[:3] == value.shape[:3]
+        and key.shape[0] == query.shape[0]
+        and all(part.numel() for part in parts)
+        and query.shape[1] % key.shape[1] == 0
+        and query.numel() * key.shape[2] >= ATTENTION_WORK * key.shape[0] * key.shape[1]
+        and (
+            mask is None
+            or (
+                type(mask) is Tensor
+                and not is_causal
+                and mask.dtype == torch.bool
+                and mask.ndim == 4
+                and mask.shape[0] in (1, query.shape[0])
+                and mask.shape[1:] == (1, query.shape[2], key.shape[2])
+            )
+        )
+    )
+
+
 def fast_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, the linear layers of a model on this device use `linear`; nothing changes where that is no faster."""
+    """Inside, a model on this device uses `linear` and `attention`; nothing changes where they are not faster."""
     return _FastProducts() if device.type == "cpu" and has_faster_products() else nullcontext()
 
 
@@ -51,21 +182,28 @@ class _FastProducts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
             return linear(*args, **(kwargs or {}))
+        if func is _TORCH_ATTENTION:
+            return attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _is_taken(states: Any, weight: Any, bias: Any) -> bool:
-    """Plain float32 matrices on the CPU alone: quantized, sharded and fake tensors are classes of their own."""
-    parts = [states, weight] if bias is None else [states, weight, bias]
+    return bool(
+        _is_plain(states, weight, *([] if bias is None else [bias]))
+        and weight.ndim == 2
+        and states.ndim > 0
+        and states.shape[-1] == weight.shape[-1]
+        and states.numel() > 0
+    )
+
+
+def _is_plain(*parts: Any) -> bool:
+    """Plain float32 tensors on the CPU alone: quantized, sharded and fake tensors are classes of their own."""
     return bool(
         torch.backends.mkldnn.enabled
         and has_faster_products()
         and all(type(part) in (Tensor, nn.Parameter) for part in parts)
         and all(part.dtype == torch.float32 and part.device.type == "cpu" for part in parts)
-        and weight.ndim == 2
-        and states.ndim > 0
-        and states.shape[-1] == weight.shape[-1]
-        and states.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -79,6 +217,8 @@ def _is_checkpointed() -> bool:
 
 
 def _multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()  # of other strides, oneDNN has reference code alone: 1,000 times as slow
     found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
     return found
 
