@@ -34,12 +34,12 @@ print(json.dumps({"tokens": tokens, "loaded_gb": loaded, "peak_gb": status_bytes
 """
 
 
-def status_bytes(name: str) -> int:
-    """Memory of this process as Linux counts it: ``VmRSS`` now, ``VmHWM`` at most so far.
+def status_bytes(name: str, process: int | str = "self") -> int:
+    """Memory of a process as Linux counts it: ``VmRSS`` now, ``VmHWM`` at most so far; of this one unless given.
 
     Not ru_maxrss: a child begins with its parent's peak there.
     """
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(encoding="ascii"))
     assert found is not None
     return int(found[1]) * 1024
 
