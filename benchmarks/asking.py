@@ -48,15 +48,9 @@ found = generate_samples(
 assert len(found) == samples
 """
 TASKS = [
-    "niah_single_1",
-    "niah_single_2",
-    "niah_single_3",
-    "niah_multikey_1",
-    "niah_multikey_2",
-    "niah_multikey_3",
-    "niah_multivalue",
+    *("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
+    *("niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe"),
 ]
-TASKS += ["niah_multiquery", "vt", "cwe", "fwe"]
 RUN_SAMPLES, RUN_LENGTH = 500, 131072
 
 

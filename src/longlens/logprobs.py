@@ -134,6 +134,7 @@ def logit_blocks(hidden: Tensor, head: Head) -> Iterator[Tensor]:
             logits = operand.logits(hidden[first : first + at_once].to(operand.weight.dtype), width)
         for start in range(0, len(logits), rows):
             yield logits[start : start + rows].float()
+        del logits  # before the next block of them is made
 
 
 def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
@@ -177,6 +178,7 @@ class _TokenLogprobs(torch.autograd.Function):
             peak = logits.amax(-1, keepdim=True)
             normalizers.append(logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
             logprobs.append(chosen - normalizers[-1])
+            del logits  # before the next block of them is made
         empty = hidden.new_zeros(0, dtype=width)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers) if normalizers else empty)
         # Its weights are among the saved tensors.
@@ -213,6 +215,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 of_weight.addmm_(change.T, states)
             if of_bias is not None:
                 of_bias += change.sum(0)
+            del logits, slope, change
         return (
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),

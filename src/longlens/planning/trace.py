@@ -274,13 +274,10 @@ class HeadStandIn(torch.autograd.Function):
             tracer.head += work
         else:
             tracer.wide_head += work
-        logits = None
-        for start in range(0, min(rows, 2 * block), block):  # the last block is freed after the next is made
-            size = min(block, rows - start)
-            states = hidden.new_empty(size, width, dtype=torch.float32) if half and not is_exact else None
-            logits = hidden.new_empty(size, vocabulary, dtype=torch.float32)
-            del states
-        del logits, operand
+        size = min(block, rows)
+        states = hidden.new_empty(size, width, dtype=torch.float32) if half and not is_exact else None
+        logits = hidden.new_empty(size, vocabulary, dtype=torch.float32)
+        del states, logits, operand
         ctx.save_for_backward(hidden, weight)
         ctx.is_exact = is_exact
         return hidden.new_empty(rows, dtype=torch.float32)
@@ -302,12 +299,9 @@ class HeadStandIn(torch.autograd.Function):
         else:
             tracer.wide_head += work
         tracer.wide_head += work * ((of_hidden is not None) + (of_weight is not None))
-        change = None
-        for start in range(0, min(rows, 2 * block), block):
-            size = min(block, rows - start)
-            states = hidden.new_empty(size, width, dtype=torch.float32) if half else None
-            change = hidden.new_empty(size, vocabulary, dtype=torch.float32)
-            product = hidden.new_empty(size, width, dtype=torch.float32)
-            del states, product
-        del change, wide, operand
+        size = min(block, rows)
+        states = hidden.new_empty(size, width, dtype=torch.float32) if half else None
+        change = hidden.new_empty(size, vocabulary, dtype=torch.float32)
+        product = hidden.new_empty(size, width, dtype=torch.float32)
+        del states, product, change, wide, operand
         return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None
