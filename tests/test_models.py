@@ -4,6 +4,7 @@ import errno
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import time
@@ -347,7 +348,7 @@ def test_what_is_made_of_a_gguf_file_is_whole_or_not_there(tmp_path, cache, monk
 
     with caplog.at_level("INFO", logger="longlens"):
         keep(folder, full)
-    assert "model is not kept, and the .gguf file is read again next time" in caplog.text
+    assert "the .gguf file is read again next time" in caplog.text
     assert [part.name for part in folder.parent.iterdir()] == ["tokenizer"]
     expected = scored(path)
     shutil.rmtree(cache)
@@ -364,6 +365,58 @@ def test_what_is_made_of_a_gguf_file_is_whole_or_not_there(tmp_path, cache, monk
     assert kept(path, "model") is None
     assert scored(path) == expected
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "gone", "a byte"])
+@pytest.mark.parametrize("part", ["config/config.json", "model/model.safetensors", "tokenizer/tokenizer.json"])
+def test_what_is_damaged_in_the_cache_is_made_again(tmp_path, cache, part, how):
+    """The error named the .gguf file, which is right; and a byte of the weights gave other scores."""
+    path = tmp_path / "x.gguf"
+    write_gguf(path, pre="llama-bpe", seed=0)
+    expected = scored(path)
+    (folder,) = cache.iterdir()
+    file = folder / part
+    good = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"empty": b"", "half": good[: len(good) // 2], "a byte": good[:-5] + b"U" + good[-4:]}[how])
+    assert scored(path) == expected
+    assert file.read_bytes() == good
+    assert scored(path) == expected
+    assert sorted(found.name for found in folder.iterdir()) == ["config", "model", "tokenizer"]
+
+
+def test_a_disk_without_room_says_so_in_many_ways(tmp_path, cache, monkeypatch, caplog):
+    """safetensors and tokenizers raise errors of their own, which ended the command."""
+    from safetensors import SafetensorError
+
+    path = tmp_path / "x.gguf"
+    write_gguf(path, pre="llama-bpe", seed=0)
+    expected = scored(path)
+    shutil.rmtree(cache)
+
+    def full(self, folder, *rest, **more):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with caplog.at_level("INFO", logger="longlens"):
+        assert scored(path) == expected
+    assert "No space left on device" in caplog.text
+    assert not kept(path, "model").exists()
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path, cache):
+    path = tmp_path / "x.gguf"
+    write_gguf(path, pre="llama-bpe", seed=0)
+    folder = kept(path, "model")
+    old, new = (folder.parent / f".model-{name}" for name in ("old", "new"))
+    for left in (old, new):
+        (left / "model").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    scored(path)
+    assert not old.exists()
+    assert new.exists()  # may belong to a process that runs
 
 
 def test_a_file_with_missing_weights_is_not_kept(tmp_path, cache, monkeypatch):

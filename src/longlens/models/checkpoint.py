@@ -18,7 +18,7 @@ from longlens.models.files import (
     load_tokenizer,
     loading_errors,
 )
-from longlens.models.gguf import keep, kept
+from longlens.models.gguf import is_whole, keep, kept
 from longlens.models.quantized import Quantization, dtype_note, plan_quantization
 from longlens.models.resolve import Source, resolve
 from longlens.models.tensor_parallel import sharing
@@ -125,7 +125,7 @@ class Checkpoint:
         if is_gguf:
             file = Path(source.path) / str(source.gguf)
             folder = kept(file, "model")
-            if folder is not None and folder.is_dir():
+            if is_whole(folder):
                 path, options["use_safetensors"] = str(folder), True
             else:
                 options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}

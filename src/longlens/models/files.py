@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from longlens.errors import UserError, library_errors, require, shown, shown_value
 from longlens.files import content_sha256, read_json
-from longlens.models.gguf import keep, kept, load_gguf_tokenizer
+from longlens.models.gguf import is_whole, keep, kept, load_gguf_tokenizer
 from longlens.models.resolve import Source, hub_access, resolve
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
         if source.gguf is None:
             return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
         folder = kept(Path(source.path) / source.gguf, "config")
-        if folder is not None and folder.is_dir():
+        if is_whole(folder):
             return AutoConfig.from_pretrained(folder)
         config = AutoConfig.from_pretrained(source.path, gguf_file=source.gguf)
     keep(folder, config.save_pretrained)

@@ -7,22 +7,29 @@ form of the model's own tokenizer.json. transformers knows some of the names, an
 
 from __future__ import annotations
 
+import json
 import logging
 import mmap
 import os
+import shutil
 import struct
 import tempfile
+import time
 import warnings
+import zlib
 from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from longlens.errors import LonglensWarning, UserError, shown, shown_value
-from longlens.files import cache_folder, content_sha256
+from longlens.errors import LonglensWarning, UserError, library_errors, shown, shown_value
+from longlens.files import cache_folder, content_sha256, write_json
 
 KEPT_BYTES = 2**29
 """Size of a file up to which what is made of it is kept; as float32 its weights are up to eight times as large."""
+LEFT_SECONDS = 3600.0
+"""Age of a directory that is being made, after which the process that made it is taken to have been killed."""
+_RECORD = "checksums.json"
 _FORMAT = 1
 """Raised with every change of what is made of a file."""
 _LOGGER = logging.getLogger(__name__)
@@ -147,7 +154,7 @@ _RULES = {
 
 
 def kept(file: Path, part: str) -> Path | None:
-    """The directory in the user's cache for what is made of a file; where it exists, it is whole.
+    """The directory in the user's cache for what is made of a file, to be read where `is_whole`.
 
     It belongs to the content of the file and to the version of transformers that reads it. None for a large file, and
     where the user has no home directory.
@@ -165,8 +172,33 @@ def kept(file: Path, part: str) -> Path | None:
     return folder / f"{content_sha256(file)[:32]}-{metadata.version('transformers')}-{_FORMAT}" / part
 
 
+def is_whole(folder: Path | None) -> TypeGuard[Path]:
+    """Whether a directory of the cache is there, with the bytes that were written; else it is made again."""
+    if folder is None:
+        return False
+    try:
+        return bool(_checksums(folder) == json.loads((folder / _RECORD).read_bytes()))
+    except (OSError, ValueError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Of the files of a directory, by name: against damage, which a sum finds in a tenth of the time of a hash."""
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if path.name == _RECORD:
+            continue
+        sums[path.name] = 0
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                sums[path.name] = zlib.crc32(block, sums[path.name])
+    return sums
+
+
 def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
     """Makes a directory of the cache, whole or not at all; where it cannot be written, the file is read again.
+
+    What is there and not whole is replaced, and what killed processes left is removed.
 
     Args:
         folder: One of `kept`; None to keep nothing.
@@ -174,15 +206,24 @@ def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
     """
     if folder is None:
         return
+    step = "the .gguf file is read again next time"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            made = Path(temporary) / folder.name
-            write(made)
-            os.rename(made, folder)
-    except OSError as error:  # no space, no right to write, or another process was faster
-        if not folder.is_dir():
-            _LOGGER.info("%s is not kept, and the .gguf file is read again next time: %s", folder, error)
+        # Each library says in its own way that there is no room.
+        with library_errors(f"{folder} is not kept", step):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for left in folder.parent.glob(f".{folder.name}-*"):
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+                made = Path(temporary) / folder.name
+                write(made)
+                write_json(made / _RECORD, _checksums(made))
+                if folder.is_dir() and not is_whole(folder):
+                    os.rename(folder, Path(temporary) / "damaged")
+                os.rename(made, folder)
+    except UserError as error:
+        if not is_whole(folder):  # else another process was faster
+            _LOGGER.info("%s", error)
 
 
 def load_gguf_tokenizer(path: Path) -> Any:
@@ -195,7 +236,7 @@ def load_gguf_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = kept(path, "tokenizer")
-    if folder is not None and folder.is_dir():
+    if is_whole(folder):
         return AutoTokenizer.from_pretrained(folder)
     said = _read_metadata(path, [*(_PREFIX + name for name in _LISTS)])
     if said.get(_PREFIX + "model") == "gpt2":
@@ -278,8 +319,6 @@ def _prefer_runs(tokenizer: Any) -> None:
     SentencePiece takes such runs, which are user-defined symbols of Gemma, before it merges anything, the longest
     first; transformers orders them by their ids, so that 36 spaces become 16 and 20 and not 31 and 5.
     """
-    import json
-
     from tokenizers import models
 
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
