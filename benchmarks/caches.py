@@ -66,15 +66,15 @@ class Experiment:
         length: Tokens of a document, by the model's tokenizer.
         contexts: K of the full run, increasing; key tokens are those at the first.
         strides: d of each.
-        kinds: Of texts, see `four_kinds`.
-        texts: Of each kind.
-        documents: Of each task.
+        kinds: Kinds of texts, see `four_kinds`.
+        texts: Number of texts of each kind.
+        documents: Number of documents of each task.
         questions: That a document of a task asks, with their answers.
         room: Tokens of the questions after the first one.
-        alpha: Of key tokens, nats.
+        alpha: Alpha of key tokens, nats.
         beta: Likewise.
         chunk: Tokens that are fed at a time.
-        seed: Of the tasks.
+        seed: Seed of the tasks.
     """
 
     model: str

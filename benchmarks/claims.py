@@ -37,7 +37,7 @@ class Experiment(Settings):
     """Where numbers of ours come from.
 
     Attributes:
-        file: Of ``benchmarks/results``.
+        file: File in ``benchmarks/results``.
         command: What makes it.
         differs: What it does otherwise than the documents.
     """

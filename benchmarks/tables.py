@@ -41,7 +41,7 @@ def write_table(
     """Writes ``benchmarks/results/NAME.md`` and the block ``<!-- NAME: generated -->`` of a page.
 
     Args:
-        name: Of the table.
+        name: Name of the table.
         columns: Its head.
         rows: Its cells.
         page: The page with the block.

@@ -274,10 +274,10 @@ def test_dynamic_ntk_starts_afresh_with_every_window(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokenizer": None}, "model is a LlamaForCausalLM without a tokenizer: give its tokenizer as tokenizer"),
+        ({"tokenizer": None}, "model is a LlamaForCausalLM without a tokenizer: pass its tokenizer as tokenizer"),
         ({"evaluator_tokenizer": None}, "evaluator_model is a LlamaForCausalLM without a tokenizer"),
-        ({"model": "smollm2"}, "tokenizer was given together with model='smollm2', which is loaded with its own"),
-        ({"evaluator_model": "smollm2"}, "evaluator_tokenizer was given together with evaluator_model='smollm2'"),
+        ({"model": "smollm2"}, "tokenizer was passed together with model='smollm2', which is loaded with its own"),
+        ({"evaluator_model": "smollm2"}, "evaluator_tokenizer was passed together with evaluator_model='smollm2'"),
         ({"evaluator_model": None}, "neither an `evaluator_model` nor a `save_path`"),
         ({"evaluator_model": None, "save_path": "nowhere/s.txt"}, r"s.txt cannot be read \(No such file"),
         ({"save_path": "nowhere/s.txt"}, "nowhere is not a folder: create it, then write s.txt there"),

@@ -78,7 +78,7 @@ def with_info(scorer, **changes):
     ("changes", "rule"),
     [
         ({"name": ""}, "`info.name` is filled in"),
-        ({"dtype": "auto"}, "`info.dtype` is the one in force, never auto"),
+        ({"dtype": "auto"}, "`info.dtype` is the dtype in use, never auto"),
         ({"max_length": 0}, "`info.max_length` is a number of tokens, or None"),
         ({"own_prefix": ("<s>",)}, "`info.bos_token_id` and `own_prefix` are token ids"),
         ({"weights_sha256": None}, "`info` says which model it is"),
@@ -104,7 +104,7 @@ count = itertools.count()
         (lambda encoded, text: 1 / 0, "`encode` accepts any text (ZeroDivisionError"),
         (lambda encoded, text: Encoded(encoded.token_ids * 1.0, encoded.char_spans), "integers (float64"),
         (wrong_spans(lambda spans, text: spans[:, :1]), "char_spans (n, 2), integers"),
-        (wrong_spans(lambda spans, text: spans + next(count)), "`encode` gives the same each time"),
+        (wrong_spans(lambda spans, text: spans + next(count)), "`encode` returns the same each time"),
         (wrong_spans(lambda spans, text: spans + 1), "spans lie in the text"),
         (wrong_spans(lambda spans, text: spans[::-1]), "spans are in the order of the text"),
         (wrong_spans(lambda spans, text: spans * [1, 0] + [0, 1] * spans[:, :1]), "spans cover the text"),
@@ -150,7 +150,7 @@ def at_once(change):
         (each(lambda request, found: found[1:]), "a float32 for each token from `start` on"),
         (each(lambda request, found: found * np.float32("nan")), "log-probabilities are finite"),
         (each(lambda request, found: -found), "log-probabilities are not above 0"),
-        (each(lambda request, found: found - np.float32(request.start)), "`start` leaves out the tokens before it"),
+        (each(lambda request, found: found - np.float32(request.start)), "`start` omits the tokens before it"),
         (
             each(lambda request, found: found - np.float32(len(request.token_ids))),
             "a token's log-probability does not depend on what follows it",
@@ -182,7 +182,7 @@ def test_an_engine_that_answers_otherwise_each_time(bigram):
 
     broken = with_info(bigram)
     broken.logprobs = logprobs
-    refused(check_scorer, broken, "the same requests have the same answers")
+    refused(check_scorer, broken, "the same requests get the same answers")
 
 
 def test_an_engine_that_takes_no_bos(bigram):
@@ -229,7 +229,7 @@ def test_a_good_method_passes():
         ),
         (
             lambda: method(frequencies=lambda self, rope, n=1: Frequencies(rope.inv_freq / (2 + next(count)))),
-            "`frequencies` gives the same each time",
+            "`frequencies` returns the same each time",
         ),
         (lambda: method(max_length=lambda self, rope: 4.5 * rope.length), "`max_length` is an integer"),
         (lambda: method(max_length=lambda self, rope: rope.length - 1), "at least the original length"),
@@ -349,13 +349,13 @@ def test_a_good_policy_passes():
     ("broken", "rule"),
     [
         (object(), "it is a longlens.models.caches.CachePolicy"),
-        (policy(name=""), "its `name` says what is kept"),
+        (policy(name=""), "it has a `name`"),
         (policy(new_cache=lambda self, model: 1 / 0), "`new_cache` makes a cache of transformers (ZeroDivisionError"),
         (policy(new_cache=shared_cache), "`new_cache` makes a new one each time"),
         (policy(Counts), "`get_seq_length` counts the tokens seen"),
         (policy(Sizes), "`get_mask_sizes` counts the tokens dropped before"),
-        (policy(Gives), "`update` gives what `get_mask_sizes` said"),
-        (policy(Uneven), "all layers hold equally many tokens"),
+        (policy(Gives), "`update` returns the sizes of `get_mask_sizes`"),
+        (policy(Uneven), "all layers hold the same number of tokens"),
         (policy(Mixed), "what it keeps of a sequence depends on that sequence alone"),
         (policy(Drawn), "what it keeps of a sequence depends on that sequence alone"),
         (policy(Overflows), "`logprobs` answers requests of any length"),
@@ -377,10 +377,10 @@ def changes(logprobs, reference, targets):
     ("broken", "rule"),
     [
         (object(), "it is a longlens.scoring.statistics.Statistic"),
-        (statistic(lambda p, q, t: {"y": p.sum(-1)}), "`compute` gives its columns, a value a row"),
-        (statistic(lambda p, q, t: {"x": p}), "`compute` gives its columns, a value a row"),
-        (statistic(changes), "`compute` changes nothing that it was given"),
-        (statistic(lambda p, q, t: {"x": (p.exp() * p).sum(-1)}), "its values are numbers, also of impossible tokens"),
+        (statistic(lambda p, q, t: {"y": p.sum(-1)}), "`compute` returns its columns, one value per row"),
+        (statistic(lambda p, q, t: {"x": p}), "`compute` returns its columns, one value per row"),
+        (statistic(changes), "`compute` does not change its input"),
+        (statistic(lambda p, q, t: {"x": (p.exp() * p).sum(-1)}), "its values are numbers, even for impossible tokens"),
         (statistic(lambda p, q, t: {"x": p[:, 0] - p[:, 0].max()}), "a row's values depend only on that row"),
     ],
 )

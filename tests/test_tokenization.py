@@ -360,7 +360,7 @@ def test_other_errors() -> None:
     with pytest.raises(UserError, match=r"TiktokenLike is not a fast tokenizer.* spans='exact'"):
         TextEncoder(toys.TiktokenLike(), spans="tokenizer")
     for wrong in ([[0, 2], [-1, 3]], [[2, 1]], [[0, 9]], [[1, 2], [0, 3]]):
-        with pytest.raises(UserError, match="Toy gives character spans"):
+        with pytest.raises(UserError, match="Toy reports character spans"):
             check_spans(np.array(wrong), 8, name="Toy")
 
 

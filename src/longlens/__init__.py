@@ -1,6 +1,6 @@
-"""longlens shows what long context does for a language model.
+"""longlens measures what long context does for a language model.
 
-``import longlens`` imports no torch; what runs a model brings it in when it is used.
+``import longlens`` does not import torch; functions that run a model import it when they are called.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __version__ = "0.1.0"
 
 
 if "transformers.modeling_rope_utils" in sys.modules:
-    # Then torch is there, and plain transformers says of EABF's and CLEX's folders who loads them.
+    # Then torch is imported already, and plain transformers can report which library loads EABF and CLEX folders.
     import_module("longlens.rope.model")
 
 

@@ -1,8 +1,8 @@
 """Renders chat templates: programs that come with a model and may loop, allocate or fail as they like.
 
-`render` is the one place where they run. It uses the sandbox of transformers, and adds bounds: the text and every
-intermediate value are at most the size of the input and `SLACK` characters more, loops and calls take at most `STEPS`
-steps, and the rendering ends after `SECONDS`.
+`render` is the only place where they are run. It uses the sandbox of transformers, and adds bounds: the text and every
+intermediate value have at most `SLACK` characters more than the input, loops and calls take at most `STEPS` steps, and
+rendering stops after `SECONDS`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from longlens.errors import UserError, library_errors
 
 SLACK = 2**20
-"""Characters that a template may add to its input."""
+"""Number of characters that a template may add to its input."""
 STEPS = 2**20
-"""Items of loops, and calls, besides one for each character of the input."""
+"""Number of loop items and calls allowed, in addition to one per character of the input."""
 SECONDS = 30.0
 _STEP = "fix the conversation, or set another tokenizer.chat_template"
 _WIDE = re.compile(r"\d{6,}|\*")
@@ -32,7 +32,7 @@ class Rendered(NamedTuple):
     """The text of a conversation.
 
     Attributes:
-        text: With all that the template writes.
+        text: The text, including everything that the template adds.
         generated: ``[start, end)`` in characters of each ``{% generation %}`` block.
     """
 
@@ -49,15 +49,15 @@ def render(
     source: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """The text of messages, as ``tokenizer.apply_chat_template(messages, tokenize=False)`` writes it, within bounds.
+    """Renders messages as ``tokenizer.apply_chat_template(messages, tokenize=False)`` writes it, within bounds.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A transformers tokenizer.
         messages: Conversation; a key whose value is None counts as missing.
         tools: Functions for the template, as JSON schemas.
-        add_generation_prompt: Whether the text ends where the assistant is to reply.
-        source: The template; the tokenizer's own unless given.
-        arguments: More variables of the template, such as ``enable_thinking``.
+        add_generation_prompt: Whether the text ends where the assistant's reply begins.
+        source: The template; the tokenizer's own by default.
+        arguments: Additional variables for the template, such as ``enable_thinking``.
 
     Raises:
         UserError: The template is broken, raises an error, or exceeds its bounds.
@@ -68,7 +68,7 @@ def render(
     with library_errors(f"the chat template cannot write messages of {roles[:200]}", _STEP):
         values = _plain({**tokenizer.special_tokens_map, **(arguments or {})})
         plain = [{key: value for key, value in _plain(message).items() if value is not None} for message in messages]
-        # Newer versions of transformers give reasoning under all names that templates read.
+        # Newer versions of transformers pass reasoning under every name that templates read.
         alias: Callable[[Any], Any] = getattr(chat_template_utils, "_alias_reasoning_fields", lambda chat: chat)
         values |= {"messages": alias(plain), "tools": None if tools is None else _plain(list(tools))}
         values |= {"documents": None, "add_generation_prompt": add_generation_prompt}
@@ -87,7 +87,7 @@ def render(
 
 
 def template_tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-    """Token ids of `render`'s text; the template writes special tokens itself.
+    """Token ids of `render`'s text; the template itself writes the special tokens.
 
     Raises:
         UserError: As `render`, or the tokenizer fails.
@@ -99,7 +99,7 @@ def template_tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **opt
 
 
 class _Budget:
-    """What is left of the bounds of one rendering."""
+    """What remains of the limits of one rendering."""
 
     def __init__(self, characters: int) -> None:
         self.limit = characters + SLACK
@@ -108,19 +108,19 @@ class _Budget:
         self._until = time.monotonic() + SECONDS
 
     def add(self, characters: int) -> None:
-        """Characters of the text that were written."""
+        """Counts characters of the text that were written."""
         self._left -= characters
         if self._left < 0:
             raise UserError(f"the chat template writes more than {self.limit:,} characters: {_STEP}")
 
     def step(self, count: int = 1) -> None:
-        """Items of a loop, or calls."""
+        """Counts loop items or calls."""
         self._steps -= count
         if self._steps < 0 or time.monotonic() > self._until:
             raise UserError(f"the chat template takes more than {STEPS:,} steps or {SECONDS:.0f} s: {_STEP}")
 
     def check(self, size: int) -> None:
-        """The size of a value, before it is made where that is known."""
+        """Checks the size of a value, before the value is created where its size is known in advance."""
         if size > self.limit:
             raise UserError(f"the chat template makes a value of more than {self.limit:,} characters: {_STEP}")
 
@@ -129,7 +129,7 @@ _budget: ContextVar[_Budget] = ContextVar("budget")
 
 
 def _plain(value: Any) -> Any:
-    """JSON types alone: other objects have methods that a sandbox does not know."""
+    """Converts to JSON types only: other objects have methods that a sandbox does not know."""
     return json.loads(json.dumps(value, default=lambda other: f"<{type(other).__name__}>"))
 
 
@@ -143,7 +143,7 @@ def _characters(value: Any) -> int:
 
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
-    """The template, with each loop and each joined text counted, and nothing computed while it is compiled."""
+    """Compiles the template so that every loop and every string concatenation is counted and no constant is folded."""
     from jinja2 import nodes
 
     environment = _environment()
@@ -181,7 +181,7 @@ def _environment() -> Any:
 
     def call(context: Any, function: Any, *arguments: Any, **options: Any) -> Any:
         _budget.get().step()
-        # The sandbox wraps str.format.
+        # The sandbox wraps str.format in a function.
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         if isinstance(owner, str):
             _check_arguments(function.__name__, owner, (*arguments, *options.values()))
@@ -261,7 +261,7 @@ def _size(value: Any) -> int:
 
 
 def _check_arguments(name: str, value: Any, arguments: Sequence[Any]) -> None:
-    """Bounds the methods of texts, and filters, that can make a value much larger than what they are given."""
+    """Limits string methods and filters that can create a value much larger than their arguments."""
     check = _budget.get().check
     numbers = [number for number in arguments if isinstance(number, int)]
     texts = [text for text in arguments if isinstance(text, str)]

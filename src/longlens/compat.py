@@ -1,4 +1,4 @@
-"""The function of the published package ``longppl`` 0.3.0, computed by longlens. Importing this imports no torch.
+"""The function of the published package ``longppl`` 0.3.0, computed by longlens. Does not import torch.
 
 ``from longppl.longppl import compute_longppl`` becomes ``from longlens.compat import compute_longppl``; arguments,
 settings and result keys are the same. What differs, and why, is in docs/compat.md.
@@ -36,9 +36,10 @@ class PublishedResult(TypedDict):
 
     Keys:
         longppl: LongPPL, a NumPy float64 (which is a float).
-        n_key_token: Key tokens of the evaluated model that have a score; None, as in the package, where there are none.
+        n_key_token: Number of key tokens of the evaluated model that have a score; None, as in the package, if there
+        are none.
         ppl: Perplexity over the text's n - 1 scored tokens.
-        n_token: n, all tokens of the text.
+        n_token: n, the number of tokens of the text.
     """
 
     longppl: float | None
@@ -79,7 +80,8 @@ def compute_longppl(
 
     - Log-probabilities are computed in fp32 for every model dtype; the package uses the model's dtype.
     - Token 0 has no loss and is never key; in the package it has the last token's loss (index -1).
-    - A token without characters is never key; in the package it is if its position lies inside a run or at its ends.
+    - A token without characters is never key; in the package it is key if its position lies inside a run or at either
+    end of one.
     - Overlapping runs (a character split into several tokens) are merged; in the package a token over both is not key.
     - A last window of one token is scored; in the package ``(len(y) - K) % d == 1`` raises TypeError, as does d = 1.
     - Names and paths are loaded, as the package documents; there they raise AttributeError.
@@ -103,8 +105,8 @@ def compute_longppl(
         beta: Threshold of the long-context likelihood, nats.
 
     Raises:
-        UserError: A model object without a tokenizer, a name with one, neither evaluator nor `save_path`, invalid
-            settings, or a `save_path` that cannot be written or read, or belongs to another text.
+        UserError: A model object is passed without a tokenizer, a model name with one, neither evaluator nor
+            `save_path`, invalid settings, or a `save_path` that cannot be written or read, or belongs to another text.
 
     Source: paper, section 3.1 and appendix A.1; package ``longppl`` 0.3.0, ``longppl.py``.
     """
@@ -131,9 +133,9 @@ def compute_longppl(
         _write_runs(Path(save_path), runs)
     is_same = model == evaluator_model if _is_name(model) else model is evaluator_model
     if is_same and tokenizer is evaluator_tokenizer:
-        # Without special tokens before the text, the long context of both is one.
+        # Without special tokens before the text, both windows have the same long context.
         return _result(_score(text, evaluator, trunc_len) if evaluator.info.own_prefix else scores[0], runs)
-    del evaluator  # so that a model loaded by name does not stay beside the next one
+    del evaluator  # so that a model loaded by name is freed before the next one is loaded
     return _result(_score(text, _make_scorer(model, tokenizer), trunc_len), runs)
 
 
@@ -145,7 +147,7 @@ def _score(text: str, scorer: TransformersScorer, trunc_len: int) -> TokenScores
 
 
 def _no_limit(text: str, trunc_len: int) -> CharacterLimit:
-    # Above the short context too, which has to be below the limit also where the text is shorter than both.
+    # At least K + 1: the short context has to be below the limit, even if the text is shorter than both.
     return CharacterLimit(max_characters=max(len(text), trunc_len) + 1)
 
 
@@ -169,12 +171,12 @@ def _is_name(model: Any) -> bool:
 def _check_pair(model: Any, tokenizer: Any, of_model: str, of_tokenizer: str) -> None:
     if _is_name(model) and tokenizer is not None:
         raise UserError(
-            f"{of_tokenizer} was given together with {of_model}={os.fspath(model)!r}, which is loaded with its own: "
-            f"leave {of_tokenizer} out, or give the model as an object"
+            f"{of_tokenizer} was passed together with {of_model}={os.fspath(model)!r}, which is loaded with its own: "
+            f"leave {of_tokenizer} out, or pass the model as an object"
         )
     if not _is_name(model) and tokenizer is None:
         raise UserError(
-            f"{of_model} is a {type(model).__name__} without a tokenizer: give its tokenizer as {of_tokenizer}, or "
+            f"{of_model} is a {type(model).__name__} without a tokenizer: pass its tokenizer as {of_tokenizer}, or "
             f"the name or path of the model as {of_model}"
         )
 
@@ -188,7 +190,7 @@ def _make_scorer(model: Any, tokenizer: Any) -> TransformersScorer:
         loaded = load_transformers(os.fspath(model))
         model, tokenizer = loaded.model, loaded.tokenizer
     spans = "tokenizer" if getattr(tokenizer, "is_fast", False) else "exact"
-    # Nothing is stored, so that the weights need no hash, which takes minutes for a large model.
+    # Nothing is stored, so the weights are not hashed, which would take minutes for a large model.
     return TransformersScorer(model, tokenizer, spans=spans, weights_sha256="not computed")
 
 
@@ -204,13 +206,13 @@ def _write_runs(path: Path, runs: npt.NDArray[np.int64]) -> None:
 
 def _read_runs(save_path: StrPath | None, text: str) -> npt.NDArray[np.int64]:
     if save_path is None:
-        raise UserError("neither an `evaluator_model` nor a `save_path` with key tokens was given: give one of them")
+        raise UserError("neither an `evaluator_model` nor a `save_path` with key tokens was passed: pass one of them")
     path = Path(save_path)
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}): give this `save_path` with an `evaluator_model` first"
+            f"{path} cannot be read ({error.strerror}): pass this `save_path` with an `evaluator_model` first"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text, so it cannot contain key tokens: {error.reason}") from error

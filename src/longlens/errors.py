@@ -1,4 +1,4 @@
-"""What users see when something is wrong: one line with what was received, what was expected, and the next step."""
+"""Error messages for users: one line with what was received, what was expected, and the next step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LonglensWarning(UserWarning):
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Imports an optional dependency, or says which pip line brings it.
+    """Imports an optional dependency, or reports the pip command that installs it.
 
     Args:
         module: Name to import, such as ``"gguf"``.
@@ -45,12 +45,11 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
 
 def broken_package(error: BaseException) -> str | None:
-    """What an error says of an installed package whose own import fails, and what to do; None of any other error.
+    """Describes an installed package whose own import fails, and what to do; None for any other error.
 
-    transformers imports packages that it does not need wherever they are installed, so that one that is broken is met
-    by commands that have nothing to do with it.
+    transformers imports installed packages that it does not need, so a broken one can make unrelated commands fail.
     """
-    from importlib import metadata  # not needed where nothing is wrong
+    from importlib import metadata  # needed only when something is wrong
     from importlib.util import find_spec
 
     while True:
@@ -65,7 +64,7 @@ def broken_package(error: BaseException) -> str | None:
             found = top
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if missing and missing != error.name and find_spec(missing) is not None:  # type: ignore[attr-defined]
-        return None  # a package that is there lacks a module: the two versions do not fit
+        return None  # an installed package lacks a module: the two versions are incompatible
     packages = metadata.packages_distributions().get(found) if found else None
     if not packages:  # such as a module of the user
         return None
@@ -80,27 +79,27 @@ def broken_package(error: BaseException) -> str | None:
 
 
 def shown(name: str | bytes | os.PathLike[str]) -> str:
-    """A name for a message: quoted, one line, control characters and invalid Unicode escaped, cut if very long."""
+    """A name for a message: quoted, one line, control characters and invalid Unicode escaped, truncated if long."""
     text = os.fsdecode(name)
     return repr(text if len(text) <= 300 else f"{text[:200]}…{text[-50:]}")
 
 
 QUOTED = r"""(?<![\w`])(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-"""A name or a value that someone else wrote, as `shown` puts it into a message: a pattern. An apostrophe opens none."""
+"""Pattern of a name or value from outside, as `shown` quotes it in a message. An apostrophe opens no quote."""
 
 
 def one_line(error: BaseException) -> str:
-    """What another library says, for the middle of a message: one line, at most 300 characters."""
+    """Formats another library's error for the middle of a message: one line, at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"no entry {text}"
-    if "weights_only" in text:  # torch, which continues to say how to run the code in it
+    if "weights_only" in text:  # torch, whose message goes on to explain how to run the pickle's code
         text = "a pickle that holds more than tensors, which is not read"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:300]).rstrip(" .,:;")
 
 
 def check_unicode(text: str, what: str, remedy: str) -> None:
-    """Raises UserError if `what` has a lone surrogate, which no file and no hash can hold."""
+    """Raises UserError if `what` has a lone surrogate, which cannot be written to a file or hashed."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -111,7 +110,7 @@ def check_unicode(text: str, what: str, remedy: str) -> None:
 
 class _Shortened(reprlib.Repr):
     def repr_int(self, value: int, level: int) -> str:
-        # repr() of an integer with thousands of digits is an error itself.
+        # repr() of an integer with thousands of digits raises an error itself.
         return repr(value) if value.bit_length() < 256 else f"<an integer of {value.bit_length()} bits>"
 
 
@@ -121,7 +120,7 @@ _shortened.maxlevel = 3
 
 
 def shown_value(value: object) -> str:
-    """A value that someone else wrote, for a message: its repr, one line, about 200 characters at most."""
+    """Formats a value from outside for a message: its repr, one line, about 200 characters at most."""
     text = _shortened.repr(value)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= 200 else f"{text[:199]}…"
@@ -131,12 +130,13 @@ def shown_value(value: object) -> str:
 def library_errors(
     what: str, step: str | Callable[[BaseException], str], *, passing: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """Turns whatever another library raises on data that is not ours into one line: ``{what}: {reason}: {step}``.
+    """Turns any exception that another library raises on external data into a one-line UserError: ``{what}: {reason}:
+    {step}``.
 
-    The step may depend on what was raised.
+    The step may depend on the exception.
 
-    Rust extensions (tokenizers, safetensors) panic with a class that is a BaseException and no Exception. An
-    interrupt passes, and so do a UserError and the types in ``passing``.
+    Rust extensions (tokenizers, safetensors) panic with a class that derives from BaseException but not from Exception.
+    Interrupts, UserErrors and the types in ``passing`` are not converted.
     """
     try:
         yield
@@ -151,7 +151,7 @@ def library_errors(
 
 @contextmanager
 def system_errors(path: Path) -> Iterator[None]:
-    """Turns what the system says about a file into a UserError."""
+    """Turns an operating-system error about a file into a UserError."""
     try:
         yield
     except OSError as error:
@@ -170,15 +170,15 @@ _BINARY = {
     b"\xfd7zXZ": "compressed by xz: unpack it (unxz), or let its name end in .xz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it (unzstd), or let its name end in .zst",
     b"PAR1": "Parquet: let its name end in .parquet",
-    b"ARROW1": "an Arrow file: put it into a folder and give hf:FOLDER",
+    b"ARROW1": "an Arrow file: put it into a folder and pass hf:FOLDER",
     b"\xff\xfe": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
 }
 
 
 def utf8(data: bytes, place: str, offset: int = 0) -> str:
-    """Decodes strictly; `data` begins at `offset` bytes of its file, at 0 perhaps with a byte order mark."""
-    if offset == 0 and data.startswith(_PDF):  # which may be ASCII throughout
+    """Decodes strictly; `data` begins at byte `offset` of its file, at 0 with an optional byte order mark."""
+    if offset == 0 and data.startswith(_PDF):  # a PDF may be pure ASCII
         raise UserError(f"{place} is {_BINARY[_PDF]}, or leave it out")
     try:
         text = data.decode("utf-8")

@@ -1,6 +1,6 @@
-"""Models that are named score documents, and LongPPL of them: what ``longlens score`` and ``longlens longppl`` do.
+"""Scoring and LongPPL with models given by name: what ``longlens score`` and ``longlens longppl`` run.
 
-All that can be rejected without a model's weights is rejected before any are loaded.
+Everything that can be checked without a model's weights is checked before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from longlens.settings.options import (
 )
 
 Documents = Sources | Sequence[Document]
-"""They are read more than once."""
+"""Documents, which are read more than once."""
 TOKEN_CHARACTERS = 8
-"""A text of more characters for each token is taken to be longer than that many tokens, without counting them."""
+"""A text with more characters per token than this is assumed to exceed the number of tokens, without tokenizing it."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ _LOGGER = logging.getLogger(__name__)
 def open_sources(
     sources: Sequence[str | os.PathLike[str]], reading: Reading | None = None, *, trust_remote_code: bool = False
 ) -> Sources:
-    """Documents of files, folders and datasets, with a tokenizer to decode tokenized ones.
+    """Documents of files, folders and datasets, with a tokenizer that decodes tokenized ones.
 
     Args:
         sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
@@ -64,7 +64,7 @@ def open_sources(
         trust_remote_code: Allow custom code of that tokenizer.
 
     Raises:
-        UserError: A source that is missing or cannot be read.
+        UserError: A source is missing or cannot be read.
     """
     if reading is None or reading.tokenized_with is None:
         return Sources(sources, reading)
@@ -74,7 +74,7 @@ def open_sources(
 
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """One model that is to score documents into a folder."""
+    """One model, and the folder into which it scores documents."""
 
     model: UnloadedModel
     out: Path
@@ -95,7 +95,7 @@ class _Side:
         processes: Processes,
         shard: tuple[int, int] | None = None,
     ) -> StoredScores:
-        scorer = self.model.load()  # whose weights are let go at the end
+        scorer = self.model.load()  # its weights are freed at the end
         info = scorer.info
         if info.weights_sha256 is None and info.engine:
             _LOGGER.info("%s: served by %s", info.name, info.engine)
@@ -121,7 +121,7 @@ class _Side:
         )
         assert isinstance(scores, StoredScores)
         if self.model.team.size > 1:
-            scorer.end()  # type: ignore[attr-defined]  # of a `TeamScorer`; where something failed, torchrun ends them
+            scorer.end()  # type: ignore[attr-defined]  # `TeamScorer.end`; after a failure, torchrun ends them
         return scores
 
 
@@ -157,16 +157,16 @@ def score_documents(
         store_text: False does not store the texts.
         loading: How the model is loaded.
         engine: The inference engine.
-        ray: Whether actors of Ray run it, and how many; this process tokenizes and writes.
-        shard: ``(rank, world size)``: every world-size-th document, from rank on. Unless it is given, processes that
-            torchrun started share the documents, see `longlens.score`.
-        statistics: What else is computed of each token, stored as columns; see `longlens.scoring.statistics`.
-        reference: The model that they compare with, which is run beside it.
+        ray: Ray settings, if Ray actors run the model: how many; this process tokenizes and writes.
+        shard: ``(rank, world size)``: every world-size-th document, starting at rank. By default, processes started by
+        torchrun share the documents, see `longlens.score`.
+        statistics: Additional values computed for each token and stored as columns; see `longlens.scoring.statistics`.
+        reference: The model that statistics compare with, which is run alongside.
         name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows characters of the documents.
 
     Raises:
-        UserError: Invalid settings, no such model, or a run directory with other settings.
+        UserError: Settings are invalid, the model does not exist, or the run directory has other settings.
 
     Warns:
         LonglensWarning: No document is longer than a short context.
@@ -179,7 +179,7 @@ def score_documents(
     team = Team() if is_ray else Team.of(loading, engine_name(model, engine))
     if team.follows:
         with team:
-            team.join()  # when its leader comes, which has rejected by then what can be rejected
+            team.join()  # returns when the leader joins, which has checked its arguments by then
             UnloadedModel(model, loading, engine, team).load().follow()  # type: ignore[attr-defined]  # a `TeamScorer`
         return open_scores(folder)
     processes = sharing_processes(shard, folder, team.size)
@@ -216,7 +216,7 @@ class Reference:
     Attributes:
         model: Name or path.
         loading: How it is loaded.
-        engine: What runs it, and its cache policy.
+        engine: The inference engine, and its cache policy.
     """
 
     model: str
@@ -235,7 +235,7 @@ def _load(reference: Reference | None) -> UnloadedModel | None:
 def _unloaded(
     model: str, loading: Loading, engine: Engine, ray: Ray | None, team: Team, described: Mapping[str, Any]
 ) -> Iterator[UnloadedModel]:
-    """The model, to be loaded here or by actors of Ray, which end with the block."""
+    """Yields the model, loaded in this process or by Ray actors, which end with the block."""
     if ray is None:
         yield UnloadedModel(model, loading, engine, team, **described)
         return
@@ -274,18 +274,18 @@ def evaluate_longppl(
         model: Name or path of the evaluated model.
         out: Run directory for ``evaluator``, ``model`` and ``perplexity.json``; stored documents are skipped. None
             keeps nothing.
-        evaluator: Name or path of the model that selects key tokens, or ``self`` for the evaluated model.
+        evaluator: Name or path of the model that selects key tokens, or ``"self"`` for the evaluated model.
         keys: Key tokens, or a key file, instead of an evaluator.
-        context: K in tokens, of the evaluator.
-        stride: d in tokens.
+        context: K, tokens of the evaluator.
+        stride: d, tokens of the evaluator.
         rule: How key tokens are selected.
         truncation: How documents are truncated.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
         store_text: False does not store the texts.
         loading: How both models are loaded; a setting that only one of their engines uses applies to that one.
         engine: Engine of the model, and of the evaluator if it can run it (an engine for servers runs only servers).
-        evaluator_engine: Engine of the evaluator instead.
-        evaluator_tokenizer: The evaluator's tokenizer; the one in ``engine`` is only for the model.
+        evaluator_engine: Engine of the evaluator, if it differs from that of the model.
+        evaluator_tokenizer: Tokenizer of the evaluator; the one in ``engine`` applies only to the model.
         name: Display name in tables; by default the last part of the model's path or id.
         progress: Shows characters of the documents.
 
@@ -294,8 +294,8 @@ def evaluate_longppl(
         writes the result when all have finished; the other ranks return None.
 
     Raises:
-        UserError: Both or neither of evaluator and keys; invalid settings; unknown model; a folder of another run; a
-            document with more tokens than the evaluated model supports.
+        UserError: Both or neither of evaluator and keys are passed; settings are invalid; a model is unknown; the
+            folder belongs to another run; or a document has more tokens than the evaluated model supports.
 
     Warns:
         LonglensWarning: The model is its own evaluator; no document is longer than the short context.
@@ -319,7 +319,7 @@ def evaluate_longppl(
     if isinstance(keys, (str, os.PathLike)):
         keys = read_keys(keys)
     if keys is not None:
-        choose_influence(None, keys, rule)  # for what it rejects
+        choose_influence(None, keys, rule)  # for its checks
     if evaluator == "self":
         warnings.warn(
             "the model is its own evaluator; the paper finds LongPPL uninformative in this case (appendix B.2)",
@@ -373,11 +373,11 @@ def _plan_longppl(
     name: str | None,
     checks: bool,
 ) -> tuple[_Side | None, _Side]:
-    """What the evaluator is to score, where it is run of its own, and what the evaluated model; nothing is loaded."""
-    # Under the window rule one run gives both sides of a model that is its own evaluator.
+    """Sides of the evaluator (None if it is not run separately) and of the evaluated model; loads nothing."""
+    # Under the window rule one run yields both sides of a model that is its own evaluator.
     is_alone = evaluator == "self" and bos == "window"
     selector = None if is_alone or evaluator is None else model if evaluator == "self" else evaluator
-    # Key tokens are selected with the whole context, whatever the evaluated model keeps of it.
+    # Key tokens are selected with the full cache, whatever the evaluated model's cache policy.
     compresses = engine.cache not in (None, "full")
     whole = replace(engine, cache=None, cache_chunk=None, cache_protocol=None)
     if compresses and evaluator == "self":
@@ -430,7 +430,7 @@ def _plan_longppl(
 
 @contextmanager
 def _folder_or_temporary(out: str | os.PathLike[str] | None, processes: Processes) -> Iterator[Path]:
-    """The run's folder; or one that is deleted at the end, which the first process makes for all."""
+    """Yields the run directory, or a temporary one, created by the first process for all and deleted at the end."""
     if out is not None:
         yield Path(out)
     elif processes.rank > 0:
@@ -446,7 +446,7 @@ def _as_documents(documents: Sources | Sequence[Any]) -> Documents:
 
 
 def _warn_of_short_documents(documents: Documents, model: UnloadedModel, shorts: Sequence[ShortContext]) -> None:
-    """Says that no document is longer than a short context; datasets are not read for it."""
+    """Warns if no document is longer than a short context; does not read datasets for this check."""
     if not shorts or (isinstance(documents, Sources) and not documents.are_files):
         return
     wanted = max(short.context for short in shorts)
@@ -455,7 +455,7 @@ def _warn_of_short_documents(documents: Documents, model: UnloadedModel, shorts:
         text = document.text
         if len(text) > TOKEN_CHARACTERS * wanted:
             return
-        if len(text.encode("utf-8", "replace")) > longest:  # no token has less than a byte
+        if len(text.encode("utf-8", "replace")) > longest:  # every token has at least one byte
             longest = max(longest, len(model.encode(document).token_ids))
         if longest > wanted:
             return
@@ -470,7 +470,7 @@ def _warn_of_short_documents(documents: Documents, model: UnloadedModel, shorts:
 
 
 def _check_fits(documents: Documents, model: UnloadedModel, limit: Limit) -> None:
-    """Says before the evaluator runs, which takes longest, that the evaluated model takes less than a document has."""
+    """Raises, before the slow run of the evaluator, if a document exceeds the evaluated model's maximum length."""
     takes, bos = model.info.max_length, model.info.bos_token_id
     if takes is None:
         return

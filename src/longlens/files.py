@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and how they are read."""
+"""Atomic writing of files, and how they are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longlens.errors import UserError, check_unicode, library_errors, one_line, 
 
 
 def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserError:
-    """What to say where a file cannot be written; ``resumes`` for a run that keeps what it committed."""
+    """The error for a file that cannot be written; ``resumes`` for a run that keeps what it has committed."""
     reason = error.strerror or str(error)
     step = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and its permissions"
     if resumes:
@@ -30,7 +30,7 @@ def cannot_write(path: Path, error: OSError, *, resumes: bool = False) -> UserEr
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A new UTF-8 file beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
+    """Yields a new UTF-8 file that replaces ``path`` if the block succeeds, and is deleted otherwise.
 
     Raises:
         UserError: It cannot be written.
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        with suppress(OSError):  # a read-only disk: the first error is the one to say
+        with suppress(OSError):  # on a read-only disk; the first error is the one to report
             temporary.unlink(missing_ok=True)
 
 
@@ -58,7 +58,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def create_json(path: Path, content: Mapping[str, Any]) -> bool:
-    """Writes a JSON object where no file of that name is, whole or not at all; of several processes one does.
+    """Writes a JSON object atomically, unless the file exists; of several concurrent processes exactly one does.
 
     Returns:
         Whether this call wrote it.
@@ -83,7 +83,7 @@ def create_json(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def _create_without_links(path: Path, temporary: Path) -> bool:
-    """As `create_json` on a file system without hard links, where a kill can leave half of the file."""
+    """`create_json` for a file system without hard links, where a killed process can leave a partial file."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(temporary.read_text(encoding="utf-8"))
@@ -95,12 +95,12 @@ def _create_without_links(path: Path, temporary: Path) -> bool:
 
 
 def parse_json(text: str | bytes, place: str, step: str) -> Any:
-    """A JSON value from a text that may be anyone's; the one place that calls ``json.loads``.
+    """Parses untrusted JSON; the only place that calls ``json.loads``.
 
     Args:
         text: The text.
-        place: What it is, for the message, such as ``answers.jsonl line 3``.
-        step: What to do where it is broken.
+        place: Where the text is from, for the message, such as ``answers.jsonl line 3``.
+        step: What to do if it is broken.
 
     Raises:
         UserError: It is not JSON, is nested too deeply, or has an integer with thousands of digits.
@@ -112,10 +112,10 @@ def parse_json(text: str | bytes, place: str, step: str) -> Any:
 
 
 def read_json(path: Path, step: str = "use another folder") -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
-        UserError: It is none.
+        UserError: The file does not contain a JSON object.
     """
     with system_errors(path):
         data = path.read_bytes()
@@ -130,17 +130,17 @@ COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 
 
 def ending_of(path: Path) -> str:
-    """The ending that says what is in a file, lower-case: ``.jsonl`` for ``a.jsonl`` and for ``a.jsonl.gz``."""
+    """The lower-case suffix that determines a file's format: ``.jsonl`` for ``a.jsonl`` and for ``a.jsonl.gz``."""
     ending = path.suffix.lower()
     return Path(path.stem).suffix.lower() if ending in COMPRESSED else ending
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read, decompressed if its ending is one of `COMPRESSED`.
+    """Opens a file to read, decompressed if its suffix is one of `COMPRESSED`.
 
     Raises:
-        UserError: It cannot be read, or what is compressed is broken.
+        UserError: It cannot be read, or its compressed data is broken.
     """
     ending = path.suffix.lower()
     if ending not in COMPRESSED:
@@ -155,7 +155,7 @@ def _decompressed(path: Path, ending: str) -> BinaryIO:
     if ending == ".zst":
         import pyarrow as pa
 
-        # A pyarrow stream has what BufferedReader needs of a raw file.
+        # A pyarrow stream has the methods that BufferedReader needs of a raw file.
         stream = pa.CompressedInputStream(pa.OSFile(os.fsencode(path), "rb"), "zstd")
         return BufferedReader(stream, 2**20)
     module = importlib.import_module({".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}[ending])
@@ -164,12 +164,12 @@ def _decompressed(path: Path, ending: str) -> BinaryIO:
 
 
 def cache_folder() -> Path:
-    """Where this user's files are that can be made again."""
+    """The user's cache folder, whose files can be recreated."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longlens"
 
 
 def content_sha256(path: Path) -> str:
-    """`file_sha256`; a file that was not written meanwhile is read once a process."""
+    """`file_sha256`, cached: an unchanged file is read once per process."""
     status = path.stat()
     return _content_sha256(path.absolute(), status.st_size, status.st_mtime_ns)
 
@@ -180,7 +180,7 @@ def _content_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, read in blocks."""
+    """SHA-256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**22):

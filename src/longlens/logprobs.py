@@ -1,4 +1,4 @@
-"""Hidden states to token log-probabilities, in blocks of rows: the one place that touches a vocabulary head."""
+"""Hidden states to token log-probabilities, in blocks of rows: the only module that uses a vocabulary head."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from longlens.models.forward import is_sharded, run_in_layer
 from longlens.models.products import linear
 
 BLOCK_BYTES = 128 * 2**20
-"""Logits that exist at one time, in bytes."""
+"""Upper bound on the logits in memory at one time, in bytes."""
 LOGIT_BYTES = 40 * 2**20
-"""Logits of a model that exist at one time while statistics are computed; each block of them reads the whole head.
+"""Upper bound, in bytes, on the logits in memory while statistics are computed; each block reads the whole head.
 
-More than the 32 MiB up to which glibc keeps freed arrays in its heap, which then has holes.
+It exceeds the 32 MiB up to which glibc keeps freed arrays in its heap, which would fragment it.
 """
 DISTRIBUTION_BYTES = 4 * 2**20
-"""Of each of the arrays that statistics of distributions are computed from, of which some ten exist at one time."""
+"""Size in bytes of each array from which statistics of distributions are computed; about ten of them exist at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class Head:
     """How a model turns hidden states into logits: ``softcap(scale * (h @ weight.T + bias))``.
 
     Attributes:
-        weight: ``(V, H)``.
-        bias: ``(V,)`` or None.
+        weight: Weight of the head, ``(V, H)``.
+        bias: Bias of the head, ``(V,)``, or None.
         scale: Cohere's ``logit_scale``, or 1 over Granite's ``logits_scaling``.
         softcap: c of ``c * tanh(z / c)``, such as Gemma 2's ``final_logit_softcapping``; None for no cap.
-        wide_weight: ``weight`` in fp32, kept for many calls; None where it is made for each call (see `keep_wide`).
-        layer: What holds the weight where FSDP or ZeRO-3 has spread it: it is whole only while the layer runs.
+        wide_weight: ``weight`` in fp32, kept across calls; None if each call makes its own copy (see `keep_wide`).
+        layer: The module that owns the weight if FSDP or ZeRO-3 shards it: it is gathered only while the layer runs.
     """
 
     weight: Tensor
@@ -48,9 +48,9 @@ class Head:
         """Logits of ``(m, H)`` hidden states, ``(m, V)``.
 
         Args:
-            hidden: In the dtype of ``weight``.
-            dtype: Of the logits; that of ``hidden`` unless given. Half-precision inputs with float32 logits are
-                multiplied exactly and accumulated in float32 (CUDA alone, see `_multiplies_exactly`).
+            hidden: Hidden states in the dtype of ``weight``.
+            dtype: Dtype of the logits; that of ``hidden`` by default. Half-precision inputs with float32 logits are
+                multiplied exactly and accumulated in float32 (CUDA only, see `_multiplies_exactly`).
         """
         if dtype in (None, hidden.dtype):
             logits = linear(hidden, self.weight, self.bias)
@@ -71,9 +71,9 @@ class Head:
         return replace(self, weight=weight, bias=bias, wide_weight=None)
 
     def keep_wide(self) -> Head:
-        """The same head with its fp32 copy made once, where each call would make one; for weights that do not change.
+        """The same head with its fp32 copy made once, instead of once per call; for weights that do not change.
 
-        Takes ``4 V H`` bytes where the weights are of half precision and the device has no exact product of such.
+        Uses ``4 V H`` bytes if the weights are in half precision and the device has no exact half-precision product.
         """
         is_exact = self.weight.dtype == torch.float32 or _multiplies_exactly(self.weight, self.weight)
         if is_exact or self.layer is not None:
@@ -81,16 +81,16 @@ class Head:
         return replace(self, wide_weight=self.weight.to(torch.float32))
 
     def gathered(self) -> Head:
-        """The same head, as it is while its layer runs."""
+        """The same head with its weight gathered; for use while its layer runs."""
         return replace(self, weight=self.layer.weight, bias=getattr(self.layer, "bias", None), layer=None)
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
-    """Natural-log probability of each target, in fp32 whatever the model's dtype; with gradient where one is asked for.
+    """Natural-log probability of each target, in fp32 whatever the model's dtype; differentiable.
 
     Equals ``head.logits(hidden.float()).log_softmax(-1).gather(-1, targets[:, None])[:, 0]`` with at most
-    ``block_bytes`` of logits at a time, in the backward pass too. The product is taken in fp32 as well: bf16 logits of
-    16 and more stand 0.125 apart, which would move tokens across the thresholds of eq. 4.
+    ``block_bytes`` of logits at a time, in the backward pass too. The product is computed in fp32 as well: bf16 logits
+    of 16 and more are 0.125 apart, which would move tokens across the thresholds of eq. 4.
 
     Args:
         hidden: ``(m, H)`` hidden states; row i predicts target i.
@@ -108,7 +108,7 @@ def token_logprobs(hidden: Tensor, targets: Tensor, head: Head, *, block_bytes: 
             hidden,
         )
     rows = max(1, block_bytes // (head.weight.shape[0] * _width(hidden).itemsize))
-    # Autocast would take the product in half precision again.
+    # Autocast would compute the product in half precision again.
     with torch.autocast(hidden.device.type, enabled=False):
         logprobs: Tensor = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, targets, head, rows
@@ -138,10 +138,10 @@ def logit_blocks(hidden: Tensor, head: Head) -> Iterator[Tensor]:
 
 
 def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
-    """The token that greedy decoding takes after each hidden state: ``head.logits(hidden).argmax(-1)``.
+    """The token that greedy decoding selects after each hidden state: ``head.logits(hidden).argmax(-1)``.
 
-    In the model's own dtype, as generation takes it: in half precision the largest logits are often equal, and then the
-    first of them is taken.
+    In the model's own dtype, as in generation: in half precision the largest logits are often equal, and then the first
+    of them is selected.
 
     Args:
         hidden: ``(m, H)`` hidden states.
@@ -158,7 +158,7 @@ def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """The block loop. Backward computes the logits of a block again instead of keeping them.
+    """The block loop. The backward pass recomputes the logits of a block instead of keeping them.
 
     With z the logits, p = softmax(z) and g the gradient of the log-probability: ``dz = g (onehot(target) - p)``,
     through the cap ``dz *= 1 - (z / c)**2`` and the scale, then ``dh = dz @ weight``, ``dweight = dz.T @ h``.
@@ -174,14 +174,14 @@ class _TokenLogprobs(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             logits = head.logits(hidden[start : start + rows].to(head.weight.dtype), width)
             chosen = logits.gather(-1, targets[start : start + rows, None])[:, 0]
-            # In place, and several times faster than torch.logsumexp on the CPU, which took longer than the product.
+            # In place, and several times faster on the CPU than torch.logsumexp, which took longer than the product.
             peak = logits.amax(-1, keepdim=True)
             normalizers.append(logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
             logprobs.append(chosen - normalizers[-1])
             del logits  # before the next block of them is made
         empty = hidden.new_zeros(0, dtype=width)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers) if normalizers else empty)
-        # Its weights are among the saved tensors.
+        # The head's weights are among the saved tensors.
         ctx.head, ctx.rows = replace(head, weight=weight, bias=None, wide_weight=None), rows
         return torch.cat(logprobs) if logprobs else empty
 
@@ -189,7 +189,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
         (gradient,) = gradients
-        # Of the saved tensors, so that a weight that was moved or gathered in between is the right one.
+        # From the saved tensors, so that a weight that was moved or gathered in between is the right one.
         head = replace(ctx.head, weight=weight, bias=bias)
         operand, wide = _operand(head, hidden), head.to(_width(hidden))
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -231,15 +231,16 @@ def _width(hidden: Tensor) -> torch.dtype:
 
 
 def _operand(head: Head, hidden: Tensor) -> Head:
-    """The head whose product with hidden states is exact to fp32: as it is where the device has one, else widened."""
+    """The head with an fp32-exact product: unchanged if the device has such a product, else converted to fp32."""
     return head if _multiplies_exactly(hidden, head.weight) else head.to(_width(hidden))
 
 
 def _multiplies_exactly(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether ``torch.mm(hidden, weight.T, out_dtype=torch.float32)`` exists: CUDA, operands of one half precision.
+    """Whether ``torch.mm(hidden, weight.T, out_dtype=torch.float32)`` exists: CUDA, operands of one half-precision
+    dtype.
 
-    A product of two float16 or bfloat16 numbers is exact in float32, and so is accumulation in it as far as it is in
-    the product of widened operands; no fp32 copy of the weight is needed (torch 2.8 on, cuBLAS).
+    A product of two float16 or bfloat16 numbers is exact in float32, and accumulation is as accurate as in a product of
+    fp32 copies, so no fp32 copy of the weight is needed (cuBLAS, torch >= 2.8).
     """
     halves = (torch.float16, torch.bfloat16)
     is_cuda = hidden.is_cuda and weight.is_cuda and torch.version.hip is None
@@ -247,24 +248,24 @@ def _multiplies_exactly(hidden: Tensor, weight: Tensor) -> bool:
 
 
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-# Of Gemma 2 and its kin, RecurrentGemma, xLSTM.
+# Attribute names of Gemma 2 and its relatives, RecurrentGemma, xLSTM.
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def find_head(model: torch.nn.Module, hidden: Tensor, logits: Tensor) -> Head:
-    """The head whose logits equal the model's own, among those that its configuration declares.
+    """The head whose logits equal the model's own, among the candidates that its configuration declares.
 
-    Configurations name a scale or a cap without saying how it is used (``logits_scaling`` divides in Granite and
-    multiplies in HyperCLOVA X), so each reading is compared with the model's own logits. Declared transforms come
-    before the plain product: near zero a cap changes nothing that could be seen.
+    Configurations contain a scale or a cap without saying how it is applied (``logits_scaling`` divides in Granite and
+    multiplies in HyperCLOVA X), so each interpretation is compared with the model's own logits. Declared transforms are
+    tried before the plain product, because near zero a cap has no measurable effect.
 
     Args:
-        model: A causal language model of transformers.
+        model: A transformers causal language model.
         hidden: ``(m, H)`` last hidden states of a probe text.
-        logits: ``(m, V)`` the model's own logits there.
+        logits: ``(m, V)`` the model's own logits for that text.
 
     Raises:
-        UserError: No reading gives the model's logits, or there is no head: it would be scored wrongly.
+        UserError: No interpretation reproduces the model's logits, or there is no head: scores would be wrong.
     """
     name = type(model).__name__
     module = model.get_output_embeddings()  # type: ignore[operator]
@@ -292,7 +293,7 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
         )
     if logits.shape != (len(hidden), len(raw.weight)) or hidden.shape[-1] != raw.weight.shape[-1]:
         raise UserError(
-            f"{name} gives logits of shape {tuple(logits.shape)} for hidden states of shape {tuple(hidden.shape)}, "
+            f"{name} returns logits of shape {tuple(logits.shape)} for hidden states of shape {tuple(hidden.shape)}, "
             f"and its vocabulary head is {tuple(raw.weight.shape)}: longlens needs a causal language model whose "
             "logits are that head's product with its last hidden states"
         )
@@ -306,7 +307,8 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
     wanted = logits.to(raw.weight.device, torch.float32)
     wide = hidden.to(raw.weight.device, torch.float32)
     base = raw.to(torch.float32)
-    # The model rounds its logits to its dtype: 4 units in the last place, and no finer than fp32 products agree.
+    # The model rounds its logits to its dtype: the tolerance is 4 units in the last place, and at least the rounding
+    # error of fp32 products.
     tolerance = max(4 * torch.finfo(logits.dtype).eps, 1e-4) * float(wanted.abs().max())
     worst = float("inf")
     for scale in [*scales, 1.0]:
@@ -324,8 +326,8 @@ def _read_head(model: torch.nn.Module, module: Any, hidden: Tensor, logits: Tens
 
 
 def _resident(module: Any) -> Head:
-    """The plain product of a vocabulary head. One that accelerate offloads stays on its device from now on: it is used
-    for each block of rows.
+    """The plain product of a vocabulary head. If accelerate offloads it, it stays on its device from now on, because it
+    is used for each block of rows.
     """
     if not module.weight.is_meta:
         return Head(weight=module.weight, bias=getattr(module, "bias", None))

@@ -1,12 +1,12 @@
-"""What other installed packages add to longlens, through entry points of these groups:
+"""Plugins: what other installed packages add to longlens through entry points of these groups:
 
 - ``longlens.scorers``: engines of `longlens.load_scorer`;
 - ``longlens.tasks``: tasks of `longlens.tasks.get_task`;
 - ``longlens.rope_methods``: methods of `longlens.rope`;
 - ``longlens.caches``: cache policies of `longlens.load_scorer`;
-- ``longlens.statistics``: what else is computed of each scored token, `longlens.scoring.statistics`.
+- ``longlens.statistics``: additional values for each scored token, `longlens.scoring.statistics`.
 
-Nothing of theirs is imported, and nothing of theirs is complained of, before one of their names is used.
+A plugin is imported, and its errors are reported, only when its name is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Group = Literal["longlens.scorers", "longlens.tasks", "longlens.rope_methods", "
 
 
 def list_plugins(group: Group) -> dict[str, str]:
-    """Names that other packages add to a group, sorted, each with the package that it is from."""
+    """Names that other packages add to a group, sorted, each with the package that defines it."""
     found: dict[str, str] = {}
     for entry in sorted(_entries(group), key=lambda entry: entry.name):
         found[entry.name] = f"{found[entry.name]}, {_package(entry)}" if entry.name in found else _package(entry)
@@ -33,17 +33,18 @@ def list_plugins(group: Group) -> dict[str, str]:
 def load_plugin(
     group: Group, name: str, *, own: Collection[str], is_kind: Callable[[Any], bool], expected: str
 ) -> Any | None:
-    """What another package adds under a name; None where none does.
+    """Loads what another package adds under a name; None if no package does.
 
     Args:
-        group: Of entry points.
-        name: Of one of them.
-        own: Names of longlens in that group, which no package may take.
-        is_kind: Whether an object is what the group is for.
-        expected: What that is, for the message, such as ``"a subclass of longlens.rope.base.Method"``.
+        group: Entry-point group.
+        name: Name of the entry point.
+        own: longlens's own names in that group, which no package may use.
+        is_kind: Whether an object is of the kind that the group expects.
+        expected: Description of that kind, for the message, such as ``"a subclass of longlens.rope.base.Method"``.
 
     Raises:
-        UserError: The name is one of longlens, or two packages add it; or it cannot be imported or is of a wrong kind.
+        UserError: The name is one of longlens's own, is added by two packages, cannot be imported or is of the wrong
+            kind.
     """
     entries = [entry for entry in _entries(group) if entry.name == name]
     if not entries:
@@ -67,7 +68,7 @@ def _entries(group: Group) -> tuple[EntryPoint, ...]:
 
 @lru_cache(maxsize=16)
 def _scan(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Entry points of the packages on the path: reading them takes milliseconds, and names are looked up often."""
+    """Entry points of the packages on the path, cached: reading them takes milliseconds, and lookups are frequent."""
     with library_errors("cannot read the entry points of installed packages", "fix or uninstall the broken one"):
         return tuple(entry_points(group=group))
 

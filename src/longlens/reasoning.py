@@ -1,4 +1,4 @@
-"""What a model says after its reasoning, in the marks that families of models write around it."""
+"""Extracts the answer that follows a model's reasoning, by the marks that model families write around it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MARKS: tuple[Marks, ...] = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
 )
-"""Begin and end of reasoning; letters count in either case."""
-# Harmony (gpt-oss): channels analysis, commentary and final; without special tokens their names alone are left.
+"""Begin and end marks of reasoning, matched without regard to case."""
+# Harmony (gpt-oss): channels analysis, commentary and final; without special tokens only their names remain.
 _CHANNEL = "<|channel|>"
 _FINAL = re.compile(r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _FINAL_END = re.compile(r"<\|(?:return|end|call|start)\|>")
@@ -32,10 +32,10 @@ _BARE_FINAL = "assistantfinal"
 
 
 def parse_marks(text: str) -> Marks:
-    """``"<plan>,</plan>"`` as a pair of marks.
+    """Parses ``"<plan>,</plan>"`` into a pair of marks.
 
     Raises:
-        UserError: It is not two different texts.
+        UserError: The text is not two different marks separated by a comma.
     """
     begin, _, end = (part.strip() for part in text.partition(","))
     if not begin or not end or begin == end or "," in end:
@@ -44,14 +44,14 @@ def parse_marks(text: str) -> Marks:
 
 
 def final_answer(output: str, *, marks: Marks | None = None, must_end: bool = False) -> str:
-    """What comes after reasoning; empty where reasoning began and did not end.
+    """Returns the text after the reasoning; empty if reasoning began and did not end.
 
     An end without a begin counts, since chat templates may open the reasoning themselves.
 
     Args:
         output: What a model wrote.
-        marks: One more pair beside `MARKS`.
-        must_end: Whether an output in which no reasoning ends is all reasoning.
+        marks: One more pair, in addition to `MARKS`.
+        must_end: Whether an output without an end mark is treated as reasoning throughout.
     """
     if _CHANNEL in output:
         found = list(_FINAL.finditer(output))

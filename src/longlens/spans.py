@@ -1,4 +1,4 @@
-"""Which characters of a text each token spells, for tokenizers that do not say so themselves. No torch here.
+"""Which characters of a text each token spells, for tokenizers that do not report offsets. Does not import torch.
 
 A span is ``[start, end)`` in characters (code points). A token that spells a part of a character spans all of it: a
 token's span runs from the character of its first byte to the end of the character of its last byte. Spans can
@@ -37,12 +37,12 @@ def spans_from_bytes(utf8: bytes, starts: Ints, ends: Ints) -> Ints:
     Args:
         utf8: The text, encoded.
         starts: ``(n,)``, bytes.
-        ends: ``(n,)``, bytes, not before the starts.
+        ends: ``(n,)``, bytes, each at least its start.
     """
     data = np.frombuffer(utf8, dtype=np.uint8)
     begun = np.zeros(len(data) + 2, dtype=np.int64)  # begun[b] - 1 = the character of byte b - 1
     np.cumsum((data & 0xC0) != 0x80, out=begun[1:-1])
-    begun[-1] = begun[-2] + 1  # a byte behind the text belongs to the character behind it
+    begun[-1] = begun[-2] + 1  # a byte after the text belongs to a character after it
     first = begun[starts + 1] - 1
     last = np.where(ends > starts, begun[ends], first)
     return np.stack([first, last], axis=1)
@@ -51,12 +51,13 @@ def spans_from_bytes(utf8: bytes, starts: Ints, ends: Ints) -> Ints:
 def spans_of(tokenizer: Any, text: str, token_ids: Ints) -> Ints:
     """Spans ``(n, 2)`` for a tokenizer without offsets, from what its tokens spell.
 
-    A SentencePiece model is asked. Of other tokenizers the bytes of each token are joined and have to be the text (or
-    its NFC or NFKC form): tokens as bytes or plain text, in the byte alphabet of GPT-2, one Latin-1 character a byte
-    (ByT5), with ``▁`` for a space, or by an inner tiktoken encoding. The first reading that spells the text wins.
+    SentencePiece models report spans. For other tokenizers, the bytes of all tokens, joined, must equal the text (or
+    its NFC or NFKC form): tokens as bytes or plain text, in the byte alphabet of GPT-2, one Latin-1 character per byte
+    (ByT5), with ``▁`` for a space, or by an inner tiktoken encoding. The first interpretation that spells the text is
+    used.
 
     Raises:
-        UserError: None does.
+        UserError: No interpretation spells the text.
     """
     spans = _by_sentencepiece(tokenizer, text, token_ids)
     if spans is None:
@@ -111,10 +112,10 @@ def _by_spelling(tokenizer: Any, text: str, token_ids: Ints) -> Ints | None:
 
 
 def _by_spelling_without_stripped(tokenizer: Any, text: str, token_ids: Ints) -> Ints | None:
-    """As `_by_spelling`, where added tokens take the spaces beside them, which no token then spells."""
+    """Like `_by_spelling`, if added tokens absorb adjacent spaces, which no token then spells."""
     kept: list[str] = []
-    begins: list[int] = []  # of the characters kept, in the text
-    ends = [0]  # of the character before
+    begins: list[int] = []  # positions in the text of the characters kept
+    ends = [0]  # end of the character before
     for start, end, added in _segments(tokenizer, text):
         part = text[start:end] if added is None else text[start:end].strip()
         if part:
@@ -129,7 +130,7 @@ def _by_spelling_without_stripped(tokenizer: Any, text: str, token_ids: Ints) ->
 
 
 def _readings(tokenizer: Any, utf8: bytes, marked: bytes) -> Iterator[tuple[Spell, bytes]]:
-    """The ways to read a token as bytes, each with what the tokens then have to spell."""
+    """The ways to read a token as bytes, each with the text that the tokens must then spell."""
     added = _added_tokens(tokenizer)
 
     def read(decode: Callable[[str], bytes | None]) -> Spell:
@@ -170,7 +171,7 @@ def _added_tokens(tokenizer: Any) -> dict[int, str]:
 
 @lru_cache
 def _gpt2_alphabet() -> dict[str, int]:
-    """Character -> byte: printable Latin-1 is itself, the other bytes follow from U+0100 (encoder.py of GPT-2)."""
+    """Character -> byte: printable Latin-1 is itself, the other bytes are U+0100 and above (encoder.py of GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
@@ -194,12 +195,12 @@ def _from_metaspace(token: str) -> bytes:
 
 
 def _through_normal_form(text: str, spelled: bytes, starts: Ints, ends: Ints) -> Ints | None:
-    """Spans of byte ranges of ``spelled``, where that is the text in a Unicode normal form."""
+    """Spans of byte ranges of ``spelled``, if that is the text in a Unicode normal form."""
     for form in ("NFC", "NFKC"):
         if unicodedata.normalize(form, text).encode() == spelled:
             encoding = _byte_tokenizer(form).encode(text)
             of_bytes = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            if len(of_bytes) != len(spelled):  # another version of Unicode than Python's
+            if len(of_bytes) != len(spelled):  # a Unicode version other than Python's
                 return None
             return np.stack([of_bytes[starts, 0], of_bytes[ends - 1, 1]], axis=1)
     return None
@@ -207,7 +208,7 @@ def _through_normal_form(text: str, spelled: bytes, starts: Ints, ends: Ints) ->
 
 @lru_cache
 def _byte_tokenizer(form: str) -> Tokenizer:
-    """A tokenizer with one token a byte of the normalized text, whose offsets are in the text as it came."""
+    """A tokenizer with one token per byte of the normalized text, whose offsets refer to the original text."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     alphabet = {character: byte for byte, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -221,7 +222,7 @@ def _byte_tokenizer(form: str) -> Tokenizer:
 
 
 def _by_sentencepiece(tokenizer: Any, text: str, token_ids: Ints) -> Ints | None:
-    """Spans from the SentencePiece model inside; None where there is none, or it gives other ids than the tokenizer."""
+    """Spans from the SentencePiece model inside; None if there is none, or if its ids differ from the tokenizer's."""
     model = inner(tokenizer, "serialized_model_proto")
     if model is None:
         return None
@@ -241,7 +242,7 @@ def _by_sentencepiece(tokenizer: Any, text: str, token_ids: Ints) -> Ints | None
 
 
 def _segments(tokenizer: Any, text: str) -> Iterator[tuple[int, int, int | None]]:
-    """``(start, end, id of the added token)`` of the parts that a slow tokenizer cuts the text into."""
+    """``(start, end, id of the added token)`` of the parts into which a slow tokenizer splits the text."""
     trie = getattr(tokenizer, "tokens_trie", None)
     if trie is None or tokenizer.split_special_tokens:
         yield 0, len(text), None
@@ -264,11 +265,11 @@ def _segments(tokenizer: Any, text: str) -> Iterator[tuple[int, int, int | None]
 
 
 def _pieces(tokenizer: Any, model: Any, text: str) -> tuple[list[int], Ints]:
-    """Ids and spans that the SentencePiece model gives for a text without added tokens."""
+    """Ids and spans that the SentencePiece model returns for a text without added tokens."""
     from sentencepiece import sentencepiece_pb2
 
     # Without the dummy prefix, SentencePiece drops leading spaces: transformers then encodes "<unk>" before the text
-    # and takes its pieces away.
+    # and removes its pieces.
     unknown = (
         "" if getattr(tokenizer, "legacy", True) or not text.startswith((_METASPACE, " ")) else tokenizer.unk_token
     )
@@ -278,7 +279,7 @@ def _pieces(tokenizer: Any, model: Any, text: str) -> tuple[list[int], Ints]:
     places = np.array([(piece.begin, piece.end) for piece in pieces], dtype=np.int64).reshape(-1, 2)
     places = np.maximum(places - len(unknown.encode()), 0)
     spans = spans_from_bytes(text.encode(), places[:, 0], places[:, 1])
-    # Of the bytes of a character, and of the characters that one is normalized to, the last piece alone has a place.
+    # Of several pieces for one character (bytes, or what it is normalized to), only the last one has a position.
     is_byte = np.array([model.is_byte(index) for index in ids], dtype=bool)
     full = np.where(spans[:, 1] > spans[:, 0], np.arange(len(spans)), len(spans))
     following = np.minimum.accumulate(full[::-1])[::-1]
@@ -288,7 +289,7 @@ def _pieces(tokenizer: Any, model: Any, text: str) -> tuple[list[int], Ints]:
 
 
 def _own_character(spans: Ints, length: int) -> Ints:
-    """Puts a piece that spells nothing (a dummy prefix) on the character it stands before, as `tokenizers` does."""
+    """Assigns a piece that spells nothing (a dummy prefix) to the character after it, as `tokenizers` does."""
     empty = spans[:, 0] == spans[:, 1]
     spans[empty, 1] = np.minimum(spans[empty, 0] + 1, length)
     return spans

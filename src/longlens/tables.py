@@ -1,4 +1,4 @@
-"""Results and scores as plain values for JSON, and as tables of pyarrow and pandas, imported when asked for."""
+"""Results and scores as plain values for JSON, and as tables of pyarrow and pandas, which are imported on demand."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class Tabular:
-    """Something with columns, which `to_arrow` and `to_pandas` give as a table."""
+    """Mixin for objects with columns, which `to_arrow` and `to_pandas` return as a table."""
 
     def _columns(self) -> Mapping[str, Sequence[Any]]:
-        """The columns by their names, all equally long; None where there is no value."""
+        """The columns by their names, all of the same length; None for a missing value."""
         raise NotImplementedError
 
     def to_arrow(self) -> pa.Table:
-        """The table as a ``pyarrow.Table``; a value that does not exist is null."""
+        """Returns the columns as a ``pyarrow.Table``; a missing value is null."""
         import pyarrow as pa
 
         return pa.table({name: list(values) for name, values in self._columns().items()})
 
     def to_pandas(self) -> pd.DataFrame:
-        """The table as a ``pandas.DataFrame``; a value that does not exist is NaN among numbers, else None."""
+        """Returns the columns as a ``pandas.DataFrame``; a missing value is NaN in numeric columns, else None."""
         return self.to_arrow().to_pandas()
 
 
 def plain(value: Any) -> Any:
-    """The same in values that JSON has: objects for dataclasses, lists for tuples and arrays, None for NaN."""
+    """Converts a value to JSON types: objects for dataclasses, lists for tuples and arrays, None for NaN."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 TEXT = "The naïve café keeps 12 cats; each of them, said Ann, sleeps in a box. The café keeps 12 cats, and Ann a box."
 TEXTS = ("", " ", "a", "漢字 and 🙂\n\n\ttabs", TEXT)
 TOLERANCE = 1e-3
-"""Nats between log-probabilities that are the same except for rounding."""
+"""Largest difference, in nats, between log-probabilities that are the same except for rounding."""
 
 
 class ConformanceError(AssertionError):
@@ -43,20 +43,20 @@ class ConformanceError(AssertionError):
 
 
 class _Rules:
-    """Rules of one object; the first that is broken is raised."""
+    """Rules of one object; the first violation is raised."""
 
     def __init__(self, of: str) -> None:
         self._of = of
 
     def require(self, holds: Any, rule: str, found: object = None) -> None:
-        """Raises unless it holds."""
+        """Raises `ConformanceError` unless the rule holds."""
         if not holds:
             said = "" if found is None else f" ({' '.join(str(found).split())[:200]})"
             raise ConformanceError(f"{self._of}: {rule}{said}")
 
     @contextmanager
     def holds(self, rule: str) -> Iterator[None]:
-        """An exception inside breaks the rule."""
+        """An exception inside the block violates the rule."""
         try:
             yield
         except ConformanceError:
@@ -69,7 +69,7 @@ def check_scorer(scorer: Scorer, *, text: str = TEXT, by_length: bool = False) -
     """Checks an engine: spans, log-probabilities, independence of a sequence from all others, BOS, identity.
 
     Args:
-        scorer: As for `longlens.score`.
+        scorer: The scorer, as for `longlens.score`.
         text: A text of at least 20 tokens.
         by_length: Whether positions depend on the sequence length (dynamic NTK), so that a token's
             log-probability may depend on what follows it.
@@ -90,7 +90,7 @@ def _check_info(info: ScorerInfo, rules: _Rules) -> None:
     for name in ("name", "source", "architecture", "tokenizer_sha256", "dtype", "device", "attention"):
         value = getattr(info, name, None)
         rules.require(isinstance(value, str) and value, f"`info.{name}` is filled in", value)
-    rules.require(info.dtype != "auto", "`info.dtype` is the one in force, never auto")
+    rules.require(info.dtype != "auto", "`info.dtype` is the dtype in use, never auto")
     wrong = info.max_length is not None and not (isinstance(info.max_length, int) and info.max_length > 0)
     rules.require(not wrong, "`info.max_length` is a number of tokens, or None", info.max_length)
     prefix = [*info.own_prefix, *([] if info.bos_token_id is None else [info.bos_token_id])]
@@ -105,9 +105,9 @@ def _encode(scorer: Scorer, text: str, rules: _Rules) -> list[int]:
     integers = np.issubdtype(ids.dtype, np.integer) and np.issubdtype(spans.dtype, np.integer)
     is_shaped = ids.ndim == 1 and spans.shape == (len(ids), 2)
     shapes = f"{ids.dtype} {ids.shape} and {spans.dtype} {spans.shape}"
-    rules.require(integers and is_shaped, "`encode` gives token_ids (n,) and char_spans (n, 2), integers", shapes)
+    rules.require(integers and is_shaped, "`encode` returns token_ids (n,) and char_spans (n, 2), integers", shapes)
     same = np.array_equal(ids, again.token_ids) and np.array_equal(spans, again.char_spans)
-    rules.require(same, "`encode` gives the same each time", repr(text))
+    rules.require(same, "`encode` returns the same each time", repr(text))
     starts, ends = spans[:, 0], spans[:, 1]
     inside = bool((starts >= 0).all() and (ends <= len(text)).all() and (starts <= ends).all())
     rules.require(inside, "spans lie in the text, [start, end)", spans[(starts < 0) | (ends > len(text))].tolist()[:3])
@@ -116,7 +116,7 @@ def _encode(scorer: Scorer, text: str, rules: _Rules) -> list[int]:
     for start, end in spans:
         covered[start:end] = True
     missing = [place for place, character in enumerate(text) if not covered[place] and not character.isspace()]
-    rules.require(not missing, "spans cover the text", f"character {missing[:1]} of {text!r} is in none")
+    rules.require(not missing, "spans cover the text", f"character {missing[:1]} of {text!r} is in no span")
     special = [] if scorer.info.bos_token_id is None else [scorer.info.bos_token_id]
     rules.require(ids[:1].tolist() != special or not special, "`encode` adds no special tokens", ids[:3].tolist())
     return [int(token) for token in ids]
@@ -124,7 +124,8 @@ def _encode(scorer: Scorer, text: str, rules: _Rules) -> list[int]:
 
 def _check_logprobs(scorer: Scorer, ids: list[int], rules: _Rules, by_length: bool) -> None:
     half, n = len(ids) // 2, len(ids)
-    # The text, its beginning, another beginning, and scored from the middle on: of several lengths, keys of any kind.
+    # Requests for the text, its first half, another first half, and the text scored from the middle: several lengths,
+    # keys of any type.
     requests = [
         Request(object(), ids, 1),
         Request(["not", "hashable"], ids[:half], 1),
@@ -140,14 +141,14 @@ def _check_logprobs(scorer: Scorer, ids: list[int], rules: _Rules, by_length: bo
         rules.require(np.isfinite(logprobs).all(), "log-probabilities are finite", logprobs.tolist()[:5])
         rules.require((logprobs <= 1e-4).all(), "log-probabilities are not above 0", float(logprobs.max(initial=0)))
     whole, beginning, _, tail = answers
-    _close(whole[half - 1 :], tail, "`start` leaves out the tokens before it and changes no other", rules)
+    _close(whole[half - 1 :], tail, "`start` omits the tokens before it and does not change the others", rules)
     if not by_length:
         _close(whole[: half - 1], beginning, "a token's log-probability does not depend on what follows it", rules)
     for request, together in zip(requests, answers, strict=True):
         alone = _answers(scorer, [request], rules)[0]
         _close(alone, together, "an answer does not depend on the other requests", rules)
     for again, before in zip(_answers(scorer, requests, rules), answers, strict=True):
-        _close(again, before, "the same requests have the same answers", rules)
+        _close(again, before, "the same requests get the same answers", rules)
     tokens = sorted(set(ids))
     each = _answers(scorer, [Request(token, [*ids[:half], token], half) for token in tokens], rules)
     total = float(np.exp(np.concatenate(each).astype(np.float64)).sum())
@@ -161,10 +162,10 @@ def _check_logprobs(scorer: Scorer, ids: list[int], rules: _Rules, by_length: bo
 
 
 def _check_lazy(scorer: Scorer, ids: Sequence[int], rules: _Rules) -> None:
-    # More than any look-ahead; an engine that reads them all would hold a corpus in memory.
+    # More than any look-ahead; an engine that reads all requests would keep a corpus in memory.
     taken, number = itertools.count(), 2_000_000 // len(ids)
     requests = (Request(next(taken), ids, 1) for _ in range(number))
-    with rules.holds("`logprobs` gives answers one by one"):
+    with rules.holds("`logprobs` yields answers one by one"):
         next(iter(scorer.logprobs(requests)))
     rules.require(next(taken) < number, "requests are read as they are needed, not all at once", f"{number} were read")
 
@@ -175,10 +176,10 @@ def _answers(scorer: Scorer, requests: Sequence[Request], rules: _Rules) -> list
     rules.require(len(results) == len(requests), "each request has one answer", f"{len(results)} of {len(requests)}")
     found = []
     for request in requests:
-        # By length too: two requests may have one key.
+        # Compared by length too: two requests may have the same key.
         lengths = (len(request.token_ids) - request.start,)
         same = [r for r in results if r.key is request.key or r.key == request.key]
-        rules.require(same, "an answer has the key of its request, whatever that is", repr(request.key)[:60])
+        rules.require(same, "an answer has the key of its request, of any type", repr(request.key)[:60])
         fitting = [r for r in same if np.shape(r.logprobs) == lengths] or same
         found.append(np.asarray(fitting[0].logprobs))
     return found
@@ -194,8 +195,8 @@ def check_rope_method(method: Method, *, head_dim: int = 8) -> None:
     """Checks a method of position extrapolation: frequencies, lengths, and what a saved model computes.
 
     Args:
-        method: With settings, such as ``YaRN(factor=4)``.
-        head_dim: Rotary dimensions of the tiny model, of 64 tokens, for methods with a setting for each.
+        method: The method with its settings, such as ``YaRN(factor=4)``.
+        head_dim: Rotary dimensions of the tiny model (64 tokens), for methods with one setting per dimension.
 
     Raises:
         ConformanceError: A rule is violated.
@@ -218,7 +219,7 @@ def check_rope_method(method: Method, *, head_dim: int = 8) -> None:
 def _check_frequencies(method: Method, rope: Rope, rules: _Rules) -> None:
     try:
         method.check(rope)
-    except UserError:  # such as a base that is not larger than this one
+    except UserError:  # such as a base that is not larger than the original
         return
     for num_tokens in (1, rope.length, rope.length + 1, 4 * rope.length):
         with rules.holds("`frequencies` is defined for every length"):
@@ -228,7 +229,7 @@ def _check_frequencies(method: Method, rope: Rope, rules: _Rules) -> None:
         rules.require(right, "inv_freq is (d/2,), finite and above 0", f"{inv_freq.shape} {inv_freq.tolist()[:4]}")
         rules.require(0 < factor < np.inf, "attention_factor is a number above 0", factor)
         same = np.array_equal(inv_freq, again.inv_freq) and factor == again.attention_factor
-        rules.require(same, "`frequencies` gives the same each time")
+        rules.require(same, "`frequencies` returns the same each time")
     longest = method.max_length(rope)
     right = isinstance(longest, int) and longest >= rope.length
     rules.require(right, "`max_length` is an integer, at least the original length", longest)
@@ -253,14 +254,14 @@ def _check_folder(method: Method, folder: Path, head_dim: int, rules: _Rules) ->
             return model(input_ids=ids[:, :num_tokens], use_cache=False).logits
 
     original = read_rope(base.config, method.original_length)
-    with rules.holds("a model of transformers can be extended by it"):
+    with rules.holds("a transformers model can be extended with it"):
         config = rope.extend_config(base.config, method)
     parameters = rope_parameters(config)
     with rules.holds("`parameters` are JSON"):
         rules.require(json.loads(json.dumps(parameters)) == parameters, "`parameters` are the same after JSON")
     expected = method.max_length(original)
     longest = config.max_position_embeddings
-    rules.require(longest == expected, "the model takes `max_length` tokens", f"{longest} and {expected}")
+    rules.require(longest == expected, "the model accepts `max_length` tokens", f"{longest} and {expected}")
     base.save_pretrained(folder / "base")
     with rules.holds("the model computes its rotary embedding as `frequencies` says, in memory and in a folder"):
         wanted = rope.apply(_tiny_model(head_dim), method)
@@ -271,14 +272,14 @@ def _check_folder(method: Method, folder: Path, head_dim: int, rules: _Rules) ->
     for by, model in loaded.items():
         for num_tokens in (32, ids.shape[1]):
             apart = float((logits(model.eval(), num_tokens) - logits(wanted, num_tokens)).abs().max())
-            rules.require(apart < TOLERANCE, f"a folder loaded by {by} gives the logits of the model", f"{apart:.3g}")
+            rules.require(apart < TOLERANCE, f"a folder loaded by {by} returns the logits of the model", f"{apart:.3g}")
 
 
 def check_cache(policy: CachePolicy) -> None:
     """Checks a cache policy: what its cache reports, and that a sequence's scores do not depend on other sequences.
 
     Args:
-        policy: As for `longlens.load_scorer`.
+        policy: The cache policy, as for `longlens.load_scorer`.
 
     Raises:
         ConformanceError: A rule is violated.
@@ -290,7 +291,7 @@ def check_cache(policy: CachePolicy) -> None:
 
     rules = _Rules(f"cache policy {getattr(policy, 'name', type(policy).__name__)}")
     rules.require(isinstance(policy, CachePolicy), "it is a longlens.models.caches.CachePolicy", type(policy).__name__)
-    rules.require(isinstance(getattr(policy, "name", None), str) and policy.name, "its `name` says what is kept")
+    rules.require(isinstance(getattr(policy, "name", None), str) and policy.name, "it has a `name`")
     model = _tiny_model(8)
     with rules.holds("`new_cache` makes a cache of transformers"):
         cache, other = policy.new_cache(model), policy.new_cache(model)
@@ -299,15 +300,15 @@ def check_cache(policy: CachePolicy) -> None:
     draws = torch.Generator().manual_seed(0)
     for _ in range(8):
         sizes = [cache.get_mask_sizes(chunk, layer) for layer in range(model.config.num_hidden_layers)]
-        rules.require(len(set(sizes)) == 1, "all layers hold equally many tokens", sizes)
+        rules.require(len(set(sizes)) == 1, "all layers hold the same number of tokens", sizes)
         held, before = sizes[0]
         rules.require(held + before == seen + chunk, "`get_mask_sizes` counts the tokens dropped before", sizes[0])
         for layer in range(len(sizes)):
             states = [torch.randn(shape, generator=draws) for _ in range(2)]
-            with rules.holds("`update` takes a chunk in"):
+            with rules.holds("`update` accepts a chunk"):
                 keys, values = cache.update(*states, layer)
             lengths = (keys.shape[-2], values.shape[-2])
-            rules.require(lengths == (held, held), "`update` gives what `get_mask_sizes` said", (*lengths, held))
+            rules.require(lengths == (held, held), "`update` returns the sizes of `get_mask_sizes`", (*lengths, held))
         seen += chunk
         counted = cache.get_seq_length()
         rules.require(counted == seen, "`get_seq_length` counts the tokens seen", f"{counted} of {seen}")
@@ -326,10 +327,11 @@ def check_cache(policy: CachePolicy) -> None:
 
 
 def check_statistic(statistic: Statistic) -> None:
-    """Checks a statistic: its columns, that a row's values are its own, and that it changes nothing.
+    """Checks a statistic: its columns, that each row's values depend only on that row, and that its input is not
+    changed.
 
     Args:
-        statistic: As an entry point of ``longlens.statistics`` gives it.
+        statistic: The statistic, as an entry point of ``longlens.statistics`` loads it.
 
     Raises:
         ConformanceError: A rule is violated.
@@ -346,12 +348,12 @@ def check_statistic(statistic: Statistic) -> None:
     own, other = rows if statistic.is_pairwise else (rows[0], rows[0])
     targets = torch.tensor([0, 3, 39, 1, 2, 5, 8])
     before = rows.clone()
-    with rules.holds("`compute` gives its columns, a value a row"):
+    with rules.holds("`compute` returns its columns, one value per row"):
         whole = statistic.compute(own, other, targets)
         check_columns(statistic, whole, len(targets))
-    rules.require(torch.equal(rows, before), "`compute` changes nothing that it was given")
+    rules.require(torch.equal(rows, before), "`compute` does not change its input")
     for name, values in whole.items():
-        rules.require(not torch.isnan(values.float()).any(), "its values are numbers, also of impossible tokens", name)
+        rules.require(not torch.isnan(values.float()).any(), "its values are numbers, even for impossible tokens", name)
         for part in (slice(0, 1), slice(1, 4), slice(4, 7)):
             with rules.holds("`compute` accepts any number of rows"):
                 alone = statistic.compute(own[part], other[part], targets[part])[name]
@@ -366,17 +368,17 @@ def check_task(
     perfect: Callable[[Sample], str] | None = None,
     tokenizer: Any = None,
 ) -> None:
-    """Checks a task: samples that depend on nothing but seed and index, keep their length and say where answers are.
+    """Checks a task: samples that depend only on seed and index, respect their length and report where answers are.
 
-    Scores are from 0 to 1 for any text, do not need the prompt, and tell a perfect answer from an empty one.
+    Scores are from 0 to 1 for any text, do not need the prompt, and distinguish a perfect answer from an empty one.
 
     Args:
-        task: With the settings that it needs, such as `data_dir`.
-        length: Tokens of a sample; None where settings or data fix how many it has.
-        samples: So many are built; 2 or more, of which the data has to have enough.
-        perfect: What a model that answers rightly writes; the task's `target`, else the best of its answers and of all
-            of them with commas between them, unless given.
-        tokenizer: Counts; one of bytes unless given.
+        task: The task with the settings that it needs, such as `data_dir`.
+        length: Tokens per sample; None if settings or data determine the length.
+        samples: Number of samples to build, at least 2; the data must have enough.
+        perfect: Output of a model that answers correctly; by default the task's `target`, else the best of its answers
+        and of all answers joined with commas.
+        tokenizer: Counts tokens; a byte tokenizer by default.
 
     Raises:
         ConformanceError: A rule is violated.
@@ -388,9 +390,9 @@ def check_task(
     state = random.getstate()
     with rules.holds(f"`build` makes {samples} samples"):
         built = task.build(**settings, samples=samples)
-    rules.require(random.getstate() == state, "`build` leaves Python's own random numbers as they are: use `draws`")
+    rules.require(random.getstate() == state, "`build` does not change the state of Python's `random`: use `draws`")
     _check_repeats(task, built, settings, rules)
-    for place in ("id", "prompt") if task.fills else ("id",):  # others have what their data has
+    for place in ("id", "prompt") if task.fills else ("id",):  # the prompts of other tasks come from their data
         differ = len({getattr(sample, place) for sample in built}) == samples
         rules.require(differ, f"no two samples have the same {place}", [getattr(sample, place) for sample in built])
     for index, sample in enumerate(built):
@@ -422,7 +424,7 @@ def _check_declaration(task: Task, rules: _Rules) -> None:
 
 
 def _check_repeats(task: Task, built: Sequence[Sample], settings: Mapping[str, Any], rules: _Rules) -> None:
-    """A sample is a function of seed and index: in any order, after others, and among however many."""
+    """Checks that a sample is a function of seed and index, whatever the order and the number of samples."""
     samples = len(built)
     with rules.holds("`build` can be called again"):
         builder = Builder(task, **settings, samples=samples, reserve=0, overlong=None)
@@ -430,7 +432,7 @@ def _check_repeats(task: Task, built: Sequence[Sample], settings: Mapping[str, A
         task.build(**{**settings, "seed": 7}, samples=1)
         fewer = task.build(**settings, samples=min(3, samples))
     for one, late in zip(built, backwards, strict=True):
-        rules.require(one == late, "seed and index alone decide a sample, not those built before it", one.id)
+        rules.require(one == late, "a sample depends only on seed and index, not on samples built before it", one.id)
     rules.require(built[: len(fewer)] == fewer, f"the first {len(fewer)} of {samples} samples are the {len(fewer)}")
 
 
@@ -454,7 +456,7 @@ def _check_sample(
         rules.require(sample.length <= length, "a sample keeps the length", f"{sample.length} of {length}")
         fixed = task.plan(length=length, seed=42, index=index, tokens=tokens)
         is_full = fixed.minimum == fixed.maximum or sample.length > length - task.unit_tokens
-        rules.require(is_full, "less than `unit_tokens` of the length stay empty", f"{sample.length} of {length}")
+        rules.require(is_full, "less than `unit_tokens` of the length are unused", f"{sample.length} of {length}")
     lowered = {answer.lower() for answer in sample.answers}
     for start, end in sample.answer_spans:
         found = text[start:end] if 0 <= start < end <= len(text) else ""
@@ -473,38 +475,40 @@ def _check_sample(
     is_wrong = len(set(wrong)) == len(wrong) and not set(wrong) & set(sample.answers)
     rules.require(is_wrong, "distractors differ, and none is a right answer", wrong)
     if isinstance(task, JudgedTask):
-        with rules.holds("`judge_prompts` gives texts, and `judged` nothing for replies that it cannot read"):
+        with rules.holds("`judge_prompts` returns texts, and `judged` nothing for replies that it cannot parse"):
             prompts = task.judge_prompts(sample, sample.answers[0])
             judged = task.judged(sample, sample.answers[0], ["no idea"] * len(prompts))
-        rules.require(all(isinstance(prompt, str) for prompt in prompts), "`judge_prompts` gives texts", prompts)
-        rules.require(not prompts or judged == {}, "`judged` gives nothing for replies that it cannot read", judged)
+        rules.require(all(isinstance(prompt, str) for prompt in prompts), "`judge_prompts` returns texts", prompts)
+        rules.require(not prompts or judged == {}, "`judged` returns nothing for replies that it cannot parse", judged)
 
 
 def _scores(task: Task, sample: Sample, text: str, rules: _Rules) -> dict[str, float]:
-    """Scores of a text, which are the same for a sample that was stored, without its prompt."""
+    """Scores of a text, checked to be the same for a stored sample without its prompt."""
     said = f"{text[:20]!r} for {sample.id}"
     stored = dataclasses.replace(sample, prompt="", metadata=json.loads(json.dumps(sample.metadata)))
     with rules.holds("`score` accepts any text"):
         scores = task.score(sample, text)
     with rules.holds("`score` accepts a stored sample without its prompt"):
         again = task.score(stored, text)
-    rules.require(again == scores, "`score` gives the same for a sample that was stored, without its prompt", said)
+    rules.require(again == scores, "`score` returns the same for a stored sample without its prompt", said)
     for name, score in scores.items():
         rules.require(0 <= score <= 1, "scores are from 0 to 1", f"{name} is {score} of {said}")
-    rules.require(task.joint or task.metric in scores, f"`score` gives {task.metric}", f"{', '.join(scores)} of {said}")
+    rules.require(
+        task.joint or task.metric in scores, f"`score` returns {task.metric}", f"{', '.join(scores)} of {said}"
+    )
     return scores
 
 
 def _aggregate(task: Task, scores: Sequence[Mapping[str, float]], rules: _Rules) -> float:
-    with rules.holds("`aggregate` sums scores up"):
+    with rules.holds("`aggregate` combines scores"):
         means = task.aggregate(scores)
-    rules.require(task.metric in means, f"`aggregate` gives {task.metric}", ", ".join(means))
-    rules.require(0 <= means[task.metric] <= 100, "`aggregate` gives percent", means[task.metric])
+    rules.require(task.metric in means, f"`aggregate` returns {task.metric}", ", ".join(means))
+    rules.require(0 <= means[task.metric] <= 100, "`aggregate` returns percentages", means[task.metric])
     return float(means[task.metric])
 
 
 def _tiny_model(head_dim: int) -> Any:
-    """A random model of 64 tokens whose logits are large enough for what is attended to to matter."""
+    """A random model of 64 tokens whose logits are large enough that the attended tokens matter."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Text to token ids and exact character spans, with any Hugging Face tokenizer. Nothing heavy is imported here."""
+"""Text to token ids and exact character spans, with any Hugging Face tokenizer. Imports no heavy package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Encoded(NamedTuple):
-    """The tokens of a text; n of them, without special tokens around it.
+    """The n tokens of a text, without special tokens around it.
 
     Attributes:
         token_ids: ``(n,)`` int64.
@@ -39,15 +39,15 @@ class TextEncoder:
     """A transformers tokenizer as text -> ids and spans; ids are ``tokenizer(text, add_special_tokens=False)``.
 
     A span runs from the character of the token's first byte to the end of the character of its last byte, so tokens
-    that split a character overlap. Starts never decrease, and leading spaces belong to the token that spells them,
-    also where the tokenizer's own offsets leave them out (``trim_offsets``, as in GPT-2 and RoBERTa). Characters that
-    the tokenizer drops (an ignored space or control character) are in no span. A dummy prefix that is a token of its
-    own (``▁`` of Llama-2) has the character it stands before.
+    that share a character overlap. Starts never decrease, and leading spaces belong to the token that spells them, also
+    where the tokenizer's own offsets leave them out (``trim_offsets``, as in GPT-2 and RoBERTa). Characters that the
+    tokenizer drops (an ignored space or control character) are in no span. A dummy prefix that is a separate token
+    (``▁`` of Llama-2) spans the character after it.
 
-    The tokenizer itself is not changed; later changes of its vocabulary are not seen here.
+    The tokenizer itself is not changed; later changes to its vocabulary have no effect here.
 
     Attributes:
-        bos_token_id: What stands before every window by default; None where the tokenizer has none.
+        bos_token_id: Token that precedes every window by default; None if the tokenizer has none.
         own_prefix: Special tokens that ``tokenizer(text)`` puts before a text.
     """
 
@@ -59,10 +59,10 @@ class TextEncoder:
 
         Args:
             tokenizer: Any transformers tokenizer: fast, SentencePiece, tiktoken-type or Python.
-            spans: ``"tokenizer"`` takes its own ``offset_mapping`` unchanged, for parity with the published package.
+            spans: ``"tokenizer"`` uses its own ``offset_mapping`` unchanged, for parity with the published package.
 
         Raises:
-            UserError: The tokenizer has no offsets of its own and is asked for them.
+            UserError: ``spans="tokenizer"``, but the tokenizer has no offsets of its own.
         """
         self._tokenizer: Any = tokenizer
         self._name = type(tokenizer).__name__
@@ -82,8 +82,8 @@ class TextEncoder:
         """Token ids and spans of a text.
 
         Raises:
-            UserError: The text has a lone surrogate; or the tokenizer reports no offsets and its tokens do not spell
-                the text; or its offsets are out of order.
+            UserError: The text has a lone surrogate, the tokenizer reports no offsets and its tokens do not spell the
+                text, or its offsets are out of order.
         """
         _require_unicode(text)
         with self._errors():
@@ -107,12 +107,14 @@ class TextEncoder:
 
     @cached_property
     def sha256(self) -> str:
-        """Identifies what the tokenizer does: vocabulary, merges, normalizer, added tokens, as its library writes them.
+        """Hash that identifies the tokenizer's behavior: vocabulary, merges, normalizer, added tokens, as its library
+        writes them.
 
-        The same tokenizer loaded as another class, or written by another version of `tokenizers`, can have another.
+        The same tokenizer loaded as another class, or written by another version of `tokenizers`, can have another
+        hash.
         """
         digest = hashlib.sha256(_description(self._tokenizer) if self._fast is None else self._fast.json())
-        # Neither is in the backend's file. With the usual choices the hash is that of the file.
+        # Neither setting is in the backend's file. With the usual values the hash is that of the file.
         if getattr(self._tokenizer, "split_special_tokens", False):
             digest.update(b"split_special_tokens")
         if not self._exact:
@@ -120,7 +122,7 @@ class TextEncoder:
         return digest.hexdigest()
 
     def _errors(self) -> AbstractContextManager[None]:
-        # The files of a tokenizer are anyone's, and its Rust code panics on some of them.
+        # Tokenizer files are untrusted, and the Rust code panics on some of them.
         return library_errors(f"{self._name} cannot tokenize a text", "use another tokenizer of this model")
 
     def _own_ids(self, text: str) -> Ints:
@@ -128,7 +130,7 @@ class TextEncoder:
         return np.array(ids, dtype=np.int64)
 
     def _find_own_prefix(self) -> tuple[int, ...]:
-        if self._fast is not None and not self._fast.may_differ:  # asking the tokenizer resets its own truncation
+        if self._fast is not None and not self._fast.may_differ:  # calling the tokenizer resets its own truncation
             whole = self._fast.encode("text", special=True).ids
             bare = self._fast.encode("text").ids
         else:
@@ -139,13 +141,13 @@ class TextEncoder:
 
 
 def extend_over_marks(text: str, spans: Ints) -> Ints:
-    """Gives marks in no span to the token that ends before them: NFC makes one character of ``e`` and its accent.
+    """Adds marks that are in no span to the token that ends before them: NFC composes ``e`` and its accent.
 
-    The `tokenizers` library puts such a token on the first of the two characters alone.
+    The `tokenizers` library assigns only the first of the two characters to such a token.
 
     Args:
         text: The text.
-        spans: ``(n, 2)``, starts in order.
+        spans: ``(n, 2)``, sorted by start.
     """
     change = np.bincount(spans[:, 0], minlength=len(text) + 1) - np.bincount(spans[:, 1], minlength=len(text) + 1)
     bare = np.flatnonzero(np.cumsum(change)[:-1] == 0)
@@ -157,7 +159,7 @@ def extend_over_marks(text: str, spans: Ints) -> Ints:
         if place != previous + 1:
             begin = place
         if not _continues(text[place]):
-            continue  # previous stays behind, so that marks after it do not belong to what stood before
+            continue  # previous is not advanced, so marks after this token do not join the one before it
         end_at[begin] = place + 1
         previous = place
     extended: Ints = spans.copy()
@@ -170,18 +172,18 @@ def check_spans(spans: Ints, length: int, *, name: str) -> None:
     """Checks ``0 <= start <= end <= length`` and that starts do not decrease.
 
     Raises:
-        UserError: They are not so; names the tokenizer.
+        UserError: The spans violate this; the message contains the tokenizer's name.
     """
     inside = np.all((spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= length))
     if not inside or np.any(np.diff(spans[:, 0]) < 0):
         raise UserError(
-            f"{name} gives character spans that are out of order or outside the text of {length} characters, so they "
+            f"{name} reports character spans that are out of order or outside the text of {length} characters, so they "
             "cannot be relied on: use another tokenizer of this model, or spans='tokenizer' to use them unchanged"
         )
 
 
 def _continues(character: str) -> bool:
-    """Whether it belongs to the character before it: a mark, or a vowel or final consonant of a Hangul syllable."""
+    """Whether a character belongs to the one before it: a mark, or a vowel or final consonant of a Hangul syllable."""
     return unicodedata.category(character)[0] == "M" or "\u1160" <= character <= "\u11ff"
 
 
@@ -189,7 +191,8 @@ class _Fast:
     """A copy of a fast tokenizer's backend, without truncation and padding.
 
     Attributes:
-        may_differ: The tokenizer's class has an encoding of its own around the backend, so ids have to be compared.
+        may_differ: Whether the tokenizer's class adds its own encoding step around the backend, so that ids have to be
+            compared.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -208,7 +211,7 @@ class _Fast:
         self._post_processor = self._backend.post_processor
 
     def untrim(self) -> None:
-        """Takes the post-processor away: without special tokens, all that it does is to trim spaces off the offsets."""
+        """Removes the post-processor: without special tokens, it only trims spaces from the offsets."""
         self._backend.post_processor = None
 
     def encode(self, text: str, *, special: bool = False) -> Encoding:
@@ -225,14 +228,14 @@ class _Fast:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """The smallest number that all ids of a tokenizer are below; ids can have gaps."""
+    """One more than the largest id of a tokenizer; ids can have gaps."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 def decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
     """``tokenizer.decode`` for `longlens.read_documents`, which rejects ids that the tokenizer does not have.
 
-    The tokenizer itself would leave them out of the text.
+    The tokenizer itself would silently omit them.
     """
     size = vocabulary_size(tokenizer)
 
@@ -240,7 +243,7 @@ def decoder_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], 
         wrong = max(token_ids, default=-1)
         if wrong >= size:
             raise UserError(
-                f"input_ids has {wrong}, and the tokenizer has the ids 0 to {size - 1}: name the tokenizer that made "
+                f"input_ids has {wrong}, and the tokenizer has the ids 0 to {size - 1}: pass the tokenizer that made "
                 "the rows with `tokenized_with`"
             )
         text: str = tokenizer.decode(token_ids)
@@ -276,7 +279,7 @@ def _require_unicode(text: str) -> None:
 
 
 def own_bos(tokenizer: Any) -> str:
-    """The BOS that the tokenizer itself puts before a text; empty where it puts none."""
+    """The BOS that the tokenizer itself puts before a text; empty if there is none."""
     ids: list[int] = tokenizer("a", verbose=False)["input_ids"]
     bos = getattr(tokenizer, "bos_token_id", None)
     return str(tokenizer.bos_token) if bos is not None and ids[:1] == [bos] else ""

@@ -1,6 +1,6 @@
 """Results in experiment trackers: TensorBoard, Weights & Biases and trackio, each of which is an optional package.
 
-Where they write is what their own environment variables say, as in transformers' Trainer: ``TENSORBOARD_LOGGING_DIR``
+Their own environment variables set where they write, as in transformers' Trainer: ``TENSORBOARD_LOGGING_DIR``
 (``tensorboard/NAME`` unless set), ``WANDB_PROJECT`` and ``TRACKIO_PROJECT`` (``longlens`` unless set).
 """
 
@@ -21,12 +21,12 @@ Logged = Mapping[str, "float | None"]
 
 
 class TrackedRun(NamedTuple):
-    """What a tracker gets.
+    """Data of one run for a tracker.
 
     Attributes:
-        name: Of the run.
+        name: Name of the run.
         config: Its settings, plain values.
-        summary: Numbers of the whole run by name; those that are None are left out.
+        summary: Numbers of the whole run by name; None values are left out.
         steps: Numbers by step, such as a document's place or a length in tokens.
     """
 
@@ -36,7 +36,7 @@ class TrackedRun(NamedTuple):
     steps: Sequence[tuple[int, Logged]] = ()
 
     def rows(self) -> Iterable[tuple[int, dict[str, float]]]:
-        """What is logged, step by step and in their order; the summary is with the last one."""
+        """Yields the logged values in order of step; the summary is logged with the last step."""
         by_step: dict[int, dict[str, float]] = {}
         for step, values in [*self.steps, (max((step for step, _ in self.steps), default=0), self.summary)]:
             kept = {name: value for name, value in values.items() if value is not None}
@@ -45,7 +45,7 @@ class TrackedRun(NamedTuple):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Rejects trackers that there are not, before anything is computed.
+    """Rejects trackers that are unknown or not installed, before anything is computed.
 
     Raises:
         UserError: One is unknown or not installed.
@@ -61,8 +61,8 @@ def log_runs(names: Sequence[str], runs: Iterable[TrackedRun]) -> None:
     """Writes runs into trackers.
 
     Args:
-        names: Of `TRACKERS`.
-        runs: What is written.
+        names: Names from `TRACKERS`.
+        runs: The runs to write.
 
     Raises:
         UserError: See `check_trackers`.
@@ -107,4 +107,4 @@ TRACKERS: Mapping[str, Callable[[TrackedRun], None]] = {
     "wandb": _to_wandb,
     "trackio": _to_trackio,
 }
-"""By name."""
+"""Writers of trackers, by name."""

@@ -1,4 +1,4 @@
-"""Which tokens are scored from which window: integers only, used by scoring and by the LongCE loss alike.
+"""Which tokens are scored from which window: integer arithmetic only, used by scoring and by the LongCE loss.
 
 With K = 4, d = 2 and n = 9 tokens (the short context of the paper's eq. 8 as its published code runs it)::
 
@@ -18,7 +18,7 @@ from longlens.errors import UserError
 
 
 class Window(NamedTuple):
-    """Tokens ``[start, stop)`` go into the model, ``[first, stop)`` of them are scored."""
+    """Tokens ``[start, stop)`` are the model's input; ``[first, stop)`` of them are scored."""
 
     start: int
     first: int
@@ -26,7 +26,7 @@ class Window(NamedTuple):
 
 
 def check_window_settings(context: int, stride: int) -> None:
-    """Rejects settings that no window can be made of.
+    """Rejects settings from which no window can be made.
 
     Raises:
         UserError: ``context < 1`` or ``stride < 1``.
@@ -38,7 +38,7 @@ def check_window_settings(context: int, stride: int) -> None:
 
 
 def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:
-    """Windows in which every token from K on is scored once, with K to K + d - 1 tokens before it.
+    """Windows in which every token at position K or later is scored once, with K to K + d - 1 tokens before it.
 
     Equivalent code, for j = 0, 1, ... while K + j d < n::
 
@@ -62,7 +62,7 @@ def plan_windows(num_tokens: int, context: int, stride: int) -> list[Window]:
 
 
 def window_sizes(num_tokens: int, context: int, stride: int) -> dict[tuple[int, int], int]:
-    """How many windows of `plan_windows` have so many tokens, and so many of them scored.
+    """Number of windows of `plan_windows` by (number of tokens, number of scored tokens).
 
     Equivalent code::
 
@@ -83,7 +83,7 @@ def window_sizes(num_tokens: int, context: int, stride: int) -> dict[tuple[int, 
 
 
 def chunk_sizes(num_tokens: int, context: int, stride: int) -> dict[tuple[int, int], int]:
-    """How many chunks of `plan_chunks` without shift have so many tokens, and so many of them scored."""
+    """Number of chunks of `plan_chunks` without shift, by (number of tokens, number of scored tokens)."""
     check_window_settings(context, stride)
     full, rest = divmod(num_tokens, context + stride)
     found = {(context + stride, stride): full, (rest, rest - context): 1}
@@ -91,20 +91,20 @@ def chunk_sizes(num_tokens: int, context: int, stride: int) -> dict[tuple[int, i
 
 
 def plan_chunks(num_tokens: int, context: int, stride: int, shift: int) -> list[Window]:
-    """Chunks of K + d tokens that do not overlap, in each of which the tokens from its K-th on are scored.
+    """Chunks of K + d tokens that do not overlap, in each of which the tokens at position K or later are scored.
 
-    Equivalent code, for the boundaries b = shift + j (K + d) of all whole j::
+    Equivalent code, for the boundaries b = shift + j (K + d) for all integers j::
 
         Window(start=max(b, 0), first=max(b, 0) + K, stop=min(b + K + d, n))    # where first < stop
 
     So a scored token has K to K + d - 1 tokens of context, as in `plan_windows`, and over ``ceil((K + d)/d)``
-    shifts that are d apart every token from K on is scored at least once.
+    shifts that are d apart every token at position K or later is scored at least once.
 
     Args:
         num_tokens: n, tokens of the document.
         context: K, tokens.
         stride: d, tokens.
-        shift: Where a chunk begins; any integer.
+        shift: Position where a chunk begins; any integer.
 
     Raises:
         UserError: ``context < 1`` or ``stride < 1``.

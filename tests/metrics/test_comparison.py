@@ -125,7 +125,7 @@ def test_a_handful_of_key_tokens_has_a_difference_and_no_verdict():
         assert difference.interval is difference.significant is None
     assert result.pairs[0].log_ppl.significant
     assert result.results[0].intervals["longppl"] is None
-    assert "LongPPL of A has no interval: 18 tokens decide it, and at least 20 are needed" in result.warnings
+    assert "LongPPL of A has no interval: 18 tokens are too few, at least 20 are needed" in result.warnings
 
 
 def test_refusals():

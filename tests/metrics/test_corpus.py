@@ -40,7 +40,7 @@ def test_the_same_things_are_refused(call):
         call(keys=keys, alpha=1.0)
     with pytest.raises(UserError, match="beta` is 1, and `use_lcl=False` selects without beta"):
         call(evaluator_scores=evaluator(), beta=1, use_lcl=False)
-    with pytest.raises(UserError, match=r"answers were given for \['x'\] …, but none of these documents was scored"):
+    with pytest.raises(UserError, match=r"answers were passed for \['x'\] …, but none of these documents was scored"):
         call(evaluator_scores=evaluator(), answers={"x": [(0, 1)]})
     with pytest.raises(UserError, match="document 'd11' was scored with M, and has no scores of the evaluator E"):
         call(evaluator_scores=evaluator(n=11))

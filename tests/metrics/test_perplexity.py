@@ -254,7 +254,7 @@ def test_intervals_of_perplexities_are_those_of_their_logarithms_logarithm():
     ("n", "note"),
     [
         (1, "PPL and LongPPL-soft of M have no interval: 6 tokens decide it"),
-        (5, "LongPPL of M has no interval: 15 tokens decide it, and at least 20 are needed"),
+        (5, "LongPPL of M has no interval: 15 tokens are too few, at least 20 are needed"),
         (10, None),
     ],
 )

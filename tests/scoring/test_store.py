@@ -629,7 +629,7 @@ def test_an_engine_that_gives_what_cannot_be_is_refused_before_it_is_stored(valu
                 yield result._replace(logprobs=np.full_like(result.logprobs, value))
 
     documents = [longlens.Document(id="a", text="some text")]
-    with pytest.raises(UserError, match=rf"fake gives log-probabilities of document 'a' .* \({message}\)"):
+    with pytest.raises(UserError, match=rf"fake returns log-probabilities of document 'a' .* \({message}\)"):
         score(documents, Wrong(), context=4, stride=2, out=tmp_path / "run")
     assert not list((tmp_path / "run").glob("*/*"))
 

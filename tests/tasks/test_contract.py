@@ -111,9 +111,9 @@ BROKEN = [
     ({"overlong": "cut"}, "`overlong` is one of error"),
     ({"stop": "\n"}, "`stop` is a tuple of texts"),
     ({"default_samples": 0}, "`default_samples` is at least 1"),
-    ({"fills": True, "unit_tokens": 4, "plan": Padded.plan}, "less than `unit_tokens` of the length stay empty"),
-    ({"drawn": lambda self, seed, index: random}, "`build` leaves Python's own random numbers as they are"),
-    ({"drawn": count}, "seed and index alone decide a sample"),
+    ({"fills": True, "unit_tokens": 4, "plan": Padded.plan}, "less than `unit_tokens` of the length are unused"),
+    ({"drawn": lambda self, seed, index: random}, "`build` does not change the state of Python's `random`"),
+    ({"drawn": count}, "a sample depends only on seed and index"),
     (
         {"fills": True, "drawn": lambda self, seed, index: draws("x", seed, 0, "numbers")},
         "no two samples have the same prompt",
@@ -130,10 +130,10 @@ BROKEN = [
     ({"score": score_of(lambda s, p: float(s.answers[0] == p))}, "the perfect answer to each sample scores 100"),
     ({"score": score_of(lambda s, p: 1.0)}, "an empty answer scores less than the perfect one"),
     ({"score": score_of(lambda s, p: float(int(p) == int(s.answers[0])))}, "`score` accepts any text .ValueError"),
-    ({"score": score_of(lambda s, p: float(s.prompt in p))}, "`score` gives the same for a sample that was stored"),
-    ({"score": lambda self, sample, prediction: {"other": 1.0}}, "`score` gives accuracy"),
-    ({"aggregate": lambda self, scores: {"accuracy": 200.0}}, "`aggregate` gives percent"),
-    ({"aggregate": lambda self, scores: {"other": 1.0}}, "`aggregate` gives accuracy"),
+    ({"score": score_of(lambda s, p: float(s.prompt in p))}, "`score` returns the same for a stored sample"),
+    ({"score": lambda self, sample, prediction: {"other": 1.0}}, "`score` returns accuracy"),
+    ({"aggregate": lambda self, scores: {"accuracy": 200.0}}, "`aggregate` returns percentages"),
+    ({"aggregate": lambda self, scores: {"other": 1.0}}, "`aggregate` returns accuracy"),
 ]
 
 
@@ -161,5 +161,5 @@ def test_a_judges_reply_that_cannot_be_read_has_no_score():
         def judged(self, sample, prediction, replies):
             return {"judge": 0.0}
 
-    with pytest.raises(ConformanceError, match="`judged` gives nothing for replies that it cannot read"):
+    with pytest.raises(ConformanceError, match="`judged` returns nothing for replies that it cannot parse"):
         check_task(Judged(), tokenizer=TOKENIZER)

@@ -153,7 +153,7 @@ class PromptLimit(NamedTuple):
     """How many tokens a prompt and its answer may have, and what counts them.
 
     Attributes:
-        tokenizer: Of transformers.
+        tokenizer: A transformers tokenizer.
         max_length: Tokens that prompt and answer may have.
     """
 
@@ -228,7 +228,7 @@ class ModelRequest(NamedTuple):
         continuation: Is to be scored; None asks for an answer.
         max_new_tokens: Tokens that an answer may have.
         stop: Where an answer ends.
-        num_tokens: Of prompt and continuation; None where they were not counted.
+        num_tokens: Number of tokens of prompt and continuation; None where they were not counted.
     """
 
     key: str
@@ -243,10 +243,10 @@ class ModelAnswer(NamedTuple):
     """What a model said.
 
     Attributes:
-        key: Of the request.
+        key: Key of the request.
         text: The answer, without the stop; None where a continuation was scored.
         is_truncated: Whether the answer ended for its number of tokens, and neither by itself nor by a stop.
-        logprob: Of the continuation, in nats.
+        logprob: Log-probability of the continuation, in nats.
         is_greedy: Whether greedy decoding would have written the continuation.
     """
 
@@ -284,7 +284,7 @@ def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], c
     """Checks that no token reaches from the prompt into the continuation; returns the tokens of both.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         key: For the message.
         prompt: The prompt.
         before: Its tokens.

@@ -41,7 +41,7 @@ def judge_run(
     """Scores what these models have not scored yet by these prompts; what they have scored is the run's again.
 
     Args:
-        folder: Of a run in mode ``generate``.
+        folder: Folder of a run in mode ``generate``.
         judge: Name or path of a model, for tasks whose benchmark asks a judge.
         nli: Name or path of an NLI model, for tasks with citations.
         loading: How they are loaded.

@@ -45,7 +45,7 @@ def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.TH
     """The results of a run, from the answers that are there.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         threshold: What RULER's means have to be above, for its effective length.
 
     Returns:
@@ -383,7 +383,7 @@ def answer_text(
         stop: Where an answer ends.
         is_truncated: Whether it ended for its number of tokens.
         thinks: Whether reasoning was wanted.
-        marks: Of reasoning, beside those of `longlens.reasoning.MARKS`.
+        marks: Marks of reasoning, beside those of `longlens.reasoning.MARKS`.
     """
     answer = final_answer(output, marks=marks, must_end=thinks and is_truncated)
     for term in stop:
@@ -401,7 +401,7 @@ def grade_run(
     """The samples of a run with what their answers score, in the order in which they were asked.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         manifest: What it is of, as `longlens.bench.store.read_manifest` gives it.
         places: Where files are that tasks need for more than that, see `task_of`.
         with_prompts: Whether samples have their own prompts, which scores do not need and judges may.

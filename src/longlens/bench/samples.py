@@ -48,7 +48,7 @@ class SampleBatch:
     Attributes:
         name: Task, length and seed, as in the samples' ids.
         task: Their task.
-        ids: Of the samples.
+        ids: IDs of the samples.
         sample: Builds or reads a sample; None where it is left out for its length.
         recipe: Hash of all that a sample is made of, for which it need not be made.
         order: In which samples are checked: the one that is the most likely too long first.
@@ -90,8 +90,8 @@ def task_batches(
     Args:
         tasks: What is built.
         lengths: In tokens; none where settings or data fix the lengths.
-        samples: Of each task and length; the benchmark's own number unless given.
-        seed: Of the samples.
+        samples: Number of samples of each task and length; the benchmark's own number unless given.
+        seed: Seed of the samples.
         tokenizer: Counts.
         overlong: Truncation policy; the task's own unless given.
         reserve: Tokens that are left for a chat template.
@@ -185,7 +185,7 @@ def read_sample_file(path: Path) -> list[Sample]:
     """Samples from JSON Lines, without their prompts, which scores do not need.
 
     Args:
-        path: Of `longlens bench build`, or of a run.
+        path: Output of `longlens bench build`, or of a run.
 
     Raises:
         UserError: There is no such file, a line is no sample, or two have one id.

@@ -85,12 +85,12 @@ class BenchSettings:
     Attributes:
         tasks: Names of tasks and suites, or files of samples that `longlens bench build` wrote.
         lengths: Budgets in tokens, each of them for every task; none where settings or data fix the lengths.
-        samples: Of each task and length; the benchmark's own number unless given.
-        seed: Of the samples.
+        samples: Number of samples of each task and length; the benchmark's own number unless given.
+        seed: Seed of the samples.
         prompts: How samples are put to the model.
         think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
         few_shot: Examples of tasks of lm-evaluation-harness, instead of their own number.
-        settings: Of tasks, such as ``haystack`` and ``data_dir``; each has to be one of at least one task.
+        settings: Settings of tasks, such as ``haystack`` and ``data_dir``; each has to be one of at least one task.
         keep_prompts: Whether the exact prompts are stored.
     """
 
@@ -196,10 +196,10 @@ def make_tasks(
     """Tasks, each with those of the settings that are its own.
 
     Args:
-        names: Of the tasks.
+        names: Names of the tasks.
         settings: Each of them has to be one of a task at least.
         shared: Settings that no task needs to have.
-        lengths: Of the samples, where a task has a file for each length.
+        lengths: Lengths of the samples, where a task has a file for each length.
 
     Raises:
         UserError: A setting is of none of them, or files of data are missing, all of which are named.

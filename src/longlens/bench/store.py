@@ -68,8 +68,8 @@ class StoredSample(NamedTuple):
         start: Offset of its line.
         recipe: Hash of all that it was made of; empty in runs of before 0.2.
         identity: What it is, see `sample_identity`.
-        keys: Of its requests.
-        prompt_sha256: Of its exact prompt and continuations.
+        keys: Keys of its requests.
+        prompt_sha256: SHA-256 of its exact prompt and continuations.
         is_skipped: Whether it was left out for its length.
         is_cut: Whether it was shortened.
         data: Hashes of data and haystack.
@@ -106,7 +106,7 @@ class BenchRun:
     Args:
         folder: A new folder, or one of the same run.
         manifest: What the run is of; ``engine`` and `IDENTITY` have to agree with what is there.
-        rank: Of this process; the first one alone writes manifest and results.
+        rank: Rank of this process; the first one alone writes manifest and results.
 
     Raises:
         UserError: The folder holds something else, another run, or cannot be written.

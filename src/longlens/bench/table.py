@@ -155,7 +155,7 @@ def batch_notes(batch: Mapping[str, Any], length: str) -> list[str]:
     """What has to be known of a task's score.
 
     Args:
-        batch: Of `longlens.bench.results.summarize_batch`.
+        batch: Result of `longlens.bench.results.summarize_batch`.
         length: Its length, as it is shown; may be empty.
     """
     place = f"{batch['task']} at {length}" if length else batch["task"]

@@ -17,8 +17,8 @@ def tracked_perplexity(results: Sequence[PerplexityResult], names: Sequence[str]
     """A run a model: its values with their intervals, and PPL and LongPPL of each document, by its place.
 
     Args:
-        results: Of `longlens.perplexity`.
-        names: Of the models.
+        results: Results of `longlens.perplexity`.
+        names: Names of the models.
         kind: What the values are called before the slash, such as ``perplexity``.
     """
     runs = []

@@ -115,7 +115,7 @@ def chat_dataset(
 
     Args:
         sources: JSON Lines or Parquet files, folders of such files, or ``hf:NAME``.
-        tokenizer: Of transformers, with a chat template.
+        tokenizer: A transformers tokenizer, with a chat template.
         max_length: Maximum tokens per row.
         reading: Subset, split (``train`` unless given) and number of conversations.
         too_long: For conversations with more tokens: ``cut`` keeps the complete turns that fit, ``drop`` removes the
@@ -156,7 +156,7 @@ def chat_folder(
 
     Args:
         sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
-        tokenizer: Of transformers, with a chat template.
+        tokenizer: A transformers tokenizer, with a chat template.
         out: A new folder.
         settings: How conversations become rows.
         pack_rows: Packs whole conversations into rows, none of which sees another.
@@ -211,7 +211,7 @@ def chat_rows(
 
     Args:
         sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
-        tokenizer: Of transformers, with a chat template.
+        tokenizer: A transformers tokenizer, with a chat template.
         settings: How conversations become rows.
         reading: Subset, split (``train`` unless given) and number of conversations.
         counts: Is added to as rows are made.
@@ -284,7 +284,7 @@ def _warn_left_out(counts: ChatCounts, max_length: int) -> None:
     """Says what was truncated, left out or merged, if anything was.
 
     Args:
-        counts: Of all rows.
+        counts: Counts of all rows.
         max_length: Tokens of a row.
     """
     happened = [

@@ -114,7 +114,7 @@ class ChatTemplate:
     assistant's.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A transformers tokenizer.
 
     Raises:
         UserError: It has no chat template, or several and none that is called ``default``.
@@ -240,7 +240,7 @@ class ChatEncoder:
     """A tokenizer and its chat template: conversations to columns.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A transformers tokenizer.
         turns: ``together`` for labels of all answers, ``apart`` for those of the last one.
 
     Raises:

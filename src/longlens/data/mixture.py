@@ -61,7 +61,7 @@ def pack_folder(
     Args:
         sources: Files, folders or ``hf:NAME``: texts; or tokenized, rows with ``input_ids`` of this tokenizer, such as
             ``longlens data weigh`` writes, whose folders are known as such.
-        tokenizer: Of transformers.
+        tokenizer: A transformers tokenizer.
         out: A new folder.
         length: Tokens of a row.
         packing: `Fill` or `BestFit`.
@@ -163,7 +163,7 @@ def mix(
 
     Args:
         mixture: What to make.
-        tokenizer: Of transformers, such as `longlens.models.load_tokenizer` gives.
+        tokenizer: A transformers tokenizer, such as `longlens.models.load_tokenizer` gives.
         out: A new folder, or one that was begun with the same settings.
         processes: That share the work and all call this; those that torchrun started unless given.
 

@@ -164,7 +164,7 @@ def packing_of(name: str, *, keep_remainder: bool = True) -> Packing:
     """The packing of a name, for commands and recipes alike.
 
     Args:
-        name: Of `PACKINGS`.
+        name: Name, one of `PACKINGS`.
         keep_remainder: Whether ``fill`` keeps a last row that is not full. Mixtures do not, since rows of one length
             are what makes shares of rows shares of tokens.
 
@@ -306,7 +306,7 @@ def warn_divided(counts: PackingCounts, columns: Iterable[str], what: str) -> No
 
     Args:
         counts: After packing.
-        columns: Of the rows.
+        columns: Columns of the rows.
         what: What was packed, for the message.
     """
     offline = sorted(set(columns) & set(NEUTRAL))

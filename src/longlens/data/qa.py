@@ -125,7 +125,7 @@ def sample_passages(text: str, char_spans: Spans, document_id: str, settings: QA
 
     Args:
         text: The text.
-        char_spans: Of its tokens, ``(n, 2)``.
+        char_spans: Character spans of its tokens, ``(n, 2)``.
         document_id: Its id.
         settings: Number, length and seed.
 
@@ -179,7 +179,7 @@ def tokens_inside(span: Span, char_spans: Spans) -> Span:
 
     Args:
         span: Characters.
-        char_spans: Of the tokens, ``(n, 2)``, starts in order.
+        char_spans: Character spans of the tokens, ``(n, 2)``, starts in order.
     """
     first = int(np.searchsorted(np.maximum.accumulate(char_spans[:, 1]), span.start, side="right"))
     return Span(first, max(first, int(np.searchsorted(char_spans[:, 0], span.end, side="left"))))

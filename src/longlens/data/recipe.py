@@ -106,7 +106,7 @@ class Mixture(Settings):
     Attributes:
         sources: By name; their weights sum to 100.
         length: Tokens of a row.
-        tokens: Of all rows together: ``tokens // length`` rows are made.
+        tokens: Number of tokens of all rows together: ``tokens // length`` rows are made.
         seed: Decides in which order rows of the sources follow each other, and groups within a grouped source.
         packing: ``fill`` (full rows, as ProLong) or ``best-fit`` (documents stay whole, rows are nearly full).
         bos: Whether the tokenizer's BOS, where it has one, stands before every document.

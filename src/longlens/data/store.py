@@ -166,7 +166,7 @@ class DatasetFolder:
         processes: That share it, connected; each of them makes this object and calls its methods in the same order.
 
     Attributes:
-        counts: Of a dataset that is complete already; else None.
+        counts: Counts of a dataset that is complete already; else None.
 
     Raises:
         UserError: Another process writes there, or the folder holds something else, or was made with other settings.
@@ -248,9 +248,9 @@ class DatasetFolder:
         """Makes rows of items in chunks, which the processes draw; a chunk that is complete already is not made again.
 
         Args:
-            name: Of the chunks, in ``.work``.
+            name: Name of the chunks, in ``.work``.
             items: Such as documents, the same in every process.
-            schema: Of the rows.
+            schema: Schema of the rows.
             characters: Of an item; so many say where a chunk ends.
             rows: The rows of the items of a chunk; adds numbers to what its ``counts.json`` will hold.
 

@@ -54,14 +54,14 @@ def weigh(
 
     Args:
         dataset: A document per row, with its id, and ``input_ids`` or a text; of texts the tokens are added as well.
-        scores: Of the same documents; several K: the selected one is meant.
+        scores: Scores of the same documents; several K: the selected one is meant.
         gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
         column: Its name; ``what`` unless given.
         id_field: Field with the id that the document was scored under.
         text_field: Field with its text, for rows without ``input_ids``.
-        encoder: Of the model that is to be trained, where that is not the one that scored: weights are carried over by
-            characters (eq. 10). For rows with a text.
+        encoder: Encoder for the model that is to be trained, where that is not the one that scored: weights are carried
+            over by characters (eq. 10). For rows with a text.
 
     Raises:
         UserError: A row that was not scored, or with another text; the run has no short-context scores, or gamma is not
@@ -103,11 +103,11 @@ def weigh_folder(
 
     Args:
         sources: The documents: texts, or tokenized rows, with the ids they were scored under.
-        scores: Of these documents; several K: the selected one is meant.
+        scores: Scores of these documents; several K: the selected one is meant.
         out: A new folder.
         gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
-        encoder: Of the model that is to be trained, where that is not the one that scored.
+        encoder: Encoder for the model that is to be trained, where that is not the one that scored.
         tokenized: Whether rows hold ``input_ids``.
         reading: Fields and split.
 
@@ -189,10 +189,10 @@ class Weigher:
     ``short_logprobs`` is in nats, NaN where a token has none.
 
     Attributes:
-        scores: Of the documents.
+        scores: Scores of the documents.
         gamma: The maximum weight.
         what: Which of both.
-        encoder: Of the model that is to be trained, where that is not the one that scored.
+        encoder: Encoder for the model that is to be trained, where that is not the one that scored.
         id_field: Field with the id that the document was scored under.
         text_field: Field with its text, for rows without ``input_ids``.
     """

@@ -235,7 +235,7 @@ def local_info(
         source: Its files.
         config: Its configuration, of transformers.
         encoder: Its tokenizer.
-        dtype: Of the weights, as the engine has them.
+        dtype: Dtype of the weights, as the engine has them.
         device: Where it runs.
         attention: Attention implementation.
         engine: Which engine, and its version.

@@ -74,7 +74,7 @@ class Http:
     Args:
         server: Which.
         concurrency: Requests in flight.
-        attempts: Of each request.
+        attempts: Number of attempts of each request.
         seconds: Time-out of a request of few tokens.
         back_off: Seconds that the first wait before another attempt may take; it doubles each time.
     """

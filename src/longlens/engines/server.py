@@ -156,7 +156,7 @@ def server_info(
         version: Of it; empty where it says none.
         root: What the model was loaded from, as the server says; None where it does not.
         max_length: Tokens that a request may have.
-        dtype: Of the weights, where the server says.
+        dtype: Dtype of the weights, where the server says.
     """
     encoder = TextEncoder(tokenizer)
     return ScorerInfo(

@@ -1,4 +1,4 @@
-"""Key tokens: which they are, where they are in the text, and how they are exchanged. No torch here."""
+"""Key tokens: their selection, their position in the text, and their exchange format. Does not import torch."""
 
 from longlens.keytokens.exchange import Keys, import_upstream, read_keys, write_keys
 from longlens.keytokens.selection import KeySource, KeyTokens, KeyTokensView, select_key_tokens

@@ -15,10 +15,10 @@ Doubles = npt.NDArray[np.float64]
 
 
 def as_spans(spans: npt.ArrayLike) -> Ints:
-    """``(k, 2)`` int64, also for an empty list.
+    """``(k, 2)`` int64, even for an empty list.
 
     Raises:
-        ValueError: It is no sequence of pairs.
+        ValueError: It is not a sequence of pairs.
     """
     return np.asarray(spans, dtype=np.int64).reshape(-1, 2)
 
@@ -46,8 +46,8 @@ def merge_spans(spans: npt.ArrayLike) -> Ints:
 def tokens_in_runs(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
     """Which tokens lie inside one run: ``start < end and any(s <= start and end <= e for s, e in runs)`` (eq. 9).
 
-    The paper asks for the maximal set of tokens whose text is contained in the key text; as runs do not touch each
-    other, a token's text is contained in it exactly when one run holds the whole token.
+    The paper defines the maximal set of tokens whose text is contained in the key text; since runs do not touch each
+    other, a token's text is contained in it exactly if one run contains the whole token.
 
     Args:
         char_spans: ``(n, 2)``; overlapping tokens (a character split into bytes) are fine.
@@ -67,7 +67,7 @@ def tokens_in_runs(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
 def tokens_touching(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
     """Which tokens share a character with a run: ``any(max(s, start) < min(e, end) for s, e in runs)``.
 
-    For the tokens of an answer (paper, section 2.1) and of n-grams, which a token may overhang by a blank.
+    For the tokens of an answer (paper, section 2.1) and of n-grams, from which a token may differ by a leading blank.
 
     Args:
         char_spans: ``(n, 2)``.
@@ -88,7 +88,7 @@ def tokens_touching(char_spans: npt.ArrayLike, runs: Ints) -> Bools:
 def characters_of(spans: Ints) -> Ints:
     """The characters of every span, one span after the other: ``concatenate([arange(s, e) for s, e in spans])``."""
     lengths = spans[:, 1] - spans[:, 0]
-    # each span's first character, plus 0, 1, ... within the span
+    # first character of each span, plus 0, 1, ... within the span
     before = np.cumsum(lengths) - lengths
     characters: Ints = np.repeat(spans[:, 0] - before, lengths) + np.arange(lengths.sum())
     return characters
@@ -97,9 +97,9 @@ def characters_of(spans: Ints) -> Ints:
 def carry_weights(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_spans: npt.ArrayLike) -> Doubles:
     """Weights of another tokenizer's tokens: the mean over a token's characters of the characters' weights (eq. 10).
 
-    A character has the weight of the source token that it belongs to; the mean of theirs where it is split over
-    several (byte tokens), which the paper leaves open; 0 where it belongs to none. An empty target token has weight 0.
-    Equal tokenizers thus give equal weights except for characters that are split into several tokens.
+    A character has the weight of the source token that it belongs to; the mean weight if it is split over several (byte
+    tokens), which the paper leaves open; 0 if it belongs to none. An empty target token has weight 0. Equal tokenizers
+    thus give equal weights except for characters that are split into several tokens.
 
     Args:
         source_spans: ``(n, 2)``.
@@ -121,7 +121,7 @@ def carry_weights(source_spans: npt.ArrayLike, weights: npt.ArrayLike, target_sp
 
     carried = np.zeros(len(target), dtype=np.float64)
     filled = target[:, 1] > target[:, 0]
-    if filled.any():  # sums over [start, end) are the even ones; the odd ones are of what stands between two tokens
+    if filled.any():  # even entries are sums over [start, end); odd ones are sums between two tokens
         sums = np.add.reduceat(of_character, target[filled].ravel())[::2]
         carried[filled] = sums / (target[:, 1] - target[:, 0])[filled]
     return carried

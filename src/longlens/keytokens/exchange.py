@@ -1,4 +1,4 @@
-"""Key tokens as files: our JSON Lines, and the ``slice_N.txt`` files of the published package ``longppl``.
+"""Key tokens as files: our JSON Lines format, and the ``slice_N.txt`` files of the published package ``longppl``.
 
 One line of ours is one document::
 
@@ -43,7 +43,7 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "dtype": (str,),
 }
 OPTIONAL = ("evaluator_sha256",)
-"""What files of longlens 0.1 and of others may lack."""
+"""Fields that may be missing in files of longlens 0.1 and of other tools."""
 # 18 digits fit an int64, and no number in a file can make int() slow
 PUBLISHED_RUN = re.compile(r"\[(\d{1,18}), (\d{1,18})\]", re.ASCII)
 
@@ -59,7 +59,7 @@ class Keys(SequenceById[KeyTokens]):
         """The key tokens of the document with this id.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such document.
         """
         return self._by_id[id]
 
@@ -101,7 +101,7 @@ def write_keys(path: str | os.PathLike[str], keys: KeySource, *, overwrite: bool
 
 
 def check_keys_file(path: Path, *, overwrite: bool = False) -> None:
-    """Rejects, before anything is computed, a file that key tokens cannot be written to.
+    """Rejects, before anything is computed, a path to which key tokens cannot be written.
 
     Raises:
         UserError: It exists, or its folder does not.
@@ -116,7 +116,8 @@ def read_keys(path: str | os.PathLike[str]) -> Keys:
     """Reads key tokens from a file in the format of `write_keys`; additional fields are ignored.
 
     Raises:
-        UserError: The file does not exist, or has a line that is not in the format; the message names the line.
+        UserError: The file does not exist, or has a line that is not in the format; the message contains the line
+            number.
     """
     path = Path(path)
     documents: dict[str, KeyTokens] = {}
@@ -198,12 +199,12 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
     """Key tokens from the ``slice_N.txt`` files of the published package (``perplexity/key_text/EVALUATOR`` there).
 
     File N belongs to document N, counted from 0; the package records neither its text nor its settings, which are
-    therefore None except for the evaluator, for which the folder is named. A file is ``[start, end];[start, end];…`` in
+    therefore None except for the evaluator, which is the folder's name. A file is ``[start, end];[start, end];…`` in
     characters of the text that the package scored, and empty where it found no key token. The documents have to be
-    cut as that text was (the package decodes the first ``max_length - 1`` tokens).
+    truncated as that text was (the package decodes the first ``max_length - 1`` tokens).
 
     Args:
-        folder: Where the files are.
+        folder: Folder with the files.
         documents: The documents, in the order in which the package scored them.
 
     Raises:
@@ -222,7 +223,7 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
             content = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UserError(
-                f"{path} is missing, which would hold the key tokens of document {document.id!r} (number "
+                f"{path} is missing, which should contain the key tokens of document {document.id!r} (number "
                 f"{number + 1}): pass only the documents that have a file in this folder"
             ) from error
         except UnicodeDecodeError as error:
@@ -236,12 +237,12 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
 
 
 def parse_published_runs(path: Path, content: str, length: int) -> npt.NDArray[np.int64]:
-    """The runs of one file of the published package; strict, and nothing of it is evaluated.
+    """The runs of one file of the published package; parsed strictly, and never evaluated as code.
 
     Args:
         path: Where the content is from, for messages.
         content: ``[start, end];[start, end];…``, or nothing.
-        length: Characters of the text that the runs are about.
+        length: Number of characters of the text.
 
     Returns:
         ``(m, 2)`` runs, merged; empty ones are dropped.

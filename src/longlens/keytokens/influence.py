@@ -1,4 +1,4 @@
-"""Long-context influence of a token (paper, section 3.1): the hard one of LongPPL and the soft one of LongCE."""
+"""Long-context influence of a token (paper, section 3.1): hard for LongPPL, soft for LongCE."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy.typing as npt
 
 from longlens.settings.options import ALPHA, BETA, GAMMA, check_gamma, check_thresholds
 
-# By how much, in nats, rounding moves an LSD: `python -m benchmarks.dtype_error` (docs/precision.md) against float64.
-# float32: above the largest error there; half precision: about what 95 % of the tokens stay below.
+# Effect of rounding on an LSD, in nats: `python -m benchmarks.dtype_error` (docs/precision.md) against float64.
+# float32: above the largest error there; half precision: about the 95th percentile over tokens.
 LOGPROB_ERROR = {"float64": 1e-6, "float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
 
 def hard_influence(
     lsd: npt.ArrayLike, lcl: npt.ArrayLike, *, alpha: float = ALPHA, beta: float = BETA, use_lcl: bool = True
 ) -> npt.NDArray[np.bool_]:
-    """Which tokens are key: ``(lsd > alpha) & (lcl > beta)`` (eq. 4); NaN, which is no score, is never key.
+    """Which tokens are key: ``(lsd > alpha) & (lcl > beta)`` (eq. 4); NaN (no score) is never key.
 
     Args:
         lsd: ``(n,)`` nats, long-short difference (eq. 2).
         lcl: ``(n,)`` nats, long-context likelihood (eq. 3).
         alpha: Threshold of the long-short difference, nats.
         beta: Threshold of the long-context likelihood, nats.
-        use_lcl: False leaves the second criterion out (the ablation of appendix B.2, figure 9).
+        use_lcl: False omits the second criterion (the ablation of appendix B.2, figure 9).
 
     Returns:
         ``(n,)`` bool.
@@ -44,10 +44,10 @@ def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[n
 
     Args:
         lsd: ``(n,)`` nats, long-short difference (eq. 2).
-        gamma: The maximum weight.
+        gamma: Maximum weight.
 
     Returns:
-        ``(n,)`` float64, weights without unit.
+        ``(n,)`` float64, dimensionless weights.
 
     Raises:
         UserError: gamma is not a finite number above 0.
@@ -61,7 +61,7 @@ def soft_influence(lsd: npt.ArrayLike, *, gamma: float = GAMMA) -> npt.NDArray[n
 def num_near_threshold(
     lsd: npt.ArrayLike, lcl: npt.ArrayLike, *, alpha: float, beta: float, error: float, use_lcl: bool = True
 ) -> int:
-    """How many tokens could change between key and not key within `error` nats.
+    """Number of tokens that could change between key and not key within `error` nats.
 
     These are the tokens with ``|lsd - alpha| <= error and lcl > beta - error``, or
     ``|lcl - beta| <= error and lsd > alpha - error``. Without `use_lcl`: ``|lsd - alpha| <= error``.
@@ -75,5 +75,5 @@ def num_near_threshold(
 
 
 def logprob_error(dtype: str) -> float:
-    """The error of a log-probability in nats for a model run in `dtype`; an unknown dtype has that of bfloat16."""
+    """The error of a log-probability in nats for a model run in `dtype`; an unknown dtype is treated as bfloat16."""
     return LOGPROB_ERROR.get(dtype, LOGPROB_ERROR["bfloat16"])

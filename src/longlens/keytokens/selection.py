@@ -1,4 +1,4 @@
-"""Key tokens of documents, computed from the evaluator's stored scores as they are asked for."""
+"""Key tokens of documents, computed lazily from the evaluator's stored scores."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class KeyTokens:
 
     Attributes:
         id: The document's id.
-        text_sha256: Hash of the text that the runs are about.
+        text_sha256: Hash of the text to which the runs refer.
         char_runs: ``(m, 2)`` int64: the characters of the key tokens, adjacent ones merged; `[start, end)`.
-        token_indices: ``(k,)`` int64, the evaluator's tokens that are key; None where read from a file.
-        num_key_tokens: k; None where it was not recorded.
-        num_near_threshold: Tokens nearer to a threshold than the error of the dtype; None where read from a file.
+        token_indices: ``(k,)`` int64, indices of the evaluator's key tokens; None if read from a file.
+        num_key_tokens: k; None if it was not recorded.
+        num_near_threshold: Number of tokens closer to a threshold than the error of the dtype; None if read from a
+            file.
     """
 
     id: str
@@ -46,11 +47,12 @@ class KeyTokens:
 
 
 class KeySource(Protocol):
-    """What perplexity takes as keys: `KeyTokensView`, or `longlens.keytokens.exchange.Keys` read from a file.
+    """Interface of the ``keys`` argument of `longlens.perplexity`: `KeyTokensView`, or
+    `longlens.keytokens.exchange.Keys` read from a file.
 
     ``settings`` has ``evaluator``, ``evaluator_sha256`` (`ModelIdentity.sha256`), ``alpha``, ``beta``, ``lcl``,
-    ``context``, ``stride``, ``bos`` and ``dtype``, each None where it was not recorded; ``get`` raises KeyError where
-    there is no such document.
+    ``context``, ``stride``, ``bos`` and ``dtype``, each None if it was not recorded; ``get`` raises KeyError if there
+    is no such document.
     """
 
     @property
@@ -60,7 +62,7 @@ class KeySource(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """How the tokens were selected."""
+        """Settings with which the tokens were selected."""
         ...
 
     def get(self, id: str) -> KeyTokens:
@@ -72,7 +74,7 @@ class KeySource(Protocol):
 
 
 class KeyTokensView(SequenceById[KeyTokens]):
-    """The key tokens of every scored document, in the order of the scores; computed again whenever asked for."""
+    """The key tokens of every scored document, in the order of the scores; recomputed on each access."""
 
     def __init__(self, scores: Scores, short: ShortContext | None, rule: KeyRule) -> None:
         recorded = scores.manifest["settings"]
@@ -96,20 +98,20 @@ class KeyTokensView(SequenceById[KeyTokens]):
         """The key tokens of the document with this id.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such document.
         """
         return self.of(self._scores.get(id))
 
     def scores_of(self, id: str) -> TokenScores:
-        """The evaluator's scores of a document, under the short context that decides here.
+        """The evaluator's scores of a document, under the short context used for the selection.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such document.
         """
         return self._at(self._scores.get(id))
 
     def of(self, row: TokenScores) -> KeyTokens:
-        """The key tokens of a document of these scores that was read already."""
+        """The key tokens of a document of these scores that has been read already."""
         row = self._at(row)
         indices = np.flatnonzero(hard_influence(row.lsd, row.lcl, **self._rule))
         return KeyTokens(
@@ -145,17 +147,18 @@ def select_key_tokens(
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
         use_lcl: False selects by LSD only, without beta.
-        context: Which of the scored short contexts, K tokens; by default that with which the scores were opened, which
-            is the largest unless one was named there.
+        context: K, one of the scored short contexts, in tokens; by default the one with which the scores were opened,
+        which is the largest unless another was specified there.
         stride: d to use, if this K has several.
 
     Raises:
-        UserError: The run has no (such) short-context scores, a threshold is not finite, or beta is given and left out.
+        UserError: The run has no (such) short-context scores, a threshold is not finite, or beta is passed although
+            ``use_lcl=False``.
     """
     rule = KeyRule(alpha=alpha, beta=beta, lcl=use_lcl)
     available = scores.short_contexts
     if not available and len(scores):
-        scores[0].short_logprobs  # noqa: B018  raises the error that says how to get them
+        scores[0].short_logprobs  # noqa: B018  raises the error that explains how to get them
     short = scores.selected if available else None
     if available and (context is not None or stride is not None):
         short = choose_short_context(available, context, stride)
@@ -163,17 +166,17 @@ def select_key_tokens(
 
 
 def near_threshold_message(count: int, total: int, dtype: str | None) -> str | None:
-    """What to say about tokens near a threshold; None where there are none.
+    """The warning about tokens near a threshold; None if there are none.
 
     Args:
-        count: Tokens that could change between key and not key.
-        total: Key tokens.
-        dtype: What the evaluator ran in; None where it was not recorded, ``unknown`` where a server does not say.
+        count: Number of tokens that could change between key and not key.
+        total: Number of key tokens.
+        dtype: Dtype of the evaluator; None if it was not recorded, ``unknown`` if a server does not report it.
     """
     if not count:
         return None
     error = logprob_error(str(dtype))
-    is_final = dtype in ("float32", "float64", "unknown")  # scoring again would not make it less
+    is_final = dtype in ("float32", "float64", "unknown")  # scoring again would not reduce the error
     advice = "consider them undecided" if is_final else "score the evaluator with `dtype=float32`"
     if dtype in (None, "unknown"):
         dtype = "an unknown dtype"

@@ -1,4 +1,4 @@
-"""Numbers from stored scores: perplexities, their uncertainty, and comparisons. No torch here."""
+"""Numbers from stored scores: perplexities, their uncertainty, and comparisons. Does not import torch."""
 
 from longlens.metrics.comparison import Comparison, Difference, PairComparison, compare
 from longlens.metrics.context_reach import ReachResult, reach

@@ -1,4 +1,4 @@
-"""Whether one model is better than another: paired differences over the same documents, and how sure they are."""
+"""Whether one model is better than another: paired differences over the same documents, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A model's corpus value minus the baseline's; below 0 the model is the better one.
+    """A model's corpus value minus the baseline's; below 0, the model is better.
 
     Attributes:
         value: The difference.
-        interval: 95 % interval of it over documents, which are paired (see `longlens.metrics.uncertainty`); None where
-            fewer than 2 documents or 20 tokens decide the value.
-        significant: Whether the interval excludes 0; None where there is no interval.
-        settled: The same, and false where there is none.
-        documents_to_settle: The least number of documents of this kind with which the interval would exclude 0, if the
-            difference stays: widths shrink with the root of their number, and with Student's quantile. None where the
-            difference is 0 or has no interval.
+        interval: 95 % interval over paired documents (see `longlens.metrics.uncertainty`); None if the value depends on
+        fewer than 2 documents or 20 tokens.
+        significant: Whether the interval excludes 0; None if there is no interval.
+        settled: The same, but false if there is no interval.
+        documents_to_settle: Minimum number of documents of this kind with which the interval would exclude 0, if the
+            difference stays the same: widths shrink with the square root of their number, and with Student's quantile.
+            None if the difference is 0 or has no interval.
     """
 
     value: float
@@ -48,12 +48,13 @@ class PairComparison:
     Attributes:
         model: Name of the model.
         baseline: Name of the baseline.
-        log_ppl: Nats per scored token of each model's own.
-        log_longppl: Nats per key token of each model's own; with different tokenizers the two are of different tokens.
-        bits_per_character: Comparable across tokenizers.
-        key_bits_per_character: Of key tokens, per character that they cover: what LongPPL asks, comparable across
-            tokenizers.
-        same_tokenizer: Whether the hashes are equal; None where one was not recorded.
+        log_ppl: Nats per scored token, in each model's own tokens.
+        log_longppl: Nats per key token, in each model's own tokens; with different tokenizers these are different
+        tokens.
+        bits_per_character: Bits per character, comparable across tokenizers.
+        key_bits_per_character: Bits of key tokens per character that they cover: what LongPPL measures, comparable
+        across tokenizers.
+        same_tokenizer: Whether the tokenizers' hashes are equal; None if one was not recorded.
     """
 
     model: str
@@ -72,12 +73,12 @@ class PairComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Tabular):
-    """Models against a baseline. As a table: a row a pair, with columns such as ``log_ppl.value``.
+    """Models compared with a baseline. As a table: one row per pair, with columns such as ``log_ppl.value``.
 
     Attributes:
         baseline: Name of the first model.
-        num_documents: Documents, the same for all.
-        results: The perplexities of every model, the baseline first.
+        num_documents: Number of documents, the same for all models.
+        results: Perplexities of all models, the baseline first.
         pairs: Every other model against the baseline.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
@@ -137,7 +138,7 @@ def compare(
         use_lcl: False selects by LSD only, without beta.
         context: K to use, if the evaluator has several.
         stride: d to use, if this K has several.
-        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
+        answers: ``[start, end)`` in characters of the answers, by document id, instead of the stored ones.
 
     Raises:
         UserError: Fewer than two runs; runs of different documents or texts; errors of `perplexity`.
@@ -161,10 +162,10 @@ def compare(
 
 
 def check_same_ids(corpora: Sequence[Corpus]) -> None:
-    """Rejects models that were scored on different documents, before any is read.
+    """Rejects models that were scored on different documents, before any scores are read.
 
     Raises:
-        UserError: A document of the first one was not scored with another one, or reversed.
+        UserError: A document of the first model was not scored with another model, or vice versa.
     """
     baseline = corpora[0]
     ours = frozenset(baseline.scores.ids)
@@ -178,11 +179,11 @@ def check_same_ids(corpora: Sequence[Corpus]) -> None:
 
 
 def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores]) -> Comparison:
-    """Each result against the first one.
+    """Compares each result with the first one.
 
     Args:
-        results: Of the same documents.
-        runs: What they are the results of.
+        results: Perplexities of the same documents, the baseline first.
+        runs: Scores of the same models, in the same order.
 
     Raises:
         UserError: A document has different texts.
@@ -224,8 +225,7 @@ def compare_results(results: Sequence[PerplexityResult], runs: Sequence[Scores])
     )
 
 
-# what is compared: which sums (nats and weight) it is a ratio of, how many of its unit a nat is, and what counts its
-# tokens
+# what is compared: the sums (nats and weight) of which it is a ratio, units per nat, and what counts its tokens
 _MEASURES = {
     "log_ppl": ("scored", 1.0, "num_tokens"),
     "log_longppl": ("key", 1.0, "num_key_tokens"),
@@ -235,13 +235,14 @@ _MEASURES = {
 
 
 def difference(model: Doubles | None, baseline: Doubles | None, unit: float, num_tokens: int) -> Difference | None:
-    """Of the nats or bits of two models over the same documents, baseline's log-probabilities less the model's.
+    """Difference of two models in nats or bits over the same documents: the baseline's log-probabilities minus the
+    model's.
 
     Args:
-        model: ``(n, 2)``, a row per document: log-probability and weight.
-        baseline: Likewise.
-        unit: What is shown, in nats.
-        num_tokens: Tokens that the value rests on, of the model that has fewer.
+        model: ``(n, 2)``, one row per document: log-probability and weight.
+        baseline: The same for the baseline, ``(n, 2)``.
+        unit: The unit of the result, in nats.
+        num_tokens: Number of tokens on which the value depends, of the model that has fewer.
     """
     if model is None or baseline is None:
         return None
@@ -266,10 +267,10 @@ def difference(model: Doubles | None, baseline: Doubles | None, unit: float, num
 
 
 def _documents_needed(estimated: Estimate, num_documents: int) -> int:
-    """The least number of documents with which a value other than 0 would be significant, if it and the spread stay.
+    """Minimum number of documents with which a nonzero value would be significant, if value and spread stay the same.
 
-    The least m >= 2 with ``t(0.975, f m / n) * error * sqrt(n / m) < abs(value)``, f + 1 being as many documents of
-    equal weight as the n documents count for: ``f m / n`` is ``(f + 1) m / n - 1``.
+    The least m >= 2 with ``t(0.975, f m / n) * error * sqrt(n / m) < abs(value)``, where f + 1 is the number of
+    documents of equal weight to which the n documents are equivalent: ``f m / n`` is ``(f + 1) m / n - 1``.
     """
     equal = (estimated.freedom + 1) / num_documents
 

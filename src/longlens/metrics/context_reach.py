@@ -1,22 +1,22 @@
-"""Context reach: up to how many tokens of context a model still gains, from scores under several short contexts.
+"""Context reach: the context length up to which a model still gains, from scores under several short contexts.
 
-With scores at K_1 < K_2 < … < K_m, and S the tokens that have K_m tokens before them at least::
+With scores at K_1 < K_2 < … < K_m, and S the tokens with at least K_m tokens before them::
 
     G(K) = mean over S of logp(token | K tokens) - logp(token | K_1 tokens)              nats, G(K_1) = 0
     G̃    = the isotonic fit of G(K_1), …, G(K_m), linear in log K between them           so max G̃ = G̃(K_m)
     R    = the smallest K with G̃(K) >= 0.9 max G̃                                         tokens
 
-S is the same for every K, so that G compares contexts and no tokens. A token "at K" has K to K + d - 1 tokens before
-it, hence d <= K/2. A weak model can have a long R and gain little: R is always shown beside max G, and beside the gain
-of a reference model.
+S is the same for every K, so that G compares contexts and not tokens. A token "at K" has K to K + d - 1 tokens before
+it, hence d <= K/2. A weak model can have a long R and gain little: R is always shown together with max G and with the
+gain of a reference model.
 
-Prior work: Khandelwal et al. 2018, "Sharp Nearby, Fuzzy Far Away" (the loss under a cut context, and from where on it
-no longer falls); Sun et al. 2021, "Do Long-Range Language Models Actually Use Long-Range Context?" (mean gains hide
-that few tokens gain: hence a curve of the key tokens); O'Connor and Andreas 2021, "What Context Features Can
-Transformer Language Models Use?", and Fernandes et al. 2021, "Measuring and Increasing Context Usage in Context-Aware
-Machine Translation" (the gain as information in nats, between two amounts of context); Cífka and Liutkus 2023,
-"Black-box language model explanation by context length probing" (every token under every context length; code
-cifkao/context-probing).
+Prior work: Khandelwal et al. 2018, "Sharp Nearby, Fuzzy Far Away" (the loss under a truncated context, and the length
+beyond which it no longer falls); Sun et al. 2021, "Do Long-Range Language Models Actually Use Long-Range Context?"
+(mean gains hide that only few tokens gain: hence a separate curve for key tokens); O'Connor and Andreas 2021, "What
+Context Features Can Transformer Language Models Use?", and Fernandes et al. 2021, "Measuring and Increasing Context
+Usage in Context-Aware Machine Translation" (the gain as information in nats, between two amounts of context); Cífka and
+Liutkus 2023, "Black-box language model explanation by context length probing" (every token under every context length;
+code cifkao/context-probing).
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class ReachResult(Tabular):
 
     Attributes:
         model: Name of the model.
-        evaluator: Name of the evaluator; None where no key tokens were selected.
+        evaluator: Name of the evaluator; None if no key tokens were selected.
         reference: Name of the reference; None without one.
-        all: The curve of all tokens with K_m tokens before them.
-        keys: The curve of those that are key; None without any.
-        answers: The curve of those that share a character with an answer; None without any.
-        num_short_documents: Documents of K_m tokens or fewer, which contribute nothing.
-        settings: ``contexts``, ``strides``; ``alpha``, ``beta``, ``lcl`` of the key tokens; ``bos``, ``dtype`` of the
-            model.
+        all: Curve of all tokens with K_m tokens before them.
+        keys: Curve of those that are key; None if there are none.
+        answers: Curve of those that share a character with an answer; None if there are none.
+        num_short_documents: Number of documents of K_m tokens or fewer, which contribute nothing.
+        settings: ``contexts``, ``strides``; ``alpha``, ``beta``, ``lcl`` of the key tokens; ``bos`` and ``dtype`` of
+        the model.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
 
@@ -102,27 +102,27 @@ def reach(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> ReachResult:
-    """Computes context reach: the gain at every scored K, and the effective reach R; see the module.
+    """Computes context reach: the gain at every scored K, and the effective reach R; see the module docstring.
 
     Scoring costs about ``n (1 + K/d)`` tokens of model input per document of n tokens and per K. If a K has several
     strides, the smallest is used.
 
     Args:
-        model_scores: Of the model, at three K or more with d <= K/2.
-        evaluator_scores: Of another model, on the same texts and at K_1 too: it selects the key tokens there.
+        model_scores: Scores of the model, at three K or more with d <= K/2.
+        evaluator_scores: Scores of another model, on the same texts, including K_1, at which it selects the key tokens.
         keys: Key tokens, instead of evaluator scores.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
         use_lcl: False selects by LSD only, without beta.
-        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
-        reference_scores: Of a model to measure the gain by, on the same texts and at the same K.
-        seed: Of the draws that give the intervals of the largest gain and of R.
-        resamples: How many draws.
+        answers: ``[start, end)`` in characters of the answers, by document id, instead of the stored ones.
+        reference_scores: Scores of a model to measure the gain by, on the same texts and at the same K.
+        seed: Seed of the draws that give the intervals of the largest gain and of R.
+        resamples: Number of draws.
 
     Raises:
-        UserError: Fewer than three K, or d > K/2; evaluator scores and keys at once, or settings that keys have
-            already or that select nothing; a document that is missing there, or is another text; a reference with other
-            documents or K; no document is longer than K_m.
+        UserError: There are fewer than three K, or d > K/2; both evaluator scores and keys are passed, or settings that
+            conflict with keys or select nothing; a document is missing there or has another text; the reference has
+            other documents or K; or no document is longer than K_m.
 
     Warns:
         LonglensWarning: Tokens are closer to a threshold than the error of the evaluator's dtype.
@@ -153,14 +153,14 @@ NO_INFLUENCE = Influence(keys=None, evaluator=None, gamma=None, context=None, st
 def reach_influence(
     scores: Scores, evaluator_scores: Scores | None, keys: KeySource | None, rule: KeyRule
 ) -> tuple[Influence, bool]:
-    """What selects key tokens at K_1, without soft weights; and whether that is the model itself, so that nothing does.
+    """The influence that selects key tokens at K_1, without soft weights, and whether the model is its own evaluator.
 
     Raises:
-        UserError: What `reach` rejects before it reads anything.
+        UserError: Errors of `reach` that need no scores to be read.
     """
     smallest = rising_contexts(scores)[0].context
     if None in (evaluator_scores, keys) and is_evaluator(scores, evaluator_scores, keys):
-        choose_influence(evaluator_scores, keys, rule)  # for what it rejects
+        choose_influence(evaluator_scores, keys, rule)  # for its checks
         return NO_INFLUENCE, True
     if evaluator_scores is not None and smallest not in {short.context for short in evaluator_scores.short_contexts}:
         evaluator, model = evaluator_scores.name, scores.name
@@ -177,14 +177,14 @@ def reach_influence(
 def reach_result(
     model: GainSums, reference: GainSums | None, *, own: bool, seed: int = 0, resamples: int = RESAMPLES
 ) -> ReachResult:
-    """The curves of what was added.
+    """Computes the curves from the sums.
 
     Args:
-        model: Of the model.
-        reference: Of the model that the gain is measured by.
+        model: Sums of the model.
+        reference: Sums of the model that the gain is measured by.
         own: Whether the model is its own evaluator.
-        seed: Of the draws.
-        resamples: How many draws.
+        seed: Seed of the draws.
+        resamples: Number of draws.
 
     Raises:
         UserError: The reference has other documents or K; no document is longer than K_m.
@@ -251,7 +251,7 @@ def _notes_on_keys(model: GainSums, own: bool) -> list[str]:
     if own:
         return [
             f"{model.name} is its own evaluator, so there is no curve of key tokens: they would be picked for its own "
-            "gain, chance included, which biases it upwards (regression to the mean); give another evaluator"
+            "gain, chance included, which biases it upwards (regression to the mean); pass another evaluator"
         ]
     if influence.keys is None:
         return []
@@ -293,7 +293,7 @@ def _notes_on_reference(model: GainSums, reference: GainSums) -> list[str]:
     if model.of("keys") and not reference.of("keys"):
         notes.append(
             f"the reference {reference.name} is the evaluator, whose own gain on the key tokens is biased upwards: "
-            "there is no share of it"
+            "its share is not reported"
         )
     hashes = [gains.corpus.scores.manifest["model"].get("tokenizer_sha256") for gains in (model, reference)]
     if None not in hashes and hashes[0] != hashes[1]:

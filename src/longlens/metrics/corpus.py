@@ -1,4 +1,4 @@
-"""The documents of a corpus: one model's scores beside the key tokens, or the evaluator's scores, and the answers."""
+"""The documents of a corpus: one model's scores with key tokens, evaluator scores and answers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ AnswerSpans = Mapping[str, Spans]
 
 @dataclass(frozen=True, kw_only=True)
 class Influence:
-    """What decides how much a token counts: keys, or the evaluator's scores that also give soft weights.
+    """What determines how much a token counts: keys, or evaluator scores, which also yield soft weights.
 
     Attributes:
-        keys: The key tokens; None where only plain perplexity is asked for.
-        evaluator: Its scores; None where the keys were given.
-        gamma: Largest soft weight; None where there are none.
-        context: K of `keys`; else the one that was asked for, if any.
+        keys: The key tokens; None if only plain perplexity is requested.
+        evaluator: Scores of the evaluator; None if the keys were passed.
+        gamma: Maximum soft weight; None without soft weights.
+        context: K of `keys`; otherwise the requested one, if any.
         stride: d of `keys`.
     """
 
@@ -46,14 +46,14 @@ class Influence:
 
 
 def choose_influence(evaluator_scores: Scores | None, keys: KeySource | None, rule: KeyRule) -> Influence:
-    """Puts what a user may name for the influence into one form.
+    """Converts what a user may pass for the influence into one form.
 
     Raises:
-        UserError: Both were given; keys with settings that they have already; settings of key tokens, with nothing that
-            selects any; a context or a stride below 1.
+        UserError: Both are passed; keys are passed with settings that conflict; settings of key tokens are passed
+            without evaluator scores or keys; or a context or stride is below 1.
     """
     if keys is not None and evaluator_scores is not None:
-        raise UserError("both evaluator scores and keys were given: pass only one of them")
+        raise UserError("both evaluator scores and keys were passed: pass only one of them")
     for name, tokens in (("context", rule.context), ("stride", rule.stride)):
         if tokens is not None and (tokens < 1 or tokens != int(tokens)):
             raise UserError(f"`{name}` is {tokens}, expected a number of tokens, 1 or more")
@@ -63,7 +63,7 @@ def choose_influence(evaluator_scores: Scores | None, keys: KeySource | None, ru
             f"{', '.join(given)} cannot be set with keys, whose tokens are already selected: pass evaluator scores"
         )
     if keys is None and evaluator_scores is None:
-        useless = [name for name in given if name != "`context`"]  # which says where ppl_from_context begins
+        useless = [name for name in given if name != "`context`"]  # which determines where ppl_from_context begins
         if useless:
             raise UserError(
                 f"{', '.join(useless)} would have no effect, without evaluator scores or keys: pass one of them, or "
@@ -101,14 +101,14 @@ def is_evaluator(scores: Scores, evaluator_scores: Scores | None, keys: KeySourc
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredDocument:
-    """One document under one model, n tokens, with what tells its tokens apart.
+    """One document of n tokens under one model, with the masks and weights of its tokens.
 
     Attributes:
         row: The model's scores.
-        keys: The key tokens; None where none were asked for.
-        evaluated: The evaluator's scores at the K of the keys; None where they are not at hand.
-        gamma: Largest soft weight; None where there are none.
-        answer_spans: ``[start, end)`` in characters of the answers; None where none were named.
+        keys: The key tokens; None if none were requested.
+        evaluated: The evaluator's scores at the K of the keys; None if they are not available.
+        gamma: Maximum soft weight; None without soft weights.
+        answer_spans: ``[start, end)`` in characters of the answers; None if none were specified.
     """
 
     row: TokenScores
@@ -124,14 +124,14 @@ class ScoredDocument:
 
     @cached_property
     def is_answer(self) -> Bools | None:
-        """``(n,)``: which tokens share a character with an answer; None where no answer was named.
+        """``(n,)``: which tokens share a character with an answer; None if no answer was specified.
 
         Raises:
-            UserError: The answers are no list of spans, or one is reversed or negative.
+            UserError: The answers are not a list of spans, or one is reversed or negative.
         """
         if self.answer_spans is None:
             return None
-        # A text that was truncated may have had its answer behind the cut.
+        # The answer of a truncated text may be in the part that was removed.
         row = self.row
         characters = None if row.text is None or row.truncated else len(row.text)
         spans = check_answer_spans(self.answer_spans, f"document {shown(row.id)}", characters)
@@ -139,7 +139,7 @@ class ScoredDocument:
 
     @cached_property
     def weights(self) -> Doubles | None:
-        """``(n,)``: the influence that the evaluator's tokens carry over (eq. 10); None without evaluator scores."""
+        """``(n,)``: the influence carried over from the evaluator's tokens (eq. 10); None without evaluator scores."""
         if self.evaluated is None or self.gamma is None:
             return None
         influence = soft_influence(self.evaluated.lsd, gamma=self.gamma)
@@ -147,16 +147,16 @@ class ScoredDocument:
 
 
 class Corpus:
-    """The scores of one model, beside what selects its key tokens and names its answers; iterating reads documents.
+    """The scores of one model, with what selects its key tokens and its answers; iterating reads documents.
 
     Args:
-        scores: Of the model.
-        influence: What decides how much a token counts.
-        answers: In place of those that were stored with the scores.
-        name: What the model is called; the name of the scores unless given.
+        scores: Scores of the model.
+        influence: What determines how much a token counts.
+        answers: Answers that replace those stored with the scores.
+        name: Display name of the model; by default the name of the scores.
 
     Raises:
-        UserError: There are no documents, or answers were given and are for none of them.
+        UserError: There are no documents, or answers were passed for none of them.
     """
 
     def __init__(
@@ -167,13 +167,13 @@ class Corpus:
         if not len(scores):
             raise UserError(f"the scores of {self.name} contain no documents: score some, with longlens score DOCS")
         if answers is not None and answers.keys().isdisjoint(scores.ids):
-            raise UserError(f"answers were given for {list(answers)[:3]} …, but none of these documents was scored")
+            raise UserError(f"answers were passed for {list(answers)[:3]} …, but none of these documents was scored")
 
     def __iter__(self) -> Iterator[ScoredDocument]:
         return (self.document(row, evaluated) for row, evaluated in self.rows())
 
     def rows(self) -> Iterator[tuple[TokenScores, TokenScores | None]]:
-        """The model's scores of one document after the other, and the evaluator's, as `document` takes them."""
+        """Yields the model's and the evaluator's scores of one document after the other, as arguments of `document`."""
         for row, evaluated in read_once(self.scores.ids, [self.scores, self.influence.evaluator]):
             assert row is not None
             yield row, evaluated
@@ -183,10 +183,10 @@ class Corpus:
 
         Args:
             row: The model's scores.
-            evaluated: The evaluator's, where there are evaluator scores; None where the document is not among them.
+            evaluated: The evaluator's scores, if there are evaluator scores; None if they do not include the document.
 
         Raises:
-            UserError: There are no keys or evaluator scores of this document, or they are of another text.
+            UserError: There are no keys or evaluator scores of this document, or they belong to another text.
         """
         keys, evaluator = self.influence.keys, self.influence.evaluator
         selected = None
@@ -240,9 +240,9 @@ class Corpus:
 
 
 def read_once(ids: Iterable[str], runs: Sequence[Scores | None]) -> Iterator[list[TokenScores | None]]:
-    """One document after the other: its scores in each of the runs, None in one that has it not, or is None.
+    """Yields the scores of one document after the other in each run; None for a run that is None or lacks the document.
 
-    A run that is named twice is read once, and no more than one document is in memory.
+    A run that occurs twice is read once, and at most one document is in memory.
     """
     members = {id(run): (run, frozenset(run.ids)) for run in runs if run is not None}
     for name in dict.fromkeys(ids):
@@ -251,14 +251,14 @@ def read_once(ids: Iterable[str], runs: Sequence[Scores | None]) -> Iterator[lis
 
 
 class WeightedSum(NamedTuple):
-    """``sum(w * logprob)`` in nats and ``sum(w)``, which is a number of tokens where all w are 1; float64."""
+    """``sum(w * logprob)`` in nats and ``sum(w)``, which is the number of tokens if all w are 1; float64."""
 
     logprob: float
     weight: float
 
     @property
     def ppl(self) -> float | None:
-        """``exp(-logprob / weight)``; None where there is no weight, or where it is infinite."""
+        """``exp(-logprob / weight)``; None if the weight is 0 or the value is infinite."""
         if self.weight == 0:
             return None
         with np.errstate(over="ignore"):
@@ -274,18 +274,18 @@ class DocumentStatistics:
         id: The document's id.
         text_sha256: Hash of its text.
         truncated: Whether it was truncated before it was scored.
-        num_characters: From the start of the first scored token to the end of the last one.
-        num_key_characters: Characters that the key tokens cover.
-        scored: Over all scored tokens.
-        key: Over key tokens (eq. 9); None without keys.
-        soft: Over all, weighted by the influence that the evaluator's tokens carry over (eq. 10); None without
-            evaluator scores.
-        from_context: Over tokens K, K + 1, … of this model; None where no K is known.
-        ngram: Over tokens of re-occurred n-grams; None where that was not asked for, or the text was not stored.
-        answers: Over tokens that share a character with an answer; None where no answer was named.
-        rest: Over the other tokens of a document whose answers were named.
-        num_impossible: Scored tokens of probability 0 (a log-probability of -inf).
-        num_unscored: Tokens without a log-probability, which should be the first one at most.
+        num_characters: Number of characters from the start of the first scored token to the end of the last one.
+        num_key_characters: Number of characters that the key tokens cover.
+        scored: Sums over all scored tokens.
+        key: Sums over key tokens (eq. 9); None without keys.
+        soft: Sums over all scored tokens, weighted by the influence carried over from the evaluator's tokens (eq. 10);
+            None without evaluator scores.
+        from_context: Sums over tokens K, K + 1, … of this model; None if no K is known.
+        ngram: Sums over tokens of re-occurred n-grams; None if not requested, or if the text was not stored.
+        answers: Sums over tokens that share a character with an answer; None if no answer was specified.
+        rest: Sums over the other tokens of a document with answers.
+        num_impossible: Number of scored tokens of probability 0 (a log-probability of -inf).
+        num_unscored: Number of tokens without a log-probability; at most the first token should have none.
     """
 
     id: str
@@ -315,12 +315,12 @@ class DocumentStatistics:
 
     @property
     def num_tokens(self) -> int:
-        """Scored tokens."""
+        """Number of scored tokens."""
         return int(self.scored.weight)
 
     @property
     def num_key_tokens(self) -> int | None:
-        """Scored tokens of this model that are key; None without keys."""
+        """Number of scored tokens of this model that are key; None without keys."""
         return None if self.key is None else int(self.key.weight)
 
     @property
@@ -330,22 +330,22 @@ class DocumentStatistics:
 
     @property
     def longppl(self) -> float | None:
-        """LongPPL of the document (eq. 4); None where it has no key tokens."""
+        """LongPPL of the document (eq. 4); None if it has no key tokens."""
         return None if self.key is None else self.key.ppl
 
 
 def document_statistics(
     document: ScoredDocument, *, context: int | None = None, ngram: bool = False
 ) -> DocumentStatistics:
-    """The sums over one document.
+    """Computes the sums over one document.
 
     Args:
         document: The document.
-        context: K in tokens, from which on `from_context` counts.
+        context: K, tokens; `from_context` starts at token K.
         ngram: Whether to find re-occurred n-grams.
 
     Raises:
-        UserError: The answer spans are no spans.
+        UserError: The answer spans are invalid.
     """
     row, key, answer, weights = document.row, document.is_key, document.is_answer, document.weights
     logprobs = row.long_logprobs.astype(np.float64)
@@ -356,7 +356,7 @@ def document_statistics(
 
     soft = None
     if weights is not None:
-        weighty = scored & (weights > 0)  # else 0 * -inf
+        weighty = scored & (weights > 0)  # avoids 0 * -inf
         soft = WeightedSum(float((weights[weighty] * logprobs[weighty]).sum()), float(weights[weighty].sum()))
     copied = reoccurred_ngram_mask(row.text, row.char_spans) if ngram and row.text is not None else None
     covered = merge_spans(row.char_spans[scored])

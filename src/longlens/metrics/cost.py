@@ -1,16 +1,16 @@
-"""What a compression cost: how much of the gain from long context a cache policy, or fewer bits, leaves.
+"""Cost of compression: how much of the gain from long context is left under a cache policy or fewer bits.
 
 Over the key tokens t, with the short-context scores of the uncompressed model::
 
     retained gain = sum_t (logp_policy(t) - logp_short(t)) / sum_t (logp_full(t) - logp_short(t))
 
-1 where nothing is lost, 0 where it is as if there were no long context, below 0 where it is worse than that. It may be
-a little above 1. With the uncompressed model scored at K_1 < … < K_m, a token's distance is the smallest K that gives
-it at least half of its gain::
+1 if nothing is lost, 0 if the result is the same as without long context, below 0 if it is worse than that. It can be
+slightly above 1. With the uncompressed model scored at K_1 < … < K_m, a token's distance is the smallest K that yields
+at least half of its gain::
 
     distance(t) = min {K : logp_K(t) - logp_{K_1}(t) >= (logp_full(t) - logp_{K_1}(t)) / 2}
 
-and beyond K_m where none does; a token that gains nothing has none. Tokens are key at K_1 unless another K is named.
+and beyond K_m if none does; a token without gain has no distance. Tokens are key at K_1 unless another K is specified.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
 MAX_TOKENS = 500
-"""Key tokens that are listed, those that lost most."""
+"""Maximum number of key tokens that are listed, those that lost most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class DistanceBracket:
     """Key tokens whose distance is more than `above` and at most `up_to`.
 
     Attributes:
-        above: In tokens.
-        up_to: In tokens; None for all beyond the largest K.
-        retained_gain: On them; None where they gain nothing.
-        num_tokens: Key tokens.
+        above: Lower bound (exclusive) in tokens.
+        up_to: Upper bound (inclusive) in tokens; None beyond the largest K.
+        retained_gain: Retained gain on these tokens; None if they gain nothing.
+        num_tokens: Number of key tokens.
         lost: Nats that the policy loses on them, over all documents.
     """
 
@@ -59,7 +59,7 @@ class DistanceBracket:
 
     @property
     def words(self) -> str:
-        """The distance in words, tokens: ``65 to 256``, ``more than 1,024``."""
+        """The distance in tokens, in words: ``65 to 256``, ``more than 1,024``."""
         return f"more than {self.above:,}" if self.up_to is None else f"{self.above + 1:,} to {self.up_to:,}"
 
 
@@ -68,15 +68,15 @@ class DocumentCost:
     """What a policy lost in one document.
 
     Attributes:
-        id: Of the document.
-        retained_gain: None where its key tokens gain nothing.
+        id: ID of the document.
+        retained_gain: Retained gain of the document; None if its key tokens gain nothing.
         gain: Nats that the full model gains on its key tokens.
-        lost: Nats of these that the policy loses.
-        num_key_tokens: Key tokens that count.
-        num_tokens: Tokens that count.
-        ppl: Of the policy's run on the tokens that count; None without any.
-        longppl: On the key tokens.
-        kl: KL(full || policy) a token, nats; None as in `PolicyCost`.
+        lost: Nats of this gain that the policy loses.
+        num_key_tokens: Number of key tokens that count.
+        num_tokens: Number of tokens that count.
+        ppl: Perplexity of the policy's run on the tokens that count; None without any.
+        longppl: LongPPL, on the key tokens.
+        kl: KL(full || policy) per token, nats; None as in `PolicyCost`.
     """
 
     id: str
@@ -95,16 +95,16 @@ class LostToken:
     """A key token that a policy makes less likely than the full model does.
 
     Attributes:
-        document: Id of its document.
-        index: Which token of the document.
-        before: The text before it; this and the others are empty where the text was not stored.
-        text: Its own.
+        document: ID of its document.
+        index: Index of the token in the document.
+        before: The text before it; this and the next two are empty if the text was not stored.
+        text: Text of the token.
         after: The text after it.
         full: Log-probability under the full model, nats.
-        short: Under its short context.
-        policies: Under each policy, in their order.
-        above: Its distance is more than this, in tokens; None where it has none.
-        up_to: And at most this; None beyond the largest K.
+        short: Log-probability under its short context, nats.
+        policies: Log-probability under each policy, in order, nats.
+        above: Its distance is more than this number of tokens; None if it has none.
+        up_to: Its distance is at most this number of tokens; None beyond the largest K.
     """
 
     document: str
@@ -121,23 +121,23 @@ class LostToken:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyCost:
-    """What one run lost of the full model's gain.
+    """The part of the full model's gain that one run lost.
 
     Attributes:
-        name: Of the run.
-        policy: Of its cache; None where weights or dtype differ, and the cache keeps everything.
-        retained_gain: See the module; None where the key tokens gain nothing.
+        name: Name of the run.
+        policy: Policy of its cache; None if the cache keeps everything and weights or dtype differ.
+        retained_gain: See the module docstring; None if the key tokens gain nothing.
         interval: 95 % interval over documents; None for fewer than 2 documents or `MIN_TOKENS` key tokens.
-        bytes_per_token: Of the cache at the end of a document, a token of it; None where it was not measured.
+        bytes_per_token: Bytes of the cache at the end of a document, per token; None if not measured.
         ppl: Perplexity on the tokens that count.
-        longppl: On the key tokens.
-        kl: KL(full || policy) a token, nats; None unless the run was made by ``longlens diverge`` against the full
+        longppl: LongPPL, on the key tokens.
+        kl: KL(full || policy) per token, nats; None unless the run was made by ``longlens diverge`` against the full
             model.
         key_kl: The same on key tokens.
         top1_agreement: Share of tokens with the same most likely token.
         key_top1_agreement: The same on key tokens.
-        by_distance: The retained gain by distance; empty unless the full model was scored at several K.
-        documents: By document.
+        by_distance: Retained gain by distance; empty unless the full model was scored at several K.
+        documents: Cost of each document.
     """
 
     name: str
@@ -155,7 +155,7 @@ class PolicyCost:
     documents: Sequence[DocumentCost]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values."""
         brackets = [
             {"from": bracket.above, "to": bracket.up_to, "retained_gain": bracket.retained_gain}
             | {"num_tokens": bracket.num_tokens, "lost": bracket.lost}
@@ -166,27 +166,28 @@ class PolicyCost:
 
     @property
     def worst(self) -> DistanceBracket | None:
-        """The distances that lost most, in nats; None where none did, or none are known."""
+        """The distance bracket that lost most, in nats; None if none lost anything, or no distances are known."""
         losing = [bracket for bracket in self.by_distance if bracket.lost > 0]
         return max(losing, key=lambda bracket: bracket.lost, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostResult(Tabular):
-    """What several policies cost. As a table: a row a policy.
+    """Cost of several policies. As a table: one row per policy.
 
     Attributes:
         model: Name of the full model's run.
-        evaluator: Name of what selected the key tokens.
-        bytes_per_token: Of the full model's cache; None where it was not measured.
-        ppl: Of the full model on the tokens that count.
-        longppl: On the key tokens.
+        evaluator: Name of the model that selected the key tokens.
+        bytes_per_token: Bytes per token of the full model's cache; None if not measured.
+        ppl: Perplexity of the full model on the tokens that count.
+        longppl: LongPPL of the full model, on the key tokens.
         gain: Nats that a key token gains from its long context, on average.
-        num_documents: Documents.
-        num_tokens: Tokens that count: those with a short-context score, and under ``prefill+tail`` of the tail.
-        num_key_tokens: Key tokens among them.
-        policies: The runs in their order.
-        tokens: The key tokens that lost most under one of them, `MAX_TOKENS` at most.
+        num_documents: Number of documents.
+        num_tokens: Number of tokens that count: those with a short-context score; under ``prefill+tail``, those of the
+        tail.
+        num_key_tokens: Number of key tokens among them.
+        policies: Costs of the runs, in order.
+        tokens: The key tokens that lost most under one of them, at most `MAX_TOKENS`.
         settings: ``context``, ``stride``, ``contexts``, ``alpha``, ``beta``, ``lcl``, ``fed``.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
@@ -224,19 +225,19 @@ def cost(
     keys: KeySource | None = None,
     rule: KeyRule | None = None,
 ) -> CostResult:
-    """What runs of one model under cache policies, or in fewer bits, lost of its gain; see the module.
+    """Measures how much of a model's gain runs under cache policies, or in fewer bits, lost; see the module docstring.
 
     Args:
-        full: Of the uncompressed model, with short contexts.
-        policies: Of the same tokens; short contexts in them are not read.
-        evaluator_scores: Of the model that selects the key tokens, on the same texts; may be `full`.
+        full: Scores of the uncompressed model, with short contexts.
+        policies: Scores of the same tokens; short contexts in them are not read.
+        evaluator_scores: Scores of the model that selects the key tokens, on the same texts; may be `full`.
         keys: Key tokens, instead of evaluator scores.
-        rule: Which tokens are key; at the smallest K of `full` unless a context is named.
+        rule: How key tokens are selected; at the smallest K of `full` unless a context is specified.
 
     Raises:
-        UserError: Neither evaluator scores nor keys; `full` is compressed itself, or was not scored at their K; runs
-            with other documents, texts, tokens or BOS, or fed in different ways; no document that is longer than what
-            was fed at once, so that nothing was compressed; no key token.
+        UserError: Neither evaluator scores nor keys are passed; `full` is compressed itself, or was not scored at their
+            K; runs have other documents, texts, tokens or BOS, or were fed in different ways; no document is longer
+            than what was fed at once, so that nothing was compressed; or there is no key token.
     """
     rule = rule or KeyRule()
     if evaluator_scores is None and keys is None:
@@ -326,7 +327,7 @@ def cost(
 
 
 class _View:
-    """A document under the full model: which tokens count, their gain, and their distance."""
+    """A document under the full model: the tokens that count, their gain, and their distance."""
 
     def __init__(
         self,
@@ -350,12 +351,12 @@ class _View:
         self.id, self._edges = row.id, [short.context for short in shorts]
 
     def _distances(self, row: TokenScores, shorts: Sequence[ShortContext]) -> np.ndarray[Any, Any] | None:
-        """The number of the first K with half of the gain, ``len(shorts)`` where none has it, -1 without gain."""
+        """Index of the first K with half of the gain, ``len(shorts)`` if none has it, -1 without gain."""
         if len(shorts) < 2:
             return None
         gains = np.stack([row.short[one].astype(np.float64) for one in shorts]) - self.short
         total = self.full - self.short
-        # A token before the larger K has all of its context in view, and so its long score.
+        # A token at a position below the larger K sees all of its context, so its score is the long one.
         gains = np.where(np.isnan(gains), total, gains)
         reached = gains >= total / 2
         first = np.where(reached.any(axis=0), reached.argmax(axis=0), len(shorts))
@@ -365,9 +366,9 @@ class _View:
         """Lists the key tokens that lose most.
 
         Args:
-            lost: Where to; by the largest loss under a policy.
-            row: Under the full model.
-            others: Under the policies.
+            lost: The list to add to; sorted by the largest loss under a policy.
+            row: Scores under the full model.
+            others: Scores under the policies.
         """
         indices = np.flatnonzero(self.is_key)
         under = np.stack([one.long_logprobs[indices].astype(np.float64) for one in others])
@@ -391,7 +392,7 @@ class _View:
 
 
 class _Sums:
-    """Sums over documents of one run."""
+    """Sums of one run over documents."""
 
     def __init__(self, scores: Scores, shorts: Sequence[ShortContext], full: str | None) -> None:
         model = scores.manifest["model"]
@@ -518,7 +519,7 @@ def _plus(total: WeightedSum, more: WeightedSum) -> WeightedSum:
 
 
 def _short_context(full: Scores, evaluator: Scores | None, rule: KeyRule) -> tuple[ShortContext, KeyRule]:
-    """What the gain is counted from, and the rule with its K: that which is named, else the smallest that both have."""
+    """The short context of the gain, and the rule with its K: the specified one, else the smallest that both have."""
     rising = smallest_strides(full)
     name = full.manifest["model"]["name"]
     if not rising:

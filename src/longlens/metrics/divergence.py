@@ -1,7 +1,7 @@
-"""How far a model's predictions are from those of a reference, from columns that `longlens diverge` stored.
+"""Divergence of a model's predictions from those of a reference, from the columns that `longlens diverge` stores.
 
-Means over tokens of KL(p || q), KL(q || p), Jensen-Shannon and of the agreement of the most likely token, with p of the
-reference and q of the model; on all tokens, on key tokens and on the rest, and by how many tokens stand before.
+Means over tokens of KL(p || q), KL(q || p), Jensen-Shannon divergence and agreement of the most likely token, where p
+is the reference and q the model; on all tokens, on key tokens and on the rest, and by the number of preceding tokens.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
 MEASURES = ("kl", "reverse_kl", "js", "top1_agreement")
-"""Columns whose means are reported; nats, and a share."""
+"""Columns whose means are reported; in nats, and a share."""
 SHARES = ("top1_agreement",)
 GROUPS = ("all", "key", "rest")
 FIRST_BRACKET = 256
-"""Tokens of the first bracket of positions; each next one is as long as all before it."""
+"""Number of tokens of the first bracket of positions; each further bracket is as long as all before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Mean:
 
     Attributes:
         value: The mean.
-        interval: 95 % interval over documents (`longlens.metrics.uncertainty`); None for fewer than 2 of them.
-        num_tokens: Tokens that it is of.
+        interval: 95 % interval over documents (`longlens.metrics.uncertainty`); None for fewer than 2 documents.
+        num_tokens: Number of tokens.
     """
 
     value: float
@@ -50,9 +50,9 @@ class Bracket:
     """Tokens that have ``start`` to ``stop - 1`` tokens before them, and the means on them.
 
     Attributes:
-        start: Least number of tokens before.
-        stop: One more than the largest.
-        means: By measure.
+        start: Smallest number of tokens before.
+        stop: One more than the largest number of tokens before.
+        means: Means by measure.
     """
 
     start: int
@@ -62,22 +62,22 @@ class Bracket:
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceResult(Tabular):
-    """A model against its reference. As a table: a row a measure and group of tokens.
+    """A model compared with its reference. As a table: one row per measure and group of tokens.
 
     Attributes:
         model: Name of the model.
         reference: Name of the reference.
-        cache: Policy of the model's cache; None where it keeps everything.
-        evaluator: Name of what selected key tokens; None without.
-        means: By measure (`MEASURES`) and group (`GROUPS`); None where no token is in it.
+        cache: Policy of the model's cache; None if it keeps everything.
+        evaluator: Name of the model that selected key tokens; None without key tokens.
+        means: Means by measure (`MEASURES`) and group (`GROUPS`); None if a group has no tokens.
         by_position: The means by the number of tokens before.
-        ppl: Perplexity of the model on the tokens.
-        reference_ppl: That of the reference.
-        num_documents: Documents.
-        num_tokens: Tokens.
-        num_key_tokens: Those that are key; None without.
-        num_infinite: Tokens that are left out, since one model finds a token impossible that the other does not: their
-            KL is infinite.
+        ppl: Perplexity of the model on these tokens.
+        reference_ppl: Perplexity of the reference.
+        num_documents: Number of documents.
+        num_tokens: Number of tokens.
+        num_key_tokens: Number of key tokens; None without key tokens.
+        num_infinite: Number of tokens left out because their KL is infinite: one model finds a token impossible that
+        the other does not.
         settings: ``alpha``, ``beta``, ``lcl``, ``context`` of the key tokens.
     """
 
@@ -96,7 +96,7 @@ class DivergenceResult(Tabular):
     settings: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The object that ``longlens diverge --json`` prints: values by measure and group, their intervals beside."""
+        """The object that ``longlens diverge --json`` prints: values by measure and group, with their intervals."""
         groups = {name: {g: None if m is None else m.value for g, m in by.items()} for name, by in self.means.items()}
         intervals = {
             name: {g: None if m is None else m.interval for g, m in by.items()} for name, by in self.means.items()
@@ -144,16 +144,17 @@ def divergence(
     keys: KeySource | None = None,
     rule: KeyRule | None = None,
 ) -> DivergenceResult:
-    """Means of the columns that were stored, see the module.
+    """Computes means of the stored columns, see the module docstring.
 
     Args:
-        scores: Of the model, scored with the statistic ``divergence``.
-        evaluator_scores: Of the model that selects key tokens, on the same texts.
+        scores: Scores of the model, scored with the statistic ``divergence``.
+        evaluator_scores: Scores of the model that selects key tokens, on the same texts.
         keys: Key tokens, instead of evaluator scores.
         rule: How key tokens are selected.
 
     Raises:
-        UserError: The scores have no such columns; what `longlens.perplexity` rejects of evaluator scores and keys.
+        UserError: The scores have no such columns; or evaluator scores or keys are rejected as by
+            `longlens.perplexity`.
     """
     influence = choose_influence(evaluator_scores, keys, rule or KeyRule())
     corpus = Corpus(scores, influence)
@@ -214,10 +215,10 @@ def divergence(
 
 
 def check_diverged(scores: Scores) -> Mapping[str, Any]:
-    """The record of the reference that scores were compared with while they were made.
+    """The manifest's record of the reference with which the scores were compared.
 
     Raises:
-        UserError: They were not.
+        UserError: The scores have no reference.
     """
     model = scores.manifest["model"]
     if DIVERGENCE.name not in scores.manifest["settings"].get("statistics", ()) or not model.get("reference"):
@@ -233,7 +234,7 @@ def columns_of(row: TokenScores) -> Mapping[str, Doubles]:
     """The columns of a document's divergence, float64.
 
     Raises:
-        UserError: One is missing.
+        UserError: A column is missing.
     """
     lacking = [name for name in DIVERGENCE.columns if name not in row.columns]
     if lacking and len(row.token_ids) > 1:
@@ -249,18 +250,18 @@ def is_measured(columns: Mapping[str, Doubles]) -> Bools:
 
 
 def bracket_of(before: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Which bracket tokens are in: 0 below `FIRST_BRACKET`, then one more for each doubling."""
+    """Bracket of each token: 0 below `FIRST_BRACKET`, then one more for each doubling."""
     found: np.ndarray[Any, Any] = np.ceil(np.log2((np.asarray(before) + 1) / FIRST_BRACKET)).clip(0).astype(np.int64)
     return found
 
 
 def mean_of(sums: Sequence[tuple[float, int]], *, is_share: bool = False) -> Mean | None:
-    """The mean over tokens, from the sum and the number of tokens of each document; None without any.
+    """The mean over tokens, from each document's sum and number of tokens; None without tokens.
 
     Args:
-        sums: Of each document.
-        is_share: Whether values are 0 or 1, and the interval is clipped to that; else they are nats that are not below
-            0, whose interval is on the scale of the logarithm.
+        sums: Sums of each document.
+        is_share: Whether values are 0 or 1, so that the interval is clipped to [0, 1]; otherwise they are nonnegative
+            nats, whose interval is computed on the log scale.
     """
     pairs = np.array(sums, dtype=np.float64).reshape(-1, 2)
     total = pairs[:, 1].sum()

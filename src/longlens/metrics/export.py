@@ -1,4 +1,4 @@
-"""Scores as files for other tools: a row per token, with its text, its scores under every K, and whether it is key."""
+"""Scores as files for other tools: one row per token, with its text, its score under each K, and whether it is key."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def export_tokens(
     rule: KeyRule | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Writes a row per token, document after document; one document at a time is in memory.
+    """Writes one row per token, document after document, with one document in memory at a time.
 
     Columns: ``document`` (the id), ``index``, ``token_id``, ``token`` (its text), ``char_start``, ``char_end``,
     ``long_logprob``, for each K ``short_logprob_K64`` and ``lsd_K64`` (``_K64_d32`` where one K has several strides),
-    ``lcl``, ``key`` and ``weight``. Log-probabilities, LSD and LCL are in nats. What does not exist is null (in CSV
-    empty): the scores of a first token, short-context scores before K, tokens of a run without texts, ``key`` where
-    nothing selects key tokens and ``weight`` without evaluator scores.
+    ``lcl``, ``key`` and ``weight``. Log-probabilities, LSD and LCL are in nats. Missing values are null (empty in CSV):
+    the scores of a first token, short-context scores before K, tokens of a run without texts, ``key`` without key
+    tokens, and ``weight`` without evaluator scores.
 
     Args:
-        path: The file; its ending, one of `FORMATS`, says the format.
-        scores: Of the model.
-        evaluator_scores: They select the key tokens (eq. 4, 9) and weigh tokens (eq. 7, 10); these scores themselves,
-            where they have short contexts, unless given.
+        path: The file; its suffix, one of `FORMATS`, determines the format.
+        scores: Scores of the model.
+        evaluator_scores: Scores that select the key tokens (eq. 4, 9) and weight tokens (eq. 7, 10); by default
+        ``scores`` itself, if it has short contexts.
         keys: Key tokens, instead of evaluator scores.
         rule: How key tokens are selected.
-        overwrite: Whether a file of that name is replaced.
+        overwrite: Whether an existing file is replaced.
 
     Returns:
         The number of rows.
 
     Raises:
-        UserError: Another ending, a file that exists, or what `longlens.perplexity` rejects.
+        UserError: The suffix is unknown, the file exists, or `longlens.perplexity` rejects the arguments.
     """
     path = Path(path)
     check_export(path, overwrite=overwrite)
@@ -75,7 +75,7 @@ def check_export(path: Path, *, overwrite: bool = False) -> None:
     """Rejects, before anything is computed, a file that cannot be written.
 
     Raises:
-        UserError: It has another ending, exists, or its folder does not.
+        UserError: It has another suffix, exists, or its folder does not exist.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"`out` is {shown(path)}; expected a file that ends in {', '.join(FORMATS)}")
@@ -132,7 +132,7 @@ def _table(document: ScoredDocument, shorts: list[ShortContext]) -> pa.Table:
 
 @contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Writes tables into a new file that replaces ``path`` when the block ends well."""
+    """Writes tables into a new file that replaces ``path`` if the block succeeds."""
     import pyarrow.csv
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Gains: what every document gains at every K, on all, key and answer tokens, and their curves with intervals."""
+"""Gains: what each document gains at each K, on all, key and answer tokens, and curves with intervals."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REACHED = 0.9
 MIN_DOCUMENTS = 5
 MIN_CONTEXTS = 3
 Tokens = Literal["all", "keys", "answers"]
-"""Which tokens a curve is of."""
+"""The tokens of a curve."""
 
 
 class DocumentGains(NamedTuple):
-    """Of one document, over its tokens in S: the gains at K_1, …, K_m and the whole context, ``(m + 1,)`` nats."""
+    """Sums of one document over its tokens in S: gains at K_1, …, K_m and the whole context, ``(m + 1,)`` nats."""
 
     gains: Doubles
     num_tokens: int
@@ -43,18 +43,18 @@ class GainSums:
     """The gains of every document of a corpus.
 
     Args:
-        corpus: Whose documents are added; its keys are selected at K_1.
+        corpus: The corpus whose documents are added; its keys are selected at K_1.
 
     Raises:
-        UserError: Fewer than three K were scored, or with d > K/2.
+        UserError: Fewer than three K were scored, or d > K/2.
 
     Attributes:
         shorts: K_1 < K_2 < … < K_m, each with its smallest d.
-        num_near: Evaluator tokens near a threshold.
-        num_key_tokens: Key tokens of the evaluator.
-        num_short: Documents of K_m tokens or fewer.
-        num_incomplete: Documents that lack one of the short contexts.
-        num_left_out: Tokens without a finite score under one of the contexts.
+        num_near: Number of evaluator tokens near a threshold.
+        num_key_tokens: Number of key tokens of the evaluator.
+        num_short: Number of documents of K_m tokens or fewer.
+        num_incomplete: Number of documents that lack one of the short contexts.
+        num_left_out: Number of tokens without a finite score under one of the contexts.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -72,18 +72,18 @@ class GainSums:
 
     @property
     def texts(self) -> dict[str, str]:
-        """Hash of the text of each document that counts, by its id, in their order."""
+        """Hash of the text of each document that counts, by ID, in order."""
         return dict(sorted(self._texts.items()))
 
     def of(self, tokens: Tokens) -> list[DocumentGains]:
-        """The gains of every document on these tokens, sorted by id, so that the order of scoring decides nothing."""
+        """The gains of each document on these tokens, sorted by ID, so that the order of scoring has no effect."""
         return [gains for _, gains in sorted(self._gains[tokens].items())]
 
     def add(self, row: TokenScores, evaluated: TokenScores | None) -> None:
-        """Counts a document in, if it was scored at every K: the model's scores, and the evaluator's if there are any.
+        """Adds a document that was scored at every K: the model's scores, and the evaluator's if there are any.
 
         Raises:
-            UserError: What `Corpus.document` rejects.
+            UserError: As for `Corpus.document`.
         """
         shorts = self.shorts
         if any(short not in row.short for short in shorts):
@@ -105,7 +105,7 @@ class GainSums:
 
 
 def smallest_strides(scores: Scores) -> list[ShortContext]:
-    """The short contexts by rising K, each K with its smallest d."""
+    """The short contexts by increasing K, each K with its smallest d."""
     by_context: dict[int, ShortContext] = {}
     for short in sorted(scores.short_contexts):
         by_context.setdefault(short.context, short)
@@ -116,7 +116,7 @@ def rising_contexts(scores: Scores) -> list[ShortContext]:
     """K_1 < K_2 < … < K_m, each with its smallest d.
 
     Raises:
-        UserError: They are fewer than three, or d > K/2.
+        UserError: There are fewer than three, or d > K/2.
     """
     strides = dict(smallest_strides(scores))
     name = scores.name
@@ -140,7 +140,7 @@ def check_reference(model: GainSums, reference: GainSums) -> None:
     """Rejects a reference that cannot be compared with the model.
 
     Raises:
-        UserError: It was scored at other K, or on other documents or texts.
+        UserError: The reference was scored at other K, or on other documents or texts.
     """
     wanted, have = (",".join(map(str, gains.contexts)) for gains in (model, reference))
     if have != wanted:
@@ -169,13 +169,13 @@ def _document_gains(row: TokenScores, logprobs: Doubles, chosen: Bools) -> Docum
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
-    """A step in which more context made the raw gain smaller, which the isotonic fit hides.
+    """A step at which more context reduced the raw gain, which the isotonic fit hides.
 
     Attributes:
         from_context: K_j.
         to_context: K_{j+1}.
         nats: ``G(K_j) - G(K_{j+1})``, above 0.
-        interval: 95 % interval of it; None where the curve has no intervals.
+        interval: 95 % interval of `nats`; None if the curve has no intervals.
     """
 
     from_context: int
@@ -191,22 +191,22 @@ class Curve:
     Attributes:
         contexts: K_1, …, K_m.
         gains: G at each of them, nats per token; raw.
-        gain_intervals: Of each; None with fewer than 5 documents or 20 tokens in S, as all intervals.
+        gain_intervals: Intervals of `gains`; None, as all intervals, with fewer than 5 documents or 20 tokens in S.
         fit: G̃ at each of them.
-        whole_gain: The same under the whole context of each token, nats per token.
-        max_gain: max G̃, which is its last value. A maximum of what is noise is above 0 more often than not.
-        max_gain_interval: Of `max_gain`.
-        reach: R, tokens; None where `max_gain` is not above 0, or its interval reaches down to 0.
-        reach_interval: Of `reach`, the fit and R being computed again from gains that are drawn from their t
-            distribution; None where `reach` is. So is `max_gain_interval`.
+        whole_gain: Gain under the whole context of each token, nats per token.
+        max_gain: max G̃, which is its last value. The maximum of pure noise is above 0 more often than not.
+        max_gain_interval: Interval of `max_gain`.
+        reach: R, tokens; None if `max_gain` is not above 0, or its interval includes 0.
+        reach_interval: Interval of `reach`: the fit and R are recomputed from gains drawn from their t distribution, as
+        for `max_gain_interval`; None if `reach` is.
         censored: Whether R lies in the last step, so that a larger K could move it: R is a lower bound.
-        reach_interval_censored: Whether the upper end of the interval does.
+        reach_interval_censored: Whether the upper end of `reach_interval` lies in the last step.
         drops: The steps in which G fell.
-        num_tokens: Tokens in S.
-        num_characters: Characters that they cover.
-        num_documents: Documents that have tokens in S.
-        reference_share: ``max_gain * num_tokens / num_characters``, nats per character, over that of the reference on
-            its own tokens; None without reference, or where its gain is not above 0, or cannot be told from it.
+        num_tokens: Number of tokens in S.
+        num_characters: Number of characters that they cover.
+        num_documents: Number of documents that have tokens in S.
+        reference_share: ``max_gain * num_tokens / num_characters``, nats per character, divided by that of the
+            reference on its own tokens; None without a reference, or if its gain is not significantly above 0.
     """
 
     contexts: tuple[int, ...]
@@ -228,14 +228,14 @@ class Curve:
 
 
 def effective_reach(contexts: Sequence[int], fit: npt.ArrayLike) -> float | None:
-    """R, the smallest K with ``G̃(K) >= 0.9 * G̃(K_m)``, G̃ being linear in log K between the contexts.
+    """R, the smallest K with ``G̃(K) >= 0.9 * G̃(K_m)``, where G̃ is linear in log K between the contexts.
 
     Args:
-        contexts: ``(m,)`` K, rising.
-        fit: ``(m,)`` G̃ at each, nats; not falling, and the first not above 0.
+        contexts: ``(m,)`` K, increasing.
+        fit: ``(m,)`` G̃ at each, nats; nondecreasing, and the first not above 0.
 
     Returns:
-        Tokens; None where the last value is not above 0.
+        R in tokens; None if the last value is not above 0.
     """
     values = np.asarray(fit, dtype=np.float64)
     if values[-1] <= 0:
@@ -261,14 +261,14 @@ def curve_of(
     seed: int,
     resamples: int,
 ) -> Curve | None:
-    """The curve of some tokens; None where there are none.
+    """The curve of some tokens; None if there are none.
 
     Args:
         contexts: K_1, …, K_m.
         sums: The gains of every document on these tokens.
-        reference: The same of the reference; none without one.
-        seed: Of the draws that give intervals.
-        resamples: How many draws.
+        reference: The same for the reference; None without one.
+        seed: Seed of the draws that give intervals.
+        resamples: Number of draws.
     """
     columns = _columns(sums)
     num_tokens = sum(document.num_tokens for document in sums)
@@ -285,7 +285,7 @@ def curve_of(
     share = None if own is None or others is None or others <= 0 else own / others
     if share is not None:
         theirs = _intervals(contexts, _columns(reference), seed, resamples)
-        if theirs is not None and theirs.max_gain[0] <= 0:  # cannot be told from 0
+        if theirs is not None and theirs.max_gain[0] <= 0:  # cannot be distinguished from 0
             share = None
     return Curve(
         contexts=contexts,
@@ -317,7 +317,7 @@ def curve_of(
 
 
 class CurveIntervals(NamedTuple):
-    """The 95 % intervals of a curve; `reach` is None where none of the draws has one."""
+    """The 95 % intervals of a curve; `reach` is None if no draw has one."""
 
     gains: tuple[Interval, ...]
     drops: tuple[Interval, ...]
@@ -326,15 +326,15 @@ class CurveIntervals(NamedTuple):
 
 
 def curve_intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> CurveIntervals | None:
-    """The intervals of gains and drops by the rule for ratios; of the fit's maximum and of R from draws of the gains.
+    """Intervals of gains and drops by the rule for ratios; of the fit's maximum and of R from draws of the gains.
 
-    R is of the draws that have one. None where one document has all the tokens.
+    The interval of R is over the draws that have one. None if one document has all the tokens.
 
     Args:
         contexts: ``(m,)`` K.
-        columns: ``(n, m + 2)``: a document's sums of gains at each K and under the whole context, and its tokens.
-        seed: Of the draws.
-        resamples: How many.
+        columns: ``(n, m + 2)``: one document's sums of gains at each K and under the whole context, and its tokens.
+        seed: Seed of the draws.
+        resamples: Number of draws.
     """
     gains, deviations, shares = linearised(columns[:, :-2].T, columns[:, -1])
     both = scaled_deviations(deviations, shares)
@@ -357,7 +357,7 @@ def curve_intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resa
 
 
 def _intervals(contexts: tuple[int, ...], columns: Doubles, seed: int, resamples: int) -> CurveIntervals | None:
-    """The intervals, where there are documents and tokens enough."""
+    """The intervals, if there are enough documents and tokens."""
     tokens = columns[:, -1]
     if np.count_nonzero(tokens) < MIN_DOCUMENTS or tokens.sum() < MIN_TOKENS:
         return None
@@ -370,7 +370,7 @@ def _columns(sums: Sequence[DocumentGains]) -> Doubles:
 
 
 def _gain_per_character(sums: Sequence[DocumentGains]) -> float | None:
-    """The largest gain, nats per character of S; None where S has none."""
+    """The largest gain, nats per character of S; None if S has no characters."""
     num_characters = sum(document.num_characters for document in sums)
     if not num_characters:
         return None

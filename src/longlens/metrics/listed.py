@@ -6,16 +6,16 @@ import heapq
 from typing import Generic, TypeVar
 
 AROUND = 32
-"""Characters before and after a listed token."""
+"""Number of characters shown before and after a listed token."""
 
 T = TypeVar("T")
 
 
 class Most(Generic[T]):
-    """The entries with the largest values, ``most`` at most; of equal ones those that came first.
+    """The entries with the largest values, at most ``most``; of equal ones, the first.
 
     Args:
-        most: How many are kept.
+        most: Maximum number of entries.
     """
 
     def __init__(self, most: int) -> None:
@@ -27,7 +27,7 @@ class Most(Generic[T]):
         return len(self._heap) < self._most or value > self._heap[0][0]
 
     def add(self, value: float, entry: T) -> None:
-        """Keeps an entry that `takes` would have taken."""
+        """Adds an entry if `takes` is true for its value."""
         self._number += 1
         ranked = (value, -self._number, entry)
         if len(self._heap) < self._most:
@@ -36,12 +36,12 @@ class Most(Generic[T]):
             heapq.heapreplace(self._heap, ranked)
 
     def sorted(self) -> list[T]:
-        """The entries, the largest first."""
+        """The entries, largest first."""
         return [entry for _, _, entry in sorted(self._heap, key=lambda kept: (-kept[0], -kept[1]))]
 
 
 def excerpt(text: str | None, start: int, end: int) -> dict[str, str]:
-    """``before``, ``text`` and ``after`` of characters ``[start, end)``; empty where the text was not stored."""
+    """``before``, ``text`` and ``after`` of characters ``[start, end)``; empty if the text was not stored."""
     if text is None:
         return {"before": "", "text": "", "after": ""}
     return {"before": text[max(0, start - AROUND) : start], "text": text[start:end], "after": text[end : end + AROUND]}

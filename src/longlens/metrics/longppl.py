@@ -39,22 +39,22 @@ class PerplexityResult(Tabular):
         ppl: Perplexity (eq. 1).
         longppl: LongPPL on key tokens (eq. 4).
         longppl_soft: LongPPL with soft weights (eq. 7, 10); needs evaluator scores.
-        bits_per_character: Over the characters from the first scored token on; comparable across tokenizers.
-        key_bits_per_character: The same on key tokens and the characters that they cover.
+        bits_per_character: Bits per character from the first scored token to the end; comparable across tokenizers.
+        key_bits_per_character: The same for key tokens and the characters that they cover.
         ppl_from_context: Perplexity on the tokens K, K + 1, … of the evaluated model.
         ppl_ngram: Perplexity on re-occurred n-grams (appendix B.7); None unless requested.
         ppl_answers: Perplexity on answer tokens (section 2.1).
         ppl_rest: Perplexity on the other tokens of the documents with answers.
-        num_tokens: Scored tokens, over which `ppl` is computed.
-        num_key_tokens: Scored tokens of the evaluated model that are key; None without an evaluator.
+        num_tokens: Number of scored tokens, over which `ppl` is computed.
+        num_key_tokens: Number of scored tokens of the evaluated model that are key; None without an evaluator.
         num_from_context_tokens: Tokens of `ppl_from_context`.
         num_ngram_tokens: Tokens of `ppl_ngram`.
         num_answer_tokens: Tokens of `ppl_answers`.
         num_rest_tokens: Tokens of `ppl_rest`.
-        num_documents: Documents.
-        truncated_documents: Documents that were truncated before scoring.
+        num_documents: Number of documents.
+        truncated_documents: Number of documents that were truncated before scoring.
         intervals: 95 % intervals of ``ppl``, ``longppl`` and ``longppl_soft`` over documents, see
-            `longlens.metrics.uncertainty`; None if the value rests on fewer than 2 documents or 20 tokens.
+            `longlens.metrics.uncertainty`; None if the value depends on fewer than 2 documents or 20 tokens.
         settings: ``context``, ``stride``, ``alpha``, ``beta``, ``gamma``, ``lcl``; of the evaluated model ``bos``,
             ``max_length``, ``dtype`` and ``model``, its path or id; ``evaluator_bos`` and ``evaluator_dtype`` if
             they differ from the model's.
@@ -87,7 +87,7 @@ class PerplexityResult(Tabular):
     warnings: Sequence[str]
 
     def to_json(self, *, per_document: bool = False) -> dict[str, Any]:
-        """The object that ``longlens perplexity --json`` prints; what does not exist is None, nothing is NaN.
+        """The object that ``longlens perplexity --json`` prints; missing values are None, never NaN.
 
         Args:
             per_document: Whether to add ``documents``.
@@ -159,10 +159,10 @@ def perplexity(
 
 
 class PerplexitySums:
-    """The sums of every document of a corpus, and what has to be said of them.
+    """Collects the sums of each document of a corpus, and warnings about them.
 
     Args:
-        corpus: Whose documents are added.
+        corpus: The corpus whose documents are added.
         ngram: Whether to find re-occurred n-grams.
     """
 
@@ -176,7 +176,7 @@ class PerplexitySums:
         self._num_near = self._num_key_tokens = self._longest = 0
 
     def add(self, document: ScoredDocument) -> None:
-        """Counts a document in."""
+        """Adds a document."""
         if document.keys is not None:
             self._num_near += document.keys.num_near_threshold or 0
             self._num_key_tokens += document.keys.num_key_tokens or 0
@@ -190,12 +190,12 @@ class PerplexitySums:
         return self._num_near, self._num_key_tokens, None if keys is None else keys.settings["dtype"]
 
     def warn(self) -> None:
-        """Warns of tokens near a threshold, in the name of the caller's caller."""
+        """Warns about tokens near a threshold, with the stack level of the caller's caller."""
         warn_near_threshold(*self._near, stacklevel=4)
 
     def result(self) -> PerplexityResult:
         """Corpus values and intervals from the sums of the documents."""
-        documents = sorted(self._documents, key=lambda document: document.id)  # so that their order decides nothing
+        documents = sorted(self._documents, key=lambda document: document.id)  # so that their order has no effect
         columns = {name: column(documents, name) for name in _GROUPS}
         totals = {name: _total(sums) for name, sums in columns.items()}
         num_tokens, num_key_tokens = _number(totals["scored"]) or 0, _number(totals["key"])
@@ -263,7 +263,7 @@ class PerplexitySums:
         notes = []
         if scores.num_incomplete:
             notes.append(
-                f"{scores.num_incomplete} documents lack the short context that is asked for and are left out: run the "
+                f"{scores.num_incomplete} documents lack the short context that is requested and are left out: run the "
                 "same longlens score command again to finish them"
             )
         if is_evaluator(scores, influence.evaluator, influence.keys):
@@ -279,12 +279,12 @@ class PerplexitySums:
         if impossible := {document.id: n for document in documents if (n := document.num_impossible)}:
             notes.append(
                 f"{_names(impossible)}: {sum(impossible.values())} tokens have probability 0 under {model}, so that "
-                "every perplexity they are part of is infinite and given as null"
+                "every perplexity they are part of is infinite and reported as null"
             )
         if unscored := {document.id: n for document in documents if (n := document.num_unscored) > 1}:
             notes.append(
                 f"{_names(unscored)}: {sum(unscored.values())} tokens have no log-probability under {model}, where "
-                "only a first token should have none; the model may have given NaN"
+                "only a first token should have none; the model may have returned NaN"
             )
         if self._ngram and all(document.ngram is None for document in documents):
             notes.append(f"{model} was scored without texts, so there is no perplexity on re-occurred n-grams")
@@ -293,7 +293,7 @@ class PerplexitySums:
         return notes
 
     def _why_no_key_tokens(self) -> str:
-        """Too short, none selected, or none that lies in a run."""
+        """Why there are no key tokens: documents too short, none selected, or none inside a run."""
         context = self.corpus.influence.context
         if self._num_key_tokens:
             return f"none of its tokens lies inside one of the {self._num_key_tokens:,} key tokens of the evaluator"
@@ -336,18 +336,18 @@ def _number(total: WeightedSum | None) -> int | None:
 
 
 def perplexity_interval(sums: Doubles | None, num_tokens: int) -> tuple[Interval | None, str | None]:
-    """The 95 % interval of a perplexity, or why one that exists has none.
+    """The 95 % interval of a perplexity, or why an existing one has no interval.
 
-    It is that of its nats per token, which are above 0, on their logarithmic scale.
+    It is the interval of its nats per token, which are above 0, computed on the log scale.
 
     Args:
-        sums: ``(n, 2)``, a row per document: log-probability and weight.
-        num_tokens: Tokens that decide it.
+        sums: ``(n, 2)``, one row per document: log-probability and weight.
+        num_tokens: Number of tokens on which it depends.
     """
     if sums is None or _ppl(_total(sums)) is None:
         return None, None
     if num_tokens < MIN_TOKENS:
-        return None, f"{num_tokens} tokens decide it, and at least {MIN_TOKENS} are needed"
+        return None, f"{num_tokens} tokens are too few, at least {MIN_TOKENS} are needed"
     if np.count_nonzero(sums[:, 1]) < 2:
         return None, "all of its tokens are in one document, and at least 2 are needed"
     estimated = estimate(sums)

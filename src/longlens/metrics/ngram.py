@@ -1,4 +1,4 @@
-"""Tokens of n-grams that occurred before, the control of the paper's appendix B.7 for what LongPPL measures."""
+"""Tokens of n-grams that occurred before, the control of the paper's appendix B.7 for LongPPL."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from longlens.keytokens.alignment import as_spans, merge_spans, tokens_touching
 def reoccurred_ngram_mask(text: str, char_spans: npt.ArrayLike, n: int = 3) -> npt.NDArray[np.bool_]:
     """Which tokens are part of a word-level n-gram that occurred earlier in the text (paper, appendix B.7).
 
-    Words are maximal runs of non-blank characters, compared as they are. A word counts when one of the n-grams that
-    it lies in began earlier in the text too; a token counts when it shares a character with such a word. The paper
-    takes all N > 2: every re-occurred N-gram consists of re-occurred 3-grams, so n=3 is the union of them.
+    Words are maximal runs of non-blank characters, compared exactly. A word counts when one of the n-grams that
+    it lies in began earlier in the text too; a token counts when it shares a character with such a word. The paper uses
+    all N > 2: every re-occurred N-gram consists of re-occurred 3-grams, so n=3 is the union of them.
 
     Args:
         text: The scored text.
         char_spans: ``(n_tokens, 2)``, `[start, end)` in characters.
-        n: Words in an n-gram.
+        n: Number of words in an n-gram.
 
     Returns:
-        ``(n_tokens,)`` bool; time and memory grow with the number of words.
+        ``(n_tokens,)`` bool; time and memory are linear in the number of words.
 
     Raises:
         UserError: n is below 1.
     """
     if n < 1:
         raise UserError(f"`n` is {n}, expected at least 1 word in an n-gram")
-    # what str.isspace() says is what \S and str.split() depend on
+    # str.isspace() is also what \S and str.split() use
     characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     blank = np.isin(characters, [ord(character) for character in set(text) if character.isspace()])
     edges = np.flatnonzero(np.diff(blank, prepend=True, append=True))
@@ -39,7 +39,7 @@ def reoccurred_ngram_mask(text: str, char_spans: npt.ArrayLike, n: int = 3) -> n
     if len(words) < n:
         return np.zeros(len(as_spans(char_spans)), dtype=np.bool_)
     ngrams = words[: len(words) - n + 1]
-    for place in range(1, n):  # equal numbers for equal n-grams, so that products stay far below 2^63
+    for place in range(1, n):  # equal numbers for equal n-grams, which keeps products far below 2^63
         following = words[place : len(words) - n + 1 + place]
         ngrams = np.unique(ngrams * len(numbers) + following, return_inverse=True)[1]
     _, first, inverse = np.unique(ngrams, return_index=True, return_inverse=True)

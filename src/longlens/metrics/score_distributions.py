@@ -28,15 +28,15 @@ _CELL = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """How many tokens have a value in each of m + 1 classes.
+    """Number of tokens with a value in each of m + 1 classes.
 
     Class 0 is ``value < edges[0]``, class j is ``edges[j - 1] <= value < edges[j]``, class m is ``edges[-1] <= value``.
 
     Attributes:
         edges: ``(m,)`` nats, increasing.
         counts: ``(m + 1,)`` tokens.
-        answers: ``(m + 1,)`` of the tokens that share a character with an answer; None where no answers were named.
-        rest: ``(m + 1,)`` of the other tokens of the documents whose answers were named; None likewise.
+        answers: ``(m + 1,)`` tokens that share a character with an answer; None if no answers were specified.
+        rest: ``(m + 1,)`` the other tokens of documents with answers; None if no answers were specified.
     """
 
     edges: tuple[float, ...]
@@ -46,21 +46,21 @@ class Classes:
 
     @property
     def shares(self) -> tuple[float, ...] | None:
-        """``counts / sum(counts)``; None where there is no token."""
+        """``counts / sum(counts)``; None if there is no token."""
         return _shares(self.counts)
 
     @property
     def answer_shares(self) -> tuple[float, ...] | None:
-        """``answers / sum(answers)``; None where there is no such token."""
+        """``answers / sum(answers)``; None if there is no such token."""
         return _shares(self.answers)
 
     @property
     def rest_shares(self) -> tuple[float, ...] | None:
-        """``rest / sum(rest)``; None where there is no such token."""
+        """``rest / sum(rest)``; None if there is no such token."""
         return _shares(self.rest)
 
     def to_json(self) -> dict[str, Any]:
-        """Lists; what does not exist is None."""
+        """Returns lists; missing values are None."""
         return {name: plain(getattr(self, name)) for name in ("edges", *_CLASS_VALUES)}
 
 
@@ -70,17 +70,18 @@ _POSITION_VALUES = ("num_tokens", "long_logprob", "short_logprob", "long_of_shor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Positions:
-    """Scores along the document: bin j is of tokens ``edges[j], …, edges[j + 1] - 1`` of every document, b bins.
+    """Scores along the document: bin j contains tokens ``edges[j], …, edges[j + 1] - 1`` of each document, for b bins.
 
-    Means are over finite scores (a log-probability of -inf has none), and NaN where a bin has no such token.
+    Means are over finite scores (a log-probability of -inf has none), and NaN if a bin has no such token.
 
     Attributes:
         edges: ``(b + 1,)`` int64, tokens, from 0; at most `MAX_BINS` bins, equally wide except for the last one.
         num_tokens: ``(b,)`` int64, scored tokens: those whose long score is not NaN.
         long_logprob: ``(b,)`` nats, mean of the long scores.
-        short_logprob: ``(b,)`` nats, mean of the short-context scores over the tokens that have both scores; None where
-            the run has no short-context scores.
-        long_of_short: ``(b,)`` nats, mean of the long scores over the same tokens as `short_logprob`; None likewise.
+        short_logprob: ``(b,)`` nats, mean of the short-context scores over the tokens that have both scores; None if
+        the run has no short-context scores.
+        long_of_short: ``(b,)`` nats, mean of the long scores over the same tokens as `short_logprob`; None if the run
+        has no short-context scores.
         key_share: ``(b,)`` share of the scored tokens that are key (eq. 9); None without keys.
     """
 
@@ -92,7 +93,7 @@ class Positions:
     key_share: Doubles | None
 
     def to_json(self) -> dict[str, Any]:
-        """Lists; what does not exist is None, nothing is NaN."""
+        """Returns lists; missing values are None, never NaN."""
         return {name: plain(getattr(self, name)) for name in ("edges", *_POSITION_VALUES)}
 
 
@@ -101,7 +102,7 @@ class Distributions(Tabular):
     """Distributions of a model's scores.
 
     As a table, one row per class or bin: ``distribution`` (``lsd``, ``lcl``, ``positions``), its edges ``from`` and
-    ``to``, and the values that this distribution has.
+    ``to``, and the values of this distribution.
 
     Attributes:
         model: Name of the model.
@@ -116,7 +117,7 @@ class Distributions(Tabular):
     positions: Positions
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what does not exist is None, nothing is NaN."""
+        """Returns plain values; missing values are None, never NaN."""
         return {
             "model": self.model,
             "lsd": None if self.lsd is None else self.lsd.to_json(),
@@ -155,23 +156,23 @@ def distributions(
 ) -> Distributions:
     """Counts tokens by LSD and LCL, and averages scores by position; in one pass over the stored documents.
 
-    LSD is under the short context at which key tokens are selected; where the model was not scored there, or without
-    key tokens, under the one that its scores were opened with.
+    LSD refers to the short context at which key tokens are selected; if the model was not scored there, or without key
+    tokens, to the one with which its scores were opened.
 
     Args:
-        scores: Of the model that this is about.
-        evaluator_scores: Scores of the evaluator, on the same texts: its key tokens are what `key_share` counts.
-        keys: Key tokens, instead of evaluator scores; more documents are fine.
+        scores: Scores of the model.
+        evaluator_scores: Scores of the evaluator, on the same texts: `key_share` counts its key tokens.
+        keys: Key tokens, instead of evaluator scores; additional documents are ignored.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
         use_lcl: False selects by LSD only, without beta.
-        context: Which of the evaluator's short contexts, K tokens; without evaluator and keys, of the model's.
+        context: K in tokens, one of the evaluator's short contexts; without evaluator and keys, one of the model's.
         stride: d to use, if this K has several.
-        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
+        answers: ``[start, end)`` in characters of the answers, by document id, instead of the stored ones.
 
     Raises:
-        UserError: There are no documents, one has no keys or those of another text; the short context was not scored;
-            answers were given and are for none of the documents.
+        UserError: There are no documents; a document has no keys or those of another text; the short context was not
+            scored; or answers were passed for none of the documents.
     """
     rule = KeyRule(alpha=alpha, beta=beta, lcl=use_lcl, context=context, stride=stride)
     influence = choose_influence(evaluator_scores, keys, rule)
@@ -186,7 +187,7 @@ def distributions(
 
 
 def short_of(scores: Scores, influence: Influence) -> ShortContext | None:
-    """The short context of the key tokens; the model's own where it has not that, or there are none."""
+    """The short context of the key tokens; the model's own if it was not scored there, or without key tokens."""
     wanted = None if influence.keys is None else (influence.context, influence.stride)
     return next((short for short in scores.short_contexts if short == wanted), scores.selected)
 
@@ -195,8 +196,8 @@ class DistributionSums:
     """Counts and sums over the documents of a corpus.
 
     Args:
-        corpus: Whose documents are added.
-        short: The short context that LSD is under; None in a run without short-context scores.
+        corpus: The corpus whose documents are added.
+        short: The short context of LSD; None in a run without short-context scores.
     """
 
     def __init__(self, corpus: Corpus, short: ShortContext | None) -> None:
@@ -206,7 +207,7 @@ class DistributionSums:
         self._has_answers = False
 
     def add(self, document: ScoredDocument) -> None:
-        """Counts a document in."""
+        """Adds a document."""
         row, answer = document.row, document.is_answer
         if self._short is not None:
             row = row.at(context=self._short.context, stride=self._short.stride)
@@ -227,7 +228,7 @@ class DistributionSums:
 
 
 def _class_counts(values: npt.ArrayLike, edges: tuple[float, ...], answer: Bools | None) -> Ints:
-    """``(3, m + 1)``: the classes of all values that are not NaN, of those of answer tokens, and of the rest."""
+    """``(3, m + 1)``: counts per class of all values that are not NaN, of those of answer tokens, and of the rest."""
     values = np.asarray(values, dtype=np.float64)
     number = np.searchsorted(edges, values, side="right")
     no_token = np.zeros(len(values), dtype=np.bool_)
@@ -264,14 +265,14 @@ def _sums_along(row: TokenScores, key: Bools | None, has_short: bool) -> Doubles
 
 
 def _added(cells: Doubles, more: Doubles) -> Doubles:
-    """The sum of two, as long as the longer one."""
+    """The sum of two arrays, as long as the longer one."""
     longer, shorter = (cells, more) if cells.shape[1] >= more.shape[1] else (more, cells)
     longer[:, : shorter.shape[1]] += shorter
     return longer
 
 
 def _positions(cells: Doubles, *, has_short: bool, has_keys: bool) -> Positions:
-    """Bins of 1, 2, 4, 8, … cells, the least that gives `MAX_BINS` or fewer."""
+    """Bins of 1, 2, 4, 8, … cells, the smallest size with at most `MAX_BINS` bins."""
     num_cells, width = cells.shape[1], 1
     while width * MAX_BINS < num_cells:
         width *= 2

@@ -1,4 +1,4 @@
-"""LongPPL at every pair of thresholds from one pass over the scores (the ablation of alpha and beta, appendix B.2)."""
+"""LongPPL at each pair of thresholds from one pass over the scores (the ablation of alpha and beta, appendix B.2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ThresholdTable:
 
     Attributes:
         alphas: ``(A,)`` nats.
-        betas: ``(B,)`` nats; -inf at the first place stands for no second criterion.
+        betas: ``(B,)`` nats; -inf in first position means no second criterion.
         logprob: ``(A, B)`` nats: sum of the evaluated model's long scores over its scored key tokens.
         num_tokens: ``(A, B)`` int64, the number of these tokens.
     """
@@ -38,7 +38,7 @@ class ThresholdTable:
 
     @property
     def longppl(self) -> Doubles:
-        """``(A, B)``: ``exp(-logprob / num_tokens)`` (eq. 4); NaN where no token is key, or where it is infinite."""
+        """``(A, B)``: ``exp(-logprob / num_tokens)`` (eq. 4); NaN if no token is key, or if it is infinite."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             value = np.exp(-self.logprob / self.num_tokens)
         return np.where(np.isfinite(value), value, np.nan)
@@ -53,27 +53,28 @@ def threshold_table(
     context: int | None = None,
     stride: int | None = None,
 ) -> ThresholdTable:
-    """LongPPL at every alpha and beta, reading every document once.
+    """LongPPL at every alpha and beta, reading each document once.
 
-    Entry ``[a, b]`` is of ``perplexity(model_scores, evaluator_scores=evaluator_scores, alpha=alphas[a],
-    beta=betas[b])``: its `longppl` and `num_key_tokens`, with ``use_lcl=False`` where the beta is -inf.
+    Entry ``[a, b]`` corresponds to ``perplexity(model_scores, evaluator_scores=evaluator_scores, alpha=alphas[a],
+    beta=betas[b])``: its `longppl` and `num_key_tokens`, with ``use_lcl=False`` if the beta is -inf.
 
-    The evaluator's token passes the first i alphas and the first j betas, those below its LSD and its LCL. A token of
-    the evaluated model is key where each of its characters is covered by a key token of the evaluator (eq. 9). Where
-    every character has one, that is at the first ``min(i)`` alphas and ``min(j)`` betas over its characters, and a
-    table of how many tokens have each such pair is summed up from its far corner.
+    The evaluator's token passes the first i alphas and the first j betas, i.e. those below its LSD and its LCL. A token
+    of the evaluated model is key if each of its characters is covered by a key token of the evaluator (eq. 9). If each
+    character is covered by one token, that is at the first ``min(i)`` alphas and ``min(j)`` betas over its characters;
+    a table of the number of tokens with each such pair is summed from its far corner.
 
     Args:
-        model_scores: Of the evaluated model.
-        evaluator_scores: Scores of the evaluator, on the same texts; more documents are fine.
-        alphas: Strictly increasing, nats.
-        betas: Strictly increasing, nats; the first may be -inf.
-        context: Which of the evaluator's short contexts, K tokens; that with which they were opened by default.
+        model_scores: Scores of the evaluated model.
+        evaluator_scores: Scores of the evaluator, on the same texts; additional documents are ignored.
+        alphas: Thresholds of the LSD, strictly increasing, nats.
+        betas: Thresholds of the LCL, strictly increasing, nats; the first may be -inf.
+        context: K in tokens, one of the evaluator's short contexts; by default the one with which its scores were
+        opened.
         stride: d to use, if this K has several.
 
     Raises:
-        UserError: Thresholds that do not increase or are not finite; no documents; a document without evaluator scores
-            or with those of another text; an evaluator without (such) short-context scores.
+        UserError: Thresholds do not increase or are not finite; there are no documents; a document has no evaluator
+            scores or those of another text; or the evaluator has no (such) short-context scores.
     """
     influence = choose_influence(evaluator_scores, None, KeyRule(context=context, stride=stride))
     sums = ThresholdSums(alphas, betas)
@@ -86,11 +87,11 @@ class ThresholdSums:
     """Nats and numbers of the tokens that pass each pair of thresholds, over the documents that were added.
 
     Args:
-        alphas: Strictly increasing, nats.
-        betas: Strictly increasing, nats; the first may be -inf.
+        alphas: Thresholds of the LSD, strictly increasing, nats.
+        betas: Thresholds of the LCL, strictly increasing, nats; the first may be -inf.
 
     Raises:
-        UserError: Thresholds that do not increase or are not finite.
+        UserError: Thresholds do not increase or are not finite.
     """
 
     def __init__(self, alphas: Sequence[float] | Doubles, betas: Sequence[float] | Doubles) -> None:
@@ -102,7 +103,7 @@ class ThresholdSums:
         self._table = np.zeros((2, len(self._alphas), len(self._betas) + 1))
 
     def add(self, document: ScoredDocument) -> None:
-        """Counts in a document that has the evaluator's scores."""
+        """Adds a document that has the evaluator's scores."""
         assert document.evaluated is not None
         self._table += _document_table(document.row, document.evaluated, self._alphas, self._betas)
 
@@ -128,16 +129,18 @@ def _increasing(name: str, values: Sequence[float] | Doubles) -> Doubles:
 
 
 def _document_table(row: TokenScores, evaluated: TokenScores, alphas: Doubles, betas: Doubles) -> Doubles:
-    """``(2, A, B + 1)``: at each alpha, nats and number of the tokens that pass 0, 1, …, B betas there.
+    """``(2, A, B + 1)``: at each alpha, nats and number of tokens that pass 0, 1, …, B betas.
 
-    Sums are added and never subtracted, so that a score of -inf makes no NaN and is only where its token is key.
+    Sums are added and never subtracted, so that a score of -inf causes no NaN and affects only entries where its token
+    is key.
     """
     spans, logprobs = as_spans(row.char_spans), row.long_logprobs.astype(np.float64)
     asked = ~np.isnan(logprobs) & (spans[:, 1] > spans[:, 0])
     spans, logprobs = spans[asked], logprobs[asked]
     weights = np.stack([logprobs, np.ones(len(logprobs))])
 
-    # where LCL is -inf or NaN, LSD is too and passes no alpha; so -inf as a beta, which they do not pass, asks nothing
+    # if LCL is -inf or NaN, so is LSD, which then passes no alpha; so a beta of -inf, which LCL does not pass, has no
+    # effect
     passed = np.stack([_num_below(alphas, evaluated.lsd), _num_below(betas, evaluated.lcl)])
     source = as_spans(evaluated.char_spans)
     length = int(max(spans[:, 1].max(initial=0), source[:, 1].max(initial=0))) + 1
@@ -145,7 +148,7 @@ def _document_table(row: TokenScores, evaluated: TokenScores, alphas: Doubles, b
     number = np.diff(first)
     split = (-_least(-number, spans) > 1) & (_least(number, spans) > 0)
 
-    of_character = np.zeros((2, length), dtype=np.int64)  # an uncovered character passes none
+    of_character = np.zeros((2, length), dtype=np.int64)  # an uncovered character passes no threshold
     of_character[:, np.repeat(np.arange(length), number)] = passed[:, tokens]
     of_plain = _least(of_character, spans[~split])
     table = _at_least(_histogram(of_plain, weights[:, ~split], (len(alphas) + 1, len(betas) + 1)), axis=1)[:, 1:]
@@ -158,7 +161,7 @@ def _document_table(row: TokenScores, evaluated: TokenScores, alphas: Doubles, b
 
 
 def _num_below(thresholds: Doubles, values: npt.ArrayLike) -> Ints:
-    """How many of the thresholds are below each value; none is below NaN."""
+    """Number of thresholds below each value; 0 for NaN."""
     values = np.asarray(values, dtype=np.float64)
     return np.where(np.isnan(values), 0, np.searchsorted(thresholds, values, side="left"))
 
@@ -172,16 +175,16 @@ def _tokens_of_characters(spans: Ints, length: int) -> tuple[Ints, Ints]:
 
 
 def _least(of_character: Ints, spans: Ints) -> Ints:
-    """``(…, n)``: the least value in each of n spans, which are not empty and end before the last of the characters."""
-    least: Ints = np.minimum.reduceat(of_character, spans.ravel(), axis=-1)[..., ::2]  # the odd ones: between two spans
+    """``(…, n)``: the minimum in each of n spans, which are not empty and end before the last character."""
+    least: Ints = np.minimum.reduceat(of_character, spans.ravel(), axis=-1)[..., ::2]  # odd entries: between two spans
     return least
 
 
 def _betas_at_alphas(spans: Ints, passed: Ints, tokens: Ints, first: Ints, num_alphas: int) -> Ints:
-    """``(A, n)``: how many betas each span passes at each alpha, where several tokens may cover a character.
+    """``(A, n)``: number of betas that each span passes at each alpha, if several tokens may cover a character.
 
-    A character is key with any of its tokens, so that it passes the most betas that one of those that pass the alpha
-    does; a span the least that one of its characters does. Every character is covered.
+    A character is key if any of its tokens is, so it passes the maximum over its tokens that pass the alpha; a span
+    passes the minimum over its characters. Every character is covered.
     """
     characters = characters_of(spans)
     covering = tokens[characters_of(np.stack([first[characters], first[characters + 1]], axis=1))]
@@ -198,9 +201,9 @@ def _histogram(places: Ints, weights: Doubles, shape: tuple[int, ...]) -> Double
     """``(2, *shape)``: sums of the ``(2, n)`` weights over the tokens at each of the ``(2, n)`` places."""
     flat = np.ravel_multi_index(tuple(places), shape)
     sums = [np.bincount(flat, weights=weight, minlength=math.prod(shape)) for weight in weights]
-    return np.stack(sums).astype(np.float64).reshape(-1, *shape)  # without tokens bincount gives integers
+    return np.stack(sums).astype(np.float64).reshape(-1, *shape)  # without tokens bincount returns integers
 
 
 def _at_least(table: Doubles, *, axis: int) -> Doubles:
-    """Sums over what is at a place or after it: ``flip(cumsum(flip(table)))``."""
+    """Sums over all entries at or after each position: ``flip(cumsum(flip(table)))``."""
     return np.flip(np.cumsum(np.flip(table, axis), axis), axis)

@@ -1,20 +1,20 @@
-"""The one rule for 95 % intervals: how far a value may be from that of other documents of the same kind.
+"""The rule for all 95 % intervals: how far a value may be from that of other documents of the same kind.
 
 A corpus value is a ratio of sums over documents, ``r = sum(x) / sum(w)``, or a difference of two such ratios over the
 same documents. With W = sum(w), document i has the share ``p_i = w_i / W`` and moves the value by
-``d_i = (x_i - r w_i) / W`` (delta method; of a difference, d and p are the difference and the mean of those of its two
-ratios, so that the documents' difficulty, which both share, cancels). Then::
+``d_i = (x_i - r w_i) / W`` (delta method; for a difference, d is the difference and p the mean of those of its two
+ratios, so that the shared difficulty of the documents cancels). Then::
 
     error^2 = sum(d_i^2 / (1 - p_i))                                                    HC2
     D_i     = p_i^2 / (1 - p_i)
     freedom = 1 / (sum(p_i^2) + sum(D_i)^2 - sum(D_i^2))                                Satterthwaite
     value +- t(0.975, freedom) * error
 
-With n documents of equal weight this is Student's t interval with n - 1 degrees of freedom; where few documents have
-most of the weight, it has as many degrees of freedom as those few allow. The interval of a mean that is above 0, such
-as nats per token, is the same on the scale of its logarithm: ``value * exp(+-t * error / value)``.
+With n documents of equal weight this is Student's t interval with n - 1 degrees of freedom; if few documents have most
+of the weight, the degrees of freedom are reduced accordingly. The interval of a positive mean, such as nats per token,
+is computed on the log scale: ``value * exp(+-t * error / value)``.
 
-``python -m benchmarks.coverage`` measures how often such intervals cover, from 2 documents on.
+``python -m benchmarks.coverage`` measures the coverage of such intervals, for 2 and more documents.
 
 Sources: MacKinnon and White 1985 (HC2); Bell and McCaffrey 2002, "Bias reduction in standard errors for linear
 regression with multi-stage samples" (degrees of freedom under the working model that variances depend on 1 / w); Wilson
@@ -34,7 +34,7 @@ Interval = tuple[float, float]
 
 LEVEL = 0.95
 MIN_TOKENS = 20
-"""Tokens that a value has to rest on for an interval: below, neither its error nor its shape can be estimated."""
+"""Minimum number of tokens for an interval: with fewer, neither error nor shape can be estimated."""
 RESAMPLES = 2000
 
 
@@ -46,10 +46,10 @@ class Estimate(NamedTuple):
     freedom: float
 
     def interval(self, *, relative: bool = False) -> Interval | None:
-        """The 95 % interval; None where an end is infinite.
+        """The 95 % interval; None if an end is infinite.
 
         Args:
-            relative: On the scale of the logarithm, for a value whose sign is known; not where the value is 0.
+            relative: Whether to compute it on the log scale, for a value whose sign is known; not if the value is 0.
         """
         half = quantile(self.freedom) * self.error
         if relative and self.value:
@@ -62,14 +62,14 @@ class Estimate(NamedTuple):
 
 
 def estimate(sums: Doubles, minus: Doubles | None = None) -> Estimate | None:
-    """The ratio ``sum(x) / sum(w)`` over documents, or that ratio less another one over the same documents.
+    """The ratio ``sum(x) / sum(w)`` over documents, or that ratio minus another one over the same documents.
 
     Args:
         sums: ``(n, 2)``: x and w of each document, such as nats and tokens.
-        minus: The same of what is subtracted.
+        minus: The same for the ratio that is subtracted.
 
     Returns:
-        None where fewer than 2 documents have weight, or a sum is infinite.
+        The estimate; None if fewer than 2 documents have weight, or a sum is infinite.
     """
     both = [sums] if minus is None else [sums, minus]
     if any(np.count_nonzero(column[:, 1]) < 2 or not np.isfinite(column).all() for column in both):
@@ -84,7 +84,7 @@ def estimate(sums: Doubles, minus: Doubles | None = None) -> Estimate | None:
 
 
 def linearised(x: Doubles, w: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """The ratios ``sum(x) / sum(w)``, how far each document moves them, and its share of the weight.
+    """The ratios ``sum(x) / sum(w)``, each document's influence on them, and its share of the weight.
 
     Args:
         x: ``(..., n)`` of one or several values.
@@ -106,7 +106,7 @@ def scaled_deviations(deviations: Doubles, shares: Doubles) -> tuple[Doubles, fl
         shares: ``(n,)`` p, the same for all of them.
 
     Returns:
-        None where one document has all the weight.
+        Both; None if one document has all the weight.
     """
     rest = 1 - shares
     if not (rest > 0).all():
@@ -124,7 +124,7 @@ def quantile(freedom: float) -> float:
 
 
 def drawn_values(values: Doubles, scaled: Doubles, freedom: float, seed: int, resamples: int) -> Doubles:
-    """Draws of several values at once, each of which is spread as its t interval says; for what is computed from them.
+    """Joint draws of several values, each distributed according to its t interval; for statistics computed from them.
 
     ``values + scaled @ normal / sqrt(chi2(freedom) / freedom)``: a multivariate t distribution around the values.
 
@@ -132,8 +132,8 @@ def drawn_values(values: Doubles, scaled: Doubles, freedom: float, seed: int, re
         values: ``(m,)``.
         scaled: ``(m, n)``, see `scaled_deviations`.
         freedom: Degrees of freedom.
-        seed: Of the draws.
-        resamples: How many.
+        seed: Seed of the draws.
+        resamples: Number of draws.
 
     Returns:
         ``(m, resamples)``.
@@ -155,7 +155,7 @@ def percentile_interval(drawn: Doubles) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """95 % interval of a mean: Student's t, which the rule is for equal weights; None for fewer than 2 values."""
+    """95 % interval of a mean: Student's t, the rule's special case for equal weights; None for fewer than 2 values."""
     mean = estimate(np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1))
     return None if mean is None else mean.interval()
 
@@ -167,16 +167,17 @@ def score_interval(values: Sequence[float]) -> Interval | None:
 
 
 def bounded_interval(mean: float, variance: float, n: int) -> Interval:
-    """95 % interval of a mean of n scores from 0 to 1; it stays between 0 and 1, and is no point where all are equal.
+    """95 % interval of a mean of n scores from 0 to 1; it stays between 0 and 1, and is not a single point if all
+    scores are equal.
 
-    The means mu that the scores do not contradict, ``(mean - mu)^2 <= q^2 k mu (1 - mu) / n``. Where the variance is
-    the largest that this mean allows, every score is 0 or 1, and with the normal quantile q and k = 1 this is Wilson's
-    interval. Else q is Student's, and k is the variance's share of the largest, or 1 where it is 0.
+    The means mu that the scores do not contradict, ``(mean - mu)^2 <= q^2 k mu (1 - mu) / n``. If the variance is the
+    largest that this mean allows, every score is 0 or 1, and with the normal quantile q and k = 1 this is Wilson's
+    interval. Otherwise q is Student's, and k is the variance divided by the largest, or 1 if the variance is 0.
 
     Args:
-        mean: Of the scores.
-        variance: Of the scores, ``sum((score - mean)^2) / (n - 1)``.
-        n: Their number, 2 or more.
+        mean: Mean of the scores.
+        variance: Variance of the scores, ``sum((score - mean)^2) / (n - 1)``.
+        n: Number of scores, 2 or more.
     """
     q, k = quantile(np.inf), 1.0
     share = variance / (mean * (1 - mean)) if 0 < mean < 1 else 0.0

@@ -55,7 +55,7 @@ class CachePolicy(ABC):
         equally many. What it does to a sequence depends neither on the other rows of a batch nor on sequences before.
 
         Args:
-            model: Of transformers.
+            model: A transformers model.
         """
 
 
@@ -132,7 +132,7 @@ class ObservingLayer(EvictingLayer, ABC):
 
         Args:
             query: ``(B, query heads, q, head_dim)`` of the chunk, rotated.
-            scaling: Of the products with keys.
+            scaling: Scaling of the products with keys.
         """
         self.is_waiting = False
         self._hold(self.keep_attended(query, scaling))
@@ -143,7 +143,7 @@ class ObservingLayer(EvictingLayer, ABC):
 
         Args:
             query: ``(B, query heads, q, head_dim)`` of the chunk, rotated.
-            scaling: Of the products with keys.
+            scaling: Scaling of the products with keys.
         """
 
     def attention(self, query: Tensor, scaling: float) -> Iterator[Tensor]:
@@ -151,7 +151,7 @@ class ObservingLayer(EvictingLayer, ABC):
 
         Args:
             query: ``(B, query heads, q, head_dim)``: the last q tokens that were seen, or the last of those.
-            scaling: Of the products.
+            scaling: Scaling of the products.
 
         Yields:
             ``(B, heads, query heads / heads, rows, n)`` float32.
@@ -172,7 +172,7 @@ def replace_full_layers(model: Any, make: Callable[[int], Any]) -> Any:
     """A `DynamicCache` whose layers that attend to everything are others; those with a window have their own.
 
     Args:
-        model: Of transformers.
+        model: A transformers model.
         make: From a layer's number to its keys and values.
     """
     cache = DynamicCache(config=model.config)
@@ -277,7 +277,7 @@ class CacheUse:
         """Which tokens of a text are fed at a time.
 
         Args:
-            length: Of the text, in tokens.
+            length: Length of the text, in tokens.
         """
         if self.protocol == "stream":
             starts = list(range(0, length, self.chunk))

@@ -34,12 +34,12 @@ class EntailmentModel(ABC):
     """``entails(premise, claim)``: whether the claim follows from the premise.
 
     Args:
-        model: Of transformers, in eval mode.
+        model: A transformers model, in eval mode.
         tokenizer: Its tokenizer.
         name: What messages call it.
         weights_sha256: Says which weights it has.
-        max_tokens: Of premise and claim together with special tokens; a longer premise loses its end. Nothing is
-            truncated unless given, as in HELMET.
+        max_tokens: Maximum number of tokens of premise and claim together with special tokens; a longer premise loses
+            its end. Nothing is truncated unless given, as in HELMET.
 
     Attributes:
         generation: As of `longlens.models.generate.TransformersGenerator`; None where nothing is generated.

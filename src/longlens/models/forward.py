@@ -35,7 +35,7 @@ class Forward:
     """A causal language model, and how it may be run.
 
     Attributes:
-        model: Of transformers.
+        model: A transformers model.
         decoder: The part of it that turns token ids into hidden states, see `find_decoder`.
         by_length: Whether its rotary frequencies depend on the longest sequence of a forward pass (dynamic NTK,
             LongRoPE, CLEX): then batches hold equal lengths, and a sequence is never fed in chunks.
@@ -198,7 +198,7 @@ class Forward:
 
         Args:
             rows: Token ids of prompts; of one length unless `pads_left`.
-            config: Of `greedy`, inside which this is called.
+            config: Configuration of `greedy`, inside which this is called.
             **options: More of transformers' ``generate``.
 
         Raises:
@@ -264,7 +264,7 @@ def running(model: Any, *, inference: bool = True) -> Iterator[None]:
     generators that are read in turn would leave them on.
 
     Args:
-        model: Of transformers.
+        model: A transformers model.
         inference: Inference mode; off inside a training step, where tensors made here may be used with gradient.
     """
     # What FSDP gathers in inference mode could not be trained with afterwards.
@@ -292,7 +292,7 @@ def reset_rope(modules: Iterable[Any]) -> None:
     """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far.
 
     Args:
-        modules: Of `dynamic_modules`, found once a model: a walk over all modules takes longer than the reset.
+        modules: Result of `dynamic_modules`, found once a model: a walk over all modules takes longer than the reset.
     """
     for module in modules:
         for name in _original_frequencies(module):
@@ -338,7 +338,7 @@ def pack(
     """Numbers of sequences in batches, longest first, so that what is too large fails at once.
 
     Args:
-        lengths: Of the sequences, in tokens.
+        lengths: Lengths of the sequences, in tokens.
         pads: Whether a batch may hold several lengths.
         tokens: Of a batch, padding included; a longer sequence is a batch of its own.
         rows: Sequences of a batch.
@@ -365,8 +365,8 @@ def greedy(model: Any, **settings: Any) -> Iterator[Any]:
     its own inside of the context, and gets its own back.
 
     Args:
-        model: Of transformers.
-        **settings: Of ``transformers.GenerationConfig``, such as ``max_new_tokens``.
+        model: A transformers model.
+        **settings: Fields of ``transformers.GenerationConfig``, such as ``max_new_tokens``.
 
     Yields:
         ``transformers.GenerationConfig``.

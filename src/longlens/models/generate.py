@@ -107,8 +107,8 @@ def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **loading
     Args:
         name: Hub id, folder, ``.gguf`` file or embedded model.
         max_new_tokens: Where a text is stopped.
-        **loading: Of `longlens.settings.options.Loading`: dtype, device, device_map, attention, trust_remote_code,
-            allow_pickle.
+        **loading: Fields of `longlens.settings.options.Loading`: dtype, device, device_map, attention,
+            trust_remote_code, allow_pickle.
 
     Raises:
         UserError: No such model, not a causal language model, or it cannot be loaded as asked.

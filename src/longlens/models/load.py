@@ -207,7 +207,8 @@ def load_scorer(
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` is bfloat16 on a GPU that supports it and
             float32 elsewhere. Key tokens are selected by differences of a few nats; bfloat16 errors are some tenths.
         device: ``auto`` is the first GPU, or the CPU if there is none.
-        device_map: Of transformers, such as ``auto``, to distribute a model over devices; replaces ``device``.
+        device_map: A device map of transformers, such as ``auto``, to distribute a model over devices; replaces
+        ``device``.
         attention: ``attn_implementation`` of transformers. Default: that of transformers.
         batch_tokens: Maximum tokens per batch, padding included. Default: 1,024 on a CPU and 32,768 on a GPU.
         tensor_parallel: Number of GPUs that share each layer of the model, for vllm.

@@ -38,7 +38,7 @@ class Quantization(NamedTuple):
     Attributes:
         note: What a manifest says beside the dtype, such as ``fp8``, ``bitsandbytes 4-bit nf4`` or ``fp8 dequantized``,
             where the weights are widened while they are loaded.
-        dtype: Of what is not quantized, and of the products.
+        dtype: Dtype of what is not quantized, and of the products.
     """
 
     note: str
@@ -102,7 +102,7 @@ def plan_quantization(
     """What transformers will do with a checkpoint, found without its weights; None where it is not quantized.
 
     Args:
-        name: Of the model, for messages.
+        name: Name of the model, for messages.
         config: Its configuration.
         dtype: Wanted.
         device_map: That it is loaded with.

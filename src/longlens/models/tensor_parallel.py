@@ -73,7 +73,7 @@ class Team:
 
     Attributes:
         size: N; 1 where a process has its model alone.
-        place: Of this process; 0 leads.
+        place: Place of this process; 0 leads.
         number: Which team it is of those that torchrun started.
     """
 
@@ -174,7 +174,7 @@ def check_model(name: str, source: Source, config: Any, loading: Loading) -> Non
     """Rejects a model that N processes cannot share, before its weights are read.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         source: Where it is.
         config: Of it.
         loading: How it is loaded.
@@ -203,7 +203,7 @@ def check_shared(name: str, config: Any, size: int) -> None:
     """Rejects a configuration that transformers' tensor-parallel plan cannot divide.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         config: Of it.
         size: N, processes that share a model.
 

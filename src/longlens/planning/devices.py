@@ -42,7 +42,7 @@ class Device:
         name: As a user gives it, or what was measured.
         memory_bytes: What it holds; None where that is not to be planned.
         peak: FLOP/s of dense matrix products by dtype, as published.
-        source: Of these numbers.
+        source: Source of these numbers.
         on_gpu: Whether it is one, where half-precision heads need no float32 copy.
         reached: Share of the peak that is assumed; 1 where the speed that is reached is given.
     """
@@ -62,7 +62,7 @@ class Device:
         """What a run in this dtype reaches of the peak; None where no peak is known.
 
         Args:
-            dtype: Of the products.
+            dtype: Dtype of the products.
             utilization: Share of the peak; `UTILIZATION` unless given.
         """
         if not self.peak:
@@ -183,9 +183,9 @@ def measure(
     ``t = L / linear + A / attention``.
 
     Args:
-        config: Of the model.
+        config: Configuration of the model.
         device: ``auto``, ``cpu`` or ``cuda``.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         attention: Implementation.
         lengths: Tokens of a row, the short and the long one.
         trains: Whether the backward pass is timed as well.

@@ -33,7 +33,7 @@ def named_dtype(name: str, value: str) -> torch.dtype:
     """A type of floating-point numbers by its name.
 
     Args:
-        name: Of the parameter, for the message.
+        name: Name of the parameter, for the message.
         value: One of `DTYPES`.
 
     Raises:
@@ -48,8 +48,8 @@ class TracedModel:
     """A causal language model without weights.
 
     Args:
-        config: Of transformers.
-        dtype: Of the weights.
+        config: A transformers configuration.
+        dtype: Dtype of the weights.
         attention: ``sdpa``, ``eager`` or one of `FLASH`.
         on_gpu: Whether a GPU is planned for, where half-precision heads need no float32 copy.
         trust_remote_code: Runs code that comes with the model.
@@ -306,7 +306,7 @@ class TracedModel:
             length: Tokens of a sequence.
             scored: Tokens in the loss, of all rows.
             checkpointing: Computes activations again in the backward pass.
-            precision: Of autocast; None without.
+            precision: Precision of autocast; None without.
             is_sharded: Whether gradients leave as soon as they are made, to be kept by all ranks in parts; else those
                 of this step are in the peak.
         """

@@ -56,7 +56,7 @@ def train_answer(plan: TrainPlan, tokens: float | None = None) -> str:
     """The answer in one line.
 
     Args:
-        plan: Of a step.
+        plan: Plan of a step.
         tokens: To train on, for the time of all.
     """
     parts = [_fits(plan)]

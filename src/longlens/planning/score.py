@@ -114,7 +114,7 @@ class Memory:
     Attributes:
         weights: And buffers.
         head_copy: Float32 copy of a half-precision vocabulary head, on a CPU.
-        gradients: Of trained weights.
+        gradients: Gradients of trained weights.
         optimizer: Its states.
         activations: The most that exists beside these at one time: hidden states, what autograd keeps, a block of
             logits.
@@ -144,9 +144,9 @@ class Plan:
         length: Tokens of a document or row.
         short: FLOPs of the short contexts.
         memory: On each device.
-        device: Of the plan.
+        device: Device of the plan.
         devices: How many.
-        seconds: Of the arithmetic; None where no speed is known.
+        seconds: Seconds of the arithmetic; None where no speed is known.
         rates: FLOP/s that were assumed.
         fits: Whether it fits into a device; None where its memory is not known.
         notes: What the plan rests on, and what would help where it does not fit.
@@ -201,7 +201,7 @@ class ScorePlan(Plan):
     """Estimated cost of scoring.
 
     Attributes:
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         documents: How many.
         tokens: Tokens of model input over all documents, without padding.
         batch_tokens: Tokens of a batch.
@@ -330,7 +330,7 @@ def plan_score(
         context: K, several, or None for the long context alone.
         stride: d.
         bos: Whether a BOS is put before each sequence; whether the configuration names one unless given.
-        dtype: Of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
+        dtype: Dtype of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
         attention: ``sdpa``, ``eager``, or one of FlashAttention's names.
         batch_tokens: Tokens of a batch; the engine's default unless given.
         device: That is planned for.

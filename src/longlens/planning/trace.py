@@ -78,8 +78,8 @@ class AttentionCall:
     Attributes:
         layer: Whose.
         batch: Rows.
-        heads: Of queries.
-        kv_heads: Of keys and values.
+        heads: Number of heads of queries.
+        kv_heads: Number of heads of keys and values.
         q: Queries of a row.
         kv: Keys of a row.
         key_dim: Width of queries and keys.

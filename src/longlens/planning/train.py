@@ -117,8 +117,8 @@ def plan_train(
         offline: Whether weights are made once before training, with ``longce``, instead of at each step.
         batch_size: Rows of a step, over all devices and micro-batches; one micro-batch on each device unless given.
         per_device_batch_size: Rows of a micro-batch.
-        dtype: Of the weights, their gradients and the optimizer's states.
-        precision: Of autocast; ``float32`` for none.
+        dtype: Dtype of the weights, their gradients and the optimizer's states.
+        precision: Precision of autocast; ``float32`` for none.
         attention: Implementation.
         gradient_checkpointing: Computes activations again in the backward pass.
         lora: Rank of adapters in place of all weights.
@@ -126,7 +126,7 @@ def plan_train(
         modules_to_save: That are trained whole beside them.
         device: That is planned for.
         devices: How many.
-        sharding: Of weights, gradients and optimizer's states: ``ddp`` keeps them whole on each device.
+        sharding: Sharding of weights, gradients and optimizer's states: ``ddp`` keeps them whole on each device.
         context_parallel: Devices that share each row.
         rates: What a device reaches, as measured; the published peak times ``utilization`` unless given.
         utilization: Share of the peak; 0.4 unless given.
@@ -293,7 +293,7 @@ def plan_recipe(recipe: Recipe, hardware: Hardware, loading: Loading, **changes:
         recipe: The run.
         hardware: What it is planned for.
         loading: How the model's configuration is read.
-        changes: Of `recipe_settings`; ``tokens`` too.
+        changes: Changes, as for `recipe_settings`; ``tokens`` too.
 
     Raises:
         UserError: No such model or device, or nothing says how long rows are.
@@ -391,7 +391,7 @@ def _memory(
 
     Args:
         traced: The model, with adapters where it has them.
-        dtype: Of the weights and of the optimizer's states.
+        dtype: Dtype of the weights and of the optimizer's states.
         activations: The peak of a micro-batch.
         has_gradients: Whether gradients are in that peak.
         sharding: How they are spread.

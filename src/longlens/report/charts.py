@@ -79,7 +79,7 @@ class Chart:
     """One chart.
 
     Attributes:
-        name: Of its file, and its anchor in the page.
+        name: Name of its file, and its anchor in the page.
         title: What it shows.
         caption: What one has to know to read it.
         x: The horizontal axis.

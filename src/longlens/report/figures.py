@@ -67,7 +67,7 @@ def write_figures(
     Args:
         charts: What to draw.
         folder: Where; created if it is missing.
-        formats: Of ``png`` and ``svg``.
+        formats: Formats, from ``png`` and ``svg``.
 
     Raises:
         UserError: matplotlib is not installed, a format is unknown, or a file cannot be written.
@@ -95,12 +95,12 @@ def save(
     """Writes a figure as ``NAME.FORMAT``, which replaces a file of that name; the same figure gives the same bytes.
 
     Args:
-        figure: Of matplotlib.
+        figure: A matplotlib figure.
         folder: Where; created if it is missing.
-        name: Of the files.
+        name: Name of the files.
         title: In the metadata of the files.
         caption: In the metadata of the files.
-        formats: Of ``png`` and ``svg``.
+        formats: Formats, from ``png`` and ``svg``.
 
     Raises:
         UserError: A format is unknown, or a file cannot be written.

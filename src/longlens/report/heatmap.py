@@ -110,10 +110,10 @@ def write_heatmap(
     Args:
         cells: Length in tokens, depth in percent and score in percent or None, one for each sample.
         folder: Where; created if it is missing.
-        name: Of the files.
+        name: Name of the files.
         title: Above the map, and in the metadata of the files.
         caption: In the metadata of the files.
-        formats: Of ``png`` and ``svg``.
+        formats: Formats, from ``png`` and ``svg``.
 
     Raises:
         UserError: What `heatmap` rejects; a format is unknown, or a file cannot be written.
@@ -127,7 +127,7 @@ def correlation_map(matrix: Sequence[Sequence[float | None]], names: Sequence[st
 
     Args:
         matrix: ``(k, k)``.
-        names: Of its rows and columns, in order.
+        names: Names of its rows and columns, in order.
         title: Above the map.
 
     Raises:
@@ -173,12 +173,12 @@ def write_correlation_map(
 
     Args:
         matrix: ``(k, k)``.
-        names: Of its rows and columns.
+        names: Names of its rows and columns.
         folder: Where; created if it is missing.
-        name: Of the files.
+        name: Name of the files.
         title: Above the map, and in the metadata of the files.
         caption: In the metadata of the files.
-        formats: Of ``png`` and ``svg``.
+        formats: Formats, from ``png`` and ``svg``.
 
     Raises:
         UserError: What `correlation_map` rejects; a format is unknown, or a file cannot be written.

@@ -66,7 +66,7 @@ class ReportSummary:
         keys: The key tokens at the thresholds of the report; None where there are none.
         pairs: Every other compared run against the baseline.
         benchmarks: By the name of a benchmark, the scores of runs by their names.
-        correlations: Of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
+        correlations: Correlations of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
         notes: What has to be known before a number is relied on.
         evidence: Single key tokens, where their words stood before, and which kind of text gains.
         documents: Ids of the documents whose text the page shows; empty without a page.
@@ -272,7 +272,7 @@ class _RunSums:
         """The reach of the run if it can have one; what has to be known of it, or why it has none, goes into the notes.
 
         Args:
-            sums: Of all runs: the evaluator, or else the first one with the same contexts, is the reference.
+            sums: Sums of all runs: the evaluator, or else the first one with the same contexts, is the reference.
             evaluator: The evaluator.
             notes: Where to.
         """

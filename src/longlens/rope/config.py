@@ -138,7 +138,7 @@ def check_decoder(config: Any) -> None:
     """Rejects what no decoder can be made of, before anything is loaded.
 
     Args:
-        config: Of a model.
+        config: Configuration of a model.
 
     Raises:
         UserError: An encoder and a decoder, of which transformers often makes a causal language model of the decoder

@@ -24,7 +24,7 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
     Args:
         path: Folder or Hub id.
         config: Instead of the one there, such as one of `extend_config`.
-        **options: Of ``from_pretrained``.
+        **options: Options of ``from_pretrained``.
 
     Returns:
         The model; with ``output_loading_info=True`` a pair of it and the information.

@@ -63,7 +63,7 @@ def extend_config(config: Any, method: Method) -> Any:
     loaded already there is `apply`.
 
     Args:
-        config: Of transformers.
+        config: A transformers configuration.
         method: Such as ``PositionInterpolation(factor=8)``.
 
     Raises:
@@ -181,7 +181,7 @@ def prepare_model(model: Any, config: Any, weights: Mapping[str, Tensor] | None 
     Args:
         model: A model of transformers.
         config: With any type of rotary embedding; most need nothing.
-        weights: Of CLEX, by their names in the model; those of an untrained one unless given.
+        weights: Weights of CLEX, by their names in the model; those of an untrained one unless given.
     """
     kind = custom_rope_type(config)
     if kind is None:

@@ -64,7 +64,7 @@ def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
     """The method of that name with these settings.
 
     Args:
-        name: Of `methods.find_method`.
+        name: Name, as for `methods.find_method`.
         settings: Fields of the method; but ``factor`` for CLEX's ``max_factor``, and ``factors`` for LongRoPE's two
             lists, a JSON file.
 

@@ -42,7 +42,7 @@ class LockedFolder:
         own: Other names in it that do not count.
         doing: What its writer does in it, such as ``training in``.
         example: A name for the message.
-        rank: Of this process, where several share the folder: each of them has a lock of its own.
+        rank: Rank of this process, where several share the folder: each of them has a lock of its own.
 
     Raises:
         UserError: It is a file or a foreign folder, another process has it, or it cannot be made.
@@ -144,7 +144,7 @@ def read_manifest(folder: Path, *, step: str = "use another folder") -> dict[str
     """The manifest of a folder, of this schema version or an older one.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         step: What to do where it is broken, for the message.
 
     Raises:
@@ -175,8 +175,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """How the settings of a folder differ from those of this run: ``NAME is X there and Y here`` for each.
 
     Args:
-        there: Of the folder.
-        here: Of this run.
+        there: Value in the folder.
+        here: Value of this run.
     """
     return [
         f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
@@ -189,7 +189,7 @@ def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tup
     """Refuses to continue with a run that is of something else.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         what: What it holds, for the message, such as ``dataset``.
         differs: See `differences` and `longlens.runs.identity.model_differences`.
         models: Names of the model there and of the one here, where these are known to be two; hashes say no more.
@@ -240,9 +240,9 @@ def warn_of_versions(folder: Path, manifest: Mapping[str, Any], here: Mapping[st
     """The one rule for a run that is continued with other versions: it is allowed, and said.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         manifest: What is there; its ``versions`` count.
-        here: Of this process.
+        here: Value of this process.
 
     Warns:
         LonglensWarning: A package that both name has another version.

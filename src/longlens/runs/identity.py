@@ -50,7 +50,7 @@ class ModelIdentity:
         bos_token_id: The tokenizer's BOS; None where it has none.
         own_prefix: Ids that the tokenizer puts before a text.
         cache: Policy of the key-value cache; None where it keeps everything.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         engine: What ran the model and its version, which is not compared, such as ``vllm 0.32.0``; empty for
             transformers.
     """
@@ -153,7 +153,7 @@ def functional_config(model: Any, adapters: Sequence[Mapping[str, Any]] = ()) ->
     leaves a model as it was.
 
     Args:
-        model: Of transformers, with ``config`` and perhaps adapters of PEFT; or a configuration alone.
+        model: A transformers model, with ``config`` and perhaps adapters of PEFT; or a configuration alone.
         adapters: With a configuration alone: what adapter_config.json says.
     """
     config: dict[str, Any] = _plain(getattr(model, "config", model))

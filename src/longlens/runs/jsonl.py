@@ -72,7 +72,7 @@ def parse_lines(lines: Iterable[bytes], name: str, *, step: str = STEP, unfinish
 
     Args:
         lines: Each with its end, from the start of the file.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
         step: What to do about a broken line, for messages.
         unfinished: Whether a last line without ``\n`` is left out.
 

@@ -32,7 +32,7 @@ class PartWriter:
 
     Args:
         folder: Made with the first file.
-        schema: Of the rows.
+        schema: Schema of the rows.
         counted: Column of lists that have an entry a token.
         name: Gives the name of the next file.
         check: Raises UserError where nothing may be written any more.

@@ -24,7 +24,7 @@ def balance(costs: Sequence[float], size: int) -> list[int]:
     The process with most has at most 4/3 of what the best sharing would give it (Graham 1969, LPT).
 
     Args:
-        costs: Of the items; any unit.
+        costs: Costs of the items; any unit.
         size: How many processes there are.
     """
     loads = [(0.0, rank) for rank in range(size)]

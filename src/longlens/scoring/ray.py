@@ -1,16 +1,17 @@
 """Scoring with actors of Ray Data: the driver tokenizes, plans and writes, and the actors run the model.
 
-`longlens.score` runs in the driver, with a scorer whose log-probabilities come from the cluster. So rows, ids, checks,
-resume and the run directory are those of a run without Ray, and a run that was begun one way continues the other way.
-The actors write nothing: their nodes need the model, and neither the documents nor a file system that is shared.
+`longlens.score` runs in the driver, with a scorer whose log-probabilities come from the cluster. Rows, IDs, checks,
+resuming and the run directory are therefore the same as without Ray, and a run that was started in one way can be
+resumed in the other. The actors write nothing: their nodes need the model, but neither the documents nor a shared file
+system.
 
 ::
 
-    requests -> chunks, held in the driver until they are answered
+    requests -> chunks, kept in the driver until they are answered
                   chunk numbers -> map_batches(_Actor, ActorPoolStrategy) -> answers -> results
 
-What flows through Ray Data are the numbers of chunks alone. An actor asks the driver for the chunk of a number, so that
-a call that Ray retries on another actor gets the same chunk, and at most `CHUNKS_PER_ACTOR` for each actor exist.
+Only chunk numbers flow through Ray Data. An actor asks the driver for the chunk with a number, so that a call that Ray
+retries on another actor gets the same chunk, and at most `CHUNKS_PER_ACTOR` chunks per actor exist.
 """
 
 from __future__ import annotations
@@ -40,27 +41,27 @@ from longlens.settings.options import Engine, Loading, Ray
 from longlens.tokenization import Encoded
 
 CHUNK_BATCHES = 4
-"""Batches of the model that a chunk holds: what an actor sorts by length, and what is lost with it."""
+"""Number of model batches per chunk: the unit that an actor sorts by length, and that is lost with it."""
 CHUNKS_PER_ACTOR = 4
-"""Chunks that are under way for each actor: the one that it runs, and those that wait for it."""
+"""Number of chunks in flight per actor: the one that it runs, and those that wait for it."""
 MAX_ATTEMPTS = 5
-"""How often a chunk is handed out: one whose actors are lost each time, as because memory ran out, ends the run."""
+"""Maximum number of attempts per chunk: after that, for example if memory runs out each time, the run ends."""
 CONNECT_SECONDS = 10.0
-"""So long the address of a cluster may take to answer."""
+"""Timeout for the address of a cluster to answer."""
 OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a local cluster: a chunk has megabytes at most, and those that wait are in the driver."""
+"""Object store size of a local cluster: a chunk has megabytes at most, and waiting chunks are in the driver."""
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class Chunk(NamedTuple):
-    """Requests as arrays, which take a tenth of what lists of integers take.
+    """Requests as arrays, which need a tenth of the memory of lists of integers.
 
     Attributes:
-        token_ids: Of all requests, one after the other.
-        lengths: Of the requests, in tokens.
-        starts: Of the requests: the first token that is scored.
-        is_short: Of the requests: whether it is a window of a short context.
+        token_ids: Token ids of all requests, one after the other.
+        lengths: Lengths of the requests, in tokens.
+        starts: For each request, the index of the first token that is scored.
+        is_short: For each request, whether it is a window of a short context.
     """
 
     token_ids: np.ndarray[Any, np.dtype[np.int32]]
@@ -70,7 +71,7 @@ class Chunk(NamedTuple):
 
     @classmethod
     def of(cls, requests: Sequence[Request]) -> Chunk:
-        """The requests without their keys, which stay in the driver."""
+        """Packs requests without their keys, which stay in the driver."""
         ids = [np.asarray(request.token_ids, np.int32) for request in requests]
         return cls(
             np.concatenate(ids) if ids else np.zeros(0, np.int32),
@@ -80,7 +81,7 @@ class Chunk(NamedTuple):
         )
 
     def requests(self) -> Iterator[Request]:
-        """The requests, with their numbers for keys."""
+        """Yields the requests, with their numbers as keys."""
         ends = np.cumsum(self.lengths)
         for number, (end, length, start, is_short) in enumerate(
             zip(ends, self.lengths, self.starts, self.is_short, strict=True)
@@ -89,9 +90,9 @@ class Chunk(NamedTuple):
 
 
 class _Relay:
-    """An actor that carries questions to the driver, which nothing in a cluster can call, and its answers back.
+    """An actor that carries questions to the driver, which cannot be called from the cluster, and its answers back.
 
-    It keeps nothing but open questions: when it is lost, Ray starts another one and asks them again.
+    It stores only open questions: if it is lost, Ray starts another one and asks them again.
     """
 
     def __init__(self) -> None:
@@ -99,30 +100,30 @@ class _Relay:
         self._new: asyncio.Queue[tuple[str, int] | None] = asyncio.Queue()
 
     async def ask(self, kind: str, number: int) -> Any:
-        """The driver's answer, once it is there."""
+        """Returns the driver's answer when it is available."""
         question = kind, number
         if question not in self._open:
             self._open[question] = asyncio.get_running_loop().create_future()
             self._new.put_nowait(question)
-        return await asyncio.shield(self._open[question])  # a call that Ray cancels leaves it to the others
+        return await asyncio.shield(self._open[question])  # a call that Ray cancels does not cancel it for others
 
     async def asked(self) -> tuple[str, int] | None:
-        """The next question, each once; None at the end."""
+        """Returns the next question, each once; None at the end."""
         return await self._new.get()
 
     async def end(self) -> None:
-        """There are no more questions."""
+        """Signals that there are no more questions."""
         self._new.put_nowait(None)
 
     async def answer(self, kind: str, number: int, answer: Any) -> None:
-        """What the driver says."""
+        """Stores the driver's answer."""
         question = self._open.pop((kind, number), None)
         if question is not None:
             question.set_result(answer)
 
 
 def _numbers(_: Any, relay: Any) -> Iterator[dict[str, list[int]]]:
-    """Numbers of chunks as the driver makes them; a task that is begun again gives the same ones."""
+    """Yields numbers of chunks as the driver creates them; a restarted task yields the same numbers."""
     import ray
 
     number = 0
@@ -139,17 +140,17 @@ class _Actor:
         self._scorer: Scorer | None = None
         self._error = ""
         with suppress(OSError):
-            os.chdir(folder)  # relative names of models are of the driver's folder
+            os.chdir(folder)  # relative model paths refer to the driver's folder
         try:
             with library_errors("the model cannot be loaded", "see the logs of Ray"):
                 self._scorer = UnloadedModel(name, loading, engine).load()
         except UserError as error:
-            # It is the answer to the first chunk: Ray would start a failing actor again and again.
+            # The error is the answer to the first chunk: Ray would restart a failing actor forever.
             _LOGGER.exception("loading %s", name)
             self._error = f"{error} (on the node {socket.gethostname()})"
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """The answer to the chunk whose number is in the batch."""
+        """Answers the chunk whose number is in the batch."""
         import ray
 
         (number,) = batch["chunk"].tolist()
@@ -173,7 +174,8 @@ def _score(scorer: Scorer, chunk: Chunk) -> np.ndarray[Any, np.dtype[np.float32]
     """Log-probabilities of a chunk's requests, one after the other.
 
     Raises:
-        UserError: The scorer fails, or does not answer each request once with as many numbers as it has tokens.
+        UserError: The scorer fails, or does not return exactly one result with the expected number of values per
+            request.
     """
     name = scorer.info.name
     found: dict[int, Any] = {}
@@ -192,26 +194,26 @@ def _score(scorer: Scorer, chunk: Chunk) -> np.ndarray[Any, np.dtype[np.float32]
 
 
 class _Actors:
-    """The pool of actors, and the driver's side of what they ask.
+    """The pool of actors, and the driver's side of the protocol.
 
     Raises:
-        UserError: Ray is not installed, its cluster cannot be reached, or it has not what is asked for.
+        UserError: Ray is not installed, its cluster cannot be reached, or it lacks the requested resources.
     """
 
     def __init__(self, settings: Ray, name: str, loading: Loading, engine: Engine) -> None:
         ray, data = _import_ray(), require("ray.data", extra="ray", purpose="`ray`")
         self._ray = ray
-        self._is_ours = not ray.is_initialized()  # else the caller of the library has it
+        self._is_ours = not ray.is_initialized()  # otherwise the caller owns it
         self._lock = threading.Lock()
         self._chunks: dict[int, Chunk] = {}
         self._attempts: dict[int, int] = {}
-        self._waiting: set[int] = set()  # numbers that are asked for and do not exist yet
+        self._waiting: set[int] = set()  # numbers that were requested and do not exist yet
         self._made, self._has_ended = 0, False
         self._thread: threading.Thread | None = None
         self._ending = ExitStack()
         try:
             if self._is_ours:
-                self._ending.enter_context(_environment())  # until the end, as the cluster and Ray Data read it later
+                self._ending.enter_context(_environment())  # until the end: the cluster and Ray Data read it later
                 self._ending.enter_context(_quiet())
                 _connect(ray, settings)
                 self._ending.callback(ray.shutdown)
@@ -221,7 +223,7 @@ class _Actors:
             self._relay = relay.remote()
             numbers = data.from_items([0])
             numbers.context.enable_progress_bars = False
-            numbers.context.target_max_block_size = 1  # in bytes: each number and each answer continues at once
+            numbers.context.target_max_block_size = 1  # in bytes: each number and each answer is passed on at once
             answers = numbers.map_batches(_numbers, fn_kwargs={"relay": self._relay}, num_cpus=0).map_batches(
                 _Actor,
                 fn_constructor_args=(self._relay, name, loading, engine, os.getcwd()),
@@ -229,7 +231,7 @@ class _Actors:
                 compute=data.ActorPoolStrategy(min_size=least, max_size=most),
                 **resources,
             )
-            # Without read-ahead, which would hold an answer back until the next one is there.
+            # Without read-ahead, which would delay an answer until the next one is available.
             self._answers = iter(answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
             self._thread = threading.Thread(target=self._serve, daemon=True)
             self._thread.start()
@@ -238,7 +240,7 @@ class _Actors:
             raise
 
     def put(self, chunk: Chunk) -> int:
-        """Hands a chunk to the actors; returns its number."""
+        """Passes a chunk to the actors; returns its number."""
         with self._lock:
             number = self._made
             self._chunks[number] = chunk
@@ -247,12 +249,12 @@ class _Actors:
         return number
 
     def next(self) -> tuple[ScorerInfo, int, np.ndarray[Any, np.dtype[np.float32]]]:
-        """The next answer, of any chunk: which model it is of, the chunk's number, and the log-probabilities.
+        """The next answer of any chunk: the model's info, the chunk's number, and the log-probabilities.
 
         Raises:
             UserError: The actor could not load the model or score the chunk, or the chunk was lost too often.
         """
-        # What Ray raises of the actors' code would be pages; a UserError comes as an answer.
+        # Ray's own report of an actor's exception would be pages long; a UserError arrives as an answer.
         with library_errors("Ray ended the run", "see its logs (/tmp/ray/session_latest/logs on its nodes)"):
             (row,) = next(self._answers).to_pylist()
         for text in json.loads(row["warnings"]):
@@ -276,15 +278,15 @@ class _Actors:
         )
 
     def close(self) -> None:
-        """Ends the actors; leaves the cluster, which ends if it is a local one."""
+        """Ends the actors and disconnects from the cluster, which ends if it is local."""
         if self._thread is not None:
             with self._lock:
                 self._has_ended = True
                 self._say_what_is_there()
             if not self._chunks:
                 next(self._answers, None)  # the end
-            del self._answers  # which ends what is still under way
-            # The thread must not be inside of Ray when that goes.
+            del self._answers  # which cancels calls in flight
+            # The thread must not be inside Ray when Ray shuts down.
             self._relay.end.remote()
             self._thread.join(timeout=10)
             if not self._is_ours:
@@ -292,8 +294,8 @@ class _Actors:
         self._ending.close()
 
     def _serve(self) -> None:
-        """Answers questions until the end, in a thread of its own."""
-        with suppress(self._ray.exceptions.RayError):  # which the actors have too, and `next` says
+        """Answers questions until the end, in a separate thread."""
+        with suppress(self._ray.exceptions.RayError):  # which the actors get too, and `next` reports
             while (question := self._ray.get(self._relay.asked.remote())) is not None:
                 kind, number = question
                 with self._lock:
@@ -304,7 +306,7 @@ class _Actors:
                         self._say_what_is_there()
 
     def _chunk(self, number: int) -> Chunk | None:
-        """A chunk to be scored; None where that is given up."""
+        """A chunk to be scored; None if its attempts are exhausted."""
         attempts = self._attempts[number] = self._attempts.get(number, 0) + 1
         if 1 < attempts <= MAX_ATTEMPTS:
             _LOGGER.info("ray: an actor was lost, rescoring its documents")
@@ -317,16 +319,16 @@ class _Actors:
 
 
 _VARIABLES = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of its C++ part, which would say on stderr what it does
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ part would log to stderr
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # events of the cluster would go to stdout
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data that is late would start another cluster
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a late thread of Ray Data would start another cluster
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Sets what Ray reads in the environment alone, unless the user has set it, for this block."""
+    """Sets, for this block, what Ray reads only from the environment, unless the user has set it."""
     ours = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
     os.environ |= ours
     try:
@@ -337,7 +339,7 @@ def _environment() -> Iterator[None]:
 
 
 def _import_ray() -> Any:
-    """The module, which reads some of its settings where it is imported."""
+    """Imports Ray, which reads some of its settings at import."""
     with _environment():
         return require("ray", extra="ray", purpose="`ray`")
 
@@ -346,7 +348,7 @@ def _connect(ray: Any, settings: Ray) -> None:
     """Starts a local cluster, or joins one.
 
     Raises:
-        UserError: It cannot be reached.
+        UserError: The cluster cannot be reached.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if settings.ray == "local":
@@ -354,7 +356,7 @@ def _connect(ray: Any, settings: Ray) -> None:
     cannot = f"cannot use Ray at {settings.ray!r}"
     step = "start a cluster with ray start, or leave the address out for one on this machine"
     with library_errors(cannot, step), _without_log_level():
-        if settings.ray not in ("local", "auto"):  # for which Ray would wait for minutes
+        if settings.ray not in ("local", "auto"):  # Ray itself would wait for minutes
             host, _, port = str(settings.ray).removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(settings.ray, **options)
@@ -362,7 +364,7 @@ def _connect(ray: Any, settings: Ray) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Ray's log and its warnings off the screen in this block; what is wrong it raises."""
+    """Suppresses Ray's log and warnings in this block; errors are raised."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("ray", "ray.data"))}
     for logger in levels:
         logger.setLevel(logging.CRITICAL)
@@ -371,7 +373,7 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # where somebody else has put other filters in place
+        with suppress(ValueError):  # if other code has replaced the filters
             warnings.filters.remove(added)  # type: ignore[attr-defined]  # a list
         for logger, level in levels.items():
             logger.setLevel(level)
@@ -379,7 +381,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _without_log_level() -> Iterator[None]:
-    """Leaves out the line with which Ray's C++ part says its log level; what others write there comes afterwards."""
+    """Suppresses the line in which Ray's C++ part prints its log level; other output is written afterwards."""
     with tempfile.TemporaryFile() as said:
         kept = os.dup(2)
         os.dup2(said.fileno(), 2)
@@ -394,10 +396,10 @@ def _without_log_level() -> Iterator[None]:
 
 
 def _pool(ray: Any, settings: Ray, tensor_parallel: int) -> tuple[tuple[int, int], dict[str, float]]:
-    """Least and most actors, and the resources of one, which has as many GPUs as share a layer.
+    """Minimum and maximum number of actors, and the resources of one, which has ``tensor_parallel`` GPUs.
 
     Raises:
-        UserError: No node of a local cluster has what an actor takes.
+        UserError: No node of a local cluster has the resources of an actor.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
@@ -420,7 +422,7 @@ def _pool(ray: Any, settings: Ray, tensor_parallel: int) -> tuple[tuple[int, int
 
 
 def _fit(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
-    """How many actors a node has room for."""
+    """Number of actors that fit on a node."""
     if not any(wanted.values()):
         return 1
     return min(int(node.get(name, 0.0) / size + 1e-9) for name, size in wanted.items() if size)
@@ -431,15 +433,15 @@ class RayScorer:
 
     Args:
         actors: The pool.
-        model: Tokenizes the documents in the driver.
+        model: The model whose tokenizer is used in the driver.
         tokenizer_sha256: Hash of its tokenizer.
-        batch_tokens: Tokens of a batch of the actors' model; None for their default.
+        batch_tokens: Maximum tokens per batch of the actors' model; None for their default.
 
     Attributes:
-        info: Of the actors' model.
+        info: Information about the actors' model.
 
     Raises:
-        UserError: The model cannot be loaded there, or its tokenizer is another one than here.
+        UserError: The model cannot be loaded there, or its tokenizer differs from the one on this machine.
     """
 
     def __init__(
@@ -466,10 +468,10 @@ class RayScorer:
         return self._model.encode(document)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Log-probabilities of each request's tokens from its start on, in any order.
+        """Log-probabilities of each request's tokens from its start, in any order.
 
         Raises:
-            UserError: An actor fails, or has another model than the first one.
+            UserError: An actor fails, or has a different model than the first actor.
         """
         chunks = self._chunks(requests)
         under_way: dict[int, list[tuple[Any, int]]] = {}
@@ -502,7 +504,7 @@ class RayScorer:
             yield chunk
 
     def _wait(self, under_way: Iterable[int]) -> int:
-        """The number of one of these chunks that is answered; answers to another call are kept for it."""
+        """Waits for the answer to one of these chunks and returns its number; answers to other calls are kept."""
         while True:
             found = next((number for number in under_way if number in self._ready), None)
             if found is not None:
@@ -518,7 +520,7 @@ class RayScorer:
 
 
 class RayModel(UnloadedModel):
-    """A model that actors of Ray load: here are its tokenizer and configuration alone.
+    """A model that Ray actors load; only its tokenizer and configuration are loaded here.
 
     Args:
         name: Name or path of the model, on the nodes of the cluster as well as here.
@@ -527,7 +529,7 @@ class RayModel(UnloadedModel):
         settings: The cluster and its actors.
 
     Raises:
-        UserError: No such model, or an engine that Ray is of no use to.
+        UserError: The model does not exist, or the engine cannot be used with Ray.
     """
 
     def __init__(self, name: str, loading: Loading, engine: Engine, settings: Ray) -> None:
@@ -537,9 +539,9 @@ class RayModel(UnloadedModel):
             raise UserError("`ray` would have no effect on a server, which runs its own processes: leave it out")
         if kind == TRANSFORMERS and (loading.tensor_parallel or 1) > 1:
             raise UserError("`tensor_parallel` of transformers needs torchrun: leave out `ray`, or use `engine=vllm`")
-        _import_ray()  # before anything is read
+        _import_ray()  # before any input is read
         self._there = name, loading, engine
-        if kind in OWN:  # all of which tokenize as transformers does
+        if kind in OWN:  # these engines tokenize like transformers
             here = Loading(dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
             names = ("cache", "cache_chunk", "cache_protocol") if kind == TRANSFORMERS else ()
             cached = {name: getattr(engine, name) for name in names}
@@ -551,13 +553,13 @@ class RayModel(UnloadedModel):
         self._actors: _Actors | None = None
 
     def identify(self) -> ScorerInfo | None:
-        """`info` with all that tells the model from others; None where that is known on the nodes alone."""
+        """`info` with everything that identifies the model; None if only the nodes know it."""
         if self._kind in OWN and (self._kind != TRANSFORMERS or self._loading.dtype == "auto"):
             return None
         return super().identify()
 
     def load(self) -> Scorer:
-        """The actors.
+        """Starts the actors and returns their scorer.
 
         Raises:
             UserError: The cluster cannot be reached, or the model cannot be loaded there.

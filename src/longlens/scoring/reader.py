@@ -1,4 +1,4 @@
-"""Reading token scores: lazily, a row group at a time."""
+"""Reading token scores: lazily, one row group at a time."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ from longlens.scoring.store import (
 
 CACHED_ROW_GROUPS = 2
 MAX_CHARACTERS = 1024
-"""Characters that n tokens of a text that was not stored can have: so many for each, and for as many more."""
+"""Upper bound on the characters of n tokens of a text that was not stored: this number for each, plus the same once
+more."""
 
 
 class StoredScores(Scores):
-    """The scores of a run directory, read row group by row group as they are asked for.
+    """The scores of a run directory, read lazily, one row group at a time.
 
-    Documents come in the order of the long parts; only those that have the selected short context as well are there
-    (`num_incomplete` others wait for an interrupted run to be resumed).
+    Documents are in the order of the long parts; only those that also have the selected short context are included
+    (`num_incomplete` others are missing until an interrupted run is resumed).
     """
 
     folder: Path
@@ -78,14 +79,14 @@ class StoredScores(Scores):
         self._cache: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
 
     def _index(self, short: ShortContext | None) -> dict[str, Place]:
-        """Where each id of one side is."""
+        """Location of each ID of one side."""
         where: dict[str, Place] = {}
         hashes: dict[str, str] = {}
         for place, record in read_ids(self.folder, short, self._run):
             id = record["id"]
             if short is None and hashes.setdefault(id, record["text_sha256"]) != record["text_sha256"]:
                 raise UserError(f"{self.folder} holds two texts with the id {id!r}: score them into two folders")
-            # The newest row: an older short row may be of a text whose long row was never committed.
+            # The newest row: an older short row may belong to a text whose long row was never committed.
             where[id] = place
         return where
 
@@ -93,14 +94,14 @@ class StoredScores(Scores):
         """The scores of the document with this id.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such document.
             UserError: A part is broken.
         """
         where = self._where[id]
         place = where[None]
         with _checked(id, place):
             row = self._long(id, self._row(*place))
-        # A text that itself begins with BOS has windows over what comes after it.
+        # If the text itself begins with BOS, windows cover what comes after it.
         begins = len(row.token_ids) > 0 and row.token_ids[0] == self._bos_token_id and np.isnan(row.long_logprobs[0])
         before = int(begins) - self._num_counted
         short: dict[ShortContext, Floats] = {}
@@ -122,7 +123,7 @@ class StoredScores(Scores):
         inside = (spans[:, 0] >= 0) & (spans[:, 0] <= spans[:, 1]) & (spans[:, 1] <= length)
         _require(inside.all(), f"a span is reversed or ends after {length} characters")
         _require(text is None or text_sha256(text) == long["text_sha256"].as_py(), "the text has another hash")
-        # Nothing may precede the first token; every other one has a score.
+        # Nothing may precede the first token; every other token has a score.
         first = 1 if n and np.isnan(logprobs[0]) else 0
         _check_logprobs(logprobs[first:])
         return TokenScores(
@@ -163,7 +164,7 @@ class StoredScores(Scores):
 
 
 class _Damaged(ValueError):
-    """A row whose values do not belong together."""
+    """A row whose values are inconsistent."""
 
 
 @contextmanager
@@ -221,7 +222,7 @@ def _check_logprobs(logprobs: Floats) -> None:
 
 
 def open_scores(path: str | os.PathLike[str], *, context: int | None = None, stride: int | None = None) -> StoredScores:
-    """Opens a run directory; only the document ids are read at first.
+    """Opens a run directory; only the document IDs are read at first.
 
     Args:
         path: Run directory of ``longlens score`` or ``longlens.score(out=...)``.
@@ -229,6 +230,7 @@ def open_scores(path: str | os.PathLike[str], *, context: int | None = None, str
         stride: d to use, if this K was scored with several.
 
     Raises:
-        UserError: No run there, an unknown schema version, a corrupt part, or a short context that was not scored.
+        UserError: There is no run, the schema version is unknown, a part is corrupt, or the short context was not
+            scored.
     """
     return StoredScores(Path(path), context=context, stride=stride)

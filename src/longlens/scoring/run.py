@@ -1,4 +1,4 @@
-"""The one loop that turns documents into token scores."""
+"""The loop that turns documents into token scores."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
 from longlens.windows import plan_windows
 
 CHECKED_COST = 1e-4
-"""Of a token of a document that is scored already and only compared with what was stored, in those of a scored one."""
+"""Cost of a token of a document that is already scored and only compared with the stored text, relative to a scored
+one."""
 
 
 class _Key(NamedTuple):
-    """What a result is of: the document, its side, the first token that is scored; and what it cost."""
+    """Key of a result: the document, its side, the first token that is scored, and its cost."""
 
     id: str
     short: ShortContext | None
@@ -45,7 +46,7 @@ class _Key(NamedTuple):
 
 @dataclass
 class _Side:
-    """One side of a document while its results come in: long (short is None) or one short context."""
+    """One side of a document while its results arrive: long (short is None) or one short context."""
 
     row: dict[str, Any]
     logprobs: Floats
@@ -115,7 +116,7 @@ def score(
     shorts = short_contexts(context, stride)
     if limit is not None and max_length is not None:
         raise UserError(
-            f"`max_length` is {max_length}, and `limit` says what documents are truncated to: give one of them"
+            f"`max_length` is {max_length}, and `limit` says what documents are truncated to: pass one of them"
         )
     if limit is None:
         limit = Truncation(max_length=max_length, extrapolate=extrapolate)
@@ -155,10 +156,10 @@ def _opened(out: str | PathLike[str], shorts: Sequence[ShortContext]) -> StoredS
 def _score_shared(
     documents: Iterable[Document], run: _Run, out: Path, manifest: Mapping[str, Any], processes: Processes
 ) -> None:
-    """What each process does of a run that several share; returns when all of them have ended.
+    """Runs one process's part of a run that several share; returns when all have ended.
 
-    The first one opens the folder, and shares out documents that can be read twice: each has an owner. Of a stream, the
-    document with the next number belongs to the process that draws it.
+    The first process opens the folder and assigns documents to processes if they can be read twice. For a stream, the
+    next document belongs to the process that draws its number.
     """
     plan: dict[str, Any] = {}
     if processes.rank > 0:
@@ -188,7 +189,7 @@ class _Mine:
     """The documents of this process among those that all of them read.
 
     Attributes:
-        read: Hash of the ids of all documents, in their order.
+        read: Hash of the IDs of all documents, in order.
     """
 
     def __init__(self, documents: Iterable[Document], owners: Sequence[int] | None, processes: Processes) -> None:
@@ -207,7 +208,7 @@ class _Mine:
         self.read = digest.hexdigest()
 
     def _turn(self, number: int) -> int | None:
-        """The number of the next own document, from this one on."""
+        """The number of the next document of this process, at or after this one."""
         if self._owners is None:
             return self._draw()
         return next((at for at in range(number, len(self._owners)) if self._owners[at] == self._rank), None)
@@ -229,12 +230,12 @@ def _decoder(reading: Reading | None) -> Callable[[Sequence[int]], str] | None:
 
 
 def sharing_processes(shard: tuple[int, int] | None, out: Any, team: int = 1) -> Processes:
-    """The processes that share a run: torchrun's where scores go to a folder, unless this call has a shard of its own.
+    """The processes that share a run: torchrun's if scores are written to a folder, unless this call has its own shard.
 
     Args:
-        shard: Of this call.
-        out: Where scores go.
-        team: So many processes have one model between them.
+        shard: Shard of this call.
+        out: Output folder, or None.
+        team: Number of processes that share one model.
 
     Raises:
         UserError: The rank of the shard is not below the world size.
@@ -245,14 +246,14 @@ def sharing_processes(shard: tuple[int, int] | None, out: Any, team: int = 1) ->
 
 
 def _total_characters(documents: Iterable[Document], limit: Limit, rank: int, world_size: int) -> int | None:
-    """Characters to score of this shard; None where it would cost too much to know."""
+    """Number of characters of this shard to score; None if counting would be too expensive."""
     if not isinstance(documents, (Sequence, Sources)) or (isinstance(documents, Sources) and not documents.are_files):
         return None
     return sum(num_characters(document.text, limit) for document in islice(documents, rank, None, world_size))
 
 
 class _Meter:
-    """Shows how many characters are scored: of each document, as its tokens of model input are."""
+    """Shows the number of characters scored, in proportion to each document's tokens of model input."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self.title = progress, f"score {name}"
@@ -260,23 +261,23 @@ class _Meter:
         self._done, self._tokens, self._started = 0.0, 0, 0.0
 
     def skip(self, characters: int) -> None:
-        """So many are scored already."""
+        """Adds characters that are already scored."""
         self._done += characters
 
     def begin(self) -> None:
-        """What was skipped before the first document is no work of this run."""
+        """Starts the display; characters skipped before the first document do not count as work of this run."""
         if not self._started:
             self._started = time.monotonic()
             self._progress.start(self.title, unit="characters", total=self.total, done=self._done)
 
     def add(self, characters: float, tokens: int) -> None:
-        """So many are scored now, which took so many tokens of model input."""
+        """Adds characters that were scored, and the tokens of model input used for them."""
         self._done, self._tokens = self._done + characters, self._tokens + tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
         self._progress.update(self._done, note=f"{self._tokens:,} tokens of model input, {rate:,.0f}/s")
 
     def finish(self) -> None:
-        """The run has ended, well or not."""
+        """Called when the run has ended, successfully or not."""
         if self._started:
             self._progress.finish()
 
@@ -297,10 +298,10 @@ class _Run:
     ) -> None:
         self._scorer, self._shorts, self._limit, self.meter = scorer, shorts, limit, meter
         self._extrapolate, self._store_text = extrapolate, store_text
-        self.ids: dict[str, None] = {}  # of the documents so far, in their order
+        self.ids: dict[str, None] = {}  # of the documents so far, in order
         info = scorer.info
-        # `long` and `short` stand before the two contexts. What `counted` says: whether the prefix of the long
-        # context is a token of the sequence that windows are planned over, as in the published package.
+        # `long` and `short` are the prefixes of the two contexts. `counted`: whether the prefix of the long context is
+        # part of the sequence over which windows are planned, as in the published package.
         window = (info.bos_token_id,) if info.bos_token_id is not None else ()
         published = info.own_prefix if shorts else ()
         self._long_prefix: tuple[int, ...] = window if bos == "window" else published
@@ -329,12 +330,12 @@ class _Run:
             self.meter.finish()
 
     def make_sides(self, writer: RunWriter) -> None:
-        """Makes the folders of the short contexts, also where this process had no documents."""
+        """Makes the folders of the short contexts, even if this process had no documents."""
         for short in self._shorts:
             writer.make_side(short)
 
     def share(self, documents: Iterable[Document], writer: RunWriter, size: int) -> dict[str, Any]:
-        """Which process scores which document, by what is not scored yet, and how many characters each one has."""
+        """Assigns unscored documents to processes; returns the assignment and the number of characters of each."""
         hidden = hidden_size_of(self._scorer.info.config)
         costs, characters = [], []
         for document in documents:
@@ -354,17 +355,17 @@ class _Run:
         return {"owners": owners, "characters": shares}
 
     def _estimate_tokens(self, text: str) -> int:
-        """About how many tokens of a text are scored; it is not tokenized."""
+        """Estimated number of scored tokens of a text, without tokenizing it."""
         if isinstance(self._limit, TokenLimit):
             return min(len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1, self._limit.max_tokens)
         return len(text[: self._limit.max_characters].encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1
 
     def _check(self, result: Result, key: _Key) -> None:
-        """An engine may be anybody's: what it gives is checked before it is stored."""
+        """Checks a result before it is stored, since engines may be third-party."""
         wrong = wrong_logprobs(result.logprobs)
         if wrong:
             raise UserError(
-                f"{self._scorer.info.name} gives log-probabilities of document {shown(key.id)} that are invalid "
+                f"{self._scorer.info.name} returns log-probabilities of document {shown(key.id)} that are invalid "
                 f"({wrong}): check the engine, or use `dtype=float32`"
             )
 
@@ -374,7 +375,8 @@ class _Run:
             self.ids[document.id] = None
             todo = [short for short in sides if document.id not in writer.done(short)]
             stored = writer.done(None).get(document.id)
-            # The whole text's hash first: most documents are not cut, and a resumed run need not tokenize them again.
+            # The whole text's hash first: most documents are not truncated, and a resumed run need not tokenize them
+            # again.
             if not todo and stored == text_sha256(document.text):
                 cut = None
             else:
@@ -398,7 +400,7 @@ class _Run:
     ) -> Iterator[Request]:
         encoded = self._scorer.encode(Document(id=document.id, text=cut.text))
         ids, n = encoded.token_ids.tolist(), len(encoded.token_ids)
-        # Another tokenizer's number of tokens says nothing of this one's.
+        # Another tokenizer's token count does not apply to this one.
         total = cut.total_tokens if self._limit.counted_by == "own" else None
         self._check_length(document.id, n + len(self._long_prefix) - self._num_own_bos(ids))
         row = {
@@ -434,7 +436,7 @@ class _Run:
             if len(tokens) > 1:
                 yield Request(_Key(id, None, own if prefix else 1, len(tokens)), tokens, max(1, len(prefix)))
             return
-        # In the published package the evaluator's BOS is token 0 of what windows are planned over.
+        # In the published package the evaluator's BOS is token 0 of the sequence over which windows are planned.
         sequence = [*self._long_prefix[: self._counted], *ids]
         prefix = list(self._short_prefix)
         for window in plan_windows(len(sequence), *short):
@@ -443,14 +445,14 @@ class _Run:
             yield Request(key, tokens, len(prefix) + window.first - window.start, is_short=True)
 
     def _num_own_bos(self, ids: list[int]) -> int:
-        """1 where the text itself begins with the BOS that would be put before it, which then stands there once."""
+        """1 if the text itself begins with the BOS that would precede it, so that BOS occurs only once."""
         return int(bool(self._own_bos) and ids[:1] == self._own_bos)
 
     def _check_length(self, id: str, fed: int) -> None:
         info = self._scorer.info
         if info.max_length is not None and fed > info.max_length and not self._extrapolate:
             raise UserError(
-                f"document {id!r} has {fed} tokens of {info.name}, which takes {info.max_length} (truncated by "
+                f"document {id!r} has {fed} tokens of {info.name}, which supports {info.max_length} (truncated by "
                 f"{self._limit.counted_by}): use a smaller `max_length`, or `extrapolate=True`"
             )
 
@@ -461,7 +463,7 @@ class _Run:
 
 
 def _answer_ends(document: Document, length: int) -> list[int] | None:
-    """Answers of a text truncated to this length: start, end, start, end, …; those beyond it are left out."""
+    """Answers of a text truncated to this length: start, end, start, end, …; those beyond it are omitted."""
     if document.answer_spans is None:
         return None
     spans = check_answer_spans(document.answer_spans, f"document {shown(document.id)}", len(document.text))
@@ -469,12 +471,12 @@ def _answer_ends(document: Document, length: int) -> list[int] | None:
 
 
 def _metadata(document: Document) -> str | None:
-    """The other fields as JSON; what JSON has no form for, such as a date, as its text."""
+    """The other fields as JSON; values without a JSON type, such as a date, as text."""
     return json.dumps(document.metadata, default=str, skipkeys=True) if document.metadata else None
 
 
 class _MemoryWriter:
-    """The writer's face for scores that stay in memory."""
+    """The writer's interface for scores that stay in memory."""
 
     def __init__(self) -> None:
         self._sides: dict[ShortContext | None, dict[str, dict[str, Any]]] = {}
@@ -489,7 +491,7 @@ class _MemoryWriter:
         """Nothing is buffered."""
 
     def finish(self, manifest: Mapping[str, Any], shorts: Sequence[ShortContext], ids: Iterable[str]) -> MemoryScores:
-        """The scores in the order of ``ids``, whichever of them were complete first."""
+        """The scores in the order of ``ids``, regardless of the order of completion."""
         long = self._sides.get(None, {})
         rows = [
             TokenScores(

@@ -1,4 +1,4 @@
-"""The engine contract: what a Transformers model, an inference engine or a server has to give.
+"""The engine contract: the interface of a Transformers model, an inference engine or a server.
 
 Above it: windows, BOS, truncation, resume, storage. Below it: batching and blocks of logits.
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """Log-probabilities of ``token_ids[start:]`` are wanted, each given the tokens before it; ``start >= 1``.
+    """Log-probabilities of ``token_ids[start:]`` are requested, each given the tokens before it; ``start >= 1``.
 
     Attributes:
-        key: Anything; the answer has it.
-        token_ids: Tokens, special ones included.
-        start: The first that is scored.
-        is_short: Whether it is a window of a short context, which a cache policy leaves alone.
+        key: Any object; the result has the same key.
+        token_ids: Token IDs, including special tokens.
+        start: Index of the first scored token.
+        is_short: Whether it is a window of a short context, which is scored without the cache policy.
     """
 
     key: Any
@@ -36,24 +36,24 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The answer to the request with this key: ``(len(token_ids) - start,)`` float32, nats."""
+    """The result of the request with this key: ``(len(token_ids) - start,)`` float32, nats."""
 
     key: Any
     logprobs: Floats
 
 
 class DescribedResult(Result):
-    """An answer with what else was computed of its tokens.
+    """A result with additional values for its tokens.
 
     Attributes:
-        columns: By name, of the shape of the log-probabilities.
+        columns: Columns by name, each of the shape of the log-probabilities.
     """
 
     columns: Mapping[str, Floats]
 
     @classmethod
     def make(cls, result: Result, columns: Mapping[str, Floats]) -> DescribedResult:
-        """A result with columns; it unpacks into two as any other."""
+        """A result with columns; it unpacks into two values like any `Result`."""
         made = cls(*result)
         made.columns = columns
         return made
@@ -61,27 +61,27 @@ class DescribedResult(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerInfo:
-    """What a run records of its model; all of it goes into manifest.json.
+    """What a run records about its model; all fields are stored in manifest.json.
 
     Attributes:
-        name: As the user gave it.
-        source: Where it came from, such as a Hub id with its revision or ``embedded``.
+        name: Name as passed by the user.
+        source: Origin of the model, such as a Hub id with its revision or ``embedded``.
         architecture: Class of the model.
         weights_sha256: Hash of the weights; None for a server.
         tokenizer_sha256: Hash of the tokenizer.
         max_length: The model's maximum length in tokens; None if unknown.
-        dtype: RESOLVED dtype of the weights, such as ``float32``, never ``auto``.
-        device: Where it ran.
+        dtype: Resolved dtype of the weights, such as ``float32``, never ``auto``.
+        device: Device on which it ran.
         attention: Attention implementation.
-        bos_token_id: The tokenizer's BOS; None where it has none.
-        own_prefix: Ids that the tokenizer itself puts before a text; what ``bos="published"`` uses.
-        config: The configuration in force, `longlens.runs.identity.functional_config`; of a server what it says of
-            itself. None where nothing is known.
-        cache: Policy of the key-value cache; None where it keeps everything.
-        statistics: What else is computed of each token, by name.
+        bos_token_id: The tokenizer's BOS; None if it has none.
+        own_prefix: IDs that the tokenizer itself puts before a text; used by ``bos="published"``.
+        config: Configuration in use, `longlens.runs.identity.functional_config`; for a server, what it reports. None if
+        nothing is known.
+        cache: Policy of the key-value cache; None if it keeps everything.
+        statistics: Names of the additional statistics computed for each token.
         reference: Name and identity of the model that statistics compare with; None without one.
-        engine: What ran it and its version, such as ``vllm 0.32.0``; empty for transformers, whose version stands with
-            those of the libraries.
+        engine: Engine and version, such as ``vllm 0.32.0``; empty for transformers, whose version is listed with those
+            of the libraries.
     """
 
     name: str
@@ -103,31 +103,31 @@ class ScorerInfo:
 
     @property
     def identity(self) -> ModelIdentity:
-        """What makes another model the same one."""
+        """Identity of the model, by which two runs are compared."""
         return ModelIdentity.read(vars(self))
 
 
 def reference_record(info: ScorerInfo) -> dict[str, Any]:
-    """What a run records of the model that its statistics compare with."""
+    """What a run records about the model with which its statistics compare."""
     return {"name": info.name, **info.identity.to_json(), "sha256": info.identity.sha256}
 
 
 class TokenizedModel(Protocol):
-    """A model as far as its tokenizer and configuration say; its weights may not be loaded."""
+    """A model's tokenizer and configuration; its weights may not be loaded."""
 
     @property
     def info(self) -> ScorerInfo:
-        """What a run records of the model."""
+        """What a run records about the model."""
 
     def encode(self, document: Document) -> Encoded:
         """Token ids of the document's text and their character spans, no special tokens added."""
 
 
 class Scorer(TokenizedModel, Protocol):
-    """What a Transformers model, an inference engine or a server has to give."""
+    """The interface of a Transformers model, an inference engine or a server."""
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """An answer to every request, in any order; requests are taken as they are needed."""
+        """Yields one result per request, in any order; requests are consumed lazily."""
 
 
 class Distributions(Protocol):
@@ -135,14 +135,14 @@ class Distributions(Protocol):
 
     @property
     def info(self) -> ScorerInfo:
-        """What a run records of the model."""
+        """What a run records about the model."""
 
     def logits(self, requests: Sequence[Request]) -> Iterator[Tensor]:
         """Logits of the scored tokens of a batch, ``(rows, V)`` float32 in blocks, request after request."""
 
 
 def check_reference(info: ScorerInfo, reference: ScorerInfo) -> None:
-    """Rejects a reference whose distributions are over other tokens.
+    """Rejects a reference whose distributions are over another vocabulary.
 
     Raises:
         UserError: The tokenizers differ.

@@ -1,4 +1,4 @@
-"""Token scores, the one thing that a model run produces and everything else is computed from. No torch here."""
+"""Token scores, the output of a model run, from which everything else is computed. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 LOGPROB_ROUNDING = 1e-3
-"""Nats by which a log-probability may be above 0: engines other than ours may round in half precision."""
+"""Number of nats by which a log-probability may be above 0: engines other than ours may round in half precision."""
 
 
 class ShortContext(NamedTuple):
-    """Which short context a log-probability was taken under: K tokens at least, K + d - 1 at most (eq. 8)."""
+    """The short context of a log-probability: at least K tokens, at most K + d - 1 (eq. 8)."""
 
     context: int
     stride: int
@@ -36,23 +36,23 @@ class ShortContext(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """What one model says of one document; n tokens.
+    """One model's scores of one document of n tokens.
 
     Attributes:
         id: The document's id.
-        text: The text that was scored (after truncation); None where it was not stored.
+        text: The text that was scored (after truncation); None if it was not stored.
         text_sha256: Its hash, see `longlens.corpus.text_sha256`.
-        total_tokens: Tokens of the document before truncation; equal to n where nothing was truncated, None where a cut
-            document was not counted to its end.
+        total_tokens: Tokens of the document before truncation; equal to n if nothing was truncated, None if a truncated
+        document was not counted to its end.
         token_ids: ``(n,)`` int64, without BOS.
         char_spans: ``(n, 2)`` int64, ``[start, end)`` in characters of the text.
-        long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN where nothing precedes it.
-        short: ``(n,)`` float32 for each short context, nats; NaN for the tokens before K.
-        selected: The short context that `short_logprobs` and `lsd` are about; None in a run without short-context
+        long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN if nothing precedes it.
+        short: ``(n,)`` float32 for each short context, nats: NaN for the tokens before K.
+        selected: The short context of `short_logprobs` and `lsd`; None in a run without short-context
             scores.
-        answer_spans: ``[start, end)`` in characters of the text that answer a question; None where none were named.
-        columns: ``(n,)`` float32 of each column of the statistics that were asked for, by name; NaN where there is no
-            long-context score. Runs with a cache policy have ``cache_bytes``.
+        answer_spans: ``[start, end)`` in characters of the text that answer a question; None if none were specified.
+        columns: ``(n,)`` float32 for each column of the requested statistics, by name; NaN if there is no long-context
+        score. Runs with a cache policy have ``cache_bytes``.
         metadata: Other fields of the document's row, such as its source; empty in a run without texts.
     """
 
@@ -73,7 +73,7 @@ class TokenScores:
         """The same scores under another short context that was scored.
 
         Raises:
-            UserError: It was not scored, or several strides were and none is named.
+            UserError: It was not scored, or it was scored with several strides and none is specified.
         """
         return replace(self, selected=choose_short_context(list(self.short), context, stride))
 
@@ -102,14 +102,14 @@ class TokenScores:
         return self.long_logprobs
 
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
-        """A ``pyarrow.Table`` with a row per token, about 60 bytes each.
+        """A ``pyarrow.Table`` with one row per token, about 60 bytes each.
 
         Columns: ``document`` (the id), ``index``, ``token_id``, ``char_start``, ``char_end``, ``long_logprob``,
-        ``short_logprob``, ``lsd``, ``lcl`` (nats, NaN where there is none), ``context`` and ``stride`` (K and d). Where
-        there are no short-context scores, theirs are null.
+        ``short_logprob``, ``lsd``, ``lcl`` (nats, NaN if there is none), ``context`` and ``stride`` (K and d). Without
+        short-context scores, their columns are null.
 
         Args:
-            every_context: Whether each token has a row for each scored short context, in place of the selected one.
+            every_context: Whether each token has a row for each scored short context, instead of only the selected one.
         """
         import pyarrow as pa
 
@@ -143,7 +143,7 @@ class TokenScores:
 
     @property
     def truncated(self) -> bool:
-        """Whether the document was longer than what was scored."""
+        """Whether the document was truncated."""
         return self.total_tokens is None or self.total_tokens > len(self.token_ids)
 
 
@@ -163,10 +163,10 @@ _NO_SCORES = TokenScores(
 def choose_short_context(
     available: Sequence[ShortContext], context: int | None = None, stride: int | None = None
 ) -> ShortContext:
-    """The short context that is meant: the named one, else the largest K (and of its strides the smallest).
+    """The selected short context: the specified one, else the largest K (with its smallest stride).
 
     Raises:
-        UserError: None fits.
+        UserError: No scored short context matches.
     """
     fits = [s for s in available if context in (None, s.context) and stride in (None, s.stride)]
     if not fits:
@@ -179,10 +179,10 @@ def choose_short_context(
 
 
 def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[int]) -> list[ShortContext]:
-    """The short contexts that are meant by K and d, the largest K first.
+    """The short contexts specified by K and d, the largest K first.
 
     Raises:
-        UserError: K or d below 1 or no number of tokens, or as many strides as fits neither one nor each K.
+        UserError: K or d is below 1 or not an integer, or there is neither one stride nor one per K.
     """
     for name, value in (("context", context), ("stride", stride)):
         if isinstance(value, (str, float)):
@@ -203,16 +203,16 @@ Item = TypeVar("Item")
 
 
 class SequenceById(Sequence[Item]):
-    """A lazy sequence of what documents have, which are identified by their ids."""
+    """A lazy sequence with one item per document, identified by document ID."""
 
     ids: Sequence[str]
-    """Ids of the documents, in order."""
+    """IDs of the documents, in order."""
 
     def get(self, id: str) -> Item:
-        """What the document with this id has.
+        """The item of the document with this ID.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such document.
         """
         raise NotImplementedError
 
@@ -231,18 +231,19 @@ class SequenceById(Sequence[Item]):
 
 
 class Scores(SequenceById[TokenScores]):
-    """A lazy sequence of token scores: kept in memory or read from a run directory as they are asked for.
+    """A lazy sequence of token scores: kept in memory or read lazily from a run directory.
 
-    In memory they have the order of the documents, in a run directory that in which they were complete. Ids are unique.
-    As one table of all documents they take about 60 bytes per token of memory; a document has its own.
+    In memory they have the order of the documents, in a run directory the order of completion. IDs are unique. A table
+    of all documents needs about 60 bytes of memory per token; each document also has its own table.
 
     Attributes:
-        manifest: What manifest.json holds: ``schema_version``, ``model``, ``settings``, ``versions``.
+        manifest: Content of manifest.json: ``schema_version``, ``model``, ``settings``, ``versions``.
         short_contexts: The short contexts that were scored.
-        selected: The short context that LSD is about unless another one is named; None in a run without short-context
+        selected: The short context of LSD unless another one is specified; None in a run without short-context
             scores.
         folder: The run directory; None for scores that are kept in memory.
-        num_incomplete: Documents that are left out, since an interrupted run has not scored them under `selected`.
+        num_incomplete: Number of documents that are omitted because an interrupted run has not scored them under
+            `selected`.
     """
 
     manifest: Mapping[str, Any]
@@ -253,14 +254,14 @@ class Scores(SequenceById[TokenScores]):
 
     @property
     def name(self) -> str:
-        """What the model is called in tables, see `display_name`."""
+        """The model's display name in tables, see `display_name`."""
         return display_name(self.manifest)
 
     def to_arrow(self, *, every_context: bool = False) -> pa.Table:
-        """A ``pyarrow.Table`` with a row per token, document after document, see `TokenScores.to_arrow`.
+        """A ``pyarrow.Table`` with one row per token, document after document, see `TokenScores.to_arrow`.
 
         Args:
-            every_context: Whether each token has a row for each scored short context, in place of the selected one.
+            every_context: Whether each token has a row for each scored short context, instead of only the selected one.
         """
         import pyarrow as pa
 
@@ -273,7 +274,7 @@ class Scores(SequenceById[TokenScores]):
 
 
 class MemoryScores(Scores):
-    """Scores that are held in memory."""
+    """Scores that are kept in memory."""
 
     def __init__(self, rows: Sequence[TokenScores], manifest: Mapping[str, Any]) -> None:
         self._rows = {row.id: row for row in rows}
@@ -282,20 +283,20 @@ class MemoryScores(Scores):
 
     @property
     def short_contexts(self) -> Sequence[ShortContext]:  # type: ignore[override]
-        """The short contexts that every document was scored under."""
+        """The short contexts under which every document was scored."""
         return sorted(self[0].short) if self.ids else []
 
     def get(self, id: str) -> TokenScores:
         """The scores of the document with this id.
 
         Raises:
-            KeyError: There is none.
+            KeyError: There is no such document.
         """
         return self._rows[id]
 
 
 def display_name(manifest: Mapping[str, Any]) -> str:
-    """What the model of a run is called in tables and charts: the run's name, else `short_name` of the model."""
+    """Display name of a run's model in tables and charts: the run's name, else `short_name` of the model."""
     return str(manifest.get("name") or short_name(str(manifest["model"]["name"])))
 
 
@@ -305,9 +306,9 @@ def short_name(model: str) -> str:
 
 
 def names_of(runs: Sequence[Scores]) -> list[str]:
-    """What to call runs that are shown together: their names, with the run directory where runs share a name.
+    """Display names of runs that are shown together: their names, with the run directory if runs share a name.
 
-    With its whole path where folders share a name as well; scores in memory have their place in the list instead.
+    With the full path if folders share a name as well; scores in memory have their index in the list instead.
     """
     models = [run.name for run in runs]
     folders = [run.folder.resolve() if run.folder else Path(str(place)) for place, run in enumerate(runs, start=1)]
@@ -326,19 +327,19 @@ def same_run(one: Scores, other: Scores) -> bool:
 
 
 def same_model(scores: Scores, others: Scores | None) -> bool:
-    """Whether two runs are known to be of one model, see `longlens.runs.identity`; in whatever dtype."""
+    """Whether two runs are known to be of one model, see `longlens.runs.identity`, regardless of dtype."""
     if others is None:
         return False
     return identity_of(scores).is_same_model(identity_of(others))
 
 
 def identity_of(scores: Scores) -> ModelIdentity:
-    """Which model a run is of."""
+    """Identity of a run's model."""
     return ModelIdentity.read(scores.manifest["model"])
 
 
 def wrong_logprobs(logprobs: Floats) -> str | None:
-    """What log-probabilities cannot be: NaN, or above 0 by more than rounding; None where they are neither."""
+    """Describes invalid log-probabilities: NaN, or above 0 by more than rounding; None if all are valid."""
     if np.isnan(logprobs).any():
         return "NaN"
     if logprobs.size and float(logprobs.max()) > LOGPROB_ROUNDING:

@@ -1,7 +1,7 @@
-"""Statistics: what else is computed of each scored token from a model's distribution, in the blocks of its head.
+"""Statistics: values computed for each scored token from a model's distribution, in the blocks of its head.
 
-A statistic turns rows of log-probabilities over the vocabulary into named columns, which are stored beside the scores.
-With a reference, another model that is run over the same tokens, it has the reference's rows too.
+A statistic turns rows of log-probabilities over the vocabulary into named columns, which are stored with the scores.
+With a reference, another model that is run over the same tokens, it receives the reference's rows too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from longlens.scoring.scores import Floats
 
 Compute: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]"
-"""From log-probabilities ``(m, V)``, those of the reference, and the tokens that came ``(m,)`` to columns ``(m,)``.
+"""Maps log-probabilities ``(m, V)``, those of the reference, and the actual tokens ``(m,)`` to columns ``(m,)``.
 
 Both are float32, in nats, and must not be changed. Without a reference, the second is the first.
 """
@@ -33,8 +33,8 @@ class Statistic:
     """Named columns of each scored token.
 
     Attributes:
-        name: What it is asked for by.
-        columns: Names of what `compute` gives.
+        name: Name by which it is requested.
+        columns: Names of the columns that `compute` returns.
         compute: See `Compute`.
         is_pairwise: Whether it needs a reference.
     """
@@ -51,19 +51,19 @@ def entropy(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str, T
 
 
 def rank(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many tokens are more likely than the one that came; 0 where it is the most likely."""
+    """Number of tokens that are more likely than the actual one; 0 if it is the most likely."""
     return {"rank": (logprobs > logprobs.gather(-1, targets[:, None])).sum(-1).float()}
 
 
 def divergence(logprobs: Tensor, reference: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How far a model's distribution q is from that of the reference p.
+    """Divergence of a model's distribution q from the reference's p.
 
     Over the whole vocabulary::
 
         kl         = sum_v p(v) (log p(v) - log q(v))                     nats
         reverse_kl = sum_v q(v) (log q(v) - log p(v))                     nats
         js         = KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2    nats, at most log 2
-        top1_agreement = 1 where both have the same most likely token
+        top1_agreement = 1 if both have the same most likely token
         reference_logprob = log p(token)                                  nats
     """
     from torch.nn.functional import softplus
@@ -100,7 +100,7 @@ def load_statistics(names: Sequence[str], *, has_reference: bool = False) -> lis
     """Statistics by name: ours, or one that another package adds (entry points ``longlens.statistics``).
 
     Raises:
-        UserError: No such statistic, one that needs a reference, or two with a column of one name.
+        UserError: A statistic does not exist or needs a reference, or two have a column of the same name.
     """
     found: list[Statistic] = []
     for name in dict.fromkeys(names):
@@ -126,22 +126,22 @@ def load_statistics(names: Sequence[str], *, has_reference: bool = False) -> lis
 def describe(
     logits: Iterable[Tensor], targets: Tensor, statistics: Sequence[Statistic], reference: Iterable[Tensor] | None
 ) -> dict[str, Floats]:
-    """The columns of statistics.
+    """Computes the columns of statistics.
 
     Args:
-        logits: Rows in blocks, ``(rows, V)`` float32, of which one is in memory at a time.
-        targets: ``(m,)``, the token that came after each row.
-        statistics: What is computed of each block.
-        reference: The same rows of the reference, in blocks of any size; None without one. Where one model has
-            entries for more tokens (padding), both are normalized over those that they share.
+        logits: Rows in blocks, ``(rows, V)`` float32, one in memory at a time.
+        targets: ``(m,)``, the token that follows each row.
+        statistics: The statistics to compute.
+        reference: The same rows of the reference, in blocks of any size; None without one. If one model has entries for
+            more tokens (padding), both are normalized over the shared ones.
 
     Raises:
-        UserError: A statistic fails, or gives other columns than it declares, or NaN.
+        UserError: A statistic fails, or returns NaN or other columns than it declares.
     """
     from torch import OutOfMemoryError
 
     passing = (OutOfMemoryError,)  # which the scorer says what to do about
-    # Made first: small arrays that stay between the blocks would keep glibc from using their memory again.
+    # Made first: small arrays allocated between the blocks would prevent glibc from reusing their memory.
     found = {name: np.empty(len(targets), np.float32) for statistic in statistics for name in statistic.columns}
     start = 0
     for block, other in ((block, None) for block in logits) if reference is None else _in_step(logits, reference):
@@ -169,7 +169,7 @@ def describe(
 
 
 def _in_step(blocks: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of both, in pieces of equal numbers of rows."""
+    """Yields the rows of both in pieces with equal numbers of rows."""
     following = iter(others)
     other = None
     for block in blocks:
@@ -182,7 +182,7 @@ def _in_step(blocks: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[tup
 
 
 def check_columns(statistic: Statistic, made: Mapping[str, Any], rows: int) -> None:
-    """Rejects what another package's statistic gives, where it is not what it says.
+    """Rejects the output of a plugin's statistic if it does not match its declaration.
 
     Raises:
         UserError: Other columns, of another length, or no real tensors.

@@ -1,12 +1,12 @@
-"""The run directory of scores: many documents a Parquet part, resumed by id, one locked writer a rank.
+"""The run directory of scores: many documents per Parquet part, resumed by ID, one locked writer per rank.
 
 ::
 
-    RUN/manifest.json                        model and settings; written once, and a run with other ones is rejected
-    RUN/long/part-00000-UUID.parquet         a row per document: its text, tokens, spans and long log-probabilities
-    RUN/short/K4096-d1024/part-....parquet   id and short log-probabilities; another K is another folder
+    RUN/manifest.json                        model and settings; written once; a run with different ones is rejected
+    RUN/long/part-00000-UUID.parquet         one row per document: its text, tokens, spans and long log-probabilities
+    RUN/short/K4096-d1024/part-....parquet   id and short log-probabilities; each K has its own folder
 
-What is done is the ids in committed parts.
+Documents whose IDs are in committed parts are done.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Bos = Literal["window", "published"]
 """Which BOS tokens the model sees, see `longlens.score`."""
 RUN_KEY = b"longlens_run"
-"""Where a part's metadata has `run_sha256`."""
+"""Key of `run_sha256` in a part's metadata."""
 _floats = pa.list_(pa.float32())
 LONG_SCHEMA = pa.schema(
     [
@@ -52,18 +52,18 @@ LONG_SCHEMA = pa.schema(
         ("char_start", pa.list_(pa.int64())),
         ("char_end", pa.list_(pa.int64())),
         ("logprobs", _floats),
-        ("answer_spans", pa.list_(pa.int64())),  # start, end, start, end, …; null where none were named
-        ("columns", pa.map_(pa.string(), _floats)),  # of statistics, by name; null where there are none
-        ("metadata", pa.string()),  # a JSON object, the document's other fields; null where there are none
+        ("answer_spans", pa.list_(pa.int64())),  # start, end, start, end, …; null if none were specified
+        ("columns", pa.map_(pa.string(), _floats)),  # of statistics, by name; null if there are none
+        ("metadata", pa.string()),  # a JSON object, the document's other fields; null if there are none
     ]
 )
 EARLIER_SCHEMAS = [pa.schema(list(LONG_SCHEMA)[:-lacking]) for lacking in (1, 2, 3)]
-"""`LONG_SCHEMA` of parts that were written before it had its last columns."""
+"""`LONG_SCHEMA` without its last columns, for parts written by earlier versions."""
 SHORT_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", _floats)])
 
 
 class Place(NamedTuple):
-    """Where a row is."""
+    """Location of a row."""
 
     path: Path
     group: int
@@ -71,7 +71,7 @@ class Place(NamedTuple):
 
 
 def _side_folder(short: ShortContext | None) -> str:
-    """Where a side is inside the run: ``long`` (None), or ``short/K4096-d1024``."""
+    """Folder of a side inside the run: ``long`` (None), or ``short/K4096-d1024``."""
     return "long" if short is None else f"short/K{short.context}-d{short.stride}"
 
 
@@ -83,10 +83,10 @@ def _side_schema(short: ShortContext | None) -> pa.Schema:
 def run_settings(
     info: ScorerInfo, shorts: Sequence[ShortContext], *, bos: Bos, limit: Limit, store_text: bool
 ) -> dict[str, Any]:
-    """The settings that make two runs the same run, for the manifest.
+    """The settings that identify a run, for the manifest.
 
     Raises:
-        UserError: An unknown BOS rule, or K that leaves nothing to score.
+        UserError: The BOS rule is unknown, or K leaves nothing to score.
     """
     if bos not in ("window", "published"):
         raise UserError(f"`bos` is {bos!r}; expected 'window' or 'published'")
@@ -116,13 +116,13 @@ def run_settings(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run.
+    """Reads the manifest of a run.
 
     Raises:
-        UserError: There is no run, or it is of another schema version, or broken.
+        UserError: There is no run, its schema version is unknown, or it is broken.
 
     Warns:
-        LonglensWarning: It is of schema version 1.
+        LonglensWarning: The run has schema version 1.
     """
     if not folder.exists():
         raise UserError(f"no such directory: {folder}. Create scores with: longlens score DOCS --model M -o {folder}")
@@ -138,12 +138,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def make_manifest(info: ScorerInfo, settings: Mapping[str, Any], name: str | None = None) -> dict[str, Any]:
-    """What manifest.json holds.
+    """The content of manifest.json.
 
     Args:
-        info: Of the model.
+        info: Information about the model.
         settings: See `run_settings`.
-        name: What the run is called in tables; no part of what identifies it.
+        name: Display name of the run in tables; not part of its identity.
 
     Raises:
         UserError: The name is empty.
@@ -155,13 +155,13 @@ def make_manifest(info: ScorerInfo, settings: Mapping[str, Any], name: str | Non
 
 
 def _check_same_run(folder: Path, have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses to mix scores that were made differently.
+    """Raises if scores of different models or settings would be mixed.
 
     Raises:
         UserError: Model, tokenizer or settings differ; both values are shown.
     """
     differs = model_differences(have["model"], wanted["model"])
-    # Settings that identify the model too are said once.
+    # Settings that also identify the model are reported once.
     differs += [said for said in differences(have["settings"], wanted["settings"]) if said not in differs]
     refuse_other(folder, "run", differs, models=two_models(have["model"], wanted["model"]))
 
@@ -175,18 +175,19 @@ def check_run(
     limit: Limit,
     store_text: bool,
 ) -> None:
-    """Rejects, before weights are loaded, settings that cannot be and a run directory that was made otherwise.
+    """Rejects, before weights are loaded, invalid settings and a run directory with other settings.
 
     Args:
-        out: The folder; anything is fine where no run is in it.
-        model: Of the run; while its weights are not on this machine, the folder is not looked at.
+        out: The folder; any folder without a run is accepted.
+        model: Model of the run; if its weights are not on this machine, the folder is not checked.
         shorts: Short contexts that would be scored.
         bos: Which BOS tokens the model sees, see `longlens.score`.
-        limit: What documents are truncated to.
+        limit: Truncation of documents.
         store_text: Whether texts are stored.
 
     Raises:
-        UserError: An unknown BOS rule, K that leaves nothing to score, or a folder of another model or other settings.
+        UserError: The BOS rule is unknown, K leaves nothing to score, or the folder has another model or other
+            settings.
     """
     run_settings(model.info, shorts, bos=bos, limit=limit, store_text=store_text)
     info = model.identify() if (out / MANIFEST).is_file() else None
@@ -196,7 +197,7 @@ def check_run(
 
 
 def run_sha256(manifest: Mapping[str, Any]) -> str | None:
-    """What every part of a run carries: the hash of its model and settings; None in runs of schema version 1."""
+    """Hash of a run's model and settings, stored in each of its parts; None in runs of schema version 1."""
     if manifest["schema_version"] == BY_WEIGHTS:
         return None
     return canonical_sha256([ModelIdentity.read(manifest["model"]).to_json(), manifest["settings"]])
@@ -208,7 +209,7 @@ def _part_paths(folder: Path) -> list[Path]:
 
 
 def read_ids(folder: Path, short: ShortContext | None, run: str | None) -> Iterator[tuple[Place, dict[str, str]]]:
-    """Of each row of a side its place and its id, with the hash of the text where the side has it."""
+    """Yields the location and ID of each row of a side, with the hash of the text if the side has it."""
     columns = ["id", "text_sha256"] if short is None else ["id"]
     for path in _part_paths(folder / _side_folder(short)):
         with open_part(path, _side_schema(short), run) as parquet:
@@ -220,7 +221,7 @@ def read_ids(folder: Path, short: ShortContext | None, run: str | None) -> Itera
 
 
 def broken(path: Path, reason: str) -> UserError:
-    """What to say of a part that cannot be relied on."""
+    """The error for a part that is corrupt."""
     return UserError(
         f"{path} is corrupt or was not written by longlens ({reason}): delete that file and run the same longlens "
         "score command again, which scores the missing documents"
@@ -229,7 +230,7 @@ def broken(path: Path, reason: str) -> UserError:
 
 @contextmanager
 def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.ParquetFile]:
-    """A part with its checksums verified.
+    """Opens a part with its checksums verified.
 
     Args:
         path: The part.
@@ -237,7 +238,7 @@ def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.Par
         run: `run_sha256` of its folder.
 
     Raises:
-        UserError: It is broken, has other columns, or is of another run.
+        UserError: The part is broken, has other columns, or belongs to another run.
     """
     try:
         with open_file(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
@@ -245,22 +246,22 @@ def open_part(path: Path, schema: pa.Schema, run: str | None) -> Iterator[pq.Par
             if not there.equals(schema) and not (schema is LONG_SCHEMA and any(map(there.equals, EARLIER_SCHEMAS))):
                 raise pa.ArrowInvalid(f"its columns are {', '.join(there.names)}, or they have other types")
             if run is not None and (there.metadata or {}).get(RUN_KEY) != run.encode():
-                raise pa.ArrowInvalid("it is of a run of another model or with other settings")
+                raise pa.ArrowInvalid("it belongs to a run of another model or with other settings")
             yield parquet
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise broken(path, one_line(error)) from error
 
 
 def check_writable(folder: Path, *, rank: int = 0) -> None:
-    """Rejects, before anything is computed, a folder that no run can be written to.
+    """Rejects, before anything is computed, a folder to which no run can be written.
 
     Raises:
-        UserError: It is a file, holds something else, another process writes there, or it cannot be made.
+        UserError: It is a file, contains something else, is being written by another process, or cannot be created.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # False also for a name too long
     _own(folder, rank).release()
     for path in made:
-        with suppress(OSError):  # gone, or another process has put something there
+        with suppress(OSError):  # already removed, or another process has written there
             path.rmdir()
 
 
@@ -269,7 +270,7 @@ def _own(folder: Path, rank: int) -> LockedFolder:
 
 
 class RunWriter:
-    """The one writer of a run directory, under an OS lock (one writer a rank where several processes share a run).
+    """The one writer of a run directory, under an OS lock (one writer per rank if several processes share a run).
 
     Raises:
         UserError: Another process writes there, or the folder holds a run made with other settings.
@@ -289,7 +290,7 @@ class RunWriter:
             raise
 
     def _claim(self, manifest: Mapping[str, Any]) -> str | None:
-        """Writes the manifest, or holds this run's against the one that is there; returns `run_sha256`."""
+        """Writes the manifest, or compares this run's with the existing one; returns `run_sha256`."""
         path = self.folder / MANIFEST
         if not path.exists() and create_json(path, manifest):
             return run_sha256(manifest)
@@ -302,9 +303,9 @@ class RunWriter:
         return run_sha256(have)
 
     def done(self, short: ShortContext | None) -> Mapping[str, str]:
-        """Ids in committed parts of a side (None is long), with their texts' hashes.
+        """IDs in committed parts of a side (None is long), with their texts' hashes.
 
-        A short row whose long row was lost is not done: without the hash nothing says of which text it is.
+        A short row whose long row was lost is not done: without the hash its text is unknown.
         """
         if short not in self._done:
             rows = read_ids(self.folder, short, self._run)
@@ -336,10 +337,10 @@ class RunWriter:
         return f"part-{self._rank:05d}-{time.time_ns() // 10**6:012x}-{uuid.uuid4().hex[:12]}.parquet"
 
     def make_side(self, short: ShortContext) -> None:
-        """Makes the folder of a side, which says that it was scored also where no document has rows of it.
+        """Makes the folder of a side, which records that it was scored even if no document has rows in it.
 
         Raises:
-            UserError: It cannot be made.
+            UserError: It cannot be created.
         """
         self._own.check()
         folder = self.folder / _side_folder(short)
@@ -359,7 +360,7 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Rows are whole documents, so what is finished is kept even when something else went wrong (Ctrl-C too).
+        # Rows are whole documents, so finished rows are kept even after an error or Ctrl-C.
         failures: list[UserError] = []
         try:
             for writer in self._writers.values():

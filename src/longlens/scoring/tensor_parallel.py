@@ -1,11 +1,11 @@
-"""Scoring with a model that several processes share.
+"""Scoring with a model that is sharded over several processes.
 
 ::
 
     leader     score -> logprobs -> a batch --+-> the same pass -> log-probabilities
     followers                    follow <-----+-> the same pass
 
-Documents, windows and the run directory are the leader's alone: what a follower gets are batches of token ids.
+Only the leader handles documents, windows and the run directory; followers receive batches of token IDs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class TeamScorer(TransformersScorer):
     """A `TransformersScorer` of a model that was loaded with a tensor-parallel plan, in each process of a team.
 
     Args:
-        team: Of this process, which has joined it.
-        *arguments: Of `TransformersScorer`.
-        **options: Of `TransformersScorer`.
+        team: Team of this process, which has joined it.
+        *arguments: Arguments of `TransformersScorer`.
+        **options: Options of `TransformersScorer`.
 
     Raises:
         UserError: As `TransformersScorer`.
@@ -38,16 +38,16 @@ class TeamScorer(TransformersScorer):
 
     def __init__(self, team: Team, *arguments: Any, **options: Any) -> None:
         self._team = team
-        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # NCCL would give up on a follower that waits
+        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)  # NCCL would time out while a follower waits
         super().__init__(*arguments, **options)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Log-probabilities of each request's tokens from its start on, in any order; the leader's to call.
+        """Log-probabilities of each request's tokens from its start, in any order; called by the leader only.
 
         Raises:
             UserError: As `TransformersScorer.logprobs`; a follower has ended.
         """
-        assert not self._team.follows, "a follower runs what its leader asks for: follow()"
+        assert not self._team.follows, "a follower runs what its leader requests: follow()"
         return super().logprobs(requests)
 
     def _score(self, batch: Sequence[Request]) -> list[Result]:
@@ -59,7 +59,7 @@ class TeamScorer(TransformersScorer):
             return super()._score(batch)
 
     def follow(self) -> None:
-        """Runs what the leader asks for, until it ends.
+        """Runs the leader's batches until the leader ends.
 
         Raises:
             UserError: The leader has ended; this process has not enough memory.
@@ -73,7 +73,7 @@ class TeamScorer(TransformersScorer):
                     self._score(batch)
             except PeerGone:
                 raise
-            except UserError:  # the leader has the same error, and says it
+            except UserError:  # the leader has the same error and reports it
                 continue
             except torch.OutOfMemoryError as error:
                 raise UserError(
@@ -81,7 +81,7 @@ class TeamScorer(TransformersScorer):
                 ) from error
 
     def end(self) -> None:
-        """Lets the followers go."""
+        """Ends the followers."""
         self._tell([0])
 
     def _tell(self, numbers: Sequence[int]) -> None:

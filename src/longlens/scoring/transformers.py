@@ -1,4 +1,4 @@
-"""The engine for causal language models of transformers: batches of bounded tokens, logits for scored rows alone."""
+"""The engine for transformers causal language models: token-bounded batches, logits only for scored rows."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ from longlens.scoring.statistics import Statistic, describe
 from longlens.tokenization import Encoded, TextEncoder
 
 LOOK_AHEAD_BATCHES = 8
-"""Requests of so many batches are read ahead and sorted by length, so that little is padded."""
+"""Number of batches of requests that are read ahead and sorted by length, to reduce padding."""
 CHUNK_TOKENS = 1024
-"""Rows of a chunk where a sequence is fed in chunks (sliding-window layers, eager attention)."""
+"""Number of rows per chunk if a sequence is fed in chunks (sliding-window layers, eager attention)."""
 ATTENTION_BYTES = 256 * 2**20
-"""Bound on the attention matrix of a chunk under eager attention, fp32."""
+"""Upper bound on the attention matrix of a chunk under eager attention, fp32."""
 BRANCH_TOKENS = 32768
-"""Tokens of copies of a key-value cache that exist at one time (`ContinuationScorer.branches`)."""
+"""Maximum number of tokens of key-value cache copies that exist at one time (`ContinuationScorer.branches`)."""
 QUANTIZED_ERROR = 0.1
-"""How far states of quantized products may move, of the largest of them, before a model counts as not causal.
+"""Largest change of states of quantized products, relative to the largest state, in a causal model.
 
-Where activations are quantized as well, rounding of another kernel or batch moves some of them by a whole step: 0.03 of
-the largest state in SmolLM2 (int8 of torchao and bitsandbytes). What leaks moves them by their own size.
+If activations are quantized as well, rounding in another kernel or batch moves some of them by a whole step: 0.03 of
+the largest state in SmolLM2 (int8 of torchao and bitsandbytes). A leak changes states by their own magnitude.
 """
 _LOGGER = logging.getLogger(__name__)
 
@@ -76,23 +76,23 @@ _T = TypeVar("_T")
 
 
 class TransformersScorer:
-    """Scores with a model of transformers.
+    """Scores with a transformers model.
 
-    The vocabulary head is applied to scored rows alone, in fp32, a block of rows at a time. Sequences longer than a
+    The vocabulary head is applied only to scored rows, in fp32, one block of rows at a time. Sequences longer than a
     sliding window, and those of eager attention, go through the model in chunks with the library's own key-value
     cache, so that no n x n mask or attention matrix exists and sliding-window layers cost n x window.
 
     Args:
         model: A causal language model; put into eval mode while it runs.
         tokenizer: Its tokenizer.
-        name: What the run is called after; the model's own name unless given.
-        source: Where the model came from, for the manifest.
-        weights_sha256: Hash of its files; computed from the weights in memory unless given.
-        quantization: How its weights are quantized, for the manifest; what its configuration says unless given.
+        name: Name for the run; by default the model's own name.
+        source: Origin of the model, for the manifest.
+        weights_sha256: Hash of its files; by default computed from the weights in memory.
+        quantization: How its weights are quantized, for the manifest; by default what its configuration says.
         batch_tokens: Maximum tokens per batch, padding included; by default 1,024 on a CPU and 32,768 on a GPU.
         spans: ``"tokenizer"`` for the tokenizer's own offsets, as the published package uses them.
-        cache: Policy of the cache that long contexts go through in chunks; short ones are scored without it.
-        statistics: What else is computed of each token under its long context, see `longlens.scoring.statistics`.
+        cache: Cache policy under which long contexts are fed in chunks; short ones are scored without it.
+        statistics: Statistics computed for each token under its long context, see `longlens.scoring.statistics`.
         reference: A model of the same tokenizer that is run over the same tokens, for statistics that compare two.
 
     Raises:
@@ -129,7 +129,7 @@ class TransformersScorer:
         self._batch_tokens = batch_tokens or default_batch_tokens(self._device)
         self._pads = not (self._forward.by_length or self._forward.by_batch)
         self._rows: int | None = None
-        # Now: what is edited later is not what was checked here.
+        # Computed now: later edits were not checked here.
         self._functional_config = functional_config(model)
         with running(model):
             self._head = self._probe().keep_wide()
@@ -142,7 +142,7 @@ class TransformersScorer:
 
     @cached_property
     def info(self) -> ScorerInfo:
-        """What the run records of this model."""
+        """What the run records about this model."""
         return ScorerInfo(
             name=self._name or self.model.name_or_path or type(self.model).__name__,
             source=self._source,
@@ -166,13 +166,14 @@ class TransformersScorer:
         return self._encoder.encode(document.text)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Log-probabilities of each request's tokens from its start on, in any order.
+        """Log-probabilities of each request's tokens from its start, in any order.
 
         Raises:
-            UserError: A request is longer than a model without rotary positions can take.
+            UserError: A request is longer than a model with learned positions supports.
         """
         for batch in self._batches(requests):
-            # No mode is held while the caller has the results: it may be reading another scorer in turn.
+            # No grad or eval mode is active while the caller has the results: it may be alternating with another
+            # scorer.
             with running(self.model):
                 try:
                     results = self._score(batch)
@@ -216,7 +217,7 @@ class TransformersScorer:
             yield from logit_blocks(states.to(self._head.weight.device), self._head)
 
     def _tensors(self, batch: Sequence[Request]) -> tuple[Tensor, Tensor]:
-        """Tokens ``(B, T)`` of sequences, the longest first, and which rows predict a scored one."""
+        """Tokens ``(B, T)`` of sequences, the longest first, and a mask of the rows that predict a scored token."""
         longest = len(batch[0].token_ids)
         limit = getattr(self._config, "max_position_embeddings", None)
         if limit is not None and longest > limit and getattr(self._config, "rope_parameters", None) is None:
@@ -226,7 +227,7 @@ class TransformersScorer:
         input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
         if int(input_ids.max()) >= self._vocabulary:
             raise UserError(
-                f"the tokenizer gives token {int(input_ids.max())}, and {self.info.name} has embeddings for "
+                f"the tokenizer returned token {int(input_ids.max())}, and {self.info.name} has embeddings for "
                 f"{self._vocabulary}: tokenizer and model do not match"
             )
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -275,7 +276,7 @@ class TransformersScorer:
         return self._feed(input_ids, keep, chunks, self._forward.new_cache())[0]
 
     def _long_hidden(self, input_ids: Tensor, keep: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `_hidden`, through the cache policy; with one, also a row's bytes of cache after each kept position."""
+        """Like `_hidden`, under the cache policy; with one, also each row's bytes of cache after each kept position."""
         use = self._cache
         if use is None:
             return self._hidden(input_ids, keep), None
@@ -291,7 +292,7 @@ class TransformersScorer:
     ) -> tuple[Tensor, Tensor]:
         batch, length = input_ids.shape
         places = None
-        if explicit:  # the cache may have dropped tokens before
+        if explicit:  # the cache may have dropped tokens earlier
             places = torch.arange(length, device=input_ids.device)[None].expand(batch, -1)
         parts: list[list[Tensor]] = [[] for _ in range(batch)]
         held = torch.zeros(length, dtype=torch.float64)
@@ -314,7 +315,7 @@ class TransformersScorer:
 
     @cached_property
     def _window(self) -> int | None:
-        """Smallest attention window, 0 for eager attention; None where chunks gain nothing or cannot be had."""
+        """Smallest attention window, 0 for eager attention; None if chunks have no benefit or are not possible."""
         if self._attention not in ("sdpa", "eager"):
             return None
         windows = self._forward.attention_windows
@@ -350,7 +351,7 @@ class TransformersScorer:
             )
 
     def _probe(self) -> Head:
-        """Holds our log-probabilities against the model's own logits once, on a few tokens."""
+        """Compares our log-probabilities with the model's own logits once, on a few tokens."""
         ids = probe_ids(self.model)
         whole, logits = self._forward.hidden(ids), self._forward.logits(ids)[0]
         hidden = whole[0]
@@ -385,12 +386,12 @@ class TransformersScorer:
 
 
 def read_ahead(requests: Iterable[_T], batch_tokens: int, length: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """Parts of a stream of requests that are sorted by length and packed into batches together.
+    """Yields parts of a stream of requests that are sorted by length and packed into batches together.
 
     Args:
-        requests: In their order.
-        batch_tokens: Of a batch.
-        length: Tokens of a request.
+        requests: Requests, in order.
+        batch_tokens: Maximum number of tokens per batch.
+        length: Function that returns the number of tokens of a request.
     """
     waiting: list[_T] = []
     tokens = 0
@@ -409,7 +410,7 @@ class Continuation(NamedTuple):
     Attributes:
         logprob: Sum of its tokens' log-probabilities, in nats.
         is_greedy: Whether each of its tokens is the most likely one after those before it.
-        logprobs: Of each token, in nats.
+        logprobs: Log-probability of each token, in nats.
         greedy: Whether each token is the most likely one.
     """
 
@@ -420,25 +421,25 @@ class Continuation(NamedTuple):
 
 
 class ContinuationScorer(TransformersScorer):
-    """Scores continuations of a text, which goes through the model once for all of them.
+    """Scores continuations of a text, which is run through the model once for all of them.
 
-    With p the text and c a continuation, the answer is that of one pass over ``p + c``::
+    With p the text and c a continuation, the result equals that of one pass over ``p + c``::
 
         logits = model(p + c).logits[len(p) - 1 : -1]
         logprob = logits.float().log_softmax(-1).gather(-1, c).sum()
         is_greedy = (logits.argmax(-1) == c).all()
 
-    but logits exist for the continuation's tokens alone, and the key-value cache of p serves each continuation. Each
-    one takes a pass of its own where the model has no such cache (state-space and hybrid models), or its rotary
-    frequencies depend on the length of the whole (dynamic NTK, LongRoPE).
+    but logits exist only for the continuation's tokens, and the key-value cache of p is reused for each continuation.
+    Each continuation needs a separate pass if the model has no such cache (state-space and hybrid models), or if its
+    rotary frequencies depend on the total length (dynamic NTK, LongRoPE).
     """
 
     def continuations(self, text: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Continuation]:
-        """One answer for each continuation.
+        """One result per continuation.
 
         Args:
-            text: Tokens, at least one, special ones included.
-            continuations: Tokens, each at least one.
+            text: Token IDs, at least one, including special tokens.
+            continuations: Token IDs, at least one each.
         """
         with running(self.model):
             if len(continuations) == 1 or not self._forward.has_cache:
@@ -453,11 +454,11 @@ class ContinuationScorer(TransformersScorer):
     def branches(
         self, prefix: Sequence[int], rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
     ) -> list[list[Continuation]]:
-        """``[continuations([*prefix, *text], some) for text, some in rows]``; the prefix goes through the model once.
+        """``[continuations([*prefix, *text], some) for text, some in rows]``; the prefix is run through the model once.
 
         Args:
-            prefix: Tokens that all texts begin with, may be none.
-            rows: Of each text the tokens after the prefix, at least one, and its continuations.
+            prefix: Token IDs with which all texts begin; may be empty.
+            rows: For each text, its tokens after the prefix (at least one) and its continuations.
         """
         with running(self.model):
             has_cache = self._forward.has_cache
@@ -497,7 +498,7 @@ class ContinuationScorer(TransformersScorer):
         return cache
 
     def _beside(self, cache: Any, last: int, continuations: Sequence[Sequence[int]]) -> list[Continuation]:
-        """All of them as one batch after the cache, padded on the right, where no token before sees it."""
+        """Scores all continuations as one batch after the cache, padded on the right, so no token sees padding."""
         longest = max(map(len, continuations))
         rows = [[last, *tokens[:-1], *[0] * (longest - len(tokens))] for tokens in continuations]
         own = copy.deepcopy(cache)
@@ -515,7 +516,7 @@ class ContinuationScorer(TransformersScorer):
 
 
 def _hash_weights(model: torch.nn.Module) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of a model's parameters, in the order of their names.
+    """SHA-256 over the names, dtypes, shapes and bytes of a model's parameters, in the order of their names.
 
     Raises:
         UserError: Weights are offloaded and cannot be read.

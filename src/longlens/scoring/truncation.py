@@ -17,11 +17,11 @@ from longlens.settings.options import MAX_LENGTH, Truncation
 from longlens.tokenization import Encoded
 
 CHARACTERS_PER_TOKEN = 64
-"""A text longer than this many characters for each token of the limit is not tokenized to its end."""
+"""A text with more characters than this per token of the limit is not tokenized to its end."""
 
 
 class TruncatedText(NamedTuple):
-    """A text after truncation, and how many tokens it had before (None where it was too long to count)."""
+    """A text after truncation, and its number of tokens before (None if it was too long to count)."""
 
     text: str
     total_tokens: int | None
@@ -29,13 +29,13 @@ class TruncatedText(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLimit:
-    """Cuts a text to at most ``max_tokens`` tokens of a tokenizer, at the end of a character.
+    """Truncates a text to at most ``max_tokens`` tokens of a tokenizer, at the end of a character.
 
     Attributes:
         max_tokens: The limit, without BOS.
         counted_by: Name of the tokenizer, for the manifest; ``"own"`` for the scored model's.
         encode: Text to tokens and spans.
-        bos_token_id: Is not counted where a text begins with it; None where the tokenizer has none.
+        bos_token_id: BOS, which is not counted if a text begins with it; None if the tokenizer has none.
     """
 
     max_tokens: int
@@ -48,18 +48,19 @@ class TokenLimit:
             raise UserError(f"`max_length` is {self.max_tokens}; expected at least 2")
 
     def __call__(self, text: str) -> TruncatedText:
-        """The longest prefix that ends with one of the first ``max_tokens`` tokens and has no more than that many.
+        """Returns the longest prefix that ends with one of the first ``max_tokens`` tokens and has at most that many
+        tokens.
 
-        A BOS that the text itself begins with is one more.
+        A BOS with which the text itself begins is not counted.
 
-        The prefix is tokenized again, since a tokenizer may treat the new end otherwise; while that gives more
+        The prefix is tokenized again, since a tokenizer may split the new end differently; as long as it has more
         tokens than allowed, it is truncated again.
         """
         head, counted = text, True
         size = CHARACTERS_PER_TOKEN * self.max_tokens
         while len(text) > size:
             head, counted = text[:size], False
-            # Spaces can make tokens of more characters than that; then look further.
+            # Tokens of spaces can have more characters than that; then look further.
             if len(self.encode(head).token_ids) > self.max_tokens + 1:
                 break
             size *= 2
@@ -70,7 +71,7 @@ class TokenLimit:
             self.bos_token_id is not None and encoded.token_ids[:1].tolist() == [self.bos_token_id]
         )
         while len(encoded.token_ids) > most:
-            # A character that is split over the limit belongs to later tokens too, and is left out.
+            # A character that is split across the limit also belongs to later tokens, and is dropped.
             end = int(np.min(encoded.char_spans[most:, 0]))
             end = min(end, int(encoded.char_spans[most - 1, 1]))
             head = head[: end if end < len(head) else len(head) - 1]
@@ -80,7 +81,7 @@ class TokenLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterLimit:
-    """Cuts a text to ``max_characters`` characters."""
+    """Truncates a text to ``max_characters`` characters."""
 
     max_characters: int
     counted_by: str = "characters"
@@ -90,7 +91,7 @@ class CharacterLimit:
             raise UserError(f"`max_characters` is {self.max_characters}; expected at least 1")
 
     def __call__(self, text: str) -> TruncatedText:
-        """``text[:max_characters]``; its tokens before are not counted."""
+        """``text[:max_characters]``; its tokens before truncation are not counted."""
         return TruncatedText(text[: self.max_characters], None)
 
 
@@ -98,30 +99,30 @@ Limit = TokenLimit | CharacterLimit
 
 
 def cut_documents(documents: Iterable[Document], limit: Limit) -> Iterator[Document]:
-    """The documents with what a run with this limit scores of their texts."""
+    """Yields the documents with their texts truncated as in a run with this limit."""
     for document in documents:
         yield replace(document, text=limit(document.text).text)
 
 
 def num_characters(text: str, limit: Limit) -> int:
-    """About how many characters of a text are scored, without counting its tokens; to say how far a run is."""
+    """Approximate number of scored characters of a text, without counting its tokens; for progress displays."""
     return min(len(text), limit.max_characters if isinstance(limit, CharacterLimit) else 5 * limit.max_tokens)
 
 
 def make_limit(truncation: Truncation, model: TokenizedModel | None, *, trust_remote_code: bool = False) -> Limit:
-    """The limit that a text is truncated to.
+    """Makes the truncation limit of a run.
 
-    Tokens are counted by the model's tokenizer unless `Truncation.truncate_with` names another one. Where the model has
-    ``max_length`` positions and its tokenizer a BOS, the limit is one token less, with a warning.
+    Tokens are counted by the model's tokenizer unless `Truncation.truncate_with` specifies another one. If the model
+    has ``max_length`` positions and its tokenizer has a BOS, the limit is one token less, with a warning.
 
     Args:
         truncation: How documents are truncated.
-        model: The scored model, or its tokenizer and configuration alone; None where there is none.
-        trust_remote_code: Runs code that comes with the model that `Truncation.truncate_with` names.
+        model: The scored model, or only its tokenizer and configuration; None if there is none.
+        trust_remote_code: Runs code that comes with the model specified by `Truncation.truncate_with`.
 
     Raises:
-        UserError: A limit that cannot be; more tokens than the model takes, without `Truncation.extrapolate`; tokens
-            without a model that counts them.
+        UserError: The limit is invalid, exceeds the model's maximum length without `Truncation.extrapolate`, or counts
+            tokens without a model that counts them.
     """
     if truncation.max_characters is not None:
         return CharacterLimit(max_characters=truncation.max_characters)

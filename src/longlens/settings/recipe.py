@@ -89,7 +89,7 @@ def parse_integer(value: Any, name: str, place: str = "") -> int:
 
     Args:
         value: What was given.
-        name: Of the parameter, for messages.
+        name: Name of the parameter, for messages.
         place: The recipe that says it, for messages.
 
     Raises:
@@ -282,7 +282,7 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
     Args:
         change: What was given.
         option: What it was given as, for messages.
-        example: Of such an assignment, for messages.
+        example: Example of such an assignment, for messages.
 
     Raises:
         UserError: It is no KEY=VALUE, or the value is not valid YAML.

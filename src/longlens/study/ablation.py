@@ -139,7 +139,7 @@ class Ablation(Tabular):
         benchmarks: Scores by benchmark, one for each model; None where there is none.
         measures: Every metric of every model.
         stability: How many documents rankings need.
-        agreement: Of each two settings; then of the first with each model's own selection.
+        agreement: Agreement of each two settings; then of the first with each model's own selection.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
 
@@ -200,14 +200,14 @@ def ablate(
         runs: Scores of the models, on the same documents.
         evaluators: Scores of evaluators, on the same texts; more documents are fine.
         benchmarks: By the name of a benchmark, scores by the names of the models (`longlens.scoring.scores.names_of`).
-        alphas: Of the grid, nats.
-        betas: Of the grid, nats; -inf, which is always there, stands for no second criterion.
+        alphas: Alphas of the grid, nats.
+        betas: Betas of the grid, nats; -inf, which is always there, stands for no second criterion.
         rule: ``alpha``, ``beta`` (which join the grid) and ``gamma`` where the grid has no other; ``context`` and
             ``stride`` leave only these of those that were scored.
         self_evaluation: Whether each model is its own evaluator as well, which needs its short-context scores at the K
             and d of the first setting. None: those models that have them, and a warning names the others.
-        draws: Of documents, for each power curve and each interval of a tau.
-        seed: Of the draws.
+        draws: Number of draws of documents, for each power curve and each interval of a tau.
+        seed: Seed of the draws.
         progress: Shows documents.
 
     Raises:

@@ -257,9 +257,9 @@ class _Part:
 
     Args:
         setting: The setting.
-        place: Of its evaluator.
+        place: Place of its evaluator.
         evaluator: Its scores.
-        runs: Of the models.
+        runs: Runs of the models.
         names: Theirs.
         rule: Thresholds and gamma.
         grid: alphas and betas.

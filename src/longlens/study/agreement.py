@@ -183,7 +183,7 @@ def _interval(value: float, counts: Doubles, slopes: Doubles, least: float) -> I
     """Over documents, by the rule of `longlens.metrics.uncertainty` for what is computed from several ratios of sums.
 
     Args:
-        value: Of all documents.
+        value: Value over all documents.
         counts: ``(n, 4)``: N, a, b and c of each document.
         slopes: How the value moves with a, b and c at equal N.
         least: The smallest value there is; 1 is the largest.

@@ -33,8 +33,8 @@ class ScoreFile(NamedTuple):
     """What a CSV file says.
 
     Attributes:
-        scores: Of each benchmark, by model.
-        families: Of each model, by its name; empty where there is no such column.
+        scores: Scores of each benchmark, by model.
+        families: Families of each model, by its name; empty where there is no such column.
         models: All of them.
     """
 

@@ -114,7 +114,7 @@ def write_correlation_figures(
     Args:
         table: From `correlate`.
         folder: Where; created if it is missing. Files of the same names are replaced.
-        formats: Of ``png`` and ``svg``.
+        formats: Formats, from ``png`` and ``svg``.
 
     Raises:
         UserError: matplotlib is not installed, a format is unknown, or a file cannot be written.

@@ -60,8 +60,8 @@ class BenchmarkScores:
     """Scores of scored models.
 
     Attributes:
-        scores: Of each benchmark, by the name of a run.
-        families: Of runs, by their names, where a file says it.
+        scores: Scores of each benchmark, by the name of a run.
+        families: Families of runs, by their names, where a file says it.
         notes: What did not join, and what has to be known of a score.
     """
 
@@ -187,11 +187,12 @@ class CorrelationTable(Tabular):
         benchmarks: Scores by benchmark, one for each model.
         correlations: By metric and benchmark.
         baseline: The metric that the others are tested against; None where it is not among them.
-        tests: Of each other metric against the baseline, by metric and benchmark.
-        agreement: Of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on correlations).
+        tests: Tests of each other metric against the baseline, by metric and benchmark.
+        agreement: Agreement of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on
+        correlations).
         notes: What has to be known before a number is relied on, a sentence each.
-        settings: Of the key tokens that the metrics are about: ``evaluator``, ``context``, ``stride``, ``alpha``,
-            ``beta``, ``gamma``, ``lcl``; empty where the metrics were given.
+        settings: Settings of the key tokens that the metrics are about: ``evaluator``, ``context``, ``stride``,
+            ``alpha``, ``beta``, ``gamma``, ``lcl``; empty where the metrics were given.
     """
 
     models: Sequence[str]
@@ -257,9 +258,9 @@ def correlate_table(
         models: Names of the models, each once.
         families: Family of each model.
         baseline: The metric that Williams' test compares the others with, where it is among them.
-        resamples: Of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
         permutations: Random orders, where there are too many models for all of them.
-        seed: Of both.
+        seed: Seed of both.
 
     Raises:
         UserError: A column has another number of values than there are models, or a model is named twice.
@@ -319,9 +320,9 @@ def correlate_columns(
         x: ``(n,)`` a metric.
         y: ``(n,)`` scores.
         families: ``(n,)`` family of each model.
-        resamples: Of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
         permutations: Random orders, where there are too many models for all of them.
-        seed: Of both.
+        seed: Seed of both.
     """
     from scipy import stats
 
@@ -370,8 +371,8 @@ def compare_dependent(
         x: ``(n,)`` a metric.
         baseline: ``(n,)`` the metric that it is compared with.
         y: ``(n,)`` scores.
-        resamples: Of the bootstrap, for the interval of the difference.
-        seed: Of it.
+        resamples: Number of resamples of the bootstrap, for the interval of the difference.
+        seed: Seed of the bootstrap.
     """
     from scipy import stats
 
@@ -414,8 +415,8 @@ def williams_t(r_xy: float, r_by: float, r_xb: float, n: int) -> float | None:
 
     Args:
         r_xy: Pearson's r of a first and a third column.
-        r_by: Of a second and the third column.
-        r_xb: Of the first and the second column.
+        r_by: Correlation of a second and the third column.
+        r_xb: Correlation of the first and the second column.
         n: Rows.
 
     Returns:
@@ -440,8 +441,8 @@ def rank_agreement(
 
     Args:
         benchmarks: By name, a score for each model.
-        resamples: Of the bootstrap.
-        seed: Of it.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     columns = {name: _values(column) for name, column in benchmarks.items()}
     found: dict[str, dict[str, RankAgreement]] = {name: {} for name in columns}

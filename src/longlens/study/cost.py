@@ -89,8 +89,8 @@ class CostSettings(StudySettings):
         windows: Short contexts of the evaluator.
         alpha: Key tokens have LSD > alpha, nats.
         beta: Key tokens have LCL > beta, nats.
-        dtype: Of both models.
-        seeds: Of the rounds; each draws the order of what is timed.
+        dtype: Dtype of both models.
+        seeds: Seeds of the rounds; each draws the order of what is timed.
     """
 
     model: str
@@ -307,8 +307,8 @@ def summarize(
     """Medians and ranges over the rounds of one length.
 
     Args:
-        settings: Of the study.
-        length: Of the documents, tokens of the evaluator.
+        settings: Settings of the study.
+        length: Length of the documents, tokens of the evaluator.
         rounds: What `_Timed.round` returns.
         plan: Predicts the seconds of a role at a length.
 

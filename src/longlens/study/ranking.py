@@ -143,7 +143,7 @@ def power_curve(sums: Doubles, *, draws: int = DRAWS, seed: int = 0) -> list[Sub
     Args:
         sums: ``(m, n, 2)``: log-probability and weight of each model and document.
         draws: Splits of the documents.
-        seed: Of the splits.
+        seed: Seed of the splits.
 
     Returns:
         Empty for fewer than two models or four documents. A draw whose reference orders no pair is left out; a subset
@@ -215,7 +215,7 @@ def agreement_interval(one: Doubles, other: Doubles, *, draws: int = DRAWS, seed
         one: ``(m, n, 2)``: log-probability and weight of each model and document.
         other: Likewise.
         draws: Bootstrap samples; those in which a metric orders no pair are left out.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         None for fewer than two documents or models, or where no draw has a value.

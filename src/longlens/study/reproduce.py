@@ -48,7 +48,7 @@ class StudySettings(Settings):
     """The base of an experiment's settings: a recipe has all of them.
 
     Attributes:
-        seeds: Of the runs; more can be added to a run directory.
+        seeds: Seeds of the runs; more can be added to a run directory.
     """
 
     seeds: tuple[Integer, ...] = Field(strict=False, min_length=1)
@@ -197,7 +197,7 @@ def read_study(
     """The settings of an experiment.
 
     Args:
-        name: Of the experiment.
+        name: Name of the experiment.
         recipe: A YAML file; the one that comes with longlens unless given.
         seeds: Instead of the recipe's.
         changes: Such as ``samples=10`` or ``training.steps=20``; values are YAML.
@@ -222,7 +222,7 @@ def reproduce(
     """Runs the steps of an experiment that are not in its run directory yet, and sums them up.
 
     Args:
-        name: Of the experiment.
+        name: Name of the experiment.
         settings: All settings, see `read_study`.
         out: A new folder, or one of the same settings.
         progress: Shows how far it is.

@@ -46,7 +46,7 @@ def four_kinds(tokenizer: Any, *, count: int, tokens: int, kinds: Sequence[str] 
     Args:
         tokenizer: Counts.
         count: Documents of each kind.
-        tokens: Of each document.
+        tokens: Number of tokens of each document.
         kinds: Some of `KINDS`.
 
     Raises:

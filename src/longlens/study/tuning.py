@@ -25,11 +25,11 @@ class Tuning(Settings):
             format that no task has.
         loss: ``ce`` or ``longce``, with K = d = `context`.
         steps: Optimizer steps.
-        rows: Of a step.
+        rows: Rows of a step.
         length: Tokens of a row.
-        learning_rate: Of AdamW, after a tenth of the steps.
+        learning_rate: Learning rate of AdamW, after a tenth of the steps.
         context: K and d of LongCE, tokens.
-        seed: Of the rows.
+        seed: Seed of the rows.
     """
 
     data: Literal["short", "retrieval"]

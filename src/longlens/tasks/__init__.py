@@ -121,7 +121,8 @@ def get_task(name: str, **settings: Any) -> Task:
 
     Args:
         name: One of `list_tasks`.
-        settings: Of the task, such as ``haystack``, ``data_dir``, ``lines``, ``depths``; docs/tasks.md lists them.
+        settings: Settings of the task, such as ``haystack``, ``data_dir``, ``lines``, ``depths``; docs/tasks.md lists
+            them.
 
     Raises:
         UserError: Unknown task or setting, an invalid value, or a plugin's task that cannot be used.

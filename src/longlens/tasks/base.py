@@ -108,8 +108,8 @@ class Task(ABC):
 
         Args:
             length: Of prompt, answer prefix and answer; where settings change with it.
-            seed: Of all random choices.
-            index: Of the sample.
+            seed: Seed of all random choices.
+            index: Index of the sample.
             tokens: Counts, for what is fitted within the sample.
         """
 
@@ -155,8 +155,8 @@ class Task(ABC):
         Args:
             length: Tokens of prompt, answer prefix and answer, at most. None only where settings or data fix the units.
             samples: The benchmark's own number unless given.
-            seed: Of all random choices.
-            tokenizer: Of transformers.
+            seed: Seed of all random choices.
+            tokenizer: A transformers tokenizer.
             reserve: Tokens that are left for a chat template.
             overlong: What to do with a sample that settings or data make too long, one of
                 `longlens.tasks.truncation.POLICIES`; the benchmark's own policy unless given. With ``skip`` there are

@@ -240,7 +240,7 @@ def check_files(tasks: Iterable[Task], lengths: Sequence[int] = ()) -> None:
 
     Args:
         tasks: The tasks.
-        lengths: Of the samples, where files are of a length.
+        lengths: Lengths of the samples, where files are of a length.
 
     Raises:
         UserError: Two files or more are missing.

@@ -42,7 +42,7 @@ class Haystack:
 
     Attributes:
         name: What it is, without the place it was read from.
-        sha256: Of its words with one space between them.
+        sha256: SHA-256 of its words with one space between them.
         words: Its words, as in RULER: what whitespace separates.
         ends: How many words there are up to the end of each sentence, see `sentence_ends`.
     """

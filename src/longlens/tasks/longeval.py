@@ -85,7 +85,7 @@ class LongEvalLines(Task):
     """LongEval's lines.
 
     Attributes:
-        name: Of the task.
+        name: Name of the task.
         ids: A key of `IDS`.
         lines: So many lines, whatever their tokens; as many as the length holds unless given.
         answer_prefix: What the model continues, ``{line}`` being the id that is asked for; upstream has none for chat
@@ -201,7 +201,7 @@ class LongEvalTopics(FolderTask):
     """LongEval's topics.
 
     Attributes:
-        name: Of the task.
+        name: Name of the task.
         topics: So many conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); as many as the length holds
             unless given.
         answer_prefix: What the model continues; upstream has none for chat models. A base model needs one, such as

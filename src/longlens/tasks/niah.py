@@ -77,7 +77,7 @@ class NeedleGrid(JudgedTask):
     whatever the seed, as upstream; ask for ``len(depths)`` of them.
 
     Attributes:
-        name: Of the task.
+        name: Name of the task.
         depths: In percent of the text, 0 to 100.
         needle: What is hidden.
         question: What is asked.

@@ -129,7 +129,7 @@ class RowsTask(FolderTask):
             prefix: How the answer begins.
             answers: The right answers.
             context: ``[start, end)`` of the long text in the prompt.
-            metadata: Of the sample.
+            metadata: Metadata of the sample.
         """
         bare, whole = prompt.rstrip(), prompt + prefix
         kept = whole.rstrip()[len(bare) :]
@@ -187,7 +187,7 @@ class SubsetTask(RowsTask):
         """The table's prompt with its fields filled in.
 
         Args:
-            metadata: Of the sample.
+            metadata: Metadata of the sample.
             answers: The right answers.
             context: The long text.
             fields: The others.

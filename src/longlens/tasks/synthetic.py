@@ -71,7 +71,7 @@ def distractors(
     Args:
         inside: Values that stand in the text; answers may be among them.
         answers: The right ones.
-        rng: Of the sample, for this purpose alone.
+        rng: Random number generator of the sample, for this purpose alone.
         outside: Different values of the same form, as many as needed or without end; those in the text are passed over.
 
     Returns:

@@ -130,7 +130,7 @@ class CheckpointCommitter(TrainerCallback):  # type: ignore[misc]
     last of all.
 
     Args:
-        folder: Of the run; None in processes that do not write.
+        folder: Folder of the run; None in processes that do not write.
         identity: What identifies the run.
         keep: How many checkpoints are kept.
     """
@@ -152,9 +152,9 @@ class LogWriter(TrainerCallback):  # type: ignore[misc]
     """Writes log.jsonl: all that is logged at a step is one line, which is there before the step's checkpoint is whole.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         progress: Shows the steps.
-        title: Of the run.
+        title: Title of the run.
     """
 
     def __init__(self, folder: RunFolder, progress: Progress, title: str) -> None:

@@ -52,7 +52,7 @@ class RunFolder:
 
     Args:
         path: The folder.
-        settings: Of the run; others are rejected.
+        settings: Settings of the run; others are rejected.
         result: Keys that the result of a run that is done has.
 
     Attributes:

@@ -117,7 +117,7 @@ class RecipeFile:
     """A recipe as it was read: one run, or those of a sweep.
 
     Attributes:
-        name: Of the recipe.
+        name: Name of the recipe.
         out: The folder that it names; None where it names none.
         runs: By the folder in that one: ``"."`` for one run, ``extend.theta=500000.0`` and so on for a sweep.
         shares_data: Whether all runs of a sweep are trained on the same rows.

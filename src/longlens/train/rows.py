@@ -50,7 +50,7 @@ def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
 
     Args:
         recipe: Says which.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         out: The folder they are made in.
 
     Raises:
@@ -132,7 +132,7 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
     """The rows as a `datasets.Dataset` with the columns that training takes.
 
     Args:
-        folder: Of `prepare_rows`.
+        folder: Folder written by `prepare_rows`.
         cache: Where the library may put what it maps into memory.
         recipe: Says whether offline weights are used.
 
@@ -172,7 +172,7 @@ def has_packed_rows(rows: Any) -> bool:
     """Whether a row has several documents, whose positions begin at 0 each.
 
     Args:
-        rows: Of `load_rows`.
+        rows: Rows from `load_rows`.
     """
     import pyarrow.compute as pc
 

@@ -49,7 +49,7 @@ def run_file(
     """Runs a recipe, or those of a sweep one after the other.
 
     Args:
-        found: Of `longlens.train.recipe.read_recipe`.
+        found: Result of `longlens.train.recipe.read_recipe`.
         out: Folder of the run, or of those of a sweep; the same call again continues where it stopped.
         progress: Shows the steps.
 
@@ -300,7 +300,7 @@ def _save(model: Any, weights: Any, tokenizer: Any, recipe: Recipe, out: Path) -
         model: Trained.
         weights: Instead of the model's own, of which it may have a part.
         tokenizer: Its tokenizer.
-        recipe: Of the run.
+        recipe: Recipe of the run.
         out: Its folder.
     """
     from longlens.rope.folder import extend

@@ -36,7 +36,7 @@ class SequenceParallel:
         multiple: Rows are padded to a multiple of so many tokens.
 
     Args:
-        accelerator: Of accelerate, whose ``parallelism_config`` has ``cp_size`` or ``sp_size`` above 1.
+        accelerator: The accelerator of accelerate, whose ``parallelism_config`` has ``cp_size`` or ``sp_size`` above 1.
         model: A causal language model of transformers.
 
     Raises:
@@ -182,7 +182,7 @@ class SequenceParallel:
 
         Args:
             model: As accelerate prepared it.
-            inputs: Of the data loader: whole rows, or Ulysses' parts.
+            inputs: Inputs of the data loader: whole rows, or Ulysses' parts.
             longce: None for cross-entropy.
             step: Counts updates from 0.
 

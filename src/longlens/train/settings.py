@@ -28,7 +28,7 @@ class MixtureData(Settings):
         mixture: A preset, or a YAML file.
         sources: Paths of sources by name, instead of the mixture's.
         length: Tokens of a row; the mixture's unless given.
-        tokens: Of all rows; the mixture's unless given.
+        tokens: Number of tokens of all rows; the mixture's unless given.
         seed: Orders the rows; the mixture's unless given.
     """
 
@@ -179,7 +179,8 @@ class Load(Settings):
     """How the model is loaded.
 
     Attributes:
-        dtype: Of the weights, their gradients and the optimizer's state: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: Dtype of the weights, their gradients and the optimizer's state: ``float32``, ``bfloat16`` or
+        ``float16``.
         attention: ``attn_implementation`` of transformers; its own choice unless given.
         full_attention: Turns the sliding window of a model off, in all layers.
         trust_remote_code: Runs code that comes with the model.
@@ -206,8 +207,8 @@ class Training(Settings):
         final_share: ``cosine`` ends at this share of the learning rate.
         warmup_steps: Of a linear rise from 0; or `warmup_ratio`.
         warmup_ratio: The same as a share of all steps.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
+        betas: Betas of AdamW.
+        weight_decay: Weight decay of AdamW.
         clip: Largest norm of the gradient; null for none.
         precision: Autocast: ``bfloat16``, ``float16``, or ``float32`` for none.
         sharding: Spreads weights, gradients and the optimizer's state over the processes: ``fsdp`` (FSDP2) or ``zero3``
@@ -290,7 +291,7 @@ class Lora(Settings):
     Attributes:
         r: Rank.
         alpha: Scale times r.
-        dropout: Of the adapters' input.
+        dropout: Dropout of the adapters' input.
         target_modules: Names of modules, or ``all-linear``.
         modules_to_save: Modules that are trained whole.
     """

@@ -125,10 +125,10 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
     """TrainingArguments, or SFTConfig for conversations.
 
     Args:
-        recipe: Of the run.
+        recipe: Recipe of the run.
         folder: For checkpoints.
         micro_batches: Of a step in each process.
-        name: Of the run, where it is reported to.
+        name: Name of the run, where it is reported to.
         processes: How many there are.
 
     Raises:
@@ -376,8 +376,8 @@ def load_for_training(recipe: Recipe, config: Any, sharding: str | None = None) 
 
     Args:
         recipe: Says which, and how.
-        config: Of `plan_config`.
-        sharding: Of `sharding_of`.
+        config: Result of `plan_config`.
+        sharding: Result of `sharding_of`.
 
     Raises:
         UserError: It cannot be loaded, lacks weights, or is quantized in a way that cannot be trained.
@@ -501,7 +501,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path) -
 
     Args:
         recipe: With an evaluation.
-        tokenizer: Of the model that is trained.
+        tokenizer: Tokenizer of the model that is trained.
         length: Tokens of a row.
         out: Folder for the evaluator's scores and ``keys.jsonl``.
 

@@ -37,7 +37,7 @@ class LongCEArguments:
         gamma: The maximum weight.
         floor: The smallest weight of a token with a short-context score; 0 as in the paper, 1 so that no token weighs
             less than in cross-entropy.
-        share: Of the windows, for ``sampled-longce``; 0.5 unless given.
+        share: Share of the windows, for ``sampled-longce``; 0.5 unless given.
         short_dtype: ``bfloat16`` or ``float16`` for the short-context pass; otherwise that of the long pass.
 
     Raises:

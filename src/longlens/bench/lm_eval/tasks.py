@@ -82,7 +82,7 @@ def evaluate(
     Args:
         recorded: The model.
         task: What is run.
-        length: Of its data, such as ``4k``, where that comes in lengths.
+        length: Length of its data, such as ``4k``, where that comes in lengths.
         data_dir: Folder with copies of the Hub datasets; the Hub unless given.
         asked: ``samples``, the first so many of each of its tasks; ``few_shot``, examples in a prompt, its own number
             where that is None; ``chat_template``, whether prompts are put into the tokenizer's.

@@ -94,7 +94,7 @@ def _excerpts(scores: TokenScores, keys: KeyTokens, count: int) -> list[tuple[fl
     """The key tokens with the largest LSD, in the order of the text: LSD in nats, and the text around each.
 
     Args:
-        scores: Of the evaluator, with the text.
+        scores: Scores of the evaluator, with the text.
         keys: Its key tokens.
         count: How many.
     """

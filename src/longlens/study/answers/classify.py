@@ -76,7 +76,7 @@ def classify(settings: AnswersSettings, by_lines: Mapping[int, Samples], develop
     """How well answer tokens are told from the rest.
 
     Args:
-        settings: Of the experiment.
+        settings: Settings of the experiment.
         by_lines: Test samples by number of lines.
         development: Samples on which thresholds are chosen.
 

@@ -42,10 +42,10 @@ class AnswersSettings(StudySettings):
 
     Attributes:
         models: Names of models, for the engine transformers.
-        dtype: Of their weights.
+        dtype: Dtype of their weights.
         lines: Numbers of lines of a record, increasing.
-        samples: Of each number of lines and seed.
-        record_samples: Of how many of these all tokens of the prompt are scored.
+        samples: Number of samples of each number of lines and seed.
+        record_samples: Number of these samples for which all tokens of the prompt are scored.
         response: What the answer begins with, ``{line}`` being the line that is asked for.
         context: K, tokens.
         stride: d, tokens.
@@ -54,7 +54,7 @@ class AnswersSettings(StudySettings):
         classified_lines: The number of lines at which all tokens of the prompt have a short context, and thresholds are
             chosen.
         development_samples: On which they are chosen.
-        development_seed: Of these; not among the seeds.
+        development_seed: Development seed of these; not among the seeds.
     """
 
     models: Names
@@ -160,11 +160,11 @@ def score_sample(
 
     Args:
         scorer: The model.
-        sample: Of LongEval's lines.
+        sample: Sample of LongEval's lines.
         target: The right continuation of its prompt, such as ``" <12345>"``.
-        settings: Of the experiment.
+        settings: Settings of the experiment.
         record: Whether the tokens of the prompt are scored as well.
-        lines: Of the record; at `AnswersSettings.classified_lines` these tokens have short-context scores too.
+        lines: Lines of the record; at `AnswersSettings.classified_lines` these tokens have short-context scores too.
 
     Returns:
         ``num_tokens``, of prompt and response; ``num_prompt_tokens``; ``in_short``: whether the line that is asked for

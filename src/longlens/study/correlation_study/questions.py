@@ -32,8 +32,8 @@ class TaskSettings(Settings):
 
     Attributes:
         task: ``longeval_lines``, ``json_kv``, ``niah_multikey_1``, or another one with a single right answer.
-        lines: Of ``longeval_lines``.
-        length: Of the others, tokens of each model's own tokenizer, as RULER counts them.
+        lines: Lines of ``longeval_lines``.
+        length: Length of the others, tokens of each model's own tokenizer, as RULER counts them.
         texts: Different texts; the questions are distributed to them.
     """
 
@@ -70,9 +70,9 @@ def make_questions(settings: TaskSettings, *, count: int, seed: int, tokenizer: 
     (json_kv, niah_multikey_1) of the same text, without replacement.
 
     Args:
-        settings: Of the task.
-        count: Of all questions.
-        seed: Of the samples.
+        settings: Settings of the task.
+        count: Number of all questions.
+        seed: Seed of the samples.
         tokenizer: Counts.
 
     Raises:

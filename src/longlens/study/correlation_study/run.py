@@ -90,7 +90,7 @@ class CorrelationStudy(StudySettings):
         stride: d.
         share_documents: Documents whose key-token share is measured by the variant itself (d = K there).
         tasks: What is asked, by name.
-        questions: Of each task and seed.
+        questions: Number of questions of each task and seed.
         subsets: Random subsets of tokens, as many as key tokens.
     """
 

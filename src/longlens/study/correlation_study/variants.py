@@ -34,7 +34,7 @@ class VariantSettings(Settings):
         sinks: First tokens that all tokens attend to beside the window (StreamingLLM, arXiv 2309.17453).
         rope: A method of RoPE extension.
         theta: Another RoPE base of the layers that attend to everything, smaller or larger.
-        bits: Of each weight of linear layers, rounded in memory, see `quantize`.
+        bits: Number of bits of each weight of linear layers, rounded in memory, see `quantize`.
         temperature: T of ``log_softmax(logits / T)``.
         training: A fine-tune, by its name in the recipe.
     """
@@ -60,7 +60,7 @@ def make_variant(base: Any, settings: VariantSettings) -> Any:
     """A copy of a model, changed; fine-tunes are not run here.
 
     Args:
-        base: Of transformers; not changed.
+        base: A transformers model; not changed.
         settings: What is done.
     """
     from longlens.rope import apply
@@ -163,7 +163,7 @@ def rounded(weight: Tensor, bits: int, group: int = GROUP) -> Tensor:
 
     Args:
         weight: ``(outputs, inputs)``.
-        bits: Of a weight.
+        bits: Number of bits of a weight.
         group: Inputs that share scale and offset; a last group may be smaller.
     """
     parts = []

@@ -25,9 +25,9 @@ class Extended:
     """A model under one method; it is loaded when a step needs it.
 
     Args:
-        settings: Of this part.
-        name: Of the method.
-        steps: Of the run directory.
+        settings: Settings of this part.
+        name: Name of the method.
+        steps: Steps of the run directory.
     """
 
     def __init__(self, settings: Pretrained, name: str, steps: Steps) -> None:

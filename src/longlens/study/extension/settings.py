@@ -108,11 +108,11 @@ class Pretrained(Settings):
         model: Its name.
         methods: By name, `NONE` among them, see `Reach`.
         kinds: Kinds of text (`texts.four_kinds`) that PPL is measured on, a document each.
-        tokens: Of a document.
+        tokens: Number of tokens of a document.
         block: Tokens of the blocks that NLL is distinguished by.
         tasks: What is asked, by name, with lengths below and above the trained one.
-        questions: Of each task, by name.
-        seed: Of the questions.
+        questions: Number of questions of each task, by name.
+        seed: Seed of the questions.
     """
 
     model: Name
@@ -142,7 +142,7 @@ class ExtensionStudy(StudySettings):
         seeds: Each draws a small base model, the text for testing, all documents, and the questions.
         small: The part on small models.
         pretrained: The part on a published model; left out where there is none.
-        resamples: Of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
         text: Prose for the small models: a file or a folder; Python's standard library unless given.
     """
 

@@ -40,7 +40,7 @@ class SmallModels:
     Args:
         small: Settings.
         text: All of it.
-        steps: Of the run directory.
+        steps: Steps of the run directory.
         seed: Draws the base model, the text for testing, all documents and the questions.
     """
 

@@ -43,8 +43,8 @@ def summarize(
     Args:
         study: Its settings.
         points: What was measured (`questions.measure`).
-        own: Of each seed at its own length.
-        keys: Of each factor and seed, the key tokens.
+        own: Own of each seed at its own length.
+        keys: Key tokens for each factor and seed.
 
     Returns:
         ``seeds``; ``chance`` of a choice; ``own``, forms at the trained length; ``starts``, a row a seed; ``means``, a
@@ -135,7 +135,7 @@ def rank(
 
     Args:
         columns: By factor, method and training, what was measured of each seed.
-        resamples: Of the bootstrap over methods.
+        resamples: Number of resamples of the bootstrap over methods.
 
     Returns:
         Rows with ``factor``, ``among`` (`FROZEN`, `TRAINED` or ``all``), ``metric``, ``task``, ``n`` methods,

@@ -26,7 +26,7 @@ class PermutedLongCE(LongCE):
     """LongCE whose weights are permuted among the tokens that have a short-context score: the same step, no selection.
 
     Attributes:
-        seed: Of the permutation; another one each step.
+        seed: Seed of the permutation; another one each step.
     """
 
     seed: int

@@ -123,7 +123,7 @@ def train(
         batches: Documents of each step.
         arm: The loss; CE unless given.
         longce: K, d and gamma of an arm other than CE.
-        seed: Of what the model draws while it trains; the loss of step i, counted from 0, has ``seed + i``.
+        seed: Seed of what the model draws while it trains; the loss of step i, counted from 0, has ``seed + i``.
         after_step: Called after each step; it may run the model.
     """
     if training.learning_rate is None:

@@ -43,7 +43,7 @@ class SeedText(NamedTuple):
     """The text of one seed in tokens.
 
     Attributes:
-        vocabulary: Of its training text.
+        vocabulary: Vocabulary of its training text.
         clean: The training text, without what it shares with held-out text.
         scored: Documents for testing, or for development.
     """
@@ -93,7 +93,7 @@ def held_out(
 
     Args:
         evaluation: What is asked, and how often.
-        text: Of the seed.
+        text: Text of the seed.
         seed: Draws it.
         training: Facts of training documents, which those for LongPPL have too.
         length: Tokens of long documents.
@@ -126,9 +126,9 @@ def own_forms(
 
     Args:
         evaluation: Its forms, with fewer facts where they do not fit.
-        text: Of the seed.
-        distance: Of the nearest fact, tokens.
-        length: Of a document, tokens.
+        text: Text of the seed.
+        distance: Distance of the nearest fact, tokens.
+        length: Length of a document, tokens.
         rng: Draws them.
     """
     facts = evaluation.facts.replace(distance=distance, repeated=0)

@@ -122,7 +122,7 @@ class _Job:
 
     Attributes:
         seed: Which one.
-        method: Of `Study.extensions`; none for the seed's start.
+        method: Method, one of `Study.extensions`; none for the seed's start.
         arm: The loss.
         rate: Learning rate.
         looks: Steps after which the run is scored; the last one ends it.

@@ -73,8 +73,8 @@ class StudyTraining(Settings):
         learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it. None where a grid is tried.
         warmup: Steps of the warm-up.
         end: What is left of the learning rate at the end; 1 keeps it as it is.
-        weight_decay: Of AdamW.
-        facts: Of a document.
+        weight_decay: Weight decay of AdamW.
+        facts: Number of facts of a document.
         drills: In the first half of the steps this share of a step's documents is nothing but a few facts, again and
             again (`documents.make_drill`), from which a model learns to retrieve.
     """
@@ -98,12 +98,12 @@ class StudyEvaluation(Settings):
 
     Attributes:
         documents: Long documents with a question at their end, and as many short ones of prose alone.
-        facts: Of a long document; ``distance`` is from the statement at depth 1 to the question.
+        facts: Number of facts of a long document; ``distance`` is from the statement at depth 1 to the question.
         forms: Other ways of writing facts, which training never had, by name.
         form_documents: Long documents of each of these forms.
         long: Long documents as in training, whose key tokens LongPPL is over.
-        alpha: Of key tokens, nats.
-        beta: Of key tokens, nats.
+        alpha: Alpha of key tokens, nats.
+        beta: Beta of key tokens, nats.
     """
 
     documents: Integer = Field(ge=2)
@@ -170,8 +170,9 @@ class Study(StudySettings):
         evaluation: What is scored.
         evaluator: How the evaluator of LongPPL, the seed's model extended by `evaluator_method`, is trained (with CE).
         evaluator_method: One of `extensions`.
-        resamples: Of the bootstrap.
-        seeds: Of the runs that count: each draws a base model, the text for testing, all documents, and the questions.
+        resamples: Number of resamples of the bootstrap.
+        seeds: Seeds of the runs that count: each draws a base model, the text for testing, all documents, and the
+        questions.
         development_seeds: Those that learning rates are chosen with; they are scored on documents for development.
         processes: How many seeds run at one time.
         text: Prose: a file or a folder; Python's standard library unless given.

@@ -164,7 +164,7 @@ def column_means(column: Sequence[Mapping[str, Any]], resamples: int) -> dict[st
 
     Args:
         column: What was measured (`questions.measure`), one a seed.
-        resamples: Of the bootstrap.
+        resamples: Number of resamples of the bootstrap.
     """
     found = {
         f"{form}.{name}": hierarchical_interval(_questions(column, form, name), resamples)

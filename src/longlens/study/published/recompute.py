@@ -27,7 +27,7 @@ class Check:
     """A printed number beside what other printed numbers say it has to be.
 
     Attributes:
-        id: Of the table, the row and the column.
+        id: ID of the table, the row and the column.
         place: Where it is printed.
         how: How it was recomputed.
         printed: The number.

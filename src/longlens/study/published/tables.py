@@ -85,7 +85,7 @@ class PublishedRow(Settings):
 
     Attributes:
         name: Its name, unique in its group.
-        group: Of rows that belong together, such as a training setting; empty in tables without groups.
+        group: Group of rows that belong together, such as a training setting; empty in tables without groups.
         values: A cell a column; None where the number is in a figure alone, or was not printed.
     """
 
@@ -100,9 +100,9 @@ class PublishedTable(Settings, Tabular):
     Attributes:
         id: How `longlens.study.published.table` finds it.
         label: What it is called where it stands, such as ``Table 9``.
-        section: Of the paper; None in a lecture.
+        section: Section of the paper; None in a lecture.
         page: None: the text that the numbers were read from has no page numbers.
-        slide: Of the lecture, counted by the numbers that stand in its text; None in a paper.
+        slide: Slide of the lecture, counted by the numbers that stand in its text; None in a paper.
         title: What it shows.
         note: What has to be known of the printed form; empty where there is nothing.
         commands: What computes such numbers here; MODEL, RUN and the like are for the user to fill in.
@@ -211,8 +211,8 @@ class Statement(Settings):
 
     Attributes:
         id: Its name.
-        section: Of the paper; None in a lecture.
-        slide: Of the lecture; None in a paper.
+        section: Section of the paper; None in a lecture.
+        slide: Slide of the lecture; None in a paper.
         says: What is said, in words of ours.
         values: The numbers by names.
     """

@@ -86,7 +86,7 @@ def best_scores(reply: str, answers: Sequence[str], *names: str, prefix: str = "
     Args:
         reply: What the model wrote.
         answers: The right answers.
-        *names: Of ``exact_match``, ``substring_exact_match``, ``f1`` and ``rougeL_f1``.
+        *names: Names, from ``exact_match``, ``substring_exact_match``, ``f1`` and ``rougeL_f1``.
         prefix: What the answer stands after.
 
     Source: HELMET ``utils.py``, `calculate_metrics`.

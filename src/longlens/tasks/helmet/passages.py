@@ -164,7 +164,8 @@ def sample_order(keys: Sequence[str], rng: Random) -> list[int]:
 
     Args:
         keys: Which question each row is of.
-        rng: Of the seed alone, so that the order is the same however many samples are asked for.
+        rng: Random number generator seeded with the seed alone, so that the order is the same however many samples are
+            asked for.
     """
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys):

@@ -185,7 +185,7 @@ def bucket_means(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float])
 
     Args:
         metadata: Of the samples; ``bucket`` counts.
-        scores: Of the same samples, from 0 to 1.
+        scores: Scores of the same samples, from 0 to 1.
 
     Raises:
         UserError: Their numbers differ, or there are none.

@@ -155,8 +155,8 @@ def summarize_v2(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float])
     ``round(100 * sum(scores) / len(scores), 1)`` of each group. Source: ``result.py``.
 
     Args:
-        metadata: Of the samples; ``difficulty`` and ``length_label`` count.
-        scores: Of the same samples: their ``accuracy``, or their ``compensated``, which is upstream's option.
+        metadata: Metadata of the samples; ``difficulty`` and ``length_label`` count.
+        scores: Scores of the same samples: their ``accuracy``, or their ``compensated``, which is upstream's option.
 
     Raises:
         UserError: Their numbers differ, or there are none.

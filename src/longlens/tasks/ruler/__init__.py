@@ -68,7 +68,7 @@ class RulerSummary:
 
     Attributes:
         means: By length, over the 13 tasks; None at a length at which one of them has no score.
-        average: Of the means; None if one of them is.
+        average: Average of the means; None if one of them is.
         weighted_increasing: ``wAvg. (inc)``; None if a mean is.
         weighted_decreasing: ``wAvg. (dec)``; None if a mean is.
         effective_length: As the function of that name; None as well where a mean that it depends on is None.
