@@ -125,7 +125,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         ([*MIX, "--source", "b=b.txt"], "--source b is given twice: a source has one path"),
         ([*MIX, "--source", "b"], "--source is 'b'; expected NAME=PATH, such as --source books=/data/books"),
         ([*MIX, "--tokens", "lots"], "--tokens is 'lots'; expected an integer, such as 65536 or 1e9"),
-        ([*MIX, "--tokens", "31"], "recipe.yaml: tokens is 31, less than one row of 32: give more, such as 1e9"),
+        ([*MIX, "--tokens", "31"], "recipe.yaml: tokens is 31, less than one row of 32: use more, such as 1e9"),
         ([*MIX, "--length", "1"], "recipe.yaml: length is 1; expected at least 2"),
         ([*MIX, "--tokens", "1e6"], "the source a (a.txt) gives 6 rows of 32 tokens, and its share of 50 % is 15,625"),
         ([*MIX[:5], "-o", "out"], "the source b has no path: pass --source b=PATH, a file, a folder or hf:NAME"),

@@ -196,7 +196,7 @@ def test_what_a_template_cannot_write_is_said_with_its_place(tmp_path):
         UserError, match=r"chat.jsonl:2'?: the chat template cannot write messages of user, user, assistan"
     ):
         data(tmp_path, [{"messages": dialogue("a", "b")}, {"messages": [*dialogue("a"), *dialogue("c", "d")]}], LLAMA2)
-    with pytest.raises(UserError, match="has no chat template: take the tokenizer of the model's instruct version"):
+    with pytest.raises(UserError, match="has no chat template: use the tokenizer of the model's instruct version"):
         chat_dataset(["chat.jsonl"], byte_tokenizer(), max_length=10)
     several = tokenizer_of({"one": CHATML, "two": LLAMA2})
     with pytest.raises(

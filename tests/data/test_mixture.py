@@ -201,7 +201,7 @@ def test_a_source_that_runs_out(texts):
         mix(recipe(sources={"a": short}), byte_tokenizer(), "out")
     assert str(refused.value) == (
         "the source a (code/y) gives 2 rows of 64 tokens, and its share of 100 % is 10 (1 documents with 182 tokens, "
-        "0 of them left out for their length): give it more text, ask for fewer `tokens`, or let it be read again with "
+        "0 of them left out for their length): add more text, use fewer `tokens`, or let it be read again with "
         "repeat: true"
     )
     assert not (texts / "out").exists()
@@ -241,7 +241,7 @@ def test_the_largest_remainders_get_what_is_left():
 
 def test_a_small_share_that_is_no_row():
     sources = {"a": MixtureSource(weight=99, path="a"), "b": MixtureSource(weight=1, path="b")}
-    with pytest.raises(UserError, match=r"10 rows leave none to the source b with 1 %: give at least 6401 `tokens`"):
+    with pytest.raises(UserError, match=r"10 rows leave none to the source b with 1 %: use at least 6401 `tokens`"):
         allocate(recipe(sources=sources))
 
 

@@ -92,7 +92,7 @@ def test_numbers_as_people_write_them(tmp_path):
         (GOOD.replace("length: 64", "length: 64.5"), "r.yaml: length is 64.5; expected an integer, such as 65536"),
         (GOOD + "'`seed`': 1\n", "r.yaml: unknown key '`seed`' (nearest: 'seed'); known are sources, length"),
         (GOOD.replace("1e3", "10.5"), "r.yaml: tokens is 10.5; expected an integer, such as 65536 or 1e9"),
-        (GOOD.replace("1e3", "63"), "r.yaml: tokens is 63, less than one row of 64: give more, such as 1e9"),
+        (GOOD.replace("1e3", "63"), "r.yaml: tokens is 63, less than one row of 64: use more, such as 1e9"),
         (GOOD.replace("100", "90"), "r.yaml: the weights of the sources sum to 90; they are percent: expected 100"),
         (
             GOOD.replace("100", "-1"),
@@ -113,7 +113,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ),
         (
             GOOD.replace("path: a", "path: a, order_by: x"),
-            "r.yaml: sources.a: order_by is the order in a group: give group_by too, or leave it out",
+            "r.yaml: sources.a: order_by is the order in a group: set group_by too, or leave it out",
         ),
         (
             GOOD.replace("path: a", "path: a, tokenized: true, text_field: x"),

@@ -107,7 +107,7 @@ def test_characters_that_no_token_has_weigh_one():
             "row 1 has the id 'a' and another text than was scored: score the",
         ),
         ({"id": ["c"], "text": ["x"]}, {}, "row 1 has the id 'c', which was not scored (2 documents were): score the"),
-        ({"text": ["x"]}, {}, "row 1 has no field 'id', which says which document it is: name it with `id_field`"),
+        ({"text": ["x"]}, {}, "row 1 has no field 'id', which identifies the document: set `id_field`"),
         ({"id": ["a"], "body": ["x"]}, {}, "row 1 has neither input_ids nor a text in the field 'text': name it with"),
         (
             {"id": ["a"], "input_ids": [[0, 1, 2, 4]]},

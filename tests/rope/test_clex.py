@@ -136,7 +136,9 @@ def test_what_is_kept_between_passes_follows_the_weights(ids):
 def test_a_trained_one_is_saved_and_loaded_as_any_model(ids, tmp_path):
     model = clex(trained=True)
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"not one of transformers: load it with longlens\.rope\.load_model"):
+    with pytest.raises(
+        UserError, match=r"does not support this model's rotary embedding: load it with longlens\.rope\.load_model"
+    ):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     again = load_model(str(tmp_path))
     torch.testing.assert_close(logits(again, ids), logits(model, ids))

@@ -39,7 +39,9 @@ def test_a_folder_that_longlens_alone_loads(name, base, ids, tmp_path):
     again = load_model(str(tmp_path / "out"), dtype=torch.float32)
     torch.testing.assert_close(logits(again, ids), logits(wanted, ids))
     assert (logits(again, ids) - logits(load_model(str(base), dtype=torch.float32), ids)).abs().max() > 1e-3
-    with pytest.raises(UserError, match=r"not one of transformers: load it with longlens\.rope\.load_model"):
+    with pytest.raises(
+        UserError, match=r"does not support this model's rotary embedding: load it with longlens\.rope\.load_model"
+    ):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "load it with longlens.rope.load_model(FOLDER)" in content.pop("longlens_requires")

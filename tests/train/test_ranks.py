@@ -55,4 +55,4 @@ def test_weights_spread_by_fsdp_get_the_same_gradient(ranks):
 
 def test_sharding_that_would_silently_be_a_whole_model_a_process_is_refused(ranks):
     for rank in range(2):
-        assert "`fsdp` is given, and accelerate shards" in (ranks / f"refused-{rank}.txt").read_text()
+        assert "`fsdp` is set, but accelerate shards" in (ranks / f"refused-{rank}.txt").read_text()

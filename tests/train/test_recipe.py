@@ -119,7 +119,7 @@ def test_large_recipes_spread_the_model_or_train_adapters(preset):
 
 
 def test_sharding_twice_is_refused():
-    with pytest.raises(UserError, match=r"sharding and arguments\.fsdp were both given: choose one"):
+    with pytest.raises(UserError, match=r"sharding and arguments\.fsdp are both set: choose one"):
         only("longce-pg19-pi", "training.arguments.fsdp=true")
 
 
@@ -246,8 +246,8 @@ WRONG = [
         {"training": {"stepps": 3}},
         "r.yaml: training: unknown key 'stepps' (nearest: 'steps'); known are batch_size, learning_rate, step",
     ),
-    ({"training": {"steps": None}}, "r.yaml: training: give steps or epochs, one of them"),
-    ({"training": {"epochs": 1}}, "r.yaml: training: give steps or epochs, one of them"),
+    ({"training": {"steps": None}}, "r.yaml: training: set either steps or epochs"),
+    ({"training": {"epochs": 1}}, "r.yaml: training: set either steps or epochs"),
     (
         {"training": {"steps": "many"}},
         "r.yaml: training.steps is 'many'; expected an integer, such as 65536 or 1e9",
@@ -270,7 +270,7 @@ WRONG = [
         {"training": {"final_share": 0.1}},
         "r.yaml: training: final_share is for schedule cosine, and schedule is linear",
     ),
-    ({"training": {"warmup_steps": 2, "warmup_ratio": 0.1}}, "r.yaml: training: warmup_steps and warmup_ratio were bo"),
+    ({"training": {"warmup_steps": 2, "warmup_ratio": 0.1}}, "r.yaml: training: warmup_steps and warmup_ratio are bot"),
     ({"training": {"betas": [0.9]}}, "r.yaml: training.betas[1] is missing: give it"),
     ({"training": {"precision": "fp8"}}, "r.yaml: training.precision is 'fp8'; expected float32, bfloat16 or float16"),
     ({"training": {"seed": True}}, "r.yaml: training.seed is True; expected an integer, such as 65536 or 1e9"),
@@ -330,10 +330,13 @@ WRONG = [
         "r.yaml: extend: unknown key 'fctor' (nearest: 'factor'); known are method, factor, theta, first_laye",
     ),
     ({"lora": {"r": 4}}, "r.yaml: lora.alpha is missing: give it"),
-    ({"evaluation": {"documents": "b.txt", "every": 2}}, "r.yaml: evaluation: LongPPL needs key tokens: give keys (a "),
+    (
+        {"evaluation": {"documents": "b.txt", "every": 2}},
+        "r.yaml: evaluation: LongPPL needs key tokens: set either key",
+    ),
     (
         {"evaluation": {"documents": "b.txt", "every": 2, "keys": "k", "max_length": 9}},
-        "r.yaml: evaluation: max_length cuts documents, and keys are of documents as they were scored: leave it out",
+        "r.yaml: evaluation: max_length truncates documents, and keys refer to them as they were scored: leave it out",
     ),
     (
         {"evaluation": {"documents": "a.txt", "every": 2, "keys": "k"}},

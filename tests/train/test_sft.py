@@ -166,7 +166,7 @@ def test_what_trl_would_lose_or_change_is_refused(tmp_path):
     weighed = rows(token_weights=[[1.0] * n for n in (60, 40, 52, 33)])
     with pytest.raises(UserError, match="token_weights was dropped while the dataset was prepared"):
         sft(tmp_path, data=weighed, longce=LongCE(gamma=RULE.gamma), args={"packing": True, "max_length": 64})
-    with pytest.raises(UserError, match="not shown to be right with loss_type"):
+    with pytest.raises(UserError, match="not known to be correct with loss_type"):
         sft(tmp_path, args={"loss_type": "dft"})
     with pytest.raises(UserError, match="token_weights for 32 tokens: expected one per token"):
         sft(tmp_path, data=weighed, longce=LongCE(gamma=RULE.gamma), args={"max_length": 32})

@@ -137,7 +137,7 @@ def test_groups_of_processes():
         accumulation(recipe(**shared), 6)
     with pytest.raises(UserError, match=r"do not divide among 3 groups of 4 processes .* expected a multiple of 6"):
         accumulation(recipe(**shared), 12)
-    with pytest.raises(UserError, match="context_parallel is 2 and sharding was not given: set it to fsdp"):
+    with pytest.raises(UserError, match="context_parallel is 2 and sharding is not set: set it to fsdp"):
         recipe(training={"context_parallel": 2})
     with pytest.raises(UserError, match=r"parallelism_config', which a recipe cannot set \(use training.context_para"):
         run(recipe(training={"arguments": {"parallelism_config": {}}}), "out")

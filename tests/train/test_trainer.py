@@ -252,8 +252,8 @@ def test_mixture_of_experts_without_router_loss(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"torch_compile": True}, "not shown to be right with torch_compile"),
-        ({"label_smoothing_factor": 0.1}, "not shown to be right with label_smoothing_factor"),
+        ({"torch_compile": True}, "not known to be correct with torch_compile"),
+        ({"label_smoothing_factor": 0.1}, "not known to be correct with label_smoothing_factor"),
     ],
 )
 def test_settings_that_were_not_shown_to_work_are_refused(tmp_path, args, message):

@@ -1,4 +1,4 @@
-"""Training data: mixtures, packing, offline LongCE weights, conversations. No torch is imported here."""
+"""Training data: mixtures, packing, offline LongCE weights, conversations. Does not import torch."""
 
 from longlens.data.chat import ChatCounts as ChatCounts
 from longlens.data.chat import chat_dataset as chat_dataset

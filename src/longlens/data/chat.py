@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatSettings:
-    """How conversations become rows.
+    """Settings for converting conversations to rows.
 
     Attributes:
-        max_length: Tokens of a row.
-        too_long: Of a conversation with more tokens, ``cut`` keeps the whole turns that fit, ``drop`` nothing.
-        turns: ``together`` makes a row of a conversation, ``apart`` one of each answer, see `chat_dataset`.
+        max_length: Maximum tokens per row.
+        too_long: For conversations with more tokens: ``cut`` keeps the whole turns that fit, ``drop`` removes the
+        conversation.
+        turns: ``together`` makes one row per conversation, ``apart`` one per answer, see `chat_dataset`.
 
     Raises:
         UserError: A value is out of range.
@@ -54,21 +55,22 @@ class ChatSettings:
 
 @dataclass(slots=True)
 class ChatCounts:
-    """What became of conversations.
+    """Counts of conversations, rows and tokens.
 
     With ``turns="together"``, ``conversations == rows + long_conversations + unanswered_conversations``.
 
     Attributes:
-        conversations: That were read.
-        rows: That were made.
-        tokens: In them.
-        learned_tokens: Of those, with a label.
-        cut_conversations: Of which whole turns were left out at the end, for the rest to fit.
-        cut_answers: Turns of the assistant that were left out so.
-        long_conversations: Left out, since not even the first answer fits (or all do not, with ``too_long="drop"``).
-        unanswered_conversations: Left out, having no turn of the assistant to learn.
-        merged_turns: Whose first token holds characters of the prompt as well. It is learned, but after the prompt
-            alone a model would have to begin with another token.
+        conversations: Number of conversations that were read.
+        rows: Number of rows that were made.
+        tokens: Number of tokens in the rows.
+        learned_tokens: Number of these tokens with a label.
+        cut_conversations: Number of conversations whose last turns were removed so that the rest fits.
+        cut_answers: Number of assistant turns that were removed in this way.
+        long_conversations: Number of conversations dropped because not even the first answer fits (or, with
+        ``too_long="drop"``, not all do).
+        unanswered_conversations: Number of conversations dropped because they have no assistant turn to learn.
+        merged_turns: Number of turns whose first token also contains characters of the prompt. The token is learned,
+            but after the prompt alone a model would have to begin with another token.
     """
 
     conversations: int = 0
@@ -82,7 +84,7 @@ class ChatCounts:
     merged_turns: int = 0
 
     def to_json(self) -> dict[str, int]:
-        """All of it."""
+        """Returns all counts."""
         return asdict(self)
 
 
@@ -96,7 +98,8 @@ def chat_dataset(
     turns: Turns = "together",
     counts: ChatCounts | None = None,
 ) -> Dataset:
-    """Conversations as training rows: ``input_ids``, and ``labels`` that are -100 except at the assistant's turns.
+    """Converts conversations to training rows: ``input_ids``, and ``labels`` that are -100 except at the assistant's
+    turns.
 
     A turn is the text that the template writes between the prompt for it and the next turn: the content, and the token
     that ends it. For ``U A U A``, each a turn with its header (``h``) and end (``e``)::
@@ -106,18 +109,18 @@ def chat_dataset(
 
     A row is ``{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}``, or has
     ``prompt`` and ``completion``, as messages or as strings (a user's turn and its answer). A list of functions
-    under ``tools``, and further keys of a message, are passed to the template. Messages after the last answer are left
-    out. A first message of the assistant is context, because it has no prompt.
+    under ``tools``, and further keys of a message, are passed to the template. Messages after the last answer are
+    dropped. A first message by the assistant is context, because it has no prompt.
 
-    JSON rows are passed to the template unchanged. Arrow (Parquet, saved datasets) gives every object all keys that
-    the objects of any row have, with null if they were missing, so nulls inside objects are removed at any depth. Keep
-    rows with intended nulls as JSON Lines.
+    JSON rows are passed to the template unchanged. Arrow (Parquet, saved datasets) adds to every object all keys that
+    occur in any row, with null if they were missing, so nulls inside objects are removed at any depth. Keep rows with
+    intended nulls as JSON Lines.
 
     Args:
         sources: JSON Lines or Parquet files, folders of such files, or ``hf:NAME``.
         tokenizer: A transformers tokenizer, with a chat template.
         max_length: Maximum tokens per row.
-        reading: Subset, split (``train`` unless given) and number of conversations.
+        reading: Subset, split (``train`` by default) and number of conversations.
         too_long: For conversations with more tokens: ``cut`` keeps the complete turns that fit, ``drop`` removes the
             conversation.
         turns: ``together`` makes one row per conversation. ``apart`` makes one row per answer, after the conversation
@@ -129,8 +132,8 @@ def chat_dataset(
         Rows in the order of the conversations, none longer than ``max_length`` and each with at least one label.
 
     Raises:
-        UserError: No chat template, or one whose turns cannot be separated (see `ChatTemplate`); a row that is not a
-            conversation; no row is left.
+        UserError: There is no chat template, or one whose turns cannot be separated (see `ChatTemplate`); a row is not
+            a conversation; or no row is left.
 
     Warns:
         LonglensWarning: Conversations were truncated or left out, or answers begin inside a token of the prompt.
@@ -152,21 +155,21 @@ def chat_folder(
     pack_rows: bool = False,
     reading: Reading | None = None,
 ) -> dict[str, Any]:
-    """Writes the rows of `chat_dataset` into a folder, whole or not at all.
+    """Writes the rows of `chat_dataset` into a folder, atomically.
 
     Args:
         sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
         tokenizer: A transformers tokenizer, with a chat template.
         out: A new folder.
         settings: How conversations become rows.
-        pack_rows: Packs whole conversations into rows, none of which sees another.
-        reading: Subset, split (``train`` unless given) and number of conversations.
+        pack_rows: Whether to pack whole conversations into rows, without attention between them.
+        reading: Subset, split (``train`` by default) and number of conversations.
 
     Returns:
-        What counts.json holds: `ChatCounts`, and ``packed_rows`` where rows are packed.
+        Content of counts.json: `ChatCounts`, and ``packed_rows`` if rows are packed.
 
     Raises:
-        UserError: What `chat_dataset` rejects, a folder that holds something else, a full disk.
+        UserError: As for `chat_dataset`; the folder contains something else; or the disk is full.
 
     Warns:
         LonglensWarning: Conversations were truncated or left out, or answers begin inside a token of the prompt.
@@ -189,7 +192,7 @@ def chat_folder(
         if folder.counts is not None:
             return folder.counts
         rows: Iterator[Mapping[str, Any]] = chat_rows(sources, tokenizer, settings, reading=reading, counts=counts)
-        # A packing of one conversation a row would be this as well, except for positions, which padding has no need of.
+        # Packing one conversation per row would be the same, except for positions, which padding does not need.
         if pack_rows:
             rows = pack(rows, settings.max_length, packing=BestFit(), counts=packed)
         folder.write("data", rows, schema_of(["input_ids", "labels"]))
@@ -207,25 +210,25 @@ def chat_rows(
     reading: Reading | None = None,
     counts: ChatCounts | None = None,
 ) -> Iterator[Columns]:
-    """The rows of `chat_dataset`, one by one; arguments are checked at once.
+    """The rows of `chat_dataset`, one by one; arguments are checked immediately.
 
     Args:
         sources: JSON Lines or Parquet files, folders of such, or ``hf:NAME``.
         tokenizer: A transformers tokenizer, with a chat template.
         settings: How conversations become rows.
-        reading: Subset, split (``train`` unless given) and number of conversations.
-        counts: Is added to as rows are made.
+        reading: Subset, split (``train`` by default) and number of conversations.
+        counts: Updated as rows are made.
 
     Raises:
-        UserError: See `chat_dataset`; also where no row was made, when the last conversation was read.
+        UserError: See `chat_dataset`; also if no row was made after the last conversation was read.
     """
     if isinstance(sources, (str, bytes, Path)):
         raise UserError(f"`sources` is {shown(sources)}, expected a list of them: pass [{shown(sources)}]")
     if not sources:
-        raise UserError("no conversations given: name JSON Lines or Parquet files, folders or hf:NAME")
+        raise UserError("no conversations: pass JSON Lines or Parquet files, folders or hf:NAME")
     for source in sources:
         if not source.startswith("hf:"):
-            read_manifest(Path(source))  # rejects what `longlens data qa` has not finished
+            read_manifest(Path(source))  # rejects an unfinished folder of `longlens data qa`
     reading = Reading(split="train") if reading is None else reading
     encoder = ChatEncoder(tokenizer, turns=settings.turns)
     counts = ChatCounts() if counts is None else counts
@@ -265,7 +268,7 @@ def _count_rows(
 
 
 def _fitting_rows(conversation: Conversation, encoder: ChatEncoder, settings: ChatSettings) -> list[ChatRow]:
-    """Rows of a conversation as far as they fit; none where nothing does, or there is no answer."""
+    """Rows of a conversation, as far as they fit; none if nothing fits or there is no answer."""
     answers = conversation.find_answers()
     if settings.turns == "apart":
         rows = [encoder.encode(conversation.until(answer)) for answer in answers]
@@ -281,11 +284,11 @@ def _fitting_rows(conversation: Conversation, encoder: ChatEncoder, settings: Ch
 
 
 def _warn_left_out(counts: ChatCounts, max_length: int) -> None:
-    """Says what was truncated, left out or merged, if anything was.
+    """Warns about what was truncated, dropped or merged, if anything was.
 
     Args:
         counts: Counts of all rows.
-        max_length: Tokens of a row.
+        max_length: Maximum tokens per row.
     """
     happened = [
         (counts.cut_conversations, f"truncated to {max_length:,} tokens ({counts.cut_answers:,} answers)"),

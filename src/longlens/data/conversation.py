@@ -1,4 +1,4 @@
-"""Conversations: read from a row, written by a chat template, and encoded with labels at what the assistant says."""
+"""Conversations: read from a row, rendered by a chat template, and encoded with labels for the assistant's turns."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Span(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Messages and the functions that they may call, with the place where they were found."""
+    """Messages and the functions that they may call, with their location in the data."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None
     place: str
 
     def find_answers(self) -> list[int]:
-        """Which messages are the assistant's and have a prompt before them."""
+        """Indices of the assistant's messages that have a prompt before them."""
         return [at for at, message in enumerate(self.messages) if at and message["role"] == ASSISTANT]
 
     def until(self, answer: int) -> Conversation:
-        """The conversation up to this message and with it."""
+        """The conversation up to and including this message."""
         return self._replace(messages=self.messages[: answer + 1])
 
 
@@ -49,7 +49,7 @@ def read_conversation(row: Mapping[str, Any], place: str) -> Conversation:
     """The conversation of a row, see `longlens.data.chat.chat_dataset`.
 
     Raises:
-        UserError: It has none.
+        UserError: The row has no conversation.
     """
     if row.get("messages") is not None:
         messages = row["messages"]
@@ -92,39 +92,39 @@ def _message(message: Any, place: str) -> dict[str, Any]:
             f"{place} has a message of {shown(message['role'])} with a {type(content).__name__} as content: "
             "expected a string"
         )
-    # Parquet fills in keys that only other messages have, and a template takes null for a value.
+    # Parquet fills in keys that only other messages have, and a template treats null as a value.
     return {str(name): value for name, value in message.items() if value is not None}
 
 
 class ChatTemplate:
     """The chat template of a tokenizer.
 
-    Where the template marks what the assistant generates, as ``{% generation %} … {% endgeneration %}``, the marks are
-    taken as they are. Elsewhere the turn of the assistant at message i is found by writing the conversation twice::
+    If the template marks what the assistant generates with ``{% generation %} … {% endgeneration %}``, these marks are
+    used. Otherwise the assistant's turn at message i is found by rendering the conversation twice::
 
         prompt = template(messages[:i], add_generation_prompt=True)
         turn   = template(messages[: i + 1])
         assert turn.startswith(prompt) and template(messages).startswith(turn)
         span   = [len(prompt), len(turn))
 
-    Nothing is searched for in the text, so no content can pass for a turn.
+    The text is never searched, so no content can be mistaken for a turn.
 
-    Transformers' own ``return_assistant_tokens_mask`` is not used: it asks the tokenizer for the token of a span's last
-    character, and where the tokenizer trims whitespace off its offsets and has none, it takes all the rest for the
+    Transformers' own ``return_assistant_tokens_mask`` is not used: it looks up the token of a span's last character,
+    and if there is none because the tokenizer trims whitespace from its offsets, it treats all the rest as the
     assistant's.
 
     Args:
         tokenizer: A transformers tokenizer.
 
     Raises:
-        UserError: It has no chat template, or several and none that is called ``default``.
+        UserError: It has no chat template, or several, none of which is called ``default``.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         name = type(tokenizer).__name__
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                f"the tokenizer ({name}) has no chat template: take the tokenizer of the model's instruct version, or "
+                f"the tokenizer ({name}) has no chat template: use the tokenizer of the model's instruct version, or "
                 "set tokenizer.chat_template to the text of a template"
             )
         try:
@@ -142,7 +142,7 @@ class ChatTemplate:
 
         Args:
             messages: The last one is an answer.
-            answers: Places of the assistant's messages, none of them 0.
+            answers: Indices of the assistant's messages, none of them 0.
             tools: Functions for the template.
             turns: ``together`` for all answers, ``apart`` for the last one.
 
@@ -180,15 +180,15 @@ class ChatTemplate:
         return Span(len(prompt), len(turn))
 
     def _check_end(self, messages: Messages, turn: str, prompt: str, tools: Sequence[Any] | None) -> None:
-        """Rejects a template that writes the header of the next answer behind a finished one, asked or not.
+        """Rejects a template that always writes the header of the next answer after a finished one.
 
-        The first template of Llama-3-Instruct did: models learn to write the header themselves.
+        The first template of Llama-3-Instruct did so: models would learn to write the header themselves.
         """
         if self._is_checked or self._has_marks:
             return
         self._is_checked = True
         if self._render(messages[:-1], tools)[0] != prompt:
-            return  # the header is written where it is asked for
+            return  # the header is written only on request
         following = {"role": "user", "content": "next"}
         if not self._render([*messages, following], tools)[0].startswith(turn):
             raise UserError(
@@ -205,7 +205,7 @@ class ChatTemplate:
 
 
 def _difference(expected: str, found: str) -> str:
-    """Where the second text leaves the first."""
+    """Describes where the second text diverges from the first."""
     same = next((at for at, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
     at = min(len(expected), len(found)) if same is None else same
     ends = [text[at : at + _EXCERPT] for text in (expected, found)]
@@ -217,8 +217,8 @@ class ChatRow(NamedTuple):
 
     Attributes:
         columns: The row.
-        answers: How many it has labels for.
-        merged_turns: How many of them begin inside a token, see `longlens.data.chat.ChatCounts`.
+        answers: Number of answers with labels.
+        merged_turns: Number of answers that begin inside a token, see `longlens.data.chat.ChatCounts`.
     """
 
     columns: Columns
@@ -227,12 +227,12 @@ class ChatRow(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many tokens."""
+        """Number of tokens."""
         return size_of(self.columns)
 
     @property
     def learned(self) -> int:
-        """How many tokens with a label."""
+        """Number of tokens with a label."""
         return int((self.columns["labels"] != IGNORED).sum())
 
 
@@ -241,7 +241,7 @@ class ChatEncoder:
 
     Args:
         tokenizer: A transformers tokenizer.
-        turns: ``together`` for labels of all answers, ``apart`` for those of the last one.
+        turns: ``together`` for labels of all answers, ``apart`` for labels of the last one only.
 
     Raises:
         UserError: It has no chat template.
@@ -279,7 +279,7 @@ class ChatEncoder:
     def _trim_white_space(
         self, inside: npt.NDArray[np.bool_], text: str, token_ids: Ints, char_spans: Ints
     ) -> npt.NDArray[np.bool_]:
-        """Leaves out whitespace after the token that ends a turn: generation stops before it."""
+        """Excludes whitespace after the token that ends a turn: generation stops before it."""
         last = places = np.flatnonzero(inside)
         while len(last) and text[slice(*char_spans[last[-1]])].isspace():
             last = last[:-1]
@@ -291,7 +291,7 @@ class ChatEncoder:
 
 
 def _tokens_inside(span: Span, char_spans: Ints) -> npt.NDArray[np.bool_]:
-    """Tokens that hold a character of the span, or hold none and stand in it."""
+    """Tokens that contain a character of the span, or are empty and lie inside it."""
     starts, ends = char_spans[:, 0], char_spans[:, 1]
     empty = (starts == ends) & (starts >= span.start)
     inside: npt.NDArray[np.bool_] = (starts < span.end) & ((ends > span.start) | empty)

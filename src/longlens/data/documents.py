@@ -1,4 +1,4 @@
-"""Sources of documents: what they are, whose tokens they hold, and how their texts become documents of tokens."""
+"""Sources of documents: their kinds, their tokenizer, and conversion of texts to tokenized documents."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from longlens.files import cannot_write
 from longlens.settings.options import Reading
 
 BATCH = 64
-"""Documents that are tokenized at a time; the tokenizer's own threads share them, and change nothing in the result."""
+"""Number of documents tokenized at a time, in parallel by the tokenizer's threads; does not affect the result."""
 BATCH_CHARACTERS = 2**21
-"""Or fewer, since a tokenizer holds a few hundred bytes for each token while it works."""
+"""Maximum characters per batch, since a tokenizer needs a few hundred bytes per token."""
 
 
 class Framing:
-    """A tokenizer, and what stands around each document: ``[BOS] + ids + [EOS]``.
+    """A tokenizer, and the special tokens around each document: ``[BOS] + ids + [EOS]``.
 
-    A BOS or EOS that the tokenizer does not have is left out, as is one that a tokenized document has already. To a
-    token that is added here belong its id as label, the weight 1 and no short log-probability.
+    A BOS or EOS that the tokenizer lacks, or that a tokenized document already has, is not added. An added token has
+    its id as label, weight 1 and no short log-probability.
 
     Attributes:
         bos: The id before each document; None for none.
-        eos: The id behind each document; None for none.
-        tokenizer_sha256: What identifies the tokenizer, see `longlens.tokenization.TextEncoder`.
+        eos: The id after each document; None for none.
+        tokenizer_sha256: Hash of the tokenizer, see `longlens.tokenization.TextEncoder`.
         vocabulary: Its ids are below this number.
     """
 
@@ -66,7 +66,7 @@ class Framing:
         """The document of a tokenized row, with BOS and EOS.
 
         Raises:
-            UserError: It has no tokens of this tokenizer, see `longlens.data.store.read_columns`.
+            UserError: The row has no tokens of this tokenizer, see `longlens.data.store.read_columns`.
         """
         return self.frame(read_columns(row.values, row.place, vocabulary=self.vocabulary))
 
@@ -74,16 +74,16 @@ class Framing:
 def _frame_column(
     values: npt.NDArray[Any], before: Sequence[int], after: Sequence[int], neutral: float | None
 ) -> npt.NDArray[Any]:
-    """The values between those of added tokens: their ids, or the neutral value."""
+    """The values with those of added tokens around them: their ids, or the neutral value."""
     ends = [ids if neutral is None else [neutral] * len(ids) for ids in (before, after)]
     return np.concatenate([np.array(ends[0], dtype=values.dtype), values, np.array(ends[1], dtype=values.dtype)])
 
 
 def check_tokenizer(path: str, framing: Framing) -> None:
-    """Rejects a tokenized dataset of longlens that another tokenizer made; of other datasets nothing is known.
+    """Rejects a tokenized dataset of longlens that another tokenizer made; other datasets cannot be checked.
 
     Raises:
-        UserError: It did, or the rows are packed already.
+        UserError: Another tokenizer made it, or the rows are already packed.
     """
     manifest = None if path.startswith("hf:") else read_manifest(Path(path))
     if manifest is None:
@@ -95,7 +95,7 @@ def check_tokenizer(path: str, framing: Framing) -> None:
     if made != framing.tokenizer_sha256:
         raise UserError(
             f"{path} was tokenized by another tokenizer (sha256 {shown_value(made)[:13]}…, and here "
-            f"{framing.tokenizer_sha256[:12]}…): name the tokenizer that it was weighed for"
+            f"{framing.tokenizer_sha256[:12]}…): pass the tokenizer for which it was weighted"
         )
 
 
@@ -106,7 +106,7 @@ def is_weighed(path: str) -> bool:
 
 
 def fingerprint(path: str) -> str:
-    """Says that files changed between two runs, by their names and sizes: reading them would take as long as mixing."""
+    """Detects changes of files between two runs by their names and sizes: reading them would take as long as mixing."""
     folder = Path(path)
     if path.startswith(STDLIB):
         listed = [f"{name} {file.stat().st_size}" for name, file in module_files(path.removeprefix(STDLIB))]
@@ -120,17 +120,17 @@ def fingerprint(path: str) -> str:
 
 
 def read_source(source: MixtureSource, framing: Framing, *, seed: int, scratch: Path) -> Iterator[Columns]:
-    """The documents of a source, in its order; groups in an order that the seed decides.
+    """The documents of a source, in order; groups in an order determined by the seed.
 
     Args:
-        source: With a path.
-        framing: The tokenizer, with what stands around a document.
-        seed: Orders groups, by ``sha256(f"{seed}:{group}")``: read in the order of their names, a part of them would
-            not be a sample.
+        source: A source with a path.
+        framing: The tokenizer, with the special tokens around a document.
+        seed: Seed of the order of groups, by ``sha256(f"{seed}:{group}")``: in alphabetical order, a part of them would
+        not be a random sample.
         scratch: Folder for a temporary copy of the texts of a grouped source, which have to be sorted.
 
     Raises:
-        UserError: It cannot be read, or rows lack what is asked for.
+        UserError: The source cannot be read, or rows lack requested fields.
     """
     assert source.path is not None
     if source.tokenized:
@@ -158,7 +158,7 @@ def read_dataset_rows(sources: Sequence[str], options: Reading) -> Iterator[Row]
     """Rows of datasets, tokenized or of conversations: ``hf:NAME``, JSON Lines or Parquet files, or folders of such.
 
     Raises:
-        UserError: No such source, none with rows, or a row that is no mapping.
+        UserError: A source does not exist or has no rows, or a row is not a mapping.
     """
     for source in sources:
         none = True
@@ -180,7 +180,7 @@ def _row_readers(source: str, options: Reading) -> list[Callable[[], Iterator[Ro
         raise UserError(f"no such file or folder: {shown(source)}; a dataset on the Hub is written hf:NAME")
     files = [path]
     if path.is_dir():
-        is_own = read_manifest(path) is not None  # whose other files are known
+        is_own = read_manifest(path) is not None  # its other files are known
         with system_errors(path):
             found = files_of_folder(path, JSONL_ENDINGS | PARQUET_ENDINGS, ".jsonl or .parquet", says=not is_own)
         files = sorted(file for _, file in found)
@@ -197,7 +197,7 @@ _TEXTS = pa.schema([("group", pa.string()), ("order", pa.string()), ("text", pa.
 
 
 def _group_texts(documents: Iterable[Document], source: MixtureSource, seed: int, scratch: Path) -> Iterator[str]:
-    """A text a group; of all documents only the group and order are held in memory."""
+    """Yields one text per group; only the group and order of each document are kept in memory."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder, "texts.arrow")
         keys: list[tuple[bytes, str, str, int]] = []
@@ -223,7 +223,7 @@ def _text(texts: Any, at: int) -> str:
 
 
 def _group_and_order(document: Document, source: MixtureSource) -> dict[str, str]:
-    """The group of a document and its place in it: fields of its row, or folders of its file."""
+    """The group of a document and its position in it: fields of its row, or folders of its file."""
     assert source.path is not None
     assert source.group_by is not None
     # A file of a folder has the id FOLDER/PATH/IN/IT, see `longlens.corpus.read_documents`.

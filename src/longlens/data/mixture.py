@@ -1,6 +1,6 @@
 """Folders of packed rows: ``longlens data pack``, and ``longlens data mix``.
 
-In a mixture each source is packed, then their rows interleaved, so that shares of rows are shares of tokens.
+In a mixture, each source is packed and then rows are interleaved, so that shares of rows are shares of tokens.
 """
 
 from __future__ import annotations
@@ -56,29 +56,29 @@ def pack_folder(
     reading: Reading | None = None,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
-    """Packs documents in the order in which they come, into a folder that ``datasets.load_dataset(out)`` reads.
+    """Packs documents in input order, into a folder that ``datasets.load_dataset(out)`` reads.
 
     Args:
-        sources: Files, folders or ``hf:NAME``: texts; or tokenized, rows with ``input_ids`` of this tokenizer, such as
-            ``longlens data weigh`` writes, whose folders are known as such.
+        sources: Files, folders or ``hf:NAME``: texts; or, if tokenized, rows with ``input_ids`` of this tokenizer, such
+        as those of ``longlens data weigh``, whose folders are recognized.
         tokenizer: A transformers tokenizer.
         out: A new folder.
-        length: Tokens of a row.
+        length: Tokens per row.
         packing: `Fill` or `BestFit`.
-        too_long: What becomes of documents longer than a row: ``split``, ``cut`` or ``drop``.
-        min_tokens: Documents of fewer tokens are left out, and last pieces of split ones too.
-        max_tokens: Documents of more tokens are left out.
-        bos: Whether the tokenizer's BOS stands before every document.
-        eos: Whether its EOS stands behind every document.
-        tokenized: Whether rows hold ``input_ids``.
+        too_long: Handling of documents longer than a row: ``split``, ``cut`` or ``drop``.
+        min_tokens: Documents with fewer tokens are dropped, as are last pieces of split documents.
+        max_tokens: Documents with more tokens are dropped.
+        bos: Whether to add the tokenizer's BOS before each document.
+        eos: Whether to add its EOS after each document.
+        tokenized: Whether rows contain ``input_ids``.
         reading: Fields and split.
-        processes: That share the work and all call this; those that torchrun started unless given.
+        processes: Processes that share the work, each of which calls this; by default those started by torchrun.
 
     Returns:
-        What counts.json holds: `PackingCounts`.
+        Content of counts.json: `PackingCounts`.
 
     Raises:
-        UserError: Documents that cannot be read or packed, a folder that holds something else, a full disk.
+        UserError: Documents cannot be read or packed, the folder contains something else, or the disk is full.
     """
     reading = Reading() if reading is None else reading
     framing = Framing(tokenizer, bos=bos, eos=eos)
@@ -138,7 +138,7 @@ def pack_folder(
 def _tokenize_shared(
     sources: Sequence[str], reading: Reading, framing: Framing, folder: DatasetFolder
 ) -> Iterator[Columns]:
-    """The documents, which the processes have tokenized chunk by chunk."""
+    """Yields the documents, which the processes have tokenized chunk by chunk."""
 
     def rows(texts: Iterable[str], counts: dict[str, Any]) -> Iterator[Columns]:
         counts["documents"] = 0
@@ -155,24 +155,24 @@ def _tokenize_shared(
 def mix(
     mixture: Mixture, tokenizer: Any, out: str | os.PathLike[str], *, processes: Processes | None = None
 ) -> dict[str, Any]:
-    """Makes a mixture: a folder that ``datasets.load_dataset(out)`` reads, rows as `longlens.data.pack` gives them.
+    """Makes a mixture: a folder that ``datasets.load_dataset(out)`` reads, with rows as from `longlens.data.pack`.
 
-    Each row has documents of one source, whose name is its column ``source``. The same recipe, tokenizer and files give
-    the same rows on any machine, however many threads tokenize, and however often the run was interrupted: sources that
-    are complete are not read again.
+    Each row has documents of one source, whose name is its column ``source``. The same recipe, tokenizer and files
+    yield the same rows on any machine, regardless of the number of threads and interruptions: completed sources are not
+    read again.
 
     Args:
-        mixture: What to make.
+        mixture: The recipe of the mixture.
         tokenizer: A transformers tokenizer, such as `longlens.models.load_tokenizer` gives.
-        out: A new folder, or one that was begun with the same settings.
-        processes: That share the work and all call this; those that torchrun started unless given.
+        out: A new folder, or one that was started with the same settings.
+        processes: Processes that share the work, each of which calls this; by default those started by torchrun.
 
     Returns:
-        What counts.json holds: ``rows``, ``tokens``, ``input_ids_sha256``, and `PackingCounts` for each source.
+        Content of counts.json: ``rows``, ``tokens``, ``input_ids_sha256``, and `PackingCounts` for each source.
 
     Raises:
-        UserError: A source without path, with too few tokens or that cannot be read; a folder that holds something
-            else; a disk that is full.
+        UserError: A source has no path, has too few tokens or cannot be read; the folder contains something else; or
+            the disk is full.
     """
     wanted = allocate(mixture)
     framing = Framing(tokenizer, bos=mixture.bos, eos=mixture.eos)
@@ -184,7 +184,7 @@ def mix(
         "eos_token_id": framing.eos,
         "files_sha256": {name: fingerprint(str(source.path)) for name, source in mixture.sources.items()},
     }
-    # As the manifest will be read again: tuples become lists there.
+    # As the manifest will be read later: tuples become lists in JSON.
     recorded = json.loads(json.dumps(settings))
     with processes or Processes() as processes, DatasetFolder(Path(out), "mixture", recorded, processes) as folder:
         if folder.counts is not None:
@@ -210,7 +210,7 @@ def mix(
 
 
 def _own_sources(wanted: Mapping[str, int], folder: DatasetFolder) -> list[str]:
-    """The sources that this process makes: those that are not there are shared by their rows."""
+    """The sources that this process makes: missing sources are distributed by their number of rows."""
     processes = folder.processes
     if processes.rank > 0:
         owners = processes.receive()
@@ -222,10 +222,10 @@ def _own_sources(wanted: Mapping[str, int], folder: DatasetFolder) -> list[str]:
 
 
 def allocate(mixture: Mixture) -> dict[str, int]:
-    """Rows of each source: ``weight / 100 * rows`` rounded by largest remainder, so that each is within a row of it.
+    """Rows of each source: ``weight / 100 * rows`` rounded by largest remainder, so that each is within one row of it.
 
     Raises:
-        UserError: A source would have none.
+        UserError: A source would have no rows.
     """
     rows = mixture.tokens // mixture.length
     weights = {name: Fraction(str(source.weight)) for name, source in mixture.sources.items()}
@@ -239,17 +239,17 @@ def allocate(mixture: Mixture) -> dict[str, int]:
         if not count:
             raise UserError(
                 f"{rows} rows leave none to the source {name} with {float(weights[name]):g} %: "
-                f"give at least {int(100 * mixture.length / weights[name]) + 1} `tokens`"
+                f"use at least {int(100 * mixture.length / weights[name]) + 1} `tokens`"
             )
     return whole
 
 
 def interleave(rows: Mapping[str, int], seed: int) -> list[str]:
-    """The sources of all rows, in order: row k of n of a source stands at ``(k + u) / n``, u in [0, 1) by the seed.
+    """The sources of all rows, in order: row k of n of a source is at ``(k + u) / n``, with u in [0, 1) from the seed.
 
-    So each source is spread evenly: of its first k rows and its last ones no more are together than by chance, and any
-    part of the mixture has about the shares of the whole. u is ``sha256(f"{seed}:{name}:{k}")`` as a fraction, equal on
-    any machine and with any version of a library.
+    So each source is spread evenly: its rows do not cluster more than by chance, and any part of the mixture has about
+    the same shares as the whole. u is ``sha256(f"{seed}:{name}:{k}")`` as a fraction, equal on any machine and with any
+    version of a library.
     """
     places = [
         ((k + _uniform(f"{seed}:{name}:{k}")) / count, name) for name, count in rows.items() for k in range(count)
@@ -310,9 +310,9 @@ def _too_few(name: str, wanted: int, mixture: Mixture, counts: PackingCounts) ->
     source = mixture.sources[name]
     filtered = counts.short_documents + counts.long_documents
     return (
-        f"the source {name} ({source.path}) gives {counts.rows:,} rows of {mixture.length:,} tokens, and its share of "
+        f"the source {name} ({source.path}) yields {counts.rows:,} rows of {mixture.length:,} tokens, and its share of "
         f"{source.weight:g} % is {wanted:,} ({counts.documents:,} documents with {counts.tokens:,} tokens, "
-        f"{filtered:,} of them left out for their length): give it more text, ask for fewer `tokens`"
+        f"{filtered:,} of them left out for their length): add more text, use fewer `tokens`"
         + (", or check min_tokens" if filtered else "")
         + ("" if source.repeat else ", or let it be read again with repeat: true")
     )
@@ -332,7 +332,7 @@ def _check_source(name: str, source: MixtureSource, framing: Framing) -> None:
 
 
 def _interleave_rows(work: Path, order: Sequence[str], names: set[str], digest: Any) -> Iterator[dict[str, Any]]:
-    """The rows of the sources in this order; a column that a source lacks has what says nothing of a token."""
+    """Yields the rows of the sources in this order; a column that a source lacks has the neutral value."""
     readers = {name: read_rows(work / name) for name in set(order)}
     for name in order:
         row = next(readers[name])

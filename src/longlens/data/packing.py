@@ -1,12 +1,11 @@
-"""Documents of tokens to rows of one length; boundaries of documents are kept, and no token is in two rows.
+"""Packs tokenized documents into rows of one length; document boundaries are kept, and no token is in two rows.
 
-A *document* here is a mapping of columns, arrays of one length: ``input_ids`` and what goes along with each token, see
+A *document* here is a mapping of columns, arrays of one length: ``input_ids`` and further columns per token, see
 `longlens.data.store.CARRIED`. A *piece* is a document, or the part of one that is longer than a row.
 
-``trl.pack_dataset(strategy="bfd_split")`` packs as `BestFit` does and is not used: it is part of a trainer that is no
-dependency here, it counts nothing (documents that are truncated, tokens that are dropped), it leaves ``position_ids``
-to its own collator, and every batch of a thousand documents ends in rows that are not full. What it would save is 20
-lines.
+``trl.pack_dataset(strategy="bfd_split")`` packs as `BestFit` does and is not used: it is part of a trainer that is not
+a dependency here, it counts nothing (truncated documents, dropped tokens), it leaves ``position_ids`` to its own
+collator, and every batch of a thousand documents ends in rows that are not full. It would save only 20 lines.
 """
 
 from __future__ import annotations
@@ -33,25 +32,27 @@ BUFFER_ROWS = 64
 
 @dataclass(slots=True)
 class PackingCounts:
-    """What became of the documents and tokens of a source; BOS and EOS count as tokens.
+    """Counts of the documents and tokens of a source; BOS and EOS count as tokens.
 
     ``tokens == row_tokens + short_tokens + long_tokens + cut_tokens + tail_tokens + left_tokens``
 
     Attributes:
-        documents: That were read.
-        tokens: Their tokens.
-        short_documents: Left out, having fewer tokens than ``min_tokens``.
-        short_tokens: Their tokens.
-        long_documents: Left out, having more tokens than ``max_tokens``, or than a row with ``too_long="drop"``.
-        long_tokens: Their tokens.
-        cut_documents: Of which the first row's worth was kept (``too_long="cut"``).
-        cut_tokens: What was removed.
-        split_documents: That became several pieces, being longer than a row (``too_long="split"``).
-        wrapped_pieces: That `Fill` divided at the end of a row.
-        tail_tokens: Last pieces of split documents that are shorter than ``min_tokens``, left out.
-        rows: That were made.
-        row_tokens: Tokens in them.
-        repeats: How often the source was begun again.
+        documents: Number of documents that were read.
+        tokens: Number of their tokens.
+        short_documents: Number of documents dropped because they have fewer tokens than ``min_tokens``.
+        short_tokens: Number of their tokens.
+        long_documents: Number of documents dropped because they have more tokens than ``max_tokens``, or than a row
+        with ``too_long="drop"``.
+        long_tokens: Number of their tokens.
+        cut_documents: Number of documents truncated to one row (``too_long="cut"``).
+        cut_tokens: Number of tokens removed from them.
+        split_documents: Number of documents split into several pieces because they are longer than a row
+        (``too_long="split"``).
+        wrapped_pieces: Number of pieces that `Fill` divided at the end of a row.
+        tail_tokens: Number of tokens of dropped last pieces of split documents, shorter than ``min_tokens``.
+        rows: Number of rows that were made.
+        row_tokens: Number of tokens in the rows.
+        repeats: Number of times the source was repeated.
     """
 
     documents: int = 0
@@ -71,41 +72,41 @@ class PackingCounts:
 
     @property
     def packable_tokens(self) -> int:
-        """Tokens that were left after filters and cuts."""
+        """Number of tokens left after filtering and truncation."""
         return self.tokens - self.short_tokens - self.long_tokens - self.cut_tokens - self.tail_tokens
 
     @property
     def left_tokens(self) -> int:
-        """Tokens that are in no row: the remainder that was dropped, or what was read beyond the rows wanted."""
+        """Number of tokens in no row: a dropped remainder, or tokens read beyond the requested rows."""
         return self.packable_tokens - self.row_tokens
 
     def to_json(self) -> dict[str, int]:
-        """All of it."""
+        """Returns all counts."""
         return asdict(self) | {"left_tokens": self.left_tokens}
 
 
 class Packing(Protocol):
-    """How pieces become rows."""
+    """Interface of a packing strategy."""
 
     def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
-        """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
+        """Yields rows as lists of documents; pieces have 1 to ``length`` tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fill:
-    """One piece after the other, and what does not fit into a row continues in the next as a document of its own.
+    """One piece after the other; what does not fit into a row continues in the next row as a separate document.
 
-    Every row is full but the last, so that a share of the rows is the same share of the tokens. So ProLong packs
-    (github.com/CodeCreator/datatools, ``pack``).
+    Every row except the last is full, so that a share of the rows is the same share of the tokens. ProLong packs in
+    this way (github.com/CodeCreator/datatools, ``pack``).
 
     Attributes:
-        keep_remainder: Whether the last row is kept where it is not full.
+        keep_remainder: Whether the last row is kept if it is not full.
     """
 
     keep_remainder: bool = True
 
     def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
-        """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
+        """Yields rows as lists of documents; pieces have 1 to ``length`` tokens."""
         row: list[Columns] = []
         room = length
         for piece in pieces:
@@ -127,11 +128,11 @@ class Fill:
 class BestFit:
     """Best-fit decreasing in a bounded buffer: pieces stay whole, and rows can be shorter than their length.
 
-    The longest piece first, each into the fullest row that has room for it. When the buffer is full its rows are given
-    out in the order in which their first documents came, except for the emptiest, whose pieces stay in the buffer.
+    Longest piece first, each into the fullest row with room for it. When the buffer is full, its rows are output in the
+    order of their first documents, except for the emptiest row, whose pieces stay in the buffer.
 
     Attributes:
-        buffer_rows: The buffer, in rows' worth of tokens.
+        buffer_rows: Size of the buffer, in rows.
     """
 
     buffer_rows: int = BUFFER_ROWS
@@ -142,7 +143,7 @@ class BestFit:
             raise UserError(f"`buffer_rows` is {self.buffer_rows}, expected at least 1")
 
     def rows(self, pieces: Iterable[Columns], length: int, counts: PackingCounts) -> Iterator[list[Columns]]:
-        """Rows as lists of documents; pieces have 1 to ``length`` tokens."""
+        """Yields rows as lists of documents; pieces have 1 to ``length`` tokens."""
         waiting: list[Columns] = []
         tokens = 0
         for piece in pieces:
@@ -161,12 +162,12 @@ PACKINGS = ("fill", "best-fit")
 
 
 def packing_of(name: str, *, keep_remainder: bool = True) -> Packing:
-    """The packing of a name, for commands and recipes alike.
+    """Returns a packing by name, for commands and recipes.
 
     Args:
         name: Name, one of `PACKINGS`.
-        keep_remainder: Whether ``fill`` keeps a last row that is not full. Mixtures do not, since rows of one length
-            are what makes shares of rows shares of tokens.
+        keep_remainder: Whether ``fill`` keeps a last row that is not full. Mixtures do not, since shares of rows are
+            shares of tokens only if all rows have the same length.
 
     Raises:
         UserError: There is no such packing, or it has no remainder to drop.
@@ -182,7 +183,7 @@ def packing_of(name: str, *, keep_remainder: bool = True) -> Packing:
 
 def _best_fit(pieces: Sequence[Columns], length: int) -> list[list[Columns]]:
     rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # sorted: room and row, of rows that have some
+    rooms: list[tuple[int, int]] = []  # sorted (room, row) of rows that have room
     for at in sorted(range(len(pieces)), key=lambda at: -size_of(pieces[at])):
         size = size_of(pieces[at])
         fits = bisect_left(rooms, (size, -1))
@@ -206,28 +207,28 @@ def pack(
     max_tokens: int | None = None,
     counts: PackingCounts | None = None,
 ) -> Iterator[Row]:
-    """Packs documents into rows; the order of documents decides all of it, nothing is drawn.
+    """Packs documents into rows; deterministic in the order of documents.
 
     Args:
         documents: Mappings of columns: ``input_ids`` and any of `store.CARRIED`, the same for all.
-        length: Tokens of a row.
+        length: Tokens per row.
         packing: `Fill` or `BestFit`.
-        too_long: What becomes of a document of more than ``piece_length`` tokens: split into pieces of that length,
-            each a document of its own; truncated to its first piece; or dropped.
-        piece_length: The longest piece; a row unless given.
-        min_tokens: Documents of fewer tokens are left out, and last pieces of split ones too.
-        max_tokens: Documents of more tokens are left out.
-        counts: Is added to as rows are made.
+        too_long: Handling of documents with more than ``piece_length`` tokens: split into pieces of that length, each a
+        separate document; truncated to the first piece; or dropped.
+        piece_length: Maximum tokens per piece; by default the length of a row.
+        min_tokens: Documents with fewer tokens are dropped, as are last pieces of split documents.
+        max_tokens: Documents with more tokens are dropped.
+        counts: Updated as rows are made.
 
     Returns:
         Rows: mappings with the columns of the documents, and
 
-        - ``position_ids``: 0, 1, ... again for each document, from which trainers know where documents begin.
+        - ``position_ids``: restart at 0 with each document, from which trainers infer document boundaries.
         - ``labels``: ``input_ids`` (or the documents' own), -100 at the first token of each document, which nothing
           before it can predict. `longlens.losses.longce_loss` knows that from the positions; other trainers do not.
 
     Raises:
-        UserError: A length that cannot be, or documents whose columns differ.
+        UserError: A length is invalid, or columns of documents differ.
     """
     counts = PackingCounts() if counts is None else counts
     limit = length if piece_length is None else piece_length
@@ -250,7 +251,7 @@ def _filter(documents: Iterable[Columns], fewest: int, most: int, counts: Packin
         if set(document) != names:
             raise UserError(
                 f"document {counts.documents + 1} has the columns {', '.join(sorted(document))}, those before it have "
-                f"{', '.join(sorted(names))}: give all documents the same"
+                f"{', '.join(sorted(names))}: use the same columns for all documents"
             )
         size = size_of(document)
         counts.documents += 1
@@ -302,10 +303,10 @@ def _packed_row(documents: Sequence[Columns]) -> Row:
 
 
 def warn_divided(counts: PackingCounts, columns: Iterable[str], what: str) -> None:
-    """Warns where documents with offline weights were divided: the weights know more context than the row has.
+    """Warns if documents with offline weights were divided: the weights include more context than the row has.
 
     Args:
-        counts: After packing.
+        counts: Counts after packing.
         columns: Columns of the rows.
         what: What was packed, for the message.
     """
@@ -329,7 +330,7 @@ def _count_rows(rows: Iterable[Row], counts: PackingCounts) -> Iterator[Row]:
 
 
 class Packed(NamedTuple):
-    """Packed rows, and what became of the documents."""
+    """Packed rows, and counts of documents and tokens."""
 
     dataset: Dataset
     counts: PackingCounts
@@ -341,10 +342,10 @@ def pack_dataset(
     """Packs a `datasets.Dataset` of tokenized documents: ``input_ids`` and any of `store.CARRIED`.
 
     Args:
-        dataset: A document per row; no BOS or EOS is added, other columns are dropped.
-        length: Tokens of a row.
-        packing: `Fill` or `BestFit`, ``BestFit()`` unless given.
-        too_long: What becomes of documents longer than a row: ``split``, ``cut`` or ``drop``.
+        dataset: One document per row; no BOS or EOS is added, other columns are dropped.
+        length: Tokens per row.
+        packing: `Fill` or `BestFit`, ``BestFit()`` by default.
+        too_long: Handling of documents longer than a row: ``split``, ``cut`` or ``drop``.
 
     Raises:
         UserError: See `pack`; or there is no document.

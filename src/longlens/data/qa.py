@@ -4,7 +4,7 @@ The recipe of the lecture ("How to do supervised fine-tuning"): "Sample a long d
 Sample a short paragraph from the document. Prompt an existing LM (can be short-context) to generate a QA pair.
 Concatenate the original document and the QA pair."
 
-All here are functions of texts and integers; what runs a model is behind `Generator`.
+Everything here is a function of texts and integers; models are run behind `Generator`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ whole document and does not know which passage is meant; the answer has to be in
 form:
 Question: <the question>
 Answer: <the answer>"""
-"""What a generator is asked; the words are ours, the paper does not give its own."""
+"""Prompt of a generator; the wording is ours, since the paper does not publish its own."""
 
 DRAWS = 100
-"""Places that are tried for each pair, until one is clear of the passages before it."""
+"""Maximum number of positions tried per pair, until one does not overlap earlier passages."""
 
 Spans = npt.NDArray[np.int64]
 
 
 class GeneratedText(Protocol):
-    """What a model wrote: its text, and whether it came to an end by itself (not by a limit of tokens)."""
+    """What a model wrote: its text, and whether it ended by itself (not at the token limit)."""
 
     @property
     def text(self) -> str:
@@ -49,15 +49,15 @@ class GeneratedText(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether it came to an end."""
+        """Whether it ended by itself."""
 
 
 class Generator(Protocol):
-    """Writes texts in answer to prompts; `longlens.models.generate` has one that runs a model of transformers.
+    """Writes texts in answer to prompts; `longlens.models.generate` has one that runs a transformers model.
 
     Attributes:
-        name: What the rows say of it.
-        identity_sha256: Says which model it is.
+        name: Name stored in the rows.
+        identity_sha256: Hash that identifies the model.
         generation: The settings of generation.
     """
 
@@ -66,19 +66,20 @@ class Generator(Protocol):
     generation: Mapping[str, Any]
 
     def generate(self, prompts: Sequence[str]) -> Sequence[GeneratedText]:
-        """An answer to each prompt."""
+        """Returns one answer per prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QASettings:
-    """How pairs are made.
+    """Settings of the pairs.
 
     Attributes:
-        pairs: Of each document.
-        passage_tokens: Tokens of a passage, at most.
-        max_length: Tokens of a conversation, template included; longer documents are truncated around the passage.
-        seed: Decides, with a document's id, where its passages are.
-        grounded: Whether an answer is rejected that has words which are not in its passage, see `is_grounded`.
+        pairs: Number of pairs per document.
+        passage_tokens: Maximum tokens per passage.
+        max_length: Maximum tokens per conversation, template included; longer documents are truncated around the
+        passage.
+        seed: Seed that determines, with a document's id, the positions of its passages.
+        grounded: Whether answers with words that are not in the passage are rejected, see `is_grounded`.
 
     Raises:
         UserError: A value is out of range.
@@ -111,27 +112,27 @@ class QAPair(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why there is no pair."""
+    """The reason why there is no pair."""
 
     reason: str
 
 
 def sample_passages(text: str, char_spans: Spans, document_id: str, settings: QASettings) -> list[Span]:
-    """Passages of a document, in characters: the same for a seed, id and text, wherever and in whatever order.
+    """Passages of a document, in characters: a function of seed, id and text, on any machine and in any order.
 
     Draw i takes the tokens ``[p, p + passage_tokens)`` with ``p = sha256(f"{seed}:{i}:{id}") % (n - passage_tokens +
-    1)``; of them the whole paragraphs (runs of lines that are not blank), where these are at least half of the tokens,
-    else the whole words. Draws that overlap a passage before are passed over.
+    1)``; the passage is the whole paragraphs inside (runs of nonblank lines) if they cover at least half of the tokens,
+    otherwise the whole words. Draws that overlap an earlier passage are skipped.
 
     Args:
         text: The text.
         char_spans: Character spans of its tokens, ``(n, 2)``.
-        document_id: Its id.
+        document_id: Id of the document.
         settings: Number, length and seed.
 
     Returns:
-        ``settings.pairs`` of them, or fewer where no further one was found in `DRAWS` draws for each; none where the
-        text has fewer tokens than a passage.
+        ``settings.pairs`` passages, or fewer if none was found in `DRAWS` draws; none if the text has fewer tokens than
+        a passage.
     """
     places = len(char_spans) - settings.passage_tokens + 1
     paragraphs = list(_paragraphs(text)) if places > 0 else []
@@ -175,26 +176,26 @@ def _trim_to_words(text: str, window: Span) -> Span | None:
 
 
 def tokens_inside(span: Span, char_spans: Spans) -> Span:
-    """Tokens that hold characters of a span.
+    """Tokens that contain characters of a span.
 
     Args:
-        span: Characters.
-        char_spans: Character spans of the tokens, ``(n, 2)``, starts in order.
+        span: Span in characters.
+        char_spans: Character spans of the tokens, ``(n, 2)``, sorted by start.
     """
     first = int(np.searchsorted(np.maximum.accumulate(char_spans[:, 1]), span.start, side="right"))
     return Span(first, max(first, int(np.searchsorted(char_spans[:, 0], span.end, side="left"))))
 
 
 def crop_around(passage: Span, number: int, budget: int) -> Span:
-    """Which ``budget`` of ``number`` tokens are kept, such that the passage is inside, as deep as in the whole.
+    """Selects ``budget`` of ``number`` tokens that contain the passage, at the same relative depth as in the whole.
 
-    ``start = p * (n - b) // (n - l)`` for a passage of l tokens that begins at token p: 0 where it stands first, n - b
-    where it stands last.
+    ``start = p * (n - b) // (n - l)`` for a passage of l tokens that begins at token p: 0 if it comes first, n - b if
+    it comes last.
 
     Args:
-        passage: Its tokens, at most ``budget``.
-        number: Tokens of the document.
-        budget: At most ``number``.
+        passage: Token span of the passage, at most ``budget`` tokens.
+        number: Number of tokens of the document.
+        budget: Number of tokens to keep, at most ``number``.
     """
     length = passage.end - passage.start
     if budget >= number:
@@ -215,20 +216,20 @@ _FIELD = re.compile(r"^[ \t]*[*_#]*[ \t]*(question|answer)[ \t]*[*_]*:[*_]*", re
 
 
 def read_pair(generated: GeneratedText, passage: str, settings: QASettings) -> QAPair | Refusal:
-    """The pair that a model wrote: one line that begins with ``Question:``, then one with ``Answer:``.
+    """Parses the pair that a model wrote: one line that begins with ``Question:``, then one with ``Answer:``.
 
-    What stands before the question is passed over, both may have several lines and be in bold. Refusal is what has
-    another number of either, an empty one, or did not come to an end.
+    Text before the question is skipped; both may have several lines and be in bold. The result is a `Refusal` if there
+    is not exactly one of each, if one is empty, or if the text did not end by itself.
 
     Args:
         generated: What the model wrote.
-        passage: What it was asked about.
-        settings: Says whether the answer has to be grounded.
+        passage: The passage that the question is about.
+        settings: Settings, which determine whether the answer must be grounded.
     """
     text = generated.text
     fields = list(_FIELD.finditer(text))
     names = [match[1].lower() for match in fields]
-    # Several pairs in a text that was stopped are the reason why it was.
+    # If a stopped text has several pairs, these are the reason why it was stopped.
     for name in ("question", "answer"):
         if names.count(name) > 1:
             return Refusal(f"several {name}s")
@@ -251,8 +252,8 @@ def read_pair(generated: GeneratedText, passage: str, settings: QASettings) -> Q
 def is_grounded(answer: str, passage: str) -> bool:
     """Whether every word of an answer is in the passage, except for those of at most three letters.
 
-    ``words(answer) - short <= words(passage)``, of letters and digits, in small letters; numbers are never short. An
-    answer without other words has to be in the passage as it is.
+    ``words(answer) - short <= words(passage)``, of letters and digits, in lower case; numbers are never short. An
+    answer without other words must occur in the passage exactly.
 
     Args:
         answer: The answer.

@@ -1,4 +1,4 @@
-"""What ``longlens data qa`` writes: a folder of conversations, line by line, so that a killed run loses no pair."""
+"""Output of ``longlens data qa``: a folder of conversations, line by line, so that a killed run loses no pair."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from longlens.tokenization import TextEncoder
 ROWS = "train.jsonl"
 REFUSED = "refused.log"
 RESERVED_TOKENS = 64
-"""For a template that is not known: the tokenizer that counts has none."""
+"""Tokens reserved for an unknown chat template, if the tokenizer that counts has none."""
 
 
 def qa_folder(
@@ -50,23 +50,24 @@ def qa_folder(
     reading: Reading | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a pair on a passage of each document, behind the document: rows of ``messages`` for `chat_dataset`.
+    """Writes question-answer pairs on passages of each document, appended to the document: rows of ``messages`` for
+    `chat_dataset`.
 
     ::
 
         OUT/manifest.json    settings, generator, prompt; other settings are rejected
-        OUT/train.jsonl      a line a pair, written when it is there; a run that was killed resumes after the last one
-        OUT/refused.log     a line for each pair that is not there: the reason, and what the model wrote
-        OUT/counts.json      what is returned; where it is, all is done
+        OUT/train.jsonl      one line per pair, written as soon as it exists; a killed run resumes after the last one
+        OUT/refused.log     one line per rejected pair: the reason, and the model's output
+        OUT/counts.json      the return value; if it exists, the run is complete
 
     A row has ``messages``; ``document_id``, ``document_sha256``, ``document_characters``; ``document_span`` and
-    ``passage_span``, characters ``[start, end)`` of the document that are in the row, and that the question is of;
+    ``passage_span``, characters ``[start, end)`` of the document that are in the row, and that the question is about;
     ``generator``, ``generator_sha256``, ``generation`` (its settings), ``seed``, and ``prompt_sha256`` of the prompt.
 
     Args:
         sources: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
         generator: Writes the pairs.
-        tokenizer: Counts the tokens of passages and rows: of the model that is to be trained, or the generator's.
+        tokenizer: Tokenizer that counts tokens of passages and rows: of the model to be trained, or the generator's.
         out: A new folder, or one of the same settings.
         settings: See `QASettings`.
         reading: Fields and split.
@@ -77,7 +78,7 @@ def qa_folder(
         ``refused`` (pairs by reason).
 
     Raises:
-        UserError: Documents that cannot be read or have changed since, a folder that holds something else, a full disk.
+        UserError: Documents cannot be read or have changed, the folder contains something else, or the disk is full.
 
     Warns:
         LonglensWarning: No pair was accepted.
@@ -132,14 +133,14 @@ def qa_folder(
 
 
 class _PairMaker:
-    """Makes the lines of a document: rows, or what says why there is none."""
+    """Makes the lines of a document: rows, or reasons why there is none."""
 
     def __init__(self, generator: Generator, tokenizer: Any, settings: QASettings) -> None:
         self._generator, self._tokenizer, self._settings = generator, tokenizer, settings
         self.encoder = TextEncoder(tokenizer)
 
     def lines(self, document: Document, done: set[int]) -> Iterator[dict[str, Any]]:
-        """A line for each pair that is not done."""
+        """Yields a line for each pair that is not done."""
         wanted = [number for number in range(self._settings.pairs) if number not in done]
         if not wanted:
             return
@@ -181,7 +182,7 @@ class _PairMaker:
         }
 
     def _crop(self, text: str, passage: Span, char_spans: Spans, pair: QAPair) -> Span | Refusal:
-        """Characters of the document that fit beside the pair."""
+        """Characters of the document that fit together with the pair."""
         inside = tokens_inside(passage, char_spans)
         kept = Span(0, len(text))
         budget = len(char_spans)
@@ -194,7 +195,7 @@ class _PairMaker:
         return kept
 
     def _size(self, document: str, pair: QAPair) -> int:
-        """Tokens of the conversation."""
+        """Number of tokens of the conversation."""
         messages = make_messages(document, pair)
         if getattr(self._tokenizer, "chat_template", None):
             return len(template_tokens(self._tokenizer, messages))
@@ -203,7 +204,7 @@ class _PairMaker:
 
 
 class _Log:
-    """The lines of a folder: those that are there, and new ones at their end."""
+    """The lines of a folder: existing ones, and new ones that are appended."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -216,10 +217,10 @@ class _Log:
                     self._add(_fields(line))
 
     def done(self, document: Document) -> set[int]:
-        """Pairs of a document that are there.
+        """Indices of a document's existing pairs.
 
         Raises:
-            UserError: They are of another text.
+            UserError: They belong to another text.
         """
         digest, pairs = self._done.get(document.id, ("", set()))
         if pairs and digest != text_sha256(document.text):
@@ -229,7 +230,7 @@ class _Log:
         return pairs
 
     def write(self, line: dict[str, Any]) -> None:
-        """Adds a line, which is on the disk when this returns.
+        """Appends a line, which is on disk when this returns.
 
         Raises:
             UserError: It cannot be written; what was written before is kept.
@@ -247,10 +248,10 @@ class _Log:
 
 
 def _fields(line: Line) -> dict[str, Any]:
-    """A line of the folder, with the types that `_Log` relies on.
+    """Validates the types of a line of the folder.
 
     Raises:
-        UserError: It has others.
+        UserError: A field has another type.
     """
     fields = line.fields()
     types = {"document_id": str, "document_sha256": str, "pair": int}

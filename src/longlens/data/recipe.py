@@ -1,4 +1,4 @@
-"""Recipes of mixtures: what is read, in which shares, and how it is packed."""
+"""Recipes of mixtures: sources, their shares, and packing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ Tokens = Annotated[Integer, Field(ge=1)]
 def check_reading(
     sources: Sequence[str], *, text_field: str | None = None, subset: str | None = None, split: str | None = None
 ) -> None:
-    """Rejects settings of reading that none of the sources has a use for.
+    """Rejects reading settings that would not apply to any source.
 
     Raises:
-        UserError: A subset or a split without an ``hf:`` dataset, or a text field where no source has rows.
+        UserError: A subset or a split is set without an ``hf:`` dataset, or a text field without a source that has
+            rows.
     """
     datasets = [source for source in sources if source.startswith("hf:")]
     for name, value in (("subset", subset), ("split", split)):
@@ -48,25 +49,27 @@ class MixtureSource(Settings):
     """One part of a mixture.
 
     Attributes:
-        weight: Its share of the tokens, percent. In a recipe 0 leaves the source out, and a path given to it is unused.
-        path: A file, a folder or ``hf:NAME``; a recipe can leave it to the `sources` of `read_mixture`.
+        weight: Its share of the tokens, percent. In a recipe, 0 removes the source, and a path passed for it is
+        ignored.
+        path: A file, a folder or ``hf:NAME``; a recipe can omit it if it is passed in `sources` of `read_mixture`.
         subset: Subset of an ``hf:`` dataset.
         split: Split of an ``hf:`` dataset.
-        text_field: Field of a row that holds its text.
-        tokenized: Rows hold ``input_ids`` of the tokenizer in use, and perhaps columns of `columns.CARRIED`.
-        group_by: Field that names a document's group, such as its repository: the texts of a group become one document,
-            in the order of `order_by`, a newline between them. A file of a folder that is one text needs no fields: its
-            group is the folder below that folder, its place in it its path.
-        order_by: Field that documents of a group are ordered by.
-        min_tokens: Documents with fewer tokens are left out, and last pieces of split documents too; in a recipe
-            ``length`` stands for the length of a row.
-        max_tokens: Documents with more tokens are left out.
-        piece_length: Documents are split at so many tokens; at the length of a row unless given.
-        too_long: What becomes of longer documents: ``split``, ``cut`` or ``drop``.
-        repeat: Whether the source may be begun again when it runs out.
+        text_field: Field of a row that contains its text.
+        tokenized: Whether rows contain ``input_ids`` of the tokenizer in use, and optionally columns of
+        `columns.CARRIED`.
+        group_by: Field with a document's group, such as its repository: the texts of a group become one document, in
+        the order of `order_by`, separated by newlines. Text files in a folder need no fields: their group is the
+        subfolder, their order that of paths.
+        order_by: Field by which documents of a group are ordered.
+        min_tokens: Documents with fewer tokens are dropped, as are last pieces of split documents; in a recipe,
+        ``length`` means the length of a row.
+        max_tokens: Documents with more tokens are dropped.
+        piece_length: Documents are split into pieces of this number of tokens; by default the length of a row.
+        too_long: Handling of longer documents: ``split``, ``cut`` or ``drop``.
+        repeat: Whether the source may be repeated when it is exhausted.
 
     Raises:
-        UserError: A value that cannot be, or one that would have no effect.
+        UserError: A value is invalid or would have no effect.
     """
 
     weight: Annotated[int | float, BeforeValidator(_check_weight)]
@@ -88,7 +91,7 @@ class MixtureSource(Settings):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise UserError(f"min_tokens is {self.min_tokens} and max_tokens {self.max_tokens}: no document fits")
         if self.order_by is not None and self.group_by is None:
-            raise UserError("order_by is the order in a group: give group_by too, or leave it out")
+            raise UserError("order_by is the order in a group: set group_by too, or leave it out")
         if self.tokenized and (self.group_by or self.text_field):
             raise UserError("group_by and text_field are for texts, and tokenized is true: leave them out")
         if self.path is not None:
@@ -96,7 +99,7 @@ class MixtureSource(Settings):
         return self
 
     def reading(self) -> Reading:
-        """How its documents are read."""
+        """Settings for reading its documents."""
         return Reading(text_field=self.text_field or "text", subset=self.subset, split=self.split or "train")
 
 
@@ -104,13 +107,13 @@ class Mixture(Settings):
     """A mixture of sources, packed.
 
     Attributes:
-        sources: By name; their weights sum to 100.
-        length: Tokens of a row.
+        sources: Sources by name; their weights sum to 100.
+        length: Tokens per row.
         tokens: Number of tokens of all rows together: ``tokens // length`` rows are made.
-        seed: Decides in which order rows of the sources follow each other, and groups within a grouped source.
+        seed: Seed of the order of rows, and of groups within a grouped source.
         packing: ``fill`` (full rows, as ProLong) or ``best-fit`` (documents stay whole, rows are nearly full).
-        bos: Whether the tokenizer's BOS, where it has one, stands before every document.
-        eos: Whether its EOS stands behind every document.
+        bos: Whether the tokenizer's BOS, if it has one, is added before each document.
+        eos: Whether its EOS is added after each document.
 
     Raises:
         UserError: A value is out of range.
@@ -133,7 +136,7 @@ class Mixture(Settings):
         if abs(total - 100) > 1e-6:
             raise UserError(f"the weights of the sources sum to {total:g}; they are percent: expected 100")
         if self.tokens < self.length:
-            raise UserError(f"tokens is {self.tokens}, less than one row of {self.length}: give more, such as 1e9")
+            raise UserError(f"tokens is {self.tokens}, less than one row of {self.length}: use more, such as 1e9")
         for name, source in self.sources.items():
             if source.piece_length is not None and source.piece_length > self.length:
                 raise UserError(
@@ -160,13 +163,13 @@ def read_mixture(
     Args:
         recipe: Name of a preset, or a YAML file: the keys of `Mixture`, and under ``sources`` for each name those of
             `MixtureSource`.
-        length: Instead of the recipe's.
-        tokens: Instead of the recipe's.
-        seed: Instead of the recipe's.
+        length: Tokens per row, instead of the recipe's.
+        tokens: Total tokens, instead of the recipe's.
+        seed: Seed, instead of the recipe's.
         sources: Paths by name, instead of the recipe's.
 
     Raises:
-        UserError: No such recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
+        UserError: The recipe does not exist or is not YAML, a key is unknown or missing, or a value is invalid.
     """
     content = read_yaml(recipe, "mixtures", "length and sources")
     content |= {name: v for name, v in {"length": length, "tokens": tokens, "seed": seed}.items() if v is not None}
@@ -180,7 +183,7 @@ def read_mixture(
 
 
 def _fill_in(sources: Mapping[str, Any], paths: Mapping[str, str], length: int, place: str) -> dict[str, Any]:
-    """What a recipe says of its sources, with other paths, the length of a row, and without those of weight 0."""
+    """The recipe's sources with overridden paths and the length of a row, without sources of weight 0."""
     for name in paths:
         if name not in sources:
             raise UserError(f"`sources`: {place} has no source {shown_value(name)}{nearest(name, sources)}")
@@ -193,7 +196,7 @@ def _fill_in(sources: Mapping[str, Any], paths: Mapping[str, str], length: int, 
                 parse(MixtureSource, values | {"weight": 1}, f"{place}: sources.{name}")
                 continue
             if name in paths:
-                # The recipe's subset and split are of the dataset that the path stands in for.
+                # The recipe's subset and split belong to the dataset that the path replaces.
                 unused = () if paths[name].startswith("hf:") else ("subset", "split")
                 values = {key: value for key, value in values.items() if key not in unused} | {"path": paths[name]}
         found[name] = values

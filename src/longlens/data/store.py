@@ -1,17 +1,17 @@
-"""Columns of tokens, and folders of their rows: a manifest, Parquet shards that appear all or not at all, and counts.
+"""Columns of tokens, and folders of their rows: a manifest, Parquet shards that are committed together, and counts.
 
 ::
 
-    OUT/manifest.json               kind, settings, versions; written first, and another recipe is rejected
+    OUT/manifest.json               kind, settings, versions; written first; a different recipe is rejected
     OUT/data/train-00000.parquet    rows; `datasets.load_dataset("OUT")` reads them
-    OUT/counts.json                 what became of documents and tokens; written last: where it is, all is done
-    OUT/.work/                      what an interrupted run keeps; gone at the end
+    OUT/counts.json                 counts of documents and tokens; written last: if it exists, the dataset is complete
+    OUT/.work/                      state of an interrupted run; deleted at the end
 
-Processes that torchrun started share the work by units: chunks of documents that come one after the other, or the
-sources of a mixture. A unit is in ``.work`` when it is complete, whichever process made it, and the first process puts
-them together; so rows and files do not depend on how many processes there were.
+Processes that torchrun started share the work by units: chunks of consecutive documents, or the sources of a mixture. A
+completed unit is in ``.work``, whichever process made it, and the first process joins all units; so rows and files do
+not depend on the number of processes.
 
-The columns of a document or a row are arrays of one length, an entry for each token.
+The columns of a document or a row are arrays of one length, with one entry per token.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ CARRIED: dict[str, type[Any]] = {
     "token_weights": np.float32,
     "short_logprobs": np.float32,
 }
-"""Columns that go along with ``input_ids`` through packing, and their types."""
+"""Columns that are packed together with ``input_ids``, and their types."""
 CHUNK_CHARACTERS = 2**24
-"""Of the texts of a chunk of documents, about 4 million tokens; one that is longer is a chunk of its own."""
+"""Characters per chunk of documents, about 4 million tokens; a longer document is a separate chunk."""
 COUNTS = "counts.json"
 IGNORED = -100
 """Label of a token that is not in the loss, as in torch and transformers."""
 NEUTRAL = {"token_weights": 1.0, "short_logprobs": float("nan")}
-"""What says nothing of a token: the weight of plain cross-entropy, and no score. Labels are ids and have none."""
+"""Neutral values of a token: the weight of plain cross-entropy, and no score. Labels have no neutral value."""
 
 
 def token_types(names: Iterable[str]) -> list[tuple[str, type[Any]]]:
@@ -78,7 +78,7 @@ def token_types(names: Iterable[str]) -> list[tuple[str, type[Any]]]:
 
 
 def size_of(columns: Columns) -> int:
-    """How many tokens."""
+    """Number of tokens."""
     return len(columns["input_ids"])
 
 
@@ -88,15 +88,15 @@ def part_of(columns: Columns, start: int, stop: int) -> Columns:
 
 
 def read_columns(row: Mapping[str, Any], place: str, *, vocabulary: int | None = None) -> Columns:
-    """The columns of a row of a tokenized dataset: ``input_ids`` and what is there of `CARRIED`.
+    """The columns of a row of a tokenized dataset: ``input_ids`` and those of `CARRIED` that exist.
 
     Args:
-        row: Lists or arrays by name; other names are passed over.
-        place: Where it is, for messages.
-        vocabulary: Token ids are below it; what int32 holds unless given.
+        row: Lists or arrays by name; other names are ignored.
+        place: Location of the row, for messages.
+        vocabulary: Exclusive upper bound on token ids; by default that of int32.
 
     Raises:
-        UserError: It has no flat list of token ids, columns of other lengths or types, or values that cannot be.
+        UserError: The row has no flat list of token ids, has columns of other lengths or types, or has invalid values.
     """
     ids = row.get("input_ids")
     if ids is None:
@@ -129,7 +129,7 @@ def _refuse(wrong: npt.NDArray[Any], what: str, expected: str) -> None:
 
 
 def _column(values: Any, kind: type[Any], what: str) -> npt.NDArray[Any]:
-    """An array of one of the types that rows have; a null in a column of floats becomes NaN."""
+    """Converts to an array of a column's type; a null in a column of floats becomes NaN."""
     is_float = np.issubdtype(kind, np.floating)
     try:
         array = np.asarray(values)
@@ -157,19 +157,21 @@ Item = TypeVar("Item")
 
 
 class DatasetFolder:
-    """The one writer of a dataset's folder, under an OS lock; of processes that share it each has a lock.
+    """The one writer of a dataset's folder, under an OS lock; each process that shares it has its own lock.
 
     Args:
         folder: A new folder, or one of the same dataset.
-        kind: Such as ``packed``.
-        settings: What the dataset is made of.
-        processes: That share it, connected; each of them makes this object and calls its methods in the same order.
+        kind: Kind of dataset, such as ``packed``.
+        settings: Settings that identify the dataset.
+        processes: Connected processes that share the folder; each creates this object and calls its methods in the same
+            order.
 
     Attributes:
         counts: Counts of a dataset that is complete already; else None.
 
     Raises:
-        UserError: Another process writes there, or the folder holds something else, or was made with other settings.
+        UserError: Another process is writing there, or the folder contains something else or was made with other
+            settings.
     """
 
     def __init__(
@@ -206,20 +208,20 @@ class DatasetFolder:
             warn_of_versions(self.folder, have, manifest["versions"])
 
     def _committed(self) -> bool:
-        """Whether there is anything that another run could continue from."""
+        """Whether there is any state from which another run could resume."""
         others = {entry.name for entry in self.folder.iterdir()} - {MANIFEST, ".lock", ".work"}
         return bool(others) or any(self.work.glob(f"*/{COUNTS}"))
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-        """Writes rows to shards of the folder ``name``, which appears when all of them are there.
+        """Writes rows to shards of the folder ``name``, which is created when all shards are complete.
 
         Raises:
-            UserError: The disk is full or the folder cannot be written; nothing of ``name`` is left then.
+            UserError: The disk is full or the folder cannot be written; ``name`` is deleted in this case.
         """
         self._own.check()
         target = self.folder / name
         temporary = target.with_name(f".{target.name}.tmp")
-        for left in (temporary, target):  # of a run that was killed before it wrote its counts
+        for left in (temporary, target):  # left by a run that was killed before it wrote its counts
             shutil.rmtree(left, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
@@ -245,18 +247,18 @@ class DatasetFolder:
         characters: Callable[[Item], int],
         rows: Callable[[Iterable[Item], dict[str, Any]], Iterable[Mapping[str, Any]]],
     ) -> list[Path]:
-        """Makes rows of items in chunks, which the processes draw; a chunk that is complete already is not made again.
+        """Makes rows of items in chunks, which are distributed over the processes; a completed chunk is not made again.
 
         Args:
             name: Name of the chunks, in ``.work``.
-            items: Such as documents, the same in every process.
+            items: Items such as documents, the same in every process.
             schema: Schema of the rows.
-            characters: Of an item; so many say where a chunk ends.
-            rows: The rows of the items of a chunk; adds numbers to what its ``counts.json`` will hold.
+            characters: Function that returns an item's characters, which determine where a chunk ends.
+            rows: Function that returns the rows of a chunk's items and adds to the counts for its ``counts.json``.
 
         Returns:
-            Folders of all chunks in order, each with its shards and ``counts.json``; in each process, when all are
-            there.
+            Folders of all chunks in order, each with its shards and ``counts.json``; returned in each process when all
+            are complete.
         """
         draw = self.processes.counter()
         turn, number = draw(), -1
@@ -277,7 +279,7 @@ class DatasetFolder:
         return self.work / f"{name}-{number:06d}"
 
     def join(self, name: str, chunks: Iterable[Path]) -> None:
-        """Makes the folder ``name`` of the shards of all chunks, in order.
+        """Makes the folder ``name`` from the shards of all chunks, in order.
 
         Raises:
             UserError: The disk is full or the folder cannot be written.
@@ -292,7 +294,7 @@ class DatasetFolder:
             shards = (shard for chunk in chunks for shard in sorted(chunk.glob("train-*.parquet")))
             for number, shard in enumerate(shards):
                 joined = temporary / f"train-{number:05d}.parquet"
-                with suppress(OSError):  # a file system without links
+                with suppress(OSError):  # on a file system without hard links
                     os.link(shard, joined)
                     continue
                 shutil.copyfile(shard, joined)
@@ -301,16 +303,16 @@ class DatasetFolder:
             raise cannot_write(target, error, resumes=True) from error
 
     def finish(self, counts: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The first process writes the counts, and drops what only an interrupted run would need.
+        """The first process writes the counts, and deletes what only an interrupted run would need.
 
         Args:
-            counts: In the first process; the others wait for them.
+            counts: Counts, in the first process; the others wait for them.
 
         Returns:
             The counts.
 
         Raises:
-            UserError: The folder was deleted meanwhile, or cannot be written.
+            UserError: The folder was deleted in the meantime, or cannot be written.
         """
         if self.processes.rank > 0:
             self.counts = self.processes.receive()
@@ -329,7 +331,7 @@ class DatasetFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error nothing stays that would bind the folder to settings of which nothing was made.
+        # After an error, no file may remain that binds the folder to settings for which no output exists.
         if error is not None and self.processes.rank == 0 and self._own.is_there and not self._committed():
             shutil.rmtree(self.work, ignore_errors=True)
             (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -348,7 +350,7 @@ def _chunk_numbers(items: Iterable[Item], characters: Callable[[Item], int]) -> 
 
 
 def schema_of(names: Iterable[str], *more: tuple[str, pa.DataType]) -> pa.Schema:
-    """Of packed rows.
+    """Schema of packed rows.
 
     Args:
         names: Columns of the documents.
@@ -366,18 +368,18 @@ def to_dataset(rows: Iterable[Mapping[str, Any]], types: Iterable[tuple[str, typ
         types: Their names and types.
 
     Raises:
-        UserError: That of the rows.
+        UserError: The error of the rows.
     """
     import datasets
 
     features = {name: datasets.List(datasets.Value(np.dtype(kind).name)) for name, kind in types}
-    # The fingerprint is given, since the library would hash the generator and all that it holds for one.
+    # The fingerprint is passed, since the library would otherwise hash the generator and everything it references.
     try:
         return datasets.Dataset.from_generator(
             lambda: rows, features=datasets.Features(features), fingerprint=uuid.uuid4().hex
         )
     except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):  # which the library wraps
+        if isinstance(error.__cause__, UserError):  # wrapped by the library
             raise error.__cause__ from None
         raise
 
@@ -396,8 +398,8 @@ def check_rows(folder: Path, vocabulary: int) -> None:
     """Reads all shards of a folder and checks what training relies on, checksums first.
 
     Args:
-        folder: With the shards.
-        vocabulary: Token ids are below it.
+        folder: Folder with the shards.
+        vocabulary: Exclusive upper bound on token ids.
 
     Raises:
         UserError: A shard is broken; lists of a row have nulls or differ in length; an id is not in the vocabulary.
@@ -428,7 +430,7 @@ def check_rows(folder: Path, vocabulary: int) -> None:
 
 
 def count_documents(folder: Path) -> tuple[int, int]:
-    """Rows of all shards of a folder, and documents in them; one per row where rows have no positions."""
+    """Number of rows in all shards of a folder, and of documents in them; one per row if rows have no positions."""
     rows = documents = 0
     for batch in _batches(folder, 1024):
         rows += batch.num_rows
@@ -459,10 +461,10 @@ def _read_shard(path: Path, size: int) -> Iterator[pa.RecordBatch]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a dataset that longlens made, None of other folders.
+    """The manifest of a dataset that longlens made, None for other folders.
 
     Raises:
-        UserError: It is broken, or the dataset is not complete.
+        UserError: It is broken, or the dataset is incomplete.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -472,7 +474,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest["kind"], str):
         raise UserError(f"{path} is broken (kind is {shown_value(manifest['kind'])}): make the dataset again")
-    if "schema_version" in manifest:  # a dataset may be anybody's
+    if "schema_version" in manifest:  # a dataset may come from elsewhere
         check_schema_version(path, manifest)
     _settings_of(manifest, path)
     if not (folder / COUNTS).is_file():

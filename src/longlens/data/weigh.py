@@ -1,8 +1,8 @@
 """Offline LongCE weights: from stored scores to a column of a dataset, so that training has no short-context pass.
 
-Online, LongCE takes both log-probabilities from the model as it is at each step. Offline they come from a model that
-stands still: the base model or any evaluator. ``token_weights`` costs nothing in training; ``short_logprobs`` leaves
-the long side to the model in training, which computes it anyway.
+Online, LongCE computes both log-probabilities with the current model at each step. Offline, they come from a fixed
+model: the base model or any evaluator. ``token_weights`` costs nothing in training; with ``short_logprobs``, the long
+side still comes from the model in training, which computes it anyway.
 """
 
 from __future__ import annotations
@@ -50,28 +50,28 @@ def weigh(
     text_field: str = "text",
     encoder: TextEncoder | None = None,
 ) -> Dataset:
-    """Adds a column of weights (or of short log-probabilities) to a dataset, an entry for each token of a row.
+    """Adds a column of weights (or of short log-probabilities) to a dataset, one entry per token of a row.
 
     Args:
-        dataset: A document per row, with its id, and ``input_ids`` or a text; of texts the tokens are added as well.
-        scores: Scores of the same documents; several K: the selected one is meant.
+        dataset: One document per row, with its id, and ``input_ids`` or a text; for texts, tokens are added as well.
+        scores: Scores of the same documents; with several K, the selected one is used.
         gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
-        column: Its name; ``what`` unless given.
-        id_field: Field with the id that the document was scored under.
+        column: Name of the column; ``what`` by default.
+        id_field: Field with the id under which the document was scored.
         text_field: Field with its text, for rows without ``input_ids``.
         encoder: Encoder for the model that is to be trained, where that is not the one that scored: weights are carried
             over by characters (eq. 10). For rows with a text.
 
     Raises:
-        UserError: A row that was not scored, or with another text; the run has no short-context scores, or gamma is not
-            a finite number above 0.
+        UserError: A row was not scored, or scored with another text; the run has no short-context scores; or gamma is
+            not a finite number above 0.
     """
     import datasets
 
     column = column or what
     if column in dataset.column_names:
-        raise UserError(f"the dataset has a column {column!r} already: remove it, or name another one")
+        raise UserError(f"the dataset has a column {column!r} already: remove it, or use another name")
     weigher = Weigher(scores=scores, gamma=gamma, what=what, encoder=encoder, id_field=id_field, text_field=text_field)
     kinds = {column: "float32"} | ({} if "input_ids" in dataset.column_names else {"input_ids": "int32"})
     features = datasets.Features(
@@ -82,7 +82,7 @@ def weigh(
         found = weigher.weigh_row(row, f"row {number + 1}")
         return {name: found[what if name == column else name] for name in kinds}
 
-    # The fingerprint is given, since the library would hash the scores for one.
+    # The fingerprint is passed, since the library would otherwise hash the scores.
     return dataset.with_format(None).map(add, with_indices=True, features=features, new_fingerprint=uuid.uuid4().hex)
 
 
@@ -97,27 +97,27 @@ def weigh_folder(
     tokenized: bool = False,
     reading: Reading | None = None,
 ) -> dict[str, Any]:
-    """Writes ``id``, ``input_ids`` and ``token_weights`` (or ``short_logprobs``) of documents that were scored.
+    """Writes ``id``, ``input_ids`` and ``token_weights`` (or ``short_logprobs``) of scored documents.
 
     Processes that torchrun started share the documents; rows and files are those of one process.
 
     Args:
-        sources: The documents: texts, or tokenized rows, with the ids they were scored under.
-        scores: Scores of these documents; several K: the selected one is meant.
+        sources: The documents: texts, or tokenized rows, with the ids under which they were scored.
+        scores: Scores of these documents; with several K, the selected one is used.
         out: A new folder.
         gamma: The maximum weight.
         what: ``token_weights`` or ``short_logprobs``, see `Weigher`.
-        encoder: Encoder for the model that is to be trained, where that is not the one that scored.
-        tokenized: Whether rows hold ``input_ids``.
+        encoder: Encoder for the model that is to be trained, if it is not the one that scored.
+        tokenized: Whether rows contain ``input_ids``.
         reading: Fields and split.
 
     Returns:
-        What counts.json holds: ``documents``, ``tokens``; of weights ``mean_weight`` and ``at_gamma``, how many are the
-        largest; of short log-probabilities ``without_short_score``, how many there are not.
+        Content of counts.json: ``documents``, ``tokens``; for weights, ``mean_weight`` and ``at_gamma``, the number of
+        weights equal to gamma; for short log-probabilities, ``without_short_score``, the number of tokens without one.
 
     Raises:
-        UserError: A document that was not scored, or with another text; a folder that holds something else; a full
-            disk.
+        UserError: A document was not scored, or scored with another text; the folder contains something else; or the
+            disk is full.
     """
     reading = Reading() if reading is None else reading
     model = scores.manifest["model"]
@@ -144,7 +144,7 @@ def weigh_folder(
         )
     else:
         documents = read_documents(sources, reading)
-        # read_documents names ids as scoring does, rows without an id too.
+        # read_documents assigns the same ids as scoring, even to rows without an id.
         found = ((f"document {d.id!r}", {reading.id_field: d.id, reading.text_field: d.text}) for d in documents)
 
     def characters(placed: tuple[str, Mapping[str, Any]]) -> int:
@@ -183,17 +183,17 @@ def weigh_folder(
 
 @dataclass(frozen=True, kw_only=True)
 class Weigher:
-    """From a row of a dataset to its tokens, and what stored scores say of each.
+    """Maps a row of a dataset to its tokens and their values from stored scores.
 
-    ``token_weights`` is ``min(exp(LSD), gamma)`` (eq. 7), 1 where a token has no short-context score;
+    ``token_weights`` is ``min(exp(LSD), gamma)`` (eq. 7), 1 for tokens without a short-context score;
     ``short_logprobs`` is in nats, NaN where a token has none.
 
     Attributes:
         scores: Scores of the documents.
         gamma: The maximum weight.
-        what: Which of both.
-        encoder: Encoder for the model that is to be trained, where that is not the one that scored.
-        id_field: Field with the id that the document was scored under.
+        what: Which of the two columns.
+        encoder: Encoder for the model that is to be trained, if it is not the one that scored.
+        id_field: Field with the id under which the document was scored.
         text_field: Field with its text, for rows without ``input_ids``.
     """
 
@@ -205,7 +205,7 @@ class Weigher:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        """Checks what is asked for."""
+        """Checks the arguments."""
         if self.what not in NEUTRAL:
             raise UserError(f"`what` is {self.what!r}; expected {' or '.join(NEUTRAL)}")
 
@@ -213,24 +213,22 @@ class Weigher:
         """``input_ids`` of a row, and the column.
 
         Args:
-            row: Its fields.
-            place: Where it is, for messages.
+            row: Fields of the row.
+            place: Location of the row, for messages.
 
         Raises:
-            UserError: It was not scored, or with another text.
+            UserError: It was not scored, or was scored with another text.
         """
         id, encoder, what = row.get(self.id_field), self.encoder, self.what
         if id is None:
-            raise UserError(
-                f"{place} has no field {self.id_field!r}, which says which document it is: name it with `id_field`"
-            )
+            raise UserError(f"{place} has no field {self.id_field!r}, which identifies the document: set `id_field`")
         scored = self._scores_of(str(id), place)
         same = encoder is None or encoder.sha256 == self.scores.manifest["model"]["tokenizer_sha256"]
         if row.get("input_ids") is not None:
             if not same:
                 raise UserError(
                     f"{place} has input_ids and was scored with another tokenizer: only weights of a text can be "
-                    "carried over, so give the texts, or score with a model of this tokenizer"
+                    "carried over, so pass the texts, or score with a model of this tokenizer"
                 )
             ids = read_columns({"input_ids": row["input_ids"]}, place)["input_ids"]
             return {"input_ids": ids, what: self._beside(ids, scored, place)}
@@ -261,13 +259,13 @@ class Weigher:
             waiting = f", {scores.num_incomplete} more are not complete" if scores.num_incomplete else ""
             raise UserError(
                 f"{place} has the id {id!r}, which was not scored ({len(scores)} documents were{waiting}): score the "
-                "same documents, or name the field of the ids with `id_field`"
+                "same documents, or set the field of the ids with `id_field`"
             ) from error
 
     def _check_text(self, text: Any, scored: TokenScores, place: str) -> None:
         if not isinstance(text, str):
             raise UserError(
-                f"{place} has neither input_ids nor a text in the field {self.text_field!r}: name it with `text_field`"
+                f"{place} has neither input_ids nor a text in the field {self.text_field!r}: set `text_field`"
             )
         if text_sha256(text) != scored.text_sha256:
             cut = f" (the scores are of its first {len(scored.token_ids)} tokens)" if scored.truncated else ""
@@ -277,7 +275,7 @@ class Weigher:
             )
 
     def _beside(self, ids: npt.NDArray[Any], scored: TokenScores, place: str) -> Floats:
-        """The column of tokenized rows, which may have a token such as BOS or EOS around those that were scored."""
+        """The column of tokenized rows, which may have tokens such as BOS or EOS around the scored ones."""
         n = len(scored.token_ids)
         for before in (0, 1):
             if before + n <= len(ids) <= before + n + 1 and np.array_equal(ids[before : before + n], scored.token_ids):
@@ -286,7 +284,7 @@ class Weigher:
                 return column
         raise UserError(
             f"{place} has the id {scored.id!r} and other tokens than were scored ({len(ids)} here, {n} there): it is "
-            "from another text or tokenizer: score the same documents, or give the texts"
+            "from another text or tokenizer: score the same documents, or pass the texts"
         )
 
 

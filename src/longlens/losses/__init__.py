@@ -1,4 +1,4 @@
-"""Training losses that ask for long context."""
+"""Training losses for long context."""
 
 from longlens.losses.longce import longce_loss
 from longlens.losses.settings import ChunkedLongCE, LongCE, SampledLongCE, longce_weights

@@ -1,4 +1,4 @@
-"""LongCE: cross-entropy in which every token weighs as much as the long context helps it (paper, section 3.2)."""
+"""LongCE: cross-entropy that weights each token by how much the long context helps it (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def longce_loss(
 
     ``long`` is ``log P(token | its document so far)`` and ``short`` the same given only the last K to K + d - 1 tokens
     (eq. 8, `plan_windows`), both computed by the model in its current state. The short-context pass runs first, in eval
-    mode and without gradient, and keeps only its log-probabilities. Neither pass holds the logits of a whole sequence.
+    mode and without gradient, and keeps only its log-probabilities. Neither pass materializes the logits of a whole
+    sequence.
 
     No BOS is added to the training sequences. With LongRoPE and dynamic NTK, windows use the frequencies of their own
     length and rows those of the batch length (padding included), as in transformers, so the weights also contain this
@@ -91,12 +92,12 @@ def longce_loss(
 
 
 class WeightedNLL(NamedTuple):
-    """What one batch adds to a loss.
+    """Contribution of one batch to a loss.
 
     Attributes:
         total: Scalar with gradient, nats: the sum over scored tokens of weight times negative log-likelihood.
         weights: ``(m,)`` the weights of the m scored tokens, without gradient.
-        has_short: ``(m,)`` bool: which of them were weighed; the others have weight 1.
+        has_short: ``(m,)`` bool: which of them have a short-context score; the others have weight 1.
     """
 
     total: Tensor
@@ -115,23 +116,23 @@ def weighted_nll(
     short_logprobs: Tensor | None = None,
     step: int = 0,
 ) -> WeightedNLL:
-    """``-sum(weight * long)`` over scored tokens: LongCE, its offline forms and plain CE by the same two lines.
+    """``-sum(weight * long)`` over scored tokens: the same two lines compute LongCE, its offline forms and plain CE.
 
     Args:
-        model: A causal language model of transformers, wrapped or not.
+        model: A transformers causal language model, wrapped or not.
         input_ids: ``(B, S)`` int64, padded on the right.
-        labels: ``(B, S)``, -100 for tokens that are context alone; ``input_ids`` unless given.
-        longce: None for weights that are all 1, which is CE.
-        position_ids: ``(B, S)``, which start again with each packed document.
-        token_weights: ``(B, S)`` offline weights, one at each token; instead of the short-context pass. Those above
+        labels: ``(B, S)``, -100 for context-only tokens; by default ``input_ids``.
+        longce: Settings of LongCE; None for plain CE, in which all weights are 1.
+        position_ids: ``(B, S)``, which restart with each packed document.
+        token_weights: ``(B, S)`` offline weights, one per token, used instead of the short-context pass. Those above
             gamma are reduced to it, with a warning, and those below `LongCE.floor` raised to it.
-        short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN where a token has none; instead of the
-            short-context pass.
-        step: Counts updates from 0.
+        short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN for tokens without one; used instead of
+        the short-context pass.
+        step: Number of updates so far, from 0.
 
     Raises:
-        UserError: Shapes that differ, a model that LongCE would be wrong for, or weights and short log-probabilities at
-            once.
+        UserError: Shapes differ, LongCE would be wrong for the model, or both weights and short log-probabilities are
+            passed.
     """
     labels = input_ids if labels is None else labels
     for name, other in (("labels", labels), ("token_weights", token_weights), ("short_logprobs", short_logprobs)):
@@ -158,14 +159,15 @@ def weighted_nll(
 
 
 class Shard(NamedTuple):
-    """A part of the tokens of a batch in any order, and what their hidden states predict (`shifted`); ``(B, n)`` each.
+    """A part of the tokens of a batch, in any order, with the targets of their hidden states (`shifted`); ``(B, n)``
+    each.
 
     Attributes:
         input_ids: Token ids.
-        targets: The label of the token that follows each in its document; -100 where it is not scored.
-        position_ids: Places of the tokens in their documents.
+        targets: Label of the token that follows each token in its document; -100 if it is not scored.
+        position_ids: Positions of the tokens in their documents.
         token_weights: Weight of the following token.
-        short_logprobs: Short log-probability of the following token, nats, NaN where it has none.
+        short_logprobs: Short log-probability of the following token, nats; NaN if it has none.
     """
 
     input_ids: Tensor
@@ -176,19 +178,19 @@ class Shard(NamedTuple):
 
 
 def shift_targets(labels: Tensor, position_ids: Tensor | None) -> Tensor:
-    """``(B, S)``: the label that each hidden state is scored by, -100 where it is by none."""
+    """``(B, S)``: the label with which each hidden state is scored, -100 for none."""
     return shifted(labels.masked_fill(~scored_labels(labels, position_ids), IGNORED), IGNORED)
 
 
 def shard_nll(model: Any, shard: Shard, longce: LongCE | None) -> WeightedNLL:
-    """`weighted_nll` of a part of the tokens, where the model's attention sees all of them (context parallelism).
+    """`weighted_nll` of a part of the tokens, while the model attends to all of them (context parallelism).
 
     The sums of all parts of a batch are `weighted_nll` of the whole.
 
     Args:
-        model: A causal language model of transformers, wrapped or not.
-        shard: The part; its weights or short log-probabilities are given, unless all weights are 1.
-        longce: None for weights that are all 1, which is CE.
+        model: A transformers causal language model, wrapped or not.
+        shard: The part; includes weights or short log-probabilities unless all weights are 1.
+        longce: Settings of LongCE; None for plain CE, in which all weights are 1.
     """
     return _run(model, lambda inner: _weighted_sum(inner, shard, longce))
 
@@ -202,16 +204,16 @@ def short_logprobs_of(
     step: int,
     group: dist.ProcessGroup,
 ) -> Tensor:
-    """``(B, S)`` float32, nats: the short-context pass alone, shared by ranks that all have this batch (`score_short`).
+    """``(B, S)`` float32, nats: the short-context pass only, shared by ranks that all have this batch (`score_short`).
 
     Args:
-        model: A causal language model of transformers, wrapped or not.
-        input_ids: ``(B, S)``.
-        labels: ``(B, S)``.
-        position_ids: ``(B, S)``, which start again with each packed document.
-        longce: Which windows, and the precision.
-        step: Counts updates from 0.
-        group: The ranks; each runs its part of the windows.
+        model: A transformers causal language model, wrapped or not.
+        input_ids: Token ids, ``(B, S)``.
+        labels: Labels, ``(B, S)``.
+        position_ids: ``(B, S)``, which restart with each packed document.
+        longce: Settings of the windows and the precision.
+        step: Number of updates so far, from 0.
+        group: Process group of the ranks; each runs its part of the windows.
     """
     with torch.no_grad():
         found: Tensor = run_inside(
@@ -221,14 +223,14 @@ def short_logprobs_of(
 
 
 def _run(model: Any, loss: Callable[[Any], WeightedNLL]) -> WeightedNLL:
-    """Runs a loss inside of the wrappers, which are to see one tensor with gradient and no more."""
+    """Runs a loss inside the wrappers, which must see exactly one tensor with gradient."""
     kept: list[WeightedNLL] = []
 
     def total(inner: Any) -> Tensor:
         kept.append(loss(inner))
         return kept[0].total
 
-    outside: Tensor = run_inside(model, total)  # the wrappers' hooks may put another in its place
+    outside: Tensor = run_inside(model, total)  # the wrappers' hooks may replace it
     return kept[0]._replace(total=outside)
 
 

@@ -1,4 +1,4 @@
-"""What a loss needs of a batch and a model: documents and labels, the head, the long and the short-context pass."""
+"""Building blocks of a loss: documents and labels of a batch, the head, the long and the short-context pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longlens.models.forward import Forward, default_batch_tokens, device_of, is
 from longlens.windows import Window
 
 IGNORED = -100
-"""Label of a token that is in the context and not in the loss, as in torch and transformers."""
+"""Label of a token that is only context and not in the loss, as in torch and transformers."""
 PROBE_TOKENS = 16
 
 
@@ -32,12 +32,13 @@ class DocumentSpan(NamedTuple):
 
 
 def document_starts(input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
-    """``(B, S)`` bool: first tokens of documents: of a row, and where a position does not follow the one before.
+    """``(B, S)`` bool: first tokens of documents: the first of each row, and those whose position does not follow the
+    previous one.
 
     Source: `transformers.masking_utils.find_packed_sequence_indices`, which builds the attention mask.
 
     Raises:
-        UserError: Shapes that differ.
+        UserError: Shapes differ.
     """
     if input_ids.ndim != 2:
         raise UserError(f"input_ids have shape {tuple(input_ids.shape)}, expected (batch, tokens)")
@@ -51,7 +52,7 @@ def document_starts(input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
 
 
 def split_documents(input_ids: Tensor, position_ids: Tensor | None) -> list[DocumentSpan]:
-    """The documents of a batch, in order: each is a row, or a part of one where documents are packed."""
+    """The documents of a batch, in order: each is a row, or a part of a row if documents are packed."""
     documents = []
     for row, starts in enumerate(document_starts(input_ids, position_ids).cpu()):
         places = torch.nonzero(starts)[:, 0].tolist()
@@ -60,22 +61,22 @@ def split_documents(input_ids: Tensor, position_ids: Tensor | None) -> list[Docu
 
 
 def shifted(values: Tensor, last: float) -> Tensor:
-    """``(B, S)``: what stood at a token stands at the one before, whose hidden state predicts it.
+    """``(B, S)``: values shifted left by one, to the token whose hidden state predicts them.
 
     Args:
-        values: ``(B, S)``, one at each token.
-        last: In the last column, whose state predicts nothing.
+        values: ``(B, S)``, one per token.
+        last: Value of the last column, whose state predicts nothing.
     """
     return torch.nn.functional.pad(values[:, 1:], (0, 1), value=last)
 
 
 def scored_labels(labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
-    """``(B, S)`` bool: labels in the loss; the first token of a document has nothing to be predicted from."""
+    """``(B, S)`` bool: labels in the loss; the first token of a document is never predicted."""
     return (labels != IGNORED) & ~document_starts(labels, position_ids)
 
 
 def shape_error(name: str, other: Tensor, input_ids: Tensor) -> UserError:
-    """What to say of a tensor that is not shaped like ``input_ids``."""
+    """The error for a tensor that is not shaped like ``input_ids``."""
     return UserError(f"{name} have shape {tuple(other.shape)}, input_ids {tuple(input_ids.shape)}: they must match")
 
 
@@ -83,10 +84,10 @@ def run_inside(model: Any, function: Any) -> Any:
     """``function(inner)``, run as the forward pass of the outermost wrapper, so that the wrapper's hooks see it.
 
     DistributedDataParallel prepares its gradient buckets, FSDP gathers weights and accelerate enters autocast in the
-    forward of what they wrap; a direct call of an inner module would go past them. ``inner`` is `innermost` of it.
+    forward of what they wrap; a direct call of an inner module would bypass them. ``inner`` is the `innermost` model.
 
     Raises:
-        UserError: PEFT's prompt learning, whose virtual tokens are no part of the inner model.
+        UserError: The model uses PEFT's prompt learning, whose virtual tokens are not part of the inner model.
     """
     inner = innermost(model)
     mine = inner.__dict__.get("forward")
@@ -106,10 +107,10 @@ def run_inside(model: Any, function: Any) -> Any:
 
 
 def innermost(model: Any) -> Any:
-    """The causal language model of transformers inside all wrappers; LoRA's layers are a part of it.
+    """The transformers causal language model inside all wrappers; it includes LoRA's layers.
 
     Raises:
-        UserError: PEFT's prompt learning, whose virtual tokens are no part of it.
+        UserError: The model uses PEFT's prompt learning, whose virtual tokens are not part of it.
     """
     while hasattr(model, "module") and isinstance(model.module, torch.nn.Module):
         model = model.module
@@ -125,7 +126,7 @@ def innermost(model: Any) -> Any:
 
 
 def _outer_precision(inner: Any) -> AbstractContextManager[Any]:
-    """The autocast that accelerate put into the ``forward`` which `run_inside` replaces."""
+    """The autocast context that accelerate added to the ``forward`` that `run_inside` replaces."""
     if not hasattr(inner, "_original_forward"):
         return nullcontext()
     from accelerate.utils import get_mixed_precision_context_manager
@@ -168,7 +169,7 @@ def _check_model(model: Any, module: Any) -> None:
     if hasattr(module, "base_layer") or hasattr(module, "token_adapter"):
         raise UserError(
             f"an adapter is attached to the vocabulary head of {name}, but the loss uses only the weight, so the "
-            "adapter would never be trained: remove the head from target_modules, or name it in modules_to_save"
+            "adapter would never be trained: remove the head from target_modules, or list it in modules_to_save"
         )
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0.0):
@@ -180,15 +181,17 @@ def _check_model(model: Any, module: Any) -> None:
 
 
 def check_packing(model: Any, rows: int) -> None:
-    """Holds a packed document against the same document alone, once a model: does attention stay in a document?
+    """Checks, once per model, that attention stays inside a document: compares a packed document with the same one
+    alone.
 
     Args:
-        model: A causal language model of transformers, not wrapped.
-        rows: Of the batch; FlashAttention distinguishes documents in a batch of one row alone. 0 where no documents are
-            packed: where weights are sharded, other processes may have some, and all check together.
+        model: A transformers causal language model, not wrapped.
+        rows: Number of rows of the batch; FlashAttention separates documents only in batches of one row. 0 if no
+            documents are packed: if weights are sharded, other processes may have packed documents, and all check
+            together.
 
     Raises:
-        UserError: It does not.
+        UserError: Attention crosses document boundaries.
     """
     shape = _max_over_ranks(min(rows, 2), model, device_of(model))
     passed = model.__dict__.setdefault("_longlens_packs", {0})
@@ -200,7 +203,7 @@ def check_packing(model: Any, rows: int) -> None:
         packed = forward.hidden(ids, torch.arange(half, device=ids.device).repeat(shape, 2))[:, half:]
         alone = forward.hidden(ids[:, half:])
     moved = float((packed - alone).abs().max())
-    # As wide as half-precision products of the model differ; what leaks moves states by their own size.
+    # As large as differences of the model's half-precision products; a leak changes states by their own magnitude.
     kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else model.dtype
     if not moved <= max(64 * torch.finfo(kind).eps, 1e-3) * float(alone.abs().max()):
         raise UserError(
@@ -220,7 +223,7 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
         states: ``(B, S, H)`` last hidden states.
         labels: ``(B, S)``.
         wanted: ``(B, S)`` bool; False in the first column.
-        head: The vocabulary head; applied to wanted rows alone, in fp32 under autocast as well.
+        head: The vocabulary head; applied only to wanted rows, in fp32 even under autocast.
 
     Returns:
         ``(number wanted,)`` float32, nats.
@@ -230,9 +233,9 @@ def target_logprobs(states: Tensor, labels: Tensor, wanted: Tensor, head: Head) 
 
 
 def _max_over_ranks(number: int, model: Any, device: torch.device) -> int:
-    """The largest such number over all ranks where a forward pass gathers weights, the number itself elsewhere.
+    """The maximum of a number over all ranks if a forward pass gathers weights, otherwise the number itself.
 
-    There, ranks that run unequal numbers of passes wait for each other for ever.
+    In the former case, ranks with unequal numbers of passes would deadlock.
     """
     if not is_sharded(model):
         return number
@@ -252,21 +255,22 @@ def score_short(
     step: int,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """``(B, S)`` float32, nats: log P of each scored token under its short context; NaN where it has none.
+    """``(B, S)`` float32, nats: log P of each scored token under its short context; NaN for tokens without one.
 
     Args:
-        model: A causal language model of transformers, not wrapped.
+        model: A transformers causal language model, not wrapped.
         head: Its vocabulary head.
         input_ids: ``(B, S)``.
-        labels: ``(B, S)``: what is predicted.
-        scored: ``(B, S)`` bool: the tokens that are wanted.
-        documents: Where documents are; a window lies in one of them.
-        longce: Which windows, and the precision.
-        step: Counts updates from 0.
-        group: Ranks that all have this batch: each runs its part of the windows, and all get all scores.
+        labels: ``(B, S)`` labels to predict.
+        scored: ``(B, S)`` bool: the tokens to score.
+        documents: Documents of the batch; each window lies inside one document.
+        longce: Settings of the windows and the precision.
+        step: Number of updates so far, from 0.
+        group: Process group of ranks that all have this batch: each runs its part of the windows, and all receive all
+            scores.
     """
     found = torch.full(input_ids.shape, math.nan, device=input_ids.device)
-    wanted = scored.cpu()  # one copy, not one a window
+    wanted = scored.cpu()  # one copy, not one per window
     windows = [
         (document, window)
         for document in documents
@@ -286,7 +290,7 @@ def score_short(
         for _ in range(missing):
             token_logprobs(forward.hidden(input_ids[:1, :1])[0], input_ids[0, :1], head)
     if group is not None:
-        # One rank at most has the score of a token.
+        # At most one rank has the score of a token.
         found = found.masked_fill(found.isnan(), math.inf)
         dist.all_reduce(found, dist.ReduceOp.MIN, group)
         found = found.masked_fill(found == math.inf, math.nan)
@@ -294,7 +298,7 @@ def score_short(
 
 
 def _part_of(windows: list[tuple[DocumentSpan, Window]], group: dist.ProcessGroup) -> list[tuple[DocumentSpan, Window]]:
-    """This rank's part of the windows: neighbors, of equal lengths as far as possible, so that ranks end together."""
+    """This rank's part of the windows: neighbors, of equal lengths if possible, so that ranks finish together."""
     ordered = sorted(windows, key=lambda found: found[1].start - found[1].stop)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     return ordered[rank * len(ordered) // size : (rank + 1) * len(ordered) // size]
@@ -307,7 +311,8 @@ def _short_precision(input_ids: Tensor, longce: LongCE) -> AbstractContextManage
 
 
 def _batches(windows: list[tuple[DocumentSpan, Window]], size: int) -> Iterator[list[tuple[DocumentSpan, Window]]]:
-    # Equal lengths together: a ragged window would be padded, and some frequencies depend on the longest of a batch.
+    # Equal lengths are batched together: a ragged window would be padded, and some frequencies depend on the longest of
+    # a batch.
     by_length: dict[int, list[tuple[DocumentSpan, Window]]] = {}
     for document, window in windows:
         by_length.setdefault(window.stop - window.start, []).append((document, window))

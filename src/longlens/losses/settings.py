@@ -1,4 +1,4 @@
-"""Settings of LongCE: which windows of a document are scored at a step, and what a token weighs (eq. 6 to 8)."""
+"""Settings of LongCE: which windows of a document are scored in a step, and the weight of a token (eq. 6 to 8)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SHORT_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class LongCE(Settings):
-    """LongCE as in the paper: every token from K on has a weight in every step (eq. 6 to 8).
+    """LongCE as in the paper: every token at position K or later is weighted in every step (eq. 6 to 8).
 
-    The cost of a stride is that of ``(n - K) / d`` windows of K + d tokens, so that ``stride=context`` costs less: the
-    short context of a token is then K to 2 K - 1 tokens. `SampledLongCE` and `ChunkedLongCE` weigh a part of the tokens
-    at a step; docs/train.md has what each costs, and how far its weights are from these.
+    A stride costs ``(n - K) / d`` windows of K + d tokens, so ``stride=context`` is cheaper: the short context of a
+    token then has K to 2 K - 1 tokens. `SampledLongCE` and `ChunkedLongCE` weight a part of the tokens per step;
+    docs/train.md lists the cost of each, and how far its weights are from these.
 
     Attributes:
         context: K, the minimum length of the short context in tokens.
         stride: d, the number of tokens scored per window.
         gamma: The maximum weight.
-        floor: The smallest weight. 0, as in the paper, lets a token that the long context makes less probable (LSD < 0)
-            have weights below 1; with 1 no token weighs less than in cross-entropy.
-        short_dtype: ``bfloat16`` or ``float16``: the short-context pass runs in it by autocast, its vocabulary head in
-            float32 nevertheless. The precision of the long pass unless given.
+        floor: The smallest weight. 0, as in the paper, allows weights below 1 for tokens that the long context makes
+        less probable (LSD < 0); with 1, no token has a smaller weight than in cross-entropy.
+        short_dtype: ``bfloat16`` or ``float16``: the short-context pass runs in this dtype under autocast, but its
+            vocabulary head in float32. By default, the precision of the long pass.
 
     Raises:
         UserError: A value is out of range.
@@ -59,16 +59,16 @@ class LongCE(Settings):
         return self
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
-        """The windows of a document that are scored at a step.
+        """The windows of a document that are scored in a step.
 
         Args:
-            ids: ``(n,)`` its tokens.
-            step: Counts updates from 0.
+            ids: ``(n,)`` token ids of the document.
+            step: Number of updates so far, from 0.
         """
         return plan_windows(len(ids), self.context, self.stride)
 
     def window_sizes(self, num_tokens: int) -> dict[tuple[int, int], int]:
-        """How many windows of a document have so many tokens, and so many of them scored, at a step, about."""
+        """Approximate number of windows per document and step, by (number of tokens, number of scored tokens)."""
         return window_sizes(num_tokens, self.context, self.stride)
 
     def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class LongCE(Settings):
 
         Args:
             long_logprobs: ``(m,)`` nats.
-            short_logprobs: ``(m,)`` nats, NaN where a token has no short-context score.
+            short_logprobs: ``(m,)`` nats, NaN for tokens without a short-context score.
         """
         return longce_weights(long_logprobs, short_logprobs, self.gamma, self.floor)
 
@@ -84,8 +84,8 @@ class LongCE(Settings):
 class SampledLongCE(LongCE):
     """LongCE with a random subset of the windows in each step; all other tokens have weight 1.
 
-    A document with n windows has ``max(1, round(share * n))`` of them scored. Which ones is a function of the step and
-    of the document's tokens, so that neither a resumed run nor another split into micro-batches changes them.
+    A document with n windows has ``max(1, round(share * n))`` of them scored. The choice is a function of the step and
+    of the document's tokens, so that it is the same in a resumed run and for any split into micro-batches.
 
     Attributes:
         share: Fraction of the windows, above 0 and at most 1.
@@ -94,7 +94,7 @@ class SampledLongCE(LongCE):
     share: Real = Field(default=0.5, gt=0, le=1)
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
-        """The windows that are scored at a step, drawn from those of the whole document."""
+        """The windows that are scored in a step, drawn from those of the whole document."""
         every = super().windows(ids, step)
         if not every:
             return every
@@ -103,7 +103,7 @@ class SampledLongCE(LongCE):
         return [every[index] for index in sorted(chosen)]
 
     def window_sizes(self, num_tokens: int) -> dict[tuple[int, int], int]:
-        """As of all windows, for as many of the largest as are drawn."""
+        """As for all windows, counting the largest windows up to the number that is drawn."""
         every = super().window_sizes(num_tokens)
         left = max(1, round(self.share * sum(every.values())))
         found = {}
@@ -116,22 +116,22 @@ class SampledLongCE(LongCE):
 class ChunkedLongCE(LongCE):
     """LongCE on disjoint chunks of K + d tokens: the short-context pass runs each token once, for any K and d.
 
-    In each chunk the tokens from its K-th on are weighed, d/(K + d) of all; the others have weight 1. Chunks move by d
-    at every step, so that each token from K on is weighed at one of ``ceil((K + d)/d)`` steps: every other one where d
-    = K.
+    In each chunk the tokens at position K or later are weighted, d/(K + d) of all; the others have weight 1. Chunks
+    move by d in every step, so that each token at position K or later is weighted in one of ``ceil((K + d)/d)`` steps:
+    every other one if d = K.
     """
 
     def windows(self, ids: Tensor, step: int) -> list[Window]:
-        """The windows that are scored at a step: the last tokens of each chunk."""
+        """The windows that are scored in a step: the last tokens of each chunk."""
         return plan_chunks(len(ids), self.context, self.stride, step * self.stride)
 
     def window_sizes(self, num_tokens: int) -> dict[tuple[int, int], int]:
-        """Of the chunks of the first step."""
+        """Window sizes of the chunks of the first step."""
         return chunk_sizes(num_tokens, self.context, self.stride)
 
 
 FORMS = {"longce": LongCE, "sampled-longce": SampledLongCE, "chunked-longce": ChunkedLongCE}
-"""LongCE in all its forms, by the names that recipes have."""
+"""All forms of LongCE, by their names in recipes."""
 
 
 def check_offline(longce: LongCE) -> None:
@@ -150,7 +150,7 @@ def check_offline(longce: LongCE) -> None:
 
 
 def check_floor(floor: float, gamma: float) -> None:
-    """Rejects a smallest weight that is above the largest one.
+    """Rejects a minimum weight above the maximum weight.
 
     Raises:
         UserError: ``0 <= floor <= gamma`` does not hold.
@@ -167,12 +167,12 @@ def longce_weights(long_logprobs: Tensor, short_logprobs: Tensor, gamma: float =
 
     Args:
         long_logprobs: Any shape, nats.
-        short_logprobs: The same shape, nats; NaN where a token has no short-context score.
+        short_logprobs: The same shape, nats; NaN for tokens without a short-context score.
         gamma: The maximum weight.
         floor: The smallest weight of a token that has a short-context score; 0 as in the paper.
 
     Returns:
-        The same shape, weights without unit.
+        The same shape, dimensionless weights.
 
     Raises:
         UserError: gamma is not a finite number above 0, or floor is not from 0 to gamma.

@@ -1,6 +1,6 @@
 """Position extrapolation: methods as settings, extended configs, models and folders.
 
-The methods need no torch; what touches a model brings it in when it is used.
+The methods do not need torch; functions that use a model import it when called.
 """
 
 from __future__ import annotations

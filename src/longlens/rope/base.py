@@ -1,4 +1,4 @@
-"""What the methods of position extrapolation have in common, and the checks that they share."""
+"""Base classes of the methods of position extrapolation, and shared checks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from longlens.rope.frequencies import Frequencies, Rope
 
 EABF_TYPE = "longlens_eabf"
 CLEX_TYPE = "longlens_clex"
-"""Types of rotary embedding that transformers does not know, and so rejects instead of computing something else."""
+"""Types of rotary embedding that are unknown to transformers, which therefore rejects them."""
 REQUIRES = (
-    "the rotary embedding of this model is not one of transformers: load it with longlens.rope.load_model(FOLDER) "
+    "transformers does not support this model's rotary embedding: load it with longlens.rope.load_model(FOLDER) "
     "(pip install longlens), or use it with the commands of longlens"
 )
 """Written into the configuration of such a model as ``longlens_requires``."""
@@ -23,11 +23,11 @@ REQUIRES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """What all methods have. A method is a frozen dataclass whose fields are its settings.
+    """Base class of all methods. A method is a frozen dataclass whose fields are its settings.
 
     Attributes:
-        name: On the command line and in recipes.
-        original_length: L0, tokens that the model was trained at; its ``max_position_embeddings`` unless given.
+        name: Name on the command line and in recipes.
+        original_length: L0, the training length in tokens; by default the model's ``max_position_embeddings``.
     """
 
     name: ClassVar[str]
@@ -40,17 +40,17 @@ class Method(ABC):
 
     @abstractmethod
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Inverse frequencies and attention factor for a sequence of so many tokens."""
+        """Inverse frequencies and attention factor for a sequence of ``num_tokens`` tokens."""
 
     @abstractmethod
     def max_length(self, rope: Rope) -> int:
         """``max_position_embeddings`` of the extended model, tokens."""
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """``rope_parameters`` of the extended model, from those that it has.
+        """``rope_parameters`` of the extended model, from its current ones.
 
-        Unless a method has a type of transformers to itself, its frequencies are written out as ``longrope``, which
-        transformers and others read: a divisor of each frequency for sequences up to L0 and one for longer ones.
+        Unless a method has its own type in transformers, its frequencies are written as ``longrope``, which
+        transformers and other libraries read: one divisor per frequency for sequences up to L0 and one for longer ones.
         """
         short, long = self.frequencies(rope, rope.length), self.frequencies(rope, rope.length + 1)
         return {
@@ -64,14 +64,14 @@ class Method(ABC):
         }
 
     def extends(self, rope_type: str) -> bool:
-        """Whether it may be put on a model that has this type of rotary embedding."""
+        """Whether it can be applied to a model with this type of rotary embedding."""
         return rope_type == "default"
 
     def check(self, rope: Rope) -> None:
-        """Holds settings against the model.
+        """Checks the settings against the model.
 
         Raises:
-            UserError: They do not fit it.
+            UserError: They do not fit the model.
         """
         self.max_length(rope)
 
@@ -82,8 +82,8 @@ class ScaledMethod(Method):
 
     Attributes:
         factor: s, more than 1.
-        starts_as_the_original: Whether frequencies go to the model's own as s goes to 1; not so where other settings
-            give them.
+        starts_as_the_original: Whether frequencies approach the model's own as s goes to 1; false if other settings
+            determine them.
     """
 
     starts_as_the_original: ClassVar[bool] = True
@@ -102,37 +102,37 @@ class ScaledMethod(Method):
 
 
 def check_factor(factor: float) -> None:
-    """Rejects a factor that extends nothing."""
+    """Rejects a factor that does not extend the length."""
     if not (isinstance(factor, (int, float)) and 1 < factor < math.inf):
         raise UserError(f"`factor` is {factor}; expected more than 1, such as 8 to go from 4,096 tokens to 32,768")
 
 
 def check_theta(theta: float) -> None:
-    """Rejects what is no base."""
+    """Rejects an invalid base."""
     if not (isinstance(theta, (int, float)) and 1 < theta < math.inf):
         raise UserError(f"`theta` is {theta}; expected a base above 1, such as 500000")
 
 
 def check_attention_factor(value: float | None) -> None:
-    """Rejects what logits cannot be multiplied by."""
+    """Rejects an invalid attention factor."""
     if value is not None and not 0 < value < math.inf:
         raise UserError(f"`attention_factor` is {value}; expected more than 0, or leave it out for the paper's")
 
 
 def check_order(**values: float) -> None:
-    """Rejects two settings that are not 0 < the first < the second."""
+    """Rejects two settings unless 0 < first < second."""
     (low, a), (high, b) = values.items()
     if not 0 < a < b < math.inf:
         raise UserError(f"`{low}` is {a} and `{high}` is {b}; expected 0 < {low} < {high}")
 
 
 def as_floats(**values: float | None) -> dict[str, float]:
-    """Values as a config has them, without those that are None."""
+    """Values for a config, without None values."""
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def extended_length(factor: float, length: int) -> int:
-    """Tokens of the extended model, which have to be whole: transformers reads the factor back from the two lengths."""
+    """Tokens of the extended model, an integer: transformers computes the factor from the two lengths."""
     product = factor * length
     if product != round(product):
         raise UserError(

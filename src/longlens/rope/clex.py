@@ -1,6 +1,7 @@
 """CLEX: a rotary embedding whose frequencies follow a trained differential equation over the length (arXiv:2310.16450).
 
-Written from the paper, sections 3.2 and 3.3, and checked against the published code (DAMO-NLP-SG/CLEX, clex_layer.py).
+Implemented from the paper, sections 3.2 and 3.3, and checked against the published code (DAMO-NLP-SG/CLEX,
+clex_layer.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LAYOUTS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda angles: angles.repeat_interleave(2, dim=-1),  # Cohere
     lambda angles: angles,  # GPT-OSS
 )
-"""How models lay out the angles of ``(..., d/2)`` pairs."""
+"""Layouts of the angles of ``(..., d/2)`` pairs in models."""
 
 
 class ClexRotary(nn.Module):
@@ -33,14 +34,14 @@ class ClexRotary(nn.Module):
     is solved by Runge-Kutta's fourth-order rule with a fixed step. ``down`` starts as zeros, so training starts on the
     ntk-aware trajectory. A sequence of n tokens has the frequencies ``exp(y(t))`` at ``t = ceil(n / L0)``, at most
     ``max_factor``. In training mode, t is drawn from 1 … max_factor for each pass, and positions become sorted random
-    ones up to t times L0, so that lengths are learned that were not trained on.
+    ones up to t times L0, so that lengths beyond those in training are learned.
 
-    The state of a sequence is its length alone, so the order of calls does not matter. As with dynamic NTK, keys that
-    are cached keep the frequencies of their time: feed a sequence whole.
+    The state depends only on the sequence length, so the order of calls does not matter. As with dynamic NTK, cached
+    keys keep the frequencies of the time when they were computed: process a sequence in one pass.
 
     Args:
-        base: The model's rotary embedding, with the frequencies that it was trained with.
-        parameters: ``rope_parameters`` as `longlens.rope.CLEX` writes them.
+        base: The model's rotary embedding, with the frequencies used in training.
+        parameters: ``rope_parameters`` as written by `longlens.rope.CLEX`.
 
     Raises:
         UserError: The model has several rotary embeddings in one, or lays out its angles in an unknown way.
@@ -91,7 +92,7 @@ class ClexRotary(nn.Module):
 
     def _solve(self, t: int) -> Tensor:
         if t == 1:
-            # Exactly as trained; the term gives a gradient to every weight in every pass, as DDP asks for.
+            # Exactly as trained; the term gives a gradient to every weight in every pass, as DDP requires.
             return self.original_inv_freq.float() + 0 * (self.up.sum() + self.down.sum())
         y = self.original_inv_freq.float().log()
         steps = math.ceil((t - 1) / self.step - 1e-9)
@@ -119,7 +120,7 @@ class ClexRotary(nn.Module):
         return turned.cos().to(x.dtype), turned.sin().to(x.dtype)
 
     def _drawn(self, num_tokens: int, t: int) -> Tensor:
-        """Where n tokens stand in training: sorted draws from 0 … tn-1 with both ends, over ``max(1, n // L0)``.
+        """Positions of n tokens in training: sorted draws from 0 … tn-1 with both ends, over ``max(1, n // L0)``.
 
         The divisor keeps the end of a sequence that is longer than L0 at about t times L0.
         """
@@ -131,7 +132,7 @@ class ClexRotary(nn.Module):
 
 
 def _layout(base: Any) -> Callable[[Tensor], Tensor]:
-    """How a rotary embedding lays out its angles: the way that gives its own cosines and sines."""
+    """The layout of a rotary embedding's angles: the one that reproduces its own cosines and sines."""
     device = base.inv_freq.device
     positions = torch.arange(5, device=device)[None]
     cos, sin = base(torch.zeros(1, 5, 1, device=device), positions)

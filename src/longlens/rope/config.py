@@ -1,4 +1,4 @@
-"""What a model's config says of its rotary embedding, and what transformers can build of it."""
+"""The rotary embedding in a model's config, and configs that transformers can build."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from longlens.rope.base import CLEX_TYPE, EABF_TYPE
 from longlens.rope.frequencies import Rope
 
 OWN_KEYS = ("original_max_position_embeddings", "factor", "first_layer", "width", "step")
-"""What EABF and CLEX keep in ``rope_parameters`` beside what the ``default`` type has."""
+"""Keys of EABF and CLEX in ``rope_parameters``, in addition to those of the ``default`` type."""
 
 WHOLE = {"emu3"}
-"""Multimodal models whose text part transformers does not find in the weights of the whole."""
+"""Multimodal models whose text part transformers does not find in the weights of the full model."""
 
 LOCAL = {"sliding_attention", "chunked_attention"}
-"""Types of layers that attend to a window."""
+"""Types of layers with windowed attention."""
 
 
 def text_config(config: Any) -> Any:
-    """The part of a config that the decoder is built from; the config itself for most models."""
+    """The part of a config from which the decoder is built; the config itself for most models."""
     return config.get_text_config(decoder=True)
 
 
 def nested_keys(text: Any) -> list[str]:
-    """Keys of ``rope_parameters``, such as layer types, where they are nested; transformers 5.17 has no such method."""
+    """Keys of ``rope_parameters``, such as layer types, if they are nested; transformers 5.17 has no such method."""
     labels = getattr(text, "_rope_type_labels", None) or getattr(text, "layer_types", None) or ()
     return [key for key in getattr(text, "rope_parameters", None) or {} if key in labels]
 
 
 def layer_type(text: Any) -> str | None:
-    """Key of ``rope_parameters`` under which the layers that attend to everything are; None where they are not nested.
+    """Key of ``rope_parameters`` for full-attention layers; None if they are not nested.
 
-    Local layers of Gemma 3 and its like see a few thousand tokens whatever the length, so their frequencies stay.
+    Local layers of Gemma 3 and similar models see a few thousand tokens at any length, so their frequencies stay the
+    same.
     """
     parameters = getattr(text, "rope_parameters", None) or {}
     nested = nested_keys(text)
@@ -48,20 +49,20 @@ def layer_type(text: Any) -> str | None:
 
 
 def rope_parameters(text: Any) -> dict[str, Any]:
-    """``rope_parameters`` of the layers that attend to everything; empty without rotary embeddings."""
+    """``rope_parameters`` of the full-attention layers; empty without rotary embeddings."""
     parameters: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
     key = layer_type(text)
     return parameters if key is None else parameters[key]
 
 
 def set_rope_parameters(text: Any, parameters: dict[str, Any]) -> None:
-    """Puts them in their place."""
+    """Stores ``rope_parameters`` in the config."""
     key = layer_type(text)
     text.rope_parameters = parameters if key is None else {**text.rope_parameters, key: parameters}
 
 
 def head_dim(text: Any) -> int | None:
-    """``head_dim`` of the layers that attend to everything: in Gemma 4 it differs from that of the local ones."""
+    """``head_dim`` of the full-attention layers: in Gemma 4 it differs from that of the local ones."""
     key, layers = layer_type(text), getattr(text, "per_layer_config", None)
     found: int | None = getattr(text if key is None or layers is None else layers[key], "head_dim", None)
     return found
@@ -71,7 +72,7 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
     """The rotary embedding that a config describes.
 
     Raises:
-        UserError: It has none, or its length is not known.
+        UserError: It has no rotary embedding, or its length is not known.
     """
     name = text.model_type
     parameters = rope_parameters(text)
@@ -99,20 +100,20 @@ def read_rope(text: Any, original_length: int | None = None) -> Rope:
 
 
 def shared_rotary_note(config: Any) -> str | None:
-    """What to say where layers with a window change with those that attend to everything; None where they do not."""
+    """Note for configs whose windowed layers share the rotary embedding of full-attention layers; None otherwise."""
     text = text_config(config)
     types = set(getattr(text, "layer_types", None) or ())
     shared = " and ".join(sorted(types & LOCAL))
     if not shared or "full_attention" not in types or layer_type(text) is not None:
         return None
     return (
-        f"{shared} layers share one rotary embedding with those that attend to everything: their frequencies change "
+        f"{shared} layers share one rotary embedding with full-attention layers: their frequencies change "
         "too, although they see no more tokens than before"
     )
 
 
 def custom_rope_type(config: Any) -> str | None:
-    """The type of rotary embedding, where it is one of ours, which transformers does not know."""
+    """The type of rotary embedding, if it is one of longlens's own, which transformers does not know."""
     text = text_config(config)
     parameters = getattr(text, "rope_parameters", None) or {}
     entries = [parameters[key] for key in nested_keys(text)] or [parameters]
@@ -121,7 +122,8 @@ def custom_rope_type(config: Any) -> str | None:
 
 
 def prepare_config(config: Any) -> Any:
-    """What transformers can build: the config itself, or for EABF and CLEX a copy with their frequencies at the start.
+    """A config that transformers can build: the config itself, or for EABF and CLEX a copy with their initial
+    frequencies.
 
     `longlens.rope.model.prepare_model` turns what was built into the model that the config describes.
     """
@@ -135,14 +137,14 @@ def prepare_config(config: Any) -> Any:
 
 
 def check_decoder(config: Any) -> None:
-    """Rejects what no decoder can be made of, before anything is loaded.
+    """Rejects configs from which no decoder can be built, before anything is loaded.
 
     Args:
         config: Configuration of a model.
 
     Raises:
-        UserError: An encoder and a decoder, of which transformers often makes a causal language model of the decoder
-            alone; or no layers, no vocabulary, or a width of 0.
+        UserError: The config is an encoder-decoder, for which transformers often builds a causal language model from
+            only the decoder; or it has no layers, no vocabulary, or a width of 0.
     """
     refuse_encoder_decoder(config)
     text = text_config(config)
@@ -153,7 +155,7 @@ def check_decoder(config: Any) -> None:
 
 
 def refuse_encoder_decoder(config: Any) -> None:
-    """Raises a `UserError` for a configuration, or its class, of an encoder and a decoder."""
+    """Raises a `UserError` for an encoder-decoder configuration or its class."""
     if getattr(config, "is_encoder_decoder", False) is True:
         raise UserError(
             f"{config.model_type} is an encoder and a decoder: longlens supports only decoders, such as Llama or Qwen"
@@ -163,10 +165,10 @@ def refuse_encoder_decoder(config: Any) -> None:
 def auto_class(model_type: object) -> Any:
     """``AutoModelForCausalLM``; for a type that has none, as LLaVA and Qwen2-VL, ``AutoModelForMultimodalLM``.
 
-    Of a multimodal model the text part is used, fed with text alone. What is an encoder and a decoder has no such part.
+    For a multimodal model, the text part is used, with text input only. An encoder-decoder has no such part.
 
     Raises:
-        UserError: A multimodal model that is an encoder and a decoder.
+        UserError: The multimodal model is an encoder-decoder.
     """
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.models.auto import modeling_auto as auto

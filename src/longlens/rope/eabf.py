@@ -15,7 +15,7 @@ from longlens.rope.base import EABF_TYPE
 from longlens.rope.config import nested_keys
 
 PREFIX = "longlens_eabf_"
-"""Before the name of the attention implementation that does the rest."""
+"""Prefix of the name of the wrapped attention implementation."""
 BASES = ("sdpa", "eager")
 
 
@@ -25,12 +25,12 @@ def query_scale(position_ids: Tensor, length: int) -> Tensor:
 
 
 def base_attention(implementation: str | None) -> str | None:
-    """``"sdpa"`` for ``"longlens_eabf_sdpa"``; other names as they are."""
+    """``"sdpa"`` for ``"longlens_eabf_sdpa"``; other names unchanged."""
     return None if implementation is None else implementation.removeprefix(PREFIX)
 
 
 def scale_queries(model: Any) -> None:
-    """Has a model's attention scale its queries as its config says, through transformers' registries of attention.
+    """Makes a model's attention scale its queries by its config, through transformers' attention registries.
 
     Raises:
         UserError: Its attention is not called through these registries, or is not one that longlens can wrap.
@@ -57,7 +57,7 @@ def _scaled(base: str) -> Callable[..., Any]:
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> Any:
-        """``base`` attention of ``(B, heads, n, head_dim)`` queries, scaled from the config's first layer on."""
+        """``base`` attention of ``(B, heads, n, head_dim)`` queries, scaled from the config's ``first_layer``."""
         config, layer = module.config, module.layer_idx
         parameters = config.rope_parameters
         if nested_keys(config):

@@ -1,4 +1,4 @@
-"""Model folders with extended context: written from a model's files, and loaded again."""
+"""Model folders with extended context: written from a model's files."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from longlens.models import Source
 
 CLEX_FILE = "longlens_rope.safetensors"
-"""Holds CLEX's own weights, until training saves them with the others."""
+"""File with CLEX's own weights, until training saves them with the others."""
 NOT_COPIED = ("config.json", "adapter_config.json", "trainer_state.json", "*.bin.index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendedModel:
-    """What `extend` did.
+    """Result of `extend`.
 
     Attributes:
         out: The new folder.
         method: Name of the method.
-        before: ``rope_parameters`` of the layers that attend to everything, and ``max_position_embeddings``.
-        after: The same of the new folder.
-        notes: What has to be known before the folder is used.
+        before: ``rope_parameters`` of the full-attention layers, and ``max_position_embeddings``.
+        after: The same for the new folder.
+        notes: Notes for using the folder.
     """
 
     out: Path
@@ -57,13 +57,13 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
     transformers can load the result, except for EABF and CLEX, which only longlens and `load_model` can load.
 
     Args:
-        name: As for `longlens.load_scorer`.
-        method: Such as ``YaRN(factor=4)``.
+        name: Name or path of the model, as for `longlens.load_scorer`.
+        method: The method, such as ``YaRN(factor=4)``.
         out: The new folder; it must not exist.
         trust_remote_code: Allows configs that come with code.
 
     Raises:
-        UserError: No such model, one that the method does not extend, an existing ``out``, or a disk that is full.
+        UserError: The model does not exist or cannot be extended by the method, ``out`` exists, or the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -114,7 +114,7 @@ def extend(name: str, method: Method, out: str | Path, *, trust_remote_code: boo
 
 
 def _copy(source: Path, target: Path, name: str) -> None:
-    """Copies weights, tokenizer and what else belongs to a model; pickles and what training left stay behind."""
+    """Copies weights, tokenizer and other files of a model, but neither pickles nor training state."""
     if not any(source.glob("*.safetensors")):
         raise UserError(f"{name} has no weights in safetensors, and longlens does not copy pickles: convert them first")
     for file in sorted(source.iterdir()):

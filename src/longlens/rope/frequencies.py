@@ -1,8 +1,8 @@
-"""What each method of position extrapolation computes: one pure function a method, in NumPy float64, without torch.
+"""The methods of position extrapolation: one pure function per method, in NumPy float64, without torch.
 
-RoPE turns dimension pair i of queries and keys at position m by the angle ``m * f_i`` (Su et al., 2021). Every method
-here gives other inverse frequencies f, and some a factor on the attention logits. Notation: d rotary dimensions, base
-b, original length L0 in tokens, factor s (how many times L0 the model is to take).
+RoPE rotates dimension pair i of queries and keys at position m by the angle ``m * f_i`` (Su et al., 2021). Every method
+here defines other inverse frequencies f, and some a factor on the attention logits. Notation: d rotary dimensions, base
+b, original length L0 in tokens, factor s (the target length divided by L0).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Doubles = npt.NDArray[np.float64]
 
 
 class Frequencies(NamedTuple):
-    """What a method defines.
+    """Frequencies and attention factor of a method.
 
     Attributes:
-        inv_freq: ``(d/2,)`` radians a token, the highest first.
+        inv_freq: ``(d/2,)`` radians per token, highest first.
         attention_factor: Multiplies cosines and sines of queries and keys alike, so logits by its square.
     """
 
@@ -32,10 +32,10 @@ class Frequencies(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """The rotary embedding of a model as it was trained.
+    """The rotary embedding of a model as in training.
 
     Attributes:
-        dim: d, dimensions of a head that are turned; even.
+        dim: d, number of rotary dimensions per head; even.
         theta: b, the base.
         length: L0, tokens.
     """
@@ -91,9 +91,9 @@ def yarn(
 ) -> Frequencies:
     """``f_i * (1 - r_i) + f_i / s * r_i``, where r rises from 0 to 1 between two dimension pairs.
 
-    The pair that turns n times over L0 tokens is ``p(n) = d ln(L0 / (2 pi n)) / (2 ln b)``, and
+    The pair that makes n turns over L0 tokens is ``p(n) = d ln(L0 / (2 pi n)) / (2 ln b)``, and
     ``r_i = clip((i - low) / (high - low), 0, 1)`` with ``low = floor(p(beta_fast))``, ``high = ceil(p(beta_slow))``,
-    both kept within [0, d-1]. The attention factor is ``0.1 ln s + 1`` unless given.
+    both kept within [0, d-1]. The attention factor is ``0.1 ln s + 1`` by default.
 
     Source: Peng et al., 2023 (arXiv:2309.00071), "NTK-by-parts" interpolation and YaRN (equations are numbered
     differently in its versions). The paper's ramp is linear in the number of turns and not rounded; the published code,
@@ -122,10 +122,10 @@ def longrope(
 ) -> Frequencies:
     """``f_i / lambda_i``: the long factors for a sequence of more than L0 tokens, else the short ones.
 
-    The attention factor is ``sqrt(1 + ln s / ln L0)`` unless given, for short sequences as well.
+    The attention factor is ``sqrt(1 + ln s / ln L0)`` by default, for short sequences as well.
 
     Source: Ding et al., 2024 (arXiv:2402.13753), which searches lambda for a model, and Phi-3, which has two lists.
-    transformers: ``longrope``, the same. The paper's start tokens that keep their positions are in neither.
+    transformers: ``longrope``, the same. Neither implements the paper's start tokens that keep their positions.
     """
     chosen = np.asarray(long_factors if num_tokens > rope.length else short_factors, dtype=np.float64)
     if attention_factor is None:
@@ -136,8 +136,8 @@ def longrope(
 def llama3(rope: Rope, *, factor: float, low_freq_factor: float, high_freq_factor: float) -> Frequencies:
     """``f_i * g_i + f_i / s * (1 - g_i)`` with ``g_i = clip((n_i - low) / (high - low), 0, 1)``.
 
-    ``n_i = L0 f_i / (2 pi)`` is how often pair i turns over L0 tokens: fewer than ``low`` turns are interpolated, more
-    than ``high`` stay.
+    ``n_i = L0 f_i / (2 pi)`` is the number of turns of pair i over L0 tokens: pairs with fewer than ``low`` turns are
+    interpolated, pairs with more than ``high`` are unchanged.
 
     Source: Llama 3.1 (meta-llama/llama-models, ``apply_scaling``). transformers: ``llama3``, the same.
     """
@@ -156,7 +156,7 @@ def eabf_query_scale(positions: npt.ArrayLike, *, length: int) -> Doubles:
 
 
 def clex_start(rope: Rope, *, t: float) -> Frequencies:
-    """``(b (2t - 1) ** (d / (d - 2))) ** (-2i/d)``: where an untrained CLEX is at t times L0.
+    """``(b (2t - 1) ** (d / (d - 2))) ** (-2i/d)``: the frequencies of an untrained CLEX at t times L0.
 
     Source: Chen et al., 2024 (arXiv:2310.16450), section 3.2; published code: DAMO-NLP-SG/CLEX ``clex_layer.py``.
     """

@@ -1,4 +1,4 @@
-"""Loads model folders, those whose position method transformers does not know among them."""
+"""Loads model folders, including those whose position method transformers does not know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
 
     Args:
         path: Folder or Hub id.
-        config: Instead of the one there, such as one of `extend_config`.
+        config: Config to use instead of the folder's, such as from `extend_config`.
         **options: Options of ``from_pretrained``.
 
     Returns:
@@ -60,7 +60,7 @@ def load_model(path: str, *, config: Any = None, **options: Any) -> Any:
 
 
 def local_folder(path: str) -> Path:
-    """The folder, or that of a hub model in the cache, with its files brought there."""
+    """The folder, or the cache folder of a Hub model, downloading its files."""
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -69,7 +69,7 @@ def local_folder(path: str) -> Path:
 
 
 def _config_dict(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says; empty where transformers is to say what is wrong, or reads another file."""
+    """Content of config.json; empty if transformers is to report the error, or reads another file."""
     from transformers import PreTrainedConfig
 
     if "gguf_file" in options:

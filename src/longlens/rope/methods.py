@@ -1,6 +1,6 @@
-"""The methods of position extrapolation as settings: what each needs, and what it writes into a model's config.
+"""The methods of position extrapolation as settings: the settings of each, and its parameters in a model's config.
 
-Needs no torch. The equations are in `longlens.rope.frequencies`.
+Does not need torch. The equations are in `longlens.rope.frequencies`.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class NTK(Method):
         return f.ntk_theta(rope, factor=self.factor)
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Those of the larger base."""
+        """Frequencies of the larger base."""
         return f.with_base(rope, theta=self.base(rope))
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """The larger base."""
+        """The parameters with the larger base."""
         return {**current, "rope_theta": self.base(rope)}
 
     def max_length(self, rope: Rope) -> int:
@@ -86,7 +86,7 @@ class NTK(Method):
         return rope.length if self.factor is None else extended_length(self.factor, rope.length)
 
     def extends(self, rope_type: str) -> bool:
-        """A given base may follow EABF.
+        """A method with an explicit base can extend an EABF model.
 
         "we extend the context window of both models by increasing their RoPE base from 500K to 2M" (LongPPL, B.5).
         """
@@ -113,7 +113,7 @@ class DynamicNTK(ScaledMethod):
     name = "dynamic-ntk"
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Those of a base that grows with the sequence."""
+        """Frequencies of a base that grows with the sequence length."""
         return f.dynamic_ntk(rope, factor=self.factor, num_tokens=num_tokens)
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,9 +130,9 @@ class YaRN(ScaledMethod):
     """YaRN (`frequencies.yarn`).
 
     Attributes:
-        beta_fast: Pairs that turn more often than this over L0 tokens stay.
-        beta_slow: Pairs that turn less often are interpolated.
-        attention_factor: ``0.1 ln s + 1`` unless given.
+        beta_fast: Pairs with more turns than this over L0 tokens are unchanged.
+        beta_slow: Pairs with fewer turns are interpolated.
+        attention_factor: Attention factor; ``0.1 ln s + 1`` by default.
     """
 
     name = "yarn"
@@ -147,7 +147,7 @@ class YaRN(ScaledMethod):
         check_order(beta_slow=self.beta_slow, beta_fast=self.beta_fast)
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """A part of them divided by s."""
+        """Frequencies, some of them divided by s."""
         beta = {"beta_fast": self.beta_fast, "beta_slow": self.beta_slow}
         return f.yarn(rope, factor=self.factor, **beta, attention_factor=self.attention_factor)
 
@@ -162,9 +162,9 @@ class LongRoPE(ScaledMethod):
     """LongRoPE: one divisor per frequency, found by a search for the model (`frequencies.longrope`).
 
     Attributes:
-        short_factors: ``(d/2,)`` for sequences up to L0.
-        long_factors: ``(d/2,)`` for longer ones.
-        attention_factor: ``sqrt(1 + ln s / ln L0)`` unless given.
+        short_factors: ``(d/2,)`` divisors for sequences up to L0.
+        long_factors: ``(d/2,)`` divisors for longer sequences.
+        attention_factor: Attention factor; ``sqrt(1 + ln s / ln L0)`` by default.
     """
 
     name = "longrope"
@@ -186,7 +186,7 @@ class LongRoPE(ScaledMethod):
             object.__setattr__(self, name, tuple(float(value) for value in values))
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Each divided by its factor."""
+        """Frequencies, each divided by its factor."""
         return f.longrope(
             rope,
             short_factors=self.short_factors,
@@ -217,8 +217,8 @@ class Llama3(ScaledMethod):
     """The scaling of Llama 3.1 (`frequencies.llama3`).
 
     Attributes:
-        low_freq_factor: Pairs that turn less often than this over L0 tokens are interpolated.
-        high_freq_factor: Pairs that turn more often stay.
+        low_freq_factor: Pairs with fewer turns than this over L0 tokens are interpolated.
+        high_freq_factor: Pairs with more turns are unchanged.
     """
 
     name = "llama3"
@@ -231,7 +231,7 @@ class Llama3(ScaledMethod):
         check_order(low_freq_factor=self.low_freq_factor, high_freq_factor=self.high_freq_factor)
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """A part of them divided by s."""
+        """Frequencies, some of them divided by s."""
         low, high = self.low_freq_factor, self.high_freq_factor
         return f.llama3(rope, factor=self.factor, low_freq_factor=low, high_freq_factor=high)
 
@@ -249,7 +249,7 @@ class EABF(ScaledMethod):
 
     Attributes:
         theta: The base.
-        first_layer: Queries are scaled from this layer on, counted from 0.
+        first_layer: First layer, counted from 0, in which queries are scaled.
     """
 
     name = "eabf"
@@ -257,7 +257,7 @@ class EABF(ScaledMethod):
     # "For EABF (Zhang et al., 2024c), we adopt the identical settings in the original paper, with a RoPE base of 500k."
     # (LongPPL, appendix A.2)
     theta: float = 500_000.0
-    # The EABF paper leaves the first two layers as they are (first_layer=2). The published code means to do so, and its
+    # The EABF paper leaves the first two layers unchanged (first_layer=2). The published code intends the same, but its
     # `apply_eabf` sets an attribute that attention does not read: all layers are scaled, and the numbers of both
     # papers' code come from that (first_layer=0).
     first_layer: int = 0
@@ -269,11 +269,11 @@ class EABF(ScaledMethod):
             raise UserError(f"`first_layer` is {self.first_layer}; expected 0 (the published code) or 2 (the paper)")
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Those of the larger base."""
+        """Frequencies of the larger base."""
         return f.with_base(rope, theta=float(self.theta))
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """A type of longlens."""
+        """Parameters of a longlens type."""
         return _written(current, EABF_TYPE, rope, rope_theta=self.theta) | {"first_layer": self.first_layer}
 
     def check(self, rope: Rope) -> None:
@@ -313,11 +313,11 @@ class CLEX(Method):
             raise UserError(f"`step` is {self.step}; expected a number in (0, 1], such as 0.01")
 
     def frequencies(self, rope: Rope, num_tokens: int = 1) -> Frequencies:
-        """Those before training."""
+        """Frequencies before training."""
         return f.clex_start(rope, t=min(self.max_factor, max(1, math.ceil(num_tokens / rope.length))))
 
     def parameters(self, rope: Rope, current: Mapping[str, Any]) -> dict[str, Any]:
-        """A type of longlens."""
+        """Parameters of a longlens type."""
         return _written(current, CLEX_TYPE, rope, factor=self.max_factor, step=self.step) | {"width": self.width}
 
     def max_length(self, rope: Rope) -> int:
@@ -326,16 +326,16 @@ class CLEX(Method):
 
 
 def _written(current: Mapping[str, Any], rope_type: str, rope: Rope, **settings: float | None) -> dict[str, Any]:
-    """``rope_parameters`` of a type that keeps L0; settings that are None are left to it."""
+    """``rope_parameters`` of a type that keeps L0; None values are omitted."""
     kept = {"rope_type": rope_type, "original_max_position_embeddings": rope.length}
     return {**current, **kept, **as_floats(**settings)}
 
 
 def find_method(name: str) -> type[Method]:
-    """The method of a name, one of `METHODS` or one that another package adds (entry points longlens.rope_methods).
+    """Finds a method by name: one of `METHODS`, or one that another package adds (entry points longlens.rope_methods).
 
     Raises:
-        UserError: No such method.
+        UserError: There is no such method.
     """
     added: type[Method] | None = load_plugin(
         "longlens.rope_methods",

@@ -36,12 +36,12 @@ def _refuse(*_: Any, **__: Any) -> Any:
     raise UserError(REQUIRES)
 
 
-# Else a plain ``from_pretrained`` of such a folder ends in a KeyError that says no more than the type.
+# Otherwise, a plain ``from_pretrained`` of such a folder raises a KeyError with only the type.
 for _kind in (EABF_TYPE, CLEX_TYPE):
     ROPE_INIT_FUNCTIONS.setdefault(_kind, _refuse)
 
 RTOL = 1e-5
-"""Between frequencies in fp32 that were computed in two ways."""
+"""Relative tolerance between frequencies in fp32 that were computed in two ways."""
 
 
 def rotary_modules(model: Any) -> dict[str, Any]:
@@ -55,20 +55,20 @@ def rotary_modules(model: Any) -> dict[str, Any]:
 
 
 def extend_config(config: Any, method: Method) -> Any:
-    """Returns a new config with extended context; the given one is not modified.
+    """Returns a new config with extended context; the original is not modified.
 
-    ``rope_parameters`` become the method's, and ``max_position_embeddings`` is multiplied by the factor where the
-    method defines it so (dynamic NTK keeps the original, which is its reference length). Give it to `load_model` or
-    ``from_pretrained(config=...)``: transformers reads it when a model is made, and never again. For a model that is
-    loaded already there is `apply`.
+    ``rope_parameters`` become the method's, and ``max_position_embeddings`` is multiplied by the factor if the method
+    defines it so (dynamic NTK keeps the original, which is its reference length). Pass it to `load_model` or
+    ``from_pretrained(config=...)``: transformers reads it only when a model is created. For a model that is already
+    loaded, use `apply`.
 
     Args:
         config: A transformers configuration.
-        method: Such as ``PositionInterpolation(factor=8)``.
+        method: The method, such as ``PositionInterpolation(factor=8)``.
 
     Raises:
-        UserError: A model without RoPE, or without it in the layers that attend to everything; one that is extended
-            already, or settings that do not fit it.
+        UserError: The model has no RoPE, or none in its full-attention layers; it is already extended; or the settings
+            do not fit it.
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{config.model_type} is an encoder and a decoder: longlens supports only decoders")
@@ -79,7 +79,7 @@ def extend_config(config: Any, method: Method) -> Any:
     kind = current.get("rope_type", "default")
     if not method.extends(kind) and kind == "proportional":
         raise UserError(
-            f"{text.model_type} has a rotary embedding of rope_type 'proportional', of which {method.name} is not "
+            f"{text.model_type} has a rotary embedding of rope_type 'proportional', for which {method.name} is not "
             "defined: use a model whose rope_type is 'default'"
         )
     if not method.extends(kind):
@@ -97,7 +97,7 @@ def extend_config(config: Any, method: Method) -> Any:
         # Phi-3 has it outside of rope_parameters as well, and transformers prefers it there.
         text.original_max_position_embeddings = rope.length
     if layer_type(text) is None and hasattr(text, "head_dim") and text.head_dim is None:
-        # transformers takes hidden size over heads for None, but not where it computes dynamic, yarn and longrope.
+        # For None, transformers uses hidden size divided by heads, but not in dynamic, yarn and longrope.
         text.head_dim = text.hidden_size // text.num_attention_heads
     if custom_rope_type(new) is not None:
         new.longlens_requires = REQUIRES
@@ -106,7 +106,7 @@ def extend_config(config: Any, method: Method) -> Any:
 
 
 def _check_layers(config: Any, method: Method) -> None:
-    """Holds a method against the layers of a model with several types of them."""
+    """Checks a method against the layers of a model with several layer types."""
     text = text_config(config)
     first_layer = getattr(method, "first_layer", 0)
     if first_layer >= text.num_hidden_layers:
@@ -136,7 +136,7 @@ def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
     name, kind = text_config(config).model_type, parameters["rope_type"]
     try:
         read = rope_parameters(text_config(type(config).from_dict(config.to_dict())))
-    except Exception as error:  # config classes raise what they like
+    except Exception as error:  # config classes may raise anything
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(
             f"{name} does not support rope_type {shown_value(kind)}: {reason}. Choose another method"
@@ -152,11 +152,11 @@ def _check_readable(config: Any, parameters: dict[str, Any]) -> None:
 def apply(model: Any, method: Method) -> Any:
     """Extends the context of a loaded model in place, and returns it.
 
-    Its config changes as by `extend_config`, and its rotary embeddings are rebuilt: transformers computes frequencies
+    Its config changes as in `extend_config`, and its rotary embeddings are rebuilt: transformers computes frequencies
     when a model is created, so editing only ``model.config`` has no effect.
 
     Raises:
-        UserError: As `extend_config`; or the model's code does not compute what the method defines.
+        UserError: As for `extend_config`; or the model's code does not compute what the method defines.
     """
     extended = extend_config(model.config, method)
     new, text, modules = text_config(extended), text_config(model.config), rotary_modules(model)
@@ -176,12 +176,12 @@ def apply(model: Any, method: Method) -> Any:
 def prepare_model(model: Any, config: Any, weights: Mapping[str, Tensor] | None = None) -> Any:
     """Turns what was built from ``prepare_config(config)`` into the model that ``config`` describes; returns it.
 
-    The model has that config afterwards, so that saving it saves what it computes.
+    The model has that config afterwards, so that the saved config matches the model.
 
     Args:
-        model: A model of transformers.
-        config: With any type of rotary embedding; most need nothing.
-        weights: Weights of CLEX, by their names in the model; those of an untrained one unless given.
+        model: A transformers model.
+        config: Config with any type of rotary embedding; most need no preparation.
+        weights: Weights of CLEX, by their names in the model; by default those of an untrained CLEX.
     """
     kind = custom_rope_type(config)
     if kind is None:
@@ -203,7 +203,7 @@ def prepare_model(model: Any, config: Any, weights: Mapping[str, Tensor] | None 
 
 
 def clex_names(model: Any) -> list[str]:
-    """Names of CLEX's weights in a model that was built and is to be prepared."""
+    """Names of CLEX's weights in a model that was built but not prepared yet."""
     return [f"{name}.{key}" for name in rotary_modules(model) for key in ("up", "down")]
 
 
@@ -220,7 +220,7 @@ def check_model(model: Any) -> None:
     right = scaled == (kind == EABF_TYPE)
     for module in modules.values():
         right &= isinstance(module, ClexRotary) == (kind == CLEX_TYPE)
-        # Code that comes with a model may make its embeddings in a way of its own.
+        # Custom model code may create its embeddings in its own way.
         made_of_config = set(inspect.signature(type(module)).parameters) <= {"config", "device"}
         if type(module).__module__.startswith("transformers.") and made_of_config:
             right &= _same(module, _rebuild(module, module.config))
@@ -239,8 +239,8 @@ def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
     ``prepare_config(config)``.
 
     Raises:
-        UserError: As `extend_config`; or the model's code cannot be built from the config, or does not compute what the
-            method defines.
+        UserError: As for `extend_config`; or the model's code cannot be built from the config, or does not compute what
+            the method defines.
     """
     with library_errors(f"cannot extend a model of type {shown_value(config.model_type)}", "check its config.json"):
         new = extend_config(config, method)
@@ -251,16 +251,17 @@ def build_rotary(config: Any, method: Method) -> tuple[Any, dict[str, Any]]:
 
 
 def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
-    """How many layers of each type apply the rotary embedding, and how many there are: ``{"full_attention": (0, 2)}``.
+    """Number of layers of each type that apply the rotary embedding, and of all layers: ``{"full_attention": (0, 2)}``.
 
-    The model's own code decides it, so that a forward pass without memory or values (on the meta device) is asked:
-    angles get a gradient, hidden states lose theirs before each layer, and a layer whose output has one used angles.
+    It depends on the model's code, so it is determined by a forward pass on the meta device, without memory or values:
+    angles require grad, hidden states are detached before each layer, and a layer whose output requires grad used the
+    angles.
 
     Args:
-        config: With ``layer_types``; its rotary embedding is not extended.
+        config: A config with ``layer_types``; its rotary embedding is not extended.
 
     Raises:
-        UserError: The model's code cannot be run that way.
+        UserError: The model's code cannot be run in this way.
     """
     text = text_config(config)
     types, used = list(text.layer_types), list[bool]()
@@ -282,7 +283,7 @@ def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
         f"cannot determine which layers of {text.model_type} have a rotary embedding", "use another model"
     ):
         with torch.device("meta"):
-            # Grouped products of experts on this device want bfloat16.
+            # Grouped products of experts on this device require bfloat16.
             shape = auto_class(config.model_type).from_config(
                 copy.deepcopy(prepare_config(config)), dtype=torch.bfloat16
             )
@@ -294,7 +295,7 @@ def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
                     layer.register_forward_pre_hook(cut, with_kwargs=True)
                     layer.register_forward_hook(note)
             zeros = torch.zeros(1, 8, dtype=torch.long)
-            masks = dict.fromkeys(types)  # made masks would be looked into, which has no values here
+            masks = dict.fromkeys(types)  # real masks would be inspected, and have no values here
             shape(input_ids=zeros, position_ids=zeros, attention_mask=masks, use_cache=False)
         counts = {
             kind: (sum(u for t, u in zip(types, used, strict=True) if t == kind), types.count(kind))
@@ -304,7 +305,7 @@ def count_rope_layers(config: Any) -> dict[str, tuple[int, int]]:
 
 
 def _rebuild(module: Any, text: Any) -> Any:
-    """A rotary embedding of the same class, made of a config."""
+    """A rotary embedding of the same class, built from a config."""
     return type(module)(prepare_config(text))
 
 
@@ -313,7 +314,7 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 def _extended_rotary(model: Any, text: Any, method: Method, rope: Rope) -> dict[str, Any]:
-    """A model's rotary embeddings made again of an extended config, compared with what the method defines."""
+    """A model's rotary embeddings rebuilt from an extended config and compared with the method's definition."""
     fresh = {name: _rebuild(module, text) for name, module in rotary_modules(model).items()}
     name, key = type(model).__name__, layer_type(text)
     prefix = "" if key is None else f"{key}_"
@@ -342,7 +343,7 @@ def _same(module: Any, fresh: Any) -> bool:
         ours, theirs = getattr(module, name), getattr(fresh, name)
         if ours.is_meta or ours.shape != theirs.shape:
             return bool(ours.is_meta)
-        # A model that was cast as a whole has rounded frequencies.
+        # A model that was cast to another dtype has rounded frequencies.
         rtol = max(RTOL, 2 * torch.finfo(ours.dtype).eps)
         if not torch.allclose(ours.cpu().float(), theirs.float(), rtol=rtol, atol=0):
             return False

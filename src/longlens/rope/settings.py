@@ -1,4 +1,4 @@
-"""A method from its name and settings, as the command line and recipes give them."""
+"""A method from its name and settings, as in the command line and recipes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from longlens.settings.recipe import Integer, Real, Settings
 
 
 class Extension(Settings):
-    """A method and its settings, as a recipe has them; a method of another package may have others than those here.
+    """A method and its settings in a recipe; a method of another package may have other settings.
 
     Attributes:
-        method: Its name.
-        factors: For LongRoPE, a JSON file.
+        method: Name of the method.
+        factors: JSON file with the factors of LongRoPE.
     """
 
     method: str
@@ -65,15 +65,15 @@ def parse_method(name: str, settings: Mapping[str, Any]) -> Method:
 
     Args:
         name: Name, as for `methods.find_method`.
-        settings: Fields of the method; but ``factor`` for CLEX's ``max_factor``, and ``factors`` for LongRoPE's two
-            lists, a JSON file.
+        settings: Fields of the method, except that ``factor`` is CLEX's ``max_factor``, and ``factors`` is a JSON file
+            with LongRoPE's two lists.
 
     Raises:
-        UserError: No such method, a setting that it does not have, or one that it needs.
+        UserError: The method does not exist, does not have a setting, or lacks a required one.
     """
     kind = find_method(name)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    # Settings whose field is called otherwise.
+    # Settings whose field has another name.
     spelled = {"factor": "max_factor"} if "max_factor" in fields else {}
     options = [option for option in SETTINGS if spelled.get(option, option) in fields]
     if "short_factors" in fields:

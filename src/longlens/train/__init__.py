@@ -1,7 +1,7 @@
-"""Training with LongCE: trainers of transformers and TRL, and LongPPL as an evaluation during training.
+"""Training with LongCE: trainers for transformers and TRL, and LongPPL as an evaluation during training.
 
-``LongCETrainer`` takes `LongCEConfig`, and ``LongCESFTTrainer`` takes `LongCESFTConfig`: the training arguments of the
-classes they extend, and the settings of the loss. A loop of one's own, with accelerate or without, calls
+``LongCETrainer`` uses `LongCEConfig`, and ``LongCESFTTrainer`` uses `LongCESFTConfig`: the training arguments of the
+classes that they extend, plus the settings of the loss. A custom training loop, with or without accelerate, calls
 `longlens.losses.longce_loss`.
 """
 

@@ -1,6 +1,6 @@
-"""Batches: collators of rows, and from what a collator gives to what the loss takes.
+"""Batches: collators of rows, and conversion from a collator's output to the inputs of the loss.
 
-Which tokens are scored, where packed documents begin, and offline weights.
+The inputs include the scored tokens, the boundaries of packed documents, and offline weights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _BOUNDARIES = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """The arguments of `longlens.losses.longce.weighted_nll` that come from data; ``(B, S)`` each.
+    """The arguments of `longlens.losses.longce.weighted_nll` that come from the data; ``(B, S)`` each.
 
     Attributes:
         input_ids: Token ids.
-        labels: -100 for context, padding and nothing else.
-        position_ids: None where no documents are packed and the collator gave none.
+        labels: -100 for context and padding only.
+        position_ids: None if no documents are packed and the collator returned none.
         token_weights: Offline weights.
         short_logprobs: Offline short log-probabilities, nats.
     """
@@ -41,20 +41,20 @@ class TrainingBatch:
 
     @property
     def num_scored(self) -> Tensor:
-        """How many labels are in the loss, int64."""
+        """Number of labels in the loss, int64."""
         return scored_labels(self.labels, self.position_ids).sum()
 
 
 def read_batch(inputs: Mapping[str, Any]) -> TrainingBatch:
-    """Reads a batch of a collator of transformers or TRL.
+    """Reads a batch from a collator of transformers or TRL.
 
     Causal attention needs no mask for padding on the right, and packed documents are distinguished by their positions
-    only where no mask is given; so the mask decides which labels are padding, and goes no further. Where documents
-    begin may also come as ``seq_idx`` or ``cu_seq_lens_q``, which have to agree with the positions.
+    only if no mask is passed; so the mask determines which labels are padding, and is not passed on. Document
+    boundaries may also be passed as ``seq_idx`` or ``cu_seq_lens_q``, which must agree with the positions.
 
     Raises:
-        UserError: Padding on the left or between tokens, boundaries of documents that differ, or an input that would
-            change what the model computes and that longlens does not know.
+        UserError: There is padding on the left or between tokens, document boundaries differ, or an unknown input would
+            change what the model computes.
     """
     unknown = sorted(set(inputs) - {*_TOKENS, *_BOUNDARIES, *NEUTRAL})
     if unknown:
@@ -79,11 +79,11 @@ def read_batch(inputs: Mapping[str, Any]) -> TrainingBatch:
 
 
 def _tokens(mask: Tensor, input_ids: Tensor) -> Tensor:
-    """``(B, S)`` bool: what is no padding."""
+    """``(B, S)`` bool: True for tokens that are not padding."""
     if mask.shape != input_ids.shape or not ((mask == 0) | (mask == 1)).all():
         raise UserError(
             f"attention_mask has shape {tuple(mask.shape)} and values such as {mask.flatten()[:1].tolist()}; expected "
-            f"{tuple(input_ids.shape)} of 0 and 1: give packed documents as position_ids that start again"
+            f"{tuple(input_ids.shape)} of 0 and 1: pass packed documents as position_ids that restart"
         )
     tokens = mask.bool()
     if (tokens[:, 1:] & ~tokens[:, :-1]).any():
@@ -120,21 +120,21 @@ def _positions(inputs: Mapping[str, Any], input_ids: Tensor) -> Tensor | None:
 
 
 class OfflineCollator:
-    """A collator that also takes offline columns (`NEUTRAL`), which stand at the tokens that they are of.
+    """A collator that also accepts offline columns (`NEUTRAL`), aligned with their tokens.
 
     Args:
-        collator: Makes the batch of everything else: a row per document, or all of them in one row.
+        collator: Collates everything else: one row per document, or all documents in one row.
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], Any]) -> None:
         self.collator = collator
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> Any:
-        """One batch.
+        """Collates one batch.
 
         Raises:
-            UserError: A column is not as long as its tokens, is missing in a row, or a weight is no finite number
-                from 0.
+            UserError: A column is not as long as its tokens or is missing in a row, or a weight is not a finite number
+                of at least 0.
         """
         columns = [name for name in NEUTRAL if any(name in row for row in features)]
         rest = [{name: value for name, value in row.items() if name not in NEUTRAL} for row in features]
@@ -166,7 +166,7 @@ def _column(name: str, row: Mapping[str, Any]) -> Tensor:
 
 
 def pad_right(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """A batch of rows of any lengths: padding has the label -100, and positions that continue."""
+    """Collates rows of any lengths: padding has the label -100, and its positions continue."""
     width = max(len(row["input_ids"]) for row in features)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     if "position_ids" in features[0]:

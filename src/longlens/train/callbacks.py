@@ -1,4 +1,4 @@
-"""Callbacks of a Trainer: LongPPL of held-out documents, and what a run writes (its log, whole checkpoints)."""
+"""Callbacks of a Trainer: LongPPL of held-out documents, and output of a run (its log, complete checkpoints)."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
 
     Equals `longlens.perplexity` of the model's scores with ``keys``: long contexts only, with BOS before
     each document. Training is not affected: random number generators, modes of modules and gradients are unchanged. One
-    process scores, or all of them together if FSDP or ZeRO-3 shards the weights; all get the same values, so
+    process scores, or all processes together if FSDP or ZeRO-3 shards the weights; all receive the same values, so
     ``metric_for_best_model="eval_longppl"`` works.
 
-    With `LongCETrainer` the values go to all its reporters. Another Trainer has them in its metrics and in
-    ``state.log_history``, and in its reporters once it is named: ``callback.trainer = trainer``.
+    `LongCETrainer` sends the values to all its reporters. Another Trainer has them in its metrics and in
+    ``state.log_history``, and also in its reporters if ``callback.trainer = trainer`` is set.
 
     Args:
-        documents: The texts that the evaluator scored, as they were truncated for it.
+        documents: Texts that the evaluator scored, truncated as for the evaluator.
         keys: Key tokens in these texts, from `longlens.read_keys` or `longlens.select_key_tokens`.
-        max_length: Tokens of this model's tokenizer that a document is truncated to.
-        tokenizer: The model's; the trainer's ``processing_class`` unless given.
+        max_length: Maximum tokens per document, counted by this model's tokenizer.
+        tokenizer: The model's tokenizer; by default the trainer's ``processing_class``.
 
     Raises:
-        UserError: No documents, or one without key tokens in ``keys``.
+        UserError: There are no documents, or one has no key tokens in ``keys``.
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
         self.documents, self.keys, self.max_length, self.tokenizer = list(documents), keys, max_length, tokenizer
         self.trainer: Any = None
         if not self.documents:
-            raise UserError("no documents to compute LongPPL on: give held-out documents that the evaluator scored")
+            raise UserError("no documents to compute LongPPL on: pass held-out documents that the evaluator scored")
         missing = [document.id for document in self.documents if document.id not in set(keys.ids)]
         if missing:
             raise UserError(
-                f"{len(missing)} of {len(self.documents)} documents have no key tokens, such as {missing[0]!r}: give "
+                f"{len(missing)} of {len(self.documents)} documents have no key tokens, such as {missing[0]!r}: pass "
                 "the documents that the evaluator scored, with the same ids"
             )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Scores, after the evaluation loss was computed."""
+        """Scores the documents after the evaluation loss was computed."""
         tokenizer = self.tokenizer or given.get("processing_class")
         if tokenizer is None:
             raise UserError(
-                "LongPPL needs the model's tokenizer: give `processing_class` to the trainer, or `tokenizer` to the "
+                "LongPPL needs the model's tokenizer: pass `processing_class` to the trainer, or `tokenizer` to the "
                 "callback"
             )
         model = given["model"]
-        everywhere = is_sharded(model)  # all processes run it together, on the same documents
+        everywhere = is_sharded(model)  # all processes score together, on the same documents
         values = [self._evaluate(model, tokenizer) if everywhere or args.process_index == 0 else {}]
         if args.world_size > 1:
             from accelerate.utils import broadcast_object_list
@@ -86,7 +86,7 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
         found: list[Any] = []
 
         def score_all(inner: Any) -> None:
-            # Hashing the weights of a large model takes longer than scoring, and nothing of this run is stored.
+            # Hashing the weights of a large model takes longer than scoring, and these scores are not stored.
             scorer = TransformersScorer(inner, tokenizer, source="in training", weights_sha256="in training")
             found.append(score(self.documents, scorer, context=None, max_length=self.max_length, shard=(0, 1)))
 
@@ -112,7 +112,7 @@ class LongPPLCallback(TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    """Puts every generator that training may draw from back to where it was."""
+    """Restores the state of every random number generator that training may use."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -124,22 +124,22 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 class CheckpointCommitter(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint as whole when all processes have written their parts; in every process of a run.
+    """Marks a checkpoint as complete when all processes have written their parts; used in every process of a run.
 
-    The Trainer writes a checkpoint into its final place file by file, and its state last but in several processes not
-    last of all.
+    The Trainer writes a checkpoint file by file into its final folder. It writes its state last, but with several
+    processes other files may follow.
 
     Args:
         folder: Folder of the run; None in processes that do not write.
-        identity: What identifies the run.
-        keep: How many checkpoints are kept.
+        identity: Identifier of the run.
+        keep: Number of checkpoints to keep.
     """
 
     def __init__(self, folder: RunFolder | None, identity: str, keep: int) -> None:
         self._folder, self._identity, self._keep = folder, identity, keep
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """After the Trainer wrote a checkpoint."""
+        """Called after the Trainer wrote a checkpoint."""
         if args.world_size > 1:
             import torch.distributed as dist
 
@@ -149,7 +149,8 @@ class CheckpointCommitter(TrainerCallback):  # type: ignore[misc]
 
 
 class LogWriter(TrainerCallback):  # type: ignore[misc]
-    """Writes log.jsonl: all that is logged at a step is one line, which is there before the step's checkpoint is whole.
+    """Writes log.jsonl: everything logged at a step is one line, which is written before the step's checkpoint is
+    complete.
 
     Args:
         folder: Folder of the run.
@@ -164,12 +165,12 @@ class LogWriter(TrainerCallback):  # type: ignore[misc]
         self._is_shown = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Shows how many steps there are."""
+        """Shows the number of steps."""
         self._is_shown = True
         self._progress.start(self._title, unit="steps", total=state.max_steps, done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        """Gathers what is logged, except for what the clock says and what sums up a part of a run."""
+        """Collects what is logged, except for timings and for summaries of a part of a run."""
         kept = {
             name: value
             for name, value in (logs or {}).items()
@@ -179,7 +180,7 @@ class LogWriter(TrainerCallback):  # type: ignore[misc]
             self._line = {"step": state.global_step} | self._line | kept
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Writes the line of the step before, with its evaluation."""
+        """Writes the line of the previous step, with its evaluation."""
         self.flush()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -188,7 +189,7 @@ class LogWriter(TrainerCallback):  # type: ignore[misc]
         self._progress.update(state.global_step, note=f"loss {loss:.3f}" if isinstance(loss, float) else "")
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Writes the line before the checkpoint becomes whole."""
+        """Writes the line before the checkpoint is complete."""
         self.flush()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -196,7 +197,7 @@ class LogWriter(TrainerCallback):  # type: ignore[misc]
         self.flush()
 
     def close(self) -> None:
-        """Training has ended, well or not."""
+        """Called when training has ended, successfully or not."""
         if self._is_shown:
             self._progress.finish()
 

@@ -1,15 +1,15 @@
-"""The folder of a training run: whose it is, which checkpoints are whole, and the log.
+"""The folder of a training run: its identity, its complete checkpoints, and the log.
 
 ::
 
     OUT/recipe.yaml             all settings; written first, and another recipe is rejected
-    OUT/data/                   the rows, where the recipe makes them (`longlens.data`)
+    OUT/data/                   the rows, if the recipe makes them (`longlens.data`)
     OUT/evaluation/             scores and key tokens of an evaluator
-    OUT/manifest.json           what the run is of: weights, tokenizer, rows, processes; versions
-    OUT/checkpoints/            those of the Trainer; one that has longlens.json is whole
-    OUT/log.jsonl               a line a logged step
-    OUT/model/                  the trained model; and OUT/model-after/ of `after`
-    OUT/result.json             written last: where it is, all is done
+    OUT/manifest.json           identity of the run: weights, tokenizer, rows, processes; versions
+    OUT/checkpoints/            checkpoints of the Trainer; one with longlens.json is complete
+    OUT/log.jsonl               one line per logged step
+    OUT/model/                  the trained model; OUT/model-after/ if the recipe has `after`
+    OUT/result.json             written last: if it exists, the run is complete
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from longlens.runs.jsonl import read_lines
 from longlens.settings.recipe import parse_yaml, write_yaml
 
 PACKAGES = ("accelerate", "datasets")
-"""Those beside the usual ones that compute."""
+"""Packages that affect results, in addition to the usual ones."""
 WHOLE = "longlens.json"
-"""In a checkpoint, written when all else is."""
+"""File in a checkpoint, written after all others."""
 STEP = "delete the line; nothing but the log itself is lost"
 _OWN = {".lock", "cache"}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -52,15 +52,16 @@ class RunFolder:
 
     Args:
         path: The folder.
-        settings: Settings of the run; others are rejected.
-        result: Keys that the result of a run that is done has.
+        settings: Settings of the run; a folder with different settings is rejected.
+        result: Keys that the result of a completed run must have.
 
     Attributes:
         path: The folder.
-        result: Of a run that is done; else None.
+        result: Result of the run if it is complete; else None.
 
     Raises:
-        UserError: Another process writes there, or the folder holds something else, or was begun with another recipe.
+        UserError: Another process is writing there, the folder contains something else, or it was started with another
+            recipe.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, result: Collection[str] = ()) -> None:
@@ -91,24 +92,25 @@ class RunFolder:
             file.write("# All settings of this run.\n" + write_yaml(self._settings))
 
     def check(self) -> None:
-        """Refuses to write into a folder that was deleted or moved meanwhile.
+        """Raises if the folder was deleted or moved in the meantime.
 
         Raises:
-            UserError: It was.
+            UserError: The folder was deleted or moved.
         """
         self._own.check()
 
     def bind(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Writes what the run is of, or rejects what is not the same as before.
+        """Writes the identity of the run, or compares it with the existing one.
 
         Returns:
-            What the manifest has, which is less in a run of an older longlens.
+            Content of the manifest, which has fewer keys in a run of an older longlens.
 
         Raises:
-            UserError: The model, the tokenizer, the rows or the number of processes are others.
+            UserError: The model, the tokenizer, the rows or the number of processes differ.
 
         Warns:
-            LonglensWarning: The run was begun with other versions, or by a longlens that recorded no configuration.
+            LonglensWarning: The run was started with other versions, or by a longlens version that did not record the
+                configuration.
         """
         self.check()
         path, here = self.path / MANIFEST, make_manifest({"run": dict(manifest)}, *PACKAGES)
@@ -128,13 +130,13 @@ class RunFolder:
         return there
 
     def last_checkpoint(self, run: str) -> Path | None:
-        """The newest whole checkpoint; those that a killed run left half-written are deleted.
+        """The newest complete checkpoint; incomplete ones left by a killed run are deleted.
 
         Args:
-            run: What identifies the run.
+            run: Identifier of the run.
 
         Raises:
-            UserError: It is of another run, or a file of it is not as it was written.
+            UserError: The checkpoint belongs to another run, or one of its files has changed since it was written.
         """
         whole = []
         for _, folder in self._all_checkpoints():
@@ -161,10 +163,10 @@ class RunFolder:
         return folder
 
     def commit_checkpoint(self, step: int, run: str, keep: int) -> None:
-        """Says that the checkpoint of a step is whole, and deletes all but the newest ``keep``.
+        """Marks the checkpoint of a step as complete, and deletes all but the newest ``keep``.
 
         Raises:
-            UserError: The folder was deleted meanwhile.
+            UserError: The folder was deleted in the meantime.
         """
         self.check()
         folder = self.checkpoints / f"checkpoint-{step}"
@@ -175,7 +177,7 @@ class RunFolder:
         }
         write_json(folder / WHOLE, {"schema_version": 1, "run": run, "step": step, "files": files})
         for _, folder in self._all_checkpoints()[:-keep]:
-            # First what makes it whole: a deletion may be killed half-way as well.
+            # First the file that marks it as complete: a deletion may be interrupted as well.
             (folder / WHOLE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -185,13 +187,13 @@ class RunFolder:
         return sorted(found)
 
     def drop_half_written(self) -> None:
-        """Deletes checkpoints that are not whole, so that a full disk has their room back."""
+        """Deletes incomplete checkpoints, which frees space on a full disk."""
         for _, folder in self._all_checkpoints():
             if not (folder / WHOLE).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
 
     def cut_log(self, step: int) -> None:
-        """Keeps the lines of the log up to a step, which the run resumes from.
+        """Keeps the lines of the log up to the step from which the run resumes.
 
         Raises:
             UserError: A line is broken.
@@ -215,7 +217,7 @@ class RunFolder:
             raise cannot_write(self.log, error, resumes=True) from error
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes the result, and drops what only training needed."""
+        """Writes the result, and deletes what only training needed."""
         self.check()
         write_json(self.path / "result.json", result)
         shutil.rmtree(self.path / "cache", ignore_errors=True)
@@ -227,7 +229,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error nothing stays that would bind the folder to settings of which nothing was made.
+        # After an error, no file may remain that binds the folder to settings for which no output exists.
         if error is not None and self._own.is_there and not self._has_begun():
             shutil.rmtree(self.path / "cache", ignore_errors=True)
             for name in ("recipe.yaml", MANIFEST):
@@ -240,10 +242,10 @@ class RunFolder:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that a killed run did not finish is left out.
+    """The lines of a log; an incomplete last line left by a killed run is ignored.
 
     Raises:
-        UserError: Another one is broken.
+        UserError: Another line is broken.
     """
     found = []
     for line in read_lines(path, step=STEP, unfinished=True) if path.is_file() else ():
@@ -255,7 +257,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
+    """Flattens ``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
     if not isinstance(content, dict):
         return {prefix.rstrip("."): content}
     found: dict[str, Any] = {}

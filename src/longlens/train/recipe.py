@@ -39,17 +39,18 @@ class Recipe(Settings):
 
     Attributes:
         model: Hub id, folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``.
-        data: What is trained on.
-        training: How.
+        data: Training data.
+        training: Training settings.
         loss: LongCE in one of its forms; None for CE.
         load: How the model is loaded.
         extend: Position extrapolation before training.
-        lora: Adapters in place of all weights.
+        lora: Adapters to train instead of all weights.
         evaluation: Held-out documents.
-        after: Position extrapolation after training, of a second folder.
+        after: Position extrapolation after training, saved to a second folder.
 
     Raises:
-        UserError: The short context of LongCE is not shorter than the rows, or held-out documents are trained on.
+        UserError: The short context of LongCE is not shorter than the rows, or held-out documents are in the training
+            data.
     """
 
     model: Name
@@ -76,7 +77,7 @@ class Recipe(Settings):
 
     @property
     def length(self) -> int | None:
-        """Tokens of a row; None where a folder says it."""
+        """Tokens per row; None if the folder of rows determines it."""
         if isinstance(self.data, MixtureData):
             return mixture_of(self.data).length
         return None if isinstance(self.data, PackedData) else self.data.length
@@ -108,18 +109,18 @@ class Recipe(Settings):
         return None if extension is None else extension.model_dump(exclude_none=True)
 
     def resolved(self) -> dict[str, Any]:
-        """All settings as JSON; `parse_recipe` makes the same recipe of them."""
+        """All settings as JSON, from which `parse_recipe` makes the same recipe."""
         return {name: value for name, value in self.model_dump(mode="json").items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeFile:
-    """A recipe as it was read: one run, or those of a sweep.
+    """A recipe that was read: one run, or the runs of a sweep.
 
     Attributes:
         name: Name of the recipe.
-        out: The folder that it names; None where it names none.
-        runs: By the folder in that one: ``"."`` for one run, ``extend.theta=500000.0`` and so on for a sweep.
+        out: The folder set in the recipe; None if it is not set.
+        runs: Runs by their subfolder: ``"."`` for one run, ``extend.theta=500000.0`` and so on for a sweep.
         shares_data: Whether all runs of a sweep are trained on the same rows.
     """
 
@@ -141,13 +142,14 @@ def read_recipe(
     Args:
         recipe: Name of a preset, or a YAML file: the keys of `Recipe`, ``out`` and ``sweep`` (lists of values by
             keys such as ``extend.theta``; all combinations are run).
-        changes: Such as ``training.steps=20``; values are YAML, and null takes a key away.
-        trust_remote_code: Sets ``load.trust_remote_code``. A recipe may come from anyone, so that it alone cannot.
+        changes: Changes such as ``training.steps=20``; values are YAML, and null removes a key.
+        trust_remote_code: Sets ``load.trust_remote_code``. A recipe cannot set it by itself, since it may come from an
+        untrusted source.
         allow_pickle: The same for ``load.allow_pickle``.
 
     Raises:
-        UserError: No such recipe, no YAML, a key that is unknown or missing, a value that cannot be, a secret, or a
-            recipe that lets code of others run without `trust_remote_code` or `allow_pickle`.
+        UserError: The recipe does not exist, is not YAML, has an unknown or missing key, an invalid value or a secret,
+            or allows third-party code to run without `trust_remote_code` or `allow_pickle`.
     """
     content = read_yaml(recipe, "train", "model, data and training")
     for change in changes:
@@ -175,14 +177,14 @@ def read_recipe(
 
 
 def parse_recipe(content: Mapping[str, Any], place: str) -> Recipe:
-    """The run that one recipe without a sweep describes.
+    """Parses the run that a recipe without a sweep describes.
 
     Args:
         content: Keys of `Recipe`.
-        place: The recipe, for messages.
+        place: Name of the recipe, for messages.
 
     Raises:
-        UserError: A key that is unknown or missing, a value that cannot be, or a secret.
+        UserError: A key is unknown or missing, a value is invalid, or there is a secret.
     """
     _refuse_secrets(content, place)
     return parse(Recipe, content, place)
@@ -191,8 +193,8 @@ def parse_recipe(content: Mapping[str, Any], place: str) -> Recipe:
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of recipe files, for editors: the keys of `Recipe`, ``out`` and ``sweep``.
 
-    It knows names, types and bounds; what keys say together, `read_recipe` checks. With ``sweep`` other keys may be
-    missing, which it gives.
+    It has names, types and bounds; `read_recipe` checks combinations of keys. With ``sweep``, keys that the sweep sets
+    may be missing.
     """
     schema = Recipe.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -215,7 +217,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _describe_keys(part: dict[str, Any], said: Mapping[str, str]) -> None:
-    """Puts what a docstring says of attributes beside the keys."""
+    """Adds the docstring's description of each attribute to its key."""
     text, _, attributes = part.get("description", "").partition("\n\nAttributes:\n")
     part["description"] = " ".join(text.split())
     about = re.split(r"^ {4}(\w+): ", attributes.partition("\n\n")[0], flags=re.MULTILINE)[1:]
@@ -231,7 +233,7 @@ _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|://[^/\s:@]+:[^/\s@]+@")
 
 
 def _refuse_secrets(value: Any, place: str) -> None:
-    """All of a recipe is written into the run's folder, so no secret may be in it; the message does not repeat it."""
+    """Rejects secrets, since the whole recipe is written into the run's folder; the message does not repeat them."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if _SECRET_NAME.search(str(name)) and inner is not None:
@@ -275,7 +277,7 @@ def _combinations(content: dict[str, Any], sweep: Any, place: str) -> dict[str, 
 
 
 def _label(pairs: Mapping[str, Any]) -> str:
-    """The name of a run's folder; values that cannot be in one, such as paths, are shortened and hashed."""
+    """The name of a run's folder; values that are not valid in a name, such as paths, are shortened and hashed."""
     parts = [(key, v if isinstance(v, str) else json.dumps(v).replace('"', "")) for key, v in pairs.items()]
     label = ",".join(f"{key}={part}" for key, part in parts)
     if label == Path(label).name and label.isprintable() and len(label.encode()) <= 200:
@@ -288,14 +290,14 @@ _NO_NAME = re.compile(r"[^\w.+,=-]+", re.ASCII)
 
 
 def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
-    """Sets ``a.b.c``; sections that are not there are made, and their keys checked with all others afterwards."""
+    """Sets ``a.b.c``; missing sections are created, and their keys are validated later with all others."""
     *sections, name = key.split(".")
     known = [*Recipe.model_fields, "out", "sweep"]
     top = [*sections, name][0]
     if top not in known:
         raise UserError(f"{place} {key}: no such key{nearest(top, known)}; known are {', '.join(known)}")
     if top == "sweep" and sections:
-        # Its keys have dots themselves.
+        # Its keys themselves contain dots.
         sections, name = ["sweep"], key.partition(".")[2]
     inner = section_at(content, sections, f"{place} {key}")
     if value is None and name not in _NULLABLE:
@@ -304,10 +306,10 @@ def _set(content: dict[str, Any], key: str, value: Any, place: str) -> None:
         inner[name] = value
 
 
-# Null means something else than to leave the key out.
+# Null does not mean the same as omitting the key.
 _NULLABLE = {"clip"}
 
 
 def mixture_of(data: MixtureData) -> Mixture:
-    """The mixture with what the recipe says instead of it."""
+    """The mixture with the recipe's overrides."""
     return read_mixture(data.mixture, length=data.length, tokens=data.tokens, seed=data.seed, sources=data.sources)

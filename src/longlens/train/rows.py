@@ -1,4 +1,4 @@
-"""The rows of a recipe: made in the run's folder, or found in another, and read as a dataset."""
+"""The rows of a recipe: created in the run's folder, or found in another one, and read as a dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longlens.train.settings import DocumentsData, MixtureData, Offline, PackedD
 
 
 def check_sources(recipe: Recipe) -> None:
-    """Says before anything is loaded or written what of the data is missing.
+    """Checks, before anything is loaded or written, that the data exists.
 
     Raises:
         UserError: A source of the mixture has no path, or a folder contains no rows.
@@ -39,22 +39,22 @@ def _read_packed(data: PackedData) -> Mapping[str, Any]:
     manifest = read_manifest(Path(data.packed))
     if manifest is None or manifest["kind"] not in ("mixture", "packed", "chat"):
         raise UserError(
-            f"{data.packed} has no rows of longlens data mix or longlens data pack: make them, or give data.mixture "
+            f"{data.packed} has no rows of longlens data mix or longlens data pack: make them, or set data.mixture "
             "or data.documents"
         )
     return manifest
 
 
 def prepare_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
-    """Makes the rows, or finishes them; returns their folder.
+    """Creates the rows, or resumes their creation; returns their folder.
 
     Args:
-        recipe: Says which.
+        recipe: The recipe.
         tokenizer: Tokenizer of the model.
-        out: The folder they are made in.
+        out: Folder in which they are created.
 
     Raises:
-        UserError: They cannot be made, are broken, or are of another tokenizer.
+        UserError: They cannot be created, are broken, or belong to another tokenizer.
     """
     from longlens.tokenization import vocabulary_size
 
@@ -68,7 +68,7 @@ def _make_rows(recipe: Recipe, tokenizer: Any, out: Path) -> Path:
     from longlens.data.mixture import mix, pack_folder
     from longlens.tokenization import TextEncoder
 
-    data, alone = recipe.data, Processes.alone()  # the first process makes them, and the others wait
+    data, alone = recipe.data, Processes.alone()  # the first process creates them, and the others wait
     if isinstance(data, PackedData):
         theirs = (_read_packed(data).get("settings") or {}).get("tokenizer_sha256")
         mine = TextEncoder(tokenizer).sha256
@@ -121,7 +121,7 @@ def check_shared_rows(recipe: Recipe, folder: Path) -> None:
 
 
 def rows_sha256(folder: Path) -> str:
-    """What says that rows are the same: how they were made, their counts, and the sizes of their files."""
+    """Hash that identifies rows: how they were made, their counts, and the sizes of their files."""
     shards = sorted((folder / "data").glob("train-*.parquet"))
     parts = [f"{shard.name} {shard.stat().st_size}" for shard in shards]
     parts += [str(read_json(folder / "manifest.json")["settings"]), str(read_json(folder / "counts.json"))]
@@ -129,15 +129,15 @@ def rows_sha256(folder: Path) -> str:
 
 
 def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
-    """The rows as a `datasets.Dataset` with the columns that training takes.
+    """The rows as a `datasets.Dataset` with the columns for training.
 
     Args:
         folder: Folder written by `prepare_rows`.
-        cache: Where the library may put what it maps into memory.
-        recipe: Says whether offline weights are used.
+        cache: Folder for the library's memory-mapped files.
+        recipe: The recipe, which determines whether offline weights are used.
 
     Raises:
-        UserError: Offline weights that are missing, or there without being used; K is not shorter than the rows.
+        UserError: Offline weights are missing, or exist but are not used; or K is not shorter than the rows.
     """
     import datasets
 
@@ -149,7 +149,7 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
         try:
             rows = datasets.load_dataset("parquet", data_files=shards, split="train", cache_dir=str(cache))
         except (datasets.exceptions.DatasetGenerationError, OSError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # which the library wraps
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # wrapped by the library
             if isinstance(cause, OSError) and cause.errno is not None:  # Parquet's own errors have none
                 raise cannot_write(cache, cause, resumes=True) from error
             raise
@@ -163,13 +163,13 @@ def load_rows(folder: Path, cache: Path, recipe: Recipe) -> Any:
         )
     recipe.check_length(max(len(row) for row in rows.select(range(min(len(rows), 64)))["input_ids"]))
     wanted = ["input_ids", "labels", "position_ids", *(offline if isinstance(recipe.loss, Offline) else ())]
-    # Conversations that are not packed have no positions: the column is there and null.
+    # Conversations that are not packed have no positions: the column exists and is null.
     empty = {"position_ids"} if "position_ids" in rows.column_names and rows[0]["position_ids"] is None else set()
     return rows.select_columns([name for name in wanted if name in rows.column_names and name not in empty])
 
 
 def has_packed_rows(rows: Any) -> bool:
-    """Whether a row has several documents, whose positions begin at 0 each.
+    """Whether a row has several documents, each with positions from 0.
 
     Args:
         rows: Rows from `load_rows`.

@@ -1,4 +1,4 @@
-"""One training run: everything that can be wrong first, then rows, then the Trainer, then the trained model."""
+"""One training run: first all checks, then rows, then the Trainer, then the trained model."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ _LOGGER = logging.getLogger(__name__)
 def run_file(
     found: RecipeFile, out: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Runs a recipe, or those of a sweep one after the other.
+    """Runs a recipe, or the runs of a sweep one after the other.
 
     Args:
         found: Result of `longlens.train.recipe.read_recipe`.
-        out: Folder of the run, or of those of a sweep; the same call again continues where it stopped.
+        out: Folder of the run or sweep; repeating the call resumes where it stopped.
         progress: Shows the steps.
 
     Returns:
-        Results of `run` by the names of the runs.
+        Results of `run`, by name of the run.
 
     Raises:
         UserError: See `run`.
@@ -77,20 +77,20 @@ def run(
     rows: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Trains a model as a recipe says; the same call again continues from the last checkpoint, to the same losses.
+    """Trains a model by a recipe; repeating the call resumes from the last checkpoint, with the same losses.
 
     Args:
-        recipe: What to do.
-        out: A new folder, or one of this recipe; see `longlens.train.folder` for what it holds.
-        rows: Where rows are made, instead of ``out/data``.
+        recipe: The recipe.
+        out: A new folder, or one of this recipe; see `longlens.train.folder` for its content.
+        rows: Folder in which rows are created, instead of ``out/data``.
         progress: Shows the steps.
 
     Returns:
-        What result.json holds: the model's folder, steps, the loss of the first and the last line of the log, and the
-        first and the last evaluation. Empty in other processes than the first.
+        Content of result.json: the model's folder, steps, the loss of the first and the last line of the log, and the
+        first and the last evaluation. Empty in processes other than the first.
 
     Raises:
-        UserError: Settings, a model, data or a checkpoint that cannot be used, or a disk that is full.
+        UserError: Settings, model, data or checkpoint cannot be used, or the disk is full.
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
     from transformers.utils.logging import disable_progress_bar
@@ -131,7 +131,7 @@ def run(
         if start.checkpoint is not None:
             _LOGGER.info(f"resuming after {start.checkpoint.name}")
         log = LogWriter(folder, progress or Progress(), out.name or "run")
-        # The line of a step is written before its checkpoint is whole.
+        # The line of a step is written before its checkpoint is complete.
         callbacks = [log, CheckpointCommitter(folder, plan["run"], recipe.training.keep)]
         trainer = _trainer(recipe, start, tokenizer, arguments, callbacks)
         try:
@@ -142,7 +142,7 @@ def run(
         folder.check()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         if weights is not None and recipe.lora is not None:
-            # Adapters are merged into whole weights, which DeepSpeed would spread again as they are loaded.
+            # Adapters are merged into full weights, which DeepSpeed would shard again on loading.
             unset_hf_deepspeed_config()
             trained = load_for_training(recipe, config)
             trained.load_state_dict(weights)
@@ -157,7 +157,7 @@ def run(
 def _prepare(
     recipe: Recipe, model: Any, tokenizer: Any, folder: RunFolder, out: Path, how: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the first process does alone: rows, key tokens, and where the run continues."""
+    """Steps of the first process only: rows, key tokens, and the checkpoint to resume from."""
     rows = prepare_rows(recipe, tokenizer, out)
     check_shared_rows(recipe, rows)
     load_rows(rows, folder.path / "cache", recipe)
@@ -171,7 +171,7 @@ def _prepare(
 
 
 def _length(recipe: Recipe, rows: Path, out: Path) -> int:
-    """Tokens of the longest row, as far as the first ones say it."""
+    """Tokens of the longest row, judged by the first rows."""
     if recipe.length is not None:
         return recipe.length
     first = load_rows(rows, out / "cache", recipe)[:16]["input_ids"]
@@ -179,7 +179,7 @@ def _length(recipe: Recipe, rows: Path, out: Path) -> int:
 
 
 def _manifest(recipe: Recipe, model: Any, tokenizer: Any, rows: Path) -> dict[str, Any]:
-    """What the run is of, beside its recipe."""
+    """Identity of the run, in addition to its recipe."""
     from longlens import models
     from longlens.runs.identity import functional_config
     from longlens.tokenization import TextEncoder
@@ -194,7 +194,7 @@ def _manifest(recipe: Recipe, model: Any, tokenizer: Any, rows: Path) -> dict[st
 
 
 class _Start(NamedTuple):
-    """What training starts from, in each process."""
+    """Starting point of training, in each process."""
 
     model: Any
     rows: Any
@@ -258,9 +258,9 @@ def _trainer(recipe: Recipe, start: _Start, tokenizer: Any, arguments: Any, call
             callbacks=callbacks,
             longce=LongCE(gamma=loss.gamma, floor=loss.floor) if isinstance(loss, Offline) else loss,
         )
-        trainer.create_optimizer()  # which may need a package, or reject optim_args
+        trainer.create_optimizer()  # may need a package, or reject optim_args
     trainer.remove_callback(PrinterCallback)  # it would print to stdout
-    if not _is_sharded(trainer) and has_packed_rows(start.rows):  # now, and not when the first of them comes
+    if not _is_sharded(trainer) and has_packed_rows(start.rows):  # now, rather than at the first packed row
         with trainer.compute_loss_context_manager():
             check_packing(trainer.model, arguments.per_device_train_batch_size)
     return trainer
@@ -275,7 +275,7 @@ def _train(trainer: Any, start: _Start) -> None:
         if not isinstance(done, int) or not isinstance(total, int):
             raise UserError(f"{checkpoint / 'trainer_state.json'} is broken (no global_step or max_steps): {step}")
         if done >= total:
-            # All steps are done, and the model was not saved yet: the Trainer would make one step more.
+            # All steps are done, but the model was not saved yet: the Trainer would run one more step.
             if _is_sharded(trainer):
                 trainer._prepare_for_training(total, trainer.get_train_dataloader(), str(checkpoint))
             else:
@@ -289,19 +289,19 @@ def _is_sharded(trainer: Any) -> bool:
 
 
 def _gather(trainer: Any) -> Any:
-    """All weights, in the first process, where they are spread over processes, which all call this; else None."""
+    """Gathers sharded weights in the first process; called by all processes; None in others or if not sharded."""
     return trainer.accelerator.get_state_dict(trainer.model_wrapped) if _is_sharded(trainer) else None
 
 
 def _save(model: Any, weights: Any, tokenizer: Any, recipe: Recipe, out: Path) -> None:
-    """The trained model, whole or not at all; adapters merged into it; and the folder of ``after``.
+    """Saves the trained model atomically, with adapters merged into it, and the folder of ``after``.
 
     Args:
-        model: Trained.
-        weights: Instead of the model's own, of which it may have a part.
+        model: The trained model.
+        weights: Weights to save instead of the model's own, which may be only a part.
         tokenizer: Its tokenizer.
         recipe: Recipe of the run.
-        out: Its folder.
+        out: Folder of the run.
     """
     from longlens.rope.folder import extend
 
@@ -339,7 +339,7 @@ def _result(out: Path, log: list[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _writing(out: Path, folder: RunFolder) -> Iterator[None]:
-    """Turns what a full disk makes the libraries raise into a UserError; half a checkpoint gives its room back."""
+    """Turns the libraries' errors on a full disk into a UserError; deletes an incomplete checkpoint to free space."""
     from safetensors import SafetensorError
 
     try:
@@ -356,13 +356,13 @@ def _writing(out: Path, folder: RunFolder) -> Iterator[None]:
         if not _is_write_error(error):
             raise
         folder.drop_half_written()
-        # They do not say what it was; a full disk is what it is most often.
+        # The errors do not state the cause; most often it is a full disk.
         reason = OSError(errno.ENOSPC, f"the disk is full, or writing failed ({_first_line(error)})")
         raise cannot_write(out / "checkpoints", reason, resumes=True) from error
 
 
 def _is_write_error(error: Exception) -> bool:
-    # torch.save says no more than that.
+    # torch.save reports no more than that.
     return type(error).__name__ == "SafetensorError" or any(
         word in str(error) for word in ("PytorchStreamWriter", "inline_container", "No space left")
     )

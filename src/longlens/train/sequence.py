@@ -28,27 +28,25 @@ _FLASH = "flash_attention"
 
 
 class SequenceParallel:
-    """The group of ranks that a sequence is spread over, and how batches become parts.
+    """The group of ranks over which a sequence is split, and the splitting of batches.
 
     Attributes:
-        size: Ranks of a group.
-        is_ulysses: Ulysses of DeepSpeed; else context parallelism of torch.
-        multiple: Rows are padded to a multiple of so many tokens.
+        size: Number of ranks per group.
+        is_ulysses: Whether it is DeepSpeed's Ulysses; otherwise torch's context parallelism.
+        multiple: Rows are padded to a multiple of this number of tokens.
 
     Args:
         accelerator: The accelerator of accelerate, whose ``parallelism_config`` has ``cp_size`` or ``sp_size`` above 1.
-        model: A causal language model of transformers.
+        model: A transformers causal language model.
 
     Raises:
-        UserError: A model whose parts would not be parts of what it computes on one device.
+        UserError: The split model would compute something other than it does on one device.
     """
 
     def __init__(self, accelerator: Any, model: Any) -> None:
         config = accelerator.parallelism_config
         if config.sp_size > 1 and getattr(accelerator.state, "deepspeed_plugin", None) is None:
-            raise UserError(
-                f"sp_size={config.sp_size} is DeepSpeed's Ulysses: give `deepspeed`, or cp_size with `fsdp`"
-            )
+            raise UserError(f"sp_size={config.sp_size} is DeepSpeed's Ulysses: set `deepspeed`, or cp_size with `fsdp`")
         self.accelerator = accelerator
         self._implementation: str | None = None
         self.is_ulysses: bool = config.sp_size > 1
@@ -104,7 +102,7 @@ class SequenceParallel:
 
     @property
     def group(self) -> Any:
-        """The ranks that have parts of the same sequences; known once the model is prepared."""
+        """Process group of the ranks that have parts of the same sequences; available once the model is prepared."""
         if self.is_ulysses:
             from deepspeed.utils import groups
 
@@ -113,10 +111,10 @@ class SequenceParallel:
 
     @property
     def weight(self) -> float:
-        """What a rank's part of a sum is multiplied by, so that the gradient of a step is that of the whole sum.
+        """Factor of a rank's part of a sum, so that the gradient of a step is that of the whole sum.
 
-        FSDP takes the mean of gradients over all ranks, and so does ZeRO-3 (`reduce_scatter_coalesced`); ZeRO-1 and
-        ZeRO-2 take their sum over the group, and the mean over groups (``sequence_parallel_size`` in DeepSpeed 0.19.8).
+        FSDP and ZeRO-3 (`reduce_scatter_coalesced`) average gradients over all ranks; ZeRO-1 and ZeRO-2 sum them over
+        the group, and average over groups (``sequence_parallel_size`` in DeepSpeed 0.19.8).
         """
         ranks: int = self.accelerator.num_processes
         return ranks / self.size if self.is_ulysses and self._zero("stage", 0) < 3 else ranks
@@ -133,7 +131,7 @@ class SequenceParallel:
         return value
 
     def whole(self, inputs: Mapping[str, Any]) -> TrainingBatch:
-        """The batch that all ranks of the group have parts of: Ulysses' loader has cut it already."""
+        """The whole batch of which all ranks of the group have parts: Ulysses' loader has split it already."""
         if "shift_labels" not in inputs:
             batch = read_batch(inputs)
         else:
@@ -151,10 +149,10 @@ class SequenceParallel:
         return torch.cat(parts, dim=1)
 
     def check(self, batch: TrainingBatch) -> None:
-        """Rejects what attention over several ranks would compute differently than on one.
+        """Rejects batches for which attention over several ranks would differ from attention on one.
 
         Raises:
-            UserError: Packed documents, which would see each other, or a length that cannot be divided.
+            UserError: Documents are packed, so that they would see each other, or the length is not divisible.
         """
         rows, length = batch.input_ids.shape
         if len(split_documents(batch.input_ids, batch.position_ids)) > rows:
@@ -172,7 +170,7 @@ class SequenceParallel:
             )
 
     def collator(self, collator: Callable[[list[Any]], Mapping[str, Any]]) -> Callable[[list[Any]], dict[str, Tensor]]:
-        """A collator whose rows can be divided: padded on the right, with positions and labels of scored tokens."""
+        """Makes a collator's rows divisible: padded on the right, with positions and labels of scored tokens."""
         return partial(_collate, self, collator)
 
     def parts(
@@ -181,19 +179,19 @@ class SequenceParallel:
         """This rank's part of a batch, after the short-context pass on whole sequences, which the ranks share.
 
         Args:
-            model: As accelerate prepared it.
+            model: The model as prepared by accelerate.
             inputs: Inputs of the data loader: whole rows, or Ulysses' parts.
-            longce: None for cross-entropy.
-            step: Counts updates from 0.
+            longce: Settings of LongCE; None for cross-entropy.
+            step: Number of updates so far, from 0.
 
         Returns:
-            The context that the loss is computed in, and the columns of `Shard`, whole until the context is entered.
+            The context in which the loss is computed, and the columns of `Shard`, which are split when it is entered.
         """
         batch = self.whole(inputs)
         ids, positions = batch.input_ids, batch.position_ids
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        if "_longlens_head" not in vars(innermost(model)):  # its probe is a whole sequence, too
+        if "_longlens_head" not in vars(innermost(model)):  # its probe is a whole sequence as well
             with torch.no_grad():
                 run_inside(model, lambda inner: head_of(inner).weight.new_zeros(()))
         short = batch.short_logprobs
@@ -207,7 +205,7 @@ class SequenceParallel:
             rank, length = dist.get_rank(self.group), ids.shape[1] // self.size
             part = slice(rank * length, (rank + 1) * length)
             return nullcontext, {name: values[:, part].contiguous() for name, values in columns.items()}
-        # Torch cuts them in place.
+        # Torch splits them in place.
         columns = {name: values.clone(memory_format=torch.contiguous_format) for name, values in columns.items()}
         buffers = list(columns.values())
         context = partial(
@@ -225,7 +223,7 @@ class SequenceParallel:
             return self.total(shard_nll(model, shard_of(columns), None).total)
 
     def gather_rows(self, values: Tensor) -> Tensor:
-        """What `Accelerator.gather_for_metrics` should give: values of each row once, and none of rows that repeat."""
+        """What `Accelerator.gather_for_metrics` should return: values of each row once, without repeated rows."""
         found: Tensor = self.accelerator.gather(values).view(-1, self.size, len(values))[:, 0].flatten()
         state = self.accelerator.gradient_state
         return found[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else found
@@ -243,7 +241,7 @@ def shard_of(inputs: Mapping[str, Any]) -> Shard:
 
 
 class _Epoch(IterableDataset[Any]):
-    """The parts of one pass over the rows, from DeepSpeed's adapter, which begins no second pass by itself."""
+    """The parts of one pass over the rows, from DeepSpeed's adapter, which cannot start a second pass by itself."""
 
     def __init__(self, adapter: Any) -> None:
         self.adapter = adapter
@@ -255,11 +253,11 @@ class _Epoch(IterableDataset[Any]):
 
 
 def epoch_loader(adapter: Any, epoch: int) -> Any:
-    """The loader of an epoch for Ulysses: in its order of rows, and known to `accelerate.skip_first_batches`.
+    """The loader of an epoch for Ulysses: with its order of rows, and supported by `accelerate.skip_first_batches`.
 
     Args:
         adapter: ``UlyssesSPDataLoaderAdapter`` of DeepSpeed.
-        epoch: Counts from 0.
+        epoch: Number of the epoch, from 0.
     """
     adapter.dl.set_epoch(epoch)
     return DataLoader(_Epoch(adapter), batch_size=None)

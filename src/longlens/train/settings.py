@@ -1,4 +1,4 @@
-"""The sections of a training recipe: what each key may be. See docs/recipes.md."""
+"""The sections of a training recipe: the values of each key. See docs/recipes.md."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class MixtureData(Settings):
     Attributes:
         mixture: A preset, or a YAML file.
         sources: Paths of sources by name, instead of the mixture's.
-        length: Tokens of a row; the mixture's unless given.
-        tokens: Number of tokens of all rows; the mixture's unless given.
-        seed: Orders the rows; the mixture's unless given.
+        length: Tokens per row; by default the mixture's.
+        tokens: Number of tokens of all rows; by default the mixture's.
+        seed: Seed of the order of rows; by default the mixture's.
     """
 
     mixture: str
@@ -54,12 +54,12 @@ class DocumentsData(Settings):
 
     Attributes:
         documents: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
-        length: Tokens of a row.
+        length: Tokens per row.
         packing: ``best-fit`` (documents stay whole) or ``fill`` (full rows).
-        too_long: What becomes of longer documents: ``split``, ``cut`` or ``drop``.
+        too_long: Handling of longer documents: ``split``, ``cut`` or ``drop``.
         min_tokens: Documents with fewer tokens are left out.
-        text_field: Field of a row that holds its text; ``text`` unless given.
-        split: Split of an ``hf:`` dataset; ``train`` unless given.
+        text_field: Field of a row that contains its text; ``text`` by default.
+        split: Split of an ``hf:`` dataset; ``train`` by default.
     """
 
     documents: Sources
@@ -77,17 +77,19 @@ class DocumentsData(Settings):
 
 
 class ChatData(Settings):
-    """Conversations, of which the assistant's turns alone are learned (`longlens.data.chat`), in ``OUT/data``.
+    """Conversations, in which only the assistant's turns are learned (`longlens.data.chat`), in ``OUT/data``.
 
     Attributes:
         chat: Files, folders or ``hf:NAME`` with ``messages``.
-        length: Tokens of a row.
-        pack: Packs whole conversations into rows, none of which sees another; else a row is a conversation.
-        too_long: Of longer conversations ``cut`` keeps the whole turns that fit, ``drop`` nothing.
-        turns: ``together`` makes a row of a conversation, ``apart`` one of each answer.
+        length: Tokens per row.
+        pack: Whether whole conversations are packed into rows, without attention between them; otherwise each row is
+        one conversation.
+        too_long: Handling of longer conversations: ``cut`` keeps the whole turns that fit, ``drop`` removes the
+        conversation.
+        turns: ``together`` makes one row per conversation, ``apart`` one per answer.
         subset: Subset of an ``hf:`` dataset.
-        split: Its split; ``train`` unless given.
-        samples: Number of conversations, from the first on; all unless given.
+        split: Split of the dataset; ``train`` by default.
+        samples: Number of conversations, starting with the first; all by default.
     """
 
     chat: Sources
@@ -114,7 +116,7 @@ DATA: Mapping[str, type[MixtureData | PackedData | DocumentsData | ChatData]] = 
 
 
 def _to_data(values: Any) -> Any:
-    """The kind of data whose own key is there."""
+    """Selects the kind of data by its distinguishing key."""
     if not isinstance(values, Mapping):
         return values
     found = [name for name in DATA if values.get(name) is not None]
@@ -125,11 +127,11 @@ def _to_data(values: Any) -> Any:
 
 
 Data = Annotated[MixtureData | PackedData | DocumentsData | ChatData, BeforeValidator(_to_data)]
-"""One of four kinds, distinguished by the key that each has of its own."""
+"""One of four kinds, distinguished by a key that only it has."""
 
 
 class Offline(Settings):
-    """LongCE with the weights, or the short log-probabilities, that ``longlens data weigh`` wrote beside the tokens.
+    """LongCE with the weights, or the short log-probabilities, that ``longlens data weigh`` stored with the tokens.
 
     Attributes:
         gamma: The largest weight; larger ones of ``token_weights`` are reduced to it.
@@ -153,7 +155,7 @@ LOSSES: Mapping[str, type[LongCE | Offline] | None] = {
 
 
 def _to_loss(values: Any) -> Any:
-    """The loss that is named; its settings are those of LongCE, or none for cross-entropy."""
+    """Parses the loss by name; its settings are those of LongCE, or none for cross-entropy."""
     if isinstance(values, Settings):
         return values
     if isinstance(values, str):
@@ -181,10 +183,10 @@ class Load(Settings):
     Attributes:
         dtype: Dtype of the weights, their gradients and the optimizer's state: ``float32``, ``bfloat16`` or
         ``float16``.
-        attention: ``attn_implementation`` of transformers; its own choice unless given.
-        full_attention: Turns the sliding window of a model off, in all layers.
-        trust_remote_code: Runs code that comes with the model.
-        allow_pickle: Reads ``.bin`` weights, which can run code.
+        attention: ``attn_implementation`` of transformers; chosen by transformers by default.
+        full_attention: Whether to disable the model's sliding window in all layers.
+        trust_remote_code: Whether to run code that comes with the model.
+        allow_pickle: Whether to read ``.bin`` weights, which can execute code.
     """
 
     dtype: Precision = "float32"
@@ -195,30 +197,30 @@ class Load(Settings):
 
 
 class Training(Settings):
-    """How it is trained, by AdamW.
+    """Training settings, for AdamW.
 
     Attributes:
-        batch_size: Rows of a step, over all processes and micro-batches.
-        learning_rate: Its largest value.
-        steps: Updates; or `epochs`.
-        epochs: Passes over the rows.
-        per_device_batch_size: Rows of a micro-batch in each process.
-        schedule: After warmup ``constant``, ``linear`` (to 0) or ``cosine``.
+        batch_size: Rows per step, over all processes and micro-batches.
+        learning_rate: Maximum learning rate.
+        steps: Number of updates; or use `epochs`.
+        epochs: Number of passes over the rows.
+        per_device_batch_size: Rows per micro-batch in each process.
+        schedule: Learning rate after warmup: ``constant``, ``linear`` (to 0) or ``cosine``.
         final_share: ``cosine`` ends at this share of the learning rate.
-        warmup_steps: Of a linear rise from 0; or `warmup_ratio`.
-        warmup_ratio: The same as a share of all steps.
+        warmup_steps: Steps of linear warmup from 0; or use `warmup_ratio`.
+        warmup_ratio: Warmup as a share of all steps.
         betas: Betas of AdamW.
         weight_decay: Weight decay of AdamW.
-        clip: Largest norm of the gradient; null for none.
+        clip: Maximum gradient norm; null for no clipping.
         precision: Autocast: ``bfloat16``, ``float16``, or ``float32`` for none.
         sharding: Spreads weights, gradients and the optimizer's state over the processes: ``fsdp`` (FSDP2) or ``zero3``
-            (DeepSpeed); each process has all of them unless given.
-        context_parallel: Processes that share each row: by torch's context parallelism where `sharding` is ``fsdp``, by
-            DeepSpeed's Ulysses where it is ``zero3``; none unless given.
-        gradient_checkpointing: Computes activations again in the backward pass.
-        seed: Of the order of rows, dropout and what else is drawn.
-        save_every: Steps between checkpoints; there is one at the end in any case.
-        keep: How many checkpoints are kept.
+            (DeepSpeed); by default each process has all of them.
+        context_parallel: Number of processes that share each row: with torch's context parallelism if `sharding` is
+        ``fsdp``, with DeepSpeed's Ulysses if it is ``zero3``; not used by default.
+        gradient_checkpointing: Whether to recompute activations in the backward pass.
+        seed: Seed of the order of rows, dropout and other random choices.
+        save_every: Steps between checkpoints; there is always one at the end.
+        keep: Number of checkpoints to keep.
         log_every: Steps between lines of the log.
         report_to: ``tensorboard``, ``wandb``, ``trackio`` and the others that transformers knows.
         arguments: Further fields of transformers' TrainingArguments.
@@ -252,7 +254,7 @@ class Training(Settings):
     @model_validator(mode="after")
     def _check_together(self) -> Training:
         if (self.steps is None) == (self.epochs is None):
-            raise UserError("give steps or epochs, one of them")
+            raise UserError("set either steps or epochs")
         if self.batch_size % self.per_device_batch_size:
             raise UserError(
                 f"batch_size is {self.batch_size} rows, which is not a multiple of "
@@ -267,14 +269,14 @@ class Training(Settings):
             raise UserError(f"final_share is for schedule cosine, and schedule is {self.schedule}: leave it out")
         both = [name for name in ("fsdp", "fsdp_config", "deepspeed") if name in self.arguments]
         if self.sharding is not None and both:
-            raise UserError(f"sharding and arguments.{both[0]} were both given: choose one")
+            raise UserError(f"sharding and arguments.{both[0]} are both set: choose one")
         if self.context_parallel is not None and self.sharding is None:
             raise UserError(
-                f"context_parallel is {self.context_parallel} and sharding was not given: set it to fsdp (torch's "
+                f"context_parallel is {self.context_parallel} and sharding is not set: set it to fsdp (torch's "
                 "context parallelism) or zero3 (DeepSpeed's Ulysses)"
             )
         if self.warmup_steps is not None and self.warmup_ratio is not None:
-            raise UserError("warmup_steps and warmup_ratio were both given: choose one")
+            raise UserError("warmup_steps and warmup_ratio are both set: choose one")
         return self
 
 
@@ -286,14 +288,14 @@ def _to_modules(value: Any) -> Any:
 
 
 class Lora(Settings):
-    """Adapters of peft in place of all weights; the trained model is saved with them merged in.
+    """PEFT adapters to train instead of all weights; the trained model is saved with them merged in.
 
     Attributes:
         r: Rank.
-        alpha: Scale times r.
+        alpha: Scaling factor times r.
         dropout: Dropout of the adapters' input.
         target_modules: Names of modules, or ``all-linear``.
-        modules_to_save: Modules that are trained whole.
+        modules_to_save: Modules that are trained fully.
     """
 
     r: Count
@@ -310,8 +312,8 @@ class Evaluator(Settings):
         model: Hub id, folder, ``.gguf`` file, ``smollm2`` or ``gemma3-270m``.
         context: K, tokens.
         stride: d, tokens.
-        alpha: Nats.
-        beta: Nats.
+        alpha: Threshold of the long-short difference, nats.
+        beta: Threshold of the long-context likelihood, nats.
     """
 
     model: str
@@ -326,14 +328,14 @@ class Evaluation(Settings):
 
     Attributes:
         documents: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
-        every: Steps; the model is evaluated before the first one as well.
-        max_length: Tokens that a document is truncated to; with BOS the length of a row unless given. Not with `keys`,
-            whose documents are those that were scored.
+        every: Number of steps between evaluations; the model is also evaluated before the first step.
+        max_length: Maximum tokens per document; by default the length of a row, BOS included. Not allowed with `keys`,
+        whose documents are used as they were scored.
         keys: Key tokens, from ``longlens keys``.
-        evaluator: Selects the key tokens instead.
-        text_field: Field of a row that holds its text; ``text`` unless given.
-        split: Split of an ``hf:`` dataset; ``test`` unless given.
-        samples: Number of documents, from the first on; all unless given.
+        evaluator: Model that selects the key tokens instead.
+        text_field: Field of a row that contains its text; ``text`` by default.
+        split: Split of an ``hf:`` dataset; ``test`` by default.
+        samples: Number of documents, starting with the first; all by default.
     """
 
     documents: Sources
@@ -348,8 +350,8 @@ class Evaluation(Settings):
     @model_validator(mode="after")
     def _check_together(self) -> Evaluation:
         if (self.keys is None) == (self.evaluator is None):
-            raise UserError("LongPPL needs key tokens: give keys (a file of longlens keys) or evaluator, one of them")
+            raise UserError("LongPPL needs key tokens: set either keys (a file of longlens keys) or evaluator")
         if self.keys is not None and self.max_length is not None:
-            raise UserError("max_length cuts documents, and keys are of documents as they were scored: leave it out")
+            raise UserError("max_length truncates documents, and keys refer to them as they were scored: leave it out")
         check_reading(self.documents, text_field=self.text_field, split=self.split)
         return self

@@ -1,4 +1,4 @@
-"""What a recipe becomes before a run: training arguments, the model, and held-out documents with their key tokens."""
+"""Preparation of a run from a recipe: training arguments, the model, and held-out documents with their key tokens."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from longlens.train.recipe import Recipe
 from longlens.train.settings import ChatData, Evaluation
 
 _LOGGER = logging.getLogger(__name__)
-# What would break what a run promises (whole checkpoints, a log without gaps, the same losses when resumed), or would
-# have no effect; by the reason.
+# Arguments that would break a run's guarantees (complete checkpoints, a log without gaps, the same losses after
+# resuming), or would have no effect; by the reason.
 _REFUSED = {
     "the batches would not be the recipe's": ("accelerator_config", "auto_find_batch_size"),
     "the order of rows would not be the same twice": ("dataloader_in_order",),
@@ -50,14 +50,14 @@ _REFUSED = {
         *("batch_eval_metrics", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
         *("greater_is_better", "include_for_metrics", "label_names", "metric_for_best_model", "prediction_loss_only"),
     ),
-    "training was not shown to be right with it": (
+    "training was not verified with it": (
         *("label_smoothing_factor", "use_liger_kernel"),
         *("liger_kernel_config", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     ),
 }
 _GATHERS = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
-# What `training.sharding` stands for. A checkpoint of FSDP is read with weights_only; DeepSpeed's "auto" are what the
-# Trainer has.
+# Arguments for `training.sharding`. A checkpoint of FSDP is read with weights_only; DeepSpeed's "auto" values are
+# filled in by the Trainer.
 _SHARDING: Mapping[str, Mapping[str, Any]] = {
     "fsdp": {
         "fsdp": True,
@@ -88,7 +88,7 @@ _SHARDING: Mapping[str, Mapping[str, Any]] = {
         }
     },
 }
-# Those that another key has to switch on, by that key.
+# Arguments that another key has to enable, by that key.
 _NEEDED_BY = {
     "training.gradient_checkpointing": ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
     "evaluation": ("eval_delay",),
@@ -99,10 +99,11 @@ _NEEDED_BY = {
 
 
 def accumulation(recipe: Recipe, processes: int) -> int:
-    """Micro-batches of a step in each process.
+    """Number of micro-batches per step in each process.
 
     Raises:
-        UserError: The batch is not a multiple of them, or the processes not a multiple of a group.
+        UserError: The batch size is not divisible by rows per micro-step, or the number of processes not by the group
+            size.
     """
     training = recipe.training
     shared = training.context_parallel or 1
@@ -126,13 +127,13 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
 
     Args:
         recipe: Recipe of the run.
-        folder: For checkpoints.
-        micro_batches: Of a step in each process.
-        name: Name of the run, where it is reported to.
-        processes: How many there are.
+        folder: Folder for checkpoints.
+        micro_batches: Number of micro-batches per step in each process.
+        name: Name of the run, for reporters.
+        processes: Number of processes.
 
     Raises:
-        UserError: Arguments that there are not, that longlens sets, or a reporter that is not there.
+        UserError: An argument does not exist or is set by longlens, or a reporter is not available.
     """
     import torch
     from transformers import Trainer, TrainingArguments
@@ -141,7 +142,7 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
 
     chosen = _from_recipe(recipe, folder, micro_batches, name)
     has_device = torch.accelerator.is_available()
-    # Without a device, transformers takes bf16 for a mistake unless it is told to use the CPU.
+    # Without a GPU, transformers rejects bf16 unless it is told to use the CPU.
     preferred = {"dataloader_pin_memory": has_device, "use_cpu": not has_device}
     known = {field.name for field in fields(TrainingArguments)}
     given = recipe.training.arguments
@@ -172,7 +173,7 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
             f"training.arguments.optim is {shown_value(given['optim'])}, and training.betas are of AdamW: use one of "
             "its variants, such as adamw_torch, adamw_8bit or paged_adamw_8bit"
         )
-    # Annotated as a string, and meant to be true.
+    # Annotated as a string, but used as a boolean.
     check_values(
         {k: v for k, v in given.items() if (k, v) != ("fsdp", True)}, TrainingArguments, "training.arguments.{}"
     )
@@ -186,13 +187,13 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
     if "deepspeed" in sharding:
         preferred["use_cpu"] = False  # with which accelerate leaves DeepSpeed out
     if sharding.get("fsdp") and recipe.training.gradient_checkpointing:
-        # By FSDP itself, so that what is computed again is not gathered again.
+        # Done by FSDP itself, so that recomputation does not gather weights again.
         sharding["fsdp_config"] = {"activation_checkpointing": True} | sharding["fsdp_config"]
         chosen["activation_checkpointing"] = False
     kind: Any = TrainingArguments
     if isinstance(recipe.data, ChatData):
         kind = require("trl", extra="train", purpose="data.chat").SFTConfig
-        # The rows are tokens already, with labels.
+        # The rows are already tokenized and have labels.
         chosen |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
     with library_errors("training", "change precision or arguments"):
         sharding |= _context_parallel(recipe, processes)
@@ -203,19 +204,19 @@ def training_arguments(recipe: Recipe, folder: Path, micro_batches: int, name: s
                 "accelerate launch has a parallelism_config, by which the batches would not be the recipe's: leave it "
                 "out there, and set training.sharding and training.context_parallel"
             )
-        # Models are loaded whole, an evaluator's too, and spread when training begins.
+        # Models, including an evaluator's, are loaded whole and sharded when training begins.
         unset_hf_deepspeed_config()
         deepspeed = None if made.deepspeed_plugin is None else made.deepspeed_plugin.hf_ds_config
         if deepspeed is not None and deepspeed.is_zero3() and not deepspeed.is_true(_GATHERS):
             raise UserError(f"the DeepSpeed configuration has no {_GATHERS}: set it to true, to save the trained model")
         made.get_process_log_level()
-        if not made.optim_target_modules:  # else the model is needed
+        if not made.optim_target_modules:  # otherwise the model is needed
             Trainer.get_optimizer_cls_and_kwargs(made)
     return made
 
 
 def _sharding(recipe: Recipe, processes: int) -> dict[str, Any]:
-    """Arguments that spread the model over the processes."""
+    """Arguments that shard the model over the processes."""
     named = recipe.training.sharding
     keys = ("fsdp", "fsdp_config", "deepspeed")
     given = {key: value for key, value in recipe.training.arguments.items() if key in keys}
@@ -237,13 +238,13 @@ def _sharding(recipe: Recipe, processes: int) -> dict[str, Any]:
     if found.get("fsdp"):
         config = found.get("fsdp_config") or {}
         if isinstance(config, str):
-            config = read_json(Path(config), "give the fsdp_config of transformers")
+            config = read_json(Path(config), "use an fsdp_config of transformers")
         found["fsdp_config"] = {"version": 2, **config}
     return found
 
 
 def _context_parallel(recipe: Recipe, processes: int) -> dict[str, Any]:
-    """Arguments that share each row among processes."""
+    """Arguments that split each row among processes."""
     from accelerate.parallelism_config import ParallelismConfig
     from accelerate.utils import DeepSpeedSequenceParallelConfig
 
@@ -258,7 +259,7 @@ def _context_parallel(recipe: Recipe, processes: int) -> dict[str, Any]:
 
 
 def sharding_of(arguments: Any) -> str | None:
-    """How a run is spread, whether its recipe says so or ``accelerate launch``: ``fsdp`` or ``deepspeed``."""
+    """How a run is sharded, by its recipe or by ``accelerate launch``: ``fsdp`` or ``deepspeed``."""
     if arguments.deepspeed_plugin is not None:
         return "deepspeed"
     is_fsdp = bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
@@ -284,7 +285,7 @@ def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) ->
         "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": micro_batches,
         "learning_rate": training.learning_rate,
-        # A number below 1 is a share of the steps there.
+        # transformers reads a number below 1 as a share of the steps.
         "warmup_steps": training.warmup_steps or training.warmup_ratio or 0,
         "adam_beta1": training.betas[0],
         "adam_beta2": training.betas[1],
@@ -298,7 +299,7 @@ def _from_recipe(recipe: Recipe, folder: Path, micro_batches: int, name: str) ->
         "save_steps": training.save_every,
         "logging_strategy": "steps",
         "logging_steps": training.log_every,
-        # A loss that is not finite is to be seen.
+        # A loss that is not finite must be visible.
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if every else "no",
         **every,
@@ -325,10 +326,10 @@ def _check_reporters(recipe: Recipe) -> None:
 
 
 def plan_config(recipe: Recipe) -> Any:
-    """The config that the model is loaded with, None for its own; weights are not needed.
+    """The config with which the model is loaded, None for its own; does not need weights.
 
     Raises:
-        UserError: No such model, one that the method does not extend, or one without a sliding window to turn off.
+        UserError: The model does not exist, cannot be extended by the method, or has no sliding window to turn off.
     """
     from longlens import models
     from longlens.rope.model import build_rotary, extend_config
@@ -350,7 +351,7 @@ def disable_sliding_window(config: Any) -> Any:
     """A new config in which all layers attend to everything.
 
     Raises:
-        UserError: It has no sliding window, or in some layers alone, which belongs to how the model was made.
+        UserError: It has no sliding window, or only in some layers, by design of the model.
     """
     new = copy.deepcopy(config)
     text = new.get_text_config(decoder=True)
@@ -372,10 +373,10 @@ def disable_sliding_window(config: Any) -> Any:
 
 
 def load_for_training(recipe: Recipe, config: Any, sharding: str | None = None) -> Any:
-    """The model, with adapters where the recipe has them; quantized weights that can be are dequantized.
+    """Loads the model, with adapters if the recipe has them; quantized weights are dequantized if possible.
 
     Args:
-        recipe: Says which, and how.
+        recipe: The recipe.
         config: Result of `plan_config`.
         sharding: Result of `sharding_of`.
 
@@ -390,7 +391,7 @@ def load_for_training(recipe: Recipe, config: Any, sharding: str | None = None) 
     stays_quantized = source.gguf is None and _stays_quantized(recipe, config, sharding)
     loading = Loading(
         dtype="auto" if stays_quantized else load.dtype,
-        device="auto" if stays_quantized else "cpu",  # the trainer moves it, but for quantized weights
+        device="auto" if stays_quantized else "cpu",  # the trainer moves it, except for quantized weights
         attention=load.attention,
         trust_remote_code=load.trust_remote_code,
         allow_pickle=load.allow_pickle,
@@ -410,17 +411,15 @@ def load_for_training(recipe: Recipe, config: Any, sharding: str | None = None) 
             f"other weights in {found}: set load.dtype: {found}"
         )
     model, loading_info = checkpoint.load()
-    models.check_loading_info(
-        recipe.model, model, loading_info, "give a causal language model with its vocabulary head"
-    )
+    models.check_loading_info(recipe.model, model, loading_info, "use a causal language model with its vocabulary head")
     return model if recipe.lora is None else _add_adapters(model, recipe)
 
 
 def _stays_quantized(recipe: Recipe, config: Any, sharding: str | None) -> bool:
-    """Whether adapters are trained beside quantized weights; those that can be are dequantized instead.
+    """Whether adapters are trained on top of quantized weights; weights are dequantized instead if possible.
 
     Raises:
-        UserError: Neither can be done.
+        UserError: Neither is possible.
     """
     settings = quantization_settings(config)
     if settings is None:
@@ -445,9 +444,9 @@ def _stays_quantized(recipe: Recipe, config: Any, sharding: str | None) -> bool:
 
 
 def merge_adapters(model: Any, recipe: Recipe) -> Any:
-    """The trained model with its adapters in its weights, which are dequantized first where they are quantized.
+    """The trained model with its adapters in its weights, which are dequantized first if they are quantized.
 
-    Merged into 4 or 8 bits, most of what was learned would be lost in rounding.
+    Merged into 4 or 8 bits, most of the update would be lost in rounding.
     """
     if recipe.lora is None:
         return model
@@ -475,14 +474,14 @@ def _add_adapters(model: Any, recipe: Recipe) -> Any:
         modules_to_save=list(lora.modules_to_save) or None,
     )
     try:
-        # The same in every process, of which sharding takes parts, and of any number of them.
+        # The same in every process, since sharding takes parts of it, and for any number of processes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:  # peft: no module has such a name
         raise UserError(f"lora: {' '.join(str(error).split())[:300]}: check target_modules") from error
     if recipe.training.gradient_checkpointing:
-        # Else nothing that the first checkpointed layer gets has a gradient.
+        # Otherwise no input of the first checkpointed layer requires grad.
         adapted.enable_input_require_grads()
     return adapted
 
@@ -497,16 +496,16 @@ class HeldOutDocuments(NamedTuple):
 
 
 def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path) -> HeldOutDocuments:
-    """Reads the held-out documents, cuts them, and has an evaluator select their key tokens, once.
+    """Reads and truncates the held-out documents, and selects their key tokens with an evaluator, once.
 
     Args:
-        recipe: With an evaluation.
+        recipe: A recipe with an evaluation.
         tokenizer: Tokenizer of the model that is trained.
-        length: Tokens of a row.
+        length: Tokens per row.
         out: Folder for the evaluator's scores and ``keys.jsonl``.
 
     Raises:
-        UserError: Documents or keys that cannot be read, keys of other texts, or no key token at all.
+        UserError: Documents or keys cannot be read, keys belong to other texts, or there is no key token at all.
     """
     import datasets
 
@@ -518,7 +517,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path) -
     documents = list(read_documents(evaluation.documents, reading))
     bos = [] if encoder.bos_token_id is None else [encoder.bos_token_id]
     if evaluation.evaluator is not None:
-        # A model may take no more than a row, and BOS comes before the document.
+        # A model may support no more than a row, and BOS precedes the document.
         most = evaluation.max_length or length - len(bos)
         limit = TokenLimit(
             max_tokens=most, counted_by=recipe.model, encode=encoder.encode, bos_token_id=encoder.bos_token_id
@@ -535,7 +534,7 @@ def prepare_evaluation(recipe: Recipe, tokenizer: Any, length: int, out: Path) -
         keys = read_keys(str(evaluation.keys))
     _check_keys_of(keys, documents)
     encoded = [encoder.encode(document.text).token_ids.tolist() for document in documents]
-    encoded = [ids[1:] if bos and ids[:1] == bos else ids for ids in encoded]  # it may be in the text already
+    encoded = [ids[1:] if bos and ids[:1] == bos else ids for ids in encoded]  # the text itself may begin with it
     return HeldOutDocuments(
         documents=documents,
         keys=keys,
@@ -557,7 +556,7 @@ def _select_keys(recipe: Recipe, evaluation: Evaluation, documents: Sequence[Doc
 
 
 def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
-    """Keys of before 0.2 name no evaluator's identity, and a model of the Hub need not be here any more."""
+    """Checks the evaluator of existing keys: those of before 0.2 have no identity, and its model may not be cached."""
     from longlens.models import identify
 
     there, here = keys.settings["evaluator_sha256"], None
@@ -565,7 +564,7 @@ def _check_evaluator(keys: Any, recipe: Recipe, name: str, path: Path) -> None:
         here = identify(name, Loading(trust_remote_code=recipe.load.trust_remote_code))
     if here is not None and here.sha256 != there:
         raise UserError(
-            f"{path} was selected by another model than {name} is now: give that model again, or another folder"
+            f"{path} was selected by another model than {name} is now: use that model again, or another folder"
         )
 
 
@@ -575,19 +574,19 @@ def _check_keys_of(keys: Any, documents: Sequence[Document]) -> None:
     for document in documents:
         if document.id not in ids:
             raise UserError(
-                f"the held-out document {shown_value(document.id)} has no key tokens in the keys: give the documents "
+                f"the held-out document {shown_value(document.id)} has no key tokens in the keys: pass the documents "
                 "that the evaluator scored, with the same ids"
             )
         found = keys.get(document.id)
         if found.text_sha256 != text_sha256(document.text):
             raise UserError(
-                f"the keys of {shown_value(document.id)} are of another text: give the documents as the evaluator "
-                "scored them (an evaluator that takes fewer tokens than evaluation.max_length cuts them: make that "
+                f"the keys of {shown_value(document.id)} are of another text: pass the documents as the evaluator "
+                "scored them (an evaluator that supports less than evaluation.max_length truncates them: make that "
                 "smaller)"
             )
         number += len(found.char_runs)
     if not number:
         raise UserError(
-            f"none of the {len(documents)} held-out documents has a key token, so that there is no LongPPL: give "
+            f"none of the {len(documents)} held-out documents has a key token, so that there is no LongPPL: use "
             "longer documents, a smaller evaluator.context, or smaller alpha and beta"
         )

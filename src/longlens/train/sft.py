@@ -29,15 +29,16 @@ class LongCESFTTrainer(LongCETrainer, _SFTTrainer):  # type: ignore[misc]
     TRL's own metrics (entropy, token accuracy) are not computed.
 
     Args:
-        model: A causal language model of transformers, or the name of one.
-        args: `LongCESFTConfig`, which has the settings of the loss; or SFTConfig or TrainingArguments, and ``longce``.
-        longce: Settings of the loss beside SFTConfig; None for plain cross-entropy by the same path. The paper's unless
-            given.
+        model: A transformers causal language model, or its name.
+        args: `LongCESFTConfig`, which has the settings of the loss; or SFTConfig or TrainingArguments, together with
+        ``longce``.
+        longce: Settings of the loss, for SFTConfig; None for plain cross-entropy by the same code. Default: the
+            paper's.
 
     All other arguments are those of SFTTrainer.
 
     Raises:
-        UserError: A setting that LongCE was not shown to be right with.
+        UserError: A setting with which LongCE is not known to be correct.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""LongCE in the Trainer of transformers; TRL's SFTTrainer takes it from here (`longlens.train.sft`)."""
+"""LongCE in the Trainer of transformers; `longlens.train.sft` reuses it for TRL's SFTTrainer."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ PAPER = LongCE()
 
 @dataclass
 class LongCEArguments:
-    """The settings of the loss as fields of training arguments: plain values that a command line and JSON can hold.
+    """The settings of the loss as fields of training arguments: plain values for a command line and JSON.
 
     Attributes:
         loss: ``longce``, one of its forms ``sampled-longce`` and ``chunked-longce``, or ``ce`` for cross-entropy by the
-            same path.
+        same code.
         context: K, the minimum length of the short context in tokens.
         stride: d, the number of tokens scored per window.
         gamma: The maximum weight.
-        floor: The smallest weight of a token with a short-context score; 0 as in the paper, 1 so that no token weighs
-            less than in cross-entropy.
-        share: Share of the windows, for ``sampled-longce``; 0.5 unless given.
+        floor: The smallest weight of a token with a short-context score; 0 as in the paper, 1 so that no token has a
+        smaller weight than in cross-entropy.
+        share: Share of the windows, for ``sampled-longce``; 0.5 by default.
         short_dtype: ``bfloat16`` or ``float16`` for the short-context pass; otherwise that of the long pass.
 
     Raises:
-        UserError: A value that cannot be, or a share without ``sampled-longce``.
+        UserError: A value is invalid, or there is a share without ``sampled-longce``.
     """
 
     loss: Literal["longce", "sampled-longce", "chunked-longce", "ce"] = field(
@@ -59,13 +59,13 @@ class LongCEArguments:
     )
 
     def __post_init__(self) -> None:
-        """Checks the settings, and then those that training has beside them."""
+        """Checks these settings, and then the other training arguments."""
         _ = self.longce
         super().__post_init__()  # type: ignore[misc]
 
     @property
     def longce(self) -> LongCE | None:
-        """The same as settings of the loss; None for cross-entropy."""
+        """These fields as settings of the loss; None for cross-entropy."""
         kinds = {**FORMS, "ce": LongCE}
         if self.loss not in kinds:
             raise UserError(f"`loss` is {shown_value(self.loss)}; expected one of {', '.join(kinds)}")
@@ -80,8 +80,8 @@ class LongCEArguments:
 class LongCEConfig(LongCEArguments, TrainingArguments):  # type: ignore[misc]
     """TrainingArguments of transformers with the settings of LongCE (`LongCEArguments`).
 
-    As every TrainingArguments they can be parsed by HfArgumentParser (``--context 1024``), are written as JSON by
-    ``to_dict``, and are saved beside checkpoints.
+    Like all TrainingArguments, they can be parsed by HfArgumentParser (``--context 1024``), are written as JSON by
+    ``to_dict``, and are saved with checkpoints.
     """
 
 
@@ -102,9 +102,9 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
     ``longce_share_weighed`` (tokens with a short-context score), over all scored tokens since the previous log.
 
     Args:
-        model: A causal language model of transformers; or pass ``model_init``.
+        model: A transformers causal language model; or pass ``model_init``.
         args: `LongCEConfig`, which includes the settings of the loss; or TrainingArguments, with ``longce``.
-        longce: Settings of the loss for TrainingArguments; may be a subclass of your own. None is plain cross-entropy
+        longce: Settings of the loss for TrainingArguments; may be a custom subclass. None is plain cross-entropy
             by the same code. Default: the paper's.
 
     All other arguments are those of Trainer.
@@ -114,7 +114,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             (torchrun, accelerate launch) with DistributedDataParallel, FSDP2 or DeepSpeed's ZeRO.
     """
 
-    # The loss is divided by the labels of all micro-batches: no more division by their number.
+    # The loss is divided by the labels of all micro-batches, so it must not be divided by their number.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -160,7 +160,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             if longce is not PAPER:
                 raise UserError(
                     f"`longce` is given, and `args` is {type(args).__name__}, which has the settings of the loss: "
-                    "leave `longce` out, or give TrainingArguments or SFTConfig"
+                    "leave `longce` out, or pass TrainingArguments or SFTConfig"
                 )
             longce = args.longce
         self.longce = longce
@@ -170,10 +170,10 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         return columns
 
     def _check_settings(self, columns: set[str]) -> None:
-        """What can be checked only of a trainer that is made.
+        """Checks that need a constructed trainer.
 
         Args:
-            columns: The offline columns of the dataset as it was given.
+            columns: The offline columns of the original dataset.
         """
         self._refuse_unshown()
         parallel = self.accelerator.parallelism_config
@@ -195,7 +195,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             self._bind(callback)
 
     def _check_collator(self) -> None:
-        """Rejects a collator that loses where packed documents begin, as TRL's does: they would see each other."""
+        """Rejects a collator that loses boundaries of packed documents, as TRL's does: they would see each other."""
         if "position_ids" not in (getattr(self.train_dataset, "column_names", None) or ()):
             return
         row = self.train_dataset[0]
@@ -208,12 +208,12 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             raise UserError(
                 f"rows have position_ids that begin again with each document ({int(starts.sum())} in the first row), "
                 f"and {type(self.data_collator).__name__} makes batches of {int(found.sum())}, in which packed "
-                "documents would see each other: give a data_collator that keeps position_ids, such as "
+                "documents would see each other: use a data_collator that keeps position_ids, such as "
                 "longlens.train.pad_right"
             )
 
     def _try_collator(self) -> Any:
-        """A batch of the first row, where there is one to be had before training."""
+        """A batch of the first row, if one is available before training."""
         if getattr(self.train_dataset, "column_names", None) is None or not hasattr(self.train_dataset, "__getitem__"):
             return None
         row = self.train_dataset[0]
@@ -229,7 +229,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         for name, is_lost in asked.items():
             if is_lost:
                 raise UserError(
-                    f"`{name}` is given, and accelerate shards only on accelerators such as GPUs: on the CPU each "
+                    f"`{name}` is set, but accelerate shards only on accelerators such as GPUs: on the CPU each "
                     "process would have the whole model. Leave it out for DistributedDataParallel"
                 )
         parallel = self.accelerator.parallelism_config
@@ -247,14 +247,14 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         for name, is_on in refused.items():
             if is_on:
                 raise UserError(
-                    f"LongCE was not shown to be right with {name}: leave it out, and use one process, or several "
+                    f"LongCE is not known to be correct with {name}: leave it out, and use one process, or several "
                     "(torchrun --nproc-per-node N) with DistributedDataParallel, FSDP2 or DeepSpeed"
                 )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As in Trainer; where FSDP2 computes in half precision, gradients are summed in fp32 and outputs kept.
+        """As in Trainer; if FSDP2 computes in half precision, gradients are summed in fp32 and outputs are not rounded.
 
-        accelerate's policy rounds what every layer gives to half precision, and with it log-probabilities and the loss.
+        accelerate's policy rounds every layer's output to half precision, including log-probabilities and the loss.
         """
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
@@ -265,7 +265,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
                 )
 
     def _prepare_input(self, data: Any) -> Any:
-        """To the device; Trainer also casts floats to the precision of DeepSpeed, and offline weights are float32."""
+        """Moves data to the device, without Trainer's cast to DeepSpeed's precision: offline weights are float32."""
         is_float = isinstance(data, Tensor) and data.is_floating_point()
         return data.to(self.args.device) if is_float else super()._prepare_input(data)
 
@@ -280,21 +280,21 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        wanted = (*NEUTRAL, "position_ids")  # the latter is no column of TRL's
+        wanted = (*NEUTRAL, "position_ids")  # TRL has no such column
         missing = [name for name in wanted if name not in self._signature_columns]
         self._signature_columns += missing
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device
     ) -> Tensor | None:
-        """Scored labels of all micro-batches, and of all processes where the loss is averaged over them.
+        """Scored labels of all micro-batches, and of all processes if the loss is averaged over them.
 
-        Transformers counts ``labels[..., 1:]``, which holds the first tokens of packed documents unless the collator
+        Transformers counts ``labels[..., 1:]``, which includes the first tokens of packed documents unless the collator
         sets their labels to -100.
         """
         number = torch.zeros((), dtype=torch.int64, device=device)
         for inputs in batch_samples:
-            # Ulysses' loader has cut the rows already, and shifted the labels that the collator left.
+            # Ulysses' loader has already split the rows, and shifted the labels that the collator left.
             part = inputs.get("shift_labels")
             number += (read_batch(inputs).num_scored if part is None else (part != IGNORED).sum()).to(device)
         is_cut = any("shift_labels" in inputs for inputs in batch_samples)
@@ -307,10 +307,10 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         return number
 
     def _prepare_context_parallel_inputs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """This rank's part of the sequences, and the context that the loss is computed in; the batch itself elsewhere.
+        """This rank's part of the sequences, and the context in which the loss is computed; otherwise the batch itself.
 
-        Transformers shards neither weights nor short log-probabilities, and would come to the short-context pass with
-        rows that are truncated already.
+        Transformers shards neither weights nor short log-probabilities, and would run the short-context pass on rows
+        that are already split.
         """
         if self._sequence is None:
             return nullcontext, inputs
@@ -319,13 +319,13 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         return self._sequence.parts(model, inputs, self.longce, self.state.global_step)
 
     def _run_epoch(self, **given: Any) -> None:
-        """As in Trainer, which can neither skip batches of DeepSpeed's adapter nor begin another epoch with it."""
+        """As in Trainer, which can neither skip batches of DeepSpeed's adapter nor start another epoch with it."""
         if self._sequence is not None and self._sequence.is_ulysses:
             given["train_dataloader"] = epoch_loader(given["train_dataloader"], given["epoch"])
         super()._run_epoch(**given)
 
     def training_step(self, *args: Any, **given: Any) -> Tensor:
-        """One micro-batch; returns what it adds to the mean over ranks that is logged."""
+        """One micro-batch; returns its contribution to the logged mean over ranks."""
         loss: Tensor = super().training_step(*args, **given)
         if self._sequence is not None:
             loss = loss * (self.accelerator.num_processes / self._sequence.weight)
@@ -338,7 +338,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """LongCE of one micro-batch; with ``return_outputs`` also the model's outputs, which hold all logits."""
+        """LongCE of one micro-batch; with ``return_outputs`` also the model's outputs, which contain all logits."""
         if self._sequence is not None and self.model.training:
             found = shard_nll(model, shard_of(inputs), self.longce)
             if self.longce is not None:
@@ -355,7 +355,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
             return (loss, None) if return_outputs else loss
         batch = read_batch(inputs)
         if self.longce is not None and not (batch.token_weights is None and batch.short_logprobs is None):
-            check_offline(self.longce)  # an iterable dataset shows its columns here for the first time
+            check_offline(self.longce)  # the columns of an iterable dataset are known only now
         found = _weigh(model, batch, self.longce, self.state.global_step)
         if self.longce is not None:
             self._count(found, self.longce)
@@ -366,7 +366,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         number = len(found.weights) if num_items is None else num_items
         loss = found.total / torch.as_tensor(number).clamp(min=1)
         if num_items is not None and self.args.average_tokens_across_devices:
-            # The number is that of all processes, and DistributedDataParallel takes the mean of their gradients.
+            # The number covers all processes, and DistributedDataParallel averages their gradients.
             loss = loss * self.accelerator.num_processes
         return loss
 
@@ -377,12 +377,12 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Plain cross-entropy; logits are computed only for ``compute_metrics`` and ``predict``, which ask for all."""
+        """Plain cross-entropy; logits are computed only for ``compute_metrics`` and ``predict``, which need all."""
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
             batch = read_batch(inputs)
-            # Of this process alone: Trainer takes the mean over rows, and drops those that processes repeat.
-            if self._sequence is None or self._sequence.is_ulysses:  # which leaves rows whole in evaluation
+            # For this process only: Trainer averages over rows, and drops rows repeated across processes.
+            if self._sequence is None or self._sequence.is_ulysses:  # Ulysses keeps rows whole in evaluation
                 loss = self._mean(_weigh(model, batch, None, 0), None).detach()
             elif not prediction_loss_only:
                 raise UserError(
@@ -391,7 +391,7 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
                 )
             else:
                 loss = self._sequence.evaluated(model, inputs) / batch.num_scored.clamp(min=1)
-                self.gather_function = self._sequence.gather_rows  # which Trainer gathers this very loss by
+                self.gather_function = self._sequence.gather_rows  # Trainer gathers this loss with it
             if prediction_loss_only:
                 return loss, None, None
             return loss, _outputs(model, batch).logits, batch.labels
@@ -403,8 +403,8 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
         self._sums = self._sums.to(weights.device) + torch.stack([part.sum(dtype=torch.float64) for part in parts])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, a line of training with the weights since the one before."""
-        # Every process logs this one; others come from one process alone, and gathering would wait for ever.
+        """Logs; a line of training includes the weights since the previous one."""
+        # Every process logs this line; others come from one process only, and gathering would deadlock.
         if self.longce is not None and "loss" in logs and "learning_rate" in logs:
             sums = self.accelerator.gather(self._sums.to(self.args.device)[None]).sum(dim=0).tolist()
             self._sums = torch.zeros(5, dtype=torch.float64)
@@ -423,9 +423,9 @@ class LongCETrainer(Trainer):  # type: ignore[misc]
 
 
 def _keep_gradients(model: Any) -> None:
-    """Keeps bitsandbytes from packing 4-bit weights for inference, as it does at the first pass in eval mode on a CPU.
+    """Prevents bitsandbytes from packing 4-bit weights for inference, as it does in the first eval-mode pass on a CPU.
 
-    Nothing before a layer of packed weights would get a gradient.
+    Nothing before a layer with packed weights would get a gradient.
     """
     modules: Any = model.modules() if isinstance(model, torch.nn.Module) else ()
     for module in modules:
