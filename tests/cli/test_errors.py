@@ -315,7 +315,7 @@ def test_keys_and_scores_of_other_documents(work, run):
         ("--keys", "a.txt"): "'a.txt:1' is broken (not JSON: ",
         ("--keys", "nothing"): "cannot read 'nothing': Is a directory: check the file",
         ("--keys", "changed.jsonl", "--alpha", 1): "--alpha cannot be set with keys, whose tokens are already selected",
-        ("--keys", "changed.jsonl", "--evaluator-scores", "changed"): "both evaluator scores and keys were given",
+        ("--keys", "changed.jsonl", "--evaluator-scores", "changed"): "both evaluator scores and keys were passed",
         ("--evaluator-scores", "evaluator", "--context", 9): "no scores at K=9; scored short contexts: K=2, d=1",
         ("--evaluator-scores", "evaluator", "--stride", 9): "no scores at d=9; scored short contexts: K=2, d=1. Score "
         "with --stride 9",

@@ -108,7 +108,7 @@ def test_characters_that_no_token_has_weigh_one():
         ),
         ({"id": ["c"], "text": ["x"]}, {}, "row 1 has the id 'c', which was not scored (2 documents were): score the"),
         ({"text": ["x"]}, {}, "row 1 has no field 'id', which identifies the document: set `id_field`"),
-        ({"id": ["a"], "body": ["x"]}, {}, "row 1 has neither input_ids nor a text in the field 'text': name it with"),
+        ({"id": ["a"], "body": ["x"]}, {}, "row 1 has neither input_ids nor a text in the field 'text': set `text"),
         (
             {"id": ["a"], "input_ids": [[0, 1, 2, 4]]},
             {},

@@ -34,7 +34,7 @@ def test_evaluator_scores_keys_and_answers_are_taken(call):
 
 def test_the_same_things_are_refused(call):
     keys = select_key_tokens(evaluator())
-    with pytest.raises(UserError, match="both evaluator scores and keys were given"):
+    with pytest.raises(UserError, match="both evaluator scores and keys were passed"):
         call(evaluator_scores=evaluator(), keys=keys)
     with pytest.raises(UserError, match="`alpha` cannot be set with keys"):
         call(keys=keys, alpha=1.0)

@@ -253,7 +253,7 @@ def test_intervals_of_perplexities_are_those_of_their_logarithms_logarithm():
 @pytest.mark.parametrize(
     ("n", "note"),
     [
-        (1, "PPL and LongPPL-soft of M have no interval: 6 tokens decide it"),
+        (1, "PPL and LongPPL-soft of M have no interval: 6 tokens are too few"),
         (5, "LongPPL of M has no interval: 15 tokens are too few, at least 20 are needed"),
         (10, None),
     ],

@@ -322,7 +322,7 @@ def test_refusals():
         reach(run(pieces=["a"] * 16))
     with pytest.raises(UserError, match="E was scored at K=8, and not at K=4, the smallest K of M"):
         reach(run(), evaluator_scores=evaluator(context=8))
-    with pytest.raises(UserError, match="both evaluator scores and keys were given"):
+    with pytest.raises(UserError, match="both evaluator scores and keys were passed"):
         reach(run(), evaluator_scores=evaluator(name="M"), keys=select_key_tokens(evaluator()))
     with pytest.raises(UserError, match="`alpha` cannot be set with keys"):
         reach(run(), keys=select_key_tokens(evaluator()), alpha=1)

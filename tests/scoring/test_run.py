@@ -473,7 +473,7 @@ def test_more_than_the_model_takes_needs_a_word():
 
 def test_a_document_longer_than_the_model_takes_is_refused_unless_extrapolating():
     options = RULE | {"limit": CharacterLimit(max_characters=1000)}
-    with pytest.raises(UserError, match=r"document 'emoji' has 66 tokens of fake, which takes 60 \(truncated by c"):
+    with pytest.raises(UserError, match=r"document 'emoji' has 66 tokens of fake, which supports 60 \(truncated by c"):
         score(documents(), FakeScorer(max_length=60), **options)
     assert rows(score(documents(), FakeScorer(max_length=60), **options, extrapolate=True)) == expected_rows()
 

@@ -670,7 +670,7 @@ def test_a_part_of_another_run_is_not_taken(changes, tmp_path):
     (part,) = (tmp_path / "other").glob("long/part-*")
     shutil.copy(part, tmp_path / "run" / "long")
     with pytest.raises(
-        UserError, match=r"\(it is of a run of another model or with other settings\): delete that file"
+        UserError, match=r"\(it belongs to a run of another model or with other settings\): delete that file"
     ):
         open_scores(tmp_path / "run")
 

@@ -310,7 +310,7 @@ def _too_few(name: str, wanted: int, mixture: Mixture, counts: PackingCounts) ->
     source = mixture.sources[name]
     filtered = counts.short_documents + counts.long_documents
     return (
-        f"the source {name} ({source.path}) yields {counts.rows:,} rows of {mixture.length:,} tokens, and its share of "
+        f"the source {name} ({source.path}) gives {counts.rows:,} rows of {mixture.length:,} tokens, and its share of "
         f"{source.weight:g} % is {wanted:,} ({counts.documents:,} documents with {counts.tokens:,} tokens, "
         f"{filtered:,} of them left out for their length): add more text, use fewer `tokens`"
         + (", or check min_tokens" if filtered else "")
