@@ -325,7 +325,7 @@ def test_rows_that_are_no_conversation_are_named(row, message, tmp_path):
 @pytest.mark.parametrize(
     ("sources", "options", "message"),
     [
-        ([], {}, "no conversations given"),
+        ([], {}, "no conversations: pass JSON Lines"),
         ("chat.jsonl", {}, "expected a list of them: pass ['chat.jsonl']"),
         (["chat.jsonl"], {"max_length": 1}, "`max_length` is 1; a row needs at least 2 tokens"),
         (["chat.jsonl"], {"too_long": "split"}, "`too_long` is 'split'; expected cut or drop"),
