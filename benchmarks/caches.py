@@ -72,7 +72,7 @@ class Experiment:
         questions: That a document of a task asks, with their answers.
         room: Tokens of the questions after the first one.
         alpha: Alpha of key tokens, nats.
-        beta: Likewise.
+        beta: Threshold of the long-context likelihood of key tokens, nats.
         chunk: Tokens that are fed at a time.
         seed: Seed of the tasks.
     """

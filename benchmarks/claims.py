@@ -76,7 +76,7 @@ class Claim(Settings):
 
     Attributes:
         id: Its name.
-        place: Where it stands.
+        place: Its place.
         says: It, in words of ours.
         there: Its published numbers.
         own: What they come to.

@@ -2,8 +2,8 @@
 
 python -m docs.prose [FILE ...]        (part of `make check`; prints FILE:LINE: what to write instead)
 
-Of Python files, which are src/longlens unless others are given, string literals are checked for words: errors,
-warnings, help, titles of tables and captions.
+Of Python files, which are src/longlens unless others are given, string literals (errors, warnings, help, titles of
+tables and captions) and docstrings are checked for words.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +71,17 @@ WORDS = {
     r"\bto be had\b|\bdealt out\b|\bset against\b": "plain words",
     r"\blikelier\b": "more likely",
 }
+# And in docstrings.
+DOCSTRINGS = {
+    r"\bso many\b": "the number",
+    r"\blikewise\b": "what the other one is",
+    r"\bholds? (?:\S+ ){1,9}against\b": "compare with",
+    r"\bgoes on\b|\bgo on\b": "continue, or resume",
+    r"\bwell or not\b": "successfully or not",
+    r"\bwhole or not at all\b": "atomically",
+    r"\b(that|which) cannot be[.,;]": "is invalid",
+    r"\bfor ever\b|\banew\b|\bthereby\b": "plain words",
+}
 # Of proselint: what is wrong about prose like this, or in Markdown.
 IGNORED = (
     "typography",  # quotes and dashes are ASCII
@@ -97,9 +109,9 @@ def prose_of(text: str) -> str:
     return NO_PROSE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 
-def unwanted(text: str) -> Iterator[tuple[int, str]]:
-    """Lines, from 1, with words of `WORDS`, and what to write instead."""
-    for words, instead in WORDS.items():
+def unwanted(text: str, unwanted_words: Mapping[str, str] = WORDS) -> Iterator[tuple[int, str]]:
+    """Lines, from 1, with words that are not to be used, and what to write instead."""
+    for words, instead in unwanted_words.items():
         for match in re.finditer(words, text, re.IGNORECASE if "Hub" not in instead else 0):
             yield text.count("\n", 0, match.start()) + 1, f"{match[0]!r}: {instead}"
 
@@ -113,6 +125,15 @@ def messages_of(code: str) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             lines[node.lineno - 1] += " ".join(node.value.split("\n")) + " | " if " " in node.value else ""
     return "\n".join(lines)
+
+
+def docstrings_of(code: str) -> str:
+    """Python code with all but its docstrings blanked, so that lines stay."""
+    lines, kept = code.split("\n"), [""] * (code.count("\n") + 1)
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            kept[node.lineno - 1 : node.end_lineno] = lines[node.lineno - 1 : node.end_lineno]
+    return "\n".join(kept)
 
 
 def complaints(text: str) -> Iterator[tuple[int, str]]:
@@ -134,7 +155,7 @@ def complaints(text: str) -> Iterator[tuple[int, str]]:
 def complaints_of(name: str, text: str) -> Iterator[tuple[int, str]]:
     """What is wrong in a file, by its kind."""
     if name.endswith(".py"):
-        return unwanted("" if name in PROMPTS else messages_of(text))
+        return chain(unwanted("" if name in PROMPTS else messages_of(text)), unwanted(docstrings_of(text), DOCSTRINGS))
     return unwanted(text) if name in GENERATED else complaints(text)
 
 

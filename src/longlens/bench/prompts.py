@@ -18,7 +18,7 @@ from longlens.tokenization import own_bos
 
 TEMPLATES = ("auto", "none", "chat", "chat-prefix", "prefill")
 """How a sample becomes a text. ``none``: prompt and answer prefix, as they are. ``chat``: the prompt is a user's
-message. ``chat-prefix``: the answer prefix stands at its end. ``prefill``: the prompt is a user's message, and the
+message. ``chat-prefix``: the answer prefix is at its end. ``prefill``: the prompt is a user's message, and the
 reply begins with the answer prefix. ``auto``: the benchmark's own way with chat models where the tokenizer has a chat
 template, else ``none``."""
 MODES = ("generate", "teacher-forced", "choice")
@@ -191,7 +191,7 @@ class PromptBuilder:
     def _requests(self, task: Task, sample: Sample, prompt: str, counted: int) -> tuple[ModelRequest, ...]:
         mode, think_tokens = self.settings.mode, self.settings.think_tokens
         if mode == "generate":
-            # A stop may stand in the reasoning before an answer; then answers are truncated at it afterwards.
+            # A stop may occur in the reasoning before an answer; then answers are truncated at it afterwards.
             stop = () if think_tokens else task.stop
             return (ModelRequest(sample.id, prompt, None, task.max_new_tokens + think_tokens, stop, counted),)
         target = task.target(sample)

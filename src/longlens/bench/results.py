@@ -31,7 +31,7 @@ right thing last, or a letter."""
 _IN_TEXT = "distractors_in_text"
 NO_CHANCES: dict[str, float | None] = {"num_choices": None, "chance": None, "chance_in_text": None}
 DEPTH_PARTS = 5
-"""Parts of the text that scores are shown for, where needles stand at any depth."""
+"""Parts of the text that scores are shown for, where needles are at any depth."""
 Line = Mapping[str, Any]
 """Scores of a judge or an NLI model, as `longlens.bench.judging` writes them."""
 JudgeKey = tuple[str, str | None, str | None]
@@ -180,7 +180,7 @@ def _chances(rows: Sequence[GradedSample]) -> dict[str, float | None]:
 
 
 def by_depth(rows: Sequence[GradedSample], metric: str) -> list[dict[str, Any]]:
-    """Scores by where the one needle of a sample stands: at each depth of a grid, else in fifths of the text.
+    """Scores by where the one needle of a sample is: at each depth of a grid, else in fifths of the text.
 
     Returns:
         ``from``, ``to`` (percent of the text), ``num_samples``, ``score`` and ``interval``; nothing for tasks whose
@@ -315,7 +315,7 @@ def _all_scores(tasks: Tasks) -> dict[str, dict[str, float | None]]:
 
 
 def _mean(pairs: Iterable[tuple[float, int]]) -> float:
-    """The mean of means over so many samples each."""
+    """The mean of means over the given numbers of samples."""
     known = list(pairs)
     return sum(mean * count for mean, count in known) / sum(count for _, count in known)
 

@@ -44,7 +44,7 @@ from longlens.runs.sharing import balance, forward_cost
 OpenEngine = Callable[[EngineSettings, PromptLimit], BenchEngine]
 CHUNK_SAMPLES = 64
 CHUNK_CHARACTERS = 2**23
-"""Samples that are in memory at a time: so many, or those of so many characters, but `batch_size` at least."""
+"""Limits on the samples in memory at a time: their number, or their characters, but at least `batch_size`."""
 
 
 def run_bench(

@@ -159,7 +159,7 @@ def log_lengths(name: str, count: int, num_skipped: int, num_cut: int) -> None:
 
 
 def write_samples(path: Path, batches: Iterable[SampleBatch]) -> dict[str, int]:
-    """Writes samples as JSON Lines, whole or not at all; one sample is in memory at a time.
+    """Writes samples as JSON Lines, atomically; one sample is in memory at a time.
 
     Returns:
         How many samples of each batch were written.

@@ -67,7 +67,7 @@ HARNESS: dict[str, HarnessTask] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectedTasks:
-    """What names stand for.
+    """What names refer to.
 
     Attributes:
         tasks: Our own tasks.
@@ -111,7 +111,7 @@ class BenchSettings:
 
     @property
     def selected(self) -> SelectedTasks:
-        """What the other ones stand for.
+        """What the other names refer to.
 
         Raises:
             UserError: There is no such task or suite.

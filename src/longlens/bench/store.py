@@ -11,7 +11,7 @@
     RUN/results.json                       what the answers come to; made again from them at any time
 
 A last line that a kill or a full disk broke off does not count. A part is of one process and is named
-``part-RANK-TIME-UUID``, so that those of a process stand in the order in which they were begun: of two results of one
+``part-RANK-TIME-UUID``, so that those of a process sort in the order in which they were started: of two results of one
 thing the last one counts.
 """
 
@@ -244,7 +244,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def set_think_marks(folder: str | os.PathLike[str], marks: Marks) -> None:
-    """Writes down which marks the reasoning of a run's answers stands in.
+    """Records the marks around the reasoning of a run's answers.
 
     Raises:
         UserError: The folder contains no run, or cannot be written.
@@ -372,7 +372,7 @@ def check_strings(value: Any, place: str) -> list[str]:
 
 
 def check_numbers(value: Any, place: str, count: int | None = None) -> list[float]:
-    """A list of finite numbers, of so many where that is said.
+    """A list of finite numbers, of the given length if one is passed.
 
     Raises:
         UserError: It is none.

@@ -182,14 +182,14 @@ def _repeated(args: Sequence[str], options: Sequence[Any]) -> list[str]:
 SEVERAL = "..."
 """Ends the metavar of an option that takes all values up to the next option."""
 _VALUE_OPTIONAL: dict[str, Help] = {}
-"""Flags that may stand without a value, which typer does not know."""
+"""Flags that may be used without a value, which typer does not support."""
 
 
 class Command(TyperCommand):
     """A command during whose run the library's log and warnings are lines on stderr."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Gives flags that stand alone their value: those that no value of theirs follows; repeats those of several."""
+        """Adds the value of flags used alone, which no value of theirs follows; repeats those of several values."""
         given: list[str] = []
         args = _repeated(args, [option for option in self.params if str(option.metavar).endswith(SEVERAL)])
         for at, argument in enumerate(args):

@@ -34,7 +34,7 @@ class TimeLeft:
         self._end: float | None = None
 
     def update(self, done: float) -> None:
-        """So many units are done now."""
+        """Shows that ``done`` units are done now."""
         now = time.monotonic()
         if self._total is None or done <= self._first or now <= self._started:
             return

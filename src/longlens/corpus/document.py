@@ -18,8 +18,8 @@ class Document:
 
     Attributes:
         id: Unique id of the document within a run.
-        text: The text, any Unicode but lone surrogates (which no UTF-8 file can hold).
-        token_ids: The ids of another tokenizer that the text was decoded from, where it came tokenized; never scored.
+        text: The text, any Unicode except lone surrogates (which cannot be encoded as UTF-8).
+        token_ids: Ids of another tokenizer from which the text was decoded, if it came tokenized; never scored.
         answer_spans: ``[start, end)`` in characters of the parts that answer a question (paper, section 2.1).
         metadata: Other fields of the row.
     """
@@ -32,15 +32,15 @@ class Document:
 
 
 def check_answer_spans(value: Any, place: str, characters: int | None = None) -> tuple[tuple[int, int], ...]:
-    """Answer spans that anybody may have written, as pairs of integers.
+    """Validates untrusted answer spans and returns them as pairs of integers.
 
     Args:
-        value: What is there: a sequence of pairs, which may be empty.
-        place: Where, for the message.
-        characters: Length of the text; None where it is not known, or where it may be truncated before an answer.
+        value: The value: a sequence of pairs, which may be empty.
+        place: Its location, for the message.
+        characters: Length of the text; None if it is not known, or if it may be truncated before an answer.
 
     Raises:
-        UserError: It is no sequence of ``[start, end)`` in characters, ``0 <= start <= end``.
+        UserError: It is not a sequence of ``[start, end)`` in characters, ``0 <= start <= end``.
     """
     listed = value.tolist() if hasattr(value, "tolist") else value
     for span in listed if isinstance(listed, (list, tuple)) else [listed]:
@@ -55,7 +55,7 @@ def check_answer_spans(value: Any, place: str, characters: int | None = None) ->
 
 
 def text_sha256(text: str) -> str:
-    """``sha256(text.encode("utf-8")).hexdigest()``: what says that two scores, or keys and scores, are of one text.
+    """``sha256(text.encode("utf-8")).hexdigest()``: identifies the text of scores and keys.
 
     Raises:
         UserError: The text has a lone surrogate and is thus not valid Unicode.

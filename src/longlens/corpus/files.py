@@ -20,7 +20,7 @@ from longlens.errors import LonglensWarning, UserError, check_unicode, one_line,
 from longlens.files import COMPRESSED, ending_of, opened
 from longlens.settings.options import Reading
 
-# What a folder is searched for beside JSON Lines and Parquet; a file named by itself may have any ending.
+# Suffixes searched for in folders, in addition to JSON Lines and Parquet; a file passed directly may have any suffix.
 TEXT_ENDINGS = frozenset(
     """
     .txt .text .md .markdown .mdx .rst .adoc .org .tex .htm .html
@@ -35,7 +35,7 @@ TEXT_ENDINGS = frozenset(
 STDLIB = "stdlib:"
 RUN_MANIFEST = "manifest.json"
 HEAD_BYTES = 2**16
-"""Of a named file, looked at before any document is read."""
+"""Number of bytes of a file that are checked before any document is read."""
 
 
 def read_documents(
@@ -97,10 +97,10 @@ def read_documents(
 
 
 class Sources:
-    """Documents of files, folders and datasets, read again whenever they are iterated over.
+    """Documents of files, folders and datasets, read again on each iteration.
 
     Attributes:
-        are_files: Whether all are files of this machine with texts, so that reading them once more costs little.
+        are_files: Whether all are files of this machine with texts, so that reading them again is cheap.
     """
 
     def __init__(
@@ -195,13 +195,13 @@ def _planned_file(id: str, path: Path, options: Reading, *, in_folder: bool) -> 
 def files_of_folder(
     folder: Path, endings: Collection[str], wanted: str, *, says: bool = True
 ) -> list[tuple[str, Path]]:
-    """Id and path of the files of a folder that have one of the endings, sorted by id.
+    """Id and path of a folder's files with one of the suffixes, sorted by id.
 
     Args:
-        folder: Where they are.
+        folder: The folder.
         endings: Lower-case; see `longlens.files.ending_of`.
-        wanted: What the endings mean, for messages.
-        says: Whether to warn of files that are left out.
+        wanted: Description of the suffixes, for messages.
+        says: Whether to warn about files that are left out.
 
     Raises:
         UserError: There is none, a link leads to nothing, or the folder is a saved dataset.
@@ -229,7 +229,7 @@ def files_of_folder(
                 continue
             leads_out = path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(base)
             if path.is_dir():
-                # Links come last, so that a folder has the name under which it really stands.
+                # Links come last, so that a folder has its real name.
                 (pending.append if path.is_symlink() else pending.appendleft)(path)
             elif ending_of(path) not in endings:
                 others["".join(path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffix).lower()] += 1
@@ -289,7 +289,7 @@ def _documents(
 def _read(
     source: _Source, options: Reading, decoder: Callable[[Sequence[int]], str] | None
 ) -> Iterator[tuple[str, Document]]:
-    """The documents of one source, each with its place for messages."""
+    """Yields the documents of one source, each with its location for messages."""
     if source.rows is None:
         text = _read_text(Path(source.name))
         if text and not text.isspace():
@@ -307,7 +307,7 @@ def _read(
 
 
 def _check_head(path: Path) -> None:
-    """Rejects a file that is no text by its first bytes, before a model is loaded for the documents before it."""
+    """Rejects a file that is not text by its first bytes, before a model is loaded for the documents before it."""
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
     if len(head) == HEAD_BYTES:  # its last character may be truncated
@@ -328,7 +328,8 @@ def module_files(name: str) -> list[tuple[str, Path]]:
             ``email.mime``.
 
     Raises:
-        UserError: No such module, one that is no Python text (built in, or an extension), or a Python without sources.
+        UserError: The module does not exist or has no Python source (built in, or an extension), or this Python has no
+            sources.
     """
     top, *others = name.split(".")
     if not all(part.isidentifier() for part in others):

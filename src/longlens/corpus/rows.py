@@ -25,7 +25,7 @@ TABLE_ENDINGS = frozenset({".csv", ".tsv", ".arrow", ".feather"})
 METADATA_CHARACTERS = 1000  # a field goes into the metadata if it is no longer than this as JSON
 ROW_NUMBER_DIGITS = 9
 MAX_TOKEN_ID = 2**31 - 1
-"""Token ids are int32 wherever they are stored."""
+"""Largest token id: ids are stored as int32."""
 _BATCH_ROWS = 16
 
 
@@ -33,9 +33,9 @@ class Row(NamedTuple):
     """A row as it was read.
 
     Attributes:
-        number: Which one it is, from 1; of JSON Lines the line.
-        place: Where it is, for messages.
-        values: What was found: a mapping of fields, or anything else that JSON can hold.
+        number: Number of the row, from 1; in JSON Lines the line.
+        place: Its location, for messages.
+        values: The value: a mapping of fields, or any other JSON value.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def rows_reader(path: Path) -> Callable[[], Iterator[Row]] | None:
-    """What reads the rows of a file, chosen by its ending; None for a file that is one text.
+    """The reader of a file's rows, selected by its suffix; None for a file that is one text.
 
     Raises:
         UserError: It is a table of a kind that only the library ``datasets`` reads.
@@ -64,10 +64,10 @@ def rows_reader(path: Path) -> Callable[[], Iterator[Row]] | None:
 
 
 def read_answers(path: Path) -> dict[str, Spans]:
-    """Answer spans by document id, from a file of rows with ``id`` and ``answer_spans``; other fields do not matter.
+    """Answer spans by document id, from a file of rows with ``id`` and ``answer_spans``; other fields are ignored.
 
     Args:
-        path: JSON Lines unless its ending says otherwise (see `rows_reader`); it may be the file of the documents.
+        path: JSON Lines, or another format by its suffix (see `rows_reader`); it may be the file of the documents.
 
     Raises:
         UserError: The file cannot be read, a row has answer spans that are none, or for no document or for one that had
@@ -93,11 +93,11 @@ def read_answers(path: Path) -> dict[str, Spans]:
 
 
 def open_dataset(name: str, options: Reading) -> Callable[[], Iterator[Row]]:
-    """Finds a dataset at once, and gives what reads its rows, as a stream where that is possible.
+    """Finds a dataset immediately, and returns a reader of its rows, which streams if possible.
 
     Args:
         name: A folder that ``save_to_disk`` wrote, a folder of data files, or a name on the Hub.
-        options: Says the subset and the split.
+        options: Subset and split.
 
     Raises:
         UserError: There is none of that name, subset or split, it cannot be reached, or it is a folder whose
@@ -123,19 +123,19 @@ def _as_arrow(dataset: Any) -> Any:
 def to_documents(
     rows: Iterable[Any], options: Reading | None = None, *, decoder: Callable[[Sequence[int]], str] | None = None
 ) -> Iterable[Document]:
-    """Documents of what is in memory or loaded: documents, texts, mappings with fields, or a dataset.
+    """Documents from objects in memory: documents, texts, mappings with fields, or a dataset.
 
     Of a mapping, or a row of a dataset, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
-    ``answer_spans`` are taken; without an id it is ``row#000000012``, counted from 1.
+    ``answer_spans`` are used; without an id, it is ``row#000000012``, counted from 1.
 
     Args:
         rows: A ``datasets.Dataset`` or ``IterableDataset``, or any iterable of documents, texts and mappings. A list is
             checked as a whole, anything else as it is read.
-        options: Names of the fields, and which rows are left out.
+        options: Names of the fields, and filters of rows.
         decoder: Turns ``input_ids`` into text; goes with `Reading.tokenized_with`.
 
     Raises:
-        UserError: Something is no document, a field is missing, or a text is empty.
+        UserError: An item is not a document, a field is missing, or a text is empty.
     """
     options = Reading() if options is None else options
     if options.subset is not None or options.split != Reading().split:
@@ -384,7 +384,7 @@ def _is_nested(kind: pa.DataType) -> bool:
 def document_of_row(
     row: Row, source_id: str, options: Reading, decoder: Callable[[Sequence[int]], str] | None
 ) -> Document | None:
-    """Makes a document of a row, or None of one with too few tokens (`Reading.min_tokens`).
+    """Makes a document from a row, or None if it has too few tokens (`Reading.min_tokens`).
 
     Args:
         row: The row.
@@ -393,7 +393,7 @@ def document_of_row(
         decoder: Turns ``input_ids`` into text; None where rows hold text.
 
     Raises:
-        UserError: A field is missing, or its value is not what it should be.
+        UserError: A field is missing, or its value is invalid.
     """
     number, place, values = row
     if not isinstance(values, dict):

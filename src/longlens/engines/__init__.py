@@ -1,6 +1,6 @@
 """Engines by name, each a function ``(name, loading, engine) -> Scorer``. Nothing heavy is imported here.
 
-The same function is what another package adds by an entry point of ``longlens.scorers``. Those of longlens stand in
+The same function is what another package adds by an entry point of ``longlens.scorers``. longlens's own are in
 `OWN`, so that they are found without installed metadata, as from a source tree.
 """
 

@@ -54,7 +54,7 @@ def read_server(model: str, *, secret: str = f"put the key into the environment 
 
     Args:
         model: The name of a model that is a URL.
-        secret: What to do with a key, for the message where one stands in the URL.
+        secret: What to do with a key, for the message if the URL contains one.
 
     Raises:
         UserError: It is broken, names no model, or has a user name, a password or a query, which would be stored.

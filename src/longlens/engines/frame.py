@@ -1,6 +1,6 @@
 """What every engine of longlens shares: token ids go in, checked log-probabilities come out, after a probe.
 
-An engine is somebody else's program. What it gives is believed after the probe alone, and checked at every answer.
+An engine is somebody else's program. Its output is trusted only after the probe, and every answer is checked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROBE_NATS = 0.3
 tenths of a nat between batches and kernels, and their mean by hundredths; a list shifted by one is wrong by several
 nats."""
 LEAST_LOGPROB = -9000.0
-"""At or below it is a stand-in for minus infinity, such as vLLM's -9999."""
+"""Values at or below this stand for minus infinity, such as vLLM's -9999."""
 _STEP = "update the engine, or use another one (docs/engines.md)"
 
 

@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class ServerScorer(EngineScorer):
-    """A scorer over HTTP; subclasses say how a request looks and where its log-probabilities stand in the answer."""
+    """A scorer over HTTP; subclasses say how a request looks and where its log-probabilities are in the answer."""
 
     def __init__(self, tokenizer: Any, info: ScorerInfo, http: Http, *, longest: int | None) -> None:
         super().__init__(TextEncoder(tokenizer), info, longest=longest)
@@ -60,7 +60,7 @@ class ServerScorer(EngineScorer):
         )
 
     def check_tokenizer(self) -> None:
-        """Holds the tokenizer against the server's where the server tokenizes.
+        """Compares the tokenizer with the server's, if the server tokenizes.
 
         Raises:
             UserError: They differ.
@@ -153,7 +153,7 @@ def server_info(
         server: Which.
         tokenizer: Its tokenizer, of transformers.
         kind: Such as ``vllm``.
-        version: Of it; empty where it says none.
+        version: Version of the server; empty if it reports none.
         root: What the model was loaded from, as the server says; None where it does not.
         max_length: Tokens that a request may have.
         dtype: Dtype of the weights, where the server says.

@@ -1,7 +1,7 @@
-"""Cache policies: what a model keeps of a long context while it is fed in chunks.
+"""Cache policies: the keys and values that a model keeps while a long context is fed in chunks.
 
-A policy makes a cache of transformers, and the scorer feeds a long context through it in chunks, with each token at its
-own position whatever the cache has dropped. Short contexts are scored without it. Our policies are in
+A policy makes a transformers cache, and the scorer feeds a long context through it in chunks, with each token at its
+original position regardless of dropped tokens. Short contexts are scored without it. Our policies are in
 `longlens.models.policies`.
 """
 
@@ -24,20 +24,20 @@ from transformers.masking_utils import sdpa_mask
 from longlens.errors import UserError
 
 CACHE_CHUNK = 256
-"""Tokens that are fed at a time unless given."""
+"""Default number of tokens per chunk."""
 CacheProtocol = Literal["stream", "prefill+tail"]
 """How a text is fed through a policy's cache, see `CacheUse`."""
 OBSERVED_ATTENTION = "longlens_observed_sdpa"
-"""Name of transformers' sdpa attention that also tells an `ObservingLayer` what it attended to."""
+"""Name of an sdpa attention function that also passes the attention to an `ObservingLayer`."""
 OBSERVED_ROWS = 256
-"""Queries whose attention to all keys exists at one time."""
+"""Number of queries whose attention to all keys exists at one time."""
 
 
 class CachePolicy(ABC):
-    """What a model keeps of its keys and values.
+    """Which keys and values a model keeps.
 
     Attributes:
-        name: Says what is kept, settings included, such as ``"recent:512"``: it is a part of the model's identity.
+        name: Name with settings, such as ``"recent:512"``: it is a part of the model's identity.
         mixes_rows: Whether what it keeps of a row may depend on the others of a batch, as one scale for all does, and a
             choice by values: products of another batch are rounded differently, and of two tokens that rank alike (keys
             of one word have one norm) the other one stays. Each sequence is then fed alone. False where places alone
@@ -49,10 +49,10 @@ class CachePolicy(ABC):
 
     @abstractmethod
     def new_cache(self, model: Any) -> Any:
-        """An empty cache of transformers for sequences of one length, such as `evicting_cache` makes.
+        """Returns an empty transformers cache for sequences of one length, such as from `evicting_cache`.
 
         Its ``get_seq_length`` counts the tokens seen and ``get_mask_sizes`` those held, and all layers of one kind hold
-        equally many. What it does to a sequence depends neither on the other rows of a batch nor on sequences before.
+        the same number. Its effect on a sequence depends neither on other rows of a batch nor on earlier sequences.
 
         Args:
             model: A transformers model.
@@ -60,12 +60,12 @@ class CachePolicy(ABC):
 
 
 class FullCache(CachePolicy):
-    """Keeps everything: the numbers of a single pass, in chunks."""
+    """Keeps everything: the results of a single pass, computed in chunks."""
 
     name, mixes_rows = "full", False
 
     def new_cache(self, model: Any) -> Any:
-        """The library's own."""
+        """Returns the library's own cache."""
         return DynamicCache(config=model.config)
 
 
@@ -105,7 +105,7 @@ class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no 
             self.values = self.values.gather(-2, kept[..., None].expand(*kept.shape, self.values.shape[-1]))
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
+        """Number of tokens seen."""
         return self.num_seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -249,17 +249,17 @@ def _bytes_in(value: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheUse:
-    """A policy and the chunks that a text is fed in.
+    """A policy, and the chunks in which a text is fed.
 
     Attributes:
-        policy: What is kept.
-        chunk: Tokens of a chunk, or of the tail.
+        policy: The cache policy.
+        chunk: Tokens per chunk, or of the tail.
         protocol: ``stream``: every chunk reads what was kept of those before it. ``prefill+tail``: all but the last
             `chunk` tokens are fed at once and then compressed, and the tail reads what was kept of them; only the tail
             has scores that say something of the policy.
 
     Raises:
-        UserError: A chunk of no tokens, or an unknown protocol.
+        UserError: The chunk has no tokens, or the protocol is unknown.
     """
 
     policy: CachePolicy
@@ -274,7 +274,7 @@ class CacheUse:
             raise UserError(f"`cache_protocol` is {self.protocol!r}; expected {' or '.join(get_args(CacheProtocol))}")
 
     def chunks(self, length: int) -> list[slice]:
-        """Which tokens of a text are fed at a time.
+        """The slices of a text that are fed one after the other.
 
         Args:
             length: Length of the text, in tokens.
@@ -287,7 +287,7 @@ class CacheUse:
 
     @property
     def identity(self) -> str | None:
-        """What an identity says of it: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None where everything is kept."""
+        """Its part of a model's identity: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None where everything is kept."""
         if self.policy.name == FullCache.name:
             return None
         return f"{self.policy.name}@{self.chunk if self.protocol == 'stream' else f'prefill+{self.chunk}'}"

@@ -164,7 +164,7 @@ def identify(name: str, loading: Loading | None = None, *, tokenizer: Any = None
 
 
 def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], step: str) -> None:
-    """Holds a model's files against the model that its configuration describes.
+    """Compares a model's files with the model that its configuration describes.
 
     Args:
         name: Name or path of the model.

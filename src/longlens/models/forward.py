@@ -402,7 +402,7 @@ def _plain(config: Any) -> Mapping[str, Any]:
 def probe_ids(model: Any, rows: int = 1, tokens: int = PROBE_TOKENS) -> Tensor:
     """``(rows, tokens)`` random token ids, drawn without moving the generators that others draw from.
 
-    Those that stand for an image or a sound are left out: a multimodal model wants one there, or embeds another token.
+    Placeholders for images or sound are excluded: a multimodal model needs one there, or embeds another token.
     """
     vocabulary = vocabulary_size(model)
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 """The tokenizer of a ``.gguf`` file, and what is kept of one, since reading it takes tens of seconds.
 
-A file holds the vocabulary, the merges and the name of a pre-tokenizer (``tokenizer.ggml.pre``), and not the rule that
-the name stands for. The rules are those of llama.cpp (src/llama-vocab.cpp, ``llm_tokenizer_bpe``), where known in the
+A file holds the vocabulary, the merges and the name of a pre-tokenizer (``tokenizer.ggml.pre``), but not the rule that
+the name refers to. The rules are those of llama.cpp (src/llama-vocab.cpp, ``llm_tokenizer_bpe``), where known in the
 form of the model's own tokenizer.json. transformers knows some of the names, and splits by GPT-2's rule for the others.
 """
 
@@ -196,7 +196,7 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
-    """Makes a directory of the cache, whole or not at all; where it cannot be written, the file is read again.
+    """Makes a directory of the cache atomically; if it cannot be written, the file is read again next time.
 
     What is there and not whole is replaced, and what killed processes left is removed.
 

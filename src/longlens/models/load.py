@@ -1,4 +1,4 @@
-"""A model loaded by name to score with, and what says before that whether settings and documents fit it."""
+"""Loading of models by name for scoring, and checks of settings and documents before their weights are loaded."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class UnloadedModel:
-    """A model without its weights: what says, before they are loaded, whether settings and documents fit it.
+    """A model before its weights are loaded, to check settings and documents against it.
 
-    A model of another engine than transformers is loaded at once, since the engine alone knows its files.
+    A model of an engine other than transformers is loaded immediately, since only the engine knows its files.
 
     Attributes:
-        info: What a scorer of it says; what only the weights say is empty.
+        info: Info of its scorer; values that only the weights determine are empty.
         team: The processes that share the model.
     """
 
@@ -128,7 +128,7 @@ class UnloadedModel:
         return self._encoder.encode(document.text) if self._loaded is None else self._loaded.encode(document)
 
     def load(self) -> Scorer:
-        """The model with its weights.
+        """Loads the model with its weights.
 
         Raises:
             UserError: Not a causal language model, or it cannot be loaded as asked.
@@ -146,7 +146,7 @@ class UnloadedModel:
 
 
 def check_distributions(kind: str, *, is_alone: bool = True, compares: bool) -> None:
-    """Rejects an engine whose scorers do not have the logits of the whole vocabulary, before it is loaded.
+    """Rejects, before loading, an engine whose scorers do not have logits of the whole vocabulary.
 
     Args:
         kind: Name of the engine.
@@ -290,7 +290,7 @@ def load_transformers(
     tokenizer: Any = None,
     cache: CacheUse | None = None,
 ) -> TransformersScorer:
-    """Loads a model of transformers to score with.
+    """Loads a transformers model for scoring.
 
     Args:
         name: Name or path of the model.

@@ -1,4 +1,4 @@
-"""Cache policies of the literature, each in a class: what is kept of keys and values after each chunk.
+"""Cache policies of the literature, one class each: the keys and values that are kept after each chunk.
 
 Sizes are tokens that stay in each layer that attends to everything: a number of tokens, or a share of those seen
 (``h2o:512``, ``h2o:0.25``). Layers with a sliding window keep it whatever the policy.
@@ -39,10 +39,10 @@ RANDOM_SEED = 0
 
 
 class Budget:
-    """How many tokens stay: ``"512"`` tokens, or ``"0.25"`` of those seen (one at least).
+    """Number of tokens to keep: ``"512"`` tokens, or ``"0.25"`` of those seen (at least one).
 
     Raises:
-        UserError: Neither.
+        UserError: The text is neither.
     """
 
     def __init__(self, text: str, name: str) -> None:
@@ -58,10 +58,10 @@ class Budget:
         self.text, self._value = text, value
 
     def tokens(self, seen: int) -> int:
-        """How many tokens stay.
+        """Returns the number of tokens to keep.
 
         Args:
-            seen: Tokens that were seen.
+            seen: Number of tokens seen.
         """
         return int(self._value) if self._value > 1 else max(1, int(self._value * seen))
 
@@ -101,7 +101,7 @@ class Sink(CachePolicy):
 
 
 class _Ranked(CachePolicy):
-    """Keeps a budget of tokens by a rank that a layer gives them."""
+    """Keeps a budget of tokens by a rank that a layer computes."""
 
     layer: Callable[[Budget, int], EvictingLayer]
     kind: str
@@ -263,16 +263,16 @@ OWN: dict[str, Callable[[str], CachePolicy]] = {
     "quanto": _quanto,
     "hqq": _hqq,
 }
-"""Our policies by the name before the colon; each takes the text after it."""
+"""Built-in policies by the name before the colon; each receives the text after it."""
 
 
 def make_cache_use(
     cache: str | CachePolicy | None, chunk: int | None, protocol: CacheProtocol | None
 ) -> CacheUse | None:
-    """What a user asked for; None without a policy.
+    """The requested cache use; None without a policy.
 
     Raises:
-        UserError: No such policy; a chunk or protocol that cannot be, or without a policy.
+        UserError: There is no such policy, or the chunk or protocol is invalid or has no policy.
     """
     if cache is None:
         given = {"cache_chunk": chunk, "cache_protocol": protocol}
@@ -337,7 +337,7 @@ def _imported(name: str) -> Callable[[str], CachePolicy] | None:
 
 
 def _highest(ranks: Tensor, size: int) -> Tensor:
-    """Indices of the highest along the last axis, ascending."""
+    """Indices of the highest values along the last axis, ascending."""
     return ranks.topk(min(size, ranks.shape[-1]), dim=-1).indices.sort(-1).values
 
 

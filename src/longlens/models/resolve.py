@@ -139,7 +139,7 @@ def resolve(name: str) -> Source:
 
 
 def _secretless(address: str) -> str:
-    """The address of a server without its query and what stands before an @, which may be secret."""
+    """The address of a server without its query and the part before an @, which may be secret."""
     return address.partition("?")[0].rpartition("@")[2]
 
 

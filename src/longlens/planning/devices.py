@@ -1,4 +1,4 @@
-"""How fast a device is and how much it holds: by name, as given, or as measured here on one layer of the model."""
+"""Speed and memory of devices: published by name, as passed, or measured here on one layer of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UTILIZATION = 0.4
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Floating-point operations a second that are reached, by kind of work (`Work`)."""
+    """Achieved floating-point operations per second, by kind of work (`Work`)."""
 
     linear: float
     attention: float
@@ -29,7 +29,7 @@ class Rates:
     wide_head: float
 
     def seconds(self, work: Work) -> float:
-        """How long the work takes, one kind after the other."""
+        """Time for the work, one kind after the other."""
         names = ("linear", "attention", "head", "wide_head")
         return float(sum(getattr(work, name) / getattr(self, name) for name in names))
 
@@ -39,12 +39,12 @@ class Device:
     """A device to plan for.
 
     Attributes:
-        name: As a user gives it, or what was measured.
-        memory_bytes: What it holds; None where that is not to be planned.
+        name: Name passed by the user, or of the measured device.
+        memory_bytes: Memory in bytes; None if memory is not planned.
         peak: FLOP/s of dense matrix products by dtype, as published.
         source: Source of these numbers.
-        on_gpu: Whether it is one, where half-precision heads need no float32 copy.
-        reached: Share of the peak that is assumed; 1 where the speed that is reached is given.
+        on_gpu: Whether it is a GPU, on which half-precision heads need no float32 copy.
+        reached: Assumed share of the peak; 1 if the achieved speed is passed.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Device:
         return {"name": self.name, "memory_bytes": self.memory_bytes, "source": self.source}
 
     def rates(self, dtype: str, utilization: float | None = None) -> Rates | None:
-        """What a run in this dtype reaches of the peak; None where no peak is known.
+        """Achieved rates in this dtype; None if no peak is known.
 
         Args:
             dtype: Dtype of the products.
-            utilization: Share of the peak; `UTILIZATION` unless given.
+            utilization: Share of the peak; `UTILIZATION` by default.
         """
         if not self.peak:
             return None
@@ -93,15 +93,15 @@ DEVICES = {
 
 
 def find_device(name: str | None, *, flops: float | None = None, memory_bytes: float | None = None) -> Device:
-    """A device by name, with what is given instead of published numbers.
+    """A device by name, with arguments that replace published numbers.
 
     Args:
         name: One of `DEVICES`.
-        flops: FLOP/s that are reached, of all kinds of work.
-        memory_bytes: What it holds.
+        flops: Achieved FLOP/s for all kinds of work.
+        memory_bytes: Memory in bytes.
 
     Raises:
-        UserError: No such device.
+        UserError: There is no such device.
     """
     if name is None or name.lower() not in DEVICES:
         raise UserError(f"`device` is {shown_value(name)}; expected cpu or one of {', '.join(DEVICES)}")
@@ -109,12 +109,12 @@ def find_device(name: str | None, *, flops: float | None = None, memory_bytes: f
 
 
 def this_machine(device_type: str, *, flops: float | None = None, memory_bytes: float | None = None) -> Device:
-    """The GPU or the CPU of this machine: its memory, and no speed unless one is given.
+    """The GPU or the CPU of this machine: its memory, and no speed unless one is passed.
 
     Args:
         device_type: ``cuda`` or ``cpu``.
-        flops: FLOP/s that are reached.
-        memory_bytes: What it holds.
+        flops: Achieved FLOP/s.
+        memory_bytes: Memory in bytes.
     """
     import torch
 
@@ -132,10 +132,10 @@ def _with(device: Device, flops: float | None, memory_bytes: float | None) -> De
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a device reaches on the layers of one model: with random weights, at one length.
+    """Measured speed of a device on the layers of one model, with random weights.
 
     Attributes:
-        device: It, with its memory.
+        device: The device, with its memory.
         forward: Rates of a pass without gradient.
         training: Rates of a forward and backward pass.
         product: FLOP/s of one square matrix product.
@@ -189,7 +189,7 @@ def measure(
         attention: Implementation.
         lengths: Tokens of a row, the short and the long one.
         trains: Whether the backward pass is timed as well.
-        repeats: The median of so many is taken.
+        repeats: Number of repetitions, of which the median is used.
         clock: Seconds so far; the process's CPU time is moved less by other work on the machine.
     """
     import torch

@@ -260,7 +260,7 @@ class TracedModel:
         return peak
 
     def _cache_of(self, rows: int, length: int) -> Any:
-        """A cache that has taken in so many tokens."""
+        """A cache filled with the given number of tokens."""
         cache = self.forward.new_cache()
         for call in self._per_token[2]:
             before = length if call.window is None else min(length, call.window - 1)

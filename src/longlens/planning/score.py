@@ -1,4 +1,4 @@
-"""What scoring documents costs: the requests that a run makes, the batches that they are put into, and their passes."""
+"""Cost of scoring documents: the requests of a run, their batches, and their forward passes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from longlens.settings.options import CONTEXT, STRIDE, Hardware, Loading
 from longlens.windows import plan_windows, window_sizes
 
 RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.05e9}
-"""What a CUDA context with its kernels takes, and workspaces of products and the allocator on a CPU."""
+"""Memory of a CUDA context with its kernels, and of workspaces and the allocator on a CPU."""
 SHARES = (2, 3, 4, 6, 8, 16, 32)
-"""Numbers of devices that are tried where a model does not fit on one."""
+"""Numbers of devices to try if a model does not fit on one."""
 SAME_DOCUMENTS = 16
-"""Of more documents of one length, so many are put into batches, and counted for all."""
+"""If there are more documents of one length than this, only this number is batched, and the result is scaled."""
 
 LISTED_REQUESTS = 20_000
-"""Of so many requests the batches are those of a run; of more, requests of one size are counted together."""
+"""Up to this number of requests, batches are those of a run; beyond, requests of one size are grouped."""
 
 
 class FedRequest(NamedTuple):
@@ -40,13 +40,13 @@ class FedRequest(NamedTuple):
 def document_requests(
     length: int, context: int | Sequence[int] | None, stride: int | Sequence[int], *, bos: bool
 ) -> list[FedRequest]:
-    """What `longlens.score` asks of a model for a document.
+    """The requests of `longlens.score` to a model for one document.
 
     Args:
         length: n, tokens of the document, BOS not counted.
-        context: K, several, or None for the long context alone.
+        context: K, several, or None for the long context only.
         stride: d, one value, or one per K.
-        bos: Whether a BOS stands before the long context and before every window.
+        bos: Whether a BOS precedes the long context and every window.
     """
     from longlens.scoring.scores import short_contexts
 
@@ -61,7 +61,7 @@ def document_requests(
 def many_requests(
     length: int, context: int | Sequence[int] | None, stride: int | Sequence[int], *, bos: bool
 ) -> Counter[FedRequest]:
-    """How often each request of `document_requests` occurs, found without a list of them."""
+    """Counts of the requests of `document_requests`, computed without listing them."""
     from longlens.scoring.scores import short_contexts
 
     before = int(bos)
@@ -112,12 +112,11 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-        weights: And buffers.
+        weights: Weights and buffers.
         head_copy: Float32 copy of a half-precision vocabulary head, on a CPU.
         gradients: Gradients of trained weights.
-        optimizer: Its states.
-        activations: The most that exists beside these at one time: hidden states, what autograd keeps, a block of
-            logits.
+        optimizer: Optimizer states.
+        activations: Peak of everything else: hidden states, tensors saved by autograd, a block of logits.
         runtime: CUDA context, workspaces.
     """
 
@@ -130,7 +129,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all parts."""
         return float(sum(asdict(self).values()))
 
 
@@ -139,17 +138,17 @@ class Plan:
     """Estimated cost of a run.
 
     Attributes:
-        model: Name.
-        num_parameters: Of all weights.
-        length: Tokens of a document or row.
+        model: Name of the model.
+        num_parameters: Number of parameters.
+        length: Tokens per document or row.
         short: FLOPs of the short contexts.
-        memory: On each device.
+        memory: Memory on each device.
         device: Device of the plan.
-        devices: How many.
-        seconds: Seconds of the arithmetic; None where no speed is known.
+        devices: Number of devices.
+        seconds: Seconds of the arithmetic; None if the speed is not known.
         rates: FLOP/s that were assumed.
-        fits: Whether it fits into a device; None where its memory is not known.
-        notes: What the plan rests on, and what would help where it does not fit.
+        fits: Whether it fits on a device; None if the device's memory is not known.
+        notes: Assumptions of the plan, and settings that would make it fit.
     """
 
     model: str
@@ -202,9 +201,9 @@ class ScorePlan(Plan):
 
     Attributes:
         dtype: Dtype of the weights.
-        documents: How many.
+        documents: Number of documents.
         tokens: Tokens of model input over all documents, without padding.
-        batch_tokens: Tokens of a batch.
+        batch_tokens: Tokens per batch.
         long: FLOPs of the long contexts, all documents; ``short`` that of the windows of the short contexts.
     """
 
@@ -227,14 +226,14 @@ class ScorePlan(Plan):
 
 
 def find_config(model: str, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model, also of a ``config.json``; no weights are read.
+    """Loads the configuration of a model or of a ``config.json``; does not read weights.
 
     Args:
         model: Hub id, folder, ``.gguf`` file, embedded model, or a configuration file.
-        trust_remote_code: Runs code that comes with the model.
+        trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such model or file.
     """
     path = Path(model)
     if path.is_file() and path.suffix == ".json":
@@ -253,13 +252,13 @@ def plan_for(
     length: int,
     trains: bool = False,
 ) -> tuple[Any, Device, Rates | None]:
-    """The configuration of a model, the device that is planned for, and what was measured of it.
+    """The configuration of a model, the target device, and its measured speed.
 
     Args:
         model: Name, or a ``config.json``.
-        hardware: What is given of it.
+        hardware: Settings of the hardware.
         loading: How the model is loaded.
-        length: Tokens of a document or row.
+        length: Tokens per document or row.
         trains: Whether a backward pass is to be measured.
 
     Raises:
@@ -293,7 +292,7 @@ def plan_for(
 
 
 def quantized_notes(config: Any, dtype: str) -> list[str]:
-    """What a plan says of quantized weights."""
+    """Notes of a plan about quantized weights."""
     settings = quantization_settings(config)
     if settings is None:
         return []
@@ -323,26 +322,26 @@ def plan_score(
     """Estimates the cost of `longlens.score`, only from the model's configuration.
 
     Args:
-        model: Name, as for `longlens.load_scorer`, a ``config.json``, or a configuration of transformers.
+        model: Name, as for `longlens.load_scorer`, a ``config.json``, or a transformers configuration.
         name: Display name of a configuration in the plan.
         length: Document length in tokens, without BOS.
         documents: Number of documents of this length.
-        context: K, several, or None for the long context alone.
+        context: K, several, or None for the long context only.
         stride: d.
-        bos: Whether a BOS is put before each sequence; whether the configuration names one unless given.
+        bos: Whether a BOS precedes each sequence; by default, whether the configuration has one.
         dtype: Dtype of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
         attention: ``sdpa``, ``eager``, or one of FlashAttention's names.
-        batch_tokens: Tokens of a batch; the engine's default unless given.
-        device: That is planned for.
-        devices: How many; each scores documents of its own, unless they share the model.
-        device_map: Whether all of them hold one model, some layers each, and run one after the other.
-        tensor_parallel: How many share each layer of a model, as transformers' plan for the model divides it.
-        rates: What it reaches, as measured; the published peak times ``utilization`` unless given.
-        utilization: Share of the peak; 0.4 unless given.
+        batch_tokens: Tokens per batch; by default the engine's.
+        device: The target device.
+        devices: Number of devices; each scores different documents, unless they share the model.
+        device_map: Whether one model is split over all devices by layers, which run one after the other.
+        tensor_parallel: Number of devices that share each layer, divided by transformers' plan for the model.
+        rates: Measured speed of the device; by default the published peak times ``utilization``.
+        utilization: Share of the peak; 0.4 by default.
         trust_remote_code: Runs code that comes with the model.
 
     Raises:
-        UserError: No such model, one that cannot be planned, or settings that no window can be made of.
+        UserError: The model does not exist or cannot be planned, or no window can be made from the settings.
     """
     from longlens.models.forward import BATCH_TOKENS
 
@@ -414,7 +413,7 @@ def plan_score(
 
 
 def _memory(traced: TracedModel, shapes: Iterable[Batch], *, on_gpu: bool) -> Memory:
-    """Of a device that holds the whole model and runs batches of these shapes.
+    """Memory of a device that holds the whole model and runs batches of these shapes.
 
     What a batch needs grows with its tokens and with those scored: the largest of each kind is the peak.
     """
@@ -436,7 +435,7 @@ def _advice(
     longest: int,
     batch_tokens: int,
 ) -> list[str]:
-    """What makes a run fit that does not: a smaller batch, a device map, tensor parallelism."""
+    """Changes that make a run fit: a smaller batch, a device map, tensor parallelism."""
     room, found = device.memory_bytes or 0.0, []
     if batch_tokens > longest:
         smaller = _memory(traced, batches(longest), on_gpu=device.on_gpu)

@@ -1,4 +1,4 @@
-"""What a training step costs: cross-entropy, and LongCE with its short-context pass."""
+"""Cost of a training step: cross-entropy, and LongCE with its short-context pass."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class TrainPlan(Plan):
     """Estimated cost of training; ``seconds`` and ``short`` are per step.
 
     Attributes:
-        num_trained: Of the weights those that get a gradient.
-        batch_size: Rows of a step, over all devices.
-        step: FLOPs of a step of cross-entropy: forward, backward, and what checkpointing computes again.
-        once: FLOPs of offline weights, a row.
+        num_trained: Number of trained parameters.
+        batch_size: Rows per step, over all devices.
+        step: FLOPs of a step of cross-entropy: forward, backward, and recomputation by checkpointing.
+        once: FLOPs of offline weights, per row.
     """
 
     num_trained: int
@@ -56,7 +56,7 @@ class TrainPlan(Plan):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all devices together."""
+        """Tokens per second of all devices together."""
         return None if self.seconds is None else self.batch_size * self.length / self.seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -67,10 +67,10 @@ class TrainPlan(Plan):
 
 
 def parse_loss(loss: str, *, context: int, stride: int, gamma: float) -> tuple[LongCE | None, bool]:
-    """The settings of a loss that is named as in recipes, and whether its weights are made once before training.
+    """Settings of a loss by its name in recipes, and whether its weights are computed once before training.
 
     Raises:
-        UserError: No such loss.
+        UserError: There is no such loss.
     """
     from longlens.losses.settings import FORMS
 
@@ -110,31 +110,31 @@ def plan_train(
     """Estimates the cost of `longlens train` with AdamW, only from the model's configuration.
 
     Args:
-        model: Name, a ``config.json``, or a configuration of transformers.
+        model: Name, a ``config.json``, or a transformers configuration.
         name: Display name of a configuration in the plan.
-        length: Tokens of a row, one document each.
+        length: Tokens per row, one document each.
         longce: The loss; None for cross-entropy.
-        offline: Whether weights are made once before training, with ``longce``, instead of at each step.
-        batch_size: Rows of a step, over all devices and micro-batches; one micro-batch on each device unless given.
-        per_device_batch_size: Rows of a micro-batch.
+        offline: Whether weights are computed once before training, with ``longce``, instead of in each step.
+        batch_size: Rows per step, over all devices and micro-batches; by default one micro-batch on each device.
+        per_device_batch_size: Rows per micro-batch.
         dtype: Dtype of the weights, their gradients and the optimizer's states.
         precision: Precision of autocast; ``float32`` for none.
-        attention: Implementation.
-        gradient_checkpointing: Computes activations again in the backward pass.
-        lora: Rank of adapters in place of all weights.
-        target_modules: That have adapters.
-        modules_to_save: That are trained whole beside them.
-        device: That is planned for.
-        devices: How many.
+        attention: Attention implementation.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        lora: Rank of adapters that are trained instead of all weights.
+        target_modules: Modules that have adapters.
+        modules_to_save: Modules that are trained fully in addition.
+        device: The target device.
+        devices: Number of devices.
         sharding: Sharding of weights, gradients and optimizer's states: ``ddp`` keeps them whole on each device.
-        context_parallel: Devices that share each row.
-        rates: What a device reaches, as measured; the published peak times ``utilization`` unless given.
-        utilization: Share of the peak; 0.4 unless given.
-        trust_remote_code: Runs code that comes with the model.
-        advises: Whether a plan that does not fit says what would, for which others are made.
+        context_parallel: Number of devices that share each row.
+        rates: Measured speed of a device; by default the published peak times ``utilization``.
+        utilization: Share of the peak; 0.4 by default.
+        trust_remote_code: Allow custom code that comes with the model.
+        advises: Whether a plan that does not fit lists settings that would, which requires further plans.
 
     Raises:
-        UserError: No such model, one that cannot be planned, or settings that do not go together.
+        UserError: The model does not exist or cannot be planned, or settings conflict.
     """
     for what, value, least in (
         ("length", length, 2),
@@ -258,7 +258,7 @@ def plan_train(
 
 
 def _advice(plan: partial[TrainPlan]) -> tuple[str, ...]:
-    """What makes training fit that does not: one setting after the other is changed until it does.
+    """Changes that make training fit: settings are changed one after the other until it fits.
 
     Args:
         plan: `plan_train` with its arguments.
@@ -291,12 +291,12 @@ def plan_recipe(recipe: Recipe, hardware: Hardware, loading: Loading, **changes:
 
     Args:
         recipe: The run.
-        hardware: What it is planned for.
+        hardware: Target hardware.
         loading: How the model's configuration is read.
         changes: Changes, as for `recipe_settings`; ``tokens`` too.
 
     Raises:
-        UserError: No such model or device, or nothing says how long rows are.
+        UserError: The model or device does not exist, or the length of rows is not known.
     """
     settings = {**recipe_settings(recipe), **changes}
     return plan_settings(settings, hardware, loading, full_attention=recipe.load.full_attention)
@@ -309,12 +309,12 @@ def plan_settings(
 
     Args:
         settings: The arguments, ``model`` a name.
-        hardware: What is planned for.
+        hardware: Target hardware.
         loading: How the model's configuration is read.
-        full_attention: Turns the sliding window of the model off.
+        full_attention: Whether to disable the model's sliding window.
 
     Raises:
-        UserError: No such model or device, or a setting that is missing or cannot be.
+        UserError: The model or device does not exist, or a setting is missing or invalid.
     """
     from longlens.train.setup import disable_sliding_window
 
@@ -342,9 +342,9 @@ def plan_settings(
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The arguments of `plan_train` that a recipe says, and ``tokens``, those of all its steps.
+    """The arguments of `plan_train` from a recipe, and ``tokens``, the number over all its steps.
 
-    The length is None where a folder of packed rows alone says it.
+    The length is None if only a folder of packed rows determines it.
     """
     from longlens.losses.settings import LongCE
 
@@ -394,8 +394,8 @@ def _memory(
         dtype: Dtype of the weights and of the optimizer's states.
         activations: The peak of a micro-batch.
         has_gradients: Whether gradients are in that peak.
-        sharding: How they are spread.
-        devices: Over how many.
+        sharding: How weights are sharded.
+        devices: Number of devices.
         on_gpu: Whether there is a CUDA context.
     """
     trained, adapters = traced.num_trained, traced.num_adapters

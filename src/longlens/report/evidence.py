@@ -1,4 +1,4 @@
-"""What lies behind the numbers of a report: single key tokens, where their words stood before, and which text gains."""
+"""Evidence for the numbers of a report: single key tokens, where their words occurred before, and which text gains."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def style() -> Iterator[None]:
 
 
 def _draw_series(axes: Axes, all_series: Sequence[Series]) -> list[Artist]:
-    """Draws all, and returns what stands for each in the legend."""
+    """Draws all, and returns the legend handle of each."""
     num_bars = sum(series.style == "bars" for series in all_series)
     has_points = any(series.style == "points" for series in all_series)
     handles: list[Artist] = []
@@ -265,7 +265,7 @@ def _set_ticks(axes: Axes, axis: Axis, xs: Sequence[float]) -> None:
 
 
 def tilt_labels(axes: Axes) -> None:
-    """Tilts the labels of the x axis, which are too long to stand side by side."""
+    """Tilts the labels of the x axis, which are too long to fit side by side."""
     for label in axes.get_xticklabels():
         label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
 

@@ -144,7 +144,7 @@ def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
         titles=METRICS,
         shown=summary.documents,
         generator=Markup(GENERATOR),
-        # Our own files, which have to stand in the page as they were hashed.
+        # Our own files, which must be in the page exactly as they were hashed.
         style=Markup(style),
         script=Markup(script),
         policy=_content_security_policy(script, style),

@@ -68,7 +68,7 @@ class ReportSummary:
         benchmarks: By the name of a benchmark, the scores of runs by their names.
         correlations: Correlations of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
         notes: What has to be known before a number is relied on.
-        evidence: Single key tokens, where their words stood before, and which kind of text gains.
+        evidence: Single key tokens, where their words occurred before, and which kind of text gains.
         documents: Ids of the documents whose text the page shows; empty without a page.
         cost: What cache policies or fewer bits lost, where the other runs are compared with the first one so.
     """
@@ -298,7 +298,7 @@ class _RunSums:
 
 
 def positions(value: float, low: float, high: float) -> npt.NDArray[np.float64]:
-    """Where a slider can stand: ``value`` and every `STEP` below and above it, from ``low`` to ``high`` at least."""
+    """Positions of a slider: ``value`` and every `STEP` below and above it, from ``low`` to ``high`` at least."""
     below = max(0, math.ceil((value - low) / STEP))
     above = max(0, math.ceil((high - value) / STEP))
     # rounded, so that a position is the number that a user writes: 2.1 and not 2.1000000000000001

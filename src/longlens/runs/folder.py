@@ -1,7 +1,8 @@
-"""Folders that a run is kept in: one writer, a manifest, and one rule for what may continue there.
+"""Run directories: one writer, a manifest, and one rule for resuming.
 
-A manifest has a ``schema_version``, what the run is of, and the ``versions`` it was begun with. A run continues where
-model and settings are the same (`refuse_other`); with other versions it continues and says so (`warn_of_versions`).
+A manifest has a ``schema_version``, the identity of the run, and the ``versions`` with which it was started. A run can
+be resumed if model and settings are the same (`refuse_other`); with other versions it resumes with a warning
+(`warn_of_versions`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from longlens.files import cannot_write, read_json
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2
-"""Of manifests; 2: where they are of a model, its configuration is recorded, see `longlens.runs.identity`."""
+"""Schema version of manifests; since 2, the configuration of a model is recorded, see `longlens.runs.identity`."""
 BY_WEIGHTS = 1
-"""Schema version whose runs tell models only by weights and tokenizer; they are still read."""
+"""Schema version whose runs identify models only by weights and tokenizer; they can still be read."""
 MAX_DIFFERENCES = 8
 SEEN_SECONDS = 60.0
-"""So long a network file system may take to show a new folder on another node; NFS remembers for a minute."""
+"""Timeout for a network file system to show a new folder on another node; NFS caches for a minute."""
 PACKAGES = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -37,15 +38,15 @@ class LockedFolder:
 
     Args:
         path: The folder.
-        what: What it holds, such as ``dataset``.
+        what: Its content, such as ``dataset``.
         marker: A file that every such folder has; one that is not empty and lacks it is foreign.
-        own: Other names in it that do not count.
-        doing: What its writer does in it, such as ``training in``.
+        own: Other file names that are ignored.
+        doing: Activity of the writer, such as ``training in``.
         example: A name for the message.
         rank: Rank of this process, where several share the folder: each of them has a lock of its own.
 
     Raises:
-        UserError: It is a file or a foreign folder, another process has it, or it cannot be made.
+        UserError: It is a file or a foreign folder, is locked by another process, or cannot be created.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class LockedFolder:
         return self._inode is not None and self._inode_now() == self._inode
 
     def check(self) -> None:
-        """Refuses to write into a folder that has been deleted or replaced, which would be a new and incomplete one.
+        """Raises if the folder was deleted or replaced, since writing would create a new and incomplete one.
 
         Raises:
-            UserError: It has.
+            UserError: It was deleted or replaced.
         """
         if not self.is_there:
             raise UserError(
@@ -131,11 +132,11 @@ def await_manifest(folder: Path, rank: int) -> None:
 
 
 def make_manifest(record: Mapping[str, Any], *packages: str) -> dict[str, Any]:
-    """A manifest.
+    """Makes a manifest.
 
     Args:
-        record: What the run is of.
-        packages: Packages that compute, beside `PACKAGES`.
+        record: Identity of the run.
+        packages: Packages that affect results, in addition to `PACKAGES`.
     """
     return {"schema_version": SCHEMA_VERSION, **record, "versions": versions(*packages)}
 
@@ -145,7 +146,7 @@ def read_manifest(folder: Path, *, step: str = "use another folder") -> dict[str
 
     Args:
         folder: Folder of the run.
-        step: What to do where it is broken, for the message.
+        step: What to do if it is broken, for the message.
 
     Raises:
         UserError: It is broken, or of another schema version.
@@ -186,11 +187,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tuple[str, str] | None = None) -> None:
-    """Refuses to continue with a run that is of something else.
+    """Raises if a run has another identity.
 
     Args:
         folder: Folder of the run.
-        what: What it holds, for the message, such as ``dataset``.
+        what: Its content, for the message, such as ``dataset``.
         differs: See `differences` and `longlens.runs.identity.model_differences`.
         models: Names of the model there and of the one here, where these are known to be two; hashes say no more.
 
@@ -237,7 +238,7 @@ def warn_by_weights(folder: Path) -> None:
 
 
 def warn_of_versions(folder: Path, manifest: Mapping[str, Any], here: Mapping[str, str]) -> None:
-    """The one rule for a run that is continued with other versions: it is allowed, and said.
+    """The rule for resuming a run with other versions: it is allowed, with a warning.
 
     Args:
         folder: Folder of the run.

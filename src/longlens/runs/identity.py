@@ -1,4 +1,4 @@
-"""Which model a run is of. No torch here."""
+"""Identity of a run's model. Does not import torch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ PROBE_NATS = 0.1
 """Mean difference of two probes of the same weights at most; in bfloat16 it is about 0.03."""
 MAX_DIFFERENCES = 4
 _ROUNDING = ("dtype", "engine")
-"""What moves a model's numbers a little and makes it no other model."""
+"""Fields that change a model's numbers slightly but not its identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """What makes two models the same model.
+    """Identity of a model.
 
-    A server has no weights and is identified by what it says of itself, which is its `config`. Runs of schema version 1
+    A server has no weights and is identified by what it reports, its `config`. Runs of schema version 1
     recorded no `config`; it is compared where both sides know it.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""JSON Lines: the one reader and the one appender."""
+"""Reading and appending JSON Lines."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STEP = "correct or delete the line"
 
 
 class Line(NamedTuple):
-    """A line that holds a JSON value.
+    """A line with a JSON value.
 
     Attributes:
         number: From 1; blank lines count.
         start: Offset of its first byte in the file.
         place: File and number, for messages: ``'answers.jsonl:3'``.
-        value: What it holds.
+        value: The JSON value.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Line(NamedTuple):
         """The value, checked to be an object.
 
         Raises:
-            UserError: It is not; the message says what was expected.
+            UserError: It is not an object; the message says what was expected.
         """
         if not isinstance(self.value, dict):
             raise UserError(f"{self.place} is a JSON {type(self.value).__name__}, expected {expected}")
@@ -97,7 +97,7 @@ def append_line(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> No
 
     Args:
         path: The file; its folder exists.
-        row: What JSON can hold.
+        row: An object that can be written as JSON.
         sync: Whether the line is on the disk when this returns; otherwise it is with the operating system.
 
     Raises:

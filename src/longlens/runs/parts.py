@@ -1,4 +1,4 @@
-"""The one writer of Parquet files of token rows: whole or not at all, by size and by age."""
+"""The writer of Parquet files of token rows: atomic, by size and by age."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ from typing import Any, Self
 from longlens.errors import LonglensWarning, UserError, one_line
 
 CONNECT = timedelta(minutes=10)
-"""So long a process waits for the store; nodes of a cluster do not start at once."""
+"""Timeout for connecting to the store; nodes of a cluster do not start at the same time."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Seconds between two questions to the store."""
 CHUNK_CHARACTERS = 2**22
-"""A value of the store may have 8 MB."""
+"""Maximum characters per value of the store, which is limited to 8 MB."""
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _meetings: dict[str, Iterator[int]] = defaultdict(count)
 """Of a group, numbers for its runs in this process, so that the next one finds nothing of the last one in the store."""
@@ -39,7 +39,7 @@ def has_agent_store() -> bool:
 
 
 class ProcessStopped(UserError):
-    """Another process of the run has failed and says why; this one has nothing to add."""
+    """Another process of the run has failed and reported its error; this one stops."""
 
 
 class Processes:
@@ -50,11 +50,11 @@ class Processes:
     another.
 
     Args:
-        team: So many of torchrun's processes do the work of one, and the first of each such team takes part.
+        team: Number of torchrun's processes that do the work of one; only the first of each such team participates.
 
     Attributes:
-        rank: 0 for the first one, which alone decides.
-        size: How many there are.
+        rank: Rank of this process; 0 for the first one, which makes all decisions.
+        size: Number of processes.
     """
 
     def __init__(self, team: int = 1) -> None:
@@ -74,7 +74,7 @@ class Processes:
 
     @classmethod
     def within(cls, team: int) -> Processes:
-        """Those that do the work of one with this process: its place among so many, whose first is `rank` 0."""
+        """The processes of this one's team of ``team`` processes, of which the first has `rank` 0."""
         processes = cls()
         processes._group = f"team {processes.rank // team} of {team}"
         processes.rank, processes.size = processes.rank % team, team
@@ -119,10 +119,10 @@ class Processes:
         return PrefixStore(name, self._store)
 
     def require_one(self, reason: str) -> None:
-        """Refuses several processes; the first says why.
+        """Raises if there are several processes; the first reports the reason.
 
         Raises:
-            UserError: There are several.
+            UserError: There are several processes.
         """
         if self.size > 1:
             raise (UserError if self.rank == 0 else ProcessStopped)(reason)

@@ -1,7 +1,7 @@
-"""Recipes: YAML files of settings, and the models that say what may stand in them.
+"""Recipes: YAML files of settings, and the pydantic models that validate them.
 
-A recipe may come from anyone. It is read by a loader that makes nothing but plain values (`parse_yaml`) and checked by
-a pydantic model (`Settings`); what is wrong with it is said in one line that names the key (`parse`).
+A recipe is untrusted input. It is read by a loader that creates only plain values (`parse_yaml`) and validated by a
+pydantic model (`Settings`); errors are one line that contains the key (`parse`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """The base of what a recipe can hold: frozen, every key known, every value checked when it is made.
+    """Base class of recipe settings: frozen, without unknown keys, validated on construction.
 
-    A boolean is no number, an integer is a float, and nothing else is converted but by the types of the fields.
+    A boolean is not a number, an integer is accepted as a float, and other conversions are done only by the fields'
+    types.
 
     Raises:
-        UserError: A key that is unknown or missing, or a value that cannot be.
+        UserError: A key is unknown or missing, or a value is invalid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
@@ -65,20 +66,20 @@ class Settings(BaseModel):
         return values
 
     def replace(self: S, **changes: Any) -> S:
-        """The same with other values, which are checked."""
+        """Returns a copy with other values, which are validated."""
         return type(self)(**{**dict(self), **changes})
 
 
 def parse(kind: type[S], values: Any, place: str) -> S:
-    """The settings that a recipe says.
+    """Parses the settings of a recipe.
 
     Args:
         kind: The model.
-        values: As they were read.
+        values: The values as read.
         place: The recipe, for messages.
 
     Raises:
-        UserError: A key that is unknown or missing, or a value that cannot be.
+        UserError: A key is unknown or missing, or a value is invalid.
     """
     with _one_line_errors(place):
         return kind.model_validate(values)
@@ -88,27 +89,27 @@ def parse_integer(value: Any, name: str, place: str = "") -> int:
     """``1e9`` and ``"1e9"`` to 1000000000.
 
     Args:
-        value: What was given.
+        value: The value.
         name: Name of the parameter, for messages.
-        place: The recipe that says it, for messages.
+        place: The recipe, for messages.
 
     Raises:
-        UserError: It is no integer.
+        UserError: It is not an integer.
     """
     with _one_line_errors(place):
         return TypeAdapter(dict[str, Integer]).validate_python({name: value}, strict=True)[name]
 
 
 def check_values(values: Mapping[str, Any], kind: type, spelling: str) -> None:
-    """Holds values against the types of a dataclass's fields, without conversion.
+    """Checks values against the types of a dataclass's fields, without conversion.
 
     Args:
         values: By names of fields.
         kind: The dataclass.
-        spelling: How a field is called in messages: ``training.arguments.{}``.
+        spelling: Format of a field's name in messages: ``training.arguments.{}``.
 
     Raises:
-        UserError: One is of another type.
+        UserError: A value has another type.
     """
     types, spelled = get_type_hints(kind), {field.name: field.type for field in fields(kind)}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True)
@@ -138,7 +139,7 @@ def _one_line_errors(place: str = "") -> Iterator[None]:
 
 
 def _describe(error: ErrorDetails, place: str) -> str:
-    """One error; the key as it stands in a recipe, or a parameter in backticks."""
+    """One error; the key as in a recipe, or a parameter in backticks."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{_shown_key(part)}" for part in error["loc"])[1:]
     kind, context = error["type"], error.get("ctx", {})
     if kind == "value_error":
@@ -221,15 +222,15 @@ def presets(kind: str) -> list[str]:
 
 
 def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str, Any]:
-    """The mapping that a recipe holds.
+    """Reads the mapping in a recipe.
 
     Args:
         recipe: Name of a preset of that kind, or a YAML file.
         kind: ``mixtures``, ``studies`` or ``train``.
-        keys: Such keys as are expected, for the message.
+        keys: Expected keys, for the message.
 
     Raises:
-        UserError: No such recipe, no YAML, or no mapping.
+        UserError: The recipe does not exist, is not YAML, or is not a mapping.
     """
     content = parse_yaml(recipe_text(recipe, kind), f"{recipe}", "fix the file")
     if not isinstance(content, dict):
@@ -238,7 +239,7 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
 
 
 def preset_summary(kind: str, name: str) -> str:
-    """What a preset is, from its first line, which is a comment."""
+    """Description of a preset, from the comment in its first line."""
     return recipe_text(name, kind).partition("\n")[0].removeprefix("#").strip()
 
 
@@ -263,11 +264,11 @@ def recipe_text(recipe: str | os.PathLike[str], kind: str) -> str:
 
 
 def parse_yaml(text: str, place: str, step: str) -> Any:
-    """What a YAML text says: mappings, lists, strings, integers below 2^63, floats, booleans and null.
+    """Parses a YAML text into mappings, lists, strings, integers below 2^63, floats, booleans and null.
 
     Raises:
-        UserError: It is not YAML, has another type, a key that is no name or there twice, an alias to a mapping or a
-            list (a few hundred bytes of them expand to gigabytes), or a string with NUL or invalid Unicode.
+        UserError: It is not YAML, has another type, a key that is not a name or occurs twice, an alias to a mapping or
+            a list (a few hundred bytes of them expand to gigabytes), or a string with NUL or invalid Unicode.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -277,11 +278,11 @@ def parse_yaml(text: str, place: str, step: str) -> Any:
 
 
 def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
-    """``"pairs=105"`` to ``("pairs", 105)``: the value is YAML, thus None where nothing stands after the sign.
+    """``"pairs=105"`` to ``("pairs", 105)``: the value is YAML, thus None if nothing follows the sign.
 
     Args:
-        change: What was given.
-        option: What it was given as, for messages.
+        change: The assignment.
+        option: Name of the option, for messages.
         example: Example of such an assignment, for messages.
 
     Raises:
@@ -294,7 +295,7 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
 
 
 def section_at(content: dict[str, Any], names: Iterable[str], place: str) -> dict[str, Any]:
-    """The mapping at a path of a recipe, whose sections are made where there are none.
+    """The mapping at a path of a recipe, creating missing sections.
 
     Args:
         content: The recipe; changed.

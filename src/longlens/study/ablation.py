@@ -12,7 +12,7 @@ longppl_self            key tokens that the model itself selects (appendix B.2, 
 bits_per_character      as ppl, and key_bits_per_character as longppl, comparable across tokenizers
 ======================  ===============================================================================================
 
-with every evaluator, at each K and d that it was scored at. Beside each stands how far it ranks the models as LongPPL
+with every evaluator, at each K and d that it was scored at. Next to each is how far it ranks the models as LongPPL
 does; where scores of benchmarks are given, how it correlates with them; and how many documents its ranking needs
 (`longlens.study.ranking`). The evaluators are compared by the key tokens that they select (`longlens.study.agreement`)
 and by the rankings that these give.
@@ -50,7 +50,7 @@ SCHEMA_VERSION = 1
 # Table 2 of the paper has alpha 1 and 2, and beta -2 and -1; figure 9 has no beta.
 ALPHAS = (0.5, 1.0, 2.0, 3.0)
 BETAS = (-math.inf, -4.0, -2.0, -1.0)
-"""-inf stands for no second criterion."""
+"""-inf means no second criterion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class Ablation(Tabular):
         models: Names of the models.
         settings: Evaluators with their K and d; rankings are compared with that of the first.
         alpha: Threshold of the long-short difference where the grid has no other, nats.
-        beta: Threshold of the long-context likelihood, likewise.
+        beta: Threshold of the long-context likelihood of these keys.
         num_documents: Documents, the same for all.
         benchmarks: Scores by benchmark, one for each model; None where there is none.
         measures: Every metric of every model.
@@ -201,7 +201,7 @@ def ablate(
         evaluators: Scores of evaluators, on the same texts; more documents are fine.
         benchmarks: By the name of a benchmark, scores by the names of the models (`longlens.scoring.scores.names_of`).
         alphas: Alphas of the grid, nats.
-        betas: Betas of the grid, nats; -inf, which is always there, stands for no second criterion.
+        betas: Betas of the grid, nats; -inf, which is always included, means no second criterion.
         rule: ``alpha``, ``beta`` (which join the grid) and ``gamma`` where the grid has no other; ``context`` and
             ``stride`` leave only these of those that were scored.
         self_evaluation: Whether each model is its own evaluator as well, which needs its short-context scores at the K

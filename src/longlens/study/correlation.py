@@ -533,7 +533,7 @@ def _p(x: Doubles, y: Doubles, permutations: int, seed: int) -> float:
 
 @lru_cache(maxsize=4)
 def _orders(n: int, permutations: int, seed: int) -> npt.NDArray[np.intp]:
-    """All orders of n, or so many random ones, as rows."""
+    """All orders of n, or the given number of random ones, as rows."""
     if n > EXACT_MODELS:
         return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
     orders = np.zeros((1, 0), dtype=np.intp)

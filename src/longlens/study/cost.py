@@ -230,7 +230,7 @@ class _Timed:
         return {"device": device, "rates": asdict(found.forward)}
 
     def plan(self, role: str, length: int, window: Window | None) -> ScorePlan:
-        """What the planner predicts for a document of so many tokens of that model, from the measured speed."""
+        """The planner's prediction for a document of this number of tokens of that model, from the measured speed."""
         from longlens.planning.devices import Rates, this_machine
         from longlens.planning.score import plan_score
 

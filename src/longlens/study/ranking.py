@@ -97,7 +97,7 @@ def kendall_tau(one: npt.ArrayLike, other: npt.ArrayLike) -> Doubles:
 
     Args:
         one: ``(..., m)``.
-        other: Likewise; the leading axes are broadcast.
+        other: The other values, of the same shape; the leading axes are broadcast.
     """
     a, b = pair_orders(one), pair_orders(other)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -213,7 +213,7 @@ def agreement_interval(one: Doubles, other: Doubles, *, draws: int = DRAWS, seed
 
     Args:
         one: ``(m, n, 2)``: log-probability and weight of each model and document.
-        other: Likewise.
+        other: The other values, of the same shape.
         draws: Bootstrap samples; those in which a metric orders no pair are left out.
         seed: Seed of the draws.
 

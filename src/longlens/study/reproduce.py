@@ -203,7 +203,8 @@ def read_study(
         changes: Such as ``samples=10`` or ``training.steps=20``; values are YAML.
 
     Raises:
-        UserError: No such experiment or recipe, no YAML, a key that is unknown or missing, or a value that cannot be.
+        UserError: The experiment or recipe does not exist, it is not YAML, a key is unknown or missing, or a value is
+            invalid.
     """
     kind, recipe = find_study(name).settings, name if recipe is None else recipe
     content = read_yaml(recipe, "studies", ", ".join(list(kind.model_fields)[:2]))

@@ -36,17 +36,17 @@ class Sample:
 
     Attributes:
         id: Names it: task, length, seed and index.
-        prompt: All that stands before the answer prefix.
+        prompt: Everything before the answer prefix.
         answer_prefix: How the answer begins; a model continues ``prompt + answer_prefix``.
         answers: The right answers; a task's metric says whether any or all of them are wanted.
-        answer_spans: ``[start, end)`` in characters of ``prompt + answer_prefix``: where the answers stand in it.
+        answer_spans: ``[start, end)`` in characters of ``prompt + answer_prefix``: where the answers are in it.
         length: Tokens of ``prompt + answer_prefix`` as the tokenizer counts a text by default (thus with the BOS that
             it puts there), plus the task's `max_new_tokens`.
         context_span: ``[start, end)`` in characters of ``prompt``: the long text that the question is about, without
             instructions and demonstrations; None where a task has no such part.
         metadata: Task and settings, seed, index, requested length, units, depths of the needles in percent of the
             text, hashes of haystack or data; ``distractors`` where a task has wrong answers of the right kind to
-            choose from, and ``distractors_in_text``, how many of them stand in the text (those come first); ``cut``
+            choose from, and ``distractors_in_text``, how many of them are in the text (those come first); ``cut``
             where the text was shortened, see `longlens.tasks.truncation`.
     """
 
@@ -77,7 +77,7 @@ class Task(ABC):
         fills: Whether samples are made as long as asked for; else they are as long as their data, and
             `overlong` says what is done with one that is longer.
         overlong: The benchmark's own policy for samples that are too long, one of `longlens.tasks.truncation.POLICIES`.
-        omission: What stands in a context in place of what was removed its end.
+        omission: Text that replaces the removed part of a context.
     """
 
     name: str

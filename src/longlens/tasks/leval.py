@@ -278,7 +278,7 @@ def _printed(prediction: str, output: str) -> str:
 
 
 def _loyal(output: str) -> str:
-    """auto_eval.py, process_gt_judge: what stands before ``[fact:``."""
+    """auto_eval.py, process_gt_judge: the text before ``[fact:``."""
     return output.lower().partition("[fact:")[0].strip()
 
 

@@ -87,7 +87,7 @@ class LongEvalLines(Task):
     Attributes:
         name: Name of the task.
         ids: A key of `IDS`.
-        lines: So many lines, whatever their tokens; as many as the length holds unless given.
+        lines: Number of lines, whatever their tokens; by default as many as fit into the length.
         answer_prefix: What the model continues, ``{line}`` being the id that is asked for; upstream has none for chat
             models. A base model needs one, such as `BASE_PREFIX`, or it does not know that an answer is due.
     """
@@ -202,8 +202,8 @@ class LongEvalTopics(FolderTask):
 
     Attributes:
         name: Name of the task.
-        topics: So many conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); as many as the length holds
-            unless given.
+        topics: Number of conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); by default as many as fit
+        into the length.
         answer_prefix: What the model continues; upstream has none for chat models. A base model needs one, such as
             `TOPICS_BASE_PREFIX`.
     """

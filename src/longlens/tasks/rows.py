@@ -162,7 +162,7 @@ class RowsTask(FolderTask):
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetTask(RowsTask):
-    """A `RowsTask` whose facts stand in a table of `Subset`.
+    """A `RowsTask` whose facts are in a table of `Subset`.
 
     Attributes:
         dataset: A key of the table.

@@ -146,7 +146,7 @@ class Scrolls(HubTask, SubsetTask):
         return list(found.values())
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's prompt: the text, then the question, which stands before it in the file."""
+        """The row's prompt: the text, then the question, which precedes it in the file."""
         text = self.text(row, "input")
         metadata: dict[str, Any] = {"row_id": self.text(row, "id")}
         fields = {}

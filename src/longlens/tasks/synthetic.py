@@ -64,12 +64,12 @@ def distractors(
 ) -> dict[str, Any]:
     """`NUM_DISTRACTORS` different values, none of them an answer, as metadata of a sample.
 
-    Those that stand in the text come first, a random choice of them where there are more: a model that only copies
+    Those that are in the text come first, a random choice of them where there are more: a model that only copies
     what looks like an answer cannot distinguish them. Where there are too few, others of the same form follow, so
     that chance is the same at each length.
 
     Args:
-        inside: Values that stand in the text; answers may be among them.
+        inside: Values that are in the text; answers may be among them.
         answers: The right ones.
         rng: Random number generator of the sample, for this purpose alone.
         outside: Different values of the same form, as many as needed or without end; those in the text are passed over.
@@ -86,7 +86,7 @@ def distractors(
 
 
 class Needle(NamedTuple):
-    """A piece to hide, and where the answer stands in it, if it answers the question.
+    """A piece to hide, and where the answer is in it, if it answers the question.
 
     Attributes:
         text: The piece.

@@ -23,7 +23,7 @@ loses its end, all else stays (HELMET model_utils.py)."""
 
 
 class Piece(NamedTuple):
-    """Characters ``[start, end)`` of a prompt that are left out, and what stands there instead."""
+    """Characters ``[start, end)`` of a prompt that are removed, and the text that replaces them."""
 
     start: int
     end: int

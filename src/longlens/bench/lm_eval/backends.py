@@ -107,7 +107,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
             raise UserError(f"transformers has no setting of generation {shown_value(unknown[0])}, which the task sets")
         settings: dict[str, Any] = {**options, "max_new_tokens": tokens}
         if not settings.get("do_sample"):
-            settings.pop("temperature", None)  # 0 stands for greedy
+            settings.pop("temperature", None)  # 0 means greedy
         autocast = torch.autocast(
             self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         )
@@ -156,7 +156,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
         return [next(long_ones if long else answers) for long in is_long]
 
     def _scored(self, requests: Sequence[Any]) -> Iterator[tuple[float, bool]]:
-        """Requests of one prompt stand together, and their prompt goes through the model once."""
+        """Requests of one prompt are adjacent, and their prompt is run through the model once."""
         for before, group in groupby(requests, key=lambda request: request[1]):
             pairs = [(pair, after) for pair, _, after in group]
             for (pair, _), scored in zip(

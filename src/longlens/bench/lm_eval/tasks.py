@@ -84,7 +84,7 @@ def evaluate(
         task: What is run.
         length: Length of its data, such as ``4k``, where that comes in lengths.
         data_dir: Folder with copies of the Hub datasets; the Hub unless given.
-        asked: ``samples``, the first so many of each of its tasks; ``few_shot``, examples in a prompt, its own number
+        asked: ``samples``, the first N of each of its tasks; ``few_shot``, examples in a prompt, its own number
             where that is None; ``chat_template``, whether prompts are put into the tokenizer's.
 
     Returns:

@@ -24,7 +24,7 @@ POPULATIONS = {
     "all": "prompt and response",
 }
 """Which tokens are distinguished. ``response`` is the paper's (figure 3: "the tokens are from the standard response");
-``beyond`` leaves out samples whose line stands in the short context, where no answer token needs the long one."""
+``beyond`` excludes samples whose line is in the short context, where no answer token needs the long one."""
 GRID = 0.25
 """Nats between thresholds that are tried on development samples: alpha from 0 to 8, beta from -8 to 0 and none."""
 RESAMPLES = 1000

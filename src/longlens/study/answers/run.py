@@ -54,7 +54,7 @@ class AnswersSettings(StudySettings):
         classified_lines: The number of lines at which all tokens of the prompt have a short context, and thresholds are
             chosen.
         development_samples: On which they are chosen.
-        development_seed: Development seed of these; not among the seeds.
+        development_seed: Seed of the development samples; not among the seeds.
     """
 
     models: Names
@@ -168,7 +168,7 @@ def score_sample(
 
     Returns:
         ``num_tokens``, of prompt and response; ``num_prompt_tokens``; ``in_short``: whether the line that is asked for
-        stands in the short context of the answer; ``choices``: log-probabilities of what follows the response, the
+        is in the short context of the answer; ``choices``: log-probabilities of what follows the response, the
         right one first; ``is_exact``: whether greedy decoding writes it; ``response``: ``tokens``, ``long``, ``short``
         and ``is_answer`` of each of its tokens; ``record``: ``long`` and ``short`` of the prompt's, or None.
 

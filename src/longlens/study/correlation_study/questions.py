@@ -53,7 +53,7 @@ class Question(NamedTuple):
     """A question.
 
     Attributes:
-        text: All that stands before an answer.
+        text: Everything before an answer.
         target: The right answer as the text continues with it.
         choices: What is chosen from, the right one first.
     """
@@ -113,7 +113,7 @@ def _questions(task: Task, sample: Sample, count: int, rng: Random) -> list[Ques
             raise UserError(f"{task.name} has no single right answer, or fewer than {NUM_DISTRACTORS} wrong ones")
         return [_question(before, target, [target.replace(answer, other) for other in wrong])]
     values, target = dict(pairs), str(task.target(sample))
-    # The keys that json_kv's examples ask for stand behind the object, with their values.
+    # The keys that json_kv's examples ask for are after the object, with their values.
     shown = sample.prompt[sample.prompt.index("}") :] if task.name == "json_kv" else ""
     others = [key for key, _ in pairs if key != asked and key not in shown]
     if len(others) < count - 1:

@@ -43,7 +43,7 @@ def summarize(
     Args:
         study: Its settings.
         points: What was measured (`questions.measure`).
-        own: Own of each seed at its own length.
+        own: Values of each seed at its own length.
         keys: Key tokens for each factor and seed.
 
     Returns:

@@ -60,9 +60,9 @@ class Text:
     def split(self, share: float, seed: int) -> dict[str, list[tuple[str, ...]]]:
         """Documents for development, for testing and for training; no document is in two of them.
 
-        In the order of the hashes of their names, documents are taken for development until these have ``share`` of
-        all words, whatever the seed; of the others, in an order that the seed draws, likewise for testing; the rest is
-        for training.
+        In the order of the hashes of their names, documents are used for development until these have ``share`` of all
+        words, whatever the seed; of the others, in an order that the seed draws, documents are used for testing up to
+        the same share; the rest is for training.
 
         Args:
             share: Of the words, for development and for testing each.
@@ -279,7 +279,7 @@ class Deduplicated(NamedTuple):
 
     Attributes:
         documents: What is left, in pieces.
-        shared: Share of the runs of `SHARED` tokens of the held-out documents that stood in training documents.
+        shared: Share of the runs of `SHARED` tokens of the held-out documents that occurred in training documents.
         removed: Share of the training tokens that were taken out.
     """
 
@@ -320,7 +320,7 @@ def _runs(ids: Ids) -> npt.NDArray[np.uint64]:
 
 
 class FactAnswer(NamedTuple):
-    """The value of a repeated fact: its position, and how many tokens before it stands what tells it."""
+    """The value of a repeated fact: its position, and how many tokens earlier the text that determines it is."""
 
     position: int
     distance: int
@@ -354,10 +354,10 @@ class Prose:
         self._rng = rng
 
     def sample(self, length: int) -> Ids:
-        """So many tokens from a random place.
+        """Returns ``length`` tokens from a random place.
 
         Raises:
-            UserError: There are not so many.
+            UserError: There are fewer.
         """
         if len(self._ids) < length:
             raise UserError(
@@ -372,7 +372,7 @@ class Prose:
 def make_document(
     prose: Prose, vocabulary: Vocabulary, facts: Facts, length: int, rng: np.random.Generator
 ) -> FactDocument:
-    """Prose in which facts stand in place of words, anywhere, with a word at least between two of them.
+    """Prose in which facts replace words, anywhere, with a word at least between two of them.
 
     Args:
         prose: Where the words come from.
@@ -414,7 +414,7 @@ def make_question(
         vocabulary: What the ids are.
         facts: How many facts are stated, the one that is asked for among them.
         length: n, tokens of the document.
-        depth: Where it stands: 0 at the start of the document, 1 at `Facts.distance` before the question.
+        depth: Its position: 0 at the start of the document, 1 at `Facts.distance` before the question.
         rng: Decides keys, values and the other places.
         template: How facts are written; as in training unless given.
 
@@ -446,7 +446,7 @@ def _with_facts(
     rng: np.random.Generator,
     template: Template | None = None,
 ) -> FactDocument:
-    """Writes a fact for each of ``draws``, which draw the places it stands at until these are free."""
+    """Writes a fact for each of ``draws``, which draw its positions until these are free."""
     template = Template((vocabulary.mark,), ()) if template is None else template
     keys = rng.choice(vocabulary.keys, len(draws), replace=False)
     values = rng.integers(0, vocabulary.values, len(draws))

@@ -73,7 +73,7 @@ class HeldOut(NamedTuple):
     """What is scored of one seed; ``(N, n)`` token ids each.
 
     Attributes:
-        forms: By name, `TRAINED` first: the last token is the answer, whose fact stands nearer from document to
+        forms: By name, `TRAINED` first: the last token is the answer, whose fact is nearer from document to
             document.
         documents: Long documents as in training, for LongPPL.
         answers: ``(N, n)`` bool: values of repeated facts in these.

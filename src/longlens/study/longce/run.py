@@ -148,7 +148,7 @@ class _Job:
 
 
 def _work(study: Study, steps: Steps, jobs: Sequence[_Job]) -> None:
-    """Does the jobs whose files are not there, in so many processes as the study says."""
+    """Runs the jobs whose files are missing, in the study's number of processes."""
 
     def missing() -> list[_Job]:
         return [job for job in jobs if not (steps.path / job.name).exists()]

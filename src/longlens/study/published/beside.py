@@ -77,12 +77,12 @@ class Beside:
 
     @property
     def is_same_table(self) -> bool:
-        """Whether each measure is one column of the published table, so that the models can stand below its rows."""
+        """Whether each measure is one column of the published table, so that the models can be shown below its rows."""
         names = [column.name for column in self.table.columns]
         return all(column.name in names for column in self.columns if column.measure is not None)
 
     def rows(self) -> Iterator[tuple[str, dict[str, OwnValue]]]:
-        """A row per model and length: its name, and values by column; those without a length stand in its first row."""
+        """A row per model and length: its name, and values by column; those without a length are in its first row."""
         for model, values in self.models.items():
             lengths = {one.length for found in values.values() for one in found}
             for at, length in enumerate(sorted(lengths - {None}, key=int) or [None]):  # type: ignore[arg-type]

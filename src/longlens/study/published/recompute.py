@@ -156,7 +156,7 @@ def _of_lecture(lecture: published.Publication) -> Iterator[Check]:
     yield from _means(table("short-data"), "Short-context avg.", short)
     for name in short:
         yield _same(table("short-data"), table("short-data").rows[0], name, table("short"), "Llama-3-8B", name)
-    # One model stands in three tables: books and repositories 1:1, ShortMix, base 8e6.
+    # One model is in three tables: books and repositories 1:1, ShortMix, base 8e6.
     best = table("long-data").row("Books/Repos 1:1").name
     for here, there in (("Long-context avg.", "Avg."), ("Short-context avg.", "Short-context avg.")):
         row = table("short-data").row("ShortMix")

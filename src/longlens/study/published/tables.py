@@ -99,10 +99,10 @@ class PublishedTable(Settings, Tabular):
 
     Attributes:
         id: How `longlens.study.published.table` finds it.
-        label: What it is called where it stands, such as ``Table 9``.
+        label: Its label in the paper, such as ``Table 9``.
         section: Section of the paper; None in a lecture.
         page: None: the text that the numbers were read from has no page numbers.
-        slide: Slide of the lecture, counted by the numbers that stand in its text; None in a paper.
+        slide: Slide of the lecture, counted by the numbers in its text; None in a paper.
         title: What it shows.
         note: What has to be known of the printed form; empty where there is nothing.
         commands: What computes such numbers here; MODEL, RUN and the like are for the user to fill in.
@@ -143,7 +143,7 @@ class PublishedTable(Settings, Tabular):
 
     @property
     def place(self) -> str:
-        """Where it stands, such as ``Table 9, section B.3``."""
+        """Its place, such as ``Table 9, section B.3``."""
         where = f"section {self.section}" if self.slide is None else f"slide {self.slide}"
         return f"{self.label}, {where}"
 
@@ -207,7 +207,7 @@ class PublishedTable(Settings, Tabular):
 
 
 class Statement(Settings):
-    """Numbers that stand in prose and in no table.
+    """Numbers that are in prose but not in a table.
 
     Attributes:
         id: Its name.
@@ -229,8 +229,8 @@ class Erratum(Settings):
 
     Attributes:
         id: Its name.
-        place: Where it stands.
-        printed: What stands there, in few words.
+        place: Its place.
+        printed: The printed statement, in few words.
         recomputed: What it has to be.
         why: How that is known.
         check: The id of a check of `longlens.study.published.recompute` that finds it; None for words and formulas.
@@ -251,7 +251,7 @@ class Publication(Settings):
         title: Its title.
         source: Who wrote it, and where.
         tables: Its tables in their order, then its figures.
-        statements: Numbers that stand in prose.
+        statements: Numbers in prose.
         errata: What is printed and cannot be meant.
     """
 
@@ -282,7 +282,7 @@ class Publication(Settings):
         raise UserError(f"{self.source} has no table {str(which)!r}; known are {', '.join(known)}")
 
     def statement(self, id: str) -> Statement:
-        """Numbers that stand in prose, by the statement's id.
+        """Numbers in prose, by the statement's id.
 
         Raises:
             UserError: There is none.

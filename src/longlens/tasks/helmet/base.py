@@ -1,4 +1,4 @@
-"""What HELMET's tasks share: nominal lengths, where a prompt ends, where answers stand, and how a reply is read."""
+"""What HELMET's tasks share: nominal lengths, where a prompt ends, where answers are, and how a reply is read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def split_prefix(prompt: str, prefix: str) -> tuple[str, str]:
 
 
 def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
-    """``[start, end)`` of each answer where it stands as words; of spans that overlap the first and longest one."""
+    """``[start, end)`` of each occurrence of an answer as words; of spans that overlap the first and longest one."""
     spans = {
         match.span()
         for answer in answers
@@ -87,7 +87,7 @@ def best_scores(reply: str, answers: Sequence[str], *names: str, prefix: str = "
         reply: What the model wrote.
         answers: The right answers.
         *names: Names, from ``exact_match``, ``substring_exact_match``, ``f1`` and ``rougeL_f1``.
-        prefix: What the answer stands after.
+        prefix: Text after which the answer begins.
 
     Source: HELMET ``utils.py``, `calculate_metrics`.
     """

@@ -11,7 +11,7 @@ with 2,000 documents each, best first. Known differences:
 - Documents lose whitespace at their ends.
 - A number cited that the prompt does not have is out of range, where HELMET looks it up among all 2,000 documents of
   the row, so that one that the model has not seen may support a claim, and counts for precision.
-- The prefix ``Answer:`` that stands in the prompt is no part of what is scored.
+- The prefix ``Answer:`` in the prompt is not part of what is scored.
 - Of eval_alce.py's other numbers, which HELMET does not report, ROUGE and MAUVE are not there.
 """
 
@@ -48,7 +48,7 @@ class Passage(NamedTuple):
     text: str
 
     def shown(self, number: int) -> str:
-        """As it stands in a prompt."""
+        """The text as in a prompt."""
         return f"{HEAD.format(number=number)}{self.title}{BETWEEN}{self.text}"
 
 
@@ -67,13 +67,13 @@ class CitationTask(FolderTask, CitedTask):
     HELMET's own folder, with ``data`` and ``prompts`` in it, will do as `data_dir`.
 
     Attributes:
-        docs: So many documents, whatever their tokens, as HELMET has them (`DOCUMENTS`); as many as the length holds
-            unless given.
+        docs: Number of documents, whatever their tokens, as in HELMET (`DOCUMENTS`); by default as many as fit into the
+        length.
         shots: Demonstrations.
         file: The questions.
         demo_file: The demonstrations.
-        instruction: What is asked for.
-        demo_prefix: What stands before the answer of a demonstration.
+        instruction: The instruction.
+        demo_prefix: Text before the answer of a demonstration.
         is_list: Whether claims are the items of a list, and not sentences.
     """
 
@@ -124,7 +124,7 @@ class CitationTask(FolderTask, CitedTask):
 
     @cached_property
     def demonstrations(self) -> tuple[Sequence[str], dict[str, str]]:
-        """The demonstrations as they stand in a prompt, and what describes their file.
+        """The demonstrations as in a prompt, and a description of their file.
 
         Raises:
             UserError: It is missing, has another schema, or too few.
@@ -144,7 +144,7 @@ class CitationTask(FolderTask, CitedTask):
         return shown, described
 
     def asked(self, question: str) -> str:
-        """What stands before the documents."""
+        """The text before the documents."""
         return f"{self.instruction}\n\nQuestion: {question}"
 
     @cached_property

@@ -104,7 +104,7 @@ class ManyShot(FolderTask):
 
     Attributes:
         labeled: The data.
-        shots: So many examples, whatever their tokens, as HELMET has them; as many as the length holds unless given.
+        shots: Number of examples, whatever their tokens, as in HELMET; by default as many as fit into the length.
     """
 
     name: str

@@ -249,7 +249,7 @@ def last_object(reply: str, *, fenced: bool = False) -> Mapping[str, Any] | None
 
     Args:
         reply: What the judge wrote.
-        fenced: Where that is no JSON, takes what stands between the first json fence and the last fence.
+        fenced: Where that is no JSON, uses the text between the first json fence and the last fence.
 
     Source: `parse_json` of the two scripts; that for summaries is the one with fences.
     """

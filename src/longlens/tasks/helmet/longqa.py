@@ -87,7 +87,7 @@ class DocumentTask(HubTask):
         ends: After them.
         lead: Before the document.
         asks: After the document, of ``{question}``.
-        prefix: What stands before the answer.
+        prefix: Text before the answer.
     """
 
     name: str

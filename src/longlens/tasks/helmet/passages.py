@@ -51,12 +51,12 @@ class PassageTask(FolderTask):
     The folder of the data is HELMET's, or the one in it that has the files.
 
     Attributes:
-        passages: So many, whatever their tokens; the benchmark's number for the length unless given.
-        shots: Demonstrations.
+        passages: Number of passages, whatever their tokens; by default the benchmark's number for the length.
+        shots: Number of demonstrations.
         sizes: Passages by nominal length.
         instruction: What the prompt begins with.
-        asks: What stands before a question.
-        prefix: What stands before an answer.
+        asks: Text before a question.
+        prefix: Text before an answer.
     """
 
     name: str
@@ -81,7 +81,7 @@ class PassageTask(FolderTask):
 
     @abstractmethod
     def file(self, passages: int) -> DataFile:
-        """The questions with so many passages each."""
+        """The questions with the given number of passages each."""
 
     @property
     @abstractmethod
@@ -105,7 +105,7 @@ class PassageTask(FolderTask):
         """A row, checked."""
 
     def evidence(self, asked: PassageQuestion, context: str) -> list[tuple[int, int]]:
-        """Where answers stand in the context."""
+        """Where answers are in the context."""
         return []
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:

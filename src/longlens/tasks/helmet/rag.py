@@ -114,7 +114,7 @@ class RetrievedQA(PassageTask):
         return QUESTIONS * self.kilt.depths
 
     def file(self, passages: int) -> DataFile:
-        """The questions with so many passages each."""
+        """The questions with the given number of passages each."""
         return self.kilt.named(self.kilt.asked.format(passages=passages))
 
     @property
@@ -190,7 +190,7 @@ class Rerank(PassageTask):
     prefix = "\nRanking:"
 
     def file(self, passages: int) -> DataFile:
-        """The queries with so many passages each."""
+        """The queries with the given number of passages each."""
         name = RERANK_FILE.format(passages=passages)
         return DataFile(
             names=(f"msmarco/{name}", name),

@@ -41,8 +41,8 @@ class JsonKV(Task):
     """HELMET's JSON key and value.
 
     Attributes:
-        pairs: So many pairs, whatever their tokens, as HELMET has them; as many as the length holds unless given.
-        shots: Demonstrations.
+        pairs: Number of pairs, whatever their tokens, as in HELMET; by default as many as fit into the length.
+        shots: Number of demonstrations.
     """
 
     name: str = "json_kv"
@@ -109,7 +109,7 @@ class _Pairs(Plan):
         key, value = pairs[asked]
         context = json.dumps(dict(pairs))
         shown = "".join(f"Key: {key}{PREFIX} {value}\n\n" for key, value in self._shown)
-        # The first pair has one brace before it, all others what stands between pairs.
+        # The first pair has one brace before it, all others have the text between pairs.
         rng = draws(*self._sample, "distractors")
         end = len("{") + sum(len(_pair(*pair)) for pair in pairs[: asked + 1]) - len(", ") - len('"')
         return Draft(

@@ -5,7 +5,7 @@ configs/summ.yaml. Metric: three questions to a judge (scripts/eval_gpt4_summ.py
 arXiv 2402.13718, MIT; Multi-LexSum, Shen et al., arXiv 2206.10883, ODC-By; the key points that a judge looks for are
 HELMET's. Known differences, beside those of `longlens.tasks.helmet.longqa`: the judge's prompts are ours unless the
 user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's counts that cannot be make a sample unreadable; the
-judge sees the reply without the prefix that stands in the prompt.
+judge sees the reply without the prefix in the prompt.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def mean_over_tasks(scores: Mapping[str, float]) -> float:
 def weighted_average(scores: Mapping[int, float], *, increasing: bool) -> float:
     """The mean over lengths with weights 1, 2, …, n in the order of the lengths, or n, …, 2, 1.
 
-    ``wAvg. (inc)`` of RULER's table stands for use at long lengths, ``wAvg. (dec)`` for use at short ones; its ``Avg.``
+    ``wAvg. (inc)`` of RULER's table weights long lengths more, ``wAvg. (dec)`` short ones; its ``Avg.``
     is the plain mean.
 
     Args:

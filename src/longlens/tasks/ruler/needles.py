@@ -114,15 +114,15 @@ class Hay(ABC):
 
     @abstractmethod
     def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
-        """Puts needles into so many units."""
+        """Puts needles into the given number of units."""
 
     def values(self, units: int) -> list[str]:
-        """Values that stand in so many units."""
+        """Values that are in the given number of units."""
         return []
 
 
 class ProseHay(Hay):
-    """Words; needles stand between sentences, at depths drawn from `DEPTHS` without replacement."""
+    """Words; needles are between sentences, at depths drawn from `DEPTHS` without replacement."""
 
     least = 1
 
@@ -177,7 +177,7 @@ class Needles(RulerTask):
         name: RULER's name.
         keys: Keys that have values in the text; as many as are asked for at least.
         values: Values of each key.
-        queries: Keys that are asked for.
+        queries: Keys that the question asks for.
         key_kind: What keys are.
         value_kind: What values are.
     """

@@ -49,7 +49,7 @@ class RulerQuestion(NamedTuple):
         answers: Any of them is right.
         gold: Documents that have to be there.
         related: Documents that are taken before others.
-        evidence: Where answers stand: document, start and end there.
+        evidence: Where answers are: document, start and end.
     """
 
     text: str
@@ -200,7 +200,7 @@ def read_squad(content: Any, name: str) -> tuple[list[RulerQuestion], list[str]]
 
 
 def read_hotpotqa(content: Any, name: str) -> tuple[list[RulerQuestion], list[str]]:
-    """HotpotQA, distractor setting: each question with its ten paragraphs; answers stand in the supporting ones."""
+    """HotpotQA, distractor setting: each question with its ten paragraphs; answers are in the supporting ones."""
     if not isinstance(content, list):
         raise HOTPOTQA.wrong(name, "not a list")
     paragraphs = [_paragraphs(row, name) for row in content]

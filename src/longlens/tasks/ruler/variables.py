@@ -82,7 +82,7 @@ class Chain(Plan):
         return f"\n{NOISE}"
 
     def draft(self, units: int) -> Draft:
-        """The lines of the chain stand in order, before lines drawn without replacement."""
+        """The lines of the chain are in order, before lines drawn without replacement."""
         places = sorted(draws(*self._key).sample(range(units), len(self._lines)))
         context = hide_needles([NOISE] * units, self._lines, places, "\n")
         before = self._example + BEFORE

@@ -248,7 +248,7 @@ class _FrequentPlan(Plan):
         return counts[: next((rank for rank, count in enumerate(counts) if count == 0), last)]
 
     def _when(self, rank: int, count: int) -> float:
-        """Units from which on a rank is there so many times."""
+        """Number of units from which a rank occurs ``count`` times."""
         return float(count * self._zeta * rank**self._alpha)
 
     def _is_clear(self, units: int) -> bool:
