@@ -89,13 +89,15 @@ def test_errors_that_are_explained_are_errors_of_the_code():
             assert symptom in known, f"docs/errors.md: no message has {symptom!r}"
 
 
-def test_the_prose_of_messages_is_checked_and_that_of_docstrings_is_not():
+def test_the_prose_of_messages_is_checked_and_that_of_docstrings_for_fewer_words():
     message = 'f"{name} is no number, "\n    "so it is refused"'
     code = f'"""What stands here."""\nraise ValueError(\n    {message}\n)\nkey = "refused"\n'
     found = list(docs.prose.complaints_of("src/longlens/x.py", code))
     assert [message.split(":")[0] for _, message in found] == ["'is no '", "'refused'"]
     assert {line for line, _ in found} <= {3, 4}
     assert not list(docs.prose.complaints_of(docs.prose.PROMPTS[0], code))
+    code = '"""A function.\n\nHolds one result against the other.\n"""\nx = f(1)  # likewise\n'
+    assert [line for line, _ in docs.prose.complaints_of("src/longlens/x.py", code)] == [3]
 
 
 def test_the_python_api_page_names_what_exists():
