@@ -125,7 +125,7 @@ def read_claims() -> Claims:
 
 
 class Evidence:
-    """What claims are judged by: published numbers, and the result file of an experiment, None where there is none."""
+    """What claims are judged by: published numbers, and the result file of an experiment, None if there is none."""
 
     def __init__(self, result: Mapping[str, Any] | None = None) -> None:
         self.result = result
@@ -133,7 +133,7 @@ class Evidence:
         self.checks = {check.id: check for check in checks()}
 
     def value(self, operand: str) -> float | None:
-        """An operand of a rule, as ``claims.yaml`` describes them; None where a result has null.
+        """An operand of a rule, as ``claims.yaml`` describes them; None if a result has null.
 
         Raises:
             UserError: There is no such number.
@@ -221,7 +221,7 @@ def reference(text: str) -> Published:
 
 
 def number_at(content: Any, path: str) -> float | None:
-    """The number at a path of a result; None where it has null, such as an interval that does not exist.
+    """The number at a path of a result; None if it has null, such as an interval that does not exist.
 
     Args:
         content: The result.
@@ -257,7 +257,7 @@ def _inner(item: Any, key: str) -> Any:
 
 
 def read_result(experiment: Experiment) -> dict[str, Any] | None:
-    """The result file of an experiment; None where it is not there."""
+    """The result file of an experiment; None if it is not there."""
     path = RESULTS / experiment.file
     return read_json(path) if path.exists() else None
 

@@ -35,7 +35,7 @@ print(json.dumps({"tokens": tokens, "loaded_gb": loaded, "peak_gb": status_bytes
 
 
 def status_bytes(name: str, process: int | str = "self") -> int:
-    """Memory of a process as Linux counts it: ``VmRSS`` now, ``VmHWM`` at most so far; of this one unless given.
+    """Memory of a process as Linux counts it: ``VmRSS`` now, ``VmHWM`` at most so far; of this one by default.
 
     Not ru_maxrss: a child begins with its parent's peak there.
     """

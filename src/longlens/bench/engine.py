@@ -43,7 +43,7 @@ class EngineSettings:
         backend: lm-evaluation-harness's name, such as ``hf``, ``vllm``, ``sglang``, ``local-completions``,
             ``local-chat-completions``; empty is ``hf``, or ``local-completions`` for a server.
         arguments: More arguments of the backend.
-        tokenizer: Whose tokenizer counts and, for a server, encodes; the model's own unless given.
+        tokenizer: Whose tokenizer counts and, for a server, encodes; the model's own by default.
         loading: How the model is loaded.
         batch_size: Prompts at a time, or ``auto``.
         max_length: Tokens that prompt and answer may have; the model's maximum length by default.
@@ -89,7 +89,7 @@ class EngineSettings:
 
     @property
     def api_key(self) -> str:
-        """The key that is sent to the server; empty where none is.
+        """The key that is sent to the server; empty if none is.
 
         Raises:
             UserError: It has characters that no key has.
@@ -194,7 +194,7 @@ def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> 
 def describe(settings: EngineSettings, limit: PromptLimit) -> dict[str, Any] | None:
     """What is recorded of an engine, as far as it is known before the model is loaded: enough to distinguish models.
 
-    None where it is not known yet, since the weights are still to be downloaded.
+    None if it is not known yet, since the weights are still to be downloaded.
 
     Raises:
         UserError: A folder has no weight files.
@@ -228,7 +228,7 @@ class ModelRequest(NamedTuple):
         continuation: Is to be scored; None asks for an answer.
         max_new_tokens: Tokens that an answer may have.
         stop: Where an answer ends.
-        num_tokens: Number of tokens of prompt and continuation; None where they were not counted.
+        num_tokens: Number of tokens of prompt and continuation; None if they were not counted.
     """
 
     key: str
@@ -244,7 +244,7 @@ class ModelAnswer(NamedTuple):
 
     Attributes:
         key: Key of the request.
-        text: The answer, without the stop; None where a continuation was scored.
+        text: The answer, without the stop; None if a continuation was scored.
         is_truncated: Whether the answer ended for its number of tokens, and neither by itself nor by a stop.
         logprob: Log-probability of the continuation, in nats.
         is_greedy: Whether greedy decoding would have written the continuation.

@@ -60,7 +60,7 @@ class PromptSettings:
         mode: One of `MODES`.
         template: One of `TEMPLATES`.
         template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
-        overlong: Truncation policy, one of `longlens.tasks.truncation.POLICIES`; each task's own unless given.
+        overlong: Truncation policy, one of `longlens.tasks.truncation.POLICIES`; each task's own by default.
         think_tokens: More tokens for an answer, for reasoning before it.
     """
 

@@ -121,9 +121,9 @@ def summarize_batch(
         ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all; numbers of samples that were scored, that
         have no answer yet, were left out for their length, were shortened, and of answers that were truncated;
         ``needs_judge``: whether the score is None since no judge was asked; ``depths``; and which text or data the
-        samples were made of. In mode choice also ``num_choices`` (None where samples differ in it); ``chance``, the
+        samples were made of. In mode choice also ``num_choices`` (None if samples differ in it); ``chance``, the
         mean over the scored samples of 100 / choices; and ``chance_in_text``, the mean of 100 / choices that stand in
-        the text: what a model has that knows which values it has read, and no more (None where samples do not say).
+        the text: what a model has that knows which values it has read, and no more (None if samples do not say).
     """
     first = rows[0]
     task = first.task
@@ -345,11 +345,11 @@ class GradedSample:
     """A sample and its scores.
 
     Attributes:
-        sample: The sample; its prompt is empty where it was not asked for, or not stored.
+        sample: The sample; its prompt is empty if it was not asked for, or not stored.
         task: Its task.
         batch: Task, length and seed.
-        prediction: The answer without reasoning; None in other modes, or where there is none.
-        scores: Numbers from 0 to 1; None where there is no answer.
+        prediction: The answer without reasoning; None in other modes, or if there is none.
+        scores: Numbers from 0 to 1; None if there is no answer.
         is_truncated: Whether the answer ended for its number of tokens.
         is_skipped: Whether the sample was left out for its length.
         nll: Negative log-likelihood of the right answer, in nats; None in mode generate.

@@ -49,7 +49,7 @@ class SampleBatch:
         name: Task, length and seed, as in the samples' ids.
         task: Their task.
         ids: IDs of the samples.
-        sample: Builds or reads a sample; None where it is left out for its length.
+        sample: Builds or reads a sample; None if it is left out for its length.
         recipe: Hash of all that a sample is made of, for which it need not be made.
         order: In which samples are checked: the one that is the most likely too long first.
         sizes: About how many tokens the prompt of each sample has; none is built for that.
@@ -90,10 +90,10 @@ def task_batches(
     Args:
         tasks: What is built.
         lengths: In tokens; none where settings or data fix the lengths.
-        samples: Number of samples of each task and length; the benchmark's own number unless given.
+        samples: Number of samples of each task and length; the benchmark's own number by default.
         seed: Seed of the samples.
         tokenizer: Counts.
-        overlong: Truncation policy; the task's own unless given.
+        overlong: Truncation policy; the task's own by default.
         reserve: Tokens that are left for a chat template.
 
     Raises:

@@ -32,7 +32,7 @@ class HarnessTask:
         name: Ours.
         task: Its; several with commas between them.
         metric: The number that papers report; empty for a group without one.
-        few_shot: Examples in the prompt; the task's own number unless given.
+        few_shot: Examples in the prompt; the task's own number by default.
         by_length: Whether its data comes in lengths, such as ``4k``, of which it takes one at a time.
     """
 
@@ -85,7 +85,7 @@ class BenchSettings:
     Attributes:
         tasks: Names of tasks and suites, or files of samples that `longlens bench build` wrote.
         lengths: Budgets in tokens, each of them for every task; none where settings or data fix the lengths.
-        samples: Number of samples of each task and length; the benchmark's own number unless given.
+        samples: Number of samples of each task and length; the benchmark's own number by default.
         seed: Seed of the samples.
         prompts: How samples are put to the model.
         think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.

@@ -10,7 +10,7 @@
     RUN/judged/part-….jsonl                a line a sample that a judge or an NLI model scored
     RUN/results.json                       what the answers come to; made again from them at any time
 
-A last line that a kill or a full disk broke off does not count. A part is of one process and is named
+A last line that a killed run or a full disk broke off does not count. A part is of one process and is named
 ``part-RANK-TIME-UUID``, so that those of a process sort in the order in which they were started: of two results of one
 thing the last one counts.
 """
@@ -109,7 +109,7 @@ class BenchRun:
         rank: Rank of this process; the first one alone writes manifest and results.
 
     Raises:
-        UserError: The folder holds something else, another run, or cannot be written.
+        UserError: The folder contains something else, another run, or cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any], *, rank: int = 0) -> None:

@@ -110,7 +110,7 @@ def _newest_beside(out: Path) -> list[Path]:
 
 
 def _name_of(folder: Path) -> str | None:
-    """The model of a run directory of scores; None where the folder is none."""
+    """The model of a run directory of scores; None if the folder is none."""
     from longlens.errors import UserError
     from longlens.runs.folder import read_manifest
 

@@ -25,7 +25,7 @@ class TimeLeft:
 
     Args:
         done: Units that were done at the start.
-        total: Units in all; None where that is not known.
+        total: Units in all; None if that is not known.
     """
 
     def __init__(self, done: float, total: float | None) -> None:
@@ -43,7 +43,7 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from now on; None where nothing can be said."""
+        """Seconds from now on; None if nothing can be said."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 

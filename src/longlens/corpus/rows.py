@@ -390,7 +390,7 @@ def document_of_row(
         row: The row.
         source_id: The id of its file or dataset, from which a row without an id has its own.
         options: Fields and filters.
-        decoder: Turns ``input_ids`` into text; None where rows hold text.
+        decoder: Turns ``input_ids`` into text; None if rows hold text.
 
     Raises:
         UserError: A field is missing, or its value is invalid.

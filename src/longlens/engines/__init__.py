@@ -1,4 +1,4 @@
-"""Engines by name, each a function ``(name, loading, engine) -> Scorer``. Nothing heavy is imported here.
+"""Engines by name, each a function ``(name, loading, engine) -> Scorer``. Imports no heavy package.
 
 The same function is what another package adds by an entry point of ``longlens.scorers``. longlens's own are in
 `OWN`, so that they are found without installed metadata, as from a source tree.

@@ -1,4 +1,4 @@
-"""Addresses of servers, and which key may be sent where. Nothing heavy is imported here."""
+"""Addresses of servers, and which key may be sent where. Imports no heavy package."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def find_key(server: Server) -> str:
 
 
 def read_key(name: str) -> str:
-    """The key in an environment variable; empty where there is none.
+    """The key in an environment variable; empty if there is none.
 
     Raises:
         UserError: It has characters that no key has, such as a line's end; it is not repeated.

@@ -58,7 +58,7 @@ class EngineScorer(ABC):
 
     Attributes:
         info: What a run records.
-        longest: Tokens that a request may have; None where it is not known.
+        longest: Tokens that a request may have; None if it is not known.
     """
 
     info: ScorerInfo
@@ -76,7 +76,7 @@ class EngineScorer(ABC):
 
     @abstractmethod
     def _greedy(self, token_ids: Sequence[int]) -> Greedy | None:
-        """What the engine generates after the tokens; None where its answer does not tell which token that is."""
+        """What the engine generates after the tokens; None if its answer does not tell which token that is."""
 
     def encode(self, document: Document) -> Encoded:
         """Tokens of the document's text and their spans; no special tokens are added."""

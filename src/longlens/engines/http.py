@@ -127,7 +127,7 @@ class Http:
         return self._wait(self._submit(self._send("POST", path, body, tokens, is_first=True)))
 
     def ask_if_there(self, method: str, path: str, body: Any = None, *, without: str) -> Any:
-        """JSON at a path that not all servers have; None where it is not there, or takes another request.
+        """JSON at a path that not all servers have; None if it is not there, or takes another request.
 
         Where the server has it, and does not let us in, that is a warning, as scoring is possible without.
 

@@ -28,7 +28,7 @@ from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
 BATCH_TOKENS = 512
-"""Tokens of a call of ``llama_decode`` unless given: llama.cpp's own ``n_ubatch``."""
+"""Tokens of a call of ``llama_decode`` by default: llama.cpp's own ``n_ubatch``."""
 LEAST_CONTEXT = 1024
 ATTENTION_BYTES = 256 * 2**20
 """Bound on the attention matrix of a layer where it is made, in float32."""

@@ -154,7 +154,7 @@ def server_info(
         tokenizer: Its tokenizer, of transformers.
         kind: Such as ``vllm``.
         version: Version of the server; empty if it reports none.
-        root: What the model was loaded from, as the server says; None where it does not.
+        root: What the model was loaded from, as the server says; None if it does not.
         max_length: Tokens that a request may have.
         dtype: Dtype of the weights, where the server says.
     """

@@ -27,7 +27,7 @@ from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
 BATCH_TOKENS = 2048
-"""``max_num_batched_tokens`` unless given. The V1 model runner makes fp32 logits of all of them, which vLLM's memory
+"""``max_num_batched_tokens`` by default. The V1 model runner makes fp32 logits of all of them, which vLLM's memory
 profile leaves out (vLLM issues 5907, 14239): 2,048 x 152k x 4 bytes are 1.2 GB, a few times."""
 MEMORY_UTILIZATION = 0.8
 """``gpu_memory_utilization``, below vLLM's default, for those logits."""
@@ -137,7 +137,7 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
 
     Args:
         name: Hub id or folder with safetensors weights.
-        loading: ``batch_tokens`` is vLLM's ``max_num_batched_tokens``, 2,048 unless given.
+        loading: ``batch_tokens`` is vLLM's ``max_num_batched_tokens``, 2,048 by default.
         engine: ``max_model_len`` bounds the tokens of a document; the model's maximum length by default.
 
     Raises:

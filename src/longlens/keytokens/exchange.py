@@ -200,7 +200,7 @@ def import_upstream(folder: str | os.PathLike[str], documents: Iterable[Document
 
     File N belongs to document N, counted from 0; the package records neither its text nor its settings, which are
     therefore None except for the evaluator, which is the folder's name. A file is ``[start, end];[start, end];…`` in
-    characters of the text that the package scored, and empty where it found no key token. The documents have to be
+    characters of the text that the package scored, and empty if it found no key token. The documents have to be
     truncated as that text was (the package decodes the first ``max_length - 1`` tokens).
 
     Args:

@@ -54,7 +54,7 @@ def longce_loss(
     difference. CLEX in training draws random positions only in the long pass, which the weights contain as well.
 
     Args:
-        model: A causal language model of transformers; also with LoRA, prepared by accelerate, in
+        model: A transformers causal language model; also with LoRA, prepared by accelerate, in
             DistributedDataParallel, or sharded by FSDP2 (``fully_shard``).
         input_ids: ``(B, S)`` int64, padded on the right.
         labels: ``(B, S)``, -100 for context-only tokens and padding. The label of a token is at the token itself, as in

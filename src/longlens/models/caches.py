@@ -287,7 +287,7 @@ class CacheUse:
 
     @property
     def identity(self) -> str | None:
-        """Its part of a model's identity: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None where everything is kept."""
+        """Its part of a model's identity: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None if everything is kept."""
         if self.policy.name == FullCache.name:
             return None
         return f"{self.policy.name}@{self.chunk if self.protocol == 'stream' else f'prefill+{self.chunk}'}"

@@ -107,7 +107,7 @@ class Checkpoint:
         """The model with its weights, and what transformers says of the loading.
 
         Args:
-            loader: A function as ``from_pretrained``; a causal language model is loaded unless given.
+            loader: A function as ``from_pretrained``; a causal language model is loaded by default.
 
         Raises:
             UserError: It cannot be loaded.

@@ -39,10 +39,10 @@ class EntailmentModel(ABC):
         name: What messages call it.
         weights_sha256: Says which weights it has.
         max_tokens: Maximum number of tokens of premise and claim together with special tokens; a longer premise loses
-            its end. Nothing is truncated unless given, as in HELMET.
+            its end. Nothing is truncated by default, as in HELMET.
 
     Attributes:
-        generation: As of `longlens.models.generate.TransformersGenerator`; None where nothing is generated.
+        generation: As of `longlens.models.generate.TransformersGenerator`; None if nothing is generated.
 
     Raises:
         UserError: ``max_tokens`` is below 1, or the model is of the wrong kind.
@@ -205,7 +205,7 @@ def _kind(name: str, config: Any) -> tuple[type[EntailmentModel], str]:
 
 
 def _positions(model: Any) -> int | None:
-    """Tokens that the model has positions for; None where it is not bounded, as T5."""
+    """Tokens that the model has positions for; None if it is not bounded, as T5."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         is_table = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)

@@ -37,7 +37,7 @@ class Adapter(NamedTuple):
 
 
 def find_adapter(source: Source, folder: Path | None = None) -> Adapter | None:
-    """The adapter of PEFT in a model's folder; None where there is none.
+    """The adapter of PEFT in a model's folder; None if there is none.
 
     Raises:
         UserError: It names no base model.
@@ -94,13 +94,13 @@ def load_max_length(name: str, *, trust_remote_code: bool = False) -> int | None
     """`model_max_length` of a model by its name.
 
     Raises:
-        UserError: No such model.
+        UserError: There is no such model.
     """
     return model_max_length(load_config(resolve(name), trust_remote_code=trust_remote_code))
 
 
 def model_max_length(config: Any) -> int | None:
-    """Tokens that a model of this configuration was made for; None where it names none, as recurrent models.
+    """Tokens that a model of this configuration was made for; None if it names none, as recurrent models.
 
     With RoPE scaling, ``max(max_position_embeddings, factor * original_max_position_embeddings)``: the model cards of
     Qwen2.5 and Qwen3 add YaRN and leave ``max_position_embeddings``. Dynamic NTK has no length that it is made for
@@ -133,10 +133,10 @@ def load_decoder(name: str, *, trust_remote_code: bool = False) -> Callable[[Seq
 
     Args:
         name: Name or path of the model whose tokenizer made them.
-        trust_remote_code: Runs code that comes with the model.
+        trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
-        UserError: No such tokenizer.
+        UserError: There is no such tokenizer.
     """
     from longlens.tokenization import decoder_of
 
@@ -147,7 +147,7 @@ def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
     """The tokenizer of a model as text to tokens and spans; the weights are not loaded.
 
     Raises:
-        UserError: No such tokenizer.
+        UserError: There is no such tokenizer.
     """
     from longlens.tokenization import TextEncoder
 
@@ -158,7 +158,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, of transformers.
 
     Raises:
-        UserError: No such tokenizer.
+        UserError: There is no such tokenizer.
     """
     from transformers import AutoTokenizer
 

@@ -66,7 +66,7 @@ class Forward:
 
         Args:
             input_ids: ``(B, S)``.
-            position_ids: ``(B, S)``; 0, 1, ... unless given.
+            position_ids: ``(B, S)``; 0, 1, ... by default.
 
         Returns:
             ``(B, S, H)``.
@@ -137,7 +137,7 @@ class Forward:
 
     @cached_property
     def attention_windows(self) -> list[int] | None:
-        """Windows of the layers with sliding or chunked attention; None where a layer keeps other state than keys and
+        """Windows of the layers with sliding or chunked attention; None if a layer keeps other state than keys and
         values (state-space and hybrid models), or rotary frequencies depend on length.
         """
         # xLSTM takes a cache of its own, and its configuration says nothing of it.

@@ -52,7 +52,7 @@ class UnloadedModel:
             name: Name or path of the model.
             loading: How it is loaded.
             engine: The inference engine.
-            team: Processes that share the model; those that torchrun started unless given.
+            team: Processes that share the model; those that torchrun started by default.
             statistics: Names of what else is computed of each token, see `longlens.scoring.statistics`.
             reference: The model that they compare with.
 
@@ -295,7 +295,7 @@ def load_transformers(
     Args:
         name: Name or path of the model.
         loading: How it is loaded.
-        tokenizer: The model's tokenizer: loaded, or its Hub id or folder; found by the model's name unless given.
+        tokenizer: The model's tokenizer: loaded, or its Hub id or folder; found by the model's name by default.
         cache: Policy of the key-value cache, and how it is fed.
 
     Raises:

@@ -287,7 +287,7 @@ def load_cache(name: str) -> CachePolicy:
     """The policy of a name as ``full`` or ``NAME:SETTINGS``, or as ``MODULE:NAME:SETTINGS`` of any Python module.
 
     Other packages add names by entry points of the group ``longlens.caches``: a function, or a class, that makes the
-    policy of the text after the colon (empty where there is none).
+    policy of the text after the colon (empty if there is none).
 
     Raises:
         UserError: No such policy, or settings that it does not take.
@@ -314,7 +314,7 @@ def load_cache(name: str) -> CachePolicy:
 
 
 def _imported(name: str) -> Callable[[str], CachePolicy] | None:
-    """What ``MODULE:NAME`` or ``MODULE:NAME:SETTINGS`` names; None where it is none of these, or no such module exists.
+    """What ``MODULE:NAME`` or ``MODULE:NAME:SETTINGS`` names; None if it is none of these, or no such module exists.
 
     Raises:
         UserError: The module cannot be imported, or has no such function or class.

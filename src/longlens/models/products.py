@@ -116,7 +116,7 @@ class _View(NamedTuple):
         first: Of the keys that some of them see.
         last: The one after the last such key.
         hidden: Columns of ``[first, last)`` that some query does not see, in runs, and what is added to their scores.
-        blind: Which queries see no key; None where each sees one.
+        blind: Which queries see no key; None if each sees one.
     """
 
     first: int

@@ -64,7 +64,7 @@ def dequantizing_config(config: Any) -> Any:
 
 
 def quantization_settings(config: Any) -> dict[str, Any] | None:
-    """``quantization_config`` of a model's configuration, or of its text part; None where it is not quantized."""
+    """``quantization_config`` of a model's configuration, or of its text part; None if it is not quantized."""
     for part in (config, config.get_text_config(decoder=True)):
         found = getattr(part, "quantization_config", None)
         if found is not None:
@@ -99,7 +99,7 @@ def dtype_note(dtype: torch.dtype, note: str = "") -> str:
 def plan_quantization(
     name: str, config: Any, dtype: torch.dtype, device_map: Any, *, is_asked: bool = False
 ) -> Quantization | None:
-    """What transformers will do with a checkpoint, found without its weights; None where it is not quantized.
+    """What transformers will do with a checkpoint, found without its weights; None if it is not quantized.
 
     Args:
         name: Name of the model, for messages.

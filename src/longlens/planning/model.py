@@ -52,7 +52,7 @@ class TracedModel:
         dtype: Dtype of the weights.
         attention: ``sdpa``, ``eager`` or one of `FLASH`.
         on_gpu: Whether a GPU is planned for, where half-precision heads need no float32 copy.
-        trust_remote_code: Runs code that comes with the model.
+        trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
         UserError: No such attention, or transformers has no such causal language model.

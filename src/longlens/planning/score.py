@@ -338,7 +338,7 @@ def plan_score(
         tensor_parallel: Number of devices that share each layer, divided by transformers' plan for the model.
         rates: Measured speed of the device; by default the published peak times ``utilization``.
         utilization: Share of the peak; 0.4 by default.
-        trust_remote_code: Runs code that comes with the model.
+        trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
         UserError: The model does not exist or cannot be planned, or no window can be made from the settings.

@@ -1,4 +1,4 @@
-"""Pictures of stored scores: one HTML page that needs no network, and the same charts as PNG and SVG. No torch here."""
+"""Reports of stored scores: one HTML page without network access, and its charts as PNG and SVG. Imports no torch."""
 
 from longlens.report.html import write_report
 from longlens.report.summary import ReportSummary, summarize_runs

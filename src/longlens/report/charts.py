@@ -119,7 +119,7 @@ def charts(summary: ReportSummary) -> list[Chart]:
 
 
 def _ppl_and_longppl(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart | None:
-    """Both perplexities of every compared run; None where no run has a LongPPL."""
+    """Both perplexities of every compared run; None if no run has a LongPPL."""
     if all(run.result is None or run.result.longppl is None for run in runs):
         return None
     series = []

@@ -38,7 +38,7 @@ class PageDocuments:
 
     Args:
         path: The page, beside which that file is.
-        wanted: Ids of the documents, in this order; the first ones unless given.
+        wanted: Ids of the documents, in this order; the first ones by default.
         num_documents: How many of the first ones; None for as many as fit.
         max_bytes: What they may take of the page, if nothing else says how many; one is always shown.
     """
@@ -79,7 +79,7 @@ class PageDocuments:
         """Takes a document if it is one of those to show.
 
         Args:
-            rows: Its scores in each run of the report; None where a run has no such document.
+            rows: Its scores in each run of the report; None if a run has no such document.
             shorts: The short context of each run.
             keys: Its key tokens, where they are not the evaluator's to select.
             judge: Place of the run whose tokens are traced back to earlier mentions.

@@ -42,11 +42,11 @@ class KeyToken:
         before: The text before it.
         text: Its own.
         after: The text after it.
-        lsd: Nats; None where that run has no short-context scores.
-        long: Log-probability of its characters under each run of the report; None where tokens begin or end elsewhere.
+        lsd: Nats; None if that run has no short-context scores.
+        long: Log-probability of its characters under each run of the report; None if tokens begin or end elsewhere.
         short: Under the short context.
         contexts: Log-probability at every K that was scored, the smallest first.
-        since: Tokens since the word was mentioned before: 0 for a new word, None where it is in no word, or the text
+        since: Tokens since the word was mentioned before: 0 for a new word, None if it is in no word, or the text
             was not stored.
     """
 
@@ -85,7 +85,7 @@ class Evidence:
         wins: By place of a run: of how many key tokens the first run has a score too, and how often its own
             log-probability is above the first run's.
         since: Tokens in words, ``(2, classes)``: of key tokens and of all others, new words first, then by `DISTANCES`.
-        gains: By place of a run with short-context scores, the gain of each of `GROUPS`; None where no text was stored.
+        gains: By place of a run with short-context scores, the gain of each of `GROUPS`; None if no text was stored.
         document_gains: By place of a run, by document: the mean LSD, nats per token.
         by: The field of the documents that `field_gains` are by; None unless one was named.
         field_gains: By place of a run with short-context scores, by value of the field: the gain of the documents that
@@ -127,7 +127,7 @@ class EvidenceSums:
         self._document_gains: dict[int, dict[str, float]] = {}
 
     def add(self, documents: Sequence[ScoredDocument | None]) -> None:
-        """Counts a document in, as each run has it; None where a run has not."""
+        """Counts a document in, as each run has it; None if a run has not."""
         for place, (document, short) in enumerate(zip(documents, self._shorts, strict=True)):
             if document is not None and short is not None and short in document.row.short:
                 self._add_gains(place, document.row.at(context=short.context, stride=short.stride))

@@ -51,7 +51,7 @@ def grid(cells: Iterable[tuple[int, float, float | None]]) -> Grid:
     """``means[d, l]`` = mean of the scores of all cells of depth d and length l that have one.
 
     Args:
-        cells: Length in tokens, depth in percent of the text, and score in percent or None where there is none; one for
+        cells: Length in tokens, depth in percent of the text, and score in percent or None if there is none; one for
             each sample.
 
     Raises:

@@ -42,7 +42,7 @@ class ReportRun:
         short: The short context that LSD is of here: that of the key tokens, or where it has not that, its own.
         distributions: Over all its documents.
         result: Its perplexities; None for an evaluator that is not compared itself.
-        reach: How far back its context reaches; None where fewer than three K were scored.
+        reach: How far back its context reaches; None if fewer than three K were scored.
         thresholds: Its LongPPL at every position of the two sliders; None without evaluator scores, or for an
             evaluator that is not compared itself.
     """
@@ -62,8 +62,8 @@ class ReportSummary:
 
     Attributes:
         runs: The compared runs in their order, the baseline first; then the evaluator where it is not one of them.
-        evaluator: Which of the runs selects the key tokens; None where they came from a file, or there are none.
-        keys: The key tokens at the thresholds of the report; None where there are none.
+        evaluator: Which of the runs selects the key tokens; None if they came from a file, or there are none.
+        keys: The key tokens at the thresholds of the report; None if there are none.
         pairs: Every other compared run against the baseline.
         benchmarks: By the name of a benchmark, the scores of runs by their names.
         correlations: Correlations of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
@@ -123,7 +123,7 @@ def summarize_runs(
         evaluator_scores: Scores of the evaluator, which selects the key tokens. Without these and keys, the first run
             that has short-context scores is the evaluator, and a note says so.
         keys: Key tokens, instead of evaluator scores.
-        rule: How the evaluator's scores select key tokens; the paper's thresholds unless given.
+        rule: How the evaluator's scores select key tokens; the paper's thresholds by default.
         answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
         benchmarks: By the name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
         cost: What the other runs lost of the first one's gain, see `longlens.cost`.

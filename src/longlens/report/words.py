@@ -25,7 +25,7 @@ class Words(NamedTuple):
 
     Attributes:
         spans: ``(w, 2)``, ``[start, end)`` in characters.
-        earlier: ``(w,)``, the last word before that is the same, capitals included; -1 where there is none.
+        earlier: ``(w,)``, the last word before that is the same, capitals included; -1 if there is none.
         kinds: ``(w,)``, places in `KINDS`.
     """
 
@@ -74,7 +74,7 @@ def _begins_sentence(text: str, start: int) -> bool:
 
 
 def words_of_tokens(char_spans: npt.ArrayLike, words: Words) -> Ints:
-    """``(n,)``: the first word that each token shares a character with; -1 where there is none."""
+    """``(n,)``: the first word that each token shares a character with; -1 if there is none."""
     spans = as_spans(char_spans)
     if not len(words.spans):
         return np.full(len(spans), -1, dtype=np.int64)

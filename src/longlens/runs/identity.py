@@ -44,12 +44,12 @@ class ModelIdentity:
     recorded no `config`; it is compared where both sides know it.
 
     Attributes:
-        weights_sha256: Hash of the weights, adapters and their base included; None where there are none here.
-        config: The configuration in force, see `functional_config`; None where it is not known.
+        weights_sha256: Hash of the weights, adapters and their base included; None if there are none here.
+        config: The configuration in force, see `functional_config`; None if it is not known.
         tokenizer_sha256: Hash of the tokenizer.
-        bos_token_id: The tokenizer's BOS; None where it has none.
+        bos_token_id: The tokenizer's BOS; None if it has none.
         own_prefix: Ids that the tokenizer puts before a text.
-        cache: Policy of the key-value cache; None where it keeps everything.
+        cache: Policy of the key-value cache; None if it keeps everything.
         dtype: Dtype of the weights.
         engine: What ran the model and its version, which is not compared, such as ``vllm 0.32.0``; empty for
             transformers.
@@ -79,7 +79,7 @@ class ModelIdentity:
 
     @property
     def sha256(self) -> str | None:
-        """Hash of all but dtype and engine, which round a model; None where neither weights nor config are known."""
+        """Hash of all but dtype and engine, which round a model; None if neither weights nor config are known."""
         if self.weights_sha256 is None and self.config is None:
             return None
         content = {name: value for name, value in self.to_json().items() if name not in _ROUNDING}
@@ -167,7 +167,7 @@ def functional_config(model: Any, adapters: Sequence[Mapping[str, Any]] = ()) ->
 
 
 def canonical_sha256(content: Any) -> str:
-    """sha256 of JSON values with sorted keys."""
+    """SHA-256 of JSON values with sorted keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -36,7 +36,7 @@ class PartWriter:
         counted: Column of lists that have an entry a token.
         name: Gives the name of the next file.
         check: Raises UserError where nothing may be written any more.
-        statistics: Columns that have statistics; all unless given.
+        statistics: Columns that have statistics; all by default.
 
     Raises:
         UserError: The disk is full or the folder cannot be written, as of all methods; whole files are untouched.
@@ -73,7 +73,7 @@ class PartWriter:
             self._flush()
 
     def tick(self) -> None:
-        """Commits a file whose oldest row is `PART_SECONDS` old, so that a kill loses no more work than that."""
+        """Commits a file whose oldest row is `PART_SECONDS` old, so that a killed run loses no more work than that."""
         if (self._part or self._rows) and time.monotonic() - self._opened >= PART_SECONDS:
             self.commit()
 

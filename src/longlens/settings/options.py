@@ -1,4 +1,4 @@
-"""Groups of settings that many functions accept: frozen, validated on construction, None where nothing was given.
+"""Groups of settings that many functions accept: frozen, validated on construction, None if nothing was given.
 
 A CLI command with a parameter of such a type gets one option per field, with the help text given here.
 """

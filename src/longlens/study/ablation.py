@@ -59,9 +59,9 @@ class Measure:
 
     Attributes:
         metric: Its name, see the module.
-        setting: What selects or weights tokens; None where nothing does. Of `longppl_self` its evaluator is "self".
-        alpha: Threshold of the long-short difference, nats; None where there is none.
-        beta: Threshold of the long-context likelihood, nats; None where there is none.
+        setting: What selects or weights tokens; None if nothing does. Of `longppl_self` its evaluator is "self".
+        alpha: Threshold of the long-short difference, nats; None if there is none.
+        beta: Threshold of the long-context likelihood, nats; None if there is none.
         values: One for each model: a perplexity, or bits.
         intervals: 95 % intervals of them over documents.
         num_tokens: Tokens that each value is about.
@@ -92,7 +92,7 @@ class Stability:
         alpha: As in `Measure`.
         beta: As in `Measure`.
         curve: Agreement with a ranking by other documents, by the number of documents.
-        stable_from: Documents on the curve from which on the mean tau-b is 0.9 or more; None where there are none.
+        stable_from: Documents on the curve from which on the mean tau-b is 0.9 or more; None if there are none.
         pairs: Which pairs of models all documents order beyond doubt, and how many documents would order the others.
     """
 
@@ -114,7 +114,7 @@ class EvaluatorAgreement:
         other: The second.
         is_own: Whether the second is a model that selects for itself, as in `longppl_self`, and ranks no others.
         keys: Of their key tokens.
-        kendall: tau-b of the rankings of the models by their LongPPL; None where the second ranks none.
+        kendall: tau-b of the rankings of the models by their LongPPL; None if the second ranks none.
         kendall_interval: 95 % interval of it, over documents.
     """
 
@@ -136,7 +136,7 @@ class Ablation(Tabular):
         alpha: Threshold of the long-short difference where the grid has no other, nats.
         beta: Threshold of the long-context likelihood of these keys.
         num_documents: Documents, the same for all.
-        benchmarks: Scores by benchmark, one for each model; None where there is none.
+        benchmarks: Scores by benchmark, one for each model; None if there is none.
         measures: Every metric of every model.
         stability: How many documents rankings need.
         agreement: Agreement of each two settings; then of the first with each model's own selection.

@@ -71,9 +71,9 @@ class MetricSums:
 
     Attributes:
         metric: Its name, see `longlens.study.ablation`.
-        setting: What selects or weights tokens; None where nothing does.
-        alpha: Threshold of the long-short difference, nats; None where there is none.
-        beta: Threshold of the long-context likelihood, nats; None where there is none.
+        setting: What selects or weights tokens; None if nothing does.
+        alpha: Threshold of the long-short difference, nats; None if there is none.
+        beta: Threshold of the long-context likelihood, nats; None if there is none.
         sums: ``(m, n, 2)``: log-probability and weight of each model and document.
         num_tokens: ``(m,)`` tokens that decide each value.
         is_bits: Whether the weight is a number of characters, and the value bits of one.
@@ -95,7 +95,7 @@ class MetricSums:
 
     @property
     def values(self) -> list[float | None]:
-        """A perplexity, or bits, of each model; None where it does not exist or is infinite."""
+        """A perplexity, or bits, of each model; None if it does not exist or is infinite."""
         with np.errstate(over="ignore"):
             shown = self.nats / math.log(2) if self.is_bits else np.exp(self.nats)
         return [float(value) if math.isfinite(value) else None for value in shown]
@@ -121,7 +121,7 @@ class AblationSums:
         evaluators: Scores of the evaluators; of one that is a model as well the same object.
         rule: `alpha`, `beta` and `gamma` where the grid has no other; `context` and `stride` where only these count.
         grid: alphas and betas.
-        self_evaluation: Whether each model is its own evaluator as well; None where it has the short-context scores.
+        self_evaluation: Whether each model is its own evaluator as well; None if it has the short-context scores.
 
     Raises:
         UserError: What `longlens.study.ablation.ablate` rejects before a document is read.

@@ -34,7 +34,7 @@ class ScoreFile(NamedTuple):
 
     Attributes:
         scores: Scores of each benchmark, by model.
-        families: Families of each model, by its name; empty where there is no such column.
+        families: Families of each model, by its name; empty if there is no such column.
         models: All of them.
     """
 
@@ -60,7 +60,7 @@ def join_benchmarks(
     Args:
         sources: Folders of benchmark runs, and CSV files.
         runs: The scored models.
-        names: What they are called; see `names_of` unless given.
+        names: What they are called; see `names_of` by default.
 
     Raises:
         UserError: A source cannot be read; two of them have a score of one benchmark and model; none of them is of a

@@ -50,7 +50,7 @@ _ALIKE = 1e-12
 """Spread over size of a column that has none; and how near to the observed coefficient one counts as equal."""
 
 Column = Sequence[float | None] | Doubles
-"""A value for each model; None or NaN where there is none."""
+"""A value for each model; None or NaN if there is none."""
 Statistic = Callable[[Doubles, Doubles, Doubles], Doubles]
 """Of ``x (n,)``, ``y (n,)`` and ``counts (b, n)``, how often each resample has each model: ``(b,)``, NaN for none."""
 
@@ -85,7 +85,7 @@ class Correlation:
         kendall: Kendall's tau-b.
         kendall_interval: 95 % interval of it.
         kendall_p: Two-sided; exact where nothing is tied.
-        log_pearson: Pearson's r of the metric's logarithm, in which differences of perplexities are nats; None where a
+        log_pearson: Pearson's r of the metric's logarithm, in which differences of perplexities are nats; None if a
             value is not above 0.
         log_interval: 95 % interval of it.
         exact: Whether `p` and `spearman_p` are over all orders.
@@ -165,7 +165,7 @@ class RankAgreement:
 
     Attributes:
         n: Models that have both scores.
-        spearman: None where it does not exist.
+        spearman: None if it does not exist.
         interval: 95 % interval.
         reason: Why something of this does not exist.
     """
@@ -186,13 +186,13 @@ class CorrelationTable(Tabular):
         metrics: Values by metric, one for each model.
         benchmarks: Scores by benchmark, one for each model.
         correlations: By metric and benchmark.
-        baseline: The metric that the others are tested against; None where it is not among them.
+        baseline: The metric that the others are tested against; None if it is not among them.
         tests: Tests of each other metric against the baseline, by metric and benchmark.
         agreement: Agreement of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on
         correlations).
         notes: What has to be known before a number is relied on, a sentence each.
         settings: Settings of the key tokens that the metrics are about: ``evaluator``, ``context``, ``stride``,
-            ``alpha``, ``beta``, ``gamma``, ``lcl``; empty where the metrics were given.
+            ``alpha``, ``beta``, ``gamma``, ``lcl``; empty if the metrics were given.
     """
 
     models: Sequence[str]
@@ -479,7 +479,7 @@ _COLUMNS = {
 
 
 def _why_none(n: int, **columns: Doubles) -> str | None:
-    """Why a coefficient of these columns, ``(n,)`` each, does not exist; None where it does."""
+    """Why a coefficient of these columns, ``(n,)`` each, does not exist; None if it does."""
     if n < MIN_MODELS:
         return f"{n} model{'' if n == 1 else 's'} with both values, and {MIN_MODELS} or more are needed"
     for name, values in columns.items():

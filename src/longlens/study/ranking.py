@@ -174,7 +174,7 @@ def power_curve(sums: Doubles, *, draws: int = DRAWS, seed: int = 0) -> list[Sub
 
 
 def stable_from(curve: Sequence[SubsetAgreement]) -> int | None:
-    """The least size on the curve from which on the mean tau-b is `STABLE_TAU` or more; None where it is at none."""
+    """The least size on the curve from which on the mean tau-b is `STABLE_TAU` or more; None if it is at none."""
     found = None
     for point in reversed(curve):
         if point.kendall < STABLE_TAU:

@@ -198,7 +198,7 @@ def read_study(
 
     Args:
         name: Name of the experiment.
-        recipe: A YAML file; the one that comes with longlens unless given.
+        recipe: A YAML file; the one that comes with longlens by default.
         seeds: Instead of the recipe's.
         changes: Such as ``samples=10`` or ``training.steps=20``; values are YAML.
 
@@ -233,7 +233,7 @@ def reproduce(
         all steps together, whenever they were run), and what the experiment says.
 
     Raises:
-        UserError: The folder holds something else or was made with other settings, or what the experiment raises.
+        UserError: The folder contains something else or was made with other settings, or what the experiment raises.
     """
     study = find_study(name)
     resolved = settings.resolved()
@@ -259,7 +259,7 @@ def reproduce(
 
 
 def identities(models: Iterable[str], dtype: str) -> dict[str, Any]:
-    """What distinguishes models, by name, for `Inputs.identity`; None where it is not known before they are loaded."""
+    """What distinguishes models, by name, for `Inputs.identity`; None if it is not known before they are loaded."""
     from longlens.models import identify
     from longlens.settings.options import Loading
 

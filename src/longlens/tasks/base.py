@@ -43,7 +43,7 @@ class Sample:
         length: Tokens of ``prompt + answer_prefix`` as the tokenizer counts a text by default (thus with the BOS that
             it puts there), plus the task's `max_new_tokens`.
         context_span: ``[start, end)`` in characters of ``prompt``: the long text that the question is about, without
-            instructions and demonstrations; None where a task has no such part.
+            instructions and demonstrations; None if a task has no such part.
         metadata: Task and settings, seed, index, requested length, units, depths of the needles in percent of the
             text, hashes of haystack or data; ``distractors`` where a task has wrong answers of the right kind to
             choose from, and ``distractors_in_text``, how many of them are in the text (those come first); ``cut``
@@ -67,7 +67,7 @@ class Task(ABC):
         name: One of `longlens.tasks.list_tasks`.
         max_new_tokens: Tokens that an answer may have; part of a sample's length.
         suite: The benchmark that it is a part of, such as ``ruler``; its own name where it is one by itself.
-        category: Its part of the suite's average, such as HELMET's ``rag``; empty where the suite has no parts.
+        category: Its part of the suite's average, such as HELMET's ``rag``; empty if the suite has no parts.
         metric: The score that the benchmark reports, a key of what `aggregate` gives, and `score` unless `joint`.
         joint: Whether that score is of all samples together, as F1 over a set is, so that single ones have none.
         stop: Where an answer ends, besides at the end of text.
@@ -118,7 +118,7 @@ class Task(ABC):
         """Numbers from 0 to 1 for what a model wrote after the answer prefix."""
 
     def target(self, sample: Sample) -> str | None:
-        """What a model that answers rightly continues with; None where no single text is the right one.
+        """What a model that answers rightly continues with; None if no single text is the right one.
 
         It begins as the answer would, thus with a space where the answer prefix ends in a word.
         """
@@ -154,12 +154,12 @@ class Task(ABC):
 
         Args:
             length: Tokens of prompt, answer prefix and answer, at most. None only where settings or data fix the units.
-            samples: The benchmark's own number unless given.
+            samples: The benchmark's own number by default.
             seed: Seed of all random choices.
             tokenizer: A transformers tokenizer.
             reserve: Tokens that are left for a chat template.
             overlong: What to do with a sample that settings or data make too long, one of
-                `longlens.tasks.truncation.POLICIES`; the benchmark's own policy unless given. With ``skip`` there are
+                `longlens.tasks.truncation.POLICIES`; the benchmark's own policy by default. With ``skip`` there are
                 fewer samples, and the indexes in their ids have gaps.
 
         Raises:
@@ -199,7 +199,7 @@ class JudgedTask(Task):
 
     @abstractmethod
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
-        """Numbers from 0 to 1 for the judge's replies; empty where one of them cannot be read."""
+        """Numbers from 0 to 1 for the judge's replies; empty if one of them cannot be read."""
 
 
 class CitedTask(Task):
@@ -207,7 +207,7 @@ class CitedTask(Task):
 
     @abstractmethod
     def cited(self, sample: Sample, prediction: str, entails: Entails) -> dict[str, float]:
-        """Numbers from 0 to 1; empty where the prediction says nothing that could be supported."""
+        """Numbers from 0 to 1; empty if the prediction says nothing that could be supported."""
 
 
 class Builder:
@@ -252,7 +252,7 @@ class Builder:
         return f"{self._task.name}-{size or 'whole'}-{self._seed}"
 
     def sample(self, index: int) -> Sample | None:
-        """One sample; None where it is too long and the policy is to skip it.
+        """One sample; None if it is too long and the policy is to skip it.
 
         Raises:
             UserError: What `Task.build` raises.

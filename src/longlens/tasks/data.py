@@ -42,7 +42,7 @@ class DataFile:
         source: Where it can be had.
         schema: What is in it, in a line.
         hub: Dataset on the Hub and file in it, as ``owner/name@path/in/it``, which is taken where no folder is given;
-            empty where there is none.
+            empty if there is none.
         member: The file in a ``.zip``, where one of the names is that.
         raw_controls: Whether texts in its JSON Lines may have control characters that JSON wants escaped, since the
             published file has some.
@@ -204,7 +204,7 @@ class FolderTask(Task):
     """A task that reads files.
 
     Attributes:
-        data_dir: The folder that has them; the Hub's unless given, where the Hub has them.
+        data_dir: The folder that has them; the Hub's by default, where the Hub has them.
     """
 
     data_dir: str | os.PathLike[str] | None = None
@@ -264,7 +264,7 @@ def check_files(tasks: Iterable[Task], lengths: Sequence[int] = ()) -> None:
 
 
 def _sha256_of(path: Path) -> str:
-    """sha256 of a file.
+    """SHA-256 of a file.
 
     Raises:
         UserError: It cannot be read.

@@ -75,7 +75,7 @@ def open_haystack(source: str | os.PathLike[str] | None = None) -> Haystack:
 
     Args:
         source: A key of `NAMED`; or a file or a folder as `longlens.corpus.read_documents` takes it (one that is called
-            like such a key as ``./KEY``), its documents one after the other; `DEFAULT` unless given.
+            like such a key as ``./KEY``), its documents one after the other; `DEFAULT` by default.
 
     Raises:
         UserError: It cannot be read, or has fewer than two sentences; or the package that has it is not installed.

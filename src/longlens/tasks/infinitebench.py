@@ -236,7 +236,7 @@ def _values_in_order(prediction: str, answers: Sequence[str], metadata: Mapping[
 
 
 def _after(prediction: str, phrases: Sequence[str]) -> str | None:
-    """What comes one character after the first of these phrases that is there; None where none is."""
+    """What comes one character after the first of these phrases that is there; None if none is."""
     for phrase in phrases:
         place = prediction.find(phrase)
         if place >= 0:

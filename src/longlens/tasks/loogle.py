@@ -181,7 +181,7 @@ class LooGLEAnswers(LooGLE, JudgedTask):
 
 
 def _literal(text: str) -> Any:
-    """A Python literal or a JSON value; None where the text is neither."""
+    """A Python literal or a JSON value; None if the text is neither."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):

@@ -146,7 +146,7 @@ def rating(reply: str) -> float | None:
     """The points in a judge's reply, such as ``Rating: [[7]]``, ``Score: 7/10``, ``{"score": 7}`` or ``7``.
 
     Returns:
-        1 to 10; None where none are found, or others.
+        1 to 10; None if none are found, or others.
     """
     found = next((every for pattern in _RATINGS if (every := pattern.findall(reply))), None)
     points = float(found[-1]) if found else 0.0

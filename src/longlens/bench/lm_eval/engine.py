@@ -24,7 +24,7 @@ PENALTY = "repetition_penalty"
 NO_ANSWER = "\x00no answer"
 # Placeholder for an answer that a server left out, which is the empty string otherwise, as if the model had said that.
 api_models.LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER = NO_ANSWER
-# It asks git for the commit of the current folder, which is not its own; git complains on stderr where there is none.
+# It asks git for the commit of the current folder, which is not its own; git complains on stderr if there is none.
 evaluator.get_git_commit_hash = lambda: None
 
 

@@ -39,8 +39,8 @@ def run_harness(
 ) -> None:
     """Runs a task or group, and keeps its answers as they come, and its results.
 
-    An answer is looked up by a hash of what is asked, with all options, so that the same call resumes after a kill. A
-    task whose result is there, of the same settings and files, is not run again.
+    An answer is looked up by a hash of what is asked, with all options, so that the same call resumes after a killed
+    run. A task whose result is there, of the same settings and files, is not run again.
 
     Args:
         run: The folder.
@@ -83,7 +83,7 @@ def evaluate(
         recorded: The model.
         task: What is run.
         length: Length of its data, such as ``4k``, where that comes in lengths.
-        data_dir: Folder with copies of the Hub datasets; the Hub unless given.
+        data_dir: Folder with copies of the Hub datasets; the Hub by default.
         asked: ``samples``, the first N of each of its tasks; ``few_shot``, examples in a prompt, its own number
             where that is None; ``chat_template``, whether prompts are put into the tokenizer's.
 

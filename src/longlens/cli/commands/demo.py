@@ -71,7 +71,7 @@ def demo(
 
 
 def demo_model() -> str:
-    """The first embedded model whose package is installed; the first of all, from the Hub, where there is none."""
+    """The first embedded model whose package is installed; the first of all, from the Hub, if there is none."""
     from longlens.models import EMBEDDED
 
     return next((name for name, embedded in EMBEDDED.items() if embedded.installed), next(iter(EMBEDDED)))

@@ -327,7 +327,7 @@ def _logarithm(value: float | None, name: str) -> float | None:
 
 
 def _standardise(values: Sequence[float | None], *, families: Sequence[str]) -> list[float | None]:
-    """``(x - mean) / standard deviation`` within each family; None where it does not spread."""
+    """``(x - mean) / standard deviation`` within each family; None if it does not spread."""
     found: list[float | None] = [None] * len(values)
     for family in dict.fromkeys(families):
         here = [place for place, name in enumerate(families) if name == family and values[place] is not None]

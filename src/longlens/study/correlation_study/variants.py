@@ -27,7 +27,7 @@ Count = Annotated[Integer, Field(ge=1)]
 
 
 class VariantSettings(Settings):
-    """What is done to a base model; nothing unless given.
+    """What is done to a base model; nothing by default.
 
     Attributes:
         window: Tokens that a token attends to, itself included, in each layer that attends to everything.

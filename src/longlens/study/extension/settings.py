@@ -141,9 +141,9 @@ class ExtensionStudy(StudySettings):
     Attributes:
         seeds: Each draws a small base model, the text for testing, all documents, and the questions.
         small: The part on small models.
-        pretrained: The part on a published model; left out where there is none.
+        pretrained: The part on a published model; left out if there is none.
         resamples: Number of resamples of the bootstrap.
-        text: Prose for the small models: a file or a folder; Python's standard library unless given.
+        text: Prose for the small models: a file or a folder; Python's standard library by default.
     """
 
     free: ClassVar[frozenset[str]] = StudySettings.free | {"text"}

@@ -416,7 +416,7 @@ def make_question(
         length: n, tokens of the document.
         depth: Its position: 0 at the start of the document, 1 at `Facts.distance` before the question.
         rng: Decides keys, values and the other places.
-        template: How facts are written; as in training unless given.
+        template: How facts are written; as in training by default.
 
     Raises:
         UserError: The facts do not fit.

@@ -121,7 +121,7 @@ def train(
         model: Changed in place.
         training: Steps, learning rate and what belongs to it.
         batches: Documents of each step.
-        arm: The loss; CE unless given.
+        arm: The loss; CE by default.
         longce: K, d and gamma of an arm other than CE.
         seed: Seed of what the model draws while it trains; the loss of step i, counted from 0, has ``seed + i``.
         after_step: Called after each step; it may run the model.

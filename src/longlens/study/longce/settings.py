@@ -70,7 +70,7 @@ class StudyTraining(Settings):
     Attributes:
         steps: Optimizer steps.
         documents: Documents of a step.
-        learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it. None where a grid is tried.
+        learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it. None if a grid is tried.
         warmup: Steps of the warm-up.
         end: What is left of the learning rate at the end; 1 keeps it as it is.
         weight_decay: Weight decay of AdamW.
@@ -175,7 +175,7 @@ class Study(StudySettings):
         questions.
         development_seeds: Those that learning rates are chosen with; they are scored on documents for development.
         processes: How many seeds run at one time.
-        text: Prose: a file or a folder; Python's standard library unless given.
+        text: Prose: a file or a folder; Python's standard library by default.
     """
 
     free: ClassVar[frozenset[str]] = StudySettings.free | {"text", "processes"}

@@ -197,7 +197,7 @@ def _questions(column: Sequence[Mapping[str, Any]], form: str, name: str) -> Dou
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and its 95 % interval by Student's t, of a value a seed; None where a seed has none."""
+    """Mean and its 95 % interval by Student's t, of a value a seed; None if a seed has none."""
     have = [value for value in values if value is not None]
     both = mean_interval(have) if len(have) == len(values) else None
     low, high = both if both is not None else (None, None)

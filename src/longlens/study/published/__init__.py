@@ -8,7 +8,7 @@ published.table("lecture-18").to_pandas()
 [erratum.printed for erratum in published.paper().errata]
 ```
 
-A cell is None where the number exists only in a figure. `longlens.study.published.recompute` recomputes what the
+A cell is None if the number exists only in a figure. `longlens.study.published.recompute` recomputes what the
 documents print from their own tables.
 """
 

@@ -33,7 +33,7 @@ class OwnValue:
 
     Attributes:
         value: The number.
-        interval: Its 95 % interval; None where there is none.
+        interval: Its 95 % interval; None if there is none.
         length: Tokens of the prompts, where a run has several lengths and the column has none; else None.
     """
 

@@ -33,7 +33,7 @@ class Measure(Settings):
         task: Of longlens bench.
         harness: Name of one of lm-evaluation-harness's tasks in `longlens.bench.selection.HARNESS`.
         mean: Several of these names, of whose scores the column is the mean.
-        lengths: Tokens, over which a mean is taken; where there are none, each length of a run is alone.
+        lengths: Tokens, over which a mean is taken; if there are none, each length of a run is alone.
     """
 
     value: Name | None = None
@@ -59,8 +59,8 @@ class PublishedColumn(Settings):
     Attributes:
         name: Its name, unique in the table.
         unit: Such as ``%`` or ``perplexity``; ``text`` for names and words.
-        decimals: Digits behind the point, as printed; None where they vary, or where there are no numbers.
-        measure: How a user's own run has this number; None where no run directory does.
+        decimals: Digits behind the point, as printed; None if they vary, or where there are no numbers.
+        measure: How a user's own run has this number; None if no run directory does.
     """
 
     name: Name
@@ -86,7 +86,7 @@ class PublishedRow(Settings):
     Attributes:
         name: Its name, unique in its group.
         group: Group of rows that belong together, such as a training setting; empty in tables without groups.
-        values: A cell a column; None where the number is in a figure alone, or was not printed.
+        values: A cell a column; None if the number is in a figure alone, or was not printed.
     """
 
     name: Name
@@ -104,7 +104,7 @@ class PublishedTable(Settings, Tabular):
         page: None: the text that the numbers were read from has no page numbers.
         slide: Slide of the lecture, counted by the numbers in its text; None in a paper.
         title: What it shows.
-        note: What has to be known of the printed form; empty where there is nothing.
+        note: What has to be known of the printed form; empty if there is nothing.
         commands: What computes such numbers here; MODEL, RUN and the like are for the user to fill in.
         columns: Its columns.
         rows: Its rows.
@@ -169,7 +169,7 @@ class PublishedTable(Settings, Tabular):
         raise UserError(f"{self.label} has no row {asked!r}{nearest(asked, known)}; it has {', '.join(known)}")
 
     def value(self, row: str, column: str, group: str = "") -> Cell:
-        """A cell; None where the number is in a figure alone, or was not printed.
+        """A cell; None if the number is in a figure alone, or was not printed.
 
         Raises:
             UserError: There is no such row or column.

@@ -68,8 +68,8 @@ class HelmetSummary:
 
     Attributes:
         tasks: What the benchmark reports of each task: metric -> score.
-        categories: Score of each category; None where a number is missing.
-        overall: The score; None where a category has none.
+        categories: Score of each category; None if a number is missing.
+        overall: The score; None if a category has none.
         gaps: What is missing, as ``task metric``.
     """
 
@@ -94,7 +94,7 @@ def summarize(scores: Mapping[str, Mapping[str, float | None]], *, allow_gaps: b
     ``allow_gaps``, no number.
 
     Args:
-        scores: Task -> metric -> percent, as `Task.aggregate` gives it, all at one length; None where there is none.
+        scores: Task -> metric -> percent, as `Task.aggregate` gives it, all at one length; None if there is none.
             Other tasks and metrics than those of `CATEGORIES` do not count.
         allow_gaps: Whether numbers may be missing.
 

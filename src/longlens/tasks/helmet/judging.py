@@ -167,7 +167,7 @@ HELMETS = {
     "multi_lexsum_precision": "b0ebf44b8896336b",
     "infbench_sum_precision": "ae2f4b0c519496a5",
 }
-"""How the sha256 of upstream's prompts begin, scripts/eval_gpt4_longqa.py and scripts/eval_gpt4_summ.py at 4526dfb."""
+"""How the SHA-256 of upstream's prompts begin, scripts/eval_gpt4_longqa.py and scripts/eval_gpt4_summ.py at 4526dfb."""
 _PART = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
@@ -189,7 +189,7 @@ class HelmetJudged(JudgedTask):
     """A task whose judge gets our prompts or those of the user.
 
     Attributes:
-        prompts_dir: A folder with the user's, each as ``NAME.txt`` with the fields that ours has; ours unless given.
+        prompts_dir: A folder with the user's, each as ``NAME.txt`` with the fields that ours has; ours by default.
         prompts: Their names.
     """
 
@@ -209,7 +209,7 @@ class HelmetJudged(JudgedTask):
 
     @property
     def prompts_by(self) -> str:
-        """``own`` with the begin of a hash, ``helmet``, or the sha256 of other ones."""
+        """``own`` with the begin of a hash, ``helmet``, or the SHA-256 of other ones."""
         if self.prompts_dir is None:
             return f"own {_digest(*self._texts.values())[:12]}"
         if all(_digest(text).startswith(HELMETS[name]) for name, text in self._texts.items()):
@@ -238,12 +238,12 @@ class HelmetJudged(JudgedTask):
 
 
 def _digest(*texts: str) -> str:
-    """sha256 of texts, whose last line may end or not."""
+    """SHA-256 of texts, whose last line may end or not."""
     return hashlib.sha256("\0".join(text.rstrip() for text in texts).encode()).hexdigest()
 
 
 def last_object(reply: str, *, fenced: bool = False) -> Mapping[str, Any] | None:
-    """The last ``{…}`` of a reply as JSON; None where there is none or it is no JSON.
+    """The last ``{…}`` of a reply as JSON; None if there is none or it is no JSON.
 
     Oddity: ``{`` to the next ``}``, so that an object within another one ends it.
 
@@ -273,7 +273,7 @@ def _parsed(text: str) -> Any:
 def number(found: Mapping[str, Any] | None, key: str, most: float) -> float | None:
     """``found[key]``, where it is a number from 0 to ``most``; else None.
 
-    HELMET takes any number, and fails where there is none; a judge that gives 5 points of 3, or finds more key points
+    HELMET takes any number, and fails if there is none; a judge that gives 5 points of 3, or finds more key points
     than there are, is as unreadable here.
     """
     value = None if found is None else found.get(key)

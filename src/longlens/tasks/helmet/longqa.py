@@ -53,7 +53,7 @@ class LongDocument:
     """A row.
 
     Attributes:
-        text: The document; empty where the row serves as a demonstration alone.
+        text: The document; empty if the row serves as a demonstration alone.
         question: What is asked; empty for summaries.
         answers: The right ones; the first is shown in a demonstration.
         metadata: What a sample says of it.
@@ -80,7 +80,7 @@ class DocumentTask(HubTask):
         min_characters: Shorter documents are left out. HELMET's least numbers of Llama-2 tokens, of some four
             characters each in English prose: 131,073 for NarrativeQA, 65,536 for the others, at every length.
         file: The documents.
-        examples_file: What demonstrations are drawn from; the documents unless given.
+        examples_file: What demonstrations are drawn from; the documents by default.
         instruction: What the prompt begins with.
         begins: Before the demonstrations.
         shown: One of them, of ``{question}`` and ``{answer}``.

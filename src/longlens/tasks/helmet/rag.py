@@ -123,7 +123,7 @@ class RetrievedQA(PassageTask):
         return self.kilt.named(self.kilt.shown)
 
     def key(self, file: DataFile, row: Mapping[str, Any], place: str) -> str | None:
-        """The row's id, else its question; None where PopQA's entity is too well known."""
+        """The row's id, else its question; None if PopQA's entity is too well known."""
         if self.kilt.popularity is not None:
             popularity = row.get("s_pop")
             if not isinstance(popularity, (int, float)) or not popularity > 0:

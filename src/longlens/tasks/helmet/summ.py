@@ -100,7 +100,7 @@ class SummaryTask(HelmetJudged):
         """``judge = fluency * 2 * recall * precision / (recall + precision)``, and its factors.
 
         recall is the key points found by those there are, precision the sentences that the expert's summary supports by
-        all of them; 0 where there are none.
+        all of them; 0 if there are none.
         """
         fluent, recalled, precise = (last_object(reply, fenced=True) for reply in replies)
         points = len(self._points(sample))

@@ -29,7 +29,7 @@ METRICS: dict[str, Callable[[str, str, Sequence[str]], float]] = {
     "count": lambda prediction, answer, _: metrics.count_score(prediction, answer),
     "code_similarity": lambda prediction, answer, _: metrics.code_similarity(prediction, answer),
 }
-"""eval.py, dataset2metric: prediction, one answer and the classes (empty where there are none) -> 0 to 1."""
+"""eval.py, dataset2metric: prediction, one answer and the classes (empty if there are none) -> 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -151,7 +151,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongBenchSummary:
-    """Averages in percent; None where a set is missing.
+    """Averages in percent; None if a set is missing.
 
     Attributes:
         overall: ``en``, ``zh`` and ``all``, of LongBench-E ``en`` alone -> mean of its domains' values in `domains`.
@@ -181,7 +181,7 @@ def percent(scores: Sequence[float]) -> float:
 
 
 def bucket_means(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, float | None]:
-    """`percent` of each bucket's scores, None where a bucket has none (``eval.py`` says NaN).
+    """`percent` of each bucket's scores, None if a bucket has none (``eval.py`` says NaN).
 
     Args:
         metadata: Of the samples; ``bucket`` counts.

@@ -150,7 +150,7 @@ def _one_of(row: DataRow, key: str, values: tuple[str, ...]) -> str:
 
 
 def summarize_v2(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, float | None]:
-    """v2's accuracies in percent: ``overall``, each of `DIFFICULTIES` and `LENGTHS`; None where there is no sample.
+    """v2's accuracies in percent: ``overall``, each of `DIFFICULTIES` and `LENGTHS`; None if there is no sample.
 
     ``round(100 * sum(scores) / len(scores), 1)`` of each group. Source: ``result.py``.
 

@@ -166,7 +166,7 @@ def integer(digits: str) -> int | None:
 
 
 def last_integer(text: str) -> int | None:
-    r"""``int(re.findall(r"\d+", text)[-1])``, None where there is no digit (LongEval says -1, equally wrong).
+    r"""``int(re.findall(r"\d+", text)[-1])``, None if there is no digit (LongEval says -1, equally wrong).
 
     Oddities: the last number counts even where it is not the answer (``"<2416> (line 7)"`` is 7); signs, decimal
     points and commas separate (``"12,345"`` is 345, ``"1.5"`` is 5); digits of any script are digits.

@@ -52,7 +52,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 
 def _common_words(reference: list[str], prediction: list[str], max_steps: int) -> set[str] | None:
-    """Words of one longest common subsequence; None where the way back through the table is over `max_steps` long."""
+    """Words of one longest common subsequence; None if the way back through the table is over `max_steps` long."""
     if min(len(reference), len(prediction)) > max_steps:
         return None
     lengths = [[0] * (len(prediction) + 1)]

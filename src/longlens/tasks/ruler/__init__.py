@@ -93,8 +93,8 @@ def summarize(
     A mean is over all 13 tasks or is none: over fewer it would be another number under the same name.
 
     Args:
-        scores: By length, then by task; in percent, None where there is none.
-        threshold: RULER's, unless given.
+        scores: By length, then by task; in percent, None if there is none.
+        threshold: RULER's, by default.
         allow_gaps: Whether a length may lack tasks, which the summary then names.
 
     Raises:
@@ -171,7 +171,7 @@ def effective_length(scores: Mapping[int, float], threshold: float = THRESHOLD) 
 
     Args:
         scores: Score by length, in percent.
-        threshold: RULER's, unless given.
+        threshold: RULER's, by default.
 
     Raises:
         UserError: There are none.
