@@ -1,4 +1,4 @@
-"""What a benchmark asks of a model, and what it hears: plain data, whichever engine answers."""
+"""Requests of a benchmark to a model, and answers: plain data, independent of the engine."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ lora_local_path seed max_model_len max_length max_gen_toks truncation add_bos_to
 repetition_penalty enable_thinking think_end_token reasoning_effort trust_remote_code tokenizer_backend
 """
 RECORDED_ARGUMENTS = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
-"""Arguments of a backend that are recorded where they are numbers, texts or yes and no; others may be secrets."""
+"""Arguments of a backend that are recorded if they are numbers, texts or booleans; others may be secrets."""
 NOT_RECORDED = "(not recorded)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """Which model answers, and how it is run.
+    """The model that answers, and how it is run.
 
     Attributes:
         model: Name or path of the model, or a server as ``http://HOST:PORT/v1#NAME``.
         backend: lm-evaluation-harness's name, such as ``hf``, ``vllm``, ``sglang``, ``local-completions``,
             ``local-chat-completions``; empty is ``hf``, or ``local-completions`` for a server.
         arguments: More arguments of the backend.
-        tokenizer: Whose tokenizer counts and, for a server, encodes; the model's own by default.
+        tokenizer: Model whose tokenizer counts and, for a server, encodes; the model's own by default.
         loading: How the model is loaded.
-        batch_size: Prompts at a time, or ``auto``.
-        max_length: Tokens that prompt and answer may have; the model's maximum length by default.
+        batch_size: Number of prompts at a time, or ``auto``.
+        max_length: Maximum tokens of prompt and answer; the model's maximum length by default.
         api_key_env: Environment variable with the key that is sent to the server; without it, the key is that of
             `longlens.engines.address.find_key`.
     """
@@ -99,7 +99,7 @@ class EngineSettings:
         return find_key(self.server) if self.server else ""
 
     def log_unsent_key(self) -> None:
-        """Says so where the environment has a key that the server does not get."""
+        """Logs that the environment has a key that is not sent to the server."""
         has_header = any(name in self.arguments for name in ("header", "auth_token"))
         if self.server and os.environ.get(OPENAI_KEY) and not (self.api_key or has_header):
             host = urlsplit(self.server.address).hostname
@@ -116,7 +116,7 @@ class EngineSettings:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """How the model is run, for a manifest; `recorded_arguments` and the limit are said elsewhere in it."""
+        """How the model is run, for a manifest; `recorded_arguments` and the limit are elsewhere in it."""
         loading = {name: value for name, value in asdict(self.loading).items() if name != "batch_tokens"}
         names = ("model", "backend", "tokenizer", "batch_size", "api_key_env")
         return {name: getattr(self, name) for name in names} | loading
@@ -133,7 +133,7 @@ class EngineSettings:
 
     @property
     def is_chat(self) -> bool:
-        """Whether the engine takes messages and puts them into a template itself."""
+        """Whether the engine accepts messages and applies the chat template itself."""
         return self.backend.endswith("chat-completions")
 
 
@@ -150,11 +150,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 class PromptLimit(NamedTuple):
-    """How many tokens a prompt and its answer may have, and what counts them.
+    """Maximum tokens of a prompt and its answer, and the tokenizer that counts them.
 
     Attributes:
         tokenizer: A transformers tokenizer.
-        max_length: Tokens that prompt and answer may have.
+        max_length: Maximum tokens of prompt and answer.
     """
 
     tokenizer: Any
@@ -162,14 +162,14 @@ class PromptLimit(NamedTuple):
 
 
 def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> PromptLimit:
-    """The tokenizer of a model, and how many tokens it takes: of one that does not say so, the longest of the lengths.
+    """The tokenizer of a model, and its maximum length; for a model without one, the longest of the lengths.
 
     Args:
         settings: The model.
-        lengths: Budgets that it is asked at, of prompt and answer.
+        lengths: Budgets of the samples, prompt and answer together.
 
     Raises:
-        UserError: There is none, or nothing says how many.
+        UserError: There is no tokenizer, or the maximum length is unknown.
     """
     from longlens.models import check_folder, load_max_length, load_tokenizer, resolve
 
@@ -223,10 +223,10 @@ class ModelRequest(NamedTuple):
     """A question to a model.
 
     Attributes:
-        key: Names it.
+        key: Identifies the request.
         prompt: The exact text; for a chat engine the messages, as JSON.
-        continuation: Is to be scored; None asks for an answer.
-        max_new_tokens: Tokens that an answer may have.
+        continuation: Text to be scored; None to request an answer.
+        max_new_tokens: Maximum tokens of the answer.
         stop: Where an answer ends.
         num_tokens: Number of tokens of prompt and continuation; None if they were not counted.
     """
@@ -240,12 +240,12 @@ class ModelRequest(NamedTuple):
 
 
 class ModelAnswer(NamedTuple):
-    """What a model said.
+    """A model's answer.
 
     Attributes:
         key: Key of the request.
         text: The answer, without the stop; None if a continuation was scored.
-        is_truncated: Whether the answer ended for its number of tokens, and neither by itself nor by a stop.
+        is_truncated: Whether the answer ended at the token limit, and neither by itself nor by a stop.
         logprob: Log-probability of the continuation, in nats.
         is_greedy: Whether greedy decoding would have written the continuation.
     """
@@ -258,16 +258,16 @@ class ModelAnswer(NamedTuple):
 
 
 class BenchEngine(Protocol):
-    """What runs a model.
+    """Interface of an engine that runs a model.
 
     Attributes:
-        info: All that is recorded of it.
+        info: Everything that is recorded about it.
     """
 
     info: dict[str, Any]
 
     def answer(self, requests: Sequence[ModelRequest], on_answer: Callable[[ModelAnswer], None]) -> None:
-        """Answers requests in any order; each answer is passed on as soon as it is there.
+        """Answers requests in any order; each answer is passed on as soon as it is available.
 
         Raises:
             UserError: A prompt is too long, or the border of prompt and continuation is inside of a token.

@@ -28,14 +28,14 @@ MODES = ("generate", "teacher-forced", "choice")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """What a model is asked for a sample.
+    """The prompt of a sample.
 
     Attributes:
         sample: The sample, shortened where its text was.
         text: The exact text; for a chat engine the messages, as JSON.
-        num_tokens: Its tokens.
+        num_tokens: Number of tokens of the text.
         requests: One, or one for each choice, the right one first.
-        skipped: Whether it is left out for its length; then there is nothing to ask.
+        skipped: Whether it is skipped because of its length; then it has no requests.
         is_messages: Whether the text is messages, as JSON.
     """
 
@@ -48,7 +48,7 @@ class Prompt:
 
     @property
     def sha256(self) -> str:
-        """Of the exact text and all continuations."""
+        """SHA-256 of the exact text and all continuations."""
         return canonical_sha256([self.text, *(request.continuation or "" for request in self.requests)])
 
 
@@ -59,9 +59,9 @@ class PromptSettings:
     Attributes:
         mode: One of `MODES`.
         template: One of `TEMPLATES`.
-        template_arguments: More arguments of the tokenizer's chat template, such as ``enable_thinking``.
+        template_arguments: Additional arguments of the tokenizer's chat template, such as ``enable_thinking``.
         overlong: Truncation policy, one of `longlens.tasks.truncation.POLICIES`; each task's own by default.
-        think_tokens: More tokens for an answer, for reasoning before it.
+        think_tokens: Additional tokens for reasoning before the answer.
     """
 
     mode: str = "generate"

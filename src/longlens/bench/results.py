@@ -1,4 +1,4 @@
-"""What the answers of a run come to: what each sample scores, and means by task and length, by depth, and by suite."""
+"""Results of a run: the scores of each sample, and means by task and length, by depth, and by suite."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Line = Mapping[str, Any]
 """Scores of a judge or an NLI model, as `longlens.bench.judging` writes them."""
 JudgeKey = tuple[str, str | None, str | None]
 Batches = Mapping[str, Mapping[str, Any]]
-"""What `summarize_batch` says, by batch."""
+"""Results of `summarize_batch`, by batch."""
 Tasks = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """The batches of each task, at one length."""
 
@@ -167,7 +167,7 @@ def summarize_batch(
 
 
 def _chances(rows: Sequence[GradedSample]) -> dict[str, float | None]:
-    """What guessing comes to, over these samples: see `summarize_batch`."""
+    """Expected score of guessing, over these samples: see `summarize_batch`."""
     made = [row.sample.metadata for row in rows]
     sizes = [1 + len(metadata["distractors"]) for metadata in made if "distractors" in metadata]
     inside = [1 + metadata[_IN_TEXT] for metadata in made if _IN_TEXT in metadata and "cut" not in metadata]

@@ -29,11 +29,11 @@ class HarnessTask:
     """A task or group of lm-evaluation-harness.
 
     Attributes:
-        name: Ours.
-        task: Its; several with commas between them.
+        name: Name in longlens.
+        task: Name in lm-evaluation-harness; several are separated by commas.
         metric: The number that papers report; empty for a group without one.
-        few_shot: Examples in the prompt; the task's own number by default.
-        by_length: Whether its data comes in lengths, such as ``4k``, of which it takes one at a time.
+        few_shot: Number of examples in the prompt; the task's own number by default.
+        by_length: Whether its data comes in lengths, such as ``4k``, one of which is used at a time.
     """
 
     name: str
@@ -71,7 +71,7 @@ class SelectedTasks:
 
     Attributes:
         tasks: Our own tasks.
-        harness: Those of lm-evaluation-harness.
+        harness: Tasks of lm-evaluation-harness.
     """
 
     tasks: tuple[str, ...]
@@ -80,16 +80,16 @@ class SelectedTasks:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """What is asked, and how.
+    """Which samples are run, and how.
 
     Attributes:
         tasks: Names of tasks and suites, or files of samples that `longlens bench build` wrote.
-        lengths: Budgets in tokens, each of them for every task; none where settings or data fix the lengths.
+        lengths: Budgets in tokens, each for every task; none if settings or data determine the lengths.
         samples: Number of samples of each task and length; the benchmark's own number by default.
         seed: Seed of the samples.
-        prompts: How samples are put to the model.
+        prompts: How samples become prompts.
         think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
-        few_shot: Examples of tasks of lm-evaluation-harness, instead of their own number.
+        few_shot: Number of examples for tasks of lm-evaluation-harness, instead of their own.
         settings: Settings of tasks, such as ``haystack`` and ``data_dir``; each has to be one of at least one task.
         keep_prompts: Whether the exact prompts are stored.
     """

@@ -1,4 +1,4 @@
-"""LongPPL, PPL and what is like them against benchmark scores, over models that were scored on the same documents."""
+"""Correlations of LongPPL, PPL and related metrics with benchmark scores, over models scored on the same documents."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def correlate(
         context: K to use, if the evaluator has several.
         stride: d to use, if this K has several.
         families: Families of runs, by their names; they override those of files. Without either, the model type of the
-            configuration is used, and a note says so.
+        configuration is used, with a note.
         ngram: Whether to find re-occurred n-grams, which is the slowest part.
         seed: Seed of resamples and random permutations.
         progress: Shows documents.
 
     Raises:
-        UserError: No runs; two of one model; runs of different documents or texts, or with different evaluators or
-            thresholds; and the errors of `join_benchmarks` and `longlens.perplexity`.
+        UserError: There are no runs, two runs of one model, or runs of different documents or texts or with different
+            evaluators or thresholds; and the errors of `join_benchmarks` and `longlens.perplexity`.
     """
     opened = [open_run(run, context, stride) for run in runs]
     scores = [each.scores for each in opened]
@@ -109,11 +109,11 @@ def correlate(
 def write_correlation_figures(
     table: CorrelationTable, folder: str | os.PathLike[str], *, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """Scatter plots of LongPPL and PPL against every benchmark, and the map of how far benchmarks rank models alike.
+    """Scatter plots of LongPPL and PPL against every benchmark, and a heat map of the rank agreement of benchmarks.
 
     Args:
-        table: From `correlate`.
-        folder: Where; created if it is missing. Files of the same names are replaced.
+        table: Result of `correlate`.
+        folder: Output folder; created if it is missing. Files of the same names are replaced.
         formats: Formats, from ``png`` and ``svg``.
 
     Raises:
@@ -137,7 +137,7 @@ def write_correlation_figures(
 
 
 class OpenedRun(NamedTuple):
-    """A run, and what a folder of longlens longppl has beside it."""
+    """A run, and the rest of a folder of longlens longppl."""
 
     scores: Scores
     folder: Path | None = None
@@ -173,10 +173,10 @@ def _refuse_same(scores: Sequence[Scores], names: Sequence[str]) -> None:
 
 
 def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | None:
-    """The evaluator that all folders have.
+    """The common evaluator of all folders.
 
     Raises:
-        UserError: Some have another one, or none.
+        UserError: Some have a different evaluator, or none.
     """
     found = [(name, each) for name, each in zip(names, opened, strict=True) if each.evaluator is not None]
     if not found:
@@ -209,10 +209,10 @@ def _pair(scores: Scores) -> str:
 
 
 def _recorded_rule(opened: Sequence[OpenedRun], names: Sequence[str], given: KeyRule) -> KeyRule:
-    """What was given, and else the thresholds that the folders were made with.
+    """The thresholds that were passed, or else those with which the folders were made.
 
     Raises:
-        UserError: They were made with different ones.
+        UserError: The folders were made with different thresholds.
     """
     chosen = given.keywords()
     recorded = [(name, each.settings) for name, each in zip(names, opened, strict=True) if each.settings]
@@ -268,10 +268,10 @@ def _results(
 
 
 def _families(scores: Sequence[Scores], names: Sequence[str], given: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The family of each run, and what has to be said of those that were not named.
+    """The family of each run, and notes about those that were not specified.
 
     Raises:
-        UserError: A family was named for something that is no run.
+        UserError: A family was specified for something that is not a run.
     """
     if unknown := [name for name in given if name not in names]:
         raise UserError(f"`families` names {shown(unknown[0])}, which is not one of the runs: {', '.join(names)}")

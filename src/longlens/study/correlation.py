@@ -1,17 +1,17 @@
 """Correlations of metrics and benchmark scores over models: coefficients, their intervals, and tests.
 
-Pure functions of a table: models are rows, metrics such as LongPPL and scores of benchmarks are columns. What a
-coefficient cannot be computed from is None, with the reason, never NaN.
+Pure functions of a table: models are rows, metrics such as LongPPL and scores of benchmarks are columns. A coefficient
+that cannot be computed is None, with the reason, never NaN.
 
 **Intervals** are by the bootstrap over models: BCa (Efron 1987), at the levels ``Phi(sqrt(n / (n - 1)) t(q, n - 1))``
-in place of q = 2.5 % and 97.5 %, which make up for the spread that a resample of n lacks (Hesterberg 2015, section
+instead of q = 2.5 % and 97.5 %, which compensates for the spread that a resample of n lacks (Hesterberg 2015, section
 4.2): percentile intervals of so few models are too narrow. All are by resamples of the same models, so that the
 interval of a difference of two coefficients is paired.
 
 **p** is two-sided, by permutation: the share of all n! orders of the scores with a coefficient as far from 0, where
 there are 9 models or fewer; else of 19,999 random orders and the observed one (Phipson and Smyth 2010). Kendall's is
-scipy's, exact where nothing is tied. Models of one family are alike, and count here as if they were not:
-``leave_one_family_out`` shows what rests on one family.
+scipy's, exact where nothing is tied. Models of one family are similar, but count here as independent:
+``leave_one_family_out`` shows results that depend on one family.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from longlens.metrics.uncertainty import Doubles, Interval, quantile
 from longlens.tables import Tabular, plain
 
 MIN_MODELS = 3
-"""Models that a coefficient needs."""
+"""Minimum number of models for a coefficient."""
 MIN_MODELS_OF_INTERVAL = 5
-"""Models that an interval needs: fewer have too few different resamples."""
+"""Minimum number of models for an interval: fewer have too few different resamples."""
 EXACT_MODELS = 9
-"""Models up to which p is over all orders: 9! are 362,880."""
+"""Largest number of models for which p is over all orders: 9! = 362,880."""
 RESAMPLES = 4000
 PERMUTATIONS = 19_999
 METRICS = {
@@ -47,12 +47,12 @@ METRICS = {
 }
 """Titles of metrics by their names: of Table 1, figure 9 and Table 11 of the paper, and one for position alone."""
 _ALIKE = 1e-12
-"""Spread over size of a column that has none; and how near to the observed coefficient one counts as equal."""
+"""Relative spread below which a column is constant; also the tolerance for coefficients that count as equal."""
 
 Column = Sequence[float | None] | Doubles
 """A value for each model; None or NaN if there is none."""
 Statistic = Callable[[Doubles, Doubles, Doubles], Doubles]
-"""Of ``x (n,)``, ``y (n,)`` and ``counts (b, n)``, how often each resample has each model: ``(b,)``, NaN for none."""
+"""Maps ``x (n,)``, ``y (n,)`` and ``counts (b, n)`` of each model in each resample to ``(b,)``, NaN for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class BenchmarkScores:
 
     Attributes:
         scores: Scores of each benchmark, by the name of a run.
-        families: Families of runs, by their names, where a file says it.
-        notes: What did not join, and what has to be known of a score.
+        families: Families of runs, by their names, if a file contains them.
+        notes: Rows that did not match, and caveats about scores.
     """
 
     scores: Mapping[str, Mapping[str, float]]
@@ -72,25 +72,25 @@ class BenchmarkScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation:
-    """How a metric goes with scores over models. What does not exist is None.
+    """Correlation of a metric with scores over models. Missing values are None.
 
     Attributes:
-        n: Models that have both values.
+        n: Number of models that have both values.
         pearson: Pearson's r.
-        interval: 95 % interval of it.
-        p: Two-sided, of Pearson's r being 0, by permutation.
+        interval: 95 % interval of Pearson's r.
+        p: Two-sided p-value of the hypothesis that Pearson's r is 0, by permutation.
         spearman: Spearman's rho: Pearson's r of the ranks, ties having the mean of theirs.
-        spearman_interval: 95 % interval of it.
-        spearman_p: As `p`.
+        spearman_interval: 95 % interval of Spearman's rho.
+        spearman_p: As `p`, for Spearman's rho.
         kendall: Kendall's tau-b.
-        kendall_interval: 95 % interval of it.
-        kendall_p: Two-sided; exact where nothing is tied.
+        kendall_interval: 95 % interval of Kendall's tau-b.
+        kendall_p: Two-sided p-value of Kendall's tau-b; exact without ties.
         log_pearson: Pearson's r of the metric's logarithm, in which differences of perplexities are nats; None if a
             value is not above 0.
-        log_interval: 95 % interval of it.
+        log_interval: 95 % interval of `log_pearson`.
         exact: Whether `p` and `spearman_p` are over all orders.
         leave_one_family_out: Pearson's r without the models of one family, by its name; empty without families.
-        reason: Why there is no coefficient, or none of the intervals.
+        reason: Why there is no coefficient, or no interval.
     """
 
     n: int
@@ -129,17 +129,17 @@ class DependentTest:
     """Whether a metric's correlation with scores differs from another metric's with the same scores.
 
     Attributes:
-        n: Models that have all three values.
+        n: Number of models that have all three values.
         r: Pearson's r of the metric and the scores.
-        baseline_r: That of the other metric.
+        baseline_r: Pearson's r of the other metric and the scores.
         between: Pearson's r of the two metrics.
-        difference: ``r - baseline_r``; below 0 where the metric is the better predictor of scores, since a good model
+        difference: ``r - baseline_r``; below 0 if the metric is the better predictor of scores, since a good model
             has a low perplexity and a high score.
         interval: 95 % interval of the difference, by the bootstrap over models.
         t: Williams' t.
         freedom: Its degrees of freedom, n - 3.
-        p: Two-sided.
-        reason: Why something of this does not exist.
+        p: Two-sided p-value.
+        reason: Why a value does not exist.
     """
 
     n: int
@@ -164,10 +164,10 @@ class RankAgreement:
     """Spearman's rho of two benchmarks over models.
 
     Attributes:
-        n: Models that have both scores.
-        spearman: None if it does not exist.
+        n: Number of models that have both scores.
+        spearman: Spearman's rho; None if it does not exist.
         interval: 95 % interval.
-        reason: Why something of this does not exist.
+        reason: Why a value does not exist.
     """
 
     n: int
@@ -178,21 +178,22 @@ class RankAgreement:
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelationTable(Tabular):
-    """Every metric against every benchmark. As a table: a row for each pair, with the fields of `Correlation`.
+    """Correlations of every metric with every benchmark. As a table: one row per pair, with the fields of
+    `Correlation`.
 
     Attributes:
         models: Names of the models.
-        families: Family of each; None without.
+        families: Family of each model; None without families.
         metrics: Values by metric, one for each model.
         benchmarks: Scores by benchmark, one for each model.
-        correlations: By metric and benchmark.
+        correlations: Correlations by metric and benchmark.
         baseline: The metric that the others are tested against; None if it is not among them.
         tests: Tests of each other metric against the baseline, by metric and benchmark.
         agreement: Agreement of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on
         correlations).
-        notes: What has to be known before a number is relied on, a sentence each.
-        settings: Settings of the key tokens that the metrics are about: ``evaluator``, ``context``, ``stride``,
-            ``alpha``, ``beta``, ``gamma``, ``lcl``; empty if the metrics were given.
+        notes: Caveats about the numbers, one sentence each.
+        settings: Settings of the key tokens of the metrics: ``evaluator``, ``context``, ``stride``,
+            ``alpha``, ``beta``, ``gamma``, ``lcl``; empty if the metrics were passed.
     """
 
     models: Sequence[str]
@@ -250,20 +251,20 @@ def correlate_table(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> CorrelationTable:
-    """Every metric against every benchmark, the tests against a baseline metric, and how the benchmarks agree.
+    """Correlates every metric with every benchmark, tests metrics against a baseline, and compares the benchmarks.
 
     Args:
-        metrics: By name, a value for each model; perplexities as they are, as the paper correlates them.
-        benchmarks: By name, a score for each model.
+        metrics: One value per model, by name; perplexities without logarithm, as the paper correlates them.
+        benchmarks: One score per model, by name.
         models: Names of the models, each once.
         families: Family of each model.
-        baseline: The metric that Williams' test compares the others with, where it is among them.
+        baseline: The metric that Williams' test compares the others with, if it is among them.
         resamples: Number of resamples of the bootstrap.
-        permutations: Random orders, where there are too many models for all of them.
+        permutations: Number of random orders, if there are too many models for all orders.
         seed: Seed of both.
 
     Raises:
-        UserError: A column has another number of values than there are models, or a model is named twice.
+        UserError: A column has another number of values than there are models, or a model occurs twice.
 
     Source: the paper, section 4.1, table 1.
     """
@@ -417,7 +418,7 @@ def williams_t(r_xy: float, r_by: float, r_xb: float, n: int) -> float | None:
         r_xy: Pearson's r of a first and a third column.
         r_by: Correlation of a second and the third column.
         r_xb: Correlation of the first and the second column.
-        n: Rows.
+        n: Number of rows.
 
     Returns:
         None for fewer than 4 rows, and where the first two columns are the same except for a factor and a constant.

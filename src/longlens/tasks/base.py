@@ -154,7 +154,7 @@ class Task(ABC):
 
         Args:
             length: Tokens of prompt, answer prefix and answer, at most. None only where settings or data fix the units.
-            samples: The benchmark's own number by default.
+            samples: Number of samples; by default the benchmark's own.
             seed: Seed of all random choices.
             tokenizer: A transformers tokenizer.
             reserve: Tokens that are left for a chat template.
