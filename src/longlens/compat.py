@@ -37,7 +37,7 @@ class PublishedResult(TypedDict):
     Keys:
         longppl: LongPPL, a NumPy float64 (which is a float).
         n_key_token: Number of key tokens of the evaluated model that have a score; None, as in the package, if there
-        are none.
+            are none.
         ppl: Perplexity over the text's n - 1 scored tokens.
         n_token: n, the number of tokens of the text.
     """

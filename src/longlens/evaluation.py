@@ -159,7 +159,7 @@ def score_documents(
         engine: The inference engine.
         ray: Ray settings, if Ray actors run the model: how many; this process tokenizes and writes.
         shard: ``(rank, world size)``: every world-size-th document, starting at rank. By default, processes started by
-        torchrun share the documents, see `longlens.score`.
+            torchrun share the documents, see `longlens.score`.
         statistics: Additional values computed for each token and stored as columns; see `longlens.scoring.statistics`.
         reference: The model that statistics compare with, which is run alongside.
         name: Display name in tables; by default the last part of the model's path or id.

@@ -377,7 +377,7 @@ def check_task(
         length: Tokens per sample; None if settings or data determine the length.
         samples: Number of samples to build, at least 2; the data must have enough.
         perfect: Output of a model that answers correctly; by default the task's `target`, else the best of its answers
-        and of all answers joined with commas.
+            and of all answers joined with commas.
         tokenizer: Counts tokens; a byte tokenizer by default.
 
     Raises:

@@ -32,7 +32,7 @@ class ChatSettings:
     Attributes:
         max_length: Maximum tokens per row.
         too_long: For conversations with more tokens: ``cut`` keeps the whole turns that fit, ``drop`` removes the
-        conversation.
+            conversation.
         turns: ``together`` makes one row per conversation, ``apart`` one per answer, see `chat_dataset`.
 
     Raises:
@@ -67,7 +67,7 @@ class ChatCounts:
         cut_conversations: Number of conversations whose last turns were removed so that the rest fits.
         cut_answers: Number of assistant turns that were removed in this way.
         long_conversations: Number of conversations dropped because not even the first answer fits (or, with
-        ``too_long="drop"``, not all do).
+            ``too_long="drop"``, not all do).
         unanswered_conversations: Number of conversations dropped because they have no assistant turn to learn.
         merged_turns: Number of turns whose first token also contains characters of the prompt. The token is learned,
             but after the prompt alone a model would have to begin with another token.

@@ -126,7 +126,7 @@ def read_source(source: MixtureSource, framing: Framing, *, seed: int, scratch: 
         source: A source with a path.
         framing: The tokenizer, with the special tokens around a document.
         seed: Seed of the order of groups, by ``sha256(f"{seed}:{group}")``: in alphabetical order, a part of them would
-        not be a random sample.
+            not be a random sample.
         scratch: Folder for a temporary copy of the texts of a grouped source, which have to be sorted.
 
     Raises:

@@ -60,7 +60,7 @@ def pack_folder(
 
     Args:
         sources: Files, folders or ``hf:NAME``: texts; or, if tokenized, rows with ``input_ids`` of this tokenizer, such
-        as those of ``longlens data weigh``, whose folders are recognized.
+            as those of ``longlens data weigh``, whose folders are recognized.
         tokenizer: A transformers tokenizer.
         out: A new folder.
         length: Tokens per row.

@@ -42,12 +42,12 @@ class PackingCounts:
         short_documents: Number of documents dropped because they have fewer tokens than ``min_tokens``.
         short_tokens: Number of their tokens.
         long_documents: Number of documents dropped because they have more tokens than ``max_tokens``, or than a row
-        with ``too_long="drop"``.
+            with ``too_long="drop"``.
         long_tokens: Number of their tokens.
         cut_documents: Number of documents truncated to one row (``too_long="cut"``).
         cut_tokens: Number of tokens removed from them.
         split_documents: Number of documents split into several pieces because they are longer than a row
-        (``too_long="split"``).
+            (``too_long="split"``).
         wrapped_pieces: Number of pieces that `Fill` divided at the end of a row.
         tail_tokens: Number of tokens of dropped last pieces of split documents, shorter than ``min_tokens``.
         rows: Number of rows that were made.
@@ -214,7 +214,7 @@ def pack(
         length: Tokens per row.
         packing: `Fill` or `BestFit`.
         too_long: Handling of documents with more than ``piece_length`` tokens: split into pieces of that length, each a
-        separate document; truncated to the first piece; or dropped.
+            separate document; truncated to the first piece; or dropped.
         piece_length: Maximum tokens per piece; by default the length of a row.
         min_tokens: Documents with fewer tokens are dropped, as are last pieces of split documents.
         max_tokens: Documents with more tokens are dropped.

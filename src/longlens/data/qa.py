@@ -77,7 +77,7 @@ class QASettings:
         pairs: Number of pairs per document.
         passage_tokens: Maximum tokens per passage.
         max_length: Maximum tokens per conversation, template included; longer documents are truncated around the
-        passage.
+            passage.
         seed: Seed that determines, with a document's id, the positions of its passages.
         grounded: Whether answers with words that are not in the passage are rejected, see `is_grounded`.
 

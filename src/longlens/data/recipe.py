@@ -50,19 +50,19 @@ class MixtureSource(Settings):
 
     Attributes:
         weight: Its share of the tokens, percent. In a recipe, 0 removes the source, and a path passed for it is
-        ignored.
+            ignored.
         path: A file, a folder or ``hf:NAME``; a recipe can omit it if it is passed in `sources` of `read_mixture`.
         subset: Subset of an ``hf:`` dataset.
         split: Split of an ``hf:`` dataset.
         text_field: Field of a row that contains its text.
         tokenized: Whether rows contain ``input_ids`` of the tokenizer in use, and optionally columns of
-        `columns.CARRIED`.
+            `columns.CARRIED`.
         group_by: Field with a document's group, such as its repository: the texts of a group become one document, in
-        the order of `order_by`, separated by newlines. Text files in a folder need no fields: their group is the
-        subfolder, their order that of paths.
+            the order of `order_by`, separated by newlines. Text files in a folder need no fields: their group is the
+            subfolder, their order that of paths.
         order_by: Field by which documents of a group are ordered.
         min_tokens: Documents with fewer tokens are dropped, as are last pieces of split documents; in a recipe,
-        ``length`` means the length of a row.
+            ``length`` means the length of a row.
         max_tokens: Documents with more tokens are dropped.
         piece_length: Documents are split into pieces of this number of tokens; by default the length of a row.
         too_long: Handling of longer documents: ``split``, ``cut`` or ``drop``.

@@ -148,7 +148,7 @@ def select_key_tokens(
         beta: Threshold of the long-context likelihood, nats; -2 by default.
         use_lcl: False selects by LSD only, without beta.
         context: K, one of the scored short contexts, in tokens; by default the one with which the scores were opened,
-        which is the largest unless another was specified there.
+            which is the largest unless another was specified there.
         stride: d to use, if this K has several.
 
     Raises:

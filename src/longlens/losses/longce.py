@@ -127,7 +127,7 @@ def weighted_nll(
         token_weights: ``(B, S)`` offline weights, one per token, used instead of the short-context pass. Those above
             gamma are reduced to it, with a warning, and those below `LongCE.floor` raised to it.
         short_logprobs: ``(B, S)`` offline short log-probabilities, nats, NaN for tokens without one; used instead of
-        the short-context pass.
+            the short-context pass.
         step: Number of updates so far, from 0.
 
     Raises:

@@ -32,7 +32,7 @@ class LongCE(Settings):
         stride: d, the number of tokens scored per window.
         gamma: The maximum weight.
         floor: The smallest weight. 0, as in the paper, allows weights below 1 for tokens that the long context makes
-        less probable (LSD < 0); with 1, no token has a smaller weight than in cross-entropy.
+            less probable (LSD < 0); with 1, no token has a smaller weight than in cross-entropy.
         short_dtype: ``bfloat16`` or ``float16``: the short-context pass runs in this dtype under autocast, but its
             vocabulary head in float32. By default, the precision of the long pass.
 

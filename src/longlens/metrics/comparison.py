@@ -26,7 +26,7 @@ class Difference:
     Attributes:
         value: The difference.
         interval: 95 % interval over paired documents (see `longlens.metrics.uncertainty`); None if the value depends on
-        fewer than 2 documents or 20 tokens.
+            fewer than 2 documents or 20 tokens.
         significant: Whether the interval excludes 0; None if there is no interval.
         settled: The same, but false if there is no interval.
         documents_to_settle: Minimum number of documents of this kind with which the interval would exclude 0, if the
@@ -50,10 +50,10 @@ class PairComparison:
         baseline: Name of the baseline.
         log_ppl: Nats per scored token, in each model's own tokens.
         log_longppl: Nats per key token, in each model's own tokens; with different tokenizers these are different
-        tokens.
+            tokens.
         bits_per_character: Bits per character, comparable across tokenizers.
         key_bits_per_character: Bits of key tokens per character that they cover: what LongPPL measures, comparable
-        across tokenizers.
+            across tokenizers.
         same_tokenizer: Whether the tokenizers' hashes are equal; None if one was not recorded.
     """
 

@@ -57,7 +57,7 @@ class ReachResult(Tabular):
         answers: Curve of those that share a character with an answer; None if there are none.
         num_short_documents: Number of documents of K_m tokens or fewer, which contribute nothing.
         settings: ``contexts``, ``strides``; ``alpha``, ``beta``, ``lcl`` of the key tokens; ``bos`` and ``dtype`` of
-        the model.
+            the model.
         warnings: What has to be known before a number is relied on, a sentence each.
     """
 

@@ -184,7 +184,7 @@ class CostResult(Tabular):
         gain: Nats that a key token gains from its long context, on average.
         num_documents: Number of documents.
         num_tokens: Number of tokens that count: those with a short-context score; under ``prefill+tail``, those of the
-        tail.
+            tail.
         num_key_tokens: Number of key tokens among them.
         policies: Costs of the runs, in order.
         tokens: The key tokens that lost most under one of them, at most `MAX_TOKENS`.

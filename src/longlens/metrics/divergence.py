@@ -77,7 +77,7 @@ class DivergenceResult(Tabular):
         num_tokens: Number of tokens.
         num_key_tokens: Number of key tokens; None without key tokens.
         num_infinite: Number of tokens left out because their KL is infinite: one model finds a token impossible that
-        the other does not.
+            the other does not.
         settings: ``alpha``, ``beta``, ``lcl``, ``context`` of the key tokens.
     """
 

@@ -45,7 +45,7 @@ def export_tokens(
         path: The file; its suffix, one of `FORMATS`, determines the format.
         scores: Scores of the model.
         evaluator_scores: Scores that select the key tokens (eq. 4, 9) and weight tokens (eq. 7, 10); by default
-        ``scores`` itself, if it has short contexts.
+            ``scores`` itself, if it has short contexts.
         keys: Key tokens, instead of evaluator scores.
         rule: How key tokens are selected.
         overwrite: Whether an existing file is replaced.

@@ -198,7 +198,7 @@ class Curve:
         max_gain_interval: Interval of `max_gain`.
         reach: R, tokens; None if `max_gain` is not above 0, or its interval includes 0.
         reach_interval: Interval of `reach`: the fit and R are recomputed from gains drawn from their t distribution, as
-        for `max_gain_interval`; None if `reach` is.
+            for `max_gain_interval`; None if `reach` is.
         censored: Whether R lies in the last step, so that a larger K could move it: R is a lower bound.
         reach_interval_censored: Whether the upper end of `reach_interval` lies in the last step.
         drops: The steps in which G fell.

@@ -79,9 +79,9 @@ class Positions:
         num_tokens: ``(b,)`` int64, scored tokens: those whose long score is not NaN.
         long_logprob: ``(b,)`` nats, mean of the long scores.
         short_logprob: ``(b,)`` nats, mean of the short-context scores over the tokens that have both scores; None if
-        the run has no short-context scores.
+            the run has no short-context scores.
         long_of_short: ``(b,)`` nats, mean of the long scores over the same tokens as `short_logprob`; None if the run
-        has no short-context scores.
+            has no short-context scores.
         key_share: ``(b,)`` share of the scored tokens that are key (eq. 9); None without keys.
     """
 

@@ -69,7 +69,7 @@ def threshold_table(
         alphas: Thresholds of the LSD, strictly increasing, nats.
         betas: Thresholds of the LCL, strictly increasing, nats; the first may be -inf.
         context: K in tokens, one of the evaluator's short contexts; by default the one with which its scores were
-        opened.
+            opened.
         stride: d to use, if this K has several.
 
     Raises:

@@ -208,7 +208,7 @@ def load_scorer(
             float32 elsewhere. Key tokens are selected by differences of a few nats; bfloat16 errors are some tenths.
         device: ``auto`` is the first GPU, or the CPU if there is none.
         device_map: A device map of transformers, such as ``auto``, to distribute a model over devices; replaces
-        ``device``.
+            ``device``.
         attention: ``attn_implementation`` of transformers. Default: that of transformers.
         batch_tokens: Maximum tokens per batch, padding included. Default: 1,024 on a CPU and 32,768 on a GPU.
         tensor_parallel: Number of GPUs that share each layer of the model, for vllm.

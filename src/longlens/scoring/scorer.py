@@ -76,7 +76,7 @@ class ScorerInfo:
         bos_token_id: The tokenizer's BOS; None if it has none.
         own_prefix: IDs that the tokenizer itself puts before a text; used by ``bos="published"``.
         config: Configuration in use, `longlens.runs.identity.functional_config`; for a server, what it reports. None if
-        nothing is known.
+            nothing is known.
         cache: Policy of the key-value cache; None if it keeps everything.
         statistics: Names of the additional statistics computed for each token.
         reference: Name and identity of the model that statistics compare with; None without one.

@@ -43,7 +43,7 @@ class TokenScores:
         text: The text that was scored (after truncation); None if it was not stored.
         text_sha256: Its hash, see `longlens.corpus.text_sha256`.
         total_tokens: Tokens of the document before truncation; equal to n if nothing was truncated, None if a truncated
-        document was not counted to its end.
+            document was not counted to its end.
         token_ids: ``(n,)`` int64, without BOS.
         char_spans: ``(n, 2)`` int64, ``[start, end)`` in characters of the text.
         long_logprobs: ``(n,)`` float32, nats: log P(token i | all tokens before it); NaN if nothing precedes it.
@@ -52,7 +52,7 @@ class TokenScores:
             scores.
         answer_spans: ``[start, end)`` in characters of the text that answer a question; None if none were specified.
         columns: ``(n,)`` float32 for each column of the requested statistics, by name; NaN if there is no long-context
-        score. Runs with a cache policy have ``cache_bytes``.
+            score. Runs with a cache policy have ``cache_bytes``.
         metadata: Other fields of the document's row, such as its source; empty in a run without texts.
     """
 

@@ -63,7 +63,7 @@ def correlate(
         context: K to use, if the evaluator has several.
         stride: d to use, if this K has several.
         families: Families of runs, by their names; they override those of files. Without either, the model type of the
-        configuration is used, with a note.
+            configuration is used, with a note.
         ngram: Whether to find re-occurred n-grams, which is the slowest part.
         seed: Seed of resamples and random permutations.
         progress: Shows documents.

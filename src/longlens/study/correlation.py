@@ -190,7 +190,7 @@ class CorrelationTable(Tabular):
         baseline: The metric that the others are tested against; None if it is not among them.
         tests: Tests of each other metric against the baseline, by metric and benchmark.
         agreement: Agreement of each two benchmarks, by their names; HELMET's matrix (Yen et al. 2024, figure on
-        correlations).
+            correlations).
         notes: Caveats about the numbers, one sentence each.
         settings: Settings of the key tokens of the metrics: ``evaluator``, ``context``, ``stride``,
             ``alpha``, ``beta``, ``gamma``, ``lcl``; empty if the metrics were passed.

@@ -203,7 +203,7 @@ class LongEvalTopics(FolderTask):
     Attributes:
         name: Name of the task.
         topics: Number of conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); by default as many as fit
-        into the length.
+            into the length.
         answer_prefix: What the model continues; upstream has none for chat models. A base model needs one, such as
             `TOPICS_BASE_PREFIX`.
     """

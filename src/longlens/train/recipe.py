@@ -144,7 +144,7 @@ def read_recipe(
             keys such as ``extend.theta``; all combinations are run).
         changes: Changes such as ``training.steps=20``; values are YAML, and null removes a key.
         trust_remote_code: Sets ``load.trust_remote_code``. A recipe cannot set it by itself, since it may come from an
-        untrusted source.
+            untrusted source.
         allow_pickle: The same for ``load.allow_pickle``.
 
     Raises:

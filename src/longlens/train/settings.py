@@ -83,9 +83,9 @@ class ChatData(Settings):
         chat: Files, folders or ``hf:NAME`` with ``messages``.
         length: Tokens per row.
         pack: Whether whole conversations are packed into rows, without attention between them; otherwise each row is
-        one conversation.
+            one conversation.
         too_long: Handling of longer conversations: ``cut`` keeps the whole turns that fit, ``drop`` removes the
-        conversation.
+            conversation.
         turns: ``together`` makes one row per conversation, ``apart`` one per answer.
         subset: Subset of an ``hf:`` dataset.
         split: Split of the dataset; ``train`` by default.
@@ -182,7 +182,7 @@ class Load(Settings):
 
     Attributes:
         dtype: Dtype of the weights, their gradients and the optimizer's state: ``float32``, ``bfloat16`` or
-        ``float16``.
+            ``float16``.
         attention: ``attn_implementation`` of transformers; chosen by transformers by default.
         full_attention: Whether to disable the model's sliding window in all layers.
         trust_remote_code: Whether to run code that comes with the model.
@@ -216,7 +216,7 @@ class Training(Settings):
         sharding: Spreads weights, gradients and the optimizer's state over the processes: ``fsdp`` (FSDP2) or ``zero3``
             (DeepSpeed); by default each process has all of them.
         context_parallel: Number of processes that share each row: with torch's context parallelism if `sharding` is
-        ``fsdp``, with DeepSpeed's Ulysses if it is ``zero3``; not used by default.
+            ``fsdp``, with DeepSpeed's Ulysses if it is ``zero3``; not used by default.
         gradient_checkpointing: Whether to recompute activations in the backward pass.
         seed: Seed of the order of rows, dropout and other random choices.
         save_every: Steps between checkpoints; there is always one at the end.
@@ -330,7 +330,7 @@ class Evaluation(Settings):
         documents: Files, folders, ``hf:NAME`` or ``stdlib:NAME``.
         every: Number of steps between evaluations; the model is also evaluated before the first step.
         max_length: Maximum tokens per document; by default the length of a row, BOS included. Not allowed with `keys`,
-        whose documents are used as they were scored.
+            whose documents are used as they were scored.
         keys: Key tokens, from ``longlens keys``.
         evaluator: Model that selects the key tokens instead.
         text_field: Field of a row that contains its text; ``text`` by default.

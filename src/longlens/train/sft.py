@@ -31,7 +31,7 @@ class LongCESFTTrainer(LongCETrainer, _SFTTrainer):  # type: ignore[misc]
     Args:
         model: A transformers causal language model, or its name.
         args: `LongCESFTConfig`, which has the settings of the loss; or SFTConfig or TrainingArguments, together with
-        ``longce``.
+            ``longce``.
         longce: Settings of the loss, for SFTConfig; None for plain cross-entropy by the same code. Default: the
             paper's.
 

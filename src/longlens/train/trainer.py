@@ -31,12 +31,12 @@ class LongCEArguments:
 
     Attributes:
         loss: ``longce``, one of its forms ``sampled-longce`` and ``chunked-longce``, or ``ce`` for cross-entropy by the
-        same code.
+            same code.
         context: K, the minimum length of the short context in tokens.
         stride: d, the number of tokens scored per window.
         gamma: The maximum weight.
         floor: The smallest weight of a token with a short-context score; 0 as in the paper, 1 so that no token has a
-        smaller weight than in cross-entropy.
+            smaller weight than in cross-entropy.
         share: Share of the windows, for ``sampled-longce``; 0.5 by default.
         short_dtype: ``bfloat16`` or ``float16`` for the short-context pass; otherwise that of the long pass.
 

@@ -172,7 +172,7 @@ class Study(StudySettings):
         evaluator_method: One of `extensions`.
         resamples: Number of resamples of the bootstrap.
         seeds: Seeds of the runs that count: each draws a base model, the text for testing, all documents, and the
-        questions.
+            questions.
         development_seeds: Those that learning rates are chosen with; they are scored on documents for development.
         processes: How many seeds run at one time.
         text: Prose: a file or a folder; Python's standard library by default.

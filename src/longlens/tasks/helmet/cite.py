@@ -68,7 +68,7 @@ class CitationTask(FolderTask, CitedTask):
 
     Attributes:
         docs: Number of documents, whatever their tokens, as in HELMET (`DOCUMENTS`); by default as many as fit into the
-        length.
+            length.
         shots: Demonstrations.
         file: The questions.
         demo_file: The demonstrations.
