@@ -81,7 +81,7 @@ def naive(full, others, tail=None):
         n = len(one.token_ids)
         for i in range(n):
             long, short, new = one.long_logprobs[i], one.short[K][i], other.long_logprobs[i]
-            if math.isnan(short) or (tail is not None and i < n - tail):
+            if math.isnan(short) or (tail is not None and i <= n - tail):  # n - tail is predicted from before the tail
                 continue
             if long - short > 2 and long > -2:
                 above, below = above + float(new) - float(short), below + float(long) - float(short)
@@ -172,6 +172,13 @@ def test_texts_that_were_fed_at_once_lose_nothing_and_say_nothing(fed):
     both = scores(row(LONG, SHORT), short)
     found = cost(both, [policy(*both, cache="window:8@12")], evaluator_scores=both)
     assert "nothing was compressed in 1 of 2 documents" in found.warnings[-1]
+
+
+def test_a_tail_of_one_token_says_nothing_of_a_policy():
+    """Its only token is predicted from what was read at once: it retained everything, whatever the policy."""
+    full = scores(row(LONG, SHORT))
+    with pytest.raises(UserError, match="no key token of toy can be used"):
+        cost(full, [policy(row(LONG, None), cache="window:8@prefill+1")], evaluator_scores=full)
 
 
 def test_impossible_tokens_are_counted():

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from longlens import UserError, cost, divergence
+from longlens import UserError, cost, divergence, perplexity
 from longlens.metrics.divergence import MEASURES, bracket_of, mean_of
 from longlens.scoring.scores import identity_of
 from longlens.scoring.statistics import DIVERGENCE
@@ -102,3 +102,14 @@ def test_infinite_divergences_are_counted():
     costs = cost(own, [own], evaluator_scores=own)
     assert math.isfinite(costs.policies[0].kl)
     assert any("2 tokens of toy" in said and "an infinite KL" in said for said in costs.warnings)
+
+
+def test_a_cache_that_was_compressed_once_is_judged_on_its_tail():
+    """What was read before it has a divergence of 0, which made the mean as small as the tail is short."""
+    one = row(40, 1, "a")
+    own = diverged(one)
+    own.manifest["model"]["cache"] = "window:8@prefill+10"
+    found = divergence(own)
+    assert found.num_tokens == 9
+    assert found.means["kl"]["all"].value == pytest.approx(one.columns["kl"][-9:].mean())
+    assert "affects only the last 9 tokens of each document" in perplexity(own).warnings[0]

@@ -99,7 +99,7 @@ def test_prefill_and_tail(name):
     found = result(model, name, tail, "prefill+tail").logprobs
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     full = result(model).logprobs
-    np.testing.assert_allclose(found[: prefix - 1], full[: prefix - 1], atol=1e-4)
+    np.testing.assert_allclose(found[:prefix], full[:prefix], atol=1e-4)  # the tail's first token follows the prefix
     assert np.abs(found[prefix:] - full[prefix:]).max() > 0.1
 
 
@@ -226,6 +226,18 @@ def test_bytes_of_nested_state():
     assert cache_bytes(Cache()) == 2 * (16 + 8 + 8)
 
 
+def test_one_token_is_not_everything():
+    """h2o:1 kept everything, as window:1 does not; and two forms of one size were two models."""
+    model = tiny_model("llama")
+    sizes = [result(model, name).columns["cache_bytes"][-1] for name in ("random:1", "window:1", "random:1.0", "full")]
+    assert sizes[0] == sizes[1] == sizes[2] / len(IDS) == sizes[3] / len(IDS)
+    assert [load_cache(f"knorm:{size}").name for size in ("0512", ".50", "1.0")] == [
+        "knorm:512",
+        "knorm:0.5",
+        "knorm:1.0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -235,6 +247,9 @@ def test_bytes_of_nested_state():
         ("h2o:", "expected the number of tokens to keep, or a fraction of those seen: h2o:512, h2o:0.25"),
         ("h2o:1.5", "expected the number of tokens to keep"),
         ("knorm:-1", "expected the number of tokens to keep"),
+        ("h2o:1_0", "expected the number of tokens to keep"),
+        ("h2o:1e3", "expected the number of tokens to keep"),
+        ("h2o:0.0", "expected the number of tokens to keep"),
         ("snapkv:nan", "expected the number of tokens to keep"),
         ("fp8:8", "expected fp8, which has no settings"),
         ("hqq:5", "expected hqq:BITS with 1, 2, 3, 4, 8 bits"),

@@ -30,7 +30,7 @@ from longlens.metrics.divergence import columns_of, is_measured, mean_of
 from longlens.metrics.gains import smallest_strides
 from longlens.metrics.listed import Most, excerpt
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
-from longlens.scoring.scores import Scores, ShortContext, TokenScores, identity_of, names_of
+from longlens.scoring.scores import Scores, ShortContext, TokenScores, identity_of, names_of, tail_tokens
 from longlens.settings.options import KeyRule
 from longlens.tables import Tabular, plain
 
@@ -266,7 +266,7 @@ def cost(
     base = _Sums(full, shorts, None)
     lost: Most[LostToken] = Most(MAX_TOKENS)
     chunk = None if fed is None else int(fed.removeprefix("prefill+"))
-    tail = chunk if str(fed).startswith("prefill+") else None
+    tail = next((tail for scores in policies if (tail := tail_tokens(scores)) is not None), None)
     num_whole = num_impossible = 0
     for rows in read_once(full.ids, [full, influence.evaluator, *policies]):
         row, evaluated, *others = rows
@@ -292,7 +292,7 @@ def cost(
             f"was compressed: use longer documents, or a smaller `cache_chunk={max(1, (chunk or 0) // 4)}`"
         )
     if not base.num_key_tokens:
-        tails = "" if tail is None else f", or a longer tail (`cache_chunk={4 * tail}`)"
+        tails = "" if tail is None else f", or a longer tail (`cache_chunk={4 * tail + 4}`)"
         raise UserError(
             f"no key token of {corpus.name} can be used: use longer documents{',' if tails else ' or'} a lower "
             f"`alpha`{tails}"

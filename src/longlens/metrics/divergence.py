@@ -2,6 +2,7 @@
 
 Means over tokens of KL(p || q), KL(q || p), Jensen-Shannon divergence and agreement of the most likely token, where p
 is the reference and q the model; on all tokens, on key tokens and on the rest, and by the number of preceding tokens.
+Of a run whose cache was compressed once (``cache_protocol=prefill+tail``), on the tail only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from longlens.errors import UserError
 from longlens.keytokens.selection import KeySource
 from longlens.metrics.corpus import Bools, Corpus, choose_influence
 from longlens.metrics.uncertainty import Doubles, Interval, estimate
-from longlens.scoring.scores import Scores, TokenScores
+from longlens.scoring.scores import Scores, TokenScores, tail_tokens
 from longlens.scoring.statistics import DIVERGENCE
 from longlens.settings.options import KeyRule
 from longlens.tables import Tabular, plain
@@ -161,12 +162,13 @@ def divergence(
     reference = check_diverged(scores)
     sums: dict[tuple[str, str], list[tuple[float, int]]] = {}
     places: dict[tuple[str, int], list[tuple[float, int]]] = {}
-    logprobs, num_infinite = np.zeros(2), 0
+    logprobs, num_infinite, tail = np.zeros(2), 0, tail_tokens(scores)
     for document in corpus:
         row, is_key = document.row, document.is_key
         columns = columns_of(row)
-        there = is_measured(columns)
-        num_infinite += int(np.count_nonzero(~there & ~np.isnan(columns["kl"])))
+        in_tail = np.arange(len(columns["kl"])) >= (0 if tail is None else len(columns["kl"]) - tail)
+        there = is_measured(columns) & in_tail
+        num_infinite += int(np.count_nonzero(in_tail & ~there & ~np.isnan(columns["kl"])))
         logprobs += [row.long_logprobs[there].sum(dtype=float), columns["reference_logprob"][there].sum(dtype=float)]
         groups: dict[str, Bools] = {"all": there}
         if is_key is not None:

@@ -21,7 +21,7 @@ from longlens.metrics.corpus import (
     is_evaluator,
 )
 from longlens.metrics.uncertainty import MIN_TOKENS, Doubles, Interval, estimate
-from longlens.scoring.scores import Scores
+from longlens.scoring.scores import Scores, tail_tokens
 from longlens.settings.options import KeyRule
 from longlens.tables import Tabular, plain
 
@@ -265,6 +265,12 @@ class PerplexitySums:
             notes.append(
                 f"{scores.num_incomplete} documents lack the short context that is requested and are left out: run the "
                 "same longlens score command again to finish them"
+            )
+        if (tail := tail_tokens(scores)) is not None:
+            cache = scores.manifest["model"]["cache"]
+            notes.append(
+                f"{model} was scored under the cache policy {cache}, which affects only the last {tail:,} tokens of "
+                "each document, and perplexities are over all tokens: use longlens cost"
             )
         if is_evaluator(scores, influence.evaluator, influence.keys):
             notes.append(

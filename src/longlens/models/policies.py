@@ -9,6 +9,7 @@ the same distances between neighbors and other ones to the sinks.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from importlib import import_module
@@ -39,23 +40,25 @@ RANDOM_SEED = 0
 
 
 class Budget:
-    """Number of tokens to keep: ``"512"`` tokens, or ``"0.25"`` of those seen (at least one).
+    """Number of tokens to keep: ``"512"`` tokens, or ``"0.25"`` of those seen; ``"1"`` is one token, ``"1.0"`` all.
+
+    Attributes:
+        text: As it was given, in one form.
 
     Raises:
         UserError: The text is neither.
     """
 
     def __init__(self, text: str, name: str) -> None:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not (0 < value <= 1 or (value > 1 and value.is_integer())):
+        is_number = re.fullmatch(r"[0-9]+|[0-9]*\.[0-9]+", text) is not None
+        self._tokens = int(text) if is_number and "." not in text else None
+        self._fraction = float(text) if is_number and "." in text else None
+        if not (self._tokens or 0 < (self._fraction or 0) <= 1):
             raise UserError(
                 f"`cache` is '{name}:{text}'; expected the number of tokens to keep, or a fraction of those seen: "
                 f"{name}:512, {name}:0.25"
             )
-        self.text, self._value = text, value
+        self.text = str(self._fraction if self._tokens is None else self._tokens)
 
     def tokens(self, seen: int) -> int:
         """Returns the number of tokens to keep.
@@ -63,7 +66,7 @@ class Budget:
         Args:
             seen: Number of tokens seen.
         """
-        return int(self._value) if self._value > 1 else max(1, int(self._value * seen))
+        return max(1, int((self._fraction or 0) * seen)) if self._tokens is None else self._tokens
 
 
 class Window(CachePolicy):
@@ -108,7 +111,7 @@ class _Ranked(CachePolicy):
 
     def __init__(self, settings: str) -> None:
         self._budget = Budget(settings, self.kind)
-        self.name = f"{self.kind}:{settings}"
+        self.name = f"{self.kind}:{self._budget.text}"
 
     def new_cache(self, model: Any) -> Any:
         """A layer of its kind for each that attends to everything."""

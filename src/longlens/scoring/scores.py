@@ -338,6 +338,16 @@ def identity_of(scores: Scores) -> ModelIdentity:
     return ModelIdentity.read(scores.manifest["model"])
 
 
+def tail_tokens(scores: Scores) -> int | None:
+    """How many tokens at the end of a document were scored under a cache policy, by ``cache_protocol=prefill+tail``.
+
+    One less than there are in the tail, whose first token follows what was read at once. None under another protocol,
+    and without a policy: then all were.
+    """
+    fed = str(scores.manifest["model"].get("cache") or "").rpartition("@")[2]
+    return int(fed.removeprefix("prefill+")) - 1 if fed.startswith("prefill+") else None
+
+
 def wrong_logprobs(logprobs: Floats) -> str | None:
     """Describes invalid log-probabilities: NaN, or above 0 by more than rounding; None if all are valid."""
     if np.isnan(logprobs).any():
