@@ -51,6 +51,11 @@ TASKS = {"json_kv": 1 / 16, "niah_multikey_1": 1 / 10}
 """Tasks, and how often a guess among the symbols of their answers (hexadecimal, decimal) is right."""
 METRICS = {"retained gain": 1, "KL": -1, "PPL": -1, "LongPPL": -1}
 """What is correlated with accuracy, with the sign that a good one is expected to have."""
+FAR = "retained gain, farthest"
+"""Of the key tokens that need more than the largest K: total over the texts, hence without interval over documents.
+
+Added after the other metrics' results had been seen.
+"""
 DRAWS = 4000
 EVICTION = ("window:{}", "sink:4+{}", "random:{}", "knorm:{}", "h2o:{}", "snapkv:{}", "tova:{}")
 QUANTIZED = ("hqq:1", "hqq:2", "hqq:4", "fp8")
@@ -346,14 +351,18 @@ def correlations(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             of: Doubles = (drawn @ pairs[..., 0].T) / (drawn @ pairs[..., 1].T)
         return of
 
+    far = np.array(
+        [next(b["retained_gain"] for b in arm["text"]["by_distance"] if b["to"] is None) for arm in arms],
+        dtype=np.float64,
+    )
     texts = counts(metrics["PPL"].shape[1])
     of_task = {task: values(pairs, counts(pairs.shape[1])) for task, pairs in answers.items()}
     of_task["both"] = np.mean(list(of_task.values()), axis=0)
     found = []
     for task, right in of_task.items():
-        for name, sign in METRICS.items():
-            by = sign * values(metrics[name], texts)
-            rho = spearman(by, right)
+        by_metric = {name: sign * values(metrics[name], texts) for name, sign in METRICS.items()} | {FAR: far[None]}
+        for name, by in by_metric.items():
+            rho = spearman(by, right[: len(by)])
             drawn = rho[1:][np.isfinite(rho[1:])]
             over_arms = correlate_columns(by[0], right[0], permutations=1) if task == "both" else None
             found.append(
@@ -428,7 +437,7 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _by_metric(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    return [[one for one in found if one["metric"] == metric] for metric in METRICS]
+    return [[one for one in found if one["metric"] == metric] for metric in (*METRICS, FAR)]
 
 
 def _render_arms(name: str, result: Mapping[str, Any]) -> str:

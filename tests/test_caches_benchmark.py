@@ -95,7 +95,9 @@ def arm(name, kept, right, gain=(10.0, 20.0, 30.0)):
         }
         for g, k in zip(gain, kept, strict=True)
     ]
-    return {"arm": name, "text": {"documents": documents}, "answers": dict.fromkeys(caches.TASKS, [(right, 10)] * 3)}
+    far = [{"to": 1024, "retained_gain": 1.0}, {"to": None, "retained_gain": -right}]
+    text = {"documents": documents, "by_distance": far}
+    return {"arm": name, "text": text, "answers": dict.fromkeys(caches.TASKS, [(right, 10)] * 3)}
 
 
 def test_correlations_and_sizes_by_hand():
@@ -106,6 +108,8 @@ def test_correlations_and_sizes_by_hand():
     assert by["KL", "json_kv"]["spearman"] == pytest.approx(1)
     assert by["retained gain", "both"]["interval"] == pytest.approx((1, 1))
     assert by["LongPPL", "both"]["spearman"] is None  # all alike
+    assert by[caches.FAR, "json_kv"]["spearman"] == pytest.approx(-1)
+    assert by[caches.FAR, "both"]["interval"] is None
     assert not any(step["falls"] for step in size_steps(arms))
     assert all(step["falls"] for step in size_steps(arms[::-1]))
     assert len(list(size_steps([arms[0], arm("tova:1", [0.1] * 3, 1)]))) == 0
