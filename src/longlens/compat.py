@@ -133,7 +133,7 @@ def compute_longppl(
         _write_runs(Path(save_path), runs)
     is_same = model == evaluator_model if _is_name(model) else model is evaluator_model
     if is_same and tokenizer is evaluator_tokenizer:
-        # Without special tokens before the text, both windows have the same long context.
+        # Without special tokens before the text, evaluator and model have the same long context.
         return _result(_score(text, evaluator, trunc_len) if evaluator.info.own_prefix else scores[0], runs)
     del evaluator  # so that a model loaded by name is freed before the next one is loaded
     return _result(_score(text, _make_scorer(model, tokenizer), trunc_len), runs)
