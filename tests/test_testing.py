@@ -320,7 +320,7 @@ class Drawn(Kept):
 
 
 class Mixed(Kept):
-    """What is kept of a row goes by all rows."""
+    """What is kept of a row goes by all rows, which a policy may say of itself: each row is then fed alone."""
 
     def __init__(self):
         def keep(keys, values):
@@ -343,6 +343,7 @@ def shared_cache(self, model):
 
 def test_a_good_policy_passes():
     check_cache(policy())
+    check_cache(policy(Mixed))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_a_good_policy_passes():
         (policy(Sizes), "`get_mask_sizes` counts the tokens dropped before"),
         (policy(Gives), "`update` returns the sizes of `get_mask_sizes`"),
         (policy(Uneven), "all layers hold the same number of tokens"),
-        (policy(Mixed), "what it keeps of a sequence depends on that sequence alone"),
+        (policy(Mixed, mixes_rows=False), "what it keeps of a sequence depends on that sequence alone"),
         (policy(Drawn), "what it keeps of a sequence depends on that sequence alone"),
         (policy(Overflows), "`logprobs` answers requests of any length"),
     ],
