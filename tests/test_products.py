@@ -158,6 +158,7 @@ def test_attention_that_is_not_plain_is_left_to_torch():
     assert not is_ours(query.requires_grad_(), key, value)
     query = query.detach()
     assert not is_ours(query[:, :, :1], key, value)
+    assert not is_ours(query[:, :, :20], *torch.randn(2, 1, 2, products.MOST_KEYS + 1, 64))
     assert not is_ours(query[:, :, :20], key[:, :, :20], value[:, :, :20])
     with pytest.raises(RuntimeError):
         attention(query, key[..., :32], value)

@@ -20,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 ATTENTION_ROWS = 128
 """Queries of a head whose scores are computed together; fewer for long keys, see `ATTENTION_BYTES`."""
-ATTENTION_BYTES = 32 * 2**20
+ATTENTION_BYTES = 8 * 2**20
 """Bound on the scores of attention that exist at one time."""
 ATTENTION_WORK = 4_000_000
 """Products of a head, ``queries x keys x width``, below which torch's own attention is as fast."""
+MOST_KEYS = 8192
+"""Above this number of keys, scores of whole rows leave the caches, and torch's tiles need less memory."""
 FEWEST_ROWS = 16
 """Below this number of queries (a step of generation) it is as well."""
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -94,18 +96,20 @@ def attention(
         for h in range(key.shape[1]):
             of_head = slice(h * group, (h + 1) * group)
             k, v = key[b, h].contiguous(), value[b, h].contiguous()
-            for block, (first, last, hidden, blind) in zip(blocks, views, strict=True):
+            # The largest first: each array then fits where the one before it was, and the heap does not grow.
+            for block, (first, last, hidden, blind) in zip(reversed(blocks), reversed(views), strict=True):
                 if first == last:
                     continue
                 states = (query[b, of_head, block] * scale).reshape(-1, width)
                 scores = _multiply(states, k[first:last], None).view(group, -1, last - first)
                 for some, bias in hidden:
                     scores[..., some] += bias
-                shares = scores.softmax(-1)
+                torch.softmax(scores, -1, out=scores)
                 if blind is not None:
-                    shares[:, blind] = 0.0
-                mixed = _multiply(shares.view(-1, last - first), v[first:last].T, None)
+                    scores[:, blind] = 0.0
+                mixed = _multiply(scores.view(-1, last - first), v[first:last].T, None)
                 found[b, of_head, block] = mixed.view(group, -1, mixed.shape[-1])
+                del scores
     return found
 
 
@@ -153,6 +157,7 @@ def _is_attended(query: Any, key: Any, value: Any, mask: Any, is_causal: bool) -
         and all(part.ndim == 4 for part in parts)
         and not (torch.is_grad_enabled() and any(part.requires_grad for part in parts))
         and query.shape[-2] >= FEWEST_ROWS
+        and key.shape[-2] <= MOST_KEYS
         and key.shape[-1] == query.shape[-1]
         and key.shape[:3] == value.shape[:3]
         and key.shape[0] == query.shape[0]
