@@ -85,22 +85,12 @@ def main() -> None:
     rows = [cells(found) for found in (*lengths, *windows, *vocabularies)]
     columns = ["n", "K", "d", "V", "tokens run", "CPU s", "us a token run", "peak MB above the model"]
     write_table("growth", columns, rows, page="docs/scale.md", left=0)
-    by_context = {context: [found for found in windows if found["K"] == context] for context in (256, 1024)}
     drawn = [
         chart(
             "growth-length",
             "Scoring and the length of a document",
             "n, tokens",
             [Series(name="K = 512, d = 512", x=list(LENGTHS), y=[found["s"] for found in lengths])],
-        ),
-        chart(
-            "growth-stride",
-            "Scoring and the stride, 8,192 tokens",
-            "d, tokens",
-            [
-                Series(name=f"K = {context}", x=[f["d"] for f in found], y=[f["s"] for f in found], color=number)
-                for number, (context, found) in enumerate(by_context.items())
-            ],
         ),
         chart(
             "growth-vocabulary",
