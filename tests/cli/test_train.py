@@ -211,7 +211,7 @@ def test_the_schema_takes_all_recipes_and_finds_mistakes(run):
     ):
         assert not holds({**good, **wrong}, schema, schema), wrong
     assert not holds({name: value for name, value in good.items() if name != "data"}, schema, schema)
-    assert schema["$defs"]["Training"]["properties"]["steps"]["description"] == "Updates; or `epochs`."
+    assert schema["$defs"]["Training"]["properties"]["steps"]["description"] == "Number of updates; or use `epochs`."
 
 
 def numbers(value):

@@ -422,7 +422,7 @@ WRONG = [
     ({"load": {"full_attention": True}}, "load.full_attention: llama has no sliding window to turn off: leave it out"),
     ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: leave it out, or give it text"),
     ({"data": {"documents": ["nosuch.txt"]}}, "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written"),
-    ({"data": {"packed": "llama"}}, "llama has no rows of longlens data mix or longlens data pack: make them, or gi"),
+    ({"data": {"packed": "llama"}}, "llama has no rows of longlens data mix or longlens data pack: make them, or se"),
     (
         {"data": {"mixture": "pg19", "documents": None, "length": 64, "packing": None}},
         "recipe: data: unknown key 'packing'",
