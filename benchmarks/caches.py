@@ -421,7 +421,7 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, result in results.items():
         parts.append(_render_arms(name, result))
-        parts.append(_render_sizes(result))
+        parts += [_render_sizes(result)] if result["sizes"] else []
     rows = [
         [name, one["metric"], *(_with(one["spearman"], one["interval"]) for one in same), _ends(both["arms_interval"])]
         for name, result in results.items()
