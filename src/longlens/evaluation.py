@@ -36,7 +36,6 @@ from longlens.scoring.truncation import Limit, TokenLimit, cut_documents, make_l
 from longlens.settings.options import (
     CONTEXT,
     MAX_LENGTH,
-    STRIDE,
     Engine,
     KeyRule,
     Loading,
@@ -108,7 +107,7 @@ class _Side:
             documents,
             scorer,
             context=[short.context for short in self.shorts] or None,
-            stride=[short.stride for short in self.shorts] or STRIDE,
+            stride=[short.stride for short in self.shorts] or None,
             out=self.out,
             bos=self.bos,
             limit=self.limit,
@@ -131,7 +130,7 @@ def score_documents(
     out: str | os.PathLike[str],
     *,
     context: int | Sequence[int] | None = CONTEXT,
-    stride: int | Sequence[int] = STRIDE,
+    stride: int | Sequence[int] | None = None,
     truncation: Truncation | None = None,
     bos: Bos = "window",
     store_text: bool = True,
@@ -151,7 +150,7 @@ def score_documents(
         model: Name or path of the model.
         out: The run directory; documents that it already contains are skipped.
         context: K, or several, or None to score the long context only.
-        stride: d, one value, or one per K.
+        stride: d, one value, or one per K; by default a quarter of each K.
         truncation: How documents are truncated.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.
         store_text: False does not store the texts.
@@ -253,7 +252,7 @@ def evaluate_longppl(
     evaluator: str | None = None,
     keys: KeySource | str | os.PathLike[str] | None = None,
     context: int = CONTEXT,
-    stride: int = STRIDE,
+    stride: int | None = None,
     rule: KeyRule | None = None,
     truncation: Truncation | None = None,
     bos: Bos = "window",
@@ -277,7 +276,7 @@ def evaluate_longppl(
         evaluator: Name or path of the model that selects key tokens, or ``"self"`` for the evaluated model.
         keys: Key tokens, or a key file, instead of an evaluator.
         context: K, tokens of the evaluator.
-        stride: d, tokens of the evaluator.
+        stride: d, tokens of the evaluator; by default a quarter of K.
         rule: How key tokens are selected.
         truncation: How documents are truncated.
         bos: ``"window"`` or ``"published"``, see `longlens.score`.

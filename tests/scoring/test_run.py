@@ -27,7 +27,7 @@ from longlens.progress import Progress
 from longlens.report import summarize_runs
 from longlens.runs import parts
 from longlens.scoring.scorer import Result, ScorerInfo
-from longlens.scoring.scores import ShortContext
+from longlens.scoring.scores import ShortContext, short_contexts
 from longlens.scoring.transformers import TransformersScorer
 from longlens.scoring.truncation import CharacterLimit, TokenLimit, make_limit
 from longlens.settings.options import Truncation
@@ -227,6 +227,22 @@ def test_another_context_later_scores_its_short_side_alone(tmp_path):
     assert scores.short_contexts == [ShortContext(4, 5), ShortContext(16, 5)]
     assert rows(scores) == expected_rows(context=[4, 16])
     assert scores[0].selected == ShortContext(16, 5)
+
+
+def test_the_stride_is_a_quarter_of_each_context_unless_it_is_set(tmp_path):
+    assert score(documents(), FakeScorer(), context=16).short_contexts == [ShortContext(16, 4)]
+    assert score(documents(), FakeScorer(), context=[16, 2]).short_contexts == [ShortContext(2, 1), ShortContext(16, 4)]
+    assert score(documents(), FakeScorer(), context=16, stride=5).short_contexts == [ShortContext(16, 5)]
+    assert short_contexts(4096) == short_contexts(4096, 1024)  # the paper's
+    # What context reach needs, d <= K/2, is what the command gives without --stride.
+    text = tmp_path / "a.txt"
+    text.write_text("To be, or not to be, that is the question. " * 3)
+    model = tmp_path / "model"
+    tiny_model("llama").save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    assert main(["score", str(text), "--model", str(model), "--context", "8,16,32", "-o", str(tmp_path / "run")]) == 0
+    assert [short.stride for short in open_scores(tmp_path / "run").short_contexts] == [2, 4, 8]
+    assert main(["reach", str(tmp_path / "run")]) == 0
 
 
 def test_short_contexts_after_a_long_only_run(tmp_path):

@@ -15,7 +15,7 @@ from longlens.models.tensor_parallel import check_shared
 from longlens.planning.devices import Device, Rates, find_device, measure, this_machine
 from longlens.planning.model import TracedModel, named_dtype
 from longlens.planning.trace import Work
-from longlens.settings.options import CONTEXT, STRIDE, Hardware, Loading
+from longlens.settings.options import CONTEXT, Hardware, Loading
 from longlens.windows import plan_windows, window_sizes
 
 RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.05e9}
@@ -38,14 +38,14 @@ class FedRequest(NamedTuple):
 
 
 def document_requests(
-    length: int, context: int | Sequence[int] | None, stride: int | Sequence[int], *, bos: bool
+    length: int, context: int | Sequence[int] | None, stride: int | Sequence[int] | None, *, bos: bool
 ) -> list[FedRequest]:
     """The requests of `longlens.score` to a model for one document.
 
     Args:
         length: n, tokens of the document, BOS not counted.
         context: K, several, or None for the long context only.
-        stride: d, one value, or one per K.
+        stride: d, one value, or one per K; by default a quarter of each K.
         bos: Whether a BOS precedes the long context and every window.
     """
     from longlens.scoring.scores import short_contexts
@@ -59,7 +59,7 @@ def document_requests(
 
 
 def many_requests(
-    length: int, context: int | Sequence[int] | None, stride: int | Sequence[int], *, bos: bool
+    length: int, context: int | Sequence[int] | None, stride: int | Sequence[int] | None, *, bos: bool
 ) -> Counter[FedRequest]:
     """Counts of the requests of `document_requests`, computed without listing them."""
     from longlens.scoring.scores import short_contexts
@@ -306,7 +306,7 @@ def plan_score(
     length: int,
     documents: int = 1,
     context: int | Sequence[int] | None = CONTEXT,
-    stride: int | Sequence[int] = STRIDE,
+    stride: int | Sequence[int] | None = None,
     bos: bool | None = None,
     dtype: str = "auto",
     attention: str = "sdpa",
@@ -327,7 +327,7 @@ def plan_score(
         length: Document length in tokens, without BOS.
         documents: Number of documents of this length.
         context: K, several, or None for the long context only.
-        stride: d.
+        stride: d; by default a quarter of each K.
         bos: Whether a BOS precedes each sequence; by default, whether the configuration has one.
         dtype: Dtype of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
         attention: ``sdpa``, ``eager``, or one of FlashAttention's names.

@@ -27,7 +27,7 @@ from longlens.scoring.scorer import DescribedResult, Request, Result, Scorer
 from longlens.scoring.scores import Floats, MemoryScores, ShortContext, TokenScores, short_contexts, wrong_logprobs
 from longlens.scoring.store import Bos, RunWriter, make_manifest, run_settings
 from longlens.scoring.truncation import Limit, TokenLimit, TruncatedText, make_limit, num_characters
-from longlens.settings.options import CONTEXT, STRIDE, Reading, Truncation
+from longlens.settings.options import CONTEXT, Reading, Truncation
 from longlens.windows import plan_windows
 
 CHECKED_COST = 1e-4
@@ -61,7 +61,7 @@ def score(
     *,
     reading: Reading | None = None,
     context: int | Sequence[int] | None = CONTEXT,
-    stride: int | Sequence[int] = STRIDE,
+    stride: int | Sequence[int] | None = None,
     out: str | PathLike[str] | None = None,
     bos: Bos = "window",
     max_length: int | None = None,
@@ -87,7 +87,7 @@ def score(
         reading: Fields of rows that contain text and id, or the tokenizer that decodes their ``input_ids``; by default
             ``text`` and, if rows have it, ``id``.
         context: K, or several, or None to score the long context only.
-        stride: d, one value, or one per K.
+        stride: d, one value, or one per K; by default a quarter of each K.
         out: Run directory; documents that it already contains are skipped. None keeps the scores in memory.
         bos: ``"window"``: the tokenizer's BOS, if it has one, precedes the long context and every window, is not scored
             and not counted in K; a text that begins with BOS has it once. ``"published"``: as in the published package,

@@ -178,8 +178,12 @@ def choose_short_context(
     return max(fits, key=lambda s: (s.context, -s.stride))
 
 
-def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[int]) -> list[ShortContext]:
+def short_contexts(
+    context: int | Sequence[int] | None, stride: int | Sequence[int] | None = None
+) -> list[ShortContext]:
     """The short contexts specified by K and d, the largest K first.
+
+    Without d, each K has ``max(1, K // 4)``, the ratio of the paper's K = 4096 and d = 1024.
 
     Raises:
         UserError: K or d is below 1 or not an integer, or there is neither one stride nor one per K.
@@ -188,7 +192,10 @@ def short_contexts(context: int | Sequence[int] | None, stride: int | Sequence[i
         if isinstance(value, (str, float)):
             raise UserError(f"`{name}` is {value!r}; expected tokens, such as `{name}=1024`, or a list of them")
     contexts = [] if context is None else [context] if isinstance(context, int) else list(context)
-    strides = [stride] if isinstance(stride, int) else list(stride)
+    if stride is None:
+        strides = [max(1, int(k) // 4) for k in contexts]
+    else:
+        strides = [stride] if isinstance(stride, int) else list(stride)
     if len(strides) not in (1, len(contexts)) and contexts:
         raise UserError(f"{len(strides)} strides for {len(contexts)} contexts: pass one `stride`, or one per `context`")
     if len(strides) == 1:

@@ -9,7 +9,7 @@ import typer
 
 from longlens.cli import options as o
 from longlens.cli.command import Part
-from longlens.settings.options import CONTEXT, STRIDE, Engine, KeyRule, Loading, Reading, Truncation
+from longlens.settings.options import CONTEXT, Engine, KeyRule, Loading, Reading, Truncation
 
 
 def longppl(
@@ -29,7 +29,9 @@ def longppl(
     ] = None,
     keys: o.Keys = None,
     context: Annotated[int, typer.Option(help="K, the short context length in tokens.")] = CONTEXT,
-    stride: Annotated[int, typer.Option(help="d, the number of tokens scored per short-context window.")] = STRIDE,
+    stride: Annotated[
+        int | None, typer.Option(help="d, the number of tokens scored per short-context window.  [default: K/4]")
+    ] = None,
     rule: Annotated[KeyRule, Part(but=("context", "stride"))],
     truncation: Truncation,
     name: o.Name = None,

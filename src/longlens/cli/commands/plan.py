@@ -37,11 +37,12 @@ def plan_score_command(
         ),
     ] = str(CONTEXT),
     stride: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="d, the number of tokens scored per window; one value, or one per K.", metavar="TOKENS[,TOKENS...]"
+            help="d, the number of tokens scored per window; one value, or one per K.  [default: K/4]",
+            metavar="TOKENS[,TOKENS...]",
         ),
-    ] = str(STRIDE),
+    ] = None,
     long_only: Annotated[bool, typer.Option("--long-only", help="Score with the long context only.")] = False,
     loading: Annotated[Loading, Part((*LOADED, "batch_tokens", "device_map", "tensor_parallel"))],
     hardware: Hardware,
@@ -58,7 +59,8 @@ def plan_score_command(
 
     if long_only:
         o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
-    contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
+    contexts = o.integers(context, "context")
+    strides = None if stride is None else o.integers(stride, "stride")
     config, device, rates = plan_for(model, hardware, loading, length=length)
     found = plan_score(
         config,
@@ -84,7 +86,7 @@ def plan_score_command(
     print(score_answer(found))
     print()
     print_table(("", ""), score_rows(found))
-    shorts = ["--long-only"] if long_only else ["--context", context, "--stride", stride]
+    shorts = ["--long-only"] if long_only else ["--context", context, *([] if stride is None else ["--stride", stride])]
     out = f"scores/{Path(model).name}"
     suggest(("score", "DOCS", "--model", model, *shorts, "--max-length", length, "-o", out))
 

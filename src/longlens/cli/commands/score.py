@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from longlens.cli import options as o
-from longlens.settings.options import CONTEXT, STRIDE, Engine, Loading, Ray, Reading, Truncation
+from longlens.settings.options import CONTEXT, Engine, Loading, Ray, Reading, Truncation
 
 
 def score(
@@ -24,11 +24,12 @@ def score(
         ),
     ] = str(CONTEXT),
     stride: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="d, the number of tokens scored per window; one value, or one per K.", metavar="TOKENS[,TOKENS...]"
+            help="d, the number of tokens scored per window; one value, or one per K.  [default: K/4]",
+            metavar="TOKENS[,TOKENS...]",
         ),
-    ] = str(STRIDE),
+    ] = None,
     long_only: Annotated[bool, typer.Option("--long-only", help="Score with the long context only.")] = False,
     truncation: Truncation,
     name: o.Name = None,
@@ -66,7 +67,8 @@ def score(
     if long_only:
         o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
     check_trackers(log_to or [])
-    contexts, strides = o.integers(context, "context"), o.integers(stride, "stride")
+    contexts = o.integers(context, "context")
+    strides = None if stride is None else o.integers(stride, "stride")
     part = None if shard is None else _parse_shard(shard)
     scores = score_documents(
         open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
