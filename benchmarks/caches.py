@@ -35,6 +35,8 @@ from longlens.models import load_scorer
 from longlens.models.caches import CacheUse
 from longlens.models.policies import load_cache
 from longlens.progress import Progress
+from longlens.report.charts import cost_charts
+from longlens.report.figures import write_figures
 from longlens.scoring.statistics import DIVERGENCE, RANK, Statistic
 from longlens.scoring.transformers import TransformersScorer
 from longlens.settings.options import KeyRule
@@ -58,6 +60,7 @@ Added after the other metrics' results had been seen.
 """
 DRAWS = 4000
 EVICTION = ("window:{}", "sink:4+{}", "random:{}", "knorm:{}", "h2o:{}", "snapkv:{}", "tova:{}")
+DRAWN = ("window:1024", "sink:4+1024", "snapkv:1024", "h2o:1024", "hqq:4", "fp8")
 QUANTIZED = ("hqq:1", "hqq:2", "hqq:4", "fp8")
 
 
@@ -492,6 +495,16 @@ def _with(value: float | None, interval: Sequence[float] | None) -> str:
     return _number(value) if interval is None else f"{_number(value)} ({_ends(interval)})"
 
 
+def draw(folder: Path) -> None:
+    """``docs/figures/caches-distance.svg``: where some policies of the first model lose the gain."""
+    chosen = EXPERIMENTS[0]
+    full, *policies = (open_scores(folder / chosen.model / "runs" / slug(name) / "text") for name in (FULL, *DRAWN))
+    rule = KeyRule(alpha=chosen.alpha, beta=chosen.beta)
+    charts = cost_charts(cost(full, policies, evaluator_scores=full, rule=rule))
+    drawn = next(chart for chart in charts if chart.name == "cost-distance")
+    write_figures([replace(drawn, name="caches-distance")], ROOT / "docs" / "figures", formats=("svg",))
+
+
 def plan(experiment: Experiment, folder: Path, progress: Progress) -> list[str]:
     """What the whole costs, by one document of each kind under the full cache and two policies.
 
@@ -539,6 +552,7 @@ def main() -> None:
         return
     text = render(results)
     print(text)
+    draw(given.folder)
     write_json(ROOT / "benchmarks" / "results" / f"{NAME}.json", results)
     (ROOT / "benchmarks" / "results" / f"{NAME}.md").write_text(text, encoding="utf-8")
     fill_block(PAGE, NAME, text)
