@@ -119,7 +119,7 @@ def naive_attention(query, key, value, allowed, scale):
 
 @pytest.mark.parametrize("kind", ["causal", "window", "sink", "left padding", "random", "is_causal"])
 @pytest.mark.parametrize(
-    ("keys", "group", "width", "scale"), [(300, 1, 64, None), (300, 3, 64, 0.3), (420, 2, 48, None)]
+    ("keys", "group", "width", "scale"), [(300, 1, 64, None), (300, 3, 64, 0.3), (420, 2, 48, None), (300, 1, 64, 0.0)]
 )
 def test_attention_is_that_of_float64(monkeypatch, kind, keys, group, width, scale):
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_attention_is_that_of_float64(monkeypatch, kind, keys, group, width, sca
         options, allowed = {"is_causal": True}, torch.ones(1, 1, 300, keys, dtype=torch.bool).tril()
     else:
         options = {"attn_mask": allowed}
-    wanted = naive_attention(query, key, value, allowed, scale or width**-0.5)
+    wanted = naive_attention(query, key, value, allowed, width**-0.5 if scale is None else scale)
     for rows in (7, 128):
         monkeypatch.setattr(products, "ATTENTION_ROWS", rows)
         with fast_products(torch.device("cpu")):

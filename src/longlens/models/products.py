@@ -27,7 +27,7 @@ ATTENTION_WORK = 4_000_000
 MOST_KEYS = 8192
 """Above this number of keys, scores of whole rows leave the caches, and torch's tiles need less memory."""
 FEWEST_ROWS = 16
-"""Below this number of queries (a step of generation) it is as well."""
+"""Below this number of queries (a step of generation), torch's own attention is as fast."""
 _CPU_INFO = Path("/proc/cpuinfo")
 _TORCH_ATTENTION = nn.functional.scaled_dot_product_attention
 
@@ -72,7 +72,7 @@ def attention(
         key: ``(B, H', S, D)``, with H' = H, or a divisor of it under ``enable_gqa``.
         value: ``(B, H', S, E)``.
         attn_mask: Boolean, ``(B or 1, 1, T, S)``, True where a query sees a key. Others are left to torch, as are
-            dropout, gradients and other dtypes and devices.
+            dropout, gradients, other dtypes and devices, small products and more than `MOST_KEYS` keys.
         dropout_p: As torch's.
         is_causal: As torch's: query i sees the keys up to i.
         **options: ``scale`` and ``enable_gqa``, as torch's.
@@ -84,7 +84,7 @@ def attention(
         return _TORCH_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, **options)
     batch, heads, length, width = query.shape
     group, keys = heads // key.shape[1], key.shape[2]
-    scale = options.get("scale") or width**-0.5
+    scale = width**-0.5 if options.get("scale") is None else options["scale"]
     rows = max(1, min(ATTENTION_ROWS, ATTENTION_BYTES // (4 * keys * group)))
     blocks = [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
     # As transformers needs it next, heads after tokens.
