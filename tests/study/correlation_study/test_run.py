@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import longlens
 from longlens.errors import UserError
 from longlens.scoring.reader import open_scores
+from longlens.scoring.transformers import ContinuationScorer
 from longlens.settings.recipe import parse, read_yaml
 from longlens.study import texts
 from longlens.study.correlation_study import run as experiment
 from longlens.study.correlation_study.questions import TaskSettings, make_questions
+from longlens.study.correlation_study.variants import VariantSettings
 from longlens.study.reproduce import find_study, read_study, reproduce
 from longlens.study.tuning import Tuning, training_rows
 from tests.tiny import byte_tokenizer
@@ -93,6 +96,57 @@ def test_baselines_are_those_of_a_loop(done: Any) -> None:
     assert len(row["metrics"]["random"]) == 3
 
 
+def test_gains_by_kind_of_text_are_those_of_a_loop(done: Any) -> None:
+    out, study, result = done
+    scores = open_scores(out / "evaluators" / "one")
+    kinds: dict[str, list[float]] = {}
+    for document in experiment.read(study).content:
+        found = scores.get(document.id)
+        for short, long in zip(found.short_logprobs, found.long_logprobs, strict=True):
+            if not math.isnan(short):
+                kinds.setdefault(document.metadata["kind"], []).append(float(long) - float(short))
+    rows = [row for row in result["lsd"] if row["family"] == "one"]
+    assert [row["kind"] for row in rows] == list(kinds)
+    for row in rows:
+        lsd = kinds[row["kind"]]
+        assert row["num_tokens"] == len(lsd)
+        assert row["above_2"] == pytest.approx(100 * sum(x > 2 for x in lsd) / len(lsd))
+        assert row["below_half"] == pytest.approx(100 * sum(x < 0.5 for x in lsd) / len(lsd))
+
+
+def test_longppl_at_other_thresholds_is_that_of_a_loop(
+    done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, study, _ = done
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    (again / "metrics" / "one-window.json").unlink()
+    # Tiny models find no token likely: with the paper's beta there is no key token.
+    monkeypatch.setattr(experiment, "THRESHOLDS", {"longppl, alpha 1, beta -1": (1, -20)})
+    result = reproduce("correlation", study, again)
+    mine, theirs = open_scores(out / "scores" / "one-window"), open_scores(out / "evaluators" / "one")
+    keys = []
+    for document in experiment.read(study).content:
+        ours, other = mine.get(document.id), theirs.get(document.id)
+        for value, short, long in zip(ours.long_logprobs, other.short_logprobs, other.long_logprobs, strict=True):
+            if not math.isnan(short) and long - short > 1 and long > -20:
+                keys.append(float(value))
+    assert result["variants"][1]["metrics"]["longppl, alpha 1, beta -1"] == pytest.approx(math.exp(-np.mean(keys)))
+
+
+def test_a_variant_evaluates_itself(done: Any, models: Path) -> None:
+    _, study, result = done
+    documents = experiment.read(study).content[::2]
+    base = experiment._load(str(models / "other"))
+    scorer = ContinuationScorer(experiment.make_variant(base.model, VariantSettings(bits=2)), base.tokenizer)
+    scores = longlens.score(documents, scorer, context=24, stride=24)
+    found = longlens.perplexity(scores, evaluator_scores=scores)
+    total = sum(int(np.isfinite(scores.get(document.id).short_logprobs).sum()) for document in documents)
+    metrics = result["variants"][5]["metrics"]
+    assert metrics["key_share"] == pytest.approx(found.num_key_tokens / total)
+    assert metrics["longppl_self"] == pytest.approx(found.longppl)
+
+
 def test_a_killed_run_goes_on_and_says_the_same(done: Any, tmp_path: Path) -> None:
     out, study, result = done
     again = tmp_path / "out"
@@ -122,6 +176,37 @@ def test_other_settings_are_refused(done: Any, models: Path) -> None:
     out, _, _ = done
     with pytest.raises(UserError, match=r"contains a different run: context is 24 there and 30 here"):
         reproduce("correlation", settings(models, context=30), out)
+
+
+def test_the_overview_counts_tasks(models: Path) -> None:
+    rng = np.random.default_rng(4)
+    study = settings(models, tasks={name: {"task": "longeval_lines", "lines": 10} for name in "abcd"})
+    rows = []
+    for number in range(12):
+        skill = rng.normal()
+        scores = {name: skill * (name != "d") + 0.2 * rng.normal() for name in "abcd"}
+        scores["d"] = rng.normal()
+        metrics = {"ppl": math.exp(rng.normal()), "longppl": math.exp(-skill), "random": rng.uniform(2, 3, 3).tolist()}
+        tasks = {name: {"choice": value, "exact": value > 0} for name, value in scores.items()}
+        rows.append({"family": ("one", "two")[number % 2], "variant": str(number), "metrics": metrics, "tasks": tasks})
+    found = experiment.summarize(study, rows)
+    for row in found["overview"]:
+        cells = [found["pooled"]["metrics"][row["metric"]][f"{name} {row['kind']}"] for name in "abcd"]
+        assert row["tasks"] == 4
+        assert row["zero_inside"] == sum(cell["interval"][0] <= 0 <= cell["interval"][1] for cell in cells)
+        assert row["below_minus_half"] == sum(cell["interval"][1] < -0.5 for cell in cells)
+        assert row["large"] == sum(abs(cell["pearson"]) > 0.5 for cell in cells)
+    (mine,) = (row for row in found["overview"] if (row["metric"], row["kind"]) == ("longppl", "choice"))
+    tests = [found["pooled"]["tests"]["longppl"][f"{name} choice"] for name in "abcd"]
+    assert mine["below_minus_half"] == 3
+    assert mine["below_ppl"] == sum(test["p"] < 0.05 and test["difference"] < 0 for test in tests) >= 3
+    spread = {row["task"]: row for row in found["tasks"] if row["kind"] == "exact"}
+    right = [row["tasks"]["a"]["exact"] for row in rows]
+    assert spread["a"]["mean"] == pytest.approx(100 * np.mean(right))
+    assert spread["a"]["above_90"] == pytest.approx(100 * np.mean(right))
+    (agreed,) = (row for row in found["agreement"] if row["kind"] == "choice")
+    # Three of six pairs are of tasks that measure the same.
+    assert (agreed["pairs"], agreed["below_half"]) == (6, 50)
 
 
 def test_standardising_takes_families_apart() -> None:

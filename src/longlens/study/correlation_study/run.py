@@ -12,11 +12,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,13 @@ from longlens.study.tuning import Tuning, tune
 
 _LOGGER = logging.getLogger(__name__)
 DTYPE = "float32"
+THRESHOLDS = {f"longppl, alpha {alpha}, beta {beta}": (alpha, beta) for alpha, beta in ((2, -1), (1, -2), (1, -1))}
+"""Thresholds of the paper's Table 2 other than the defaults."""
 METRICS = (
     "longppl",
     "longppl_cross",
+    "longppl_self",
+    *THRESHOLDS,
     "longppl_soft",
     "longppl_no_lcl",
     "lcl_only",
@@ -88,7 +93,8 @@ class CorrelationStudy(StudySettings):
         tokens: What they are truncated to, by the tokenizer of the first family.
         context: K of the evaluators, tokens.
         stride: d.
-        share_documents: Documents whose key-token share is measured by the variant itself (d = K there).
+        share_documents: Number of documents that each variant also evaluates by itself (d = K there), for its own
+            LongPPL and its fraction of key tokens.
         tasks: What is asked, by name.
         questions: Number of questions of each task and seed.
         subsets: Random subsets of tokens, as many as key tokens.
@@ -130,7 +136,22 @@ class _Experiment:
             for variant in family.variants:
                 _LOGGER.info(f"{name} {variant}")
                 rows.append(_Candidate(self, name, variant).row())
-        return summarize(self.study, rows)
+        return summarize(self.study, rows) | {"lsd": [row for name in self.study.families for row in self._lsd(name)]}
+
+    def _lsd(self, name: str) -> list[dict[str, Any]]:
+        """How many tokens of each kind of text gain from the long context, by the base model; percent."""
+        by_kind: dict[str, list[npt.NDArray[np.float32]]] = {}
+        scores = self.evaluator(name)
+        for document in self.documents:
+            found = scores.get(document.id)
+            lsd = found.long_logprobs - found.short_logprobs
+            by_kind.setdefault(document.metadata["kind"], []).append(lsd[np.isfinite(lsd)])
+        rows = []
+        for kind, parts in by_kind.items():
+            lsd = np.concatenate(parts)
+            above, below = (100 * float(there.mean()) for there in (lsd > 2, lsd < 0.5))
+            rows.append({"family": name, "kind": kind, "num_tokens": len(lsd), "above_2": above, "below_half": below})
+        return rows
 
     def _evaluate(self, name: str, family: Family) -> None:
         """Scores of a base model under both contexts."""
@@ -215,12 +236,14 @@ class _Candidate:
                 values[name] = getattr(found, name)
             values["num_key_tokens"] = found.num_key_tokens
             values["longppl_no_lcl"] = longlens.perplexity(scores, evaluator_scores=own, use_lcl=False).longppl
+            for name, (alpha, beta) in THRESHOLDS.items():
+                values[name] = longlens.perplexity(scores, evaluator_scores=own, alpha=alpha, beta=beta).longppl
             for other in study.families:
                 if other != self.family:
                     cross = longlens.perplexity(scores, evaluator_scores=self.experiment.evaluator(other))
                     values["longppl_cross"], values["num_cross_key_tokens"] = cross.longppl, cross.num_key_tokens
             values |= self._token_baselines(scores, own)
-            values["key_share"] = self._key_share()
+            values |= self._self_evaluated()
         return values
 
     def _token_baselines(self, scores: Any, own: Any) -> dict[str, Any]:
@@ -241,16 +264,16 @@ class _Candidate:
             ],
         }
 
-    def _key_share(self) -> float | None:
-        """Share of key tokens that the variant finds itself."""
+    def _self_evaluated(self) -> dict[str, Any]:
+        """What the variant says as its own evaluator: LongPPL and the fraction of key tokens."""
         every, wanted, context = self.experiment.documents, self.study.share_documents, self.study.context
         if not wanted:
-            return None
+            return {"key_share": None, "longppl_self": None}
         documents = every[:: max(1, len(every) // wanted)][:wanted]
         scores = longlens.score(documents, self.scorer, context=context, stride=context)
-        keys = select_key_tokens(scores)
+        found = longlens.perplexity(scores, evaluator_scores=scores)
         total = sum(int(np.isfinite(scores.get(d.id).short_logprobs).sum()) for d in documents)
-        return sum(len(_indices(keys.get(d.id))) for d in documents) / total
+        return {"key_share": (found.num_key_tokens or 0) / total, "longppl_self": found.longppl}
 
 
 def _load(name: str) -> TransformersScorer:
@@ -283,7 +306,9 @@ def summarize(study: CorrelationStudy, rows: Sequence[Mapping[str, Any]]) -> dic
     Returns:
         ``variants`` (each with ``metrics`` and ``tasks``), ``within`` (by family) and ``pooled``: what
         `correlation.CorrelationTable.to_json` says; ``random``: for each average, the correlations of the random
-        subsets.
+        subsets; ``overview``: for each metric, on how many tasks its pooled correlation is what; ``tasks``: how
+        scores of each task spread over the variants, percent; ``agreement``: the median of Spearman's rho over pairs
+        of tasks, and the percentage of pairs below 0.5.
     """
     families = [row["family"] for row in rows]
     names = [f"{row['family']} {row['variant']}" for row in rows]
@@ -319,7 +344,59 @@ def summarize(study: CorrelationStudy, rows: Sequence[Mapping[str, Any]]) -> dic
     for name in (name for name in kept if name.startswith("average ")):
         found = [_pearson(standard(column), standard(kept[name])) for column in random]
         draws[name] = sorted(r for r in found if r is not None)
-    return {"variants": [dict(row) for row in rows], "within": within, "pooled": pooled, "random": draws}
+    return {
+        "variants": [dict(row) for row in rows],
+        "within": within,
+        "pooled": pooled,
+        "random": draws,
+        "overview": list(_overview(pooled)),
+        "tasks": list(_spread(scores)),
+        "agreement": list(_agreement(pooled)),
+    }
+
+
+def _tasks_of(kind: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith(f" {kind}") and not name.startswith("average ")]
+
+
+def _overview(pooled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Numbers of tasks: all that have an interval; those whose interval contains 0, or lies below -0.5; those with
+    |r| > 0.5; and those where Williams' test finds r below that of PPL (p < 0.05).
+    """
+    for metric, by_benchmark in pooled["metrics"].items():
+        for kind in ("choice", "exact"):
+            tasks = [name for name in _tasks_of(kind, by_benchmark) if by_benchmark[name]["interval"] is not None]
+            intervals = [by_benchmark[name]["interval"] for name in tasks]
+            tests = [found for name in tasks if (found := pooled["tests"].get(metric, {}).get(name)) is not None]
+            yield {
+                "metric": metric,
+                "kind": kind,
+                "tasks": len(tasks),
+                "zero_inside": sum(low <= 0 <= high for low, high in intervals),
+                "below_minus_half": sum(high < -0.5 for _, high in intervals),
+                "large": sum(abs(by_benchmark[name]["pearson"]) > 0.5 for name in tasks),
+                "below_ppl": sum(
+                    test["p"] is not None and test["p"] < 0.05 and test["difference"] < 0 for test in tests
+                ),
+            }
+
+
+def _spread(scores: Mapping[str, Sequence[float | None]]) -> Iterator[dict[str, Any]]:
+    for name, values in scores.items():
+        column = 100 * np.array([value for value in values if value is not None])
+        task, _, kind = name.rpartition(" ")
+        above = 100 * float((column > 90).mean())
+        yield {"task": task, "kind": kind, "mean": float(column.mean()), "sd": float(column.std()), "above_90": above}
+
+
+def _agreement(pooled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for kind in ("choice", "exact"):
+        names = _tasks_of(kind, pooled["agreement"])
+        pairs = [pooled["agreement"][one][two]["spearman"] for one, two in itertools.combinations(names, 2)]
+        found = [rho for rho in pairs if rho is not None]
+        if found:
+            below = 100 * sum(rho < 0.5 for rho in found) / len(found)
+            yield {"kind": kind, "pairs": len(found), "median": statistics.median(found), "below_half": below}
 
 
 def _logarithm(value: float | None, name: str) -> float | None:
@@ -395,7 +472,44 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             left=2,
         )
     )
-    return made
+    return [*made, *_task_tables(result)]
+
+
+def _task_tables(result: Mapping[str, Any]) -> list[Table]:
+    """What the correlations are on single tasks, how tasks spread and agree, and where tokens gain."""
+    counts = ("tasks", "zero_inside", "below_minus_half", "large", "below_ppl")
+    lsd = ("above_2", "below_half")
+    agreement = "; ".join(
+        f"{row['kind']}: median {row['median']:.2f}, {row['below_half']:.0f} % of {row['pairs']} pairs below 0.5"
+        for row in result["agreement"]
+    )
+    return [
+        Table(
+            "Single tasks: number of tasks whose interval of Pearson's r contains 0 or is below -0.5, with |r| > 0.5, "
+            "and on which r is below that of PPL (Williams' test, p < 0.05):",
+            ("metric", "score", "tasks", "0 in the interval", "interval below -0.5", "abs(r) > 0.5", "below PPL's r"),
+            [(row["metric"], row["kind"], *(str(row[name]) for name in counts)) for row in result["overview"]],
+            left=2,
+        ),
+        Table(
+            f"Scores of each task over all variants, %. Spearman's rho between tasks: {agreement or 'none'}.",
+            ("task", "score", "mean", "standard deviation", "variants above 90 %, %"),
+            [
+                (row["task"], row["kind"], *(f"{row[name]:.1f}" for name in ("mean", "sd", "above_90")))
+                for row in result["tasks"]
+            ],
+            left=2,
+        ),
+        Table(
+            "Tokens by long-short difference (LSD, nats) of the base models, %:",
+            ("family", "kind of text", "tokens", "LSD > 2", "LSD < 0.5"),
+            [
+                (row["family"], row["kind"], f"{row['num_tokens']:,}", *(f"{row[name]:.1f}" for name in lsd))
+                for row in result["lsd"]
+            ],
+            left=2,
+        ),
+    ]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
