@@ -137,24 +137,34 @@ def logit_blocks(hidden: Tensor, head: Head) -> Iterator[Tensor]:
         del logits  # before the next block of them is made
 
 
-def greedy_tokens(hidden: Tensor, head: Head, *, block_bytes: int = BLOCK_BYTES) -> Tensor:
-    """The token that greedy decoding selects after each hidden state: ``head.logits(hidden).argmax(-1)``.
+def greedy_logprobs(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """`token_logprobs`, and whether greedy decoding selects the target: ``head.logits(hidden).argmax(-1) == targets``.
 
-    In the model's own dtype, as in generation: in half precision the largest logits are often equal, and then the first
-    of them is selected.
+    The logits that are compared are in the model's own dtype, as in generation: in half precision the largest ones are
+    often equal, and then the first of them is selected. In float32 one product serves both; no gradient.
 
     Args:
-        hidden: ``(m, H)`` hidden states.
+        hidden: ``(m, H)`` hidden states; row i predicts target i.
+        targets: ``(m,)`` int64 token ids.
         head: The vocabulary head.
-        block_bytes: Bound on the logits that exist at one time.
 
     Returns:
-        ``(m,)`` int64.
+        ``(m,)`` float32, nats; ``(m,)`` bool.
     """
-    rows = max(1, block_bytes // (head.weight.shape[0] * head.weight.itemsize))
-    own = hidden.to(head.weight.dtype)
-    blocks = [head.logits(own[start : start + rows]).argmax(-1) for start in range(0, len(own), rows)]
-    return torch.cat(blocks)
+    if head.layer is not None or not hidden.dtype == head.weight.dtype == torch.float32:
+        rows = max(1, BLOCK_BYTES // (head.weight.shape[0] * head.weight.itemsize))
+        blocks = torch.split(hidden.to(head.weight.dtype), rows)
+        greedy = [head.logits(block).argmax(-1) for block in blocks]
+        return token_logprobs(hidden, targets, head), torch.cat(greedy) == targets
+    logprobs, is_greedy = torch.empty_like(hidden[:, 0]), torch.empty_like(targets, dtype=torch.bool)
+    start = 0
+    for logits in logit_blocks(hidden, head):
+        block = slice(start, start + len(logits))
+        is_greedy[block] = logits.argmax(-1) == targets[block]
+        chosen, peak = logits.gather(-1, targets[block, None])[:, 0], logits.amax(-1, keepdim=True)
+        logprobs[block] = chosen - (logits.sub_(peak).exp_().sum(-1).log_() + peak[:, 0])
+        start += len(logits)
+    return logprobs, is_greedy
 
 
 class _TokenLogprobs(torch.autograd.Function):

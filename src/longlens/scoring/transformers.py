@@ -21,7 +21,7 @@ from longlens.logprobs import (
     LOGIT_BYTES,
     Head,
     find_head,
-    greedy_tokens,
+    greedy_logprobs,
     logit_blocks,
     token_logprobs,
 )
@@ -62,8 +62,9 @@ CHUNK_TOKENS = 1024
 """Number of rows per chunk if a sequence is fed in chunks (sliding-window layers, eager attention)."""
 ATTENTION_BYTES = 256 * 2**20
 """Upper bound on the attention matrix of a chunk under eager attention, fp32."""
-BRANCH_TOKENS = 32768
-"""Maximum number of tokens of key-value cache copies that exist at one time (`ContinuationScorer.branches`)."""
+COPIED_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Maximum number of tokens of key-value cache copies that exist at one time (`ContinuationScorer`), unless
+``batch_tokens`` is set. On a CPU, more of them leave the caches."""
 QUANTIZED_ERROR = 0.1
 """Largest change of states of quantized products, relative to the largest state, in a causal model.
 
@@ -127,6 +128,7 @@ class TransformersScorer:
         self._device = device_of(model)
         self._vocabulary = vocabulary_size(model)
         self._batch_tokens = batch_tokens or default_batch_tokens(self._device)
+        self._copied_tokens = batch_tokens or COPIED_TOKENS.get(self._device.type, COPIED_TOKENS["cuda"])
         self._pads = not (self._forward.by_length or self._forward.by_batch)
         self._rows: int | None = None
         # Computed now: later edits were not checked here.
@@ -429,7 +431,8 @@ class ContinuationScorer(TransformersScorer):
         logprob = logits.float().log_softmax(-1).gather(-1, c).sum()
         is_greedy = (logits.argmax(-1) == c).all()
 
-    but logits exist only for the continuation's tokens, and the key-value cache of p is reused for each continuation.
+    but logits exist only for the continuation's tokens, the key-value cache of p is reused for each continuation, and
+    tokens with which all continuations begin are run through the model once.
     Each continuation needs a separate pass if the model has no such cache (state-space and hybrid models), or if its
     rotary frequencies depend on the total length (dynamic NTK, LongRoPE).
     """
@@ -444,12 +447,7 @@ class ContinuationScorer(TransformersScorer):
         with running(self.model):
             if len(continuations) == 1 or not self._forward.has_cache:
                 return [self._alone(text, tokens) for tokens in continuations]
-            cache = self._read(text[:-1])
-            answers: list[Continuation] = []
-            at_once = max(1, self._batch_tokens // max(1, len(text)))
-            for first in range(0, len(continuations), at_once):
-                answers += self._beside(cache, text[-1], continuations[first : first + at_once])
-            return answers
+            return self._after(self._read(text[:-1]), text, continuations)
 
     def branches(
         self, prefix: Sequence[int], rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
@@ -472,21 +470,14 @@ class ContinuationScorer(TransformersScorer):
                 if len(text) > 1:
                     ids = torch.tensor([list(text[:-1])], dtype=torch.int64, device=self._device)
                     self._forward.extend(ids, own)
-                at_once = max(1, BRANCH_TOKENS // (len(prefix) + len(text)))
-                found.append(
-                    [
-                        answer
-                        for first in range(0, len(some), at_once)
-                        for answer in self._beside(own, text[-1], some[first : first + at_once])
-                    ]
-                )
+                found.append(self._after(own, [*prefix, *text], some))
         return found
 
     def _alone(self, text: Sequence[int], tokens: Sequence[int]) -> Continuation:
         input_ids = torch.tensor([[*text, *tokens]], dtype=torch.int64, device=self._device)
         keep = torch.zeros_like(input_ids, dtype=torch.bool)
         keep[0, len(text) - 1 : -1] = True
-        return self._answer(self._hidden(input_ids, keep), tokens)
+        return self._answers([self._hidden(input_ids, keep)], [], [tokens])[0]
 
     def _read(self, text: Sequence[int]) -> Any:
         """The key-value cache of a text."""
@@ -497,22 +488,54 @@ class ContinuationScorer(TransformersScorer):
             self._forward.extend(ids[:, start : start + chunk], cache)
         return cache
 
-    def _beside(self, cache: Any, last: int, continuations: Sequence[Sequence[int]]) -> list[Continuation]:
-        """Scores all continuations as one batch after the cache, padded on the right, so no token sees padding."""
-        longest = max(map(len, continuations))
-        rows = [[last, *tokens[:-1], *[0] * (longest - len(tokens))] for tokens in continuations]
-        own = copy.deepcopy(cache)
-        own.batch_repeat_interleave(len(rows))
-        input_ids = torch.tensor(rows, dtype=torch.int64, device=self._device)
-        states = self._forward.extend(input_ids, own)
-        return [self._answer(row[: len(tokens)], tokens) for row, tokens in zip(states, continuations, strict=True)]
+    def _after(self, cache: Any, text: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[Continuation]:
+        """Scores continuations of a text after the cache of all its tokens but the last; the cache may be changed.
 
-    def _answer(self, hidden: Tensor, tokens: Sequence[int]) -> Continuation:
-        device = self._head.weight.device
-        states, targets = hidden.to(device), torch.tensor(list(tokens), dtype=torch.int64, device=device)
-        logprobs = token_logprobs(states, targets, self._head)
-        greedy = (greedy_tokens(states, self._head) == targets).tolist()
-        return Continuation(float(logprobs.double().sum()), all(greedy), tuple(logprobs.tolist()), tuple(greedy))
+        Continuations are padded on the right, so that no token sees padding.
+        """
+        shared = common_tokens(continuations) if len(continuations) > 1 else 0
+        head, last = list(continuations[0][:shared]), text[-1]
+        states = []
+        if head:
+            ids = torch.tensor([[last, *head[:-1]]], dtype=torch.int64, device=self._device)
+            states.append(self._forward.extend(ids, cache)[0])
+            last = head[-1]
+        tails = [tokens[shared:] for tokens in continuations]
+        at_once = max(1, self._copied_tokens // (len(text) + shared))
+        for first in range(0, len(tails), at_once):
+            some = tails[first : first + at_once]
+            longest = max(map(len, some))
+            rows = [[last, *tokens[:-1], *[0] * (longest - len(tokens))] for tokens in some]
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(rows))
+            found = self._forward.extend(torch.tensor(rows, dtype=torch.int64, device=self._device), own)
+            states += [row[: len(tokens)] for row, tokens in zip(found, some, strict=True)]
+        return self._answers(states, head, tails)
+
+    def _answers(
+        self, states: Sequence[Tensor], head: Sequence[int], tails: Sequence[Sequence[int]]
+    ) -> list[Continuation]:
+        """Continuations ``[*head, *tail]`` by the hidden states that predict the head, if any, and each tail."""
+        parts, device = [*([head] if head else []), *tails], self._head.weight.device
+        targets = torch.tensor([token for tokens in parts for token in tokens], device=device)
+        lengths = [len(tokens) for tokens in parts]
+        found = greedy_logprobs(torch.cat(list(states)).to(device), targets, self._head)
+        logprobs, greedy = (list(torch.split(values, lengths)) for values in found)
+        if head:
+            first, is_first = logprobs.pop(0), greedy.pop(0)
+            logprobs, greedy = [torch.cat([first, x]) for x in logprobs], [torch.cat([is_first, x]) for x in greedy]
+        return [
+            Continuation(
+                float(own.double().sum()), bool(is_greedy.all()), tuple(own.tolist()), tuple(is_greedy.tolist())
+            )
+            for own, is_greedy in zip(logprobs, greedy, strict=True)
+        ]
+
+
+def common_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """Number of tokens with which all rows begin, less than the length of the shortest."""
+    longest = min(map(len, rows)) - 1
+    return next((at for at in range(longest) if len({row[at] for row in rows}) > 1), longest)
 
 
 def _hash_weights(model: torch.nn.Module) -> str:

@@ -183,8 +183,10 @@ def ask(scorer: ContinuationScorer, questions: Sequence[Question]) -> list[dict[
     Raises:
         UserError: A token reaches from the prompt into an answer.
     """
+    from longlens.scoring.transformers import common_tokens
+
     prompts = [_encode(scorer.tokenizer, question.text) for question in questions]
-    shared = _common(prompts)
+    shared = common_tokens(prompts)
     rows = []
     for question, ids in zip(questions, prompts, strict=True):
         tails = [_tail(scorer.tokenizer, question.text, ids, text) for text in (question.target, *question.choices)]
@@ -215,12 +217,6 @@ def _tail(tokenizer: Any, before: str, ids: Sequence[int], text: str) -> list[in
             f"{shown_value(text)} merges with the end of the prompt {shown_value(before[-20:])} into a token"
         )
     return whole[len(ids) :]
-
-
-def _common(rows: Sequence[Sequence[int]]) -> int:
-    """Tokens that all rows begin with, at least one of each being left over."""
-    longest = min(map(len, rows)) - 1
-    return next((at for at in range(longest) if len({row[at] for row in rows}) > 1), longest)
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
