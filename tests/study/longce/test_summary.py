@@ -133,6 +133,23 @@ def test_differences_are_paired_at_equal_steps_equal_time_and_from_no_training(r
     assert len(readings) == 1 + 3 + 2
 
 
+def test_other_windows_are_compared_with_the_defaults(result):
+    window = {"context": 4, "stride": 4}
+    study = toy_study(seeds=(1, 2, 3), windows=[window], arms=ARMS, evaluator_method="pi")
+    name = study.windows[0].name
+    runs = made_up()
+    runs += [{**run, "arm": name} for run in runs if run["arm"] == "oracle"]
+    found = summarize(study, runs, TIMING, starts())
+    (row,) = [row for row in found["differences"] if row["reading"] == "default windows"]
+    assert (row["method"], row["arm"]) == ("pi", name)
+    assert row["metrics"]["trained.answer_nll"]["values"] == pytest.approx([2, 0, -2])
+    # LongCE's longppl is e times CE's.
+    assert row["fifth_of_gain"]["longppl"] == pytest.approx(0.2)
+    assert row["fifth_of_gain"]["trained.answer_nll"] == pytest.approx(0)
+    shown = tables({**result, **found})[-1].rows
+    assert [cells[:4] for cells in shown] == [("pi", name, "default windows", "2 / 2")]
+
+
 def test_what_does_not_exist_is_none(result):
     found = the(result["differences"], method="pi", arm="oracle", reading="equal steps")["longppl"]
     assert (found["mean"], found["low"], found["values"]) == (None, None, [None] * 3)

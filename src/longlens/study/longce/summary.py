@@ -95,8 +95,10 @@ def summarize(
         ``seeds`` and ``chance`` (of a choice); ``starts``, a row a seed: its text, base model and evaluator;
         ``means``, a row for each method, arm and step (``method``, ``arm``, ``step``, ``seconds``, ``metrics``), before
         training too; ``differences``, a row for each method, arm and ``reading`` at the last checkpoint:
-        ``equal steps`` and ``equal time`` of an arm minus CE of the same seed (``other_step``, CE's), and ``training``,
-        minus the extended model before training; ``weights``, a row a method and arm. ``metrics`` are
+        ``equal steps`` and ``equal time`` of an arm minus CE of the same seed (``other_step``, CE's), ``training``,
+        minus the extended model before training, and ``default windows``, of LongCE with another K or d minus LongCE
+        with the defaults, with ``fifth_of_gain``, by metric a fifth of what LongCE gains over CE; ``weights``, a row a
+        method and arm. ``metrics`` are
         ``{"mean", "low", "high", "values"}`` by name, ``FORM.accuracy`` and so on (`ANSWERS`) for each
         form of questions; perplexities' differences are of their logarithms, nats.
     """
@@ -130,12 +132,16 @@ def summarize(
                 readings |= {"equal steps": ("ce", last)}
                 if has_short_pass(arm):
                     readings |= {"equal time": ("ce", equal_time_step(last, ratio))}
+                if arm in (window.name for window in study.windows):
+                    readings |= {"default windows": ("longce", last)}
             here = column(method, arm, last)
             for reading, (other, other_step) in readings.items():
-                differences.append(
-                    {"method": method, "arm": arm, "reading": reading, "step": last, "other_step": other_step}
-                    | {"metrics": column_differences(here, column(method, other, other_step), study.resamples)}
-                )
+                theirs = column(method, other, other_step)
+                row = {"method": method, "arm": arm, "reading": reading, "step": last, "other_step": other_step}
+                if reading == "default windows":
+                    gains = column_differences(theirs, column(method, "ce", last), 1)
+                    row["fifth_of_gain"] = {name: _fifth(gain["mean"]) for name, gain in gains.items()}
+                differences.append(row | {"metrics": column_differences(here, theirs, study.resamples)})
     kept = ("seed", "documents", "text", "base", "evaluator")
     return {
         "seeds": list(study.seeds),
@@ -145,6 +151,10 @@ def summarize(
         "differences": differences,
         "weights": weights,
     }
+
+
+def _fifth(gain: float | None) -> float | None:
+    return None if gain is None else abs(gain) / 5
 
 
 def has_short_pass(arm: str) -> bool:
@@ -212,7 +222,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """A result as tables: seeds, chosen rates, differences from CE, differences from no training, cost, weights."""
     forms = list(dict.fromkeys(name.split(".")[0] for name in result["means"][0]["metrics"] if "." in name))
-    return [
+    found = [
         _starts(result, forms),
         _tuning(result),
         _means(result, forms),
@@ -223,6 +233,13 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         _curve(result, forms[0]),
         _weights(result),
     ]
+    windows = _differences(
+        result,
+        forms,
+        ("default windows",),
+        "Difference between LongCE with another K or d and LongCE with the defaults",
+    )
+    return [*found, windows] if windows.rows else found
 
 
 def _starts(result: Mapping[str, Any], forms: Sequence[str]) -> Table:
