@@ -196,6 +196,12 @@ def test_the_overview_counts_tasks(models: Path) -> None:
         assert row["zero_inside"] == sum(cell["interval"][0] <= 0 <= cell["interval"][1] for cell in cells)
         assert row["below_minus_half"] == sum(cell["interval"][1] < -0.5 for cell in cells)
         assert row["large"] == sum(abs(cell["pearson"]) > 0.5 for cell in cells)
+        r = [found["pooled"]["metrics"]["longppl"][f"{name} {row['kind']}"]["pearson"] for name in "abcd"]
+        assert row["near_longppl"] == sum(abs(a["pearson"] - b) <= 0.1 for a, b in zip(cells, r, strict=True))
+        assert row["weaker"] == sum(abs(a["pearson"]) < abs(b) for a, b in zip(cells, r, strict=True))
+        assert row["weaker_by_test"] <= row["weaker"]
+    (ppl,) = (row for row in found["overview"] if (row["metric"], row["kind"]) == ("ppl", "choice"))
+    assert ppl["weaker_by_test"] >= 3
     (mine,) = (row for row in found["overview"] if (row["metric"], row["kind"]) == ("longppl", "choice"))
     tests = [found["pooled"]["tests"]["longppl"][f"{name} choice"] for name in "abcd"]
     assert mine["below_minus_half"] == 3

@@ -36,7 +36,7 @@ from longlens.scoring.transformers import ContinuationScorer, TransformersScorer
 from longlens.settings.options import BETA, Loading
 from longlens.settings.recipe import Integer, Settings
 from longlens.study import reproduce
-from longlens.study.correlation import correlate_table
+from longlens.study.correlation import compare_dependent, correlate_table
 from longlens.study.correlation_study.questions import CHANCE, TaskSettings, accuracy, ask, make_questions
 from longlens.study.correlation_study.variants import VariantSettings, make_variant
 from longlens.study.longce.model import save_model
@@ -361,8 +361,13 @@ def _tasks_of(kind: str, names: Iterable[str]) -> list[str]:
 
 def _overview(pooled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Numbers of tasks: all that have an interval; those whose interval contains 0, or lies below -0.5; those with
-    |r| > 0.5; and those where Williams' test finds r below that of PPL (p < 0.05).
+    |r| > 0.5; those where Williams' test finds r below that of PPL (p < 0.05); and, compared with LongPPL by the own
+    evaluator, those where r is within 0.1 of it, where |r| is lower, and where Williams' test confirms that.
     """
+    columns = {
+        kind: {name: [row[kind][name] for row in pooled["models"]] for name in pooled["models"][0][kind]}
+        for kind in ("metrics", "benchmarks")
+    }
     for metric, by_benchmark in pooled["metrics"].items():
         for kind in ("choice", "exact"):
             tasks = [name for name in _tasks_of(kind, by_benchmark) if by_benchmark[name]["interval"] is not None]
@@ -378,7 +383,23 @@ def _overview(pooled: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "below_ppl": sum(
                     test["p"] is not None and test["p"] < 0.05 and test["difference"] < 0 for test in tests
                 ),
+                **_against_longppl(columns, metric, tasks),
             }
+
+
+def _against_longppl(columns: Mapping[str, Any], metric: str, tasks: Sequence[str]) -> dict[str, int]:
+    near = weaker = by_test = 0
+    for task in tasks:
+        found = compare_dependent(
+            columns["metrics"][metric], columns["metrics"]["longppl"], columns["benchmarks"][task]
+        )
+        if found.r is None or found.baseline_r is None:
+            continue
+        is_weaker = abs(found.r) < abs(found.baseline_r)
+        near += abs(found.r - found.baseline_r) <= 0.1
+        weaker += is_weaker
+        by_test += is_weaker and found.p is not None and found.p < 0.05
+    return {"near_longppl": near, "weaker": weaker, "weaker_by_test": by_test}
 
 
 def _spread(scores: Mapping[str, Sequence[float | None]]) -> Iterator[dict[str, Any]]:
@@ -477,7 +498,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def _task_tables(result: Mapping[str, Any]) -> list[Table]:
     """What the correlations are on single tasks, how tasks spread and agree, and where tokens gain."""
-    counts = ("tasks", "zero_inside", "below_minus_half", "large", "below_ppl")
+    counts = ("tasks", "zero_inside", "below_minus_half", "large", "below_ppl", "near_longppl", "weaker")
     lsd = ("above_2", "below_half")
     agreement = "; ".join(
         f"{row['kind']}: median {row['median']:.2f}, {row['below_half']:.0f} % of {row['pairs']} pairs below 0.5"
@@ -486,8 +507,19 @@ def _task_tables(result: Mapping[str, Any]) -> list[Table]:
     return [
         Table(
             "Single tasks: number of tasks whose interval of Pearson's r contains 0 or is below -0.5, with |r| > 0.5, "
-            "and on which r is below that of PPL (Williams' test, p < 0.05):",
-            ("metric", "score", "tasks", "0 in the interval", "interval below -0.5", "abs(r) > 0.5", "below PPL's r"),
+            "on which r is below that of PPL (Williams' test, p < 0.05), and on which r is within 0.1 of that of "
+            "LongPPL or |r| is lower:",
+            (
+                "metric",
+                "score",
+                "tasks",
+                "0 inside",
+                "below -0.5",
+                "abs(r) > 0.5",
+                "below PPL",
+                "near LongPPL",
+                "weaker",
+            ),
             [(row["metric"], row["kind"], *(str(row[name]) for name in counts)) for row in result["overview"]],
             left=2,
         ),
