@@ -1,6 +1,6 @@
 """Tables of ``longlens study reproduce NAME -o FOLDER``, and its result.json, for docs.
 
-python -m benchmarks.study NAME FOLDER      (what is missing in the folder is run)
+python -m benchmarks.study NAME FOLDER [SEEDS]      (what is missing in the folder is run; SEEDS such as 1,2,3,4)
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from longlens.study.reproduce import find_study, read_study, reproduce
 PAGE = "docs/study.md"
 
 
-def main(name: str, out: str) -> None:
+def main(name: str, out: str, seeds: str = "") -> None:
     """Runs what is missing, and writes benchmarks/results/study_NAME.json and .md and the block of the page."""
-    result = reproduce(name, read_study(name), out, progress=ProgressBar())
+    chosen = [int(seed) for seed in seeds.split(",")] if seeds else None
+    result = reproduce(name, read_study(name, seeds=chosen), out, progress=ProgressBar())
     text = render(name, result)
     print(text)
     results = ROOT / "benchmarks" / "results"
@@ -33,9 +34,12 @@ def render(name: str, result: Mapping[str, Any]) -> str:
     """The tables of a result as Markdown."""
     today = datetime.datetime.now(tz=datetime.UTC).date()
     versions = ", ".join(f"{package} {result['versions'][package]}" for package in ("torch", "transformers"))
+    own, seeds = read_study(name).seeds, result["settings"]["seeds"]
+    listed = "" if list(own) == seeds else ",".join(map(str, seeds))
+    flag, argument = (f" --seeds {listed}", f" {listed}") if listed else ("", "")
     head = (
-        f"Made on {today} with `longlens study reproduce {name} -o {name}` and `python -m benchmarks.study {name} "
-        f"{name}`: {result['machine']}, {versions}; {result['seconds'] / 60:.0f} minutes in all."
+        f"Made on {today} with `longlens study reproduce {name} -o {name}{flag}` and `python -m benchmarks.study {name} "
+        f"{name}{argument}`: {result['machine']}, {versions}; {result['seconds'] / 60:.0f} minutes in all."
     )
     tables = find_study(name).tables(result)
     return (
@@ -45,6 +49,6 @@ def render(name: str, result: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit("usage: python -m benchmarks.study NAME FOLDER")
+    if len(sys.argv) not in (3, 4):
+        raise SystemExit("usage: python -m benchmarks.study NAME FOLDER [SEEDS]")
     main(*sys.argv[1:])
