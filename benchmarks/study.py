@@ -38,8 +38,8 @@ def render(name: str, result: Mapping[str, Any]) -> str:
     listed = "" if list(own) == seeds else ",".join(map(str, seeds))
     flag, argument = (f" --seeds {listed}", f" {listed}") if listed else ("", "")
     head = (
-        f"Made on {today} with `longlens study reproduce {name} -o {name}{flag}` and `python -m benchmarks.study {name} "
-        f"{name}{argument}`: {result['machine']}, {versions}; {result['seconds'] / 60:.0f} minutes in all."
+        f"Made on {today} with `longlens study reproduce {name} -o {name}{flag}` and `python -m benchmarks.study "
+        f"{name} {name}{argument}`: {result['machine']}, {versions}; {result['seconds'] / 60:.0f} minutes in all."
     )
     tables = find_study(name).tables(result)
     return (
