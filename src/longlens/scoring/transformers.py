@@ -506,7 +506,7 @@ class ContinuationScorer(TransformersScorer):
             some = tails[first : first + at_once]
             longest = max(map(len, some))
             rows = [[last, *tokens[:-1], *[0] * (longest - len(tokens))] for tokens in some]
-            own = copy.deepcopy(cache)
+            own = cache if first + at_once >= len(tails) else copy.deepcopy(cache)
             own.batch_repeat_interleave(len(rows))
             found = self._forward.extend(torch.tensor(rows, dtype=torch.int64, device=self._device), own)
             states += [row[: len(tokens)] for row, tokens in zip(found, some, strict=True)]
