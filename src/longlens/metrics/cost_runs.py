@@ -8,7 +8,7 @@ import numpy as np
 
 from longlens.errors import UserError, shown
 from longlens.runs.identity import two_models
-from longlens.scoring.scores import Scores, TokenScores, identity_of
+from longlens.scoring.scores import Scores, TokenScores, feeding, identity_of
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -41,11 +41,7 @@ def fed_alike(policies: Sequence[Scores]) -> str | None:
     Raises:
         UserError: They differ, so that chunks and not policies would be compared.
     """
-    fed = {
-        str(cache).rpartition("@")[2]
-        for cache in (scores.manifest["model"].get("cache") for scores in policies)
-        if cache
-    }
+    fed = {feeding(scores) for scores in policies} - {""}
     if len(fed) > 1:
         raise UserError(
             f"the runs used different chunks ({', '.join(sorted(fed))}), which changes scores by itself: score "

@@ -345,13 +345,21 @@ def identity_of(scores: Scores) -> ModelIdentity:
     return ModelIdentity.read(scores.manifest["model"])
 
 
+def feeding(scores: Scores) -> str:
+    """How documents were fed to a model under a cache policy, such as ``256`` or ``prefill+512``; empty without one.
+
+    The identity of a policy ends with it (`longlens.models.caches.CacheUse`).
+    """
+    return str(scores.manifest["model"].get("cache") or "").rpartition("@")[2]
+
+
 def tail_tokens(scores: Scores) -> int | None:
     """How many tokens at the end of a document were scored under a cache policy, by ``cache_protocol=prefill+tail``.
 
     One less than there are in the tail, whose first token follows what was read at once. None under another protocol,
     and without a policy: then all were.
     """
-    fed = str(scores.manifest["model"].get("cache") or "").rpartition("@")[2]
+    fed = feeding(scores)
     return int(fed.removeprefix("prefill+")) - 1 if fed.startswith("prefill+") else None
 
 
