@@ -130,8 +130,8 @@ def test_a_tail_and_figures(cached, run, tmp_path):
         ),
         (("--engine", "vllm"), "comparing two models needs distributions over the whole vocabulary, which require "),
         (("--reference-engine", "vllm"), "require --engine transformers or --engine llama-cpp in one process: use one"),
-        (("--engine", "llama-cpp"), "--engine llama-cpp runs .gguf files, and "),
-        (("--reference-engine", "llama-cpp"), "--engine llama-cpp runs .gguf files, and "),
+        (("--engine", "llama-cpp"), "--engine llama-cpp runs .gguf files, but "),
+        (("--reference-engine", "llama-cpp"), "--engine llama-cpp runs .gguf files, but "),
     ],
 )
 def test_diverge_with_engines_that_cannot_be(options, said, cached, run, models, tmp_path):

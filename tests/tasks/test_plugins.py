@@ -82,7 +82,7 @@ def test_a_task_of_a_package_is_like_our_own():
     [
         ("toy_lost", "cannot import 'toy_lost' .*fix or uninstall toy-tasks"),
         ("toy_text", "'toy_text' .* is 'x'; expected a dataclass that is a longlens.tasks.Task"),
-        ("toy_ruler", "its suite is 'ruler', which is one of longlens itself: rename it there, or uninstall toy-tasks"),
+        ("toy_ruler", "has the suite 'ruler', which is one of longlens: rename it in the package"),
         ("toy_needs", "cannot make task 'toy_needs' of the package toy-tasks: .*nosuch"),
         ("vt", "'vt' .*from toy-tasks. uses a name of longlens: uninstall toy-tasks"),
     ],

@@ -213,7 +213,7 @@ def test_an_answer_is_marked_as_a_word_of_its_own_in_supporting_paragraphs(folde
 
 
 def test_there_are_no_more_samples_than_questions(folder):
-    with pytest.raises(UserError, match=r"qa_2: hotpotqa\.json has 6 questions: ask for as many samples at most"):
+    with pytest.raises(UserError, match=r"qa_2: hotpotqa\.json has 6 questions: request no more samples"):
         task("qa_2", folder).build(length=3000, samples=7, tokenizer=TOKENIZER)
 
 
@@ -300,7 +300,7 @@ def test_the_threshold_can_be_chosen_and_a_gap_ends_the_effective_length():
     assert effective_length({4: 90.0, 8: 80.0, 16: 90.0}, threshold=70.0) == 16
     assert effective_length({4: 85.6}) is None
     for summary in (mean_over_tasks, effective_length, lambda scores: weighted_average(scores, increasing=True)):
-        with pytest.raises(UserError, match="no scores to sum up"):
+        with pytest.raises(UserError, match="no scores to aggregate"):
             summary({})
 
 
@@ -346,7 +346,7 @@ def test_the_effective_length_is_known_where_the_gap_comes_after_its_end():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ({}, "no scores to sum up"),
+        ({}, "no scores to aggregate"),
         (
             {4096: {"niah_grid": 50.0}},
             r"niah_grid is not of RULER's tasks, so not of its mean; expected niah_single_1, ",

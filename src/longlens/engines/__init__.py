@@ -1,7 +1,7 @@
-"""Engines by name, each a function ``(name, loading, engine) -> Scorer``. Imports no heavy package.
+"""Lists the engines by name, each a function ``(name, loading, engine) -> Scorer``. Imports no heavy package.
 
-The same function is what another package adds by an entry point of ``longlens.scorers``. longlens's own are in
-`OWN`, so that they are found without installed metadata, as from a source tree.
+Other packages add engines of the same signature with an entry point of ``longlens.scorers``. The engines of longlens
+are in `OWN`, so they are found without installed metadata, for example in a source tree.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from longlens.errors import UserError
 from longlens.settings.options import Engine, Loading
 
 TRANSFORMERS = "transformers"
-"""The engine of a model that is no server, unless another is named."""
+"""Default engine of a model that is not a server."""
 WITH_LOGITS = ("transformers", "llama-cpp")
-"""Engines whose scorers have the logits of the whole vocabulary, `longlens.scoring.scorer.Distributions`."""
+"""Engines whose scorers compute logits over the whole vocabulary, see `longlens.scoring.scorer.Distributions`."""
 SERVER = "openai"
-"""The engine of a model that is a URL, unless another is named."""
+"""Default engine of a model that is a URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class OwnEngine:
     """An engine of longlens.
 
     Attributes:
-        takes: Fields of `Loading` and `Engine` that have an effect; others are rejected where they are given.
-        function: ``MODULE:FUNCTION`` that makes the scorer, ``(name, loading, engine) -> Scorer``; empty for
-            transformers, whose models have files to look at before they are loaded.
+        takes: Fields of `Loading` and `Engine` that have an effect. Setting any other field is an error.
+        function: ``MODULE:FUNCTION`` that makes the scorer, ``(name, loading, engine) -> Scorer``. Empty for
+            transformers, whose model files are examined before they are loaded.
         is_server: Whether its models are URLs, ``http://HOST:PORT/v1#NAME``.
     """
 
@@ -38,7 +38,7 @@ class OwnEngine:
     is_server: bool = False
 
     def load(self) -> Callable[[str, Loading, Engine], Any]:
-        """The function, imported now."""
+        """Imports and returns the function."""
         module, _, name = self.function.partition(":")
         function: Callable[[str, Loading, Engine], Any] = getattr(import_module(module), name)
         return function
@@ -77,34 +77,34 @@ OWN = {
 
 
 def is_url(name: str) -> bool:
-    """Whether the name of a model is a server's."""
+    """Whether the name of a model is a URL, which means that a server runs the model."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def engine_name(name: str, engine: Engine) -> str:
-    """Which engine runs a model: the one that is named, else `SERVER` for a URL and `TRANSFORMERS` for others.
+    """The engine that runs a model: the engine that is set, else `SERVER` for a URL and `TRANSFORMERS` for other names.
 
     Raises:
-        UserError: The engine is for servers and the name is none, or reversed.
+        UserError: The engine is for servers and the name is not a URL, or reversed.
     """
     kind = engine.engine or (SERVER if is_url(name) else TRANSFORMERS)
     own = OWN.get(kind)
     if own is not None and own.is_server != is_url(name):
         servers = " or ".join(f"`engine={name}`" for name, other in OWN.items() if other.is_server)
         if own.is_server:
-            raise UserError(f"`engine={kind}` is for a server: give `model=http://HOST:PORT/v1#NAME`")
+            raise UserError(f"`engine={kind}` is for a server: pass `model=http://HOST:PORT/v1#NAME`")
         raise UserError(f"`engine={kind}` loads a model into this process, and the model is a URL: use {servers}")
     return kind
 
 
 def engine_for(name: str, engine: Engine, *, kind: str | None = None, tokenizer: Any = None) -> Engine:
-    """The settings of one model's engine for another model: the same engine where it can run that one.
+    """Engine settings for a second model, derived from those of a first one: the same engine if it can run that model.
 
     Args:
-        name: The other model.
-        engine: Settings of the first; its tokenizer is not the other's.
-        kind: The other's engine, if it is given.
-        tokenizer: The other's, if it is given.
+        name: The second model.
+        engine: Settings of the first model. Its tokenizer is not used for the second.
+        kind: Engine of the second model, if it is set.
+        tokenizer: Tokenizer of the second model, if it is set.
     """
     own = OWN.get(engine.engine or "")
     fits = engine.engine is not None and (own is None or own.is_server == is_url(name))
@@ -112,27 +112,27 @@ def engine_for(name: str, engine: Engine, *, kind: str | None = None, tokenizer:
 
 
 def check_taken(kind: str, loading: Loading, engine: Engine) -> None:
-    """Rejects settings that an engine of longlens would not use.
+    """Checks that an engine of longlens uses every setting that is set.
 
     Raises:
-        UserError: One is given.
+        UserError: A setting would have no effect with this engine.
     """
     given = sorted(_given(loading) | _given(engine)) if kind in OWN else []
     idle = [f"`{name}`" for name in given if name not in OWN[kind].takes]
     if idle:
-        raise UserError(f"{', '.join(idle)} would have no effect with `engine={kind}`: leave {_it(idle)} out")
+        raise UserError(f"{', '.join(idle)} would have no effect with `engine={kind}`: remove {_it(idle)}")
 
 
 def share(models: Collection[tuple[str, Loading, Engine]]) -> list[tuple[Loading, Engine]]:
-    """The settings of several models that were given once, for each the part that its engine takes.
+    """Splits settings that were set once for several models: each model receives those that its engine accepts.
 
-    ``dtype`` for a local model and a server is the local one's.
+    For example, ``dtype`` applies to the local model if the other model is a server.
 
     Args:
-        models: Name, loading and engine of each.
+        models: Name, loading and engine of each model.
 
     Raises:
-        UserError: A setting is given that no engine takes.
+        UserError: No engine accepts one of the settings.
     """
     kinds = [engine_name(name, engine) for name, _, engine in models]
     takes = [OWN[kind].takes if kind in OWN else None for kind in kinds]
@@ -151,7 +151,7 @@ def share(models: Collection[tuple[str, Loading, Engine]]) -> list[tuple[Loading
 
 
 def _given(group: Loading | Engine) -> set[str]:
-    """Fields that are not as they are by default; which engine it is is not a setting of it."""
+    """Fields that differ from their defaults, except the name of the engine."""
     defaults = {field.name: field.default for field in fields(group)}
     return {name for name, default in defaults.items() if getattr(group, name) != default} - {"engine"}
 

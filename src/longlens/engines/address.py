@@ -1,4 +1,4 @@
-"""Addresses of servers, and which key may be sent where. Imports no heavy package."""
+"""Parses addresses of servers and finds the key that may be sent to each. Imports no heavy package."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 from longlens.errors import UserError, one_line, shown
 
 KEY = "LONGLENS_API_KEY"
-"""Environment variable with the key for the server that is named."""
+"""Environment variable with the key for the server of the `model` setting."""
 OPENAI_KEY = "OPENAI_API_KEY"
 OPENAI_HOSTS = ("api.openai.com",)
-"""Hosts that the key in `OPENAI_KEY` is for."""
+"""Hosts to which the key in `OPENAI_KEY` may be sent."""
 
 
 class Server(NamedTuple):
-    """Where a server is, and which of its models is meant."""
+    """The address of a server and the name of one of its models."""
 
     address: str
     name: str
@@ -29,13 +29,13 @@ class Server(NamedTuple):
 
     @property
     def root(self) -> str:
-        """The address without its path, below which servers have what is not of OpenAI."""
+        """The address without its path. Servers have their endpoints outside of OpenAI's API below it."""
         parts = urlsplit(self.address)
         return f"{parts.scheme}://{parts.netloc}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is on this machine."""
+        """Whether the server is on this machine."""
         name = urlsplit(self.address).hostname or ""
         try:
             return ipaddress.ip_address(name).is_loopback
@@ -44,20 +44,21 @@ class Server(NamedTuple):
 
     @property
     def is_openai(self) -> bool:
-        """Whether the key in `OPENAI_KEY` is for this server."""
+        """Whether the key in `OPENAI_KEY` may be sent to this server."""
         parts = urlsplit(self.address)
         return parts.scheme == "https" and parts.hostname in OPENAI_HOSTS
 
 
 def read_server(model: str, *, secret: str = f"put the key into the environment as {KEY}") -> Server:
-    """The server and the model of ``http://HOST:PORT/v1#NAME``.
+    """Parses ``http://HOST:PORT/v1#NAME`` into a server and a model.
 
     Args:
-        model: The name of a model that is a URL.
-        secret: What to do with a key, for the message if the URL contains one.
+        model: A model name that is a URL.
+        secret: Next step in the error message about a URL that contains a key.
 
     Raises:
-        UserError: It is broken, names no model, or has a user name, a password or a query, which would be stored.
+        UserError: The URL is invalid, contains no model name, or contains a user name, a password or a query, which
+            would be stored.
     """
     address, _, name = model.partition("#")
     expected = "expected a server and its model, such as http://localhost:8000/v1#NAME"
@@ -65,11 +66,11 @@ def read_server(model: str, *, secret: str = f"put the key into the environment 
         parts = urlsplit(address)
         _ = parts.port
     except ValueError as error:
-        raise UserError(f"`model` is a broken address ({one_line(error)}); {expected}") from error
+        raise UserError(f"`model` is an invalid address ({one_line(error)}); {expected}") from error
     if "@" in address or "?" in address:
         raise UserError(
             f"`model` has a user name, a password or a query in the address of {shown(parts.hostname or '')}, which "
-            f"would be stored: leave them out, and {secret}"
+            f"would be stored: remove them, and {secret}"
         )
     if not name or not parts.hostname:
         raise UserError(f"{shown(model)}: {expected}")
@@ -77,21 +78,21 @@ def read_server(model: str, *, secret: str = f"put the key into the environment 
 
 
 def find_key(server: Server) -> str:
-    """The key that is sent to a server: that in `KEY`, else, to OpenAI's hosts alone, that in `OPENAI_KEY`; or none.
+    """The key to send to a server: the value of `KEY`, else, only for OpenAI's hosts, of `OPENAI_KEY`; or empty.
 
     Raises:
-        UserError: It has characters that no key has, such as a line's end.
+        UserError: The key contains characters that no key contains, such as a newline.
     """
     return read_key(KEY if os.environ.get(KEY) or not server.is_openai else OPENAI_KEY)
 
 
 def read_key(name: str) -> str:
-    """The key in an environment variable; empty if there is none.
+    """Reads the key from an environment variable; empty if the variable is not set.
 
     Raises:
-        UserError: It has characters that no key has, such as a line's end; it is not repeated.
+        UserError: The key contains characters that no key contains, such as a newline. The message does not repeat it.
     """
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"the key in {name} has characters that no key has: set it again, without spaces and quotes")
+        raise UserError(f"the key in {name} contains invalid characters: set it again, without spaces and quotes")
     return key

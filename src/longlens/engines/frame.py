@@ -1,6 +1,6 @@
-"""What every engine of longlens shares: token ids go in, checked log-probabilities come out, after a probe.
+"""Base class of all engines of longlens: accepts token ids and returns checked log-probabilities, after a probe.
 
-An engine is somebody else's program. Its output is trusted only after the probe, and every answer is checked.
+An engine is third-party software. Its output is trusted only after the probe, and every answer is checked.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ TOKENIZER_TEXT = (
     'def area(r):\n    return 3.14159 * r ** 2  # "πr²"\n\nNaïve cafés: 12,345.67 €; Größe, 漢字とかな, Привет, '
     "مرحبا, 🙂👩‍🚀!\r\n\tI'm sure they'll say it's 2026-11-28.   Zwölf Boxkämpfer jagen Viktor quer über den Deich."
 )
-"""What tokenizers of different models cut differently."""
+"""Text that tokenizers of different models split differently."""
 PROBE_TOKENS = 24
 PROBE_NATS = 0.3
-"""Mean difference of log-probabilities that are the same except for rounding. In bfloat16 single tokens differ by
-tenths of a nat between batches and kernels, and their mean by hundredths; a list shifted by one is wrong by several
-nats."""
+"""Largest mean difference between log-probabilities that are equal except for rounding. In bfloat16 single tokens
+differ by tenths of a nat between batches and kernels, and their mean by hundredths. In a list shifted by one, the
+differences are several nats."""
 LEAST_LOGPROB = -9000.0
-"""Values at or below this stand for minus infinity, such as vLLM's -9999."""
+"""Values at or below this represent minus infinity, such as vLLM's -9999."""
 _STEP = "update the engine, or use another one (docs/engines.md)"
 
 
 class Greedy(NamedTuple):
-    """The token that an engine generates at temperature 0, and its log-probability where the engine says it."""
+    """The token that an engine generates at temperature 0, and its log-probability if the engine returns it."""
 
     token_id: int
     logprob: float | None
@@ -50,15 +50,15 @@ class Greedy(NamedTuple):
 Answer: TypeAlias = (
     tuple[Request, Sequence[Any] | Floats] | tuple[Request, Sequence[Any] | Floats, Mapping[str, Floats]]
 )
-"""A request, the log-probabilities that the engine gives, and the columns of statistics if it has any."""
+"""A request, the log-probabilities that the engine returns, and the columns of statistics, if any."""
 
 
 class EngineScorer(ABC):
-    """A `longlens.scoring.scorer.Scorer` over an engine: what it gives for token ids is checked, then passed on.
+    """A `longlens.scoring.scorer.Scorer` over an engine. Log-probabilities of the engine are checked, then passed on.
 
     Attributes:
-        info: What a run records.
-        longest: Tokens that a request may have; None if it is not known.
+        info: Facts about the model that a run records.
+        longest: Maximum number of tokens of a request; None if it is unknown.
     """
 
     info: ScorerInfo
@@ -69,24 +69,24 @@ class EngineScorer(ABC):
 
     @abstractmethod
     def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """Each request with the log-probabilities of ``token_ids[start:]`` as the engine gives them, in any order.
+        """Yields each request with log-probabilities of ``token_ids[start:]`` as the engine returns them, in any order.
 
-        Requests are taken as they are needed. What is under way is stopped when the iterator is closed.
+        Requests are consumed lazily. Closing the iterator cancels the requests in progress.
         """
 
     @abstractmethod
     def _greedy(self, token_ids: Sequence[int]) -> Greedy | None:
-        """What the engine generates after the tokens; None if its answer does not tell which token that is."""
+        """The token that the engine generates after the tokens; None if the answer does not identify the token."""
 
     def encode(self, document: Document) -> Encoded:
-        """Tokens of the document's text and their spans; no special tokens are added."""
+        """Tokens of the document's text and their spans, without special tokens."""
         return self._encoder.encode(document.text)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[Result]:
-        """Log-probabilities of each request's tokens from its start on, in any order.
+        """Log-probabilities of each request's tokens from its start, in any order.
 
         Raises:
-            UserError: A request is longer than the engine takes, or an answer cannot be right.
+            UserError: A request is longer than the engine supports, or the log-probabilities of an answer are invalid.
         """
         with closing(self._answers(self._admitted(requests))) as answers:  # type: ignore[type-var]  # a generator
             for request, values, *columns in answers:
@@ -104,21 +104,22 @@ class EngineScorer(ABC):
             yield request
 
     def probe(self) -> None:
-        """Asks about a short sequence in several ways whose answers must fit together, before anything is scored.
+        """Sends several requests about a short sequence and checks that the answers are consistent, before scoring.
 
-        With v(x)[i] the log-probability that is given for token i of the sequence x::
+        With v(x)[i] the log-probability that the engine returns for token i of the sequence x::
 
             v(x)[i] == v(x again)[i] == v(x[:m])[i] == v(x from a later start)[i]      i < m
             v(x)[i] does not change when a token after i changes, and changes when token i or one before it does
             sum(exp(v(p + [c])[-1]) for several c) <= 1
             v(p + [g])[-1] == the log-probability with which the engine generates g after p, and no v(p + [c])[-1] is
-            larger, g being what it generates at temperature 0
+            larger, where g is the token generated at temperature 0
 
-        The last rule finds lists that are shifted by one, whose entries are log-probabilities too: of the token given
-        itself (llama-cpp-python's server, ``echo``). The others find stale prefix caches and scores of other requests.
+        The last rule detects lists that are shifted by one: their entries are also log-probabilities, but of the token
+        given itself (llama-cpp-python's server, ``echo``). The other rules detect stale prefix caches and scores of
+        other requests.
 
         Raises:
-            UserError: The answers do not fit together.
+            UserError: The answers are inconsistent.
         """
         x, others = _probe_ids(self._encoder)
         n, half = len(x), len(x) // 2
@@ -142,7 +143,7 @@ class EngineScorer(ABC):
         )
         total = float(np.exp(last).sum())
         self._require(total <= 1.05, f"probabilities of different next tokens sum to {total:.3g}")
-        if self.info.weights_sha256 is None:  # a server's, which nothing else tells from others of the same name
+        if self.info.weights_sha256 is None:  # a server's model, which only these values distinguish from a namesake
             known = {PROBE: [round(float(value), 3) for value in whole]}
             self.info = replace(self.info, config={**(self.info.config or {}), **known})
         self._check_greedy([x[:size] for size in range(n - 1, n // 3, -2)], others)
@@ -160,7 +161,7 @@ class EngineScorer(ABC):
                 apart.append(abs(values[0] - generated.logprob))
             if len(best) == 3:
                 break
-        self._require(best, "what it generates at temperature 0 is not a token of the tokenizer")
+        self._require(best, "the token that it generates at temperature 0 is not in the tokenizer's vocabulary")
         difference = float(np.mean(apart)) if apart else 0.0
         self._require(
             all(best) and difference <= PROBE_NATS,
@@ -180,17 +181,17 @@ class EngineScorer(ABC):
 
 
 def check_logprobs(values: Any, wanted: int, who: str) -> Floats:
-    """Log-probabilities that an engine gave, as ``(wanted,)`` float32, if they can be right.
+    """Checks log-probabilities returned by an engine and converts them to ``(wanted,)`` float32.
 
     Args:
-        values: As given, a list or an array.
-        wanted: How many there must be.
+        values: List or array, as the engine returns it.
+        wanted: Expected number of values.
         who: Name of the model, for the message.
 
     Raises:
-        UserError: There are more or fewer, or one is None, no number, not finite or above 0.
+        UserError: The number of values is wrong, or a value is None, not a number, not finite or above 0.
     """
-    said = f"the engine of {shown(who)} gave "
+    said = f"the engine of {shown(who)} returned "
     if len(values) != wanted:
         raise UserError(f"{said}{len(values)} log-probabilities for {wanted} tokens: {_STEP}")
     if not isinstance(values, np.ndarray):
@@ -210,15 +211,15 @@ def check_logprobs(values: Any, wanted: int, who: str) -> Floats:
 
 
 def engine_encoder(name: str, loading: Loading, engine: Engine) -> TextEncoder:
-    """The tokenizer of an engine's model: the one that is given, loaded or by name, else that of the model's name.
+    """The tokenizer of an engine's model: the one set by `engine` (an object or a name), else that of the model.
 
     Args:
-        name: The model, where no tokenizer is given.
-        loading: How it is loaded.
-        engine: Whose tokenizer may be given.
+        name: The model, used if no tokenizer is set.
+        loading: How the tokenizer is loaded.
+        engine: Engine settings, which may contain a tokenizer.
 
     Raises:
-        UserError: It cannot be loaded.
+        UserError: The tokenizer cannot be loaded.
     """
     chosen: Any = name if engine.tokenizer is None else engine.tokenizer
     if not isinstance(chosen, str):
@@ -229,16 +230,16 @@ def engine_encoder(name: str, loading: Loading, engine: Engine) -> TextEncoder:
 def local_info(
     source: Source, config: Any, encoder: TextEncoder, *, dtype: str, device: str, attention: str, engine: str
 ) -> ScorerInfo:
-    """What a run records of a model whose files an engine in this process reads.
+    """Facts that a run records about a model whose files are read by an engine in this process.
 
     Args:
-        source: Its files.
-        config: Its configuration, of transformers.
+        source: Files of the model.
+        config: Its transformers configuration.
         encoder: Its tokenizer.
-        dtype: Dtype of the weights, as the engine has them.
-        device: Where it runs.
+        dtype: Dtype of the weights in the engine.
+        device: Device of the model.
         attention: Attention implementation.
-        engine: Which engine, and its version.
+        engine: Name and version of the engine.
     """
     return ScorerInfo(
         name=source.name,
@@ -258,7 +259,7 @@ def local_info(
 
 
 def _probe_ids(encoder: TextEncoder) -> tuple[list[int], list[int]]:
-    """The probe's tokens, with the BOS where there is one, and some other tokens for its last place."""
+    """Tokens of the probe, after the BOS if the tokenizer has one, and some other tokens for its last position."""
     ids = encoder.encode(PROBE_TEXT).token_ids[:PROBE_TOKENS].tolist()
     bos = [] if encoder.bos_token_id is None else [encoder.bos_token_id]
     others = [token for token in dict.fromkeys(ids) if token != ids[-1]][:6]

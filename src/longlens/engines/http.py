@@ -1,7 +1,7 @@
-"""The HTTP client of servers: a bound of requests in flight, retries with back-off, time-outs, a key that stays here.
+"""HTTP client for servers, with bounded concurrency, retries with back-off, time-outs, and a key sent to no other host.
 
-A request is tried again after 408, 429 and 5xx, a time-out, a dropped connection, and an answer that is truncated. What
-the server rejects otherwise is an error at once. Redirects are not followed, so that the key reaches no other host.
+A request is retried after status 408, 429 and 5xx, a time-out, a dropped connection, and a truncated answer. Any other
+rejection is an error immediately. Redirects are not followed, so the key is not sent to another host.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from longlens.scoring.scorer import Request
 
 CONCURRENCY = 8
 ATTEMPTS = 10
-"""Of one request. With back-off they span about a minute, in which a server can start again."""
+"""Attempts per request. With back-off they span about a minute, in which a server can restart."""
 FIRST_ATTEMPTS = 5
-"""Of what is asked before anything is scored; one where nothing listens at the address."""
+"""Attempts per request before scoring starts; only one if the connection is rejected."""
 MOST_TIME_OUTS = 3
-"""Of one request, after which the server is taken to hang."""
+"""Time-outs per request after which the server is assumed to hang."""
 LONGEST_WAIT = 30.0
 LONGEST_RETRY_AFTER = 600.0
 CONNECT_SECONDS = 10.0
 SECONDS = 120.0
 SECONDS_PER_TOKEN = 0.005
-"""A request may take so long for each token in flight: the server may take the others first."""
+"""Added to the time-out for each token in flight, because the server may process the other requests first."""
 MOST_BYTES = 2**26
 MOST_BYTES_PER_TOKEN = 2**10
-"""An answer may be so large, unpacked; an entry of a log-probability has about 100 bytes."""
+"""Maximum size of an answer per token, decompressed. A log-probability entry has about 100 bytes."""
 _LOGGER = logging.getLogger(__name__)
 _PROXY = "check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE in the environment, or unset them"
 T = TypeVar("T")
 
 
-class Refused(Exception):  # it is no error of ours: engines turn it into what the user is told
-    """The server rejected a request, and would again."""
+class Refused(Exception):  # not a UserError: engines convert it into a message for the user
+    """The server rejected a request, and would reject it again."""
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"{status}: {said}" if said else str(status))
@@ -57,11 +57,11 @@ class Refused(Exception):  # it is no error of ours: engines turn it into what t
 
 
 class _NoAccess(UserError):
-    """The server answers, and does not let this request in: the key is wrong, or what is asked for is elsewhere."""
+    """The server answers but does not serve this request: the key is wrong, or the resource is elsewhere."""
 
 
 class _Again(Exception):
-    """A failure that may pass, and how long the server asks to wait; nothing listens there, or there is no answer."""
+    """A transient failure: the wait the server requests, whether it is unreachable, and whether it timed out."""
 
     def __init__(self, said: str, after: float = 0.0, *, is_down: bool = False, is_late: bool = False) -> None:
         super().__init__(said)
@@ -69,14 +69,14 @@ class _Again(Exception):
 
 
 class Http:
-    """Requests to one server, from a thread of its own, which ends with this object.
+    """Sends requests to one server from a thread of its own, which ends with this object.
 
     Args:
-        server: Which.
-        concurrency: Requests in flight.
-        attempts: Number of attempts of each request.
+        server: The server.
+        concurrency: Maximum number of requests in flight.
+        attempts: Maximum number of attempts per request.
         seconds: Time-out of a request of few tokens.
-        back_off: Seconds that the first wait before another attempt may take; it doubles each time.
+        back_off: Upper bound in seconds of the first wait between attempts. It doubles each time.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Http:
                 timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
                 limits=httpx2.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
                 follow_redirects=False,
-                # A proxy elsewhere does not reach the servers of this machine.
+                # A proxy on another host cannot reach the servers of this machine.
                 mounts={f"all://{urlsplit(server.address).netloc}": None} if server.is_loopback else None,
             )
         self._loop = asyncio.new_event_loop()
@@ -109,16 +109,16 @@ class Http:
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
     def get(self, path: str) -> Any:
-        """JSON at a path below the address; ``/path`` is below its root.
+        """JSON at a path below the address; ``/path`` is below the root.
 
         Raises:
-            Refused: There is none.
+            Refused: The server rejects the request, for example because the path does not exist.
             UserError: The server does not answer.
         """
         return self._wait(self._submit(self._send("GET", path, None, 0, is_first=True)))
 
     def post(self, path: str, body: Any, tokens: int = 0) -> Any:
-        """The answer to one request before anything is scored.
+        """The answer to one request, sent before scoring starts.
 
         Raises:
             Refused: The server rejects it.
@@ -127,15 +127,15 @@ class Http:
         return self._wait(self._submit(self._send("POST", path, body, tokens, is_first=True)))
 
     def ask_if_there(self, method: str, path: str, body: Any = None, *, without: str) -> Any:
-        """JSON at a path that not all servers have; None if it is not there, or takes another request.
+        """JSON at a path that only some servers have; None if the path is missing or rejects the request.
 
-        Where the server has it, and does not let us in, that is a warning, as scoring is possible without.
+        If the server denies access to the path, this is a warning, because scoring is possible without it.
 
         Args:
             method: ``GET`` or ``POST``.
             path: As in `get`.
-            body: What is sent.
-            without: What is not done without an answer, for the warning.
+            body: Body of the request.
+            without: Consequence of a missing answer, for the warning.
 
         Raises:
             UserError: The server does not answer, or fails.
@@ -151,17 +151,17 @@ class Http:
     def answers(
         self, requests: Iterable[Request], make: Callable[[Request], tuple[str, Any]]
     ) -> Iterator[tuple[Request, Any]]:
-        """Each request with the JSON that the server answers, in the order of answers.
+        """Sends requests concurrently and yields each with its JSON answer, in the order of the answers.
 
-        Requests are taken as places become free. Where one fails, or the iterator is closed, the others are cancelled.
+        Requests are consumed as others complete. If one fails or the iterator is closed, the others are cancelled.
 
         Args:
-            requests: Any number.
-            make: The path and the body that a request is sent as.
+            requests: Any number of requests.
+            make: Returns the path and the body of a request.
 
         Raises:
-            Refused: The server rejects one.
-            UserError: The server does not answer, after all attempts.
+            Refused: The server rejects a request.
+            UserError: The server does not answer after all attempts.
         """
         waiting: dict[Future[Any], Request] = {}
         source = iter(requests)
@@ -186,7 +186,7 @@ class Http:
             wait(waiting)
 
     def redact(self, text: str) -> str:
-        """A text of the server without the key."""
+        """Replaces the key in a text from the server."""
         for form in {self._key, quote(self._key, safe="")} if len(self._key) > 3 else ():
             text = text.replace(form, "***")
         return text
@@ -226,7 +226,7 @@ class Http:
             is_proxied = error.is_down and proxies and not self.server.is_loopback
             place = "the proxies in the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)" if is_proxied else "its log"
             raise UserError(
-                f"the server {self.server.host} failed (attempt {number} of {attempts}): {error}: see that it runs, "
+                f"the server {self.server.host} failed (attempt {number} of {attempts}): {error}: check that it runs, "
                 f"and {place}, then run the same command again, which resumes where it stopped"
             ) from error
         finally:
@@ -244,7 +244,7 @@ class Http:
         except TimeoutError as error:
             raise _Again(f"no answer within {seconds:.0f} s", is_late=True) from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise UserError(f"`model` is a broken address: {self.redact(one_line(error))}") from error
+            raise UserError(f"`model` is an invalid address: {self.redact(one_line(error))}") from error
         except httpx2.ProxyError as error:
             raise UserError(
                 f"the proxy between here and {self.server.host} fails ({self.redact(one_line(error))}): {_PROXY}"
@@ -278,7 +278,7 @@ class Http:
             raise _Again("an answer that is invalid or incomplete JSON") from error
 
     async def _read(self, response: httpx2.Response, most_bytes: int) -> bytes:
-        """The body, unpacked; a server that is wrong or hostile does not fill the memory."""
+        """Reads and decompresses the body up to a size limit, so that a faulty or hostile server cannot fill memory."""
         parts, size = [], 0
         async for part in response.aiter_bytes():
             parts.append(part)
@@ -325,16 +325,16 @@ class Http:
 
 
 def _place(location: str) -> str:
-    """The host that a redirection names, or the path on the same one; no query, in which a key may be."""
+    """The host of a redirect, or its path if it has no host. The query is dropped, because it may contain a key."""
     try:
         parts = urlsplit(location)
         return parts.hostname or parts.path
     except ValueError:
-        return "a broken address"
+        return "an invalid address"
 
 
 def _run(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
-    """The thread: runs what is submitted until it is stopped, then closes the connections."""
+    """Main function of the thread: runs submitted work until it is stopped, then closes the connections."""
     asyncio.set_event_loop(loop)
     loop.run_forever()
     tasks = asyncio.all_tasks(loop)

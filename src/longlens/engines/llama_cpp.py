@@ -1,7 +1,7 @@
-"""llama.cpp in this process: a ``.gguf`` file in its own quantized form, through the C API of llama-cpp-python.
+"""Runs a ``.gguf`` file in its quantized form with llama.cpp in this process, through llama-cpp-python's C API.
 
-Logits are computed for scored tokens alone and exist for one batch at a time, ``n_batch * n_vocab`` floats; its
-``Llama`` class with ``logits_all`` holds them for the whole context.
+Logits are computed only for scored tokens and stored for one batch at a time, ``n_batch * n_vocab`` floats. In
+contrast, the ``Llama`` class with ``logits_all`` stores them for the whole context.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
 BATCH_TOKENS = 512
-"""Tokens of a call of ``llama_decode`` by default: llama.cpp's own ``n_ubatch``."""
+"""Default number of tokens per call of ``llama_decode``: llama.cpp's own ``n_ubatch``."""
 LEAST_CONTEXT = 1024
 ATTENTION_BYTES = 256 * 2**20
-"""Bound on the attention matrix of a layer where it is made, in float32."""
+"""Bound on the size in float32 of a layer's attention matrix, where it is materialized."""
 KV_TYPES = {"auto": False, "float16": False, "float32": True}
-"""``dtype``: whether keys, values and attention are float32; llama.cpp's own default is float16."""
+"""Whether keys, values and attention are float32, for each ``dtype``. llama.cpp's own default is float16."""
 _LOG_LEVEL_ERROR = 4  # ggml.h, GGML_LOG_LEVEL_ERROR
 _LOGGER = logging.getLogger(__name__)
 
 
 class _Model:
-    """A model of llama.cpp with a context that is as long as what it was asked for; both are freed with the object."""
+    """A model of llama.cpp with a context that grows with the requested length; both are freed with the object."""
 
     def __init__(self, path: Path, *, device: str, batch_tokens: int, threads: int, precise: bool) -> None:
         import llama_cpp
@@ -62,18 +62,18 @@ class _Model:
 
     @property
     def is_decoder(self) -> bool:
-        """Whether each token sees those before it alone, in one pass."""
+        """Whether the model is a causal decoder: each token attends only to earlier ones, in one pass."""
         api, model = self._api, self._handle
         return not (api.llama_model_has_encoder(model) or api.llama_model_is_diffusion(model))
 
     def metadata(self, key: str) -> str | None:
-        """What the file says under a key, in text form."""
+        """The value of a metadata key of the file, as text; None if the key is missing."""
         buffer = ctypes.create_string_buffer(256)
         size = self._api.llama_model_meta_val_str(self._handle, key.encode(), buffer, len(buffer))
         return None if size < 0 else buffer.value.decode()
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text as llama.cpp makes them, no special ones."""
+        """Tokens of a text from llama.cpp's tokenizer, without special tokens."""
         data = text.encode()
         room = len(data) + 8
         tokens = (self._api.llama_token * room)()
@@ -83,9 +83,9 @@ class _Model:
         return list(tokens[:count])
 
     def logits(self, token_ids: Sequence[int], start: int) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-        """Rows of logits after the tokens ``start, start + 1, …`` of a sequence, at most `batch_tokens` at a time.
+        """Yields logits after the tokens ``start, start + 1, …`` of a sequence, at most `batch_tokens` rows at a time.
 
-        The sequence goes through an empty key-value cache from its beginning.
+        The KV cache is cleared first, and the whole sequence is decoded from its beginning.
         """
         api = self._api
         context = self._open(len(token_ids))
@@ -116,13 +116,13 @@ class _Model:
             api.llama_batch_free(batch)
 
     def _open(self, length: int) -> Any:
-        """The context, made again where it is shorter: its key-value cache has its full length from the start."""
+        """The context, allocated again if it is too short: its KV cache has its full length from the start."""
         if length <= self._length:
             return self._context
         api = self._api
         if self._free_context is not None:
             self._free_context()
-        # Twice as long as before, so that a corpus of growing lengths makes few of them.
+        # Up to twice the old length, so that a corpus of growing lengths causes few allocations.
         self._length = -(-max(length, min(2 * self._length, 2 * length), LEAST_CONTEXT) // 256) * 256
         params = api.llama_context_default_params()
         params.n_ctx = self._length
@@ -140,7 +140,7 @@ class _Model:
         if not self._context:
             size, self._length, self._free_context = self._length, 0, None
             raise UserError(
-                f"llama.cpp has not enough memory for a context of {size:,} tokens ({self._reason('out of memory')}): "
+                f"llama.cpp lacks memory for a context of {size:,} tokens ({self._reason('out of memory')}): "
                 "use a smaller `max_length`"
             )
         self._free_context = weakref.finalize(self, api.llama_free, self._context)
@@ -154,7 +154,7 @@ class _Model:
 
 
 class LlamaCppScorer(EngineScorer):
-    """A ``.gguf`` file scored by llama.cpp, one sequence after the other."""
+    """Scores a ``.gguf`` file with llama.cpp, one sequence after the other."""
 
     def __init__(self, model: _Model, encoder: TextEncoder, info: ScorerInfo, *, longest: int | None) -> None:
         super().__init__(encoder, info, longest=longest)
@@ -166,7 +166,7 @@ class LlamaCppScorer(EngineScorer):
         """Computes statistics of each token under its long context from now on, see `longlens.scoring.statistics`.
 
         Raises:
-            UserError: The reference has another tokenizer.
+            UserError: The reference model has another tokenizer.
         """
         if reference is not None:
             check_reference(self.info, reference.info)
@@ -191,8 +191,8 @@ class LlamaCppScorer(EngineScorer):
             largest = max(ids)
             if largest >= self._model.num_tokens:
                 raise UserError(
-                    f"the tokenizer gives token {largest}, and {shown(self.info.name)} has {self._model.num_tokens:,}: "
-                    "leave `tokenizer` out"
+                    f"the tokenizer returns token {largest}, but {shown(self.info.name)} has "
+                    f"{self._model.num_tokens:,} tokens: remove `tokenizer`"
                 )
             targets = torch.tensor(ids[request.start :], dtype=torch.int64)
             parts: list[torch.Tensor] = []
@@ -210,7 +210,7 @@ class LlamaCppScorer(EngineScorer):
     def _noting(
         logits: Iterable[torch.Tensor], targets: torch.Tensor, parts: list[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
-        """The blocks as they are; the log-probabilities of their targets are added to ``parts``."""
+        """Yields the blocks unchanged and appends the log-probabilities of their targets to ``parts``."""
         place = 0
         for rows in logits:
             parts.append(_token_logprobs(rows, targets[place : place + len(rows)]))
@@ -225,23 +225,24 @@ class LlamaCppScorer(EngineScorer):
 
 
 def load(name: str, loading: Loading, engine: Engine) -> LlamaCppScorer:
-    """A scorer of a ``.gguf`` file; ``smollm2`` and ``gemma3-270m`` are such files.
+    """Loads a scorer of a ``.gguf`` file. The embedded models ``smollm2`` and ``gemma3-270m`` are such files.
 
     Args:
         name: The file, or an embedded model.
-        loading: ``device`` ``auto`` and ``cuda`` put all layers on the GPU where llama-cpp-python was built for one.
-            Weights stay as they are; ``dtype`` is that of keys, values and attention: ``auto`` and ``float16`` are
-            llama.cpp's default, ``float32`` costs memory and a sixth of the time, and rounds less than weights of
-            16 bits and more are rounded.
-        engine: ``max_model_len`` bounds the context, whose key-value cache is as long as the longest document so far.
+        loading: ``device`` ``auto`` and ``cuda`` put all layers on the GPU if llama-cpp-python was built for one.
+            Weights keep the format of the file. ``dtype`` is that of keys, values and attention: ``auto`` and
+            ``float16`` are llama.cpp's default. ``float32`` costs memory and a sixth of the time; its rounding error
+            is smaller than that of weights of 16 bits and more.
+        engine: ``max_model_len`` bounds the context, whose KV cache is as long as the longest document so far.
 
     Raises:
-        UserError: It is no ``.gguf`` file, llama.cpp cannot read it, or splits text differently than the tokenizer.
+        UserError: The file is not a ``.gguf`` file, or llama.cpp cannot read it or splits text differently than the
+            tokenizer.
     """
     source = resolve(name)
     if source.gguf is None:
         raise UserError(
-            f"`engine=llama-cpp` runs .gguf files, and {shown(name)} is a {source.note}: give the file, or use "
+            f"`engine=llama-cpp` runs .gguf files, but {shown(name)} is a {source.note}: pass the file, or use "
             "`engine=transformers`"
         )
     llama_cpp = require("llama_cpp", extra="llama-cpp", purpose="`engine=llama-cpp`")
@@ -279,21 +280,21 @@ def _token_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 
 
 def _check_tokenizer(name: str, model: _Model, encoder: TextEncoder) -> None:
-    """Scores are of the vocabulary's own tokens, and say little of a text that is split as the model never saw it."""
+    """Compares the tokenizer with llama.cpp's: scores of text split differently than in training mean little."""
     ours, theirs = encoder.encode(TOKENIZER_TEXT).token_ids.tolist(), model.tokenize(TOKENIZER_TEXT)
     if ours == theirs:
         return
     shorter = min(len(ours), len(theirs))
     at = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
     raise UserError(
-        f"the tokenizer of {shown(name)} and llama.cpp tokenize a text differently from token {at} on "
+        f"the tokenizer of {shown(name)} and llama.cpp tokenize a text differently from token {at} "
         f"({ours[at : at + 3]} and {theirs[at : at + 3]}): pass the model's own `tokenizer`, or use "
         "`engine=transformers`"
     )
 
 
 def _file_type(value: str | None) -> str:
-    """How most of a file's tensors are stored, such as ``q4_1``, from ``general.file_type``."""
+    """Storage type of most of a file's tensors, such as ``q4_1``, from ``general.file_type``."""
     from gguf import LlamaFileType
 
     known = {str(int(kind)): kind.name for kind in LlamaFileType}
@@ -302,7 +303,7 @@ def _file_type(value: str | None) -> str:
 
 
 def _place(llama_cpp: Any, params: Any, device: str) -> bool:
-    """Says where the layers go; whether on a GPU."""
+    """Sets the device of the layers and returns whether it is a GPU."""
     kind, _, number = device.partition(":")
     can = bool(llama_cpp.llama_supports_gpu_offload())
     if kind not in ("auto", "cpu", "cuda") or (kind == "cuda" and not can):
@@ -318,12 +319,12 @@ def _place(llama_cpp: Any, params: Any, device: str) -> bool:
 
 
 _CALLBACKS: list[Any] = []
-"""What llama.cpp calls with its log, kept as long as the process."""
+"""Log callbacks of llama.cpp, kept for the lifetime of the process."""
 _ERRORS: list[str] = []
 
 
 def _quiet(llama_cpp: Any) -> list[str]:
-    """Sends the log of llama.cpp to ours, and its errors to the list that is returned."""
+    """Sends the log of llama.cpp to the logger of longlens, and its errors to the returned list."""
     if not _CALLBACKS:
 
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]  # has no types

@@ -1,4 +1,4 @@
-"""Servers of OpenAI's completions that give log-probabilities of the prompt: vLLM's, and others that ``echo`` them.
+"""Scores with OpenAI-compatible servers that return log-probabilities of the prompt: vLLM's, and others with ``echo``.
 
 Source: vLLM 0.32, vllm/entrypoints/openai/completion/protocol.py (``prompt_logprobs``, ``return_tokens_as_token_ids``);
 OpenAI's completions, ``echo`` and ``logprobs``.
@@ -23,10 +23,11 @@ _USE = "serve it with vLLM or SGLang, or load it with `engine=vllm` or `engine=t
 
 
 def load(name: str, loading: Loading, engine: Engine) -> OpenAIScorer:
-    """A scorer of ``http://HOST:PORT/v1#NAME``.
+    """Connects to ``http://HOST:PORT/v1#NAME`` and returns its scorer.
 
     Raises:
-        UserError: No such server or model, another tokenizer, or a server that gives no log-probabilities of prompts.
+        UserError: The server or the model does not exist, the tokenizer differs, or the server returns no
+            log-probabilities of prompts.
     """
     server = read_server(name)
     http = Http(server, concurrency=engine.concurrency)
@@ -41,9 +42,10 @@ def load(name: str, loading: Loading, engine: Engine) -> OpenAIScorer:
 
 
 class OpenAIScorer(ServerScorer):
-    """Asks for ``prompt_logprobs`` where the server has them, else for ``echo`` with ``logprobs``.
+    """Requests ``prompt_logprobs`` if the server has them, else ``echo`` with ``logprobs``.
 
-    Neither has a start offset: a window of K + d tokens costs all of them, as in every engine, and its answer has them.
+    Neither has a start offset: the server computes and returns all K + d tokens of a window. Other engines compute them
+    all, too.
     """
 
     def __init__(self, tokenizer: Any, info: ScorerInfo, http: Http, *, longest: int | None) -> None:
@@ -51,14 +53,14 @@ class OpenAIScorer(ServerScorer):
         self._has_prompt_logprobs, self._extra = self._find_way()
 
     def request(self, token_ids: Sequence[int], start: int) -> tuple[str, dict[str, Any]]:
-        """The whole prompt, with one token generated, which servers need."""
+        """The whole prompt, with one generated token, which servers require."""
         body: dict[str, Any] = {"model": self.http.server.name, "prompt": list(token_ids), "max_tokens": 1}
         body |= {"temperature": 0, "add_special_tokens": False, "stream": False}
         way = {"prompt_logprobs": 0} if self._has_prompt_logprobs else {"echo": True, "logprobs": 1}
         return "completions", body | way
 
     def read(self, answer: Any, token_ids: Sequence[int], start: int) -> Sequence[Any]:
-        """From ``prompt_logprobs``, by token id; or from ``token_logprobs``, by place."""
+        """Reads ``prompt_logprobs`` by token id, or ``token_logprobs`` by position."""
         if self._has_prompt_logprobs:
             return self._by_id(self._choice(answer).get("prompt_logprobs"), token_ids)[start - 1 :]
         choice = self._choice(answer)
@@ -69,7 +71,7 @@ class OpenAIScorer(ServerScorer):
         return values[start:n]
 
     def _find_way(self) -> tuple[bool, int]:
-        """Whether there are ``prompt_logprobs``; else how many generated tokens an echoed list ends with."""
+        """Whether the server has ``prompt_logprobs``; else the number of generated tokens that end an echoed list."""
         ids = self._encoder.encode("One, two, three, four: five").token_ids.tolist()[:16]
         self._has_prompt_logprobs = True
         try:
@@ -99,7 +101,7 @@ class OpenAIScorer(ServerScorer):
         return False, len(values) - len(ids)
 
     def _by_id(self, entries: Any, token_ids: Sequence[int]) -> list[Any]:
-        """Of each token but the first; entries are None, then ``{id: {"logprob": ...}}``."""
+        """Log-probabilities of all tokens but the first; entries are None, then ``{id: {"logprob": ...}}``."""
         if not isinstance(entries, list) or len(entries) != len(token_ids) or entries[0] is not None:
             found = len(entries) if isinstance(entries, list) else "no"
             raise self._wrong(f"gives {found} prompt_logprobs for {len(token_ids)} tokens, of which the first has none")
@@ -112,17 +114,17 @@ class OpenAIScorer(ServerScorer):
         return values
 
     def _echoed(self, choice: dict[str, Any]) -> list[Any]:
-        """``token_logprobs`` of the prompt and what was generated; the first has none."""
+        """``token_logprobs`` of the prompt and the generated token; the first is None."""
         logprobs = choice.get("logprobs")
         values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
         if not isinstance(values, list) or len(values) < 2:
-            raise self._wrong("gives no log-probabilities of the prompt (echo is ignored)")
+            raise self._wrong("returns no log-probabilities of the prompt (echo is ignored)")
         if values[0] is not None:
-            raise self._wrong("gives a log-probability for the first token, which has no context")
+            raise self._wrong("returns a log-probability for the first token, which has no context")
         return values
 
     def _check_echo(self, choice: dict[str, Any], ids: list[int]) -> None:
-        """The echoed text is what our tokenizer makes of the ids, or they are another tokenizer's."""
+        """Checks that the echoed text is what the tokenizer decodes the ids to."""
         text, ours = str(choice.get("text", "")), self._texts([ids])[0]
         if "".join(ours.split()) not in "".join(text.split()):
             raise UserError(
@@ -133,7 +135,7 @@ class OpenAIScorer(ServerScorer):
     def _greedy(self, token_ids: Sequence[int]) -> Greedy | None:
         body: dict[str, Any] = {"model": self.http.server.name, "prompt": list(token_ids), "max_tokens": 1}
         body |= {"temperature": 0, "add_special_tokens": False, "logprobs": 1}
-        if self._has_prompt_logprobs:  # vLLM, which else samples as the model's generation_config.json says
+        if self._has_prompt_logprobs:  # vLLM, which by default samples according to generation_config.json
             body |= {"return_tokens_as_token_ids": True, "repetition_penalty": 1.0}
         try:
             choice = self._choice(self.http.post("completions", body, tokens=len(token_ids)))

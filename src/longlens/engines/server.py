@@ -1,4 +1,4 @@
-"""What scorers of servers share: the model that is named is there, and the tokenizer is the server's."""
+"""Base class of scorers of servers. Checks that the server has the model and that its tokenizer is the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class ServerScorer(EngineScorer):
-    """A scorer over HTTP; subclasses say how a request looks and where its log-probabilities are in the answer."""
+    """A scorer over HTTP. Subclasses define the requests and read the log-probabilities from the answers."""
 
     def __init__(self, tokenizer: Any, info: ScorerInfo, http: Http, *, longest: int | None) -> None:
         super().__init__(TextEncoder(tokenizer), info, longest=longest)
@@ -31,14 +31,14 @@ class ServerScorer(EngineScorer):
 
     @abstractmethod
     def request(self, token_ids: Sequence[int], start: int) -> tuple[str, dict[str, Any]]:
-        """Path and body that ask for log-probabilities of ``token_ids[start:]``."""
+        """Path and body of a request for log-probabilities of ``token_ids[start:]``."""
 
     @abstractmethod
     def read(self, answer: Any, token_ids: Sequence[int], start: int) -> Sequence[Any]:
-        """They, as the answer has them.
+        """Log-probabilities of ``token_ids[start:]``, unchanged from the answer.
 
         Raises:
-            UserError: It does not have them.
+            UserError: The answer does not contain them.
         """
 
     def _answers(self, requests: Iterable[Request]) -> Iterator[Answer]:
@@ -53,17 +53,17 @@ class ServerScorer(EngineScorer):
                 raise self.refusal(refused) from refused
 
     def refusal(self, refused: Refused) -> UserError:
-        """What to tell the user of a refusal."""
+        """The error message about a rejected request."""
         return UserError(
             f"the server {self.http.server.host} rejects a request (status {refused.status}): {refused.said}: see its "
             "log, and docs/engines.md for the options that it must be started with"
         )
 
     def check_tokenizer(self) -> None:
-        """Compares the tokenizer with the server's, if the server tokenizes.
+        """Compares the tokenizer with the server's, if the server has an endpoint for this.
 
         Raises:
-            UserError: They differ.
+            UserError: The tokenizers differ.
         """
         ours = self._encoder.encode(TOKENIZER_TEXT).token_ids.tolist()
         body = {"model": self.http.server.name, "prompt": TOKENIZER_TEXT, "add_special_tokens": False}
@@ -82,10 +82,10 @@ class ServerScorer(EngineScorer):
 
 
 def find_model(http: Http) -> dict[str, Any]:
-    """What the server says of the model that is named; nothing where it lists none.
+    """The server's entry for the model; empty if the server has no list of models.
 
     Raises:
-        UserError: It serves others, or cannot be reached.
+        UserError: The server has only other models, or cannot be reached.
     """
     server = http.server
     try:
@@ -110,10 +110,10 @@ def find_model(http: Http) -> dict[str, Any]:
 
 
 def find_tokenizer(server: Server, root: Any, loading: Loading, engine: Engine) -> Any:
-    """The tokenizer that is given; else that of the served name, or of what the server says it was loaded from.
+    """The tokenizer that is set, else that of the served name or of the path from which the server loaded the model.
 
     Raises:
-        UserError: There is none here.
+        UserError: No tokenizer is found on this machine or the Hub.
     """
     given: Any = engine.tokenizer
     if given is not None and not isinstance(given, str):
@@ -121,7 +121,7 @@ def find_tokenizer(server: Server, root: Any, loading: Loading, engine: Engine) 
     if given is not None:
         return load_tokenizer(given, trust_remote_code=loading.trust_remote_code)
     names = {server.name: loading.trust_remote_code}
-    if isinstance(root, str):  # what the server says is no reason to run code that comes with it
+    if isinstance(root, str):  # a path reported by the server is not a reason to run code that comes with it
         names.setdefault(root, False)
     for name, trust in names.items():
         try:
@@ -147,16 +147,16 @@ def server_info(
     max_length: int | None,
     dtype: str = UNKNOWN,
 ) -> ScorerInfo:
-    """What a run records of a server: what it is, not where it is, so that it may move.
+    """Facts that a run records about a server. The address is not among them, so that the server may move.
 
     Args:
-        server: Which.
+        server: The server.
         tokenizer: Its tokenizer, of transformers.
-        kind: Such as ``vllm``.
+        kind: Kind of server, such as ``vllm``.
         version: Version of the server; empty if it reports none.
-        root: What the model was loaded from, as the server says; None if it does not.
-        max_length: Tokens that a request may have.
-        dtype: Dtype of the weights, where the server says.
+        root: Path from which the model was loaded, as the server reports it; None if it does not.
+        max_length: Maximum number of tokens of a request.
+        dtype: Dtype of the weights, if the server reports it.
     """
     encoder = TextEncoder(tokenizer)
     return ScorerInfo(
@@ -177,14 +177,14 @@ def server_info(
 
 
 def longest_request(stated: Any, engine: Engine) -> int | None:
-    """Tokens that a request may have: what the server states, or less, which is given; one is left to be generated.
+    """Maximum number of tokens of a request: the server's limit or a smaller setting, minus one generated token.
 
     Raises:
-        UserError: More is given than it states.
+        UserError: The setting is larger than the server's limit.
     """
     limit = stated if isinstance(stated, int) and not isinstance(stated, bool) and stated > 1 else None
     given = engine.max_model_len
     if given is not None and limit is not None and given > limit:
-        raise UserError(f"`max_model_len` is {given:,}, and the server supports {limit:,}: leave it out")
+        raise UserError(f"`max_model_len` is {given:,}, and the server supports {limit:,}: remove `max_model_len`")
     room = limit if given is None else given
     return None if room is None else room - 1

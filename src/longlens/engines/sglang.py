@@ -1,4 +1,4 @@
-"""SGLang's own ``/generate``, which takes token ids and a start offset: what is before it is not computed twice.
+"""Scores with SGLang's own ``/generate``, which accepts token ids and a start offset: a prefix is not computed twice.
 
 Source: docs.sglang.io, native API (``input_ids``, ``return_logprob``, ``logprob_start_len``) and sampling parameters.
 """
@@ -24,14 +24,14 @@ from longlens.errors import UserError
 from longlens.settings.options import Engine, Loading
 
 RESERVED = 6
-"""``context_length`` less this is SGLang's ``max_req_input_len``, below which the length of a prompt has to be."""
+"""SGLang's ``max_req_input_len`` is ``context_length`` minus this. A prompt must be shorter."""
 
 
 def load(name: str, loading: Loading, engine: Engine) -> SGLangScorer:
-    """A scorer of ``http://HOST:PORT/v1#NAME``; ``/v1`` may be left out.
+    """Connects to ``http://HOST:PORT/v1#NAME`` and returns its scorer; ``/v1`` is optional.
 
     Raises:
-        UserError: No such server or model, another tokenizer, or no SGLang.
+        UserError: The server or the model does not exist, the tokenizer differs, or the server is not SGLang's.
     """
     server = read_server(name)
     if not urlsplit(server.address).path:
@@ -41,7 +41,7 @@ def load(name: str, loading: Loading, engine: Engine) -> SGLangScorer:
     facts: dict[str, Any] = {}
     for paths in (("/server_info", "/get_server_info"), ("/model_info", "/get_model_info")):
         for path in paths:
-            answer = http.ask_if_there("GET", path, without="what it says there is not recorded")
+            answer = http.ask_if_there("GET", path, without="the facts it reports there are not recorded")
             if isinstance(answer, dict):
                 facts |= answer
                 break
@@ -66,16 +66,16 @@ def load(name: str, loading: Loading, engine: Engine) -> SGLangScorer:
 
 
 class SGLangScorer(ServerScorer):
-    """``meta_info.input_token_logprobs`` from one token before `start` on, each with the id that it is of."""
+    """Reads ``meta_info.input_token_logprobs`` from one token before `start`, each entry with its token id."""
 
     def request(self, token_ids: Sequence[int], start: int) -> tuple[str, dict[str, Any]]:
-        """The value of the token at ``logprob_start_len`` is None, so it is one before the first that is wanted."""
+        """The value at ``logprob_start_len`` is None, so this is one before the first requested token."""
         sampling = {"max_new_tokens": 1, "temperature": 0, "repetition_penalty": 1.0}
         body = {"input_ids": list(token_ids), "sampling_params": sampling, "return_logprob": True}
         return "/generate", body | {"logprob_start_len": start - 1, "top_logprobs_num": 0, "stream": False}
 
     def read(self, answer: Any, token_ids: Sequence[int], start: int) -> Sequence[Any]:
-        """By the ids in the answer: some versions have an entry for the token before, some one for the token after."""
+        """Matches entries by token id: some versions add an entry for the token before, some for the token after."""
         entries = self._entries(answer, "input_token_logprobs")
         if entries and entries[0][0] is None and entries[0][1] == token_ids[start - 1]:
             entries = entries[1:]
@@ -94,7 +94,7 @@ class SGLangScorer(ServerScorer):
             raise self.refusal(refused) from refused
         entries = self._entries(answer, "output_token_logprobs")
         if len(entries) != 1:
-            raise self._wrong(f"generates {len(entries)} tokens for one")
+            raise self._wrong(f"generates {len(entries)} tokens instead of one")
         return Greedy(int(entries[0][1]), entries[0][0])
 
     def _entries(self, answer: Any, field: str) -> list[Any]:
@@ -106,6 +106,6 @@ class SGLangScorer(ServerScorer):
 
     def _wrong(self, what: str) -> UserError:
         return UserError(
-            f"the server {self.http.server.host} {what}: check that it is SGLang's, or leave `engine` out for a server "
+            f"the server {self.http.server.host} {what}: check that it is SGLang's, or remove `engine` for a server "
             "of OpenAI's completions (docs/engines.md)"
         )

@@ -1,4 +1,4 @@
-"""vLLM in this process: its engine takes token ids and gives the log-probabilities of a prompt's own tokens."""
+"""Runs vLLM in this process: sends it token ids and reads the log-probabilities of the prompt's own tokens."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from longlens.settings.options import Engine, Loading
 from longlens.tokenization import TextEncoder
 
 BATCH_TOKENS = 2048
-"""``max_num_batched_tokens`` by default. The V1 model runner makes fp32 logits of all of them, which vLLM's memory
-profile leaves out (vLLM issues 5907, 14239): 2,048 x 152k x 4 bytes are 1.2 GB, a few times."""
+"""Default ``max_num_batched_tokens``. The V1 model runner makes fp32 logits of all of them, which vLLM's memory
+profile does not include (vLLM issues 5907, 14239): 2,048 x 152k x 4 bytes are 1.2 GB, a few times."""
 MEMORY_UTILIZATION = 0.8
-"""``gpu_memory_utilization``, below vLLM's default, for those logits."""
+"""``gpu_memory_utilization``, below vLLM's default to leave memory for those logits."""
 CPU_CACHE_BYTES = 4 * 2**30
-"""``kv_cache_memory_bytes`` on a CPU, where it would be most of the machine's memory."""
+"""``kv_cache_memory_bytes`` on a CPU, where vLLM's default would be most of the machine's memory."""
 TOKENS_UNDER_WAY = 8
-"""Tokens that vLLM has at a time, in batches: what it schedules from, and what an interrupted run loses."""
+"""Tokens submitted to vLLM at a time, in batches: its scheduler's queue, and the work lost by an interrupted run."""
 _ROPE_ERROR = 1e-4
 _TESTED = "0.32"
 
 
 class VllmScorer(EngineScorer):
-    """A model of vLLM. Requests join its running batch as others end (continuous batching)."""
+    """Scores with a model of vLLM. Requests join its running batch as others end (continuous batching)."""
 
     def __init__(
         self, engine: Any, encoder: TextEncoder, info: ScorerInfo, *, longest: int, batch_tokens: int, by_start: bool
     ) -> None:
         super().__init__(encoder, info, longest=longest)
         self._engine, self._batch_tokens, self._by_start = engine, batch_tokens, by_start
-        # Its processes are waited for when this one exits, before vLLM stops them: a scorer that is still referred to
-        # then, as by the traceback of an error, would keep this process for ever.
+        # On exit, this process waits for vLLM's processes before vLLM stops them. A scorer that is still referenced
+        # then, for example by the traceback of an error, would keep this process alive.
         atexit.register(_shut_down, weakref.ref(engine))
         self._numbers = itertools.count()
 
@@ -99,7 +99,7 @@ class VllmScorer(EngineScorer):
             found = output.prompt_token_id_logprobs
             return np.asarray([] if found is None else found, np.float32).reshape(-1)
         found = output.prompt_logprobs
-        # One entry a token after the first, in order; another list is not of these tokens.
+        # One entry per token after the first, in order; a list of another length is not of these tokens.
         if found is None or list(found.token_ids) != list(request.token_ids[1:]):
             raise UserError(
                 f"vLLM returned log-probabilities of other tokens of {shown(self.info.name)} than "
@@ -118,7 +118,7 @@ class VllmScorer(EngineScorer):
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        smaller = f"read its log above; where it ran out of memory, a smaller `batch_tokens` than {self._batch_tokens}"
+        smaller = f"read its log above; if it ran out of memory, use a smaller `batch_tokens` than {self._batch_tokens}"
         with library_errors(f"vLLM cannot score with {shown(self.info.name)}", smaller):
             yield
 
@@ -133,10 +133,10 @@ _ONE_TOKEN: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "detokenize":
 
 
 def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
-    """A scorer of a model that vLLM runs in this process (its workers are processes of its own).
+    """Loads a scorer of a model that vLLM runs in this process, with workers in processes of their own.
 
     Args:
-        name: Hub id or folder with safetensors weights.
+        name: Hub id or directory with safetensors weights.
         loading: ``batch_tokens`` is vLLM's ``max_num_batched_tokens``, 2,048 by default.
         engine: ``max_model_len`` bounds the tokens of a document; the model's maximum length by default.
 
@@ -146,13 +146,13 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     """
     source = resolve(name)
     if source.gguf is not None:
-        raise UserError(f"{shown(name)} is a .gguf file, which `engine=llama-cpp` runs: use that, or give a folder")
+        raise UserError(f"{shown(name)} is a .gguf file: use `engine=llama-cpp`, or pass a directory")
     Processes().require_one("`engine=vllm` starts its own processes: use `tensor_parallel` instead of torchrun")
     check_folder(source)
     check_hub(source)
     if find_adapter(source) is not None:
         raise UserError(
-            f"{shown(name)} is an adapter: merge it into its model (peft's merge_and_unload), and give that"
+            f"{shown(name)} is an adapter: merge it into its model (peft's merge_and_unload), and pass the merged model"
         )
     config = load_config(source, trust_remote_code=loading.trust_remote_code)
     if custom_rope_type(config) is not None:
@@ -173,8 +173,8 @@ def load(name: str, loading: Loading, engine: Engine) -> VllmScorer:
     batch_tokens = loading.batch_tokens or BATCH_TOKENS
     version = metadata.version("vllm")
     step = (
-        f"read its log above (vLLM {version}, tested with {_TESTED}); where memory is short, a smaller `max_model_len` "
-        f"than {longest:,} or `tensor_parallel`"
+        f"read its log above (vLLM {version}, tested with {_TESTED}); if memory is short, use a smaller "
+        f"`max_model_len` than {longest:,} or `tensor_parallel`"
     )
     with library_errors(f"vLLM cannot load {shown(name)}", step), hub_access(source), _one_more_token():
         _check_rope(name, config, longest)
@@ -207,24 +207,24 @@ def _start(path: str, loading: Loading, *, longest: int, batch_tokens: int) -> A
         memory = {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
     return LLM(
         path,
-        skip_tokenizer_init=True,  # token ids alone
+        skip_tokenizer_init=True,  # only token ids are used
         dtype=("float32" if is_cpu else half) if loading.dtype == "auto" else loading.dtype,
         load_format="safetensors",  # never a pickle
         trust_remote_code=loading.trust_remote_code,
         tensor_parallel_size=loading.tensor_parallel or 1,
-        # A prompt's log-probabilities come with a token generated after it, which no one reads and no layer sees.
+        # Prompt log-probabilities require one generated token, which nothing reads and no layer processes.
         max_model_len=longest + 1,
         max_num_batched_tokens=batch_tokens,
         enable_prefix_caching=False,
         logprobs_mode="raw_logprobs",
-        enforce_eager=True,  # graphs are for decoding; capturing them takes longer than many a run
+        enforce_eager=True,  # graphs are for decoding; capturing them takes longer than many runs
         **memory,
     )
 
 
 @contextmanager
 def _one_more_token() -> Iterator[None]:
-    """Lets ``max_model_len`` be one more than the model's length, for the token that is generated and not read."""
+    """Allows a ``max_model_len`` of the model's length plus one, for the generated token, which is not read."""
     name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -240,9 +240,9 @@ def _one_more_token() -> Iterator[None]:
 def _check_rope(name: str, config: Any, longest: int) -> None:
     """Rejects a position extrapolation that vLLM computes differently than transformers does.
 
-    Cosines and sines of both are compared at all positions, those of transformers at the shortest length and at the
-    longest: where these differ (dynamic NTK, LongRoPE beyond its original length) frequencies depend on the length of
-    each sequence, and vLLM has one table for all.
+    Compares the cosines and sines of both at all positions, and those of transformers at the shortest and the longest
+    length. If the latter differ (dynamic NTK, LongRoPE beyond its original length), frequencies depend on the length of
+    each sequence, but vLLM has one table for all sequences.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from vllm.config import VllmConfig, set_current_vllm_config
@@ -255,7 +255,7 @@ def _check_rope(name: str, config: Any, longest: int) -> None:
     for key in keys:
         entry: dict[str, Any] = dict(parameters if key is None else parameters[key] or {})
         kind = entry.get("rope_type", "default")
-        if kind not in ROPE_INIT_FUNCTIONS:  # the default, and what only vLLM or the model's own code knows
+        if kind not in ROPE_INIT_FUNCTIONS:  # the default, and types of vLLM or of the model's own code
             continue
         options = {} if key is None else {"layer_type": key}
         shortest, ours = (

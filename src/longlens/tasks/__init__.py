@@ -1,4 +1,4 @@
-"""Tasks: benchmarks as builders of samples and scores of predictions. No model is run here.
+"""Provides benchmark tasks, which build samples and score predictions. No model is run here.
 
 ```python
 task = get_task("niah_single_2", haystack="essays/")
@@ -7,8 +7,8 @@ scores = [task.score(sample, answer) for sample, answer in zip(samples, answers)
 task.aggregate(scores)
 ```
 
-A task of another package is a dataclass that is a `Task`; its entry point of the group ``longlens.tasks`` has its name.
-`longlens.testing.check_task` checks it.
+Another package adds a task with an entry point of the group ``longlens.tasks``. The entry point has the task's name and
+refers to a dataclass that is a `Task`. `longlens.testing.check_task` checks such a task.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def plugin_tasks() -> dict[str, str]:
 
 
 def usable_tasks() -> tuple[dict[str, Task], dict[str, str]]:
-    """Each task with its own settings, and of those that cannot be used why, which `get_task` raises."""
+    """All tasks with default settings, and for each task that cannot be used the error message of `get_task`."""
     tasks: dict[str, Task] = {}
     problems: dict[str, str] = {}
     for name in list_tasks():
@@ -80,7 +80,7 @@ def usable_tasks() -> tuple[dict[str, Task], dict[str, str]]:
 
 
 def describe_task(name: str) -> str:
-    """One line on what a task asks a model; of another package's task the first line of its docstring."""
+    """A one-line description of a task; for a task of another package, the first line of its docstring."""
     if name in DESCRIPTIONS:
         return DESCRIPTIONS[name]
     lines = (_factory(name)[1].__doc__ or "").strip().splitlines()
@@ -88,17 +88,17 @@ def describe_task(name: str) -> str:
 
 
 def task_settings(name: str) -> list[str]:
-    """Names of the settings that `get_task` takes for a task.
+    """Names of the settings that `get_task` accepts for a task.
 
     Raises:
-        UserError: No such task, or a package's that cannot be used.
+        UserError: The task does not exist, or is a plugin's task that cannot be used.
     """
     _, kind, fixed = _factory(name)
     return [field.name for field in fields(kind) if field.name != "name" and field.name not in fixed]
 
 
 def _factory(name: str) -> tuple[Callable[..., Task], Any, dict[str, Any]]:
-    """What makes a task, the dataclass that it is, and those of its fields that are fixed."""
+    """The callable that makes a task, the task's dataclass, and those of its fields that are fixed."""
     make = load_plugin(GROUP, name, own=_TASKS, is_kind=_makes_tasks, expected=_EXPECTED) or _TASKS.get(name)
     if make is None:
         close = difflib.get_close_matches(name, list_tasks(), n=1)
@@ -125,7 +125,7 @@ def get_task(name: str, **settings: Any) -> Task:
             them.
 
     Raises:
-        UserError: Unknown task or setting, an invalid value, or a plugin's task that cannot be used.
+        UserError: The task or a setting is unknown, a value is invalid, or the task is a plugin's and cannot be used.
     """
     make, kind, _ = _factory(name)
     free = task_settings(name)
@@ -141,8 +141,8 @@ def get_task(name: str, **settings: Any) -> Task:
         task = make(name=name, **settings)
     if task.suite in _own_suites():
         raise UserError(
-            f"task {name!r} of the package {package} says that its suite is {task.suite!r}, which is one of longlens "
-            f"itself: rename it there, or uninstall {package}"
+            f"task {name!r} of the package {package} has the suite {task.suite!r}, which is one of longlens: "
+            f"rename it in the package, or uninstall {package}"
         )
     return task
 

@@ -1,16 +1,16 @@
-"""BAMBOO: questions, hallucinations, sorting and next speakers on papers, meetings, reports and plays, at 4k and 16k.
+"""Builds BAMBOO: QA, hallucination, sorting and next-speaker tasks on papers, meetings, reports and plays, 4k and 16k.
 
 Paper: Dong et al., BAMBOO: A Comprehensive Benchmark for Evaluating Long Text Modeling Capacities of Large Language
-Models, arXiv 2309.13345. Data: ``datasets/`` of RUCAIBox/BAMBOO at f230f20, MIT, read as it is published: two rows of
-paperqa_4k.jsonl have control characters that JSON does not allow, and upstream's own script stops there. Prompts:
-``prompt.json``; how events and paragraphs are numbered and answer tokens: ``run_for_transformers.py``; scores:
+Models, arXiv 2309.13345. Data: ``datasets/`` of RUCAIBox/BAMBOO at f230f20, MIT, read as published: two rows of
+paperqa_4k.jsonl contain control characters that JSON does not allow, and upstream's own script stops there. Prompts:
+``prompt.json``. Numbering of events and paragraphs, and answer tokens: ``run_for_transformers.py``. Scores:
 ``evaluate.py``. Sample i is row i. Known differences:
 
-- private_eval is not there: its score runs the code that the model wrote.
-- The fields are those of the published files; upstream's script reads others that they no longer have.
-- Upstream draws answers at temperature 0.7; a run that is to be repeated is greedy.
+- private_eval is not included: its score executes the code that the model generates.
+- Field names are those of the published files; upstream's script reads fields that the files no longer have.
+- Upstream samples answers at temperature 0.7; longlens decodes greedily, so that runs are reproducible.
 - An empty answer is wrong in meetingqa and paperqa; upstream fails there.
-- Upstream does not cut prompts; here one that is too long is rejected unless ``overlong=`` says otherwise.
+- Upstream does not truncate prompts; here a prompt that is too long is rejected unless ``overlong=`` is set.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ SETS: dict[str, Subset] = {
         "[] > [] > [] > [] > []: ",
     ),
 }
-"""By upstream's name; each of them at each of `SIZES`."""
+"""Datasets by upstream's name; each exists at each of `SIZES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +111,12 @@ class Bamboo(SubsetTask):
 
     @property
     def kind(self) -> str:
-        """The dataset without its size."""
+        """Name of the dataset without its size."""
         return self.dataset.rpartition("_")[0]
 
     @property
     def facts(self) -> Subset:
-        """What BAMBOO says of the dataset."""
+        """BAMBOO's definition of the dataset."""
         return SETS[self.kind]
 
     @property
@@ -130,7 +130,7 @@ class Bamboo(SubsetTask):
         )
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's prompt."""
+        """The draft of the row's prompt."""
         fields: dict[str, str] = {}
         metadata: dict[str, object] = {}
         kind = bool if self.category == HALLUCINATION else list if self.category == SORTING else str
@@ -156,7 +156,7 @@ class Bamboo(SubsetTask):
         return self.fill(metadata, [answer], context=content, **fields)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The dataset's score; of hypotheses whether the reply, the truth and both say yes."""
+        """The dataset's score; for hypotheses whether the reply, the truth, and both are "yes"."""
         answer = sample.answers[0]
         if self.category == HALLUCINATION:
             said, true = "yes" in prediction.strip()[:3].lower(), answer == "Yes."
@@ -172,10 +172,10 @@ class Bamboo(SubsetTask):
         return {self.metric: float(_bare(prediction) == _bare(answer))}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Means in percent; of hypotheses precision, recall and F1 of "yes" over all samples, and the accuracy.
+        """Means in percent; for hypotheses the precision, recall and F1 of "yes" over all samples, and the accuracy.
 
         Raises:
-            UserError: There are none.
+            UserError: The list of scores is empty.
         """
         means = super().aggregate(scores)
         if self.category != HALLUCINATION:
@@ -204,9 +204,9 @@ def _bare(text: str) -> str:
 
 
 def concordance_index(prediction: str, answer: str) -> float:
-    """Share of the answer's pairs of numbers that the prediction has in the same order; 0 where it has more or fewer.
+    """Fraction of the answer's pairs of numbers that the prediction has in the same order; 0 if the counts differ.
 
-    Where the prediction's least number is 1, all of them are counted from 1.
+    If the smallest number of the prediction is 1, its numbers are taken as 1-based.
 
     Source: ``evaluate.py``, `concordinary_index`.
     """

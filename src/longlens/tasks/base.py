@@ -1,8 +1,8 @@
-"""What a task is: it builds samples, scores a prediction, and sums scores up. No model is run here.
+"""Defines tasks: a task builds samples, scores predictions, and aggregates scores. No model is run here.
 
-Scores that a model gives have tasks of their own kind (`JudgedTask`, `CitedTask`). Which model that is, the caller
-says. What is not given stays out of a sample's scores, so that no mean mixes judged and unjudged samples without saying
-how many there are of each.
+Tasks that are scored by a model have classes of their own (`JudgedTask`, `CitedTask`). The caller chooses the model. A
+score that the model does not provide is missing from the sample's scores, so that no mean mixes judged and unjudged
+samples without reporting the number of each.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from longlens.tasks.metrics.helmet import Entails
 from longlens.tasks.truncation import check_policy, truncate
 
 _PROBE = "Each of these words is another one, and so are 7 numbers."
-# Files are identified by what is in them, not by their places.
+# Files are identified by their content, not by their paths.
 _NO_SETTING = frozenset(("name", "data_dir", "haystack", "prompts_dir"))
 
 Judge = Callable[[Sequence[str]], Sequence[str]]
-"""Prompts to a language model -> its replies, one for each."""
+"""A function from prompts for a language model to its replies, one per prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """A question on a long text.
+    """A question about a long text.
 
     Attributes:
-        id: Names it: task, length, seed and index.
-        prompt: Everything before the answer prefix.
-        answer_prefix: How the answer begins; a model continues ``prompt + answer_prefix``.
-        answers: The right answers; a task's metric says whether any or all of them are wanted.
-        answer_spans: ``[start, end)`` in characters of ``prompt + answer_prefix``: where the answers are in it.
-        length: Tokens of ``prompt + answer_prefix`` as the tokenizer counts a text by default (thus with the BOS that
-            it puts there), plus the task's `max_new_tokens`.
+        id: Identifier: task, length, seed and index.
+        prompt: The text before the answer prefix.
+        answer_prefix: The beginning of the answer; a model continues ``prompt + answer_prefix``.
+        answers: The right answers; the task's metric defines whether any or all of them are expected.
+        answer_spans: ``[start, end)`` of the answers in characters of ``prompt + answer_prefix``.
+        length: Tokens of ``prompt + answer_prefix`` as the tokenizer counts a text by default (including the BOS that
+            it adds), plus the task's `max_new_tokens`.
         context_span: ``[start, end)`` in characters of ``prompt``: the long text that the question is about, without
             instructions and demonstrations; None if a task has no such part.
         metadata: Task and settings, seed, index, requested length, units, depths of the needles in percent of the
-            text, hashes of haystack or data; ``distractors`` where a task has wrong answers of the right kind to
-            choose from, and ``distractors_in_text``, how many of them are in the text (those come first); ``cut``
-            where the text was shortened, see `longlens.tasks.truncation`.
+            text, hashes of haystack or data; ``distractors`` if a task has wrong answers of the right kind to
+            choose from, and ``distractors_in_text``, the number of them that occur in the text (those come first);
+            ``cut`` if the text was truncated, see `longlens.tasks.truncation`.
     """
 
     id: str
@@ -61,21 +61,22 @@ class Sample:
 
 
 class Task(ABC):
-    """A benchmark's task. Its settings are the fields of the dataclass that it is.
+    """A task of a benchmark. Its settings are the fields of its dataclass.
 
     Attributes:
         name: One of `longlens.tasks.list_tasks`.
-        max_new_tokens: Tokens that an answer may have; part of a sample's length.
-        suite: The benchmark that it is a part of, such as ``ruler``; its own name where it is one by itself.
-        category: Its part of the suite's average, such as HELMET's ``rag``; empty if the suite has no parts.
-        metric: The score that the benchmark reports, a key of what `aggregate` gives, and `score` unless `joint`.
-        joint: Whether that score is of all samples together, as F1 over a set is, so that single ones have none.
-        stop: Where an answer ends, besides at the end of text.
-        template: How the benchmark puts its prompts to a chat model: ``none``, as they are; ``chat``, the prompt as a
-            user's message; ``chat-prefix``, with the answer prefix at its end; ``prefill``, with the answer prefix as
-            the begin of the reply.
-        fills: Whether samples are made as long as asked for; else they are as long as their data, and
-            `overlong` says what is done with one that is longer.
+        max_new_tokens: Maximum number of tokens of an answer; part of a sample's length.
+        suite: The benchmark that contains the task, such as ``ruler``; the task's own name if it is not part of one.
+        category: The task's part of the suite's average, such as HELMET's ``rag``; empty if the suite has no parts.
+        metric: The score that the benchmark reports, a key of the result of `aggregate`, and of `score` unless `joint`.
+        joint: Whether that score is computed over all samples together, such as the F1 of a set. Single samples then
+            have no such score.
+        stop: Strings that end an answer, in addition to the end of text.
+        template: How the benchmark sends its prompts to a chat model: ``none``, unchanged; ``chat``, the prompt as a
+            user message; ``chat-prefix``, the same with the answer prefix appended; ``prefill``, with the answer prefix
+            as the beginning of the reply.
+        fills: Whether samples are built to the requested length. Otherwise their length depends on the data, and
+            `overlong` is the policy for a sample that is longer than requested.
         overlong: The benchmark's own policy for samples that are too long, one of `longlens.tasks.truncation.POLICIES`.
         omission: Text that replaces the removed part of a context.
     """
@@ -95,32 +96,32 @@ class Task(ABC):
     @property
     @abstractmethod
     def default_samples(self) -> int:
-        """As many samples as the benchmark has."""
+        """Number of samples of the benchmark."""
 
     @property
     @abstractmethod
     def unit_tokens(self) -> int:
-        """Tokens by which one unit more makes a prompt longer, at most, if a token has at least a byte."""
+        """Maximum number of tokens that one more unit adds to a prompt, if each token has at least one byte."""
 
     @abstractmethod
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """The sample for any number of units.
+        """The plan of a sample, which can be drafted with any number of units.
 
         Args:
-            length: Of prompt, answer prefix and answer; where settings change with it.
+            length: Tokens of prompt, answer prefix and answer, for settings that change with the length.
             seed: Seed of all random choices.
             index: Index of the sample.
-            tokens: Counts, for what is fitted within the sample.
+            tokens: Token counter, for parts that are fitted within the sample.
         """
 
     @abstractmethod
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Numbers from 0 to 1 for what a model wrote after the answer prefix."""
+        """Scores from 0 to 1 of a prediction, the text that a model generates after the answer prefix."""
 
     def target(self, sample: Sample) -> str | None:
-        """What a model that answers rightly continues with; None if no single text is the right one.
+        """The continuation of a model that answers correctly; None if there is more than one right answer.
 
-        It begins as the answer would, thus with a space where the answer prefix ends in a word.
+        It starts like the answer, for example with a space if the answer prefix ends in a word.
         """
         return (" " if sample.answer_prefix else "") + sample.answers[0] if len(sample.answers) == 1 else None
 
@@ -128,10 +129,10 @@ class Task(ABC):
         """Means in percent over the samples that have a score: ``{name: 100 * mean of scores[i][name]}``.
 
         Raises:
-            UserError: There are none.
+            UserError: The list of scores is empty.
         """
         if not scores:
-            raise UserError(f"{self.name}: no scores to sum up; score at least one sample")
+            raise UserError(f"{self.name}: no scores to aggregate; score at least one sample")
         values: dict[str, list[float]] = {}
         for row in scores:
             for name, value in row.items():
@@ -148,23 +149,23 @@ class Task(ABC):
         reserve: int = 0,
         overlong: str | None = None,
     ) -> list[Sample]:
-        """Samples 0 to ``samples - 1``; each is a function of the task, length, seed, its index and the tokenizer.
+        """Builds samples 0 to ``samples - 1``, each a function of task, length, seed, index and tokenizer.
 
         ``length - reserve - unit_tokens < sample.length <= length - reserve``, unless settings or data fix the units.
 
         Args:
-            length: Tokens of prompt, answer prefix and answer, at most. None only where settings or data fix the units.
+            length: Maximum tokens of prompt, answer prefix and answer. None only if settings or data fix the units.
             samples: Number of samples; by default the benchmark's own.
             seed: Seed of all random choices.
             tokenizer: A transformers tokenizer.
-            reserve: Tokens that are left for a chat template.
-            overlong: What to do with a sample that settings or data make too long, one of
+            reserve: Tokens reserved for a chat template.
+            overlong: Policy for a sample that settings or data make too long, one of
                 `longlens.tasks.truncation.POLICIES`; the benchmark's own policy by default. With ``skip`` there are
                 fewer samples, and the indexes in their ids have gaps.
 
         Raises:
-            UserError: The length is too short, which the message says how long it has to be; or values that make no
-                sense; or the data of the task is missing or too small.
+            UserError: The length is too short (the message contains the shortest valid length), a value is invalid, or
+                the data of the task is missing or too small.
         """
         builder = Builder(
             self, length=length, samples=samples, seed=seed, tokenizer=tokenizer, reserve=reserve, overlong=overlong
@@ -176,12 +177,12 @@ class Task(ABC):
 class JudgedTask(Task):
     """A task whose benchmark asks a language model for the score.
 
-    `score` gives what needs no judge, as a fallback under names of its own.
+    `score` returns scores that need no judge, under names of their own, as a fallback.
 
     Attributes:
-        judged_metric: The score that the benchmark reports, a key of what `judged` gives.
-        needs_judge: Whether the benchmark reports the judge's score alone, so that there is no score without it.
-        judge_tokens: TokenCounter that the benchmark gives a judge's reply; 0 where it does not say.
+        judged_metric: The score that the benchmark reports, a key of the result of `judged`.
+        needs_judge: Whether the benchmark reports only the judge's score, so that there is no score without a judge.
+        judge_tokens: Maximum tokens of a judge's reply in the benchmark; 0 if the benchmark does not set it.
     """
 
     judged_metric: str
@@ -190,34 +191,34 @@ class JudgedTask(Task):
 
     @property
     def prompts_by(self) -> str:
-        """Whose prompts the judge gets; scores by different ones are not put together."""
+        """Origin of the judge's prompts. Scores from prompts of different origins are not combined."""
         return "own"
 
     @abstractmethod
     def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:
-        """What the judge is asked; none where the task has nothing to ask about this sample."""
+        """Prompts for the judge; empty if the task has no question for the judge about this sample."""
 
     @abstractmethod
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
-        """Numbers from 0 to 1 for the judge's replies; empty if one of them cannot be read."""
+        """Scores from 0 to 1, parsed from the judge's replies; empty if one of them cannot be parsed."""
 
 
 class CitedTask(Task):
-    """A task whose benchmark asks whether cited documents support what is said."""
+    """A task whose benchmark checks whether cited documents support the statements of a prediction."""
 
     @abstractmethod
     def cited(self, sample: Sample, prediction: str, entails: Entails) -> dict[str, float]:
-        """Numbers from 0 to 1; empty if the prediction says nothing that could be supported."""
+        """Scores from 0 to 1; empty if the prediction contains no statement to support."""
 
 
 class Builder:
-    """Builds the samples of `Task.build` one at a time, each from its index alone; arguments are those of `Task.build`.
+    """Builds the samples of `Task.build` one at a time, each from its index only, with the arguments of `Task.build`.
 
     Attributes:
-        samples: How many there are.
+        samples: Number of samples.
 
     Raises:
-        UserError: A value that makes no sense, or a tokenizer without a vocabulary.
+        UserError: A value is invalid, or the tokenizer has no vocabulary.
     """
 
     def __init__(
@@ -243,7 +244,7 @@ class Builder:
 
     @cached_property
     def name(self) -> str:
-        """Task, length and seed, with which the ids of samples begin; no sample is built for it."""
+        """Task, length and seed: the common prefix of the ids of samples. No sample is built for it."""
         size: int | str | None = self._length
         if size is None and self._task.fills:
             plan = self._plan(None, 0)
@@ -252,10 +253,10 @@ class Builder:
         return f"{self._task.name}-{size or 'whole'}-{self._seed}"
 
     def sample(self, index: int) -> Sample | None:
-        """One sample; None if it is too long and the policy is to skip it.
+        """Builds one sample; None if it is too long and the policy is ``skip``.
 
         Raises:
-            UserError: What `Task.build` raises.
+            UserError: As in `Task.build`.
         """
         task, length = self._task, self._length
         fitted = self._fit(index)
@@ -296,13 +297,13 @@ class Builder:
         slack = length - self._spent - fitted.tokens
         if fitted.units == plan.maximum != plan.minimum and slack >= self._task.unit_tokens:
             raise UserError(
-                f"{self._task.name}: the data ends {slack:,} tokens before `length={length}`: give more of it, or "
-                f"`length={length - slack}` at most"
+                f"{self._task.name}: the data ends {slack:,} tokens before `length={length}`: add data, or pass "
+                f"`length={length - slack}` or less"
             )
         return fitted
 
     def _too_short(self, length: int) -> UserError:
-        """Names the least length at which all samples fit; settings may change with the length, thus the loop."""
+        """Finds the shortest length at which all samples fit. Settings may change with the length, so it iterates."""
         needed = length
         while True:
             least = max(shortest(self._plan(needed, index), self._tokens) for index in range(self.samples))
@@ -317,40 +318,40 @@ class Builder:
 
 
 def _require_vocabulary(tokenizer: Any) -> None:
-    """Without one a text is as long as any other, and no number of units would ever fill a length."""
+    """Rejects a tokenizer without a vocabulary: its texts have equal lengths, and no number of units fills a length."""
     try:
         ids = tokenizer([_PROBE], add_special_tokens=False, verbose=False)["input_ids"][0]
         known = len({int(token) for token in ids})
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f"tokenizer {type(tokenizer).__name__} gives no token ids for a text ({one_line(error)}); expected a "
+            f"tokenizer {type(tokenizer).__name__} returns no token ids for a text ({one_line(error)}); expected a "
             "tokenizer of transformers, such as longlens.models.load_tokenizer('smollm2')"
         ) from error
     if known < 4:
         raise UserError(
             f"tokenizer {type(tokenizer).__name__} makes {known} different tokens of {_PROBE!r}: it has no vocabulary "
-            "for English text: load the one of the model, such as longlens.models.load_tokenizer('smollm2')"
+            "for English text: load the model's tokenizer, such as longlens.models.load_tokenizer('smollm2')"
         )
 
 
 def _task_fields(task: Any) -> dict[str, Any]:
-    """Settings of a task that decide its samples, besides its files."""
+    """Settings of a task that determine its samples, except the paths of its files."""
     values = {field.name: getattr(task, field.name) for field in fields(task) if field.name not in _NO_SETTING}
     return {name: value for name, value in values.items() if value is None or isinstance(value, (int, float, str))}
 
 
 def complete_mean(values: Iterable[float | None]) -> float | None:
-    """The mean, where no value is missing: over the others it would be another number under the same name."""
+    """The mean, or None if a value is missing: a mean of the others would be another metric under the same name."""
     known = list(values)
     there = [value for value in known if value is not None]
     return sum(there) / len(there) if len(there) == len(known) else None
 
 
 def check_least(task: Task, **least: int) -> None:
-    """Checks settings of a task that are numbers or None: each is at least so much.
+    """Checks settings of a task that are numbers or None against their minimums.
 
     Raises:
-        UserError: One is less.
+        UserError: A setting is below its minimum.
     """
     for name, limit in least.items():
         value = getattr(task, name)
@@ -359,6 +360,6 @@ def check_least(task: Task, **least: int) -> None:
 
 
 def draws(task: str, seed: int, index: int, stream: str) -> Random:
-    """Random numbers of one sample and one purpose: the same ones in any order, at any length, on any machine."""
+    """Random generator for one sample and one purpose, independent of order, length and machine."""
     key = json.dumps([task, seed, index, stream])
     return Random(int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"))

@@ -1,4 +1,4 @@
-"""Files of other people's data that a task reads: from a folder or the Hub, hashed, checked."""
+"""Reads third-party data files for tasks, from a directory or the Hub, and hashes and checks them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from longlens.runs.jsonl import parse_lines
 from longlens.tasks.base import Task
 
 DATASET_FOLDER = "@"
-"""In a Hub file's name: ends the name of the dataset, as in ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
+"""Separator in the name of a Hub file: ends the name of the dataset, ``allenai/ai2_arc@ARC-Challenge/test.parquet``."""
 
 
 class LocatedFile(NamedTuple):
-    """A file of data.
+    """A data file that was found.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         described: Its name, sha256 and, if it is from the Hub, the dataset and the commit; for a sample's metadata.
     """
 
@@ -38,14 +38,14 @@ class DataFile:
     """A file that a task needs.
 
     Attributes:
-        names: Names that it may have in the folder, with ``/`` for folders within it; the first one found wins.
-        source: Where it can be had.
-        schema: What is in it, in a line.
-        hub: Dataset on the Hub and file in it, as ``owner/name@path/in/it``, which is taken where no folder is given;
-            empty if there is none.
-        member: The file in a ``.zip``, where one of the names is that.
-        raw_controls: Whether texts in its JSON Lines may have control characters that JSON wants escaped, since the
-            published file has some.
+        names: Possible paths in the directory, with ``/`` as the separator; the first existing one is used.
+        source: Where users can get the file.
+        schema: One-line description of its content.
+        hub: Dataset on the Hub and file in it, as ``owner/name@path/in/it``, which is used if no directory is set;
+            empty if the Hub does not have the file.
+        member: The file inside a ``.zip``, if one of the names is a ``.zip``.
+        raw_controls: Whether strings in its JSON Lines may contain unescaped control characters, because the published
+            file contains some.
     """
 
     names: tuple[str, ...]
@@ -57,26 +57,26 @@ class DataFile:
 
     @property
     def expected(self) -> str:
-        """What is in it, for messages."""
-        return f"expected {self.schema}, as {self.source} has it"
+        """The expected content, for messages."""
+        return f"expected {self.schema}, as in {self.source}"
 
     def find(self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None) -> LocatedFile:
-        """The file and what describes it.
+        """Finds the file and describes it.
 
         Args:
-            task: Which task wants it, for messages.
-            folder: The user's, or None for the Hub's.
+            task: Name of the task, for messages.
+            folder: The user's directory, or None for the Hub.
             revision: Branch, tag or commit of the Hub dataset.
 
         Raises:
-            UserError: It is not there; says where it can be had and what is in it.
+            UserError: The file does not exist; the message contains its source and schema.
         """
         wanted = f"{' or '.join(self.names)} ({self.schema}), from {self.source}"
         if folder is None:
             if self.hub:
                 return self._download(task, revision, wanted)
             raise UserError(
-                f"{task} reads data that does not come with it: put into a folder {wanted}, and pass `data_dir`"
+                f"{task} reads data that longlens does not include: put into a folder {wanted}, and pass `data_dir`"
             )
         path = self.place(folder)
         if path is None:
@@ -84,7 +84,7 @@ class DataFile:
         return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path)})
 
     def place(self, folder: str | os.PathLike[str]) -> Path | None:
-        """Where the file is in a folder, or in a copy of the Hub dataset as ``folder/owner/name``; else None."""
+        """Path of the file in a directory, or in a copy of the Hub dataset as ``folder/owner/name``; else None."""
         repo, _, on_hub = self.hub.partition(DATASET_FOLDER)
         copies = [f"{repo}/{name}" for name in (on_hub, *self.names)] if repo else []
         return next((found for name in (*self.names, *copies) if (found := Path(folder, name)).is_file()), None)
@@ -92,10 +92,10 @@ class DataFile:
     def read(
         self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None
     ) -> tuple[str, dict[str, str]]:
-        """The text of the file, and what describes it.
+        """The text of the file, and its description.
 
         Raises:
-            UserError: It is not there (see `find`), or is not UTF-8.
+            UserError: The file does not exist (see `find`), or is not UTF-8.
         """
         found = self.find(task, folder, revision)
         with system_errors(found.path):
@@ -105,13 +105,13 @@ class DataFile:
     def rows(
         self, task: str, folder: str | os.PathLike[str] | None, revision: str | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The rows of the file, and what describes it.
+        """The rows of the file, and its description.
 
-        A file that ends in ``.parquet`` is that, one that ends in ``.zip`` has `member`; any other one is JSON Lines, a
+        A ``.parquet`` file is read as Parquet. In a ``.zip`` file, `member` is read. All other files are JSON Lines, a
         JSON list, or a JSON object whose ``data`` is a list.
 
         Raises:
-            UserError: It is not there (see `find`), is broken, has no rows, or a row is no object.
+            UserError: The file does not exist (see `find`), is invalid or has no rows, or a row is not an object.
         """
         found = self.find(task, folder, revision)
         name = found.described["file"]
@@ -125,7 +125,7 @@ class DataFile:
             raise self.wrong(name, "no rows")
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, dict):
-                raise self.wrong(f"{name}, row {number}", f"a {type(row).__name__} where an object should be")
+                raise self.wrong(f"{name}, row {number}", f"a {type(row).__name__} instead of an object")
         return rows, found.described
 
     def _json_rows(self, data: bytes, name: str) -> list[Any]:
@@ -145,7 +145,7 @@ class DataFile:
         except KeyError as error:
             raise self.wrong(path.name, f"no {self.member} in it") from error
         except (BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
-            raise self.wrong(path.name, f"not a ZIP file that can be read ({one_line(error)})") from error
+            raise self.wrong(path.name, f"not a readable ZIP file ({one_line(error)})") from error
 
     def _parquet(self, path: Path, name: str) -> list[Any]:
         from pyarrow import ArrowException, parquet
@@ -164,30 +164,30 @@ class DataFile:
             path = Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
-                f"{task}: cannot get {name} of the Hub dataset {repo} ({one_line(error)}): check the network and "
+                f"{task}: cannot download {name} of the Hub dataset {repo} ({one_line(error)}): check the network and "
                 f"the revision, or put {wanted} into a folder and pass it as `data_dir`"
             ) from error
-        # The Hub's cache is snapshots/COMMIT/path/in/it.
+        # Paths in the Hub's cache are snapshots/COMMIT/path/in/it.
         commit = path.parts[-1 - len(Path(name).parts)]
         return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path), "hub": repo, "commit": commit})
 
     def wrong(self, name: str, what: str) -> UserError:
-        """What to say where the file does not have the schema."""
+        """The error about a file that does not have the schema."""
         return UserError(f"{name}: {what}; {self.expected}")
 
     def parse(self, text: str, name: str) -> Any:
-        """A JSON value.
+        """Parses a JSON value.
 
         Raises:
-            UserError: It is none.
+            UserError: The text is not JSON.
         """
         return parse_json(text, name, self.expected)
 
     def get(self, value: Any, key: str, kind: type, place: str) -> Any:
-        """``value[key]``, checked to be of a type.
+        """``value[key]``, checked to have a type.
 
         Raises:
-            UserError: It is not there, or is something else.
+            UserError: The key is missing, or its value has another type.
         """
         if not isinstance(value, Mapping) or not isinstance(value.get(key), kind):
             raise self.wrong(place, f"no {kind.__name__} {key!r}")
@@ -195,7 +195,7 @@ class DataFile:
 
 
 def _escaped(data: bytes) -> bytes:
-    """JSON Lines whose control characters, but line ends, are escaped."""
+    """JSON Lines with all control characters escaped, except line ends."""
     return re.sub(rb"[\x00-\x09\x0b-\x1f]", lambda found: b"\\u%04x" % found[0][0], data.replace(b"\r\n", b"\n"))
 
 
@@ -204,29 +204,29 @@ class FolderTask(Task):
     """A task that reads files.
 
     Attributes:
-        data_dir: The folder that has them; the Hub's by default, where the Hub has them.
+        data_dir: The directory that contains them; by default they are read from the Hub, if it has them.
     """
 
     data_dir: str | os.PathLike[str] | None = None
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
-        """The files that samples of these lengths are made of, for lists and checks: its ``file``, if no others."""
+        """Files from which samples of these lengths are built, for lists and checks; by default only ``file``."""
         file = getattr(self, "file", None)
         return (file,) if isinstance(file, DataFile) else ()
 
     def check_index(self, index: int, count: int, file: str, what: str) -> None:
-        """Checks that a file has a sample of that index.
+        """Checks that a file has a sample with that index.
 
         Raises:
-            UserError: It has fewer.
+            UserError: The file has fewer samples.
         """
         if index >= count:
-            raise UserError(f"{self.name}: {file} has {count} {what}: ask for as many samples at most")
+            raise UserError(f"{self.name}: {file} has {count} {what}: request no more samples than that")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubTask(FolderTask):
-    """A task that reads files of a folder or of the Hub.
+    """A task that reads files from a directory or the Hub.
 
     Attributes:
         revision: Branch, tag or commit of the Hub dataset.
@@ -236,14 +236,14 @@ class HubTask(FolderTask):
 
 
 def check_files(tasks: Iterable[Task], lengths: Sequence[int] = ()) -> None:
-    """Names all missing data files of several tasks at once; a single one is left to `DataFile.find`.
+    """Reports all missing data files of several tasks in one error. A single one is reported by `DataFile.find`.
 
     Args:
         tasks: The tasks.
-        lengths: Lengths of the samples, where files are of a length.
+        lengths: Lengths of the samples, for tasks with one file per length.
 
     Raises:
-        UserError: Two files or more are missing.
+        UserError: At least two files are missing.
     """
     missing: dict[str, dict[str, None]] = {}
     folder = None
@@ -259,7 +259,7 @@ def check_files(tasks: Iterable[Task], lengths: Sequence[int] = ()) -> None:
             f"{', '.join(names)}{'' if number else ' into a folder'}, from {source}"
             for number, (source, names) in enumerate(missing.items())
         )
-        place = "no folder of data is given" if folder is None else f"{shown(folder)} lacks {count} files"
+        place = "no data folder is set" if folder is None else f"{shown(folder)} lacks {count} files"
         raise UserError(f"{place}: put {listed}; and pass `data_dir`")
 
 
@@ -267,7 +267,7 @@ def _sha256_of(path: Path) -> str:
     """SHA-256 of a file.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     with system_errors(path):
         return file_sha256(path)

@@ -1,4 +1,4 @@
-"""One line on each task of ours, for lists: what a model is asked. Tasks of other packages have their docstring."""
+"""One-line descriptions of the tasks of longlens, for lists. Tasks of other packages use their docstring."""
 
 from __future__ import annotations
 

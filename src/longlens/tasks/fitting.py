@@ -1,4 +1,4 @@
-"""The largest sample that a budget of tokens holds: estimated from the sizes of its units, then counted exactly."""
+"""Finds the largest sample within a token budget: estimates it from the sizes of its units, then counts exactly."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 UNBOUNDED = 2**40
 """Maximum of a plan that can always be made longer."""
 _CACHED = 2**18
-"""Texts whose sizes are kept."""
+"""Number of texts whose sizes are cached."""
 _ESTIMATED = 12
-"""Guesses by estimate, after which the bracket is halved; two or three are usual."""
+"""Number of guesses by estimate before bisection is used; two or three are usual."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """What a plan makes of a `longlens.tasks.Sample`: its fields without those that `Task.build` adds."""
+    """The part of a `longlens.tasks.Sample` that a plan makes: its fields without those that `Task.build` adds."""
 
     prompt: str
     answer_prefix: str
@@ -36,11 +36,11 @@ class Draft:
 
 
 class Plan(ABC):
-    """A sample whose random choices are made, but not its number of units (lines, words, documents).
+    """A sample whose random choices are made, but whose number of units (lines, words, documents) is open.
 
     Attributes:
-        minimum: Units at least.
-        maximum: Units at most.
+        minimum: Minimum number of units.
+        maximum: Maximum number of units.
     """
 
     minimum: int
@@ -48,7 +48,7 @@ class Plan(ABC):
 
     @abstractmethod
     def unit(self, index: int) -> str:
-        """About the text by which unit ``index`` makes the sample longer; for an estimate of its tokens alone."""
+        """Approximately the text that unit ``index`` adds to the sample; only for an estimate of its tokens."""
 
     @abstractmethod
     def draft(self, units: int) -> Draft:
@@ -56,7 +56,7 @@ class Plan(ABC):
 
 
 class Whole(Plan):
-    """A sample that its data makes, all of it: one unit, no more and no less."""
+    """A sample that consists of all of its data, as exactly one unit."""
 
     minimum = maximum = 1
 
@@ -64,7 +64,7 @@ class Whole(Plan):
         self._draft = draft
 
     def unit(self, index: int) -> str:
-        """All of it."""
+        """The whole prompt."""
         return self._draft.prompt
 
     def draft(self, units: int) -> Draft:
@@ -73,7 +73,7 @@ class Whole(Plan):
 
 
 class Fitted(NamedTuple):
-    """The largest sample that fits, and its tokens without those of the answer."""
+    """The largest sample that fits, and its number of tokens without those of the answer."""
 
     units: int
     tokens: int
@@ -84,7 +84,7 @@ class TokenCounter:
     """Counts tokens.
 
     Raises:
-        UserError: This is no tokenizer.
+        UserError: The tokenizer is not callable.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -97,11 +97,11 @@ class TokenCounter:
         self._sizes: dict[str, int] = {}
 
     def count(self, text: str) -> int:
-        """``len(tokenizer(text).input_ids)``: with the special tokens that the tokenizer puts around a text."""
+        """``len(tokenizer(text).input_ids)``, including the special tokens that the tokenizer adds."""
         return len(self._tokenizer(text, verbose=False)["input_ids"])
 
     def spans(self, text: str) -> Ints:
-        """``(n, 2)``: ``[start, end)`` in characters of each token of the text, without special tokens."""
+        """``(n, 2)``: ``[start, end)`` in characters for each token of the text, without special tokens."""
         return self._encoder.encode(text).char_spans
 
     @cached_property
@@ -111,7 +111,7 @@ class TokenCounter:
         return TextEncoder(self._tokenizer)
 
     def sizes(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text alone; a text is tokenized once."""
+        """Number of tokens of each text by itself. Each text is tokenized once."""
         new = list(dict.fromkeys(text for text in texts if text not in self._sizes))
         if new:
             if len(self._sizes) > _CACHED:
@@ -123,18 +123,18 @@ class TokenCounter:
 
 
 def fit(plan: Plan, tokens: TokenCounter, budget: int | None) -> Fitted:
-    """The sample with n units that fits where n + 1 units do not: ``count(n) <= budget < count(n + 1)``.
+    """Finds the sample with n units that fits while n + 1 units do not: ``count(n) <= budget < count(n + 1)``.
 
-    Both counts are of the whole text. Between them only estimates are used, so that a sample costs two to four
-    tokenizations of its whole text, however long it is.
+    Both counts are exact counts of the whole text. The search between them uses estimates, so that a sample costs two
+    to four tokenizations of its whole text at any length.
 
     Args:
-        plan: The sample; fixed where its minimum is its maximum.
-        tokens: Counts.
-        budget: Of tokens; None for a plan that is fixed.
+        plan: The sample; fixed if its minimum is its maximum.
+        tokens: Token counter.
+        budget: Maximum number of tokens; None for a fixed plan.
 
     Returns:
-        The sample; the smallest one, which has more tokens than the budget, if not even that fits.
+        The largest sample that fits; if none fits, the smallest one, which has more tokens than the budget.
     """
     best = _counted(plan, tokens, plan.minimum)
     if budget is None or best.tokens > budget:
@@ -154,7 +154,7 @@ def fit(plan: Plan, tokens: TokenCounter, budget: int | None) -> Fitted:
 
 
 def shortest(plan: Plan, tokens: TokenCounter) -> int:
-    """Tokens of the smallest sample, without those of the answer."""
+    """Number of tokens of the smallest sample, without those of the answer."""
     return _counted(plan, tokens, plan.minimum).tokens
 
 
@@ -164,14 +164,14 @@ def _counted(plan: Plan, tokens: TokenCounter, units: int) -> Fitted:
 
 
 class _Sizes:
-    """Estimated tokens of the first n units, for as many n as were asked for."""
+    """Estimated number of tokens of the first n units, computed as needed."""
 
     def __init__(self, plan: Plan, tokens: TokenCounter) -> None:
         self._plan, self._tokens = plan, tokens
         self._sums = [0]
 
     def reach(self, units: int, more: int) -> int:
-        """The number of units, after which ``more`` tokens further (or earlier) no unit fits any more."""
+        """The largest number of units that fits ``more`` tokens (negative: fewer) in addition to those of ``units``."""
         self._extend(units)
         wanted = self._sums[units] + more
         while self._sums[-1] <= wanted and len(self._sums) <= self._plan.maximum:

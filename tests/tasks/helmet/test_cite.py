@@ -81,7 +81,7 @@ def test_a_number_of_documents_that_is_not_there_is_refused(folder):
     assert samples[0].metadata["units"] == 91
     with pytest.raises(UserError, match=r"`docs=92`, but qampari_eval_.* has 91 documents for 'Which boats .*': give"):
         built("helmet_qampari", folder, docs=92)
-    with pytest.raises(UserError, match="has 7 questions: ask for as many samples at most"):
+    with pytest.raises(UserError, match="has 7 questions: request no more samples"):
         built("helmet_qampari", folder, docs=2, samples=8)
     for wrong in ({"docs": 0}, {"shots": -1}):
         with pytest.raises(UserError, match="expected at least"):

@@ -115,7 +115,7 @@ def test_a_small_test_set_is_asked_whole(folder):
     assert sorted(again) == sorted(asked)
     assert again != asked
     with pytest.raises(
-        UserError, match=r"helmet_trec_coarse: test\.jsonl has 30 texts to ask: ask for as many samples"
+        UserError, match=r"helmet_trec_coarse: test\.jsonl has 30 texts to ask: request no more samples"
     ):
         build("helmet_trec_coarse", folder, samples=31)
 

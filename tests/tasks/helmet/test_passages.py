@@ -162,7 +162,7 @@ def test_popqa_asks_and_shows_little_known_entities_alone(folder):
     samples = build("helmet_popqa", folder, samples=6 * len(unknown))
     assert {sample.metadata["question"] for sample in samples} == unknown
     assert {one for sample in samples for one in sample.metadata["demonstrations"]["questions"]} <= unknown
-    with pytest.raises(UserError, match=f"has {6 * len(unknown)} rows: ask for as many samples at most"):
+    with pytest.raises(UserError, match=f"has {6 * len(unknown)} rows: request no more samples"):
         build("helmet_popqa", folder, samples=6 * len(unknown) + 1)
 
 
@@ -315,7 +315,7 @@ def test_lines_are_read_when_they_are_wanted(tmp_path):
     ("content", "message"),
     [
         (b'{"k": "a"}\n{"k": ', r"rows\.jsonl:2' is broken \(not JSON: .*expected rows with a k"),
-        (b'{"k": "a"}\n[1]\n', r"rows\.jsonl, line 2: a list where an object should be"),
+        (b'{"k": "a"}\n[1]\n', r"rows\.jsonl, line 2: a list instead of an object"),
         (b'{"k": "a"}\n{"k": "\xff"}\n', r"rows\.jsonl:2' is binary: byte 0xff at offset 18"),
         (b'\n{"n": 1}\n', "no rows; expected rows with a k"),
         (b"", "no rows"),

@@ -142,8 +142,8 @@ def test_upstreams_file_is_found_and_the_hub_is_asked_where_there_is_none(tmp_pa
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert [s.prompt for s in built(tmp_path)[1]] == [s.prompt for s in built(folder)[1]]
-    with pytest.raises(UserError, match=r"cannot get data\.json of the Hub dataset zai-org/LongBench-v2"):
+    with pytest.raises(UserError, match=r"cannot download data\.json of the Hub dataset zai-org/LongBench-v2"):
         get_task("longbench_v2", revision="abc").build(samples=1, tokenizer=TOKENIZER)
     assert asked == [("zai-org/LongBench-v2", "data.json", "abc")]
-    with pytest.raises(UserError, match=r"has 4 rows .503 in the whole file.: ask for as many samples at most"):
+    with pytest.raises(UserError, match=r"has 4 rows .503 in the whole file.: request no more samples"):
         get_task("longbench_v2", data_dir=folder).build(tokenizer=TOKENIZER)
