@@ -65,7 +65,7 @@ def test_without_demonstrations_their_file_is_not_read(folder, tmp_path):
         get_task("helmet_asqa", data_dir=tmp_path, docs=3).build(samples=1, tokenizer=TOKENIZER)
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "asqa_revised.json").write_text(json.dumps(demonstrations("")))
-    with pytest.raises(UserError, match=r"`shots=6`, but asqa_revised\.json has 5 demonstrations: give fewer"):
+    with pytest.raises(UserError, match=r"`shots=6`, but asqa_revised\.json has 5 demonstrations: pass fewer"):
         get_task("helmet_asqa", data_dir=tmp_path, docs=3, shots=6).build(samples=1, tokenizer=TOKENIZER)
     assert get_task("helmet_asqa", data_dir=tmp_path, docs=3).build(samples=1, tokenizer=TOKENIZER)
 

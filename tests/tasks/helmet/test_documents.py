@@ -162,7 +162,7 @@ def test_short_documents_can_be_left_out(folder):
 
 
 def test_what_cannot_be_is_refused(folder):
-    with pytest.raises(UserError, match=r"`shots=7`, but longbook_sum_eng\.jsonl has 6 rows to show: give `shots=6`"):
+    with pytest.raises(UserError, match=r"`shots=7`, but longbook_sum_eng\.jsonl has 6 rows to show: pass `shots=6`"):
         built("helmet_infbench_sum", folder, shots=7)
     for wrong in ({"shots": -1}, {"min_characters": -1}):
         with pytest.raises(UserError, match="expected at least 0"):
@@ -244,10 +244,10 @@ FILES = {
     [
         ("helmet_narrativeqa", {"document": {}}, "row 1: no str 'text'"),
         ("helmet_narrativeqa", {"answers": []}, "row 1: no answers"),
-        ("helmet_infbench_qa", {"answer": []}, "row 1: no list of texts 'answer'"),
+        ("helmet_infbench_qa", {"answer": []}, "row 1: no list of strings 'answer'"),
         ("helmet_infbench_qa", {"id": "x"}, "row 1: no int 'id'"),
         ("helmet_infbench_choice", {"options": ["a"]}, "row 1: 1 options; expected"),
-        ("helmet_infbench_choice", {"answer": ["a"]}, "row 1: an answer that is none of the options"),
+        ("helmet_infbench_choice", {"answer": ["a"]}, "row 1: an answer that is not one of the options"),
         ("helmet_multi_lexsum", {"sources": [None]}, "row 1: sources that are not strings"),
         ("helmet_multi_lexsum", {"summary/long": None}, "row 1: no str 'summary/long'"),
     ],

@@ -245,7 +245,7 @@ def test_the_first_samples_are_of_all_depths_and_of_all_questions():
 def test_too_few_demonstrations_are_an_error():
     assert demonstrations(["a", "b", "a"], "a", 1, "t") == [1]
     with pytest.raises(
-        UserError, match="t: `shots=2`, but the demonstrations are of 1 other questions: give `shots=1`"
+        UserError, match="t: `shots=2`, but the demonstrations are of 1 other questions: pass `shots=1`"
     ):
         demonstrations(["a", "b", "b"], "a", 2, "t")
 

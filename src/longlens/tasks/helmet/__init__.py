@@ -1,4 +1,4 @@
-"""HELMET's seven categories: recall, RAG, re-ranking, citations, long questions, summaries, many-shot ICL; its score.
+"""Provides HELMET's seven categories (recall, RAG, re-ranking, citations, long QA, summaries, many-shot ICL) and score.
 
 Paper: Yen et al., HELMET: How to Evaluate Long-Context Language Models Effectively and Thoroughly, arXiv 2410.02694.
 Prompts, settings and metrics: github.com/princeton-nlp/HELMET at 4526dfb, MIT.
@@ -59,7 +59,7 @@ CATEGORIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("helmet_nlu", "exact_match"),
     ),
 }
-"""The task and the metric of each number that goes into a category."""
+"""The task and the metric of each number in the mean of a category."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +67,10 @@ class HelmetSummary:
     """HELMET's numbers at one length, in percent.
 
     Attributes:
-        tasks: What the benchmark reports of each task: metric -> score.
+        tasks: The numbers that the benchmark reports for each task: metric -> score.
         categories: Score of each category; None if a number is missing.
-        overall: The score; None if a category has none.
-        gaps: What is missing, as ``task metric``.
+        overall: The overall score; None if a category has no score.
+        gaps: Missing numbers, as ``task metric``.
     """
 
     tasks: dict[str, dict[str, float]]
@@ -80,26 +80,26 @@ class HelmetSummary:
 
 
 def summarize(scores: Mapping[str, Mapping[str, float | None]], *, allow_gaps: bool = False) -> HelmetSummary:
-    """Categories and the overall score, as HELMET's collect_results.py forms them.
+    """Computes the category scores and the overall score, as HELMET's collect_results.py does.
 
     ```python
     category = mean(scores[task][metric] for task, metric in CATEGORIES[category])
     overall = mean(categories.values())
     ```
 
-    A category is thus the plain mean over its numbers, not over its tasks, which is another thing for ``cite`` alone:
-    three numbers of each of two tasks. All are percentages; HELMET makes them so of the judge's (GPT-4's 0 to 3 times
-    100 / 3 for NarrativeQA, F1 times 100 for summaries), ours are already. Where a number is missing, HELMET's code
-    takes the mean of the others (pandas skips what is not there) and prints a warning; here that is an error, or, with
-    ``allow_gaps``, no number.
+    A category is the plain mean over its numbers, not over its tasks. The two differ only for ``cite``, which has three
+    numbers for each of two tasks. All numbers are percentages. HELMET converts the judge's numbers to percentages
+    (GPT-4's 0 to 3 times 100 / 3 for NarrativeQA, F1 times 100 for summaries); in longlens they already are. If a
+    number is missing, HELMET's code computes the mean of the others (pandas skips missing values) and prints a
+    warning. Here a missing number is an error or, with ``allow_gaps``, the category has no score.
 
     Args:
-        scores: Task -> metric -> percent, as `Task.aggregate` gives it, all at one length; None if there is none.
-            Other tasks and metrics than those of `CATEGORIES` do not count.
+        scores: Task -> metric -> percent, as returned by `Task.aggregate`, all at one length; None if missing.
+            Tasks and metrics that are not in `CATEGORIES` are ignored.
         allow_gaps: Whether numbers may be missing.
 
     Raises:
-        UserError: One is missing, or is no percentage.
+        UserError: A number is missing, or is not a percentage.
     """
     tasks: dict[str, dict[str, float]] = {}
     gaps = []
@@ -108,13 +108,13 @@ def summarize(scores: Mapping[str, Mapping[str, float | None]], *, allow_gaps: b
         if value is None:
             gaps.append(f"{task} {metric}")
         elif not 0 <= value <= 100:
-            raise UserError(f"{task}: {metric} is {value}; expected a percentage, as aggregate() gives it")
+            raise UserError(f"{task}: {metric} is {value}; expected a percentage, as returned by aggregate()")
         else:
             tasks.setdefault(task, {})[metric] = value
     if gaps and not allow_gaps:
         raise UserError(
-            f"HELMET's score needs {', '.join(gaps)} too: score them, or pass `allow_gaps=True` to have the categories "
-            "that are complete"
+            f"HELMET's score needs {', '.join(gaps)} too: score them, or pass `allow_gaps=True` to get the complete "
+            "categories only"
         )
     categories = {
         name: complete_mean([tasks.get(task, {}).get(metric) for task, metric in numbers])

@@ -1,4 +1,4 @@
-"""What HELMET's tasks share: nominal lengths, where a prompt ends, where answers are, and how a reply is read."""
+"""Shared code of HELMET's tasks: nominal lengths, the end of a prompt, answer spans, and parsing of replies."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ def nominal_length(task: str, length: int | None, sizes: Mapping[int, int], what
     """The largest nominal length that is at most ``length``.
 
     Args:
-        task: Which task asks, for messages.
+        task: Name of the task, for messages.
         length: Tokens, or None.
         sizes: Size by nominal length.
-        what: The task's setting that gives a size instead.
+        what: The task's setting that sets a size instead.
 
     Raises:
-        UserError: There is no length, or the smallest nominal one is larger.
+        UserError: No length is set, or it is below the smallest nominal length.
     """
     fitting = [nominal for nominal in sizes if length is not None and nominal <= length]
     if not fitting:
         raise UserError(
-            f"{task}: `length={length}`; expected at least {min(sizes)}, the smallest length that HELMET has data for "
-            f"({what} by length: {', '.join(f'{size} for {nominal}' for nominal, size in sizes.items())}); or give "
-            f"`{what}` itself"
+            f"{task}: `length={length}`; expected at least {min(sizes)}, the smallest length for which HELMET has data "
+            f"({what} by length: {', '.join(f'{size} for {nominal}' for nominal, size in sizes.items())}); or pass "
+            f"`{what}`"
         )
     return max(fitting)
 
 
 def split_prefix(prompt: str, prefix: str) -> tuple[str, str]:
-    """Prompt and answer prefix, where a prompt must not end in whitespace: what it ends in goes over to the prefix."""
+    """Splits off the answer prefix and moves whitespace at the end of the prompt into it."""
     bare = prompt.rstrip()
     return bare, prompt[len(bare) :] + prefix
 
 
 def find_answers(text: str, answers: Sequence[str]) -> list[tuple[int, int]]:
-    """``[start, end)`` of each occurrence of an answer as words; of spans that overlap the first and longest one."""
+    """``[start, end)`` of each occurrence of an answer as words; of overlapping spans the first and longest one."""
     spans = {
         match.span()
         for answer in answers
@@ -66,12 +66,13 @@ def _inside_word(text: str, start: int, end: int) -> bool:
 
 
 def readings(reply: str, prefix: str) -> list[str]:
-    """The texts that HELMET scores; the best score counts.
+    """The texts that HELMET scores, of which the best score counts.
 
     These are the reply, the rest of the line after the first ``prefix`` in it (else its first line), and its first
-    line. HELMET puts the prefix before the reply of a model that continues the prompt, so that its first line is read,
-    and leaves that of a chat model as it is, so that the line after its own prefix is; here both are read. The whole
-    reply has no prefix before it here, so that an answer like ``E``, a part of ``Answer:``, is not in every reply.
+    line. For a model that continues the prompt, HELMET prepends the prefix to the reply, so that its first line is
+    read. For a chat model it does not, so that the line after the model's own prefix is read. Here both are read. The
+    whole reply is scored without a prepended prefix, so that an answer like ``E``, a part of ``Answer:``, is not found
+    in every reply.
 
     Source: HELMET ``data.py``, `default_post_process`, and ``eval.py``, `run_test`.
     """
@@ -84,7 +85,7 @@ def best_scores(reply: str, answers: Sequence[str], *names: str, prefix: str = "
     """HELMET's scores of a reply, 0 to 1, each the best over `readings` and answers.
 
     Args:
-        reply: What the model wrote.
+        reply: The model's output.
         answers: The right answers.
         *names: Names, from ``exact_match``, ``substring_exact_match``, ``f1`` and ``rougeL_f1``.
         prefix: Text after which the answer begins.

@@ -1,18 +1,18 @@
-"""HELMET's answers with citations: ALCE's ASQA (long answers) and QAMPARI (lists) on many retrieved documents.
+"""Builds HELMET's QA tasks with citations: ALCE's ASQA (long answers) and QAMPARI (lists) on many retrieved documents.
 
 Prompts: ``load_alce`` in data.py, prompts/asqa_revised.json and qampari_revised.json of princeton-nlp/HELMET at
 4526dfb, MIT, without their demonstrations, which are read from the user's file; settings: configs/cite.yaml. Metrics:
-eval_alce.py, of Gao et al., ALCE, arXiv 2305.14627; what supports a sentence is asked of a model, see
+eval_alce.py, of Gao et al., ALCE, arXiv 2305.14627; whether a document supports a sentence is decided by a model, see
 `longlens.tasks.base.CitedTask` and `longlens.models.entailment`. Data: files of the user, in HELMET's schema: questions
 with 2,000 documents each, best first. Known differences:
 
-- A length is filled with as many documents as it holds, unless ``docs`` fixes their number as HELMET does.
-- Demonstrations are drawn for each sample, where HELMET draws them from Python's global random numbers.
-- Documents lose whitespace at their ends.
-- A number cited that the prompt does not have is out of range, where HELMET looks it up among all 2,000 documents of
-  the row, so that one that the model has not seen may support a claim, and counts for precision.
-- The prefix ``Answer:`` in the prompt is not part of what is scored.
-- Of eval_alce.py's other numbers, which HELMET does not report, ROUGE and MAUVE are not there.
+- A length is filled with as many documents as fit, unless ``docs`` sets a fixed number as in HELMET.
+- Demonstrations are drawn separately for each sample; HELMET draws them from Python's global random numbers.
+- Whitespace at the end of documents is removed.
+- A cited number that is not in the prompt is out of range. HELMET looks it up among all 2,000 documents of the row, so
+  that a document that the model has not seen may support a claim and counts for precision.
+- The prefix ``Answer:`` in the prompt is not part of the scored text.
+- ROUGE and MAUVE of eval_alce.py, which HELMET does not report, are not included.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Passage(NamedTuple):
 
 
 class CitationQuestion(NamedTuple):
-    """A row: of each group of answers, any one will do."""
+    """A row; any answer of a group counts as right for the group."""
 
     text: str
     passages: Sequence[Passage]
@@ -62,19 +62,19 @@ class CitationQuestion(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CitationTask(FolderTask, CitedTask):
-    """A question on numbered documents, whose answer names those that say so.
+    """A question about numbered documents, whose answer cites the documents that support it.
 
-    HELMET's own folder, with ``data`` and ``prompts`` in it, will do as `data_dir`.
+    HELMET's own directory, with ``data`` and ``prompts`` in it, is accepted as `data_dir`.
 
     Attributes:
         docs: Number of documents, whatever their tokens, as in HELMET (`DOCUMENTS`); by default as many as fit into the
             length.
-        shots: Demonstrations.
-        file: The questions.
-        demo_file: The demonstrations.
+        shots: Number of demonstrations.
+        file: File of the questions.
+        demo_file: File of the demonstrations.
         instruction: The instruction.
         demo_prefix: Text before the answer of a demonstration.
-        is_list: Whether claims are the items of a list, and not sentences.
+        is_list: Whether claims are items of a list instead of sentences.
     """
 
     name: str
@@ -98,18 +98,18 @@ class CitationTask(FolderTask, CitedTask):
 
     @abstractmethod
     def groups(self, row: Mapping[str, Any], place: str) -> list[list[str]]:
-        """The right answers of a row, in groups of which any one will do."""
+        """The right answers of a row, in groups; any answer of a group is right."""
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
-        """The questions, and the demonstrations."""
+        """The files of questions and of demonstrations."""
         return (self.file, self.demo_file) if self.shots else (self.file,)
 
     @cached_property
     def data(self) -> tuple[Sequence[CitationQuestion], dict[str, str]]:
-        """The questions, and what describes their file.
+        """The questions, and the description of their file.
 
         Raises:
-            UserError: It is missing, or has another schema.
+            UserError: The file is missing, or has another schema.
         """
         rows, described = self.file.rows(self.name, self.data_dir)
         questions = []
@@ -124,17 +124,17 @@ class CitationTask(FolderTask, CitedTask):
 
     @cached_property
     def demonstrations(self) -> tuple[Sequence[str], dict[str, str]]:
-        """The demonstrations as in a prompt, and a description of their file.
+        """The demonstrations as in a prompt, and the description of their file.
 
         Raises:
-            UserError: It is missing, has another schema, or too few.
+            UserError: The file is missing, has another schema, or has too few demonstrations.
         """
         text, described = self.demo_file.read(self.name, self.data_dir)
         name = described["file"]
         get = self.demo_file.get
         rows = get(self.demo_file.parse(text, name), "demos", list, name)
         if len(rows) < self.shots:
-            raise UserError(f"{self.name}: `shots={self.shots}`, but {name} has {len(rows)} demonstrations: give fewer")
+            raise UserError(f"{self.name}: `shots={self.shots}`, but {name} has {len(rows)} demonstrations: pass fewer")
         shown = []
         for number, row in enumerate(rows, start=1):
             place = f"{name}, demonstration {number}"
@@ -149,12 +149,12 @@ class CitationTask(FolderTask, CitedTask):
 
     @cached_property
     def unit_tokens(self) -> int:
-        """A document, at most the longest one."""
+        """Maximum size of a document: that of the longest one."""
         longest = max(len(passage.shown(10**6).encode()) for question in self.data[0] for passage in question.passages)
         return len("\n\n") + longest
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Takes the question whose turn it is, and draws the demonstrations."""
+        """A plan of the question with this index in random order, with random demonstrations."""
         questions, described = self.data
         self.check_index(index, len(questions), described["file"], "questions")
         order = list(range(len(questions)))
@@ -163,7 +163,7 @@ class CitationTask(FolderTask, CitedTask):
         if self.docs is not None and self.docs > len(question.passages):
             raise UserError(
                 f"{self.name}: `docs={self.docs}`, but {described['file']} has {len(question.passages)} documents for "
-                f"{question.text!r}: give fewer"
+                f"{question.text!r}: pass fewer"
             )
         made: dict[str, Any] = {"data": described}
         shown: list[str] = []
@@ -181,12 +181,12 @@ class CitationTask(FolderTask, CitedTask):
         return {name: scores[name] / 100 for name in ("citation_recall", "citation_precision")}
 
     def target(self, sample: Sample) -> None:
-        """None: an answer is more than one of the right ones."""
+        """None, because a right answer combines several of the listed ones."""
         return None
 
 
 class _Documents(Plan):
-    """Units are documents, the best ones first."""
+    """A plan whose units are documents, the best ones first."""
 
     def __init__(self, task: CitationTask, question: CitationQuestion, shown: str, made: Mapping[str, Any]) -> None:
         self._question, self._made = question, made
@@ -239,7 +239,7 @@ def _passages(file: DataFile, row: Mapping[str, Any], place: str) -> list[Passag
 
 
 def _cited_passages(sample: Sample) -> list[dict[str, str]]:
-    """The documents of a prompt, from where each title begins and how long title and text are."""
+    """The documents of a prompt, from the start of each title and the lengths of title and text."""
     passages = []
     for start, title, text in sample.metadata["documents"]:
         begin = start + title + len(BETWEEN)
@@ -264,7 +264,7 @@ def _demo_file(name: str) -> DataFile:
 
 
 def _clean_output(output: str) -> str:
-    """What correctness is scored on: one line, without citations.
+    """The text on which correctness is scored: one line, without citations.
 
     Source: HELMET ``eval_alce.py``, `main`.
     """
@@ -273,7 +273,7 @@ def _clean_output(output: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ASQA(CitationTask):
-    """Ambiguous questions, whose answers name several facts."""
+    """Ambiguous questions, whose answers contain several facts."""
 
     name: str = "helmet_asqa"
 
@@ -292,11 +292,11 @@ class ASQA(CitationTask):
     demo_prefix = "\n\nAnswer:"  # asqa_revised.json: demo_prompt
 
     def groups(self, row: Mapping[str, Any], place: str) -> list[list[str]]:
-        """The short answers of each of its questions."""
+        """The short answers to each of the row's questions."""
         return [_texts(self.file, pair, "short_answers", place) for pair in self.file.get(row, "qa_pairs", list, place)]
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """``str_em``: the share of groups of which an answer is in the output; ``str_hit``: whether it is all of them.
+        """``str_em``: fraction of groups with an answer in the output; ``str_hit``: whether the fraction is 1.
 
         Source: HELMET ``eval_alce.py``, `compute_str_em`.
         """
@@ -325,7 +325,7 @@ class QAMPARI(CitationTask):
     is_list = True
 
     def groups(self, row: Mapping[str, Any], place: str) -> list[list[str]]:
-        """The names of each answer."""
+        """The alternative names of each answer."""
         answers = {"answers": self.file.get(row, "answers", list, place)}
         return [_texts(self.file, {"names": names}, "names", place) for names in answers["answers"]]
 
@@ -335,7 +335,7 @@ class QAMPARI(CitationTask):
 
 
 def qampari_scores(output: str, groups: Sequence[Sequence[str]]) -> dict[str, float]:
-    """A list of answers against the right ones, each of which has several names; 0 to 1.
+    """Scores a list of answers against the right ones, each of which has several names; from 0 to 1.
 
     With items those of ``output.rstrip().rstrip(".").rstrip(",").split(",")`` that are not empty once normalized::
 
@@ -344,7 +344,7 @@ def qampari_scores(output: str, groups: Sequence[Sequence[str]]) -> dict[str, fl
         rec_top5 = min(5, those groups) / min(5, groups)
         f1, f1_top5 = F1 of prec and rec, of prec and rec_top5
 
-    Oddity: an item that is given twice counts twice for the precision.
+    Oddity: an item that occurs twice in the output counts twice for the precision.
 
     Source: HELMET ``eval_alce.py``, `compute_qampari_f1`.
     """

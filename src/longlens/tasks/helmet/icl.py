@@ -1,17 +1,17 @@
-"""HELMET's many-shot learning: give a text the number of its class, which hundreds of examples show.
+"""Builds HELMET's many-shot ICL: assign a text the number of its class, which hundreds of examples show.
 
 Tasks: ``helmet_trec_coarse``, ``helmet_trec_fine``, ``helmet_banking77``, ``helmet_clinic150`` and ``helmet_nlu``.
 Paper: HELMET, arXiv 2410.02694. Prompt, balancing and metric: ``load_icl`` in data.py of princeton-nlp/HELMET at
 4526dfb, MIT; settings: configs/icl.yaml, scripts/generate_configs.py. Data: files of the user, with the fields of the
-Hub's datasets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC names no license. Classes are whole
-numbers, drawn again for each sample, so that only the examples tell them. Examples come in rounds: each has one of
-every class, in random order; a class's texts are all used before one comes again. Metric: ``exact_match`` of what
-stands after ``label:``. Known differences:
+Hub's datasets; BANKING77 and NLU are CC BY 4.0, CLINC150 is CC BY 3.0, TREC has no stated license. Classes are
+integers, drawn again for each sample, so that only the examples show their meaning. Examples come in rounds: each round
+has one of every class, in random order; all texts of a class are used before one is repeated. Metric: ``exact_match``
+of the text after ``label:``. Known differences:
 
-- Unless ``shots`` says how many, there are as many examples as the length holds, each class once at least; HELMET has
-  fixed numbers, fitted with Llama 2's tokenizer (`SHOTS`).
-- Random numbers are our own, and so is NLU's test set, a tenth of its one file.
-- A reply ends at the first line end, see `longlens.tasks.helmet.rag`; the score is of that line in both.
+- Unless ``shots`` is set, there are as many examples as fit into the length, with at least one of each class; HELMET
+  has fixed numbers, fitted with Llama 2's tokenizer (`SHOTS`).
+- Random numbers are those of longlens, and so is NLU's test set, a tenth of its one file.
+- A reply ends at the first line end, see `longlens.tasks.helmet.rag`; both score only that line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHOTS = {
     "helmet_clinic150": by_length(220, 440, 880, 1750, 3525, 7050),
     "helmet_nlu": by_length(250, 510, 1020, 2040, 4080, 8296),
 }
-"""HELMET's examples by nominal length: ``get_task("helmet_nlu", shots=SHOTS["helmet_nlu"][131072])``."""
+"""HELMET's number of examples by nominal length: ``get_task("helmet_nlu", shots=SHOTS["helmet_nlu"][131072])``."""
 
 
 class LabeledText(NamedTuple):
@@ -58,11 +58,11 @@ class LabeledSet:
     """A dataset of texts with classes.
 
     Attributes:
-        folder: Where its files are in the user's folder.
+        folder: Directory of its files in the user's directory.
         hub: Its name on the Hub.
-        field: Which field of a row is the class.
+        field: Field of a row that contains the class.
         labels: Number of classes, some of which may have no text.
-        test: The split that is asked; a tenth of the one split there is where this is empty.
+        test: The split from which questions are taken; if empty, a tenth of the only split.
     """
 
     folder: str
@@ -72,7 +72,7 @@ class LabeledSet:
     test: str
 
     def file(self, split: str) -> DataFile:
-        """A split."""
+        """The file of a split."""
         return DataFile(
             names=(f"{self.folder}/{split}.jsonl", f"{self.folder}/{split}.parquet"),
             source=f"the Hub dataset {self.hub}, split {split}",
@@ -91,7 +91,7 @@ NLU = LabeledSet(
 
 
 class LabeledSplit(NamedTuple):
-    """What examples are drawn from, what is asked in order, and what describes the files."""
+    """Texts from which examples are drawn, the questions in order, and the description of the files."""
 
     train: Mapping[int, Sequence[str]]
     test: Sequence[LabeledText]
@@ -100,7 +100,7 @@ class LabeledSplit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ManyShot(FolderTask):
-    """Classes of texts from examples.
+    """Classification of texts from examples.
 
     Attributes:
         labeled: The data.
@@ -126,16 +126,16 @@ class ManyShot(FolderTask):
 
     @property
     def fills(self) -> bool:  # type: ignore[override]
-        """Unless the number of examples is given."""
+        """True unless the number of examples is set."""
         return self.shots is None
 
     @property
     def unit_tokens(self) -> int:
-        """An example, at most the longest one."""
+        """Maximum size of an example: that of the longest one."""
         return max(len(one.text.encode()) for one in self._train) + len(f"\n\n{PREFIX} {self.labeled.labels}")
 
     def split(self, seed: int) -> LabeledSplit:
-        """The data; what the seed decides is the order of the test set, and for NLU what is in it.
+        """The data. The seed determines the order of the test set, and for NLU also its content.
 
         Raises:
             UserError: A file is missing, or has another schema.
@@ -145,20 +145,20 @@ class ManyShot(FolderTask):
         return self._splits[seed]
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws examples and numbers of the classes."""
+        """A plan with random examples and random numbers for the classes."""
         split = self.split(seed)
         file = split.described.get(self.labeled.test, split.described["train"])["file"]
         self.check_index(index, len(split.test), file, "texts to ask")
         return _Examples(self, split, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Whether the number after the last part of the prompt is the class."""
+        """Whether the number after ``label:`` is the class."""
         # eval.py, run_test: without a chat template the answer prefix is put before the output
         parsed = metrics.parse_output(PREFIX.strip() + prediction, PREFIX.strip())
         return {"exact_match": metrics.exact_match(parsed, sample.answers)}
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
-        """The examples, and the split that is asked where there is one."""
+        """The files of the examples and, if there is one, of the test split."""
         return tuple(self.labeled.file(split) for split in ("train", self.labeled.test) if split)
 
     @cached_property
@@ -198,7 +198,7 @@ class ManyShot(FolderTask):
             mixed = rng.sample(train, len(train))
             cut = -(-len(mixed) // 10)  # train_test_split(test_size=0.1): the test set is rounded up
             test, train, files = mixed[:cut], mixed[cut:], {"train": described}
-        if len(test) > self.default_samples:  # load_icl balances the test set only where it has to leave some out
+        if len(test) > self.default_samples:  # load_icl balances the test set only if it has to omit some texts
             order = list(islice(chain.from_iterable(rounds(by_label(test), rng)), len(test)))
         else:
             order = rng.sample(test, len(test))
@@ -215,7 +215,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def by_label(examples: Sequence[LabeledText]) -> dict[int, list[str]]:
-    """Texts of each class that has some."""
+    """Texts by class, without classes that have none."""
     grouped: dict[int, list[str]] = {}
     for text, label in sorted(examples, key=lambda one: one.label):
         grouped.setdefault(label, []).append(text)
@@ -223,7 +223,7 @@ def by_label(examples: Sequence[LabeledText]) -> dict[int, list[str]]:
 
 
 def rounds(texts: Mapping[int, Sequence[str]], rng: Random) -> Iterator[list[LabeledText]]:
-    """Endless rounds of one example of each class, in random order; a text comes again when its class is used up."""
+    """Endless rounds of one example per class, in random order; texts of a class repeat only after all were used."""
     left: dict[int, list[str]] = {label: [] for label in texts}
     while True:
         one_each = []

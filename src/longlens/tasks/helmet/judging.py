@@ -1,9 +1,9 @@
-"""What HELMET's tasks ask their judge, and what they read from a reply.
+"""Prompts for the judge of HELMET's tasks, and parsing of its replies.
 
-Upstream's judge is gpt-4o-2024-05-13; which model it is here, the caller says. Its prompts are ours, or text files of
-the user, such as upstream's own. Ours ask for what scripts/eval_gpt4_longqa.py and scripts/eval_gpt4_summ.py of
-princeton-nlp/HELMET at 4526dfb ask for, on the same scales and under the same keys of a JSON object, in other words and
-with other examples; scores by them are not HELMET's.
+Upstream's judge is gpt-4o-2024-05-13; here the caller chooses the model. The prompts are those of longlens, or text
+files of the user, such as upstream's. The prompts of longlens ask for the same things as scripts/eval_gpt4_longqa.py
+and scripts/eval_gpt4_summ.py of princeton-nlp/HELMET at 4526dfb, on the same scales and under the same keys of a JSON
+object, but with other wording and other examples. Scores with them are not HELMET's.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ PROMPTS: dict[str, str] = {
         "a lawsuit", "dates, names, or what laws and earlier cases are called", "", _CASE_PRECISION
     ),
 }
-"""By the name that a file of the user's has."""
+"""The prompts, by the names of the user's files."""
 HELMETS = {
     "narrativeqa": "16c6c5b297eed9b1",
     "multi_lexsum_fluency": "fcd01f4cbaf51eb4",
@@ -167,30 +167,31 @@ HELMETS = {
     "multi_lexsum_precision": "b0ebf44b8896336b",
     "infbench_sum_precision": "ae2f4b0c519496a5",
 }
-"""How the SHA-256 of upstream's prompts begin, scripts/eval_gpt4_longqa.py and scripts/eval_gpt4_summ.py at 4526dfb."""
+"""Beginnings of the SHA-256 of upstream's prompts (scripts/eval_gpt4_longqa.py, scripts/eval_gpt4_summ.py, 4526dfb)."""
 _PART = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 
 
 def fields_of(template: str) -> set[str]:
-    """Names of its ``{fields}``."""
+    """Names of the ``{fields}`` of a template."""
     return {part[1] for part in _PART.finditer(template) if part[1]}
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
-    """``template.format(**values)``, for text of anyone: a field is a name and nothing more.
+    """``template.format(**values)`` that is safe for untrusted templates: a field is only a name.
 
-    ``{name}`` is put in, ``{{`` and ``}}`` are braces, and any other brace stands for itself.
+    ``{name}`` is replaced, ``{{`` and ``}}`` become braces, and any other brace is kept.
     """
     return _PART.sub(lambda part: str(values[part[1]]) if part[1] else part[0][0], template)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelmetJudged(JudgedTask):
-    """A task whose judge gets our prompts or those of the user.
+    """A task whose judge uses the prompts of longlens or those of the user.
 
     Attributes:
-        prompts_dir: A folder with the user's, each as ``NAME.txt`` with the fields that ours has; ours by default.
-        prompts: Their names.
+        prompts_dir: A directory with the user's prompts, each as ``NAME.txt`` with the same fields as that of longlens,
+            which is the default.
+        prompts: Names of the prompts.
     """
 
     name: str
@@ -203,13 +204,13 @@ class HelmetJudged(JudgedTask):
         """A prompt with its fields filled in.
 
         Raises:
-            UserError: There is no such file, or it has other fields.
+            UserError: The file of the prompt does not exist, or has other fields.
         """
         return fill(self._texts[name], values)
 
     @property
     def prompts_by(self) -> str:
-        """``own`` with the begin of a hash, ``helmet``, or the SHA-256 of other ones."""
+        """``own`` with the beginning of a hash, ``helmet``, or the SHA-256 of other prompts."""
         if self.prompts_dir is None:
             return f"own {_digest(*self._texts.values())[:12]}"
         if all(_digest(text).startswith(HELMETS[name]) for name, text in self._texts.items()):
@@ -238,18 +239,18 @@ class HelmetJudged(JudgedTask):
 
 
 def _digest(*texts: str) -> str:
-    """SHA-256 of texts, whose last line may end or not."""
+    """SHA-256 of texts, with or without a newline at the end."""
     return hashlib.sha256("\0".join(text.rstrip() for text in texts).encode()).hexdigest()
 
 
 def last_object(reply: str, *, fenced: bool = False) -> Mapping[str, Any] | None:
-    """The last ``{…}`` of a reply as JSON; None if there is none or it is no JSON.
+    """The last ``{…}`` of a reply as JSON; None if there is none or it is not JSON.
 
-    Oddity: ``{`` to the next ``}``, so that an object within another one ends it.
+    Oddity: the match ends at the next ``}``, so that it ends at the end of a nested object.
 
     Args:
-        reply: What the judge wrote.
-        fenced: Where that is no JSON, uses the text between the first json fence and the last fence.
+        reply: The judge's output.
+        fenced: If that is not JSON, use the text between the first json fence and the last fence.
 
     Source: `parse_json` of the two scripts; that for summaries is the one with fences.
     """
@@ -271,10 +272,10 @@ def _parsed(text: str) -> Any:
 
 
 def number(found: Mapping[str, Any] | None, key: str, most: float) -> float | None:
-    """``found[key]``, where it is a number from 0 to ``most``; else None.
+    """``found[key]``, if it is a number from 0 to ``most``; else None.
 
-    HELMET takes any number, and fails if there is none; a judge that gives 5 points of 3, or finds more key points
-    than there are, is as unreadable here.
+    HELMET accepts any number, and fails if there is none. Here a judge's reply with 5 of 3 points, or with more key
+    points than exist, is also unreadable.
     """
     value = None if found is None else found.get(key)
     return float(value) if isinstance(value, (int, float)) and 0 <= value <= most else None

@@ -1,18 +1,18 @@
-"""HELMET's questions on long documents: NarrativeQA, and InfiniteBench's with a free answer and with four choices.
+"""Builds HELMET's QA on long documents: NarrativeQA, and InfiniteBench's with a free answer and with four choices.
 
 Prompts: ``load_narrativeqa`` and ``load_infbench`` in data.py of princeton-nlp/HELMET at 4526dfb, MIT; settings:
 configs/longqa.yaml. Metrics: a judge's points for NarrativeQA (scripts/eval_gpt4_longqa.py), ROUGE-L for the questions
 of InfiniteBench, exact match for its choices (scripts/collect_results.py). Data: NarrativeQA, Kočiský et al., arXiv
-1712.07040, Apache-2.0; InfiniteBench, Zhang et al., arXiv 2402.13718, MIT. Known differences to data.py, of which the
-first three hold for `longlens.tasks.helmet.summ` too:
+1712.07040, Apache-2.0; InfiniteBench, Zhang et al., arXiv 2402.13718, MIT. Known differences from data.py, of which the
+first three also apply to `longlens.tasks.helmet.summ`:
 
-- The text is truncated with the tokenizer of the model to the length asked for, where HELMET cuts it with Llama 2's to
-  200 tokens less than length and answer leave, the same text for every model (``truncate_llama2``).
-- HELMET has only documents of a least number of Llama-2 tokens, for which ``min_characters`` is there.
-- Which documents come and which demonstrations is drawn otherwise: HELMET draws with the shuffle of datasets, for
-  NarrativeQA's and Multi-LexSum's demonstrations without a seed, thus again in each run.
-- The judge's prompt is ours unless the user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's points that
-  cannot be make a sample unreadable.
+- The text is truncated with the model's tokenizer to the requested length. HELMET truncates it with Llama 2's tokenizer
+  to 200 tokens less than length and answer leave, to the same text for every model (``truncate_llama2``).
+- HELMET uses only documents with a minimum number of Llama-2 tokens; use ``min_characters`` for this.
+- The random order of documents and choice of demonstrations differ: HELMET draws with the shuffle of datasets, for
+  demonstrations of NarrativeQA and Multi-LexSum without a seed, thus differently in each run.
+- The judge's prompt is that of longlens unless the user passes HELMET's, see `longlens.tasks.helmet.judging`. If the
+  judge's points are out of range, the sample counts as unreadable.
 - Without a judge NarrativeQA has ROUGE-L, which HELMET does not report.
 """
 
@@ -53,10 +53,10 @@ class LongDocument:
     """A row.
 
     Attributes:
-        text: The document; empty if the row serves as a demonstration alone.
-        question: What is asked; empty for summaries.
-        answers: The right ones; the first is shown in a demonstration.
-        metadata: What a sample says of it.
+        text: The document; empty if the row is used only as a demonstration.
+        question: The question; empty for summaries.
+        answers: The right answers; a demonstration shows the first one.
+        metadata: Metadata of the sample.
     """
 
     text: str
@@ -66,27 +66,28 @@ class LongDocument:
 
 
 Documents = tuple[Sequence[LongDocument], dict[str, str]]
-"""Rows, and what describes their file."""
+"""Rows, and the description of their file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentTask(HubTask):
-    """A task on one long document: instruction, demonstrations, document, what is asked.
+    """A task on one long document: instruction, demonstrations, document, question.
 
-    Samples take the documents in an order that the seed gives; a document with several questions is there as often.
+    Samples use the documents in an order that depends on the seed. A document with several questions occurs once for
+    each of them.
 
     Attributes:
-        shots: Demonstrations, without their documents.
-        min_characters: Shorter documents are left out. HELMET's least numbers of Llama-2 tokens, of some four
-            characters each in English prose: 131,073 for NarrativeQA, 65,536 for the others, at every length.
-        file: The documents.
-        examples_file: What demonstrations are drawn from; the documents by default.
-        instruction: What the prompt begins with.
-        begins: Before the demonstrations.
-        shown: One of them, of ``{question}`` and ``{answer}``.
-        ends: After them.
-        lead: Before the document.
-        asks: After the document, of ``{question}``.
+        shots: Number of demonstrations, which are shown without their documents.
+        min_characters: Shorter documents are skipped. HELMET's minimums are in Llama-2 tokens, of about four characters
+            each in English prose: 131,073 for NarrativeQA, 65,536 for the others, at every length.
+        file: File of the documents.
+        examples_file: File from which demonstrations are drawn; that of the documents by default.
+        instruction: Beginning of the prompt.
+        begins: Text before the demonstrations.
+        shown: Template of a demonstration, with ``{question}`` and ``{answer}``.
+        ends: Text after the demonstrations.
+        lead: Text before the document.
+        asks: Template after the document, with ``{question}``.
         prefix: Text before the answer.
     """
 
@@ -116,16 +117,16 @@ class DocumentTask(HubTask):
         check_least(self, shots=0, min_characters=0)
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
-        """The documents, and the demonstrations where they have a file of their own."""
+        """The files of the documents and, if they are separate, of the demonstrations."""
         return (self.file, self.examples_file) if self.shots and self.examples_file is not None else (self.file,)
 
     @abstractmethod
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument | None:
-        """A row, checked; None for one that does not count."""
+        """Parses and checks a row; None for a row that is skipped."""
 
     @cached_property
     def documents(self) -> Documents:
-        """All rows that count.
+        """All rows that are not skipped.
 
         Raises:
             UserError: The file is missing, or has another schema.
@@ -137,15 +138,15 @@ class DocumentTask(HubTask):
 
     @cached_property
     def examples(self) -> Documents:
-        """What demonstrations are drawn from: the other documents, unless a task has a file for them."""
+        """Rows from which demonstrations are drawn: the other documents, unless a task has a file for them."""
         return self.documents
 
     def shown_answer(self, document: LongDocument) -> str:
-        """What a demonstration answers."""
+        """The answer of a demonstration."""
         return document.answers[0]
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Takes the document whose turn it is, and draws the demonstrations."""
+        """A fixed plan of the document with this index, with random demonstrations."""
         document, described = self._document(seed, index)
         before = self.instruction + self._demonstrations(document, seed, index) + self.lead
         asked = self.asks.format(question=document.question)
@@ -179,8 +180,8 @@ class DocumentTask(HubTask):
         others = [one for one in rows if one is not document]
         if len(others) < self.shots:
             raise UserError(
-                f"{self.name}: `shots={self.shots}`, but {described['file']} has {len(others)} rows to show: give "
-                f"`shots={len(others)}` at most"
+                f"{self.name}: `shots={self.shots}`, but {described['file']} has {len(others)} rows to show: pass "
+                f"`shots={len(others)}` or less"
             )
         drawn = draws(self.name, seed, index, "demonstrations").sample(others, self.shots)
         texts = [self.shown.format(question=one.question, answer=self.shown_answer(one)) for one in drawn]
@@ -226,18 +227,18 @@ class NarrativeQA(DocumentTask, HelmetJudged):
         return [_question(file, row, place, text="") for row, place in zip(rows, places, strict=True)], described
 
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
-        """A row of the test split."""
+        """Parses a row of the test split."""
         text = self.file.get(self.file.get(row, "document", dict, place), "text", str, place)
         return _question(self.file, row, place, text)
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """What HELMET computes without its judge, best of reply and parsed reply."""
+        """Scores that HELMET computes without its judge, best of reply and parsed reply."""
         return best_scores(prediction, sample.answers, *QA_SCORES)
 
     def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:
-        """One prompt: question, right answers as a Python list, and all of the reply in one line.
+        """One prompt: question, right answers as a Python list, and the whole reply in one line.
 
-        HELMET leaves out what a chat model writes before ``Answer:``, if it writes that.
+        As in HELMET, text of a chat model before ``Answer:`` is removed if the reply contains that.
         """
         return [
             self.fill_prompt(
@@ -249,7 +250,7 @@ class NarrativeQA(DocumentTask, HelmetJudged):
         ]
 
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
-        """``judge = fluency * correctness / 3``, and its factors (correctness as a share of 3)."""
+        """``judge = fluency * correctness / 3``, and its factors (correctness as a fraction of 3)."""
         (reply,) = replies
         found = last_object(reply)
         fluency, points = number(found, "fluency", 1), number(found, "correctness", POINTS)
@@ -273,25 +274,25 @@ def _question(file: DataFile, row: Mapping[str, Any], place: str, text: str) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class InfiniteBenchTask(DocumentTask):
-    """What InfiniteBench's tasks share."""
+    """Base class of InfiniteBench's tasks in HELMET."""
 
     begins = "For example:\n\n"
     ends = "\n\nNow, read the following story:\n\n"
 
     def row(self, row: Mapping[str, Any], place: str) -> tuple[str, str, list[str], dict[str, Any]]:
-        """Text, question, answers and what a sample says of it."""
+        """Text, question, answers and the sample's metadata."""
         get = self.file.get
         answers = row.get("answer")
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-            raise self.file.wrong(place, "no list of texts 'answer'")
+            raise self.file.wrong(place, "no list of strings 'answer'")
         said = {"document": get(row, "id", int, place)}
         return get(row, "context", str, place), get(row, "input", str, place), answers, said
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfiniteBenchQA(InfiniteBenchTask):
-    """Questions on novels whose characters have other names than in print."""
+    """Questions on novels whose characters are renamed."""
 
     name: str = "helmet_infbench_qa"
 
@@ -308,7 +309,7 @@ class InfiniteBenchQA(InfiniteBenchTask):
     prefix = "\n\nAnswer:"
 
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
-        """A row."""
+        """Parses a row."""
         text, question, answers, said = self.row(row, place)
         return LongDocument(text=text, question=question, answers=answers, metadata=said)
 
@@ -319,7 +320,7 @@ class InfiniteBenchQA(InfiniteBenchTask):
 
 @dataclass(frozen=True, kw_only=True)
 class InfiniteBenchChoice(InfiniteBenchQA):
-    """Questions on novels with four answers to choose from."""
+    """Questions on novels with four choices."""
 
     name: str = "helmet_infbench_choice"
 
@@ -333,13 +334,13 @@ class InfiniteBenchChoice(InfiniteBenchQA):
     )
 
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
-        """A row; the question has the options after it, the answers are the letter and the option with its letter."""
+        """Parses a row: the options are part of the question, the answers are the letter and the option with it."""
         text, question, answers, said = self.row(row, place)
         options = self.file.get(row, "options", list, place)
         if len(options) != len(LETTERS):
             raise self.file.wrong(place, f"{len(options)} options")
         if answers[0] not in options:
-            raise self.file.wrong(place, "an answer that is none of the options")
+            raise self.file.wrong(place, "an answer that is not one of the options")
         letter = LETTERS[options.index(answers[0])]
         listed = "\n".join(f"{name}. {option}" for name, option in zip(LETTERS, options, strict=True))
         return LongDocument(
@@ -350,10 +351,10 @@ class InfiniteBenchChoice(InfiniteBenchQA):
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """1 where reply or parsed reply is letter or option, or the reply has the option with its letter in it.
+        """1 if reply or parsed reply equals the letter or the option, or the reply contains the option with its letter.
 
-        Oddity: the letter A is an article, which is left out before texts are compared, so that an empty reply is right
-        where A is.
+        Oddity: the letter A is also an article, which is removed before texts are compared, so that an empty reply is
+        right if A is.
 
         Source: HELMET ``data.py``, `choice_post_process`.
         """

@@ -1,4 +1,4 @@
-"""What HELMET's RAG and re-ranking share: questions on the passages of large files."""
+"""Base class of HELMET's RAG and re-ranking tasks: questions about the passages of large files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from longlens.tasks.data import DataFile, FolderTask
 from longlens.tasks.fitting import Draft, Plan, TokenCounter, Whole
 from longlens.tasks.helmet.base import nominal_length, split_prefix
 
-QUESTIONS = 100  # rag.yaml, rerank.yaml: max_test_samples: 100; data.py draws so many keys and keeps all their rows
+QUESTIONS = 100  # rag.yaml, rerank.yaml: max_test_samples: 100; data.py draws 100 keys and keeps all their rows
 Key = Callable[[dict[str, Any], str], "str | None"]
-"""``key(row, place)``: which question a row is of, or None for a row that does not count; errors name the place."""
+"""``key(row, place)``: the question of a row, or None for a row that is skipped; errors contain the place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassageQuestion:
-    """A row: a question on passages.
+    """A row: a question about passages.
 
     Attributes:
-        question: What is asked.
-        passages: As the prompt shows them.
-        shown: The answer, as a demonstration gives it.
-        answers: All right ones.
-        metadata: What a sample says of it.
+        question: The question.
+        passages: The passages as shown in the prompt.
+        shown: The answer as shown in a demonstration.
+        answers: All right answers.
+        metadata: Metadata of the sample.
     """
 
     question: str
@@ -46,15 +46,15 @@ class PassageQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class PassageTask(FolderTask):
-    """A question on passages, which HELMET's files hold ready for each length; a sample is a row of the file for its.
+    """A question about passages, which HELMET's files contain for each length; a sample is a row of the length's file.
 
-    The folder of the data is HELMET's, or the one in it that has the files.
+    The data directory is HELMET's, or the subdirectory that contains the files.
 
     Attributes:
         passages: Number of passages, whatever their tokens; by default the benchmark's number for the length.
         shots: Number of demonstrations.
-        sizes: Passages by nominal length.
-        instruction: What the prompt begins with.
+        sizes: Number of passages by nominal length.
+        instruction: Beginning of the prompt.
         asks: Text before a question.
         prefix: Text before an answer.
     """
@@ -72,7 +72,7 @@ class PassageTask(FolderTask):
     template = "none"  # rag.yaml, rerank.yaml: use_chat_template: false
     stop = ("\n",)  # rag.yaml, rerank.yaml: stop_new_line: true; model_utils.py: ["\n", "\n\n"]
     fills = False
-    overlong = "context-only"  # model_utils.py, tokenize: the context loses its end
+    overlong = "context-only"  # model_utils.py, tokenize: the end of the context is removed
     unit_tokens = 0  # a sample is one unit
 
     def __post_init__(self) -> None:
@@ -81,15 +81,15 @@ class PassageTask(FolderTask):
 
     @abstractmethod
     def file(self, passages: int) -> DataFile:
-        """The questions with the given number of passages each."""
+        """The file of questions with the given number of passages each."""
 
     @property
     @abstractmethod
     def shown_file(self) -> DataFile:
-        """The demonstrations."""
+        """The file of demonstrations."""
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
-        """The questions of each length (of the shortest one where none is given), and the demonstrations."""
+        """The files of questions for each length (by default for the shortest one), and of demonstrations."""
         fitting = [
             max(nominal for nominal in self.sizes if nominal <= one) for one in lengths if one >= min(self.sizes)
         ]
@@ -98,18 +98,18 @@ class PassageTask(FolderTask):
 
     @abstractmethod
     def key(self, file: DataFile, row: Mapping[str, Any], place: str) -> str | None:
-        """Which question a row is of; None for a row that does not count."""
+        """The question of a row; None for a row that is skipped."""
 
     @abstractmethod
     def read(self, file: DataFile, row: Mapping[str, Any], place: str) -> PassageQuestion:
-        """A row, checked."""
+        """Parses and checks a row."""
 
     def evidence(self, asked: PassageQuestion, context: str) -> list[tuple[int, int]]:
-        """Where answers are in the context."""
+        """Spans of answers in the context."""
         return []
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Takes the row whose turn it is."""
+        """A fixed plan of the row with this index."""
         nominal = None if self.passages else nominal_length(self.name, length, self.sizes, "passages")
         lines = self._lines(self.file(self.passages or self.sizes[nominal or 0]))
         order = sample_order(lines.keys, draws(self.name, seed, 0, "questions"))
@@ -157,15 +157,15 @@ class PassageTask(FolderTask):
 
 
 def sample_order(keys: Sequence[str], rng: Random) -> list[int]:
-    """Rows in the order in which samples take them; a question has a row for each depth of its right passage.
+    """The order in which samples use the rows; a question has a row for each depth of its right passage.
 
-    Questions are in random order. The first `QUESTIONS` samples ask as many questions, each with another depth than the
-    one before; the next ones ask them again until all their rows are used, which is HELMET's set; then come others.
+    Questions are in random order. The first `QUESTIONS` samples use as many questions, each at another depth than the
+    one before; the next ones repeat them until all their rows are used, which is HELMET's set. Then others follow.
 
     Args:
-        keys: Which question each row is of.
-        rng: Random number generator seeded with the seed alone, so that the order is the same however many samples are
-            asked for.
+        keys: The question of each row.
+        rng: Random number generator seeded only with the seed, so that the order does not depend on the number of
+            samples.
     """
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
@@ -181,13 +181,13 @@ def sample_order(keys: Sequence[str], rng: Random) -> list[int]:
 
 
 def demonstrations(keys: Sequence[str], asked: str, shots: int, task: str) -> list[int]:
-    """Rows that show how to answer: of different questions, none of them the one that is asked.
+    """Rows of demonstrations, which have different questions, none of them the question that is asked.
 
-    They depend on the asked question alone, as in HELMET: the first ones of the other rows, shuffled with
-    ``sha256(asked) % 2**31`` for a seed.
+    They depend only on the question, as in HELMET: the first ones of the other rows, shuffled with
+    ``sha256(asked) % 2**31`` as a seed.
 
     Raises:
-        UserError: There are too few.
+        UserError: There are too few other questions.
     """
     rows = [row for row, key in enumerate(keys) if key != asked]
     Random(int(hashlib.sha256(asked.encode()).hexdigest(), 16) % 2**31).shuffle(rows)
@@ -198,23 +198,23 @@ def demonstrations(keys: Sequence[str], asked: str, shots: int, task: str) -> li
         chosen.setdefault(keys[row], row)
     if len(chosen) < shots:
         raise UserError(
-            f"{task}: `shots={shots}`, but the demonstrations are of {len(chosen)} other questions: give "
-            f"`shots={len(chosen)}` at most"
+            f"{task}: `shots={shots}`, but the demonstrations are of {len(chosen)} other questions: pass "
+            f"`shots={len(chosen)}` or less"
         )
     return list(chosen.values())
 
 
 @dataclass(frozen=True, slots=True)
 class PassageFile:
-    """JSON Lines of passages, of which a file may have gigabytes: keys are kept, a row is read when it is wanted.
+    """JSON Lines of passages. Files may have gigabytes, so only keys are stored and a row is read when it is used.
 
     Attributes:
-        file: What it should be.
-        path: Where it is.
+        file: Definition of the file.
+        path: Its path.
         described: Its name and sha256.
-        starts: First byte of each row that counts.
-        numbers: Its line, from 1.
-        keys: Which question it is of.
+        starts: Offset in bytes of each row that is not skipped.
+        numbers: Line number of each of them, from 1.
+        keys: Question of each of them.
     """
 
     file: DataFile
@@ -225,11 +225,11 @@ class PassageFile:
     keys: Sequence[str]
 
     def place(self, index: int) -> str:
-        """What messages call a row."""
+        """Position of a row, for messages."""
         return f"{self.described['file']}, line {self.numbers[index]}"
 
     def row(self, index: int) -> dict[str, Any]:
-        """A row."""
+        """Reads a row."""
         start, place = self.starts[index], self.place(index)
         with system_errors(self.path), self.path.open("rb") as stream:
             stream.seek(start)
@@ -239,10 +239,10 @@ class PassageFile:
 
 
 def open_passages(file: DataFile, task: str, folder: str | os.PathLike[str] | None, key: Key) -> PassageFile:
-    """The file's keys; every line is parsed, none is kept.
+    """Opens a file and reads its keys; every line is parsed, but only keys are stored.
 
     Raises:
-        UserError: The file is missing or broken, or has no row that counts.
+        UserError: The file is missing or invalid, or all its rows are skipped.
     """
     found = file.find(task, folder)
     name = found.described["file"]
@@ -250,7 +250,7 @@ def open_passages(file: DataFile, task: str, folder: str | os.PathLike[str] | No
     for line in read_lines(found.path, step=file.expected):
         place = f"{name}, line {line.number}"
         if not isinstance(line.value, dict):
-            raise file.wrong(place, f"a {type(line.value).__name__} where an object should be")
+            raise file.wrong(place, f"a {type(line.value).__name__} instead of an object")
         wanted = key(line.value, place)
         if wanted is not None:
             starts.append(line.start)

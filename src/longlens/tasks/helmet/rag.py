@@ -1,25 +1,27 @@
-"""HELMET's RAG, ``helmet_nq``, ``_triviaqa``, ``_hotpotqa`` and ``_popqa``, and its re-ranking, ``helmet_msmarco``.
+"""Builds HELMET's RAG (``helmet_nq``, ``_triviaqa``, ``_hotpotqa``, ``_popqa``) and re-ranking (``helmet_msmarco``).
 
 Paper: HELMET, arXiv 2410.02694. Code: princeton-nlp/HELMET at 4526dfb, MIT; settings: scripts/generate_configs.py.
 
 RAG has short questions on retrieved passages. Prompt, demonstrations and metric: ``load_qa`` and
 ``default_post_process`` in data.py; settings: configs/rag.yaml. Data: HELMET's own files, a dataset on the Hub as one
-archive (scripts/download_data.sh), made of KILT (MIT), Natural Questions (CC BY-SA 3.0), TriviaQA (Apache-2.0),
-HotpotQA (CC BY-SA 4.0), PopQA (MIT) and Wikipedia (CC BY-SA); the right passage of a question stands at 6 depths in as
-many rows, 3 for HotpotQA. Metric: ``substring_exact_match``, best of the raw and the parsed reply. Known differences:
+archive (scripts/download_data.sh), built from KILT (MIT), Natural Questions (CC BY-SA 3.0), TriviaQA (Apache-2.0),
+HotpotQA (CC BY-SA 4.0), PopQA (MIT) and Wikipedia (CC BY-SA). Each question has 6 rows (HotpotQA: 3), in which its
+right passage is at different depths. Metric: ``substring_exact_match``, best of the raw and the parsed reply. Known
+differences:
 
-- Which questions are asked, and which two show how to answer, is drawn otherwise: HELMET draws with Python's global
-  random numbers and with the shuffle of datasets. A question's demonstrations depend on it alone in both.
-- A reply ends at the first line end, as configs/rag.yaml wants with ``stop_new_line``. HELMET's arguments.py does not
-  know this name (it is ``stop_newline`` there), so its code writes on for 20 tokens, and an answer there counts.
-- HotpotQA's yes and no are not looked for in the passages (`Sample.answer_spans`).
+- The random choice of questions and of the two demonstrations differs: HELMET draws with Python's global random numbers
+  and with the shuffle of datasets. In both, the demonstrations depend only on the question.
+- A reply ends at the first line end, as ``stop_new_line`` in configs/rag.yaml intends. HELMET's arguments.py does not
+  have this name (it is ``stop_newline`` there), so that its code generates all 20 tokens, and an answer after the line
+  end counts.
+- "Yes" and "no" of HotpotQA are not searched in the passages (`Sample.answer_spans`).
 
-Re-ranking puts passages in the order of their relevance to a query. Prompt, demonstrations and metric:
-``load_msmarco_rerank``; settings: configs/rerank.yaml. Data: HELMET's own files, made of MS MARCO's passages and TREC's
-graded labels, which may be used for research (microsoft.github.io/msmarco); each query stands in 3 rows with its
-passages in 3 orders. Metric: NDCG@10 of the longest ``ID > ID > ID`` in the reply. Known differences, beside what is
-drawn and where a reply ends: a demonstration may be a query that another sample asks, which HELMET rules out where the
-file of demonstrations has more than twice as many rows as the test has.
+Re-ranking sorts passages by relevance to a query. Prompt, demonstrations and metric: ``load_msmarco_rerank``; settings:
+configs/rerank.yaml. Data: HELMET's own files, built from MS MARCO's passages and TREC's graded labels, which may be
+used for research (microsoft.github.io/msmarco). Each query has 3 rows with its passages in 3 orders. Metric: NDCG@10 of
+the longest ``ID > ID > ID`` in the reply. Known differences, in addition to random choices and the end of a reply: a
+demonstration may be a query that another sample asks. HELMET excludes this if the file of demonstrations has more than
+twice as many rows as the test.
 """
 
 from __future__ import annotations
@@ -42,13 +44,13 @@ SCHEMA = "a line a question, with question, answers[], ctxs[] of title and text,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kilt:
-    """A dataset.
+    """A dataset in KILT's schema.
 
     Attributes:
         asked: Name of the file of questions, with ``{passages}``.
         shown: Name of the file of demonstrations.
-        depths: Rows of each question.
-        popularity: Below it has to be the decimal logarithm of a row's s_pop.
+        depths: Number of rows per question.
+        popularity: Upper bound (exclusive) on the decimal logarithm of a row's s_pop.
     """
 
     asked: str
@@ -57,7 +59,7 @@ class Kilt:
     popularity: float | None = None
 
     def named(self, name: str) -> DataFile:
-        """A file of it."""
+        """A file of the dataset."""
         schema = SCHEMA if self.popularity is None else f"{SCHEMA}, and a number s_pop"
         return DataFile(names=(f"kilt/{name}", name), source=SOURCE, schema=schema)
 
@@ -88,7 +90,7 @@ POPQA = Kilt(
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievedQA(PassageTask):
-    """A short question on retrieved passages.
+    """A short question about retrieved passages.
 
     Attributes:
         kilt: The data.
@@ -110,20 +112,20 @@ class RetrievedQA(PassageTask):
 
     @property
     def default_samples(self) -> int:
-        """All rows of a hundred questions, as HELMET."""
+        """All rows of a hundred questions, as in HELMET."""
         return QUESTIONS * self.kilt.depths
 
     def file(self, passages: int) -> DataFile:
-        """The questions with the given number of passages each."""
+        """The file of questions with the given number of passages each."""
         return self.kilt.named(self.kilt.asked.format(passages=passages))
 
     @property
     def shown_file(self) -> DataFile:
-        """The demonstrations."""
+        """The file of demonstrations."""
         return self.kilt.named(self.kilt.shown)
 
     def key(self, file: DataFile, row: Mapping[str, Any], place: str) -> str | None:
-        """The row's id, else its question; None if PopQA's entity is too well known."""
+        """The row's id, else its question; None if PopQA's entity is too popular."""
         if self.kilt.popularity is not None:
             popularity = row.get("s_pop")
             if not isinstance(popularity, (int, float)) or not popularity > 0:
@@ -133,7 +135,7 @@ class RetrievedQA(PassageTask):
         return file.get(row, "question", str, place) if row.get("id") is None else str(row["id"])
 
     def read(self, file: DataFile, row: Mapping[str, Any], place: str) -> PassageQuestion:
-        """A row, checked."""
+        """Parses and checks a row."""
         answers = file.get(row, "answers", list, place)
         passages = [
             f"Document (Title: {file.get(one, 'title', str, place)}): {file.get(one, 'text', str, place)}"
@@ -150,15 +152,15 @@ class RetrievedQA(PassageTask):
         )
 
     def evidence(self, asked: PassageQuestion, context: str) -> list[tuple[int, int]]:
-        """Answers as words of the context; of those that overlap the longest one."""
+        """Occurrences of answers as words in the context; of overlapping ones the longest."""
         return find_answers(context, [answer for answer in asked.answers if answer.lower() not in ("yes", "no")])
 
     def target(self, sample: Sample) -> str:
-        """The first answer, which is what demonstrations give; the others are right too."""
+        """The first answer, as in demonstrations; the others are also right."""
         return f" {sample.answers[0]}"
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """HELMET's main metric, and whether the parsed reply is an answer and nothing else."""
+        """HELMET's main metric, and whether the parsed reply equals an answer."""
         return best_scores(prediction, sample.answers, "substring_exact_match", "exact_match")
 
 
@@ -190,7 +192,7 @@ class Rerank(PassageTask):
     prefix = "\nRanking:"
 
     def file(self, passages: int) -> DataFile:
-        """The queries with the given number of passages each."""
+        """The file of queries with the given number of passages each."""
         name = RERANK_FILE.format(passages=passages)
         return DataFile(
             names=(f"msmarco/{name}", name),
@@ -200,7 +202,7 @@ class Rerank(PassageTask):
 
     @property
     def shown_file(self) -> DataFile:
-        """The demonstrations."""
+        """The file of demonstrations."""
         return self.file(RERANK_SHOWN)
 
     def key(self, file: DataFile, row: Mapping[str, Any], place: str) -> str:
@@ -208,7 +210,7 @@ class Rerank(PassageTask):
         return str(file.get(row, "qid", str, place))
 
     def read(self, file: DataFile, row: Mapping[str, Any], place: str) -> PassageQuestion:
-        """A row, checked."""
+        """Parses and checks a row."""
         passages = file.get(row, "ctxs", list, place)
         relevance = {file.get(one, "id", str, place): file.get(one, "label", int, place) for one in passages}
         if not passages:
@@ -228,7 +230,7 @@ class Rerank(PassageTask):
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """NDCG@10 of the ranking that is read out of the prediction."""
+        """NDCG@10 of the ranking that is parsed from the prediction."""
         # eval.py, run_test: without a chat template the answer prefix is put before the output
         ranking = metrics.parse_ranking(self.prefix.strip() + prediction)
         return {"NDCG@10": metrics.ndcg_at_k(ranking, sample.metadata["relevance"], k=10)}

@@ -1,16 +1,16 @@
-"""HELMET's recall: ``json_kv``, ``helmet_niah_multikey_2``, ``helmet_niah_multikey_3`` and ``helmet_niah_multivalue``.
+"""Builds HELMET's recall tasks: ``json_kv`` and ``helmet_niah_`` of ``multikey_2``, ``multikey_3`` and ``multivalue``.
 
 Paper: HELMET, arXiv 2410.02694. Settings: configs/recall.yaml of princeton-nlp/HELMET at 4526dfb, MIT; prompts and
 metrics: ``load_json_kv`` and ``load_ruler`` in data.py there.
 
-``json_kv`` asks for the value of one key of a long JSON object, as Liu et al., Lost in the Middle, arXiv 2307.03172.
-Metric: ``substring_exact_match``, best of the raw and the parsed reply. Known differences: pairs are drawn here, where
-HELMET reads files (``test_k105_dep6.jsonl``: 105 pairs, the key at 6 depths, which samples take in turn here); the
-object is ``json.dumps`` of a dictionary.
+``json_kv`` asks for the value of one key of a long JSON object, as in Liu et al., Lost in the Middle, arXiv 2307.03172.
+Metric: ``substring_exact_match``, best of the raw and the parsed reply. Known differences: pairs are generated here,
+whereas HELMET reads files (``test_k105_dep6.jsonl``: 105 pairs, the key at 6 depths, which samples use in turn here);
+the object is ``json.dumps`` of a dictionary.
 
-The others are RULER's tasks (`longlens.tasks.ruler.needles`, generators and known differences included) with three
-changes: the answer begins in a line of its own; there are fewer tokens for it; and scores are not rounded. HELMET reads
-files that RULER's code made, where samples are drawn here.
+The others are RULER's tasks (`longlens.tasks.ruler.needles`, with its generators and known differences) with three
+changes: the answer begins on a new line, has fewer tokens, and scores are not rounded. HELMET reads files that RULER's
+code generated, whereas samples are generated here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PREFIX = "\nCorresponding value:"
 DEPTHS = 6
 # generate_configs.py, json_kv: ["50", "105", "220", "440", "900", "1800"]
 PAIRS = by_length(50, 105, 220, 440, 900, 1800)
-"""HELMET's pairs for a nominal length, fitted with Llama 2's tokenizer: ``get_task("json_kv", pairs=PAIRS[8192])``."""
+"""HELMET's number of pairs by nominal length, fitted with Llama 2's tokenizer: e.g. ``pairs=PAIRS[8192]``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +62,15 @@ class JsonKV(Task):
 
     @property
     def unit_tokens(self) -> int:
-        """A pair."""
+        """Size of a pair."""
         return len(_pair("", "")) + 2 * 36
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws the pairs."""
+        """A plan with random pairs."""
         return _Pairs(self, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """HELMET's main metric, and whether the parsed reply is the value and nothing else."""
+        """HELMET's main metric, and whether the parsed reply equals the value."""
         # eval.py, run_test: without a chat template the answer prefix is put before the output
         reply = PREFIX.strip() + prediction
         readings = (reply, metrics.parse_output(reply, PREFIX.strip()))
@@ -87,7 +87,7 @@ class _Pairs(Plan):
     def __init__(self, task: JsonKV, key: tuple[str, int, int]) -> None:
         self._sample = key
         drawn = distinct(draw_uuid, draws(*key, "pairs"))
-        self._source = zip(drawn, drawn, strict=True)  # two draws a pair
+        self._source = zip(drawn, drawn, strict=True)  # two draws per pair
         self._depth = key[2] % DEPTHS / (DEPTHS - 1)
         self._shown = list(islice(self._source, task.shots))
         self._drawn: list[tuple[str, str]] = []
@@ -109,7 +109,7 @@ class _Pairs(Plan):
         key, value = pairs[asked]
         context = json.dumps(dict(pairs))
         shown = "".join(f"Key: {key}{PREFIX} {value}\n\n" for key, value in self._shown)
-        # The first pair has one brace before it, all others have the text between pairs.
+        # The first pair follows a brace, and each other pair the separator.
         rng = draws(*self._sample, "distractors")
         end = len("{") + sum(len(_pair(*pair)) for pair in pairs[: asked + 1]) - len(", ") - len('"')
         return Draft(
@@ -136,11 +136,11 @@ class _Recall(Needles):
     default_samples = 100  # recall.yaml: max_test_samples: 100
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """RULER's, worded as HELMET does."""
+        """RULER's plan with HELMET's wording."""
         return _OwnLine(super().plan(length=length, seed=seed, index=index, tokens=tokens))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The share of answers that the prediction contains, in any case."""
+        """Fraction of the answers that the prediction contains, ignoring case."""
         return {"ruler_recall": super().score(sample, prediction)["string_match_all"]}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -153,7 +153,7 @@ class RecallAmongNeedles(_Recall, DistractorNeedles):
     """A needle among needles with other keys.
 
     Attributes:
-        max_new_tokens: Tokens that an answer may have.
+        max_new_tokens: Maximum number of tokens of an answer.
     """
 
 
@@ -162,12 +162,12 @@ class RecallInProse(_Recall, ProseNeedles):
     """Needles in prose.
 
     Attributes:
-        max_new_tokens: Tokens that an answer may have.
+        max_new_tokens: Maximum number of tokens of an answer.
     """
 
 
 class _OwnLine(Plan):
-    """A plan whose answer begins in a line of its own, as all of HELMET's do; RULER has a blank before it."""
+    """A plan whose answer begins on a new line, as in all tasks of HELMET; RULER has a space before it."""
 
     def __init__(self, ruler: Plan) -> None:
         self._ruler = ruler

@@ -1,11 +1,11 @@
-"""HELMET's summaries: of novels (InfiniteBench) and of the documents of a lawsuit (Multi-LexSum).
+"""Builds HELMET's summarization tasks: of novels (InfiniteBench) and of the documents of a lawsuit (Multi-LexSum).
 
 Prompts: ``load_infbench`` and ``load_multi_lexsum`` in data.py of princeton-nlp/HELMET at 4526dfb, MIT; settings:
 configs/summ.yaml. Metric: three questions to a judge (scripts/eval_gpt4_summ.py). Data: InfiniteBench, Zhang et al.,
-arXiv 2402.13718, MIT; Multi-LexSum, Shen et al., arXiv 2206.10883, ODC-By; the key points that a judge looks for are
-HELMET's. Known differences, beside those of `longlens.tasks.helmet.longqa`: the judge's prompts are ours unless the
-user gives HELMET's, see `longlens.tasks.helmet.judging`; a judge's counts that cannot be make a sample unreadable; the
-judge sees the reply without the prefix in the prompt.
+arXiv 2402.13718, MIT; Multi-LexSum, Shen et al., arXiv 2206.10883, ODC-By; the key points for the judge are HELMET's.
+Known differences, in addition to those of `longlens.tasks.helmet.longqa`: the judge's prompts are those of longlens
+unless the user passes HELMET's, see `longlens.tasks.helmet.judging`; if a judge's counts are out of range, the sample
+counts as unreadable; the judge sees the reply without the prefix in the prompt.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ CASES_TRAIN = DataFile(
 
 
 class SummaryTask(HelmetJudged):
-    """How a summary is scored.
+    """Scoring of a summary.
 
     Attributes:
-        prompts: Those that ask for fluency, recall and precision.
-        keypoints: The file of what a summary should say.
-        keypoints_field: Their name there.
-        parsed_after: The prefix that HELMET looks for in a reply.
+        prompts: Names of the prompts for fluency, recall and precision.
+        keypoints: File of the key points that a summary should contain.
+        keypoints_field: Name of their field in the file.
+        parsed_after: The prefix that HELMET searches in a reply.
     """
 
     name: str
@@ -73,19 +73,19 @@ class SummaryTask(HelmetJudged):
     judge_tokens = 4096  # eval_gpt4_summ.py: generation_max_length=4096
 
     def expert(self, sample: Sample) -> str:
-        """The summary that precision is judged by."""
+        """The reference summary for precision."""
         return sample.answers[0]
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """What HELMET computes without its judge, best of reply and parsed reply; none of it is what it reports."""
+        """Scores that HELMET computes without its judge, best of reply and parsed reply; it does not report them."""
         return best_scores(prediction, sample.answers, *SCORES, prefix=self.parsed_after)
 
     def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:
-        """Three prompts: is it fluent, which key points are in it, which of its sentences are in the expert's summary.
+        """Three prompts: fluency, key points in the summary, and its sentences that the expert's summary supports.
 
         Raises:
-            UserError: The file of key points is missing or broken, or has none for this document; or the
-                user's prompts are.
+            UserError: The file of key points is missing or invalid, or has none for this document; or the user's
+                prompts are missing or invalid.
         """
         listed = "\n".join(f"{number}. {point}" for number, point in enumerate(self._points(sample), start=1))
         summary = prediction.strip()
@@ -99,8 +99,8 @@ class SummaryTask(HelmetJudged):
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
         """``judge = fluency * 2 * recall * precision / (recall + precision)``, and its factors.
 
-        recall is the key points found by those there are, precision the sentences that the expert's summary supports by
-        all of them; 0 if there are none.
+        recall is the fraction of the key points that are found. precision is the fraction of the sentences that the
+        expert's summary supports. Each is 0 if there are none.
         """
         fluent, recalled, precise = (last_object(reply, fenced=True) for reply in replies)
         points = len(self._points(sample))
@@ -137,14 +137,14 @@ class SummaryTask(HelmetJudged):
             place = f"{name}, row {line}"
             listed = self.keypoints.get(row, self.keypoints_field, list, place)
             if not isinstance(row.get("id"), (int, str)):
-                raise self.keypoints.wrong(place, "no number or text 'id'")
+                raise self.keypoints.wrong(place, "no number or string 'id'")
             points[row["id"]] = listed
         return points, name
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfiniteBenchSummary(InfiniteBenchTask, SummaryTask):
-    """Summaries of novels whose characters have other names than in print."""
+    """Summaries of novels whose characters are renamed."""
 
     name: str = "helmet_infbench_sum"
 
@@ -164,12 +164,12 @@ class InfiniteBenchSummary(InfiniteBenchTask, SummaryTask):
     parsed_after = "Answer:"  # data.py, load_infbench: default_post_process, whose prefix is that of questions
 
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument:
-        """A row."""
+        """Parses a row."""
         text, _, answers, said = self.row(row, place)
         return LongDocument(text=text, answers=answers, metadata=said)
 
     def shown_answer(self, document: LongDocument) -> str:
-        """Without whitespace around it."""
+        """The summary without surrounding whitespace."""
         return document.answers[0].strip()
 
 
@@ -207,7 +207,7 @@ class MultiLexSum(DocumentTask, SummaryTask):
         return [LongDocument(text="", answers=[summary]) for summary in short if summary is not None], described
 
     def read(self, row: Mapping[str, Any], place: str) -> LongDocument | None:
-        """A row of the validation split; those without a short summary do not count."""
+        """Parses a row of the validation split; rows without a short summary are skipped."""
         short = _short(self.file, row, place)
         if short is None:
             return None
