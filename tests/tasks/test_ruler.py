@@ -325,7 +325,7 @@ def test_a_summary_is_a_row_of_the_published_table(model, scores, mean, increasi
 def test_a_missing_task_is_an_error_or_a_gap_without_a_mean():
     full = dict.fromkeys(RULER, 90.0)
     scores = {4096: full, 8192: {**full, "cwe": None}, 16384: {name: 90.0 for name in RULER if "qa" not in name}}
-    message = r"over 13 tasks, and there is no score of cwe at length 8192; qa_1, qa_2 at length 16384: run what"
+    message = r"over 13 tasks, but cwe at length 8192; qa_1, qa_2 at length 16384 has no score: run the"
     with pytest.raises(UserError, match=message):
         summarize(scores)
     row = summarize(scores, allow_gaps=True)
@@ -349,7 +349,7 @@ def test_the_effective_length_is_known_where_the_gap_comes_after_its_end():
         ({}, "no scores to aggregate"),
         (
             {4096: {"niah_grid": 50.0}},
-            r"niah_grid is not of RULER's tasks, so not of its mean; expected niah_single_1, ",
+            r"niah_grid is not a task of RULER, so not part of its mean; expected niah_single_1, ",
         ),
         ({4096: {"vt": 101.0}}, r"score=101\.0 of vt at length 4096; expected percent, 0 to 100"),
         ({4096: {"vt": float("nan")}}, "score=nan of vt at length 4096"),

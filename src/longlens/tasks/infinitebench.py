@@ -1,17 +1,17 @@
-"""InfiniteBench: twelve tasks on texts of 44k to 2M tokens: retrieval, novels, a play, code and arithmetic.
+"""Builds InfiniteBench: twelve tasks on texts of 44k to 2M tokens: retrieval, novels, a play, code and arithmetic.
 
 Paper: Zhang et al., InfiniteBench: Extending Long Context Evaluation Beyond 100K Tokens, arXiv 2402.13718. Prompts:
-``yarn_mistral_templates`` of ``src/prompt.py``, which upstream gives to all open models; answer tokens:
-``src/eval_utils.py``; scores: ``src/compute_scores.py``; all of OpenBMB/InfiniteBench at 88b3daa, MIT. Data: the Hub's
-dataset xinrongzhang2022/InfiniteBench, a file a task, read as it is published. Sample i is row i. Known differences:
+``yarn_mistral_templates`` of ``src/prompt.py``, which upstream uses for all open models; answer tokens:
+``src/eval_utils.py``; scores: ``src/compute_scores.py``; all of OpenBMB/InfiniteBench at 88b3daa, MIT. Data: the Hub
+dataset xinrongzhang2022/InfiniteBench, one file per task, read as published. Sample i is row i. Known differences:
 
-- ``length`` is the budget for prompt and answer; upstream cuts the middle out of the prompt alone, at 128k tokens.
-- A row whose first number is no integer is wrong in math_find; upstream fails there.
-- The prompts for GPT-4, Claude and Kimi are not there.
+- ``length`` is the budget for prompt and answer; upstream removes the middle of the prompt only, at 128k tokens.
+- A row whose first number is not an integer is wrong in math_find; upstream fails there.
+- The prompts for GPT-4, Claude and Kimi are not included.
 
-Oddities that the published numbers have: code_debug wants ``B.``, ``B:`` or a phrase such as ``answer is: B``, not a
-bare letter; longdialogue_qa_eng compares single words in capitals with the first answer, so that a name of two words is
-never found; signs of numbers are not read; and 3 or 5 answer tokens are all that math_find and code_run have.
+Oddities of the published numbers: code_debug requires ``B.``, ``B:`` or a phrase such as ``answer is: B``, and does not
+accept a bare letter; longdialogue_qa_eng compares single words in capitals with the first answer, so that a name of two
+words is never found; signs of numbers are ignored; math_find and code_run have only 3 and 5 answer tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from longlens.tasks.rows import LETTERS, DataRow, Subset, SubsetTask, letter_of,
 RETRIEVAL, NOVEL, DIALOGUE, CODE, MATH = "retrieval", "novel", "dialogue", "code", "math"
 _OPTIONS = "A. {a}\nB. {b}\nC. {c}\nD. {d}"
 _MARKS = "\n:\"'.,?!{}"
-"""compute_scores.py, split_retrieval_answer: what is a blank between words."""
+"""Characters that separate words like spaces: compute_scores.py, split_retrieval_answer."""
 
 SETS: dict[str, Subset] = {
     "passkey": Subset(
@@ -127,7 +127,7 @@ SETS: dict[str, Subset] = {
         category=CODE,
     ),
 }
-"""By upstream's name."""
+"""Datasets by upstream's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +152,13 @@ class InfiniteBench(HubTask, SubsetTask):
         )
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's prompt."""
+        """The draft of the row's prompt."""
         answer = row.values.get("answer")
         answers = list(answer) if isinstance(answer, list) else [answer]
         if len(answers) == 1 and isinstance(answers[0], list):  # math_calc: [[1, 2, …]] or [1, 2, …]
             answers = answers[0]
         if not answers or any(isinstance(one, bool) or not isinstance(one, (str, int, float)) for one in answers):
-            raise self.file.wrong(row.place, "no answer that is text or a number, or a list of these")
+            raise self.file.wrong(row.place, "no answer that is a string or a number, or a list of these")
         metadata: dict[str, object] = {"row_id": row.values.get("id")}
         fields = {"input": self.text(row, "input")}
         if self.dataset in CHOICES:
@@ -189,7 +189,7 @@ class InfiniteBench(HubTask, SubsetTask):
         return {self.metric: float(SCORES[self.dataset](prediction, sample.answers, sample.metadata))}
 
     def target(self, sample: Sample) -> str | None:
-        """The answer; of math_calc the list of values."""
+        """The answer; for math_calc the list of values."""
         if self.dataset == "math_calc":
             return f" [{', '.join(sample.answers)}]"
         if self.dataset == "longbook_qa_chn":
@@ -236,7 +236,7 @@ def _values_in_order(prediction: str, answers: Sequence[str], metadata: Mapping[
 
 
 def _after(prediction: str, phrases: Sequence[str]) -> str | None:
-    """What comes one character after the first of these phrases that is there; None if none is."""
+    """The text that starts one character after the first of these phrases that occurs; None if none occurs."""
     for phrase in phrases:
         place = prediction.find(phrase)
         if place >= 0:

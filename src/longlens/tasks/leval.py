@@ -1,22 +1,23 @@
-"""L-Eval: seven closed and thirteen open tasks on lectures, exams, stories, contracts, meetings, papers and code.
+"""Builds L-Eval: seven closed and 13 open tasks on lectures, exams, stories, contracts, meetings, papers and code.
 
 Paper: An et al., L-Eval: Instituting Standardized Evaluation for Long Context Language Models, arXiv 2307.11088. Data:
-``LEval-data/`` of OpenLMLab/LEval at cd34b05, a file a task, or the same files of the Hub dataset L4NLP/LEval. Only
-its prompts are quoted here (the repository is GPL-3.0; each dataset has a license of its own): ``get_sys_prompt`` of
-``Baselines/LEval_config.py`` and the messages of ``Baselines/llama2-chat-test.py`` without Llama 2's marks, whose place
-the model's chat template takes. Scores: ``Evaluation/auto_eval.py``, ``em.py`` and ``f1.py``. Sample i is question i of
-the file, rows in order, questions in order. Known differences:
+``LEval-data/`` of OpenLMLab/LEval at cd34b05, one file per task, or the same files of the Hub dataset L4NLP/LEval. Only
+its prompts are quoted here (the repository is GPL-3.0; each dataset has its own license): ``get_sys_prompt`` of
+``Baselines/LEval_config.py`` and the messages of ``Baselines/llama2-chat-test.py`` without Llama 2's special strings,
+which the model's chat template replaces. Scores: ``Evaluation/auto_eval.py``, ``em.py`` and ``f1.py``. Sample i is
+question i of the file, rows in order, questions in order. Known differences:
 
 - Open tasks have the questions that upstream scores by n-grams (``evaluation`` f1 or rouge), with the length of the
-  right answer in the prompt, as upstream's length-instruction-enhanced evaluation. The 181 questions that upstream has
-  judged by GPT-4 against the answers of another model, or by people, are not there.
-- sci_fi has the answer from the document (upstream's "loyalty"); the second question, on the facts of the real world
+  right answer in the prompt, as in upstream's length-instruction-enhanced evaluation. The 181 questions that upstream
+  compares with another model's answers, by GPT-4 or by people, are not included.
+- sci_fi has the answer from the document (upstream's "loyalty"); the second question, about facts of the real world
   and without the document, is not asked.
-- A document that is too long loses its end; upstream cuts words off the end too, but off the begin in codeU.
+- The end of a document that is too long is removed; upstream also removes words at the end, but in codeU at the
+  beginning.
 
-Oddities that the published numbers have: in the three tasks with options a reply without a letter counts as ``A``,
-unless it is empty; in quality and tpo the first capital A to D anywhere in the reply is the answer; coursera gives a
-quarter of a point where only a part of several right options is named; numbers in gsm100 end at a full stop.
+Oddities of the published numbers: in the three tasks with options a reply without a letter counts as ``A``, unless it
+is empty; in quality and tpo the first capital A to D anywhere in the reply is the answer; coursera gives a quarter of a
+point if only a part of several right options is selected; numbers in gsm100 end at a full stop.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ SETS: dict[str, Subset] = {
     "scientific_qa": _open("f1"),
     "tv_show_summ": _open(GEOMETRIC),
 }
-"""By upstream's name."""
+"""Datasets by upstream's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +140,12 @@ class LEval(HubTask, SubsetTask):
         return DataFile(
             names=(name, f"{folder}-ended-tasks/{name}", f"LEval-data/{folder}-ended-tasks/{name}"),
             source="LEval-data of github.com/OpenLMLab/LEval, or the Hub dataset L4NLP/LEval",
-            schema="rows with input and evaluation (texts), instructions and outputs (lists of texts of one length)",
+            schema="rows with input and evaluation (strings), instructions and outputs (lists of strings, same length)",
             hub=f"L4NLP/LEval@LEval/{on_hub}/{name}",
         )
 
     def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
-        """One `DataRow` an instruction, but those that upstream has judged."""
+        """One `DataRow` per instruction, except those that upstream scores with a judge."""
         found = []
         for row in rows:
             asked, outputs = self.texts(row, "instructions"), self.texts(row, "outputs")
@@ -157,10 +158,10 @@ class LEval(HubTask, SubsetTask):
         return found
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The question on the row's document."""
+        """The draft of the question about the row's document."""
         question, output = row.item
         metadata: dict[str, object] = {"output": output}
-        # What codeU compares is not what a model would write.
+        # The string that codeU compares is not what a model would generate.
         answer = READ[self.dataset][0](output) if self.dataset in READ and self.dataset != "codeU" else output
         if self.dataset in OPTIONS and len(answer) == 1:
             metadata["distractors"] = [letter for letter in "ABCD" if letter != answer]
@@ -182,22 +183,22 @@ class LEval(HubTask, SubsetTask):
         return {self.metric: exact_match(prediction, answer)}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Means in percent; of ROUGE also the geometric mean of the three means.
+        """Means in percent; for ROUGE also the geometric mean of the three means.
 
         Raises:
-            UserError: There are none.
+            UserError: The list of scores is empty.
         """
         return with_geometric_mean(super().aggregate(scores))
 
 
 def _without_articles(text: str) -> str:
-    """em.py, normalize_answer: as `longlens.tasks.metrics.normalize_answer`, without lower case."""
+    """em.py, normalize_answer: like `longlens.tasks.metrics.normalize_answer`, but without lowercasing."""
     bare = re.sub(r"[!-/:-@\[-`{-~]", "", text)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """Letters by equality, a quarter for a part of them; numbers by value; other answers where the prediction has them.
+    """Compares letters by equality (a quarter for a subset), numbers by value, and other answers as substrings.
 
     Source: ``Evaluation/em.py``, `exact_match_score`.
     """
@@ -248,7 +249,7 @@ def _options(prediction: str, output: str) -> str:
 
 
 def _number(text: str, output: str = "") -> str:
-    """auto_eval.py, process_math: digits of what follows ``The answer is``, else of the last word with a digit."""
+    """auto_eval.py, process_math: digits of the word after ``The answer is``, else of the last word with a digit."""
     found = re.search(r"The answer is (\S+)", text)
     if found:
         word = found[1]
@@ -300,5 +301,5 @@ READ: dict[str, tuple[Callable[[str], str], Callable[[str, str], str]]] = {
     "codeU": (_code, _printed),
     "sci_fi": (_loyal, _judgement),
 }
-"""What is read from a row's output, and from a prediction (with that output)."""
+"""Functions that parse a row's output, and a prediction (given that output)."""
 TASKS: dict[str, Callable[..., Task]] = {f"leval_{name}": partial(LEval, dataset=name) for name in SETS}

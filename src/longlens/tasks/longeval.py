@@ -1,18 +1,18 @@
-"""LongEval: recall the number in one of many lines, or name the first of many conversations.
+"""Builds LongEval: recall the number in one of many lines, or the topic of the first of many conversations.
 
 Blog: Li et al., How Long Can Open-Source LLMs Truly Promise on Context Length?, lmsys.org, June 2023. Prompts and
 metrics: ``longeval/utils.py`` of DachengLi1/LongChat at 4b5faa5, Apache-2.0.
 
 Lines (``generate_lines_testcases``, ``test_lines_one_sample``): scored by whether the last integer of the answer is the
-line's. Known differences: ids of LRT-NL are never the same twice, at any number of lines (upstream draws adjectives
-without replacement and fails beyond about 900); ids of LRT-ABCindex are 6 letters for the first 46,656 lines and 7 from
-there on (upstream writes all with 7 then); the test files that upstream ships were drawn with an older word list. The
+line's. Known differences: ids of LRT-NL are unique at any number of lines (upstream draws adjectives without
+replacement and fails beyond about 900); ids of LRT-ABCindex have 6 letters for the first 46,656 lines and 7 for the
+others (upstream then writes all with 7); the test files that upstream ships were drawn with an older word list. The
 paper of LongPPL, section 4: "For LongEval, we use 1350 lines as the prompt, which is approximately 32k tokens": task
 ``longeval_lines_1350``.
 
 Topics (``generate_topics_testcases``, ``test_topics_one_sample``): ``longeval/evaluation/topics/conversations.jsonl``,
-30 conversations, a file of the user; scored by whether the answer contains the topic after both are normalised (lower
-case, no articles or punctuation). Known difference: upstream asks GPT-3.5 instead, which also takes synonyms.
+30 conversations, a file of the user; scored by whether the answer contains the topic after both are normalized (lower
+case, no articles or punctuation). Known difference: upstream asks GPT-3.5 instead, which also accepts synonyms.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _uuids(rng: Random) -> Iterator[str]:
 
 
 def _adjective_nouns(rng: Random) -> Iterator[str]:
-    """Each adjective once, with a noun that was not there before; then the same again in other orders."""
+    """Combines each adjective with a noun so that the pair is new; then repeats this in other orders."""
     endless = zip(_rounds(word_list("adjective"), rng), _rounds(word_list("noun"), rng), strict=True)
     seen: set[str] = set()
     for adjective, noun in endless:
@@ -77,7 +77,7 @@ IDS: dict[str, tuple[Callable[[Random], Iterator[str]], Callable[[], int]]] = {
     "LRT-UUID": (_uuids, lambda: 36),
     "LRT-NL": (_adjective_nouns, lambda: longest_word("adjective", "noun")),
 }
-"""How the lines are named, by upstream's ``line_idx_opt``: what draws the names, and bytes of the longest."""
+"""Kinds of line ids, by upstream's ``line_idx_opt``: the function that draws ids, and the bytes of the longest id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +88,8 @@ class LongEvalLines(Task):
         name: Name of the task.
         ids: A key of `IDS`.
         lines: Number of lines, whatever their tokens; by default as many as fit into the length.
-        answer_prefix: What the model continues, ``{line}`` being the id that is asked for; upstream has none for chat
-            models. A base model needs one, such as `BASE_PREFIX`, or it does not know that an answer is due.
+        answer_prefix: The text that the model continues, in which ``{line}`` is the requested id; upstream has none for
+            chat models. A base model needs one, such as `BASE_PREFIX`, or it does not know that an answer is expected.
     """
 
     name: str = "longeval_lines"
@@ -110,11 +110,11 @@ class LongEvalLines(Task):
 
     @property
     def unit_tokens(self) -> int:
-        """A line."""
+        """Maximum size of a line."""
         return len(_line("", "50000")) + IDS[self.ids][1]()
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws ids and numbers."""
+        """A plan with random ids and numbers."""
         return _Lines(self, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
@@ -122,7 +122,7 @@ class LongEvalLines(Task):
         return {"accuracy": float(metrics.last_integer(prediction) == int(sample.answers[0]))}
 
     def target(self, sample: Sample) -> str | None:
-        """The number; after a prefix that ends like the lines do before theirs, in their angle brackets."""
+        """The number, in angle brackets after a prefix that ends like the lines do before their numbers."""
         number = sample.answers[0]
         if sample.answer_prefix.endswith("REGISTER_CONTENT> is"):
             return f" <{number}>"
@@ -204,8 +204,8 @@ class LongEvalTopics(FolderTask):
         name: Name of the task.
         topics: Number of conversations, whatever their tokens (upstream: 5, 10, 15, 20, 25); by default as many as fit
             into the length.
-        answer_prefix: What the model continues; upstream has none for chat models. A base model needs one, such as
-            `TOPICS_BASE_PREFIX`.
+        answer_prefix: The text that the model continues; upstream has none for chat models. A base model needs one,
+            such as `TOPICS_BASE_PREFIX`.
     """
 
     name: str = "longeval_topics"
@@ -222,15 +222,15 @@ class LongEvalTopics(FolderTask):
         check_least(self, topics=1)
 
     def files(self, lengths: Sequence[int] = ()) -> tuple[DataFile, ...]:
-        """The conversations."""
+        """The file of conversations."""
         return (CONVERSATIONS,)
 
     @cached_property
     def data(self) -> tuple[Sequence[tuple[str, str]], dict[str, str]]:
-        """Topics and conversations, and what describes the file.
+        """Topics and conversations, and the description of the file.
 
         Raises:
-            UserError: It is missing, has another schema, or too few conversations.
+            UserError: The file is missing, has another schema, or has too few conversations.
         """
         found, described = CONVERSATIONS.rows(self.name, self.data_dir)
         name, get = described["file"], CONVERSATIONS.get
@@ -241,11 +241,11 @@ class LongEvalTopics(FolderTask):
 
     @property
     def unit_tokens(self) -> int:
-        """A conversation, at most the longest one; the header's count can grow by a digit."""
+        """Maximum size of a conversation: that of the longest one, plus one because the header's count can grow."""
         return 1 + max(len(text.encode()) for _, text in self.data[0])
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws the conversations."""
+        """A plan with random conversations."""
         return _Topics(self, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:

@@ -1,20 +1,20 @@
-"""LooGLE: questions, gaps to fill and summaries on papers, articles and film scripts of 2022 and later.
+"""Builds LooGLE: questions, clozes and summaries on papers, articles and film scripts of 2022 and later.
 
 Paper: Li et al., LooGLE: Can Long-Context Language Models Understand Long Contexts?, arXiv 2311.04939. Code:
 bigai-nlco/LooGLE at 6734382, MIT: prompts ``config/task2prompt.json``, answer tokens ``config/task2maxlen.json``,
 scores ``Evaluation/automatic_metrics.py``, the judge's prompts ``Evaluation/llm_score.py``. Data: the Hub dataset
-bigai-nlco/LooGLE (formerly bigainlco/LooGLE), a question a row with context, question and answer; or the files of the
-repository's ``LooGLE-testdata`` and of the former dataset, a document per row with input and qa_pairs, Python's
-literals in a text. Sample i is question i of the file. Known differences:
+bigai-nlco/LooGLE (formerly bigainlco/LooGLE), one question per row with context, question and answer; or the files of
+the repository's ``LooGLE-testdata`` and of the former dataset, one document per row with input and qa_pairs, which are
+Python literals in a string. Sample i is question i of the file. Known differences:
 
-- METEOR and BERTScore are not there: they need WordNet and a model.
-- The four measures of sorted timelines (``Reorder/``) are not there; such questions are scored as the others of
+- METEOR and BERTScore are not included: they need WordNet and a model.
+- The four measures of sorted timelines (``Reorder/``) are not included; such questions are scored as the others of
   longdep_qa.
-- Scores of gaps are means over questions of the share of gaps that are right; upstream divides all right gaps by all.
-- A reply is read as a Python literal or JSON; upstream evaluates it as a program.
+- Scores of clozes are means over questions of the fraction of right gaps; upstream divides all right gaps by all gaps.
+- A reply is parsed as a Python literal or JSON; upstream evaluates it as a program.
 - Upstream generates with ``repetition_penalty`` 2; here it is 1.
 
-Oddity: ROUGE is the recall alone, so that a longer reply scores higher.
+Oddity: ROUGE is only the recall, so that a longer reply scores higher.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SETS: dict[str, Subset] = {
         category=LONG,
     ),
 }
-"""By upstream's name."""
+"""Datasets by upstream's name."""
 _SAME = (
     "Given one question, there is a groundtruth and a predict_answer. Please decide whether they are the same or not "
     "in semantic. Please only output 'True' or 'False' ."
@@ -71,7 +71,7 @@ _POINTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LooGLE(HubTask, SubsetTask):
-    """Gaps to fill, and what all datasets of LooGLE share.
+    """The cloze task, and base class of all datasets of LooGLE.
 
     Attributes:
         dataset: A key of `SETS`.
@@ -83,7 +83,7 @@ class LooGLE(HubTask, SubsetTask):
     @property
     def file(self) -> DataFile:
         """The file of the dataset."""
-        # The hub has longdep_summarization as summarization.jsonl.
+        # The Hub has longdep_summarization as summarization.jsonl.
         on_hub = self.dataset.removeprefix("longdep_") if self.dataset.endswith("summarization") else self.dataset
         names = dict.fromkeys(
             place + name + ".jsonl" for name in (self.dataset, on_hub) for place in ("", "data/", "LooGLE-testdata/")
@@ -96,7 +96,7 @@ class LooGLE(HubTask, SubsetTask):
         )
 
     def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
-        """One `DataRow` a question: its text, its question and its answer."""
+        """One `DataRow` per question: its text, its question and its answer."""
         found = []
         for row in rows:
             if "input" not in row.values:
@@ -117,7 +117,7 @@ class LooGLE(HubTask, SubsetTask):
         return pairs
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The question on its text."""
+        """The draft of the question about its text."""
         text, question, answer = row.item
         if "{question}" in self.facts.prompt and not isinstance(question, str):
             raise self.file.wrong(row.place, "a question that is not a string")
@@ -136,7 +136,7 @@ class LooGLE(HubTask, SubsetTask):
         return self.fill(metadata, [answer], context=text, question=question or "")
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Shares of gaps that are filled with the right words, and with one of them."""
+        """Fractions of gaps filled with exactly the right words, and with at least one of them."""
         gaps, found = sample.metadata["gaps"], _literal(prediction)
         given = found if isinstance(found, dict) else {}
         exact = sum(given.get(name) == words for name, words in gaps.items())
@@ -146,24 +146,24 @@ class LooGLE(HubTask, SubsetTask):
 
 @dataclass(frozen=True, kw_only=True)
 class LooGLEAnswers(LooGLE, JudgedTask):
-    """Questions and summaries of LooGLE, which a judge may score."""
+    """Questions and summaries of LooGLE, which can be scored by a judge."""
 
     judged_metric = "judge"
     judge_tokens = 10  # llm_score.py: max_tokens=10
 
     @property
     def prompts_by(self) -> str:
-        """Upstream's."""
+        """Upstream's prompts."""
         return "loogle"
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """ROUGE's recall and BLEU of single n-grams, as the package rouge and NLTK have them."""
+        """ROUGE recall, and BLEU of single n-gram orders, as computed by the package rouge and NLTK."""
         given, wanted = prediction or "None", sample.answers[0]  # automatic_eval.py: if hyp == '': hyp = 'None'
         found = rouge_recall(given, wanted)
         return {**found, "bleu_1": bleu(given, wanted, 1), "bleu_4": bleu(given, wanted, 4)}
 
     def judge_prompts(self, sample: Sample, prediction: str) -> list[str]:
-        """Upstream's, its system message before the other one."""
+        """Upstream's prompt, its system message before the user message."""
         answer = sample.answers[0]
         if self.dataset == "longdep_summarization":
             return [f"{_POINTS} \nGroundtruth = {answer} \nGenerated = {prediction} \nScore = "]
@@ -171,7 +171,7 @@ class LooGLEAnswers(LooGLE, JudgedTask):
         return [f"{_SAME}\n\nQuestion: {question}\ngroudtruth = {answer}\npredict_answer = {prediction}"]
 
     def judged(self, sample: Sample, prediction: str, replies: Sequence[str]) -> dict[str, float]:
-        """1 for ``True``, 0 for ``False``; of summaries a hundredth of the points; nothing for another reply."""
+        """1 for ``True``, 0 for ``False``; for summaries points / 100; empty for another reply."""
         reply = replies[0].strip()
         if self.dataset == "longdep_summarization":
             points = re.match(r"\d{1,3}\b", reply)

@@ -1,22 +1,22 @@
-"""SCROLLS and ZeroSCROLLS: summaries, questions, inference and sorting on reports, meetings, papers, books and plays.
+"""Builds SCROLLS and ZeroSCROLLS: summaries, QA, inference and sorting on reports, meetings, papers, books and plays.
 
 Papers: Shaham et al., SCROLLS: Standardized CompaRison Over Long Language Sequences, arXiv 2201.03533; Shaham et al.,
-ZeroSCROLLS: A Zero-Shot Benchmark for Long Text Understanding, arXiv 2305.14196. Data: the ZIP files of the Hub's data
-sets tau/scrolls and tau/zero_scrolls, read as they are published; rows of one ``id`` are one question with several
+ZeroSCROLLS: A Zero-Shot Benchmark for Long Text Understanding, arXiv 2305.14196. Data: the ZIP files of the Hub
+datasets tau/scrolls and tau/zero_scrolls, read as published; rows with the same ``id`` are one question with several
 answers. Scores: ``metrics/`` of both datasets (tau/zero_scrolls at 9af1d79). Code: tau-nlp/scrolls at bfc0da0 and
 tau-nlp/zero_scrolls at c994676, MIT.
 
-**Which rows.** The validation split, unless ``split="test"``: answers of test splits are hidden, except for a few data
-sets of ZeroSCROLLS whose files have them. ZeroSCROLLS' validation split has some 20 rows a dataset, "meant for
-eyeballing"; published numbers are of the test split, through the leaderboard's site.
+**Split.** The validation split, unless ``split="test"``: answers of test splits are hidden, except for a few datasets
+of ZeroSCROLLS whose files include them. ZeroSCROLLS' validation split has about 20 rows per dataset, "meant for
+eyeballing"; published numbers are of the test split, from the leaderboard's site.
 
-SCROLLS trains models on its datasets and has no prompts. Those here are lm-evaluation-harness's (0.4.13,
-``tasks/scrolls/task.py``), whose own task no longer loads; in quality and contract_nli the choices are in the prompt
-too, since the model has to write one. Answers end at a line end, as there.
+SCROLLS trains models on its datasets and has no prompts. The prompts here are those of lm-evaluation-harness (0.4.13,
+``tasks/scrolls/task.py``), whose own task no longer loads. In quality and contract_nli the prompt also contains the
+choices, because the model has to write one. Answers end at a line end, as there.
 
-ZeroSCROLLS' prompts are in its rows, up to how the answer begins; a text that is too long loses its end, as upstream.
-Known difference: its F1 turns letters into ASCII by the package unidecode; here accents are taken off, and other
-letters stay.
+ZeroSCROLLS' rows contain their prompts, up to the beginning of the answer; the end of a text that is too long is
+removed, as upstream. Known difference: its F1 converts letters to ASCII with the package unidecode; here accents are
+removed, and other letters are kept.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _answers(metric: str, tokens: int, prompt: str = "", prefix: str = "", categ
     return Subset(prompt=prompt, prefix=prefix, metric=metric, max_new_tokens=tokens, category=category, stop=stop)
 
 
-# SCROLLS says nothing of answer tokens: those of ZeroSCROLLS for the same data, but more where an option is written.
+# SCROLLS does not define answer tokens: those of ZeroSCROLLS for the same data, but more if the answer is an option.
 SETS: dict[str, Subset] = {
     "gov_report": _summaries(1024, _SUMMARIZE, "\nAnswer:"),
     "summ_screen_fd": _summaries(512, _SUMMARIZE, "\nAnswer:"),
@@ -102,7 +102,7 @@ class Scrolls(HubTask, SubsetTask):
 
     Attributes:
         dataset: A key of `SETS`.
-        split: ``validation``, or ``test`` where its answers are published.
+        split: ``validation``, or ``test`` if its answers are published.
     """
 
     split: str = "validation"
@@ -133,7 +133,7 @@ class Scrolls(HubTask, SubsetTask):
         )
 
     def questions(self, rows: Sequence[DataRow]) -> list[DataRow]:
-        """One `DataRow` an ``id``, with all outputs."""
+        """One `DataRow` per ``id``, with all outputs."""
         found: dict[str, DataRow] = {}
         for row in rows:
             output = row.values.get("output")
@@ -146,7 +146,7 @@ class Scrolls(HubTask, SubsetTask):
         return list(found.values())
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's prompt: the text, then the question, which precedes it in the file."""
+        """The draft of the row: the text, then the question, which precedes it in the file."""
         text = self.text(row, "input")
         metadata: dict[str, Any] = {"row_id": self.text(row, "id")}
         fields = {}
@@ -162,7 +162,7 @@ class Scrolls(HubTask, SubsetTask):
             options = [" ".join(option.split()) for option in re.split(r" *\([A-D]\) *", f"{listed}(D){last}")[1:]]
             answers = [" ".join(answer.split()) for answer in answers]
             if not set(answers) <= set(options):
-                raise self.file.wrong(row.place, "an output that is none of the options (A) to (D) in its input")
+                raise self.file.wrong(row.place, "an output that is not one of the options (A) to (D) in its input")
             fields["options"] = "\n".join(options)
             metadata["distractors"] = [option for option in options if option not in answers]
             text = text.strip()
@@ -180,7 +180,7 @@ class Scrolls(HubTask, SubsetTask):
         """Means in percent; for summaries also ``rouge``, the geometric mean of the three means.
 
         Raises:
-            UserError: There are none.
+            UserError: The list of scores is empty.
         """
         return with_geometric_mean(super().aggregate(scores))
 
@@ -198,12 +198,12 @@ class ZeroScrolls(Scrolls):
         return "tau/zero_scrolls"
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's own prompt, cut where its query ends."""
+        """The draft of the row's own prompt, which ends where its query ends."""
         text, places = self.text(row, "input"), []
         for name in ("document_start_index", "document_end_index", "query_end_index"):
             places.append(int(self.file.get(row.values, name, int, row.place)))
         if not 0 <= places[0] <= places[1] <= len(text) or not 0 <= places[2] <= len(text):
-            raise self.file.wrong(row.place, "places of document and query that are not in its input")
+            raise self.file.wrong(row.place, "indexes of document and query that are out of range of its input")
         metadata: dict[str, Any] = {"row_id": self.text(row, "id"), "omission": self.text(row, "truncation_seperator")}
         answers = list(dict.fromkeys(row.item))
         if self.dataset == "quality":
@@ -216,7 +216,7 @@ class ZeroScrolls(Scrolls):
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The dataset's scores, best over the answers; F1 without accents."""
+        """The dataset's scores, best over the answers; F1 is computed without accents."""
         if self.metric == "f1":
             sample, prediction = replace(sample, answers=list(map(_plain, sample.answers))), _plain(prediction)
         return super().score(sample, prediction)
@@ -237,7 +237,7 @@ def _percentage(text: str) -> float | None:
 
 
 def exp_similarity(prediction: str, answer: str) -> float:
-    """``0.5 ** (|p - q| / 10)`` of the first percentages in prediction and answer, 0 where the prediction has none.
+    """``0.5 ** (|p - q| / 10)`` for the first percentages in prediction and answer, 0 if the prediction has none.
 
     Source: ``metrics/exp_similarity.py`` of the Hub's tau/zero_scrolls (space_digest).
     """
@@ -250,7 +250,7 @@ def _order(text: str) -> list[str]:
 
 
 def concordance_index(prediction: str, answer: str) -> float:
-    """Share of pairs of numbers that prediction and answer have in the same order; 0 unless both have the same numbers.
+    """Fraction of pairs of numbers in the same order in prediction and answer; 0 unless both have the same numbers.
 
     Source: ``metrics/concordance_index.py`` of the Hub's tau/zero_scrolls (book_sum_sort).
     """

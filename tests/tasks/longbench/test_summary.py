@@ -58,7 +58,7 @@ def test_a_missing_set_is_an_error_or_a_named_gap():
     assert found.overall == {"en": 50.0, "zh": None, "all": None}
     assert [domain for domain, value in found.domains["zh"].items() if value is None] == ["summarization", "few-shot"]
     assert found.domains["all"]["code"] == 50.0
-    with pytest.raises(UserError, match="no sets longbench_vcsun; expected longbench_narrativeqa, "):
+    with pytest.raises(UserError, match="unknown datasets longbench_vcsun; expected longbench_narrativeqa, "):
         summarize(scores | {"longbench_vcsun": 1.0}, allow_gaps=True)
 
 
@@ -76,5 +76,5 @@ def test_e_is_summed_up_by_length():
     gaps = summarize_e(scores, allow_gaps=True)
     assert (gaps["0-4k"].overall["en"], gaps["8k+"].overall["en"]) == (60.0, None)
     assert gaps["8k+"].gaps == ["longbench_e_lcc"]
-    with pytest.raises(UserError, match="no sets longbench_lcc"):
+    with pytest.raises(UserError, match="unknown datasets longbench_lcc"):
         summarize_e({"longbench_lcc": {}}, allow_gaps=True)

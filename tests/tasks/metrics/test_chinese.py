@@ -70,7 +70,7 @@ def test_the_dictionary_is_read_without_a_file_in_the_temp_folder(monkeypatch, t
 
 
 def test_an_answer_without_a_paragraph_is_said():
-    with pytest.raises(UserError, match="answer '第三' names no paragraph: expected '段落N'"):
+    with pytest.raises(UserError, match="answer '第三' contains no paragraph: expected '段落N'"):
         retrieval_score_zh("3", "第三")
 
 

@@ -40,7 +40,7 @@ def test_every_other_number_lowers_the_score():
 
 
 def test_an_answer_without_a_paragraph_is_said():
-    with pytest.raises(UserError, match="answer 'third' names no paragraph: expected 'Paragraph N'"):
+    with pytest.raises(UserError, match="answer 'third' contains no paragraph: expected 'Paragraph N'"):
         retrieval_score("3", "third")
 
 

@@ -1,4 +1,4 @@
-"""LongBench v1 (21 sets), LongBench-E (13) and LongBench v2, and how their scores are summed up.
+"""Provides LongBench v1 (21 datasets), LongBench-E (13) and LongBench v2, and aggregates their scores.
 
 Papers, sources, licenses and known differences: `longlens.tasks.longbench.v1` and `longlens.tasks.longbench.v2`.
 """

@@ -1,8 +1,8 @@
-"""LongBench v1's 21 sets as a table: what is asked, how long the answer may be, how it is scored.
+"""Defines LongBench v1's 21 datasets as a table: prompt, answer length and metric of each.
 
-All of it is THUDM/LongBench at 2e00731 (MIT): prompts from ``LongBench/config/dataset2prompt.json``, word for word with
-their misprints; answer tokens from ``dataset2maxlen.json``; metrics and the first line from ``eval.py``; chat template
-and stop from ``pred.py``; domains, languages and numbers of samples from ``task.md``.
+Source: THUDM/LongBench at 2e00731 (MIT): prompts from ``LongBench/config/dataset2prompt.json``, verbatim with their
+misprints; answer tokens from ``dataset2maxlen.json``; metrics and first-line rule from ``eval.py``; chat template and
+stop strings from ``pred.py``; domains, languages and numbers of samples from ``task.md``.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ METRICS: dict[str, Callable[[str, str, Sequence[str]], float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongBenchSet(Subset):
-    """What LongBench says of a set; its category is one of `DOMAINS`, its metric one of `METRICS`.
+    """LongBench's definition of a dataset; its category is one of `DOMAINS`, its metric one of `METRICS`.
 
     Attributes:
         language: ``en``, ``zh``, or ``code``, which counts in both.
-        samples: Of v1.
-        samples_e: Of LongBench-E; 0 where the set is not in it.
-        template: ``chat-prefix``, or ``none`` for sets of which ``pred.py`` says that "chat models are better off
+        samples: Number of samples in v1.
+        samples_e: Number of samples in LongBench-E; 0 if the dataset is not in it.
+        template: ``chat-prefix``, or ``none`` for datasets of which ``pred.py`` says that "chat models are better off
             without build prompts on these tasks".
         first_line: Whether only the prediction's first line is scored.
-        inside: Regular expression of what stands in the context and is of the answer's kind.
+        inside: Regular expression of candidates in the context that are of the answer's kind.
     """
 
     language: str
@@ -279,4 +279,4 @@ SETS: dict[str, LongBenchSet] = {
         template="none",
     ),
 }
-"""By upstream's name, in its order."""
+"""Datasets by upstream's name, in its order."""

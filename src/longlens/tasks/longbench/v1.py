@@ -1,20 +1,20 @@
-"""LongBench v1 and LongBench-E: 21 sets in English, Chinese and code, 13 of them again with lengths spread evenly.
+"""Builds LongBench v1 and LongBench-E: 21 datasets in English, Chinese and code, 13 of them also with even lengths.
 
 Paper: Bai et al., LongBench: A Bilingual, Multitask Benchmark for Long Context Understanding, arXiv 2308.14508.
 Prompts, settings and metrics: `longlens.tasks.longbench.sets`, from THUDM/LongBench at 2e00731, MIT. Data: files of
-the user, ``data.zip`` of the Hub dataset THUDM/LongBench, unpacked; its sets have licenses of their own. It has
-no files that could be had one by one, and the Parquet copies that others made of them have other columns.
+the user, ``data.zip`` of the Hub dataset THUDM/LongBench, unpacked; its datasets have their own licenses. Its files are
+not available one by one, and Parquet copies of them by others have other columns.
 
-Sample i is row i of the file; nothing is drawn but the wrong answers to choose from. Known differences:
+Sample i is row i of the file; only the wrong answers (distractors) are random. Known differences:
 
-- A prompt does not end in whitespace here; upstream's does for the sets of code, passage_count,
-  passage_retrieval_en and where a row's input does. `LongBench.target` gives that whitespace back.
-- ``length`` is the budget for prompt and answer; upstream's max_length is for the prompt alone (its "31500" for a model
-  of 32k is a length of 31500 + ``max_new_tokens``). The middle is removed from what comes before the answer prefix;
-  upstream halves prompt and prefix together, so that the cut is a few tokens elsewhere.
-- samsum ends at a line end, as upstream, whose first token however cannot be one.
-- Classes are those of the row; upstream takes those of the file's last row, which are the same.
-- Nothing that is missing changes an average silently: it is an error, or the average is None and the gap is named.
+- A prompt does not end in whitespace here; upstream's does for the datasets of code, for passage_count and
+  passage_retrieval_en, and if a row's input does. `LongBench.target` restores that whitespace.
+- ``length`` is the budget for prompt and answer; upstream's max_length is for the prompt only (its "31500" for a model
+  of 32k is a length of 31500 + ``max_new_tokens``). Here the middle is removed from the text before the answer prefix;
+  upstream splits prompt and prefix together into halves, so that the cut differs by a few tokens.
+- samsum ends at a line end, as upstream, whose first token however cannot be a line end.
+- Classes are those of the row; upstream uses those of the file's last row, which are the same.
+- A missing score never changes an average silently: it is an error, or the average is None and the gap is reported.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ NAME_E = "longbench_e_"
 # Paper, table 2: "code tasks are included in both languages"
 PARTS_E = {"en": (ENGLISH, PROGRAMS)}
 PARTS = PARTS_E | {"zh": (CHINESE, PROGRAMS), "all": (ENGLISH, CHINESE, PROGRAMS)}
-"""The averages, and which sets each is over, by language."""
+"""Averages by name, each with its languages."""
 # eval.py, scorer_e: "if length < 4000 … elif length < 8000 … else"; words, or characters of Chinese
 BUCKETS: dict[str, float] = {"0-4k": 4000, "4-8k": 8000, "8k+": float("inf")}
-"""LongBench-E's buckets, and below which length of the row's data each ends."""
+"""LongBench-E's buckets, each with its upper bound (exclusive) on the length field of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongBench(SubsetTask):
-    """A set of LongBench v1.
+    """A dataset of LongBench v1.
 
     Attributes:
         dataset: A key of `SETS`.
@@ -57,17 +57,17 @@ class LongBench(SubsetTask):
 
     @property
     def facts(self) -> LongBenchSet:
-        """What LongBench says of the set."""
+        """LongBench's definition of the dataset."""
         return SETS[self.dataset]
 
     @property
     def default_samples(self) -> int:
-        """All of them."""
+        """Number of rows of the dataset."""
         return self.facts.samples
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending."""
+        """The file's name without its extension."""
         return self.dataset
 
     @cached_property
@@ -82,7 +82,7 @@ class LongBench(SubsetTask):
         )
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's prompt."""
+        """The draft of the row's prompt."""
         context, answers = self.text(row, "context"), self.texts(row, "answers")
         words = self.file.get(row.values, "length", int, row.place)
         metadata = {
@@ -95,7 +95,7 @@ class LongBench(SubsetTask):
         return self.fill(metadata, answers, context=context, input=self.text(row, "input"))
 
     def _others(self, row: DataRow, context: str, answers: Sequence[str], key: tuple[int, int]) -> dict[str, Any]:
-        """The classes, and wrong answers of the right kind, for the sets that have any."""
+        """The classes, and wrong answers of the right kind, for datasets that have any."""
         rng = draws(self.name, *key, "distractors")
         if self.metric == "classification":
             classes = self.texts(row, "all_classes")
@@ -105,41 +105,41 @@ class LongBench(SubsetTask):
         return {}
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The set's metric, best over the answers; of the prediction's first line where LongBench takes that alone."""
+        """The dataset's metric, best over the answers, on the prediction's first line if LongBench uses only that."""
         if self.facts.first_line:
             prediction = prediction.lstrip("\n").split("\n")[0]
         compare, classes = METRICS[self.metric], sample.metadata.get("all_classes", ())
         return {self.metric: max(compare(prediction, answer, classes) for answer in sample.answers)}
 
     def target(self, sample: Sample) -> str | None:
-        """The only answer, after upstream's whitespace or a space; no space before Chinese."""
+        """The only answer, after upstream's whitespace or a space; without a space before Chinese."""
         if self.facts.language == CHINESE and not sample.metadata["white_space"]:
             return sample.answers[0] if len(sample.answers) == 1 else None
         return super().target(sample)
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The mean in percent, rounded to two places as LongBench's.
+        """The mean in percent, rounded to two digits as in LongBench.
 
         Raises:
-            UserError: There are none.
+            UserError: The list of scores is empty.
         """
         return {self.metric: percent([row[self.metric] for row in scores])}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongBenchE(LongBench):
-    """A set of LongBench-E: rows of all lengths, to be summed up by `bucket_means`."""
+    """A dataset of LongBench-E: rows of all lengths, to be aggregated with `bucket_means`."""
 
     suite = "longbench_e"
 
     @property
     def default_samples(self) -> int:
-        """All of them."""
+        """Number of rows of the dataset."""
         return self.facts.samples_e
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending."""
+        """The file's name without its extension."""
         return f"{self.dataset}_e"
 
 
@@ -151,11 +151,11 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongBenchSummary:
-    """Averages in percent; None if a set is missing.
+    """Averages in percent; None if a dataset is missing.
 
     Attributes:
-        overall: ``en``, ``zh`` and ``all``, of LongBench-E ``en`` alone -> mean of its domains' values in `domains`.
-        domains: The same -> domain -> mean of its sets. Code counts in both languages.
+        overall: ``en``, ``zh`` and ``all`` (for LongBench-E only ``en``) -> mean of its domains' values in `domains`.
+        domains: The same keys -> domain -> mean of its datasets. Code counts in both languages.
         gaps: Tasks without a score.
     """
 
@@ -170,42 +170,42 @@ def _bucket_of(length: int) -> str:
 
 
 def percent(scores: Sequence[float]) -> float:
-    """``round(100 * sum(scores) / len(scores), 2)``, as ``eval.py`` rounds the score of a set.
+    """``round(100 * sum(scores) / len(scores), 2)``, as in ``eval.py`` for the score of a dataset.
 
     Raises:
-        UserError: There are none.
+        UserError: The list of scores is empty.
     """
     if not scores:
-        raise UserError("no scores to sum up; give at least one")
+        raise UserError("no scores to aggregate; pass at least one")
     return round(100 * sum(scores) / len(scores), 2)
 
 
 def bucket_means(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, float | None]:
-    """`percent` of each bucket's scores, None if a bucket has none (``eval.py`` says NaN).
+    """`percent` of each bucket's scores, None if a bucket has no scores (NaN in ``eval.py``).
 
     Args:
-        metadata: Of the samples; ``bucket`` counts.
+        metadata: Metadata of the samples, with their ``bucket``.
         scores: Scores of the same samples, from 0 to 1.
 
     Raises:
-        UserError: Their numbers differ, or there are none.
+        UserError: The numbers of samples and scores differ, or are 0.
     """
     groups = group_scores([str(row["bucket"]) for row in metadata], scores)
     return {name: percent(groups[name]) if name in groups else None for name in BUCKETS}
 
 
 def summarize(scores: Mapping[str, float | None], *, allow_gaps: bool = False) -> LongBenchSummary:
-    """LongBench's averages: domains are means of sets, languages means of domains, so that each domain weighs alike.
+    """LongBench's averages: a domain is the mean of its datasets, a language the mean of its domains, without weights.
 
     Paper (Bai et al., arXiv 2308.14508), table 2: the macro-average over the task categories, for English, Chinese and
-    all sets.
+    all datasets.
 
     Args:
-        scores: Task, as ``longbench_hotpotqa`` -> score in percent; None is a gap.
-        allow_gaps: Whether sets may be missing; the averages that they belong to are None then.
+        scores: Task, such as ``longbench_hotpotqa`` -> score in percent; None is a gap.
+        allow_gaps: Whether datasets may be missing; the averages that depend on them are then None.
 
     Raises:
-        UserError: A set is missing, or a name is no task of LongBench v1.
+        UserError: A dataset is missing, or a name is not a task of LongBench v1.
     """
     return _averages(scores, {NAME + name: name for name in SETS}, PARTS, allow_gaps)
 
@@ -213,14 +213,14 @@ def summarize(scores: Mapping[str, float | None], *, allow_gaps: bool = False) -
 def summarize_e(
     scores: Mapping[str, Mapping[str, float | None]], *, allow_gaps: bool = False
 ) -> dict[str, LongBenchSummary]:
-    """LongBench-E's averages, as `summarize` has them, for each of `BUCKETS`; all of its sets are English or code.
+    """LongBench-E's averages, as in `summarize`, for each of `BUCKETS`; all of its datasets are English or code.
 
     Args:
-        scores: Task, as ``longbench_e_hotpotqa`` -> bucket -> score in percent, as from `bucket_means`.
-        allow_gaps: Whether sets, or buckets of sets, may be missing.
+        scores: Task, such as ``longbench_e_hotpotqa`` -> bucket -> score in percent, as returned by `bucket_means`.
+        allow_gaps: Whether datasets, or buckets of datasets, may be missing.
 
     Raises:
-        UserError: A set or a bucket is missing, or a name is no task of LongBench-E.
+        UserError: A dataset or a bucket is missing, or a name is not a task of LongBench-E.
     """
     sets = {NAME_E + name: name for name, facts in SETS.items() if facts.samples_e}
     return {
@@ -232,10 +232,10 @@ def summarize_e(
 
 
 def group_scores(names: Sequence[str], scores: Sequence[float]) -> dict[str, list[float]]:
-    """Scores by name, in order.
+    """Groups scores by name, in order.
 
     Raises:
-        UserError: Their numbers differ, or there are none.
+        UserError: The numbers of names and scores differ, or are 0.
     """
     if len(names) != len(scores) or not scores:
         raise UserError(f"{len(names)} samples and {len(scores)} scores; expected as many of each, at least one")
@@ -254,7 +254,7 @@ def _averages(
 ) -> LongBenchSummary:
     unknown = [task for task in scores if task not in sets]
     if unknown:
-        raise UserError(f"no sets {', '.join(unknown)}; expected {', '.join(sets)}")
+        raise UserError(f"unknown datasets {', '.join(unknown)}; expected {', '.join(sets)}")
     gaps = [task for task in sets if scores.get(task) is None]
     if gaps and not allow_gaps:
         raise UserError(

@@ -1,15 +1,15 @@
-"""LongBench v2: 503 questions with four choices, on contexts from 8k to 2M words.
+"""Builds LongBench v2: 503 questions with four choices, on contexts from 8k to 2M words.
 
 Paper: Bai et al., LongBench v2: Towards Deeper Understanding and Reasoning on Realistic Long-context Multitasks, arXiv
 2412.15204. Prompts: ``prompts/0shot.txt`` and ``0shot_no_context.txt`` of THUDM/LongBench at 2e00731, MIT; answer
-tokens and reading of an answer: ``pred.py``. Data: ``data.json`` of the Hub dataset zai-org/LongBench-v2 (formerly
-THUDM/LongBench-v2), whose card has its license. Sample i is row i of the file. Known differences:
+tokens and parsing of an answer: ``pred.py``. Data: ``data.json`` of the Hub dataset zai-org/LongBench-v2 (formerly
+THUDM/LongBench-v2), whose card states its license. Sample i is row i of the file. Known differences:
 
-- Upstream draws answers at temperature 0.1; a run that is to be repeated is greedy.
-- ``length`` is the budget for prompt and answer; upstream's is for the prompt alone.
-- An empty reply is wrong here; upstream leaves its sample out of the accuracy.
-- Chain of thought (``--cot``) is not there: it asks the model twice, the second time with its own first reply.
-  ``--rag`` is not there: it reads chunks that the dataset does not have.
+- Upstream samples answers at temperature 0.1; longlens decodes greedily, so that runs are reproducible.
+- ``length`` is the budget for prompt and answer; upstream's is for the prompt only.
+- An empty reply is wrong here; upstream excludes its sample from the accuracy.
+- Chain of thought (``--cot``) is not included: it calls the model twice, the second time with its own first reply.
+  ``--rag`` is not included: it reads chunks that the dataset does not contain.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class LongBenchV2(HubTask, RowsTask):
     r"""LongBench v2.
 
     Attributes:
-        context: Whether the prompt has the text; without it (upstream's ``--no_context``) the task shows what a model
-            knows by heart.
-        answer_prefix: What the model continues; upstream has none for chat models. For base ones, say,
-            ``"\n\nThe correct answer is"``.
+        context: Whether the prompt contains the text; without it (upstream's ``--no_context``) the task measures what a
+            model knows from training.
+        answer_prefix: The text that the model continues; upstream has none for chat models. For base models, use for
+            example ``"\n\nThe correct answer is"``.
     """
 
     name: str = "longbench_v2"
@@ -80,11 +80,11 @@ class LongBenchV2(HubTask, RowsTask):
 
     @property
     def file(self) -> DataFile:
-        """The file."""
+        """The file of questions."""
         return FILE
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:
-        """The row's prompt."""
+        """The draft of the row's prompt."""
         answer = _one_of(row, "answer", LETTERS)
         document = self.text(row, "context").strip()
         fill = _Filler(row)
@@ -107,9 +107,9 @@ class LongBenchV2(HubTask, RowsTask):
         )
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Whether the letter is right; ``compensated`` gives a quarter where none can be read, as guessing would.
+        """Whether the letter is right; ``compensated`` is 0.25 if no letter can be parsed, as for guessing.
 
-        The letter is read from answer prefix and prediction, so that a prefix may begin the statement.
+        The letter is parsed from answer prefix and prediction, so that a prefix may begin the statement.
         """
         letter = metrics.extract_choice(sample.answer_prefix + prediction)
         right = float(letter in sample.answers)
@@ -117,7 +117,7 @@ class LongBenchV2(HubTask, RowsTask):
         return {"accuracy": right, "compensated": 0.25 if letter is None else right}
 
     def target(self, sample: Sample) -> str:
-        """The statement that the prompt asks for, or what is left of it after the answer prefix."""
+        """The statement that the prompt asks for, or the rest of it after the answer prefix."""
         letter = f"({sample.answers[0]})"
         if sample.answer_prefix.endswith(STATEMENT):
             return f" {letter}"
@@ -125,10 +125,10 @@ class LongBenchV2(HubTask, RowsTask):
 
 
 class _Filler:
-    """Puts question and choices into a text.
+    """Inserts question and choices into a text.
 
-    One after the other, as ``pred.py`` does it, wherever the mark stands, in the document too. A text in LaTeX that has
-    ``$Q$`` has the question there; published numbers have it so.
+    As in ``pred.py``, marks are replaced one after the other wherever they occur, including in the document. For
+    example, ``$Q$`` in a LaTeX text is replaced by the question; published numbers include this.
     """
 
     def __init__(self, row: DataRow) -> None:
@@ -155,11 +155,11 @@ def summarize_v2(metadata: Sequence[Mapping[str, Any]], scores: Sequence[float])
     ``round(100 * sum(scores) / len(scores), 1)`` of each group. Source: ``result.py``.
 
     Args:
-        metadata: Metadata of the samples; ``difficulty`` and ``length_label`` count.
+        metadata: Metadata of the samples, with ``difficulty`` and ``length_label``.
         scores: Scores of the same samples: their ``accuracy``, or their ``compensated``, which is upstream's option.
 
     Raises:
-        UserError: Their numbers differ, or there are none.
+        UserError: The numbers of samples and scores differ, or are 0.
     """
     groups = {
         "overall": list(scores),

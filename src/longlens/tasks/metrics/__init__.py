@@ -1,7 +1,7 @@
-"""Answer metrics of the benchmarks: plain strings in, one number out.
+"""Computes answer metrics of the benchmarks: from strings to one number.
 
-Each function gives what the benchmark's own code gives, oddities included, since the published numbers hold them; its
-docstring names that code and lists the oddities.
+Each function returns the same value as the benchmark's own code, including its oddities, because the published numbers
+include them. Its docstring cites that code and lists the oddities.
 
 Code and commits: princeton-nlp/HELMET at 4526dfb, NVIDIA/RULER at c3f5e3b, THUDM/LongBench at 2e00731,
 DachengLi1/LongChat (LongEval) at 4b5faa5.

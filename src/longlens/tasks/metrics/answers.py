@@ -1,4 +1,4 @@
-"""A short answer against the right ones, as HELMET and LongBench compare them, and LongEval's number."""
+"""Compares a short answer with the right ones, as HELMET and LongBench do, and parses numbers for LongEval."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TypeVar
 from longlens.errors import UserError
 
 Answers = str | Sequence[str] | Sequence[Sequence[str]]
-"""The right answers to one question: one, several, or several groups; any of them will do."""
+"""The right answers to one question: one, several, or several groups; any of them counts as right."""
 
 MAX_DIGITS = 4300
-"""Digits that Python turns into an integer unless told otherwise (``sys.int_info.default_max_str_digits``)."""
+"""Maximum number of digits that Python converts to an integer by default (``default_max_str_digits``)."""
 Score = TypeVar("Score")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -23,10 +23,10 @@ _CLOSED = frozenset({"yes", "no", "noanswer"})
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, then without ASCII punctuation, then without the words a, an, the, then with single blanks.
+    """Lowercases, removes ASCII punctuation, removes the words a, an, the, and collapses whitespace.
 
-    Oddities: punctuation goes first and leaves nothing, so ``"the-end"`` is the one word ``theend`` and keeps its
-    article; non-ASCII punctuation stays.
+    Oddities: punctuation is removed first and leaves no space, so ``"the-end"`` becomes the one word ``theend`` with
+    its article; non-ASCII punctuation is kept.
 
     Source: `normalize_answer` of HELMET's ``utils.py`` and of LongBench's ``metrics.py``, which are the same.
     """
@@ -34,17 +34,17 @@ def normalize_answer(text: str) -> str:
 
 
 def flat_answers(answers: Answers) -> list[str]:
-    """The answers as one list; groups are taken apart.
+    """The answers as one flat list, without groups.
 
     Raises:
-        UserError: There is none.
+        UserError: The list is empty.
     """
     if isinstance(answers, str):
         return [answers]
     flat = [text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)]
     if not flat:
         raise UserError(
-            f"answers are {answers!r}: there is nothing to compare with, expected at least one right answer"
+            f"answers are {answers!r}: expected at least one right answer"
         )
     return flat
 
@@ -55,7 +55,7 @@ def exact_match(prediction: str, answers: Answers) -> float:
     Source: HELMET ``utils.py``, `drqa_exact_match_score` under `drqa_metric_max_over_ground_truths`.
 
     Raises:
-        UserError: No answers.
+        UserError: The list of answers is empty.
     """
     given = normalize_answer(prediction)
     return float(any(normalize_answer(answer) == given for answer in flat_answers(answers)))
@@ -64,23 +64,23 @@ def exact_match(prediction: str, answers: Answers) -> float:
 def substring_exact_match(prediction: str, answers: Answers) -> float:
     """``max(normalize_answer(answer) in normalize_answer(prediction) for answer in answers)``, 0.0 or 1.0.
 
-    Oddities: no word boundary (``"art"`` is in ``"party"``), and an answer of punctuation and articles alone is in
-    every prediction.
+    Oddities: word boundaries are ignored (``"art"`` is in ``"party"``), and an answer of only punctuation and articles
+    is in every prediction.
 
     Source: HELMET ``utils.py``, `substring_exact_match_score` under `drqa_metric_max_over_ground_truths`.
 
     Raises:
-        UserError: No answers.
+        UserError: The list of answers is empty.
     """
     given = normalize_answer(prediction)
     return float(any(normalize_answer(answer) in given for answer in flat_answers(answers)))
 
 
 def of_variant(variant: str, variants: Mapping[str, Score]) -> Score:
-    """``variants[variant]``: two benchmarks may mean different things by one metric's name.
+    """``variants[variant]``, for metrics whose definition differs between benchmarks.
 
     Raises:
-        UserError: There is no such variant.
+        UserError: The variant does not exist.
     """
     if variant not in variants:
         raise UserError(f"no variant {variant!r}: expected one of {', '.join(variants)}")
@@ -116,21 +116,21 @@ def token_f1(prediction: str, answers: Answers, variant: str = "helmet") -> floa
     With words those of `normalize_answer`, each counted as often as it occurs::
 
         common = sum((Counter(given) & Counter(wanted)).values())
-        F1 = 2 P R / (P + R),  P = common / len(given),  R = common / len(wanted);  0 where nothing is shared
+        F1 = 2 P R / (P + R),  P = common / len(given),  R = common / len(wanted);  0 if no word is shared
 
-    Oddities: two empty texts score 0. ``helmet`` gives 0 where one side is just ``yes``, ``no`` or ``noanswer`` and the
-    other is not the same; ``longbench`` has no such rule.
+    Oddities: two empty texts score 0. ``helmet`` returns 0 if one text is just ``yes``, ``no`` or ``noanswer`` and the
+    other text differs; ``longbench`` has no such rule.
 
     Source: HELMET ``utils.py``, `f1_score`; LongBench ``metrics.py``, `qa_f1_score`. For triviaqa LongBench compares
     the prediction's first line only: ``prediction.lstrip("\n").split("\n")[0]``.
 
     Args:
-        prediction: What the model said.
+        prediction: The model's output.
         answers: The right answers.
         variant: ``helmet`` or ``longbench``.
 
     Raises:
-        UserError: No answers, or no such variant.
+        UserError: The list of answers is empty, or the variant does not exist.
     """
     score = of_variant(variant, _F1)
     return max(score(prediction, answer) for answer in flat_answers(answers))
@@ -139,11 +139,11 @@ def token_f1(prediction: str, answers: Answers, variant: str = "helmet") -> floa
 def parse_output(text: str, prefix: str = "Answer:") -> str:
     """The rest of the line after the first `prefix`, else the first line; stripped.
 
-    Where that rest begins with the prefix once more, as chat models like to answer, this one is removed too. Letter
-    case of the prefix does not matter.
+    If that rest begins with the prefix again, as in many answers of chat models, the second prefix is removed too. The
+    prefix is matched ignoring case.
 
-    Oddities: `prefix` is searched as a regular expression and cut off as plain text; a prefix at a line's end gives
-    the empty string although the answer may follow on the next line; the first line counts even where it is empty.
+    Oddities: `prefix` is searched as a regular expression and removed as plain text; a prefix at the end of a line
+    returns the empty string although the answer may follow on the next line; the first line counts even if it is empty.
 
     Source: HELMET ``utils.py``, `parse_output`. HELMET scores the whole output and the parsed one and keeps the better.
 
@@ -161,24 +161,24 @@ def parse_output(text: str, prefix: str = "Answer:") -> str:
 
 
 def integer(digits: str) -> int | None:
-    """``int(digits)``, or None for more digits than Python converts; no benchmark has such a number."""
+    """``int(digits)``, or None for more digits than Python converts, which no benchmark has."""
     return int(digits) if len(digits) <= MAX_DIGITS else None
 
 
 def last_integer(text: str) -> int | None:
     r"""``int(re.findall(r"\d+", text)[-1])``, None if there is no digit (LongEval says -1, equally wrong).
 
-    Oddities: the last number counts even where it is not the answer (``"<2416> (line 7)"`` is 7); signs, decimal
-    points and commas separate (``"12,345"`` is 345, ``"1.5"`` is 5); digits of any script are digits.
+    Oddities: the last number counts even if it is not the answer (``"<2416> (line 7)"`` is 7); signs, decimal
+    points and commas separate numbers (``"12,345"`` is 345, ``"1.5"`` is 5); digits of any script are digits.
 
-    Source: LongChat ``longeval/utils.py``, `test_lines_one_sample`. A run of more than 4300 digits, at which that code
-    fails, is None here.
+    Source: LongChat ``longeval/utils.py``, `test_lines_one_sample`. A number of more than 4300 digits, at which that
+    code fails, is None here.
     """
     numbers = re.findall(r"\d+", text)
     return integer(numbers[-1]) if numbers else None
 
 
 def last_integer_with_commas(text: str) -> int | None:
-    """`last_integer`, with commas between groups of three digits as part of the number: ``"12,345"`` is 12345."""
+    """`last_integer`, but commas between groups of three digits are part of the number: ``"12,345"`` is 12345."""
     numbers = re.findall(r"(?<!\d)\d{1,3}(?:,\d{3})+(?!\d)|\d+", text)
     return integer(numbers[-1].replace(",", "")) if numbers else None

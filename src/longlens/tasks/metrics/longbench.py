@@ -1,4 +1,4 @@
-"""LongBench v1's scores for counting, retrieval, code and classification; v2's reading of a choice."""
+"""Computes LongBench v1's scores for counting, retrieval, code and classification, and parses v2's choices."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def _share_of_numbers(prediction: str, wanted: str) -> float:
 def _paragraph(answer: str, name: str) -> str:
     found = re.search(rf"{name}(\d+)", answer)
     if found is None:
-        raise UserError(f"answer {answer!r} names no paragraph: expected '{name}N'")
+        raise UserError(f"answer {answer!r} contains no paragraph: expected '{name}N'")
     return found[1]
 
 
 def count_score(prediction: str, answer: str | int) -> float:
-    r"""Share of the prediction's numbers (``\d+``) that are the answer, 0 to 1; 0 without a number.
+    r"""Fraction of the prediction's numbers (``\d+``) that equal the answer, 0 to 1; 0 without a number.
 
     Oddity: numbers are compared as strings, so ``"05"`` is not ``"5"``.
 
@@ -32,41 +32,41 @@ def count_score(prediction: str, answer: str | int) -> float:
 
 
 def retrieval_score(prediction: str, answer: str) -> float:
-    r"""Share of the prediction's numbers (``\d+``) that are the answer's paragraph, 0 to 1; 0 without a number.
+    r"""Fraction of the prediction's numbers (``\d+``) that equal the answer's paragraph, 0 to 1; 0 without a number.
 
     Source: LongBench ``LongBench/metrics.py``, `retrieval_score` (passage_retrieval_en).
 
     Args:
-        prediction: What the model said.
-        answer: Holds ``Paragraph N``; the first such N is meant.
+        prediction: The model's output.
+        answer: Contains ``Paragraph N``; the first such N is used.
 
     Raises:
-        UserError: The answer names no paragraph.
+        UserError: The answer contains no paragraph.
     """
     return _share_of_numbers(prediction, _paragraph(answer, "Paragraph "))
 
 
 def retrieval_score_zh(prediction: str, answer: str) -> float:
-    """`retrieval_score`, for an answer that holds ``段落N``.
+    """`retrieval_score`, for an answer that contains ``段落N``.
 
     Source: LongBench ``LongBench/metrics.py``, `retrieval_zh_score` (passage_retrieval_zh).
 
     Raises:
-        UserError: The answer names no paragraph.
+        UserError: The answer contains no paragraph.
     """
     return _share_of_numbers(prediction, _paragraph(answer, "段落"))
 
 
 def code_similarity(prediction: str, answer: str) -> float:
-    """How alike the prediction's first line of code and the answer are, 0 to 1 in steps of 0.01.
+    """Similarity of the prediction's first line of code and the answer, 0 to 1 in steps of 0.01.
 
     ``round(100 * difflib.SequenceMatcher(None, line, answer).ratio()) / 100``, where line is the prediction's first
-    line without any of a backtick, ``#``, ``//`` (leading line breaks left out), or empty if there is none.
+    line without a backtick, ``#`` or ``//`` (after stripping leading line breaks), or empty if there is none.
 
-    Oddities: two empty texts are equal, 1; the answer is taken whole, though it may have several lines; and difflib
-    leaves out characters that are frequent in an answer of 200 characters or more. LongBench calls fuzzywuzzy's
-    ``ratio``, which is this formula unless python-Levenshtein is installed too; LongBench's requirements do not have
-    it, and with it the values differ.
+    Oddities: two empty texts are equal, 1; the whole answer is compared, although it may have several lines; and
+    difflib ignores characters that are frequent in an answer of 200 characters or more. LongBench calls fuzzywuzzy's
+    ``ratio``, which is this formula unless python-Levenshtein is also installed. LongBench's requirements do not
+    include it, and with it the values differ.
 
     Source: LongBench ``LongBench/metrics.py``, `code_sim_score` (lcc, repobench-p).
     """
@@ -80,19 +80,19 @@ def code_similarity(prediction: str, answer: str) -> float:
 
 
 def classification_score(prediction: str, answer: str, classes: Sequence[str]) -> float:
-    r"""One over the number of classes that the prediction names, if the answer is one of them; else 0.
+    r"""One over the number of classes that occur in the prediction, if the answer is one of them; else 0.
 
-    A named class that is part of the answer's name and not all of it is not compared with the prediction, as "animal"
-    in "animal cell". Oddity: LongBench removes such classes from the list that it is walking along, so the class after
-    each removed one is not looked at and may stay.
+    A class that is a proper part of the answer's name, such as "animal" of "animal cell", is removed from the classes
+    found. Oddity: LongBench removes such classes from the list over which it iterates, so that the class after each
+    removed one is skipped and may stay.
 
-    Source: LongBench ``LongBench/metrics.py``, `classification_score` (trec, lsht). LongBench gives it the
+    Source: LongBench ``LongBench/metrics.py``, `classification_score` (trec, lsht). LongBench passes only the
     prediction's first line only: ``prediction.lstrip("\n").split("\n")[0]``.
 
     Args:
-        prediction: What the model said.
+        prediction: The model's output.
         answer: The right class.
-        classes: All of them.
+        classes: All classes.
     """
     named = [name for name in classes if name in prediction]
     position = 0
@@ -106,8 +106,8 @@ def classification_score(prediction: str, answer: str, classes: Sequence[str]) -
 def extract_choice(text: str) -> str | None:
     """The letter A to D of the first ``The correct answer is (X)``, else of the first without brackets, else None.
 
-    Asterisks are dropped before. Oddities: letter case matters; without brackets the letter may begin a word
-    (``"The correct answer is Berlin"`` is B); the first statement counts, not the last.
+    Asterisks are removed first. Oddities: case matters; without brackets the letter may begin a word
+    (``"The correct answer is Berlin"`` is B); the first statement counts instead of the last.
 
     Source: LongBench ``pred.py`` (v2), `extract_answer`.
     """

@@ -1,4 +1,4 @@
-"""ROUGE-L in the two forms that long-context benchmarks use, which are not the same measure."""
+"""Computes ROUGE-L in the two variants of long-context benchmarks, which are different measures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from longlens.errors import LonglensWarning, require
 from longlens.tasks.metrics.answers import of_variant
 
-# LongBench's ``rouge`` walks back through its table by recursion, under Python's limit of 1000 frames, ten of which
-# ``eval.py`` and the package have used by then.
+# LongBench's ``rouge`` backtracks through its table by recursion, under Python's limit of 1000 frames, of which
+# ``eval.py`` and the package have used ten by then.
 MAX_STEPS = 990
 
 
@@ -29,14 +29,14 @@ def _rouge_score(prediction: str, reference: str) -> float:
 
 
 def rouge_f(prediction: str, references: Sequence[str], *kinds: str) -> dict[str, float]:
-    """F of kinds of ROUGE without stemming, each the best over the references, 0 to 1.
+    """F-measures of several kinds of ROUGE without stemming, each the best over the references, 0 to 1.
 
     ``{kind: max(RougeScorer([kind], use_stemmer=False).score(reference, prediction)[kind].fmeasure …)}`` of the package
     rouge-score. Source: `compute_rouge` under `max` of SCROLLS', ZeroSCROLLS' and L-Eval's metrics; and
     ``evaluate.load("rouge")`` of InfiniteBench.
 
     Args:
-        prediction: What the model said.
+        prediction: The model's output.
         references: The right texts.
         kinds: ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum`` (whose sentences end at line ends).
 
@@ -52,7 +52,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 
 def _common_words(reference: list[str], prediction: list[str], max_steps: int) -> set[str] | None:
-    """Words of one longest common subsequence; None if the way back through the table is over `max_steps` long."""
+    """Words of one longest common subsequence; None if backtracking takes more than `max_steps` steps."""
     if min(len(reference), len(prediction)) > max_steps:
         return None
     lengths = [[0] * (len(prediction) + 1)]
@@ -76,13 +76,13 @@ def _common_words(reference: list[str], prediction: list[str], max_steps: int) -
 
 
 def longbench_rouge_l(prediction: str, reference: str, max_steps: int = MAX_STEPS) -> float:
-    """`rouge_l` in the variant ``longbench``, whose code may fail above another number of steps."""
+    """`rouge_l` in the variant ``longbench``, for code that fails above another number of steps."""
     precision, recall = _union_l(prediction, reference, max_steps)
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
 def _union_l(prediction: str, reference: str, max_steps: int) -> tuple[float, float]:
-    """Precision and recall of ROUGE-L as the package rouge has it."""
+    """Precision and recall of ROUGE-L as computed by the package rouge."""
     given, wanted = _sentences(prediction), _sentences(reference)
     if not given or not wanted:
         return 0.0, 0.0
@@ -92,8 +92,8 @@ def _union_l(prediction: str, reference: str, max_steps: int) -> tuple[float, fl
             common = _common_words(reference_words, words, max_steps)
             if common is None:
                 warnings.warn(
-                    "LongBench's ROUGE-L gives 0 to a pair of sentences that is too long for it: its code fails above "
-                    f"{max_steps} steps and counts that as 0, and so it is counted here",
+                    "LongBench's ROUGE-L of a pair of sentences is 0 because they are too long: its code fails above "
+                    f"{max_steps} steps and scores that as 0, and so does longlens",
                     LonglensWarning,
                     stacklevel=4,
                 )
@@ -105,11 +105,11 @@ def _union_l(prediction: str, reference: str, max_steps: int) -> tuple[float, fl
 
 
 def rouge_recall(prediction: str, reference: str) -> dict[str, float]:
-    """Recall of ROUGE-1, 2 and L as the package rouge 1.0.1 has it, 0 to 1: ``rouge_1``, ``rouge_2``, ``rouge_l``.
+    """Recall of ROUGE-1, 2 and L as computed by the package rouge 1.0.1, 0 to 1: ``rouge_1``, ``rouge_2``, ``rouge_l``.
 
-    Words are those between blanks, full stops taken away; each different n-gram counts once, over the ends of
-    sentences too; ROUGE-L is the recall of `rouge_l` for ``longbench``. Oddities: letter case and commas count; a text
-    of less than n words has no n-gram, and scores 0.
+    Words are separated by whitespace after full stops are removed; each distinct n-gram counts once, including those
+    across the ends of sentences; ROUGE-L is the recall of `rouge_l` for ``longbench``. Oddities: case and commas count;
+    a text of fewer than n words has no n-gram, and scores 0.
 
     Source: LooGLE ``Evaluation/automatic_metrics.py``, `get_rouge_score` with its ``metric="r"``.
     """
@@ -124,9 +124,9 @@ def _ngram_recall(given: Sequence[str], wanted: Sequence[str], n: int) -> float:
 
 
 def bleu(prediction: str, reference: str, n: int) -> float:
-    """Precision of n-grams alone, times BLEU's brevity penalty, 0 to 1; words are those between blanks.
+    """Precision of n-grams of one order, times BLEU's brevity penalty, 0 to 1; words are separated by whitespace.
 
-    With c the clipped count of n-grams and h, r the words of prediction and reference::
+    With c the clipped count of n-grams and h, r the number of words of prediction and reference::
 
         c / max(1, h - n + 1) * (1 if h > r else exp(1 - r / h)), 0 for an empty prediction
 
@@ -146,32 +146,32 @@ _ROUGE: dict[str, Callable[[str, str], float]] = {"rouge_score": _rouge_score, "
 def rouge_l(prediction: str, reference: str, variant: str = "rouge_score") -> float:
     """F of the longest common subsequence of words, 0 to 1.
 
-    ``rouge_score`` (HELMET): words are runs of ``[a-z0-9]`` in lower case, stemmed by Porter's rules where longer than
-    3 letters; with L the length of their longest common subsequence,
+    ``rouge_score`` (HELMET): words are matches of ``[a-z0-9]+`` in lower case; those longer than 3 letters are stemmed
+    by Porter's rules. With L the length of their longest common subsequence,
     F = 2 P R / (P + R), P = L / words of the prediction, R = L / words of the reference.
     Oddity: other scripts have no words and score 0. Source: HELMET ``utils.py``, `calculate_metrics`: the package
-    rouge-score's `RougeScorer(["rougeL"], use_stemmer=True)`; HELMET takes the best over the references.
+    rouge-score's `RougeScorer(["rougeL"], use_stemmer=True)`; HELMET uses the best over the references.
 
-    ``longbench``: each text is truncated at every ``.``; U is the set of different words in the longest common
+    ``longbench``: each text is split at every ``.``; U is the set of distinct words in the longest common
     subsequences of all pairs of a reference's and a prediction's sentence; F = 2 P R / (P + R + 1e-8), P = |U| /
-    different words of the prediction, R = |U| / those of the reference. Oddities: equal texts score 0.999999995; "3.5"
-    is truncated too; letter case and commas count; text that is empty or has only full stops scores 0; so does a pair
-    of sentences whose table takes more than 990 steps back (some 700 words without a full stop), where the code fails
-    on Python's recursion limit and LongBench turns every failure into 0: a warning tells. Source: LongBench
-    ``LongBench/metrics.py``, `rouge_score`, with the package rouge 1.0.1, whose limit of 1000 frames is counted here as
-    ``eval.py`` meets it, not as the caller's own stack would.
+    distinct words of the prediction, R = |U| / those of the reference. Oddities: equal texts score 0.999999995; "3.5"
+    is split too; case and commas count; text that is empty or has only full stops scores 0. A pair of sentences also
+    scores 0, with a warning, if backtracking through its table takes more than 990 steps (about 700 words without a
+    full stop), where the code reaches Python's recursion limit and LongBench turns every failure into 0. Source:
+    LongBench ``LongBench/metrics.py``, `rouge_score`, with the package rouge 1.0.1, whose limit of 1000 frames is
+    counted here as in ``eval.py``, independent of the caller's own stack.
 
     Time and memory grow with the product of the words, in Python: 1,200 by 1,200 words take about half a second.
 
     Args:
-        prediction: What the model said.
+        prediction: The model's output.
         reference: The right text.
         variant: ``rouge_score`` or ``longbench``.
 
     Raises:
-        UserError: No such variant, or rouge-score is not installed.
+        UserError: The variant does not exist, or rouge-score is not installed.
 
     Warns:
-        LonglensWarning: ``longbench`` counted a pair as 0 for its length.
+        LonglensWarning: ``longbench`` scored a pair of sentences 0 because of its length.
     """
     return of_variant(variant, _ROUGE)(prediction, reference)

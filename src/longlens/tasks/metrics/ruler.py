@@ -1,4 +1,4 @@
-"""RULER: how many of the expected strings a prediction holds."""
+"""Computes RULER's scores: how many of the expected strings a prediction contains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _percent(found: Found, predictions: Sequence[str], references: Sequence[Sequ
     if isinstance(predictions, str) or len(predictions) != len(references) or not predictions:
         given = "one string" if isinstance(predictions, str) else f"{len(predictions)} predictions"
         raise UserError(
-            f"got {given} and {len(references)} lists of references: expected as many of each, at least one"
+            f"got {given} and {len(references)} lists of references: expected equal numbers, at least one"
         )
     total = 0.0
     for index, (prediction, wanted) in enumerate(zip(predictions, references, strict=True)):
@@ -34,52 +34,53 @@ def _percent(found: Found, predictions: Sequence[str], references: Sequence[Sequ
 
 
 def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean share of its references that a prediction holds, 0 to 100, rounded to 2 digits.
+    """Mean fraction of its references that a prediction contains, 0 to 100, rounded to 2 digits.
 
     ``100 * mean(mean(r.lower() in p.lower() for r in refs) for p, refs in zip(predictions, references))``
 
-    For niah, variable tracking, common and frequent words. Oddities: no word boundary, so the reference ``2345`` is
-    found in ``123456`` (`string_match_all_words` wants whole words); the empty string is found everywhere.
+    For niah, variable tracking, common and frequent words. Oddities: word boundaries are ignored, so the reference
+    ``2345`` is found in ``123456`` (`string_match_all_words` matches whole words); the empty string is found anywhere.
 
     Source: RULER ``scripts/eval/synthetic/constants.py``. ``evaluate.py`` there first strips the prediction, replaces
-    each of the characters U+0000 to U+001F by a line break, and strips again.
+    each of the characters U+0000 to U+001F with a line break, and strips again.
 
     Args:
-        predictions: One string a sample.
-        references: One list of strings a sample.
+        predictions: One string per sample.
+        references: One list of strings per sample.
 
     Raises:
-        UserError: Nothing to score, numbers that differ (RULER's code drops the surplus), a sample without references.
+        UserError: The lists are empty or differ in length (RULER's code drops the surplus), or a sample has no
+            references.
     """
     return _percent(_anywhere, predictions, references, best=False)
 
 
 def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of the predictions that hold any of their references, 0 to 100, rounded to 2 digits.
+    """Percentage of predictions that contain any of their references, 0 to 100, rounded to 2 digits.
 
     ``100 * mean(max(r.lower() in p.lower() for r in refs) for p, refs in zip(predictions, references))``
 
     For question answering. Oddities, source and arguments are those of `string_match_all`.
 
     Raises:
-        UserError: Nothing to score, numbers that differ, a sample without references.
+        UserError: The lists are empty or differ in length, or a sample has no references.
     """
     return _percent(_anywhere, predictions, references, best=True)
 
 
 def string_match_all_words(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    r"""`string_match_all`, with a reference found only where no letter, digit or ``_`` (``\w``) touches it.
+    r"""`string_match_all`, but a reference matches only if no letter, digit or ``_`` (``\w``) is adjacent to it.
 
     Raises:
-        UserError: Nothing to score, numbers that differ, a sample without references.
+        UserError: The lists are empty or differ in length, or a sample has no references.
     """
     return _percent(_as_words, predictions, references, best=False)
 
 
 def string_match_part_words(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    r"""`string_match_part`, with a reference found only where no letter, digit or ``_`` (``\w``) touches it.
+    r"""`string_match_part`, but a reference matches only if no letter, digit or ``_`` (``\w``) is adjacent to it.
 
     Raises:
-        UserError: Nothing to score, numbers that differ, a sample without references.
+        UserError: The lists are empty or differ in length, or a sample has no references.
     """
     return _percent(_as_words, predictions, references, best=True)

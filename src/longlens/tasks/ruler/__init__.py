@@ -1,14 +1,14 @@
-"""RULER's 13 tasks: needles, variable tracking, common and frequent words, questions, and how scores are summed up.
+"""Provides RULER's 13 tasks (needles, variable tracking, common and frequent words, questions) and aggregates scores.
 
 Paper: Hsieh et al., RULER: What's the Real Context Size of Your Long-Context Language Models? arXiv 2404.06654.
 Prompts, settings and metrics: github.com/NVIDIA/RULER at c3f5e3b, ``scripts/synthetic.yaml`` and
-``scripts/data/synthetic/``, Apache-2.0. The generators are our own. What differs for all tasks:
+``scripts/data/synthetic/``, Apache-2.0. The generators are those of longlens. Differences in all tasks:
 
-- Each sample has random numbers of its own, and is fitted to its own budget; RULER has one stream for all, and one
-  number of units, found with one example and lowered by 5 to 500 where a sample does not fit.
-- Needles, words and documents are in another order in each sample; RULER permutes all samples alike.
+- Each sample has its own random numbers and is fitted to its own budget. RULER has one random stream for all samples
+  and one number of units, found with one example and lowered by 5 to 500 if a sample does not fit.
+- Needles, words and documents are in another order in each sample; RULER permutes all samples in the same way.
 - Keys and values are all different within a sample.
-- The BOS that a tokenizer puts before a text counts.
+- The BOS that a tokenizer adds before a text counts.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class RulerSummary:
     """A row of RULER's table; all scores in percent.
 
     Attributes:
-        means: By length, over the 13 tasks; None at a length at which one of them has no score.
-        average: Average of the means; None if one of them is.
-        weighted_increasing: ``wAvg. (inc)``; None if a mean is.
-        weighted_decreasing: ``wAvg. (dec)``; None if a mean is.
-        effective_length: As the function of that name; None as well where a mean that it depends on is None.
-        threshold: What means have to be above, for that.
-        gaps: By length, the tasks that have no score; only lengths at which there are any.
+        means: Mean over the 13 tasks by length; None at a length at which a task has no score.
+        average: Average of the means; None if a mean is None.
+        weighted_increasing: ``wAvg. (inc)``; None if a mean is None.
+        weighted_decreasing: ``wAvg. (dec)``; None if a mean is None.
+        effective_length: As returned by `effective_length`; also None if it depends on a mean that is None.
+        threshold: The threshold of `effective_length`.
+        gaps: Tasks without a score, by length; only lengths with gaps.
     """
 
     means: Mapping[int, float | None]
@@ -88,29 +88,29 @@ class RulerSummary:
 def summarize(
     scores: Mapping[int, Mapping[str, float | None]], *, threshold: float = THRESHOLD, allow_gaps: bool = False
 ) -> RulerSummary:
-    """All summaries of the scores by length and task.
+    """Computes all summaries of the scores by length and task.
 
-    A mean is over all 13 tasks or is none: over fewer it would be another number under the same name.
+    A mean is over all 13 tasks or is None: a mean over fewer would be another metric under the same name.
 
     Args:
-        scores: By length, then by task; in percent, None if there is none.
+        scores: By length, then by task; in percent, None if missing.
         threshold: RULER's, by default.
-        allow_gaps: Whether a length may lack tasks, which the summary then names.
+        allow_gaps: Whether tasks may be missing at a length; the summary then lists them.
 
     Raises:
-        UserError: There are no scores, one is not from 0 to 100, a task is not one of the 13, or is missing and that is
-            not allowed.
+        UserError: There are no scores, a score is not from 0 to 100, a task is not one of the 13, or a task is missing
+            and gaps are not allowed.
     """
     found = {length: _scored(length, scores[length]) for length in sorted(scores)}
     if not found:
-        raise UserError("no scores to sum up; give at least one length")
+        raise UserError("no scores to aggregate; pass at least one length")
     missing = {length: tuple(task for task in RULER if task not in own) for length, own in found.items()}
     gaps = {length: tasks for length, tasks in missing.items() if tasks}
     if gaps and not allow_gaps:
         named = "; ".join(f"{', '.join(tasks)} at length {length}" for length, tasks in gaps.items())
         raise UserError(
-            f"RULER's mean is over {len(RULER)} tasks, and there is no score of {named}: run what is missing, or pass "
-            "`allow_gaps=True` for a summary that has no mean there"
+            f"RULER's mean is over {len(RULER)} tasks, but {named} has no score: run the missing tasks, or pass "
+            "`allow_gaps=True` for a summary without these means"
         )
     means = {length: None if length in gaps else mean_over_tasks(own) for length, own in found.items()}
     whole = {length: mean for length, mean in means.items() if mean is not None}
@@ -129,10 +129,10 @@ def summarize(
 
 
 def _scored(length: int, scores: Mapping[str, float | None]) -> dict[str, float]:
-    """The tasks that have a score, checked."""
+    """Checks the scores and returns those that are not None."""
     for task, score in scores.items():
         if task not in RULER:
-            raise UserError(f"{task} is not of RULER's tasks, so not of its mean; expected {', '.join(RULER)}")
+            raise UserError(f"{task} is not a task of RULER, so not part of its mean; expected {', '.join(RULER)}")
         if score is not None and not 0 <= score <= 100:
             raise UserError(f"score={score} of {task} at length {length}; expected percent, 0 to 100")
     return {task: score for task, score in scores.items() if score is not None}
@@ -142,7 +142,7 @@ def mean_over_tasks(scores: Mapping[str, float]) -> float:
     """The unweighted mean of the tasks' scores at one length.
 
     Raises:
-        UserError: There are none.
+        UserError: The list of scores is empty.
     """
     return _mean(list(scores.values()))
 
@@ -150,15 +150,15 @@ def mean_over_tasks(scores: Mapping[str, float]) -> float:
 def weighted_average(scores: Mapping[int, float], *, increasing: bool) -> float:
     """The mean over lengths with weights 1, 2, …, n in the order of the lengths, or n, …, 2, 1.
 
-    ``wAvg. (inc)`` of RULER's table weights long lengths more, ``wAvg. (dec)`` short ones; its ``Avg.``
-    is the plain mean.
+    In RULER's table, ``wAvg. (inc)`` gives long lengths more weight, ``wAvg. (dec)`` short ones; ``Avg.`` is the plain
+    mean.
 
     Args:
         scores: Score by length, in percent.
-        increasing: Whether longer lengths have weight more.
+        increasing: Whether longer lengths have more weight.
 
     Raises:
-        UserError: There are none.
+        UserError: The list of scores is empty.
     """
     ordered = [scores[length] for length in sorted(scores, reverse=not increasing)]
     _mean(ordered)
@@ -174,7 +174,7 @@ def effective_length(scores: Mapping[int, float], threshold: float = THRESHOLD) 
         threshold: RULER's, by default.
 
     Raises:
-        UserError: There are none.
+        UserError: The list of scores is empty.
     """
     _mean(list(scores.values()))
     longest = None
@@ -187,5 +187,5 @@ def effective_length(scores: Mapping[int, float], threshold: float = THRESHOLD) 
 
 def _mean(values: Sequence[float]) -> float:
     if not values:
-        raise UserError("no scores to sum up; give at least one")
+        raise UserError("no scores to aggregate; pass at least one")
     return sum(values) / len(values)

@@ -1,9 +1,9 @@
-"""RULER's eight needle tasks: three ``niah_single``, three ``niah_multikey``, ``niah_multivalue``, ``niah_multiquery``.
+"""Builds RULER's needle tasks: 3 ``niah_single``, 3 ``niah_multikey``, ``niah_multivalue``, ``niah_multiquery``.
 
-Prompts: ``niah`` in scripts/data/synthetic/constants.py and niah.py (NVIDIA/RULER c3f5e3b, Apache-2.0), with its
-singular where there is one answer. Metric: ``string_match_all``. Known differences, beside those of all tasks: the
-default haystack of the essay tasks is not Graham's essays, which are not free (give them by ``haystack=``); sentences
-end by the rule of `longlens.tasks.haystack.sentence_ends`; at depths 0 and 100 there is no stray space.
+Prompts: ``niah`` in scripts/data/synthetic/constants.py and niah.py (NVIDIA/RULER c3f5e3b, Apache-2.0), in the singular
+if there is one answer. Metric: ``string_match_all``. Known differences, in addition to those of all tasks: the default
+haystack of the essay tasks is not Graham's essays, which are not free (pass them as ``haystack=``); sentence ends
+follow the rule of `longlens.tasks.haystack.sentence_ends`; at depths 0 and 100 there is no extra space.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 
 def clean(prediction: str) -> str:
-    """RULER's evaluate.py: stripped, control characters (line ends, tabs) made line ends, stripped again."""
+    """RULER's evaluate.py: strips, replaces control characters (line ends, tabs) with line ends, and strips again."""
     return re.sub(r"[\x00-\x1f]", "\n", prediction.strip()).strip()
 
 
@@ -63,24 +63,24 @@ class RulerTask(Task):
     default_samples = 500  # config_tasks.sh: NUM_SAMPLES=500
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """The share of answers that the prediction contains, in any case: ``string_match_all`` of one sample."""
+        """Fraction of answers that the prediction contains, ignoring case: ``string_match_all`` of one sample."""
         text = clean(prediction)
         found = [metrics.string_match_all([text], [[answer]]) / 100 for answer in sample.answers]
         return {"string_match_all": sum(found) / len(found)}
 
     def aggregate(self, scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Means over samples in percent, rounded to two places as RULER's."""
+        """Means over samples in percent, rounded to two digits as in RULER."""
         return {name: round(value, 2) for name, value in super().aggregate(scores).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What keys or values are.
+    """A kind of keys or values.
 
     Attributes:
-        name: As the prompt says it, in the plural.
+        name: Its name in the prompt, in the plural.
         draw: Draws one.
-        longest: Bytes of the longest.
+        longest: Returns the bytes of the longest one.
     """
 
     name: str
@@ -100,10 +100,10 @@ def _needle_text(kind: Kind, key: str, value: str, *, asked: bool = True) -> Nee
 
 
 class Hay(ABC):
-    """A kind of haystack, for one sample.
+    """A haystack for one sample.
 
     Attributes:
-        least: Units at least.
+        least: Minimum number of units.
     """
 
     least: int
@@ -114,15 +114,15 @@ class Hay(ABC):
 
     @abstractmethod
     def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
-        """Puts needles into the given number of units."""
+        """Inserts needles into the given number of units."""
 
     def values(self, units: int) -> list[str]:
-        """Values that are in the given number of units."""
+        """Values in the given number of units."""
         return []
 
 
 class ProseHay(Hay):
-    """Words; needles are between sentences, at depths drawn from `DEPTHS` without replacement."""
+    """A haystack of words; needles are between sentences, at depths drawn from `DEPTHS` without replacement."""
 
     least = 1
 
@@ -134,7 +134,7 @@ class ProseHay(Hay):
         return " " + self._haystack.words[index % len(self._haystack.words)]
 
     def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
-        """Each at sentence ``int(sentences * depth / 100)``."""
+        """Inserts each needle before sentence ``int(sentences * depth / 100)``."""
         sentences = self._haystack.sentences(units)
         depths = sorted(rng.sample(DEPTHS, len(needles)))
         places = [sentences[int((len(sentences) - 1) * (depth / 100))] for depth in depths]
@@ -142,7 +142,7 @@ class ProseHay(Hay):
 
 
 class LineHay(Hay):
-    """Lines; needles are lines among them, at random places of which no two are the same."""
+    """A haystack of lines; needles are lines at random, distinct positions."""
 
     def __init__(self, lines: Iterator[Needle], needles: int) -> None:
         self._lines = lines
@@ -155,13 +155,13 @@ class LineHay(Hay):
         return "\n" + self._drawn[index].text
 
     def hide(self, units: int, needles: Sequence[Needle], rng: Random) -> NeedleText:
-        """Each before one of the lines."""
+        """Inserts each needle before one of the lines."""
         self._draw(units)
         lines = [line.text for line in self._drawn[:units]]
         return hide_needles(lines, needles, sorted(rng.sample(range(units), len(needles))), "\n")
 
     def values(self, units: int) -> list[str]:
-        """Those of the lines that are needles."""
+        """Values of the lines that are needles."""
         self._draw(units)
         return [line.text[slice(*line.answer)] for line in self._drawn[:units] if line.answer is not None]
 
@@ -171,15 +171,15 @@ class LineHay(Hay):
 
 @dataclass(frozen=True, kw_only=True)
 class Needles(RulerTask):
-    """A needle task; its subclasses say what the haystack is.
+    """A needle task; its subclasses define the haystack.
 
     Attributes:
         name: RULER's name.
-        keys: Keys that have values in the text; as many as are asked for at least.
-        values: Values of each key.
-        queries: Keys that the question asks for.
-        key_kind: What keys are.
-        value_kind: What values are.
+        keys: Number of keys with values in the text; at least the number of queries is used.
+        values: Number of values per key.
+        queries: Number of keys in the question.
+        key_kind: Kind of the keys.
+        value_kind: Kind of the values.
     """
 
     name: str
@@ -199,15 +199,15 @@ class Needles(RulerTask):
 
     @abstractmethod
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
-        """The haystack of one sample, without keys and values that are ``taken``."""
+        """The haystack of one sample, without the keys and values in ``taken``."""
 
     @property
     @abstractmethod
     def described(self) -> str | dict[str, str]:
-        """What a sample's metadata says of the haystack."""
+        """Description of the haystack in a sample's metadata."""
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws keys and values."""
+        """A plan with random keys and values."""
         return _Plan(self, (self.name, seed, index))
 
 
@@ -216,7 +216,7 @@ class ProseNeedles(Needles):
     """Needles in prose, RULER's ``essay``.
 
     Attributes:
-        haystack: A file or folder, or None for `longlens.tasks.haystack`'s own text.
+        haystack: A file or directory, or None for `longlens.tasks.haystack`'s own text.
     """
 
     haystack: str | os.PathLike[str] | None = None
@@ -228,7 +228,7 @@ class ProseNeedles(Needles):
 
     @property
     def unit_tokens(self) -> int:
-        """A word."""
+        """Maximum size of a word."""
         return 1 + max(len(word.encode()) for word in self.text.words)
 
     @property
@@ -237,23 +237,23 @@ class ProseNeedles(Needles):
         return self.text.described()
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
-        """Nothing of it is drawn."""
+        """The prose, of which nothing is random."""
         return ProseHay(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseNeedles(Needles):
-    """Needles in lines of filler that are all the same, RULER's ``noise``."""
+    """Needles in identical lines of filler, RULER's ``noise``."""
 
     described = "noise"
 
     @property
     def unit_tokens(self) -> int:
-        """A line."""
+        """Size of a line."""
         return 1 + len(NOISE)
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
-        """Nothing of it is drawn."""
+        """The lines, of which nothing is random."""
         return LineHay(repeat(Needle(NOISE)), needles)
 
 
@@ -265,12 +265,12 @@ class DistractorNeedles(Needles):
 
     @property
     def unit_tokens(self) -> int:
-        """A needle."""
+        """Maximum size of a needle."""
         bare = len(_needle_text(self.value_kind, "", "").text)
         return 1 + bare + self.key_kind.longest() + self.value_kind.longest()
 
     def hay(self, rng: Random, needles: int, taken: set[str]) -> Hay:
-        """Draws the other needles."""
+        """A haystack of random other needles."""
         pairs = zip(distinct(self.key_kind.draw, rng, taken), distinct(self.value_kind.draw, rng, taken), strict=True)
         return LineHay((_needle_text(self.value_kind, key, value) for key, value in pairs), needles)
 
@@ -317,7 +317,7 @@ class _Plan(Plan):
 
 
 def _word_prompt(kind: str, query: str, *, single: bool) -> tuple[str, str, str]:
-    """The template's parts, made singular as niah.py does where there is one answer."""
+    """The template's parts, in the singular as in niah.py if there is one answer."""
     parts = [BEFORE, AFTER, PREFIX]
     if single:
         kind = kind[:-1]

@@ -1,9 +1,9 @@
-"""RULER's questions, ``qa_1`` (SQuAD) and ``qa_2`` (HotpotQA): the right documents among others of the same data.
+"""Builds RULER's QA, ``qa_1`` (SQuAD) and ``qa_2`` (HotpotQA): the right documents among others of the same dataset.
 
 Prompt: ``qa`` in scripts/data/synthetic/constants.py and qa.py (NVIDIA/RULER c3f5e3b, Apache-2.0). Metric:
 ``string_match_part``. Data: files of the user, in the published schema; SQuAD 2.0 and HotpotQA are CC BY-SA 4.0.
-Sample i asks question i of the file, as in RULER. Known difference, beside those of all tasks: where a length wants
-more documents than there are, the gold ones stay and the others come again.
+Sample i asks question i of the file, as in RULER. Known difference, in addition to those of all tasks: if a length
+needs more documents than exist, the gold ones occur once and the others are repeated.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ HOTPOTQA = DataFile(
 
 
 class RulerQuestion(NamedTuple):
-    """A question; documents are numbers in the sorted list of all.
+    """A question; documents are indexes into the sorted list of all documents.
 
     Attributes:
-        text: What is asked.
-        answers: Any of them is right.
-        gold: Documents that have to be there.
-        related: Documents that are taken before others.
-        evidence: Where answers are: document, start and end.
+        text: The question.
+        answers: The answers, any of which is right.
+        gold: Documents that every sample of the question contains.
+        related: Documents that are used before others.
+        evidence: Positions of answers: document, start and end.
     """
 
     text: str
@@ -60,7 +60,7 @@ class RulerQuestion(NamedTuple):
 
 
 class QuestionFile(NamedTuple):
-    """A file of questions: its documents sorted and each once, and what describes it."""
+    """A file of questions: the questions, its sorted unique documents, and the description of the file."""
 
     questions: Sequence[RulerQuestion]
     documents: Sequence[str]
@@ -72,12 +72,12 @@ Read = Callable[[Any, str], tuple[list[RulerQuestion], list[str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering(FolderTask, RulerTask):
-    """Questions on documents.
+    """Questions about documents.
 
     Attributes:
         name: RULER's name.
         file: The data.
-        read: Reads its schema.
+        read: Parses the schema of the file.
     """
 
     name: str
@@ -89,10 +89,10 @@ class QuestionAnswering(FolderTask, RulerTask):
 
     @cached_property
     def data(self) -> QuestionFile:
-        """What the file holds.
+        """The content of the file.
 
         Raises:
-            UserError: It is missing, or has another schema.
+            UserError: The file is missing, or has another schema.
         """
         text, described = self.file.read(self.name, self.data_dir)
         questions, documents = self.read(self.file.parse(text, described["file"]), described["file"])
@@ -102,20 +102,20 @@ class QuestionAnswering(FolderTask, RulerTask):
 
     @property
     def unit_tokens(self) -> int:
-        """A document, at most the longest one."""
+        """Maximum size of a document: that of the longest one."""
         return len("\n\nDocument 1000000:\n") + max(len(text.encode()) for text in self.data.documents)
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws which documents come beside the right ones."""
+        """A plan with random documents in addition to the right ones."""
         self.check_index(index, len(self.data.questions), self.data.described["file"], "questions")
         return _Plan(self.data, (self.name, seed, index))
 
     def score(self, sample: Sample, prediction: str) -> dict[str, float]:
-        """Whether the prediction contains one of the answers, in any case."""
+        """Whether the prediction contains one of the answers, ignoring case."""
         return {"string_match_part": metrics.string_match_part([clean(prediction)], [sample.answers]) / 100}
 
     def target(self, sample: Sample) -> str | None:
-        """The answer that most annotators gave, of equally frequent ones the first; others are right too."""
+        """The answer of most annotators, of equally frequent ones the first; others are also right."""
         return f" {max(sample.answers, key=sample.answers.count)}"
 
 
@@ -167,7 +167,7 @@ class _Plan(Plan):
 
 
 def read_squad(content: Any, name: str) -> tuple[list[RulerQuestion], list[str]]:
-    """SQuAD 2.0: questions that have an answer, each with its paragraph, beside it those of its article."""
+    """SQuAD 2.0: answerable questions, each with its paragraph; related documents are those of its article."""
     get = SQUAD.get
     articles = [get(article, "paragraphs", list, name) for article in get(content, "data", list, name)]
     documents = sorted({get(paragraph, "context", str, name) for article in articles for paragraph in article})

@@ -1,10 +1,10 @@
-"""RULER's variable tracking, ``vt``: find the names that are given one value along a chain of assignments.
+"""Builds RULER's variable tracking, ``vt``: find the variables that a chain of assignments sets to one value.
 
 Prompt: ``variable_tracking`` in scripts/data/synthetic/constants.py and variable_tracking.py (NVIDIA/RULER c3f5e3b,
 Apache-2.0): one chain of 4 hops, thus 5 names, in the noise haystack, after one worked example with names of 3 letters.
-Metric: ``string_match_all``. Known differences, beside those of all tasks: the example is drawn again for each sample
-with its own places (RULER changes its names and value alone), and has 5 lines of filler where 500 tokens hold fewer;
-names are all different, those of the example too.
+Metric: ``string_match_all``. Known differences, in addition to those of all tasks: the example is drawn again for each
+sample with its own positions (RULER changes only its names and value), and has 5 lines of filler if fewer fit into 500
+tokens; all names are different, including those of the example.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class VariableTracking(RulerTask):
 
     Attributes:
         name: RULER's name.
-        hops: Assignments of one variable to the next.
+        hops: Number of assignments from one variable to the next.
     """
 
     name: str = "vt"
@@ -49,11 +49,11 @@ class VariableTracking(RulerTask):
 
     @property
     def unit_tokens(self) -> int:
-        """A line of filler."""
+        """Size of a line of filler."""
         return 1 + len(NOISE)
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws the chain, and the example before it."""
+        """A plan with a random chain, and the example before it."""
         key = (self.name, seed, index)
         rng = draws(*key, "example")
         shown = Chain(_draw_names(rng, self.hops + 1, letters=3), rng.randint(10000, 99998), (*key, "example places"))
@@ -82,7 +82,7 @@ class Chain(Plan):
         return f"\n{NOISE}"
 
     def draft(self, units: int) -> Draft:
-        """The lines of the chain are in order, before lines drawn without replacement."""
+        """A draft with the lines of the chain in order, before random distinct lines."""
         places = sorted(draws(*self._key).sample(range(units), len(self._lines)))
         context = hide_needles([NOISE] * units, self._lines, places, "\n")
         before = self._example + BEFORE

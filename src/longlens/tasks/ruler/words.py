@@ -1,17 +1,17 @@
-"""RULER's aggregation tasks: the ten common words of a list, ``cwe``, and the three frequent ones of a text, ``fwe``.
+"""Builds RULER's aggregation tasks: ten common words of a list, ``cwe``, and three frequent words of a text, ``fwe``.
 
 Prompts: ``common_words_extraction`` and ``freq_words_extraction`` in scripts/data/synthetic/constants.py, and the files
-of these names (NVIDIA/RULER c3f5e3b, Apache-2.0). Metric: ``string_match_all``. Known differences, beside those of all
-tasks:
+of these names (NVIDIA/RULER c3f5e3b, Apache-2.0). Metric: ``string_match_all``. Known differences, in addition to those
+of all tasks:
 
-- cwe, whose prompt has one worked example, takes words from `wonderwords`. Where a list wants more than the 8,166 words
-  there are (beyond 128k tokens), the rest are pairs of an adjective and a noun; RULER then takes all words from a list
-  of its own repository. A tokenizer of so short tokens that the 300 items at least do not fit into 4,096 of them has
-  the fewer repetitions of shorter lengths.
-- fwe has the coded word of rank k ``int(words * k**-alpha / zeta(alpha))`` times; rank 1 is the noise ``...`` and ranks
-  2 to 4 are the answer. There are as many coded words as have a count (RULER's vocabulary of one for 50 tokens is
-  larger from some 500 tokens on, and what has no count is not in the text); texts so short that ranks 2 to 5 could be
-  equal in number are rejected.
+- cwe, whose prompt has one worked example, uses words from `wonderwords`. If a list needs more than its 8,166 words
+  (beyond 128k tokens), the rest are pairs of an adjective and a noun; RULER then uses only words from a list of its own
+  repository. If the tokens of a tokenizer are so short that the minimum of 300 items does not fit into 4,096 of them,
+  the lower repetitions of shorter lengths are used.
+- fwe repeats the coded word of rank k ``int(words * k**-alpha / zeta(alpha))`` times; rank 1 is the noise ``...`` and
+  ranks 2 to 4 are the answer. The vocabulary consists of the coded words with a nonzero count. (RULER's vocabulary, one
+  word per 50 tokens, is larger from about 500 tokens, but words with a count of 0 are not in the text.) Texts so short
+  that two of ranks 2 to 5 could have equal counts are rejected.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ COMMON = 10  # synthetic.yaml, cwe: num_cw: 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repeats:
-    """How often words are in a list, and in that of the example.
+    """Repetitions of words in a list, and in that of the example.
 
     Attributes:
-        common: Times that each of the ten words is there.
-        uncommon: Times that each other word is there.
-        example_words: Different words of the example.
-        example_common: Times that each of the ten words is in the example.
-        example_uncommon: Times that each other word is in the example.
+        common: Repetitions of each of the ten words.
+        uncommon: Repetitions of each other word.
+        example_words: Number of different words in the example.
+        example_common: Repetitions of each of the ten words in the example.
+        example_uncommon: Repetitions of each other word in the example.
     """
 
     common: int
@@ -66,7 +66,7 @@ SHORT_BELOW = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommonWords(RulerTask):
-    """Common words. A length below 4,096 has fewer repetitions, as in RULER; a sample's metadata says how many."""
+    """Common words. Lengths below 4,096 have fewer repetitions, as in RULER; a sample's metadata has the number."""
 
     name: str = "cwe"
 
@@ -74,11 +74,11 @@ class CommonWords(RulerTask):
 
     @property
     def unit_tokens(self) -> int:
-        """A word as often as it is repeated, each with a number of up to 7 digits."""
+        """Maximum size of a word with all its repetitions, each with a number of up to 7 digits."""
         return LONG.uncommon * (longest_word("adjective", "noun") + len(" 1000000. "))
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws the words."""
+        """A plan with random words."""
         sample = (self.name, seed, index)
         if length is not None and length >= SHORT_BELOW:
             plan = _CommonPlan(sample, LONG)
@@ -87,7 +87,7 @@ class CommonWords(RulerTask):
         return _CommonPlan(sample, SHORT)
 
     def target(self, sample: Sample) -> str | None:
-        """All words numbered as in the worked example; in which order, the question leaves open."""
+        """All words, numbered as in the worked example; the question does not define their order."""
         return _list_answers(sample.answers)
 
 
@@ -186,15 +186,15 @@ class FrequentWords(RulerTask):
     def __post_init__(self) -> None:
         """Checks the exponent."""
         if not 1 < self.alpha <= 10:
-            raise UserError(f"`alpha={self.alpha}`; expected above 1 (or there is no sum of k**-alpha), 10 at most")
+            raise UserError(f"`alpha={self.alpha}`; expected above 1 (the sum of k**-alpha must be finite), at most 10")
 
     @property
     def unit_tokens(self) -> int:
-        """One more word asked for can add a word to the counts of several ranks, but never to 32 at alpha 2."""
+        """One more unit can increase the counts of several ranks by one, but never of 32 at alpha 2."""
         return 32 * (LETTERS + 1)
 
     def plan(self, *, length: int | None, seed: int, index: int, tokens: TokenCounter) -> Plan:
-        """Draws the coded words."""
+        """A plan with random coded words."""
         from scipy.special import zeta
 
         return _FrequentPlan((self.name, seed, index), self.alpha, float(zeta(self.alpha)))
@@ -205,8 +205,8 @@ class _FrequentPlan(Plan):
         self._key, self._alpha, self._zeta = key, alpha, zeta
         self._source = distinct(_coded_word, draws(*key, "words"))
         self._words = [DOTS]
-        self._added: list[list[int]] = []  # ranks that one unit more has once more
-        self._due = [(self._when(1, 1), 1, 1)]  # with how many units a rank has which count
+        self._added: list[list[int]] = []  # ranks whose count each unit increases by one
+        self._due = [(self._when(1, 1), 1, 1)]  # number of units from which a rank has a count
         self.minimum = next(units for units in range(1, 10**7) if self._is_clear(units))
 
     def unit(self, index: int) -> str:
@@ -242,7 +242,7 @@ class _FrequentPlan(Plan):
         )
 
     def _counts(self, units: int) -> list[int]:
-        """Times that each rank is there, as far as these are not 0."""
+        """Counts of the ranks, up to the first that is 0."""
         last = int((units / self._zeta) ** (1 / self._alpha)) + 1
         counts = [int(units * rank**-self._alpha / self._zeta) for rank in range(1, last + 1)]
         return counts[: next((rank for rank, count in enumerate(counts) if count == 0), last)]
@@ -252,7 +252,7 @@ class _FrequentPlan(Plan):
         return float(count * self._zeta * rank**self._alpha)
 
     def _is_clear(self, units: int) -> bool:
-        """Whether each of the ranks 2 to 4 is there more often than the next, here and with any more units."""
+        """Whether each of the ranks 2 to 4 occurs more often than the next, here and with any more units."""
         shares = [units * rank**-self._alpha / self._zeta for rank in range(2, 6)]
         return all(more - less >= 1 for more, less in pairwise(shares))
 
