@@ -43,9 +43,7 @@ def flat_answers(answers: Answers) -> list[str]:
         return [answers]
     flat = [text for answer in answers for text in ([answer] if isinstance(answer, str) else answer)]
     if not flat:
-        raise UserError(
-            f"answers are {answers!r}: expected at least one right answer"
-        )
+        raise UserError(f"answers are {answers!r}: expected at least one right answer")
     return flat
 
 

@@ -21,9 +21,7 @@ def _as_words(reference: str, prediction: str) -> bool:
 def _percent(found: Found, predictions: Sequence[str], references: Sequence[Sequence[str]], best: bool) -> float:
     if isinstance(predictions, str) or len(predictions) != len(references) or not predictions:
         given = "one string" if isinstance(predictions, str) else f"{len(predictions)} predictions"
-        raise UserError(
-            f"got {given} and {len(references)} lists of references: expected equal numbers, at least one"
-        )
+        raise UserError(f"got {given} and {len(references)} lists of references: expected equal numbers, at least one")
     total = 0.0
     for index, (prediction, wanted) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(wanted, str) or not wanted:
