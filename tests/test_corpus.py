@@ -209,7 +209,7 @@ class TestFolders:
     def test_files_that_are_left_out_are_said(self) -> None:
         for name in ("f/z.txt", "f/image.png", "f/a/data.json", "f/rows.csv", "f/more.csv.gz", "f/LICENSE"):
             write(name)
-        with pytest.warns(LonglensWarning, match="folder 'f': read 1 files, left out 5") as warned:
+        with pytest.warns(LonglensWarning, match="folder 'f': read 1 files, skipped 5") as warned:
             assert ids("f") == ["f/z.txt"]
         for kind in ("1 .png", "1 .json", "1 .csv", "1 .csv.gz", "1 without ending"):
             assert kind in str(warned[0].message)
@@ -665,7 +665,7 @@ class TestDatasets:
         write_jsonl("d/test.jsonl", {"text": "a"})
         yaml = f"configs:\n- config_name: default\n  data_files:\n  - split: test\n    path: [test.jsonl, '{place}']\n"
         write(f"d/{file}", f"---\r\n{yaml}---\n# Card\n" if file == "README.md" else yaml)
-        refused_at_once(f"'d/{file}' names data outside", place, sources=["hf:d"])
+        refused_at_once(f"'d/{file}' refers to data outside", place, sources=["hf:d"])
         write(f"d/{file}", Path(f"d/{file}").read_text().replace(f", '{place}'", ""))
         assert ids("hf:d") == ["d#000000001"]
 

@@ -44,8 +44,8 @@ def test_nothing_is_imported():
         ("../secrets", "'stdlib:../secrets' is not a module name, such as stdlib:email.mime"),
         ("email./etc", "'stdlib:email./etc' is not a module name, such as stdlib:email.mime"),
         ("numpy", "'stdlib:numpy': Python's standard library has no module 'numpy'"),
-        ("sys", "'stdlib:sys' is built in or an extension, and has no Python source: name another module, such as"),
-        ("email.nosuch", "'stdlib:email.nosuch' is no module of it: name another module, such as stdlib:typing"),
+        ("sys", "'stdlib:sys' is built in or an extension, and has no Python source: pass another module, such as"),
+        ("email.nosuch", "'stdlib:email.nosuch' is no module of it: pass another module, such as stdlib:typing"),
     ],
 )
 def test_names_that_are_none(name, message):

@@ -295,7 +295,7 @@ def test_a_gguf_file_is_read_as_the_models_own_tokenizer_does(tmp_path):
 
 def test_a_gguf_file_whose_rule_is_not_known_is_refused_and_one_without_is_warned_of(tmp_path):
     with pytest.raises(
-        UserError, match=r"x\.gguf' names the pre-tokenizer 'nosuch', .*: use the model's directory or Hub"
+        UserError, match=r"x\.gguf' has the pre-tokenizer 'nosuch', .*: use the model's directory or Hub"
     ):
         write_gguf(tmp_path / "x.gguf", pre="nosuch")
     for _ in range(2):
@@ -528,7 +528,7 @@ def test_a_panic_of_the_tokenizer_is_one_line(models, tmp_path):
             "the index's end",
             r"model.safetensors.index.json is broken \(not JSON: .*\): copy or download the model again",
         ),
-        ("a shard's end", "a file of its weights is damaged or cut short: copy or download it again"),
+        ("a shard's end", "a file of its weights is damaged or truncated: copy or download it again"),
         ("the tokenizer", r"contains no tokenizer \(such as tokenizer.json\): copy the model's own tokenizer"),
         (
             "the tokenizer's model",
@@ -654,9 +654,9 @@ def test_weights_of_another_shape_are_refused(models, tmp_path):
         ),
         ("bert", "lacks weights of BertLMHeadModel"),
         ("bert-lm", "BertLMHeadModel is not causal"),
-        ("pickled", "weights that are pickles are read only with `allow_pickle=True`"),
+        ("pickled", "its weights are pickles, which are read only with `allow_pickle=True`"),
         ("no-weights", r"contains no weights \(no model.safetensors\): copy or download the model again"),
-        ("custom", "code of its own, which runs only with `trust_remote_code=True`"),
+        ("custom", "custom code, which runs only with `trust_remote_code=True`"),
     ],
 )
 def test_a_folder_that_cannot_be_scored_with(name, message, models):
@@ -694,8 +694,8 @@ def test_auto_on_a_cpu_is_float32_whatever_was_saved_and_is_recorded(saved, tmp_
         ({"device": "cuda:99"}, "`device` is 'cuda:99', which is not available: .* Use auto, cpu or cuda"),
         ({"device": "meta"}, "`device` is 'meta', which is not available: "),
         ({"batch_tokens": 0}, "`batch_tokens` is 0; expected at least 1"),
-        ({"attention": "nonsense"}, ": give another `attention`, or leave it out"),
-        ({"device_map": "nonsense"}, ": give another `device_map`, or leave it out"),
+        ({"attention": "nonsense"}, ": set another `attention`, or remove it"),
+        ({"device_map": "nonsense"}, ": set another `device_map`, or remove it"),
     ],
 )
 def test_options_that_cannot_be(options, message, models):

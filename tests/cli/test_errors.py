@@ -45,12 +45,12 @@ FILES = {
     ("file", "message"),
     [
         ("nosuch.txt", "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written hf:NAME"),
-        ("empty.txt", "'empty.txt' is empty: leave it out, or give it text"),
-        ("blank.txt", "'blank.txt' is empty, it has only whitespace: leave it out, or give it text"),
+        ("empty.txt", "'empty.txt' is empty: remove it, or add text to it"),
+        ("blank.txt", "'blank.txt' is empty, it has only whitespace: remove it, or add text to it"),
         ("binary.txt", "'binary.txt' is binary: byte 0x80 at offset 128 is not valid UTF-8: convert it, for example"),
         ("broken.jsonl", "'broken.jsonl:2' is broken (not JSON: "),
         ("other.jsonl", "the field 'text' is missing in 'other.jsonl:1', which has 'body': pass --text-field"),
-        ("empty.jsonl", "'empty.jsonl' is empty: leave it out"),
+        ("empty.jsonl", "'empty.jsonl' is empty: remove it"),
         ("fake.parquet", "cannot read 'fake.parquet' as Parquet, from row 1 on: "),
         ("texts", "folder 'texts' has no text, Markdown, source, .jsonl or .parquet file, it has 1 .xyz"),
     ],
@@ -91,9 +91,9 @@ def test_models(model, message, work, run, models):
     error = run(*score_of("a.txt", model=model)).error
     assert error.startswith(f"error: {message}")
     if model == "pickled":
-        assert error.endswith(": weights that are pickles are read only with --allow-pickle")
+        assert error.endswith(": its weights are pickles, which are read only with --allow-pickle")
     if model == "custom":
-        assert error.endswith(": it comes with code of its own, which runs only with --trust-remote-code")
+        assert error.endswith(": it contains custom code, which runs only with --trust-remote-code")
         assert not (models / "RAN").exists()
     assert everything(work) == before
 

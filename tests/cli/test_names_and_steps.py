@@ -225,7 +225,7 @@ def test_scores_are_no_documents(given, scored, run, work):
     (work / "scores").symlink_to(scored)
     error = run("score", given, "--model", "llama", "-o", "out").error
     assert error == (
-        "error: 'scores/llama' is a run directory of longlens score, not documents: give the documents that were "
+        "error: 'scores/llama' is a run directory of longlens score, not documents: pass the documents that were "
         "scored, or read its scores with longlens perplexity 'scores/llama'"
     )
     assert not (work / "out").exists()

@@ -167,7 +167,7 @@ def test_an_interrupt_leaves_nothing(base, tmp_path, monkeypatch):
         ("nothing", "contains no model (no config.json): expected a directory written by save_pretrained"),
         ("pickled", "has no weights in safetensors, and longlens does not copy pickles: convert them first"),
         ("no-weights", "contains no weights"),
-        ("custom", "code of its own, which runs only with `trust_remote_code=True`"),
+        ("custom", "custom code, which runs only with `trust_remote_code=True`"),
     ],
 )
 def test_models_that_are_no_base(model, message, models, tmp_path):

@@ -210,7 +210,7 @@ def test_attention_is_read_from_sdpa_alone_and_the_model_is_left_as_it_was():
     with pytest.raises(ZeroDivisionError), observed(model, cache):
         raise ZeroDivisionError
     assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(UserError, match="does not compute its attention by the interface"), observed(model, cache):
+    with pytest.raises(UserError, match="does not compute attention through transformers"), observed(model, cache):
         cache.update(torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4, 8), 0)  # and no attention
     assert "longlens_observed_sdpa" in AttentionInterface()
 

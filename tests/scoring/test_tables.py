@@ -67,7 +67,7 @@ def test_rows_that_are_tokenized(models):
             None,
             "the documents are 'a.txt', expected a list of documents or a dataset: for files, use",
         ),
-        ({"train": ["a"]}, None, r"expected a list of documents or a dataset: give one of its splits"),
+        ({"train": ["a"]}, None, r"expected a list of documents or a dataset: pass one of its splits"),
         (3, None, "the documents are 3, expected a list"),
         (
             [Document(id="a", text="x"), 3],
@@ -79,7 +79,7 @@ def test_rows_that_are_tokenized(models):
         ([""], None, "text 1 has an empty text"),
         (datasets.Dataset.from_dict({"body": ["x"]}), None, "the field 'text' is missing in the dataset, which has 'b"),
         (datasets.Dataset.from_dict({"text": [3]}), None, "row 1 of the dataset has a int in the field 'text'"),
-        ([{"text": "x"}], Reading(split="train"), "`subset` and `split` have no effect on documents that are loaded"),
+        ([{"text": "x"}], Reading(split="train"), "`subset` and `split` have no effect on documents in memory"),
     ],
 )
 def test_what_is_no_document_is_refused_before_the_model_runs(given, reading, message):

@@ -420,7 +420,7 @@ WRONG = [
     ({"after": {"method": "ntk", "theta": 1e3}}, "`theta` is 1000; the model's base is 10000 already; a larg"),
     ({"model": "nosuch.gguf"}, "no such model: 'nosuch.gguf' is neither a folder, a .gguf file nor a Hub id (owner/na"),
     ({"load": {"full_attention": True}}, "load.full_attention: llama has no sliding window to turn off: leave it out"),
-    ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: leave it out, or give it text"),
+    ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: remove it, or add text to it"),
     ({"data": {"documents": ["nosuch.txt"]}}, "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written"),
     ({"data": {"packed": "llama"}}, "llama has no rows of longlens data mix or longlens data pack: make them, or se"),
     (

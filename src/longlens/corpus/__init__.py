@@ -1,4 +1,4 @@
-"""Documents, and the readers that make them from files, folders, rows and datasets."""
+"""Defines documents, and reads them from files, folders, rows and datasets."""
 
 from longlens.corpus.document import Document as Document
 from longlens.corpus.document import text_sha256 as text_sha256

@@ -1,4 +1,4 @@
-"""The document and its hash."""
+"""Defines the document and its hash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Document:
     Attributes:
         id: Unique id of the document within a run.
         text: The text, any Unicode except lone surrogates (which cannot be encoded as UTF-8).
-        token_ids: Ids of another tokenizer from which the text was decoded, if it came tokenized; never scored.
+        token_ids: Ids of another tokenizer from which the text was decoded, if the input was tokenized; never scored.
         answer_spans: ``[start, end)`` in characters of the parts that answer a question (paper, section 2.1).
         metadata: Other fields of the row.
     """
@@ -35,12 +35,12 @@ def check_answer_spans(value: Any, place: str, characters: int | None = None) ->
     """Validates untrusted answer spans and returns them as pairs of integers.
 
     Args:
-        value: The value: a sequence of pairs, which may be empty.
-        place: Its location, for the message.
-        characters: Length of the text; None if it is not known, or if it may be truncated before an answer.
+        value: A sequence of pairs, which may be empty.
+        place: Location of the value, for the message.
+        characters: Length of the text; None if it is unknown, or if the text may be truncated before an answer.
 
     Raises:
-        UserError: It is not a sequence of ``[start, end)`` in characters, ``0 <= start <= end``.
+        UserError: The value is not a sequence of ``[start, end)`` in characters, ``0 <= start <= end``.
     """
     listed = value.tolist() if hasattr(value, "tolist") else value
     for span in listed if isinstance(listed, (list, tuple)) else [listed]:

@@ -53,7 +53,7 @@ def read_documents(
     - Texts and JSON may be compressed: ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` after the ending.
     - A folder is searched in sorted order for files of `TEXT_ENDINGS`, JSON Lines and Parquet. Hidden entries, empty
       text files and folders that were already visited (loops of links) are skipped. A warning lists the files that were
-      left out, and links that lead out of the folder, which are followed.
+      skipped, and links that lead out of the folder, which are followed.
     - ``hf:NAME`` is a dataset on the Hub, in a local folder of data files, or saved there with ``save_to_disk``.
     - ``stdlib:NAME`` is the source code of a module or package of Python's standard library, one document per file.
 
@@ -61,14 +61,14 @@ def read_documents(
     only at ``\n``. Of a row, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
     ``answer_spans`` are used; other fields of at most 1,000 characters as JSON become metadata.
 
-    Ids: the id of a file is its path as given, of a file in a folder ``FOLDER/PATH/IN/IT``, and of a row its id field
+    Ids: the id of a file is its path as passed, of a file in a folder ``FOLDER/PATH/IN/IT``, and of a row its id field
     or else ``FILE#000000012``, counted from 1 (in JSON Lines: the line), so that sorted ids are in the order of the
     file.
 
     Args:
         sources: Files, folders, ``hf:NAME`` and ``stdlib:NAME``.
         options: Fields, split and filters; by default ``Reading()``.
-        decoder: Turns ``input_ids`` into text, with special tokens as the published script does
+        decoder: Decodes ``input_ids`` to text, with special tokens as in the published script
             (``tokenizer.decode``); requires `Reading.tokenized_with`.
 
     Returns:
@@ -79,7 +79,7 @@ def read_documents(
             dataset; when reached for invalid contents, and for two documents with one id.
 
     Warns:
-        LonglensWarning: Files of a folder were left out, or links in it lead out of it.
+        LonglensWarning: Files of a folder were skipped, or links in it lead out of it.
     """
     options = Reading() if options is None else options
     if isinstance(sources, (str, bytes, os.PathLike)):
@@ -90,17 +90,17 @@ def read_documents(
         )
     plan = [planned for source in sources for planned in _plan(source, options)]
     if not plan:
-        raise UserError("no documents given: name files, folders or datasets as hf:NAME")
+        raise UserError("no documents given: pass files, folders, or datasets as hf:NAME")
     if options.subset is not None and not any(isinstance(s, str) and s.startswith("hf:") for s in sources):
-        raise UserError(f"`subset` is {shown(options.subset)}, which is for datasets, and none is given: leave it out")
+        raise UserError(f"`subset` is {shown(options.subset)}, which is for datasets, but none is read: remove it")
     return _documents(plan, options, decoder)
 
 
 class Sources:
-    """Documents of files, folders and datasets, read again on each iteration.
+    """Documents of files, folders and datasets, which are read again on each iteration.
 
     Attributes:
-        are_files: Whether all are files of this machine with texts, so that reading them again is cheap.
+        are_files: Whether all sources are local text files, which are cheap to read again.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Sources:
         *,
         decoder: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
-        """Checks the sources, as `read_documents` does, whose arguments these are."""
+        """Checks the sources; the arguments are those of `read_documents`."""
         self._read = partial(read_documents, sources, options, decoder=decoder)
         self._first: Iterator[Document] | None = self._read()
         self.are_files = decoder is None and not any(str(source).startswith("hf:") for source in sources)
@@ -121,13 +121,13 @@ class Sources:
 
     def _again(self) -> Iterator[Document]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LonglensWarning)  # which were given when they were read first
+            warnings.simplefilter("ignore", LonglensWarning)  # shown on the first pass
             return self._read()
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A file or a dataset that was found and not yet read; one text where `rows` is None."""
+    """A file or a dataset that was found but not yet read; if `rows` is None, it is one text."""
 
     id: str
     name: str
@@ -145,7 +145,7 @@ def _plan(source: str | os.PathLike[str], options: Reading) -> Iterator[_Source]
             yield _planned_file(id, file, options, in_folder=True)
         return
     if not os.fspath(source):
-        raise UserError("a document's name is empty: name a file, a folder or a dataset as hf:NAME")
+        raise UserError("a document's name is empty: pass a file, a folder, or a dataset as hf:NAME")
     path = Path(os.fsdecode(source))
     try:
         if path.is_dir():
@@ -172,7 +172,7 @@ def _refuse_scores(file: Path) -> None:
     if run is not None and file.suffix == ".parquet" and (run / "long").is_dir():
         shown_run = shown(run if file.is_absolute() else Path(os.path.relpath(run)))
         raise UserError(
-            f"{shown_run} is a run directory of longlens score, not documents: give the documents that were scored, or "
+            f"{shown_run} is a run directory of longlens score, not documents: pass the documents that were scored, or "
             f"read its scores with longlens perplexity {shown_run}"
         )
 
@@ -180,13 +180,13 @@ def _refuse_scores(file: Path) -> None:
 def _planned_file(id: str, path: Path, options: Reading, *, in_folder: bool) -> _Source:
     check_unicode(id, f"the file name {shown(path)}", "rename the file")
     if not os.access(path, os.R_OK):
-        raise UserError(f"cannot read {shown(path)}: permission denied: make it readable, or leave it out")
+        raise UserError(f"cannot read {shown(path)}: permission denied: make it readable, or remove it")
     rows = rows_reader(path)
     if rows is None and options.tokenized_with is not None:
-        raise UserError(f"`tokenized_with` is for rows with input_ids, and {shown(path)} is a text: leave it out")
+        raise UserError(f"`tokenized_with` is for rows with input_ids, but {shown(path)} is a text: remove it")
     skip_empty = in_folder and rows is None
     if not skip_empty and path.stat().st_size == 0:
-        raise UserError(f"{shown(path)} is empty: leave it out, or give it text")
+        raise UserError(f"{shown(path)} is empty: remove it, or add text to it")
     if rows is None and not in_folder:
         _check_head(path)
     return _Source(id=id, name=str(path), rows=rows, skip_empty=skip_empty)
@@ -201,13 +201,13 @@ def files_of_folder(
         folder: The folder.
         endings: Lower-case; see `longlens.files.ending_of`.
         wanted: Description of the suffixes, for messages.
-        says: Whether to warn about files that are left out.
+        says: Whether to warn about files that are skipped.
 
     Raises:
-        UserError: There is none, a link leads to nothing, or the folder is a saved dataset.
+        UserError: No such file exists, a link is broken, or the folder is a saved dataset.
 
     Warns:
-        LonglensWarning: Files were left out, or links lead out of the folder.
+        LonglensWarning: Files were skipped, or links lead out of the folder.
     """
     if (folder / "dataset_dict.json").exists() or {"dataset_info.json", "state.json"} <= set(os.listdir(folder)):
         raise UserError(f"{shown(folder)} is a dataset saved with save_to_disk: write {shown(f'hf:{folder}')}")
@@ -229,7 +229,7 @@ def files_of_folder(
                 continue
             leads_out = path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(base)
             if path.is_dir():
-                # Links come last, so that a folder has its real name.
+                # Links are visited last, so that a folder gets its real path.
                 (pending.append if path.is_symlink() else pending.appendleft)(path)
             elif ending_of(path) not in endings:
                 others["".join(path.suffixes[-2:] if path.suffix.lower() in COMPRESSED else path.suffix).lower()] += 1
@@ -245,12 +245,12 @@ def files_of_folder(
     if not found:
         raise UserError(
             f"folder {shown(folder)} has no {wanted} file{left_out and f', it has {left_out}'}: "
-            "name text files of other endings one by one"
+            "pass text files with other suffixes one by one"
         )
     if left_out and says:
         warnings.warn(
-            f"folder {shown(folder)}: read {len(found):,} files, left out {others.total():,} ({left_out}): "
-            "name those that are wanted one by one",
+            f"folder {shown(folder)}: read {len(found):,} files, skipped {others.total():,} ({left_out}): "
+            "pass those that you want to read one by one",
             LonglensWarning,
             stacklevel=2,
         )
@@ -258,7 +258,7 @@ def files_of_folder(
         example = f"{shown(outside[0])} -> {shown(os.path.realpath(outside[0]))}"
         warnings.warn(
             f"folder {shown(folder)}: links that lead out of it are followed ({len(outside):,}, such as {example}): "
-            "remove those that are not meant",
+            "remove those that are not intended",
             LonglensWarning,
             stacklevel=2,
         )
@@ -283,7 +283,7 @@ def _documents(
     if not places and options.min_tokens is not None:
         raise UserError(f"no row has {options.min_tokens} input_ids or more: lower `min_tokens`")
     if not places:
-        raise UserError(f"all files are empty, such as {shown(plan[0].name)}: name files with text")
+        raise UserError(f"all files are empty, such as {shown(plan[0].name)}: pass files with text")
 
 
 def _read(
@@ -295,7 +295,7 @@ def _read(
         if text and not text.isspace():
             yield shown(source.name), Document(id=source.id, text=text)
         elif not source.skip_empty:
-            raise UserError(f"{shown(source.name)} is empty, it has only whitespace: leave it out, or give it text")
+            raise UserError(f"{shown(source.name)} is empty, it has only whitespace: remove it, or add text to it")
         return
     row = None
     for row in source.rows():
@@ -303,11 +303,11 @@ def _read(
         if document is not None:
             yield row.place, document
     if row is None:
-        raise UserError(f"{shown(source.name)} is empty, it has no row: leave it out")
+        raise UserError(f"{shown(source.name)} is empty, it has no row: remove it")
 
 
 def _check_head(path: Path) -> None:
-    """Rejects a file that is not text by its first bytes, before a model is loaded for the documents before it."""
+    """Rejects a file whose first bytes are not text, before a model is loaded for the documents before it."""
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
     if len(head) == HEAD_BYTES:  # its last character may be truncated
@@ -321,11 +321,11 @@ def _read_text(path: Path) -> str:
 
 
 def module_files(name: str) -> list[tuple[str, Path]]:
-    """The source files of a module, or of all modules of a package, each with its id; nothing is imported.
+    """The source files of a module, or of all modules of a package, each with its id. Nothing is imported.
 
     Args:
-        name: Such as ``typing`` (id ``stdlib:typing.py``), ``email`` (``stdlib:email/parser.py`` and so on) or
-            ``email.mime``.
+        name: Name of the module, such as ``typing`` (id ``stdlib:typing.py``), ``email`` (``stdlib:email/parser.py``
+            and so on) or ``email.mime``.
 
     Raises:
         UserError: The module does not exist or has no Python source (built in, or an extension), or this Python has no
@@ -349,5 +349,5 @@ def module_files(name: str) -> list[tuple[str, Path]]:
         )
     if not files or not (file.is_file() or (path / "__init__.py").is_file()):
         what = "no module of it" if "." in name else "built in or an extension, and has no Python source"
-        raise UserError(f"{shown(STDLIB + name)} is {what}: name another module, such as {STDLIB}typing")
+        raise UserError(f"{shown(STDLIB + name)} is {what}: pass another module, such as {STDLIB}typing")
     return [(f"{STDLIB}{file.relative_to(library).as_posix()}", file) for file in files]

@@ -1,4 +1,4 @@
-"""Rows that become documents: of JSON, JSON Lines, Parquet and Hugging Face datasets, on the Hub or on disk."""
+"""Makes documents from rows of JSON, JSON Lines, Parquet and Hugging Face datasets, on the Hub or on disk."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def rows_reader(path: Path) -> Callable[[], Iterator[Row]] | None:
     """The reader of a file's rows, selected by its suffix; None for a file that is one text.
 
     Raises:
-        UserError: It is a table of a kind that only the library ``datasets`` reads.
+        UserError: The file is a table in a format that only the library ``datasets`` reads.
     """
     ending = ending_of(path)
     if ending in TABLE_ENDINGS:
         raise UserError(
-            f"{shown(path)} is a table: put it into a folder and give hf:FOLDER with `split=train`, or write its rows "
+            f"{shown(path)} is a table: put it into a folder and pass hf:FOLDER with `split=train`, or write its rows "
             "as JSON Lines (.jsonl)"
         )
     if ending in JSONL_ENDINGS:
         return partial(_jsonl_rows, path)
     if ending == ".json":
         return partial(_json_rows, path)
-    # A compressed Parquet file is no text either, and the error says so: its bytes are not UTF-8.
+    # A compressed Parquet file is not text, and the error shows it: its bytes are not UTF-8.
     return partial(_parquet_rows, path) if path.suffix.lower() in PARQUET_ENDINGS else None
 
 
@@ -70,8 +70,8 @@ def read_answers(path: Path) -> dict[str, Spans]:
         path: JSON Lines, or another format by its suffix (see `rows_reader`); it may be the file of the documents.
 
     Raises:
-        UserError: The file cannot be read, a row has answer spans that are none, or for no document or for one that had
-            others; or no row has any.
+        UserError: The file cannot be read; a row has invalid answer spans, has no id, or contradicts another row of
+            the same document; or no row has answer spans.
     """
     spans: dict[str, Spans] = {}
     for _, place, values in (rows_reader(path) or partial(_jsonl_rows, path))():
@@ -81,10 +81,10 @@ def read_answers(path: Path) -> dict[str, Spans]:
             continue
         id = _id_of_row(values, "", place, Reading())
         if not id:
-            raise UserError(f"{place} has answer_spans without an id, which says of which document")
+            raise UserError(f"{place} has answer_spans without an id: add the id of its document")
         found = check_answer_spans(values["answer_spans"], place)
         if spans.setdefault(id, found) != found:
-            raise UserError(f"{place} has other answer_spans for document {shown(id)} than a row before: give it once")
+            raise UserError(f"{place} has other answer_spans for document {shown(id)} than a row before: keep one row")
     if not spans:
         raise UserError(
             f'{shown(path)} has no answer_spans: expected rows such as {{"id": "a", "answer_spans": [[4, 9]]}}'
@@ -96,12 +96,12 @@ def open_dataset(name: str, options: Reading) -> Callable[[], Iterator[Row]]:
     """Finds a dataset immediately, and returns a reader of its rows, which streams if possible.
 
     Args:
-        name: A folder that ``save_to_disk`` wrote, a folder of data files, or a name on the Hub.
+        name: A folder written by ``save_to_disk``, a folder of data files, or a name on the Hub.
         options: Subset and split.
 
     Raises:
-        UserError: There is none of that name, subset or split, it cannot be reached, or it is a folder whose
-            description names files elsewhere.
+        UserError: The dataset, subset or split does not exist, cannot be reached, or is a folder whose description
+            refers to files outside of it.
     """
     if not name:
         raise UserError("hf: has no name after it: write hf:NAME, such as hf:emozilla/govreport-test-tokenized")
@@ -112,7 +112,7 @@ def open_dataset(name: str, options: Reading) -> Callable[[], Iterator[Row]]:
 
 
 def _as_arrow(dataset: Any) -> Any:
-    """The dataset without what is of no use here, giving Arrow: asked for Python values it decodes images and sound."""
+    """The dataset in Arrow format without unused columns: conversion to Python values would decode images and sound."""
     if dataset.features is not None:
         # Columns of images, sound or dates cost time to read.
         used = [field.name for field in dataset.features.arrow_schema if _is_used(field.type)]
@@ -125,25 +125,25 @@ def to_documents(
 ) -> Iterable[Document]:
     """Documents from objects in memory: documents, texts, mappings with fields, or a dataset.
 
-    Of a mapping, or a row of a dataset, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
-    ``answer_spans`` are used; without an id, it is ``row#000000012``, counted from 1.
+    From a mapping, or a row of a dataset, `Reading.text_field` (or the decoded ``input_ids``), `Reading.id_field` and
+    ``answer_spans`` are used; without an id field, the id is ``row#000000012``, counted from 1.
 
     Args:
         rows: A ``datasets.Dataset`` or ``IterableDataset``, or any iterable of documents, texts and mappings. A list is
-            checked as a whole, anything else as it is read.
+            checked completely first, any other iterable while it is read.
         options: Names of the fields, and filters of rows.
-        decoder: Turns ``input_ids`` into text; goes with `Reading.tokenized_with`.
+        decoder: Decodes ``input_ids`` to text; requires `Reading.tokenized_with`.
 
     Raises:
         UserError: An item is not a document, a field is missing, or a text is empty.
     """
     options = Reading() if options is None else options
     if options.subset is not None or options.split != Reading().split:
-        raise UserError("`subset` and `split` have no effect on documents that are loaded: leave them out")
+        raise UserError("`subset` and `split` have no effect on documents in memory: remove them")
     if isinstance(rows, (str, bytes, Mapping, Document)) or not isinstance(rows, Iterable):
         raise UserError(
             f"the documents are {shown_value(rows)}, expected a list of documents or a dataset: "
-            + ("give one of its splits" if isinstance(rows, Mapping) else "for files, use read_documents")
+            + ("pass one of its splits" if isinstance(rows, Mapping) else "for files, use read_documents")
         )
     if hasattr(rows, "column_names") and hasattr(rows, "with_format"):
         rows = _checked_dataset(rows, options, decoder)
@@ -185,10 +185,10 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _refuse_files_elsewhere(folder: Path) -> None:
-    """Rejects a local folder whose description makes the library read other files, or ask a server for them.
+    """Rejects a local folder whose description makes the library read other files, or request them from a server.
 
     Raises:
-        UserError: It does, or the description is broken.
+        UserError: The description refers to such files, or is invalid.
     """
     import yaml  # type: ignore[import-untyped]
     from huggingface_hub import DatasetCard
@@ -199,20 +199,20 @@ def _refuse_files_elsewhere(folder: Path) -> None:
             continue
         with library_errors(f"cannot read {shown(path)}", "correct or delete it"):
             text = path.read_text(encoding="utf-8")
-            # As the library reads them.
+            # Parsed in the same way as in the library.
             content = yaml.safe_load(text) if name != "README.md" else vars(DatasetCard(text).data)
         configs = content.get("configs") if isinstance(content, dict) else None
         configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
         for pattern in _texts([[config.get("data_files"), config.get("data_dir")] for config in configs], set()):
             if "://" in pattern or "::" in pattern or pattern.startswith("/") or ".." in Path(pattern).parts:
                 raise UserError(
-                    f"{shown(path)} names data outside of its folder ({shown(pattern)}): fetch it into the folder, "
-                    f"and change data_files in {name}"
+                    f"{shown(path)} refers to data outside of its folder ({shown(pattern)}): download it into the "
+                    f"folder, and change data_files in {name}"
                 )
 
 
 def _texts(value: Any, seen: set[int]) -> Iterator[str]:
-    """All strings of a YAML value, each list and mapping once, however often aliases repeat it."""
+    """All strings of a YAML value; each list and mapping is visited once, however often aliases repeat it."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)) and id(value) not in seen:
@@ -226,7 +226,7 @@ def _load_saved(name: str, options: Reading) -> Any:
 
     if options.subset is not None:
         raise UserError(
-            f"`subset` is {shown(options.subset)}: a dataset on disk has none, and {shown(name)} is one: leave it out"
+            f"`subset` is {shown(options.subset)}, but {shown(name)} is a dataset on disk, which has none: remove it"
         )
     dataset = datasets.load_from_disk(name)
     if not isinstance(dataset, datasets.DatasetDict):
@@ -243,7 +243,7 @@ def _load(name: str, options: Reading) -> Any:
     streaming = "[" not in options.split  # a part of a split, as in test[:10], cannot be streamed
     try:
         return datasets.load_dataset(name, options.subset, split=options.split, streaming=streaming)
-    except NotImplementedError:  # nor can some archives
+    except NotImplementedError:  # some archives cannot be streamed either
         return datasets.load_dataset(name, options.subset, split=options.split)
 
 
@@ -255,7 +255,7 @@ def _dataset_rows(name: str, dataset: Any, source: str) -> Iterator[Row]:
 def _numbered(
     rows: Iterator[dict[str, Any]], source: str, guard: Callable[[int], AbstractContextManager[None]]
 ) -> Iterator[Row]:
-    """Rows with their numbers; whatever fails on the way to row n fails inside of ``guard(n)``."""
+    """Yields rows with their numbers; an error while reading row n is raised inside ``guard(n)``."""
     for number in count(1):
         with guard(number):
             values = next(rows, None)
@@ -270,13 +270,13 @@ def _dataset_errors(name: str, where: str = "") -> Iterator[None]:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, whichever it was built on
 
     dataset = f"dataset {shown(name)}"
-    # The library raises whatever its readers do: a ValueError for a bad split, an EOFError for half a file.
+    # The library raises the errors of its readers: ValueError for an invalid split, EOFError for a truncated file.
     with library_errors(f"cannot read {dataset}{where}", "check its files, the name, `subset` and `split`"):
         try:
             yield
         except DatasetNotFoundError as error:
             raise UserError(
-                f"{dataset} is neither a folder nor on the Hub, or not open to you: {one_line(error)}"
+                f"{dataset} is neither a folder nor on the Hub, or you have no access to it: {one_line(error)}"
             ) from error
         except (ConnectionError, HTTPError) as error:
             raise UserError(
@@ -295,7 +295,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """An array of objects, which is parsed as a whole; or else JSON Lines, as many files of this ending are."""
+    """Rows of an array of objects, which is parsed at once, or else of JSON Lines, which many .json files contain."""
     with opened(path) as file:
         data = file.read(2**12)
         if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
@@ -320,7 +320,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _rows_of_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    # Without these two a whole row group, often the whole file, is read into memory.
+    # Without these two options a whole row group, often the whole file, is read into memory.
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True) as file:
         columns = [field.name for field in file.schema_arrow if _is_used(field.type)]
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
@@ -328,7 +328,7 @@ def _rows_of_parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_used(kind: pa.DataType) -> bool:
-    """Whether a column can hold what rows are read for: not dates, images or sound, nor lists of them."""
+    """Whether a column can contain text, ids, spans or metadata: not dates, images or sound, nor lists of them."""
     import pyarrow as pa
 
     while isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
@@ -348,8 +348,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _python_rows(table: Any) -> Iterator[dict[str, Any]]:
     """Rows of an Arrow table or batch, converted one at a time.
 
-    Arrow gives every struct all keys that the struct of any row has. Such nulls are left out at any depth, since a
-    null that was written cannot be told from one that was filled in. Dates and bytes inside of structs are left out.
+    Arrow adds to each struct all keys of the structs in other rows, with null values. Nulls are removed at any depth,
+    because an original null cannot be distinguished from an added one. Dates and bytes inside structs are removed.
     """
     for at in range(table.num_rows):
         row = table.slice(at, 1)
@@ -388,9 +388,9 @@ def document_of_row(
 
     Args:
         row: The row.
-        source_id: The id of its file or dataset, from which a row without an id has its own.
+        source_id: Id of the file or dataset, from which the id of a row without an id field is made.
         options: Fields and filters.
-        decoder: Turns ``input_ids`` into text; None if rows hold text.
+        decoder: Decodes ``input_ids`` to text; None if rows contain text.
 
     Raises:
         UserError: A field is missing, or its value is invalid.
@@ -407,7 +407,7 @@ def document_of_row(
         token_ids = _token_ids_of_row(values, place)
         if options.min_tokens is not None and len(token_ids) < options.min_tokens:
             return None
-        with library_errors(f"{place} cannot be decoded", "name the tokenizer that made the rows"):
+        with library_errors(f"{place} cannot be decoded", "pass the tokenizer that made the rows"):
             text = decoder(token_ids)
     if not text or text.isspace():
         raise UserError(f"{place} has an empty text: remove the row, or pass another `text_field`")
@@ -430,11 +430,11 @@ def _text_of_row(row: Mapping[str, Any], place: str, options: Reading) -> str:
     if text is not None:
         raise UserError(
             f"{place} has a {type(text).__name__} in the field {shown(options.text_field)}, expected a string: "
-            "pass the field that holds the text with `text_field`"
+            "pass the field that contains the text with `text_field`"
         )
     if "input_ids" in row:
         raise UserError(
-            f"{place} has input_ids and no field {shown(options.text_field)}: pass `tokenized_with`, or `text_field`"
+            f"{place} has input_ids but no field {shown(options.text_field)}: pass `tokenized_with`, or `text_field`"
         )
     raise _missing_field(row, options.text_field, place, "`text_field`")
 
@@ -448,7 +448,7 @@ def _missing_field(row: Mapping[str, Any], name: str, place: str, remedy: str) -
 def _token_ids_of_row(row: Mapping[str, Any], place: str) -> tuple[int, ...]:
     ids = row.get("input_ids")
     if ids is None:
-        raise _missing_field(row, "input_ids", place, "tokenized rows, or leave out `tokenized_with`")
+        raise _missing_field(row, "input_ids", place, "tokenized rows, or remove `tokenized_with`")
     if not isinstance(ids, list) or not all(type(id) is int and 0 <= id <= MAX_TOKEN_ID for id in ids):
         raise UserError(
             f"input_ids of {place} is {shown_value(ids)}, expected a flat list of integers from 0 to 2^31 - 1"
@@ -460,7 +460,7 @@ def _id_of_row(row: Mapping[str, Any], numbered_id: str, place: str, options: Re
     value = row.get(options.id_field)
     if value is None:
         if options.id_field != Reading().id_field:
-            raise _missing_field(row, options.id_field, place, "`id_field`, or leave it out to number the rows")
+            raise _missing_field(row, options.id_field, place, "`id_field`, or remove it to number the rows")
         return numbered_id
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Models: found by name, loaded, and run."""
+"""Finds models by name, loads them, and runs them."""
 
 from longlens.models.checkpoint import Checkpoint as Checkpoint
 from longlens.models.checkpoint import check_loading_info as check_loading_info

@@ -1,8 +1,8 @@
-"""Cache policies: the keys and values that a model keeps while a long context is fed in chunks.
+"""Defines cache policies, which select the keys and values that a model keeps while a long context is fed in chunks.
 
 A policy makes a transformers cache, and the scorer feeds a long context through it in chunks, with each token at its
-original position regardless of dropped tokens. Short contexts are scored without it. Our policies are in
-`longlens.models.policies`.
+original position regardless of dropped tokens. Short contexts are scored without a policy. The policies of longlens are
+in `longlens.models.policies`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ CacheProtocol = Literal["stream", "prefill+tail"]
 OBSERVED_ATTENTION = "longlens_observed_sdpa"
 """Name of an sdpa attention function that also passes the attention to an `ObservingLayer`."""
 OBSERVED_ROWS = 256
-"""Number of queries whose attention to all keys exists at one time."""
+"""Number of queries whose attention to all keys is in memory at one time."""
 
 
 class CachePolicy(ABC):
-    """Which keys and values a model keeps.
+    """Selects the keys and values that a model keeps.
 
     Attributes:
-        name: Name with settings, such as ``"recent:512"``: it is a part of the model's identity.
-        mixes_rows: Whether what it keeps of a row may depend on the others of a batch, as one scale for all does, and a
-            choice by values: products of another batch are rounded differently, and of two tokens that rank alike (keys
-            of one word have one norm) the other one stays. Each sequence is then fed alone. False where places alone
-            decide.
+        name: Name with settings, such as ``"recent:512"``; a part of the model's identity.
+        mixes_rows: Whether the selection in a row can depend on the other rows of a batch, for example through a scale
+            for all rows or through a ranking of values: products in another batch are rounded differently, so that of
+            two tokens with equal values (keys of one word have one norm) the other one is kept. Each sequence is then
+            fed alone. False if the selection depends only on positions.
     """
 
     name: str
@@ -49,9 +49,10 @@ class CachePolicy(ABC):
 
     @abstractmethod
     def new_cache(self, model: Any) -> Any:
-        """Returns an empty transformers cache for sequences of one length, such as from `evicting_cache`.
+        """Returns an empty transformers cache for sequences of one length, for example from `evicting_cache`.
 
-        Its ``get_seq_length`` counts the tokens seen and ``get_mask_sizes`` those held, and all layers of one kind hold
+        Its ``get_seq_length`` counts the tokens seen and ``get_mask_sizes`` those stored. All layers of one kind store
+        the same number. Its effect on a sequence depends neither on other rows of a batch nor on earlier sequences.
         the same number. Its effect on a sequence depends neither on other rows of a batch nor on earlier sequences.
 
         Args:
@@ -60,7 +61,7 @@ class CachePolicy(ABC):
 
 
 class FullCache(CachePolicy):
-    """Keeps everything: the results of a single pass, computed in chunks."""
+    """Keeps all keys and values, for the results of a single pass, computed in chunks."""
 
     name, mixes_rows = "full", False
 
@@ -70,13 +71,13 @@ class FullCache(CachePolicy):
 
 
 class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """Keys and values of a layer; after each chunk, which sees all that was held before it, some are kept.
+    """Keys and values of a layer, of which some are dropped after each chunk. A chunk attends to all stored before it.
 
-    Masks and positions depend on the tokens seen, so that dropping some moves no other.
+    Masks and positions depend on the tokens seen, so that dropping tokens does not move others.
 
     Args:
-        keep: From keys and values ``(B, heads, n, head_dim)``, the oldest first, to the indices of those that stay,
-            ascending: ``(kept,)``, or ``(B, heads, kept)`` where heads differ.
+        keep: Maps keys and values ``(B, heads, n, head_dim)``, the oldest first, to the indices of those to keep,
+            ascending: ``(kept,)``, or ``(B, heads, kept)`` if heads differ.
     """
 
     keys: Any
@@ -87,7 +88,7 @@ class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no 
         self._keep, self.num_seen = keep, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Takes a chunk in; what it attends to is returned, and what `keep` says is held."""
+        """Adds a chunk, returns the keys and values that it attends to, and stores those that `keep` selects."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         self.num_seen += key_states.shape[-2]
         self._evict(keys, values)
@@ -109,15 +110,15 @@ class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no 
         return self.num_seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Tokens that a chunk of this length attends to, and how many came before them."""
+        """Number of tokens that a chunk of this length attends to, and number of dropped tokens before them."""
         held = 0 if self.keys is None else self.keys.shape[-2]
         return held + query_length, self.num_seen - held
 
 
 class ObservingLayer(EvictingLayer, ABC):
-    """A layer that decides by what the chunk's queries attended to, which it is told after the attention was computed.
+    """A layer that selects by the attention of the chunk's queries, which it receives after the attention is computed.
 
-    Only inside `observed`.
+    Use it only inside `observed`.
     """
 
     def __init__(self) -> None:
@@ -125,10 +126,10 @@ class ObservingLayer(EvictingLayer, ABC):
         self.is_waiting = False
 
     def _evict(self, keys: Tensor, values: Tensor) -> None:
-        self.is_waiting = True  # for `observe`
+        self.is_waiting = True  # until `observe`
 
     def observe(self, query: Tensor, scaling: float) -> None:
-        """Keeps what `keep_attended` says.
+        """Keeps the keys and values that `keep_attended` selects.
 
         Args:
             query: ``(B, query heads, q, head_dim)`` of the chunk, rotated.
@@ -139,7 +140,7 @@ class ObservingLayer(EvictingLayer, ABC):
 
     @abstractmethod
     def keep_attended(self, query: Tensor, scaling: float) -> Tensor:
-        """Indices of the keys that stay, as `keep` of `EvictingLayer` gives them; ``self.keys`` holds all until then.
+        """Indices of the keys to keep, in the form of `keep` of `EvictingLayer`; ``self.keys`` has all keys until then.
 
         Args:
             query: ``(B, query heads, q, head_dim)`` of the chunk, rotated.
@@ -150,7 +151,7 @@ class ObservingLayer(EvictingLayer, ABC):
         """``softmax(scaling * query @ keys.T)`` under the causal mask, `OBSERVED_ROWS` queries at a time.
 
         Args:
-            query: ``(B, query heads, q, head_dim)``: the last q tokens that were seen, or the last of those.
+            query: ``(B, query heads, q, head_dim)``: the last q tokens seen, or the last ones of these.
             scaling: Scaling of the products.
 
         Yields:
@@ -169,11 +170,11 @@ class ObservingLayer(EvictingLayer, ABC):
 
 
 def replace_full_layers(model: Any, make: Callable[[int], Any]) -> Any:
-    """A `DynamicCache` whose layers that attend to everything are others; those with a window have their own.
+    """Makes a `DynamicCache` with other layers for full attention; layers with a window are unchanged.
 
     Args:
         model: A transformers model.
-        make: From a layer's number to its keys and values.
+        make: Maps a layer's index to its cache layer.
     """
     cache = DynamicCache(config=model.config)
     cache.layers = [make(i) if type(layer) is DynamicLayer else layer for i, layer in enumerate(cache.layers)]
@@ -181,7 +182,7 @@ def replace_full_layers(model: Any, make: Callable[[int], Any]) -> Any:
 
 
 def evicting_cache(model: Any, keep: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """A cache with an `EvictingLayer` for each layer that attends to everything."""
+    """Makes a cache with an `EvictingLayer` for each layer with full attention."""
     return replace_full_layers(model, lambda _: EvictingLayer(keep))
 
 
@@ -202,10 +203,10 @@ AttentionMaskInterface.register(OBSERVED_ATTENTION, sdpa_mask)
 
 @contextmanager
 def observed(model: Any, cache: Any) -> Iterator[None]:
-    """While the model is fed through this cache, its layers are told the attention, if any wants to know.
+    """Passes the attention to the cache's layers while the model is fed through it, if any layer needs it.
 
     Raises:
-        UserError: The model does not run transformers' sdpa attention, or a layer was told nothing.
+        UserError: The model does not use transformers' sdpa attention, or a layer received no attention.
     """
     layers = {i: layer for i, layer in enumerate(cache.layers) if isinstance(layer, ObservingLayer)}
     if not layers:
@@ -215,7 +216,7 @@ def observed(model: Any, cache: Any) -> Iterator[None]:
     used = config._attn_implementation
     if used != "sdpa":
         raise UserError(
-            f"this cache policy reads the attention of {name}, which runs {used}: use `attention=sdpa`, or a policy "
+            f"this cache policy reads the attention of {name}, which uses {used}: use `attention=sdpa`, or a policy "
             "that does not need attention, such as `cache=knorm:0.5`"
         )
     token = _observers.set(layers)
@@ -227,13 +228,13 @@ def observed(model: Any, cache: Any) -> Iterator[None]:
         _observers.reset(token)
     if any(layer.is_waiting for layer in layers.values()):
         raise UserError(
-            f"{name} does not compute its attention by the interface of transformers, so this cache policy cannot read "
-            "it: use a policy that does not need attention, such as `cache=knorm:0.5`"
+            f"{name} does not compute attention through transformers' attention interface, so this cache policy cannot "
+            "read it: use a policy that does not need attention, such as `cache=knorm:0.5`"
         )
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a cache holds, with the scales and indices of quantized ones."""
+    """Bytes of the keys and values in a cache, including scales and indices of quantized ones."""
     return sum(_bytes_in(vars(layer)) for layer in cache.layers)
 
 
@@ -254,9 +255,9 @@ class CacheUse:
     Attributes:
         policy: The cache policy.
         chunk: Tokens per chunk, or of the tail.
-        protocol: ``stream``: every chunk reads what was kept of those before it. ``prefill+tail``: all but the last
-            `chunk` tokens are fed at once and then compressed, and the tail reads what was kept of them; only the tail
-            has scores that say something of the policy.
+        protocol: ``stream``: every chunk attends to the kept tokens of the chunks before it. ``prefill+tail``: all but
+            the last `chunk` tokens are fed at once and then compressed, and the tail attends to the kept tokens. Only
+            the scores of the tail depend on the policy.
 
     Raises:
         UserError: The chunk has no tokens, or the protocol is unknown.
@@ -274,7 +275,7 @@ class CacheUse:
             raise UserError(f"`cache_protocol` is {self.protocol!r}; expected {' or '.join(get_args(CacheProtocol))}")
 
     def chunks(self, length: int) -> list[slice]:
-        """The slices of a text that are fed one after the other.
+        """Slices of a text, in the order in which they are fed.
 
         Args:
             length: Length of the text, in tokens.
@@ -287,7 +288,7 @@ class CacheUse:
 
     @property
     def identity(self) -> str | None:
-        """Its part of a model's identity: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None if everything is kept."""
+        """The policy's part of a model's identity: ``NAME@CHUNK`` or ``NAME@prefill+TAIL``; None for the full cache."""
         if self.policy.name == FullCache.name:
             return None
         return f"{self.policy.name}@{self.chunk if self.protocol == 'stream' else f'prefill+{self.chunk}'}"

@@ -1,4 +1,4 @@
-"""A model's files as transformers loads them: configuration, dtype, quantization, each found once, and weights."""
+"""Loads a model with transformers: finds its configuration, dtype and quantization once each, then its weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 class Checkpoint:
-    """A model's files, and how they are loaded; what they say is read once.
+    """A model's files and loading settings. Each fact about the files is read once.
 
     Args:
-        source: Where the model is.
-        loading: How; it is put on ``device`` unless there is a ``device_map``.
-        config: Instead of the model's own.
+        source: Location of the model.
+        loading: Loading settings; the model is put on ``device`` unless ``device_map`` is set.
+        config: Configuration to use instead of the model's own.
     """
 
     def __init__(self, source: Source, loading: Loading, *, config: Any = None) -> None:
@@ -44,10 +44,10 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Any:
-        """Of transformers.
+        """The transformers configuration.
 
         Raises:
-            UserError: It cannot be loaded.
+            UserError: The configuration cannot be loaded.
         """
         if self._given is not None:
             return self._given
@@ -55,10 +55,10 @@ class Checkpoint:
 
     @cached_property
     def plan(self) -> Quantization:
-        """The dtype that it is loaded in, and how it is quantized, if it is.
+        """The dtype of the weights, and their quantization, if any.
 
         Raises:
-            UserError: Neither can be had here.
+            UserError: The dtype or the quantization is not available on this machine.
         """
         plain = Quantization("", _wanted_dtype(self.loading))
         if self.source.gguf is not None:
@@ -71,10 +71,10 @@ class Checkpoint:
         return self.loading.device_map or {"": resolve_device(self.loading.device)}
 
     def identify(self, tokenizer: Any = None) -> ModelIdentity | None:
-        """Which model it is, its weights not being read; None while they are not on this machine.
+        """The model's identity, without reading its weights; None if they are not on this machine.
 
         Args:
-            tokenizer: The model's, if it is loaded already.
+            tokenizer: The model's tokenizer, if it is already loaded.
 
         Raises:
             UserError: A local model has no configuration or no weights.
@@ -104,13 +104,13 @@ class Checkpoint:
             return None
 
     def load(self, loader: Any = None) -> tuple[Any, dict[str, Any]]:
-        """The model with its weights, and what transformers says of the loading.
+        """Loads the model with its weights, and returns it with transformers' loading info.
 
         Args:
-            loader: A function as ``from_pretrained``; a causal language model is loaded by default.
+            loader: A function like ``from_pretrained``; by default a causal language model is loaded.
 
         Raises:
-            UserError: It cannot be loaded.
+            UserError: The model cannot be loaded.
         """
         from transformers import GgufConfig
 
@@ -129,12 +129,12 @@ class Checkpoint:
                 path, options["use_safetensors"] = str(folder), True
             else:
                 options |= {"gguf_file": source.gguf, "quantization_config": GgufConfig(dequantize=True)}
-                config = vars(self).get("config", config)  # reading it takes seconds, so not again where it was
+                config = vars(self).get("config", config)  # reuse it if loaded, because reading it takes seconds
                 is_exact = loader is None and self._given is None and str(self.plan.dtype) == "torch.float32"
                 unkept = folder if is_exact and loading.device_map is None else None
         else:
             options["use_safetensors"] = None if loading.allow_pickle else True
-        # Some methods put weights in their place and form while they are loaded, and refuse to be moved afterwards.
+        # Some quantization methods place and pack weights while they load, and cannot be moved afterwards.
         is_shared = (loading.tensor_parallel or 1) > 1
         device_map = self._device_map if self.plan.note and not is_shared else loading.device_map
         chosen = {"config": config, "attn_implementation": loading.attention, "device_map": device_map}
@@ -150,15 +150,15 @@ class Checkpoint:
 
 
 def identify(name: str, loading: Loading | None = None, *, tokenizer: Any = None) -> ModelIdentity | None:
-    """`Checkpoint.identify` of a model by its name.
+    """`Checkpoint.identify` for a model's name.
 
     Args:
-        name: Hub id, folder, ``.gguf`` file or embedded model.
-        loading: How it is loaded.
-        tokenizer: The model's, if it is loaded already.
+        name: Hub id, directory, ``.gguf`` file or embedded model.
+        loading: Loading settings.
+        tokenizer: The model's tokenizer, if it is already loaded.
 
     Raises:
-        UserError: As there; no such model.
+        UserError: The model does not exist, or as in `Checkpoint.identify`.
     """
     return Checkpoint(resolve(name), loading or Loading()).identify(tokenizer)
 
@@ -168,19 +168,19 @@ def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], s
 
     Args:
         name: Name or path of the model.
-        model: What was loaded.
-        loading_info: What transformers says of the loading.
-        step: What to do about missing weights, for the message.
+        model: The loaded model.
+        loading_info: Loading info of transformers.
+        step: Next step for missing weights, for the message.
 
     Raises:
-        UserError: Weights are missing, which transformers fills with random ones.
+        UserError: Weights are missing, which transformers would initialize randomly.
 
     Warns:
-        LonglensWarning: There are weights that the model does not use, as those of layers beyond ``num_hidden_layers``.
+        LonglensWarning: The model does not use all weights, such as those of layers beyond ``num_hidden_layers``.
     """
     missing, unused = (sorted(loading_info.get(key, ())) for key in ("missing_keys", "unexpected_keys"))
     if model.base_model_prefix == "language_model" or model.config.base_config_key == "text_config":
-        # Of a multimodal model, whose other parts are not loaded.
+        # A multimodal model, whose other parts are not loaded.
         unused = [weight for weight in unused if not {"language_model", "text_model"}.isdisjoint(weight.split("."))]
     if missing:
         raise UserError(
@@ -197,10 +197,10 @@ def check_loading_info(name: str, model: Any, loading_info: Mapping[str, Any], s
 
 
 def resolve_device(device: str) -> torch.device:
-    """Where a model is put: ``auto`` is the first GPU, that of this process where torchrun started several, or the CPU.
+    """The device of a model: ``auto`` is the first GPU (under torchrun, that of this process), or the CPU.
 
     Raises:
-        UserError: It cannot be used.
+        UserError: The device is not available.
     """
     import torch
 
@@ -208,18 +208,18 @@ def resolve_device(device: str) -> torch.device:
         gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
         return torch.device(gpu if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=device).cpu()  # only use shows whether it can be used
-    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
+        torch.zeros(1, device=device).cpu()  # only a computation shows whether the device works
+    except (RuntimeError, AssertionError) as error:  # the latter if torch is built without it
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"`device` is {device!r}, which is not available: {reason}. Use auto, cpu or cuda") from error
     return torch.device(device)
 
 
 def _wanted_dtype(loading: Loading) -> torch.dtype:
-    """Type of the weights: ``auto`` is bfloat16 on a GPU that has it, else float32.
+    """Dtype of the weights: ``auto`` is bfloat16 on a GPU that supports it, else float32.
 
     Raises:
-        UserError: Neither that nor one of ``float32``, ``bfloat16`` and ``float16``; or no such device.
+        UserError: The dtype is not auto, ``float32``, ``bfloat16`` or ``float16``; or the device is not available.
     """
     import torch
 

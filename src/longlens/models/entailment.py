@@ -1,7 +1,8 @@
-"""Whether a text entails a claim, asked of a model of natural language inference of transformers.
+"""Decides with a transformers model of natural language inference whether a text entails a claim.
 
-Two kinds are known: sequence classification with a label ``entailment``, and sequence-to-sequence trained as
-google/t5_xxl_true_nli_mixture (Honovich et al., TRUE, arXiv 2204.04991), which HELMET and ALCE score citations with.
+Two kinds of models are supported: sequence classification with a label ``entailment``, and sequence-to-sequence models
+trained like google/t5_xxl_true_nli_mixture (Honovich et al., TRUE, arXiv 2204.04991), with which HELMET and ALCE score
+citations.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from longlens.settings.options import Loading
 from longlens.tokenization import TextEncoder
 
 HELMET_MODEL = "google/t5_xxl_true_nli_mixture"
-"""What HELMET asks (eval_alce.py, AUTOAIS_MODEL): 11 billion parameters."""
-# eval_alce.py, _run_nli_autoais: the text, its generate(…, max_new_tokens=10), and the reply that means entailed
+"""HELMET's model (eval_alce.py, AUTOAIS_MODEL): 11 billion parameters."""
+# eval_alce.py, _run_nli_autoais: the prompt, its generate(…, max_new_tokens=10), and the reply for entailment
 PROMPT = "premise: {} hypothesis: {}"
 MAX_NEW_TOKENS = 10
 ENTAILED, NOT_ENTAILED = "1", "0"
@@ -36,13 +37,13 @@ class EntailmentModel(ABC):
     Args:
         model: A transformers model, in eval mode.
         tokenizer: Its tokenizer.
-        name: What messages call it.
-        weights_sha256: Says which weights it has.
-        max_tokens: Maximum number of tokens of premise and claim together with special tokens; a longer premise loses
-            its end. Nothing is truncated by default, as in HELMET.
+        name: Name of the model, for messages.
+        weights_sha256: Hash that identifies its weights.
+        max_tokens: Maximum number of tokens of premise and claim together with special tokens; a longer premise is
+            truncated at its end. By default nothing is truncated, as in HELMET.
 
     Attributes:
-        generation: As of `longlens.models.generate.TransformersGenerator`; None if nothing is generated.
+        generation: As in `longlens.models.generate.TransformersGenerator`; None if the model generates nothing.
 
     Raises:
         UserError: ``max_tokens`` is below 1, or the model is of the wrong kind.
@@ -61,11 +62,11 @@ class EntailmentModel(ABC):
         self.generation: Mapping[str, Any] | None = None
 
     def __call__(self, premise: str, claim: str) -> bool:
-        """Asks the model once.
+        """Runs the model once.
 
         Raises:
-            UserError: The text is longer than the model takes and may not be truncated, the claim alone is, or there is
-                not enough memory.
+            UserError: The text is longer than the model supports and must not be truncated, the claim alone is too
+                long, or memory is insufficient.
         """
         inputs = self._fitted(premise, claim).to(device_of(self.model))
         try:
@@ -84,11 +85,11 @@ class EntailmentModel(ABC):
 
     @abstractmethod
     def _encode(self, premise: str, claim: str) -> Any:
-        """What the model is given: tensors of one row."""
+        """Model inputs: tensors of one row."""
 
     @abstractmethod
     def _decide(self, inputs: Any) -> bool:
-        """What it says."""
+        """Whether the model's output means entailment."""
 
     def _fitted(self, premise: str, claim: str) -> Any:
         inputs = self._encode(premise, claim)
@@ -110,12 +111,12 @@ class EntailmentModel(ABC):
             over = inputs["input_ids"].shape[1] - limit
             if over <= 0:
                 return inputs
-            removed += over  # a cut can change how the text around it is tokenized
+            removed += over  # a cut can change the tokenization of the text around it
         raise UserError(f"{self.name}: a claim does not fit into {limit:,} tokens: pass a larger `max_tokens`, or None")
 
 
 class EntailmentClassifier(EntailmentModel):
-    """Sequence classification: the claim follows where the label ``entailment``, in any case, is the most likely."""
+    """Sequence classification: the claim follows if the label ``entailment`` (ignoring case) is the most likely."""
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
@@ -136,7 +137,7 @@ class EntailmentClassifier(EntailmentModel):
 
 
 class EntailmentWriter(EntailmentModel):
-    """Sequence to sequence: the claim follows where the model writes ``1`` after premise and hypothesis."""
+    """Sequence-to-sequence: the claim follows if the model generates ``1`` after premise and hypothesis."""
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
@@ -152,8 +153,8 @@ class EntailmentWriter(EntailmentModel):
         reply: str = self.tokenizer.decode(written, skip_special_tokens=True)
         if reply not in (ENTAILED, NOT_ENTAILED):
             warnings.warn(
-                f"{self.name} writes something other than {ENTAILED} and {NOT_ENTAILED}, which counts as not entailed, "
-                f"as in HELMET: check that it was trained like {HELMET_MODEL}",
+                f"{self.name} generates something other than {ENTAILED} and {NOT_ENTAILED}, which counts as not "
+                f"entailed, as in HELMET: check that it was trained like {HELMET_MODEL}",
                 LonglensWarning,
                 stacklevel=3,
             )
@@ -161,16 +162,17 @@ class EntailmentWriter(EntailmentModel):
 
 
 def load_entails(name: str, *, max_tokens: int | None = None, **loading: Any) -> EntailmentModel:
-    """Loads a model of natural language inference, as `longlens.tasks.base.CitedTask` asks for one.
+    """Loads a model of natural language inference for `longlens.tasks.base.CitedTask`.
 
     Args:
-        name: Hub id or local folder; HELMET's is `HELMET_MODEL`, in bfloat16 about 22 GB.
-        max_tokens: Cuts a longer premise at its end; None cuts nothing, as HELMET.
-        **loading: dtype, device, device_map, attention, trust_remote_code, allow_pickle, which
-            `longlens.settings.options.Loading` describes.
+        name: Hub id or local directory; HELMET's is `HELMET_MODEL`, in bfloat16 about 22 GB.
+        max_tokens: Truncates a longer premise at its end; None truncates nothing, as in HELMET.
+        **loading: dtype, device, device_map, attention, trust_remote_code, allow_pickle, see
+            `longlens.settings.options.Loading`.
 
     Raises:
-        UserError: No such model; it is of neither kind; it has no label ``entailment``; or it cannot be loaded so.
+        UserError: The model does not exist, is of neither kind, has no label ``entailment``, or cannot be loaded with
+            these settings.
     """
     import transformers
 
@@ -183,7 +185,7 @@ def load_entails(name: str, *, max_tokens: int | None = None, **loading: Any) ->
     kind, auto = _kind(name, checkpoint.config)
     tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
     model, loading_info = checkpoint.load(getattr(transformers, auto).from_pretrained)
-    check_loading_info(name, model, loading_info, "give a model that is trained to tell entailment")
+    check_loading_info(name, model, loading_info, "use a model that is trained for entailment")
     return kind(model, tokenizer, name=name, weights_sha256=hash_files(source), max_tokens=max_tokens)
 
 
@@ -199,16 +201,16 @@ def _kind(name: str, config: Any) -> tuple[type[EntailmentModel], str]:
         if any(architecture.endswith(ending) for architecture in architectures):
             return kind
     raise UserError(
-        f"{name} is {' or '.join(architectures) or 'of no named architecture'}; expected a model for sequence "
+        f"{name} is {' or '.join(architectures) or 'of an unknown architecture'}; expected a model for sequence "
         f"classification with a label {LABEL!r}, or one such as {HELMET_MODEL}"
     )
 
 
 def _positions(model: Any) -> int | None:
-    """Tokens that the model has positions for; None if it is not bounded, as T5."""
+    """Number of positions of the model; None if it is not bounded, as in T5."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         is_table = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
         if limit is not None and is_table and module.padding_idx is not None:
-            return limit - int(module.padding_idx) - 1  # RoBERTa and its kin count positions from there
+            return limit - int(module.padding_idx) - 1  # RoBERTa and similar models count positions from there
     return limit

@@ -1,4 +1,4 @@
-"""What a model's files say without its weights: configuration, tokenizer, length, adapter, hash."""
+"""Reads facts from a model's files without its weights: configuration, tokenizer, length, adapter, hash."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_config.json"
 MAX_COUNT = 10_000
-"""Layers, or experts of a layer, that a model of transformers can have here."""
+"""Maximum number of layers, or of experts per layer, of a transformers model."""
 _COUNT = re.compile(r"(n|num|encoder|decoder)_(\w+_)?(layer|expert|block)s?")
-# As vLLM looks for it (vllm/config/model.py, _get_and_verify_max_len); the first is mapped to the others by the
-# transformers classes of GPT-2, OPT and their kin.
+# The keys of vLLM (vllm/config/model.py, _get_and_verify_max_len); the transformers classes of GPT-2, OPT and others
+# map the first key to the others.
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.*", "*vocab.json")
 
 
 class Adapter(NamedTuple):
-    """What adapter_config.json says: the model that it adapts, and all of it."""
+    """The base model of an adapter, and the content of its adapter_config.json."""
 
     base: Source
     config: dict[str, Any]
 
 
 def find_adapter(source: Source, folder: Path | None = None) -> Adapter | None:
-    """The adapter of PEFT in a model's folder; None if there is none.
+    """The PEFT adapter in a model's directory; None if there is none.
 
     Raises:
-        UserError: It names no base model.
+        UserError: The adapter's configuration has no base model.
     """
     path = (folder or Path(source.path)) / ADAPTER
     if source.gguf is not None or not path.is_file():
         return None
-    config = read_json(path, "give an adapter that peft saved")
+    config = read_json(path, "use an adapter that was saved by peft")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str):
-        raise UserError(f"{path} has no base model (base_model_name_or_path): use an adapter that names it")
+        raise UserError(f"{path} has no base model (base_model_name_or_path): use an adapter that has one")
     return Adapter(resolve(base), config)
 
 
 def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
-    """The configuration of a model, of transformers; of an adapter's folder that of its base.
+    """The transformers configuration of a model; for an adapter that of its base model.
 
     Raises:
-        UserError: It cannot be loaded.
+        UserError: The configuration cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -75,8 +75,8 @@ def load_config(source: Source, *, trust_remote_code: bool = False) -> Any:
 
 
 def config_in_force(config: Any) -> Any:
-    """The configuration of what ``AutoModelForCausalLM`` makes of one: of some multimodal models (Llama 4, Qwen3.5) it
-    loads the text part alone, whose configuration the model then has.
+    """The configuration of the model that ``AutoModelForCausalLM`` makes from a configuration. For some multimodal
+    models (Llama 4, Qwen3.5) it loads only the text part, which has the text configuration.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -91,28 +91,28 @@ def config_in_force(config: Any) -> Any:
 
 
 def load_max_length(name: str, *, trust_remote_code: bool = False) -> int | None:
-    """`model_max_length` of a model by its name.
+    """`model_max_length` for a model's name.
 
     Raises:
-        UserError: There is no such model.
+        UserError: The model does not exist.
     """
     return model_max_length(load_config(resolve(name), trust_remote_code=trust_remote_code))
 
 
 def model_max_length(config: Any) -> int | None:
-    """Tokens that a model of this configuration was made for; None if it names none, as recurrent models.
+    """Maximum number of tokens for which a model of this configuration was made; None if unknown (recurrent models).
 
     With RoPE scaling, ``max(max_position_embeddings, factor * original_max_position_embeddings)``: the model cards of
-    Qwen2.5 and Qwen3 add YaRN and leave ``max_position_embeddings``. Dynamic NTK has no length that it is made for
-    beyond its original one. A linear factor without an original length says nothing: ``max_position_embeddings`` is
-    the length before in Vicuna 1.5 16k, and the length after in Gemma 3.
+    Qwen2.5 and Qwen3 add YaRN without changing ``max_position_embeddings``. Dynamic NTK has no target length beyond its
+    original one. A linear factor without an original length is ambiguous: ``max_position_embeddings`` is the length
+    before scaling in Vicuna 1.5 16k, and the length after scaling in Gemma 3.
     """
     text = config.get_text_config(decoder=True)
     length = next((value for key in _LENGTH_KEYS if _is_count(value := getattr(text, key, None))), None)
     if length is None:
         return None
     scaling = getattr(text, "rope_parameters", None) or {}
-    # One for all layers, or one for each kind of layer.
+    # One for all layers, or one per kind of layer.
     for rope in [scaling, *(value for value in scaling.values() if isinstance(value, dict))]:
         factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
         if rope.get("rope_type") != "dynamic" and _is_count(original) and _is_factor(factor):
@@ -129,14 +129,14 @@ def _is_factor(value: object) -> TypeGuard[float]:
 
 
 def load_decoder(name: str, *, trust_remote_code: bool = False) -> Callable[[Sequence[int]], str]:
-    """What turns the ``input_ids`` of rows into their text, for `longlens.read_documents`.
+    """A function that decodes the ``input_ids`` of rows to text, for `longlens.read_documents`.
 
     Args:
-        name: Name or path of the model whose tokenizer made them.
+        name: Name or path of the model whose tokenizer made the ids.
         trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
-        UserError: There is no such tokenizer.
+        UserError: The tokenizer does not exist.
     """
     from longlens.tokenization import decoder_of
 
@@ -144,10 +144,10 @@ def load_decoder(name: str, *, trust_remote_code: bool = False) -> Callable[[Seq
 
 
 def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
-    """The tokenizer of a model as text to tokens and spans; the weights are not loaded.
+    """The tokenizer of a model as a text encoder with spans; the weights are not loaded.
 
     Raises:
-        UserError: There is no such tokenizer.
+        UserError: The tokenizer does not exist.
     """
     from longlens.tokenization import TextEncoder
 
@@ -155,10 +155,10 @@ def load_encoder(name: str, *, trust_remote_code: bool = False) -> TextEncoder:
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, of transformers.
+    """The transformers tokenizer of a model.
 
     Raises:
-        UserError: There is no such tokenizer.
+        UserError: The tokenizer does not exist.
     """
     from transformers import AutoTokenizer
 
@@ -173,7 +173,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         f"the folder {shown(name)} contains no tokenizer (such as tokenizer.json): copy the model's own tokenizer into "
         "it"
     )
-    # Some tokenizers, of bytes or characters, have no such file.
+    # Some byte or character tokenizers have no such file.
     config = folder / "tokenizer_config.json"
     generic = (None, "TokenizersBackend", "PreTrainedTokenizerFast")
     if not has_vocabulary and (not config.is_file() or read_json(config).get("tokenizer_class") in generic):
@@ -184,7 +184,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
             return load_gguf_tokenizer(folder / source.gguf)
         tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=trust_remote_code)
     if not has_vocabulary and tokenizer.vocab_files_names:
-        # transformers makes one of the class that the configuration names, with special tokens alone.
+        # transformers makes a tokenizer of the configured class with only special tokens.
         raise nothing
     return tokenizer
 
@@ -192,8 +192,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
 def hash_files(source: Source) -> str:
     """sha256 over the names and hashes of a model's weight files, in the order of their names.
 
-    Of an adapter's folder those of its base come first. The Hub's cache names large files by their sha256, which is
-    used where it is there.
+    For an adapter, the files of its base model come first. The Hub's cache names large files by their sha256, which is
+    then used.
 
     Raises:
         UserError: No weight files are found.
@@ -223,7 +223,7 @@ def hash_files(source: Source) -> str:
 
 @contextmanager
 def loading_errors(source: Source, what: str) -> Iterator[None]:
-    """Turns what other libraries raise on a model that cannot be loaded or run into one line that says what to do."""
+    """Converts errors of other libraries while a model is loaded or run to one-line errors with a next step."""
     failed = f"cannot load the {what} {shown(source.name)} ({source.note})"
     _check_counts(source)
     with library_errors(failed, partial(_next_step, source)), hub_access(source):
@@ -231,7 +231,7 @@ def loading_errors(source: Source, what: str) -> Iterator[None]:
 
 
 def _check_counts(source: Source) -> None:
-    """Rejects a folder with too many layers or experts, which transformers would build for hours."""
+    """Rejects a directory whose config.json has too many layers or experts, which transformers would build for hours."""
     path = Path(source.path) / "config.json"
     if source.gguf is not None or not path.is_file():
         return
@@ -248,20 +248,20 @@ def _check_counts(source: Source) -> None:
 def _next_step(source: Source, error: BaseException) -> str:
     said, folder = str(error), Path(source.path)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 'give a smaller model, `dtype="bfloat16"` or `device_map="auto"`'
+        return 'use a smaller model, `dtype="bfloat16"` or `device_map="auto"`'
     for option, parameter in {"attn_implementation": "attention", "device_map": "device_map"}.items():
         if option in said:
-            return f"give another `{parameter}`, or leave it out"
+            return f"set another `{parameter}`, or remove it"
     if "trust_remote_code" in said:
-        return "it comes with code of its own, which runs only with `trust_remote_code=True`"
+        return "it contains custom code, which runs only with `trust_remote_code=True`"
     if source.gguf is not None:
         return "check the file, or pass the model's directory or Hub id"
     if not folder.is_dir():
         return "check the name, or pass a directory, a .gguf file, smollm2 or gemma3-270m"
     if "ignore_mismatched_sizes" in said:
-        return "its weights have other shapes than its config.json says: copy or download both again"
+        return "its weights have other shapes than its config.json describes: copy or download both again"
     if "safetensors" in said and list(folder.glob("*.bin")):
-        return "weights that are pickles are read only with `allow_pickle=True`"
+        return "its weights are pickles, which are read only with `allow_pickle=True`"
     if type(error).__name__ == "SafetensorError":
-        return "a file of its weights is damaged or cut short: copy or download it again"
+        return "a file of its weights is damaged or truncated: copy or download it again"
     return "check the files of the directory, or use another model"

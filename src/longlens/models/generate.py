@@ -1,4 +1,4 @@
-"""Text that a causal language model of transformers writes in answer to prompts: greedy, one prompt at a time."""
+"""Generates answers to prompts with a causal language model of transformers: greedy, one prompt at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_NEW_TOKENS = 256
 
 
 class Completion(NamedTuple):
-    """What a model wrote, and whether it came to an end by itself (not by the limit of tokens)."""
+    """Generated text, and whether it ended with an end token instead of at the token limit."""
 
     text: str
     is_complete: bool
@@ -28,21 +28,21 @@ class Completion(NamedTuple):
 class TransformersGenerator:
     """A `longlens.data.qa.Generator`.
 
-    Greedy generation, whatever the model's own generation_config asks for; a prompt is a user's message where the
-    tokenizer has a chat template, else a text to continue.
+    Decoding is greedy regardless of the model's own generation_config. A prompt is sent as a user message if the
+    tokenizer has a chat template, else as a text to continue.
 
     Args:
         model: A causal language model; in eval mode while it runs.
         tokenizer: Its tokenizer.
-        name: What the rows say of it.
-        identity_sha256: Says which model it is.
-        max_new_tokens: Where it is stopped.
+        name: Name of the model in the rows.
+        identity_sha256: Hash of the model's identity.
+        max_new_tokens: Maximum number of generated tokens.
 
     Attributes:
-        generation: The settings of generation that are in force, and those of the model's folder that are not.
+        generation: The generation settings in force, and those of the model's directory that are ignored.
 
     Raises:
-        UserError: The limit is below 1, or no token ends a text.
+        UserError: The limit is below 1, or the model has no end token.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class TransformersGenerator:
         self.generation: Mapping[str, Any] = generation_record(model, **self._settings)
 
     def generate(self, prompts: Sequence[str]) -> list[Completion]:
-        """An answer to each prompt, without special tokens.
+        """Generates an answer to each prompt, without special tokens.
 
         Raises:
-            UserError: A prompt is too long for the model, or there is not enough memory.
+            UserError: A prompt is too long for the model, or memory is insufficient.
         """
         try:
             with running(self.model):
@@ -102,16 +102,16 @@ class TransformersGenerator:
 
 
 def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **loading: Any) -> TransformersGenerator:
-    """Loads a model to write with.
+    """Loads a model for generation.
 
     Args:
-        name: Hub id, folder, ``.gguf`` file or embedded model.
-        max_new_tokens: Where a text is stopped.
+        name: Hub id, directory, ``.gguf`` file or embedded model.
+        max_new_tokens: Maximum number of generated tokens.
         **loading: Fields of `longlens.settings.options.Loading`: dtype, device, device_map, attention,
             trust_remote_code, allow_pickle.
 
     Raises:
-        UserError: No such model, not a causal language model, or it cannot be loaded as asked.
+        UserError: The model does not exist, is not a causal language model, or cannot be loaded with these settings.
     """
     from longlens.models.load import load_transformers
 
@@ -126,7 +126,7 @@ def load_generator(name: str, *, max_new_tokens: int = MAX_NEW_TOKENS, **loading
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end a text: the tokenizer's, and those that the model's folder names (chat models have several)."""
+    """Tokens that end a text: those of the tokenizer and of the generation_config (chat models have several)."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = named if isinstance(named, list) else [named]
     return {token for token in [tokenizer.eos_token_id, *listed] if token is not None}

@@ -1,7 +1,7 @@
-"""The tokenizer of a ``.gguf`` file, and what is kept of one, since reading it takes tens of seconds.
+"""Reads the tokenizer of a ``.gguf`` file, and caches what is read from the file, which takes tens of seconds.
 
-A file holds the vocabulary, the merges and the name of a pre-tokenizer (``tokenizer.ggml.pre``), but not the rule that
-the name refers to. The rules are those of llama.cpp (src/llama-vocab.cpp, ``llm_tokenizer_bpe``), where known in the
+A file contains the vocabulary, the merges and the name of a pre-tokenizer (``tokenizer.ggml.pre``), but not the rule
+with that name. The rules here are those of llama.cpp (src/llama-vocab.cpp, ``llm_tokenizer_bpe``), where known in the
 form of the model's own tokenizer.json. transformers knows some of the names, and splits by GPT-2's rule for the others.
 """
 
@@ -26,12 +26,12 @@ from longlens.errors import LonglensWarning, UserError, library_errors, shown, s
 from longlens.files import cache_folder, content_sha256, write_json
 
 KEPT_BYTES = 2**29
-"""Size of a file up to which what is made of it is kept; as float32 its weights are up to eight times as large."""
+"""Largest file whose conversion is cached; as float32 its weights are up to eight times as large."""
 LEFT_SECONDS = 3600.0
-"""Age of a directory that is being made, after which the process that made it is taken to have been killed."""
+"""Age of a temporary directory after which its process is assumed to have been killed."""
 _RECORD = "checksums.json"
 _FORMAT = 1
-"""Raised with every change of what is made of a file."""
+"""Version of the cache format, incremented with every change of the cached files."""
 _LOGGER = logging.getLogger(__name__)
 _PREFIX = "tokenizer.ggml."
 _LISTS = ("tokens", "merges", "token_type")
@@ -69,13 +69,13 @@ _CJK = "[一-龥ࠀ-一가-퟿]+"
 
 
 class _Rule(NamedTuple):
-    """How a text is split before byte-level BPE.
+    """Pre-tokenization before byte-level BPE.
 
     Attributes:
-        patterns: Regular expressions, each applied to the pieces that the one before it leaves.
-        nfc: The text is brought to NFC first. llama.cpp does not; the models' own tokenizers do.
-        ignore_merges: A piece that is in the vocabulary is one token, whatever the merges say.
-        adds_bos: A text begins with BOS unless the file says otherwise.
+        patterns: Regular expressions, each applied to the pieces from the one before.
+        nfc: Whether the text is normalized to NFC first. llama.cpp does not do this; the models' own tokenizers do.
+        ignore_merges: Whether a piece in the vocabulary is one token regardless of the merges.
+        adds_bos: Whether a text begins with BOS by default; the file can override this.
     """
 
     patterns: tuple[str, ...]
@@ -154,10 +154,10 @@ _RULES = {
 
 
 def kept(file: Path, part: str) -> Path | None:
-    """The directory in the user's cache for what is made of a file, to be read where `is_whole`.
+    """The cache directory for data from a file, which may be read only if `is_whole`.
 
-    It belongs to the content of the file and to the version of transformers that reads it. None for a large file, and
-    where the user has no home directory.
+    It depends on the content of the file and on the version of transformers. None for a large file, or if the user has
+    no home directory.
 
     Args:
         file: The ``.gguf`` file.
@@ -165,7 +165,7 @@ def kept(file: Path, part: str) -> Path | None:
     """
     try:
         folder = cache_folder() / "gguf"
-    except RuntimeError:  # as a container's user without an entry in passwd
+    except RuntimeError:  # for example a container's user without an entry in passwd
         return None
     if file.stat().st_size > KEPT_BYTES:
         return None
@@ -173,7 +173,7 @@ def kept(file: Path, part: str) -> Path | None:
 
 
 def is_whole(folder: Path | None) -> TypeGuard[Path]:
-    """Whether a directory of the cache is there, with the bytes that were written; else it is made again."""
+    """Whether a cache directory exists and its bytes are those that were written; otherwise it is made again."""
     if folder is None:
         return False
     try:
@@ -183,7 +183,7 @@ def is_whole(folder: Path | None) -> TypeGuard[Path]:
 
 
 def _checksums(folder: Path) -> dict[str, int]:
-    """Of the files of a directory, by name: against damage, which a sum finds in a tenth of the time of a hash."""
+    """Checksums of the files of a directory by name. They detect damage in a tenth of the time of a hash."""
     sums = {}
     for path in sorted(folder.iterdir()):
         if path.name == _RECORD:
@@ -198,18 +198,18 @@ def _checksums(folder: Path) -> dict[str, int]:
 def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
     """Makes a directory of the cache atomically; if it cannot be written, the file is read again next time.
 
-    What is there and not whole is replaced, and what killed processes left is removed.
+    Incomplete directories are replaced, and leftovers of killed processes are removed.
 
     Args:
-        folder: One of `kept`; None to keep nothing.
-        write: Writes its files into the directory that it is given, as ``save_pretrained`` does.
+        folder: A directory from `kept`; None to cache nothing.
+        write: Writes the files into the directory that is passed to it, like ``save_pretrained``.
     """
     if folder is None:
         return
     step = "the .gguf file is read again next time"
     try:
-        # Each library says in its own way that there is no room.
-        with library_errors(f"{folder} is not kept", step):
+        # Each library reports a full disk in its own way.
+        with library_errors(f"{folder} is not cached", step):
             folder.parent.mkdir(parents=True, exist_ok=True)
             for left in folder.parent.glob(f".{folder.name}-*"):
                 if time.time() - left.stat().st_mtime > LEFT_SECONDS:
@@ -227,11 +227,11 @@ def keep(folder: Path | None, write: Callable[[Path], object]) -> None:
 
 
 def load_gguf_tokenizer(path: Path) -> Any:
-    """The tokenizer of a file, of transformers.
+    """The transformers tokenizer of a file.
 
     Raises:
-        UserError: The file names a pre-tokenizer whose rule is not known here, so that its tokens would be others
-            than those of the model.
+        UserError: The file uses a pre-tokenizer whose rule is unknown here, so that its tokens would differ from the
+            model's own.
     """
     from transformers import AutoTokenizer
 
@@ -241,7 +241,7 @@ def load_gguf_tokenizer(path: Path) -> Any:
     said = _read_metadata(path, [*(_PREFIX + name for name in _LISTS)])
     if said.get(_PREFIX + "model") == "gpt2":
         tokenizer = _byte_level(path, said)
-        folder = folder if _PREFIX + "pre" in said else None  # otherwise it is warned of, every time
+        folder = folder if _PREFIX + "pre" in said else None  # without it there is a warning, every time
     else:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         if str(said.get("general.architecture", "")).startswith("gemma"):
@@ -307,17 +307,17 @@ def _find_rule(path: Path, metadata: dict[str, Any]) -> _Rule:
         )
     elif name not in _RULES:
         raise UserError(
-            f"{shown(path)} names the pre-tokenizer {shown_value(name)}, which longlens does not know, so tokens could "
+            f"{shown(path)} has the pre-tokenizer {shown_value(name)}, which longlens does not know, so tokens could "
             "differ from the model's own: use the model's directory or Hub id"
         )
     return _RULES[name or "default"]
 
 
 def _prefer_runs(tokenizer: Any) -> None:
-    """Puts the merges of runs of one whitespace first, the longest runs first of all.
+    """Moves the merges of repeated whitespace to the front, the longest ones first.
 
-    SentencePiece takes such runs, which are user-defined symbols of Gemma, before it merges anything, the longest
-    first; transformers orders them by their ids, so that 36 spaces become 16 and 20 and not 31 and 5.
+    SentencePiece first matches such repetitions, which are user-defined symbols of Gemma, the longest first.
+    transformers orders them by their ids, so that 36 spaces become 16 and 20 instead of 31 and 5.
     """
     from tokenizers import models
 
@@ -341,11 +341,11 @@ _STRING, _LIST = 8, 9
 
 
 def _read_metadata(path: Path, lists: Collection[str]) -> dict[str, Any]:
-    """The metadata of a file, of its lists only those named, as docs/gguf.md of ggml describes them.
+    """The metadata of a file, with only the requested lists, in the format of docs/gguf.md of ggml.
 
     Raises:
         ValueError: The file is not a GGUF file of version 2 or 3.
-        struct.error: It ends too soon.
+        struct.error: The file is truncated.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = 0
