@@ -231,7 +231,7 @@ def loading_errors(source: Source, what: str) -> Iterator[None]:
 
 
 def _check_counts(source: Source) -> None:
-    """Rejects a directory whose config.json has too many layers or experts, which transformers would build for hours."""
+    """Rejects a directory with too many layers or experts in config.json, which transformers would build for hours."""
     path = Path(source.path) / "config.json"
     if source.gguf is not None or not path.is_file():
         return

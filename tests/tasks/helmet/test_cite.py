@@ -79,7 +79,7 @@ def test_instructions_are_helmets():
 def test_a_number_of_documents_that_is_not_there_is_refused(folder):
     _, samples = built("helmet_qampari", folder, samples=1, docs=91)
     assert samples[0].metadata["units"] == 91
-    with pytest.raises(UserError, match=r"`docs=92`, but qampari_eval_.* has 91 documents for 'Which boats .*': give"):
+    with pytest.raises(UserError, match=r"`docs=92`, but qampari_eval_.* has 91 documents for 'Which boats .*': pass"):
         built("helmet_qampari", folder, docs=92)
     with pytest.raises(UserError, match="has 7 questions: request no more samples"):
         built("helmet_qampari", folder, docs=2, samples=8)
