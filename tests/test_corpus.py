@@ -236,7 +236,7 @@ class TestFolders:
             assert ids("f") == ["f/link/b.txt", "f/sub/a.txt"]
         others, links = (str(warning.message) for warning in warned)
         assert links.startswith("folder 'f': links that lead out of it are followed (1, such as 'f/link' -> ")
-        assert "left out 1 (1 .png)" in others
+        assert "skipped 1 (1 .png)" in others
 
     def test_a_link_to_nothing_is_named(self) -> None:
         write("f/a.txt")
@@ -537,7 +537,7 @@ class TestReadAgain:
     def test_they_are_read_anew_and_warn_once(self):
         write("d/a.txt", "a")
         write("d/b.xyz", "b")
-        with pytest.warns(LonglensWarning, match="left out 1"):
+        with pytest.warns(LonglensWarning, match="skipped 1"):
             sources = Sources(["d"])
         with warnings.catch_warnings():
             warnings.simplefilter("error")

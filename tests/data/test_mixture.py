@@ -221,7 +221,7 @@ def test_a_source_that_runs_out(texts):
         ({"min_tokens": 9999}, "the source a (books) gives 0 rows of 64 tokens, and its share of 100 % is 10 (2 docu"),
         ({"min_tokens": 9999, "repeat": True}, "the source a (books) gives 0 rows of 64 tokens"),
         ({"path": "empty", "tokenized": True}, "folder 'empty' has no .jsonl or .parquet file"),
-        ({"path": "none.jsonl", "tokenized": True}, "'none.jsonl' is empty, it has no row: remove it"),
+        ({"path": "none.jsonl", "tokenized": True}, "'none.jsonl' is empty, it has no row: leave it out"),
     ],
 )
 def test_sources_that_cannot_be_read(changes, message, texts):

@@ -203,7 +203,7 @@ def test_attention_is_read_from_sdpa_alone_and_the_model_is_left_as_it_was():
     result(model, "h2o:20")
     assert model.config._attn_implementation == before._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
-    with pytest.raises(UserError, match="runs eager: use `attention=sdpa`"):
+    with pytest.raises(UserError, match="uses eager: use `attention=sdpa`"):
         result(model, "h2o:20")
     model.set_attn_implementation("sdpa")
     cache = load_cache("h2o:20").new_cache(model)

@@ -205,7 +205,7 @@ def test_models_that_cannot_be_shared_are_refused_before_they_are_loaded(run, wo
 
     tiny_model("gpt2").save_pretrained(work / "gpt2")
     byte_tokenizer().save_pretrained(work / "gpt2")
-    assert "2: transformers has no tensor-parallel plan for GPT2Config: leave it out, or use" in refused(
+    assert "2: transformers has no tensor-parallel plan for GPT2Config: remove --tensor-parallel, or use" in refused(
         "--model", "gpt2"
     )
     assert "it has 4 num_attention_heads: use a divisor of it" in refused("--model", "llama", processes=3)

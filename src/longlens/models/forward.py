@@ -1,7 +1,7 @@
-"""One way to run a model: what a sequence gives depends on that sequence alone.
+"""Runs a model so that the result for a sequence depends only on that sequence.
 
-It depends neither on the other rows of a batch, nor on padding, nor on how it is split into chunks, nor on what was run
-before. Everything in this package that runs a model goes through here.
+The result depends neither on the other rows of a batch, nor on padding, nor on how a sequence is split into chunks, nor
+on earlier sequences. All code of this package that runs a model uses this module.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from longlens.rope.base import CLEX_TYPE
 
 PROBE_TOKENS = 48
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Tokens of a batch, padding included; a longer request is a batch of its own.
+"""Tokens per batch, padding included; a longer request is a batch of its own.
 
-On a CPU the activations of a larger batch leave the caches: 512 to 2,048 tokens take equal time within 12 %, and 8,192
-twice as long (`python -m benchmarks.scoring`, docs/precision.md).
+On a CPU the activations of a larger batch do not fit into the caches: 512 to 2,048 tokens take equal time within 12 %,
+and 8,192 twice as long (`python -m benchmarks.scoring`, docs/precision.md).
 """
 KEPT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-"""What `greedy` takes from a model's own generation_config: tokens that its format is made of."""
+"""Fields of a model's own generation_config that `greedy` keeps: tokens of its format."""
 
 
 class Forward:
@@ -36,20 +36,20 @@ class Forward:
 
     Attributes:
         model: A transformers model.
-        decoder: The part of it that turns token ids into hidden states, see `find_decoder`.
+        decoder: The submodule that maps token ids to hidden states, see `find_decoder`.
         by_length: Whether its rotary frequencies depend on the longest sequence of a forward pass (dynamic NTK,
-            LongRoPE, CLEX): then batches hold equal lengths, and a sequence is never fed in chunks.
-        by_batch: Whether its products depend on all tokens that it is given at once: LLM.int8() of bitsandbytes takes
-            a column in 16 bits where any of them has an outlier. Then a sequence is run whole and alone.
+            LongRoPE, CLEX). Then batches contain equal lengths, and a sequence is never fed in chunks.
+        by_batch: Whether its products depend on all tokens of a pass: LLM.int8() of bitsandbytes computes a column in
+            16 bits if any token has an outlier in it. Then a sequence is run whole and alone.
 
     Raises:
-        UserError: It has no such part.
+        UserError: The model has no such submodule.
     """
 
     def __init__(self, model: Any) -> None:
         _unpack(model)
         self.model, self.decoder = model, find_decoder(model)
-        # ModernBERT's decoder calls what comes between its hidden states and its vocabulary head "lm_head".
+        # ModernBERT's decoder has a module "lm_head" between its hidden states and its vocabulary head.
         between = getattr(model, "lm_head", None)
         head = model.get_output_embeddings()
         is_between = isinstance(between, nn.Module) and not any(module is head for module in between.modules())
@@ -62,7 +62,7 @@ class Forward:
         self.by_length = any(_goes_by_length(module) for module in model.modules())
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Last hidden states of whole sequences, padded on the right: what the vocabulary head is applied to.
+        """Last hidden states of whole sequences, padded on the right, to which the vocabulary head is applied.
 
         Args:
             input_ids: ``(B, S)``.
@@ -79,28 +79,29 @@ class Forward:
         return self._states(input_ids=input_ids, use_cache=False, **positions)
 
     def extend(self, input_ids: Tensor, cache: Any, position_ids: Tensor | None = None) -> Tensor:
-        """``(B, S, H)`` last hidden states of tokens that follow those in a cache (`new_cache`), which takes them in.
+        """``(B, S, H)`` last hidden states of tokens that follow those in a cache (`new_cache`), which is updated.
 
-        Only where `has_cache` is true; positions only where `takes_positions` is.
+        Use it only if `has_cache` is true, and positions only if `takes_positions` is true.
         """
         positions = {} if position_ids is None else {"position_ids": position_ids}
         return self._states(input_ids=input_ids, use_cache=True, **{self._cache_argument: cache}, **positions)
 
     def logits(self, input_ids: Tensor) -> Tensor:
-        """``(B, S, V)``: what the model itself makes of the sequences, without the autocast of accelerate.
+        """``(B, S, V)``: the model's own logits of the sequences, without the autocast of accelerate.
 
         Raises:
             UserError: The model cannot be run on them.
         """
         reset_rope(self._dynamic)
-        # Of its class: what training puts in its place rounds logits, or is the loss. Hooks of a device map stay.
+        # The method of the class: training replaces it by one that rounds logits or returns the loss. Hooks of a
+        # device map are kept.
         own = self.model if hasattr(self.model, "_hf_hook") else functools.partial(type(self.model).forward, self.model)
         with self._model_errors(f"run on {input_ids.shape[1]:,} tokens"):
             found: Tensor = own(input_ids=input_ids, use_cache=False).logits
             return found
 
     def _model_errors(self, what: str) -> AbstractContextManager[None]:
-        """What a model's code raises is mostly for a value in its config.json, and becomes one line."""
+        """Converts errors of a model's code to one line; they are mostly caused by a value in its config.json."""
         return library_errors(
             f"{type(self.model).__name__} cannot be {what}",
             "check the model's config.json and its weights",
@@ -132,15 +133,15 @@ class Forward:
 
     @cached_property
     def takes_positions(self) -> bool:
-        """Whether tokens can be given their positions, so that a cache may drop tokens before them."""
+        """Whether token positions can be passed, so that a cache may drop earlier tokens."""
         return "position_ids" in inspect.signature(self.decoder.forward).parameters
 
     @cached_property
     def attention_windows(self) -> list[int] | None:
-        """Windows of the layers with sliding or chunked attention; None if a layer keeps other state than keys and
+        """Windows of the layers with sliding or chunked attention; None if a layer has other state than keys and
         values (state-space and hybrid models), or rotary frequencies depend on length.
         """
-        # xLSTM takes a cache of its own, and its configuration says nothing of it.
+        # xLSTM uses a cache class of its own, which its configuration does not mention.
         if self.by_length or getattr(self.model, "_is_stateful", False):
             return None
         layers = self.new_cache().layers
@@ -150,9 +151,9 @@ class Forward:
 
     @cached_property
     def has_cache(self) -> bool:
-        """Whether tokens after a cache have the hidden states that they have in one pass; tried once on a few tokens.
+        """Whether tokens after a cache have the same hidden states as in one pass; checked once with a few tokens.
 
-        Some models take a cache and ignore it (OpenAI GPT).
+        Some models accept a cache and ignore it (OpenAI GPT).
         """
         if self.attention_windows is None or self.by_batch:
             return False
@@ -165,18 +166,18 @@ class Forward:
 
     @cached_property
     def generates_batches(self) -> bool:
-        """Whether prompts of one length are answered together as each is alone; tried once on a few tokens.
+        """Whether prompts of one length are answered in a batch as alone; checked once with a few tokens.
 
-        Not so for RWKV in transformers 5.24, which mixes the states of the rows.
+        This is false for RWKV in transformers 5.24, which mixes the states of the rows.
         """
         ids, half = probe_ids(self.model)[0].tolist(), PROBE_TOKENS // 2
         return not self.by_batch and self._answers_alike([ids[:half], ids[half:]])
 
     @cached_property
     def pads_left(self) -> bool:
-        """Whether prompts of several lengths, padded on the left, are; tried once on a few tokens.
+        """Whether prompts of several lengths, padded on the left, are answered as alone; checked with a few tokens.
 
-        False without trying for models with other state than keys and values, and where frequencies depend on length.
+        False without a check for models with other state than keys and values, and if frequencies depend on length.
         Models with learned positions (BART's decoder) count the padding.
         """
         ids = probe_ids(self.model)[0].tolist()
@@ -194,12 +195,12 @@ class Forward:
         return all(is_close(row, one[0]) for row, one in zip(together, alone, strict=True))
 
     def generate(self, rows: Sequence[Sequence[int]], config: Any, **options: Any) -> list[list[int]]:
-        """What the model writes after each prompt, up to and with the first token that ends a text.
+        """Token ids that the model generates after each prompt, up to and including the first end token.
 
         Args:
             rows: Token ids of prompts; of one length unless `pads_left`.
-            config: Configuration of `greedy`, inside which this is called.
-            **options: More of transformers' ``generate``.
+            config: Configuration from `greedy`, inside whose context this is called.
+            **options: More options of transformers' ``generate``.
 
         Raises:
             UserError: The model cannot be run on them.
@@ -222,20 +223,20 @@ class Forward:
 
 
 def _unpack(model: Any) -> None:
-    """Widens the packed weights of compressed-tensors, which does so at the first pass of the whole model alone."""
+    """Unpacks the weights of compressed-tensors, which does this only at the first pass of the whole model."""
     hook = getattr(model, "ct_decompress_hook", None)
     if hook is not None:
         model._forward_pre_hooks[hook.id](model, ())
 
 
 def find_decoder(model: Any) -> Any:
-    """The part of a causal language model whose input is token ids and whose output has ``last_hidden_state``.
+    """Finds the submodule of a causal language model that maps token ids to an output with ``last_hidden_state``.
 
-    ``model.get_decoder()`` alone is not to be relied on: it finds the vocabulary head of some models (ModernBERT's
-    decoder) and the whole model of others (Llama 4). The part looked for holds the token embeddings and not the head.
+    ``model.get_decoder()`` alone is not reliable: it returns the vocabulary head of some models (ModernBERT's
+    decoder) and the whole model of others (Llama 4). The submodule contains the token embeddings and not the head.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such submodule.
     """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     found = [model.get_decoder()] if hasattr(model, "get_decoder") else []
@@ -258,16 +259,16 @@ def find_decoder(model: Any) -> Any:
 
 @contextmanager
 def running(model: Any, *, inference: bool = True) -> Iterator[None]:
-    """Eval mode and no gradient; afterwards each module has its own mode back, and rotary embeddings their state.
+    """Eval mode without gradients. Afterwards the mode of each module and the state of rotary embeddings are restored.
 
-    Never held while a generator yields: modes are the model's and inference mode is the thread's, so that two
-    generators that are read in turn would leave them on.
+    Never keep it open while a generator yields: modes belong to the model and inference mode to the thread, so that two
+    interleaved generators would leave them on.
 
     Args:
         model: A transformers model.
-        inference: Inference mode; off inside a training step, where tensors made here may be used with gradient.
+        inference: Whether to use inference mode; off inside a training step, where tensors may be used with gradient.
     """
-    # What FSDP gathers in inference mode could not be trained with afterwards.
+    # Weights that FSDP gathers in inference mode cannot be trained afterwards.
     quiet = torch.inference_mode if inference and not is_sharded(model) else torch.no_grad
     modes = [(module, module.training) for module in model.modules()]
     states = [(module, _rope_state(module)) for module in dynamic_modules(model)]
@@ -284,15 +285,15 @@ def running(model: Any, *, inference: bool = True) -> Iterator[None]:
 
 
 def dynamic_modules(model: Any) -> list[Any]:
-    """Rotary embeddings whose frequencies change as they run (dynamic NTK), for `reset_rope`."""
+    """Rotary embeddings whose frequencies change at run time (dynamic NTK), for `reset_rope`."""
     return [module for module in model.modules() if any("dynamic" in kind for kind in _rope_types(module))]
 
 
 def reset_rope(modules: Iterable[Any]) -> None:
-    """Puts dynamic NTK back to its start: transformers keeps the frequencies of the longest sequence so far.
+    """Resets dynamic NTK: transformers keeps the frequencies of the longest sequence so far.
 
     Args:
-        modules: Result of `dynamic_modules`, found once a model: a walk over all modules takes longer than the reset.
+        modules: Result of `dynamic_modules`, found once per model: iterating over all modules takes longer than this.
     """
     for module in modules:
         for name in _original_frequencies(module):
@@ -304,12 +305,12 @@ def reset_rope(modules: Iterable[Any]) -> None:
 
 
 def _original_frequencies(module: nn.Module) -> list[str]:
-    """Names under which a rotary embedding keeps its first frequencies, one a layer type in some models."""
+    """Names of a rotary embedding's original frequencies, one per layer type in some models."""
     return [name for name in {**vars(module), **module._buffers} if name.endswith("original_inv_freq")]
 
 
 def _rope_types(module: nn.Module) -> list[str]:
-    # Not by getattr, which raises for each module that has none.
+    # Not with getattr, which raises for each module without the attribute.
     kind = vars(module).get("rope_type", getattr(type(module), "rope_type", None))
     if kind is None or not _original_frequencies(module):
         return []
@@ -317,13 +318,13 @@ def _rope_types(module: nn.Module) -> list[str]:
 
 
 def _goes_by_length(module: nn.Module) -> bool:
-    """Whether the frequencies of a rotary embedding depend on how long the longest sequence of a pass is."""
+    """Whether the frequencies of a rotary embedding depend on the length of the longest sequence of a pass."""
     kinds = _rope_types(module)
     if any("dynamic" in kind or kind == CLEX_TYPE for kind in kinds):
         return True
     parameters = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
     parts = [part for part in (parameters, *parameters.values()) if isinstance(part, dict) and "long_factor" in part]
-    # With two equal lists it has one set of frequencies.
+    # Two equal lists are one set of frequencies.
     return "longrope" in kinds and not (parts and all(part["short_factor"] == part["long_factor"] for part in parts))
 
 
@@ -335,13 +336,13 @@ def _rope_state(module: nn.Module) -> dict[str, Any]:
 def pack(
     lengths: Sequence[int], *, pads: bool, tokens: int | None = None, rows: int | None = None
 ) -> Iterator[list[int]]:
-    """Numbers of sequences in batches, longest first, so that what is too large fails at once.
+    """Groups indices of sequences into batches, longest first, so that a batch that is too large fails immediately.
 
     Args:
         lengths: Lengths of the sequences, in tokens.
-        pads: Whether a batch may hold several lengths.
-        tokens: Of a batch, padding included; a longer sequence is a batch of its own.
-        rows: Sequences of a batch.
+        pads: Whether a batch may contain several lengths.
+        tokens: Maximum tokens per batch, padding included; a longer sequence is a batch of its own.
+        rows: Maximum sequences per batch.
     """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -357,12 +358,12 @@ def pack(
 
 @contextmanager
 def greedy(model: Any, **settings: Any) -> Iterator[Any]:
-    """A configuration with which ``model.generate`` takes the most likely token at each step, and does nothing else.
+    """A configuration with which ``model.generate`` selects the most likely token at each step, without other settings.
 
-    transformers fills what a configuration leaves open from the model's own ``generation_config``
+    transformers fills unset fields of a configuration from the model's own ``generation_config``
     (``repetition_penalty``, ``num_beams``, ``no_repeat_ngram_size``, ``suppress_tokens``, ``min_new_tokens``,
-    ``forced_eos_token_id``, ...), and for many settings no value means "off". So the model has this configuration as
-    its own inside of the context, and gets its own back.
+    ``forced_eos_token_id``, ...), and many settings have no value that means "off". Therefore this configuration
+    replaces the model's own inside of the context; afterwards the model's own is restored.
 
     Args:
         model: A transformers model.
@@ -384,7 +385,7 @@ def greedy(model: Any, **settings: Any) -> Iterator[Any]:
 
 
 def generation_record(model: Any, **settings: Any) -> dict[str, Any]:
-    """What is recorded of a generation: the settings in force inside of `greedy`, and those of the model's own
+    """The record of a generation: the settings in force inside of `greedy`, and the settings of the model's own
     configuration that are ignored.
     """
     own = _plain(model.generation_config)
@@ -400,9 +401,10 @@ def _plain(config: Any) -> Mapping[str, Any]:
 
 
 def probe_ids(model: Any, rows: int = 1, tokens: int = PROBE_TOKENS) -> Tensor:
-    """``(rows, tokens)`` random token ids, drawn without moving the generators that others draw from.
+    """``(rows, tokens)`` random token ids, drawn without a change of the global random state.
 
-    Placeholders for images or sound are excluded: a multimodal model needs one there, or embeds another token.
+    Placeholders for images or sound are excluded: a multimodal model requires such inputs there, or embeds another
+    token.
     """
     vocabulary = vocabulary_size(model)
     generator = torch.Generator().manual_seed(0)
@@ -414,23 +416,23 @@ def probe_ids(model: Any, rows: int = 1, tokens: int = PROBE_TOKENS) -> Tensor:
 
 
 def _placeholders(config: Any) -> list[int]:
-    """Ids of tokens that a multimodal configuration sets apart, those of the format of a text not counted."""
+    """Ids of special tokens in a multimodal configuration, except those of the text format."""
     own = vars(config) if getattr(config, "sub_configs", None) else {}
     names = [name for name in own if name.endswith(("_token_id", "_token_index")) and name not in KEPT_TOKEN_IDS]
     return sorted({own[name] for name in names if isinstance(own[name], int)})
 
 
 def vocabulary_size(model: Any) -> int:
-    """Rows of the token embeddings."""
+    """Number of rows of the token embeddings."""
     weight = model.get_input_embeddings().weight
-    # ZeRO-3 leaves an empty tensor, and the shape beside it.
+    # ZeRO-3 leaves an empty tensor, and stores its shape in another attribute.
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP or ZeRO-3 has spread weights over processes.
+    """Whether FSDP or ZeRO-3 shards weights over processes.
 
-    A layer's weights are then whole only while it runs, and all processes have to run it together.
+    A layer's weights are then complete only while it runs, and all processes have to run it together.
     """
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
@@ -454,18 +456,18 @@ def run_in_layer(layer: nn.Module, function: Callable[[Tensor], Tensor], states:
 
 
 def is_close(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two ways to compute the same states differ by rounding alone: what leaks moves them by their own size.
+    """Whether two computations of the same states differ only by rounding. An error changes them by their own size.
 
-    Activations that are quantized differ by more, 0.01 to 0.07 of their norm in SmolLM2 (int8 of torchao and
-    bitsandbytes), and count as different.
+    Quantized activations differ by more, 0.01 to 0.07 of their norm in SmolLM2 (int8 of torchao and bitsandbytes), and
+    count as different.
     """
     allowed = max(16 * torch.finfo(theirs.dtype).eps, 1e-3)
     return bool((ours - theirs).float().norm() <= allowed * theirs.float().norm())
 
 
 def device_of(model: Any) -> torch.device:
-    """Where token ids go: to the embeddings, or where accelerate takes them for a pass if it offloads them."""
-    if is_sharded(model) and torch.accelerator.is_available():  # where they are gathered; their parts may be on the CPU
+    """Device of the token ids: that of the embeddings, or accelerate's execution device if it offloads them."""
+    if is_sharded(model) and torch.accelerator.is_available():  # gathered there, while shards may be on the CPU
         kind = torch.accelerator.current_accelerator()
         assert kind is not None
         return torch.device(kind.type, torch.accelerator.current_device_index())
@@ -477,7 +479,7 @@ def device_of(model: Any) -> torch.device:
 
 
 def devices_of(model: Any) -> list[str]:
-    """Where its layers are, such as ``["cuda:0", "cuda:1", "disk"]``, in their order."""
+    """Devices of the layers in order, such as ``["cuda:0", "cuda:1", "disk"]``."""
     mapped = getattr(model, "hf_device_map", None) or {"": device_of(model)}
     return list(dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else str(place) for place in mapped.values()))
 

@@ -1,4 +1,4 @@
-"""Loading of models by name for scoring, and checks of settings and documents before their weights are loaded."""
+"""Loads models by name for scoring, and checks settings and documents before weights are loaded."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class UnloadedModel:
     """A model before its weights are loaded, to check settings and documents against it.
 
-    A model of an engine other than transformers is loaded immediately, since only the engine knows its files.
+    A model of an engine other than transformers is loaded immediately, because only the engine can read its files.
 
     Attributes:
-        info: Info of its scorer; values that only the weights determine are empty.
+        info: Info of its scorer; values that depend on the weights are empty.
         team: The processes that share the model.
     """
 
@@ -50,14 +50,14 @@ class UnloadedModel:
 
         Args:
             name: Name or path of the model.
-            loading: How it is loaded.
+            loading: Loading settings.
             engine: The inference engine.
-            team: Processes that share the model; those that torchrun started by default.
-            statistics: Names of what else is computed of each token, see `longlens.scoring.statistics`.
-            reference: The model that they compare with.
+            team: Processes that share the model; by default those that torchrun started.
+            statistics: Names of additional statistics per token, see `longlens.scoring.statistics`.
+            reference: The model with which the statistics compare.
 
         Raises:
-            UserError: No such model, engine, cache policy or statistic; or torchrun did not start a team.
+            UserError: The model, engine, cache policy or statistic does not exist; or torchrun did not start a team.
         """
         from longlens.scoring.scorer import ScorerInfo
         from longlens.tokenization import TextEncoder
@@ -107,7 +107,7 @@ class UnloadedModel:
         return load_statistics(names, has_reference=reference is not None)
 
     def identify(self) -> ScorerInfo | None:
-        """`info` with all that tells the model from others; None while its weights are not on this machine."""
+        """`info` with all parts of the model's identity; None while its weights are not on this machine."""
         if self._loaded is not None:
             return self.info
         identity = self._checkpoint.identify(self._tokenizer)
@@ -124,14 +124,14 @@ class UnloadedModel:
         return replace(self.info, **known)
 
     def encode(self, document: Document) -> Encoded:
-        """Tokens of the document's text and their spans; no special tokens are added."""
+        """Tokens of the document's text and their spans, without special tokens."""
         return self._encoder.encode(document.text) if self._loaded is None else self._loaded.encode(document)
 
     def load(self) -> Scorer:
         """Loads the model with its weights.
 
         Raises:
-            UserError: Not a causal language model, or it cannot be loaded as asked.
+            UserError: The model is not a causal language model, or cannot be loaded with these settings.
         """
         if self._loaded is not None:
             return self._loaded
@@ -146,7 +146,7 @@ class UnloadedModel:
 
 
 def check_distributions(kind: str, *, is_alone: bool = True, compares: bool) -> None:
-    """Rejects, before loading, an engine whose scorers do not have logits of the whole vocabulary.
+    """Rejects, before loading, an engine whose scorers do not have logits over the whole vocabulary.
 
     Args:
         kind: Name of the engine.
@@ -154,11 +154,11 @@ def check_distributions(kind: str, *, is_alone: bool = True, compares: bool) -> 
         compares: Whether statistics compare two models.
 
     Raises:
-        UserError: It has none, or several processes share the model.
+        UserError: The engine has no logits over the whole vocabulary, or several processes share the model.
     """
     if kind in WITH_LOGITS and is_alone:
         return
-    what, otherwise = "`statistics` need", "leave out `statistics`, or the engine and `tensor_parallel`"
+    what, otherwise = "`statistics` need", "remove `statistics`, or the engine and `tensor_parallel`"
     if compares:
         what, otherwise = "comparing two models needs", "use one of these engines for both models"
     raise UserError(
@@ -216,7 +216,7 @@ def load_scorer(
         allow_pickle: Allow ``.bin`` weights, which can execute code; otherwise only safetensors and GGUF.
 
     Raises:
-        UserError: Unknown model, engine or policy, not a causal language model, or unsupported settings.
+        UserError: The model, engine or policy is unknown, the model is not causal, or settings are unsupported.
     """
     loading = Loading(
         dtype=dtype,
@@ -245,7 +245,7 @@ def load_scorer(
 
 
 def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scorer:
-    """The scorer of another engine than transformers: one of ours, which is probed, or another package's."""
+    """The scorer of an engine other than transformers: an engine of longlens, which is probed, or a plugin's."""
     expected = "a function (name, loading, engine) that makes a scorer"
     make = load_plugin("longlens.scorers", kind, own=OWN, is_kind=callable, expected=expected)
     if kind in OWN:
@@ -254,7 +254,7 @@ def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scor
         known = ", ".join([*OWN, *list_plugins("longlens.scorers")])
         raise UserError(f"`engine` is {shown(kind)}; expected one of {known}, or install the plugin that provides it")
     if any(value is not None for value in (engine.cache, engine.cache_chunk, engine.cache_protocol)):
-        raise UserError(f"`cache`, `cache_chunk` and `cache_protocol` are for `engine={TRANSFORMERS}`: leave them out")
+        raise UserError(f"`cache`, `cache_chunk` and `cache_protocol` are for `engine={TRANSFORMERS}`: remove them")
     with library_errors(
         f"the engine {shown(kind)} cannot load {shown(name)}", "check the name, or ask the maintainers of the plugin"
     ):
@@ -268,14 +268,14 @@ def _load_engine(name: str, kind: str, loading: Loading, engine: Engine) -> Scor
 
 
 def _load_tokenizer(name: str, loading: Loading, tokenizer: Any) -> Any:
-    """The tokenizer that is given, loaded or by name, else the model's."""
+    """The tokenizer that is passed, as an object or by name, else that of the model."""
     if tokenizer is not None and not isinstance(tokenizer, str):
         return tokenizer
     return load_tokenizer(name if tokenizer is None else tokenizer, trust_remote_code=loading.trust_remote_code)
 
 
 def _cache_use(engine: Engine, policy: str | CachePolicy | None = None) -> CacheUse | None:
-    """The cache that is asked for; the policy in place of its name where it is loaded."""
+    """The requested cache use; a policy that is passed as an object replaces the one named in the settings."""
     if (engine.cache, engine.cache_chunk, engine.cache_protocol) == (None, None, None):
         return None
     from longlens.models.policies import make_cache_use
@@ -294,18 +294,19 @@ def load_transformers(
 
     Args:
         name: Name or path of the model.
-        loading: How it is loaded.
-        tokenizer: The model's tokenizer: loaded, or its Hub id or folder; found by the model's name by default.
-        cache: Policy of the key-value cache, and how it is fed.
+        loading: Loading settings.
+        tokenizer: The model's tokenizer as an object, Hub id or directory; by default found by the model's name.
+        cache: Policy of the KV cache, and how it is fed.
 
     Raises:
-        UserError: No such model or policy, not a causal language model, or it cannot be loaded as asked.
+        UserError: The model or policy does not exist, the model is not causal, or it cannot be loaded with these
+            settings.
     """
     loading, source = loading or Loading(), resolve(name)
     check_folder(source)
     check_hub(source)  # before torch is imported
     checkpoint = Checkpoint(source, loading)
-    _ = checkpoint.plan  # rejects, before the tokenizer is loaded
+    _ = checkpoint.plan  # may reject the model before the tokenizer is loaded
     tokenizer = _load_tokenizer(name, loading, tokenizer)
     return _load_checkpoint(checkpoint, tokenizer, cache=cache, team=Team())
 
@@ -339,7 +340,7 @@ def _load_checkpoint(
         model, loading_info = checkpoint.load()
     expected = "longlens needs a causal language model with its vocabulary head"
     check_loading_info(source.name, model, loading_info, expected)
-    with exchanging(), loading_errors(source, "model"):  # it runs the model once
+    with exchanging(), loading_errors(source, "model"):  # the constructor runs the model once
         return make(
             model,
             tokenizer,

@@ -1,10 +1,10 @@
-"""Cache policies of the literature, one class each: the keys and values that are kept after each chunk.
+"""Cache policies of the literature, one class each. A policy selects the keys and values to keep after each chunk.
 
-Sizes are tokens that stay in each layer that attends to everything: a number of tokens, or a share of those seen
-(``h2o:512``, ``h2o:0.25``). Layers with a sliding window keep it whatever the policy.
+Sizes are tokens kept in each layer with full attention: a number of tokens, or a fraction of those seen
+(``h2o:512``, ``h2o:0.25``). Layers with a sliding window keep it under every policy.
 
-Keys keep the position at which they were rotated. StreamingLLM as published numbers the kept tokens again, which gives
-the same distances between neighbors and other ones to the sinks.
+Keys keep the position at which they were rotated. StreamingLLM as published renumbers the kept tokens, which gives
+the same distances between neighbors but other distances to the sinks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from longlens.models.caches import (
 from longlens.plugins import list_plugins, load_plugin
 
 SNAP_WINDOW = 64
-"""Queries at the end of a chunk that choose for the rest (SnapKV, ``window_size`` of its code)."""
+"""Queries at the end of a chunk whose attention selects the other keys (SnapKV, ``window_size`` of its code)."""
 SNAP_KERNEL = 5
-"""Keys whose attention is averaged before the choice (SnapKV, ``kernel_size`` of its code)."""
+"""Keys over which attention is averaged before the selection (SnapKV, ``kernel_size`` of its code)."""
 RANDOM_SEED = 0
 
 
@@ -43,10 +43,10 @@ class Budget:
     """Number of tokens to keep: ``"512"`` tokens, or ``"0.25"`` of those seen; ``"1"`` is one token, ``"1.0"`` all.
 
     Attributes:
-        text: As it was given, in one form.
+        text: The normalized text.
 
     Raises:
-        UserError: The text is neither.
+        UserError: The text is neither a number of tokens nor a fraction.
     """
 
     def __init__(self, text: str, name: str) -> None:
@@ -79,7 +79,7 @@ class Window(CachePolicy):
         self.name = f"window:{self._size}"
 
     def new_cache(self, model: Any) -> Any:
-        """Keeps the end."""
+        """Makes a cache that keeps the end."""
         return evicting_cache(model, lambda keys, _: torch.arange(max(0, keys.shape[-2] - self._size), keys.shape[-2]))
 
 
@@ -93,7 +93,7 @@ class Sink(CachePolicy):
         self.name = f"sink:{self._sinks}+{self._size}"
 
     def new_cache(self, model: Any) -> Any:
-        """Keeps both ends."""
+        """Makes a cache that keeps both ends."""
 
         def keep(keys: Tensor, values: Tensor) -> Tensor:
             n = keys.shape[-2]
@@ -104,7 +104,7 @@ class Sink(CachePolicy):
 
 
 class _Ranked(CachePolicy):
-    """Keeps a budget of tokens by a rank that a layer computes."""
+    """Keeps a budget of tokens with the highest ranks, which a layer computes."""
 
     layer: Callable[[Budget, int], EvictingLayer]
     kind: str
@@ -114,7 +114,7 @@ class _Ranked(CachePolicy):
         self.name = f"{self.kind}:{self._budget.text}"
 
     def new_cache(self, model: Any) -> Any:
-        """A layer of its kind for each that attends to everything."""
+        """Makes a cache with a ranking layer for each layer with full attention."""
         make = type(self).layer
         return replace_full_layers(model, lambda number: make(self._budget, number))
 
@@ -125,14 +125,14 @@ class _RandomLayer(EvictingLayer):
         self._budget, self._number = budget, number
 
     def _draw(self, keys: Tensor, values: Tensor) -> Tensor:
-        # A seed of its own for each layer and step: what a sequence gets depends on nothing before it.
+        # Each layer and step has its own seed: the result for a sequence depends on nothing before it.
         generator = torch.Generator().manual_seed(RANDOM_SEED + 1_000_003 * self._number + self.num_seen)
         order = torch.randperm(keys.shape[-2], generator=generator)
         return order[: self._budget.tokens(self.num_seen)].sort().values
 
 
 class Random(_Ranked):
-    """``random:SIZE``: tokens drawn without looking, the same for all heads of a layer; the baseline of the others."""
+    """``random:SIZE``: random tokens, the same for all heads of a layer; a baseline for the other policies."""
 
     kind, layer, mixes_rows = "random", _RandomLayer, False
 
@@ -143,7 +143,7 @@ class _NormLayer(EvictingLayer):
 
 
 class KeyNorm(_Ranked):
-    """``knorm:SIZE``: in each head the keys of the smallest L2 norm (Devoto et al. 2024)."""
+    """``knorm:SIZE``: in each head the keys with the smallest L2 norm (Devoto et al. 2024)."""
 
     kind, layer = "knorm", _NormLayer
 
@@ -154,7 +154,7 @@ class _AttendedLayer(ObservingLayer):
         self._budget = budget
 
     def keep_attended(self, query: Tensor, scaling: float) -> Tensor:
-        """Everything while it fits, else the choice."""
+        """Selects the tokens to keep within the budget."""
         size = self._budget.tokens(self.num_seen)
         return self._choose(query, scaling, size)
 
@@ -179,7 +179,7 @@ class _HeavyHitterLayer(_AttendedLayer):
 
 
 class HeavyHitter(_Ranked):
-    """``h2o:SIZE``: in each head, half the last tokens, half those with most attention so far (Zhang et al. 2023)."""
+    """``h2o:SIZE``: in each head, half are the last tokens, half have the most attention so far (Zhang et al. 2023)."""
 
     kind, layer = "h2o", _HeavyHitterLayer
 
@@ -199,8 +199,8 @@ class _SnapLayer(_AttendedLayer):
 
 
 class Snap(_Ranked):
-    """``snapkv:SIZE``: in each head the last 64 tokens of a chunk, and those before that they attend to most, their
-    attention averaged over 5 neighbors (Li et al. 2024, SnapKV).
+    """``snapkv:SIZE``: in each head the last 64 tokens of a chunk, and the tokens before them with the most attention
+    from these, averaged over 5 neighbors (Li et al. 2024, SnapKV).
     """
 
     kind, layer = "snapkv", _SnapLayer
@@ -214,13 +214,13 @@ class _LastQueryLayer(_AttendedLayer):
 
 
 class LastQuery(_Ranked):
-    """``tova:SIZE``: what the last token of a chunk attends to most, over all heads of a layer (Oren et al. 2024)."""
+    """``tova:SIZE``: tokens with the most attention from a chunk's last token, over all heads (Oren et al. 2024)."""
 
     kind, layer = "tova", _LastQueryLayer
 
 
 class _Quantized(CachePolicy):
-    """Keys and values in fewer bits, by a layer of transformers; its first chunk is read as it is."""
+    """Keys and values in fewer bits, by a layer of transformers; the first chunk is read unquantized."""
 
     def __init__(self, name: str, layer: str, package: str | None = None, **settings: Any) -> None:
         import transformers.cache_utils
@@ -232,12 +232,12 @@ class _Quantized(CachePolicy):
         self.name, self._layer, self._settings = name, getattr(transformers.cache_utils, layer), settings
 
     def new_cache(self, model: Any) -> Any:
-        """Quantized layers for those that attend to everything; QuantizedCache itself rejects models with windows."""
+        """Quantized cache layers for full attention; QuantizedCache itself rejects models with windows."""
         return replace_full_layers(model, lambda _: self._layer(**self._settings))
 
 
 def _fp8(settings: str) -> CachePolicy:
-    """``fp8``: one scale a layer, of its first chunk; what is larger later is clipped, so the chunk matters."""
+    """``fp8``: one scale per layer, from its first chunk; later values above it are clipped, so chunk size matters."""
     if settings:
         raise UserError(f"`cache` is 'fp8:{settings}'; expected fp8, which has no settings")
     return _Quantized("fp8", "Fp8QuantizedLayer")
@@ -275,25 +275,25 @@ def make_cache_use(
     """The requested cache use; None without a policy.
 
     Raises:
-        UserError: There is no such policy, or the chunk or protocol is invalid or has no policy.
+        UserError: The policy does not exist, or the chunk or protocol is invalid or set without a policy.
     """
     if cache is None:
         given = {"cache_chunk": chunk, "cache_protocol": protocol}
         for name in (name for name, value in given.items() if value is not None):
-            raise UserError(f"`{name}` would have no effect without `cache`: leave it out, or give `cache=full`")
+            raise UserError(f"`{name}` would have no effect without `cache`: remove it, or pass `cache=full`")
         return None
     policy = load_cache(cache) if isinstance(cache, str) else cache
     return CacheUse(policy=policy, chunk=CACHE_CHUNK if chunk is None else chunk, protocol=protocol or "stream")
 
 
 def load_cache(name: str) -> CachePolicy:
-    """The policy of a name as ``full`` or ``NAME:SETTINGS``, or as ``MODULE:NAME:SETTINGS`` of any Python module.
+    """Makes the policy for a name such as ``full`` or ``NAME:SETTINGS``, or ``MODULE:NAME:SETTINGS`` in a module.
 
-    Other packages add names by entry points of the group ``longlens.caches``: a function, or a class, that makes the
-    policy of the text after the colon (empty if there is none).
+    Other packages add names with entry points of the group ``longlens.caches``: a function or class that makes a
+    policy from the text after the colon (empty if there is none).
 
     Raises:
-        UserError: No such policy, or settings that it does not take.
+        UserError: The policy does not exist, or its settings are invalid.
     """
     kind, _, settings = name.partition(":")
     own = [FullCache.name, *OWN]
@@ -317,7 +317,7 @@ def load_cache(name: str) -> CachePolicy:
 
 
 def _imported(name: str) -> Callable[[str], CachePolicy] | None:
-    """What ``MODULE:NAME`` or ``MODULE:NAME:SETTINGS`` names; None if it is none of these, or no such module exists.
+    """Imports ``MODULE:NAME`` or ``MODULE:NAME:SETTINGS``; None if the text has another form or no such module exists.
 
     Raises:
         UserError: The module cannot be imported, or has no such function or class.
@@ -334,7 +334,7 @@ def _imported(name: str) -> Callable[[str], CachePolicy] | None:
                 return None
             raise
     if not callable(found):
-        raise UserError(f"`cache` is {name!r}, and {module} has no function or class {attribute}: name one that it has")
+        raise UserError(f"`cache` is {name!r}, but {module} has no function or class {attribute}: use one that it has")
     make: Callable[[str], CachePolicy] = found
     return make
 

@@ -1,8 +1,8 @@
-"""float32 products of linear layers and of attention on CPUs where torch's own are slow.
+"""Computes float32 linear layers and attention with oneDNN on CPUs where torch's own products are slow.
 
-torch multiplies float32 matrices with MKL, which uses AVX2 on processors that are not Intel's: 85 to 110 GFLOP/s a core
-on an AMD EPYC with AVX-512, where oneDNN, which torch also contains, reaches 150 to 250, and its attention on the CPU
-is made of the same products (`python -m benchmarks.scoring`). Both round as float32 does: 4e-7 of the norm of the
+torch multiplies float32 matrices with MKL, which uses AVX2 on processors that are not Intel's: 85 to 110 GFLOP/s per
+core on an AMD EPYC with AVX-512, where oneDNN, which torch also contains, reaches 150 to 250. torch's attention on the
+CPU uses the same products (`python -m benchmarks.scoring`). Both have float32 rounding errors: 4e-7 of the norm of the
 product against 2.5e-7.
 """
 
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 ATTENTION_ROWS = 128
-"""Queries of a head whose scores are computed together; fewer for long keys, see `ATTENTION_BYTES`."""
+"""Queries of a head whose scores are computed together; fewer for many keys, see `ATTENTION_BYTES`."""
 ATTENTION_BYTES = 8 * 2**20
-"""Bound on the scores of attention that exist at one time."""
+"""Bound on the attention scores that are in memory at one time."""
 ATTENTION_WORK = 4_000_000
 """Products of a head, ``queries x keys x width``, below which torch's own attention is as fast."""
 MOST_KEYS = 8192
-"""Above this number of keys, scores of whole rows leave the caches, and torch's tiles need less memory."""
+"""Above this number of keys, scores of whole rows exceed the CPU caches, and torch's tiles need less memory."""
 FEWEST_ROWS = 16
 """Below this number of queries (a step of generation), torch's own attention is as fast."""
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -34,7 +34,7 @@ _TORCH_ATTENTION = nn.functional.scaled_dot_product_attention
 
 @functools.cache
 def has_faster_products() -> bool:
-    """Whether oneDNN's float32 products are the faster ones here: x86 with AVX-512 that is not Intel's (see above)."""
+    """Whether oneDNN's float32 products are faster on this machine: x86 with AVX-512, not by Intel (see above)."""
     if platform.machine() not in ("x86_64", "AMD64") or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -43,7 +43,7 @@ def has_faster_products() -> bool:
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``: ``states @ weight.T + bias``, by oneDNN where that is faster; with gradients."""
+    """``torch.nn.functional.linear``: ``states @ weight.T + bias``, with oneDNN where it is faster; with gradients."""
     parts = (states, weight, bias)
     with_gradient = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
     if not _is_taken(states, weight, bias) or (with_gradient and _is_checkpointed()):
@@ -63,22 +63,22 @@ def attention(
     is_causal: bool = False,
     **options: Any,
 ) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention``, by oneDNN's products where those are faster.
+    """``torch.nn.functional.scaled_dot_product_attention``, with oneDNN's products where they are faster.
 
-    Keys that no query of a block may see are left out: a causal mask costs half, a sliding window n x window.
+    Keys that no query of a block attends to are skipped: a causal mask costs half, a sliding window n x window.
 
     Args:
         query: ``(B, H, T, D)``.
         key: ``(B, H', S, D)``, with H' = H, or a divisor of it under ``enable_gqa``.
         value: ``(B, H', S, E)``.
-        attn_mask: Boolean, ``(B or 1, 1, T, S)``, True where a query sees a key. Others are left to torch, as are
-            dropout, gradients, other dtypes and devices, small products and more than `MOST_KEYS` keys.
-        dropout_p: As torch's.
-        is_causal: As torch's: query i sees the keys up to i.
-        **options: ``scale`` and ``enable_gqa``, as torch's.
+        attn_mask: Boolean, ``(B or 1, 1, T, S)``, True where a query attends to a key. Other masks are passed to torch,
+            as are dropout, gradients, other dtypes and devices, small products and more than `MOST_KEYS` keys.
+        dropout_p: As in torch.
+        is_causal: As in torch: query i attends to the keys up to i.
+        **options: ``scale`` and ``enable_gqa``, as in torch.
 
     Returns:
-        ``(B, H, T, E)``; 0 for a query that sees no key.
+        ``(B, H, T, E)``; 0 for a query that attends to no key.
     """
     if dropout_p or not _is_attended(query, key, value, attn_mask, is_causal):
         return _TORCH_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, **options)
@@ -87,7 +87,7 @@ def attention(
     scale = width**-0.5 if options.get("scale") is None else options["scale"]
     rows = max(1, min(ATTENTION_ROWS, ATTENTION_BYTES // (4 * keys * group)))
     blocks = [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
-    # As transformers needs it next, heads after tokens.
+    # In the layout that transformers needs next, with heads after tokens.
     found = query.new_zeros(batch, length, heads, value.shape[-1]).transpose(1, 2)
     views: list[_View] = []
     for b in range(batch):
@@ -96,7 +96,7 @@ def attention(
         for h in range(key.shape[1]):
             of_head = slice(h * group, (h + 1) * group)
             k, v = key[b, h].contiguous(), value[b, h].contiguous()
-            # The largest first: each array then fits where the one before it was, and the heap does not grow.
+            # The largest block first: each array then fits where the one before it was, and the heap does not grow.
             for block, (first, last, hidden, blind) in zip(reversed(blocks), reversed(views), strict=True):
                 if first == last:
                     continue
@@ -114,13 +114,13 @@ def attention(
 
 
 class _View(NamedTuple):
-    """What the queries of a block see.
+    """The keys to which the queries of a block attend.
 
     Attributes:
-        first: Of the keys that some of them see.
-        last: The one after the last such key.
-        hidden: Columns of ``[first, last)`` that some query does not see, in runs, and what is added to their scores.
-        blind: Which queries see no key; None if each sees one.
+        first: First key to which any of them attends.
+        last: One after the last such key.
+        hidden: Ranges of columns in ``[first, last)`` that are masked for some query, and the bias of their scores.
+        blind: Mask of the queries that attend to no key; None if there are none.
     """
 
     first: int
@@ -150,7 +150,7 @@ def _view(mask: Tensor | None, block: slice, keys: int, is_causal: bool) -> _Vie
 
 
 def _is_attended(query: Any, key: Any, value: Any, mask: Any, is_causal: bool) -> bool:
-    """Whether `attention` computes this itself."""
+    """Whether `attention` computes this call itself."""
     parts = (query, key, value)
     return bool(
         _is_plain(*parts)
@@ -179,7 +179,7 @@ def _is_attended(query: Any, key: Any, value: Any, mask: Any, is_causal: bool) -
 
 
 def fast_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, a model on this device uses `linear` and `attention`; nothing changes where they are not faster."""
+    """A context in which a model on this device uses `linear` and `attention`, if they are faster on this machine."""
     return _FastProducts() if device.type == "cpu" and has_faster_products() else nullcontext()
 
 
@@ -203,7 +203,7 @@ def _is_taken(states: Any, weight: Any, bias: Any) -> bool:
 
 
 def _is_plain(*parts: Any) -> bool:
-    """Plain float32 tensors on the CPU alone: quantized, sharded and fake tensors are classes of their own."""
+    """Whether all are plain float32 tensors on the CPU: quantized, sharded and fake tensors have other classes."""
     return bool(
         torch.backends.mkldnn.enabled
         and has_faster_products()
@@ -214,8 +214,8 @@ def _is_plain(*parts: Any) -> bool:
 
 
 def _is_checkpointed() -> bool:
-    """Whether hooks take what is saved for the backward pass: a layer that is computed again there, where no mode is in
-    force, has to save the same tensors.
+    """Whether hooks process the tensors saved for the backward pass. A checkpointed layer is recomputed there outside
+    of the function mode, and has to save the same tensors.
     """
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is None or top(True) is not None
@@ -223,13 +223,13 @@ def _is_checkpointed() -> bool:
 
 def _multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
-        weight = weight.contiguous()  # of other strides, oneDNN has reference code alone: 1,000 times as slow
+        weight = weight.contiguous()  # with other strides, oneDNN has only reference code: 1,000 times as slow
     found: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
     return found
 
 
 class _Linear(torch.autograd.Function):
-    """``dX = dY @ W``, ``dW = dY.T @ X``, ``db = dY.sum(0)`` over all rows."""
+    """A linear layer with ``dX = dY @ W``, ``dW = dY.T @ X``, ``db = dY.sum(0)`` over all rows."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

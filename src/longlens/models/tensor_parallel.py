@@ -1,10 +1,10 @@
-"""One model of transformers on several processes: each has a part of every layer, by the model's tensor-parallel plan.
+"""Runs one transformers model on several processes, each with a part of every layer, by its tensor-parallel plan.
 
-torchrun starts ``k N`` processes for k teams of N. The first process of a team, its leader, does all that a process of
-a run does; the others run the passes that it asks for, see `longlens.scoring.tensor_parallel`.
+torchrun starts ``k N`` processes for k teams of N. Rank 0 of a team, its leader, does all work of a process of a run;
+the other ranks run the passes that it requests, see `longlens.scoring.tensor_parallel`.
 
-Each team is a world of its own for ``torch.distributed``, which transformers takes to be its mesh. The token embeddings
-and the vocabulary head are whole in each process: log-probabilities are computed from them as anywhere else.
+Each team is a separate world of ``torch.distributed``, which transformers uses as its mesh. Each process has the whole
+token embeddings and vocabulary head: log-probabilities are computed from them as for any other model.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from longlens.rope.config import custom_rope_type
 from longlens.runs.processes import Processes, has_agent_store
 from longlens.settings.options import Loading
 
-_INSTEAD = "leave it out, or use `device_map=auto`"
+_INSTEAD = "remove `tensor_parallel`, or use `device_map=auto`"
 PATIENCE = timedelta(days=7)
-"""So long a follower waits for its leader to ask for a pass: it may be reading documents."""
+"""Timeout of a follower that waits for its leader to request a pass; the leader may be reading documents."""
 _OF_PEERS = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
 class PeerGone(UserError):
-    """Another process of a team has ended, as this one saw when it wanted to exchange something with it."""
+    """Another process of a team has exited, which this process noticed when it communicated with it."""
 
 
 @contextmanager
 def exchanging() -> Iterator[None]:
-    """Turns what ``torch.distributed`` says of another process that has gone into one line.
+    """Converts errors of ``torch.distributed`` about a process that has exited to one line.
 
     Raises:
-        PeerGone: It has gone.
+        PeerGone: A process has exited.
     """
     try:
         yield
-    except (RuntimeError, UserError) as error:  # the latter of what runs the model
+    except (RuntimeError, UserError) as error:  # the latter from code that runs the model
         said: BaseException | None = error
         while said is not None and not _is_of_peers(said):
             said = said.__cause__
@@ -60,21 +60,21 @@ def exchanging() -> Iterator[None]:
 def _is_of_peers(error: BaseException) -> bool:
     import torch.distributed as dist
 
-    # gloo has no class of its own.
+    # gloo has no error class of its own.
     is_gloo = isinstance(error, RuntimeError) and _OF_PEERS.search(str(error)) is not None
     return is_gloo or isinstance(error, dist.DistError)
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that share a model, and this one's place among them.
+    """The processes that share a model, and the rank of this process among them.
 
-    A ``with`` block ends what `join` begins, and where it fails, the others of the team end with it.
+    Its ``with`` block ends what `join` begins. If the block fails, the other processes of the team stop, too.
 
     Attributes:
-        size: N; 1 where a process has its model alone.
-        place: Place of this process; 0 leads.
-        number: Which team it is of those that torchrun started.
+        size: N; 1 for a process with a whole model.
+        place: Rank of this process in the team; 0 is the leader.
+        number: Index of the team among those that torchrun started.
     """
 
     size: int = 1
@@ -83,10 +83,10 @@ class Team:
 
     @classmethod
     def of(cls, loading: Loading, engine: str) -> Team:
-        """What torchrun says; without an effect for engines other than transformers, which have processes of their own.
+        """The team as set by torchrun; a team of one for other engines, which start their own processes.
 
         Raises:
-            UserError: The number of processes is no multiple of N, or torchrun did not start them.
+            UserError: The number of processes is not a multiple of N, or torchrun did not start them.
         """
         size = loading.tensor_parallel or 1
         if size == 1 or engine != TRANSFORMERS:
@@ -102,16 +102,16 @@ class Team:
 
     @property
     def follows(self) -> bool:
-        """Whether another process of the team leads."""
+        """Whether another process of the team is the leader."""
         return self.place > 0
 
     @cached_property
     def processes(self) -> Processes:
-        """Those of the team, which share a store."""
+        """The processes of the team, which share a store."""
         return Processes.within(self.size) if self.size > 1 else Processes.alone()
 
     def __enter__(self) -> Self:
-        """Connects them."""
+        """Connects the processes."""
         self.processes.connect()
         return self
 
@@ -119,7 +119,7 @@ class Team:
         """Ends what `join` began.
 
         Raises:
-            ProcessStopped: This process failed since another one has, which says why.
+            ProcessStopped: This process failed because another one failed and reported the reason.
         """
         import torch.distributed as dist
 
@@ -131,17 +131,17 @@ class Team:
             if error is not None:
                 self.processes.stop_others()
             else:
-                self.processes.wait_for_all()  # a connection that is closed loses what is still under way
+                self.processes.wait_for_all()  # closing a connection loses data in transit
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
     def join(self) -> None:
-        """Makes the team a world of ``torch.distributed``, when all of its processes are there.
+        """Makes the team a world of ``torch.distributed``, once all of its processes are connected.
 
         Raises:
             ProcessStopped: One of them failed before.
-            UserError: They do not find each other.
+            UserError: They cannot connect to each other.
         """
         import torch
         import torch.distributed as dist
@@ -152,14 +152,14 @@ class Team:
         kind = "cpu" if accelerator is None else accelerator.type
         if kind != "cpu" and not torch.accelerator.is_available():
             raise UserError(
-                f"torch is built for {kind} and finds no such device here, where transformers cannot run tensor "
+                f"torch is built for {kind} but finds no such device here, and transformers then cannot run tensor "
                 "parallelism: install the CPU build of torch, or run where the devices are"
             )
         device = None
         if kind != "cpu":
             device = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
             torch.accelerator.set_device_index(device.index)
-        self.processes.wait_for_all()  # the leader comes last, and may have been rejected before
+        self.processes.wait_for_all()  # the leader comes last, and may have rejected its settings before
         with exchanging():
             dist.init_process_group(
                 backend=dist.get_default_backend_for_device(kind),
@@ -175,18 +175,18 @@ def check_model(name: str, source: Source, config: Any, loading: Loading) -> Non
 
     Args:
         name: Name of the model.
-        source: Where it is.
-        config: Of it.
-        loading: How it is loaded.
+        source: Location of the model.
+        config: Its configuration.
+        loading: Loading settings.
 
     Raises:
-        UserError: N does not divide its heads, it has no plan, or it is no plain folder of safetensors.
+        UserError: N does not divide its heads, it has no plan, or it is not a plain directory of safetensors.
     """
     size = loading.tensor_parallel or 1
     if size == 1:
         return
     if loading.device != "auto":
-        raise UserError("`device` would have no effect with `tensor_parallel`: leave it out")
+        raise UserError("`device` would have no effect with `tensor_parallel`: remove it")
     what = _cannot(name, size)
     kinds = {
         "it is a .gguf file, which is read whole": source.gguf is not None,
@@ -204,11 +204,11 @@ def check_shared(name: str, config: Any, size: int) -> None:
 
     Args:
         name: Name of the model.
-        config: Of it.
-        size: N, processes that share a model.
+        config: Its configuration.
+        size: N, the number of processes that share a model.
 
     Raises:
-        UserError: There is no plan for it, or N does not divide its heads.
+        UserError: It has no tensor-parallel plan, or N does not divide its heads.
     """
     text, what = config.get_text_config(decoder=True), _cannot(name, size)
     if not text.base_model_tp_plan:
@@ -225,7 +225,7 @@ def _cannot(name: str, size: int) -> str:
 
 
 def sharing(config: Any, loading: Loading) -> dict[str, Any]:
-    """Options of ``from_pretrained`` with which a team loads a model."""
+    """Options of ``from_pretrained`` for loading a model in a team."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.distributed.configuration_utils import DistributedConfig
