@@ -143,5 +143,5 @@ def test_latent_attention_and_hybrids(kind):
 def test_a_model_whose_code_asks_for_values_is_refused():
     config = family_model("jetmoe").config
     traced = TracedModel(config, dtype=torch.float32)
-    with pytest.raises(UserError, match="JetMoeForCausalLM cannot be planned: its code asks for values"):
+    with pytest.raises(UserError, match="JetMoeForCausalLM cannot be planned: its code reads values"):
         traced.work(1, 10, 10)

@@ -178,7 +178,7 @@ def test_batches_that_are_counted_cost_as_those_that_are_listed(monkeypatch):
     [
         (
             lambda: transformers.BertConfig(num_hidden_layers=2),
-            "BertLMHeadModel is not causal: its attention sees tokens that come later",
+            "BertLMHeadModel is not causal: its attention sees later tokens",
         ),
         (lambda: transformers.ElectraConfig(num_hidden_layers=2), "ElectraForCausalLM is not causal"),
         (
@@ -215,7 +215,7 @@ def test_modules_that_are_trained_whole_beside_adapters_are_those_of_peft(tie_wo
     assert plan.memory.optimizer == 8 * trained
     assert plan.memory.weights - without.memory.weights == 4 * (trained - without.num_trained)
     assert plan.memory.weights == pytest.approx(4 * every, rel=1e-3)  # buffers
-    with pytest.raises(longlens.UserError, match="`modules_to_save` has 'nonsense', and no module of llama is it"):
+    with pytest.raises(longlens.UserError, match="`modules_to_save` has 'nonsense', but llama has no such module"):
         plan_train(config, length=300, lora=4, modules_to_save=["nonsense"], device=H100)
 
 
@@ -270,7 +270,7 @@ def test_context_parallelism_divides_the_sequence():
         ({"precision": "bf16"}, "`precision` is 'bf16'; expected one of float32, bfloat16, float16"),
         ({"dtype": "auto"}, "`dtype` is 'auto'; expected one of float32"),
         ({"attention": "flash"}, "`attention` is 'flash'; expected one of sdpa, eager, flash_attention_2"),
-        ({"longce": LongCE(context=64, stride=8)}, "`context` is 64 and rows have 64 tokens"),
+        ({"longce": LongCE(context=64, stride=8)}, "`context` is 64, but rows have 64 tokens"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, said):

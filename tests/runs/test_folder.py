@@ -52,9 +52,9 @@ def test_manifests_of_known_versions_are_read(version, tmp_path):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "has schema_version 3, this longlens reads 2: install the version of longlens that wrote it, or use ano"),
-        ("2", "has schema_version '2', this longlens reads 2"),
-        (True, "has schema_version True, this longlens reads 2"),
+        (3, "has schema_version 3, but this longlens reads 2: install the version of longlens that wrote it"),
+        ("2", "has schema_version '2', but this longlens reads 2"),
+        (True, "has schema_version True, but this longlens reads 2"),
         (None, r"is not a manifest of longlens \(it has no schema_version\): use another folder"),
     ],
 )

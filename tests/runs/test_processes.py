@@ -75,7 +75,9 @@ def test_what_the_environment_lacks_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="WORLD_SIZE is 2 and MASTER_ADDR is not set in the environment: start the pro"):
+    with pytest.raises(
+        UserError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set in the environment: start the pro"
+    ):
         Processes().connect()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "no port")

@@ -439,7 +439,7 @@ def test_a_manifest_of_something_else(content, tmp_path):
 def test_another_schema_version(version, tmp_path):
     write(tmp_path / "run")
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"schema_version": version, "anything": "else"}))
-    with pytest.raises(UserError, match=f"schema_version {version!r}, this longlens reads 2: install the version"):
+    with pytest.raises(UserError, match=f"schema_version {version!r}, but this longlens reads 2: install the version"):
         open_scores(tmp_path / "run")
 
 

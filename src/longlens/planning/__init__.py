@@ -1,1 +1,1 @@
-"""What scoring and training cost, from a model's configuration alone."""
+"""Estimates the cost of scoring and training from a model's configuration alone."""

@@ -1,4 +1,4 @@
-"""Speed and memory of devices: published by name, as passed, or measured here on one layer of the model."""
+"""Provides speed and memory of devices: published by name, as passed, or measured on one layer of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from longlens.planning.trace import Work
 
 UTILIZATION = 0.4
-"""Share of the published peak that a run is assumed to reach; `python -m benchmarks.gpu` measures it on a GPU."""
+"""Assumed fraction of the published peak that a run reaches; `python -m benchmarks.gpu` measures it on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Rates:
     wide_head: float
 
     def seconds(self, work: Work) -> float:
-        """Time for the work, one kind after the other."""
+        """Time for the work, if its kinds run one after the other."""
         names = ("linear", "attention", "head", "wide_head")
         return float(sum(getattr(work, name) / getattr(self, name) for name in names))
 
@@ -44,7 +44,7 @@ class Device:
         peak: FLOP/s of dense matrix products by dtype, as published.
         source: Source of these numbers.
         on_gpu: Whether it is a GPU, on which half-precision heads need no float32 copy.
-        reached: Assumed share of the peak; 1 if the achieved speed is passed.
+        reached: Assumed fraction of the peak; 1 if the achieved speed is passed.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Device:
 
         Args:
             dtype: Dtype of the products.
-            utilization: Share of the peak; `UTILIZATION` by default.
+            utilization: Fraction of the peak; `UTILIZATION` by default.
         """
         if not self.peak:
             return None
@@ -101,7 +101,7 @@ def find_device(name: str | None, *, flops: float | None = None, memory_bytes: f
         memory_bytes: Memory in bytes.
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist.
     """
     if name is None or name.lower() not in DEVICES:
         raise UserError(f"`device` is {shown_value(name)}; expected cpu or one of {', '.join(DEVICES)}")
@@ -109,7 +109,7 @@ def find_device(name: str | None, *, flops: float | None = None, memory_bytes: f
 
 
 def this_machine(device_type: str, *, flops: float | None = None, memory_bytes: float | None = None) -> Device:
-    """The GPU or the CPU of this machine: its memory, and no speed unless one is passed.
+    """The GPU or CPU of this machine with its memory; without a speed unless it is passed.
 
     Args:
         device_type: ``cuda`` or ``cpu``.
@@ -148,7 +148,7 @@ class Measured:
 
 
 def small_config(config: Any, vocabulary: int = 512) -> Any:
-    """The same layers, few of them: one of each kind in turn, at most four, with a small vocabulary."""
+    """The same configuration with few layers (each kind of layer in turn, at most four) and a small vocabulary."""
     new = copy.deepcopy(config)
     text = new.get_text_config(decoder=True)
     kinds = list(getattr(text, "layer_types", None) or [])
@@ -177,20 +177,20 @@ def measure(
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Times a few layers of the model here, at a short and at a long length, and a block of its vocabulary head.
+    """Times a few layers of the model on this machine, at a short and at a long length, and a block of its head.
 
-    With t seconds for L operations of linear kind and A of attention, the two lengths give two equations
+    With t seconds for L linear operations and A attention operations, the two lengths give two equations
     ``t = L / linear + A / attention``.
 
     Args:
         config: Configuration of the model.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: Dtype of the weights.
-        attention: Implementation.
-        lengths: Tokens of a row, the short and the long one.
+        attention: Attention implementation.
+        lengths: Tokens per row, the short and the long one.
         trains: Whether the backward pass is timed as well.
         repeats: Number of repetitions, of which the median is used.
-        clock: Seconds so far; the process's CPU time is moved less by other work on the machine.
+        clock: Returns a time in seconds; the process's CPU time is less affected by other work on the machine.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A causal language model without weights: what passes of the scorer and of the trainers over it take."""
+"""Traces a causal language model without weights: the cost of passes in scoring and in training."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from longlens.scoring.transformers import CHUNK_TOKENS
 ATTENTIONS = ("sdpa", "eager", *FLASH)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBES = (32, 64)
-"""Tokens of the passes that are traced for arithmetic."""
+"""Numbers of tokens of the passes that are traced to count FLOPs."""
 
 
 def named_dtype(name: str, value: str) -> torch.dtype:
-    """A type of floating-point numbers by its name.
+    """A floating-point dtype by its name.
 
     Args:
         name: Name of the parameter, for the message.
         value: One of `DTYPES`.
 
     Raises:
-        UserError: It is none of them.
+        UserError: The name is not one of `DTYPES`.
     """
     if value not in DTYPES:
         raise UserError(f"`{name}` is {shown_value(value)}; expected one of {', '.join(DTYPES)}")
@@ -51,11 +51,11 @@ class TracedModel:
         config: A transformers configuration.
         dtype: Dtype of the weights.
         attention: ``sdpa``, ``eager`` or one of `FLASH`.
-        on_gpu: Whether a GPU is planned for, where half-precision heads need no float32 copy.
+        on_gpu: Whether the plan is for a GPU, on which half-precision heads need no float32 copy.
         trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
-        UserError: No such attention, or transformers has no such causal language model.
+        UserError: The attention implementation is unknown, or transformers has no such causal language model.
     """
 
     def __init__(
@@ -72,25 +72,25 @@ class TracedModel:
         check_decoder(config)
         self.attention, self.on_gpu = attention, on_gpu
         self._mode = FakeTensorMode()
-        self._replaced: list[nn.Module] = []  # modules of which a copy is trained, which stay beside it
+        self._replaced: list[nn.Module] = []  # modules of which a copy is trained, while the originals are kept
         self.config = copy.deepcopy(config)
         name = getattr(config, "model_type", type(config).__name__)
         with (
             self._mode,
             no_init_weights(),
-            library_errors(f"{name} cannot be planned", "give a causal language model of transformers"),
+            library_errors(f"{name} cannot be planned", "use a causal language model of transformers"),
         ):
             self.model = (
                 auto_class(self.config.model_type)
                 .from_config(self.config, dtype=dtype, attn_implementation=PLANNED, trust_remote_code=trust_remote_code)
                 .eval()
             )
-            self.model.tie_weights()  # a part of what was left out
+            self.model.tie_weights()  # skipped together with the initialization
         self.forward = Forward(self.model)
         self.by_length = self.forward.by_length
         for (
             module
-        ) in self.model.modules():  # frequencies that depend on the length read it from positions, which have none
+        ) in self.model.modules():  # length-dependent frequencies read the length from positions, which have no data
             kind = vars(module).get("rope_type")
             if kind is not None:
                 module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"
@@ -110,24 +110,24 @@ class TracedModel:
 
     @property
     def num_parameters(self) -> int:
-        """Weights, shared ones counted once."""
+        """Number of parameters; shared ones are counted once."""
         every = {id(p): p for module in (self.model, *self._replaced) for p in module.parameters()}
         return sum(parameter.numel() for parameter in every.values())
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights and buffers, shared ones counted once."""
+        """Bytes of weights and buffers; shared ones are counted once."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         storages = {id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors}
         return sum(storages.values())
 
     def placed_bytes(self, layers: int, tensors: int) -> float:
-        """Bytes of weights on a device of several that hold the model together.
+        """Bytes of weights on one of several devices that share the model.
 
         Args:
-            layers: Devices that whole layers are spread over, the embeddings being on the first and the vocabulary
-                head on the last.
-            tensors: Devices that share what transformers' tensor-parallel plan of the model divides.
+            layers: Number of devices over which whole layers are distributed, with the embeddings on the first and the
+                vocabulary head on the last.
+            tensors: Number of devices over which transformers' tensor-parallel plan shards the model.
         """
         if tensors > 1:
             plan = {name for name, style in (getattr(self.model, "_tp_plan", None) or {}).items() if style}
@@ -164,7 +164,7 @@ class TracedModel:
 
     @cached_property
     def _per_token(self) -> tuple[float, float, list[AttentionCall]]:
-        """Linear work of a pass as ``fixed + slope * tokens``, and its calls of attention."""
+        """Linear work of a pass as ``fixed + slope * tokens``, and its attention calls."""
         points = []
         for length in PROBES:
             points.append((length, *self._count(1, length)))
@@ -173,17 +173,17 @@ class TracedModel:
         return less - slope * short, slope, calls
 
     def _count(self, rows: int, length: int) -> tuple[int, list[AttentionCall]]:
-        """Linear work of a pass, and its calls of attention.
+        """Linear work of a pass, and its attention calls.
 
         Raises:
-            UserError: The model's own code asks for values.
+            UserError: The model's own code reads values of tensors.
         """
         try:
             with self._tracing() as tracer:
                 self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
         except UserError as error:
             raise UserError(
-                f"{type(self.model).__name__} cannot be planned: its code asks for values of tensors, but a plan has "
+                f"{type(self.model).__name__} cannot be planned: its code reads values of tensors, but a plan has "
                 "only shapes, or has custom attention code"
             ) from error
         self._check_causal(tracer)
@@ -193,17 +193,17 @@ class TracedModel:
         own = not tracer.calls and any(vars(module).get("is_decoder") is False for module in self.model.modules())
         if own or not tracer.is_causal:
             raise UserError(
-                f"{type(self.model).__name__} is not causal: its attention sees tokens that come later. longlens needs "
+                f"{type(self.model).__name__} is not causal: its attention sees later tokens. longlens needs "
                 "a causal language model"
             )
 
     def work(self, rows: int, length: int, scored: int) -> Work:
-        """The arithmetic of a batch of the scorer: linear in the tokens, except for attention.
+        """FLOPs of a batch in scoring: linear in the number of tokens, except for attention.
 
         Args:
-            rows: Sequences, padded to one length.
-            length: Tokens of a sequence.
-            scored: Tokens scored, of all rows.
+            rows: Number of sequences, padded to one length.
+            length: Tokens per sequence.
+            scored: Tokens scored, over all rows.
         """
         fixed, slope, calls = self._per_token
         chunk = self._chunk_tokens(length)
@@ -213,7 +213,7 @@ class TracedModel:
                 q, before = min(chunk, length - start), start if call.window is None else min(start, call.window - 1)
                 attended += times * replace(call, q=q, kv=before + q).flops(self.attention)
         linear = rows * (fixed + slope * length)
-        if not calls and not self.keeps_state:  # attention of the model's own, in which nothing is linear
+        if not calls and not self.keeps_state:  # custom attention code, whose cost is not linear
             linear = self._count(rows, length)[0]
         head = 2.0 * scored * self.head.numel()
         is_exact = self.on_gpu and self.head.dtype != torch.float32
@@ -225,16 +225,16 @@ class TracedModel:
         )
 
     def _chunk_tokens(self, length: int) -> int:
-        """As the scorer cuts a sequence: in chunks with a cache, where a window is shorter than it."""
+        """Chunk length of the scorer: it uses chunks with a cache if a window is shorter than the sequence."""
         smallest = min(self.windows.values(), default=None)
         if self.attention != "sdpa" or smallest is None or self.forward.attention_windows is None:
             return length
         return CHUNK_TOKENS if length > max(smallest, CHUNK_TOKENS) else length
 
     def peak_bytes(self, rows: int, length: int, scored: int) -> int:
-        """The most bytes that a batch of the scorer needs beside the weights; arguments as of `work`.
+        """Peak bytes of a batch in scoring in addition to the weights; arguments as in `work`.
 
-        Of a recurrent model, whose own code may take a step a token, two short-context passes are extended.
+        For a recurrent model, whose code may run one step per token, two short passes are extrapolated.
         """
         if self.keeps_state and length > PROBES[-1]:
             less, more = (self.peak_bytes(1, probe, probe) for probe in PROBES)
@@ -248,7 +248,7 @@ class TracedModel:
                 cache, kept = self._cache_of(rows, last), torch.empty(scored, width, dtype=dtype)
                 tracer.peak = tracer.live
                 self.forward.extend(torch.empty(rows, length - last, dtype=torch.int64), cache)
-                kept = kept.clone()  # the parts are put together
+                kept = kept.clone()  # the parts are concatenated
                 del cache
             else:
                 states = self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
@@ -271,7 +271,7 @@ class TracedModel:
 
     @property
     def wide_head_bytes(self) -> int:
-        """Bytes of the float32 copy of the head that a scorer keeps: of half precision on a CPU alone."""
+        """Bytes of the head's float32 copy that a scorer keeps: only for half precision on a CPU."""
         return 0 if self.on_gpu or self.head.dtype == torch.float32 else 4 * self.head.numel()
 
     def _logprobs(self, kept: Tensor, *, keeps_wide: bool = True) -> Tensor:
@@ -280,7 +280,7 @@ class TracedModel:
         return found
 
     def layers(self, rows: int, length: int, *, backward: bool = False) -> Work:
-        """The arithmetic of hidden states alone, without a vocabulary head: of a pass, or of one with its gradient."""
+        """FLOPs of hidden states without a vocabulary head, for a forward pass or for forward and backward."""
         with self._tracing(backward=backward) as tracer:
             states = self.forward.hidden(torch.empty(rows, length, dtype=torch.int64))
             if backward:
@@ -302,13 +302,13 @@ class TracedModel:
         """A micro-batch of training: forward and backward pass of a loss over log-probabilities.
 
         Args:
-            rows: Sequences.
-            length: Tokens of a sequence.
-            scored: Tokens in the loss, of all rows.
-            checkpointing: Computes activations again in the backward pass.
-            precision: Precision of autocast; None without.
-            is_sharded: Whether gradients leave as soon as they are made, to be kept by all ranks in parts; else those
-                of this step are in the peak.
+            rows: Number of sequences.
+            length: Tokens per sequence.
+            scored: Tokens in the loss, over all rows.
+            checkpointing: Whether activations are recomputed in the backward pass.
+            precision: Dtype of autocast; None without autocast.
+            is_sharded: Whether each gradient is sharded over all ranks as soon as it is computed; otherwise the peak
+                includes the gradients of this step.
         """
         model = self.model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -341,12 +341,12 @@ class TracedModel:
     def add_adapters(
         self, r: int, target_modules: str | Sequence[str] = "all-linear", modules_to_save: Sequence[str] = ()
     ) -> None:
-        """LoRA in place of training all weights, shaped as that of peft: float32 adapters of rank r.
+        """Replaces full training by LoRA with the shapes of peft: float32 adapters of rank r.
 
         Args:
             r: Rank.
-            target_modules: Last parts of the names of modules, or ``all-linear``: all but the vocabulary head.
-            modules_to_save: Modules of which a copy is trained whole.
+            target_modules: Last parts of module names, or ``all-linear``: all linear modules but the vocabulary head.
+            modules_to_save: Modules of which a full copy is trained.
 
         Raises:
             UserError: No module has such a name.
@@ -369,7 +369,7 @@ class TracedModel:
     def _train_copy(self, wanted: str) -> None:
         named = [(name, module) for name, module in self.model.named_modules() if name.rpartition(".")[2] == wanted]
         if not named:
-            raise UserError(f"`modules_to_save` has {wanted!r}, and no module of {self.model.config.model_type} is it")
+            raise UserError(f"`modules_to_save` has {wanted!r}, but {self.model.config.model_type} has no such module")
         for name, module in named:
             parent, _, last = name.rpartition(".")
             with self._mode:
@@ -381,24 +381,24 @@ class TracedModel:
 
     @property
     def num_adapters(self) -> int:
-        """Weights of adapters."""
+        """Number of adapter weights."""
         adapted = (module for module in self.model.modules() if isinstance(module, _Adapted))
         return sum(part.weight.numel() for module in adapted for part in (module.down, module.up))
 
     @property
     def gathered_bytes(self) -> int:
-        """What a sharded model has whole at one time: two of its largest layers, and what is in none of them."""
+        """Bytes of a sharded model gathered at one time: two of its largest layers, and weights outside of layers."""
         sizes = self._layer_bytes
         return self.weight_bytes - sum(sizes) + 2 * max(sizes, default=0)
 
     @property
     def num_trained(self) -> int:
-        """Weights that get a gradient."""
+        """Number of weights with a gradient."""
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
 
 class _Adapted(nn.Module):
-    """A linear module with a LoRA adapter beside it, which peft keeps in float32 and so casts its input for."""
+    """A linear module with a LoRA adapter, which peft keeps in float32, so that its input is cast."""
 
     def __init__(self, base: nn.Linear, r: int) -> None:
         super().__init__()
@@ -408,12 +408,12 @@ class _Adapted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The module's own, which some models use without calling the module."""
+        """The module's own weight, which some models use without calling the module."""
         return self.base.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The module's own."""
+        """The module's own bias."""
         return self.base.bias
 
     def forward(self, states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A plan as lines: the answer first, then what it is made of."""
+"""Formats a plan as lines: the answer first, then its parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """A time in a suitable unit."""
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.3g} {name}"
@@ -57,11 +57,11 @@ def train_answer(plan: TrainPlan, tokens: float | None = None) -> str:
 
     Args:
         plan: Plan of a step.
-        tokens: To train on, for the time of all.
+        tokens: Number of training tokens, for the total time.
     """
     parts = [_fits(plan)]
     if plan.seconds is not None and plan.tokens_per_second is not None:
-        parts.append(f"about {duration(plan.seconds)} a step, {plan.tokens_per_second:,.0f} tokens/s")
+        parts.append(f"about {duration(plan.seconds)} per step, {plan.tokens_per_second:,.0f} tokens/s")
         if tokens is not None:
             parts.append(f"{duration(tokens / plan.tokens_per_second)} for {tokens:.3g} tokens")
     return "; ".join(parts)
@@ -72,15 +72,15 @@ def _memory_rows(memory: Memory) -> Iterator[tuple[str, str]]:
         number = getattr(memory, name)
         if number:
             yield label, size(number)
-    yield "memory of a device", size(memory.total)
+    yield "memory per device", size(memory.total)
 
 
 def score_rows(plan: ScorePlan) -> list[tuple[str, str]]:
-    """What the plan is made of, by name."""
+    """The parts of the plan by name."""
     rows = [
         ("parameters", f"{plan.num_parameters:,} in {plan.dtype}"),
         ("tokens of model input", f"{plan.tokens:,}"),
-        ("tokens of a batch", f"{plan.batch_tokens:,}"),
+        ("tokens per batch", f"{plan.batch_tokens:,}"),
         ("long contexts", flops(plan.long.total)),
         ("short contexts", flops(plan.short.total)),
         ("overhead of the short contexts", f"{100 * plan.overhead:+.0f} %"),
@@ -90,15 +90,15 @@ def score_rows(plan: ScorePlan) -> list[tuple[str, str]]:
 
 
 def train_rows(plan: TrainPlan) -> list[tuple[str, str]]:
-    """What the plan is made of, by name."""
+    """The parts of the plan by name."""
     rows = [
         ("parameters", f"{plan.num_parameters:,}, {plan.num_trained:,} of them trained"),
-        ("tokens of a step", f"{plan.batch_size * plan.length:,}"),
+        ("tokens per step", f"{plan.batch_size * plan.length:,}"),
         ("step of cross-entropy", flops(plan.step.total)),
         ("short-context pass of LongCE", flops(plan.short.total)),
         ("overhead of LongCE", f"{100 * plan.overhead:+.0f} %"),
     ]
     if plan.once.total:
-        rows.append(("offline weights, once a row", flops(plan.once.total)))
+        rows.append(("offline weights, once per row", flops(plan.once.total)))
     rows += _memory_rows(plan.memory)
     return rows + [("note", note) for note in plan.notes]

@@ -1,4 +1,4 @@
-"""Cost of scoring documents: the requests of a run, their batches, and their forward passes."""
+"""Estimates the cost of scoring documents: the requests of a run, their batches, and their forward passes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longlens.settings.options import CONTEXT, Hardware, Loading
 from longlens.windows import plan_windows, window_sizes
 
 RUNTIME_BYTES = {"cuda": 0.6e9, "cpu": 0.05e9}
-"""Memory of a CUDA context with its kernels, and of workspaces and the allocator on a CPU."""
+"""Memory of a CUDA context with its kernels, or of workspaces and the allocator on a CPU."""
 SHARES = (2, 3, 4, 6, 8, 16, 32)
 """Numbers of devices to try if a model does not fit on one."""
 SAME_DOCUMENTS = 16
@@ -30,7 +30,7 @@ LISTED_REQUESTS = 20_000
 
 
 class FedRequest(NamedTuple):
-    """A request of a run: tokens that go into the model, how many of them are scored, and for which context."""
+    """A request of a run: its number of input tokens, how many of them are scored, and the kind of context."""
 
     fed: int
     scored: int
@@ -43,8 +43,8 @@ def document_requests(
     """The requests of `longlens.score` to a model for one document.
 
     Args:
-        length: n, tokens of the document, BOS not counted.
-        context: K, several, or None for the long context only.
+        length: n, tokens of the document, without BOS.
+        context: K, several values, or None for only the long context.
         stride: d, one value, or one per K; by default a quarter of each K.
         bos: Whether a BOS precedes the long context and every window.
     """
@@ -75,7 +75,7 @@ def many_requests(
 
 
 class Batch(NamedTuple):
-    """Sequences that are run together: rows, tokens of the longest, and tokens scored in all."""
+    """Sequences that are run together: number of rows, tokens of the longest, and total number of tokens scored."""
 
     rows: int
     length: int
@@ -83,7 +83,7 @@ class Batch(NamedTuple):
 
 
 def plan_batches(requests: Iterable[FedRequest], batch_tokens: int, *, pads: bool = True) -> Iterator[Batch]:
-    """The batches that `longlens.scoring.transformers.TransformersScorer` makes of requests, in order."""
+    """The batches that `longlens.scoring.transformers.TransformersScorer` makes from requests, in order."""
     from longlens.models.forward import pack
     from longlens.scoring.transformers import read_ahead
 
@@ -97,7 +97,7 @@ def equal_batches(sizes: Iterable[tuple[Batch, int]]) -> Counter[Batch]:
     """Batches of sequences of one size.
 
     Args:
-        sizes: A batch of one size, ``scored`` being that of one sequence, and how many such sequences there are.
+        sizes: Pairs of a full batch of one size, with ``scored`` of one sequence, and the number of such sequences.
     """
     found: Counter[Batch] = Counter()
     for (most, length, scored), number in sizes:
@@ -145,10 +145,10 @@ class Plan:
         memory: Memory on each device.
         device: Device of the plan.
         devices: Number of devices.
-        seconds: Seconds of the arithmetic; None if the speed is not known.
-        rates: FLOP/s that were assumed.
-        fits: Whether it fits on a device; None if the device's memory is not known.
-        notes: Assumptions of the plan, and settings that would make it fit.
+        seconds: Estimated seconds of the FLOPs; None if the speed is unknown.
+        rates: Assumed FLOP/s.
+        fits: Whether it fits on a device; None if the device's memory is unknown.
+        notes: Assumptions of the plan, and settings with which it would fit.
     """
 
     model: str
@@ -165,22 +165,22 @@ class Plan:
 
     @property
     def main(self) -> Work:
-        """Arithmetic without the short contexts."""
+        """FLOPs without the short contexts."""
         raise NotImplementedError
 
     @property
     def flops(self) -> float:
-        """All arithmetic, over all devices."""
+        """Total FLOPs over all devices."""
         return self.main.total + self.short.total
 
     @property
     def overhead(self) -> float:
-        """FLOPs of the short contexts over the rest."""
+        """FLOPs of the short contexts divided by the others."""
         return self.short.total / self.main.total if self.main.total else 0.0
 
     @property
     def memory_bytes(self) -> float:
-        """Peak on each device."""
+        """Peak memory on each device."""
         return self.memory.total
 
     def to_json(self) -> dict[str, Any]:
@@ -226,20 +226,20 @@ class ScorePlan(Plan):
 
 
 def find_config(model: str, *, trust_remote_code: bool = False) -> Any:
-    """Loads the configuration of a model or of a ``config.json``; does not read weights.
+    """Loads the configuration of a model or of a ``config.json``, without weights.
 
     Args:
-        model: Hub id, folder, ``.gguf`` file, embedded model, or a configuration file.
+        model: Hub id, directory, ``.gguf`` file, embedded model, or a configuration file.
         trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
-        UserError: There is no such model or file.
+        UserError: The model or file does not exist.
     """
     path = Path(model)
     if path.is_file() and path.suffix == ".json":
         from transformers import AutoConfig
 
-        with library_errors(f"the configuration {shown(model)}", "give the config.json of a model of transformers"):
+        with library_errors(f"the configuration {shown(model)}", "use the config.json of a transformers model"):
             return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     return load_config(resolve(model), trust_remote_code=trust_remote_code)
 
@@ -257,12 +257,12 @@ def plan_for(
     Args:
         model: Name, or a ``config.json``.
         hardware: Settings of the hardware.
-        loading: How the model is loaded.
+        loading: Loading settings of the model.
         length: Tokens per document or row.
         trains: Whether a backward pass is to be measured.
 
     Raises:
-        UserError: No such model or device.
+        UserError: The model or device does not exist.
     """
     from longlens.models.checkpoint import resolve_device
 
@@ -273,7 +273,7 @@ def plan_for(
     memory = None if hardware.memory is None else hardware.memory * 1e9
     if hardware.measure:
         if hardware.device not in (None, "cpu"):
-            raise UserError(f"`measure` measures this machine, and `device` is {shown(hardware.device)}: leave one out")
+            raise UserError(f"`measure` measures this machine, but `device` is {shown(hardware.device)}: remove one")
         dtype = loading.dtype if loading.dtype != "auto" else "bfloat16" if here == "cuda" else "float32"
         shortest, longest = (256, 2048) if here == "cpu" else (4096, 32768)
         found = measure(
@@ -326,7 +326,7 @@ def plan_score(
         name: Display name of a configuration in the plan.
         length: Document length in tokens, without BOS.
         documents: Number of documents of this length.
-        context: K, several, or None for the long context only.
+        context: K, several values, or None for only the long context.
         stride: d; by default a quarter of each K.
         bos: Whether a BOS precedes each sequence; by default, whether the configuration has one.
         dtype: Dtype of the weights; ``auto`` is bfloat16 on a GPU and float32 on a CPU.
@@ -334,14 +334,14 @@ def plan_score(
         batch_tokens: Tokens per batch; by default the engine's.
         device: The target device.
         devices: Number of devices; each scores different documents, unless they share the model.
-        device_map: Whether one model is split over all devices by layers, which run one after the other.
+        device_map: Whether one model is split by layers over all devices, which run one after the other.
         tensor_parallel: Number of devices that share each layer, divided by transformers' plan for the model.
         rates: Measured speed of the device; by default the published peak times ``utilization``.
-        utilization: Share of the peak; 0.4 by default.
+        utilization: Fraction of the peak; 0.4 by default.
         trust_remote_code: Allow custom code that comes with the model.
 
     Raises:
-        UserError: The model does not exist or cannot be planned, or no window can be made from the settings.
+        UserError: The model does not exist or cannot be planned, or no window is possible with the settings.
     """
     from longlens.models.forward import BATCH_TOKENS
 
@@ -413,9 +413,9 @@ def plan_score(
 
 
 def _memory(traced: TracedModel, shapes: Iterable[Batch], *, on_gpu: bool) -> Memory:
-    """Memory of a device that holds the whole model and runs batches of these shapes.
+    """Memory of a device with the whole model that runs batches of these shapes.
 
-    What a batch needs grows with its tokens and with those scored: the largest of each kind is the peak.
+    A batch's memory grows with its tokens and with its scored tokens: the peak is at the largest of either kind.
     """
     shapes = list(shapes)
     largest = {max(shapes, key=size) for size in (_tokens, lambda shape: shape.length, lambda shape: shape.scored)}
@@ -435,7 +435,7 @@ def _advice(
     longest: int,
     batch_tokens: int,
 ) -> list[str]:
-    """Changes that make a run fit: a smaller batch, a device map, tensor parallelism."""
+    """Changes with which a run fits: a smaller batch, a device map, tensor parallelism."""
     room, found = device.memory_bytes or 0.0, []
     if batch_tokens > longest:
         smaller = _memory(traced, batches(longest), on_gpu=device.on_gpu)

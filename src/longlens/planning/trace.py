@@ -1,10 +1,10 @@
-"""What a pass of a model computes and holds, from its configuration: the model's own code, run on tensors without data.
+"""Counts FLOPs and memory of a pass from a model's configuration: runs the model's own code on tensors without data.
 
-The model is made of fake tensors (`torch._subclasses.FakeTensorMode`: shapes, strides and types, no memory), and its
+The model consists of fake tensors (`torch._subclasses.FakeTensorMode`: shapes, strides and dtypes, no memory), and its
 decoder runs as in `longlens.models.forward`. Each operator adds its floating-point operations
-(`torch.utils.flop_counter`) and the bytes of what it makes, until that is freed: so weights that are shared, experts
-that are active, adapters, checkpointing and what autograd keeps are counted as the code has them. Attention alone is
-counted here (`_attend`), since its kernels keep no matrix and skip what is masked.
+(`torch.utils.flop_counter`) and the bytes of its outputs until they are freed. Shared weights, active experts,
+adapters, checkpointing and tensors saved by autograd are therefore counted as in the code. Only attention is counted
+separately (`_attend`), because its kernels store no matrix and skip masked parts.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torch.utils.flop_counter import flop_registry
 from longlens.logprobs import BLOCK_BYTES
 
 PLANNED = "longlens_plan"
-"""Under this name transformers finds `_attend`."""
+"""Name under which `_attend` is registered in transformers."""
 FLASH = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Floating-point operations, a multiplication and an addition being two.
+    """Floating-point operations; a multiplication and an addition count as two.
 
     Attributes:
-        linear: Matrix products outside of attention, experts and recurrences included.
-        attention: Of queries and keys, and of weights and values; for the pairs that the kernel computes.
-        head: The vocabulary head's, in the model's own precision.
-        wide_head: The vocabulary head's in float32.
+        linear: Matrix products outside of attention, including experts and recurrences.
+        attention: Products of queries and keys, and of weights and values, for the pairs that the kernel computes.
+        head: Products of the vocabulary head in the model's own precision.
+        wide_head: Products of the vocabulary head in float32.
     """
 
     linear: float = 0.0
@@ -54,17 +54,17 @@ class Work:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all kinds."""
         return self.linear + self.attention + self.head + self.wide_head
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """What one pass over a batch takes.
+    """Cost of one pass over a batch.
 
     Attributes:
-        work: Its arithmetic.
-        peak_bytes: The most bytes that exist at one time beside the weights.
+        work: Its floating-point operations.
+        peak_bytes: Peak bytes in addition to the weights.
     """
 
     work: Work
@@ -73,18 +73,18 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """One call of an attention kernel: ``q`` queries, the last of ``kv`` keys.
+    """One call of an attention kernel with ``q`` queries, which are the last of ``kv`` tokens.
 
     Attributes:
-        layer: Whose.
-        batch: Rows.
-        heads: Number of heads of queries.
-        kv_heads: Number of heads of keys and values.
-        q: Queries of a row.
-        kv: Keys of a row.
+        layer: Index of the layer.
+        batch: Number of rows.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+        q: Queries per row.
+        kv: Keys per row.
         key_dim: Width of queries and keys.
         value_dim: Width of values.
-        window: Keys that a query sees; None for all before it.
+        window: Number of keys to which a query attends; None for all before it.
     """
 
     layer: int
@@ -98,18 +98,18 @@ class AttentionCall:
     window: int | None
 
     def is_masked(self, attention: str) -> bool:
-        """Whether a mask is made for it: transformers leaves it out where the kernel's causal flag says the same."""
+        """Whether transformers makes a mask; it makes none if the kernel's causal flag is equivalent."""
         if attention in FLASH:
             return False
         return self.q > 1 and (self.q != self.kv or (self.window is not None and self.kv >= self.window))
 
     def pairs(self, attention: str) -> int:
-        """Pairs of a query and a key that are computed: the whole rectangle under a mask, else those that are seen."""
+        """Number of pairs of a query and a key that are computed: all under a mask, else only attended ones."""
         if attention == "eager" or self.is_masked(attention):
             return self.q * self.kv
         window = self.kv if self.window is None else self.window
         before = self.kv - self.q
-        full = max(0, min(self.q, self.kv - window))  # queries that see a whole window
+        full = max(0, min(self.q, self.kv - window))  # queries with a whole window
         growing = self.q - full
         return full * window + growing * (before + 1) + growing * (growing - 1) // 2
 
@@ -119,7 +119,7 @@ class AttentionCall:
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operators and the bytes of what they make."""
+    """Counts operations, and the bytes of the tensors that operators make."""
 
     def __init__(self, attention: str, on_gpu: bool, windows: dict[int, int], known: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._hold(tensor, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operator."""
+        """Runs and counts an operator."""
         kwargs = kwargs or {}
         if func._overloadpacket is torch.ops.aten._grouped_mm:
             made = self._grouped_product(args[0], args[1])
@@ -150,7 +150,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _grouped_product(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Of rows that are sorted by expert; without data torch knows it for one dtype alone.
+        """A grouped product of rows sorted by expert; torch supports it without data for only one dtype.
 
         Args:
             rows: ``(S, M)``, or for the gradient of weights ``(M, S)``.
@@ -182,7 +182,7 @@ tracing: list[Tracer] = []
 
 
 class _Attention(torch.autograd.Function):
-    """What a kernel makes: its output and a float32 a query, and in the backward pass the three gradients."""
+    """The tensors of a kernel: its output and a float32 per query, and in the backward pass the three gradients."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, call: AttentionCall) -> Tensor:
@@ -197,7 +197,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         tracer = tracing[-1]
-        # Scores are computed again: five products where the forward pass has two.
+        # Scores are recomputed: five products, whereas the forward pass has two.
         tracer.attended += ctx.call.flops(tracer.attention) * 5 // 2
         q, k, v, *_ = ctx.saved_tensors
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None, None
@@ -206,7 +206,7 @@ class _Attention(torch.autograd.Function):
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Stands where an attention function of transformers does; what it keeps is what the chosen kernel keeps."""
+    """Replaces an attention function of transformers; it saves the tensors that the selected kernel saves."""
     tracer = tracing[-1]
     batch, heads, q, key_dim = query.shape
     layer = getattr(module, "layer_idx", None)
@@ -229,7 +229,7 @@ def _attend(
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     is_masked = call.is_masked(tracer.attention)
     if heads != call.kv_heads and (is_masked or tracer.attention == "eager"):
-        # Both eager and sdpa_attention_forward of transformers repeat them then.
+        # Both eager and sdpa_attention_forward of transformers then repeat keys and values.
         key, value = (tensor.repeat_interleave(heads // call.kv_heads, dim=1) for tensor in (key, value))
     if tracer.attention == "eager":
         return _attend_eagerly(tracer, call, query, key, value), None
@@ -238,7 +238,7 @@ def _attend(
         shape = (q, call.kv, window)
         if shape not in tracer.masks:
             tracer.masks[shape] = torch.empty(1, 1, q, call.kv, dtype=torch.bool)
-        mask = tracer.masks[shape].to(query.dtype)  # torch adds a mask as numbers, made again by each layer
+        mask = tracer.masks[shape].to(query.dtype)  # torch converts a mask to numbers, again in each layer
     return _Attention.apply(query, key, value, mask, call), None  # type: ignore[no-untyped-call]
 
 
@@ -258,11 +258,11 @@ transformers.AttentionInterface.register(PLANNED, _attend)
 
 
 class HeadStandIn(torch.autograd.Function):
-    """What `longlens.logprobs.token_logprobs` computes and makes, as that code has it."""
+    """Counts the operations and tensors of `longlens.logprobs.token_logprobs`, following that code."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, is_exact: bool, wide: Tensor | None) -> Tensor:
-        """``(m,)`` log-probabilities of ``(m, H)`` states; with ``wide`` the float32 copy of the head is there."""
+        """``(m,)`` log-probabilities of ``(m, H)`` states; ``wide`` means that the head's float32 copy exists."""
         tracer = tracing[-1]
         rows, (vocabulary, width) = len(hidden), weight.shape
         block = max(1, BLOCK_BYTES // (vocabulary * 4))

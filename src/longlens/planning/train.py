@@ -1,4 +1,4 @@
-"""Cost of a training step: cross-entropy, and LongCE with its short-context pass."""
+"""Estimates the cost of a training step: cross-entropy, and LongCE with its short-context pass."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def parse_loss(loss: str, *, context: int, stride: int, gamma: float) -> tuple[L
     """Settings of a loss by its name in recipes, and whether its weights are computed once before training.
 
     Raises:
-        UserError: There is no such loss.
+        UserError: The loss does not exist.
     """
     from longlens.losses.settings import FORMS
 
@@ -129,9 +129,9 @@ def plan_train(
         sharding: Sharding of weights, gradients and optimizer's states: ``ddp`` keeps them whole on each device.
         context_parallel: Number of devices that share each row.
         rates: Measured speed of a device; by default the published peak times ``utilization``.
-        utilization: Share of the peak; 0.4 by default.
+        utilization: Fraction of the peak; 0.4 by default.
         trust_remote_code: Allow custom code that comes with the model.
-        advises: Whether a plan that does not fit lists settings that would, which requires further plans.
+        advises: Whether to suggest settings with which the training fits, which requires further plans.
 
     Raises:
         UserError: The model does not exist or cannot be planned, or settings conflict.
@@ -148,8 +148,8 @@ def plan_train(
             raise UserError(f"`{what}` is {value}; expected at least {least}")
     if longce is not None and longce.context >= length:
         raise UserError(
-            f"`context` is {longce.context} and rows have {length} tokens, so no token would have a short-context "
-            "score: make `length` larger or `context` smaller, or give `loss=ce`"
+            f"`context` is {longce.context}, but rows have {length} tokens, so no token would have a short-context "
+            "score: use a larger `length` or a smaller `context`, or pass `loss=ce`"
         )
     if sharding not in SHARDINGS:
         raise UserError(f"`sharding` is {shown_value(sharding)}; expected one of {', '.join(SHARDINGS)}")
@@ -187,7 +187,7 @@ def plan_train(
     step = whole.work * micro * ranks
     once, short, short_peak = Work(), Work(), 0
     if longce is not None:
-        # As `longlens.losses.passes.score_short` makes them.
+        # The same batches as in `longlens.losses.passes.score_short`.
         at_once = max(1, BATCH_TOKENS["cuda" if device.on_gpu else "cpu"] // (longce.context + longce.stride))
         sizes = longce.window_sizes(length).items()
         shapes = equal_batches((Batch(at_once, *size), number * rows) for size, number in sizes)
@@ -258,7 +258,7 @@ def plan_train(
 
 
 def _advice(plan: partial[TrainPlan]) -> tuple[str, ...]:
-    """Changes that make training fit: settings are changed one after the other until it fits.
+    """Changes with which training fits: settings are changed one after the other until it fits.
 
     Args:
         plan: `plan_train` with its arguments.
@@ -283,7 +283,7 @@ def _advice(plan: partial[TrainPlan]) -> tuple[str, ...]:
         if found.fits:
             named = ", ".join(f"`{name}={value}`" for name, value in changed.items())
             return (f"fits with {named}: {found.memory_bytes / 1e9:.1f} GB on each",)
-    return ("nothing that longlens train has makes it fit: use more devices with `sharding=fsdp`, or shorter rows",)
+    return ("no setting of longlens train makes it fit: use more devices with `sharding=fsdp`, or shorter rows",)
 
 
 def plan_recipe(recipe: Recipe, hardware: Hardware, loading: Loading, **changes: Any) -> tuple[TrainPlan, float | None]:
@@ -292,11 +292,11 @@ def plan_recipe(recipe: Recipe, hardware: Hardware, loading: Loading, **changes:
     Args:
         recipe: The run.
         hardware: Target hardware.
-        loading: How the model's configuration is read.
-        changes: Changes, as for `recipe_settings`; ``tokens`` too.
+        loading: Loading settings of the model's configuration.
+        changes: Changes, as for `recipe_settings`; also ``tokens``.
 
     Raises:
-        UserError: The model or device does not exist, or the length of rows is not known.
+        UserError: The model or device does not exist, or the length of rows is unknown.
     """
     settings = {**recipe_settings(recipe), **changes}
     return plan_settings(settings, hardware, loading, full_attention=recipe.load.full_attention)
@@ -305,12 +305,12 @@ def plan_recipe(recipe: Recipe, hardware: Hardware, loading: Loading, **changes:
 def plan_settings(
     settings: Mapping[str, Any], hardware: Hardware, loading: Loading, *, full_attention: bool = False
 ) -> tuple[TrainPlan, float | None]:
-    """The plan of arguments of `plan_train` with ``model`` and ``tokens``, and those tokens.
+    """The plan for arguments of `plan_train` with ``model`` and ``tokens``, and the number of tokens.
 
     Args:
         settings: The arguments, ``model`` a name.
         hardware: Target hardware.
-        loading: How the model's configuration is read.
+        loading: Loading settings of the model's configuration.
         full_attention: Whether to disable the model's sliding window.
 
     Raises:
@@ -373,7 +373,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _sharding_of(arguments: Mapping[str, Any]) -> Sharding:
-    """What arguments of transformers' Trainer say; of DeepSpeed's stages the third is planned."""
+    """Sharding from arguments of transformers' Trainer; every DeepSpeed configuration is planned as stage 3."""
     return "zero3" if arguments.get("deepspeed") else "fsdp" if arguments.get("fsdp") else "ddp"
 
 
@@ -387,14 +387,14 @@ def _memory(
     devices: int,
     on_gpu: bool,
 ) -> Memory:
-    """Bytes on a device, from those of all weights.
+    """Bytes on a device, computed from those of all weights.
 
     Args:
-        traced: The model, with adapters where it has them.
+        traced: The model, with its adapters, if any.
         dtype: Dtype of the weights and of the optimizer's states.
-        activations: The peak of a micro-batch.
-        has_gradients: Whether gradients are in that peak.
-        sharding: How weights are sharded.
+        activations: Peak of a micro-batch.
+        has_gradients: Whether that peak includes gradients.
+        sharding: Sharding of the weights.
         devices: Number of devices.
         on_gpu: Whether there is a CUDA context.
     """
@@ -407,7 +407,7 @@ def _memory(
         weights = frozen * dtype.itemsize + kept + _buffer_bytes(traced)
         if has_gradients:
             activations = max(0.0, activations - gradients)
-        # DistributedDataParallel copies gradients into buckets of its own.
+        # DistributedDataParallel copies gradients into its own buckets.
         buckets = gradients if devices > 1 else 0
         return Memory(
             weights=weights,
@@ -418,7 +418,7 @@ def _memory(
         )
     gathered = traced.gathered_bytes
     if sharding == "zero3" and traced.head.dtype.itemsize == 2:
-        # Half-precision weights and gradients, and float32 weights beside the optimizer's states.
+        # Half-precision weights and gradients, and float32 weights with the optimizer's states.
         weights, gradients, optimizer = 2 * (frozen + trained), 2 * trained, 12 * trained
     else:
         weights = frozen * dtype.itemsize + kept

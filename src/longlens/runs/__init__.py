@@ -1,1 +1,1 @@
-"""What all folders that a command writes have in common."""
+"""Shared code of all directories that a command writes."""

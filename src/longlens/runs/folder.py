@@ -1,7 +1,7 @@
-"""Run directories: one writer, a manifest, and one rule for resuming.
+"""Manages run directories: one writer, a manifest, and one rule for resuming.
 
-A manifest has a ``schema_version``, the identity of the run, and the ``versions`` with which it was started. A run can
-be resumed if model and settings are the same (`refuse_other`); with other versions it resumes with a warning
+A manifest contains a ``schema_version``, the identity of the run, and the ``versions`` with which it was started. A run
+can be resumed if model and settings are the same (`refuse_other`); with other versions it resumes with a warning
 (`warn_of_versions`).
 """
 
@@ -33,20 +33,20 @@ PACKAGES = ("longlens", "torch", "transformers", "tokenizers", "numpy", "pyarrow
 
 
 class LockedFolder:
-    """A folder with one writer: made if it is missing, removed again if nothing came of it, and under an OS lock, which
-    ends with the process at the latest. Hidden files do not count as what it holds.
+    """A directory with one writer. It is created if it is missing, removed again if it stays empty, and locked with an
+    OS lock, which ends with the process at the latest. Hidden files are ignored.
 
     Args:
-        path: The folder.
+        path: The directory.
         what: Its content, such as ``dataset``.
-        marker: A file that every such folder has; one that is not empty and lacks it is foreign.
+        marker: A file that every such directory contains; a non-empty directory without it is foreign.
         own: Other file names that are ignored.
         doing: Activity of the writer, such as ``training in``.
-        example: A name for the message.
-        rank: Rank of this process, where several share the folder: each of them has a lock of its own.
+        example: Example of a name, for the message.
+        rank: Rank of this process if several share the directory; each of them has its own lock.
 
     Raises:
-        UserError: It is a file or a foreign folder, is locked by another process, or cannot be created.
+        UserError: The path is a file or a foreign directory, is locked by another process, or cannot be created.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class LockedFolder:
         return self._inode is not None and self._inode_now() == self._inode
 
     def check(self) -> None:
-        """Raises if the folder was deleted or replaced, since writing would create a new and incomplete one.
+        """Raises if the directory was deleted or replaced, because writing would create a new and incomplete one.
 
         Raises:
-            UserError: It was deleted or replaced.
+            UserError: The directory was deleted or replaced.
         """
         if not self.is_there:
             raise UserError(
@@ -107,19 +107,19 @@ class LockedFolder:
             )
 
     def release(self) -> None:
-        """Releases the lock; a folder that was made here and holds nothing is removed."""
+        """Releases the lock. A directory that was created here and is still empty is removed."""
         if self._created and self.is_there and set(self._path.iterdir()) <= {self._lock_path}:
-            with suppress(OSError):  # another process may begin there at this moment
+            with suppress(OSError):  # another process may start to write there at this moment
                 self._lock_path.unlink(missing_ok=True)
                 self._path.rmdir()
         self._lock.release()
 
 
 def await_manifest(folder: Path, rank: int) -> None:
-    """Waits until this process sees the folder that the first one has begun, as on a network file system.
+    """Waits until this process sees the directory that rank 0 created, for example on a network file system.
 
     Raises:
-        UserError: It does not.
+        UserError: The directory does not appear in time.
     """
     given_up = time.monotonic() + SEEN_SECONDS
     while not (folder / MANIFEST).is_file():
@@ -142,14 +142,14 @@ def make_manifest(record: Mapping[str, Any], *packages: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path, *, step: str = "use another folder") -> dict[str, Any]:
-    """The manifest of a folder, of this schema version or an older one.
+    """The manifest of a directory, of this schema version or an older one.
 
     Args:
-        folder: Folder of the run.
-        step: What to do if it is broken, for the message.
+        folder: The run directory.
+        step: Next step if the manifest is invalid, for the message.
 
     Raises:
-        UserError: It is broken, or of another schema version.
+        UserError: The manifest is invalid, or has another schema version.
     """
     manifest = read_json(folder / MANIFEST, step)
     check_schema_version(folder / MANIFEST, manifest)
@@ -157,27 +157,27 @@ def read_manifest(folder: Path, *, step: str = "use another folder") -> dict[str
 
 
 def check_schema_version(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Rejects a manifest that another version of longlens wrote, and which this one does not read.
+    """Rejects a manifest of another version of longlens that this version cannot read.
 
     Raises:
-        UserError: It is of such a schema version, or has none.
+        UserError: The schema version is unsupported or missing.
     """
     version = manifest.get("schema_version")
     if version is None:
         raise UserError(f"{path} is not a manifest of longlens (it has no schema_version): use another folder")
     if type(version) is not int or version not in (BY_WEIGHTS, SCHEMA_VERSION):
         raise UserError(
-            f"{path} has schema_version {shown_value(version)}, this longlens reads {SCHEMA_VERSION}: install the "
+            f"{path} has schema_version {shown_value(version)}, but this longlens reads {SCHEMA_VERSION}: install the "
             "version of longlens that wrote it, or use another folder"
         )
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """How the settings of a folder differ from those of this run: ``NAME is X there and Y here`` for each.
+    """Differences between the settings of a directory and those of this run, each as ``NAME is X there and Y here``.
 
     Args:
-        there: Value in the folder.
-        here: Value of this run.
+        there: Settings in the directory.
+        here: Settings of this run.
     """
     return [
         f"{name} is {shown_value(there.get(name))} there and {shown_value(here.get(name))} here"
@@ -190,13 +190,14 @@ def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tup
     """Raises if a run has another identity.
 
     Args:
-        folder: Folder of the run.
+        folder: The run directory.
         what: Its content, for the message, such as ``dataset``.
         differs: See `differences` and `longlens.runs.identity.model_differences`.
-        models: Names of the model there and of the one here, where these are known to be two; hashes say no more.
+        models: Names of the model there and of the one here, if they are known to be different; shown instead of
+            hashes.
 
     Raises:
-        UserError: Something differs; both values are shown.
+        UserError: The identities differ; the message shows both values.
     """
     if models is not None and models[0] != models[1]:
         raise UserError(
@@ -211,10 +212,10 @@ def refuse_other(folder: Path, what: str, differs: Sequence[str], *, models: tup
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of what computes, for a manifest; what is not installed (longlens in a checkout) has none.
+    """Versions of packages that affect results, for a manifest. Packages without metadata (a checkout) are omitted.
 
     Args:
-        more: Packages beside `PACKAGES`.
+        more: Packages in addition to `PACKAGES`.
     """
     found = {"python": platform.python_version()}
     for name in (*PACKAGES, *more):
@@ -224,7 +225,7 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def warn_by_weights(folder: Path) -> None:
-    """Says of a run of an older longlens how its model is told from others.
+    """Warns that a run of an older longlens identifies its model only by weights and tokenizer.
 
     Warns:
         LonglensWarning: Always.
@@ -241,12 +242,12 @@ def warn_of_versions(folder: Path, manifest: Mapping[str, Any], here: Mapping[st
     """The rule for resuming a run with other versions: it is allowed, with a warning.
 
     Args:
-        folder: Folder of the run.
-        manifest: What is there; its ``versions`` count.
-        here: Value of this process.
+        folder: The run directory.
+        manifest: Its manifest, of which ``versions`` is read.
+        here: Versions of this process.
 
     Warns:
-        LonglensWarning: A package that both name has another version.
+        LonglensWarning: A package that both contain has another version.
     """
     found = manifest.get("versions")
     there = found if isinstance(found, Mapping) else {}

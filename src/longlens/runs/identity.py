@@ -1,4 +1,4 @@
-"""Identity of a run's model. Does not import torch."""
+"""Identifies the model of a run. Does not import torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _OTHER_USES = (
     "initializer_range init_lora_weights task_type"
 )
 NOT_FUNCTION = frozenset(f"{_NAMES} {_WAYS_TO_RUN} {_OTHER_USES}".split())
-"""Keys of a configuration, at any depth, that do not change what a model computes."""
+"""Keys of a configuration, at any depth, that do not change the function that a model computes."""
 PROBE = "probe"
-"""Key of a server's `config`: log-probabilities of a fixed text, which tell apart weights that have one name."""
+"""Key of a server's `config`: log-probabilities of a fixed text, which distinguish weights with the same name."""
 PROBE_NATS = 0.1
-"""Mean difference of two probes of the same weights at most; in bfloat16 it is about 0.03."""
+"""Maximum mean difference between two probes of the same weights; in bfloat16 it is about 0.03."""
 MAX_DIFFERENCES = 4
 _ROUNDING = ("dtype", "engine")
 """Fields that change a model's numbers slightly but not its identity."""
@@ -40,19 +40,18 @@ _ROUNDING = ("dtype", "engine")
 class ModelIdentity:
     """Identity of a model.
 
-    A server has no weights and is identified by what it reports, its `config`. Runs of schema version 1
-    recorded no `config`; it is compared where both sides know it.
+    A server has no weights and is identified by the facts that it reports, its `config`. Runs of schema version 1
+    recorded no `config`; it is compared only if both identities have it.
 
     Attributes:
         weights_sha256: Hash of the weights, adapters and their base included; None if there are none here.
-        config: The configuration in force, see `functional_config`; None if it is not known.
+        config: The configuration in force, see `functional_config`; None if it is unknown.
         tokenizer_sha256: Hash of the tokenizer.
         bos_token_id: The tokenizer's BOS; None if it has none.
-        own_prefix: Ids that the tokenizer puts before a text.
-        cache: Policy of the key-value cache; None if it keeps everything.
+        own_prefix: Ids that the tokenizer adds before a text.
+        cache: Policy of the KV cache; None if it keeps everything.
         dtype: Dtype of the weights.
-        engine: What ran the model and its version, which is not compared, such as ``vllm 0.32.0``; empty for
-            transformers.
+        engine: Engine and its version, such as ``vllm 0.32.0``; empty for transformers. The version is not compared.
     """
 
     weights_sha256: str | None = None
@@ -66,7 +65,7 @@ class ModelIdentity:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> ModelIdentity:
-        """From the ``model`` of a manifest, or any record that `to_json` was merged into."""
+        """Reads the ``model`` of a manifest, or any record that contains the fields of `to_json`."""
         known = {field.name: record[field.name] for field in fields(cls) if record.get(field.name) is not None}
         prefix = known.get("own_prefix", ())
         known["own_prefix"] = tuple(prefix) if isinstance(prefix, (list, tuple)) else (prefix,)
@@ -79,7 +78,7 @@ class ModelIdentity:
 
     @property
     def sha256(self) -> str | None:
-        """Hash of all but dtype and engine, which round a model; None if neither weights nor config are known."""
+        """Hash of all fields but dtype and engine, which affect only rounding; None without weights and config."""
         if self.weights_sha256 is None and self.config is None:
             return None
         content = {name: value for name, value in self.to_json().items() if name not in _ROUNDING}
@@ -88,7 +87,7 @@ class ModelIdentity:
         return canonical_sha256(content)
 
     def is_same_model(self, other: ModelIdentity) -> bool:
-        """Whether both are known to be one model, in whatever dtype and run by whatever engine."""
+        """Whether both are known to be the same model, regardless of dtype and engine."""
         is_known = self.sha256 is not None and other.sha256 is not None
         return is_known and not [name for name, _, _ in self._different_parts(other) if name not in _ROUNDING]
 
@@ -110,11 +109,11 @@ class ModelIdentity:
 
 
 def model_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """How the model of a folder is another one than that of this process, ``NAME is X there and Y here`` each.
+    """Differences between the model of a directory and that of this process, each as ``NAME is X there and Y here``.
 
     Args:
-        there: The model's record in a manifest; parts that it lacks were not recorded and are not compared.
-        here: The record that would be written now.
+        there: The model's record in a manifest; missing parts are not compared.
+        here: The record of this process.
     """
     one, other = ModelIdentity.read(there), ModelIdentity.read({n: v for n, v in here.items() if n in there})
     said = [f"{name} is {_short(a)} there and {_short(b)} here" for name, a, b in one._different_parts(other)]
@@ -122,7 +121,7 @@ def model_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list
 
 
 def two_models(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Names of two models whose weights are known to be others, of records as of `model_differences`; else None."""
+    """Names of two models if their records (see `model_differences`) have different weights; else None."""
     weights = [record.get("weights_sha256") for record in (there, here)]
     if None in weights or weights[0] == weights[1]:
         return None
@@ -131,7 +130,7 @@ def two_models(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, 
 
 
 def _is_one_probe(one: Any, other: Any) -> bool:
-    """Whether both are lists of numbers that differ by rounding, or one of them was not recorded."""
+    """Whether both are lists of numbers that differ only by rounding, or one of them was not recorded."""
     if one is None or other is None:
         return True
     are_lists = all(isinstance(part, list) and all(isinstance(x, int | float) for x in part) for part in (one, other))
@@ -141,25 +140,25 @@ def _is_one_probe(one: Any, other: Any) -> bool:
 
 
 def _short(value: object) -> str:
-    """A part of an identity for a message; long ones, as hashes and lists are, by their two ends."""
+    """A part of an identity for a message; long values, such as hashes and lists, are abbreviated in the middle."""
     text = shown_value(value)
     return text if len(text) <= 50 else f"{text[:12]}…{text[-12:]}"
 
 
 def functional_config(model: Any, adapters: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The part of a model's configuration in force that changes what it computes, as plain JSON values.
+    """The part of a model's configuration in force that determines its function, as plain JSON values.
 
-    Left out are `NOT_FUNCTION` and what is None or False, so that a library version that adds an option which is off
-    leaves a model as it was.
+    `NOT_FUNCTION` and values that are None or False are omitted, so that a new library version with an additional
+    option that is off does not change a model's identity.
 
     Args:
-        model: A transformers model, with ``config`` and perhaps adapters of PEFT; or a configuration alone.
-        adapters: With a configuration alone: what adapter_config.json says.
+        model: A transformers model, with ``config`` and optional PEFT adapters; or only a configuration.
+        adapters: Contents of adapter_config.json, if the model is only a configuration.
     """
     config: dict[str, Any] = _plain(getattr(model, "config", model))
     described: list[Any] = list(adapters)
     if getattr(model, "peft_config", None):
-        # Of the adapted layers: transformers' own method of that name rejects some versions of peft.
+        # Read from the adapted layers: transformers' own method of that name rejects some versions of peft.
         layers = (m for m in model.modules() if isinstance(getattr(type(m), "active_adapters", None), property))
         active: list[str] = next((layer.active_adapters for layer in layers), [])
         described = [model.peft_config[name] for name in sorted(active)]
@@ -182,7 +181,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     if isinstance(value, float):
-        # JSON has no infinity; and 10000.0 is 10000, whichever of them a file says.
+        # JSON has no infinity; 10000.0 and 10000 are the same value.
         return str(value) if not math.isfinite(value) else int(value) if value.is_integer() else value
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -190,7 +189,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_adapter(adapter: Any) -> dict[str, Any]:
-    """Peft keeps names of modules as sets and writes them as lists in any order."""
+    """An adapter's configuration in canonical order: peft stores module names as sets and writes them unordered."""
     content: dict[str, Any] = _plain(adapter)
     is_names = {key: isinstance(part, list) and all(isinstance(n, str) for n in part) for key, part in content.items()}
     return {key: sorted(part) if is_names[key] else part for key, part in content.items()}

@@ -1,4 +1,4 @@
-"""Reading and appending JSON Lines."""
+"""Reads and appends JSON Lines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Line(NamedTuple):
     """A line with a JSON value.
 
     Attributes:
-        number: From 1; blank lines count.
+        number: Line number from 1; blank lines count.
         start: Offset of its first byte in the file.
-        place: File and number, for messages: ``'answers.jsonl:3'``.
+        place: File and line number, for messages: ``'answers.jsonl:3'``.
         value: The JSON value.
     """
 
@@ -33,7 +33,7 @@ class Line(NamedTuple):
         """The value, checked to be an object.
 
         Raises:
-            UserError: It is not an object; the message says what was expected.
+            UserError: The value is not an object; the message contains the expected value.
         """
         if not isinstance(self.value, dict):
             raise UserError(f"{self.place} is a JSON {type(self.value).__name__}, expected {expected}")
@@ -41,13 +41,13 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, *, step: str = STEP, unfinished: bool = False) -> Iterator[Line]:
-    r"""The values of a file, one line in memory at a time. Lines end at ``\n`` alone; blank ones are skipped.
+    r"""The values of a file, with one line in memory at a time. Lines end only at ``\n``; blank lines are skipped.
 
     Args:
-        path: The file, strict UTF-8, perhaps compressed (see `longlens.files.opened`); a byte order mark at its start
-            is dropped.
-        step: What to do about a broken line, for messages.
-        unfinished: Whether a last line without ``\n`` is left out, as a killed process leaves one.
+        path: The file, strict UTF-8, optionally compressed (see `longlens.files.opened`); a byte order mark at its
+            start is removed.
+        step: Next step for an invalid line, for messages.
+        unfinished: Whether to skip a last line without ``\n``, which a killed process may leave.
 
     Raises:
         UserError: The file cannot be read, or a line is not UTF-8 or not JSON.
@@ -57,7 +57,7 @@ def read_lines(path: Path, *, step: str = STEP, unfinished: bool = False) -> Ite
 
 
 def read_at(path: Path, start: int, *, step: str = STEP) -> Any:
-    """The value of the line that begins at a byte, see `Line`, of a file that is not compressed.
+    """The value of the line that begins at a byte offset (see `Line`) of an uncompressed file.
 
     Raises:
         UserError: The file cannot be read, or the line is not JSON.
@@ -68,13 +68,13 @@ def read_at(path: Path, start: int, *, step: str = STEP) -> Any:
 
 
 def parse_lines(lines: Iterable[bytes], name: str, *, step: str = STEP, unfinished: bool = False) -> Iterator[Line]:
-    r"""The values of lines that are read elsewhere.
+    r"""The values of lines that were read from any source.
 
     Args:
-        lines: Each with its end, from the start of the file.
+        lines: The lines from the start of the file, each with its line end.
         name: Name of the file, for messages.
-        step: What to do about a broken line, for messages.
-        unfinished: Whether a last line without ``\n`` is left out.
+        step: Next step for an invalid line, for messages.
+        unfinished: Whether to skip a last line without ``\n``.
 
     Raises:
         UserError: A line is not UTF-8 or not JSON.
@@ -91,19 +91,19 @@ def parse_lines(lines: Iterable[bytes], name: str, *, step: str = STEP, unfinish
 
 
 def append_line(path: Path, row: Mapping[str, Any], *, sync: bool = False) -> None:
-    """Adds an object as a line to a file, which is made if it is missing.
+    """Appends an object as a line to a file, which is created if it is missing.
 
-    An unfinished last line, which a killed process or a full disk left, is removed first.
+    An unfinished last line, from a killed process or a full disk, is removed first.
 
     Args:
-        path: The file; its folder exists.
-        row: An object that can be written as JSON.
-        sync: Whether the line is on the disk when this returns; otherwise it is with the operating system.
+        path: The file; its directory exists.
+        row: An object that can be serialized as JSON.
+        sync: Whether to return only after the line is on the disk; otherwise the operating system writes it later.
 
     Raises:
-        UserError: It cannot be written; lines before it are kept.
+        UserError: The line cannot be written; earlier lines are kept.
     """
-    # A lone surrogate becomes its escape, which is what JSON writes for it.
+    # A lone surrogate is written as its JSON escape.
     line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
     try:
         with path.open("a+b") as file:

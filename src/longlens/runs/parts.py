@@ -1,4 +1,4 @@
-"""The writer of Parquet files of token rows: atomic, by size and by age."""
+"""Writes Parquet files of token rows atomically, limited by size and age."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ PART_SECONDS = 30.0
 
 
 def open_file(path: Path, mode: str) -> pa.OSFile:
-    """A file, by the bytes of its name: pyarrow takes some strings for URIs, and cannot encode all of them."""
+    """Opens a file by the bytes of its name: pyarrow interprets some strings as URIs, and cannot encode others."""
     return pa.OSFile(os.fsencode(path), mode)
 
 
 class PartWriter:
-    """Writes rows into Parquet files of a folder, which have a temporary name (``.NAME.tmp``) until they are whole.
+    """Writes rows into Parquet files of a directory. A file has a temporary name (``.NAME.tmp``) until it is complete.
 
-    A row group has at most `ROW_GROUP_TOKENS` and a file at most `PART_TOKENS` where no row is longer than that.
+    A row group has at most `ROW_GROUP_TOKENS` and a file at most `PART_TOKENS`, unless one row is longer.
 
     Args:
-        folder: Made with the first file.
+        folder: The directory, which is created with the first file.
         schema: Schema of the rows.
-        counted: Column of lists that have an entry a token.
-        name: Gives the name of the next file.
-        check: Raises UserError where nothing may be written any more.
-        statistics: Columns that have statistics; all by default.
+        counted: A list column with one entry per token.
+        name: Returns the name of the next file.
+        check: Raises UserError if nothing may be written any more.
+        statistics: Columns with statistics; all by default.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written, as of all methods; whole files are untouched.
+        UserError: In all methods: the disk is full or the directory cannot be written; complete files are kept.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PartWriter:
             self._flush()
 
     def tick(self) -> None:
-        """Commits a file whose oldest row is `PART_SECONDS` old, so that a killed run loses no more work than that."""
+        """Commits a file whose oldest row is `PART_SECONDS` old, which bounds the work that a killed run loses."""
         if (self._part or self._rows) and time.monotonic() - self._opened >= PART_SECONDS:
             self.commit()
 
@@ -94,11 +94,11 @@ class PartWriter:
         self._part, self._part_tokens = None, 0
 
     def discard(self) -> None:
-        """Drops what is not committed."""
+        """Drops rows that are not committed."""
         part, self._part, self._rows = self._part, None, []
         self._row_tokens = self._part_tokens = 0
         if part is not None:
-            # The disk that could not take the rows cannot take the footer either.
+            # A disk that was full for the rows is also full for the footer.
             with suppress(OSError):
                 part.close()
             with suppress(OSError):
@@ -138,7 +138,7 @@ class PartWriter:
 
 
 class _Part:
-    """A Parquet file: zstd, checksums of pages, lists of floats split into byte streams, of integers as differences."""
+    """A Parquet file: zstd, page checksums, floats with byte stream split, integers with delta encoding."""
 
     def __init__(self, path: Path, schema: pa.Schema, statistics: Sequence[str] | None) -> None:
         self.path = path
@@ -161,13 +161,13 @@ class _Part:
         )
 
     def write(self, table: pa.Table) -> None:
-        """A row group."""
+        """Writes a row group."""
         self._writer.write_table(table, row_group_size=table.num_rows)
 
     def close(self) -> None:
-        """Writes the footer. After an error the file is closed all the same, and is no Parquet file."""
+        """Writes the footer. After an error the file is also closed, and is not a valid Parquet file."""
         try:
             self._writer.close()
         finally:
-            self._writer.is_open = False  # its __del__ would try once more, and complain on stderr
+            self._writer.is_open = False  # its __del__ would try again, and print an error to stderr
             self._file.close()

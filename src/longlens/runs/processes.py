@@ -1,9 +1,9 @@
-"""The processes of one run, which torchrun starts: the first decides, and all meet at a key-value store.
+"""Connects the processes of a run, which torchrun starts: rank 0 decides, and all communicate through a store.
 
-They need no process group: the store (``torch.distributed.TCPStore``) of torchrun's agent, or of the first process
-where another launcher set ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``, is all that they share. What
-goes through it is JSON. A process that waits asks the store now and then, so that Ctrl-C and torchrun can end it, and
-stops where another one has failed.
+They need no process group. They share only a key-value store (``torch.distributed.TCPStore``), that of torchrun's agent
+or, if another launcher set ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``, that of rank 0. All values in
+it are JSON. A process that waits polls the store, so that Ctrl-C and torchrun can end it, and stops if another process
+has failed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from longlens.errors import LonglensWarning, UserError, one_line
 CONNECT = timedelta(minutes=10)
 """Timeout for connecting to the store; nodes of a cluster do not start at the same time."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
-"""Seconds between two questions to the store."""
+"""Seconds between two polls of the store."""
 CHUNK_CHARACTERS = 2**22
 """Maximum characters per value of the store, which is limited to 8 MB."""
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _meetings: dict[str, Iterator[int]] = defaultdict(count)
-"""Of a group, numbers for its runs in this process, so that the next one finds nothing of the last one in the store."""
+"""Run counters by group, so that a run does not find values of an earlier run of this process in the store."""
 
 
 def has_agent_store() -> bool:
-    """Whether torchrun's agent has the store of the run, which then outlives each of its processes."""
+    """Whether torchrun's agent hosts the store of the run, which then outlives each of its processes."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -45,15 +45,15 @@ class ProcessStopped(UserError):
 class Processes:
     """This process among those of a run.
 
-    In a ``with`` block all of them are connected. They call `broadcast` (the first) or `receive` (the others),
-    `wait_for_all` and `counter` in the same order. Where the block fails, the others stop as soon as they wait for one
+    In a ``with`` block all of them are connected. They call `broadcast` (rank 0) or `receive` (the others),
+    `wait_for_all` and `counter` in the same order. If the block fails, the others stop as soon as they wait for one
     another.
 
     Args:
-        team: Number of torchrun's processes that do the work of one; only the first of each such team participates.
+        team: Number of torchrun's processes that share the work of one; only rank 0 of each such team participates.
 
     Attributes:
-        rank: Rank of this process; 0 for the first one, which makes all decisions.
+        rank: Rank of this process; rank 0 makes all decisions.
         size: Number of processes.
     """
 
@@ -67,53 +67,53 @@ class Processes:
 
     @classmethod
     def alone(cls) -> Processes:
-        """One process, whatever torchrun says."""
+        """A single process, regardless of torchrun's environment."""
         processes = cls()
         processes.rank, processes.size = 0, 1
         return processes
 
     @classmethod
     def within(cls, team: int) -> Processes:
-        """The processes of this one's team of ``team`` processes, of which the first has `rank` 0."""
+        """The processes in this process's team of ``team`` processes, in which ranks start at 0."""
         processes = cls()
         processes._group = f"team {processes.rank // team} of {team}"
         processes.rank, processes.size = processes.rank % team, team
         return processes
 
     def __enter__(self) -> Self:
-        """Connects them, as `connect`."""
+        """Connects the processes, as in `connect`."""
         self.connect()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        """Tells the others where this process failed."""
+        """Tells the others if this process failed."""
         if kind is not None and not issubclass(kind, ProcessStopped):
             self.stop_others()
 
     def connect(self) -> None:
-        """Connects to the store of the run; called by all of them.
+        """Connects to the store of the run; all processes call this.
 
         Raises:
-            UserError: The environment does not say where it is, or nothing answers there.
+            UserError: The environment does not contain the store's address, or nothing answers there.
         """
         if self.size == 1 or self._store is not None:
             return
         missing = [name for name in _NEEDED if not os.environ.get(name)]
         if missing:
             raise UserError(
-                f"WORLD_SIZE is {self.size} and {missing[0]} is not set in the environment: start the processes with "
+                f"WORLD_SIZE is {self.size}, but {missing[0]} is not set in the environment: start the processes with "
                 "torchrun, or unset WORLD_SIZE for one process"
             )
         from torch.distributed.distributed_c10d import PrefixStore
 
-        # Runs of one process come one after the other, and torchrun may start all processes again.
+        # One process may have several runs, and torchrun may restart all processes.
         run = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._group}/{next(_meetings[self._group])}"
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._store = PrefixStore(f"longlens/{run}", _shared_store(rank, size))
         self._hosts = self.rank == 0 and not has_agent_store()
 
     def store(self, name: str) -> Any:
-        """A part of the store of these processes, which are connected: for a process group of ``torch.distributed``."""
+        """A part of the store of these connected processes, for a process group of ``torch.distributed``."""
         from torch.distributed.distributed_c10d import PrefixStore
 
         return PrefixStore(name, self._store)
@@ -128,13 +128,13 @@ class Processes:
             raise (UserError if self.rank == 0 else ProcessStopped)(reason)
 
     def stop_others(self) -> None:
-        """Lets the others stop as soon as they wait for one another, since this process failed and says why."""
+        """Stops the others as soon as they wait for one another, because this process failed and reports the reason."""
         if self._store is not None:
-            with suppress(RuntimeError):  # which of the two ends first is as it may be
+            with suppress(RuntimeError):  # either side may end first
                 self._store.set("stopped", str(self.rank))
 
     def check(self) -> None:
-        """Raises `ProcessStopped` where another process has failed."""
+        """Raises `ProcessStopped` if another process has failed."""
         with _store_errors():
             if self._store is not None and self._store.check(["stopped"]):
                 rank = int(self._store.get("stopped"))
@@ -143,9 +143,9 @@ class Processes:
 
     @contextmanager
     def after_first(self) -> Iterator[None]:
-        """The first process runs this block, and then the others do, which leave its warnings to the first.
+        """Runs this block on rank 0 first and then on the others, which do not show its warnings.
 
-        So what is rejected there is said once. Nothing in the block may wait for another process.
+        Errors in it are thus reported once. The block must not wait for another process.
         """
         if self.rank == 0:
             yield
@@ -157,7 +157,7 @@ class Processes:
             yield
 
     def broadcast(self, plan: dict[str, Any]) -> None:
-        """The first process sends what it decided, which JSON can hold, to the others."""
+        """Rank 0 sends its decisions, as JSON, to the others."""
         if self.size == 1:
             return
         name, text = self._name(), json.dumps(plan)
@@ -170,7 +170,7 @@ class Processes:
             self._wait_for(f"{name}/received", self.size - 1)
 
     def receive(self) -> dict[str, Any]:
-        """What the first process decided, in another one, which waits for it.
+        """Waits for the decisions of rank 0 on another rank.
 
         Raises:
             ProcessStopped: A process failed.
@@ -184,7 +184,7 @@ class Processes:
         return plan
 
     def wait_for_all(self) -> None:
-        """Returns when all processes are here.
+        """Returns when all processes have called it.
 
         Raises:
             ProcessStopped: A process failed.
@@ -203,7 +203,7 @@ class Processes:
             self._wait_for(f"{name}/gone", self.size - 1)
 
     def counter(self) -> Callable[[], int]:
-        """Gives the next number, from 0, at each call; each number is given to one process alone."""
+        """Returns a function that returns the next number, from 0, at each call; no number occurs in two processes."""
         if self.size == 1:
             return count().__next__
         name = self._name()
@@ -242,7 +242,7 @@ class Processes:
 
 @cache
 def _shared_store(rank: int, size: int) -> Any:
-    """The store, which this process is connected to, or has, until it ends."""
+    """The store, to which this process stays connected, or which it hosts, until it ends."""
     from torch.distributed.rendezvous import rendezvous
 
     with _store_errors():
