@@ -338,12 +338,12 @@ def test_data_is_that_of_one_process(place, together, name, number):
 def test_what_processes_do_not_share_is_refused(together, number):
     streamed, others, unseen, in_memory = zip(*together[number]["python"], strict=True)
     assert set(streamed) == {None}
-    stopped = re.compile(r"process [12] \(from 0\) stopped, and says why: the others stop with it")
+    stopped = re.compile(r"rank [12] stopped and reported why: the others stop, too")
     assert stopped.fullmatch(others[0])
     read = "read different documents than the first process: give all processes the same files, and a new folder"
     assert any(read in said for said in others[1:])
     assert stopped.fullmatch(unseen[0])
-    seen = f"process 1 (from 0) does not see unseen-{number}-1, which the first process has created"
+    seen = f"rank 1 does not see unseen-{number}-1, which rank 0 has created"
     assert unseen[1].startswith(seen) or stopped.fullmatch(unseen[1])
     assert set(in_memory) == {2}
 

@@ -217,7 +217,7 @@ def test_a_source_that_runs_out(texts):
         ({"path": "nosuch"}, "the source a: no such file or folder: 'nosuch': pass `sources={'a': PATH}`"),
         ({"path": None}, "the source a has no path: pass `sources={'a': PATH}`, a file, a folder or hf:NAME"),
         ({"path": "empty"}, "folder 'empty' has no text, Markdown"),
-        ({"path": "empty.jsonl"}, "'empty.jsonl' is empty: remove it"),
+        ({"path": "empty.jsonl"}, "'empty.jsonl' is empty: exclude it"),
         ({"min_tokens": 9999}, "the source a (books) gives 0 rows of 64 tokens, and its share of 100 % is 10 (2 docu"),
         ({"min_tokens": 9999, "repeat": True}, "the source a (books) gives 0 rows of 64 tokens"),
         ({"path": "empty", "tokenized": True}, "folder 'empty' has no .jsonl or .parquet file"),

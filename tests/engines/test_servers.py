@@ -121,8 +121,8 @@ def test_the_tokenizer_is_found_by_what_the_server_says(serve, tokenizer):
         ("openai", "no logprobs", r"returns no log-probabilities of the prompt \(echo is ignored\)"),
         ("openai", "of a chat", r"returns no log-probabilities of the prompt \(echo is ignored\)"),
         ("openai", "takes text", r"failed \(attempt 5 of 5\): status 500 \(takes no ids\)"),
-        ("sglang", "no logprobs", "gives no input_token_logprobs"),
-        ("sglang", "ids of others", "gives log-probabilities of .* tokens that are not the"),
+        ("sglang", "no logprobs", "returns no input_token_logprobs"),
+        ("sglang", "ids of others", "returns log-probabilities of .* tokens that are not the"),
         *((kind, "shifted", "the list is shifted") for kind in ("vllm", "openai", "sglang")),
         *((kind, "stale", "log-probabilit") for kind in ("vllm", "openai", "sglang")),
         *((kind, "other tokenizer", "the tokenizer is not that of 'tiny'") for kind in ("vllm", "openai", "sglang")),
@@ -197,7 +197,7 @@ def test_retry_after_is_waited_for(serve, tokenizer):
     score(DOCUMENTS[:1], ours, context=None)
     assert time.monotonic() - start >= 1
     fake.number, fake.fails = 0, lambda number: (503, {"Retry-After": "7200"}) if number == 0 else None
-    with pytest.raises(UserError, match=r"asks to wait 7200 s \(status 503\): run the same command again then"):
+    with pytest.raises(UserError, match=r"asks to wait 7200 s \(status 503\): run the same command again after that"):
         score(DOCUMENTS[:1], ours, context=None)
 
 

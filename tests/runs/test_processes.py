@@ -58,7 +58,7 @@ def test_processes_agree_and_stop_together(tmp_path):
     assert sorted(number for one in found for number in one["drawn"]) == list(range(150))
     assert max(one["waited"][0] for one in found) <= min(one["waited"][1] for one in found)
     assert found[1]["failed"] == "a reason"
-    stopped = "process 1 (from 0) stopped, and says why: the others stop with it"
+    stopped = "rank 1 stopped and reported why: the others stop, too"
     assert [found[0]["stopped"], found[2]["stopped"]] == [stopped] * 2
 
 

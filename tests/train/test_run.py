@@ -420,7 +420,7 @@ WRONG = [
     ({"after": {"method": "ntk", "theta": 1e3}}, "`theta` is 1000; the model's base is 10000 already; a larg"),
     ({"model": "nosuch.gguf"}, "no such model: 'nosuch.gguf' is neither a folder, a .gguf file nor a Hub id (owner/na"),
     ({"load": {"full_attention": True}}, "load.full_attention: llama has no sliding window to turn off: leave it out"),
-    ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: remove it, or add text to it"),
+    ({"data": {"documents": ["empty.txt"]}}, "'empty.txt' is empty: exclude it, or add text to it"),
     ({"data": {"documents": ["nosuch.txt"]}}, "no such file or folder: 'nosuch.txt'; a dataset on the Hub is written"),
     ({"data": {"packed": "llama"}}, "llama has no rows of longlens data mix or longlens data pack: make them, or se"),
     (
@@ -766,7 +766,7 @@ def test_two_processes_train_as_one_and_stop_as_one(place):
     (place / "wrong.yaml").write_text(json.dumps({**BASE, "data": {"documents": ["nosuch.txt"], "length": 32}}))
     (refused, first), (stopped, second) = started()
     assert refused.startswith("no such file or folder: 'nosuch.txt'")
-    assert stopped.startswith("the first process stopped, and says why")
+    assert stopped.startswith("rank 0 stopped and reported why")
     assert not Path("wrong").exists()
     found, made = first["."], read_recipe("right.yaml").runs["."]
     alone = run(made, "alone")

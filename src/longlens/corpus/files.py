@@ -92,7 +92,7 @@ def read_documents(
     if not plan:
         raise UserError("no documents given: pass files, folders, or datasets as hf:NAME")
     if options.subset is not None and not any(isinstance(s, str) and s.startswith("hf:") for s in sources):
-        raise UserError(f"`subset` is {shown(options.subset)}, which is for datasets, but none is read: remove it")
+        raise UserError(f"`subset` is {shown(options.subset)}, for datasets, but none is read: remove `subset`")
     return _documents(plan, options, decoder)
 
 
@@ -180,13 +180,13 @@ def _refuse_scores(file: Path) -> None:
 def _planned_file(id: str, path: Path, options: Reading, *, in_folder: bool) -> _Source:
     check_unicode(id, f"the file name {shown(path)}", "rename the file")
     if not os.access(path, os.R_OK):
-        raise UserError(f"cannot read {shown(path)}: permission denied: make it readable, or remove it")
+        raise UserError(f"cannot read {shown(path)}: permission denied: make it readable, or exclude it")
     rows = rows_reader(path)
     if rows is None and options.tokenized_with is not None:
-        raise UserError(f"`tokenized_with` is for rows with input_ids, but {shown(path)} is a text: remove it")
+        raise UserError(f"`tokenized_with` is for input_ids, but {shown(path)} is a text: remove `tokenized_with`")
     skip_empty = in_folder and rows is None
     if not skip_empty and path.stat().st_size == 0:
-        raise UserError(f"{shown(path)} is empty: remove it, or add text to it")
+        raise UserError(f"{shown(path)} is empty: exclude it, or add text to it")
     if rows is None and not in_folder:
         _check_head(path)
     return _Source(id=id, name=str(path), rows=rows, skip_empty=skip_empty)
@@ -295,7 +295,7 @@ def _read(
         if text and not text.isspace():
             yield shown(source.name), Document(id=source.id, text=text)
         elif not source.skip_empty:
-            raise UserError(f"{shown(source.name)} is empty, it has only whitespace: remove it, or add text to it")
+            raise UserError(f"{shown(source.name)} is empty, it has only whitespace: exclude it, or add text to it")
         return
     row = None
     for row in source.rows():
@@ -303,7 +303,7 @@ def _read(
         if document is not None:
             yield row.place, document
     if row is None:
-        raise UserError(f"{shown(source.name)} is empty, it has no row: remove it")
+        raise UserError(f"{shown(source.name)} is empty, it has no row: exclude it")
 
 
 def _check_head(path: Path) -> None:

@@ -226,7 +226,7 @@ def _load_saved(name: str, options: Reading) -> Any:
 
     if options.subset is not None:
         raise UserError(
-            f"`subset` is {shown(options.subset)}, but {shown(name)} is a dataset on disk, which has none: remove it"
+            f"`subset` is {shown(options.subset)}, but {shown(name)} is a dataset on disk without subsets: remove it"
         )
     dataset = datasets.load_from_disk(name)
     if not isinstance(dataset, datasets.DatasetDict):

@@ -93,7 +93,7 @@ def engine_name(name: str, engine: Engine) -> str:
         servers = " or ".join(f"`engine={name}`" for name, other in OWN.items() if other.is_server)
         if own.is_server:
             raise UserError(f"`engine={kind}` is for a server: pass `model=http://HOST:PORT/v1#NAME`")
-        raise UserError(f"`engine={kind}` loads a model into this process, and the model is a URL: use {servers}")
+        raise UserError(f"`engine={kind}` loads a model into this process, but the model is a URL: use {servers}")
     return kind
 
 

@@ -309,7 +309,7 @@ class Http:
         if seconds > LONGEST_RETRY_AFTER:
             raise UserError(
                 f"the server {self.server.host} asks to wait {seconds:.0f} s (status {response.status_code}): run the "
-                "same command again then, it resumes where it stopped"
+                "same command again after that, it resumes where it stopped"
             )
         return max(seconds, 0.0)
 

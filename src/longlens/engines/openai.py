@@ -67,7 +67,7 @@ class OpenAIScorer(ServerScorer):
         values, n = self._echoed(choice), len(token_ids)
         expected = {n + self._extra} | ({n} if choice.get("finish_reason") == "stop" else set())
         if len(values) not in expected:
-            raise self._wrong(f"gives {len(values)} log-probabilities for {n} tokens and {self._extra} generated")
+            raise self._wrong(f"returns {len(values)} log-probabilities for {n} tokens and {self._extra} generated")
         return values[start:n]
 
     def _find_way(self) -> tuple[bool, int]:
@@ -94,7 +94,7 @@ class OpenAIScorer(ServerScorer):
             raise self.refusal(refused) from refused
         values = self._echoed(choice)
         if len(values) not in (len(ids), len(ids) + 1):
-            raise self._wrong(f"gives {len(values)} log-probabilities for {len(ids)} tokens")
+            raise self._wrong(f"returns {len(values)} log-probabilities for {len(ids)} tokens")
         if all(value is None for value in values[1 : len(ids)]):
             raise self._wrong("returns only the most likely tokens, and not those of the prompt")
         self._check_echo(choice, ids)
@@ -104,7 +104,7 @@ class OpenAIScorer(ServerScorer):
         """Log-probabilities of all tokens but the first; entries are None, then ``{id: {"logprob": ...}}``."""
         if not isinstance(entries, list) or len(entries) != len(token_ids) or entries[0] is not None:
             found = len(entries) if isinstance(entries, list) else "no"
-            raise self._wrong(f"gives {found} prompt_logprobs for {len(token_ids)} tokens, of which the first has none")
+            raise self._wrong(f"returns {found} prompt_logprobs for {len(token_ids)} tokens (the first must be None)")
         values = []
         for token, entry in zip(token_ids[1:], entries[1:], strict=True):
             own = entry.get(str(token)) if isinstance(entry, dict) else None
@@ -165,7 +165,7 @@ class OpenAIScorer(ServerScorer):
     def _choice(self, answer: Any) -> dict[str, Any]:
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-            raise self._wrong("answers without one choice")
+            raise self._wrong("does not return exactly one choice")
         return choices[0]
 
     def _wrong(self, what: str) -> UserError:

@@ -83,7 +83,7 @@ class SGLangScorer(ServerScorer):
             entries = entries[:-1]
         if [entry[1] for entry in entries] != [int(token) for token in token_ids[start:]]:
             raise self._wrong(
-                f"gives log-probabilities of {len(entries)} tokens that are not the {len(token_ids) - start} asked for"
+                f"returns log-probabilities of {len(entries)} tokens that are not the {len(token_ids) - start} wanted"
             )
         return [entry[0] for entry in entries]
 
@@ -101,7 +101,7 @@ class SGLangScorer(ServerScorer):
         facts = answer.get("meta_info") if isinstance(answer, dict) else None
         entries = facts.get(field) if isinstance(facts, dict) else None
         if not isinstance(entries, list) or not all(isinstance(one, list) and len(one) >= 2 for one in entries):
-            raise self._wrong(f"gives no {field}")
+            raise self._wrong(f"returns no {field}")
         return entries
 
     def _wrong(self, what: str) -> UserError:

@@ -184,7 +184,7 @@ class TracedModel:
         except UserError as error:
             raise UserError(
                 f"{type(self.model).__name__} cannot be planned: its code reads values of tensors, but a plan has "
-                "only shapes, or has custom attention code"
+                "only shapes, or it implements attention itself"
             ) from error
         self._check_causal(tracer)
         return tracer.linear, tracer.calls

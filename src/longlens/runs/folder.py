@@ -125,8 +125,7 @@ def await_manifest(folder: Path, rank: int) -> None:
     while not (folder / MANIFEST).is_file():
         if time.monotonic() > given_up:
             raise UserError(
-                f"process {rank} (from 0) does not see {folder}, which the first process has created: use a directory "
-                "on a shared file system"
+                f"rank {rank} does not see {folder}, which rank 0 has created: use a directory on a shared file system"
             )
         time.sleep(SEEN_SECONDS / 100)
 

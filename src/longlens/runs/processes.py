@@ -138,8 +138,8 @@ class Processes:
         with _store_errors():
             if self._store is not None and self._store.check(["stopped"]):
                 rank = int(self._store.get("stopped"))
-                which = "the first process" if rank == 0 else f"process {rank} (from 0)"
-                raise ProcessStopped(f"{which} stopped, and says why: the others stop with it")
+                which = "rank 0" if rank == 0 else f"rank {rank}"
+                raise ProcessStopped(f"{which} stopped and reported why: the others stop, too")
 
     @contextmanager
     def after_first(self) -> Iterator[None]:

@@ -76,11 +76,11 @@ class DataFile:
             if self.hub:
                 return self._download(task, revision, wanted)
             raise UserError(
-                f"{task} reads data that longlens does not include: put into a folder {wanted}, and pass `data_dir`"
+                f"{task} reads data that longlens does not include: put {wanted} into a folder, and pass `data_dir`"
             )
         path = self.place(folder)
         if path is None:
-            raise UserError(f"{task}: no {' or '.join(self.names)} in {shown(folder)}: put there {wanted}")
+            raise UserError(f"{task}: no {' or '.join(self.names)} in {shown(folder)}: add {wanted}")
         return LocatedFile(path, {"file": path.name, "sha256": _sha256_of(path)})
 
     def place(self, folder: str | os.PathLike[str]) -> Path | None:

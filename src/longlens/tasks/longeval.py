@@ -192,7 +192,7 @@ TOPICS_BASE_PREFIX = "\n ASSISTANT: The first topic is"
 CONVERSATIONS = DataFile(
     names=("conversations.jsonl",),
     source="github.com/DachengLi1/LongChat, longeval/evaluation/topics/conversations.jsonl",
-    schema="a line a conversation, with the texts topic and conversation",
+    schema="one line per conversation, with the strings topic and conversation",
 )
 
 

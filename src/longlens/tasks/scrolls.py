@@ -127,7 +127,7 @@ class Scrolls(HubTask, SubsetTask):
         return DataFile(
             names=(member, f"{self.dataset}.zip"),
             source=f"the Hub dataset {self.hub}",
-            schema="rows with the texts id, input and output",
+            schema="rows with the strings id, input and output",
             hub=f"{self.hub}@{self.dataset}.zip",
             member=member,
         )

@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused(folder):
     for wrong in ({"shots": -1}, {"min_characters": -1}):
         with pytest.raises(UserError, match="expected at least 0"):
             get_task("helmet_narrativeqa", **wrong)
-    with pytest.raises(UserError, match=r"put into a folder narrativeqa_test\.jsonl or narrativeqa_test\.parquet"):
+    with pytest.raises(UserError, match=r"put narrativeqa_test\.jsonl or narrativeqa_test\.parquet"):
         get_task("helmet_narrativeqa").build(samples=1, tokenizer=TOKENIZER)
 
 

@@ -329,7 +329,7 @@ def test_lines_that_are_broken_are_named(content, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("helmet_popqa", {"s_pop": 0}, "line 1: s_pop is 0; expected a line a question.* and a number s_pop"),
+        ("helmet_popqa", {"s_pop": 0}, "line 1: s_pop is 0; expected one line per question.* and a number s_pop"),
         ("helmet_popqa", {"s_pop": None}, "line 1: s_pop is None"),
         ("helmet_triviaqa", {"ctxs": []}, "answers or ctxs are empty"),
         ("helmet_triviaqa", {"answers": [3]}, "an answer is not a string"),

@@ -232,7 +232,7 @@ def test_files_are_found_where_the_archive_puts_them_and_beside(tmp_path):
     [
         (
             {"input": None},
-            r"trec\.jsonl, row 1: no str 'input'; expected a row a question, with input, context and _id",
+            r"trec\.jsonl, row 1: no str 'input'; expected one row per question, with input, context and _id",
         ),
         ({"context": 3}, "no str 'context'"),
         ({"answers": []}, "answers is not a list of at least one string"),

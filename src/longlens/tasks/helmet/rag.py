@@ -39,7 +39,7 @@ from longlens.tasks.helmet.base import best_scores, by_length, find_answers
 from longlens.tasks.helmet.passages import QUESTIONS, PassageQuestion, PassageTask
 
 SOURCE = "the Hub dataset princeton-nlp/HELMET, data.tar.gz, folder data/kilt"
-SCHEMA = "a line a question, with question, answers[], ctxs[] of title and text, and an id if there is one"
+SCHEMA = "one line per question, with question, answers[], ctxs[] of title and text, and an id if there is one"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +197,7 @@ class Rerank(PassageTask):
         return DataFile(
             names=(f"msmarco/{name}", name),
             source="the Hub dataset princeton-nlp/HELMET, data.tar.gz, folder data/msmarco",
-            schema="a line a query, with qid, query and ctxs[] of id, text and label (an integer), perhaps title",
+            schema="one line per query, with qid, query and ctxs[] of id, text, label (an integer) and optional title",
         )
 
     @property

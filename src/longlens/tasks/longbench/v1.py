@@ -73,12 +73,12 @@ class LongBench(SubsetTask):
     @cached_property
     def file(self) -> DataFile:
         """The file of the set."""
-        classes = ", all_classes (a list of texts)" if self.metric == "classification" else ""
+        classes = ", all_classes (a list of strings)" if self.metric == "classification" else ""
         return DataFile(
             names=(f"data/{self.stem}.jsonl", f"{self.stem}.jsonl", f"{self.stem}.parquet"),
             source="data.zip of the Hub dataset THUDM/LongBench, unpacked",
-            schema=f"a row a question, with input, context and _id (texts), answers (a list of texts){classes} and "
-            "length (a number)",
+            schema=f"one row per question, with input, context and _id (strings), answers (a list of strings){classes} "
+            "and length (a number)",
         )
 
     def draft(self, row: DataRow, key: tuple[int, int]) -> Draft:

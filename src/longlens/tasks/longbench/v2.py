@@ -41,7 +41,7 @@ STATEMENT = "The correct answer is"
 FILE = DataFile(
     names=("longbench_v2.json", "data.json", "longbench_v2.jsonl", "longbench_v2.parquet"),
     source="data.json of the Hub dataset zai-org/LongBench-v2",
-    schema="a list of questions, with the texts _id, domain, sub_domain, difficulty (easy or hard), length (short, "
+    schema="a list of questions, with the strings _id, domain, sub_domain, difficulty (easy or hard), length (short, "
     "medium or long), question, choice_A to choice_D, answer (A to D) and context",
     hub="zai-org/LongBench-v2@data.json",
 )
