@@ -31,7 +31,7 @@ CONCURRENCY = 8
 ATTEMPTS = 10
 """Attempts per request. With back-off they span about a minute, in which a server can restart."""
 FIRST_ATTEMPTS = 5
-"""Attempts per request before scoring starts; only one if the connection is rejected."""
+"""Attempts per request before scoring starts; only one if nothing listens at the address."""
 MOST_TIME_OUTS = 3
 """Time-outs per request after which the server is assumed to hang."""
 LONGEST_WAIT = 30.0

@@ -110,7 +110,7 @@ class EvictingLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no 
         return self.num_seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Number of tokens that a chunk of this length attends to, and number of dropped tokens before them."""
+        """Number of tokens that a chunk of this length attends to, and number of dropped tokens."""
         held = 0 if self.keys is None else self.keys.shape[-2]
         return held + query_length, self.num_seen - held
 

@@ -17,7 +17,7 @@ from longlens.errors import UserError, library_errors, shown
 from longlens.files import cache_folder, read_json
 
 HUB_SECONDS = 5.0
-"""Timeout of the Hub before only the cache is searched for a model."""
+"""Seconds to wait for the Hub before only the cache is searched for a model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -257,7 +257,7 @@ def test_key_points_are_needed_to_judge_and_not_to_build(folder, tmp_path):
     with pytest.raises(UserError, match=r"has no key points for document \d: use the file of the same dataset"):
         made.judge_prompts(sample, "x")
     (tmp_path / "infbench" / path.name).write_text('{"keypoints": ["a"]}')
-    with pytest.raises(UserError, match="row 1: no number or text 'id'"):
+    with pytest.raises(UserError, match="row 1: no number or string 'id'"):
         first("helmet_infbench_sum", tmp_path)[0].judge_prompts(sample, "x")
 
 

@@ -54,7 +54,7 @@ def test_half_a_surrogate_pair_is_a_text_like_any_other():
 
 
 def test_what_cannot_be_scored_is_said():
-    with pytest.raises(UserError, match="`k` is 0, expected at least 1 place"):
+    with pytest.raises(UserError, match="`k` is 0, expected at least 1"):
         ndcg_at_k({}, {"a": 1}, 0)
     with pytest.raises(UserError, match="`relevance` is empty"):
         ndcg_at_k({"a": 1}, {})

@@ -7,7 +7,7 @@ of all tasks:
 - cwe, whose prompt has one worked example, uses words from `wonderwords`. If a list needs more than its 8,166 words
   (beyond 128k tokens), the rest are pairs of an adjective and a noun; RULER then uses only words from a list of its own
   repository. If the tokens of a tokenizer are so short that the minimum of 300 items does not fit into 4,096 of them,
-  the lower repetitions of shorter lengths are used.
+  the repetitions of shorter lengths are used, which are fewer.
 - fwe repeats the coded word of rank k ``int(words * k**-alpha / zeta(alpha))`` times; rank 1 is the noise ``...`` and
   ranks 2 to 4 are the answer. The vocabulary consists of the coded words with a nonzero count. (RULER's vocabulary, one
   word per 50 tokens, is larger from about 500 tokens, but words with a count of 0 are not in the text.) Texts so short
