@@ -160,4 +160,4 @@ def test_the_command_hands_the_folders_on(judgeable, data, prompts, monkeypatch,
     assert json.loads((judgeable / "results.json").read_text()) == results
     for place in (places[:2], places[2:]):
         assert main(["bench", "grade", str(judgeable), *place]) == 2
-        assert "are for a judge: pass --judge too" in capsys.readouterr().err
+        assert "have no effect without a judge: pass --judge too" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_tables_and_a_folder_with_figures(ablated, run, work):
 
 def test_what_is_refused_names_flags(ablated, run, work):
     assert (
-        "--alphas is 'x'; expected nats, such as --alphas 1,2"
+        "--alphas is 'x'; expected numbers in nats, such as --alphas 1,2"
         in run(*command(ablated, "llama", "other", alphas="x")).error
     )
     error = run(*command(ablated, "llama", "long"), "--self-evaluation").error

@@ -275,7 +275,7 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         ([*BUILD, "rulr"], "no task or suite 'rulr': did you mean 'ruler'?"),
         ([*BUILD, "gsm8k"], "gsm8k is lm-evaluation-harness's, which builds its prompts itself"),
         ([*RUN, "--length", "100"], "--length 100 is too short for 2 samples of vt: with this tokenizer they need at"),
-        ([*RUN, "--length", "many"], "--length is 'many'; expected tokens, such as --length 4096"),
+        ([*RUN, "--length", "many"], "--length is 'many'; expected numbers of tokens, such as --length 4096"),
         ([*RUN, "--length", "0"], "--length 0; expected at least 1"),
         ([*RUN, "--length", "9000"], "vt-9000-42-0 has "),
         ([*RUN, "--samples", "0"], "--samples 0; expected at least 1"),
@@ -314,11 +314,11 @@ def test_names_that_steer_a_terminal_are_escaped(work, run):
         ([*BUILD[:-1], "nosuch/s.jsonl"], "cannot write nosuch/s.jsonl: No such file or directory"),
         ([*BUILD, "--reserve", "-1"], "--reserve -1; expected at least 0"),
         (["bench", "grade", "nosuch"], "no such file or folder: 'nosuch'"),
-        (["bench", "grade", "a.txt"], "a.txt holds predictions: pass their samples with --samples"),
+        (["bench", "grade", "a.txt"], "a.txt contains predictions: pass the sample file of bench build with --samples"),
         (["bench", "grade", "llama"], "'llama' is not a benchmark run: pass the directory of longlens bench run"),
         (
             ["bench", "grade", "llama", "--samples", "a.txt"],
-            "llama is a run directory, which contains its samples: leave --s",
+            "llama is a run directory, which already contains its samples: leave --s",
         ),
         (["bench", "grade", "a.txt", "--samples", "a.txt"], "'a.txt:1' is broken"),
         (

@@ -379,7 +379,7 @@ def test_output_that_cannot_be_written_is_one_line(scored):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: the output: No space left on device. Check the name, its permissions and the room on the disk"
+        "error: the output: No space left on device. Check the name, the permissions and the free disk space"
     )
     command[-1] = "nosuch"
     with open("/dev/full", "w") as full:
@@ -401,7 +401,7 @@ def test_what_the_system_says_is_one_line_with_a_name_or_without(error, reason, 
 
     monkeypatch.setattr("longlens.scoring.reader.StoredScores.__init__", fail)
     assert run("perplexity", scored / "llama").error == (
-        f"error: {reason}. Check the name, its permissions and the room on the disk"
+        f"error: {reason}. Check the name, the permissions and the free disk space"
     )
 
 

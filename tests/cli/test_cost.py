@@ -96,7 +96,7 @@ def test_a_gate_without_a_gain(cached, run, tmp_path):
     ended = run(*gate, "--fail-under", 0.5)
     assert (ended.code == 1) == (found["gain"] <= 0)
     if found["gain"] <= 0:
-        assert "has no retained gain, since the key tokens gain nothing from their long context" in ended.err
+        assert "has no retained gain, because the key tokens gain nothing from the long context" in ended.err
 
 
 def test_a_tail_and_figures(cached, run, tmp_path):

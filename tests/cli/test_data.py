@@ -122,7 +122,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
             "no recipe 'nosuch': give a YAML file, or one",
         ),
         ([*MIX, "--source", "c=a.txt"], "--source: recipe.yaml has no source 'c'"),
-        ([*MIX, "--source", "b=b.txt"], "--source b is given twice: a source has one path"),
+        ([*MIX, "--source", "b=b.txt"], "--source b occurs twice: pass one path per source"),
         ([*MIX, "--source", "b"], "--source is 'b'; expected NAME=PATH, such as --source books=/data/books"),
         ([*MIX, "--tokens", "lots"], "--tokens is 'lots'; expected an integer, such as 65536 or 1e9"),
         ([*MIX, "--tokens", "31"], "recipe.yaml: tokens is 31, less than one row of 32: use more, such as 1e9"),
@@ -172,7 +172,7 @@ def test_errors_are_one_line_and_leave_nothing(arguments, message, recipe, run):
         ),
         (
             ["--tokenized", "--tokenizer", "x"],
-            "--tokenizer is for texts, and --tokenized rows have their tokens: leave",
+            "--tokenizer applies to texts, but --tokenized rows contain tokens: leave",
         ),
         (["--context", "9"], "no scores at K=9; scored short contexts: K=32, d=16. Score with --context 9"),
     ],

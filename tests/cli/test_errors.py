@@ -115,8 +115,11 @@ def test_pickles_and_code_are_used_when_allowed(work, run, models):
         (["--context", 50, "--max-length", 50], "--context 50 is not less than the maximum length, 50 tokens"),
         (["--context", 0], "--context is 0; the short context K must be at least 1 token, such as --context 4096"),
         (["--context", -1], "--context is -1; the short context K must be at least 1 token"),
-        (["--context", "x"], "--context is 'x'; expected tokens, such as --context 4096 or --context 64,256,4096"),
-        (["--context", "1,"], "--context is '1,'; expected tokens"),
+        (
+            ["--context", "x"],
+            "--context is 'x'; expected numbers of tokens, such as --context 4096 or --context 64,256,4096",
+        ),
+        (["--context", "1,"], "--context is '1,'; expected numbers of tokens"),
         (["--stride", 0], "--stride is 0; d must be at least 1 token, such as --stride 1024"),
         (
             ["--context", "8,16", "--stride", "1,2,3"],
@@ -182,12 +185,12 @@ def test_options_of_score(options, message, work, run):
             ["perplexity", "a.txt"],
             "a.txt contains no scores (no manifest.json): expected a run directory of longlens score",
         ),
-        (["perplexity", "x" * 300], f"{'x' * 300}: File name too long. Check the name, its permissions and the room"),
+        (["perplexity", "x" * 300], f"{'x' * 300}: File name too long. Check the name, the permissions and the free"),
         (["compare", "nosuch", "nosuch"], "no such directory: nosuch. Create scores with"),
         (["keys", "nosuch", "-o", "keys.jsonl"], "no such directory: nosuch. Create scores with"),
         (
             ["keys", "a", "b", "-o", "k"],
-            "2 run directories were given; expected one: longlens keys SCORES -o keys.jsonl",
+            "got 2 run directories, expected one: use longlens keys SCORES -o keys.jsonl",
         ),
         (
             ["keys", "--from-upstream", "nosuch", "a.txt", "-o", "k"],
@@ -402,7 +405,7 @@ def test_an_error_of_the_system_without_a_name_is_one_line(error, work, run, mon
     monkeypatch.setattr("longlens.cli.console.drop", lambda stream: None)
     reason = error.strerror or "no number, no name"
     assert run("perplexity", "out").error == (
-        f"error: the output: {reason}. Check the name, its permissions and the room on the disk"
+        f"error: the output: {reason}. Check the name, the permissions and the free disk space"
     )
 
 

@@ -214,7 +214,7 @@ def test_a_swapped_evaluator_is_told_from_one_without_short_contexts(scored, run
         error = run(command, scored / "llama", *more, "--evaluator-scores", "long").error
         assert error == (
             f"error: long: no short-context scores, so it cannot select key tokens: {scored / 'llama'} has them: if "
-            f"the two are swapped, give long --evaluator-scores {scored / 'llama'}"
+            f"the two are swapped, pass long --evaluator-scores {scored / 'llama'}"
         )
     alone = run("perplexity", "long", "--evaluator-scores", "long").error
     assert alone.endswith("it cannot select key tokens: score it with --context 4096")

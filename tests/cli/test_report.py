@@ -64,7 +64,7 @@ def test_benchmarks_are_drawn_against_longppl(scored, run):
         (["{scored}/llama", "-o", "notes.txt"], "notes.txt exists and is not a report of longlens: name another file"),
         (["{scored}/llama", "-o", "."], ". exists and is not a report of longlens"),
         (["{scored}/llama", "--document", "nosuch", "-o", "r.html"], "document 'nosuch' was not scored"),
-        (["{scored}/llama", "--num-documents", "0", "-o", "r.html"], "--num-documents is 0, expected 1 or more"),
+        (["{scored}/llama", "--num-documents", "0", "-o", "r.html"], "--num-documents is 0; expected at least 1"),
         (["{scored}/llama", "--context", "7", "-o", "r.html"], "no scores at K=7"),
         (["{scored}/llama", "--alpha", "nan", "-o", "r.html"], "--alpha is nan, expected a finite number"),
         (["{scored}/llama", "--benchmarks", "notes.txt", "-o", "r.html"], "notes.txt begins with ['mine']"),
@@ -141,7 +141,7 @@ def test_a_folder_of_longppl_has_its_evaluator_and_its_thresholds(work, run):
     assert run.json(*arguments, "--model", "llama", "-o", "t")
     assert run.json("report", "t", "-o", "report.html")["evaluator"] == found["model"]
     refused = run("report", "r", "t", "-o", "report.html")
-    assert "r and t have different evaluators: name one with --evaluator-scores r/evaluator" in refused.error
+    assert "r and t have different evaluators: select one with --evaluator-scores r/evaluator" in refused.error
 
 
 def test_open_shows_the_page_in_a_browser(scored, run, monkeypatch):

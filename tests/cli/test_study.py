@@ -152,5 +152,5 @@ def test_what_cannot_be_correlated_is_one_line(correlated, run):
     assert "alpha is 0.001 in llama and 1.0 in other: choose one with --alpha" in rule
     assert run("study", "correlate", "run-llama", "run-4", "--benchmarks", "bench-llama", *RULE).code == 0
     wrong = run("study", "correlate", "run-llama", "--benchmarks", "bench-llama", "--family", "llama").error
-    assert wrong == "error: --family is not MODEL=FAMILY: give it as --family smollm2=SmolLM2"
+    assert wrong == "error: --family is not MODEL=FAMILY: use for example --family smollm2=SmolLM2"
     assert "nosuch" in run("study", "correlate", "run-llama", "--benchmarks", "nosuch").error

@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function, and prints."""
+"""The entry point of the command line: runs a command and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0 done, 2 user error (one line on stderr), 130 interrupted.
+        The exit code: 0 on success, 2 on a user error (one line on stderr), 130 if the command was interrupted.
     """
     try:
         return _run(arguments)
-    except KeyboardInterrupt:  # also while modules are imported, when nothing else can be relied on
+    except KeyboardInterrupt:  # this can also happen during imports, so nothing else is used here
         print(_INTERRUPTED, file=sys.stderr)
         return 130
 
 
 def _tell_torchrun(message: str) -> None:
-    """Writes what was said where torchrun looks for it, whose summary names the process and the reason."""
+    """Writes a message to torchrun's error file, so that torchrun's summary names the process and the reason."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        with suppress(OSError):  # it is on stderr already
+        with suppress(OSError):  # the message is already on stderr
             Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
 
 
@@ -37,7 +37,7 @@ _INTERRUPTED = "interrupted; finished work is kept, and the same command resumes
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    if sys.stderr is None:  # closed: what is for it would go to stdout
+    if sys.stderr is None:  # stderr is closed: without this, its output would go to stdout
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     import typer
 
@@ -49,11 +49,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    if sys.stdout is None:  # the next file to be opened would take its place and get what is printed
+    if sys.stdout is None:  # otherwise the next file that is opened would get stdout's descriptor, and its output
         say("error: the output (stdout) is closed: redirect it to a file, or to /dev/null")
         return 2
     command = typer.main.get_command(app)
-    if "_LONGLENS_COMPLETE" in os.environ:  # a shell asks what could come next
+    if "_LONGLENS_COMPLETE" in os.environ:  # a shell requests completions
         command.main(prog_name="longlens")
     try:
         with command.make_context("longlens", list(sys.argv[1:] if arguments is None else arguments)) as context:
@@ -61,7 +61,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stdout.flush()
     except typer.Exit as ended:
         return ended.exit_code
-    except ProcessStopped:  # another one has said why
+    except ProcessStopped:  # another process has reported the reason
         return 2
     except UserError as error:
         say(f"error: {error}")
@@ -69,7 +69,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except typer.TyperException as error:
         at = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError" and at is not None:  # a group of commands, and none of them
+        if type(error).__name__ == "NoArgsIsHelpError" and at is not None:  # a command group without a command
             print(at.get_help())
             return 0
         text = getattr(error, "format_message", error.__str__)().rstrip(".")
@@ -84,7 +84,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
-        # The reader of a pipe has gone, as with `| head`; there is nobody to tell.
+        # The reader of the pipe has closed it, as `| head` does.
         drop(sys.stdout)
     except Exception as error:
         if said := broken_package(error):
@@ -96,9 +96,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         name = error.filename2 or error.filename
         if name is None:
             drop(sys.stdout)
-        # Without a name it is most often stdout; libraries raise some without a number as well.
+        # An error without a file name is most often about stdout; some libraries raise OSError without errno.
         what = "the output" if name is None else os.fsdecode(name)
         reason = error.strerror or one_line(error)
-        say(f"error: {what}: {reason}. Check the name, its permissions and the room on the disk")
+        say(f"error: {what}: {reason}. Check the name, the permissions and the free disk space")
         return 2
     return 0

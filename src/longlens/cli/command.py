@@ -1,4 +1,4 @@
-"""Commands: groups of settings become options, and what the library says of parameters is printed with their flags."""
+"""Builds typer commands: expands groups of settings into options, and prints library messages with flags."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ OPTIONS = {
     "template_arguments": "template_args",
     "use_lcl": "lcl",
 }
-"""Parameters of the library whose option has another name."""
+"""Library parameters whose option has a different name."""
 
 _PARAMETER = re.compile(r"`([a-z_][a-z_0-9.]*)(?:=([^`]+))?`")
 _QUOTED_OR_PARAMETER = re.compile(f"{QUOTED}|{_PARAMETER.pattern}")
 
 
 def with_flags(message: str, options: Sequence[Any], scoring: Sequence[Any] = (), given: Collection[str] = ()) -> str:
-    """The message with names of parameters in backticks replaced by flags, where the command has such an option.
+    """Replaces parameter names in backticks by flags, for parameters that are options of the command.
 
     "`max_length` is 5" becomes "--max-length is 5", "`context=64`" becomes "--context 64", "`extrapolate=True`" becomes
-    "--extrapolate" and "`lcl=False`" becomes "--no-lcl". What is in quotes, such as a file's name, stays as it is,
-    and so do other names; with a value they are settings where the command has --set.
+    "--extrapolate" and "`lcl=False`" becomes "--no-lcl". Quoted text, such as a file name, and all other names are
+    unchanged. Other names with a value become ``--set NAME=VALUE`` if the command has --set.
 
     Args:
-        message: What the library says.
-        options: Parameters of the command, as typer has them.
-        scoring: Those of longlens score, which a message means by a value such as `context=64` where the command has
-            no such option: "score it with `context=64`".
-        given: What the user gave, such as the name of a folder, which stays as it is.
+        message: A message of the library.
+        options: Parameters of the command, as typer defines them.
+        scoring: Parameters of longlens score. A message such as "score it with `context=64`" refers to them if the
+            command has no such option.
+        given: Values that the user passed, such as the name of a directory; they are unchanged.
     """
     flags, of_score = (
         {option.name: option for option in parameters if option.param_type_name == "option"}
@@ -80,9 +80,9 @@ def _flag(option: Any) -> str:
 
 
 def _plain(value: str) -> str:
-    """A value of Python as one writes it in a shell.
+    """Formats a Python value for a shell.
 
-    ``"middle"`` as ``middle``, ``[64, 256]`` as ``64,256``, ``{"books": PATH}`` as ``books=PATH``.
+    ``"middle"`` becomes ``middle``, ``[64, 256]`` becomes ``64,256``, ``{"books": PATH}`` becomes ``books=PATH``.
     """
     if value[0] == "{":
         return ",".join("=".join(part.strip(" '\"") for part in pair.split(":", 1)) for pair in value[1:-1].split(","))
@@ -92,12 +92,12 @@ def _plain(value: str) -> str:
 
 
 class Part(NamedTuple):
-    """Which fields of a group of settings are options of a command, as in ``Annotated[Loading, Part(("dtype",))]``.
+    """The fields of a group of settings that are options of a command: ``Annotated[Loading, Part(("dtype",))]``.
 
     Attributes:
-        only: These; all of them if empty.
-        but: Not these.
-        defaults: Other ones than the fields have.
+        only: Fields to include; all fields if empty.
+        but: Fields to exclude.
+        defaults: Defaults that replace those of the fields.
     """
 
     only: Collection[str] = ()
@@ -106,7 +106,7 @@ class Part(NamedTuple):
 
 
 def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with an option for each field of its parameters that are groups, such as `Loading`."""
+    """Returns the function with one option per field of those parameters that are groups, such as `Loading`."""
     signature = inspect.signature(function, eval_str=True)
     groups: dict[str, tuple[type, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
@@ -123,7 +123,7 @@ def expanded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(**values: Any) -> Any:
         for name, (group, names) in groups.items():
-            # `no_lcl` is the option of `lcl`, which is None or False.
+            # `no_lcl` is the option that sets `lcl` to False; without it, `lcl` is None.
             given = {n: values.pop(n) if n in values else False if values.pop(f"no_{n}") else None for n in names}
             values[name] = group(**given)
         return function(**values)
@@ -159,12 +159,12 @@ def _option(group: type, name: str, defaults: Mapping[str, Any]) -> inspect.Para
 
 
 def choices(*names: str) -> dict[str, Any]:
-    """Keywords of ``typer.Option`` for one of these: its metavar, and what a shell completes."""
+    """Returns keywords of ``typer.Option`` for an option with fixed choices: metavar and shell completion."""
     return {"metavar": "|".join(names), "autocompletion": lambda: list(names)}
 
 
 def _repeated(args: Sequence[str], options: Sequence[Any]) -> list[str]:
-    """The arguments with these options before each of their values: ``--of a b`` as ``--of a --of b``."""
+    """Repeats these options before each of their values: ``--of a b`` becomes ``--of a --of b``."""
     flags = {flag for option in options for flag in option.opts}
     given: list[str] = []
     current: str | None = None
@@ -180,16 +180,16 @@ def _repeated(args: Sequence[str], options: Sequence[Any]) -> list[str]:
 
 
 SEVERAL = "..."
-"""Ends the metavar of an option that takes all values up to the next option."""
+"""Suffix of the metavar of an option that accepts several values, up to the next option."""
 _VALUE_OPTIONAL: dict[str, Help] = {}
-"""Flags that may be used without a value, which typer does not support."""
+"""Flags whose value is optional, which typer does not support."""
 
 
 class Command(TyperCommand):
-    """A command during whose run the library's log and warnings are lines on stderr."""
+    """A command that prints the library's log and warnings as lines on stderr while it runs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Adds the value of flags used alone, which no value of theirs follows; repeats those of several values."""
+        """Inserts the value of flags that are passed without one, and repeats options with several values."""
         given: list[str] = []
         args = _repeated(args, [option for option in self.params if str(option.metavar).endswith(SEVERAL)])
         for at, argument in enumerate(args):
@@ -201,7 +201,7 @@ class Command(TyperCommand):
         return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Lists arguments and options, those of each group of settings under its title."""
+        """Writes arguments and options to the help; the options of each group of settings have their own title."""
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -214,10 +214,10 @@ class Command(TyperCommand):
                     formatter.write_dl(records)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs it.
+        """Runs the command.
 
         Raises:
-            UserError: With flags in place of parameters.
+            UserError: The error of the command, with flags instead of parameter names.
         """
         score = getattr(ctx.find_root().command, "commands", {}).get("score")
         lists = [value if isinstance(value, (list, tuple)) else [value] for value in ctx.params.values()]
@@ -236,7 +236,7 @@ class Command(TyperCommand):
 
 
 def _is_given(command: typer.Context, name: str) -> bool:
-    """Whether the user gave an option of the running command."""
+    """Returns whether the user passed this option of the running command."""
     source = command.get_parameter_source(name)
     return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
@@ -245,12 +245,12 @@ def refuse(command: typer.Context, why: str, *useless: str | type) -> None:
     """Rejects options of the running command that would have no effect.
 
     Args:
-        command: The running one.
-        why: For the message.
-        useless: Names of the options, or groups of settings.
+        command: The running command.
+        why: The reason, for the message.
+        useless: Names of options, or groups of settings.
 
     Raises:
-        UserError: The user gave one of them.
+        UserError: The user passed one of these options.
     """
     names = [name for one in useless for name in ([one] if isinstance(one, str) else [f.name for f in fields(one)])]
     given = [f"`{name}`" for name in names if _is_given(command, name) or _is_given(command, f"no_{name}")]
@@ -259,21 +259,21 @@ def refuse(command: typer.Context, why: str, *useless: str | type) -> None:
 
 
 def _refuse_idle(command: typer.Context) -> None:
-    """Rejects options for reading and loading that others of the running command leave without effect."""
+    """Rejects options for reading and loading that have no effect because of the command's other options."""
     values = command.params
     if not any(str(source).startswith("hf:") for source in values.get("docs") or values.get("sources") or ()):
         refuse(command, "without an hf: dataset", "subset", "split")
     if values.get("tokenized_with") is not None or values.get("tokenized"):
-        refuse(command, "for rows that are tokenized already", "text_field")
-    if values.get("device_map") is not None and "devices" not in values:  # a plan is for several of one kind
+        refuse(command, "for rows that are already tokenized", "text_field")
+    if values.get("device_map") is not None and "devices" not in values:  # longlens plan has --devices
         refuse(command, "with `device_map`", "device")
 
 
 class Group(TyperGroup):
-    """Commands, of which some have two words: ``train list`` beside ``train``, whose argument is any other word."""
+    """A command group in which commands may have two words, such as ``train list`` in addition to ``train RECIPE``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command of two words where there is one, else that of one word."""
+        """Returns the two-word command if it exists, else the one-word command."""
         two = " ".join(args[:2])
         if len(args) > 1 and two in self.commands:
             return two, self.commands[two], args[2:]
@@ -281,7 +281,7 @@ class Group(TyperGroup):
 
 
 class App(typer.Typer):
-    """Commands, or a group of them: plain help, also without arguments, and no colored tracebacks."""
+    """A group of commands with plain help, which is also printed without arguments, and plain tracebacks."""
 
     def __init__(self, name: str, help: str, *, completes: bool = False) -> None:
         super().__init__(
@@ -295,20 +295,20 @@ class App(typer.Typer):
             pretty_exceptions_enable=False,
         )
 
-    def command(  # type: ignore[override]  # of typer's settings, those that are used
+    def command(  # type: ignore[override]  # only the settings of typer that are used here
         self, name: str | None = None
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Registers a function as a command, its groups of settings as options."""
+        """Registers a function as a command and expands its groups of settings into options."""
         register = super().command(name, cls=Command, context_settings=HELP)
         return lambda function: register(expanded(function))
 
 
 class _Lines(logging.Handler):
-    """A log as lines on stderr."""
+    """A logging handler that prints records as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints a record."""
-        # Names of models and documents are arguments of the record: they are printed as they are.
+        # Names of models and documents are arguments of the record, so flags are not substituted in them.
         line = message(str(record.msg))
         line = line % record.args if record.args else line
         say(f"warning: {line}" if record.levelno >= logging.WARNING else line)
@@ -316,8 +316,8 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def _reporting() -> Iterator[None]:
-    """Warnings, each once, and the log of longlens on stderr; of torchrun's processes the first one logs."""
-    # Documents are read more than once, and libraries that change warning filters make "once" forget.
+    """Prints each warning once, and the log of longlens, on stderr; with torchrun, only rank 0 prints the log."""
+    # Not the filter "once": documents are read more than once, and libraries that change filters reset its registry.
     tell = functools.cache(say)
     logger = logging.getLogger("longlens")
     handler = _Lines(logging.INFO) if Processes().rank == 0 else logging.NullHandler()
@@ -331,7 +331,7 @@ def _reporting() -> Iterator[None]:
         )
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        logger.propagate = False  # some libraries give the root logger a handler, which would print lines twice
+        logger.propagate = False  # some libraries add a handler to the root logger, which would print lines twice
         try:
             yield
         finally:

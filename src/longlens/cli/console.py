@@ -1,4 +1,4 @@
-"""Where commands print: results to stdout, everything else to stderr; names and texts are data, never markup."""
+"""Prints results to stdout and everything else to stderr; names and texts are escaped, and are never markup."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rich.text import Text
 from longlens.errors import LonglensWarning
 
 PLAIN_SECONDS = 10.0
-"""How often progress is a line where stderr is no terminal."""
+"""Seconds between progress lines if stderr is not a terminal."""
 
 
 def printable(text: str) -> str:
-    r"""The text with control characters escaped, so that a document or a name cannot steer a terminal.
+    r"""Escapes control characters, so that a document or a name cannot control the terminal.
 
     Newlines become ``\n``; bidirectional overrides are escaped as well.
     """
@@ -37,7 +37,7 @@ _translate: ContextVar[Callable[[str], str]] = ContextVar("translate", default=s
 
 @contextmanager
 def translating(translate: Callable[[str], str]) -> Iterator[None]:
-    """What the library says goes through ``translate`` when it is printed."""
+    """Applies ``translate`` to messages of the library when they are printed."""
     token = _translate.set(translate)
     try:
         yield
@@ -46,12 +46,12 @@ def translating(translate: Callable[[str], str]) -> Iterator[None]:
 
 
 def message(text: str) -> str:
-    """What the library says, to be printed: with flags in place of parameters."""
+    """Prepares a message of the library for printing: replaces parameter names by flags and escapes it."""
     return printable(_translate.get()(text))
 
 
 def say(text: str) -> None:
-    """One line to stderr, lost where that cannot be written."""
+    """Prints one line to stderr; discards it if stderr cannot be written."""
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except OSError:
@@ -59,15 +59,15 @@ def say(text: str) -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """What is still buffered goes nowhere, so that the interpreter does not fail on it at its end."""
-    with suppress(OSError, ValueError, AttributeError):  # it may be closed, or be no file
+    """Discards buffered output, so that the interpreter does not fail when it flushes the stream at exit."""
+    with suppress(OSError, ValueError, AttributeError):  # the stream may be closed, or have no file descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One JSON object to stdout, in ASCII, so that no terminal is steered and any encoding of stdout will do.
+    """Prints one JSON object to stdout, in ASCII, which is safe for terminals and any encoding of stdout.
 
-    Lists of warnings have flags in place of parameters.
+    Lists of warnings contain flags instead of parameter names.
     """
     print(json.dumps(_translated(content), allow_nan=False))
 
@@ -81,15 +81,15 @@ def _translated(value: Any, name: str = "") -> Any:
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, turned: bool = False) -> None:
-    """A table to stdout; the first column is left-aligned, the others right.
+    """Prints a table to stdout; the first column is left-aligned, the others are right-aligned.
 
-    Where stdout is no terminal, no cell is broken over lines. In a terminal that is too narrow, a table whose columns
-    would fit as rows is turned.
+    If stdout is not a terminal, cells are never wrapped. If the terminal is too narrow for the table, but wide enough
+    for the transposed table, the table is transposed.
 
     Args:
-        columns: Their heads.
+        columns: Column titles.
         rows: Cells.
-        turned: Whether the columns are shown as rows.
+        turned: Whether the table is always transposed.
     """
     lines = [[printable(cell) for cell in row] for row in (columns, *rows)]
     on_its_side = [list(row) for row in zip(*lines, strict=True)]
@@ -101,27 +101,27 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, turned
         table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in lines[1:]:
         table.add_row(*map(Text, row))
-    # Not into stdout: where that is a closed pipe, rich would end the process with exit code 1.
+    # Not directly to stdout: if stdout is a closed pipe, rich would exit the process with code 1.
     rendered = io.StringIO()
     Console(file=rendered, markup=False, highlight=False, width=width or _width(lines)).print(table)
     print(rendered.getvalue(), end="")
 
 
 def _width(lines: Sequence[Sequence[str]]) -> int:
-    """Cells of a terminal that a table takes, with two blanks between columns."""
+    """Returns the width of a table in terminal cells, with two blanks between columns."""
     return sum(2 + max(map(cell_len, column)) for column in zip(*lines, strict=True))
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Leaves out the warnings of a result, which holds them and is printed with them."""
+    """Suppresses warnings that the result also contains, because they are printed with the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LonglensWarning)
         yield
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number for a table; ``-`` where it does not exist, and with three figures from a billion on."""
+    """Formats a number for a table: ``-`` for None, scientific notation with three digits from 1e9."""
     if value is None:
         return "-"
     sign = "+" if signed else ""
@@ -129,5 +129,5 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
 
 
 def interval(both: tuple[float, float] | None) -> str:
-    """An interval for a table."""
+    """Formats an interval for a table."""
     return "-" if both is None else f"[{number(both[0])}, {number(both[1])}]"

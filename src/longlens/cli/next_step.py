@@ -1,4 +1,4 @@
-"""The last lines of a command: which commands make sense now, with real arguments, to be pasted."""
+"""Suggests the next commands at the end of a command, with real arguments, ready to paste."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from longlens.scoring.reader import StoredScores
 
 REACH_CONTEXTS = 3
-"""Short contexts that `longlens reach` needs."""
+"""Number of short contexts that a suggested `longlens reach` needs."""
 MAX_BESIDE = 3
-"""Other runs that a suggested table has."""
+"""Maximum number of other runs in a suggested table."""
 
 
 def suggest(*commands: Sequence[object]) -> None:
-    """Prints commands on stderr, one a line, quoted for a shell; words in capitals, such as DOCS, are placeholders."""
+    """Prints commands on stderr, one per line, quoted for a shell; words in capitals, like DOCS, are placeholders."""
     for number, command in enumerate(commands):
         say(f"{'      ' if number else 'next: '}longlens {shlex.join(map(str, command))}")
 
 
 def after_score(out: Path, scores: StoredScores) -> None:
-    """What can be computed from a run directory, and from the run directory of another model that is beside it."""
+    """Suggests commands for a run directory, and for the run of another model in the same parent directory."""
     runs, evaluator = [out], None
     other = _beside(out, scores)
     if other is not None:
         folder, has_short = other
-        # Key tokens are selected by a run with short contexts: the other one where it has them, else this one.
+        # The evaluator needs short contexts: use the other run if it has them, else this run.
         runs, evaluator = ([out], folder) if has_short else ([folder], out) if scores.short_contexts else ([out], None)
     keys = () if evaluator is None else ("--evaluator-scores", evaluator)
     commands: list[Sequence[object]] = [("perplexity", *runs, *keys)]
@@ -51,14 +51,14 @@ def after_results(
     *,
     compares: bool,
 ) -> None:
-    """What shows more of the runs that were asked for.
+    """Suggests commands that show more of the evaluated runs.
 
     Args:
-        runs: Their folders.
-        evaluator_scores: As given.
-        keys: As given.
-        rule: As given.
-        compares: Whether the differences between them are known by now.
+        runs: Run directories.
+        evaluator_scores: The option --evaluator-scores.
+        keys: The option --keys.
+        rule: The options of key token selection.
+        compares: Whether the command already compared the runs.
     """
     chosen = _chosen(evaluator_scores, keys, rule)
     compare = [("compare", *runs, *chosen)] if len(runs) > 1 and not compares else []
@@ -66,7 +66,7 @@ def after_results(
 
 
 def after_bench(out: Path, results: Mapping[str, Any]) -> None:
-    """A judge where scores need one; then a table, with the benchmark runs that are in the same parent."""
+    """Suggests a judge if scores need one, and a table with the other benchmark runs in the same parent directory."""
     judge = [("bench", "grade", out, "--judge", "JUDGE")] if _needs_judge(results) else []
     others = [path for path in _newest_beside(out) if (path / "samples").is_dir()][:MAX_BESIDE]
     depth = ["--by-depth"] if any(batch["depths"] for batch in results["tasks"].values()) else []
@@ -74,7 +74,7 @@ def after_bench(out: Path, results: Mapping[str, Any]) -> None:
 
 
 def after_packing(out: Path) -> None:
-    """Training on the rows."""
+    """Suggests training on the packed rows."""
     suggest(("train", "RECIPE", "--set", f"data={json.dumps({'packed': str(out)}, ensure_ascii=False)}", "-o", "RUN"))
 
 
@@ -93,7 +93,7 @@ def _chosen(evaluator_scores: Path | None, keys: Path | None, rule: KeyRule | No
 
 
 def _beside(out: Path, scores: StoredScores) -> tuple[Path, bool] | None:
-    """The newest run directory of another model in the same parent, and whether it has short contexts."""
+    """Returns the newest run directory of another model in the same parent, and whether it has short contexts."""
     for folder in _newest_beside(out):
         other = _name_of(folder)
         if other is not None and other != scores.manifest["model"]["name"]:
@@ -102,7 +102,7 @@ def _beside(out: Path, scores: StoredScores) -> tuple[Path, bool] | None:
 
 
 def _newest_beside(out: Path) -> list[Path]:
-    """Other run directories of any kind in the same parent, the newest first."""
+    """Returns the other run directories in the same parent, of any kind, newest first."""
     from longlens.runs.folder import MANIFEST
 
     folders = [path.parent for path in out.parent.glob(f"*/{MANIFEST}") if path.parent.resolve() != out.resolve()]
@@ -110,13 +110,13 @@ def _newest_beside(out: Path) -> list[Path]:
 
 
 def _name_of(folder: Path) -> str | None:
-    """The model of a run directory of scores; None if the folder is none."""
+    """Returns the model of a run directory of scores; None if the directory is not one."""
     from longlens.errors import UserError
     from longlens.runs.folder import read_manifest
 
     try:
         manifest = read_manifest(folder)
-    except UserError:  # it is only looked at; whoever gives it is told
+    except UserError:  # this is only a suggestion; a command that opens the directory reports the error
         return None
     model = manifest.get("model")
     return str(model["name"]) if isinstance(model, dict) and "name" in model else None

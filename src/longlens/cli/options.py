@@ -1,4 +1,4 @@
-"""Options that several commands share, and the conversion of their values."""
+"""Options that several commands share, and functions that convert their values."""
 
 from __future__ import annotations
 
@@ -58,24 +58,24 @@ Answers = Annotated[
 
 
 def integers(text: str, name: str) -> list[int]:
-    """``"64,256"`` to ``[64, 256]``.
+    """Converts ``"64,256"`` to ``[64, 256]``.
 
     Raises:
-        UserError: It is not that.
+        UserError: A part of the text is not an integer.
     """
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(
-            f"`{name}` is {text!r}; expected tokens, such as `{name}=4096` or `{name}=64,256,4096`"
+            f"`{name}` is {text!r}; expected numbers of tokens, such as `{name}=4096` or `{name}=64,256,4096`"
         ) from error
 
 
 def assignments(changes: Iterable[str] | None, option: str, example: str) -> dict[str, Any]:
-    """``["pairs=105", "shots=0"]`` to ``{"pairs": 105, "shots": 0}``.
+    """Converts ``["pairs=105", "shots=0"]`` to ``{"pairs": 105, "shots": 0}``.
 
     Raises:
-        UserError: One is no KEY=VALUE.
+        UserError: A text is not KEY=VALUE.
     """
     from longlens.settings.recipe import assignment
 
@@ -90,17 +90,17 @@ def key_source(
     *,
     runs: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Arguments of `longlens.perplexity` and others that say which tokens are key, and which are of answers.
+    """Returns the arguments of `longlens.perplexity` and similar functions that define key tokens and answer tokens.
 
     Args:
-        evaluator_scores: As given.
-        keys: As given.
-        rule: As given.
-        answers: As given.
-        runs: Those of the evaluated models, with which the evaluator may have been swapped.
+        evaluator_scores: The option --evaluator-scores.
+        keys: The option --keys.
+        rule: The options of key token selection.
+        answers: The option --answers.
+        runs: Run directories of the evaluated models, to detect that the evaluator was swapped with one of them.
 
     Raises:
-        UserError: No such scores, keys or answers, or the evaluator's run has no short contexts.
+        UserError: The scores, keys or answers do not exist, or the evaluator's run has no short contexts.
     """
     from longlens.corpus.rows import read_answers
     from longlens.keytokens.exchange import read_keys
@@ -114,7 +114,7 @@ def key_source(
             step = (
                 f"score it with `context={CONTEXT}`"
                 if able is None
-                else f"{able} has them: if the two are swapped, give {evaluator_scores} --evaluator-scores {able}"
+                else f"{able} has them: if the two are swapped, pass {evaluator_scores} --evaluator-scores {able}"
             )
             raise UserError(f"{evaluator_scores}: no short-context scores, so it cannot select key tokens: {step}")
     return {

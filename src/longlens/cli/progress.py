@@ -1,4 +1,4 @@
-"""How far a command is that does one thing many times: a bar on a terminal, else a line now and then."""
+"""Shows the progress of a command: a progress bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from longlens.progress import Progress
 from longlens.runs.processes import Processes
 
 NEW_SHARE = 0.3
-"""How far a new estimate of the end moves the one that is shown."""
+"""Smoothing factor: weight of a new estimate of the end time."""
 
 
 class TimeLeft:
-    """When work will end: at the mean rate since its start, and each estimate moves the last one by a share alone.
+    """Estimates the end of the work from the mean rate since its start, with exponential smoothing.
 
-    Units are not of one cost, as documents are of several lengths: the rate of the last ones would change by factors.
+    Units differ in cost, because documents differ in length; the rate of the last units alone would vary by factors.
 
     Args:
-        done: Units that were done at the start.
-        total: Units in all; None if that is not known.
+        done: Number of units done at the start.
+        total: Total number of units; None if it is unknown.
     """
 
     def __init__(self, done: float, total: float | None) -> None:
@@ -34,7 +34,7 @@ class TimeLeft:
         self._end: float | None = None
 
     def update(self, done: float) -> None:
-        """Shows that ``done`` units are done now."""
+        """Updates the estimate: ``done`` units are done now."""
         now = time.monotonic()
         if self._total is None or done <= self._first or now <= self._started:
             return
@@ -43,27 +43,27 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from now on; None if nothing can be said."""
+        """The remaining seconds; None if there is no estimate yet."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
 class _TimeLeftColumn(rich.progress.ProgressColumn):
-    """The time left, as `TimeLeft` has it."""
+    """The remaining time as estimated by `TimeLeft`."""
 
     def __init__(self, left: TimeLeft) -> None:
         super().__init__()
         self._left = left
 
     def render(self, task: rich.progress.Task) -> Text:
-        """``H:MM:SS``."""
+        """Formats the remaining time as ``H:MM:SS``."""
         seconds = self._left.seconds
         return Text("-:--:--" if seconds is None else str(timedelta(seconds=round(seconds))))
 
 
 class ProgressBar(Progress):
-    """How far a command is, on stderr: a bar with the time left on a terminal, else a line every ten seconds.
+    """Shows progress on stderr: a bar with the remaining time on a terminal, else a line every ten seconds.
 
-    Of torchrun's processes the first one shows it.
+    With torchrun, only rank 0 shows it.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class ProgressBar(Progress):
         self._bar: rich.progress.Progress | None = None
 
     def start(self, title: str, *, unit: str, total: float | None = None, done: float = 0.0) -> None:
-        """Shows a bar, where stderr is a terminal."""
+        """Shows a bar if stderr is a terminal."""
         self._title, self._unit, self._total = title, unit, total
         self._first = self._done = done
         self._note = ""
@@ -92,7 +92,7 @@ class ProgressBar(Progress):
             self._bar.start()
 
     def update(self, done: float, *, note: str = "") -> None:
-        """Moves the bar, or prints a line if the last one is some time ago."""
+        """Updates the bar, or prints a line if the last line is old enough."""
         self._done, self._note, now = done, note, time.monotonic()
         self._left.update(done)
         if self._bar is not None:
@@ -103,7 +103,7 @@ class ProgressBar(Progress):
             say(f"{self._title}: {self._state()}{left}")
 
     def finish(self) -> None:
-        """Takes the bar away, and says how long it took."""
+        """Removes the bar and prints the elapsed time."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""What ``--log-to`` of the commands writes of their results."""
+"""Converts results to tracked runs, for ``--log-to``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SUMMARY = ("ppl", "longppl", "longppl_soft", "bits_per_character", "num_tokens",
 
 
 def tracked_perplexity(results: Sequence[PerplexityResult], names: Sequence[str], kind: str) -> list[TrackedRun]:
-    """A run a model: its values with their intervals, and PPL and LongPPL of each document, by its place.
+    """Returns one run per model: its values with intervals, and PPL and LongPPL of each document as a step.
 
     Args:
         results: Results of `longlens.perplexity`.
         names: Names of the models.
-        kind: What the values are called before the slash, such as ``perplexity``.
+        kind: Prefix of the value names, before the slash, such as ``perplexity``.
     """
     runs = []
     for result, name in zip(results, names, strict=True):
@@ -38,7 +38,7 @@ def tracked_perplexity(results: Sequence[PerplexityResult], names: Sequence[str]
 
 
 def tracked_bench(results: Mapping[str, Any], name: str) -> TrackedRun:
-    """Scores of a benchmark run by task and metric; the step is the length in tokens, 0 where the data says it."""
+    """Returns the scores of a benchmark run; the step is the length in tokens, 0 if the data fixes the length."""
     steps = [
         (batch["length"] or 0, {f"bench/{batch['task']}/{batch['metric']}": batch["score"]})
         for batch in results["tasks"].values()

@@ -1,4 +1,4 @@
-"""``longlens bench``: benchmarks, from their samples to a table across models."""
+"""The ``longlens bench`` commands: build samples, run benchmarks, grade answers and print tables."""
 
 from __future__ import annotations
 
@@ -260,17 +260,17 @@ def grade(
     from longlens.reasoning import parse_marks
 
     if judge is None and nli is None:
-        o.refuse(command, "without `judge` and `nli`, which are models", Loading)
+        o.refuse(command, "without `judge` and `nli`, which load models", Loading)
     marks = None if think_marks is None else parse_marks(think_marks)
     found = {"data_dir": data_dir, "prompts_dir": judge_prompts}
     places = {name: str(path) for name, path in found.items() if path is not None}
     if not what.exists():
         raise UserError(f"no such file or folder: {shown(what)}; pass a run directory or a file of predictions")
     if places and judge is None:
-        raise UserError("--data-dir and --judge-prompts are for a judge: pass --judge too")
+        raise UserError("--data-dir and --judge-prompts have no effect without a judge: pass --judge too")
     if what.is_dir():
         if samples is not None:
-            raise UserError(f"{what} is a run directory, which contains its samples: leave --samples out")
+            raise UserError(f"{what} is a run directory, which already contains its samples: leave --samples out")
         if marks is not None:
             set_think_marks(what, marks)
         if judge is not None or nli is not None:
@@ -279,7 +279,7 @@ def grade(
         write_json(what / RESULTS, results)
     else:
         if samples is None:
-            raise UserError(f"{what} holds predictions: pass their samples with --samples, a file of bench build")
+            raise UserError(f"{what} contains predictions: pass the sample file of bench build with --samples")
         if judge is not None or nli is not None:
             raise UserError("--judge and --nli score the answers of a run: pass its directory")
         results = summarize_predictions(samples, what, marks=marks)
@@ -356,16 +356,16 @@ def _show(results: dict[str, Any], *, by_depth: bool) -> None:
 
 
 def _parse_lengths(text: str | None) -> list[int]:
-    """``"4096,8192"`` to numbers.
+    """Converts ``"4096,8192"`` to a list of integers.
 
     Raises:
-        UserError: It is not that.
+        UserError: A part of the text is not an integer.
     """
     return [] if text is None else o.integers(text, "length")
 
 
 def _task_options(changes: Sequence[str] | None, data_dir: Path | None, haystack: Path | None) -> dict[str, Any]:
-    """Settings of tasks, those with options of their own among them."""
+    """Returns the task settings of --set, --data-dir and --haystack."""
     own = {"data_dir": data_dir, "haystack": haystack}
     return o.assignments(changes, "--set", "lines=1350") | {
         name: str(path) for name, path in own.items() if path is not None

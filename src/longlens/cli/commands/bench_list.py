@@ -1,4 +1,4 @@
-"""``longlens bench list``: all tasks, some of them, or one with its details."""
+"""The ``longlens bench list`` command: lists tasks and suites, or the details of one task."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 LENGTH = 4096
-"""Of the run that is suggested."""
+"""Default length of the suggested run, in tokens."""
 LABEL = 12
-"""Columns of the labels of details."""
+"""Width of the label column of the details."""
 
 
 def bench_list(
@@ -83,7 +83,7 @@ def bench_list(
 
 
 def _print_tasks(tasks: Mapping[str, Task], packages: Mapping[str, str]) -> None:
-    """Tasks by suite: name, where their data is from, and what they ask."""
+    """Prints tasks by suite: name, source of the data, and a description."""
     from longlens.cli.console import printable
     from longlens.tasks import describe_task
 
@@ -98,7 +98,7 @@ def _print_tasks(tasks: Mapping[str, Task], packages: Mapping[str, str]) -> None
 
 
 def _print_columns(rows: Iterable[tuple[str, str, str]]) -> None:
-    """Three columns, indented; the last one ends at the width of a page."""
+    """Prints three indented columns and shortens the last one to the page width."""
     from longlens.cli.console import printable
 
     lines = [tuple(map(printable, row)) for row in rows]
@@ -116,7 +116,7 @@ def _metric(task: Task) -> str:
 
 
 def _data(task: Task) -> str:
-    """``hub`` where all files can be downloaded, ``folder`` where the user has to give some; else empty."""
+    """Returns ``hub`` if all files can be downloaded, ``folder`` if the user must provide some, else ``""``."""
     from longlens.tasks.data import FolderTask
 
     files = task.files() if isinstance(task, FolderTask) else ()
@@ -135,7 +135,7 @@ def _details(name: str, task: Task, package: str | None) -> dict[str, list[str]]
         else f"{setting}={defaults[setting]}"
         for setting in task_settings(name)
     ]
-    # Of some tasks it is how many rows the data has, which is not read for a list.
+    # For some tasks the default is the number of rows in the data, which a list does not read.
     counted = None if isinstance(getattr(type(task), "default_samples", None), property) and _data(task) else task
     judged = isinstance(task, JudgedTask)
     data = [
@@ -190,7 +190,7 @@ def _print_details(name: str, text: str, details: Mapping[str, list[str]]) -> No
 
 
 def _first_run(name: str, tasks: Sequence[Task]) -> list[object]:
-    """A run of a task, or of the suite of these tasks, with the options that it needs."""
+    """Returns a command that runs the task, or the suite of these tasks, with the required options."""
     from longlens.bench.selection import HARNESS
 
     shown = [task for task in tasks if name in (task.name, task.suite)]

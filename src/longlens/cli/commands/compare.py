@@ -76,8 +76,8 @@ def compare(
 
 
 def in_words(pair: PairComparison, num_documents: int) -> str:
-    """Which model is better on all tokens and on key tokens, and what it takes to be sure."""
-    by_characters = pair.same_tokenizer is False  # PPL and LongPPL are then of different tokens
+    """Says in words which model is better on all tokens and on key tokens, and how many documents are needed."""
+    by_characters = pair.same_tokenizer is False  # then PPL and LongPPL refer to different tokens
     fields = ("bits_per_character", "key_bits_per_character") if by_characters else ("log_ppl", "log_longppl")
     sentences = []
     for field, where in zip(fields, ("all tokens", "key tokens"), strict=True):

@@ -1,4 +1,4 @@
-"""What ``longlens study correlate`` prints."""
+"""Prints the results of ``longlens study correlate``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAIN = "longppl"
 
 
 def print_correlations(table: CorrelationTable) -> None:
-    """Table 1 of the paper, more of LongPPL's coefficients, and Williams' test against the baseline."""
+    """Prints Table 1 of the paper, further coefficients of LongPPL, and Williams' test against the baseline."""
     benchmarks = list(table.benchmarks)
     print(f"Pearson's r over {len(table.models)} models, with 95 % intervals")
     print_table(
@@ -72,7 +72,7 @@ def _p(value: float | None) -> str:
 
 
 def _without_families(found: Correlation) -> str:
-    """The least and the greatest r without one family, and without which."""
+    """Returns the smallest and the largest r when one family is left out, each with that family."""
     known = {family: r for family, r in found.leave_one_family_out.items() if r is not None}
     if not known:
         return "-"

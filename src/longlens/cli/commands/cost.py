@@ -47,7 +47,7 @@ def cost(
     from longlens.scoring.reader import open_scores
 
     if fail_under is not None and not 0 < fail_under <= 1:
-        raise UserError(f"`fail_under` is {fail_under}; expected a share of the gain, above 0 and at most 1")
+        raise UserError(f"`fail_under` is {fail_under}; expected a fraction of the gain, above 0 and at most 1")
     if report is not None:
         from longlens.report.html import check_place
 
@@ -99,11 +99,11 @@ def cost(
 
 
 def _verdict(policy: PolicyCost, least: float) -> str:
-    """Which policy fell below, and at which distance it lost most."""
+    """Says which policy is below the threshold, and at which distance it lost most."""
     from longlens.cli.console import number
 
     if policy.retained_gain is None:
-        return f"{policy.name} has no retained gain, since the key tokens gain nothing from their long context"
+        return f"{policy.name} has no retained gain, because the key tokens gain nothing from the long context"
     kept = number(policy.retained_gain)
     worst = policy.worst
     where = "" if worst is None else f"; most is lost on key tokens that need {worst.words} tokens of context"
@@ -112,7 +112,7 @@ def _verdict(policy: PolicyCost, least: float) -> str:
 
 
 def print_cost(found: CostResult, *, per_document: bool) -> None:
-    """A row a policy, and the retained gain by distance."""
+    """Prints one row per policy, and the retained gain by distance."""
     from longlens.cli.console import interval, number, print_table
 
     has_kl = any(policy.kl is not None for policy in found.policies)

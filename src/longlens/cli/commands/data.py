@@ -1,4 +1,4 @@
-"""``longlens data mix``, ``pack``, ``weigh`` and ``qa``."""
+"""The ``longlens data`` commands: ``mix``, ``pack``, ``weigh`` and ``qa``."""
 
 from __future__ import annotations
 
@@ -184,9 +184,9 @@ def weigh(
     from longlens.scoring.reader import open_scores
 
     if short_logprobs:
-        o.refuse(command, "with --short-logprobs, which writes no weights (give gamma to the training)", "gamma")
+        o.refuse(command, "with --short-logprobs, which writes no weights (pass gamma in training)", "gamma")
     if tokenized and tokenizer is not None:
-        raise UserError("--tokenizer is for texts, and --tokenized rows have their tokens: leave one of them out")
+        raise UserError("--tokenizer applies to texts, but --tokenized rows contain tokens: leave one of them out")
     encoder: Any = None
     if tokenizer is not None:
         from longlens.models import load_encoder
@@ -249,11 +249,11 @@ def qa(
     from longlens.data.qa_folder import qa_folder
     from longlens.runs.processes import Processes
 
-    Processes().require_one("longlens data qa runs in one process: start it without torchrun")
+    Processes().require_one("longlens data qa runs in a single process: start it without torchrun")
     settings = QASettings(
         pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
     )
-    read_documents(docs, reading)  # which sees what is missing before a model is loaded
+    read_documents(docs, reading)  # reports missing files before a model is loaded
 
     from longlens.models import load_tokenizer
     from longlens.models.generate import load_generator
@@ -275,10 +275,10 @@ def qa(
 
 
 def _parse_sources(pairs: list[str]) -> dict[str, str]:
-    """``["books=/data/books"]`` to ``{"books": "/data/books"}``.
+    """Converts ``["books=/data/books"]`` to ``{"books": "/data/books"}``.
 
     Raises:
-        UserError: One is not NAME=PATH, or a name occurs twice.
+        UserError: A text is not NAME=PATH, or a name occurs twice.
     """
     from longlens.errors import UserError
 
@@ -288,6 +288,6 @@ def _parse_sources(pairs: list[str]) -> dict[str, str]:
         if not (name and equals and path):
             raise UserError(f"--source is {pair!r}; expected NAME=PATH, such as --source books=/data/books")
         if name in found:
-            raise UserError(f"--source {name} is given twice: a source has one path")
+            raise UserError(f"--source {name} occurs twice: pass one path per source")
         found[name] = path
     return found

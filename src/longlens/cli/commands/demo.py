@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longlens.scoring.scores import TokenScores
 
 CONTEXT, STRIDE, MAX_LENGTH = 512, 256, 6144
-NUM_SHOWN, AROUND = 8, 48  # key tokens, and characters on either side of one
+NUM_SHOWN, AROUND = 8, 48  # number of key tokens, and of characters on each side of one
 
 
 def demo(
@@ -71,19 +71,19 @@ def demo(
 
 
 def demo_model() -> str:
-    """The first embedded model whose package is installed; the first of all, from the Hub, if there is none."""
+    """Returns the first embedded model whose package is installed, else the first embedded model, from the Hub."""
     from longlens.models import EMBEDDED
 
     return next((name for name, embedded in EMBEDDED.items() if embedded.installed), next(iter(EMBEDDED)))
 
 
 def demo_document() -> Document:
-    """A real long text that is on every machine with Python: the source of the standard library's ``typing``.
+    """Returns a real long text that every Python installation has: the source of the standard library's ``typing``.
 
-    Code makes key tokens easy to judge: a name that was defined thousands of tokens ago.
+    Key tokens are easy to judge in code: for example a name that was defined thousands of tokens ago.
 
     Raises:
-        UserError: This Python comes without sources.
+        UserError: This Python installation has no sources.
     """
     from longlens.corpus import read_documents
 
@@ -91,12 +91,12 @@ def demo_document() -> Document:
 
 
 def _excerpts(scores: TokenScores, keys: KeyTokens, count: int) -> list[tuple[float, str, str, str]]:
-    """The key tokens with the largest LSD, in the order of the text: LSD in nats, and the text around each.
+    """Returns the key tokens with the largest LSD, in text order: LSD in nats, and the text around each token.
 
     Args:
         scores: Scores of the evaluator, with the text.
         keys: Its key tokens.
-        count: How many.
+        count: Number of key tokens to return.
     """
     assert scores.text is not None
     assert keys.token_indices is not None

@@ -54,7 +54,7 @@ def diverge(
     from longlens.runs.processes import Processes
     from longlens.scoring.statistics import DIVERGENCE
 
-    chosen = o.key_source(evaluator_scores, keys, rule, None)  # before anything is run
+    chosen = o.key_source(evaluator_scores, keys, rule, None)  # reports errors before a model is run
     check_taken(engine_name(model, engine), Loading(), Engine(engine=engine.engine, cache=engine.cache))
     same: dict[str, Any] = {"tokenizer": engine.tokenizer, "engine": reference_engine}
     same |= {"max_model_len": engine.max_model_len}
@@ -91,7 +91,7 @@ def diverge(
 
 
 def print_divergence(found: DivergenceResult, out: Path) -> None:
-    """A table of the measures by group of tokens, and one by the tokens before."""
+    """Prints a table of the measures by group of tokens, and a table by the number of preceding tokens."""
     from longlens.cli.console import interval, number, print_table, printable
     from longlens.metrics.divergence import GROUPS, MEASURES
 
@@ -116,7 +116,7 @@ def print_divergence(found: DivergenceResult, out: Path) -> None:
     counts = [mean.num_tokens for group in groups if (mean := found.means["kl"][group]) is not None]
     print(", ".join(f"{number(count, 0)} {group}" for count, group in zip(counts, groups, strict=True)) + " tokens")
     if found.num_infinite:
-        print(f"{number(found.num_infinite, 0)} tokens have an infinite KL and are left out")
+        print(f"{number(found.num_infinite, 0)} tokens have an infinite KL and are excluded")
     print(f"PPL {number(found.ppl)} against {number(found.reference_ppl)}\n")
     print_table(
         ["tokens before", "tokens", "KL, nats", "same most likely token"],

@@ -45,13 +45,13 @@ def keys(
 
     check_keys_file(out, overwrite=overwrite)
     if from_upstream is not None:
-        o.refuse(command, "with --from-upstream, whose tokens are already selected", KeyRule)
+        o.refuse(command, "with --from-upstream, which imports tokens that are already selected", KeyRule)
         documents: Iterable[Document] = open_sources(sources, reading)
         if truncation != Truncation():
             documents = cut_documents(documents, make_limit(truncation, None))
         selected: KeySource = import_upstream(from_upstream, documents)
     elif len(sources) != 1:
-        raise UserError(f"{len(sources)} run directories were given; expected one: longlens keys SCORES -o keys.jsonl")
+        raise UserError(f"got {len(sources)} run directories, expected one: use longlens keys SCORES -o keys.jsonl")
     else:
         o.refuse(command, "for a run directory, whose texts are already scored", Truncation, Reading)
         scores = open_scores(sources[0], context=rule.context, stride=rule.stride)

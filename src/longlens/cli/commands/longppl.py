@@ -62,7 +62,7 @@ def longppl(
     from longlens.evaluation import evaluate_longppl, open_sources
 
     if keys is not None:
-        o.refuse(command, "with `keys`, which are already selected", "context", "stride")
+        o.refuse(command, "with `keys`, whose tokens are already selected", "context", "stride")
     result = evaluate_longppl(
         open_sources(docs, reading, trust_remote_code=loading.trust_remote_code),
         model,
@@ -73,7 +73,7 @@ def longppl(
         stride=stride,
         rule=rule,
         truncation=truncation,
-        bos=bos,  # type: ignore[arg-type]  # checked there
+        bos=bos,  # type: ignore[arg-type]  # checked by the function
         store_text=not no_text,
         loading=loading,
         engine=engine,
@@ -82,7 +82,7 @@ def longppl(
         name=name,
         progress=ProgressBar(),
     )
-    if result is None:  # in another process than the first
+    if result is None:  # this process is not rank 0
         return
     if as_json:
         print_json(result.to_json(per_document=per_document))

@@ -12,7 +12,7 @@ from longlens.cli import options as o
 from longlens.settings.options import KeyRule
 
 MODELS_AS_ROWS = 8
-"""Number of models from which each gets a row instead of a column."""
+"""Minimum number of models for which the table has one row per model instead of one column."""
 
 if TYPE_CHECKING:
     from longlens.metrics.longppl import PerplexityResult
@@ -62,7 +62,7 @@ def perplexity(
 def print_results(
     results: Sequence[PerplexityResult], *, per_document: bool = False, names: Sequence[str] | None = None
 ) -> None:
-    """The results as tables, and their warnings on stderr; under their models' names unless others are given."""
+    """Prints the results as tables, and their warnings on stderr. The models' names are the default names."""
     from longlens.cli.console import interval, message, number, print_table, say
 
     names = [result.model for result in results] if names is None else names

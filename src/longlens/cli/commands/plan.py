@@ -1,4 +1,4 @@
-"""``longlens plan score | train``."""
+"""The ``longlens plan`` commands: ``score`` and ``train``."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plan_score_command(
     from longlens.planning.score import plan_for, plan_score
 
     if long_only:
-        o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
+        o.refuse(command, "with `long_only`, which scores no short contexts", "context", "stride")
     contexts = o.integers(context, "context")
     strides = None if stride is None else o.integers(stride, "stride")
     config, device, rates = plan_for(model, hardware, loading, length=length)

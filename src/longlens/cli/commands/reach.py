@@ -80,7 +80,7 @@ def reach(
 
 
 def _open_evaluator(path: Path, run: StoredScores) -> StoredScores:
-    """The evaluator's scores, with the documents that it was scored on at the smallest K of the run, if at any."""
+    """Opens the evaluator's scores, at the smallest K of the run if the evaluator has short contexts at this K."""
     from longlens.scoring.reader import open_scores
 
     found = open_scores(path)
@@ -90,7 +90,7 @@ def _open_evaluator(path: Path, run: StoredScores) -> StoredScores:
 
 
 def print_results(results: Sequence[ReachResult]) -> None:
-    """A table for each set of tokens, the gains at every K, and the steps in which they fell."""
+    """Prints a table for each set of tokens, the gains at every K, and the steps at which gains decrease."""
     from longlens.cli.console import interval, number, print_table, printable
 
     named = next((result.reference for result in results if result.reference is not None), None)
@@ -122,7 +122,7 @@ def print_results(results: Sequence[ReachResult]) -> None:
 
 
 def reaches(curve: Curve) -> list[str]:
-    """R and its interval; ``>=`` before what a larger K could move."""
+    """Returns R and its interval, with ``>=`` before values that a larger K could increase."""
     from longlens.cli.console import number
 
     shown = (">= " if curve.censored else "") + number(curve.reach, 0)

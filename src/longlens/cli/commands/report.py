@@ -65,9 +65,9 @@ def report(
     from longlens.study.correlate import open_run
 
     if document:
-        o.refuse(command, "with --document, which names the documents to show", "num_documents")
+        o.refuse(command, "with --document, which selects the documents to show", "num_documents")
     if num_documents is not None and num_documents < 1:
-        raise UserError(f"--num-documents is {num_documents}, expected 1 or more")
+        raise UserError(f"--num-documents is {num_documents}; expected at least 1")
     if figures is not None:
         require("matplotlib", extra="figures", purpose="--figures")
         check_folder(figures)
@@ -117,10 +117,10 @@ def report(
 
 
 def _found(opened: list[OpenedRun], rule: KeyRule) -> tuple[Scores | None, KeyRule]:
-    """The evaluator, and the thresholds, of the folders of longlens longppl, where no other evaluator was named.
+    """Returns evaluator and thresholds of run directories of longlens longppl, used if no other evaluator is set.
 
     Raises:
-        UserError: Two folders have evaluators of different models.
+        UserError: Two run directories have different evaluators.
     """
     from longlens.errors import UserError
     from longlens.scoring.scores import same_model
@@ -132,7 +132,7 @@ def _found(opened: list[OpenedRun], rule: KeyRule) -> tuple[Scores | None, KeyRu
     for other, its_evaluator in made[1:]:
         if not same_model(evaluator, its_evaluator):
             raise UserError(
-                f"{first.folder} and {other.folder} have different evaluators: name one with --evaluator-scores "
+                f"{first.folder} and {other.folder} have different evaluators: select one with --evaluator-scores "
                 f"{first.folder}/evaluator"
             )
     used = first.settings

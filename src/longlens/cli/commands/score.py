@@ -65,7 +65,7 @@ def score(
     from longlens.tracking import check_trackers, log_runs
 
     if long_only:
-        o.refuse(command, "with `long_only`, which scores no short context", "context", "stride")
+        o.refuse(command, "with `long_only`, which scores no short contexts", "context", "stride")
     check_trackers(log_to or [])
     contexts = o.integers(context, "context")
     strides = None if stride is None else o.integers(stride, "stride")
@@ -77,7 +77,7 @@ def score(
         context=None if long_only else contexts,
         stride=strides,
         truncation=truncation,
-        bos=bos,  # type: ignore[arg-type]  # checked there
+        bos=bos,  # type: ignore[arg-type]  # checked by the function
         store_text=not no_text,
         loading=loading,
         engine=engine,
@@ -106,10 +106,10 @@ def score(
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:
-    """``"1/4"`` to ``(1, 4)``.
+    """Converts ``"1/4"`` to ``(1, 4)``.
 
     Raises:
-        UserError: It is not ``RANK/WORLD`` with ``0 <= RANK < WORLD``.
+        UserError: The text is not ``RANK/WORLD`` with ``0 <= RANK < WORLD``.
     """
     from longlens.errors import UserError
 

@@ -107,17 +107,17 @@ def ablate(
 
 
 def _parse_nats(listed: str, name: str) -> list[float]:
-    """``"1,2"`` to ``[1.0, 2.0]``.
+    """Converts ``"1,2"`` to ``[1.0, 2.0]``.
 
     Raises:
-        UserError: One is no number.
+        UserError: A part of the text is not a number.
     """
     from longlens.errors import UserError
 
     try:
         return [float(value) for value in listed.split(",")]
     except ValueError as error:
-        raise UserError(f"`{name}` is {listed!r}; expected nats, such as `{name}=1,2`") from error
+        raise UserError(f"`{name}` is {listed!r}; expected numbers in nats, such as `{name}=1,2`") from error
 
 
 @study.command()
@@ -262,7 +262,7 @@ def correlate(
         check_folder(figures)
     named = dict(part.rpartition("=")[::2] for part in families or ())
     if not all(model and family for model, family in named.items()):
-        raise UserError("--family is not MODEL=FAMILY: give it as --family smollm2=SmolLM2")
+        raise UserError("--family is not MODEL=FAMILY: use for example --family smollm2=SmolLM2")
     chosen = o.key_source(evaluator_scores, keys, rule, None)
     del chosen["answers"]
     with without_warnings():

@@ -93,7 +93,7 @@ def _print(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _print_plan(found: RecipeFile, loading: Loading, *, as_json: bool) -> None:
-    """What the runs of a recipe take, of which nothing is trained."""
+    """Prints what the runs of a recipe need; no model is trained."""
     from longlens.cli.console import print_json, print_table
     from longlens.planning.report import duration, size
     from longlens.planning.train import plan_recipe
@@ -123,7 +123,7 @@ def _print_plan(found: RecipeFile, loading: Loading, *, as_json: bool) -> None:
 
 
 def _packed_length(run: Recipe) -> dict[str, Any]:
-    """The length and all tokens of a recipe whose rows are in a folder, which says the length."""
+    """Returns row length and total tokens of a recipe with packed data; the data directory records the length."""
     from longlens.errors import UserError
     from longlens.runs.folder import read_manifest
     from longlens.train.settings import PackedData
@@ -133,7 +133,7 @@ def _packed_length(run: Recipe) -> dict[str, Any]:
     settings = read_manifest(Path(run.data.packed)).get("settings")
     length = settings.get("length") if isinstance(settings, dict) else None
     if not isinstance(length, int):
-        raise UserError(f"{run.data.packed} does not say how long its rows are: pack it again with longlens data pack")
+        raise UserError(f"{run.data.packed} does not record its row length: pack it again with longlens data pack")
     steps = run.training.steps
     return {"length": length, "tokens": None if steps is None else steps * run.training.batch_size * length}
 
