@@ -95,7 +95,7 @@ def test_metadata_say_what_is_built(model, changes, ids):
         ({"lengths": [1000, 5000]}, "length 5000 is more than the 4096 tokens that the model supports: use less"),
         ({"lengths": [1000], "max_length": 900}, "length 1000 is more than the 900 tokens that the model supports"),
         ({"max_length": 4000}, "length 4096 is more than the 4000 tokens"),
-        ({"pretrained": None}, "no tokenizer to count with: pass --metadata"),
+        ({"pretrained": None}, "no tokenizer to count tokens: pass --metadata"),
         ({"lengths": [50]}, "`length=50` is too short"),
         ({"longlens_task": "helmet_nq", "data_dir": "nowhere"}, "'nowhere' lacks 2 files: put kilt"),
     ],

@@ -178,7 +178,7 @@ def test_predictions_are_scored_in_the_order_of_the_samples(tmp_path):
     [
         (
             [said(IDS[0])],
-            f"has no prediction for 2 of 3 samples, such as '{IDS[1]}': give one for each, an empty string",
+            f"has no prediction for 2 of 3 samples, such as '{IDS[1]}': add one for each, with an empty string",
         ),
         (
             [said(IDS[0]), said("other-0")],
@@ -186,7 +186,7 @@ def test_predictions_are_scored_in_the_order_of_the_samples(tmp_path):
         ),
         (
             [said(IDS[0]), "", said(IDS[0])],
-            f"predictions.jsonl:3.: the id '{IDS[0]}' occurs twice: give one prediction per",
+            f"predictions.jsonl:3.: the id '{IDS[0]}' occurs twice: keep one prediction per",
         ),
         (
             [said(IDS[0], 7)],
@@ -227,7 +227,7 @@ def test_samples_of_no_task_are_an_error(tmp_path, metadata, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 7}, "id is 7, expected a JSON string: give a file of longlens bench build"),
+        ({"id": 7}, "id is 7, expected a JSON string: pass a file of longlens bench build"),
         ({"prompt": 7}, "prompt is 7, expected a JSON string"),
         ({"answers": "7"}, "answers is '7', expected a list of strings"),
         ({"answers": [7]}, r"answers is \[7\], expected a list of strings"),

@@ -346,7 +346,7 @@ LIMIT = {"max_length": 400}
 @pytest.mark.parametrize("task", ["arc_challenge", "gsm8k"])
 def test_a_prompt_too_long_is_an_error(model, tmp_path, task):
     engine = Counting()
-    message = rf"a prompt of {task} has \d+ tokens, and \d+ are left for it: choose by `overlong` what is done"
+    message = rf"a prompt of {task} has \d+ tokens, but only \d+ are available: set `overlong` to middle or left"
     with pytest.raises(UserError, match=message):
         bench(model, tmp_path / "run", long_hub(tmp_path), task, engine=engine, engine_settings=LIMIT, few_shot=0)
     assert engine.asked == []

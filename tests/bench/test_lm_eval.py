@@ -374,6 +374,6 @@ def test_too_little_memory_is_one_line_and_what_was_answered_stays(made, monkeyp
 
     monkeypatch.setattr(made.lm.model, "generate", short_of_memory)
     found: list[ModelAnswer] = []
-    with pytest.raises(UserError, match="ran out of memory; what was answered is kept: use a smaller `batch_size`"):
+    with pytest.raises(UserError, match="ran out of memory; finished answers are kept: use a smaller `batch_size`"):
         made.answer([ModelRequest(f"k{n}", TEXT + "." * n, None, 2) for n in range(4)], found.append)
     assert {answer.key for answer in found} == {"k3", "k2"}

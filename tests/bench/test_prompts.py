@@ -362,7 +362,7 @@ class Unlike(Toy):
 @pytest.mark.parametrize(
     ("task", "mode", "message"),
     [
-        (Several(), "teacher-forced", "toy has no single right answer that could be scored: use `mode=generate`"),
+        (Several(), "teacher-forced", "toy has no single right answer to score: use `mode=generate`"),
         (Several(), "choice", "toy has no single right answer"),
         (Unlike(), "choice", "toy has no wrong answers to choose from: use `mode=generate`"),
         (get_task("niah_multivalue"), "teacher-forced", "niah_multivalue has no single right answer"),

@@ -421,7 +421,7 @@ def test_all_is_checked_before_the_model_is_loaded(model, tmp_path):
         ({"settings": {"nosuch": 1}}, "none of longeval_lines, vt has a setting 'nosuch'"),
         ({"samples": 0}, "`samples=0`; expected at least 1"),
         ({"tasks": [str(tmp_path / "none.jsonl")]}, "cannot read"),
-        ({"tasks": ["gsm8k"], "mode": "choice"}, "gsm8k is lm-evaluation-harness's and has its own mode"),
+        ({"tasks": ["gsm8k"], "mode": "choice"}, "gsm8k is a task of lm-evaluation-harness with its own mode"),
         ({"tasks": ["vt", "gsm8k"], "overlong": "skip"}, "`overlong=skip` is not possible"),
         ({"tasks": ["babilong"], "lengths": []}, "babilong has data of several lengths: pass `lengths`"),
         ({"tasks": ["lm_eval:coqa"]}, "lm_eval:coqa has prompts of one length, which `lengths` does not change"),
@@ -505,7 +505,7 @@ def test_the_samples_of_a_run_are_no_file_of_samples(model, tmp_path):
     for keep in (True, False):
         bench(model, tmp_path / f"{keep}", FakeEngine(), tasks=["vt"], keep_prompts=keep)
         file = tmp_path / f"{keep}" / "samples" / "vt-2000-42.jsonl"
-        with pytest.raises(UserError, match="has the prompts of a run, or none: give a file of longlens bench build"):
+        with pytest.raises(UserError, match="has the prompts of a run, or none: pass a file of longlens bench build"):
             bench(model, tmp_path / "other", FakeEngine(), tasks=[str(file)])
 
 

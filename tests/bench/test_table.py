@@ -149,8 +149,8 @@ def test_what_is_not_in_a_number_is_in_a_note():
         "tiny: longeval_lines: 1 samples have no answer yet",
         f"tiny: {TASK} at 4,096: 1 samples have no answer yet",
         f"tiny: {TASK} at 4,096: 1 samples were too long and are not counted",
-        f"tiny: {TASK} at 4,096: 1 samples were shortened",
-        f"tiny: {TASK} at 4,096: 1 answers ended for their number of tokens",
+        f"tiny: {TASK} at 4,096: 1 samples were truncated",
+        f"tiny: {TASK} at 4,096: 1 answers reached the token limit",
     ]
     assert table(results([graded(1, 0, "longeval_lines")])).notes == []
 
@@ -158,14 +158,14 @@ def test_what_is_not_in_a_number_is_in_a_note():
 def test_a_score_of_some_samples_alone_says_of_how_many():
     run = results([graded(1, number, "niah_grid", depth=0) for number in range(3)])
     run["tasks"]["niah_grid-4096-42"] |= {"num_scored": 2, "metric": "judge", "score": 70.0, "interval": None}
-    assert table(run).notes == ["tiny: niah_grid at 4,096: judge is of 2 of 3 samples"]
+    assert table(run).notes == ["tiny: niah_grid at 4,096: judge is over 2 of 3 samples"]
 
 
 def test_a_score_that_a_judge_gives_says_how_to_get_it():
     run = results([graded(1, n, "helmet_narrativeqa", scores={"rougeL_f1": 0.5}) for n in range(2)])
     found = table(run)
     assert found.notes[:1] == [
-        "tiny: helmet_narrativeqa at 4,096: the score is a judge's: longlens bench grade RUN --judge MODEL"
+        "tiny: helmet_narrativeqa at 4,096: the score needs a judge: longlens bench grade RUN --judge MODEL"
     ]
     assert not any("rougeL_f1" in row for row in found.rows)
 

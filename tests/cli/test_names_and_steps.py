@@ -256,7 +256,7 @@ def test_a_model_without_a_length_is_asked_at_the_lengths_given(run, work, monke
     asked = ("bench", "run", "vt", "--samples", "1", "--model", "llama", "-o", "run")
     ended = run(*asked, "--length", "1750,1800")
     assert ended.code == 0
-    assert "llama states no maximum length: it is asked with 1800 tokens at most" in ended.err
+    assert "llama states no maximum length: 1800 tokens are used" in ended.err
     manifest = json.loads((work / "run" / "manifest.json").read_text())
     assert manifest["engine_info"]["max_length"] == 1800
 

@@ -1,1 +1,1 @@
-"""Benchmarks on models: build samples, let a model answer, score, and sum up. A model is run in `lm_eval/` alone."""
+"""Benchmarks of models: builds samples, runs models, scores answers and summarizes. Only `lm_eval/` runs a model."""

@@ -1,4 +1,4 @@
-"""Requests of a benchmark to a model, and answers: plain data, independent of the engine."""
+"""Defines requests to a model and its answers as plain data, independent of the engine that runs the model."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ lora_local_path seed max_model_len max_length max_gen_toks truncation add_bos_to
 repetition_penalty enable_thinking think_end_token reasoning_effort trust_remote_code tokenizer_backend
 """
 RECORDED_ARGUMENTS = frozenset((_HOW_IT_RUNS + _WHAT_IT_COMPUTES).split())
-"""Arguments of a backend that are recorded if they are numbers, texts or booleans; others may be secrets."""
+"""Backend arguments that are recorded if they are numbers, texts or booleans; other arguments may be secrets."""
 NOT_RECORDED = "(not recorded)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """The model that answers, and how it is run.
+    """The evaluated model, and how it is run.
 
     Attributes:
         model: Name or path of the model, or a server as ``http://HOST:PORT/v1#NAME``.
-        backend: lm-evaluation-harness's name, such as ``hf``, ``vllm``, ``sglang``, ``local-completions``,
-            ``local-chat-completions``; empty is ``hf``, or ``local-completions`` for a server.
-        arguments: More arguments of the backend.
-        tokenizer: Model whose tokenizer counts and, for a server, encodes; the model's own by default.
+        backend: Model type of lm-evaluation-harness, such as ``hf``, ``vllm``, ``sglang``, ``local-completions`` or
+            ``local-chat-completions``; if empty, ``hf``, or ``local-completions`` for a server.
+        arguments: Additional arguments of the backend.
+        tokenizer: Model whose tokenizer counts tokens and, for a server, encodes texts; the model's own by default.
         loading: How the model is loaded.
-        batch_size: Number of prompts at a time, or ``auto``.
+        batch_size: Number of prompts per batch, or ``auto``.
         max_length: Maximum tokens of prompt and answer; the model's maximum length by default.
         api_key_env: Environment variable with the key that is sent to the server; without it, the key is that of
             `longlens.engines.address.find_key`.
@@ -61,7 +61,7 @@ class EngineSettings:
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values and fills in the backend."""
+        """Validates the values and sets the default backend."""
         if self.max_length is not None and self.max_length < 1:
             raise UserError(f"`max_length` is {self.max_length}; expected at least 1, or leave it out")
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
@@ -69,19 +69,19 @@ class EngineSettings:
         if not self.backend:
             object.__setattr__(self, "backend", "local-completions" if self.server else HF)
         if self.backend == HF and self.server:
-            raise UserError(f"{self.model} is a server: leave `backend` out, or give `backend=local-chat-completions`")
+            raise UserError(f"{self.model} is a server: leave `backend` out, or use `backend=local-chat-completions`")
         if "base_url" in self.arguments:
-            raise UserError("`arguments` has base_url: give the server as `model=http://HOST:PORT/v1#NAME` instead")
+            raise UserError("`arguments` has base_url: pass the server as `model=http://HOST:PORT/v1#NAME` instead")
         if self.api_key_env is not None and not (self.server and read_key(self.api_key_env)):
-            what = "is not set in the environment" if self.server else "is for a server, and `model` is none"
+            what = "is not set in the environment" if self.server else "is for a server, and `model` is not a server"
             raise UserError(f"`api_key_env` {shown_value(self.api_key_env)} {what}: leave it out, or correct it")
 
     @property
     def server(self) -> Server | None:
-        """The server, if the model is one.
+        """The server; None if the model is not a server.
 
         Raises:
-            UserError: Its address names no model.
+            UserError: The address contains no model name.
         """
         if not is_url(self.model):
             return None
@@ -89,17 +89,17 @@ class EngineSettings:
 
     @property
     def api_key(self) -> str:
-        """The key that is sent to the server; empty if none is.
+        """The key that is sent to the server; empty if none is sent.
 
         Raises:
-            UserError: It has characters that no key has.
+            UserError: The key contains characters that no valid key has.
         """
         if self.api_key_env is not None:
             return read_key(self.api_key_env)
         return find_key(self.server) if self.server else ""
 
     def log_unsent_key(self) -> None:
-        """Logs that the environment has a key that is not sent to the server."""
+        """Logs that the environment contains a key that is not sent to the server."""
         has_header = any(name in self.arguments for name in ("header", "auth_token"))
         if self.server and os.environ.get(OPENAI_KEY) and not (self.api_key or has_header):
             host = urlsplit(self.server.address).hostname
@@ -108,7 +108,7 @@ class EngineSettings:
             )
 
     def recorded_arguments(self) -> dict[str, Any]:
-        """The arguments as they may be recorded."""
+        """The arguments that may be recorded, without secrets."""
         plain = (str, int, float, type(None))
         return {
             name: value if name in RECORDED_ARGUMENTS and isinstance(value, plain) else NOT_RECORDED
@@ -116,13 +116,13 @@ class EngineSettings:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """How the model is run, for a manifest; `recorded_arguments` and the limit are elsewhere in it."""
+        """How the model is run, for the manifest, which records `recorded_arguments` and the limit separately."""
         loading = {name: value for name, value in asdict(self.loading).items() if name != "batch_tokens"}
         names = ("model", "backend", "tokenizer", "batch_size", "api_key_env")
         return {name: getattr(self, name) for name in names} | loading
 
     def redact(self, text: str) -> str:
-        """A text of someone else without the secrets of these settings and of the environment."""
+        """Removes the secrets of these settings and of the environment from a text, such as a server's error."""
         secrets = {os.environ.get(name, "") for name in (KEY, OPENAI_KEY, "HF_TOKEN", self.api_key_env or KEY)}
         for name, value in self.arguments.items():
             secrets |= set() if name in RECORDED_ARGUMENTS else set(_strings(value))
@@ -146,7 +146,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
     elif isinstance(value, str):
         yield value
-        yield from value.split()  # the key in "Bearer KEY"
+        yield from value.split()  # such as KEY in "Bearer KEY"
 
 
 class PromptLimit(NamedTuple):
@@ -162,14 +162,14 @@ class PromptLimit(NamedTuple):
 
 
 def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> PromptLimit:
-    """The tokenizer of a model, and its maximum length; for a model without one, the longest of the lengths.
+    """Loads the tokenizer and the maximum length of a model; the longest of the lengths if the model has no maximum.
 
     Args:
         settings: The model.
-        lengths: Budgets of the samples, prompt and answer together.
+        lengths: Lengths of the samples in tokens, prompt and answer together.
 
     Raises:
-        UserError: There is no tokenizer, or the maximum length is unknown.
+        UserError: The tokenizer does not exist, or the maximum length is unknown.
     """
     from longlens.models import check_folder, load_max_length, load_tokenizer, resolve
 
@@ -185,19 +185,19 @@ def load_prompt_limit(settings: EngineSettings, lengths: Sequence[int] = ()) -> 
     max_length = positions if settings.max_length is None else settings.max_length
     if max_length is None and lengths:
         max_length = max(lengths)
-        _LOGGER.info("%s states no maximum length: it is asked with %s tokens at most", settings.model, max_length)
+        _LOGGER.info("%s states no maximum length: %s tokens are used", settings.model, max_length)
     if max_length is None:
         raise UserError(f"{settings.model} does not report its maximum length: pass `max_length`")
     return PromptLimit(tokenizer, max_length)
 
 
 def describe(settings: EngineSettings, limit: PromptLimit) -> dict[str, Any] | None:
-    """What is recorded of an engine, as far as it is known before the model is loaded: enough to distinguish models.
+    """Returns the record of an engine before the model is loaded: enough to distinguish models.
 
-    None if it is not known yet, since the weights are still to be downloaded.
+    Returns None if it is not known yet, because the weights are not downloaded yet.
 
     Raises:
-        UserError: A folder has no weight files.
+        UserError: A model directory has no weight files.
     """
     from longlens.models import identify, resolve
     from longlens.tokenization import TextEncoder
@@ -220,14 +220,14 @@ def describe(settings: EngineSettings, limit: PromptLimit) -> dict[str, Any] | N
 
 
 class ModelRequest(NamedTuple):
-    """A question to a model.
+    """A request to a model: to generate an answer, or to score a continuation.
 
     Attributes:
         key: Identifies the request.
-        prompt: The exact text; for a chat engine the messages, as JSON.
-        continuation: Text to be scored; None to request an answer.
+        prompt: The exact text; for a chat engine, the messages as JSON.
+        continuation: Text to score; None to generate an answer.
         max_new_tokens: Maximum tokens of the answer.
-        stop: Where an answer ends.
+        stop: Stop sequences of the answer.
         num_tokens: Number of tokens of prompt and continuation; None if they were not counted.
     """
 
@@ -244,10 +244,10 @@ class ModelAnswer(NamedTuple):
 
     Attributes:
         key: Key of the request.
-        text: The answer, without the stop; None if a continuation was scored.
-        is_truncated: Whether the answer ended at the token limit, and neither by itself nor by a stop.
+        text: The answer, without the stop sequence; None if a continuation was scored.
+        is_truncated: Whether the answer ended at the token limit, not at an end token or a stop sequence.
         logprob: Log-probability of the continuation, in nats.
-        is_greedy: Whether greedy decoding would have written the continuation.
+        is_greedy: Whether greedy decoding would generate the continuation.
     """
 
     key: str
@@ -261,7 +261,7 @@ class BenchEngine(Protocol):
     """Interface of an engine that runs a model.
 
     Attributes:
-        info: Everything that is recorded about it.
+        info: The record of the engine.
     """
 
     info: dict[str, Any]
@@ -270,28 +270,28 @@ class BenchEngine(Protocol):
         """Answers requests in any order; each answer is passed on as soon as it is available.
 
         Raises:
-            UserError: A prompt is too long, or the border of prompt and continuation is inside of a token.
+            UserError: A prompt is too long, or the boundary of prompt and continuation is inside a token.
         """
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokens of a prompt, with the special ones that the tokenizer puts around a text."""
+    """Returns the tokens of a prompt, including the special tokens that the tokenizer adds."""
     ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
     return ids
 
 
 def check_border(tokenizer: Any, key: str, prompt: str, before: Sequence[int], continuation: str) -> int:
-    """Checks that no token reaches from the prompt into the continuation; returns the tokens of both.
+    """Checks that no token spans the boundary of prompt and continuation; returns the number of tokens of both.
 
     Args:
         tokenizer: Tokenizer of the model.
-        key: For the message.
+        key: Key of the request, for the message.
         prompt: The prompt.
-        before: Its tokens.
-        continuation: What comes next.
+        before: Tokens of the prompt.
+        continuation: Text after the prompt.
 
     Raises:
-        UserError: One does, so that no greedy decoding of the prompt writes this continuation.
+        UserError: A token spans the boundary, so greedy decoding after the prompt cannot generate this continuation.
     """
     whole = prompt_tokens(tokenizer, prompt + continuation)
     if whole[: len(before)] != list(before) or len(whole) <= len(before):

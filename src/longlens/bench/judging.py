@@ -1,10 +1,10 @@
-"""Answers of a run scored by models: a judge, and an NLI model for citations; kept, so that none is asked twice.
+"""Scores the answers of a run with models: an LLM judge, and an NLI model for citations; the scores are stored.
 
-A line has a sample's ``id``, ``by`` (name of the model), ``model`` (hash of its identity), ``prompts`` (whose the judge
-got; null for an NLI model), ``generation`` (settings in force and those of the model that are ignored; null where
-nothing is generated), ``scores`` and ``replies``. Scores of several judges, or by several prompts, stay side by side;
-those that were asked for last are the run's. A line of before 0.2 names no ``model``: it counts until that judge is
-asked again.
+A line has a sample's ``id``, ``by`` (name of the model), ``model`` (hash of its identity), ``prompts`` (origin of the
+judge prompts; null for an NLI model), ``generation`` (effective generation settings, and those of the model that are
+ignored; null if nothing is generated), ``scores`` and ``replies``. Scores of several judges, or with several judge
+prompts, are all kept; the run uses those that were requested last. A line from before version 0.2 has no ``model``: it
+is valid until that judge is run again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longlens.tasks.base import CitedTask, Judge, JudgedTask
 
 _LOGGER = logging.getLogger(__name__)
 JUDGE_TOKENS = 512
-"""Tokens of a judge's reply, in which it may give reasons first; more where the benchmark gives more."""
+"""Minimum token limit of a judge's reply, which may contain reasoning first; a benchmark may set a larger limit."""
 Scored = Iterator[tuple[GradedSample, Mapping[str, float], list[str], Mapping[str, Any] | None]]
 
 
@@ -38,18 +38,18 @@ def judge_run(
     loading: Loading,
     places: Mapping[str, Any] | None = None,
 ) -> None:
-    """Scores what these models have not scored yet by these prompts; what they have scored is the run's again.
+    """Scores all answers that these models have not scored yet with these prompts, and makes their scores current.
 
     Args:
-        folder: Folder of a run in mode ``generate``.
-        judge: Name or path of a model, for tasks whose benchmark asks a judge.
+        folder: Run directory in mode ``generate``.
+        judge: Name or path of the judge, for tasks whose benchmark uses a judge.
         nli: Name or path of an NLI model, for tasks with citations.
-        loading: How they are loaded.
-        places: Where tasks find what a judge needs, ``data_dir`` and ``prompts_dir``; a run does not say.
+        loading: How the models are loaded.
+        places: Where tasks find files for the judge: ``data_dir`` and ``prompts_dir``, which a run does not record.
 
     Raises:
-        UserError: The run has no such tasks, none of them looks in such a place, a file of theirs is missing, or a
-            model cannot be loaded.
+        UserError: The run has no such tasks, no task uses such a setting, a file of a task does not exist, or a model
+            cannot be loaded.
     """
     manifest = read_manifest(folder)
     rows = list(grade_run(folder, manifest, places=places, with_prompts=nli is not None))
@@ -70,14 +70,14 @@ def judge_run(
         for line in again:
             write(line)
         for row, scores, replies, generation in score(name, owed, loading) if owed else ():
-            model = model or _model_sha256(name, loading)  # its weights are here now
+            model = model or _model_sha256(name, loading)  # the weights are downloaded now
             by = dict(zip(("by", "model", "prompts"), _judge_key(name, model, row), strict=True))
             said = {"generation": generation, "scores": dict(scores), "replies": list(replies)}
             write({"id": row.sample.id} | by | said)
 
 
 def _model_sha256(name: str, loading: Loading) -> str | None:
-    """Hash of what the model is, dtype included; None while its weights are not on this machine."""
+    """Returns a hash of the model's identity, dtype included; None if its weights are not downloaded yet."""
     from longlens.models import identify
 
     identity = identify(name, loading)
@@ -87,7 +87,7 @@ def _model_sha256(name: str, loading: Loading) -> str | None:
 def _split(
     name: str, model: str | None, rows: Sequence[GradedSample], known: Sequence[Line]
 ) -> tuple[list[Line], list[GradedSample]]:
-    """Lines of a model that another one came after, and rows that it has not scored."""
+    """Returns lines of the model to repeat, because another model was used after it, and rows without its score."""
     batches: dict[str, list[GradedSample]] = {}
     for row in rows:
         batches.setdefault(row.batch, []).append(row)
@@ -114,7 +114,7 @@ def _by_judge(name: str, rows: Sequence[GradedSample], loading: Loading) -> Scor
     tokens = JUDGE_TOKENS
     for row in rows:
         assert isinstance(row.task, JudgedTask)
-        row.task.judge_prompts(row.sample, row.prediction or "")  # a missing file is told before the model is loaded
+        row.task.judge_prompts(row.sample, row.prediction or "")  # reports a missing file before the model is loaded
         tokens = max(tokens, row.task.judge_tokens)
     generator = load_generator(name, max_new_tokens=tokens, **asdict(loading))
 
@@ -126,9 +126,9 @@ def _by_judge(name: str, rows: Sequence[GradedSample], loading: Loading) -> Scor
 
 
 def judge_answer(row: GradedSample, judge: Judge) -> tuple[Mapping[str, float], list[str]]:
-    """Scores of a judge for one answer, and what it replied; no scores where a reply cannot be read.
+    """Returns a judge's scores for one answer, and its replies; no scores if a reply cannot be parsed.
 
-    What a judge says after its reasoning counts.
+    Only the text after the judge's reasoning is parsed.
     """
     task = row.task
     assert isinstance(task, JudgedTask)

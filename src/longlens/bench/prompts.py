@@ -1,4 +1,4 @@
-"""From a sample to the exact text that a model gets: chat template, BOS, and what is done where it is too long."""
+"""Converts samples to exact model inputs: applies the chat template, handles BOS, and truncates long prompts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from longlens.tasks.truncation import check_policy, truncate
 from longlens.tokenization import own_bos
 
 TEMPLATES = ("auto", "none", "chat", "chat-prefix", "prefill")
-"""How a sample becomes a text. ``none``: prompt and answer prefix, as they are. ``chat``: the prompt is a user's
-message. ``chat-prefix``: the answer prefix is at its end. ``prefill``: the prompt is a user's message, and the
-reply begins with the answer prefix. ``auto``: the benchmark's own way with chat models where the tokenizer has a chat
-template, else ``none``."""
+"""How a sample becomes a text. ``none``: prompt and answer prefix, unchanged. ``chat``: the prompt is a user
+message. ``chat-prefix``: the user message also contains the answer prefix, at its end. ``prefill``: the prompt is a
+user message, and the reply starts with the answer prefix. ``auto``: the benchmark's own choice for chat models if the
+tokenizer has a chat template, else ``none``."""
 MODES = ("generate", "teacher-forced", "choice")
-"""``generate``: the model writes an answer. ``teacher-forced``: would greedy decoding write the right one?
-``choice``: is the right answer more likely than wrong ones?"""
+"""``generate``: the model generates an answer. ``teacher-forced``: would greedy decoding generate the right answer?
+``choice``: is the right answer more likely than the wrong answers?"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +31,12 @@ class Prompt:
     """The prompt of a sample.
 
     Attributes:
-        sample: The sample, shortened where its text was.
-        text: The exact text; for a chat engine the messages, as JSON.
+        sample: The sample, after truncation if its text was too long.
+        text: The exact text; for a chat engine, the messages as JSON.
         num_tokens: Number of tokens of the text.
-        requests: One, or one for each choice, the right one first.
-        skipped: Whether it is skipped because of its length; then it has no requests.
-        is_messages: Whether the text is messages, as JSON.
+        requests: One request, or one per choice, the right answer first.
+        skipped: Whether the sample is skipped because it is too long; then there are no requests.
+        is_messages: Whether the text is messages as JSON.
     """
 
     sample: Sample
@@ -54,7 +54,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptSettings:
-    """How samples are put to a model: what a run is of, beside its engine.
+    """How samples are presented to a model. With the engine, these settings identify a run.
 
     Attributes:
         mode: One of `MODES`.
@@ -71,7 +71,7 @@ class PromptSettings:
     think_tokens: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         for name, value, known in (("mode", self.mode, MODES), ("template", self.template, TEMPLATES)):
             if value not in known:
                 raise UserError(f"`{name}` is {value!r}; expected one of {', '.join(known)}")
@@ -85,12 +85,12 @@ class PromptBuilder:
     """Builds the exact text of samples.
 
     Args:
-        settings: How samples are put to the model.
-        limit: Its tokenizer, and how many tokens prompt and answer may have.
-        is_chat: Whether the engine takes messages.
+        settings: How samples are presented to the model.
+        limit: Tokenizer, and maximum tokens of prompt and answer.
+        is_chat: Whether the engine accepts messages.
 
     Raises:
-        UserError: The model cannot be asked so.
+        UserError: The model or backend does not support these settings.
     """
 
     def __init__(self, settings: PromptSettings, limit: PromptLimit, *, is_chat: bool = False) -> None:
@@ -103,10 +103,10 @@ class PromptBuilder:
         if is_chat and template in ("none", "prefill"):
             raise UserError(f"`template` is {template!r}, and this backend accepts only messages: use chat-prefix")
         if is_chat and mode != "generate":
-            raise UserError(f"`mode={mode}` needs log-probabilities, which chat completions do not give")
+            raise UserError(f"`mode={mode}` needs log-probabilities, which chat completions do not return")
 
     def template_of(self, task: Task) -> str:
-        """The template of a task's prompts."""
+        """Returns the template of a task's prompts."""
         if self.settings.template != "auto":
             return self.settings.template
         if self.is_chat:
@@ -114,7 +114,7 @@ class PromptBuilder:
         return task.template if self._has_template else "none"
 
     def reserve(self, task: Task) -> int:
-        """Tokens that the template puts around a prompt."""
+        """Returns the number of tokens that the template adds to a prompt."""
         if self.is_chat or self.template_of(task) == "none":
             return 0
         plain = Sample(id="", prompt="a", answer_prefix="", answers=[], answer_spans=[], length=0)
@@ -122,7 +122,7 @@ class PromptBuilder:
         return around - len(prompt_tokens(self.tokenizer, "a"))
 
     def text(self, sample: Sample, template: str) -> str:
-        """The exact text of a sample, without the BOS that the tokenizer puts before a text itself."""
+        """Returns the exact text of a sample, without the BOS that the tokenizer itself adds."""
         prefix, bos = sample.answer_prefix, "" if self.is_chat else own_bos(self.tokenizer)
         if template == "none":
             return (sample.prompt + prefix).removeprefix(bos)
@@ -134,15 +134,15 @@ class PromptBuilder:
         return opened.removeprefix(bos) + (prefix if template == "prefill" else "")
 
     def build(self, task: Task, sample: Sample, *, own_tokens: bool = False) -> Prompt:
-        """The prompt of a sample, which is shortened where the policy says so.
+        """Builds the prompt of a sample, truncated if the policy allows it.
 
         Args:
-            task: Its task.
+            task: Task of the sample.
             sample: The sample.
-            own_tokens: Whether the length of the sample was counted by this tokenizer.
+            own_tokens: Whether this tokenizer counted the length of the sample.
 
         Raises:
-            UserError: It is too long and the policy is to say so, or the mode does not go with the task.
+            UserError: The prompt is too long and the policy is ``error``, or the task does not support the mode.
         """
         template = self.template_of(task)
         policy = task.overlong if self.settings.overlong is None else self.settings.overlong
@@ -165,7 +165,7 @@ class PromptBuilder:
                 sample = self._cut(whole, budget - around, policy, task.omission)
                 text = self.text(sample, template)
                 counted = len(prompt_tokens(self.tokenizer, text))
-                around += 1  # where a template's text makes other tokens beside the cut one
+                around += 1  # the template's text next to the truncation point may be tokenized differently
         requests = () if is_skipped else self._requests(task, sample, text, counted)
         return Prompt(
             sample=sample,
@@ -191,14 +191,14 @@ class PromptBuilder:
     def _requests(self, task: Task, sample: Sample, prompt: str, counted: int) -> tuple[ModelRequest, ...]:
         mode, think_tokens = self.settings.mode, self.settings.think_tokens
         if mode == "generate":
-            # A stop may occur in the reasoning before an answer; then answers are truncated at it afterwards.
+            # A stop sequence may occur in the reasoning; then the answer is truncated at it afterwards.
             stop = () if think_tokens else task.stop
             return (ModelRequest(sample.id, prompt, None, task.max_new_tokens + think_tokens, stop, counted),)
         target = task.target(sample)
         if target is not None and self.template_of(task) in ("chat", "chat-prefix"):
-            target = target.lstrip()  # a reply begins with it, and nothing stands before it
+            target = target.lstrip()  # a chat reply starts with the target, without a preceding space
         if not target:
-            raise UserError(f"{task.name} has no single right answer that could be scored: use `mode=generate`")
+            raise UserError(f"{task.name} has no single right answer to score: use `mode=generate`")
         wrong: Sequence[str] = ()
         if mode == "choice":
             wrong = sample.metadata.get("distractors", ())

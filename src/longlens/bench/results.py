@@ -1,4 +1,4 @@
-"""Results of a run: the scores of each sample, and means by task and length, by depth, and by suite."""
+"""Computes the results of a run: scores of samples, and means by task and length, by depth, and by suite."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from longlens.tasks import helmet, list_tasks, longbench, ruler
 from longlens.tasks.base import JudgedTask, Sample, Task
 
 NOT_BOUNDED = ("exact_match", "accuracy")
-"""Metrics of which teacher forcing is no lower bound: it equals the first, where an answer ends; the second wants the
-right thing last, or a letter."""
+"""Metrics for which teacher forcing is not a lower bound: for the first, the scores are equal up to the end of the
+answer; the second requires the right answer at the end, or a letter."""
 _IN_TEXT = "distractors_in_text"
 NO_CHANCES: dict[str, float | None] = {"num_choices": None, "chance": None, "chance_in_text": None}
 DEPTH_PARTS = 5
-"""Parts of the text that scores are shown for, where needles are at any depth."""
+"""Depth ranges for tasks whose needles have arbitrary depths."""
 Line = Mapping[str, Any]
-"""Scores of a judge or an NLI model, as `longlens.bench.judging` writes them."""
+"""Scores of judges and NLI models, as `longlens.bench.judging` writes them."""
 JudgeKey = tuple[str, str | None, str | None]
 Batches = Mapping[str, Mapping[str, Any]]
 """Results of `summarize_batch`, by batch."""
 Tasks = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""The batches of each task, at one length."""
+"""Results of the batches of each task, at one length."""
 
 
 def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.THRESHOLD) -> dict[str, Any]:
-    """The results of a run, from the answers that are there.
+    """Computes the results of a run from the available answers.
 
     Args:
-        folder: Folder of the run.
-        threshold: What RULER's means have to be above, for its effective length.
+        folder: Run directory.
+        threshold: Threshold of RULER's means, for the effective length.
 
     Returns:
-        ``tasks``: for each task, length and seed what `summarize_batch` says, and ``judged_by``: the models whose
-        scores are among them, ``by`` and, of a judge, whose ``prompts``; ``harness``: results of tasks of
-        lm-evaluation-harness; ``suites``: see `suite_averages`; and what the run is of.
+        ``tasks``: for each task, length and seed the result of `summarize_batch`, and ``judged_by``: the models whose
+        scores are included, as ``by`` and, for a judge, the origin of its ``prompts``; ``harness``: results of tasks of
+        lm-evaluation-harness; ``suites``: see `suite_averages`; and the identity of the run.
 
     Raises:
-        UserError: The folder contains no run, or is damaged.
+        UserError: The directory contains no run, or is damaged.
     """
     path = Path(folder)
     manifest = read_manifest(path)
@@ -71,15 +71,15 @@ def summarize_run(folder: str | os.PathLike[str], *, threshold: float = ruler.TH
 
 
 def summarize_predictions(samples: Path, predictions: Path, *, marks: Marks | None = None) -> dict[str, Any]:
-    """The results of a file of predictions, as `summarize_run` gives them.
+    """Computes the results of a file of predictions, in the format of `summarize_run`.
 
     Args:
-        samples: What the predictions are of, a file of `longlens bench build`.
+        samples: Sample file of `longlens bench build` that the predictions answer.
         predictions: JSON Lines with ``id`` and ``prediction``.
-        marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
+        marks: Begin and end of reasoning, in addition to those of `longlens.reasoning.MARKS`.
 
     Raises:
-        UserError: A file is broken, or ids are missing, too many, or there twice.
+        UserError: A file is damaged, or ids are missing, unknown, or occur twice.
     """
     graded = grade_predictions(read_sample_file(samples), predictions, marks=marks)
     return _results({"model": predictions.stem, "mode": "generate"}, graded)
@@ -100,11 +100,11 @@ def _results(
 def summarize(
     graded: Iterable[GradedSample], *, judged: Mapping[str, Mapping[str, float]] | None = None, mode: str = "generate"
 ) -> dict[str, dict[str, Any]]:
-    """`summarize_batch` of each task, length and seed, in the order of the tasks and by length."""
+    """Applies `summarize_batch` to each task, length and seed, in the order of the tasks and by length."""
     batches: dict[str, list[GradedSample]] = {}
     for one in graded:
         batches.setdefault(one.batch, []).append(one)
-    # Processes that share a batch write their samples apart.
+    # Processes that share a batch write their samples to separate files.
     for rows in batches.values():
         rows.sort(key=lambda row: row.sample.metadata.get("index") or 0)
     made = [(name, summarize_batch(rows, judged or {}, mode)) for name, rows in batches.items()]
@@ -115,15 +115,15 @@ def summarize(
 def summarize_batch(
     rows: Sequence[GradedSample], judged: Mapping[str, Mapping[str, float]], mode: str
 ) -> dict[str, Any]:
-    """Scores of one task at one length.
+    """Computes the scores of one task at one length.
 
     Returns:
-        ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all; numbers of samples that were scored, that
-        have no answer yet, were left out for their length, were shortened, and of answers that were truncated;
-        ``needs_judge``: whether the score is None since no judge was asked; ``depths``; and which text or data the
-        samples were made of. In mode choice also ``num_choices`` (None if samples differ in it); ``chance``, the
-        mean over the scored samples of 100 / choices; and ``chance_in_text``, the mean of 100 / choices that stand in
-        the text: what a model has that knows which values it has read, and no more (None if samples do not say).
+        ``score`` (percent) and ``interval`` of ``metric``; ``scores`` of all metrics; the numbers of samples that were
+        scored, have no answer yet, were skipped because of their length, or were truncated, and of truncated answers;
+        ``needs_judge``: whether the score is None because no judge was run; ``depths``; and the text or data from which
+        the samples were built. In mode choice also ``num_choices`` (None if samples differ in it); ``chance``, the mean
+        over the scored samples of 100 / choices; and ``chance_in_text``, the mean of 100 / choices that occur in the
+        text: the score of a model that only knows which values it has read (None if samples do not record it).
     """
     first = rows[0]
     task = first.task
@@ -167,7 +167,7 @@ def summarize_batch(
 
 
 def _chances(rows: Sequence[GradedSample]) -> dict[str, float | None]:
-    """Expected score of guessing, over these samples: see `summarize_batch`."""
+    """Returns the expected score of guessing on these samples; see `summarize_batch`."""
     made = [row.sample.metadata for row in rows]
     sizes = [1 + len(metadata["distractors"]) for metadata in made if "distractors" in metadata]
     inside = [1 + metadata[_IN_TEXT] for metadata in made if _IN_TEXT in metadata and "cut" not in metadata]
@@ -180,10 +180,10 @@ def _chances(rows: Sequence[GradedSample]) -> dict[str, float | None]:
 
 
 def by_depth(rows: Sequence[GradedSample], metric: str) -> list[dict[str, Any]]:
-    """Scores by where the one needle of a sample is: at each depth of a grid, else in fifths of the text.
+    """Returns scores by the depth of the needle, for samples with one: at each depth of a grid, else in fifths.
 
     Returns:
-        ``from``, ``to`` (percent of the text), ``num_samples``, ``score`` and ``interval``; nothing for tasks whose
+        ``from``, ``to`` (percent of the text), ``num_samples``, ``score`` and ``interval``; empty for tasks whose
         samples have several needles or none.
     """
     found: dict[tuple[float, float], list[float]] = {}
@@ -214,7 +214,7 @@ def _part(depth: float | None, depths: Sequence[float]) -> tuple[float, float]:
 
 
 def percent_interval(values: Sequence[float]) -> Interval | None:
-    """95 % interval of a mean of scores, in percent: see `longlens.metrics.uncertainty.score_interval`."""
+    """Returns the 95 % interval of a mean score in percent; see `longlens.metrics.uncertainty.score_interval`."""
     both = score_interval(values)
     return None if both is None else (100 * both[0], 100 * both[1])
 
@@ -226,7 +226,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _latest_scores(
     path: Path, graded: Sequence[GradedSample]
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[dict[str, str | None]]]]:
-    """Scores of the judge and the NLI model that were asked last, by sample; and which ones those are, by batch."""
+    """Returns the scores of the latest judge and NLI model by sample, and these models by batch."""
     known = list(read_judged(path))
     batches: dict[str, set[str]] = {}
     for row in graded:
@@ -243,11 +243,11 @@ def _latest_scores(
 
 
 def latest_lines(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
-    """The lines of these samples by the judge and by the NLI model that were asked last.
+    """Returns the lines of these samples by the judge and by the NLI model that were run last.
 
     Args:
         ids: Samples of one task and length.
-        known: All lines of a run, in their order.
+        known: All lines of a run, in file order.
     """
     mine = [line for line in known if line["id"] in ids]
     last = {line.get("prompts") is None: judge_key(line) for line in mine}
@@ -255,25 +255,25 @@ def latest_lines(ids: Collection[str], known: Sequence[Line]) -> list[Line]:
 
 
 def judge_key(line: Line) -> JudgeKey:
-    """Who scored a line: name and identity of a model, and whose prompts it got."""
+    """Returns the scorer of a line: name and identity of the model, and the origin of the judge prompts."""
     return line["by"], line.get("model"), line.get("prompts")
 
 
 def suite_averages(
     batches: Batches, graded: Sequence[GradedSample], *, threshold: float = ruler.THRESHOLD
 ) -> dict[str, Any]:
-    """Averages of the suites of which a run has tasks.
+    """Computes the averages of the suites whose tasks the run contains.
 
     Args:
         batches: Scores of all batches.
-        graded: Their samples.
-        threshold: What RULER's means have to be above, for its effective length.
+        graded: Samples of the batches.
+        threshold: Threshold of RULER's means, for the effective length.
 
     Returns:
-        By suite: ``ruler`` as `longlens.tasks.ruler.summarize`; the others by length, 0 where data fixes it,
-        since samples that are truncated to another length are other ones: ``helmet`` as
+        By suite: ``ruler`` as `longlens.tasks.ruler.summarize`; the others by length, 0 if the data fixes the length,
+        because samples that are truncated to different lengths are different samples: ``helmet`` as
         `longlens.tasks.helmet.summarize`; ``longbench``, ``longbench_e`` and ``longbench_v2`` as in
-        `longlens.tasks.longbench`. ``gaps`` in each names what is missing. Several seeds of a task count as
+        `longlens.tasks.longbench`. ``gaps`` of each lists what is missing. Several seeds of a task count as
         more samples of it.
     """
     found: dict[str, dict[int, dict[str, dict[str, Mapping[str, Any]]]]] = {}
@@ -315,7 +315,7 @@ def _all_scores(tasks: Tasks) -> dict[str, dict[str, float | None]]:
 
 
 def _mean(pairs: Iterable[tuple[float, int]]) -> float:
-    """The mean of means over the given numbers of samples."""
+    """Returns the mean of means, weighted by the given numbers of samples."""
     known = list(pairs)
     return sum(mean * count for mean, count in known) / sum(count for _, count in known)
 
@@ -345,13 +345,13 @@ class GradedSample:
     """A sample and its scores.
 
     Attributes:
-        sample: The sample; its prompt is empty if it was not asked for, or not stored.
-        task: Its task.
+        sample: The sample; its prompt is empty if it was not requested, or not stored.
+        task: Task of the sample.
         batch: Task, length and seed.
-        prediction: The answer without reasoning; None in other modes, or if there is none.
+        prediction: The answer without reasoning; None in other modes, or if there is no answer.
         scores: Numbers from 0 to 1; None if there is no answer.
-        is_truncated: Whether the answer ended for its number of tokens.
-        is_skipped: Whether the sample was left out for its length.
+        is_truncated: Whether the answer reached its token limit.
+        is_skipped: Whether the sample was skipped because of its length.
         nll: Negative log-likelihood of the right answer, in nats; None in mode generate.
     """
 
@@ -373,17 +373,17 @@ def answer_text(
     thinks: bool = False,
     marks: Marks | None = None,
 ) -> str:
-    """The answer in an output: what comes after reasoning, up to the first stop.
+    """Extracts the answer from a model's output: the text after the reasoning, up to the first stop sequence.
 
-    Reasoning that has begun and not ended has no answer after it, nor has an output that was truncated while reasoning
-    was wanted and its end did not come (chat templates may open the reasoning themselves).
+    The answer is empty if reasoning starts and does not end. It is also empty if reasoning was requested and the output
+    was truncated without an end of reasoning, because a chat template may open the reasoning itself.
 
     Args:
-        output: What the model wrote.
-        stop: Where an answer ends.
-        is_truncated: Whether it ended for its number of tokens.
-        thinks: Whether reasoning was wanted.
-        marks: Marks of reasoning, beside those of `longlens.reasoning.MARKS`.
+        output: Output of the model.
+        stop: Stop sequences.
+        is_truncated: Whether the output reached its token limit.
+        thinks: Whether reasoning was requested.
+        marks: Begin and end of reasoning, in addition to those of `longlens.reasoning.MARKS`.
     """
     answer = final_answer(output, marks=marks, must_end=thinks and is_truncated)
     for term in stop:
@@ -398,13 +398,13 @@ def grade_run(
     places: Mapping[str, Any] | None = None,
     with_prompts: bool = False,
 ) -> Iterator[GradedSample]:
-    """The samples of a run with what their answers score, in the order in which they were asked.
+    """Yields the samples of a run with the scores of their answers, in the order of the requests.
 
     Args:
-        folder: Folder of the run.
-        manifest: What it is of, as `longlens.bench.store.read_manifest` gives it.
-        places: Where files are that tasks need for more than that, see `task_of`.
-        with_prompts: Whether samples have their own prompts, which scores do not need and judges may.
+        folder: Run directory.
+        manifest: Its manifest, from `longlens.bench.store.read_manifest`.
+        places: Directories with additional files that tasks need; see `task_of`.
+        with_prompts: Whether to read the samples' own prompts, which judges may need and scores do not.
     """
     mode, marks = manifest["mode"], manifest.get("think_marks")
     answers: dict[tuple[str, str], dict[str, Any]] = {}
@@ -431,8 +431,8 @@ def grade_run(
 
 
 def _score(task: Task, sample: Sample, prediction: str, place: str) -> dict[str, float]:
-    """The task's score; what it needs of a sample's metadata may be missing in files of others."""
-    with library_errors(f"{place} is not a sample of {task.name}", "give a file of longlens bench build"):
+    """Returns the task's score; a sample from another program may lack metadata that the task needs."""
+    with library_errors(f"{place} is not a sample of {task.name}", "pass a file of longlens bench build"):
         return task.score(sample, prediction)
 
 
@@ -449,20 +449,20 @@ def _grade_logprobs(
 
 
 def _first_is_largest(values: Sequence[float]) -> float:
-    """1 where the first value is larger than all others: a tie is not a right answer."""
+    """Returns 1 if the first value is larger than all others; a tie counts as wrong."""
     return float(all(values[0] > value for value in values[1:]))
 
 
 def grade_predictions(samples: Iterable[Sample], path: Path, *, marks: Marks | None = None) -> list[GradedSample]:
-    """Samples with the scores of a file of predictions.
+    """Returns samples with the scores of a file of predictions.
 
     Args:
-        samples: All that were asked.
+        samples: All samples of the benchmark.
         path: JSON Lines with ``id`` and ``prediction``, one for each sample.
-        marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
+        marks: Begin and end of reasoning, in addition to those of `longlens.reasoning.MARKS`.
 
     Raises:
-        UserError: The file is broken, or ids are missing, too many, or there twice.
+        UserError: The file is damaged, or ids are missing, unknown, or occur twice.
     """
     asked = {sample.id: sample for sample in samples}
     said: dict[str, str] = {}
@@ -473,7 +473,7 @@ def grade_predictions(samples: Iterable[Sample], path: Path, *, marks: Marks | N
             fields = f"the fields {shown_value(list(row))}" if row else "no fields"
             raise UserError(f'{place}: expected {{"id": "…", "prediction": "…"}}, two texts; got {fields}')
         if key in said:
-            raise UserError(f"{place}: the id {shown_value(key)} occurs twice: give one prediction per sample")
+            raise UserError(f"{place}: the id {shown_value(key)} occurs twice: keep one prediction per sample")
         if key not in asked:
             raise UserError(
                 f"{place}: no sample has the id {shown_value(key)}: check that the predictions belong to these samples"
@@ -483,7 +483,7 @@ def grade_predictions(samples: Iterable[Sample], path: Path, *, marks: Marks | N
     if missing:
         raise UserError(
             f"{shown(path)} has no prediction for {len(missing)} of {len(asked)} samples, such as "
-            f"{shown_value(missing[0])}: give one for each, an empty string if the model gave no answer"
+            f"{shown_value(missing[0])}: add one for each, with an empty string if the model gave no answer"
         )
     tasks: dict[str, Task] = {}
     graded = []

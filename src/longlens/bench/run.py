@@ -1,4 +1,4 @@
-"""``longlens bench run``: build samples, ask a model, keep its answers as they come, sum up."""
+"""Runs ``longlens bench run``: builds samples, queries a model, stores answers as they arrive, and summarizes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from longlens.runs.sharing import balance, forward_cost
 OpenEngine = Callable[[EngineSettings, PromptLimit], BenchEngine]
 CHUNK_SAMPLES = 64
 CHUNK_CHARACTERS = 2**23
-"""Limits on the samples in memory at a time: their number, or their characters, but at least `batch_size`."""
+"""Maximum number of samples, and of characters, in memory at a time, but at least `batch_size` samples."""
 
 
 def run_bench(
@@ -89,7 +89,7 @@ def run_bench(
         UserError: Tasks, folder, model and prompt settings that do not fit together, or a sample that is too long.
     """
     if name is not None and not name.strip():
-        raise UserError("`name` is empty: give a name for tables and charts, or leave it out")
+        raise UserError("`name` is empty: pass a name for tables and charts, or leave it out")
     processes = Processes() if rank is None else Processes.alone()
     turns = (rank or 0, 1 if world_size is None else world_size)
     with processes:
@@ -119,24 +119,24 @@ def run_bench(
                 run_harness(run, engine.get, task, settings, progress)
             run.check()
             processes.wait_for_all()
-            if processes.rank > 0 or not run.is_begun:  # by the first process, which will find these answers
+            if processes.rank > 0 or not run.is_begun:  # rank 0 summarizes, and includes these answers
                 return {}
             if settings.think_marks is not None and own_rank == 0:
                 set_think_marks(run.path, settings.think_marks)
             results = summarize_run(run.path)
-            write_json(run.path / RESULTS, results)  # the last of several that know nothing of one another finds all
+            write_json(run.path / RESULTS, results)  # of independent processes, the last to finish sees all answers
             return results
         finally:
             run.release()
 
 
 def _batches(settings: BenchSettings, limit: PromptLimit, builder: PromptBuilder, *, shares: bool) -> list[SampleBatch]:
-    """What is asked, task after task; nothing is built yet."""
+    """Returns all batches, task after task; no sample is built yet."""
     selected = settings.selected
     if selected.harness and shares:
-        raise UserError("tasks of lm-evaluation-harness run in one process: leave torchrun out, or those tasks")
+        raise UserError("tasks of lm-evaluation-harness run in one process: start without torchrun, or leave them out")
     check_harness(settings)
-    # Tasks of lm-evaluation-harness read from that folder too, and have no other settings.
+    # Tasks of lm-evaluation-harness also read `data_dir`, and have no other settings.
     own = {key: value for key, value in settings.settings.items() if key != "data_dir" or not selected.harness}
     shared = {key: value for key, value in settings.settings.items() if key not in own}
     if own and not selected.tasks:
@@ -156,17 +156,17 @@ def _batches(settings: BenchSettings, limit: PromptLimit, builder: PromptBuilder
 
 
 class _LazyEngine:
-    """A model that is loaded when it is asked for, once; `expected` says what it has to be."""
+    """Loads a model on first use, only once, and checks that it is the `expected` model."""
 
     def __init__(self, settings: EngineSettings, limit: PromptLimit, open_engine: OpenEngine | None) -> None:
         self.settings, self._limit, self._open_engine = settings, limit, open_engine
         self.expected: Mapping[str, Any] = {}
 
     def get(self) -> Any:
-        """The engine.
+        """Returns the engine, and loads it on first use.
 
         Raises:
-            UserError: It cannot be loaded, or is not the model that the run was begun with.
+            UserError: The model cannot be loaded, or is not the model with which the run was started.
         """
         weights = [info.get("weights_sha256") for info in (self._engine.info, self.expected)]
         if None not in weights and weights[0] != weights[1]:
@@ -184,7 +184,7 @@ class _LazyEngine:
 
 
 class _PendingSample(NamedTuple):
-    """A sample that is about to be asked: its row, whether that is new, and the requests without an answer."""
+    """A sample that will be sent to the model: its row, whether it is new, and its requests without an answer."""
 
     row: Row
     is_new: bool
@@ -192,7 +192,7 @@ class _PendingSample(NamedTuple):
 
 
 class _Asker:
-    """Asks what has no answer, of the batches of a run."""
+    """Requests the missing answers of the batches of a run."""
 
     def __init__(
         self,
@@ -209,12 +209,12 @@ class _Asker:
         self._checked: dict[str, _PendingSample] = {}
 
     def share(self, batches: Sequence[SampleBatch], processes: Processes, turns: tuple[int, int]) -> None:
-        """Decides which samples of each batch are this process's own.
+        """Assigns samples of each batch to this process.
 
         Args:
-            batches: All of them.
-            processes: That share by cost what is owed, where there are several.
-            turns: ``(r, n)``: every n-th sample from the r-th on, where there are not.
+            batches: All batches.
+            processes: If there are several, the missing answers are distributed over them by cost.
+            turns: ``(r, n)``: otherwise, this process uses every n-th sample, starting with the r-th.
         """
         if processes.size == 1:
             self._shares = {batch.name: list(range(len(batch.ids)))[turns[0] :: turns[1]] for batch in batches}
@@ -224,8 +224,8 @@ class _Asker:
             plan = processes.receive()
             if plan["samples"] != ids:
                 raise UserError(
-                    f"process {processes.rank} (from 0) has different samples than the first process: give all "
-                    "processes the same files and data"
+                    f"process {processes.rank} (from 0) has different samples than rank 0: pass the same files "
+                    "and data to all processes"
                 )
         else:
             costs = []
@@ -242,7 +242,7 @@ class _Asker:
                 self._shares[name].append(at)
 
     def check(self, batch: SampleBatch) -> None:
-        """Makes one of the samples that something is owed of, so that what is wrong with all of them is said early."""
+        """Builds the first sample with a missing answer, to report errors that affect the whole batch early."""
         stored = self._run.stored(batch.name)
         share = set(self._share(batch))
         for at in batch.order:
@@ -251,7 +251,7 @@ class _Asker:
                 return
 
     def answer(self, batch: SampleBatch) -> None:
-        """Stores what is not stored, and asks what has no answer, a chunk at a time."""
+        """Stores new samples and requests missing answers, one chunk at a time."""
         stored = self._run.stored(batch.name)
         num_skipped = num_cut = 0
         chunk: list[_PendingSample] = []
@@ -281,7 +281,7 @@ class _Asker:
         return known.is_skipped or all(self._answered.get(key) == known.prompt_sha256 for key in known.keys)
 
     def _recipe(self, batch: SampleBatch, at: int) -> str:
-        # All else that decides a prompt is the manifest's.
+        # The manifest records everything else that determines a prompt.
         return hashlib.sha256(f"{batch.recipe(at)} {self._builder.max_length}".encode()).hexdigest()
 
     def _pending(self, batch: SampleBatch, at: int, stored: Mapping[str, StoredSample]) -> _PendingSample:
@@ -302,7 +302,7 @@ class _Asker:
             recipe=self._recipe(batch, at),
             keep_prompt=self._settings.keep_prompts,
         )
-        # Data of the Hub may have changed, of which no file here says anything.
+        # The data on the Hub may have changed, which no local file shows.
         others = () if prompt.skipped else (one for one in stored.values() if not one.is_skipped)
         data = data_hashes(row["metadata"])
         if any(one.data != data for one in others) or (known is not None and sample_identity(row) != known.identity):

@@ -1,7 +1,7 @@
-"""Samples of several tasks and lengths, and their JSON Lines.
+"""Builds, reads and writes samples of several tasks and lengths, as JSON Lines.
 
-A line has all of a `longlens.tasks.Sample`; in a run's folder ``prompt`` is the exact text that the model got instead,
-with its hash, its tokens, the template, what was asked about it, and a hash of all that it was made of.
+A line contains all fields of a `longlens.tasks.Sample`. In a run directory, ``prompt`` is the exact text that the model
+received; the line also has its hash, its number of tokens, the template, the requests, and a hash of all inputs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from longlens.tokenization import TextEncoder
 
 _LOGGER = logging.getLogger(__name__)
 UNKNOWN_SIZE = 8192
-"""Tokens that a sample is taken to have where the data decides its length."""
-_STEP = "give a file of longlens bench build"
+"""Assumed number of tokens of a sample if the data determines its length."""
+_STEP = "pass a file of longlens bench build"
 _METADATA: dict[str, Any] = {
     **{"task?": str, "settings?": dict, "seed?": int, "index?": int, "requested_length?": int, "cut?": dict},
     **{"depth?": NUMBER, "depths?": list, "distractors?": list, "distractors_in_text?": int},
@@ -43,18 +43,18 @@ _METADATA: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleBatch:
-    """Samples of one task and length, built or read one at a time, by their number.
+    """Samples of one task and length, built or read one at a time, by index.
 
     Attributes:
         name: Task, length and seed, as in the samples' ids.
-        task: Their task.
+        task: Task of the samples.
         ids: IDs of the samples.
-        sample: Builds or reads a sample; None if it is left out for its length.
-        recipe: Hash of all that a sample is made of, for which it need not be made.
-        order: In which samples are checked: the one that is the most likely too long first.
-        sizes: About how many tokens the prompt of each sample has; none is built for that.
-        own_tokens: Whether lengths are counted by the tokenizer of the model that is asked.
-        about: What is known of a sample that is left out.
+        sample: Builds or reads a sample; None if it is skipped because of its length.
+        recipe: Returns a hash of all inputs of a sample, without building the sample.
+        order: Order in which samples are checked, with the sample that is most likely too long first.
+        sizes: Approximate prompt lengths in tokens, known without building samples.
+        own_tokens: Whether the tokenizer of the evaluated model counts the lengths.
+        about: Metadata of skipped samples.
     """
 
     name: str
@@ -68,7 +68,7 @@ class SampleBatch:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def skipped_sample(self, at: int) -> Sample:
-        """In the place of a sample that was too long to be built: nothing but its id and what was asked for."""
+        """Returns a placeholder for a sample that was too long to build: only its id and its parameters."""
         about = {"task": self.task.name, "index": at, **self.about}
         return Sample(
             id=self.ids[at], prompt="", answer_prefix="", answers=[], answer_spans=[], length=0, metadata=about
@@ -85,19 +85,19 @@ def task_batches(
     overlong: str | None = None,
     reserve: Callable[[Task], int] = lambda task: 0,
 ) -> list[SampleBatch]:
-    """Samples of each task at each length; none of them is built yet.
+    """Returns the samples of each task at each length; no sample is built yet.
 
     Args:
-        tasks: What is built.
-        lengths: In tokens; none where settings or data fix the lengths.
+        tasks: Tasks to build.
+        lengths: Lengths in tokens; empty if settings or data fix the lengths.
         samples: Number of samples of each task and length; the benchmark's own number by default.
-        seed: Seed of the samples.
-        tokenizer: Counts.
+        seed: Random seed of the samples.
+        tokenizer: Tokenizer that counts the lengths.
         overlong: Truncation policy; the task's own by default.
-        reserve: Tokens that are left for a chat template.
+        reserve: Returns the tokens to reserve for a chat template.
 
     Raises:
-        UserError: No sample of that length can be built, or the data cannot be had.
+        UserError: No sample of that length can be built, or the data is not available.
     """
     made_with = {"longlens": metadata.version("longlens"), "python": platform.python_version()}
     made_with["tokenizer_sha256"] = TextEncoder(tokenizer).sha256
@@ -139,10 +139,10 @@ def _files(task: Any) -> dict[str, str]:
 
 
 def files_sha256(top: Path) -> str:
-    """Of names, sizes and times of a file, or of all files of a folder: where it is the same, they have not changed.
+    """Returns a hash of names, sizes and modification times of a file, or of all files of a directory.
 
     Raises:
-        UserError: They cannot be read.
+        UserError: The files cannot be read.
     """
     with system_errors(top):
         paths = sorted(path for path in top.rglob("*") if path.is_file()) if top.is_dir() else [top]
@@ -152,7 +152,7 @@ def files_sha256(top: Path) -> str:
 
 
 def log_lengths(name: str, count: int, num_skipped: int, num_cut: int) -> None:
-    """Says how many samples of a batch were too long."""
+    """Logs how many samples of a batch were too long."""
     for number, what in ((num_skipped, "skipped"), (num_cut, "truncated")):
         if number:
             _LOGGER.info(f"{name}: {number} of {count} samples were too long and were {what}")
@@ -162,7 +162,7 @@ def write_samples(path: Path, batches: Iterable[SampleBatch]) -> dict[str, int]:
     """Writes samples as JSON Lines, atomically; one sample is in memory at a time.
 
     Returns:
-        How many samples of each batch were written.
+        The number of samples written of each batch.
 
     Raises:
         UserError: A sample cannot be built, or the file cannot be written.
@@ -182,13 +182,13 @@ def write_samples(path: Path, batches: Iterable[SampleBatch]) -> dict[str, int]:
 
 
 def read_sample_file(path: Path) -> list[Sample]:
-    """Samples from JSON Lines, without their prompts, which scores do not need.
+    """Reads samples from JSON Lines, without their prompts, which scores do not need.
 
     Args:
         path: Output of `longlens bench build`, or of a run.
 
     Raises:
-        UserError: There is no such file, a line is no sample, or two have one id.
+        UserError: The file does not exist, a line is not a sample, or two samples have the same id.
     """
     return [replace(sample, prompt="") for _, sample in _read_samples(path)]
 
@@ -198,7 +198,7 @@ def _read_samples(path: Path, *, of_runs: bool = True) -> Iterator[tuple[Line, S
     for line in read_lines(path, step=_STEP):
         row = line.fields()
         if not of_runs and "prompt_sha256" in row:
-            raise UserError(f"{shown(path)} has the prompts of a run, or none: give a file of longlens bench build")
+            raise UserError(f"{shown(path)} has the prompts of a run, or none: pass a file of longlens bench build")
         sample = parse_sample(row, line.place)
         if sample.id in ids:
             raise UserError(f"{shown(path)}: the id {shown_value(sample.id)} occurs twice: sample ids must be unique")
@@ -209,15 +209,15 @@ def _read_samples(path: Path, *, of_runs: bool = True) -> Iterator[tuple[Line, S
 
 
 def file_batches(path: Path) -> list[SampleBatch]:
-    """The samples of a file by task, length and seed. All of them are checked here, and read again one at a time.
+    """Returns the samples of a file by task, length and seed. Checks all of them, and reads them again one at a time.
 
     Raises:
-        UserError: There is no such file, it is of a run, a line is no sample or names no task, or two have one id.
+        UserError: The file does not exist or is of a run, a line is not a sample or has no task, or an id occurs twice.
     """
     groups: dict[str, tuple[Task, list[_Line]]] = {}
     for line, sample in _read_samples(path, of_runs=False):
         name = sample.id.rpartition("-")[0]
-        if not re.fullmatch(r"\w[^/\\\0]{0,150}", name):  # a run names files so
+        if not re.fullmatch(r"\w[^/\\\0]{0,150}", name):  # the name becomes a file name in the run directory
             raise UserError(
                 f"{shown(path)}: expected an id such as vt-4096-42-0, TASK-LENGTH-SEED-INDEX: {shown_value(sample.id)}"
             )
@@ -229,7 +229,7 @@ def file_batches(path: Path) -> list[SampleBatch]:
 
 
 class _Line(NamedTuple):
-    """Where a sample of a file is, and what it is."""
+    """Position and hash of a sample in a file."""
 
     id: str
     start: int
@@ -258,20 +258,20 @@ def _file_batch(path: Path, name: str, task: Task, lines: Sequence[_Line]) -> Sa
 
 
 def parse_sample(row: Mapping[str, Any], place: str, *, is_skipped: bool = False) -> Sample:
-    """A sample from its JSON object.
+    """Parses a sample from its JSON object.
 
     Args:
         row: The object.
-        place: Where it is, for messages.
-        is_skipped: Whether it was left out for its length, and may have no answers.
+        place: Position of the object, for messages.
+        is_skipped: Whether the sample was skipped because of its length; then it may have no answers.
 
     Raises:
-        UserError: A field is missing or of another type.
+        UserError: A field is missing or has the wrong type.
     """
     wanted = {"id": str, "prompt?": str, "answer_prefix": str, "length": int, "metadata": dict}
     check_fields(row, place, wanted, step=_STEP)
     if "prompt" not in row:
-        raise UserError(f"{place}: there is no prompt: {_STEP}")
+        raise UserError(f"{place}: the field prompt is missing: {_STEP}")
     made = check_fields(row["metadata"], f"{place}: metadata", _METADATA, step=_STEP)
     check_numbers(made.get("depths") or [], f"{place}: metadata.depths")
     check_strings(made.get("distractors") or [], f"{place}: metadata.distractors")
@@ -300,15 +300,15 @@ def _span(value: Any, place: str) -> tuple[int, int]:
 
 
 def stored_sample(row: Mapping[str, Any], place: str, *, with_prompt: bool) -> Sample:
-    """A sample from the line that a run keeps of it.
+    """Parses a sample from its line in a run directory.
 
     Args:
-        row: The line, as `sample_row` makes it.
-        place: Where it is, for messages.
-        with_prompt: Whether its own prompt is wanted, which spans count in; without it, it is empty.
+        row: The line, as `sample_row` writes it.
+        place: Position of the line, for messages.
+        with_prompt: Whether to include the sample's own prompt, to which spans refer; otherwise it is empty.
 
     Raises:
-        UserError: A field is missing or of another type.
+        UserError: A field is missing or has the wrong type.
     """
     text, span = row.get("prompt"), row.get("own_prompt_span")
     own = None
@@ -329,7 +329,7 @@ def _content(prompt: str, *, is_messages: bool, place: str) -> str:
 
 
 def sample_row(prompt: Prompt, batch: SampleBatch, template: str, *, recipe: str, keep_prompt: bool) -> Row:
-    """What a run keeps of a sample: the exact prompt, where the sample's own is in it, and what is asked about it."""
+    """Returns the stored line of a sample: the exact prompt, the span of the sample's own prompt, and the requests."""
     row = asdict(prompt.sample)
     row["prompt"] = prompt.text if keep_prompt else None
     content = _content(prompt.text, is_messages=prompt.is_messages, place="")
@@ -342,7 +342,7 @@ def sample_row(prompt: Prompt, batch: SampleBatch, template: str, *, recipe: str
         "template": template,
         "prompt_sha256": prompt.sha256,
         "is_messages": prompt.is_messages,
-        # A template that changes what it is given leaves no such place.
+        # None if the template changes the text of the prompt.
         "own_prompt_span": [at, at + len(prompt.sample.prompt)] if at >= 0 else None,
         "text_sha256": hashlib.sha256(prompt.text.encode()).hexdigest(),
         "prompt_tokens": prompt.num_tokens,

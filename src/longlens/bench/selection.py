@@ -1,4 +1,4 @@
-"""What a run asks: names of our own tasks, of suites of them, and of tasks that lm-evaluation-harness has as it is."""
+"""Selects what a run contains: tasks of longlens by name or suite, and unmodified tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from longlens.tasks.data import check_files
 _LOGGER = logging.getLogger(__name__)
 
 PREFIX = "lm_eval:"
-"""Before any name of lm-evaluation-harness's, for tasks that are not in `HARNESS`."""
+"""Prefix of names of lm-evaluation-harness, for tasks that are not in `HARNESS`."""
 BABILONG_LENGTHS = tuple(1024 * thousands for thousands in (1, 2, 4, 8, 16, 32, 64, 128))
-"""Lengths of which BABILong has data on the Hub, RMT-team/babilong-1k-samples."""
+"""Lengths for which the Hub has data of BABILong, RMT-team/babilong-1k-samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +30,10 @@ class HarnessTask:
 
     Attributes:
         name: Name in longlens.
-        task: Name in lm-evaluation-harness; several are separated by commas.
-        metric: The number that papers report; empty for a group without one.
+        task: Name in lm-evaluation-harness; several names are separated by commas.
+        metric: The metric that papers report; empty for a group without one.
         few_shot: Number of examples in the prompt; the task's own number by default.
-        by_length: Whether its data comes in lengths, such as ``4k``, one of which is used at a time.
+        by_length: Whether the data comes in several lengths, such as ``4k``, of which one is used at a time.
     """
 
     name: str
@@ -43,10 +43,10 @@ class HarnessTask:
     by_length: bool = False
 
 
-# Short-context tasks: LongCE's paper, table 10, names MMLU, ARC-C, RACE, BBH, TruthfulQA and CommonsenseQA; the
-# lecture's tables of ProLong name HellaSwag, MMLU, ARC-c, WinoGrande and GSM8K. Neither says how many examples a prompt
-# has: those of the Open LLM Leaderboard's first version are taken (ARC 25, HellaSwag 10, MMLU, WinoGrande and GSM8K 5),
-# else the task's own.
+# Short-context tasks: LongCE's paper, table 10, lists MMLU, ARC-C, RACE, BBH, TruthfulQA and CommonsenseQA; the
+# lecture's tables of ProLong list HellaSwag, MMLU, ARC-c, WinoGrande and GSM8K. Neither gives the number of examples in
+# a prompt: we use that of the Open LLM Leaderboard's first version (ARC 25, HellaSwag 10, MMLU, WinoGrande and GSM8K
+# 5), else the task's own.
 HARNESS: dict[str, HarnessTask] = {
     task.name: task
     for task in (
@@ -59,7 +59,7 @@ HARNESS: dict[str, HarnessTask] = {
         HarnessTask(name="hellaswag", task="hellaswag", metric="acc_norm", few_shot=10),
         HarnessTask(name="winogrande", task="winogrande", metric="acc", few_shot=5),
         HarnessTask(name="gsm8k", task="gsm8k", metric="exact_match", few_shot=5),
-        # Its group babilong has qa1 to qa20, and the data of qa6 to qa20 is of no length: this one has qa1 to qa5.
+        # The group babilong has qa1 to qa20, but the data of qa6 to qa20 has no lengths; this group has qa1 to qa5.
         HarnessTask(name="babilong", task="babilong_longctx", metric="acc", by_length=True),
     )
 }
@@ -67,10 +67,10 @@ HARNESS: dict[str, HarnessTask] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectedTasks:
-    """What names refer to.
+    """The tasks that names refer to.
 
     Attributes:
-        tasks: Our own tasks.
+        tasks: Tasks of longlens.
         harness: Tasks of lm-evaluation-harness.
     """
 
@@ -88,9 +88,9 @@ class BenchSettings:
         samples: Number of samples of each task and length; the benchmark's own number by default.
         seed: Seed of the samples.
         prompts: How samples become prompts.
-        think_marks: Begin and end of reasoning, beside those of `longlens.reasoning.MARKS`.
+        think_marks: Begin and end of reasoning, in addition to those of `longlens.reasoning.MARKS`.
         few_shot: Number of examples for tasks of lm-evaluation-harness, instead of their own.
-        settings: Settings of tasks, such as ``haystack`` and ``data_dir``; each has to be one of at least one task.
+        settings: Settings of tasks, such as ``haystack`` and ``data_dir``; each must be a setting of at least one task.
         keep_prompts: Whether the exact prompts are stored.
     """
 
@@ -106,21 +106,21 @@ class BenchSettings:
 
     @property
     def files(self) -> list[str]:
-        """Those of `tasks` that are files of samples."""
+        """The names in `tasks` that are sample files."""
         return [name for name in self.tasks if name.endswith(".jsonl")]
 
     @property
     def selected(self) -> SelectedTasks:
-        """What the other names refer to.
+        """The tasks that the other names refer to.
 
         Raises:
-            UserError: There is no such task or suite.
+            UserError: A task or suite does not exist.
         """
         return select_tasks(name for name in self.tasks if name not in self.files)
 
 
 def suites() -> Mapping[str, tuple[str, ...]]:
-    """Tasks by suite, in the order of the registry; without those that cannot be used."""
+    """Returns tasks by suite, in the order of the registry, without tasks that cannot be used."""
     found: dict[str, list[str]] = {}
     for name, task in usable_tasks()[0].items():
         found.setdefault(task.suite, []).append(name)
@@ -128,10 +128,10 @@ def suites() -> Mapping[str, tuple[str, ...]]:
 
 
 def select_tasks(names: Iterable[str]) -> SelectedTasks:
-    """Tasks and suites by name, each once.
+    """Returns tasks and suites by name, each task once.
 
     Raises:
-        UserError: There is no such task or suite; says which name is near.
+        UserError: A task or suite does not exist; the message suggests a similar name.
     """
     tasks: dict[str, None] = {}
     harness: dict[str, HarnessTask] = {}
@@ -158,14 +158,14 @@ def select_tasks(names: Iterable[str]) -> SelectedTasks:
 
 
 def find_tasks(wanted: str | None, tasks: Mapping[str, Task]) -> SelectedTasks:
-    """What a list shows: a task, the tasks of a suite or category, or those with this in their name, as comes first.
+    """Returns the tasks to list: a task, else those of a suite, of a category, or with this text in their name.
 
     Args:
-        wanted: Name of a task, suite or category, or a part of a task's name; None for all.
-        tasks: Those that there are, by name.
+        wanted: Name of a task, suite or category, or a part of a task's name; None for all tasks.
+        tasks: Available tasks, by name.
 
     Raises:
-        UserError: There is none; says which name is near.
+        UserError: No task matches; the message suggests a similar name.
     """
     if wanted is None:
         return SelectedTasks(tasks=tuple(tasks), harness=tuple(HARNESS.values()))
@@ -193,16 +193,16 @@ def make_tasks(
     shared: Mapping[str, Any] | None = None,
     lengths: Sequence[int] = (),
 ) -> list[Task]:
-    """Tasks, each with those of the settings that are its own.
+    """Creates tasks, each with those settings that it has.
 
     Args:
         names: Names of the tasks.
-        settings: Each of them has to be one of a task at least.
+        settings: Settings, each of which must be a setting of at least one task.
         shared: Settings that no task needs to have.
-        lengths: Lengths of the samples, where a task has a file for each length.
+        lengths: Lengths of the samples, for tasks that have one file per length.
 
     Raises:
-        UserError: A setting is of none of them, or files of data are missing, all of which are named.
+        UserError: No task has one of the settings, or data files are missing; the message lists all missing files.
     """
     chosen = list(names)
     check_settings(chosen, settings)
@@ -215,10 +215,10 @@ def make_tasks(
 
 
 def check_settings(names: Iterable[str], settings: Iterable[str]) -> None:
-    """Checks that each setting is one of a task at least.
+    """Checks that each setting is a setting of at least one task.
 
     Raises:
-        UserError: One is of none of them.
+        UserError: No task has one of the settings.
     """
     chosen = list(names)
     for setting in settings:
@@ -228,14 +228,14 @@ def check_settings(names: Iterable[str], settings: Iterable[str]) -> None:
 
 
 def task_of(sample: Sample, places: Mapping[str, Any] | None = None) -> Task:
-    """The task that scores a sample, from its metadata: no files are needed for that, unless a judge needs some.
+    """Returns the task that scores a sample, from its metadata. It needs files only if a judge needs them.
 
     Args:
         sample: The sample.
-        places: Where files are, for the tasks that have such a setting; samples do not say.
+        places: Directories, for the tasks that have such a setting; samples do not record them.
 
     Raises:
-        UserError: It names no task.
+        UserError: The metadata contains no task.
     """
     name = sample.metadata.get("task")
     if not isinstance(name, str):
@@ -248,20 +248,20 @@ def task_of(sample: Sample, places: Mapping[str, Any] | None = None) -> Task:
 
 
 def check_harness(settings: BenchSettings) -> None:
-    """Checks what can be known of lm-evaluation-harness's tasks before a model is loaded.
+    """Checks the settings of tasks of lm-evaluation-harness before a model is loaded.
 
     Raises:
-        UserError: One of them cannot be asked so.
+        UserError: A task does not support one of the settings.
     """
     selected, lengths, prompts = settings.selected, settings.lengths, settings.prompts
     takes_length = bool(selected.tasks) or any(task.by_length for task in selected.harness)
     for task in selected.harness:
         if prompts.mode != "generate":
-            raise UserError(f"{task.name} is lm-evaluation-harness's and has its own mode: leave `mode` out")
+            raise UserError(f"{task.name} is a task of lm-evaluation-harness with its own mode: leave `mode` out")
         if prompts.overlong in ("skip", "context-only"):
             raise UserError(
-                f"{task.name} is lm-evaluation-harness's: `overlong={prompts.overlong}` is not possible, because its "
-                "prompts are plain texts: use error, middle or left"
+                f"{task.name} is a task of lm-evaluation-harness: `overlong={prompts.overlong}` is not possible, "
+                "because its prompts are plain texts: use error, middle or left"
             )
         if task.by_length and not lengths:
             raise UserError(f"{task.name} has data of several lengths: pass `lengths`, such as `lengths=[4096]`")
@@ -276,4 +276,4 @@ def check_harness(settings: BenchSettings) -> None:
                 raise UserError(f"`{what}={value}`; expected at least {least}")
     fixed = [task.name for task in selected.harness if lengths and not task.by_length]
     if fixed:
-        _LOGGER.info(f"`lengths` is not for {', '.join(fixed)}, whose data fixes its lengths")
+        _LOGGER.info(f"`lengths` does not apply to {', '.join(fixed)}, whose data fixes the length")

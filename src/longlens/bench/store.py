@@ -1,18 +1,18 @@
-"""The folder of a run: what was asked, and what was answered, written as it comes.
+"""Stores a benchmark run in a directory: what was requested, and the answers, written as they arrive.
 
 ::
 
-    RUN/manifest.json                      the model and how it is asked; another one is rejected
-    RUN/samples/TASK-LENGTH-SEED.jsonl     a line a sample: id, exact prompt, tokens, what is scored; appended before
-                                           it is asked; those of further processes are in samples/rank-R/
-    RUN/answers/part-….jsonl               a line an answer, appended as it comes
-    RUN/harness/part-….jsonl               the same for tasks of lm-evaluation-harness, whose samples are its own
-    RUN/judged/part-….jsonl                a line a sample that a judge or an NLI model scored
-    RUN/results.json                       what the answers come to; made again from them at any time
+    RUN/manifest.json                      the model and the prompt settings; other ones are rejected
+    RUN/samples/TASK-LENGTH-SEED.jsonl     a line per sample: id, exact prompt, tokens, what is scored; appended before
+                                           the request is sent; other ranks write to samples/rank-R/
+    RUN/answers/part-….jsonl               a line per answer, appended as it arrives
+    RUN/harness/part-….jsonl               the same for tasks of lm-evaluation-harness, which have their own samples
+    RUN/judged/part-….jsonl                a line per sample that a judge or an NLI model scored
+    RUN/results.json                       the results, which can be recomputed from the answers at any time
 
-A last line that a killed run or a full disk broke off does not count. A part is of one process and is named
-``part-RANK-TIME-UUID``, so that those of a process sort in the order in which they were started: of two results of one
-thing the last one counts.
+An incomplete last line, after a killed run or on a full disk, is ignored. A part belongs to one process and is named
+``part-RANK-TIME-UUID``, so that the parts of a process sort by their start time: if there are several results for the
+same request, the last one counts.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ SCHEMA_VERSION = 1
 RESULTS = "results.json"
 FOLDERS = ("samples", "answers", "harness", "judged")
 IDENTITY = tuple(field.name for field in fields(PromptSettings))
-"""How a model is asked. With ``engine`` it is what a run directory is of; numbers of another one are not put beside
-them.
+"""How a model is queried. With ``engine``, these fields identify a run directory; results with other values are not
+comparable.
 """
 SAMPLE = ("prompt_sha256", "answers", "max_new_tokens", "stop")
-"""What a sample is, beside the settings of its task: answers to another one, and scores of them, are not its own."""
+"""What identifies a sample, in addition to the settings of its task: answers and scores belong to these values."""
 Row = dict[str, Any]
 Write = Callable[[Mapping[str, Any]], None]
 NUMBER = (int, float)
@@ -61,17 +61,17 @@ _RUN_STEP = "use another folder, or run the benchmark again in a new one"
 
 
 class StoredSample(NamedTuple):
-    """A sample in the folder; its text stays there.
+    """A sample in the run directory, without its text.
 
     Attributes:
         path: The file.
         start: Offset of its line.
-        recipe: Hash of all that it was made of; empty in runs of before 0.2.
-        identity: What it is, see `sample_identity`.
+        recipe: Hash of all inputs; empty in runs from before version 0.2.
+        identity: Its identity, see `sample_identity`.
         keys: Keys of its requests.
         prompt_sha256: SHA-256 of its exact prompt and continuations.
-        is_skipped: Whether it was left out for its length.
-        is_cut: Whether it was shortened.
+        is_skipped: Whether it was skipped because of its length.
+        is_cut: Whether it was truncated.
         data: Hashes of data and haystack.
     """
 
@@ -86,10 +86,10 @@ class StoredSample(NamedTuple):
     data: dict[str, Any]
 
     def read(self) -> Row:
-        """The whole row.
+        """Reads the complete row.
 
         Raises:
-            UserError: The file has changed meanwhile.
+            UserError: The file has changed since it was indexed.
         """
         row = read_at(self.path, self.start, step=_RUN_STEP)
         if not isinstance(row, dict) or sample_identity(row) != self.identity:
@@ -98,18 +98,18 @@ class StoredSample(NamedTuple):
 
 
 class BenchRun:
-    """A run directory that answers are written to, one process of the run at a time in each part.
+    """A run directory that answers are written to; each part is written by one process.
 
-    The folder is locked at once; what the run is of is written with its first sample or answer, so that a run that
-    fails before leaves no folder.
+    The directory is locked immediately. The manifest is written with the first sample or answer, so that a run that
+    fails earlier leaves no directory.
 
     Args:
-        folder: A new folder, or one of the same run.
-        manifest: What the run is of; ``engine`` and `IDENTITY` have to agree with what is there.
-        rank: Rank of this process; the first one alone writes manifest and results.
+        folder: A new directory, or one of the same run.
+        manifest: Identity of the run; ``engine`` and `IDENTITY` must agree with the existing manifest.
+        rank: Rank of this process; only rank 0 writes manifest and results.
 
     Raises:
-        UserError: The folder contains something else, another run, or cannot be written.
+        UserError: The directory contains something else or another run, or cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], manifest: Mapping[str, Any], *, rank: int = 0) -> None:
@@ -133,14 +133,14 @@ class BenchRun:
 
     @property
     def is_begun(self) -> bool:
-        """Whether the first process has written what the run is of."""
+        """Whether rank 0 has written the manifest."""
         return (self.path / MANIFEST).is_file()
 
     def check(self) -> None:
-        """Compares what this run is of with what the folder is of.
+        """Compares the manifest of this run with that of the directory.
 
         Raises:
-            UserError: It is of another model, or was asked in another way.
+            UserError: The directory is of another model, or has other prompt settings.
         """
         if not self.is_begun:
             return
@@ -154,10 +154,10 @@ class BenchRun:
         self.manifest = found
 
     def begin(self, info: Mapping[str, Any] | None = None) -> None:
-        """Writes down what the run is of, where that is not done.
+        """Writes the manifest if it does not exist yet.
 
         Args:
-            info: All that is known of the engine, once it is there.
+            info: Complete record of the engine, after it is loaded.
         """
         if self._is_begun:
             return
@@ -170,7 +170,7 @@ class BenchRun:
         self._is_begun = True
 
     def stored(self, name: str) -> dict[str, StoredSample]:
-        """The samples of a batch that are in the folder, by id.
+        """Returns the samples of a batch that are in the directory, by id.
 
         Raises:
             UserError: A file is damaged.
@@ -180,10 +180,10 @@ class BenchRun:
         return {key: sample for folder in folders for key, sample in _stored_samples(folder / f"{name}.jsonl")}
 
     def store(self, name: str, row: Mapping[str, Any]) -> None:
-        """Adds a sample of a batch, before it is asked.
+        """Appends a sample of a batch, before its request is sent.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The file cannot be written.
         """
         self.begin()
         self._held.check()
@@ -192,10 +192,10 @@ class BenchRun:
         append_line(folder / f"{name}.jsonl", row)
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Adds a line to this process's part of ``answers`` or ``harness``; it is on its way to the disk at once.
+        """Appends a line to this process's part of ``answers`` or ``harness``, and flushes it to disk.
 
         Raises:
-            UserError: It cannot be written.
+            UserError: The file cannot be written.
         """
         self.begin()
         self._held.check()
@@ -204,7 +204,7 @@ class BenchRun:
         self._parts[kind](row)
 
     def release(self) -> None:
-        """Lets go of the folder."""
+        """Releases the lock of the directory."""
         self._held.release()
 
 
@@ -216,7 +216,7 @@ def _make_folder(path: Path) -> None:
 
 
 def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Write:
-    """Writes lines into a new part of a run, made with the first line; each is on its way to the disk at once."""
+    """Returns a function that appends lines to a new part of a run, created with the first line, and flushes each."""
     path = folder / kind / f"part-{rank}-{time.time_ns()}-{uuid.uuid4().hex}.jsonl"
 
     def write(row: Mapping[str, Any]) -> None:
@@ -227,10 +227,10 @@ def part_writer(folder: Path, kind: str, *, rank: int = 0) -> Write:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of a run.
+    """Reads the manifest of a run.
 
     Raises:
-        UserError: The folder holds none, or it is damaged.
+        UserError: The directory contains no manifest, or the manifest is damaged.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file() or not (Path(folder) / "samples").is_dir():
@@ -244,10 +244,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def set_think_marks(folder: str | os.PathLike[str], marks: Marks) -> None:
-    """Records the marks around the reasoning of a run's answers.
+    """Records the delimiters of the reasoning in a run's answers.
 
     Raises:
-        UserError: The folder contains no run, or cannot be written.
+        UserError: The directory contains no run, or cannot be written.
     """
     manifest = read_manifest(folder)
     if manifest.get("think_marks") != list(marks):
@@ -255,7 +255,7 @@ def set_think_marks(folder: str | os.PathLike[str], marks: Marks) -> None:
 
 
 def read_samples(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """Places and rows of what was asked in a run, task after task, each id once.
+    """Yields positions and rows of the samples of a run, task after task, each id once.
 
     Raises:
         UserError: A row is damaged.
@@ -270,7 +270,7 @@ def read_samples(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
 
 
 def read_answers(folder: str | os.PathLike[str], mode: str) -> Iterator[Row]:
-    """The answers of a run in a mode.
+    """Yields the answers of a run in a mode.
 
     Raises:
         UserError: A row is damaged.
@@ -282,7 +282,7 @@ def read_answers(folder: str | os.PathLike[str], mode: str) -> Iterator[Row]:
 
 
 def read_judged(folder: str | os.PathLike[str]) -> Iterator[Row]:
-    """Scores of judges and NLI models.
+    """Yields the scores of judges and NLI models.
 
     Raises:
         UserError: A row is damaged.
@@ -294,7 +294,7 @@ def read_judged(folder: str | os.PathLike[str]) -> Iterator[Row]:
 
 
 def read_harness(folder: str | os.PathLike[str], kind: str) -> Iterator[Row]:
-    """Lines of tasks of lm-evaluation-harness of a kind, ``answer`` or ``result``.
+    """Yields lines of tasks of lm-evaluation-harness of one kind, ``answer`` or ``result``.
 
     Raises:
         UserError: A row is damaged.
@@ -323,10 +323,10 @@ def _parts(folder: str | os.PathLike[str], kind: str) -> Iterator[tuple[str, Row
 
 
 def _check_sample_row(row: Row, place: str) -> Row:
-    """A sample's row of a run; `longlens.bench.samples.stored_sample` reads the sample itself.
+    """Checks a sample's row of a run; `longlens.bench.samples.stored_sample` parses the sample itself.
 
     Raises:
-        UserError: A field is missing or of another type.
+        UserError: A field is missing or has the wrong type.
     """
     wanted = {"id": str, "batch": str, "prompt_sha256": str, "skipped": bool, "metadata": dict, "prompt?": str}
     check_fields(row, place, {**wanted, "max_new_tokens": int, "recipe?": str})
@@ -336,17 +336,17 @@ def _check_sample_row(row: Row, place: str) -> Row:
 
 
 def check_fields(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], *, step: str = _RUN_STEP) -> Any:
-    """The row, if its fields are of these types.
+    """Returns the row if its fields have these types.
 
     Args:
-        row: From a file of anyone.
-        place: For the message.
-        wanted: Name -> type or types; a name that ends in ``?`` may be missing or null. Numbers are finite or -inf,
-            and a bool is none.
-        step: For the message.
+        row: A row of an untrusted file.
+        place: Position of the row, for the message.
+        wanted: Name -> type or types; a field whose name ends in ``?`` may be missing or null. Numbers are finite or
+            -inf, and a bool is not a number.
+        step: The next step, for the message.
 
     Raises:
-        UserError: A field is missing or of another type.
+        UserError: A field is missing or has the wrong type.
     """
     for key, kinds in wanted.items():
         name = key.removesuffix("?")
@@ -361,10 +361,10 @@ def check_fields(row: Mapping[str, Any], place: str, wanted: Mapping[str, Any], 
 
 
 def check_strings(value: Any, place: str) -> list[str]:
-    """A list of strings.
+    """Returns the value if it is a list of strings.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not a list of strings.
     """
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise UserError(f"{place} is {shown_value(value)}, expected a list of strings: {_RUN_STEP}")
@@ -372,10 +372,10 @@ def check_strings(value: Any, place: str) -> list[str]:
 
 
 def check_numbers(value: Any, place: str, count: int | None = None) -> list[float]:
-    """A list of finite numbers, of the given length if one is passed.
+    """Returns the value if it is a list of finite numbers, of the given length if one is passed.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not such a list.
     """
     is_list = isinstance(value, list) and all(type(part) in NUMBER and math.isfinite(part) for part in value)
     if not is_list or (count is not None and len(value) != count):
@@ -404,12 +404,12 @@ def _stored_samples(path: Path) -> Iterator[tuple[str, StoredSample]]:
 
 
 def data_hashes(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Which data and haystack a sample is made of."""
+    """Returns the hashes of the data and the haystack from which a sample is built."""
     return {name: metadata[name] for name in ("data", "haystack") if name in metadata}
 
 
 def sample_identity(row: Mapping[str, Any]) -> list[Any]:
-    """What a sample's row is of: `SAMPLE` and the settings of its task, as JSON would give them back."""
+    """Returns the identity of a sample's row: `SAMPLE` and the settings of its task, as JSON represents them."""
     metadata = row.get("metadata")
     settings = metadata.get("settings") if isinstance(metadata, Mapping) else None
     values: list[Any] = json.loads(json.dumps([*(row.get(name) for name in SAMPLE), settings]))
@@ -417,9 +417,9 @@ def sample_identity(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _check_same_run(folder: Path, found: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Raises UserError where a run is of another model, or asked in another way; names and paths do not count."""
+    """Raises UserError if a run is of another model or has other prompt settings; names and paths are not compared."""
     there, here = (record.get("engine") or {} for record in (found, manifest))
-    # A server's model is known by its name alone.
+    # The model of a server is identified only by its name.
     names = IDENTITY if here.get("weights_sha256") else ("model", *IDENTITY)
     same = [
         {name: engine.get(name) for name in ("backend", "arguments")} | {name: record.get(name) for name in names}

@@ -1,4 +1,4 @@
-"""Tables and heatmaps across runs: what each model scores at each task and length."""
+"""Creates tables and heatmaps across runs: the scores of each model at each task and length."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "csv")
 MANY = 8
-"""Models that have a column each."""
+"""Maximum number of models that have their own column."""
 GRID = "niah_grid"
 _KEYS = ("task", "length", "metric")
-# README of NVIDIA/RULER, the columns of its table
+# Columns of the table in the README of NVIDIA/RULER
 RULER_AVERAGES = {"average": "Avg.", "weighted_increasing": "wAvg. (inc)", "weighted_decreasing": "wAvg. (dec)"}
 
 
@@ -29,10 +29,10 @@ class Table:
     """Rows of text.
 
     Attributes:
-        columns: Their names: task, length, metric, where a run is one of choices ``chance``, then a column a run.
-        rows: Cells; ``-`` where a run has no such number.
-        notes: What has to be known of the numbers.
-        num_keys: Columns before those of the runs.
+        columns: Column titles: task, length, metric, ``chance`` if a run is of mode choice, then one column per run.
+        rows: Cells; ``-`` if a run has no such number.
+        notes: Caveats about the numbers.
+        num_keys: Number of columns before those of the runs.
     """
 
     columns: list[str]
@@ -41,7 +41,7 @@ class Table:
     num_keys: int = len(_KEYS)
 
     def readable(self) -> Table:
-        """The same table, with a row for each model where there are more of them than `MANY`."""
+        """Returns the same table, with one row per model instead if it has more than `MANY` models."""
         if len(self.columns) - self.num_keys <= MANY:
             return self
         keys, models = self.columns[: self.num_keys], self.columns[self.num_keys :]
@@ -54,12 +54,12 @@ class Table:
         return Table(columns=[*keys, "model", "score"], rows=rows, notes=self.notes, num_keys=self.num_keys)
 
     def markdown(self) -> str:
-        """A Markdown table, with the notes below it."""
+        """Returns a Markdown table, with the notes below it."""
         lines = [_markdown(self.columns), _markdown(["---"] * len(self.columns)), *map(_markdown, self.rows)]
         return "\n".join(lines + [f"\n{note}" for note in self.notes]) + "\n"
 
     def csv(self) -> str:
-        """Comma-separated values, without the notes."""
+        """Returns comma-separated values, without the notes."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([self.columns, *self.rows])
@@ -67,14 +67,14 @@ class Table:
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = False) -> Table:
-    """Runs side by side.
+    """Creates a table with one column per run.
 
     Args:
-        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
-        by_depth: Whether a task's rows are followed by those of the parts of the text.
+        results: Name of a run -> result of `longlens.bench.results.summarize_run`.
+        by_depth: Whether to add rows for needle depths after the rows of a task.
 
     Raises:
-        UserError: There is no run.
+        UserError: No runs were passed.
     """
     if not results:
         raise UserError("no runs for the table: pass directories of longlens bench run")
@@ -104,7 +104,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
                 cells.setdefault((suite, place, what, ""), {})[name] = shown
             if gaps:
                 notes[f"{labels[name]}: {suite}{' at ' if place else ''}{place}: no {', '.join(gaps)}"] = None
-    # Averages that no run has are left out; what they lack is in the notes.
+    # Averages that no run has are omitted; the notes list the missing tasks.
     known = {key: found for key, found in cells.items() if any(cell != "-" for cell in found.values())}
     keys = _KEYS if not any(chance for *_, chance in known) else (*_KEYS, "chance")
     rows = [[*key[: len(keys)], *(found.get(name, "-") for name in results)] for key, found in known.items()]
@@ -112,7 +112,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, by_depth: bool = 
 
 
 def _lengths(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The length of each batch; with its seed, or as its samples are named, where a run has several of that length."""
+    """Returns the length of each batch, with its seed or sample name if a run has several batches of that length."""
     lengths: dict[str, str] = {}
     twice: set[str] = set()
     for result in results.values():
@@ -127,12 +127,12 @@ def _lengths(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def model_name(result: Mapping[str, Any]) -> str:
-    """What a run is called: the name that it was given, else the last part of the model's path or id."""
+    """Returns the display name of a run: the name that was set, else the last part of the model's path or id."""
     return str(result.get("name") or Path(str(result["model"])).name)
 
 
 def _labels(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Models, and the run's folder as well where two runs are of one model."""
+    """Returns model names, with the run directory if two runs are of the same model."""
     models = {name: model_name(result) for name, result in results.items()}
     mode = {name: "" if result["mode"] == "generate" else f" ({result['mode']})" for name, result in results.items()}
     labels = {name: models[name] + mode[name] for name in results}
@@ -152,24 +152,24 @@ def _span(part: Mapping[str, Any]) -> str:
 
 
 def batch_notes(batch: Mapping[str, Any], length: str) -> list[str]:
-    """What has to be known of a task's score.
+    """Returns the caveats about a task's score.
 
     Args:
         batch: Result of `longlens.bench.results.summarize_batch`.
-        length: Its length, as it is shown; may be empty.
+        length: Its displayed length; may be empty.
     """
     place = f"{batch['task']} at {length}" if length else batch["task"]
     counts = {
         "num_missing": "samples have no answer yet",
         "num_skipped": "samples were too long and are not counted",
-        "num_cut": "samples were shortened",
-        "num_truncated_answers": "answers ended for their number of tokens",
+        "num_cut": "samples were truncated",
+        "num_truncated_answers": "answers reached the token limit",
     }
     notes = [f"{place}: {batch[key]} {what}" for key, what in counts.items() if batch[key]]
     if batch.get("needs_judge"):
-        notes.append(f"{place}: the score is a judge's: longlens bench grade RUN --judge MODEL")
+        notes.append(f"{place}: the score needs a judge: longlens bench grade RUN --judge MODEL")
     elif batch["num_scored"] != batch["num_samples"]:
-        notes.append(f"{place}: {batch['metric']} is of {batch['num_scored']} of {batch['num_samples']} samples")
+        notes.append(f"{place}: {batch['metric']} is over {batch['num_scored']} of {batch['num_samples']} samples")
     inside = batch.get("chance_in_text")
     if inside is not None and inside > batch["chance"]:
         notes.append(
@@ -182,7 +182,7 @@ def batch_notes(batch: Mapping[str, Any], length: str) -> list[str]:
 def suite_parts(
     suites: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, Mapping[str, float | None], Sequence[str]]]:
-    """Suite, place, averages there, and which tasks are missing for one."""
+    """Yields suite, place, averages at this place, and the tasks that are missing for an average."""
     if "ruler" in suites:
         found = suites["ruler"]
         for length, mean in found["means"].items():
@@ -208,7 +208,7 @@ def suite_parts(
 
 
 def _at(length: str, part: str = "") -> str:
-    """A length, which may be none, and a part of what is asked at it."""
+    """Returns a length, if there is one, and a part of the tasks at this length."""
     return " ".join(word for word in (f"{int(length):,}" if int(length) else "", part) if word)
 
 
@@ -217,14 +217,14 @@ def _markdown(cells: Sequence[str]) -> str:
 
 
 def write_charts(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Score against length of each task that has several lengths, and a heatmap of each run with a needle grid.
+    """Draws score against length for each task with several lengths, and a heatmap for each run with a needle grid.
 
     Args:
-        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
-        folder: Where the PNG and SVG files go.
+        results: Name of a run -> result of `longlens.bench.results.summarize_run`.
+        folder: Output directory of the PNG and SVG files.
 
     Raises:
-        UserError: No task has several lengths and no run a needle grid, or matplotlib is not installed.
+        UserError: No task has several lengths and no run has a needle grid, or matplotlib is not installed.
     """
     from longlens.report.figures import write_figures
 
@@ -239,12 +239,12 @@ def write_charts(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list
 
 
 def length_charts(results: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
-    """Score against length, a chart a task and metric, a series a run; with the level of chance where there is one.
+    """Returns charts of score against length, one per task and metric, with one series per run and the chance level.
 
-    Scores of several seeds at one length are a mean, without an interval. RULER's mean is a chart where runs have it.
+    Scores of several seeds at one length are averaged, without an interval. RULER's mean has its own chart.
 
     Args:
-        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
+        results: Name of a run -> result of `longlens.bench.results.summarize_run`.
     """
     from longlens.report.charts import Axis, Chart, Series
 
@@ -298,11 +298,11 @@ def length_charts(results: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
 
 
 def _write_heatmaps(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """A heatmap of each run that has a needle grid; none where no run has one.
+    """Draws a heatmap of each run that has a needle grid; returns no files if no run has one.
 
     Args:
-        results: Name of a run -> what `longlens.bench.results.summarize_run` says of it.
-        folder: Where the files go.
+        results: Name of a run -> result of `longlens.bench.results.summarize_run`.
+        folder: Output directory.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Backends of lm-evaluation-harness, made safe for long prompts."""
+"""Adapts backends of lm-evaluation-harness so that they are safe for long prompts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from longlens.models.forward import Forward, generation_record, greedy, pack, ru
 from longlens.tokenization import own_bos
 
 HF_ARGUMENTS = ("logits_cache", "max_batch_size", "mixed_precision_dtype", "prefix_token_id", "softmax_dtype")
-"""Of the Hugging Face backend: what does not belong to loading a model or to the chat template, which are ours."""
+"""Arguments of the Hugging Face backend other than those for loading a model or for the chat template."""
 FULL_LOGITS_BYTES = 2**28
-"""Continuations in lm-evaluation-harness's own tasks whose logits would take more are scored as ours are."""
+"""In the harness's own tasks, continuations whose logits need more memory are scored by `ContinuationScorer`."""
 
 
 class ExactPairs:
-    """Keeps a backend from moving the border of a prompt and its continuation; mixed into each of them.
+    """A mixin that prevents a backend from moving the boundary between a prompt and its continuation.
 
     Attributes:
-        exact_pairs: Off for lm-evaluation-harness's own tasks, which count on its moving spaces to the continuation.
+        exact_pairs: False for the harness's own tasks, which rely on spaces being moved to the continuation.
     """
 
     exact_pairs = True
@@ -44,14 +44,14 @@ class ExactPairs:
         encode = cast(Any, self).tok_encode
         before = list(encode(context, add_special_tokens=self.adds_bos))
         whole = list(encode(context + continuation, add_special_tokens=self.adds_bos))
-        return before, whole[len(before) :]  # the border was checked with the same tokenizer
+        return before, whole[len(before) :]  # the boundary was checked with the same tokenizer
 
 
 class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
-    """The Hugging Face backend, without logits of long sequences, and it knows which answers were truncated.
+    """The Hugging Face backend, without logits of long sequences, and with a record of which answers were truncated.
 
     Attributes:
-        ended: Of the last batch: whether each answer ended by itself or by a stop.
+        ended: For the last batch, whether each answer ended at an end token or a stop sequence.
         scorer: Scores continuations of long prompts.
     """
 
@@ -65,11 +65,11 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
 
     @property
     def generation(self) -> dict[str, Any]:
-        """The settings of generation that are in force unless a task of lm-evaluation-harness sets others."""
+        """The effective generation settings, unless a task of lm-evaluation-harness sets others."""
         return generation_record(self.model, **self._end_settings())
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """See `lm_eval.api.model.LM`; an answer depends neither on other prompts nor on the model's own settings."""
+        """See `lm_eval.api.model.LM`; an answer does not depend on other prompts or on the model's own settings."""
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         rows = [self.tok_encode(request.args[0]) for request in requests]
         kinds: dict[str, list[int]] = {}
@@ -84,8 +84,8 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
                 raise UserError(
                     f"an answer of {tokens:,} tokens leaves no room for a prompt within {self.max_length:,}"
                 )
-            # The command's own prompts are compared with the limit before; others are truncated as
-            # lm-evaluation-harness does.
+            # The prompts of longlens are checked against the limit before; others are truncated as in
+            # lm-evaluation-harness.
             prompts = [rows[number][-room:] for number in numbers]
             for batch in self._batches([len(prompt) + tokens for prompt in prompts]):
                 written = self._written([prompts[place] for place in batch], tokens, stop, options)
@@ -99,15 +99,15 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
     def _written(
         self, prompts: list[list[int]], tokens: int, stop: list[str], options: Mapping[str, Any]
     ) -> list[list[int]]:
-        """The tokens after each prompt."""
+        """Returns the generated tokens of each prompt."""
         from transformers import GenerationConfig
 
         unknown = sorted(set(options) - set(vars(GenerationConfig())))
         if unknown:
-            raise UserError(f"transformers has no setting of generation {shown_value(unknown[0])}, which the task sets")
+            raise UserError(f"transformers has no generation setting {shown_value(unknown[0])}, which the task sets")
         settings: dict[str, Any] = {**options, "max_new_tokens": tokens}
         if not settings.get("do_sample"):
-            settings.pop("temperature", None)  # 0 means greedy
+            settings.pop("temperature", None)  # 0 means greedy decoding
         autocast = torch.autocast(
             self.device.type, self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None
         )
@@ -121,7 +121,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
         return {"eos_token_id": sorted(ends), "pad_token_id": min(ends, default=0)}
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Numbers of prompts that are answered together; with ``auto`` by their tokens, answers included."""
+        """Yields batches of prompt indices; with ``auto``, batches depend on the tokens, answers included."""
         if len(lengths) == 1 or self.batch_size == 1 or not self.forward.generates_batches:
             return pack(lengths, pads=False, rows=1)
         pads = len(set(lengths)) == 1 or self.forward.pads_left
@@ -130,7 +130,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
         return pack(lengths, pads=pads, rows=self.batch_size)
 
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
-        """Rows whose logits stay in bounds; lm-evaluation-harness tries out 64 rows of the model's maximum length."""
+        """Returns the number of rows whose logits fit; the harness tries 64 rows of the model's maximum length."""
         length = self.max_length if not requests else len(requests[pos][1]) + len(requests[pos][2])
         return max(1, min(int(self.max_batch_size), FULL_LOGITS_BYTES // (length * self._row_bytes)))
 
@@ -148,7 +148,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         lengths = [(len(before) + len(after)) * self._row_bytes for _, before, after in requests]
-        # lm-evaluation-harness's own tasks keep its own arithmetic where that fits.
+        # The harness's own tasks keep its own computation if the logits fit.
         is_long = [self.exact_pairs or length > FULL_LOGITS_BYTES for length in lengths]
         short = [request for request, long in zip(requests, is_long, strict=True) if not long]
         answers = iter(super()._loglikelihood_tokens(short, disable_tqdm, override_bs) if short else ())
@@ -156,7 +156,7 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
         return [next(long_ones if long else answers) for long in is_long]
 
     def _scored(self, requests: Sequence[Any]) -> Iterator[tuple[float, bool]]:
-        """Requests of one prompt are adjacent, and their prompt is run through the model once."""
+        """Scores requests; those with the same prompt must be adjacent, and the model runs each prompt once."""
         for before, group in groupby(requests, key=lambda request: request[1]):
             pairs = [(pair, after) for pair, _, after in group]
             for (pair, _), scored in zip(
@@ -169,10 +169,10 @@ class LensHFLM(ExactPairs, HFLM):  # type: ignore[misc]
 
 
 def open_engine(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
-    """Loads a model, or makes ready to ask a server.
+    """Loads a model, or prepares requests to a server.
 
     Raises:
-        UserError: No such model or backend, or its arguments are wrong.
+        UserError: The model or backend does not exist, or its arguments are wrong.
     """
     if settings.backend not in MODEL_MAPPING:
         known = ", ".join(sorted(MODEL_MAPPING))
@@ -185,7 +185,7 @@ def _open_hf(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
     from longlens.scoring.transformers import ContinuationScorer
 
     for name in settings.arguments:
-        if name not in HF_ARGUMENTS:  # it would take and ignore them, since the model is loaded already
+        if name not in HF_ARGUMENTS:  # the backend would ignore them, because the model is already loaded
             raise UserError(f"`arguments` has {name}: the backend 'hf' accepts {', '.join(HF_ARGUMENTS)}")
     loaded = load_transformers(settings.model, settings.loading)
     arguments = {"max_length": limit.max_length, "batch_size": settings.batch_size}
@@ -204,7 +204,7 @@ def _open_other(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
     if server:
         path = "chat/completions" if settings.is_chat else "completions"
         arguments |= {"model": server.name, "base_url": f"{server.address}/{path}", "tokenizer_backend": "none"}
-        # Its own maximum is one less, for a token to write.
+        # The backend's own maximum is one less, because it reserves a token for generation.
         arguments |= {"max_length": limit.max_length + 1}
     else:
         arguments |= {"pretrained": settings.model, "max_model_len": limit.max_length}
@@ -215,14 +215,14 @@ def _open_other(settings: EngineSettings, limit: PromptLimit) -> HarnessEngine:
         own = _server_key(settings.api_key) if server else {}
         lm = type(f"Exact{base.__name__}", (ExactPairs, base), own)(**(arguments | given))
     if server and not settings.is_chat:
-        # It would load a tokenizer by its name on the Hub; this is the one that counts.
+        # Otherwise the backend would load a tokenizer from the Hub; this is the tokenizer that counts lengths.
         lm.tokenizer, lm.tokenizer_backend = limit.tokenizer, "huggingface"
         lm.tokenized_requests = bool(given.get("tokenized_requests", True))
     return HarnessEngine(lm, settings, limit, describe(settings, limit) or {})
 
 
 def _server_key(key: str) -> dict[str, Any]:
-    """Attributes of a backend's class: this key, where the backend would send the environment's to any host."""
+    """Returns class attributes that set this key; otherwise the backend sends the environment's key to any host."""
 
     def header(lm: Any) -> dict[str, str]:
         return lm._header or ({"Authorization": f"Bearer {key}"} if key else {})
@@ -232,7 +232,7 @@ def _server_key(key: str) -> dict[str, Any]:
 
 @contextmanager
 def _explained(settings: EngineSettings) -> Iterator[None]:
-    """Turns what a backend says of its arguments, or of a package that it lacks, into one line."""
+    """Converts errors of a backend about its arguments or a missing package to one line."""
     try:
         yield
     except UserError:

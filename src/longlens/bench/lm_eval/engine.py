@@ -1,4 +1,4 @@
-"""Requests to a backend of lm-evaluation-harness, and its answers as they come."""
+"""Sends requests to a backend of lm-evaluation-harness, and passes on its answers as they arrive."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ OnAnswer = Callable[[ModelAnswer], None]
 OnRawAnswer = Callable[[str, Any, "bool | None"], None]
 PENALTY = "repetition_penalty"
 NO_ANSWER = "\x00no answer"
-# Placeholder for an answer that a server left out, which is the empty string otherwise, as if the model had said that.
+# Placeholder for an answer that a server omitted; by default it is an empty string, like an empty answer of the model.
 api_models.LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER = NO_ANSWER
-# It asks git for the commit of the current folder, which is not its own; git complains on stderr if there is none.
+# The harness runs git to get the commit of the current directory, which is unrelated; git reports errors on stderr.
 evaluator.get_git_commit_hash = lambda: None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps lm-evaluation-harness's lines off stdout, which may be read by a program, and its hints off stderr."""
+    """Keeps the harness's output off stdout, which a program may parse, and its hints off stderr."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -42,12 +42,12 @@ def quiet() -> Iterator[None]:
 
 
 class HarnessEngine:
-    """A `longlens.bench.engine.BenchEngine` of lm-evaluation-harness.
+    """A `longlens.bench.engine.BenchEngine` that uses lm-evaluation-harness.
 
     Attributes:
         lm: Its backend.
-        limit: What counts its tokens, and how many it takes.
-        info: What is recorded.
+        limit: Tokenizer that counts tokens, and maximum length.
+        info: The record of the engine.
     """
 
     def __init__(self, lm: Any, settings: EngineSettings, limit: PromptLimit, described: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class HarnessEngine:
     def _answer_to(self, request: ModelRequest, answer: Any, has_ended: bool | None) -> ModelAnswer:
         if request.continuation is not None:
             return ModelAnswer(request.key, logprob=float(answer[0]), is_greedy=bool(answer[1]))
-        if answer == NO_ANSWER:  # servers that keep reasoning apart leave out an answer whose tokens all went into it
+        if answer == NO_ANSWER:  # servers with separate reasoning omit an answer if reasoning used all tokens
             return ModelAnswer(request.key, text="", is_truncated=True)
         if has_ended is None:
             written = self.limit.tokenizer(str(answer), add_special_tokens=False, verbose=False)["input_ids"]
@@ -113,21 +113,21 @@ class HarnessEngine:
 
     @property
     def takes_penalty(self) -> bool:
-        """Whether a repetition penalty can be switched off; a model's generation_config may ask for one.
+        """Whether the backend accepts a repetition penalty, to disable that of a model's generation_config.
 
-        Servers that reject what they do not know get none with ``repetition_penalty`` None among the arguments.
+        For servers that reject unknown parameters, set ``repetition_penalty`` to None in the arguments.
         """
         is_refused = self._settings.arguments.get(PENALTY, 1.0) is None
         return not is_refused and not self._settings.backend.startswith(("openai", "anthropic"))
 
     def ask(self, kind: str, asked: Mapping[str, tuple[Any, ...]], on_answer: OnRawAnswer) -> None:
-        """Asks the backend.
+        """Sends requests to the backend.
 
         Args:
             kind: ``generate_until``, ``loglikelihood`` or ``loglikelihood_rolling``.
-            asked: What is asked, by any key.
-            on_answer: Takes the key, the answer and, where that is known, whether it ended by itself; at once where the
-                backend says so, else when all are there.
+            asked: Arguments of the requests, by key.
+            on_answer: Receives the key, the answer and, if known, whether it ended by itself; immediately if the
+                backend reports answers as they arrive, else at the end.
         """
         hook = AnswerHook(self.lm, asked, on_answer)
         self.lm.set_cache_hook(hook)
@@ -143,7 +143,7 @@ class HarnessEngine:
 
     @contextmanager
     def _engine_errors(self) -> Iterator[None]:
-        """Turns a lack of memory, and what goes wrong on the way to a server, into one line."""
+        """Converts out-of-memory errors, and errors of a server or connection, to one line."""
         from aiohttp import ClientError
         from requests import RequestException
         from tenacity import RetryError
@@ -153,7 +153,7 @@ class HarnessEngine:
             yield
         except OutOfMemoryError as error:
             raise UserError(
-                f"{self._settings.model} ran out of memory; what was answered is kept: use a smaller `batch_size` (it "
+                f"{self._settings.model} ran out of memory; finished answers are kept: use a smaller `batch_size` (it "
                 f"was {self._settings.batch_size}), `dtype=bfloat16` or `device_map=auto`, and run it again"
             ) from error
         except (RequestException, ClientError, RetryError, TimeoutError) as error:
@@ -162,14 +162,14 @@ class HarnessEngine:
             response = getattr(error, "response", None)
             said = getattr(response, "text", "")
             is_refused = getattr(response, "status_code", getattr(error, "status", None)) in (401, 403)
-            # What a server says of a key may repeat it.
+            # The server's text about a rejected key may contain the key.
             reason = f"{one_line(error)}: {said[:200]}" if said and not is_refused else one_line(error)
             reason = self._settings.redact(reason)
             hint = ", and the key, see `api_key_env`" if is_refused else ""
             if PENALTY in said:
-                hint += f", or leave out what it does not know: {PENALTY}=null among the `arguments`"
+                hint += f", or disable the parameter that it does not support: {PENALTY}=null among the `arguments`"
             raise UserError(
-                f"{self._settings.model} did not answer ({reason}): what was answered is kept; check it and run "
+                f"{self._settings.model} did not answer ({reason}): finished answers are kept; check it and run "
                 f"the same command again{hint}"
             ) from error
 
@@ -179,10 +179,10 @@ def _kind(request: ModelRequest) -> tuple[bool, int, tuple[str, ...]]:
 
 
 class AnswerHook:
-    """What a backend calls for each answer, as its cache: hands it on at once.
+    """The cache hook that a backend calls for each answer; passes the answer on immediately.
 
-    A backend may change the options that it calls with, so that an answer is known by its prompt and continuation;
-    where several requests have the same ones, they wait until all answers are there.
+    A backend may change the options of a request, so an answer is identified by its prompt and continuation. If several
+    requests have the same prompt and continuation, they wait until all answers are available.
 
     Attributes:
         handed_on: Keys of the answers that were passed on.
@@ -197,7 +197,7 @@ class AnswerHook:
         self.handed_on: set[str] = set()
 
     def add_partial(self, kind: str, asked: Sequence[Any], answer: Any) -> None:
-        """An answer to (prompt, options), (prompt, continuation) or (text,)."""
+        """Receives an answer to (prompt, options), (prompt, continuation) or (text,)."""
         ends = getattr(self._lm, "ended", None)
         has_ended = ends.pop(0) if kind == "generate_until" and ends else None
         key = self._keys.pop(_identity(tuple(asked)), None)

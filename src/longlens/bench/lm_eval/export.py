@@ -1,7 +1,7 @@
-"""Our tasks as tasks of lm-evaluation-harness's own command line: a folder of YAML that calls the functions below.
+"""Exports tasks of longlens to lm-evaluation-harness's command line, as YAML files that call functions of this module.
 
-That command line warns and cuts where a prompt is too long; samples that the model could not take are rejected
-here, when they are built. It knows no other guard of ours: `longlens bench run` has them.
+That command line warns about a prompt that is too long, and truncates it. Here, samples longer than the model supports
+are rejected when they are built. Other checks exist only in `longlens bench run`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LENGTH = 4096
 
 
 def export_tasks() -> Path:
-    """A folder with a YAML file for each task that can be used, in the user's cache; made where it is not there."""
+    """Returns a directory in the user's cache with a YAML file for each usable task, and creates it if needed."""
     texts = {f"{PREFIX}{name}.yaml": _yaml(task) for name, task in usable_tasks()[0].items()}
     folder = cache_folder() / f"lm_eval-{canonical_sha256(texts)[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,14 +60,14 @@ metadata: {{version: 1.0, longlens_task: {task.name}}}
 
 
 def dataset(**given: Any) -> dict[str, Any]:
-    """Samples as lm-evaluation-harness wants them.
+    """Returns samples in the format of lm-evaluation-harness.
 
     Args:
         given: Metadata of the YAML, ``--model_args`` and ``--metadata``: ``lengths`` (or ``max_seq_lengths``), default
             4096; ``samples``, default the benchmark's own number; ``seed``; settings of the task.
 
     Raises:
-        UserError: No tokenizer, a length that the model does not take, or a sample that cannot be built.
+        UserError: There is no tokenizer, the model does not support a length, or a sample cannot be built.
     """
     import datasets
 
@@ -76,7 +76,7 @@ def dataset(**given: Any) -> dict[str, Any]:
     model = given.get("pretrained") or given.get("model")
     name = given.get("tokenizer") or model
     if not isinstance(name, str):
-        raise UserError('no tokenizer to count with: pass --metadata \'{"tokenizer": "NAME"}\'')
+        raise UserError('no tokenizer to count tokens: pass --metadata \'{"tokenizer": "NAME"}\'')
     lengths = given.get("lengths") or given.get("max_seq_lengths") or [LENGTH]
     lengths = [int(length) for length in (lengths if isinstance(lengths, list) else [lengths])]
     limit = given.get("max_length") or (load_max_length(model) if isinstance(model, str) else None)
@@ -88,7 +88,7 @@ def dataset(**given: Any) -> dict[str, Any]:
     tokenizer = load_tokenizer(name)
     count, seed = given.get("samples"), int(given.get("seed", SEED))
     built = [task.build(length=length, samples=count, seed=seed, tokenizer=tokenizer) for length in lengths]
-    # One of each length in turn, so that `--limit`, which takes the first ones, does not drop whole lengths.
+    # Lengths alternate, so that `--limit`, which uses the first samples, does not drop whole lengths.
     rows = [_row(sample) for of_all in zip(*built, strict=True) for sample in of_all]
     return {"test": datasets.Dataset.from_list(rows)}
 
@@ -99,9 +99,9 @@ def _row(sample: Any) -> dict[str, str]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Scores of an answer, from 0 to 1, of all lengths together and as ``metric@length``.
+    """Returns the scores of an answer, from 0 to 1, over all lengths and as ``metric@length``.
 
-    A joint score is of all lengths together only, see `joint_score`.
+    A joint score exists only over all lengths, see `joint_score`.
     """
     sample = parse_sample(json.loads(doc["sample"]), doc["id"])
     task = task_of(sample)
@@ -112,6 +112,6 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
 
 def joint_score(items: Sequence[tuple[str, Mapping[str, float]]]) -> float:
-    """The task's own score of all samples together, from 0 to 1, from what `process_results` says under its name."""
+    """Computes the task's own score over all samples, from 0 to 1, from the output of `process_results`."""
     task = get_task(items[0][0])
     return task.aggregate([scores for _, scores in items])[task.metric] / 100

@@ -1,4 +1,4 @@
-"""Tasks that lm-evaluation-harness has as it is, with answers kept as they come and data from a folder."""
+"""Runs unmodified tasks of lm-evaluation-harness, stores answers as they arrive, and reads data from a directory."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from longlens.tasks.truncation import truncate
 
 _LOGGER = logging.getLogger(__name__)
 OFFLINE = (ConnectionError, TimeoutError, DatasetNotFoundError, HfHubHTTPError)
-"""What is said where a dataset cannot be had from the Hub."""
+"""Parts of error messages if a dataset cannot be loaded from the Hub."""
 
 
 def run_harness(
     run: BenchRun, get_engine: Callable[[], Any], task: HarnessTask, settings: BenchSettings, progress: Progress
 ) -> None:
-    """Runs a task or group, and keeps its answers as they come, and its results.
+    """Runs a task or group, and stores its answers as they arrive, and its results.
 
-    An answer is looked up by a hash of what is asked, with all options, so that the same call resumes after a killed
-    run. A task whose result is there, of the same settings and files, is not run again.
+    A stored answer is found by a hash of the request with all options, so that the same call resumes a killed run. A
+    task is not run again if its result with the same settings and files is stored.
 
     Args:
-        run: The folder.
-        get_engine: Loads the model, once.
-        task: What is run, as `longlens.bench.selection.check_harness` allows it.
-        settings: What is asked; its ``data_dir`` is a folder with copies of the Hub datasets, ``DIR/owner/name``.
-        progress: Shows how many requests are answered.
+        run: The run directory.
+        get_engine: Loads the model on first use.
+        task: Task that `longlens.bench.selection.check_harness` accepted.
+        settings: Settings; ``data_dir`` is a directory with copies of the Hub datasets, ``DIR/owner/name``.
+        progress: Shows the number of answered requests.
 
     Raises:
-        UserError: There is no such task, its data cannot be had, or a prompt is too long.
+        UserError: The task does not exist, its data is not available, or a prompt is too long.
     """
     data_dir = settings.settings.get("data_dir")
     asked: dict[str, Any] = {
@@ -77,22 +77,22 @@ def run_harness(
 def evaluate(
     recorded: RecordingLM, task: HarnessTask, length: str | None, data_dir: str | None, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What lm-evaluation-harness says of a task.
+    """Evaluates a task with lm-evaluation-harness.
 
     Args:
         recorded: The model.
-        task: What is run.
-        length: Length of its data, such as ``4k``, where that comes in lengths.
-        data_dir: Folder with copies of the Hub datasets; the Hub by default.
-        asked: ``samples``, the first N of each of its tasks; ``few_shot``, examples in a prompt, its own number
-            where that is None; ``chat_template``, whether prompts are put into the tokenizer's.
+        task: Task to run.
+        length: Length of the data, such as ``4k``, if the data comes in lengths.
+        data_dir: Directory with copies of the Hub datasets; the Hub by default.
+        asked: ``samples``, the first N of each subtask; ``few_shot``, examples in a prompt, the task's own number
+            if None; ``chat_template``, whether the tokenizer's chat template is applied.
 
     Returns:
         ``results``: task -> metric -> score and interval in percent; ``num_samples``, ``versions`` of tasks and
         ``few_shot``.
 
     Raises:
-        UserError: There is no such task, its data cannot be had, or a prompt is too long.
+        UserError: The task does not exist, its data is not available, or a prompt is too long.
     """
     engine = recorded.engine
     metadata: dict[str, Any] = {"tokenizer": engine.info["model"]}
@@ -119,7 +119,7 @@ def evaluate(
                 apply_chat_template=asked["chat_template"],
                 fewshot_as_multiturn=asked["chat_template"],
                 log_samples=False,
-                # Its seeding of the whole process's random numbers is switched off.
+                # Do not let the harness seed the process's global random number generators.
                 random_seed=None,
                 numpy_random_seed=None,
                 torch_random_seed=None,
@@ -146,7 +146,7 @@ def evaluate(
 
 
 def _scores(row: Mapping[str, Any], num_samples: int) -> dict[str, dict[str, Any]]:
-    """Metrics of a task in percent, each with the interval that its standard error gives (see `bounded_interval`)."""
+    """Returns the metrics of a task in percent, with intervals from their standard errors (see `bounded_interval`)."""
     scores = {}
     for key, value in row.items():
         metric, _, which = key.partition(",")
@@ -165,7 +165,7 @@ def _scores(row: Mapping[str, Any], num_samples: int) -> dict[str, dict[str, Any
 
 
 class LocalFactory(TaskFactory):  # type: ignore[misc]
-    """Takes datasets from a folder: ``DIR/owner/name`` in the place of the Hub's ``owner/name``."""
+    """Loads datasets from a directory: ``DIR/owner/name`` replaces ``owner/name`` on the Hub."""
 
     def __init__(self, folder: Path, *, meta: dict[str, Any]) -> None:
         super().__init__(meta=meta)
@@ -183,7 +183,7 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
             config["dataset_path"] = str(self._folder / name)
             kwargs = dict(config.get("dataset_kwargs") or {})
             if config.pop("custom_dataset", None) is not None:
-                # A function that asks the Hub, whatever the path: BABILong's, for the rows of a length and a question.
+                # BABILong's custom function loads rows of a length and question from the Hub, whatever the path.
                 if kwargs.pop("qa_split", None) is None:
                     raise UserError(f"{config.get('task')} loads its data with custom code: leave `data_dir` out")
                 config["dataset_name"] = self._meta["max_seq_lengths"]
@@ -192,19 +192,19 @@ class LocalFactory(TaskFactory):  # type: ignore[misc]
 
 
 def _rows_cache(folder: Path) -> Path:
-    """Where `datasets` puts a folder's rows: a place for each state of the folder.
+    """Returns the cache directory of `datasets` for a data directory, which depends on the state of its files.
 
-    Its own cache depends on the folder's name and would give the rows of another one, or those of before a change.
+    The default cache depends on the directory's name, and could return rows of another or an outdated directory.
     """
     return cache_folder() / "datasets" / files_sha256(folder.resolve())[:16]
 
 
 class RecordingLM(LM):  # type: ignore[misc]
-    """A backend whose answers are kept in the run's folder as they come, and not asked for again.
+    """A backend that stores answers in the run directory as they arrive, and does not request them again.
 
     Attributes:
         engine: The model.
-        num_cut: Prompts that were too long and were truncated.
+        num_cut: Number of prompts that were too long and were truncated.
     """
 
     def __init__(self, run: BenchRun, engine: HarnessEngine, name: str, overlong: str, progress: Progress) -> None:
@@ -224,11 +224,11 @@ class RecordingLM(LM):  # type: ignore[misc]
         return [(float(logprob), bool(is_greedy)) for logprob, is_greedy in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **options: Any) -> list[float]:
-        """See `lm_eval.api.model.LM`; texts are split into windows, so that none is too long."""
+        """See `lm_eval.api.model.LM`; texts are split into windows, so no request is too long."""
         return self._answers("loglikelihood_rolling", requests)
 
     def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
-        # A request is named by a hash of what is asked, with all options.
+        # The key of a request is a hash of its arguments, with all options.
         keys = [
             canonical_sha256([kind, *(getattr(argument, "prompt", argument) for argument in request.args)])
             for request in requests
@@ -254,7 +254,7 @@ class RecordingLM(LM):  # type: ignore[misc]
         return [self._known[key] for key in keys]
 
     def _fitting(self, request: Any) -> Any:
-        """The request with a prompt that the backend will not cut."""
+        """Returns the request, with its prompt truncated if it would be too long for the backend."""
         context, other = request.args
         text, limit = getattr(context, "prompt", context), self.engine.limit
         count = len(prompt_tokens(limit.tokenizer, text))
@@ -266,8 +266,8 @@ class RecordingLM(LM):  # type: ignore[misc]
             return request
         if self._overlong == "error" or text is not context:
             raise UserError(
-                f"a prompt of {request.task_name} has {count:,} tokens, and {max(0, room):,} are left for it: choose "
-                "by `overlong` what is done with it, middle or left, or use a model with a longer context"
+                f"a prompt of {request.task_name} has {count:,} tokens, but only {max(0, room):,} are available: set "
+                "`overlong` to middle or left to truncate it, or use a model with a longer context"
             )
         draft = Draft(prompt=text, answer_prefix="", answers=[], answer_spans=[])
         cut, _ = truncate(draft, TokenCounter(limit.tokenizer), room, self._overlong)
