@@ -61,7 +61,10 @@ def test_benchmarks_are_drawn_against_longppl(scored, run):
     [
         (["{scored}/nosuch", "-o", "r.html"], "nosuch"),
         (["{scored}/llama", "-o", "nosuch/r.html"], "nosuch is not a folder: create it"),
-        (["{scored}/llama", "-o", "notes.txt"], "notes.txt exists and is not a report of longlens: name another file"),
+        (
+            ["{scored}/llama", "-o", "notes.txt"],
+            "notes.txt exists and is not a report of longlens: use another file name",
+        ),
         (["{scored}/llama", "-o", "."], ". exists and is not a report of longlens"),
         (["{scored}/llama", "--document", "nosuch", "-o", "r.html"], "document 'nosuch' was not scored"),
         (["{scored}/llama", "--num-documents", "0", "-o", "r.html"], "--num-documents is 0; expected at least 1"),

@@ -103,7 +103,7 @@ def test_a_report_is_replaced_and_what_is_none_is_kept(tmp_path, write):
     assert path.read_bytes() == first
     for content in ("mine", "<!doctype html><title>longlens</title>", ""):
         path.write_text(content)
-        with pytest.raises(UserError, match=r"r\.html exists and is not a report of longlens: name another file"):
+        with pytest.raises(UserError, match=r"r\.html exists and is not a report of longlens: use another file name"):
             write(path)
         assert path.read_text() == content
     (tmp_path / "folder").mkdir()

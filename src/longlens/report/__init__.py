@@ -1,4 +1,4 @@
-"""Reports of stored scores: one HTML page without network access, and its charts as PNG and SVG. Imports no torch."""
+"""Reports of stored scores: a self-contained HTML page, and its charts as PNG and SVG. Does not import torch."""
 
 from longlens.report.html import write_report
 from longlens.report.summary import ReportSummary, summarize_runs

@@ -1,4 +1,4 @@
-"""The answer of a report in plain sentences: which model predicts key tokens better, and how sure that is."""
+"""Summarizes a report in plain sentences: which model predicts key tokens better, and how certain that is."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from longlens.report.summary import ReportSummary
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence, in parts: text, and names of models, which the page isolates since they may have any direction.
+    """A sentence, in parts: text, and names of models. The page isolates names, which may have any text direction.
 
     Attributes:
-        parts: Each a text, and whether it is a name.
+        parts: Each part is a text, and whether it is a name.
     """
 
     parts: tuple[tuple[str, bool], ...]
 
     def __str__(self) -> str:
-        """As plain text."""
+        """Returns the sentence as plain text."""
         return "".join(text for text, _ in self.parts)
 
 
 def answer(summary: ReportSummary) -> list[Sentence]:
-    """What the numbers say, the most important first; every other model against the baseline.
+    """Returns sentences about the results, the most important first; each other model is compared with the baseline.
 
-    A difference is called one only where its 95 % interval excludes 0 (`longlens.compare`); else the sentence says what
-    was measured, and that it is too little to conclude. With two tokenizers, key tokens are compared per character.
+    A difference is only reported as one if its 95 % interval excludes 0 (`longlens.compare`). Otherwise the sentence
+    reports the measured values and says that they are too few to conclude. If the tokenizers differ, key tokens are
+    compared per character.
     """
     if summary.cost is not None:
         return _costs(summary.cost)
@@ -58,14 +59,14 @@ def _sentence(template: str, **names: str) -> Sentence:
 
 
 MAX_POLICIES = 6
-"""Policies that have a sentence; the others are in the table."""
+"""Maximum number of policies with a sentence; the table lists the others."""
 
 
 def _costs(found: CostResult) -> list[Sentence]:
-    """What each policy lost, the one that retains most first."""
+    """Describes the loss of each policy, starting with the policy that retains most."""
     known = [policy for policy in found.policies if policy.retained_gain is not None]
     if not known:
-        return [_sentence("The key tokens of {name} gain nothing, so that nothing can be lost.", name=found.model)]
+        return [_sentence("The key tokens of {name} gain nothing, so nothing can be lost.", name=found.model)]
     ordered = sorted(known, key=lambda policy: -(policy.retained_gain or 0.0))
     sentences = [_cost(policy, found) for policy in ordered[:MAX_POLICIES]]
     if len(ordered) > MAX_POLICIES:
@@ -107,7 +108,7 @@ def _alone(name: str, result: PerplexityResult) -> list[Sentence]:
             f"{_value(result.ppl)} on all {result.num_tokens:,} tokens, {over}.",
             name=name,
         ),
-        _sentence("LongPPL ranks models: give a second run of the same documents to compare with."),
+        _sentence("LongPPL ranks models: add a second run of the same documents to compare with."),
     ]
 
 
@@ -140,7 +141,7 @@ def _pair(pair: PairComparison, results: dict[str, PerplexityResult]) -> list[Se
             fewer += f" (95 % interval {low:,.3f} to {high:,.3f})"
         sentences.append(
             _sentence(
-                "The two tokenizers differ, so that LongPPL and PPL count different tokens: compared per character of "
+                "The two tokenizers differ, so LongPPL and PPL count different tokens: compared per character of "
                 f"key text, {{{better}}} needs {fewer} less.",
                 **names,
             )
@@ -151,7 +152,7 @@ def _pair(pair: PairComparison, results: dict[str, PerplexityResult]) -> list[Se
 def _plain(
     pair: PairComparison, model: PerplexityResult, baseline: PerplexityResult, names: dict[str, str]
 ) -> list[Sentence]:
-    """Without key tokens: what plain perplexity says."""
+    """Describes plain perplexity if there are no key tokens."""
     found = pair.bits_per_character if pair.same_tokenizer is False else pair.log_ppl
     if found is None or found.value == 0:
         return [_sentence("There is no LongPPL to compare {model} and {baseline} by.", **names)]
@@ -168,7 +169,7 @@ def _plain(
 
 
 def _beside(ours: float, theirs: float) -> str:
-    """What plain perplexity says beside it."""
+    """Describes the difference in plain perplexity, as the end of a sentence."""
     percent = 100 * abs(ours / theirs - 1)
     if percent < 0.5:
         return ", while perplexity is the same within 0.5 %"

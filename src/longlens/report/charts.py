@@ -1,4 +1,4 @@
-"""What each chart shows, as plain data: the page draws it as SVG, `longlens.report.figures` with matplotlib."""
+"""Defines the charts as plain data; the page draws them as SVG, and `longlens.report.figures` with matplotlib."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Axis:
     """An axis.
 
     Attributes:
-        label: What it shows, with its unit.
-        log: Whether it is logarithmic, with a tick at every x of the chart.
-        categories: Names of its places 0, 1, … instead of numbers.
+        label: Quantity and unit.
+        log: Whether the axis is logarithmic, with a tick at every x of the chart.
+        categories: Names of the positions 0, 1, … instead of numbers.
     """
 
     label: str
@@ -40,18 +40,18 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points that belong together; a value of None is a gap.
+    """A series of points; a value of None is a gap.
 
     Attributes:
-        name: For the legend.
-        x: Places.
+        name: Name in the legend.
+        x: Positions on the x axis.
         y: Values.
-        low: Lower ends of 95 % intervals, where there are any.
+        low: Lower ends of 95 % intervals, if there are any.
         high: Upper ends.
-        labels: Names of the points, where each has one.
-        places: Document and token of the points, where they are tokens.
-        color: Which color; equal for series of one model.
-        style: How it is drawn.
+        labels: Names of the points, if each point has one.
+        places: Document and token of the points, if the points are tokens.
+        color: Color index; equal for series of the same model.
+        style: How the series is drawn.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A vertical line at a place of the x axis."""
+    """A vertical line at a position of the x axis."""
 
     x: float
     label: str
@@ -76,17 +76,17 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One chart.
+    """A chart.
 
     Attributes:
         name: Name of its file, and its anchor in the page.
-        title: What it shows.
-        caption: What one has to know to read it.
+        title: Title.
+        caption: Explanation that is needed to read the chart.
         x: The horizontal axis.
         y: The vertical axis.
-        series: What is drawn.
+        series: The series.
         marks: Vertical lines.
-        guides: Straight lines, each from one ``(x, y)`` to another; both axes then have one range.
+        guides: Straight lines, each from one ``(x, y)`` to another; both axes then have the same range.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Chart:
 
 
 def charts(summary: ReportSummary) -> list[Chart]:
-    """The charts of a report, those that its scores allow."""
+    """Yields the charts of a report for which the scores are available."""
     colors = {run.name: index for index, run in enumerate(summary.runs)}
     allowed = [
         *([] if summary.cost is None else cost_charts(summary.cost)),
@@ -119,7 +119,7 @@ def charts(summary: ReportSummary) -> list[Chart]:
 
 
 def _ppl_and_longppl(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart | None:
-    """Both perplexities of every compared run; None if no run has a LongPPL."""
+    """Returns PPL and LongPPL of every compared run; None if no run has a LongPPL."""
     if all(run.result is None or run.result.longppl is None for run in runs):
         return None
     series = []
@@ -154,7 +154,7 @@ def _ppl_and_longppl(runs: Sequence[ReportRun], colors: dict[str, int]) -> Chart
 
 
 def _duels(summary: ReportSummary, colors: dict[str, int]) -> Iterator[Chart]:
-    """The key tokens under the first run against each other compared run."""
+    """Yields charts of the key tokens under the first run against each other compared run."""
     evidence, first = summary.evidence, summary.runs[0]
     for place, run in enumerate(summary.runs[1:], start=1):
         points = [t for t in evidence.points if t.long[0] is not None and t.long[place] is not None]
@@ -225,7 +225,7 @@ def _gain_by_field(summary: ReportSummary, colors: dict[str, int]) -> Chart | No
 
 
 def _gain_bars(name: str, gains: Mapping[str, Gain], groups: Sequence[str], colors: dict[str, int]) -> Series:
-    """A bar for each group that the run has tokens of."""
+    """Returns a bar for each group of which the run has tokens."""
     places = [place for place, group in enumerate(groups) if group in gains]
     own = [gains[groups[place]] for place in places]
     return Series(
@@ -408,7 +408,7 @@ def _gains(name: str, curve: Curve, color: int) -> Iterator[Series]:
 
 
 def reach_in_words(curve: Curve) -> str:
-    """The effective reach as a reader needs it: censored, or absent, or a number of tokens."""
+    """Describes the effective reach: a number of tokens, a lower bound if it is censored, or that there is none."""
     if curve.reach is None:
         return "none: no gain that can be told from 0"
     return f"{'≥ ' if curve.censored else ''}{curve.reach:,.0f} tokens"
@@ -433,11 +433,12 @@ def _between(interval: Interval | None, digits: int) -> str:
 
 
 def correlation_charts(table: CorrelationTable, colors: Mapping[str, int] | None = None) -> Iterator[Chart]:
-    """LongPPL and PPL against every benchmark, as figures 1(b), 5 and 6 of the paper.
+    """Yields charts of LongPPL and PPL against every benchmark, as figures 1(b), 5 and 6 of the paper.
 
     Args:
-        table: Of models.
-        colors: Of models, by name, each of which is a series then; families are by default, where the table has them.
+        table: Correlations across models.
+        colors: Color index of each model, by name; then each model is a series. By default, each family of the table
+            is a series.
     """
     families = list(table.models) if table.families is None or colors is not None else list(table.families)
     places = {family: place for place, family in enumerate(dict.fromkeys(families))} if colors is None else colors
@@ -488,7 +489,7 @@ def _listed(values: npt.ArrayLike) -> list[float | None]:
 
 
 def cost_charts(found: CostResult) -> list[Chart]:
-    """What policies cost: bytes against retained gain, and the retained gain by the context that is needed."""
+    """Returns the charts of costs: retained gain against bytes, and retained gain by the required context."""
     measured = [policy for policy in found.policies if policy.bytes_per_token is not None]
     best = pareto(measured)
     charts = []
@@ -554,10 +555,11 @@ def _policies(name: str, policies: Sequence[PolicyCost], color: int) -> Series:
 
 
 def pareto(policies: Sequence[PolicyCost]) -> list[PolicyCost]:
-    """Policies that no other one beats: with at most its bytes and at least its retained gain, and one of both better.
+    """Returns the policies on the Pareto front: no other has at most their bytes and at least their gain, one of them
+    strictly better.
 
     Args:
-        policies: Those with bytes; one without a retained gain is not among the result.
+        policies: Policies with bytes; those without a retained gain are not in the result.
     """
 
     def beats(one: PolicyCost, other: PolicyCost) -> bool:

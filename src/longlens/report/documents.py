@@ -1,4 +1,4 @@
-"""Documents for the page: texts with their token scores, in the page's own units."""
+"""Prepares documents for the page: texts with their token scores, with offsets in UTF-16 code units."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from longlens.report.words import mentions, words_of, words_of_tokens
 from longlens.scoring.scores import ShortContext, TokenScores
 
 MAX_BYTES = 7_000_000
-"""What the documents may take of a page by default, so that it stays below 10 MB."""
+"""Maximum size of the documents in a page by default, so that the page stays below 10 MB."""
 BYTES_PER_TOKEN = 4 * 4 * 4 / 3
-"""Of the page, for one token of one run: start, end, long and short, four bytes each, in base64."""
+"""Size in the page of one token of one run: start, end, long and short, four bytes each, in base64."""
 BYTES_PER_WHERE = 10
-"""About, for one token: where the words of those that the long context helps were mentioned before."""
+"""Approximate size per token of the earlier mentions of words."""
 FLOOR = LSD_FLOOR
-"""Nats by which the long context helps a token, from which on a page says where its word was mentioned before."""
+"""Minimum LSD in nats of tokens for which a page shows earlier mentions of their words."""
 MAX_MENTIONS = 8
 
 
 class PageDocuments:
-    """The documents whose text a page shows, taken as they are read; more than `MAX_BYTES` of them wait in a file.
+    """The documents whose text a page shows, collected as they are read; beyond `MAX_BYTES` they are kept in a file.
 
     Args:
-        path: The page, beside which that file is.
-        wanted: Ids of the documents, in this order; the first ones by default.
-        num_documents: How many of the first ones; None for as many as fit.
-        max_bytes: What they may take of the page, if nothing else says how many; one is always shown.
+        path: The page; the temporary file is in the same directory.
+        wanted: Ids of the documents, in this order; the first documents by default.
+        num_documents: Number of first documents to show; None for as many as fit.
+        max_bytes: Maximum size of the documents if neither is set; at least one document is shown.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class PageDocuments:
         self._file: IO[bytes] = SpooledTemporaryFile(MAX_BYTES, dir=str(path.parent))  # noqa: SIM115  see close
 
     def close(self) -> None:
-        """Gives the file up."""
+        """Closes the temporary file."""
         self._file.close()
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the documents that are shown, in the order of the page."""
+        """Ids of the shown documents, in the order of the page."""
         return self._wanted or list(self._places)
 
     def __iter__(self) -> Iterator[Markup]:
-        """The documents as the page reads them, one after the other."""
+        """Yields the documents in the format of the page, one at a time."""
         for id in self.ids:
             start, length = self._places[id]
             self._file.seek(start)
@@ -76,17 +76,17 @@ class PageDocuments:
         judge: int = 0,
         judged: ScoredDocument | None = None,
     ) -> None:
-        """Takes a document if it is one of those to show.
+        """Adds a document if it is one of those to show.
 
         Args:
-            rows: Its scores in each run of the report; None if a run has no such document.
+            rows: Its scores in each run of the report; None if a run does not have the document.
             shorts: The short context of each run.
-            keys: Its key tokens, where they are not the evaluator's to select.
-            judge: Place of the run whose tokens are traced back to earlier mentions.
+            keys: Its key tokens, if the evaluator does not select them.
+            judge: Index of the run whose tokens are traced back to earlier mentions.
             judged: The document in that run.
 
         Raises:
-            UserError: There is no room for it.
+            UserError: There is not enough disk space.
         """
         if rows[0] is None or not self._shows(rows[0], len(rows)):
             return
@@ -103,7 +103,7 @@ class PageDocuments:
             return row.id in self._wanted
         if self._num_documents is not None:
             return len(self._places) < self._num_documents
-        # Every run of the report has about as many tokens as the first one.
+        # Assumes that the other runs of the report have about as many tokens as the first run.
         text = json.dumps(row.text or "")
         self._size += len(row.token_ids) * BYTES_PER_TOKEN * num_runs
         self._size += len(row.token_ids) * BYTES_PER_WHERE
@@ -119,11 +119,12 @@ def page_document(
     judge: int = 0,
     judged: ScoredDocument | None = None,
 ) -> dict[str, Any]:
-    """A document as the page reads it.
+    """Returns a document in the format of the page.
 
-    ``{"id", "text", "runs": [{"start", "end", "long", "short"} or null, ...], "keys": [...] or null}``: a list with an
-    entry a run of the report, null where it has no such document; arrays are base64 of little-endian int32 offsets in
-    UTF-16 and of float32 nats. ``keys`` are runs of key tokens. ``where`` is what `_where` gives, or null.
+    ``{"id", "text", "runs": [{"start", "end", "long", "short"} or null, ...], "keys": [...] or null}``: ``runs`` has
+    one entry per run of the report, null if the run lacks the document. Arrays are base64 of little-endian int32
+    offsets in UTF-16 and of float32 nats. ``keys`` are spans of adjacent key tokens. ``where`` is the result of
+    `_where`, or null.
     """
     scored = [row for row in rows if row is not None]
     text = next((row.text for row in scored if row.text is not None), None)
@@ -145,10 +146,10 @@ def page_document(
 def _where(
     judged: ScoredDocument, text: str, short: ShortContext | None, offsets: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Of the m tokens that are key or have LSD > `FLOOR`, and are in a word: earlier mentions of it, and every K.
+    """Returns earlier mentions and scores at every K of the m tokens in a word that are key or have LSD > `FLOOR`.
 
     ``{"token": (m,), "first": (m + 1,), "mention": (first[m], 2), "contexts": [K, ...], "logprob": (m, number of K)}``:
-    those of token j are ``mention[first[j] : first[j + 1]]``, the nearest first, `MAX_MENTIONS` at most.
+    the mentions of token j are ``mention[first[j] : first[j + 1]]``, nearest first, at most `MAX_MENTIONS`.
     """
     row = judged.row
     words = words_of(text)
@@ -180,7 +181,7 @@ def _tokens(row: TokenScores, short: ShortContext | None, offsets: npt.NDArray[n
 
 
 def utf16_offsets(text: str) -> npt.NDArray[np.int64]:
-    """Where each character of a text begins in UTF-16, which is what a page counts in: ``(len(text) + 1,)``.
+    """Returns the offset of each character in UTF-16 code units, in which a page counts: ``(len(text) + 1,)``.
 
     Equals ``[len(text[:i].encode("utf-16-le")) // 2 for i in range(len(text) + 1)]``.
     """
@@ -189,14 +190,14 @@ def utf16_offsets(text: str) -> npt.NDArray[np.int64]:
 
 
 def base64_of(values: npt.ArrayLike, dtype: str) -> str:
-    """The values as the page takes them: base64 of little-endian numbers."""
+    """Encodes values for the page: base64 of little-endian numbers."""
     return base64.b64encode(np.ascontiguousarray(values, dtype=dtype).tobytes()).decode("ascii")
 
 
 def embedded(content: Any) -> Markup:
-    r"""JSON for the inside of a ``<script type="application/json">``: ASCII, with ``<``, ``>`` and ``&`` as ``\u003c``…
+    r"""Returns JSON for ``<script type="application/json">``: ASCII, with ``<``, ``>`` and ``&`` as ``\u003c``…
 
-    So neither ``</script>`` nor ``<!--`` can be in it, whatever the content is.
+    Therefore it never contains ``</script>`` or ``<!--``, whatever the content is.
     """
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     for character in "<>&":

@@ -1,4 +1,4 @@
-"""Evidence for the numbers of a report: single key tokens, where their words occurred before, and which text gains."""
+"""Collects evidence for a report: single key tokens, earlier mentions of their words, and which text gains."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from longlens.report.words import KINDS, tokens_since, words_of, words_of_tokens
 from longlens.scoring.scores import ShortContext, TokenScores
 
 MAX_TOKENS = 1000
-"""Key tokens that a report lists, those with the largest LSD."""
+"""Maximum number of key tokens in the list of a report, those with the largest LSD."""
 MAX_POINTS = 2000
-"""Key tokens that a scatter shows, drawn from all of them by a hash of their places."""
+"""Maximum number of key tokens in a scatter plot, sampled from all key tokens by a hash of their positions."""
 DISTANCES = (64, 256, 1024, 4096, 16384)
-"""Edges of the classes of distances, tokens."""
+"""Upper edges of the distance classes, in tokens."""
 MAX_VALUES = 12
-"""Values of a field that a report shows by themselves."""
+"""Maximum number of field values that a report shows separately."""
 NO_VALUE, OTHERS = "(no value)", "(other values)"
 GROUPS = (*KINDS, "re-occurring 3-grams", "new text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyToken:
-    """A key token of the evaluator (of the first run, where key tokens come from a file).
+    """A key token of the evaluator, or of the first run if the key tokens come from a file.
 
     Attributes:
         document: Id of its document.
-        index: Which token of the document.
-        start: Its first character.
+        index: Index of the token in the document.
+        start: Offset of its first character.
         before: The text before it.
-        text: Its own.
+        text: Its own text.
         after: The text after it.
-        lsd: Nats; None if that run has no short-context scores.
-        long: Log-probability of its characters under each run of the report; None if tokens begin or end elsewhere.
-        short: Under the short context.
+        lsd: LSD in nats; None if that run has no short-context scores.
+        long: Log-probability of its characters under each run of the report; None if token boundaries differ.
+        short: Log-probability under the short context.
         contexts: Log-probability at every K that was scored, the smallest first.
-        since: Tokens since the word was mentioned before: 0 for a new word, None if it is in no word, or the text
+        since: Tokens since the previous mention of its word: 0 for a new word, None if it is not in a word, or the text
             was not stored.
     """
 
@@ -65,7 +65,7 @@ class KeyToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """By how much the long context helps a group of tokens: mean LSD, nats per token, with a 95 % interval."""
+    """Gain of a group of tokens from the long context: mean LSD, nats per token, with a 95 % interval."""
 
     value: float | None
     interval: Interval | None
@@ -74,22 +74,22 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Of all documents of a report.
+    """Evidence from all documents of a report.
 
     Attributes:
-        judge: Place of the run whose tokens `tokens`, `points` and `since` are.
+        judge: Index of the run to which `tokens`, `points` and `since` refer.
         contexts: K of `KeyToken.contexts`.
-        tokens: The key tokens with the largest LSD, `MAX_TOKENS` at most.
-        points: Key tokens for the scatter, `MAX_POINTS` at most.
-        num_tokens: Key tokens of the judge, in all.
-        wins: By place of a run: of how many key tokens the first run has a score too, and how often its own
-            log-probability is above the first run's.
-        since: Tokens in words, ``(2, classes)``: of key tokens and of all others, new words first, then by `DISTANCES`.
-        gains: By place of a run with short-context scores, the gain of each of `GROUPS`; None if no text was stored.
-        document_gains: By place of a run, by document: the mean LSD, nats per token.
-        by: The field of the documents that `field_gains` are by; None unless one was named.
-        field_gains: By place of a run with short-context scores, by value of the field: the gain of the documents that
-            have it. Values with the most tokens come first, `MAX_VALUES` of them, then `OTHERS`.
+        tokens: The key tokens with the largest LSD, at most `MAX_TOKENS`.
+        points: Key tokens for the scatter plot, at most `MAX_POINTS`.
+        num_tokens: Total number of key tokens of the judge.
+        wins: By index of a run: the number of key tokens that both it and the first run scored, and the number of these
+            for which its log-probability is above the first run's.
+        since: Counts of tokens in words, ``(2, classes)``: key tokens and all others; new words first, then `DISTANCES`.
+        gains: By index of a run with short-context scores, the gain of each of `GROUPS`; None if no text was stored.
+        document_gains: By index of a run, by document: the mean LSD, nats per token.
+        by: The field of the documents by which `field_gains` are grouped; None if no field was set.
+        field_gains: By index of a run with short-context scores, by value of the field: the gain of the documents with
+            this value. The `MAX_VALUES` values with the most tokens come first, then `OTHERS`.
     """
 
     judge: int
@@ -106,12 +106,12 @@ class Evidence:
 
 
 class EvidenceSums:
-    """The same, as documents are read.
+    """Accumulates `Evidence` as documents are read.
 
     Args:
-        judge: Place of the run whose tokens are listed.
+        judge: Index of the run whose tokens are listed.
         shorts: The short context of each run.
-        by: A field of the documents' rows by whose values gains are taken too.
+        by: A field of the documents' rows; gains are also grouped by its values.
     """
 
     def __init__(self, judge: int, shorts: Sequence[ShortContext | None], by: str | None = None) -> None:
@@ -127,7 +127,7 @@ class EvidenceSums:
         self._document_gains: dict[int, dict[str, float]] = {}
 
     def add(self, documents: Sequence[ScoredDocument | None]) -> None:
-        """Counts a document in, as each run has it; None if a run has not."""
+        """Adds a document, as scored by each run; None if a run does not have the document."""
         for place, (document, short) in enumerate(zip(documents, self._shorts, strict=True)):
             if document is not None and short is not None and short in document.row.short:
                 self._add_gains(place, document.row.at(context=short.context, stride=short.stride))
@@ -201,16 +201,16 @@ class EvidenceSums:
                 most.add(rank if most is self._largest else float(drawn), token)
 
     def _count_since(self, since: Ints, is_key: Bools, is_scored: Bools) -> None:
-        """Key tokens, and the others that could have been key."""
+        """Counts key tokens, and the other tokens that could have been key."""
         number = np.where(since == 0, 0, 1 + np.searchsorted(DISTANCES, since, side="left"))
         for row, mask in enumerate((is_key, ~is_key & is_scored)):
             self._since[row] += np.bincount(number[mask & (since >= 0)], minlength=len(DISTANCES) + 2)
 
     def result(self) -> Evidence:
-        """What the documents come to.
+        """Returns the evidence from all added documents.
 
         Raises:
-            UserError: No document has the field that gains are asked for by.
+            UserError: No document has the field `by`.
         """
         if self._by is not None and self._by not in self._known_fields:
             there = ", ".join(shown(name) for name in sorted(self._known_fields)[:10])
@@ -234,7 +234,7 @@ class EvidenceSums:
 
 
 def key_mask(document: ScoredDocument) -> Bools:
-    """``(n,)``: the tokens that are key in the view of a run: of the evaluator's own, those that it selected."""
+    """``(n,)``: mask of the tokens that are key under a run; for the evaluator, exactly those that it selected."""
     assert document.keys is not None
     assert document.is_key is not None
     selected = document.keys.token_indices
@@ -247,7 +247,7 @@ def key_mask(document: ScoredDocument) -> Bools:
 
 
 def rising(row: TokenScores) -> list[ShortContext]:
-    """A short context for each K that was scored, the smallest first, with its smallest d."""
+    """Returns one short context for each K that was scored, the smallest K first, with its smallest d."""
     of_context: dict[int, ShortContext] = {}
     for short in sorted(row.short):
         of_context.setdefault(short.context, short)
@@ -255,7 +255,7 @@ def rising(row: TokenScores) -> list[ShortContext]:
 
 
 def _of_spans(row: TokenScores | None, spans: Ints) -> Doubles:
-    """``(k,)``: the log-probability of the tokens that make up each span; NaN where none begins or ends with it."""
+    """``(k,)``: the total log-probability of the tokens of each span; NaN if token boundaries do not match."""
     if row is None or not len(row.char_spans):
         return np.full(len(spans), np.nan)
     starts, ends = row.char_spans[:, 0], row.char_spans[:, 1]
@@ -274,7 +274,7 @@ def _plain(value: float) -> float | None:
 
 
 def _gain(sums: Doubles) -> Gain:
-    """Of ``(documents, 2)`` sums of nats and tokens."""
+    """Computes the gain from ``(documents, 2)`` sums of nats and tokens."""
     nats, number = sums.sum(axis=0)
     estimated = estimate(sums) if number >= MIN_TOKENS else None
     return Gain(
@@ -285,12 +285,12 @@ def _gain(sums: Doubles) -> Gain:
 
 
 def _field_value(value: object) -> str:
-    """How a value of a field is called: its text, or its JSON."""
+    """Returns the name of a field value: its text, or its JSON."""
     return value if isinstance(value, str) else NO_VALUE if value is None else json.dumps(value, sort_keys=True)
 
 
 def _field_gains(sums: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, Gain]:
-    """By value, of sums of documents."""
+    """Returns the gain by value, from sums of documents."""
     arrays = {value: np.array(own, dtype=np.float64) for value, own in sums.items()}
     largest = sorted(arrays, key=lambda value: (-arrays[value][:, 1].sum(), value))
     gains = {value: _gain(arrays[value]) for value in largest[:MAX_VALUES]}

@@ -1,4 +1,4 @@
-"""The charts of a report as PNG and SVG for a paper, drawn with matplotlib, which is imported where it is used."""
+"""Draws the charts of a report as PNG and SVG for a paper, with matplotlib, which is imported when needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import BboxBase
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Colors by index, modulo 8: those of Okabe and Ito (2008), which the color-blind can tell apart, dark ones first."""
+"""Colors by index, modulo 8: the palette of Okabe and Ito (2008) for color-blind readers, dark colors first."""
 
 FORMATS = ("png", "svg")
 
@@ -60,13 +60,13 @@ _STYLE: dict[str, Any] = {
 def write_figures(
     charts: Sequence[Chart], folder: str | os.PathLike[str], *, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """Draws charts into ``CHART.name.FORMAT``, which replaces a file of that name; the same charts give the same bytes.
+    """Draws charts to ``CHART.name.FORMAT`` and replaces existing files; equal charts give identical bytes.
 
-    A second chart of one name gets ``-2`` after it. Titles and captions are in the metadata of the files.
+    A second chart with the same name gets the suffix ``-2``. Titles and captions are in the metadata of the files.
 
     Args:
-        charts: What to draw.
-        folder: Where; created if it is missing.
+        charts: Charts to draw.
+        folder: Output directory; created if it does not exist.
         formats: Formats, from ``png`` and ``svg``.
 
     Raises:
@@ -84,7 +84,7 @@ def write_figures(
 
 
 def check_folder(folder: Path) -> None:
-    """Rejects a folder that cannot be created, since there is none to create it in."""
+    """Rejects an output directory whose parent directory does not exist."""
     if not folder.parent.is_dir():
         raise UserError(f"{folder.parent} is not a folder: create it, then write {folder.name} there")
 
@@ -92,14 +92,14 @@ def check_folder(folder: Path) -> None:
 def save(
     figure: Figure, folder: Path, name: str, *, title: str, caption: str, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """Writes a figure as ``NAME.FORMAT``, which replaces a file of that name; the same figure gives the same bytes.
+    """Writes a figure as ``NAME.FORMAT`` and replaces existing files; equal figures give identical bytes.
 
     Args:
         figure: A matplotlib figure.
-        folder: Where; created if it is missing.
+        folder: Output directory; created if it does not exist.
         name: Name of the files.
-        title: In the metadata of the files.
-        caption: In the metadata of the files.
+        title: Title in the metadata of the files.
+        caption: Caption in the metadata of the files.
         formats: Formats, from ``png`` and ``svg``.
 
     Raises:
@@ -107,7 +107,7 @@ def save(
     """
     check_formats(formats)
     about = {"Title": plain(title), "Description": plain(caption)}
-    # What would differ from one day, and from one version of matplotlib, to the next.
+    # Remove what changes with the date or with the version of matplotlib.
     unstable: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     written = []
     with style():
@@ -121,7 +121,7 @@ def save(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Rejects formats that are not of `FORMATS`."""
+    """Rejects formats that are not in `FORMATS`."""
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"format {unknown[0]!r} is unknown: expected one of {', '.join(FORMATS)}")
 
@@ -134,10 +134,10 @@ def _make(folder: Path) -> None:
 
 
 def draw(chart: Chart) -> Figure:
-    """A chart as a matplotlib figure of 6.4 x 4 inches, higher where its legend is long.
+    """Draws a chart as a matplotlib figure of 6.4 x 4 inches, higher if the legend is long.
 
-    Names are drawn as they are, never as formulas: whitespace is one blank, other control characters are escaped,
-    long ones are truncated in the middle. A character that DejaVu Sans lacks is a box in PNG, and itself in SVG.
+    Names are drawn literally, never as formulas: whitespace becomes one blank, other control characters are escaped,
+    and long names are truncated in the middle. A character that DejaVu Sans lacks is a box in PNG, unchanged in SVG.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -156,7 +156,7 @@ def draw(chart: Chart) -> Figure:
         for (x0, y0), (x1, y1) in chart.guides or ():
             axes.plot([x0, x1], [y0, y1], color="#777777", linestyle=":", linewidth=1, zorder=0)
         for mark in chart.marks:
-            # The marker at its top says whose the line is, where colors cannot be distinguished.
+            # The marker at the top identifies the series if colors cannot be distinguished.
             color, top = _color(mark.color), axes.get_xaxis_transform()
             axes.axvline(mark.x, color=color, linestyle=":", linewidth=1.2, zorder=1)
             axes.plot(mark.x, 1, _turn(_MARKERS, mark.color), color=color, transform=top, markersize=4, clip_on=False)
@@ -165,10 +165,10 @@ def draw(chart: Chart) -> Figure:
             axes.set_yticks([])
             axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color="#666666")
         if any(series.labels for series in chart.series):
-            axes.margins(y=0.12)  # Room for names above the highest point.
+            axes.margins(y=0.12)  # Space for names above the highest point.
         if len(handles) > 1:
             _add_legend(figure, handles, [plain(series.name, 56) for series in chart.series])
-        figure.draw_without_rendering()  # From here on places are known in pixels.
+        figure.draw_without_rendering()  # From here on, positions in pixels are known.
         _label_points(axes, chart.series)
         _label_marks(axes, chart)
         return figure
@@ -176,7 +176,7 @@ def draw(chart: Chart) -> Figure:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all figures, whatever the user's matplotlibrc says; missing glyphs are no news."""
+    """Sets the style of all figures, independent of the user's matplotlibrc, and hides warnings about missing glyphs."""
     require("matplotlib", extra="figures", purpose="drawing figures")
     import matplotlib.style
 
@@ -186,7 +186,7 @@ def style() -> Iterator[None]:
 
 
 def _draw_series(axes: Axes, all_series: Sequence[Series]) -> list[Artist]:
-    """Draws all, and returns the legend handle of each."""
+    """Draws all series, and returns the legend handle of each."""
     num_bars = sum(series.style == "bars" for series in all_series)
     has_points = any(series.style == "points" for series in all_series)
     handles: list[Artist] = []
@@ -220,13 +220,13 @@ def _draw_intervals(axes: Axes, series: Series, shift: float, color: str) -> Non
     if series.low is None or series.high is None:
         return
     both = list(zip(_numbers(series.low), _numbers(series.high), strict=True))
-    # Around their own middle: a value may lie outside of its interval.
+    # The bar is centered on the interval: a value may be outside of its interval.
     middle, half = [(low + high) / 2 for low, high in both], [abs(high - low) / 2 for low, high in both]
     axes.errorbar([x + shift for x in series.x], middle, half, fmt="none", ecolor=color, elinewidth=1)
 
 
 def _draw_line(axes: Axes, series: Series, *, marked: bool) -> Artist:
-    """A line or points; lines have markers too (`marked`) unless those would be taken for points."""
+    """Draws a line or points; lines also have markers (`marked`) unless they could be confused with points."""
     color, y = _color(series.color), _numbers(series.y)
     points = series.style == "points"
     _draw_intervals(axes, series, 0, color)
@@ -245,7 +245,7 @@ def _draw_line(axes: Axes, series: Series, *, marked: bool) -> Artist:
 
 
 def _set_ticks(axes: Axes, axis: Axis, xs: Sequence[float]) -> None:
-    axes.update_datalim([(x, 0) for x in xs], updatey=False)  # Also of the places without a value.
+    axes.update_datalim([(x, 0) for x in xs], updatey=False)  # Include positions without a value.
     axes.autoscale_view(scaley=False)
     if axis.categories:
         places: list[float] = list(range(len(axis.categories)))
@@ -265,16 +265,16 @@ def _set_ticks(axes: Axes, axis: Axis, xs: Sequence[float]) -> None:
 
 
 def tilt_labels(axes: Axes) -> None:
-    """Tilts the labels of the x axis, which are too long to fit side by side."""
+    """Tilts the labels of the x axis if they are too long to fit next to each other."""
     for label in axes.get_xticklabels():
         label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """Under the axes, in as many columns as fit; the figure grows with its rows."""
+    """Adds a legend below the axes, with as many columns as fit; the figure grows with the number of rows."""
     for columns in (4, 3, 2, 1):
         rows = math.ceil(len(names) / columns)
-        # Names are set afterwards: as labels, those that begin with "_" would be left out.
+        # Names are set afterwards: matplotlib ignores labels that start with "_".
         legend = figure.legend(
             handles,
             ["name"] * len(names),
@@ -292,7 +292,7 @@ def _add_legend(figure: Figure, handles: Sequence[Artist], names: Sequence[str])
 
 
 def _label_points(axes: Axes, all_series: Sequence[Series]) -> None:
-    """Names points: at the nearest place beside them that is free, with a thin line from further away."""
+    """Labels points at the nearest free position, with a thin line to the point if the label is further away."""
     from matplotlib.transforms import Bbox
 
     named = [
@@ -333,7 +333,7 @@ def _inside(box: BboxBase, bounds: BboxBase) -> bool:
 
 
 def _label_marks(axes: Axes, chart: Chart) -> None:
-    """Labels above the axes, in as many rows as it takes that none covers another."""
+    """Adds labels above the axes, in as many rows as needed to avoid overlap."""
     row_ends: list[float] = []
     for mark in sorted(chart.marks, key=lambda mark: mark.x):
         text = axes.annotate(
@@ -354,7 +354,7 @@ def _label_marks(axes: Axes, chart: Chart) -> None:
 
 
 def _file_names(charts: Sequence[Chart]) -> list[str]:
-    """A name for each chart that any file system takes; no two are alike, capitals aside."""
+    """Returns a file name for each chart that is valid on any file system; names are unique, ignoring case."""
     names: list[str] = []
     for chart in charts:
         clean = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in chart.name)
@@ -368,7 +368,7 @@ def _file_names(charts: Sequence[Chart]) -> list[str]:
 
 
 def plain(text: str, most: int | None = None) -> str:
-    """The text in one line that XML and matplotlib take, cut in the middle to `most` characters."""
+    """Makes a text one line that is valid in XML and matplotlib, truncated in the middle to `most` characters."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     if most is None or len(line) <= most:
@@ -386,12 +386,12 @@ def _color(index: int) -> str:
 
 
 def _turn(looks: Sequence[str], index: int) -> str:
-    """A marker or hatch; where colors begin again, these continue by one, so that the ninth is not like the first."""
+    """Returns a marker or hatch; when colors repeat, these shift by one, so that the ninth series is distinct."""
     return looks[(index + index // len(PALETTE)) % len(looks)]
 
 
 def _ink(index: int) -> tuple[float, ...]:
-    """The color, dark enough for text on white."""
+    """Returns the color, darkened if needed for text on white."""
     from matplotlib.colors import to_rgb
 
     return tuple(0.55 * part for part in to_rgb(_color(index)))

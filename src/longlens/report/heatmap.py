@@ -1,6 +1,6 @@
-"""Maps as PNG and SVG: a needle grid, lengths by depths; and tasks by tasks, how far they rank models alike.
+"""Draws heatmaps as PNG and SVG: needle grids (length by depth), and rank correlations between tasks.
 
-matplotlib is imported where it is used.
+matplotlib is imported when needed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = "cividis"
-"""Of matplotlib: perceptually uniform, and the same to the color-blind (Nuñez, Anderton and Renslow, 2018)."""
+"""A matplotlib colormap: perceptually uniform, also for color-blind readers (Nuñez, Anderton and Renslow, 2018)."""
 
 SIGNED_COLORS = "PuOr"
-"""For values from -1 to 1: white is 0; the color-blind can tell its two sides apart (Brewer and Harrower, 2003)."""
+"""Colormap for values from -1 to 1, white at 0; safe for color-blind readers (Brewer and Harrower, 2003)."""
 
 _MISSING = {"facecolor": "#F2F2F2", "edgecolor": "#A0A0A0", "hatch": "////", "linewidth": 0.0}
 _WITH_NUMBERS = 12
-"""Lengths, and depths, up to which each cell has its number; and ticks that an axis has at most."""
+"""Maximum number of lengths, and of depths, for which cells show numbers; also the maximum number of ticks."""
 _MAX_NAMES = 60
-"""Names that an axis of tasks has at most."""
+"""Maximum number of task names on an axis."""
 
 
 class Grid(NamedTuple):
     """Mean scores by depth and length.
 
     Attributes:
-        lengths: All there are, in order.
-        depths: All there are, in order.
-        means: ``(len(depths), len(lengths))``, in percent; NaN where no sample has a score.
+        lengths: All lengths, in ascending order.
+        depths: All depths, in ascending order.
+        means: ``(len(depths), len(lengths))``, in percent; NaN if no sample has a score.
     """
 
     lengths: list[int]
@@ -48,14 +48,14 @@ class Grid(NamedTuple):
 
 
 def grid(cells: Iterable[tuple[int, float, float | None]]) -> Grid:
-    """``means[d, l]`` = mean of the scores of all cells of depth d and length l that have one.
+    """Computes ``means[d, l]``, the mean score of all cells of depth d and length l that have a score.
 
     Args:
-        cells: Length in tokens, depth in percent of the text, and score in percent or None if there is none; one for
-            each sample.
+        cells: Length in tokens, depth in percent of the text, and score in percent or None if there is no score; one
+            for each sample.
 
     Raises:
-        UserError: There are none, or a score is not from 0 to 100.
+        UserError: There are no cells, or a score is not from 0 to 100.
     """
     scores: dict[tuple[float, int], list[float]] = {}
     for length, depth, score in cells:
@@ -73,13 +73,13 @@ def grid(cells: Iterable[tuple[int, float, float | None]]) -> Grid:
 
 
 def heatmap(cells: Iterable[tuple[int, float, float | None]], *, title: str = "") -> Figure:
-    """A matplotlib figure of `grid`: lengths from left to right, depths from the begin of the text down to its end.
+    """Draws a `grid` as a matplotlib figure: lengths from left to right, depths from the start of the text downwards.
 
-    Cells are of equal size, whatever lies between two lengths or depths. A cell without a scored sample is hatched
-    gray, which no score looks like.
+    All cells have equal size, whatever the distances between lengths or depths. A cell without a scored sample is
+    hatched gray, so that it differs from every score.
 
     Raises:
-        UserError: There are no cells, or a score is not from 0 to 100; matplotlib is not installed.
+        UserError: There are no cells, a score is not from 0 to 100, or matplotlib is not installed.
     """
     drawn = grid(cells)
     with style():
@@ -105,33 +105,33 @@ def write_heatmap(
     caption: str = "",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draws `heatmap` into ``NAME.FORMAT``, which replaces a file of that name; the same cells give the same bytes.
+    """Draws `heatmap` to ``NAME.FORMAT`` and replaces existing files; equal cells give identical bytes.
 
     Args:
         cells: Length in tokens, depth in percent and score in percent or None, one for each sample.
-        folder: Where; created if it is missing.
+        folder: Output directory; created if it does not exist.
         name: Name of the files.
-        title: Above the map, and in the metadata of the files.
-        caption: In the metadata of the files.
+        title: Title above the map, and in the metadata of the files.
+        caption: Caption in the metadata of the files.
         formats: Formats, from ``png`` and ``svg``.
 
     Raises:
-        UserError: What `heatmap` rejects; a format is unknown, or a file cannot be written.
+        UserError: `heatmap` rejects the cells, a format is unknown, or a file cannot be written.
     """
     check_formats(formats)
     return save(heatmap(cells, title=title), Path(folder), name, title=title, caption=caption, formats=formats)
 
 
 def correlation_map(matrix: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str = "") -> Figure:
-    """A matplotlib figure of correlations of each two of several things, from -1 to 1; a cell of None is hatched.
+    """Draws pairwise correlations, from -1 to 1, as a matplotlib figure; a cell of None is hatched.
 
     Args:
         matrix: ``(k, k)``.
         names: Names of its rows and columns, in order.
-        title: Above the map.
+        title: Title above the map.
 
     Raises:
-        UserError: There are no names, or another number of rows or columns; matplotlib is not installed.
+        UserError: There are no names, their number differs from the rows or columns, or matplotlib is not installed.
     """
     if not names or len(matrix) != len(names) or any(len(row) != len(names) for row in matrix):
         raise UserError(f"{len(names)} names for {len(matrix)} rows; expected a square matrix, with one name per row")
@@ -150,7 +150,7 @@ def correlation_map(matrix: Sequence[Sequence[float | None]], names: Sequence[st
         axes.set_aspect("equal")
         _draw_cells(axes, cells, _SIGNED, numbered=numbered, missing="no correlation")
         places = [place + 0.5 for place in range(len(names))]
-        if len(names) > _MAX_NAMES:  # no room for all of them
+        if len(names) > _MAX_NAMES:  # not enough space for all names
             step = math.ceil(len(names) / _MAX_NAMES)
             places, labels = places[::step], labels[::step]
         axes.set_xticks(places, labels)
@@ -169,19 +169,19 @@ def write_correlation_map(
     caption: str = "",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draws `correlation_map` into ``NAME.FORMAT``, which replaces a file of that name.
+    """Draws `correlation_map` to ``NAME.FORMAT`` and replaces existing files.
 
     Args:
         matrix: ``(k, k)``.
         names: Names of its rows and columns.
-        folder: Where; created if it is missing.
+        folder: Output directory; created if it does not exist.
         name: Name of the files.
-        title: Above the map, and in the metadata of the files.
-        caption: In the metadata of the files.
+        title: Title above the map, and in the metadata of the files.
+        caption: Caption in the metadata of the files.
         formats: Formats, from ``png`` and ``svg``.
 
     Raises:
-        UserError: What `correlation_map` rejects; a format is unknown, or a file cannot be written.
+        UserError: `correlation_map` rejects the matrix, a format is unknown, or a file cannot be written.
     """
     check_formats(formats)
     drawn = correlation_map(matrix, names, title=title)
@@ -230,7 +230,7 @@ def _plain_axes(axes: Axes) -> None:
 def _draw_cells(
     axes: Axes, cells: np.ndarray[tuple[int, int], np.dtype[np.float64]], look: _Look, *, numbered: bool, missing: str
 ) -> None:
-    """Cells of equal size, the first row on top; those of NaN are hatched, which the legend calls ``missing``."""
+    """Draws cells of equal size, the first row on top; NaN cells are hatched, with the legend entry ``missing``."""
     from matplotlib.patches import Patch, Rectangle
 
     rows, columns = cells.shape
@@ -262,7 +262,7 @@ def _draw_cells(
 
 
 def _set_ticks(axes: Axes, cells: Grid) -> None:
-    """At the middle of cells: of each of them where there is room, else of the first, the last and some between."""
+    """Sets ticks at the centers of cells: all of them if there is space, else the first, the last and some between."""
     for axis, what, names in (
         (axes.xaxis, "length, tokens", [f"{length:,}" for length in cells.lengths]),
         (axes.yaxis, "depth, % of the text", [f"{depth:.4g}" for depth in cells.depths]),
@@ -276,7 +276,7 @@ def _set_ticks(axes: Axes, cells: Grid) -> None:
 
 
 def _ink(rgba: Any) -> str:
-    """Black or white, whichever stands out more on a color: by its relative luminance, as WCAG 2 defines contrast."""
+    """Returns black or white, whichever has more contrast with the color as defined by WCAG 2 (relative luminance)."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgba[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"

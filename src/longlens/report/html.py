@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds everything it needs and asks no network."""
+"""Writes the page: one self-contained HTML file that makes no network requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from longlens.study.correlation import METRICS, BenchmarkScores
 SCRIPTS = ("tokens", "uplot", "pane", "download", "charts", "tables", "cost", "where", "links", "main")
 STYLES = ("uplot", "style")
 MAX_ROWS = 5000
-"""Rows of the table of documents."""
+"""Maximum number of rows in the table of documents."""
 GENERATOR = '<meta name="generator" content="longlens">'
 
 
@@ -63,7 +63,7 @@ def write_report(
         path: File to write.
         runs: Scores of one or more models on the same documents; the first is the baseline.
         evaluator_scores: Scores of the evaluator, which selects the key tokens. Without these and keys, the first run
-            that has short-context scores is the evaluator, and a note says so.
+            that has short-context scores is the evaluator, and a note reports it.
         keys: Key tokens, instead of evaluator scores.
         alpha: Threshold of the long-short difference, nats; 2 by default.
         beta: Threshold of the long-context likelihood, nats; -2 by default.
@@ -74,7 +74,7 @@ def write_report(
         answers: ``[start, end)`` in characters of the answers, by document id; replaces the stored ones.
         benchmarks: Scores by name of the benchmark and name of the run; or those of
             `longlens.study.benchmarks.join_benchmarks`.
-        cost: Loss of gain of the other runs against the first (`longlens.cost` of the same runs), shown as its own
+        cost: Lost gain of the other runs relative to the first (`longlens.cost` of the same runs), shown as its own
             view.
         by: A field of the rows of the documents, such as their source; the gain from long context is shown by its
             values.
@@ -106,21 +106,21 @@ def write_report(
             page=page,
         )
         with replacing(path) as file:
-            # A folder's name may hold bytes that are no UTF-8, and a model may be called after it.
+            # A directory name may contain bytes that are not UTF-8, and a model may be named after the directory.
             file.writelines(piece.encode("utf-8", "replace").decode("utf-8") for piece in render(summary, page))
     return summary
 
 
 def check_place(path: Path) -> None:
-    """Rejects a place where no report can be written, or where something else is.
+    """Rejects a path where no report can be written, or where another file exists.
 
     Raises:
-        UserError: Its folder does not exist, or it exists and is no report.
+        UserError: The parent directory does not exist, or the path exists and is not a report.
     """
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is not a folder: create it, then write {path.name} there")
     if path.exists() and not _is_report(path):
-        raise UserError(f"{path} exists and is not a report of longlens: name another file")
+        raise UserError(f"{path} exists and is not a report of longlens: use another file name")
 
 
 def _is_report(path: Path) -> bool:
@@ -131,7 +131,7 @@ def _is_report(path: Path) -> bool:
 
 
 def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
-    """The page, piece by piece."""
+    """Yields the parts of the page."""
     style = _joined(f"{name}.css" for name in STYLES)
     license = "/*\n" + _joined(["uplot.LICENSE.txt"]) + "\n*/\n"
     script = license + "(() => {\n" + _joined(f"{name}.js" for name in SCRIPTS) + "\n})();\n"
@@ -144,7 +144,7 @@ def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
         titles=METRICS,
         shown=summary.documents,
         generator=Markup(GENERATOR),
-        # Our own files, which must be in the page exactly as they were hashed.
+        # Files of longlens, which must be in the page exactly as they were hashed.
         style=Markup(style),
         script=Markup(script),
         policy=_content_security_policy(script, style),
@@ -154,13 +154,13 @@ def render(summary: ReportSummary, documents: PageDocuments) -> Iterator[str]:
 
 
 def _joined(names: Iterable[str]) -> str:
-    """Our own files, one after the other."""
+    """Concatenates files of longlens."""
     folder = resources.files("longlens.report") / "page"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 def _content_security_policy(script: str, style: str) -> str:
-    """Lets the page's own script and style run, and nothing else: no request, no other script, no markup from text."""
+    """Allows only the page's own script and style: no requests, no other scripts, no markup from text."""
     return "; ".join(
         [
             "default-src 'none'",
@@ -179,7 +179,7 @@ def _hash(content: str) -> str:
 
 
 def _page_data(summary: ReportSummary) -> dict[str, Any]:
-    """What the script of the page works with, except for the documents."""
+    """Returns the data for the script of the page, without the documents."""
     settings = None if summary.keys is None else summary.keys.settings
     tables = [run.thresholds for run in summary.runs]
     table = next((table for table in tables if table is not None), None)
@@ -188,7 +188,7 @@ def _page_data(summary: ReportSummary) -> dict[str, Any]:
             {
                 "name": run.name,
                 "compared": run.result is not None,
-                # at the thresholds of the report; with evaluator scores the sliders have their own
+                # at the thresholds of the report; with evaluator scores, the sliders use their own values
                 "result": None
                 if run.result is None
                 else {"value": run.result.longppl, "tokens": run.result.num_key_tokens},
@@ -204,7 +204,7 @@ def _page_data(summary: ReportSummary) -> dict[str, Any]:
         "evaluator": None if summary.evaluator is None else list(summary.runs).index(summary.evaluator),
         "settings": None if settings is None else dict(settings),
         "alphas": None if table is None else table.alphas.tolist(),
-        # the first position of beta is -inf, which JSON has not: without the second criterion
+        # the first position of beta is -inf, which JSON does not support: selection without the LCL criterion
         "betas": None if table is None else table.betas[1:].tolist(),
         "documents": list(summary.documents),
         "first": _first(summary),
@@ -220,7 +220,7 @@ def _page_data(summary: ReportSummary) -> dict[str, Any]:
 
 
 def _cost_data(found: CostResult) -> dict[str, Any]:
-    """What the tables of the view of costs show."""
+    """Returns the data of the tables in the view of costs."""
     edges = sorted({(b.above, b.up_to) for p in found.policies for b in p.by_distance}, key=lambda edge: edge[0])
     documents = zip(*(policy.documents for policy in found.policies), strict=True)
     return {
@@ -254,7 +254,7 @@ def _cost_row(policy: PolicyCost, edges: Sequence[tuple[int, int | None]]) -> di
 
 
 def _document_rows(summary: ReportSummary) -> list[dict[str, Any]]:
-    """A row per document, for the table of documents: those with most key tokens, `MAX_ROWS` at most."""
+    """Returns one row per document for the table of documents: at most `MAX_ROWS`, those with most key tokens."""
     results = [run.result.documents for run in summary.runs if run.result is not None]
     gains = list(summary.evidence.document_gains.values())
     rows = [
@@ -272,7 +272,7 @@ def _document_rows(summary: ReportSummary) -> list[dict[str, Any]]:
 
 
 def _first(summary: ReportSummary) -> int:
-    """Place of the document that the page opens with, of those with text: the one with most key tokens."""
+    """Returns the index of the document that the page shows first: of those with text, that with most key tokens."""
     assert summary.runs[0].result is not None
     keys = {document.id: document.num_key_tokens or 0 for document in summary.runs[0].result.documents}
     return max(range(len(summary.documents)), key=lambda place: keys[summary.documents[place]], default=0)
@@ -291,7 +291,7 @@ def _interval(both: tuple[float, float] | None) -> str:
 
 
 def _difference(difference: Difference | None) -> tuple[str, str, str]:
-    """The difference, its interval, and whether that excludes 0."""
+    """Returns the difference, its interval, and whether the interval excludes 0."""
     if difference is None:
         return "–", "–", "–"
     needed = difference.documents_to_settle

@@ -1,4 +1,4 @@
-"""Everything that a report says of a corpus in numbers: what the page and the figures draw, and nothing of a page."""
+"""Computes all numbers of a report, which the page and the figures show; independent of the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from longlens.study.correlation import METRICS, BenchmarkScores, CorrelationTabl
 
 SCHEMA_VERSION = 1
 STEP = 0.1
-"""Nats between two positions of a threshold."""
+"""Step of the threshold sliders, in nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class ReportRun:
     """One run in the report.
 
     Attributes:
-        name: What it is called: its model, and its folder as well where two runs are of models of one name.
+        name: Display name: the model, with the directory if two runs are of models with the same name.
         scores: Its scores.
-        short: The short context that LSD is of here: that of the key tokens, or where it has not that, its own.
-        distributions: Over all its documents.
+        short: The short context of LSD in this report: that of the key tokens, or the run's own if it lacks that one.
+        distributions: Distributions over all its documents.
         result: Its perplexities; None for an evaluator that is not compared itself.
-        reach: How far back its context reaches; None if fewer than three K were scored.
+        reach: Its context reach; None if fewer than three K were scored.
         thresholds: Its LongPPL at every position of the two sliders; None without evaluator scores, or for an
             evaluator that is not compared itself.
     """
@@ -61,16 +61,16 @@ class ReportSummary:
     """What a report shows.
 
     Attributes:
-        runs: The compared runs in their order, the baseline first; then the evaluator where it is not one of them.
-        evaluator: Which of the runs selects the key tokens; None if they came from a file, or there are none.
+        runs: The compared runs in order, the baseline first; then the evaluator if it is not one of them.
+        evaluator: The run that selects the key tokens; None if they came from a file, or there are none.
         keys: The key tokens at the thresholds of the report; None if there are none.
-        pairs: Every other compared run against the baseline.
-        benchmarks: By the name of a benchmark, the scores of runs by their names.
-        correlations: Correlations of LongPPL, PPL and what is like them with the benchmarks; None without benchmarks.
-        notes: What has to be known before a number is relied on.
-        evidence: Single key tokens, where their words occurred before, and which kind of text gains.
+        pairs: Comparison of every other compared run with the baseline.
+        benchmarks: By name of a benchmark, the scores of runs by their names.
+        correlations: Correlations of LongPPL, PPL and related metrics with the benchmarks; None without benchmarks.
+        notes: Caveats about the numbers.
+        evidence: Single key tokens, earlier mentions of their words, and which kind of text gains.
         documents: Ids of the documents whose text the page shows; empty without a page.
-        cost: What cache policies or fewer bits lost, where the other runs are compared with the first one so.
+        cost: Loss by cache policies or quantization, if the other runs are compared with the first in this respect.
     """
 
     runs: Sequence[ReportRun]
@@ -116,22 +116,22 @@ def summarize_runs(
     by: str | None = None,
     page: PageDocuments | None = None,
 ) -> ReportSummary:
-    """All numbers of a report, from stored scores; every document is read once, and no model is run.
+    """Computes all numbers of a report from stored scores; every document is read once, and no model is run.
 
     Args:
         runs: Scores of one or more models on the same documents; the first is the baseline.
         evaluator_scores: Scores of the evaluator, which selects the key tokens. Without these and keys, the first run
-            that has short-context scores is the evaluator, and a note says so.
+            that has short-context scores is the evaluator, and a note reports it.
         keys: Key tokens, instead of evaluator scores.
         rule: How the evaluator's scores select key tokens; the paper's thresholds by default.
-        answers: ``[start, end)`` in characters of the answers, by document id, in place of the stored ones.
-        benchmarks: By the name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
-        cost: What the other runs lost of the first one's gain, see `longlens.cost`.
-        by: A field of the documents' rows by whose values the gain from long context is shown.
-        page: Takes the documents that a page shows.
+        answers: ``[start, end)`` in characters of the answers, by document id; replaces the stored ones.
+        benchmarks: By name of a benchmark, scores by the names of runs; or those of `join_benchmarks`.
+        cost: Lost gain of the other runs relative to the first, see `longlens.cost`.
+        by: A field of the documents' rows; the gain from long context is shown by its values.
+        page: Collects the documents that a page shows.
 
     Raises:
-        UserError: No runs, no document with the field, or errors of `longlens.compare`.
+        UserError: No runs were passed, no document has the field, or `longlens.compare` fails.
     """
     if not runs:
         raise UserError("no scores to report: score documents first, with longlens score DOCS")
@@ -144,14 +144,14 @@ def summarize_runs(
                 "first run with short-context scores (`evaluator_scores` names another)"
             )
     elif evaluator_scores is not None:
-        # One object for one run, so that it is shown once.
+        # Use the same object for the same run, so that it is shown once.
         evaluator_scores = next((run for run in runs if same_run(run, evaluator_scores)), evaluator_scores)
     rule = rule or KeyRule()
     influence = choose_influence(evaluator_scores, keys, rule)
     shown = [*runs]
     if evaluator_scores is not None and not any(run is evaluator_scores for run in runs):
         shown.append(evaluator_scores)
-    # the compared runs are called as in `compare` and in the files of benchmarks
+    # the names of the compared runs are those of `compare` and of benchmark files
     names = [*names_of(runs), *names_of(shown)[len(runs) :]]
     corpora = [Corpus(run, influence, answers, name=name) for run, name in zip(shown, names, strict=True)]
     check_same_ids(corpora[: len(runs)])
@@ -161,7 +161,7 @@ def summarize_runs(
     evidence = EvidenceSums(judge, shorts, by)
     for *rows, evaluated in read_once(chain(runs[0].ids, shown[-1].ids), [*shown, evaluator_scores]):
         documents = [None if row is None else each.add(row, evaluated) for each, row in zip(sums, rows, strict=True)]
-        if rows[0] is None:  # the evaluator's alone
+        if rows[0] is None:  # only the evaluator has this document
             continue
         evidence.add(documents)
         if page is not None:
@@ -209,7 +209,7 @@ def summarize_runs(
 def _correlations(
     results: Sequence[PerplexityResult], names: Sequence[str], benchmarks: Mapping[str, Mapping[str, float]]
 ) -> CorrelationTable:
-    """What the compared runs' results and scores come to; the others have no result."""
+    """Computes correlations from the compared runs' results and scores; other runs have no result."""
     models = names[: len(results)]
     columns = {metric: [getattr(result, metric, None) for result in results] for metric in METRICS}
     return correlate_table(
@@ -220,12 +220,12 @@ def _correlations(
 
 
 class _RunSums:
-    """All that a report says of one run, as its documents are read.
+    """Accumulates all numbers of one run as its documents are read.
 
     Args:
         corpus: The run.
-        keys: Key tokens that were given.
-        rule: What selects key tokens where none were given.
+        keys: Key tokens that the caller passed.
+        rule: Rule that selects key tokens if none were passed.
         compared: Whether it is one of the compared runs.
     """
 
@@ -254,7 +254,7 @@ class _RunSums:
                 self._no_reach = error
 
     def add(self, row: TokenScores, evaluated: TokenScores | None) -> ScoredDocument:
-        """Counts a document in."""
+        """Adds a document."""
         document = self.corpus.document(row, evaluated)
         self.distributions.add(document)
         if self._compared:
@@ -269,12 +269,12 @@ class _RunSums:
         return document
 
     def reach(self, sums: Sequence[_RunSums], evaluator: Scores | None, notes: list[str]) -> ReachResult | None:
-        """The reach of the run if it can have one; what has to be known of it, or why it has none, goes into the notes.
+        """Computes the run's context reach if possible; caveats, or why it is not possible, are added to the notes.
 
         Args:
-            sums: Sums of all runs: the evaluator, or else the first one with the same contexts, is the reference.
+            sums: Sums of all runs: the reference is the evaluator, or else the first run with the same contexts.
             evaluator: The evaluator.
-            notes: Where to.
+            notes: List to which notes are appended.
         """
         if self._gains is None and self._no_reach is None:
             return None
@@ -298,8 +298,8 @@ class _RunSums:
 
 
 def positions(value: float, low: float, high: float) -> npt.NDArray[np.float64]:
-    """Positions of a slider: ``value`` and every `STEP` below and above it, from ``low`` to ``high`` at least."""
+    """Returns slider positions: ``value`` and multiples of `STEP` around it, at least from ``low`` to ``high``."""
     below = max(0, math.ceil((value - low) / STEP))
     above = max(0, math.ceil((high - value) / STEP))
-    # rounded, so that a position is the number that a user writes: 2.1 and not 2.1000000000000001
+    # rounded, so that a position is the number that a user types: 2.1 and not 2.1000000000000001
     return np.array([round(value + step * STEP, 10) if step else value for step in range(-below, above + 1)])

@@ -1,4 +1,4 @@
-"""Words of a text: which kind each is, and where it was mentioned before."""
+"""Finds the words of a text, their kinds, and their earlier mentions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longlens.keytokens.alignment import as_spans
 
 Ints = npt.NDArray[np.int64]
 KINDS = ("identifiers", "names", "numbers", "other words", "no word")
-"""In words: `_kind` says which word is of which; tokens of punctuation and blanks alone are part of no word."""
+"""Kinds of words, see `_kind`; tokens of only punctuation and blanks are not part of a word."""
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d[\d_]*|0[xX][0-9a-fA-F]+")
@@ -25,8 +25,8 @@ class Words(NamedTuple):
 
     Attributes:
         spans: ``(w, 2)``, ``[start, end)`` in characters.
-        earlier: ``(w,)``, the last word before that is the same, capitals included; -1 if there is none.
-        kinds: ``(w,)``, places in `KINDS`.
+        earlier: ``(w,)``, index of the previous occurrence of the same word, case-sensitive; -1 if there is none.
+        kinds: ``(w,)``, indices into `KINDS`.
     """
 
     spans: Ints
@@ -35,7 +35,7 @@ class Words(NamedTuple):
 
 
 def words_of(text: str) -> Words:
-    """The words of a text, in order."""
+    """Returns the words of a text, in order."""
     last: dict[str, int] = {}
     spans, earlier, kinds = [], [], []
     for number, match in enumerate(_WORD.finditer(text)):
@@ -48,10 +48,10 @@ def words_of(text: str) -> Words:
 
 
 def _kind(word: str, text: str, start: int) -> str:
-    """Which of `KINDS` a word is.
+    """Returns the kind of a word, one of `KINDS`.
 
-    A number is of digits; an identifier has an underscore, letters and digits, or a capital after a small letter; a
-    name begins with a capital, and neither its sentence nor its line does with it.
+    A number consists of digits; an identifier has an underscore, letters and digits, or a capital after a lowercase
+    letter; a name starts with a capital but is not the first word of its sentence or line.
     """
     if _NUMBER.fullmatch(word):
         return "numbers"
@@ -66,7 +66,7 @@ def _kind(word: str, text: str, start: int) -> str:
 
 
 def _begins_sentence(text: str, start: int) -> bool:
-    """Whether the last character before that is no blank ends a sentence, or a line ends between."""
+    """Returns whether the preceding non-blank character ends a sentence, or a line break is before the word."""
     at = start - 1
     while at >= 0 and text[at] in " \t\"'([":
         at -= 1
@@ -74,7 +74,7 @@ def _begins_sentence(text: str, start: int) -> bool:
 
 
 def words_of_tokens(char_spans: npt.ArrayLike, words: Words) -> Ints:
-    """``(n,)``: the first word that each token shares a character with; -1 if there is none."""
+    """``(n,)``: index of the first word that each token overlaps; -1 if there is none."""
     spans = as_spans(char_spans)
     if not len(words.spans):
         return np.full(len(spans), -1, dtype=np.int64)
@@ -85,7 +85,7 @@ def words_of_tokens(char_spans: npt.ArrayLike, words: Words) -> Ints:
 
 
 def mentions(words: Words, word: int, most: int) -> list[int]:
-    """The words before this one that are the same, the nearest first, ``most`` at most."""
+    """Returns the earlier occurrences of the same word, nearest first, at most ``most``."""
     found: list[int] = []
     at = int(words.earlier[word])
     while at >= 0 and len(found) < most:
@@ -95,9 +95,9 @@ def mentions(words: Words, word: int, most: int) -> list[int]:
 
 
 def tokens_since(char_spans: npt.ArrayLike, of_token: Ints, words: Words) -> Ints:
-    """``(n,)``: how many tokens before each its word was mentioned last; -1 where it is in no word, 0 for a new one.
+    """``(n,)``: number of tokens since the previous mention of each token's word; -1 if not in a word, 0 if new.
 
-    The distance of token i is ``i - j``, j being the first token that the earlier mention shares a character with.
+    The distance of token i is ``i - j``, where j is the first token that overlaps the earlier mention.
     """
     spans = as_spans(char_spans)
     earlier = np.where(of_token >= 0, words.earlier[of_token] if len(words.earlier) else -1, -1)
