@@ -121,7 +121,7 @@ def test_correlate_joins_runs_of_longppl_and_bench_by_the_model(correlated, run)
     assert {"pearson", "interval", "spearman", "kendall", "p", "n"} <= one.keys()
     assert (one["n"], one["pearson"]) == (2, None)
     assert any(
-        "no family was named for llama, other" in warning and "--family" in warning for warning in found["warnings"]
+        "no family was set for llama, other" in warning and "--family" in warning for warning in found["warnings"]
     )
 
 
@@ -132,7 +132,7 @@ def test_correlate_prints_the_papers_table_and_draws(correlated, run):
     assert shown.code == 0
     assert shown.out.startswith("Pearson's r over 2 models, with 95 % intervals\n")
     assert "RULER: 2 models with both values, and 3 or more are needed" in shown.out
-    assert "note: s.csv: 1 of its 3 models are none of the scored ones ('nosuch')" in shown.err
+    assert "note: s.csv: 1 of its 3 models are not among the scored models ('nosuch')" in shown.err
     assert {"longppl-1-ruler.png", "ppl-1-ruler.svg", "benchmarks.svg"} <= {
         p.name for p in (correlated / "drawn").iterdir()
     }
@@ -140,7 +140,7 @@ def test_correlate_prints_the_papers_table_and_draws(correlated, run):
 
 def test_what_cannot_be_correlated_is_one_line(correlated, run):
     again = run("study", "correlate", "run-llama", "run-llama/model", "--benchmarks", "bench-llama").error
-    assert "are runs of the same model: give one of them" in again
+    assert "are runs of the same model: pass one of them" in again
     options = ("--evaluator", "llama", "--context", "32", "--stride", "16")
     assert run("longppl", "a.txt", "b.txt", "--model", "other", *options, "-o", "run-3").code == 0
     other = run("study", "correlate", "run-llama", "run-3", "--benchmarks", "bench-llama").error

@@ -328,12 +328,12 @@ def test_what_cannot_be_is_refused():
     refused = [
         (([], evaluators), {}, "needs scores of models and of an evaluator"),
         ((models, []), {}, "needs scores of models and of an evaluator"),
-        ((models, [evaluators[0]] * 2), {}, r"evaluator E \(2\) is given twice"),
+        ((models, [evaluators[0]] * 2), {}, r"evaluator E \(2\) occurs twice"),
         ((models, [models[2]]), {}, "'d4' has no short-context scores: score it again"),
         ((models, evaluators), {"rule": KeyRule(lcl=False)}, "leave `use_lcl` out"),
         ((models, evaluators), {"alphas": [NAN]}, "`alpha` is nan, expected a finite number"),
         ((models, evaluators), {"betas": [math.inf]}, "`beta` is inf, expected a finite number"),
-        ((models, evaluators), {"draws": 0}, "`draws` is 0, expected 1 or more"),
+        ((models, evaluators), {"draws": 0}, "`draws` is 0; expected at least 1"),
         (
             (models, evaluators),
             {"benchmarks": {"RULER": {"W": 1.0}}},

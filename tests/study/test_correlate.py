@@ -131,7 +131,7 @@ def test_without_an_evaluator_there_is_no_longppl_and_with_keys_nothing_that_nee
 def test_models_are_the_same_by_weights_and_not_by_name(models, table):
     again = model("another name", 0)
     again.manifest["model"]["weights_sha256"] = "weights-a"
-    with pytest.raises(UserError, match="a and another name are runs of the same model: give one of them"):
+    with pytest.raises(UserError, match="a and another name are runs of the same model: pass one of them"):
         correlate([*models, again], [table])
     other = model("a", 7)
     other.manifest["model"]["weights_sha256"] = "others"
@@ -157,9 +157,9 @@ def test_what_a_file_does_not_join_is_said_by_name(models, tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("model,B\na,1\nb,2\nc,\nzz,4\nyy,5\n")
     found = correlate(models, [path])
-    assert f"{path}: 2 of its 5 models are none of the scored ones ('zz', 'yy')" in found.notes
-    assert "no benchmark results of c, d, e, which do not count" in found.notes
-    assert any(note.startswith("no family was named for a, b, c, d, …, so their model type is") for note in found.notes)
+    assert f"{path}: 2 of its 5 models are not among the scored models ('zz', 'yy')" in found.notes
+    assert "no benchmark results of c, d, e, which are excluded" in found.notes
+    assert any(note.startswith("no family was set for a, b, c, d, …, so their model type is") for note in found.notes)
     assert found.families == ["toy"] * 5
     assert found.correlations["ppl"]["B"].reason == "2 models with both values, and 3 or more are needed"
     path.write_text("model,B\nzz,4\n")
@@ -210,10 +210,10 @@ def test_results_of_another_model_of_that_name_do_not_join_and_this_is_said(mode
     (folders[1] / "manifest.json").write_text(json.dumps(manifest))
     found = correlate(models, folders)
     assert found.benchmarks["longeval_lines 700"] == [0.0, None, 50.0, 75.0, 100.0]
-    (note,) = (note for note in found.notes if "none of the scored ones" in note)
-    assert note.startswith(f"{folders[1]}: its model 'b' is none of the scored ones (of the run of that name: ")
+    (note,) = (note for note in found.notes if "not among the scored models" in note)
+    assert note.startswith(f"{folders[1]}: its model 'b' is not among the scored models (of the run of that name: ")
     assert str(next(iter(change))) in note
-    assert "no benchmark results of b, which do not count" in found.notes
+    assert "no benchmark results of b, which are excluded" in found.notes
 
 
 def test_another_dtype_or_engine_is_no_other_model(models, tmp_path):
@@ -231,12 +231,12 @@ def test_a_run_that_recorded_no_identity_joins_by_name_and_this_is_said(models, 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     joined = join_benchmarks([folder], models)
     assert joined.scores == {"longeval_lines 700": {"c": 75.0}}
-    assert joined.notes[0] == f"{folder} and c are joined by the model's name: one of them recorded no identity"
+    assert joined.notes[0] == f"{folder} and c are matched by model name: one of them recorded no identity"
 
 
 def test_one_score_twice_is_refused(models, tmp_path):
     folders = [bench(tmp_path / f"b{n}", models[0], right=n, lengths=[700]) for n in range(2)]
-    with pytest.raises(UserError, match=r"b0 and .*b1 both have 'longeval_lines 700' of a: give one of them"):
+    with pytest.raises(UserError, match=r"b0 and .*b1 both have 'longeval_lines 700' of a: pass only one of them"):
         correlate(models, folders)
 
 
@@ -248,7 +248,7 @@ def test_other_tasks_in_another_folder_are_further_columns_and_other_samples_are
     ]
     found = correlate(models, folders)
     assert list(found.benchmarks)[:2] == ["longeval_lines 700", "niah_single_1 700"]
-    assert "niah_single_1 700: models were asked other samples (seed, number, text or settings differ)" in found.notes
+    assert "niah_single_1 700: models have different samples (seed, number, text or settings differ)" in found.notes
     assert not any(note.startswith("longeval_lines 700: models were asked") for note in found.notes)
 
 

@@ -147,7 +147,7 @@ def test_ways():
             r"`lengths` has 40 and `windows` a `context` of 40: no token would have a short-context score",
         ),
         ({"windows": [{"context": 4, "stride": 5}]}, r"`stride` is 5; expected at most `context`, which is 4"),
-        ({"lengths": [100, 100]}, r"`lengths` names one twice"),
+        ({"lengths": [100, 100]}, r"`lengths` contains a value twice"),
     ],
 )
 def test_settings_that_cannot_be(models, changes, message):
@@ -157,7 +157,7 @@ def test_settings_that_cannot_be(models, changes, message):
 
 def test_documents_that_are_too_short_are_refused_before_a_model_is_loaded(models, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "load_scorer", None)
-    with pytest.raises(UserError, match=r"`documents` has 1 of at least 200 tokens; expected 2: give more sources"):
+    with pytest.raises(UserError, match=r"`documents` has 1 of at least 200 tokens; expected 2: add more sources"):
         reproduce("cost", settings_of(models, samples=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert len(ways(settings_of(models))) == 4

@@ -84,7 +84,7 @@ class Evidence:
         num_tokens: Total number of key tokens of the judge.
         wins: By index of a run: the number of key tokens that both it and the first run scored, and the number of these
             for which its log-probability is above the first run's.
-        since: Counts of tokens in words, ``(2, classes)``: key tokens and all others; new words first, then `DISTANCES`.
+        since: Counts of tokens in words, ``(2, classes)``: key tokens and others; new words first, then `DISTANCES`.
         gains: By index of a run with short-context scores, the gain of each of `GROUPS`; None if no text was stored.
         document_gains: By index of a run, by document: the mean LSD, nats per token.
         by: The field of the documents by which `field_gains` are grouped; None if no field was set.

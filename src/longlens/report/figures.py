@@ -176,7 +176,7 @@ def draw(chart: Chart) -> Figure:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Sets the style of all figures, independent of the user's matplotlibrc, and hides warnings about missing glyphs."""
+    """Sets the style of all figures, whatever the user's matplotlibrc, and hides warnings about missing glyphs."""
     require("matplotlib", extra="figures", purpose="drawing figures")
     import matplotlib.style
 

@@ -1,21 +1,21 @@
-"""The ablations of LongPPL from stored scores alone: thresholds, evaluator, short context, weights, documents.
+"""Computes ablations of LongPPL from stored scores: thresholds, evaluator, short context, weights, documents.
 
-No model is run, and every document is read once. Of each model there are
+No model is run, and every document is read once. The metrics of each model are
 
 ======================  ===============================================================================================
-ppl                     all tokens alike (eq. 1); ppl_from_context: tokens from K on
-ppl_ngram               tokens of re-occurred n-grams (appendix B.7, table 11)
+ppl                     all tokens with equal weight (eq. 1); ppl_from_context: tokens from K on
+ppl_ngram               tokens of re-occurring n-grams (appendix B.7, table 11)
 longppl                 key tokens at each alpha and beta (eq. 4, table 2)
-longppl_no_lcl          key tokens by LSD alone, at each alpha (appendix B.2, figure 9)
+longppl_no_lcl          key tokens by LSD only, at each alpha (appendix B.2, figure 9)
 longppl_soft            all tokens, weighted by ``min(exp(LSD), gamma)`` (eq. 7, table 1)
 longppl_self            key tokens that the model itself selects (appendix B.2, table 6)
 bits_per_character      as ppl, and key_bits_per_character as longppl, comparable across tokenizers
 ======================  ===============================================================================================
 
-with every evaluator, at each K and d that it was scored at. Next to each is how far it ranks the models as LongPPL
-does; where scores of benchmarks are given, how it correlates with them; and how many documents its ranking needs
-(`longlens.study.ranking`). The evaluators are compared by the key tokens that they select (`longlens.study.agreement`)
-and by the rankings that these give.
+with every evaluator, at each K and d at which it was scored. Each metric comes with the agreement of its ranking of the
+models with that of LongPPL; with its correlation with benchmark scores, if there are any; and with the number of
+documents that its ranking needs (`longlens.study.ranking`). Evaluators are compared by the key tokens that they select
+(`longlens.study.agreement`) and by the rankings that result.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ from longlens.study.ranking import (
 from longlens.tables import Tabular, plain
 
 SCHEMA_VERSION = 1
-# Table 2 of the paper has alpha 1 and 2, and beta -2 and -1; figure 9 has no beta.
+# Table 2 of the paper uses alpha 1 and 2, and beta -2 and -1; figure 9 uses no beta.
 ALPHAS = (0.5, 1.0, 2.0, 3.0)
 BETAS = (-math.inf, -4.0, -2.0, -1.0)
-"""-inf means no second criterion."""
+"""-inf disables the LCL criterion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One metric of every model; what does not exist is None.
+    """A metric of every model; missing values are None.
 
     Attributes:
         metric: Its name, see the module.
-        setting: What selects or weights tokens; None if nothing does. Of `longppl_self` its evaluator is "self".
+        setting: Setting that selects or weights tokens, if any. Its evaluator is "self" for `longppl_self`.
         alpha: Threshold of the long-short difference, nats; None if there is none.
         beta: Threshold of the long-context likelihood, nats; None if there is none.
-        values: One for each model: a perplexity, or bits.
-        intervals: 95 % intervals of them over documents.
-        num_tokens: Tokens that each value is about.
+        values: One value for each model: a perplexity, or bits.
+        intervals: 95 % intervals of the values over documents.
+        num_tokens: Number of tokens of each value.
         kendall: tau-b of the ranking of the models with that by LongPPL (first setting, its alpha and beta).
-        kendall_interval: 95 % interval of it, over documents.
-        correlations: By benchmark.
+        kendall_interval: 95 % interval of tau-b, over documents.
+        correlations: Correlations by benchmark.
     """
 
     metric: str
@@ -84,7 +84,7 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """How many documents the ranking of the models by a metric needs.
+    """The number of documents that a metric's ranking of the models needs.
 
     Attributes:
         metric: Its name.
@@ -92,8 +92,8 @@ class Stability:
         alpha: As in `Measure`.
         beta: As in `Measure`.
         curve: Agreement with a ranking by other documents, by the number of documents.
-        stable_from: Documents on the curve from which on the mean tau-b is 0.9 or more; None if there are none.
-        pairs: Which pairs of models all documents order beyond doubt, and how many documents would order the others.
+        stable_from: Smallest number of documents on the curve from which the mean tau-b is at least 0.9, if any.
+        pairs: Pairs of models with a significant order, and the number of documents that the other pairs need.
     """
 
     metric: str
@@ -107,15 +107,15 @@ class Stability:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorAgreement:
-    """Two evaluators, or one at two K, on the same documents.
+    """Agreement of two evaluators, or of one at two K, on the same documents.
 
     Attributes:
-        one: The first.
-        other: The second.
-        is_own: Whether the second is a model that selects for itself, as in `longppl_self`, and ranks no others.
-        keys: Of their key tokens.
-        kendall: tau-b of the rankings of the models by their LongPPL; None if the second ranks none.
-        kendall_interval: 95 % interval of it, over documents.
+        one: The first setting.
+        other: The second setting.
+        is_own: Whether the second is a model that selects its own key tokens, as in `longppl_self`; it ranks none.
+        keys: Agreement of their key tokens.
+        kendall: tau-b of the rankings of the models by their LongPPL; None if the second ranks no models.
+        kendall_interval: 95 % interval of tau-b, over documents.
     """
 
     one: Setting
@@ -128,19 +128,19 @@ class EvaluatorAgreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(Tabular):
-    """The ablations. As a table: a row for each metric and model.
+    """The result of the ablations. As a table: one row per metric and model.
 
     Attributes:
         models: Names of the models.
         settings: Evaluators with their K and d; rankings are compared with that of the first.
-        alpha: Threshold of the long-short difference where the grid has no other, nats.
-        beta: Threshold of the long-context likelihood of these keys.
-        num_documents: Documents, the same for all.
-        benchmarks: Scores by benchmark, one for each model; None if there is none.
+        alpha: Default threshold of the long-short difference, nats.
+        beta: Default threshold of the long-context likelihood, nats.
+        num_documents: Number of documents, the same for all.
+        benchmarks: Scores by benchmark, one for each model; None if there is no score.
         measures: Every metric of every model.
-        stability: How many documents rankings need.
-        agreement: Agreement of each two settings; then of the first with each model's own selection.
-        warnings: What has to be known before a number is relied on, a sentence each.
+        stability: The number of documents that rankings need.
+        agreement: Agreement of each pair of settings; then of the first with each model's own selection.
+        warnings: Caveats about the numbers, one sentence each.
     """
 
     models: Sequence[str]
@@ -155,7 +155,7 @@ class Ablation(Tabular):
     warnings: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The object that ``longlens study ablate --json`` prints; what does not exist is None, nothing is NaN."""
+        """Returns the object that ``longlens study ablate --json`` prints; missing values are None, never NaN."""
         return {"schema_version": SCHEMA_VERSION, **plain(self)}
 
     def _columns(self) -> dict[str, list[Any]]:
@@ -194,34 +194,34 @@ def ablate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Ablation:
-    """The ablations of LongPPL over several models, see the module.
+    """Computes the ablations of LongPPL over several models, see the module.
 
     Args:
         runs: Scores of the models, on the same documents.
-        evaluators: Scores of evaluators, on the same texts; more documents are fine.
-        benchmarks: By the name of a benchmark, scores by the names of the models (`longlens.scoring.scores.names_of`).
+        evaluators: Scores of evaluators, on the same texts; they may contain more documents.
+        benchmarks: By name of a benchmark, scores by the names of the models (`longlens.scoring.scores.names_of`).
         alphas: Alphas of the grid, nats.
-        betas: Betas of the grid, nats; -inf, which is always included, means no second criterion.
-        rule: ``alpha``, ``beta`` (which join the grid) and ``gamma`` where the grid has no other; ``context`` and
-            ``stride`` leave only these of those that were scored.
-        self_evaluation: Whether each model is its own evaluator as well, which needs its short-context scores at the K
-            and d of the first setting. None: those models that have them, and a warning names the others.
+        betas: Betas of the grid, nats; -inf, which is always included, disables the LCL criterion.
+        rule: ``alpha``, ``beta`` (which are added to the grid) and ``gamma`` for metrics without a grid; ``context``
+            and ``stride`` select the short contexts to use.
+        self_evaluation: Whether each model is also its own evaluator, which needs its short-context scores at the K
+            and d of the first setting. None: the models that have them, and a warning lists the others.
         draws: Number of draws of documents, for each power curve and each interval of a tau.
         seed: Seed of the draws.
-        progress: Shows documents.
+        progress: Shows the number of documents.
 
     Raises:
-        UserError: No runs or evaluators; different documents or texts; documents that an evaluator lacks; an evaluator
-            without (such) short-context scores; thresholds that are not numbers; scores of other models; a model
-            without short-context scores where `self_evaluation` is asked for.
+        UserError: There are no runs or evaluators; documents or texts differ; an evaluator lacks documents or the
+            short-context scores; thresholds are not numbers; benchmark scores are of other models; `self_evaluation` is
+            True and a model has no short-context scores.
     """
     if not runs or not evaluators:
-        raise UserError("an ablation needs scores of models and of an evaluator: give both, from longlens score DOCS")
+        raise UserError("an ablation needs scores of models and of an evaluator: pass both, from longlens score DOCS")
     rule = rule or KeyRule()
     if rule.lcl is not None:
-        raise UserError("an ablation always covers both, with and without LCL: leave `use_lcl` out")
+        raise UserError("an ablation always includes selection without LCL: leave `use_lcl` out")
     if draws < 1:
-        raise UserError(f"`draws` is {draws}, expected 1 or more")
+        raise UserError(f"`draws` is {draws}; expected at least 1")
     alpha, beta = ALPHA if rule.alpha is None else rule.alpha, BETA if rule.beta is None else rule.beta
     for threshold in alphas:
         check_thresholds(threshold, BETA)
@@ -306,10 +306,10 @@ def _stability(sums: MetricSums, draws: int, seed: int) -> Stability:
 
 
 def _columns_of(benchmarks: Mapping[str, Mapping[str, float]], models: Sequence[str]) -> dict[str, list[float | None]]:
-    """Scores by benchmark, one for each model.
+    """Returns scores by benchmark, one for each model.
 
     Raises:
-        UserError: Scores of a model that is not there.
+        UserError: A score is of a model that is not in the ablation.
     """
     for benchmark, scores in benchmarks.items():
         unknown = [name for name in scores if name not in models]

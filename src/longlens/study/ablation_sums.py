@@ -1,4 +1,4 @@
-"""What an ablation sums up over documents: every metric of every model, in one pass over the scores of all."""
+"""Accumulates the sums of an ablation over documents: every metric of every model, in one pass over all scores."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from longlens.study.agreement import KeyAgreement, KeyOverlap, Selected
 from longlens.study.ranking import values_of
 
 Grid = tuple[Sequence[float], Sequence[float]]
-"""alphas and betas, strictly increasing; the first beta is -inf, no second criterion."""
+"""alphas and betas, strictly increasing; the first beta is -inf, which disables the LCL criterion."""
 SELF = "self"
 _METRICS = (
-    # name, whose sums, what counts its tokens, whether an evaluator or its K decides it
+    # metric, whose sums it uses, what counts its tokens, whether it depends on the evaluator or its K
     ("ppl", "scored", "num_tokens", False),
     ("bits_per_character", "characters", "num_tokens", False),
     ("ppl_ngram", "ngram", "num_ngram_tokens", False),
@@ -47,10 +47,10 @@ _METRICS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Which evaluator selects key tokens, and how far its short context reaches.
+    """The evaluator that selects key tokens, and its short context.
 
     Attributes:
-        evaluator: Its name; "self" where each model is its own.
+        evaluator: Its name; "self" if each model is its own evaluator.
         context: K, tokens.
         stride: d, tokens.
     """
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def short(self) -> ShortContext:
-        """K and d."""
+        """The short context: K and d."""
         return ShortContext(self.context, self.stride)
 
 
@@ -71,12 +71,12 @@ class MetricSums:
 
     Attributes:
         metric: Its name, see `longlens.study.ablation`.
-        setting: What selects or weights tokens; None if nothing does.
+        setting: Setting that selects or weights tokens; None if there is none.
         alpha: Threshold of the long-short difference, nats; None if there is none.
         beta: Threshold of the long-context likelihood, nats; None if there is none.
         sums: ``(m, n, 2)``: log-probability and weight of each model and document.
-        num_tokens: ``(m,)`` tokens that decide each value.
-        is_bits: Whether the weight is a number of characters, and the value bits of one.
+        num_tokens: ``(m,)`` number of tokens of each value.
+        is_bits: Whether the weight is a number of characters, and the value is bits per character.
     """
 
     metric: str
@@ -89,7 +89,7 @@ class MetricSums:
 
     @cached_property
     def nats(self) -> Doubles:
-        """``(m,)`` nats per unit of weight; NaN without any, infinity with a token of probability 0."""
+        """``(m,)`` nats per unit of weight; NaN if the weight is 0, infinity if a token has probability 0."""
         values: Doubles = values_of(self.sums, np.ones((1, self.sums.shape[1])))[0]
         return values
 
@@ -114,17 +114,17 @@ class MetricSums:
 
 
 class AblationSums:
-    """All models with all evaluators, at every K and d.
+    """Accumulates all models with all evaluators, at every K and d.
 
     Args:
         runs: Scores of the models.
-        evaluators: Scores of the evaluators; of one that is a model as well the same object.
-        rule: `alpha`, `beta` and `gamma` where the grid has no other; `context` and `stride` where only these count.
+        evaluators: Scores of the evaluators; if an evaluator is also a model, the same object.
+        rule: `alpha`, `beta`, `gamma` for metrics without a grid; `context` and `stride` to select short contexts.
         grid: alphas and betas.
-        self_evaluation: Whether each model is its own evaluator as well; None if it has the short-context scores.
+        self_evaluation: Whether each model is also its own evaluator; None if only models with short-context scores are.
 
     Raises:
-        UserError: What `longlens.study.ablation.ablate` rejects before a document is read.
+        UserError: An input is invalid, as in `longlens.study.ablation.ablate`, which is found before reading documents.
     """
 
     def __init__(
@@ -164,14 +164,14 @@ class AblationSums:
 
     @property
     def settings(self) -> list[Setting]:
-        """Evaluators with their K and d."""
+        """The evaluators with their K and d."""
         return [part.setting for part in self._parts]
 
     def read(self, progress: Progress) -> None:
         """Reads every document once.
 
         Raises:
-            UserError: Other texts, or a document that lacks a K.
+            UserError: The texts differ, or a document lacks scores at a K.
         """
         ids = self._runs[0].ids
         progress.start("ablation", unit="documents", total=len(ids))
@@ -200,8 +200,8 @@ class AblationSums:
             overlap.add(selected[one], selected[other])
 
     def metrics(self, alpha: float, beta: float) -> list[MetricSums]:
-        """Every metric of every model; those that have no thresholds in the grid at alpha and beta."""
-        order = sorted(range(len(self._ids)), key=self._ids.__getitem__)  # that of the documents of results
+        """Returns every metric of every model; metrics with thresholds at this alpha and beta."""
+        order = sorted(range(len(self._ids)), key=self._ids.__getitem__)  # the document order of results
         found = [
             each
             for number, part in enumerate(self._parts)
@@ -221,20 +221,20 @@ class AblationSums:
         return found
 
     def overlaps(self) -> Iterator[tuple[Setting, Setting, bool, KeyAgreement]]:
-        """Key tokens of each two settings; then of the first with each model's own, which is said."""
+        """Yields the key token agreement of each pair of settings, then of the first with each model's own."""
         for (one, other), overlap in self._between.items():
             yield self.settings[one], self.settings[other], False, overlap.result()
         for place, overlap in self._with_own.items():
             yield self.settings[0], self._own[place].setting, True, overlap.result()
 
     def warnings(self) -> list[str]:
-        """What the perplexities have to say, and what is missing."""
+        """Returns the warnings of the perplexities, and those about missing scores."""
         first = self.settings[0]
         notes = [note for part in self._parts for result in part.results for note in result.warnings]
         for part in self._parts:
             notes += [
-                f"{name} is a model and an evaluator: it selects tokens that it finds likely itself, so that its "
-                "LongPPL on its own key tokens is low and its rank there says nothing"
+                f"{name} is both a model and an evaluator: it selects tokens that it predicts well itself, so its "
+                "LongPPL on its own key tokens is low and its rank there is not meaningful"
                 for name, run in zip(self.models, self._runs, strict=True)
                 if same_model(run, self._evaluators[part.place])
             ]
@@ -253,17 +253,17 @@ class AblationSums:
 
 
 class _Part:
-    """All models with the key tokens of one setting, as documents are added.
+    """Accumulates all models with the key tokens of one setting.
 
     Args:
         setting: The setting.
-        place: Place of its evaluator.
-        evaluator: Its scores.
+        place: Index of its evaluator.
+        evaluator: Scores of the evaluator.
         runs: Runs of the models.
-        names: Theirs.
+        names: Names of the models.
         rule: Thresholds and gamma.
         grid: alphas and betas.
-        ngram: Whether to find re-occurred n-grams, which is once enough.
+        ngram: Whether to find re-occurring n-grams, which is needed only once.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class _Part:
         self._tables: list[list[Doubles]] = [[] for _ in runs]
 
     def add(self, rows: Sequence[TokenScores], evaluated: TokenScores) -> None:
-        """Counts in a document of every model."""
+        """Adds a document of every model."""
         for corpus, sums, tables, row in zip(self.corpora, self._sums, self._tables, rows, strict=True):
             document = corpus.document(row, evaluated)
             sums.add(document)
@@ -296,11 +296,11 @@ class _Part:
 
     @cached_property
     def results(self) -> list[PerplexityResult]:
-        """Of every model, once all documents were added."""
+        """Returns the results of every model, after all documents were added."""
         return [sums.result() for sums in self._sums]
 
     def metrics(self, order: Sequence[int], alpha: float, beta: float, *, first: bool) -> Iterator[MetricSums]:
-        """The metrics; those that no evaluator decides from the first part alone."""
+        """Yields the metrics; those that do not depend on an evaluator only from the first part."""
         for metric, name, counted, needs_keys in _METRICS:
             sums = [column(result.documents, name) for result in self.results]
             has_all = [each for each in sums if each is not None]
@@ -329,11 +329,11 @@ class _Part:
 
 
 class _Own:
-    """A model that is its own evaluator, as documents are added.
+    """Accumulates a model that is its own evaluator.
 
     Args:
-        run: Its scores.
-        name: Its name.
+        run: Scores of the model.
+        name: Name of the model.
         setting: K and d.
         rule: Thresholds.
     """
@@ -349,14 +349,14 @@ def _influence(scores: Scores, setting: Setting, rule: KeyRule) -> Influence:
 
 
 def _settings(evaluators: Sequence[Scores], rule: KeyRule) -> Iterator[tuple[Setting, int]]:
-    """Every evaluator, by its place, at every K and d, the largest K first."""
+    """Yields every evaluator, by its index, at every K and d, the largest K first."""
     names = names_of(evaluators)
     for place, (name, evaluator) in enumerate(zip(names, evaluators, strict=True)):
         if any(same_run(evaluator, other) for other in evaluators[:place]):
-            raise UserError(f"evaluator {name} is given twice: pass it once, all its K are used")
+            raise UserError(f"evaluator {name} occurs twice: pass it once, all its K are used")
         if not len(evaluator):
             raise UserError(f"the scores of evaluator {name} contain no documents: score the same documents with all")
-        select_key_tokens(evaluator)  # says how to get short-context scores, where there are none
+        select_key_tokens(evaluator)  # raises an error with the next step if there are no short-context scores
         choose_short_context(evaluator.short_contexts, rule.context, rule.stride)
         for context, stride in sorted(evaluator.short_contexts, key=lambda short: (-short.context, short.stride)):
             if rule.context in (None, context) and rule.stride in (None, stride):
@@ -364,7 +364,7 @@ def _settings(evaluators: Sequence[Scores], rule: KeyRule) -> Iterator[tuple[Set
 
 
 def _check_has(name: str, evaluator: Scores, ids: Sequence[str]) -> None:
-    """Rejects an evaluator that lacks documents, before any is read."""
+    """Rejects an evaluator that lacks documents, before any document is read."""
     there = frozenset(evaluator.ids)
     lacking = [id for id in ids if id not in there]
     if lacking:

@@ -1,4 +1,4 @@
-"""An ablation as tables to read, as rows for CSV files, and as charts."""
+"""Formats an ablation as tables, as rows of CSV files, and as charts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRICS = {
 
 
 def tables(ablation: Ablation) -> list[Table]:
-    """The tables that there is something for: metrics, grid, settings, correlations, documents, evaluators."""
+    """Returns the tables for which there are data: metrics, grid, settings, correlations, documents, evaluators."""
     made = [
         _metric_table(ablation),
         *(_grid_table(ablation, setting) for setting in ablation.settings),
@@ -119,7 +119,7 @@ def _correlation_table(ablation: Ablation) -> Table:
 
 
 def _document_table(ablation: Ablation) -> Table:
-    """A row for each metric, a column for each number of documents."""
+    """Returns a table with one row per metric and one column per number of documents."""
     curves = [found.curve for found in ablation.stability if found.curve]
     sizes = [point.num_documents for point in curves[0]] if curves else []
     rows = []
@@ -165,7 +165,7 @@ def _agreement_table(ablation: Ablation) -> Table:
 
 
 def _default_measures(ablation: Ablation, setting: Setting) -> list[Measure]:
-    """One of each metric: at alpha and beta, and with this setting where one decides."""
+    """Returns one measure per metric: at the default alpha and beta, and with this setting if the metric has one."""
     defaults = {(ablation.alpha, ablation.beta), (ablation.alpha, None), (None, None)}
     return [
         measure
@@ -202,17 +202,17 @@ def _with_interval(value: float | None, both: Interval | None, digits: int = 3) 
 
 
 def _range(values: Sequence[float], digits: int) -> str:
-    """The least and the largest of them."""
+    """Formats the smallest and the largest value."""
     ends = [_number(value, digits) for value in (min(values), max(values))] if values else ["-"]
     return " to ".join(dict.fromkeys(ends))
 
 
 def write_ablation(ablation: Ablation, folder: Path) -> list[Path]:
-    """Writes ablation.json, and as CSV with a row for each number values, correlations, documents and evaluators.
+    """Writes ablation.json, and CSV files of values, correlations, documents and evaluators with one row per number.
 
     Args:
-        ablation: What is written.
-        folder: There; created if it is missing.
+        ablation: The ablation to write.
+        folder: Output directory; created if it does not exist.
 
     Raises:
         UserError: A file cannot be written.
@@ -293,7 +293,7 @@ def _agreement_rows(ablation: Ablation) -> list[dict[str, Any]]:
 
 
 def charts(ablation: Ablation) -> list[Chart]:
-    """The power curve, the agreement of rankings by threshold, and with benchmarks the correlation by threshold."""
+    """Returns the power curve, ranking agreement by threshold, and, with benchmarks, correlation by threshold."""
     made = []
     curves = [found for found in ablation.stability if found.curve and found.setting in (None, ablation.settings[0])]
     if curves:

@@ -1,18 +1,17 @@
-"""How far two evaluators select the same key tokens: Jaccard and Cohen's kappa, each beside what chance gives.
+"""Measures how far two evaluators select the same key tokens: Jaccard and Cohen's kappa, compared with chance.
 
-Of two selections over N units, of which the one has a keys, the other b and both have c::
+For two selections over N units, where the first has a keys, the second b and both have c in common::
 
     Jaccard = c / (a + b - c)
     kappa   = (p_o - p_e) / (1 - p_e) = 2 (c/N - ab/N^2) / (a/N + b/N - 2ab/N^2)        Cohen 1960
 
-kappa is 0 by chance and 1 for equal selections. Jaccard has no such zero: two selections at random have more of it the
-more they select, hence `chance_jaccard`, the mean of ``c / (a + b - c)`` where the b keys of the one stand at random
-among the units and the a of the other stay (c is hypergeometric).
+kappa is 0 by chance and 1 for equal selections. Jaccard has no such zero: for two random selections it increases with
+their sizes. Therefore `chance_jaccard` is the mean of ``c / (a + b - c)`` if the b keys of the second selection are at
+random positions among the units and the a keys of the first are fixed (c is hypergeometric).
 
-The units are tokens where both evaluators cut every document into the same tokens, else characters, of which a key
-token has several, all of them key. Counted are the units that both could select: those with a long-short difference
-under both, which is none among the first K. Two selections with different K thus agree or disagree from the larger K
-on alone.
+The units are tokens if both evaluators split every document into the same tokens, else characters; all characters of a
+key token are key. Only units that both could select are counted: those with a long-short difference under both, which
+excludes the first K. Two selections with different K are therefore compared only from the larger K on.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Selected(NamedTuple):
-    """A document under one evaluator at one K, and the key tokens there."""
+    """A document under one evaluator at one K, with its key tokens."""
 
     row: TokenScores
     keys: KeyTokens
@@ -40,18 +39,18 @@ class Selected(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class KeyAgreement:
-    """How far two selections agree; a value that does not exist is None.
+    """Agreement of two selections; missing values are None.
 
     Attributes:
-        unit: What is counted.
+        unit: The counted unit.
         num_units: N, the units that both could select.
         num_keys: a and b.
         num_both: c.
-        jaccard: Of the keys.
-        jaccard_interval: 95 %, over documents.
-        chance_jaccard: What two selections of these sizes have at random.
-        kappa: Cohen's.
-        kappa_interval: 95 %, over documents.
+        jaccard: Jaccard index of the keys.
+        jaccard_interval: 95 % interval over documents.
+        chance_jaccard: Expected Jaccard index of two random selections of these sizes.
+        kappa: Cohen's kappa.
+        kappa_interval: 95 % interval over documents.
     """
 
     unit: Literal["tokens", "characters"]
@@ -66,14 +65,14 @@ class KeyAgreement:
 
 
 class KeyOverlap:
-    """The counts of two selections, as their documents are added."""
+    """Accumulates the counts of two selections over documents."""
 
     def __init__(self) -> None:
         self._characters: list[list[int]] = []
         self._tokens: list[list[int]] | None = []
 
     def add(self, one: Selected, other: Selected) -> None:
-        """Counts a document in, which is of one text on both sides."""
+        """Adds a document, which has the same text on both sides."""
         both = one, other
         spans = [as_spans(each.row.char_spans) for each in both]
         length = max(int(each[:, 1].max(initial=0)) for each in spans)
@@ -91,19 +90,19 @@ class KeyOverlap:
         )
 
     def result(self) -> KeyAgreement:
-        """Over the documents that were added."""
+        """Returns the agreement over the added documents."""
         if self._tokens is None:
             return key_agreement(self._characters, "characters")
         return key_agreement(self._tokens, "tokens")
 
 
 def key_agreement(counts: npt.ArrayLike, unit: Literal["tokens", "characters"]) -> KeyAgreement:
-    """How far two selections agree.
+    """Computes the agreement of two selections.
 
     Args:
-        counts: ``(n, 4)``, a row per document: units that both could select, keys of the one and of the other among
-            them, and keys of both.
-        unit: What was counted.
+        counts: ``(n, 4)``, one row per document: units that both could select; among them, keys of the first, of the
+            second, and of both.
+        unit: The counted unit.
     """
     documents = np.array(counts, dtype=np.float64).reshape(-1, 4)
     units, one, other, both = (int(total) for total in documents.sum(axis=0))
@@ -137,7 +136,7 @@ def _characters(spans: npt.NDArray[np.int64], length: int) -> Bools:
 
 
 def _counts(scored: list[Bools], keys: list[Bools]) -> list[int]:
-    """Units that both could select, keys of the one and the other among them, and of both."""
+    """Returns the units that both could select, and among them the keys of the first, of the second, and of both."""
     common = scored[0] & scored[1]
     one, other = keys[0] & common, keys[1] & common
     return [int(np.count_nonzero(mask)) for mask in (common, one, other, one & other)]
@@ -153,14 +152,14 @@ def _kappa(units: int, one: int, other: int, both: int) -> float | None:
 
 
 def _jaccard_slopes(one: int, other: int, both: int) -> Doubles:
-    """By the numbers of keys of the one, of the other, and of both."""
+    """Derivatives with respect to the numbers of keys of the first, of the second, and of both."""
     union = one + other - both
     jaccard = both / union
     return np.array([-jaccard, -jaccard, 1 + jaccard]) / union
 
 
 def _kappa_slopes(kappa: float, units: int, one: int, other: int) -> Doubles:
-    """By the shares of keys of the one, of the other, and of both; divided by N, by their numbers."""
+    """Derivatives with respect to the key shares of the first, of the second, and of both; with 1/N, to the numbers."""
     a, b = one / units, other / units
     scale = a + b - 2 * a * b
     return np.array([-(2 * b + kappa * (1 - 2 * b)), -(2 * a + kappa * (1 - 2 * a)), 2.0]) / scale / units
@@ -172,7 +171,7 @@ def _chance(units: int, one: int, other: int) -> float | None:
     from scipy import stats
 
     mean = one * other / units
-    reach = 12 * (1 + mean**0.5)  # its standard deviation is below sqrt(mean): what is beyond adds less than 1e-16
+    reach = 12 * (1 + mean**0.5)  # the standard deviation is below sqrt(mean): terms beyond this add less than 1e-16
     least, most = max(0, one + other - units, int(mean - reach)), min(one, other, int(mean + reach) + 1)
     both = np.arange(least, most + 1)
     probability = stats.hypergeom.pmf(both, units, one, other)
@@ -180,13 +179,13 @@ def _chance(units: int, one: int, other: int) -> float | None:
 
 
 def _interval(value: float, counts: Doubles, slopes: Doubles, least: float) -> Interval | None:
-    """Over documents, by the rule of `longlens.metrics.uncertainty` for what is computed from several ratios of sums.
+    """Computes an interval over documents, by `longlens.metrics.uncertainty` for functions of ratios of sums.
 
     Args:
         value: Value over all documents.
         counts: ``(n, 4)``: N, a, b and c of each document.
-        slopes: How the value moves with a, b and c at equal N.
-        least: The smallest value there is; 1 is the largest.
+        slopes: Derivatives of the value with respect to a, b and c at fixed N.
+        least: The smallest possible value; the largest is 1.
     """
     counts = counts[counts[:, 0] > 0]
     if len(counts) < 2:

@@ -1,11 +1,11 @@
-"""Benchmark scores of scored models: from folders of benchmark runs, told by the model's identity, and from CSV files.
+"""Reads benchmark scores of scored models from benchmark runs, matched by model identity, and from CSV files.
 
 ::
 
     model,family,LongBench,RULER
     smollm2,SmolLM2,21.3,40.1
 
-A file has a row per model, which is identified by its name; ``family`` may be missing, and an empty cell is no score.
+A file has one row per model, which is matched by name; ``family`` is optional, and an empty cell is a missing score.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from longlens.scoring.scores import Scores, identity_of, names_of
 from longlens.study.correlation import BenchmarkScores
 
 MODEL, FAMILY = "model", "family"
-"""Columns of a file that are no scores."""
+"""Columns of a file that are not scores."""
 LOGPROB = " answer log-probability"
-"""Mean log-probability of the right answer, nats: what a forced answer has beside a score, and where no floor is."""
+"""Mean log-probability of the right answer, nats: reported for forced answers in addition to the score; no floor."""
 
 
 class ScoreFile(NamedTuple):
-    """What a CSV file says.
+    """The content of a CSV file.
 
     Attributes:
         scores: Scores of each benchmark, by model.
-        families: Families of each model, by its name; empty if there is no such column.
-        models: All of them.
+        families: Family of each model, by its name; empty if there is no such column.
+        models: All models of the file.
     """
 
     scores: dict[str, dict[str, float]]
@@ -46,24 +46,24 @@ class ScoreFile(NamedTuple):
 def join_benchmarks(
     sources: Sequence[str | os.PathLike[str]], runs: Sequence[Scores], names: Sequence[str] | None = None
 ) -> BenchmarkScores:
-    """The scores of benchmarks that belong to scored models.
+    """Returns the benchmark scores of scored models.
 
-    A benchmark run belongs to the run that is of the same model: weights, configuration, tokenizer and cache policy, in
-    whatever dtype and run by whatever engine. Where one of them recorded no identity, as with a server, it depends on
-    the model's name, and a note says so. A row of a file depends on the name.
+    A benchmark run is matched to a run of the same model: same weights, configuration, tokenizer and cache policy, with
+    any dtype and engine. If one of them recorded no identity, as with a server, they are matched by the model's name,
+    and a note reports it. A row of a file is matched by name.
 
     A benchmark is a task at a length, such as ``niah_single_1 4096``, with its mode unless answers were generated, and
-    its settings where runs differ in them; where answers were forced, the mean log-probability of the answers as well,
-    which has no floor; an average of a suite, such as ``RULER 4096 mean of 13``; and
-    ``mean of N tasks``, of those tasks of a mode that every model was asked.
+    its settings if runs differ in them. Answers that were forced also have the mean log-probability of the answers,
+    which has no floor. Other benchmarks are an average of a suite, such as ``RULER 4096 mean of 13``; and
+    ``mean of N tasks``, over those tasks of a mode that every model has.
 
     Args:
-        sources: Folders of benchmark runs, and CSV files.
+        sources: Directories of benchmark runs, and CSV files.
         runs: The scored models.
-        names: What they are called; see `names_of` by default.
+        names: Names of the models; by default those of `names_of`.
 
     Raises:
-        UserError: A source cannot be read; two of them have a score of one benchmark and model; none of them is of a
+        UserError: A source cannot be read; two sources have a score of the same benchmark and model; no source has a
             scored model.
     """
     names = names_of(runs) if names is None else names
@@ -79,22 +79,22 @@ def join_benchmarks(
         listed = ", ".join(map(shown, sources))
         raise UserError(
             f"no benchmark result in {listed} belongs to one of the scored models, {', '.join(map(shown, names))}: "
-            + "; ".join([*joined.notes, "give results of the same models"])
+            + "; ".join([*joined.notes, "pass results of the same models"])
         )
     without = [name for name in names if not any(name in of_model for of_model in joined.scores.values())]
     if without:
-        joined.notes.append(f"no benchmark results of {', '.join(without)}, which do not count")
+        joined.notes.append(f"no benchmark results of {', '.join(without)}, which are excluded")
     return BenchmarkScores(scores=joined.scores, families=joined.families, notes=joined.notes)
 
 
 def read_scores(path: str | os.PathLike[str]) -> ScoreFile:
-    """Scores of models from a CSV file: a column ``model``, perhaps ``family``, and one a benchmark.
+    """Reads scores of models from a CSV file: a column ``model``, optionally ``family``, and one column per benchmark.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: No such file, no such columns, a model that occurs twice, or a cell that is not a number.
+        UserError: The file or the required columns do not exist, a model occurs twice, or a cell is not a number.
     """
     path = Path(path)
     try:
@@ -137,7 +137,7 @@ def _score(path: Path, number: int, cell: str) -> float:
 
 
 class _Joined:
-    """What was found so far."""
+    """Accumulates the scores and notes."""
 
     def __init__(self) -> None:
         self.scores: dict[str, dict[str, float]] = {}
@@ -146,20 +146,20 @@ class _Joined:
         self._places: dict[tuple[str, str], Path] = {}
 
     def add(self, benchmark: str, name: str, score: float, place: Path) -> None:
-        """One score of a run.
+        """Adds one score of a run.
 
         Raises:
-            UserError: There is one already.
+            UserError: There is already a score of this benchmark and run.
         """
         other = self._places.setdefault((benchmark, name), place)
         if name in self.scores.get(benchmark, {}):
-            raise UserError(f"{other} and {place} both have {benchmark!r} of {name}: give one of them")
+            raise UserError(f"{other} and {place} both have {benchmark!r} of {name}: pass only one of them")
         self.scores.setdefault(benchmark, {})[name] = score
 
 
 def _add_file(joined: _Joined, path: Path, runs: Sequence[Scores], names: Sequence[str]) -> None:
     found = read_scores(path)
-    # A file may have models as they were given, or as tables call them.
+    # A file may identify models as they were passed, or by their names in tables.
     given = [str(run.manifest["model"]["name"]) for run in runs]
     called = {model: name for model, name in zip(given, names, strict=True) if given.count(model) == 1}
     called |= {name: name for name in names}
@@ -171,12 +171,12 @@ def _add_file(joined: _Joined, path: Path, runs: Sequence[Scores], names: Sequen
     if unknown := [model for model in found.models if model not in called]:
         listed = ", ".join(map(repr, unknown[:4])) + (", …" if len(unknown) > 4 else "")
         joined.notes.append(
-            f"{path}: {len(unknown)} of its {len(found.models)} models are none of the scored ones ({listed})"
+            f"{path}: {len(unknown)} of its {len(found.models)} models are not among the scored models ({listed})"
         )
 
 
 class _Cell(NamedTuple):
-    """What a model scores in one task."""
+    """The score of a model in one task."""
 
     name: str
     task: str
@@ -223,7 +223,7 @@ def _add_folders(joined: _Joined, folders: Sequence[Path], runs: Sequence[Scores
 def _runs_of(
     joined: _Joined, folder: Path, manifest: Mapping[str, Any], runs: Sequence[Scores], names: Sequence[str]
 ) -> list[str]:
-    """The runs that are of the model of a benchmark run; what does not join goes into the notes."""
+    """Returns the runs of the same model as a benchmark run; mismatches are added to the notes."""
     engine = manifest.get("engine")
     record: Mapping[str, Any] = engine if isinstance(engine, Mapping) else {}
     identity, model = ModelIdentity.read(record), str(manifest["model"])
@@ -233,20 +233,20 @@ def _runs_of(
         return same
     for name, run in named:
         if identity.sha256 is None or identity_of(run).sha256 is None:
-            joined.notes.append(f"{folder} and {name} are joined by the model's name: one of them recorded no identity")
+            joined.notes.append(f"{folder} and {name} are matched by model name: one of them recorded no identity")
             return [name]
     how = ""
     if named:
         differ = model_differences(record, named[0][1].manifest["model"])
         how = f" (of the run of that name: {'; '.join(differ)})"
-    joined.notes.append(f"{folder}: its model {shown(model)} is none of the scored ones{how}")
+    joined.notes.append(f"{folder}: its model {shown(model)} is not among the scored models{how}")
     return []
 
 
 def _averages(
     results: Mapping[str, Any], parts: Iterable[tuple[str, str, Mapping[str, float | None], Sequence[str]]]
 ) -> Iterable[tuple[str, float]]:
-    """Averages of suites, those without gaps, and scores of lm-evaluation-harness."""
+    """Adds complete averages of suites, and scores of lm-evaluation-harness."""
     for suite, place, averages, _ in parts:
         for what, average in averages.items():
             if average is not None:
@@ -259,7 +259,7 @@ def _averages(
 
 
 def _tasks(joined: _Joined, cells: Sequence[_Cell]) -> dict[str, list[_Cell]]:
-    """Cells by benchmark: those of one task, length, mode and settings; several seeds of a run are one, their mean."""
+    """Returns cells by benchmark: the same task, length, mode and settings; several seeds of a run are averaged."""
     groups: dict[tuple[str, int | None, str], list[_Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.task, cell.length, cell.mode), []).append(cell)
@@ -274,7 +274,7 @@ def _tasks(joined: _Joined, cells: Sequence[_Cell]) -> dict[str, list[_Cell]]:
     for benchmark, group in found.items():
         asked = {cell.asked for cell in group}
         if len(asked) > 1:
-            joined.notes.append(f"{benchmark}: models were asked other samples (seed, number, text or settings differ)")
+            joined.notes.append(f"{benchmark}: models have different samples (seed, number, text or settings differ)")
         merged: dict[tuple[str, Path], list[_Cell]] = {}
         for cell in group:
             merged.setdefault((cell.name, cell.folder), []).append(cell)
@@ -285,7 +285,7 @@ def _tasks(joined: _Joined, cells: Sequence[_Cell]) -> dict[str, list[_Cell]]:
 
 
 def _means_of_tasks(found: Mapping[str, Sequence[_Cell]]) -> dict[str, list[_Cell]]:
-    """Of each mode, the mean of those tasks that every model was asked, where there are two or more."""
+    """Returns, for each mode, the mean of the tasks that every model has, if there are at least two."""
     means: dict[str, list[_Cell]] = {}
     for mode in dict.fromkeys(group[0].mode for group in found.values()):
         groups = [group for group in found.values() if group[0].mode == mode]

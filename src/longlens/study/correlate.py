@@ -113,7 +113,7 @@ def write_correlation_figures(
 
     Args:
         table: Result of `correlate`.
-        folder: Output folder; created if it is missing. Files of the same names are replaced.
+        folder: Output directory; created if it does not exist. Files of the same names are replaced.
         formats: Formats, from ``png`` and ``svg``.
 
     Raises:
@@ -137,7 +137,7 @@ def write_correlation_figures(
 
 
 class OpenedRun(NamedTuple):
-    """A run, and the rest of a folder of longlens longppl."""
+    """A run, and the other contents of a run directory of longlens longppl."""
 
     scores: Scores
     folder: Path | None = None
@@ -146,7 +146,7 @@ class OpenedRun(NamedTuple):
 
 
 def open_run(run: Scores | str | os.PathLike[str], context: int | None, stride: int | None) -> OpenedRun:
-    """Scores, those of a run directory, or those of a folder of longlens longppl, with its evaluator and settings."""
+    """Opens scores, a run directory of longlens score, or one of longlens longppl with its evaluator and settings."""
     if isinstance(run, Scores):
         return OpenedRun(run)
     folder = Path(run)
@@ -169,11 +169,11 @@ def _refuse_same(scores: Sequence[Scores], names: Sequence[str]) -> None:
     for place, one in enumerate(scores):
         for name, other in zip(names[place + 1 :], scores[place + 1 :], strict=True):
             if same_run(one, other) or same_model(one, other):
-                raise UserError(f"{names[place]} and {name} are runs of the same model: give one of them")
+                raise UserError(f"{names[place]} and {name} are runs of the same model: pass one of them")
 
 
 def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | None:
-    """The common evaluator of all folders.
+    """Returns the common evaluator of all run directories.
 
     Raises:
         UserError: Some have a different evaluator, or none.
@@ -182,13 +182,13 @@ def _evaluator(opened: Sequence[OpenedRun], names: Sequence[str]) -> Scores | No
     if not found:
         selected = [str(each.folder) for each in opened if each.settings and each.settings.get("context")]
         if selected:
-            raise UserError(f"{shown(selected[0])} was made with key tokens from a file: give it as `keys`")
+            raise UserError(f"{shown(selected[0])} was created with key tokens from a file: pass it as `keys`")
         return None
     name, first = found[0]
     assert first.evaluator is not None
     for other, each in zip(names, opened, strict=True):
         if each.evaluator is None:
-            raise UserError(f"{other} has no scores of an evaluator, and {name} has: give `evaluator_scores` for all")
+            raise UserError(f"{other} has no evaluator scores, but {name} has: pass `evaluator_scores` for all")
         if not (same_run(first.evaluator, each.evaluator) or same_model(first.evaluator, each.evaluator)):
             one, another = first.evaluator.name, each.evaluator.name
             raise UserError(
@@ -209,10 +209,10 @@ def _pair(scores: Scores) -> str:
 
 
 def _recorded_rule(opened: Sequence[OpenedRun], names: Sequence[str], given: KeyRule) -> KeyRule:
-    """The thresholds that were passed, or else those with which the folders were made.
+    """Returns the thresholds that were passed, or else those in the run directories.
 
     Raises:
-        UserError: The folders were made with different thresholds.
+        UserError: The run directories have different thresholds.
     """
     chosen = given.keywords()
     recorded = [(name, each.settings) for name, each in zip(names, opened, strict=True) if each.settings]
@@ -241,7 +241,7 @@ def _results(
     ngram: bool,
     progress: Progress,
 ) -> tuple[list[PerplexityResult], list[PerplexityResult | None]]:
-    """The perplexities of every run, and those without the second criterion; every document is read once."""
+    """Returns the perplexities of every run, and those without the LCL criterion; every document is read once."""
     influence = choose_influence(evaluator, keys, rule)
     corpora = [Corpus(run, influence, name=name) for run, name in zip(scores, names, strict=True)]
     check_same_ids(corpora)
@@ -286,6 +286,6 @@ def _families(scores: Sequence[Scores], names: Sequence[str], given: Mapping[str
     if not guessed:
         return found, []
     return found, [
-        f"no family was named for {', '.join(guessed[:4])}{', …' if len(guessed) > 4 else ''}, so their model type "
-        "is used instead (`families` names one)"
+        f"no family was set for {', '.join(guessed[:4])}{', …' if len(guessed) > 4 else ''}, so their model type "
+        "is used instead (set it with `families`)"
     ]

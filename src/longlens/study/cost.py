@@ -1,13 +1,13 @@
-"""``longlens study reproduce cost``: what LongPPL costs beside perplexity, in the form of Table 12 of the paper.
+"""``longlens study reproduce cost``: measures the cost of LongPPL relative to perplexity, as in Table 12 of the paper.
 
 ::
 
-    OUT/plans/ROLE.json              FLOP/s of this machine on a layer of the model, measured
-    OUT/keys/LENGTH/keys.jsonl       key tokens that the evaluator found before, and what that took
-    OUT/rounds/LENGTH-SEED.json      seconds of each way, once
+    OUT/plans/ROLE.json              measured FLOP/s of this machine on one layer of the model
+    OUT/keys/LENGTH/keys.jsonl       key tokens that the evaluator selected before, and the time that this took
+    OUT/rounds/LENGTH-SEED.json      seconds of each variant in one round
     OUT/result.json
 
-Each round times these ways, in an order that its seed draws, in one process:
+Each round times these variants, in an order that depends on its seed, in one process:
 
 - ``ppl``: the model scores the documents, ``perplexity(scores)``;
 - ``offline``: the same, ``perplexity(scores, keys=FILE)`` with stored key tokens;
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from longlens.scoring.scorer import Scorer
 
 WARM_UP_CHARACTERS = 1000
-"""Of a text that is scored before a round, and not timed."""
+"""Tokens of a text that is scored as a warm-up before a round, and not timed."""
 # Section 4.1 of the paper: "documents with the context length up to 32k tokens", K = 4096; appendix A.1: d = 1024.
 PUBLISHED_SETTING = {"length": 32768, "context": 4096, "stride": 1024}
 _MISTRAL = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -84,13 +84,13 @@ class CostSettings(StudySettings):
         model: The evaluated model.
         evaluator: The model that selects key tokens.
         documents: Sources, as for ``longlens score``.
-        samples: How many documents, the first ones that are long enough.
-        lengths: What documents are truncated to, tokens of the evaluator.
+        samples: Number of documents: the first ones that are long enough.
+        lengths: Lengths to which documents are truncated, in tokens of the evaluator.
         windows: Short contexts of the evaluator.
         alpha: Key tokens have LSD > alpha, nats.
         beta: Key tokens have LCL > beta, nats.
         dtype: Dtype of both models.
-        seeds: Seeds of the rounds; each draws the order of what is timed.
+        seeds: Seeds of the rounds; each determines the order of the timed variants.
     """
 
     model: str
@@ -109,36 +109,36 @@ class CostSettings(StudySettings):
         if min(self.lengths) <= longest:
             raise UserError(
                 f"`lengths` has {min(self.lengths)} and `windows` a `context` of {longest}: no token would have a "
-                "short-context score; give longer lengths"
+                "short-context score; pass larger `lengths`"
             )
         for name in ("lengths", "windows"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise UserError(f"`{name}` names one twice: leave it out")
+                raise UserError(f"`{name}` contains a value twice: remove it")
         return self
 
 
 class Way(NamedTuple):
-    """A way to a value that is timed; ``window`` is that of an online one."""
+    """A timed variant; ``window`` is that of an online variant."""
 
     kind: str
     window: Window | None = None
 
     @property
     def name(self) -> str:
-        """In files of rounds."""
+        """Name in the files of rounds."""
         return self.kind if self.window is None else f"{self.kind}-{self.window.context}-{self.window.stride}"
 
 
 def ways(settings: CostSettings) -> list[Way]:
-    """All that are timed."""
+    """Returns all timed variants."""
     return [Way("ppl"), Way("offline"), *(Way("online", window) for window in settings.windows)]
 
 
 def read_long_documents(settings: CostSettings) -> list[Document]:
-    """The documents, which are longer than all lengths.
+    """Reads the documents, which are longer than all lengths.
 
     Raises:
-        UserError: They are too few.
+        UserError: There are too few documents.
     """
     evaluator = UnloadedModel(settings.evaluator, Loading(dtype=settings.dtype))
     found: list[Document] = []
@@ -148,13 +148,13 @@ def read_long_documents(settings: CostSettings) -> list[Document]:
         if len(found) == settings.samples:
             return found
     raise UserError(
-        f"`documents` has {len(found)} of at least {max(settings.lengths):,} tokens; expected {settings.samples}: give "
-        "more sources, or smaller `lengths`"
+        f"`documents` has {len(found)} of at least {max(settings.lengths):,} tokens; expected {settings.samples}: add "
+        "more sources, or use smaller `lengths`"
     )
 
 
 def read(settings: CostSettings) -> Inputs:
-    """Which documents and models these are."""
+    """Returns the identity of documents and models."""
     documents = read_long_documents(settings)
     texts = {document.id: text_sha256(document.text) for document in documents}
     models = identities(_roles(settings).values(), settings.dtype)
@@ -162,7 +162,7 @@ def read(settings: CostSettings) -> Inputs:
 
 
 def run(settings: CostSettings, steps: Steps, documents: Sequence[Document]) -> dict[str, Any]:
-    """Times what is not timed yet, and sums it up."""
+    """Times the missing rounds, and summarizes all rounds."""
     timed = _Timed(settings, steps, documents)
     found = []
     for length in settings.lengths:
@@ -179,7 +179,7 @@ def run(settings: CostSettings, steps: Steps, documents: Sequence[Document]) -> 
 
 
 class _Timed:
-    """Both models, loaded when something is to be timed."""
+    """Times rounds with both models, which are loaded on first use."""
 
     def __init__(self, settings: CostSettings, steps: Steps, documents: Sequence[Document]) -> None:
         self.settings, self.steps, self.documents = settings, steps, documents
@@ -191,19 +191,19 @@ class _Timed:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """On a CPU, seconds of the process: other work on the machine moves them less than those on the wall."""
+        """Returns the clock: on a CPU, process time, which other work on the machine affects less."""
         on_cpu = self.scorers["evaluator"].info.device == "cpu"
         return time.process_time if on_cpu else time.perf_counter
 
     def cut(self, length: int) -> list[Document]:
-        """The documents at a length of the evaluator's tokens, so that both models score the same text."""
+        """Truncates the documents to a number of the evaluator's tokens, so that both models score the same text."""
         from longlens.scoring.truncation import cut_documents, make_limit
 
         limit = make_limit(Truncation(max_length=length, extrapolate=True), self.scorers["evaluator"])
         return list(cut_documents(self.documents, limit))
 
     def keys(self, length: int, documents: Sequence[Document]) -> Path:
-        """The file of key tokens by the first window, made once."""
+        """Returns the file of key tokens with the first window, created once."""
         window = self.settings.windows[0]
 
         def make(folder: Path) -> None:
@@ -214,7 +214,7 @@ class _Timed:
         return self.steps.folder(f"keys/{length}", make) / "keys.jsonl"
 
     def measure(self, role: str) -> dict[str, Any]:
-        """FLOP/s on a layer of the model."""
+        """Measures FLOP/s on one layer of the model."""
         from longlens.planning.devices import measure
         from longlens.planning.score import find_config
 
@@ -230,7 +230,7 @@ class _Timed:
         return {"device": device, "rates": asdict(found.forward)}
 
     def plan(self, role: str, length: int, window: Window | None) -> ScorePlan:
-        """The planner's prediction for a document of this number of tokens of that model, from the measured speed."""
+        """Predicts the cost of a document with this number of tokens, from the measured speed."""
         from longlens.planning.devices import Rates, this_machine
         from longlens.planning.score import plan_score
 
@@ -246,7 +246,7 @@ class _Timed:
         )
 
     def round(self, length: int, seed: int) -> dict[str, Any]:
-        """Each way once."""
+        """Times each variant once."""
         documents = self.cut(length)
         keys = self.keys(length, documents)
         scorers, clock = self.scorers, self.clock
@@ -304,16 +304,16 @@ def summarize(
     rounds: Sequence[Mapping[str, Any]],
     plan: Callable[[str, int, Window | None], ScorePlan],
 ) -> dict[str, Any]:
-    """Medians and ranges over the rounds of one length.
+    """Computes medians and ranges over the rounds of one length.
 
     Args:
         settings: Settings of the study.
         length: Length of the documents, tokens of the evaluator.
-        rounds: What `_Timed.round` returns.
+        rounds: Results of `_Timed.round`.
         plan: Predicts the seconds of a role at a length.
 
     Returns:
-        ``rows``, one a way: ``seconds`` a document and ``ratio`` to ``ppl`` of the same round, each ``median``,
+        ``rows``, one per variant: ``seconds`` per document and ``ratio`` to ``ppl`` of the same round, each ``median``,
         ``low``, ``high``; ``planned_seconds``, ``planned_ratio``; LongPPL and the number of key tokens.
     """
     tokens = rounds[0]["tokens"]
@@ -339,7 +339,7 @@ def summarize(
 
 
 def published_setting() -> dict[str, Any]:
-    """FLOPs of online LongPPL over that of perplexity, for the models, K, d and length of the paper."""
+    """Returns the FLOPs of online LongPPL relative to perplexity, for the models, K, d and length of the paper."""
     from transformers import LlamaConfig
 
     from longlens.planning.devices import find_device
@@ -359,7 +359,7 @@ def published_setting() -> dict[str, Any]:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """The form of Table 12, and the paper's own numbers."""
+    """Returns tables in the form of Table 12, with the paper's own numbers."""
     settings = result["settings"]
     columns = [
         *("tokens", "K", "d", "PPL, s", "LongPPL offline, s", "LongPPL online, s", "online, range over rounds"),

@@ -1,25 +1,25 @@
-"""Rankings of models by a perplexity, how far two of them agree, and how many documents a stable one needs.
+"""Ranks models by a perplexity, and computes the agreement of rankings and the number of documents that they need.
 
-A ranking is taken from sums over documents: nats and a weight (a number of tokens) of each model and document, whose
-ratio over the drawn documents is the model's value, lower being better. For a pair of models the order is the sign of
-the difference of their values, and for two rankings a and b over all pairs::
+A ranking is computed from sums over documents: nats and a weight (a number of tokens) of each model and document. The
+ratio of these sums over the drawn documents is the model's value; lower is better. The order of a pair of models is the
+sign of the difference of their values. For two rankings a and b over all pairs::
 
     tau-b  = sum(order_a order_b) / sqrt(sum(order_a^2) sum(order_b^2))
     share  = the pairs that a orders as b does, of those that b orders; half of those that a leaves equal
 
-By chance tau-b is 0 and the share 1/2. A model without a value (no key token in the drawn documents) is ordered against
-no other.
+By chance tau-b is 0 and the share 1/2. A model without a value (no key token in the drawn documents) has no order with
+respect to any other model.
 
-**Number of documents.** A ranking from some of the documents agrees with that from all of them partly because it is a
-part of it: at n of n documents the agreement is 1, whatever the metric. So no document is on both sides here. Each draw
-splits the n documents at random into a reference of n // 2 and the rest, and the subsets of 1, 2, 4, … up to n - n // 2
-documents are taken from that rest, each within the next. The reference is of one size throughout, so that along the
-curve only the subset grows; it is itself noisy, hence the agreement with the ranking by endlessly many documents of
-this kind is rather higher than the curve. Nothing is said of more than half of the documents by drawing; for those see
+**Number of documents.** A ranking by some of the documents agrees with the ranking by all of them partly because it is
+part of it: with all n documents the agreement is 1, whatever the metric. Therefore no document is used on both sides.
+Each draw splits the n documents at random into a reference of n // 2 and the rest; nested subsets of 1, 2, 4, … up to
+n - n // 2 documents are taken from the rest. The size of the reference is fixed, so that only the subset grows along
+the curve. The reference is itself noisy, so the agreement with the ranking by infinitely many documents of this kind is
+likely higher than the curve. Drawing cannot estimate the agreement for more than half of the documents; see
 `settled_pairs`, which extrapolates.
 
-The interval of a point is where 95 % of the draws lie: what one study of that many documents has to expect. All draws
-are from the same n documents; how the curve would be with others it does not say.
+The interval of a point contains 95 % of the draws: the range to expect from one study with that number of documents.
+All draws are from the same n documents; the interval does not cover how the curve would change with other documents.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from longlens.metrics.uncertainty import Doubles, Interval, percentile_interval
 
 DRAWS = 1000
 MIN_DOCUMENTS = 4
-"""Documents from which on two rankings of two documents each have none in common."""
+"""Minimum number of documents of a power curve: then two disjoint rankings have at least two documents each."""
 STABLE_TAU = 0.9
-"""Mean agreement from which on a ranking is called stable."""
+"""Mean agreement from which a ranking is called stable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetAgreement:
-    """How a ranking by some documents agrees with one by others.
+    """Agreement of a ranking by some documents with a ranking by others.
 
     Attributes:
-        num_documents: Documents of the subset.
+        num_documents: Number of documents of the subset.
         kendall: Mean tau-b over the draws; 0 by chance.
-        kendall_interval: Where 95 % of the draws lie.
-        pairs: Mean share of pairs of models that are ordered alike; 1/2 by chance.
-        pairs_interval: Where 95 % of the draws lie.
+        kendall_interval: Range of 95 % of the draws.
+        pairs: Mean share of pairs of models that have the same order; 1/2 by chance.
+        pairs_interval: Range of 95 % of the draws.
     """
 
     num_documents: int
@@ -62,13 +62,13 @@ class SubsetAgreement:
 
 @dataclass(frozen=True, kw_only=True)
 class SettledPairs:
-    """Which pairs of models all documents order beyond doubt.
+    """Number of pairs of models whose order over all documents is significant.
 
     Attributes:
-        num_pairs: Pairs of models.
-        num_settled: Those whose difference has a 95 % interval without 0, each pair by itself.
-        documents_to_settle: Documents with which all pairs would have one, if differences and spreads stay; None where
-            a pair has no difference or no interval.
+        num_pairs: Number of pairs of models.
+        num_settled: Number of pairs with a 95 % interval of the difference that excludes 0, each by itself.
+        documents_to_settle: Number of documents at which all pairs would have one, if differences and spreads stay;
+            None if a pair has no difference or no interval.
         documents_to_settle_half: The same for half of the pairs, rounded up.
     """
 

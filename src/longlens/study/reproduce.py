@@ -1,11 +1,11 @@
-"""``longlens study reproduce``: experiments in run directories, which a killed run resumes.
+"""``longlens study reproduce``: runs experiments in run directories; a killed run can be resumed.
 
 ::
 
-    OUT/recipe.yaml        all settings but the seeds, and what the experiment reads; written first, another is rejected
-    OUT/...                what each step found: a JSON file or a folder, written whole; a step that is there is not run
-    OUT/seconds.jsonl      how long each step took
-    OUT/result.json        what `reproduce` returns, written at the end of each run
+    OUT/recipe.yaml        all settings except the seeds, and the inputs; written first, must match when resuming
+    OUT/...                results of each step: a JSON file or a directory, written atomically; existing ones are kept
+    OUT/seconds.jsonl      duration of each step
+    OUT/result.json        result of `reproduce`, written at the end of each run
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ STUDIES = {
     "extension": "longlens.study.extension.run",
     "longce": "longlens.study.longce.run",
 }
-"""Experiments by name: the module whose ``STUDY`` is the `Study`."""
+"""Experiments by name: the module that defines the `Study` as ``STUDY``."""
 
 
 class StudySettings(Settings):
-    """The base of an experiment's settings: a recipe has all of them.
+    """Base class of an experiment's settings; a recipe contains all of them.
 
     Attributes:
         seeds: Seeds of the runs; more can be added to a run directory.
@@ -53,10 +53,10 @@ class StudySettings(Settings):
 
     seeds: tuple[Integer, ...] = Field(strict=False, min_length=1)
     free: ClassVar[frozenset[str]] = frozenset({"seeds"})
-    """Settings that may change in a run directory."""
+    """Settings that may differ from those of an existing run directory."""
 
     def resolved(self) -> dict[str, Any]:
-        """All settings as JSON."""
+        """Returns all settings as JSON."""
         return self.model_dump(mode="json")
 
     @model_validator(mode="after")
@@ -70,10 +70,10 @@ class Table(NamedTuple):
     """A table of results.
 
     Attributes:
-        title: A sentence above it.
-        columns: Its heads.
-        rows: Its cells.
-        left: How many columns are text.
+        title: Sentence above the table.
+        columns: Column titles.
+        rows: Cells.
+        left: Number of text columns.
     """
 
     title: str
@@ -83,15 +83,15 @@ class Table(NamedTuple):
 
 
 class Steps:
-    """The steps of an experiment in its run directory: each is run once.
+    """The steps of an experiment in its run directory; each step is run once.
 
     Args:
         path: The run directory.
-        progress: What the experiment shows its progress with.
+        progress: Shows the progress of the experiment.
 
     Attributes:
         path: The run directory.
-        progress: The same.
+        progress: As the argument.
     """
 
     def __init__(self, path: Path, progress: Progress) -> None:
@@ -99,10 +99,10 @@ class Steps:
         self._seconds = path / "seconds.jsonl"
 
     def json(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What ``OUT/NAME`` holds, which is made and written if it is not there.
+        """Returns the content of ``OUT/NAME``, which is created if it does not exist.
 
         Args:
-            name: Such as ``"runs/pi-ce-1.json"``.
+            name: File name, such as ``"runs/pi-ce-1.json"``.
             make: Runs the step.
         """
         path = self.path / name
@@ -113,16 +113,16 @@ class Steps:
         return read_json(path, f"delete {path}, and run the same command again")
 
     def folder(self, name: str, make: Callable[[Path], None]) -> Path:
-        """``OUT/NAME``, which is made if it is not there.
+        """Returns the path of ``OUT/NAME``, which is created if it does not exist.
 
         Args:
-            name: Such as ``"base"``.
-            make: Writes it into an empty folder, which is renamed when it is whole.
+            name: Directory name, such as ``"base"``.
+            make: Writes the content to an empty directory, which is renamed when it is complete.
         """
         path = self.path / name
         if not path.exists():
             temporary = path.with_name(f".{path.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
             temporary.mkdir(parents=True)
             with self._timed(name):
                 make(temporary)
@@ -130,7 +130,7 @@ class Steps:
         return path
 
     def seconds(self) -> dict[str, float]:
-        """How long each step took, by its name."""
+        """Returns the duration of each step, by its name."""
         if not self._seconds.exists():
             return {}
         lines = read_lines(self._seconds, unfinished=True)
@@ -138,7 +138,7 @@ class Steps:
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        """Notes how long a step took, if it ends well."""
+        """Records the duration of a step, if it succeeds."""
         started = time.perf_counter()
         yield
         seconds = round(time.perf_counter() - started, 3)
@@ -147,11 +147,11 @@ class Steps:
 
 
 class Inputs(NamedTuple):
-    """What an experiment reads before anything is written.
+    """Inputs of an experiment, which are read before anything is written.
 
     Attributes:
-        identity: What must be the same for a run to be resumed, such as the hash of a text.
-        content: What was read, for `Study.run`.
+        identity: Values that must match for a run to be resumed, such as the hash of a text.
+        content: The data, for `Study.run`.
     """
 
     identity: dict[str, Any]
@@ -162,10 +162,10 @@ class Study(NamedTuple):
     """An experiment.
 
     Attributes:
-        settings: Their kind; ``recipes/studies/NAME.yaml`` has the values.
-        run: Runs what is not there yet and sums it up, from the settings, the steps and the content of the inputs. What
-            it returns is the experiment's part of result.json.
-        tables: Tables of such a result.
+        settings: Class of the settings; ``recipes/studies/NAME.yaml`` contains the values.
+        run: Runs the missing steps and summarizes all steps, from the settings, the steps and the content of the
+            inputs. It returns the experiment's part of result.json.
+        tables: Formats such a result as tables.
         read: Reads the inputs.
     """
 
@@ -176,10 +176,10 @@ class Study(NamedTuple):
 
 
 def find_study(name: str) -> Study:
-    """An experiment by name.
+    """Returns an experiment by name.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no experiment with this name.
     """
     if name not in STUDIES:
         raise UserError(f"no study {name!r}; expected one of {', '.join(STUDIES)}")
@@ -194,13 +194,13 @@ def read_study(
     seeds: Sequence[int] | None = None,
     changes: Sequence[str] = (),
 ) -> StudySettings:
-    """The settings of an experiment.
+    """Reads the settings of an experiment.
 
     Args:
         name: Name of the experiment.
-        recipe: A YAML file; the one that comes with longlens by default.
-        seeds: Instead of the recipe's.
-        changes: Such as ``samples=10`` or ``training.steps=20``; values are YAML.
+        recipe: A YAML file; by default the recipe that comes with longlens.
+        seeds: Seeds, instead of the recipe's.
+        changes: Assignments such as ``samples=10`` or ``training.steps=20``; values are YAML.
 
     Raises:
         UserError: The experiment or recipe does not exist, it is not YAML, a key is unknown or missing, or a value is
@@ -220,20 +220,20 @@ def read_study(
 def reproduce(
     name: str, settings: StudySettings, out: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Runs the steps of an experiment that are not in its run directory yet, and sums them up.
+    """Runs the missing steps of an experiment, and summarizes all steps.
 
     Args:
         name: Name of the experiment.
         settings: All settings, see `read_study`.
-        out: A new folder, or one of the same settings.
-        progress: Shows how far it is.
+        out: A new directory, or one with the same settings.
+        progress: Shows the progress.
 
     Returns:
-        What result.json holds: ``schema_version``, ``study``, ``settings``, ``machine``, ``versions``, ``seconds`` (of
-        all steps together, whenever they were run), and what the experiment says.
+        The content of result.json: ``schema_version``, ``study``, ``settings``, ``machine``, ``versions``, ``seconds``
+        (total of all steps, including those of earlier runs), and the result of the experiment.
 
     Raises:
-        UserError: The folder contains something else or was made with other settings, or what the experiment raises.
+        UserError: The directory contains something else or has other settings, or the experiment fails.
     """
     study = find_study(name)
     resolved = settings.resolved()
@@ -259,7 +259,7 @@ def reproduce(
 
 
 def identities(models: Iterable[str], dtype: str) -> dict[str, Any]:
-    """What distinguishes models, by name, for `Inputs.identity`; None if it is not known before they are loaded."""
+    """Returns the identities of models by name, for `Inputs.identity`; None if unknown before they are loaded."""
     from longlens.models import identify
     from longlens.settings.options import Loading
 
@@ -268,7 +268,7 @@ def identities(models: Iterable[str], dtype: str) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Cores, processor and GPU of this machine, for tables of results."""
+    """Returns cores, processor and GPU of this machine, for tables of results."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")

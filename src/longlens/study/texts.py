@@ -1,4 +1,4 @@
-"""Real texts that come with Python and with packages: the documents of experiments, and others to train on."""
+"""Provides real texts that come with Python and with packages: documents of experiments, and training texts."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ KINDS = ("code", "reference", "speech", "header")
 
 
 def four_kinds(tokenizer: Any, *, count: int, tokens: int, kinds: Sequence[str] = KINDS) -> list[Document]:
-    """Python modules, Python's reference, speeches and C headers, which are truncated to the same number of tokens.
+    """Returns Python modules, Python's reference, speeches and C headers, truncated to the same number of tokens.
 
     Args:
-        tokenizer: Counts.
-        count: Documents of each kind.
+        tokenizer: Tokenizer that counts tokens.
+        count: Number of documents of each kind.
         tokens: Number of tokens of each document.
         kinds: Some of `KINDS`.
 
     Raises:
-        UserError: No such kind, or one that has too few long documents here.
+        UserError: A kind is unknown, or this machine has too few long documents of it.
     """
     if not set(kinds) <= set(KINDS):
         raise UserError(f"kinds are {', '.join(kinds)}; expected some of {', '.join(KINDS)}")
@@ -68,7 +68,7 @@ def four_kinds(tokenizer: Any, *, count: int, tokens: int, kinds: Sequence[str] 
 
 
 def _cut(text: str, tokenizer: Any, tokens: int) -> str:
-    """The first tokens of a text; nothing where it is shorter."""
+    """Returns the first tokens of a text; an empty text if it is shorter."""
     offsets = tokenizer(text[: 12 * tokens], add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
         "offset_mapping"
     ]
@@ -82,7 +82,7 @@ def _code(names: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _reference() -> Iterator[tuple[str, str]]:
-    """Topics of ``pydoc``, the longest first; one whose text is a part of a longer one is left out."""
+    """Yields topics of ``pydoc``, longest first, without those whose text is part of a longer one."""
     from pydoc_data import topics
 
     taken: list[str] = []
@@ -110,5 +110,5 @@ def _headers() -> Iterator[tuple[str, str]]:
 
 
 def training_prose() -> list[str]:
-    """Python modules that `four_kinds` does not have."""
+    """Returns Python modules that `four_kinds` does not contain."""
     return [text for _, text in _code(_TRAINING_MODULES)]

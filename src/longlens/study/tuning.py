@@ -1,4 +1,4 @@
-"""Short fine-tuning runs of real models, whose weights an experiment compares."""
+"""Runs short fine-tuning of real models, whose weights an experiment compares."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _STATIONS = ("amber", "birch", "cobalt", "delta", "ember", "fjord", "garnet", "h
 
 
 class Tuning(Settings):
-    """A fine-tuning run on texts that no metric and no task is measured on.
+    """A fine-tuning run on texts that no metric and no task uses.
 
     Attributes:
-        data: ``short``: pieces of prose; ``retrieval``: prose in which codes are stated and asked for again, in a
-            format that no task has.
+        data: ``short``: spans of prose; ``retrieval``: prose in which codes are stated and later repeated, in a format
+            that no task uses.
         loss: ``ce`` or ``longce``, with K = d = `context`.
-        steps: Optimizer steps.
-        rows: Rows of a step.
-        length: Tokens of a row.
-        learning_rate: Learning rate of AdamW, after a tenth of the steps.
+        steps: Number of optimizer steps.
+        rows: Rows per step.
+        length: Tokens per row.
+        learning_rate: Peak learning rate of AdamW, after a warm-up over a tenth of the steps.
         context: K and d of LongCE, tokens.
         seed: Seed of the rows.
     """
@@ -47,11 +47,11 @@ MAX_NORM = 1.0
 
 
 def training_arguments(folder: str, **own: Any) -> Any:
-    """``TrainingArguments`` of runs that an experiment makes: rows in their order, on the CPU, nothing written or said.
+    """Returns ``TrainingArguments`` of an experiment's runs: rows in order, on the CPU, without output or logs.
 
     Args:
-        folder: One that the Trainer may have; nothing is written there.
-        own: Steps, rows, and what else a run has of its own.
+        folder: Output directory of the Trainer; nothing is written to it.
+        own: Arguments of this run, such as steps and rows.
     """
     from transformers import TrainingArguments
 
@@ -112,7 +112,7 @@ def tune(model: Any, tokenizer: Any, tuning: Tuning, progress: Progress) -> None
 
 
 def training_rows(tokenizer: Any, tuning: Tuning) -> list[list[int]]:
-    """Rows of ``length`` tokens, the same for every loss."""
+    """Returns rows of ``length`` tokens, the same for every loss."""
     rng = Random(f"{tuning.data} {tuning.seed}")
     lines = [line.strip() for text in training_prose() for line in text.splitlines() if len(line) > 40]
     rows: list[list[int]] = []
@@ -128,7 +128,7 @@ def training_rows(tokenizer: Any, tuning: Tuning) -> list[list[int]]:
 
 
 def _with_codes(lines: Sequence[str], rng: Random, length: int) -> list[str]:
-    """Prose with codes that are stated in its first part and asked for again in its second."""
+    """Returns prose with codes that are stated in its first part and repeated in its second part."""
     shown = list(lines[: max(4, length // 24)])
     names = rng.sample(_STATIONS, 6)
     codes = {name: "".join(rng.choice("0123456789") for _ in range(5)) for name in names}
