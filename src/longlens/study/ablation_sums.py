@@ -119,9 +119,9 @@ class AblationSums:
     Args:
         runs: Scores of the models.
         evaluators: Scores of the evaluators; if an evaluator is also a model, the same object.
-        rule: `alpha`, `beta`, `gamma` for metrics without a grid; `context` and `stride` to select short contexts.
+        rule: `alpha`, `beta`, `gamma` of metrics without grid; `context` and `stride` to select short contexts.
         grid: alphas and betas.
-        self_evaluation: Whether each model is also its own evaluator; None if only models with short-context scores are.
+        self_evaluation: Whether each model is also its own evaluator; None for those with short-context scores.
 
     Raises:
         UserError: An input is invalid, as in `longlens.study.ablation.ablate`, which is found before reading documents.

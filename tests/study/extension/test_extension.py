@@ -254,7 +254,7 @@ def test_the_recipe_has_the_methods_of_the_issue() -> None:
     for path, value, message in (
         (("small", "trained"), ["pi"], "trained is pi; expected none among them, as a baseline"),
         (("small", "evaluator_method"), "nosuch", "expected all of clex, eabf, none, nosuch, ntk, ntk-2f, pi, yarn"),
-        (("seeds",), [0, 1], "expected others, since learning rates are chosen with these"),
+        (("seeds",), [0, 1], "expected different seeds, because learning rates are chosen with these"),
         (("pretrained", "questions"), {"vt": 2}, "questions are of vt; expected those of niah_single_1-4k"),
         (("pretrained", "block"), 1000, "tokens are 16384 and block 1000: expected a multiple of the block"),
     ):

@@ -119,7 +119,7 @@ def test_facts_that_do_not_fit():
         Facts(stated=1, repeated=1, distance=20).check(22)
     with pytest.raises(UserError, match="no room for a fact in 20 tokens: make documents longer"):
         made(make_document, Facts(stated=8, repeated=0, distance=3), 0, length=20)
-    with pytest.raises(UserError, match="has 500 words of the vocabulary, and a document needs 501: give more text"):
+    with pytest.raises(UserError, match="has 500 words of the vocabulary, but a document needs 501: use more text"):
         made(make_document, Facts(stated=0, repeated=0, distance=3), 0, length=501)
 
 

@@ -161,5 +161,5 @@ def test_ce_weighs_all_tokens_alike():
 
 
 def test_training_without_a_rate_is_refused():
-    with pytest.raises(UserError, match="training has no learning_rate: give one, such as 3e-4"):
+    with pytest.raises(UserError, match="training has no learning_rate: set one, such as 3e-4"):
         models.train(small(), STUDY.training, [])

@@ -154,6 +154,6 @@ def test_a_choice_is_among_the_values_of_the_asked_key():
 
 
 def test_held_out_text_that_is_too_short_is_refused():
-    with pytest.raises(UserError, match="has 20 words of the vocabulary, and a document needs 64: give more text"):
+    with pytest.raises(UserError, match="has 20 words of the vocabulary, but a document needs 64: use more text"):
         held_of(1, [np.arange(20) % 10])
     assert HeldOut._fields == ("forms", "documents", "answers", "short")

@@ -75,7 +75,7 @@ def test_what_is_written_is_what_is_read(recipe):
             "recipe.yaml: training has end, drills or learning_rate, but CE trains for longer than",
         ),
         ({"training.learning_rate": 1e-3}, "recipe.yaml: training has end, drills or learning_rate, but CE trains for"),
-        ({"base.learning_rate": None}, "recipe.yaml: base has no learning_rate: give one, such as 1e-3"),
+        ({"base.learning_rate": None}, "recipe.yaml: base has no learning_rate: set one, such as 1e-3"),
         ({"learning_rates": []}, "recipe.yaml: learning_rates is []; expected at least one"),
         ({"arms.pi": ["longce"]}, "recipe.yaml: arms of pi are ['longce']; expected ce and others of ce, longce, flo"),
         ({"arms.pi": ["ce", "best"]}, "recipe.yaml: arms of pi are ['ce', 'best']; expected ce and others of ce, lo"),
@@ -95,7 +95,7 @@ def test_what_is_written_is_what_is_read(recipe):
         ({"checkpoints": 2}, "recipe.yaml: checkpoints is 2; expected a list"),
         ({"checkpoints": [2, 1]}, "recipe.yaml: checkpoints are [2, 1]; expected steps in order, such as [20, 40]"),
         ({"checkpoints": [1]}, "recipe.yaml: checkpoints are [1] and steps 2: expected the last checkpoint"),
-        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seeds [0]: expected others, since learning"),
+        ({"seeds": [0, 1]}, "recipe.yaml: seeds are [0, 1] and development_seeds [0]: expected different seeds"),
         ({"evaluator_method": "yarn"}, "recipe.yaml: evaluator_method is 'yarn'; expected one of "),
         ({"extensions.pi.factor": 2}, "recipe.yaml: extensions have the factors ['2.0', '4.0']; expected one that all"),
         (

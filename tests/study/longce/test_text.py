@@ -33,7 +33,7 @@ def test_words_are_runs_of_letters_after_lower_casing(tmp_path):
 
 def test_a_text_without_words_is_refused(tmp_path):
     (tmp_path / "b.txt").write_text("12 3")
-    with pytest.raises(UserError, match=r"'b.txt' has no words of the letters a to z: give another `text`"):
+    with pytest.raises(UserError, match=r"'b.txt' has no words of the letters a to z: set another `text`"):
         read_text(tmp_path / "b.txt")
 
 
@@ -86,5 +86,5 @@ def test_words_by_frequency_then_keys_then_the_values_of_each_key():
 
 
 def test_too_few_different_words_are_refused():
-    with pytest.raises(UserError, match="the text has 2 different words, and the recipe wants 1,000: give more text"):
+    with pytest.raises(UserError, match="the text has 2 different words, but the recipe needs 1,000: use more text"):
         make_vocabulary([("a", "b")], words=1000, keys=1, values=1)

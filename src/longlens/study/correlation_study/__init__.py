@@ -1,1 +1,1 @@
-"""Does LongPPL follow long-context scores over models, where perplexity does not?"""
+"""Experiment: does LongPPL track long-context scores across models, and perplexity not?"""

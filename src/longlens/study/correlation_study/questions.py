@@ -1,4 +1,4 @@
-"""Questions on long texts, several of them on one text, with right and wrong answers to choose from."""
+"""Creates questions on long texts, several per text, with right and wrong answers to choose from."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class TaskSettings(Settings):
     """A task at one length.
 
     Attributes:
-        task: ``longeval_lines``, ``json_kv``, ``niah_multikey_1``, or another one with a single right answer.
-        lines: Lines of ``longeval_lines``.
-        length: Length of the others, tokens of each model's own tokenizer, as RULER counts them.
-        texts: Different texts; the questions are distributed to them.
+        task: ``longeval_lines``, ``json_kv``, ``niah_multikey_1``, or another task with a single right answer.
+        lines: Number of lines of ``longeval_lines``.
+        length: Length of the other tasks, in tokens of each model's own tokenizer, as RULER counts them.
+        texts: Number of different texts; the questions are distributed over them.
     """
 
     task: Name
@@ -53,9 +53,9 @@ class Question(NamedTuple):
     """A question.
 
     Attributes:
-        text: Everything before an answer.
-        target: The right answer as the text continues with it.
-        choices: What is chosen from, the right one first.
+        text: The text before the answer.
+        target: The right answer, as the continuation of the text.
+        choices: The answers to choose from, the right one first.
     """
 
     text: str
@@ -64,20 +64,20 @@ class Question(NamedTuple):
 
 
 def make_questions(settings: TaskSettings, *, count: int, seed: int, tokenizer: Any) -> list[list[Question]]:
-    """Questions by text: those of one text begin alike.
+    """Creates questions, grouped by text; the questions of one text have a common beginning.
 
     The first question of a text is that of the task's sample. The others ask for other lines (LongEval) or keys
     (json_kv, niah_multikey_1) of the same text, without replacement.
 
     Args:
         settings: Settings of the task.
-        count: Number of all questions.
+        count: Total number of questions.
         seed: Seed of the samples.
-        tokenizer: Counts.
+        tokenizer: Tokenizer that counts tokens.
 
     Raises:
-        UserError: The task asks one question of a text, and fewer texts than questions are wanted; or it has no single
-            right answer, or no wrong ones.
+        UserError: The task has one question per text, and there are fewer texts than questions; or it has no single
+            right answer, or no wrong answers.
     """
     task, texts = settings.make(), settings.texts or count
     if count % texts:
@@ -113,7 +113,7 @@ def _questions(task: Task, sample: Sample, count: int, rng: Random) -> list[Ques
             raise UserError(f"{task.name} has no single right answer, or fewer than {NUM_DISTRACTORS} wrong ones")
         return [_question(before, target, [target.replace(answer, other) for other in wrong])]
     values, target = dict(pairs), str(task.target(sample))
-    # The keys that json_kv's examples ask for are after the object, with their values.
+    # The keys of json_kv's examples are listed after the object, with their values.
     shown = sample.prompt[sample.prompt.index("}") :] if task.name == "json_kv" else ""
     others = [key for key, _ in pairs if key != asked and key not in shown]
     if len(others) < count - 1:
@@ -129,7 +129,7 @@ def _questions(task: Task, sample: Sample, count: int, rng: Random) -> list[Ques
 
 
 def _ask(before: str, asked: str, key: str) -> str:
-    """The prompt with another key asked for: it is named after the text alone, once or twice."""
+    """Returns the prompt with a different key in the question, which occurs once or twice after the text."""
     starts = (QUESTION.partition("{line}")[0], "\nWhat is the special magic ", "Key: ")
     place = max(before.rfind(start) for start in starts)
     return before[:place] + before[place:].replace(asked, key)
@@ -141,7 +141,7 @@ def _check_single(name: str, count: int) -> None:
 
 
 def _question(before: str, target: str, wrong: Sequence[str]) -> Question:
-    """Blanks at the end of a prompt become a part of the answers: a token may hold both.
+    """Creates a question. Blanks at the end of the prompt are moved to the answers, because a token may contain both.
 
     Choices of UUIDs end with their first group, in which all of them differ.
     """
@@ -164,7 +164,7 @@ def _uuid(rng: Random) -> str:
 
 
 def _other_names(names: Sequence[str], rng: Random) -> list[str]:
-    """Wrong answers to ``vt``: the list with one of its names, each in turn, in place of one that is nowhere."""
+    """Returns wrong answers to ``vt``: the list of names, with one name replaced by a new one."""
     drawn = distinct(lambda rng: "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=len(names[0]))), rng, set(names))
     lists = []
     for number in range(NUM_DISTRACTORS):
@@ -174,14 +174,14 @@ def _other_names(names: Sequence[str], rng: Random) -> list[str]:
 
 
 def ask(scorer: ContinuationScorer, questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """What a model says to questions that begin alike.
+    """Scores a model's answers to questions with a common beginning.
 
     Returns:
-        For each question ``exact``, whether greedy decoding writes the right answer; ``choices``, log-probabilities in
-        nats, the right one first; ``target``, that of the whole right answer; and ``num_tokens`` before the answer.
+        For each question ``exact``, whether greedy decoding generates the right answer; ``choices``, log-probabilities
+        in nats, the right one first; ``target``, that of the whole right answer; and ``num_tokens`` before the answer.
 
     Raises:
-        UserError: A token reaches from the prompt into an answer.
+        UserError: A token spans the boundary of prompt and answer.
     """
     from longlens.scoring.transformers import common_tokens
 
@@ -220,6 +220,6 @@ def _tail(tokenizer: Any, before: str, ids: Sequence[int], text: str) -> list[in
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """``exact`` and ``choice``, from 0 to 1: the right choice is the most likely, ties counting as wrong."""
+    """Returns ``exact`` and ``choice``, from 0 to 1; a choice is right if it is the most likely one, without ties."""
     right = [all(row["choices"][0] > other for other in row["choices"][1:]) for row in rows]
     return {"exact": sum(row["exact"] for row in rows) / len(rows), "choice": sum(right) / len(rows)}

@@ -1,6 +1,6 @@
-"""Variants of a model: the same weights with an attention window, another RoPE, fewer bits, another temperature.
+"""Creates variants of a model: the same weights with an attention window, another RoPE, fewer bits, or a temperature.
 
-A variant is a copy of a loaded model that is run as any other, by `longlens.models.forward`.
+A variant is a copy of a loaded model that runs like any other model, with `longlens.models.forward`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from longlens.rope.frequencies import Rope
 
 GROUP = 32
-"""Weights that share a scale and an offset where they are quantized, as in Q4_1 of llama.cpp."""
+"""Group size of quantization: weights that share a scale and an offset, as in Q4_1 of llama.cpp."""
 Count = Annotated[Integer, Field(ge=1)]
 
 
 class VariantSettings(Settings):
-    """What is done to a base model; nothing by default.
+    """The changes to a base model; none by default.
 
     Attributes:
-        window: Tokens that a token attends to, itself included, in each layer that attends to everything.
-        sinks: First tokens that all tokens attend to beside the window (StreamingLLM, arXiv 2309.17453).
+        window: Attention window in tokens, the token itself included, for each layer with full attention.
+        sinks: Number of first tokens that all tokens attend to in addition to the window (StreamingLLM, arXiv
+            2309.17453).
         rope: A method of RoPE extension.
-        theta: Another RoPE base of the layers that attend to everything, smaller or larger.
+        theta: RoPE base for the layers with full attention, smaller or larger than the original.
         bits: Number of bits of each weight of linear layers, rounded in memory, see `quantize`.
         temperature: T of ``log_softmax(logits / T)``.
-        training: A fine-tune, by its name in the recipe.
+        training: A fine-tuning run, by its name in the recipe.
     """
 
     window: Count | None = None
@@ -50,18 +51,18 @@ class VariantSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> VariantSettings:
         if self.sinks is not None and self.window is None:
-            raise UserError("sinks without window: all tokens attend to the first ones anyway; give `window` as well")
+            raise UserError("sinks without window: all tokens attend to the first tokens anyway; set `window` as well")
         if self.rope is not None and self.theta is not None:
-            raise UserError("rope and theta are both given: a variant changes one of them")
+            raise UserError("rope and theta are both set: a variant changes only one of them")
         return self
 
 
 def make_variant(base: Any, settings: VariantSettings) -> Any:
-    """A copy of a model, changed; fine-tunes are not run here.
+    """Returns a modified copy of a model; fine-tuning is not run here.
 
     Args:
         base: A transformers model; not changed.
-        settings: What is done.
+        settings: The changes.
     """
     from longlens.rope import apply
 
@@ -80,16 +81,16 @@ def make_variant(base: Any, settings: VariantSettings) -> Any:
 
 
 class AnyBase(NTK):
-    """Another RoPE base, a smaller one too, as no extension has it."""
+    """A different RoPE base, which may also be smaller, unlike in an extension."""
 
     def check(self, rope: Rope) -> None:
-        """Any base above 1 will do."""
+        """Accepts any base above 1."""
         assert self.theta is not None
         check_theta(self.theta)
 
 
 def window_mask(queries: int, keys: int, window: int, sinks: int = 0) -> Tensor:
-    """``(queries, keys)`` bool: which of the keys the last `queries` of them attend to.
+    """Returns ``(queries, keys)`` bool: which of the keys the last `queries` of them attend to.
 
     ``mask[i, j] = j <= p and (p - j < window or j < sinks)`` with ``p = keys - queries + i``.
     """
@@ -99,17 +100,17 @@ def window_mask(queries: int, keys: int, window: int, sinks: int = 0) -> Tensor:
 
 
 def limit_attention(model: Any, window: int, sinks: int = 0) -> None:
-    """Lets each layer that attends to everything see a window, and the first tokens; layers with a window keep theirs.
+    """Restricts each layer with full attention to a window and the first tokens; layers with a window are unchanged.
 
-    What a token knows of tokens farther back has come through the layers below, window by window.
+    Information from tokens farther back reaches a token only through lower layers, window by window.
 
     Args:
-        model: Changed in place: its attention gets a mask of its own. Padding must be on the right.
-        window: Tokens, the token itself included.
-        sinks: First tokens that stay visible.
+        model: Changed in place: its attention gets its own mask. Padding must be on the right.
+        window: Number of tokens, the token itself included.
+        sinks: Number of first tokens that stay visible.
 
     Raises:
-        UserError: It has no such layers, or its attention takes no mask of that form.
+        UserError: The model has no such layers, or its attention does not support such a mask.
     """
     text = model.config.get_text_config(decoder=True)
     if text._attn_implementation not in ("sdpa", "eager"):
@@ -127,7 +128,7 @@ def limit_attention(model: Any, window: int, sinks: int = 0) -> None:
 
 
 class _Window:
-    """A hook before an attention layer; a class, so that a model with it can be copied."""
+    """A hook before an attention layer; it is a class, so that a model with the hook can be copied."""
 
     def __init__(self, window: int, sinks: int) -> None:
         self.window, self.sinks = window, sinks
@@ -144,9 +145,9 @@ class _Window:
 
 
 def quantize(model: Any, bits: int, group: int = GROUP) -> None:
-    """Rounds the weights of linear layers, all but the vocabulary head, as `rounded` does.
+    """Rounds the weights of linear layers, except the vocabulary head, with `rounded`.
 
-    A simulation: they are computed with in their own dtype, as weight-only quantization does on a CPU.
+    This is a simulation: computation uses the weights' own dtype, like weight-only quantization on a CPU.
     """
     head = model.get_output_embeddings()
     with torch.no_grad():
@@ -156,15 +157,15 @@ def quantize(model: Any, bits: int, group: int = GROUP) -> None:
 
 
 def rounded(weight: Tensor, bits: int, group: int = GROUP) -> Tensor:
-    """Round-to-nearest with a scale and an offset for each group of inputs (Q4_1 of llama.cpp is that with 4 bits).
+    """Rounds to nearest with a scale and an offset for each group of inputs (Q4_1 of llama.cpp does so with 4 bits).
 
-    ``low + round((w - low) / step) * step`` with ``step = (high - low) / (2**bits - 1)``, low and high being the
-    smallest and the largest weight of the group, so that no weight moves by more than ``step / 2``.
+    ``low + round((w - low) / step) * step`` with ``step = (high - low) / (2**bits - 1)``, where low and high are the
+    smallest and the largest weight of the group, so that no weight changes by more than ``step / 2``.
 
     Args:
         weight: ``(outputs, inputs)``.
-        bits: Number of bits of a weight.
-        group: Inputs that share scale and offset; a last group may be smaller.
+        bits: Number of bits per weight.
+        group: Number of inputs that share scale and offset; the last group may be smaller.
     """
     parts = []
     for part in torch.split(weight, group, dim=1):
@@ -175,10 +176,10 @@ def rounded(weight: Tensor, bits: int, group: int = GROUP) -> Tensor:
 
 
 def temper(model: Any, temperature: float) -> None:
-    """Divides the logits by a temperature, in place: the last hidden states, of which they are a linear function.
+    """Divides the logits by a temperature, in place, by dividing the last hidden states, on which they depend linearly.
 
     Raises:
-        UserError: They are not: the vocabulary head has a bias, or its logits are capped.
+        UserError: The logits do not depend linearly on the states: the head has a bias, or the logits are capped.
     """
     from longlens.losses.passes import head_of
     from longlens.models.forward import find_decoder, running
@@ -193,7 +194,7 @@ def temper(model: Any, temperature: float) -> None:
 
 
 class _Divide:
-    """A hook after the last norm."""
+    """A hook after the last normalization layer."""
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature

@@ -1,1 +1,1 @@
-"""``longlens study reproduce extension``: position extrapolation, frozen and fine-tuned, judged by more than PPL."""
+"""``longlens study reproduce extension``: position extrapolation, frozen and fine-tuned, with PPL and with tasks."""

@@ -1,4 +1,4 @@
-"""A published model with its rotary embedding changed and nothing trained: NLL by position, and questions."""
+"""Measures a published model with a modified rotary embedding, without training: NLL by position, and questions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPE = "float32"
 
 
 class Extended:
-    """A model under one method; it is loaded when a step needs it.
+    """A model extended with one method; it is loaded when a step needs it.
 
     Args:
         settings: Settings of this part.
@@ -43,7 +43,7 @@ class Extended:
         return ContinuationScorer(model, self._base.tokenizer, name=f"{self.settings.model} {self.name}")
 
     def nll(self, number: int, document: Document) -> dict[str, Any]:
-        """Mean NLL of each block of a document, nats, from its beginning on; NaN nowhere."""
+        """Mean NLL of each block of a document, nats, from its beginning on; never NaN."""
         return self.steps.json(f"pretrained/nll/{self.name}-{number}.json", partial(self._nll, document))
 
     def _nll(self, document: Document) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Extended:
         return {"document": document.id, "blocks": self._blocks(self._scorer.model, ids)}
 
     def own(self, number: int, document: Document) -> dict[str, Any]:
-        """The same of the end of a document, as long as the model was trained at, by the unchanged model."""
+        """The same for the last tokens of a document, as many as the model's trained length, by the unchanged model."""
         return self.steps.json(f"pretrained/nll/own-{number}.json", partial(self._own, document))
 
     def _own(self, document: Document) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Extended:
         ]
 
     def answers(self, task: str) -> list[dict[str, Any]]:
-        """What it says to the questions of a task, one text a step."""
+        """Returns the answers to the questions of a task, with one step per text."""
         spec, count = self.settings.tasks[task], self.settings.questions[task]
         texts = spec.texts or count
         found = []
@@ -90,14 +90,14 @@ class Extended:
 
 
 def measure_pretrained(settings: Pretrained, documents: Sequence[Document], steps: Steps) -> dict[str, Any]:
-    """All methods on all documents and tasks.
+    """Measures all methods on all documents and tasks.
 
     Returns:
-        ``nll``, a row a method and document, and ``own``, a row per document; ``rise``, a row a method: the NLL of the
-        last block of documents minus what the unchanged model has for the same tokens with no more before them than it
-        was trained at, nats, ``mean`` over documents with Student's ``low`` and ``high``; ``tasks``, a row a method and
-        task with ``right`` of ``n`` choices, their share ``choice`` with Wilson's ``low`` and ``high``, ``nll`` (of the
-        whole right answer) and ``num_tokens``; ``chance``.
+        ``nll``, one row per method and document, and ``own``, one row per document; ``rise``, one row per method: the
+        NLL of the last block of documents minus that of the unchanged model for the same tokens with no more context
+        than its trained length, nats, ``mean`` over documents with Student's ``low`` and ``high``; ``tasks``, one row
+        per method and task with ``right`` of ``n`` choices, their share ``choice`` with Wilson's ``low`` and ``high``,
+        ``nll`` (of the whole right answer) and ``num_tokens``; ``chance``.
     """
     nll, tasks = [], []
     first = Extended(settings, NONE, steps)

@@ -2,14 +2,14 @@
 
 ::
 
-    OUT/small/SEED/base/                       the small model at its own length
-    OUT/small/SEED/own.json                    what it is worth there
+    OUT/small/SEED/base/                       the small model at its trained length
+    OUT/small/SEED/own.json                    its results at this length
     OUT/small/SEED/keys-FACTORx.json           the evaluator's key tokens
     OUT/small/SEED/frozen-FACTORx-METHOD.json  an extended model
     OUT/small/tuning/FACTORx-METHOD-RATE-SEED.json  a development run
     OUT/small/SEED/trained-FACTORx-METHOD.json an extended and fine-tuned model
     OUT/pretrained/nll/METHOD-DOCUMENT.json    NLL of a document by position
-    OUT/pretrained/tasks/METHOD-TASK-TEXT.json what was said to the questions of a text
+    OUT/pretrained/tasks/METHOD-TASK-TEXT.json answers to the questions of a text
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from longlens.study.texts import four_kinds
 
 
 class Texts(NamedTuple):
-    """What the experiment reads: the prose of small models, and documents of the published one."""
+    """Inputs of the experiment: the prose of the small models, and documents of the published model."""
 
     prose: Text
     documents: Sequence[Document]
 
 
 def read(study: ExtensionStudy) -> Inputs:
-    """The texts, and which model it is."""
+    """Reads the texts, and the identity of the model."""
     prose = read_text(study.text)
     identity: dict[str, Any] = {"text": {"name": prose.name, "sha256": prose.sha256}}
     documents: list[Document] = []
@@ -53,7 +53,7 @@ def read(study: ExtensionStudy) -> Inputs:
 
 
 def run(study: ExtensionStudy, steps: Steps, texts: Texts) -> dict[str, Any]:
-    """Trains and measures what is not in the folder yet, and sums it up, see `summary.summarize`."""
+    """Trains and measures missing steps, and summarizes all steps, see `summary.summarize`."""
     small = study.small
     every = [(reach.factor, method) for reach in small.reaches for method in reach.methods]
     tuned = [(reach.factor, method) for reach in small.reaches for method in small.trained]
@@ -98,7 +98,7 @@ def run(study: ExtensionStudy, steps: Steps, texts: Texts) -> dict[str, Any]:
 
 @contextmanager
 def _shown(steps: Steps, title: str, total: int) -> Iterator[Any]:
-    """Progress of a loop, which calls what it is given after each round."""
+    """Shows the progress of a loop, which calls the yielded function after each round."""
     count = 0
 
     def done() -> None:

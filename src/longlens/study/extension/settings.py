@@ -1,4 +1,4 @@
-"""Settings of the experiment, from a YAML recipe."""
+"""Defines the settings of the experiment, from a YAML recipe."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from longlens.study.longce.settings import Count, Methods, Shape, StudyEvaluatio
 from longlens.study.reproduce import StudySettings
 
 NONE = "none"
-"""The method that leaves the rotary embedding as it is."""
+"""The method that does not change the rotary embedding."""
 
 
 class Reach(Settings):
-    """Methods that take a model to a multiple of the length that it was trained at.
+    """Methods that extend a model to a multiple of its trained length.
 
     Attributes:
-        factor: How many times.
-        methods: By name; `NONE` is NTK with the model's own base (``theta``), so that nothing but the length changes.
+        factor: Extension factor.
+        methods: Methods by name; `NONE` is NTK with the model's own base (``theta``), so that only the length changes.
     """
 
     factor: Count
@@ -37,22 +37,22 @@ class Reach(Settings):
 
 
 class Small(Settings):
-    """The part on small models, which are trained at a length of their own, extended and fine-tuned.
+    """The part on small models, which are trained at a short length, extended and fine-tuned.
 
     Attributes:
         words: The vocabulary and the split of the text.
         model: The small model.
-        base: How it is trained at its own length.
-        reaches: What it is extended to.
-        trained: Methods that are fine-tuned as well; all are measured frozen.
-        training: How they are fine-tuned, with CE.
-        learning_rates: Tried for each method and length with the development seeds; the one with the lowest choice NLL,
-            a mean over forms, is the method's.
-        evaluation: What is scored. The form of training is the needle where it states one fact.
+        base: Training at its own length.
+        reaches: Lengths and methods of extension.
+        trained: Methods that are also fine-tuned; all methods are measured frozen.
+        training: Fine-tuning, with CE.
+        learning_rates: Learning rates to try for each method and length with the development seeds; a method uses the
+            one with the lowest choice NLL, averaged over forms.
+        evaluation: What is scored. The trained form is the needle if it states one fact.
         short_context: K and d of the key tokens of LongPPL.
-        evaluator: How the evaluator of LongPPL is trained, with CE.
-        evaluator_method: How it is extended; a method of every length.
-        development_seeds: Those that learning rates are chosen with; they are scored on documents for development.
+        evaluator: Training of the evaluator of LongPPL, with CE.
+        evaluator_method: Extension method of the evaluator, which every length must have.
+        development_seeds: Seeds for choosing learning rates; they are scored on development documents.
     """
 
     words: Words
@@ -85,32 +85,32 @@ class Small(Settings):
         if NONE not in self.trained:
             raise UserError(f"trained is {', '.join(self.trained)}; expected {NONE} among them, as a baseline")
         if self.training.learning_rate is not None:
-            raise UserError("training has a learning_rate, and learning_rates are tried: leave it out")
+            raise UserError("training has a learning_rate, but learning_rates are tried: leave it out")
         for name in ("base", "evaluator"):
             if getattr(self, name).learning_rate is None:
-                raise UserError(f"{name} has no learning_rate: give one, such as 1e-3")
+                raise UserError(f"{name} has no learning_rate: set one, such as 1e-3")
         self.base.facts.check(self.model.length)
         return self
 
     def length(self, factor: int) -> int:
-        """Tokens of extended documents."""
+        """Number of tokens of extended documents."""
         return self.model.length * factor
 
     def method(self, factor: int, name: str) -> Method:
-        """A method of a length."""
+        """Returns a method of a length."""
         return next(reach for reach in self.reaches if reach.factor == factor).methods[name]
 
 
 class Pretrained(Settings):
-    """The part on a model as it was published, whose methods are frozen.
+    """The part on a published model, whose extension is not trained.
 
     Attributes:
         model: Its name.
-        methods: By name, `NONE` among them, see `Reach`.
-        kinds: Kinds of text (`texts.four_kinds`) that PPL is measured on, a document each.
+        methods: Methods by name, including `NONE`, see `Reach`.
+        kinds: Kinds of text (`texts.four_kinds`) on which PPL is measured, with one document each.
         tokens: Number of tokens of a document.
-        block: Tokens of the blocks that NLL is distinguished by.
-        tasks: What is asked, by name, with lengths below and above the trained one.
+        block: Tokens per block, by which NLL is reported.
+        tasks: Tasks by name, with lengths below and above the trained one.
         questions: Number of questions of each task, by name.
         seed: Seed of the questions.
     """
@@ -139,11 +139,11 @@ class ExtensionStudy(StudySettings):
     """All settings of ``longlens study reproduce extension``.
 
     Attributes:
-        seeds: Each draws a small base model, the text for testing, all documents, and the questions.
+        seeds: Each seed determines a small base model, the test text, all documents, and the questions.
         small: The part on small models.
-        pretrained: The part on a published model; left out if there is none.
+        pretrained: The part on a published model; skipped if it is not set.
         resamples: Number of resamples of the bootstrap.
-        text: Prose for the small models: a file or a folder; Python's standard library by default.
+        text: Prose for the small models: a file or a directory; Python's standard library by default.
     """
 
     free: ClassVar[frozenset[str]] = StudySettings.free | {"text"}
@@ -158,6 +158,6 @@ class ExtensionStudy(StudySettings):
         if set(self.small.development_seeds) & set(self.seeds):
             raise UserError(
                 f"seeds are {list(self.seeds)} and development_seeds {list(self.small.development_seeds)}: expected "
-                "others, since learning rates are chosen with these"
+                "different seeds, because learning rates are chosen with these"
             )
         return self

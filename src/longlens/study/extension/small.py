@@ -1,4 +1,4 @@
-"""Small models of one seed: trained at their own length, extended, fine-tuned, scored."""
+"""Trains, extends, fine-tunes and scores the small models of one seed."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from longlens.study.longce.settings import StudyTraining
 from longlens.study.reproduce import Steps
 
 NEEDLE = "needle"
-"""What tables call the form of training."""
+"""Name of the trained form in tables."""
 _BASE, _EVALUATOR, _ARM, _CHECK = 0, 1, 2, 4
-"""What a seed is of, so that no two uses draw the same numbers; 3 is of questions."""
+"""Offsets of a seed by use, so that no two uses share random numbers; 3 is used for questions."""
 
 
 class SmallModels:
-    """What is made and measured with one seed, step by step.
+    """The models and measurements of one seed, step by step.
 
     Args:
         small: Settings.
-        text: All of it.
+        text: The whole text.
         steps: Steps of the run directory.
-        seed: Draws the base model, the text for testing, all documents and the questions.
+        seed: Determines the base model, the test text, all documents and the questions.
     """
 
     def __init__(self, small: Small, text: Text, steps: Steps, seed: int) -> None:
@@ -51,12 +51,12 @@ class SmallModels:
 
     @cached_property
     def text(self) -> Any:
-        """Its text in tokens."""
+        """The text of this seed as tokens."""
         return seed_text(self._all, self.small.words, self.seed, development=self.development)
 
     @cached_property
     def base(self) -> Any:
-        """The small model at its own length."""
+        """The small model at its trained length."""
         return load_model(str(self.steps.folder(f"small/{self.seed}/base", self._train_base)))
 
     def _train_base(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class SmallModels:
         models.save_model(model, path)
 
     def own(self) -> dict[str, Any]:
-        """The base model at its own length, and its text."""
+        """Results of the base model at its trained length, and of its text."""
         return self.steps.json(f"small/{self.seed}/own.json", self._own)
 
     def _own(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class SmallModels:
         }
 
     def held(self, factor: int) -> HeldOut:
-        """What is scored at a length."""
+        """Returns the documents to score at a length."""
         small = self.small
         lengths = {"length": small.length(factor), "short": small.model.length}
         return held_out(small.evaluation, self.text, self.seed, training=small.training.facts, **lengths)
@@ -104,25 +104,25 @@ class SmallModels:
         }
 
     def evaluator(self, factor: int) -> dict[str, Any]:
-        """Key tokens of the long documents."""
+        """Returns the key tokens of the long documents."""
         return self.steps.json(f"small/{self.seed}/keys-{factor}x.json", partial(self._evaluator, factor))
 
     def frozen(self, factor: int, method: str) -> dict[str, Any]:
-        """The extended model, not fine-tuned."""
+        """Returns the results of the extended model without fine-tuning."""
         return self.steps.json(
             f"small/{self.seed}/frozen-{factor}x-{method}.json",
             lambda: self._measured(self._extended(factor, method), factor),
         )
 
     def trained(self, factor: int, method: str, rate: float) -> dict[str, Any]:
-        """The extended model, fine-tuned."""
+        """Returns the results of the extended model after fine-tuning."""
         return self.steps.json(
             f"small/{self.seed}/trained-{factor}x-{method}.json",
             lambda: {"learning_rate": rate, **self._measured(self._tuned(factor, method, rate), factor)},
         )
 
     def tried(self, factor: int, method: str, rate: float) -> dict[str, Any]:
-        """What a learning rate comes to on documents for development."""
+        """Returns the results of a learning rate on development documents."""
         return self.steps.json(
             f"small/tuning/{factor}x-{method}-{rate:g}-{self.seed}.json", partial(self._try, factor, method, rate)
         )

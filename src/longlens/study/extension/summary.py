@@ -1,4 +1,4 @@
-"""What the runs say: chosen rates, methods with intervals, paired differences, and whether PPL ranks as tasks do."""
+"""Summarizes the runs: chosen rates, means with intervals, paired differences, and rank agreement of PPL and tasks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from longlens.study.reproduce import Table
 
 FROZEN, TRAINED = "frozen", "trained"
 MINUS = ("pi", NONE)
-"""Methods that others are compared with, where both are fine-tuned."""
+"""Methods that others are compared with, if both are fine-tuned."""
 RANKERS = ("prose_ppl", "ppl", "longppl")
 AVERAGE = "average"
 Points = Mapping[tuple[int, str, str, int], Mapping[str, Any]]
-"""By factor, method, `FROZEN` or `TRAINED`, and seed."""
+"""Results by factor, method, `FROZEN` or `TRAINED`, and seed."""
 
 
 def choose_rates(tried: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], float]:
-    """The learning rate of each length and method: that with the lowest choice NLL, a mean over development seeds."""
+    """Returns the learning rate with the lowest mean choice NLL over development seeds, by length and method."""
     found: dict[tuple[int, str], dict[float, list[float]]] = {}
     for one in tried:
         rates = found.setdefault((one["factor"], one["method"]), {})
@@ -38,21 +38,21 @@ def summarize(
     own: Mapping[int, Mapping[str, Any]],
     keys: Mapping[tuple[int, int], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Means, differences and rank correlations.
+    """Computes means, differences and rank correlations.
 
     Args:
-        study: Its settings.
-        points: What was measured (`questions.measure`).
-        own: Values of each seed at its own length.
+        study: Settings of the experiment.
+        points: Measured values (`questions.measure`).
+        own: Values of each seed at the trained length.
         keys: Key tokens for each factor and seed.
 
     Returns:
-        ``seeds``; ``chance`` of a choice; ``own``, forms at the trained length; ``starts``, a row a seed; ``means``, a
-        row a factor, method and training; ``differences``, a row a factor, method and reading: ``training`` (fine-tuned
-        minus frozen), ``frozen ntk`` (fine-tuned minus NTK, frozen), ``pi`` and ``none`` (fine-tuned minus these,
-        fine-tuned) and ``trained length`` (log PPL of prose at the extended length, and of short text, frozen, minus
-        that of short text by the model as it was), whose ``metrics`` are ``{"mean", "low", "high",
-        "values"}`` by name; ``ranking``, a row a factor, group of methods, perplexity and task, see `rank`.
+        ``seeds``; ``chance`` of a choice; ``own``, forms at the trained length; ``starts``, one row per seed;
+        ``means``, one row per factor, method and training; ``differences``, one row per factor, method and reading: ``training``
+        (fine-tuned minus frozen), ``frozen ntk`` (fine-tuned minus NTK, frozen), ``pi`` and ``none`` (fine-tuned minus
+        these, fine-tuned) and ``trained length`` (log PPL of prose at the extended length, and of short text, frozen,
+        minus that of short text by the unextended model), whose ``metrics`` are ``{"mean", "low", "high",
+        "values"}`` by name; ``ranking``, one row per factor, group of methods, perplexity and task, see `rank`.
     """
     resamples, seeds = study.resamples, study.seeds
     columns: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
@@ -116,13 +116,13 @@ def _means(column: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any
 def _average(
     column: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]] | None, resamples: int
 ) -> dict[str, Any]:
-    """Share of right choices, a mean over forms of equal weight; of another column subtracted."""
+    """Returns the share of right choices, averaged over forms with equal weight, optionally minus another column."""
     values = _choices(column) if other is None else _choices(column) - _choices(other)
     return hierarchical_interval(values, resamples)
 
 
 def _choices(column: Sequence[Mapping[str, Any]]) -> Any:
-    """``(seeds, questions)``: question i of each form, as many times as makes forms equally long, averaged."""
+    """``(seeds, questions)``: question i averaged over forms; questions are repeated until forms are equally long."""
     forms = [np.array([point["forms"][form]["questions"]["choice"] for point in column]) for form in column[0]["forms"]]
     length = int(np.lcm.reduce([values.shape[1] for values in forms]))
     return np.mean([np.repeat(values, length // values.shape[1], axis=1) for values in forms], axis=0)
@@ -131,18 +131,18 @@ def _choices(column: Sequence[Mapping[str, Any]]) -> Any:
 def rank(
     columns: Mapping[tuple[int, str, str], Sequence[Mapping[str, Any]]], resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
-    """Whether a perplexity ranks methods as tasks do.
+    """Computes whether a perplexity ranks methods in the same order as tasks.
 
     Args:
-        columns: By factor, method and training, what was measured of each seed.
+        columns: By factor, method and training, the measured values of each seed.
         resamples: Number of resamples of the bootstrap over methods.
 
     Returns:
         Rows with ``factor``, ``among`` (`FROZEN`, `TRAINED` or ``all``), ``metric``, ``task``, ``n`` methods,
         ``spearman`` of means over seeds, ``low`` and ``high`` (95 %, bootstrap over methods) and ``p`` (permutation);
         ``over_seeds``: Spearman's rho of each seed and its mean with Student's t; the ``best_by_metric`` and
-        ``best_by_task``; and ``alike``, 1 where the interval is below 0 and both have the same best method, else 0. -1
-        is the same ranking, as low perplexity is good.
+        ``best_by_task``; and ``alike``, 1 if the interval is below 0 and both have the same best method, else 0. -1
+        means the same ranking, because a low perplexity is good.
     """
     rows = []
     for factor in dict.fromkeys(key[0] for key in columns):
@@ -173,7 +173,7 @@ def _score(point: Mapping[str, Any], task: str) -> float:
 
 
 def _ranked(perplexity: Any, score: Any, names: Sequence[str], resamples: int) -> dict[str, Any]:
-    """Of ``(methods, seeds)`` values."""
+    """Compares the rankings of ``(methods, seeds)`` values."""
     x, y = perplexity.mean(axis=1), score.mean(axis=1)
     found = correlate_columns(x, y, resamples=resamples)
     low, high = found.spearman_interval or (None, None)
@@ -198,7 +198,7 @@ def _spearman(x: Any, y: Any) -> float | None:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """A result as tables: small models, methods, differences, rates, rankings, and the published model."""
+    """Formats a result as tables: small models, methods, differences, rates, rankings, and the published model."""
     factors = list(dict.fromkeys(row["factor"] for row in result["means"]))
     found = [_starts(result, factors), _means_table(result)]
     found += [

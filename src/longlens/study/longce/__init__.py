@@ -1,1 +1,1 @@
-"""Does LongCE help? A small model that is trained from scratch, extended, and trained on with different losses."""
+"""Experiment: does LongCE help? A small model is trained from scratch, extended, and trained with different losses."""

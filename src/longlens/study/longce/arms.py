@@ -1,4 +1,4 @@
-"""The losses that a study trains side by side: cross-entropy, LongCE, other weightings, and controls."""
+"""Defines the losses that a study compares: cross-entropy, LongCE, other weightings, and controls."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from longlens.study.longce.documents import FactBatch
 
 Floats = npt.NDArray[np.float32]
 ORACLE = 5.0
-"""Weight of the known answers in the arm ``oracle``: the largest that LongCE gives."""
+"""Weight of the known answers in the arm ``oracle``: the maximum weight of LongCE."""
 INTERPOLATION = 0.75
-"""Share of equal weights in the arm ``abs-lsd``."""
+"""Fraction of uniform weights in the arm ``abs-lsd``."""
 EXTRA = 1.0
-"""Weight that the arm ``exact`` adds to a token of the tail, on average."""
+"""Average extra weight that the arm ``exact`` adds to a token of the tail."""
 
 
 class PermutedLongCE(LongCE):
-    """LongCE whose weights are permuted among the tokens that have a short-context score: the same step, no selection.
+    """LongCE whose weights are permuted among the tokens with a short-context score: the same total, no selection.
 
     Attributes:
-        seed: Seed of the permutation; another one each step.
+        seed: Seed of the permutation; different in each step.
     """
 
     seed: int
@@ -40,7 +40,7 @@ class PermutedLongCE(LongCE):
 
 
 class NormalizedLongCE(LongCE):
-    """LongCE whose weights have mean 1 in every batch: the selection, and a loss of the size of CE."""
+    """LongCE whose weights have mean 1 in every batch: the same selection, with a loss of the size of CE."""
 
     def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
         """``w / mean(w)`` for the weights w of LongCE."""
@@ -51,16 +51,16 @@ class NormalizedLongCE(LongCE):
 class AbsoluteLSD(LongCE):
     """Dense token weighting by the absolute LSD: ``w = c + (1 - c) |LSD| / mean(|LSD|)`` with c = `INTERPOLATION`.
 
-    The mean is over the tokens of a batch, where those without a short-context score count as LSD = 0 (both contexts
-    are the same for them), so that they weigh c and the mean weight is 1.
+    The mean is over the tokens of a batch, where tokens without a short-context score count as LSD = 0 (both contexts
+    are the same for them), so that their weight is c and the mean weight is 1.
 
     Source: Helm, Daheim and Gurevych, Token Weighting for Long-Range Language Modeling (Findings of NAACL 2025); their
-    code, configs/llama3_32k_dense.json: transforms "absolute", normalization "L1", interpolation 0.75. There the mean
-    is over a sequence; the sequences of a batch have one length here, and the batch is small.
+    code, configs/llama3_32k_dense.json: transforms "absolute", normalization "L1", interpolation 0.75. There, the mean
+    is over a sequence; here, it is over a batch, which is small and whose sequences have the same length.
     """
 
     def weights(self, long_logprobs: Tensor, short_logprobs: Tensor) -> Tensor:
-        """The weights of the scored tokens of a batch, ``(m,)``, without gradient."""
+        """Returns the weights of the scored tokens of a batch, ``(m,)``, without gradient."""
         score = (long_logprobs - short_logprobs).detach().abs().nan_to_num(nan=0.0)
         return INTERPOLATION + (1 - INTERPOLATION) * score / score.mean().clamp(min=torch.finfo(score.dtype).tiny)
 
@@ -71,19 +71,19 @@ def oracle_weights(batch: FactBatch, context: int) -> Floats:
 
 
 def exact_weights(batch: FactBatch, context: int) -> Floats:
-    """``(B, n)``: weights by the inverse frequency of effective context length; no model is asked.
+    """``(B, n)``: weights by the inverse frequency of effective context length, without running a model.
 
-    A token with c tokens of its document before it is in the tail where c >= K, and there in the bucket
+    A token with c preceding tokens in its document is in the tail if c >= K, and there in the bucket
     ``floor(log2(c / K))``. With N tokens in the tail and N_b in each of its B buckets, ::
 
         w = 1 + EXTRA * N / (B * N_b) in the tail, 1 elsewhere
 
-    so that each bucket has the same part of the extra weight, which is `EXTRA` a token on average. Documents have one
-    length here, so that frequencies are the same in every batch.
+    so that each bucket has the same part of the extra weight, which is `EXTRA` per token on average. Here all documents
+    have the same length, so that frequencies are the same in every batch.
 
     Source: our reading of the abstract of EXACT (arXiv:2605.10544): "assigns a fixed extra supervision weight to long
     effective-context targets, and distributes that extra weight by inverse frequency within the long-context tail".
-    Where the tail begins, the buckets and the size of the extra weight are our choices.
+    The start of the tail, the buckets and the size of the extra weight are our choices.
     """
     rows, length = batch.token_ids.shape
     before = np.arange(length)
@@ -99,9 +99,9 @@ class Arm(NamedTuple):
     """A loss.
 
     Attributes:
-        loss: From the settings of LongCE and a seed that no other step of the run has, what weighs a step; None for
-            weights that are known before the step, or are all 1.
-        weights: ``(B, n)`` of a batch and K, where no pass is needed for them.
+        loss: Returns the loss that weights a step, from the settings of LongCE and a seed that is unique to the step of
+            the run; None if the weights are known before the step, or are all 1.
+        weights: ``(B, n)`` weights of a batch and K, if they need no forward pass.
     """
 
     loss: Callable[[LongCE, int], LongCE] | None = None

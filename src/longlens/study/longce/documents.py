@@ -1,4 +1,4 @@
-"""Documents of prose with sparse facts: words that every machine has, a vocabulary, and facts in place of words."""
+"""Creates documents of prose with sparse facts: reads words, builds a vocabulary, and writes facts over words."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from longlens.settings.recipe import Integer, Settings
 
 Ids = npt.NDArray[np.int64]
 SPLITS = ("development", "test", "train")
-# Some installations leave these out, so that the text would differ from machine to machine.
+# Some installations omit these modules, so that the text would depend on the machine.
 LEFT_OUT = frozenset(
     ("dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo")
 )
 FACT = 3
-"""Tokens of a fact: the mark, its key, its value."""
+"""Number of tokens of a fact: the mark, its key, its value."""
 SHARED = 20
-"""Tokens of the shortest run that training text must not share with held-out text."""
+"""Minimum length in tokens of spans that training text must not share with held-out text."""
 DRILL_KEYS = (3, 10)
-"""How many keys a drill has, at least and at most."""
+"""Minimum and maximum number of keys of a drill."""
 _TRIES = 1000
 _WORD = re.compile(r"[a-z]+")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -41,10 +41,10 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """Documents in words: runs of the letters a to z, after lower-casing; everything else only separates them.
+    """Documents as words: sequences of the letters a to z, after lower-casing; all other characters only separate them.
 
     Attributes:
-        name: What it is, without the place it was read from.
+        name: Description of the text, without the path that it was read from.
         documents: Words by the document's name, sorted by name.
     """
 
@@ -53,20 +53,20 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Hash of all words in order, a line a document."""
+        """Hash of all words in order, with one line per document."""
         lines = "\n".join(" ".join(words) for words in self.documents.values())
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def split(self, share: float, seed: int) -> dict[str, list[tuple[str, ...]]]:
-        """Documents for development, for testing and for training; no document is in two of them.
+        """Splits the documents for development, testing and training, without overlap.
 
-        In the order of the hashes of their names, documents are used for development until these have ``share`` of all
-        words, whatever the seed; of the others, in an order that the seed draws, documents are used for testing up to
-        the same share; the rest is for training.
+        In the order of the hashes of their names, documents are used for development until they have ``share`` of all
+        words, independently of the seed. Of the others, in an order that depends on the seed, documents are used for
+        testing up to the same share. The rest is for training.
 
         Args:
-            share: Of the words, for development and for testing each.
-            seed: Draws the documents for testing.
+            share: Share of the words for development, and for testing.
+            seed: Determines the documents for testing.
 
         Returns:
             Documents by the names in `SPLITS`.
@@ -88,14 +88,13 @@ class Text:
 
 
 def read_text(source: str | os.PathLike[str] | None) -> Text:
-    """The text of a study.
+    """Reads the text of a study.
 
     Args:
-        source: A file or a folder as `read_documents` takes it; the standard library of the running Python unless
-            given.
+        source: A file or a directory as in `read_documents`; by default the standard library of the running Python.
 
     Raises:
-        UserError: It cannot be read, or contains no words.
+        UserError: The source cannot be read, or contains no words.
     """
     if source is None:
         return _make_text(f"standard library of Python {_version()}", _standard_library())
@@ -111,7 +110,7 @@ def _make_text(name: str, documents: dict[str, str]) -> Text:
     words = {key: tuple(_WORD.findall(text.lower())) for key, text in sorted(documents.items())}
     found = {key: value for key, value in words.items() if value}
     if not found:
-        raise UserError(f"{shown(name)} has no words of the letters a to z: give another `text`")
+        raise UserError(f"{shown(name)} has no words of the letters a to z: set another `text`")
     return Text(name=name, documents=found)
 
 
@@ -125,7 +124,7 @@ def _standard_library() -> dict[str, str]:
         if LEFT_OUT.isdisjoint(place.parts):
             documents[place.as_posix()] = "\n\n".join(_docstrings(path.read_bytes()))
     if len(documents) == len(topics.topics):
-        raise UserError("this Python has no source files of its standard library: give prose as `text`")
+        raise UserError("this Python has no source files of its standard library: set `text` to prose")
     return documents
 
 
@@ -139,15 +138,15 @@ def _docstrings(source: bytes) -> Iterable[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
-    """Words, then the mark that begins a fact, then keys, then the values of each key: ids 0 to size - 1.
+    """A vocabulary: words, the mark that starts a fact, keys, and the values of each key, with ids from 0 to size - 1.
 
-    A key has values of its own, as a color or a city has, so that one layer of attention can find the value of a key;
-    values that all keys share would need a circuit of two layers, which takes many times the training.
+    Each key has its own values, as for example a color or a city has, so that one attention layer can find the value of
+    a key. Values that all keys share would need a circuit of two layers, which takes many times the training.
 
     Attributes:
-        words: The words that have an id; others are left out of the text.
-        keys: How many keys there are.
-        values: How many values each key has.
+        words: Words with an id; other words are removed from the text.
+        keys: Number of keys.
+        values: Number of values of each key.
     """
 
     words: tuple[str, ...]
@@ -156,7 +155,7 @@ class Vocabulary:
 
     @property
     def mark(self) -> int:
-        """Id of the mark; what is below it is a word."""
+        """Id of the mark; smaller ids are words."""
         return len(self.words)
 
     @property
@@ -171,23 +170,23 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return self.first_value + self.keys * self.values
 
     def fact(self, key: int, value: int) -> tuple[int, int, int]:
-        """The tokens of a fact: the mark, the key, the value; keys and values are counted from 0."""
+        """Returns the tokens of a fact: the mark, the key, the value; keys and values are counted from 0."""
         return self.mark, self.first_key + key, self.first_value + key * self.values + value
 
     def values_like(self, value: Ids) -> Ids:
-        """``(..., values)``: the ids of all values of the key that a value, by its id, belongs to."""
+        """``(..., values)``: the ids of all values of the key to which a value id belongs."""
         key = (value - self.first_value) // self.values
         return (self.first_value + key * self.values)[..., None] + np.arange(self.values)
 
     def template(self, form: Form) -> Template:
-        """A way of writing facts in ids.
+        """Encodes a form of facts as ids.
 
         Raises:
-            UserError: A word that has no id.
+            UserError: A word has no id.
         """
         ids = {word: index for index, word in enumerate(self.words)}
         for word in (*form.before, *form.between):
@@ -196,31 +195,31 @@ class Vocabulary:
         return Template(tuple(ids[word] for word in form.before), tuple(ids[word] for word in form.between))
 
     def encode(self, documents: Iterable[Sequence[str]]) -> list[Ids]:
-        """Ids of the words of each document that are in the vocabulary."""
+        """Returns the ids of the words of each document that are in the vocabulary."""
         ids = {word: index for index, word in enumerate(self.words)}
         return [np.array([ids[word] for word in words if word in ids], dtype=np.int64) for words in documents]
 
 
 def make_vocabulary(documents: Iterable[Sequence[str]], *, words: int, keys: int, values: int) -> Vocabulary:
-    """The most frequent words of some documents, of equal ones the first in the alphabet.
+    """Builds a vocabulary of the most frequent words of the documents, with ties in alphabetical order.
 
     Raises:
         UserError: The documents have fewer words.
     """
     counts = Counter(word for document in documents for word in document)
     if len(counts) < words:
-        raise UserError(f"the text has {len(counts):,} different words, and the recipe wants {words:,}: give more text")
+        raise UserError(f"the text has {len(counts):,} different words, but the recipe needs {words:,}: use more text")
     chosen = sorted(counts, key=lambda word: (-counts[word], word))[:words]
     return Vocabulary(words=tuple(chosen), keys=keys, values=values)
 
 
 class Form(Settings):
-    """A way of writing facts that training never had: ``before... key between... value``.
+    """A form of facts that does not occur in training: ``before... key between... value``.
 
     Attributes:
         before: Words before the key.
         between: Words between the key and its value.
-        stated: Facts of a document, the one that is asked for among them.
+        stated: Number of facts in a document, including the fact that the question asks for.
     """
 
     before: tuple[str, ...] = Field(default=(), strict=False)
@@ -229,30 +228,30 @@ class Form(Settings):
 
 
 class Template(NamedTuple):
-    """The ids before a fact's key, and those between it and its value."""
+    """The ids before a fact's key, and those between key and value."""
 
     before: tuple[int, ...]
     between: tuple[int, ...]
 
     def write(self, vocabulary: Vocabulary, key: int, value: int) -> tuple[int, ...]:
-        """The tokens of a fact; keys and values are counted from 0."""
+        """Returns the tokens of a fact; keys and values are counted from 0."""
         _, key_id, value_id = vocabulary.fact(key, value)
         return *self.before, key_id, *self.between, value_id
 
     @property
     def size(self) -> int:
-        """Tokens of a fact."""
+        """Number of tokens of a fact."""
         return len(self.before) + len(self.between) + 2
 
 
 class Facts(Settings):
-    """Facts of a document: ``mark key value``, with a key that no other fact of the document has.
+    """Facts of a document: ``mark key value``; no two facts of the document have the same key.
 
     Attributes:
-        stated: Facts that are stated.
-        repeated: How many of them are stated again; the value of the second statement is an answer, which only the
-            first one tells.
-        distance: Tokens from a statement to its repetition, at least.
+        stated: Number of stated facts.
+        repeated: Number of them that are stated again; the value of the second statement is an answer, which only the
+            first statement determines.
+        distance: Minimum number of tokens from a statement to its repetition.
     """
 
     stated: Integer
@@ -275,12 +274,12 @@ class Facts(Settings):
 
 
 class Deduplicated(NamedTuple):
-    """Training documents without what they share with held-out ones.
+    """Training documents without the spans that they share with held-out documents.
 
     Attributes:
-        documents: What is left, in pieces.
-        shared: Share of the runs of `SHARED` tokens of the held-out documents that occurred in training documents.
-        removed: Share of the training tokens that were taken out.
+        documents: The remaining spans.
+        shared: Share of the spans of `SHARED` tokens of the held-out documents that occurred in training documents.
+        removed: Share of the training tokens that were removed.
     """
 
     documents: list[Ids]
@@ -289,10 +288,10 @@ class Deduplicated(NamedTuple):
 
 
 def deduplicate(train: Sequence[Ids], held_out: Sequence[Ids]) -> Deduplicated:
-    """Takes every run of `SHARED` tokens that a held-out document has as well out of training documents.
+    """Removes every span of `SHARED` tokens that also occurs in a held-out document from the training documents.
 
-    Pieces of fewer than `SHARED` tokens go too. Runs are distinguished by a hash of 64 bits: a collision takes a run
-    out that is not shared, and never leaves one in.
+    Remaining spans of fewer than `SHARED` tokens are removed too. Spans are compared by a hash of 64 bits: a collision
+    removes a span that is not shared, but never keeps a shared one.
     """
     mine, kept, count = np.unique(np.concatenate([_runs(ids) for ids in held_out])), [], 0
     in_training = np.concatenate([_runs(ids) for ids in train])
@@ -310,7 +309,7 @@ def deduplicate(train: Sequence[Ids], held_out: Sequence[Ids]) -> Deduplicated:
 
 
 def _runs(ids: Ids) -> npt.NDArray[np.uint64]:
-    """A hash of each run of `SHARED` tokens."""
+    """Returns a hash of each span of `SHARED` tokens."""
     if len(ids) < SHARED:
         return np.zeros(0, dtype=np.uint64)
     powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(SHARED, dtype=np.uint64)
@@ -320,7 +319,7 @@ def _runs(ids: Ids) -> npt.NDArray[np.uint64]:
 
 
 class FactAnswer(NamedTuple):
-    """The value of a repeated fact: its position, and how many tokens earlier the text that determines it is."""
+    """The value of a repeated fact: its position, and the distance in tokens to the text that determines it."""
 
     position: int
     distance: int
@@ -334,7 +333,7 @@ class FactDocument(NamedTuple):
 
 
 class FactBatch(NamedTuple):
-    """Documents of a training step.
+    """The documents of a training step.
 
     Attributes:
         token_ids: ``(B, n)``.
@@ -346,23 +345,23 @@ class FactBatch(NamedTuple):
 
 
 class Prose:
-    """Documents one behind the other in a random order, and places in them."""
+    """A concatenation of documents in random order, from which random spans are sampled."""
 
     def __init__(self, documents: Sequence[Ids], rng: np.random.Generator) -> None:
-        """``rng`` decides the order, and then the places."""
+        """``rng`` determines the order, and then the sampled positions."""
         self._ids = np.concatenate([documents[index] for index in rng.permutation(len(documents))])
         self._rng = rng
 
     def sample(self, length: int) -> Ids:
-        """Returns ``length`` tokens from a random place.
+        """Returns ``length`` tokens from a random position.
 
         Raises:
-            UserError: There are fewer.
+            UserError: The documents have fewer tokens.
         """
         if len(self._ids) < length:
             raise UserError(
-                f"one part of the text has {len(self._ids):,} words of the vocabulary, and a document needs "
-                f"{length:,}: give more text"
+                f"one part of the text has {len(self._ids):,} words of the vocabulary, but a document needs "
+                f"{length:,}: use more text"
             )
         start = self._rng.integers(0, len(self._ids) - length + 1)
         taken: Ids = self._ids[start : start + length].copy()
@@ -372,17 +371,17 @@ class Prose:
 def make_document(
     prose: Prose, vocabulary: Vocabulary, facts: Facts, length: int, rng: np.random.Generator
 ) -> FactDocument:
-    """Prose in which facts replace words, anywhere, with a word at least between two of them.
+    """Creates a document of prose in which facts replace words at random positions, with at least one word in between.
 
     Args:
-        prose: Where the words come from.
-        vocabulary: What the ids are.
-        facts: How many facts, and how far apart.
+        prose: Source of the words.
+        vocabulary: Vocabulary of the ids.
+        facts: Number of facts, and their distance.
         length: n, tokens of the document.
-        rng: Decides keys, values and places.
+        rng: Determines keys, values and positions.
 
     Raises:
-        UserError: The facts do not fit.
+        UserError: The facts do not fit into the document.
     """
     last = length - FACT
 
@@ -407,19 +406,19 @@ def make_question(
     rng: np.random.Generator,
     template: Template | None = None,
 ) -> FactDocument:
-    """Prose with facts, whose last tokens ask for one of them, at a depth (as LongEval asks for a line).
+    """Creates a document of prose with facts, which ends with a question for the fact at a depth, as in LongEval.
 
     Args:
-        prose: Where the words come from.
-        vocabulary: What the ids are.
-        facts: How many facts are stated, the one that is asked for among them.
+        prose: Source of the words.
+        vocabulary: Vocabulary of the ids.
+        facts: Number of stated facts, including the fact that the question asks for.
         length: n, tokens of the document.
-        depth: Its position: 0 at the start of the document, 1 at `Facts.distance` before the question.
-        rng: Decides keys, values and the other places.
-        template: How facts are written; as in training by default.
+        depth: Position of this fact: 0 at the start of the document, 1 at `Facts.distance` before the question.
+        rng: Determines keys, values and the other positions.
+        template: Form of the facts; as in training by default.
 
     Raises:
-        UserError: The facts do not fit.
+        UserError: The facts do not fit into the document.
     """
     last = length - (FACT if template is None else template.size)
     asked = (round(depth * (last - facts.distance)), last)
@@ -428,9 +427,9 @@ def make_question(
 
 
 def make_drill(vocabulary: Vocabulary, length: int, rng: np.random.Generator) -> FactDocument:
-    """A document of facts alone, a few of them stated again and again; it has no answers that count.
+    """Creates a document that consists only of facts, a few of them stated repeatedly; it has no counted answers.
 
-    From prose with some facts in it a small model learns to retrieve much later.
+    With prose that contains a few facts, a small model learns to retrieve much later.
     """
     count = int(rng.integers(min(DRILL_KEYS[0], vocabulary.keys), min(DRILL_KEYS[1], vocabulary.keys) + 1))
     keys = rng.choice(vocabulary.keys, count, replace=False)
@@ -446,7 +445,7 @@ def _with_facts(
     rng: np.random.Generator,
     template: Template | None = None,
 ) -> FactDocument:
-    """Writes a fact for each of ``draws``, which draw its positions until these are free."""
+    """Writes a fact for each of ``draws``, which draw positions until these are free."""
     template = Template((vocabulary.mark,), ()) if template is None else template
     keys = rng.choice(vocabulary.keys, len(draws), replace=False)
     values = rng.integers(0, vocabulary.values, len(draws))

@@ -1,4 +1,4 @@
-"""The small model of a study: made, trained, extended, scored. The one file of `study` that runs a model."""
+"""Creates, trains, extends and scores the small model of a study."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from longlens.train.trainer import LongCETrainer
 Floats = npt.NDArray[np.float32]
 CE = Arm()
 _KNOWN = LongCE(gamma=1e6)
-"""For weights that come with the batch: as they are."""
+"""Settings for weights that come with the batch, which are used unchanged."""
 # "with no weight decay and a linear warmup of 20 steps along with AdamW (Loshchilov, 2017) with beta_1 = 0.9 and
 # beta_2 = 0.95" (paper, appendix A.2)
 BETAS = (0.9, 0.95)
 INITIAL = 0.06
-"""Standard deviation of initial weights: with transformers' 0.02 so narrow a model learns to copy much later."""
+"""Standard deviation of initial weights: with transformers' 0.02, such a narrow model learns to copy much later."""
 ROWS = 8
-"""Documents that are scored at one time."""
+"""Number of documents per scoring batch."""
 
 
 def make_model(shape: Shape, vocabulary: Vocabulary, seed: int) -> Any:
-    """A Llama with random weights, which depend on the seed alone."""
+    """Creates a Llama with random weights, which depend only on the seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -85,16 +85,16 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def extend_model(model: Any, method: Method) -> Any:
-    """A copy of the model with its context extended."""
+    """Returns a copy of the model with its context extended."""
     return apply(copy.deepcopy(model), method)
 
 
 class Step(NamedTuple):
-    """What one optimizer step did.
+    """Record of an optimizer step.
 
     Attributes:
-        number: Counted from 1.
-        loss: Nats per token, weighted.
+        number: Number of the step, from 1.
+        loss: Weighted loss in nats per token.
         weights: ``(B, n - 1)`` weights of the tokens from the second on.
         answers: ``(B, n - 1)`` bool: which of them are answers.
     """
@@ -119,15 +119,15 @@ def train(
 
     Args:
         model: Changed in place.
-        training: Steps, learning rate and what belongs to it.
+        training: Steps, learning rate and related settings.
         batches: Documents of each step.
         arm: The loss; CE by default.
         longce: K, d and gamma of an arm other than CE.
-        seed: Seed of what the model draws while it trains; the loss of step i, counted from 0, has ``seed + i``.
+        seed: Seed of random numbers in the model during training; the loss of step i, counted from 0, has ``seed + i``.
         after_step: Called after each step; it may run the model.
     """
     if training.learning_rate is None:
-        raise UserError("training has no learning_rate: give one, such as 3e-4")
+        raise UserError("training has no learning_rate: set one, such as 3e-4")
     taken = list(islice(batches, training.steps))
     loss, rows = _loss_of_step(arm, longce, seed), [row for batch in taken for row in _rows(arm, longce, batch)]
     optimizer = torch.optim.AdamW(
@@ -139,7 +139,7 @@ def train(
             scratch,
             max_steps=len(taken),
             per_device_train_batch_size=len(taken[0].token_ids),
-            # What a model draws while it trains (CLEX its lengths); the Trainer seeds NumPy too, which takes 32 bits.
+            # Seed of random numbers in the model (CLEX lengths); the Trainer also seeds NumPy, which accepts 32 bits.
             seed=seed % 2**32,
         )
         trainer = _StepTrainer(
@@ -165,7 +165,7 @@ def _loss_of_step(arm: Arm, longce: LongCE | None, seed: int) -> Callable[[int],
 
 
 def _rows(arm: Arm, longce: LongCE | None, batch: FactBatch) -> list[dict[str, Any]]:
-    """A step's documents as rows of the dataset, with weights that are known."""
+    """Returns a step's documents as rows of the dataset, with weights that are known in advance."""
     rows: list[dict[str, Any]] = [{"input_ids": ids} for ids in batch.token_ids.tolist()]
     if arm.weights is not None and longce is not None:
         for row, weights in zip(rows, arm.weights(batch, longce.context).tolist(), strict=True):
@@ -174,7 +174,7 @@ def _rows(arm: Arm, longce: LongCE | None, batch: FactBatch) -> list[dict[str, A
 
 
 class _StepTrainer(LongCETrainer):
-    """Keeps the loss and the weights of the step that is running."""
+    """A trainer that keeps the loss and the weights of the current step."""
 
     def _mean(self, found: WeightedNLL, num_items: Tensor | int | None) -> Tensor:
         loss = super()._mean(found, num_items)
@@ -183,7 +183,7 @@ class _StepTrainer(LongCETrainer):
 
 
 class _EachStep(TrainerCallback):  # type: ignore[misc]
-    """Sets the loss of each step, and shows what the step did."""
+    """A callback that sets the loss of each step, and reports the step."""
 
     def __init__(
         self,
@@ -195,11 +195,11 @@ class _EachStep(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._batches, self._loss, self._after_step = trainer, batches, loss, after_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Before a step."""
+        """Sets the loss before a step."""
         self._trainer.longce = self._loss(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """After the update."""
+        """Reports the step after the update."""
         answers = self._batches[state.global_step - 1].answers[:, 1:]
         weights = self._trainer.step_weights.view(answers.shape).numpy()
         self._after_step(Step(state.global_step, self._trainer.step_loss, weights, answers))
@@ -212,13 +212,13 @@ def learning_rate_share(training: StudyTraining, step: int) -> float:
 
 
 def time_steps(model: Any, batch: Ids, longce: LongCE, pairs: int) -> list[tuple[float, float]]:
-    """Seconds of a CE and of a LongCE step on the same batch, in turn, so that a busy machine slows both.
+    """Measures seconds of a CE and of a LongCE step on the same batch, alternating, so that other load affects both.
 
     Args:
         model: Not changed.
         batch: ``(B, n)`` token ids.
         longce: Settings of LongCE.
-        pairs: How many; two more are run before and not counted.
+        pairs: Number of pairs; two more are run first as a warm-up.
     """
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=BETAS, weight_decay=0.0)
@@ -238,7 +238,7 @@ def time_steps(model: Any, batch: Ids, longce: LongCE, pairs: int) -> list[tuple
 
 
 class TokenLogprobs(NamedTuple):
-    """What a model says of documents of one length.
+    """Scores of documents of the same length.
 
     Attributes:
         long: ``(N, n)`` nats, NaN for first tokens.
@@ -250,10 +250,10 @@ class TokenLogprobs(NamedTuple):
 
 
 def score(model: Any, documents: Ids) -> TokenLogprobs:
-    """Log-probabilities of all tokens, and the logits of the last one.
+    """Computes log-probabilities of all tokens, and the logits of the last token.
 
     Args:
-        model: Its own context is the whole document.
+        model: A model whose context covers the whole document.
         documents: ``(N, n)`` token ids.
     """
     long = torch.full(documents.shape, math.nan)

@@ -1,4 +1,4 @@
-"""What is scored: questions in the form of training and in others, documents for LongPPL, and short prose."""
+"""Defines what is scored: questions in the trained form and in others, documents for LongPPL, and short prose."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from longlens.study.longce.settings import StudyEvaluation, StudyTraining, Words
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 TRAINED = "trained"
-"""The form of facts that training has."""
+"""The form of facts in training."""
 DIGITS = 4
-"""Of numbers that are kept a question."""
+"""Decimals of numbers that are stored per question."""
 
 
 class SeedText(NamedTuple):
-    """The text of one seed in tokens.
+    """The text of one seed as tokens.
 
     Attributes:
         vocabulary: Vocabulary of its training text.
-        clean: The training text, without what it shares with held-out text.
+        clean: The training text, without the spans that it shares with held-out text.
         scored: Documents for testing, or for development.
     """
 
@@ -54,13 +54,13 @@ class SeedText(NamedTuple):
 
 
 def seed_text(text: Text, words: Words, seed: int, *, development: bool) -> SeedText:
-    """Splits a text as a seed has it, and encodes it.
+    """Splits the text for a seed, and encodes it.
 
     Args:
-        text: All of it.
+        text: The whole text.
         words: The vocabulary and the split.
-        seed: Draws the documents for testing.
-        development: Whether documents for development are scored.
+        seed: Determines the documents for testing.
+        development: Whether to score development documents.
     """
     parts = text.split(words.held_out, seed)
     vocabulary = make_vocabulary(parts["train"], words=words.words, keys=words.keys, values=words.values)
@@ -70,14 +70,14 @@ def seed_text(text: Text, words: Words, seed: int, *, development: bool) -> Seed
 
 
 class HeldOut(NamedTuple):
-    """What is scored of one seed; ``(N, n)`` token ids each.
+    """The scored documents of one seed, each as ``(N, n)`` token ids.
 
     Attributes:
-        forms: By name, `TRAINED` first: the last token is the answer, whose fact is nearer from document to
-            document.
+        forms: Questions by name of the form, `TRAINED` first: the last token is the answer; the distance to its fact
+            decreases from document to document.
         documents: Long documents as in training, for LongPPL.
         answers: ``(N, n)`` bool: values of repeated facts in these.
-        short: Prose alone, as long as the model's own context.
+        short: Only prose, as long as the model's own context.
     """
 
     forms: dict[str, Ids]
@@ -89,18 +89,18 @@ class HeldOut(NamedTuple):
 def held_out(
     evaluation: StudyEvaluation, text: SeedText, seed: int, *, training: Facts, length: int, short: int
 ) -> HeldOut:
-    """What is scored with one seed: the same for all its arms.
+    """Creates the scored documents of one seed, which are the same for all its arms.
 
     Args:
-        evaluation: What is asked, and how often.
+        evaluation: What is scored, and the numbers of documents.
         text: Text of the seed.
-        seed: Draws it.
-        training: Facts of training documents, which those for LongPPL have too.
+        seed: Random seed.
+        training: Facts of training documents, which documents for LongPPL also have.
         length: Tokens of long documents.
-        short: Tokens that the model was trained at.
+        short: Trained length of the model, tokens.
 
     Raises:
-        UserError: The documents are too few.
+        UserError: There are too few documents.
     """
     vocabulary, documents = text.vocabulary, text.scored
     rng = np.random.default_rng([_QUESTIONS, seed])
@@ -122,14 +122,14 @@ def held_out(
 def own_forms(
     evaluation: StudyEvaluation, text: SeedText, *, distance: int, length: int, rng: np.random.Generator
 ) -> dict[str, Ids]:
-    """Questions of all forms that fit into the length that a model was trained at, `TRAINED` first.
+    """Creates questions of all forms that fit into the trained length of the model, `TRAINED` first.
 
     Args:
-        evaluation: Its forms, with fewer facts where they do not fit.
+        evaluation: Its forms, with fewer facts if they do not fit.
         text: Text of the seed.
         distance: Distance of the nearest fact, tokens.
         length: Length of a document, tokens.
-        rng: Draws them.
+        rng: Random number generator.
     """
     facts = evaluation.facts.replace(distance=distance, repeated=0)
     forms: dict[str, tuple[Facts, Template | None]] = {TRAINED: (facts, None)}
@@ -163,10 +163,10 @@ def questions(
 def make_batches(
     training: StudyTraining, vocabulary: Vocabulary, documents: Sequence[Ids], length: int, seed: Sequence[int]
 ) -> Iterator[FactBatch]:
-    """The documents of each step; a function of the seed alone, so that all arms of a seed learn from the same ones.
+    """Yields the documents of each step, which depend only on the seed, so that all arms of a seed use the same ones.
 
     Raises:
-        UserError: The documents are too few, or the facts do not fit.
+        UserError: There are too few documents, or the facts do not fit.
     """
     rng = np.random.default_rng(seed)
     prose = Prose(documents, rng)
@@ -180,7 +180,7 @@ def make_batches(
 
 
 def to_batch(documents: Sequence[FactDocument]) -> FactBatch:
-    """Documents of one length, and where their answers are."""
+    """Combines documents of the same length, and the positions of their answers."""
     token_ids = np.stack([document.token_ids for document in documents])
     answers = np.zeros(token_ids.shape, dtype=bool)
     for row, document in enumerate(documents):
@@ -201,11 +201,11 @@ def key_tokens(model: Any, documents: Ids, longce: LongCE, *, alpha: float, beta
 
 
 def answered(model: Any, vocabulary: Vocabulary, documents: Ids) -> tuple[dict[str, Any], Floats]:
-    """How a model answers the questions of one form, and its log-probabilities of all tokens.
+    """Computes a model's answers to the questions of one form, and its log-probabilities of all tokens.
 
     Args:
-        model: Its own context is the whole document.
-        vocabulary: What the ids are.
+        model: A model whose context covers the whole document.
+        vocabulary: Vocabulary of the ids.
         documents: ``(N, n)`` token ids; the last token is the answer.
 
     Returns:
@@ -233,19 +233,19 @@ def answered(model: Any, vocabulary: Vocabulary, documents: Ids) -> tuple[dict[s
 def measure(
     model: Any, vocabulary: Vocabulary, held: HeldOut, keys: Bools | None, *, all_of_it: bool
 ) -> dict[str, Any]:
-    """What one checkpoint is worth.
+    """Measures one checkpoint.
 
     Args:
         model: The extended model.
-        vocabulary: What the ids are.
-        held: What is scored.
-        keys: ``(N, n)`` bool, the evaluator's key tokens of `HeldOut.documents`; needed for all of it.
-        all_of_it: Whether other forms, documents and short prose are scored too.
+        vocabulary: Vocabulary of the ids.
+        held: The scored documents.
+        keys: ``(N, n)`` bool, the evaluator's key tokens of `HeldOut.documents`; required with `all_of_it`.
+        all_of_it: Whether to also score other forms, documents and short prose.
 
     Returns:
-        ``forms``: `answered` by name; ``ppl`` over all tokens of the questions in the form of training; and, of all of
-        it, of the long documents ``prose_ppl`` (over their words, without facts) and ``longppl`` (None without key
-        tokens), and ``short_ppl``.
+        ``forms``: `answered` by name; ``ppl`` over all tokens of the questions in the trained form; and, with
+        `all_of_it`, for the long documents ``prose_ppl`` (over their words, without facts) and ``longppl`` (None
+        without key tokens), and ``short_ppl``.
     """
     trained, long = answered(model, vocabulary, held.forms[TRAINED])
     found: dict[str, Any] = {"forms": {TRAINED: trained}, "ppl": _perplexity(long[:, 1:])}
@@ -264,7 +264,7 @@ def measure(
 
 
 _QUESTIONS = 3
-"""Apart from what else draws numbers from a seed (`run`)."""
+"""Separates these random numbers from other uses of a seed (`run`)."""
 
 
 def _perplexity(logprobs: Floats) -> float | None:

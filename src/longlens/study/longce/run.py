@@ -2,11 +2,11 @@
 
 ::
 
-    OUT/seeds/SEED/base/                   the small model at its own length
-    OUT/seeds/SEED/start.json              its text, its key tokens, what the models are worth before training
+    OUT/seeds/SEED/base/                   the small model at its trained length
+    OUT/seeds/SEED/start.json              its text, its key tokens, and results of the models before training
     OUT/timing.json                        seconds of a step of CE and of LongCE, by method and short context
-    OUT/tuning/METHOD-ARM-RATE-SEED.json   a development run: its numbers at the last checkpoint
-    OUT/runs/METHOD-ARM-SEED.json          a finished run: its numbers at checkpoints
+    OUT/tuning/METHOD-ARM-RATE-SEED.json   a development run: its results at the last checkpoint
+    OUT/runs/METHOD-ARM-SEED.json          a finished run: its results at checkpoints
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from longlens.study.reproduce import Inputs, Steps
 _LOGGER = logging.getLogger(__name__)
 TIMED_PAIRS = 8
 POLL = 2.0
-"""Seconds between looks at what other processes have done."""
+"""Seconds between checks of the progress of other processes."""
 _BASE, _EVALUATOR, _ARM, _CHECK = 0, 1, 2, 4
-"""What a seed is of, so that no two uses draw the same numbers; 3 is of questions."""
+"""Offsets of a seed by use, so that no two uses share random numbers; 3 is used for questions."""
 
 
 def run(study: Study, steps: Steps, text: Text) -> dict[str, Any]:
-    """Trains and scores what is not in the folder yet, and sums it up, see `summary.summarize`.
+    """Trains and scores missing steps, and summarizes all steps, see `summary.summarize`.
 
     Raises:
         UserError: The text is too short.
@@ -103,13 +103,13 @@ def read(study: Study) -> Inputs:
 
 
 def arms_of(study: Study, method: str) -> list[str]:
-    """The arms of a method, with other short contexts of LongCE at the end."""
+    """Returns the arms of a method, with other short contexts of LongCE at the end."""
     windows = [w.name for w in study.windows] if method == study.evaluator_method else []
     return [*study.arms[method], *windows]
 
 
 def looks_of(study: Study, method: str, arm: str, timing: Mapping[str, Any]) -> tuple[int, ...]:
-    """The steps after which an arm is scored: CE also where it has taken as long as each of the others."""
+    """Returns the steps after which an arm is scored; for CE also the steps at equal time with each of the others."""
     if arm != "ce":
         return study.checkpoints
     ratios = [found["ratio"] for found in timing[method].values()]
@@ -118,15 +118,15 @@ def looks_of(study: Study, method: str, arm: str, timing: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A part of the experiment that needs one seed alone: its start, or a run.
+    """A part of the experiment that uses a single seed: its start, or a run.
 
     Attributes:
-        seed: Which one.
-        method: Method, one of `Study.extensions`; none for the seed's start.
+        seed: The seed.
+        method: Method, one of `Study.extensions`; empty for the seed's start.
         arm: The loss.
         rate: Learning rate.
-        looks: Steps after which the run is scored; the last one ends it.
-        tuning: Whether it is one of the development runs that learning rates are chosen by.
+        looks: Steps after which the run is scored; the last step ends the run.
+        tuning: Whether it is a development run for choosing learning rates.
     """
 
     seed: int
@@ -138,7 +138,7 @@ class _Job:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of the result file."""
         arm = self.arm.replace(" ", "-").replace("=", "")
         if not self.method:
             return f"seeds/{self.seed}/start.json"
@@ -163,7 +163,7 @@ def _work(study: Study, steps: Steps, jobs: Sequence[_Job]) -> None:
             for part in _parts(left, 1):
                 _do(study, steps.path, part, torch.get_num_threads(), steps.progress)
             return
-        # Two small models at once are faster than one on two threads.
+        # Running two small models at the same time is faster than running one on two threads.
         threads = max(1, torch.get_num_threads() // study.processes)
         with ProcessPoolExecutor(study.processes, mp_context=get_context("spawn")) as pool:
             running = {pool.submit(_do, study, steps.path, part, threads) for part in _parts(left, study.processes)}
@@ -183,9 +183,9 @@ def _work(study: Study, steps: Steps, jobs: Sequence[_Job]) -> None:
 
 
 def _parts(jobs: Sequence[_Job], processes: int) -> list[list[_Job]]:
-    """Jobs of one seed each, which share its text and base model; at least a part for each process, if there are jobs.
+    """Splits jobs into parts of one seed, which share text and base model; at least one part per process, if possible.
 
-    Long jobs and short ones take turns in the parts of a seed.
+    Long and short jobs alternate in the parts of a seed.
     """
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     ways = max(1, math.ceil(processes / len(seeds)))
@@ -194,19 +194,19 @@ def _parts(jobs: Sequence[_Job], processes: int) -> list[list[_Job]]:
 
 
 def _do(study: Study, path: Path, jobs: Sequence[_Job], threads: int, progress: Progress | None = None) -> None:
-    """Does jobs of one seed, perhaps in a process of its own."""
+    """Runs jobs of one seed, possibly in a separate process."""
     torch.set_num_threads(threads)
     steps = Steps(path, Progress() if progress is None else progress)
     seed = _Seed(study, read_text(study.text), steps, jobs[0].seed)
     parent = parent_process()
     for job in jobs:
         if parent is not None and not parent.is_alive():
-            return  # it was killed; another may resume
+            return  # the parent process was killed; another run may resume
         steps.json(job.name, partial(seed.train_arm, job) if job.method else seed.start)
 
 
 class _Seed:
-    """What the runs of one seed have in common: its text in tokens, its base model, what is scored."""
+    """Shared state of the runs of one seed: its text as tokens, its base model, its scored documents."""
 
     def __init__(self, study: Study, text: Text, steps: Steps, seed: int) -> None:
         self.study, self.steps, self.seed = study, steps, seed
@@ -219,7 +219,7 @@ class _Seed:
 
     @cached_property
     def base(self) -> Any:
-        """The small model at its own length."""
+        """The small model at its trained length."""
         return load_model(str(self.steps.folder(f"seeds/{self.seed}/base", self._train_base)))
 
     def _train_base(self, path: Path) -> None:
@@ -229,7 +229,7 @@ class _Seed:
         models.save_model(model, path)
 
     def start(self) -> dict[str, Any]:
-        """What is known before the arms: the text, the base model, the evaluator, and the extended models."""
+        """Returns the state before the arms: the text, the base model, the evaluator, and the extended models."""
         study, length = self.study, self.study.model.length
         rng = np.random.default_rng([_CHECK, self.seed])
         forms = own_forms(study.evaluation, self.text, distance=study.base.facts.distance, length=length, rng=rng)
@@ -260,7 +260,7 @@ class _Seed:
 
     @cached_property
     def _keys(self) -> Bools:
-        """The evaluator's key tokens of the documents that are scored."""
+        """Returns the evaluator's key tokens of the scored documents."""
         rows = self.steps.json(f"seeds/{self.seed}/start.json", self.start)["keys"]
         mask = np.zeros(self.held.documents.shape, dtype=bool)
         for row, positions in enumerate(rows):
@@ -268,7 +268,7 @@ class _Seed:
         return mask
 
     def time(self) -> dict[str, Any]:
-        """Seconds of a step of CE and of LongCE, by method and K and d."""
+        """Measures seconds of a step of CE and of LongCE, by method and K and d."""
         study = self.study
         training = study.training.replace(learning_rate=1.0)
         batch = next(self._batches(training, study.length, _ARM)).token_ids
@@ -285,7 +285,7 @@ class _Seed:
         return found
 
     def train_arm(self, job: _Job) -> dict[str, Any]:
-        """One arm of one method, scored at its checkpoints."""
+        """Trains one arm of one method, and scores it at its checkpoints."""
         study = self.study
         model = models.extend_model(self.base, study.extensions[job.method])
         training = study.training.replace(steps=job.looks[-1], learning_rate=job.rate)
@@ -328,18 +328,18 @@ class _Seed:
 
 
 class Weights:
-    """Mean weights of the tokens of a run."""
+    """Accumulates mean weights of the tokens of a run."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(4)
 
     def add(self, step: models.Step) -> None:
-        """The weights of a step."""
+        """Adds the weights of a step."""
         weights, answers = step.weights, step.weights[step.answers]
         self._sums += weights.sum(dtype=np.float64), weights.size, answers.sum(dtype=np.float64), answers.size
 
     def means(self) -> dict[str, float | None]:
-        """Of all tokens, of answers, and the share that answers have of all weight."""
+        """Returns the mean weight of all tokens and of answers, and the answers' share of the total weight."""
         total, count, answers, number = self._sums.tolist()
         return {
             "mean": total / count,

@@ -1,4 +1,4 @@
-"""Settings of a study, from a YAML recipe."""
+"""Defines the settings of a study, from a YAML recipe."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Words(Settings):
     """The vocabulary and the split of the text.
 
     Attributes:
-        words: Words that have an id.
-        keys: Keys that facts can have.
-        values: Values that a fact with some key can have.
-        held_out: Share of the text's words whose documents are held out for testing, and as many for development.
+        words: Number of words with an id.
+        keys: Number of keys of facts.
+        values: Number of values of each key.
+        held_out: Share of the text's words in documents held out for testing, and the same share for development.
     """
 
     words: Count
@@ -42,11 +42,11 @@ class Shape(Settings):
     """A small Llama with tied embeddings.
 
     Attributes:
-        length: Tokens that it is trained at.
-        hidden: Width.
-        intermediate: Width inside a feed-forward layer.
-        layers: Layers.
-        heads: Attention heads, each with keys and values of its own.
+        length: Trained length in tokens.
+        hidden: Hidden size.
+        intermediate: Intermediate size of a feed-forward layer.
+        layers: Number of layers.
+        heads: Number of attention heads, each with its own keys and values.
         theta: Base of the rotary embedding.
     """
 
@@ -68,15 +68,15 @@ class StudyTraining(Settings):
     """A training run with AdamW (betas 0.9 and 0.95, gradient norm at most 1).
 
     Attributes:
-        steps: Optimizer steps.
-        documents: Documents of a step.
-        learning_rate: The largest; linear warm-up, then a cosine down to ``end`` of it. None if a grid is tried.
-        warmup: Steps of the warm-up.
-        end: What is left of the learning rate at the end; 1 keeps it as it is.
+        steps: Number of optimizer steps.
+        documents: Documents per step.
+        learning_rate: Peak learning rate; linear warm-up, then cosine decay to ``end`` of it. None if a grid is tried.
+        warmup: Number of warm-up steps.
+        end: Fraction of the learning rate at the end; 1 keeps it constant.
         weight_decay: Weight decay of AdamW.
-        facts: Number of facts of a document.
-        drills: In the first half of the steps this share of a step's documents is nothing but a few facts, again and
-            again (`documents.make_drill`), from which a model learns to retrieve.
+        facts: Facts of a document.
+        drills: In the first half of the steps, this share of a step's documents consists only of a few repeated facts
+            (`documents.make_drill`), from which a model learns to retrieve.
     """
 
     steps: Count
@@ -89,7 +89,7 @@ class StudyTraining(Settings):
     drills: Share = 0.0
 
     def lasting(self, steps: int) -> StudyTraining:
-        """The same for another number of steps."""
+        """Returns the same settings with another number of steps."""
         return self.replace(steps=steps)
 
 
@@ -97,11 +97,11 @@ class StudyEvaluation(Settings):
     """What is scored at checkpoints.
 
     Attributes:
-        documents: Long documents with a question at their end, and as many short ones of prose alone.
-        facts: Number of facts of a long document; ``distance`` is from the statement at depth 1 to the question.
-        forms: Other ways of writing facts, which training never had, by name.
-        form_documents: Long documents of each of these forms.
-        long: Long documents as in training, whose key tokens LongPPL is over.
+        documents: Number of long documents with a question at the end, and of short documents of only prose.
+        facts: Facts of a long document; ``distance`` is from the statement at depth 1 to the question.
+        forms: Other forms of facts, which do not occur in training, by name.
+        form_documents: Number of long documents of each of these forms.
+        long: Number of long documents as in training, for whose key tokens LongPPL is computed.
         alpha: Alpha of key tokens, nats.
         beta: Beta of key tokens, nats.
     """
@@ -133,7 +133,7 @@ def _to_json(methods: Mapping[str, Method]) -> dict[str, Any]:
 
 
 Methods = Annotated[Mapping[str, InstanceOf[Method]], BeforeValidator(_to_methods), PlainSerializer(_to_json)]
-"""Methods that extend a context, by the name that tables have."""
+"""Methods that extend a context, by their names in tables."""
 
 
 class Windows(Settings):
@@ -149,7 +149,7 @@ class Windows(Settings):
 
     @property
     def name(self) -> str:
-        """Of the arm."""
+        """Name of the arm."""
         return f"longce K={self.context} d={self.stride}"
 
 
@@ -159,23 +159,24 @@ class Study(StudySettings):
     Attributes:
         words: The vocabulary and the split of the text.
         model: The small model.
-        base: How it is trained at its own length.
-        extensions: Methods that extend its context, by the name that the table has; all to one length.
-        arms: The losses (`arms.ARMS`) that each of `extensions` is trained with.
+        base: Training at its own length.
+        extensions: Methods that extend its context, by their names in tables; all to the same length.
+        arms: The losses (`arms.ARMS`) with which each of `extensions` is trained.
         longce: Settings of LongCE.
         windows: Other K and d for LongCE, with `evaluator_method`.
-        training: How the arms train the extended model; ``steps`` are those of the arms with a short-context pass.
-        learning_rates: Tried for each arm with the development seeds; the one with the lowest answer NLL is the arm's.
-        checkpoints: Steps after which the arms are scored; CE also where it has taken the same time.
+        training: Training of the extended model; ``steps`` applies to the arms with a short-context pass.
+        learning_rates: Learning rates to try for each arm with the development seeds; an arm uses the one with the
+            lowest answer NLL.
+        checkpoints: Steps after which the arms are scored; CE is also scored at the steps of equal time.
         evaluation: What is scored.
-        evaluator: How the evaluator of LongPPL, the seed's model extended by `evaluator_method`, is trained (with CE).
+        evaluator: Training (with CE) of the evaluator of LongPPL, the seed's model extended by `evaluator_method`.
         evaluator_method: One of `extensions`.
         resamples: Number of resamples of the bootstrap.
-        seeds: Seeds of the runs that count: each draws a base model, the text for testing, all documents, and the
+        seeds: Seeds of the reported runs: each determines a base model, the test text, all documents, and the
             questions.
-        development_seeds: Those that learning rates are chosen with; they are scored on documents for development.
-        processes: How many seeds run at one time.
-        text: Prose: a file or a folder; Python's standard library by default.
+        development_seeds: Seeds for choosing learning rates; they are scored on development documents.
+        processes: Number of seeds that run at the same time.
+        text: Prose: a file or a directory; Python's standard library by default.
     """
 
     free: ClassVar[frozenset[str]] = StudySettings.free | {"text", "processes"}
@@ -216,8 +217,8 @@ class Study(StudySettings):
         self._check_training()
         if set(self.development_seeds) & set(self.seeds):
             raise UserError(
-                f"seeds are {list(self.seeds)} and development_seeds {list(self.development_seeds)}: expected others, "
-                "since learning rates are chosen with these"
+                f"seeds are {list(self.seeds)} and development_seeds {list(self.development_seeds)}: expected "
+                "different seeds, because learning rates are chosen with these"
             )
         self.base.facts.check(self.model.length)
         for facts in (self.training.facts, self.evaluator.facts, self.evaluation.facts):
@@ -234,7 +235,7 @@ class Study(StudySettings):
             )
         for name in ("base", "evaluator"):
             if getattr(self, name).learning_rate is None:
-                raise UserError(f"{name} has no learning_rate: give one, such as 1e-3")
+                raise UserError(f"{name} has no learning_rate: set one, such as 1e-3")
         if not self.checkpoints or list(self.checkpoints) != sorted(set(self.checkpoints)):
             raise UserError(f"checkpoints are {list(self.checkpoints)}; expected steps in order, such as [20, 40]")
         if self.checkpoints[0] < 1 or self.checkpoints[-1] != self.training.steps:
@@ -245,11 +246,11 @@ class Study(StudySettings):
 
     @property
     def length(self) -> int:
-        """Tokens of long documents: the extended length."""
+        """Number of tokens of long documents: the extended length."""
         return int(self.model.length * next(iter(self.extensions.values())).factor)  # type: ignore[attr-defined]
 
     def longce_of(self, arm: str) -> LongCE:
-        """K, d and gamma of an arm."""
+        """Returns K, d and gamma of an arm."""
         for windows in self.windows:
             if windows.name == arm:
                 return self.longce.replace(context=windows.context, stride=windows.stride)

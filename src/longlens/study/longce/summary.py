@@ -1,4 +1,4 @@
-"""What the runs of a study say: chosen rates, means over seeds, paired differences, with 95 % intervals."""
+"""Summarizes the runs of a study: chosen rates, means over seeds, and paired differences, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from longlens.study.reproduce import Table
 
 Doubles = npt.NDArray[np.float64]
 PERPLEXITIES = ("ppl", "prose_ppl", "longppl", "short_ppl")
-"""Metrics without a value a question: means over seeds and Student's t."""
+"""Metrics without a value per question: means over seeds, with Student's t."""
 SCORES = ("accuracy", "choice")
 ANSWERS = (*SCORES, "answer_nll", "choice_nll")
-"""Metrics of each form, of which a run keeps a value a question; the first two are from 0 to 1."""
+"""Metrics of each form with a value per question; the first two are from 0 to 1."""
 BEFORE = "not trained"
 _SEED = 20250101
-"""Of the bootstrap."""
+"""Seed of the bootstrap."""
 
 
 def equal_time_step(step: int, ratio: float) -> int:
-    """The step of CE that has taken as long as ``step`` of LongCE, whose steps take ``ratio`` times as long."""
+    """Returns the step of CE at the same time as ``step`` of LongCE, whose steps take ``ratio`` times as long."""
     return max(1, round(step * ratio))
 
 
 def choose_rates(tried: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """The learning rate of each method and arm: that with the lowest answer NLL, a mean over development seeds.
+    """Returns the learning rate of each method and arm with the lowest answer NLL, averaged over development seeds.
 
     Args:
         tried: Development runs, with ``method``, ``arm``, ``learning_rate`` and ``answer_nll``.
@@ -47,17 +47,17 @@ def choose_rates(tried: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, floa
 def hierarchical_interval(values: Doubles, resamples: int) -> dict[str, Any]:
     """95 % interval of the mean of ``(seeds, questions)`` values, by a bootstrap of seeds and then of their questions.
 
-    Each resample draws as many seeds as there are, with replacement, and for each of them as many of its questions::
+    Each resample draws the same number of seeds, with replacement, and for each the same number of its questions::
 
         means = [mean(values[s, q]) for each resample]
         low, high = percentiles 2.5 and 97.5 of  mean + (means - mean) * sqrt(S / (S - 1)) * t / z
 
-    The factor makes up for the percentile bootstrap being too narrow for few seeds: t is Student's quantile with S - 1
-    degrees of freedom, z the normal one.
+    The factor compensates for percentile intervals that are too narrow for few seeds: t is Student's quantile with
+    S - 1 degrees of freedom, z the normal one.
 
     Args:
-        values: One a question; NaN nowhere.
-        resamples: How many.
+        values: One value per question; never NaN.
+        resamples: Number of resamples.
 
     Returns:
         ``mean``, ``low``, ``high`` (None for one seed) and ``values``, the means of the seeds.
@@ -83,24 +83,24 @@ def summarize(
     timing: Mapping[str, Any],
     starts: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Means and differences of all checkpoints.
+    """Computes means and differences of all checkpoints.
 
     Args:
-        study: Its settings.
+        study: Settings of the study.
         runs: All runs of its seeds.
         timing: By method and short context, with ``ratio``.
-        starts: What is known of each seed before its arms are trained.
+        starts: State of each seed before its arms are trained.
 
     Returns:
-        ``seeds`` and ``chance`` (of a choice); ``starts``, a row a seed: its text, base model and evaluator;
-        ``means``, a row for each method, arm and step (``method``, ``arm``, ``step``, ``seconds``, ``metrics``), before
-        training too; ``differences``, a row for each method, arm and ``reading`` at the last checkpoint:
+        ``seeds`` and ``chance`` (of a choice); ``starts``, one row per seed: its text, base model and evaluator;
+        ``means``, one row per method, arm and step (``method``, ``arm``, ``step``, ``seconds``, ``metrics``), also
+        before training; ``differences``, one row per method, arm and ``reading`` at the last checkpoint:
         ``equal steps`` and ``equal time`` of an arm minus CE of the same seed (``other_step``, CE's), ``training``,
         minus the extended model before training, and ``default windows``, of LongCE with another K or d minus LongCE
-        with the defaults, with ``fifth_of_gain``, by metric a fifth of what LongCE gains over CE; ``weights``, a row a
-        method and arm. ``metrics`` are
+        with the defaults, with ``fifth_of_gain``, by metric a fifth of what LongCE gains over CE; ``weights``, one row
+        per method and arm. ``metrics`` are
         ``{"mean", "low", "high", "values"}`` by name, ``FORM.accuracy`` and so on (`ANSWERS`) for each
-        form of questions; perplexities' differences are of their logarithms, nats.
+        form of questions; differences of perplexities are of their logarithms, nats.
     """
     points: dict[tuple[str, str, int, int], Mapping[str, Any]] = {}
     for run in runs:
@@ -158,22 +158,22 @@ def _fifth(gain: float | None) -> float | None:
 
 
 def has_short_pass(arm: str) -> bool:
-    """Whether a step of an arm takes longer than one of CE."""
+    """Returns whether a step of an arm takes longer than a step of CE."""
     return arm not in ("ce", "exact", "oracle", BEFORE)
 
 
 def seconds_of(timing: Mapping[str, Any], arm: str) -> float:
-    """Of a step of an arm."""
+    """Returns the seconds of a step of an arm."""
     if not has_short_pass(arm):
         return float(timing["longce"]["ce_seconds"])
     return float(timing.get(arm, timing["longce"])["longce_seconds"])
 
 
 def column_means(column: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    """Metrics of one checkpoint over the seeds, ``{"mean", "low", "high", "values"}`` by name.
+    """Computes metrics of one checkpoint over the seeds, ``{"mean", "low", "high", "values"}`` by name.
 
     Args:
-        column: What was measured (`questions.measure`), one a seed.
+        column: Measured values (`questions.measure`), one per seed.
         resamples: Number of resamples of the bootstrap.
     """
     found = {
@@ -190,7 +190,7 @@ def column_means(column: Sequence[Mapping[str, Any]], resamples: int) -> dict[st
 def column_differences(
     mine: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], resamples: int
 ) -> dict[str, Any]:
-    """Metrics of one checkpoint minus those of another, seed by seed and question by question; log PPL in nats."""
+    """Computes metrics of one checkpoint minus those of another, by seed and question; log PPL in nats."""
     found = {}
     for form in mine[0]["forms"]:
         for name in ANSWERS:
@@ -207,7 +207,7 @@ def _questions(column: Sequence[Mapping[str, Any]], form: str, name: str) -> Dou
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and its 95 % interval by Student's t, of a value a seed; None if a seed has none."""
+    """Computes mean and 95 % interval by Student's t of one value per seed; None if a seed has no value."""
     have = [value for value in values if value is not None]
     both = mean_interval(have) if len(have) == len(values) else None
     low, high = both if both is not None else (None, None)
@@ -220,7 +220,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """A result as tables: seeds, chosen rates, differences from CE, differences from no training, cost, weights."""
+    """Formats a result as tables: seeds, rates, differences from CE, differences from no training, cost, weights."""
     forms = list(dict.fromkeys(name.split(".")[0] for name in result["means"][0]["metrics"] if "." in name))
     found = [
         _starts(result, forms),
@@ -385,7 +385,7 @@ def _weights(result: Mapping[str, Any]) -> Table:
 
 
 def cells(metrics: Mapping[str, Any], columns: Sequence[tuple[str, str, float, int]], sign: str = "") -> list[str]:
-    """Means with their intervals."""
+    """Formats means with their intervals."""
     cells = []
     for name, _, factor, digits in columns:
         found = metrics.get(name, {"mean": None, "low": None, "high": None})
