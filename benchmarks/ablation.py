@@ -1,6 +1,6 @@
-"""The example of ``longlens study ablate`` in docs/study.md: scores four models, and writes what the ablation says.
+"""Generates the example of ``longlens study ablate`` in docs/study.md: scores four models, and writes the ablation.
 
-python -m benchmarks.ablation FOLDER      (what is missing in the folder is run)
+python -m benchmarks.ablation FOLDER      (runs only what is missing in the folder)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVALUATORS = ("gemma3-270m", "smollm2")
 
 
 def main(out: Path) -> None:
-    """Scores what is missing, and writes both files of results and the block of the page."""
+    """Scores what is missing, and writes both result files and the block of the page."""
     out.mkdir(exist_ok=True)
     for name, method in EXTENDED.items():
         if not (out / name).exists():

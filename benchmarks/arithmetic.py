@@ -33,7 +33,7 @@ TABLE_7 = {  # row of Table 7: K, d
     "LongCE, K 4096, d 512": (4096, 512),
 }
 DISTANCES = (1, 16, 256, 4096)
-"""Tokens between q and k, for the decay of RoPE."""
+"""Distances between q and k in tokens, for the decay of RoPE."""
 
 
 def _shapes(kind: type[PreTrainedConfig], width: int, inner: int, layers: int, heads: int, kv: int, words: int) -> Any:
@@ -60,7 +60,7 @@ EVALUATORS = {
 
 
 def overheads() -> dict[str, Any]:
-    """Table 7: FLOPs of LongCE's short pass over those of a step of CE, Llama-2-7B at 32k."""
+    """Table 7: FLOPs of LongCE's short-context pass relative to a step of CE, Llama-2-7B at 32k."""
     found = {}
     for name, (context, stride) in TABLE_7.items():
         longce = LongCE(context=context, stride=stride)
@@ -83,7 +83,7 @@ def _score(config: Any, length: int, context: int | None = None, stride: int = S
 
 
 def times_of_ppl() -> dict[str, Any]:
-    """Table 12: FLOPs of LongPPL of Mistral-7B, the evaluator's included, over those of its PPL, by tokens."""
+    """Table 12: FLOPs of LongPPL of Mistral-7B, including the evaluator, relative to its PPL, by tokens."""
     found: dict[str, dict[str, float]] = {name: {} for name in EVALUATORS}
     for length in (LENGTH // 2, LENGTH):
         ppl = _score(MISTRAL_7B, length).flops
@@ -93,14 +93,14 @@ def times_of_ppl() -> dict[str, Any]:
 
 
 def windows() -> dict[str, float]:
-    """Appendix A.1: FLOPs of short scores with d = 1 over those with d = 1,024, and of these over the long pass."""
+    """Appendix A.1: FLOPs of short contexts with d = 1 relative to d = 1,024, and of these to the long pass."""
     plans = {stride: _score(LLAMA_2_7B, LENGTH, CONTEXT, stride) for stride in (1, STRIDE)}
     short, long = ({stride: getattr(plan, part).total for stride, plan in plans.items()} for part in ("short", "long"))
     return {"stride": float(STRIDE), "saved": short[1] / short[STRIDE], "over_long": short[STRIDE] / long[STRIDE]}
 
 
 def growth() -> dict[str, float]:
-    """Slide 4: FLOPs of attention, and of all, at twice the length."""
+    """Slide 4: FLOPs of attention, and in total, at twice the length."""
     plans = [_score(LLAMA_2_7B, length) for length in (LENGTH, 2 * LENGTH)]
     attention = [plan.long.attention for plan in plans]
     return {"attention": attention[1] / attention[0], "all": plans[1].flops / plans[0].flops}

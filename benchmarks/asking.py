@@ -1,4 +1,4 @@
-"""Samples of RULER built, beside lm-evaluation-harness's own code, and how soon a large run asks its first question.
+"""Measures the time to build RULER samples, compared with lm-evaluation-harness, and the time to the first request.
 
     python -m benchmarks.asking [seconds]      (about ten minutes of one core; `make test-real`'s environment)
 
@@ -34,7 +34,7 @@ BUILT = {
     "vt": None,
     "cwe": None,
 }
-"""Tasks, and what lm_eval's `generate_samples` is called with for them."""
+"""Tasks, with the arguments of lm_eval's `generate_samples` for each."""
 PEER = """
 import sys
 from lm_eval.tasks.ruler.niah_utils import TEMPLATE
@@ -55,7 +55,7 @@ RUN_SAMPLES, RUN_LENGTH = 500, 131072
 
 
 def cpu_of(command: list[str]) -> float:
-    """Seconds of the CPU that a process takes."""
+    """Returns the CPU seconds of a process."""
     before = os.times()
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -82,7 +82,7 @@ def build(folder: Path) -> None:
 
 
 class Answers(ThreadingHTTPServer):
-    """A server of OpenAI's completions that counts what it is asked, and says one word."""
+    """A server with OpenAI's completions API that counts requests and answers with one word."""
 
     daemon_threads = True
 

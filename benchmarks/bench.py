@@ -1,4 +1,4 @@
-"""What small models score: python -m benchmarks.bench RUN [RUN ...]    (docs/bench.md has the commands)"""
+"""Benchmark scores of small models: python -m benchmarks.bench RUN [RUN ...]    (docs/bench.md has the commands)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the BOS rule does to short-context perplexity, key tokens and LongPPL, on both embedded models.
+"""Measures the effect of the BOS rule on short-context perplexity, key tokens and LongPPL, on both embedded models.
 
 python -m benchmarks.bos        (about ten minutes on two cores)
 """

@@ -1,7 +1,7 @@
-"""What cache policies lose on real models: retained gain, KL, PPL and LongPPL, and the answers of two tasks.
+"""Measures the loss by cache policies on real models: retained gain, KL, PPL, LongPPL, and answers of two tasks.
 
-python -m benchmarks.caches FOLDER [MODEL ...]     (what is missing in the folder is run; one process a model may)
-python -m benchmarks.caches NEW-FOLDER --plan      (times one document of each kind, and adds up)
+python -m benchmarks.caches FOLDER [MODEL ...]     (runs what is missing in the folder; one process per model is fine)
+python -m benchmarks.caches NEW-FOLDER --plan      (times one document of each kind, and estimates the total)
 
 For each model: texts of four kinds, scored under the full cache with short contexts and under each policy with the
 full model as the reference; and documents of json_kv and of RULER's needles that state the right answers, in which
@@ -50,13 +50,13 @@ NAME = "caches"
 PAGE = "docs/caches.md"
 FULL = "full"
 TASKS = {"json_kv": 1 / 16, "niah_multikey_1": 1 / 10}
-"""Tasks, and how often a guess among the symbols of their answers (hexadecimal, decimal) is right."""
+"""Tasks, with the probability of guessing a symbol of their answers (hexadecimal, decimal)."""
 METRICS = {"retained gain": 1, "KL": -1, "PPL": -1, "LongPPL": -1}
-"""What is correlated with accuracy, with the sign that a good one is expected to have."""
+"""Metrics that are correlated with accuracy, with the expected sign."""
 FAR = "retained gain, farthest"
-"""Of the key tokens that need more than the largest K: total over the texts, hence without interval over documents.
+"""Retained gain of key tokens that need more than the largest K: a total over the texts, without an interval.
 
-Added after the other metrics' results had been seen.
+Added after the results of the other metrics were known.
 """
 DRAWS = 4000
 EVICTION = ("window:{}", "sink:4+{}", "random:{}", "knorm:{}", "h2o:{}", "snapkv:{}", "tova:{}")
@@ -66,22 +66,22 @@ QUANTIZED = ("hqq:1", "hqq:2", "hqq:4", "fp8")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One model and what is done with it.
+    """A model and the settings of its experiment.
 
     Attributes:
         model: Name or path.
-        policies: Arms beside the full cache; those of one kind in increasing size.
-        length: Tokens of a document, by the model's tokenizer.
+        policies: Policies in addition to the full cache; those of one kind in increasing size.
+        length: Length of a document in tokens of the model's tokenizer.
         contexts: K of the full run, increasing; key tokens are those at the first.
-        strides: d of each.
+        strides: d for each K.
         kinds: Kinds of texts, see `four_kinds`.
         texts: Number of texts of each kind.
         documents: Number of documents of each task.
-        questions: That a document of a task asks, with their answers.
-        room: Tokens of the questions after the first one.
+        questions: Number of questions in a document of a task, with their answers.
+        room: Tokens reserved for the questions after the first one.
         alpha: Alpha of key tokens, nats.
         beta: Threshold of the long-context likelihood of key tokens, nats.
-        chunk: Tokens that are fed at a time.
+        chunk: Tokens per chunk.
         seed: Seed of the tasks.
     """
 
@@ -102,7 +102,7 @@ class Experiment:
 
 
 def sized(kinds: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Every kind at every size."""
+    """Returns every combination of kind and size."""
     return [kind.format(size) for kind in kinds for size in sizes]
 
 
@@ -113,7 +113,7 @@ EXPERIMENTS = (
 
 
 class RememberedReference(TransformersScorer):
-    """A reference that is run once for each sequence of tokens: all arms compare with its states."""
+    """A reference that runs once for each token sequence; all arms are compared with its stored states."""
 
     def _long_hidden(self, input_ids: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         known: dict[bytes, torch.Tensor] = self.__dict__.setdefault("_known", {})
@@ -124,12 +124,12 @@ class RememberedReference(TransformersScorer):
 
 
 class Arms:
-    """A model whose arms are run in its folder.
+    """Runs the arms of a model in its directory.
 
     Args:
-        experiment: What is run.
-        path: The folder.
-        progress: Shows what runs.
+        experiment: Settings.
+        path: The directory.
+        progress: Shows the progress.
     """
 
     def __init__(self, experiment: Experiment, path: Path, progress: Progress) -> None:
@@ -142,12 +142,12 @@ class Arms:
 
     @cached_property
     def texts(self) -> list[Document]:
-        """Documents of which the gain is measured."""
+        """Documents on which the gain is measured."""
         chosen = self.experiment
         return four_kinds(self._loaded.tokenizer, count=chosen.texts, tokens=chosen.length, kinds=chosen.kinds)
 
     def questions(self, task: str) -> list[Document]:
-        """Documents of a task, each with several questions and their answers, whose places are known."""
+        """Returns documents of a task, each with several questions and answers at known positions."""
         if task not in self._questions:
             self._questions[task] = self._ask(task)
         return self._questions[task]
@@ -177,12 +177,12 @@ class Arms:
         return found
 
     def scorer(self, policy: str, statistics: Sequence[Statistic], *, compares: bool) -> TransformersScorer:
-        """The model under a policy.
+        """Returns a scorer of the model under a policy.
 
         Args:
-            policy: Its name.
-            statistics: What is stored.
-            compares: Whether with the full cache.
+            policy: Name of the policy.
+            statistics: Statistics to store.
+            compares: Whether to compare with the full cache.
         """
         return self._scorer(
             TransformersScorer,
@@ -201,11 +201,11 @@ class Arms:
         return kind(self._loaded.model, self._loaded.tokenizer, **about, **settings)
 
     def run(self, policy: str) -> dict[str, Any]:
-        """Scores what is missing of an arm, and says what it gave.
+        """Scores what is missing of an arm, and returns its results.
 
         Returns:
-            ``text``, a policy of what ``longlens cost --json`` prints; ``answers``, by task ``(right, tokens)`` of each
-            document; ``seconds`` of a core that each part took, in the last run of the arm.
+            ``text``, a policy in the format of ``longlens cost --json``; ``answers``, by task ``(right, tokens)`` of
+            each document; ``seconds`` of one core for each part, in the last run of the arm.
         """
         chosen, folder = self.experiment, self.path / "runs"
         whole = folder / FULL / "text"
@@ -247,12 +247,12 @@ class Arms:
 
 
 def slug(policy: str) -> str:
-    """The policy as the name of a folder."""
+    """Converts the policy to a directory name."""
     return policy.replace(":", "-")
 
 
 def usable(policies: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Policies that can be run here, and why the others cannot."""
+    """Returns the policies that can run on this machine, and the reasons why the others cannot."""
     there, lacking = [], []
     for policy in policies:
         try:
@@ -264,15 +264,15 @@ def usable(policies: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(experiment: Experiment, path: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Runs the arms of a model that are not in its folder, and sums them up.
+    """Runs the missing arms of a model, and summarizes all arms.
 
     Args:
-        experiment: The model and its arms; those that cannot be run here are left out, and said so.
-        path: The folder of the model.
-        progress: Shows what runs.
+        experiment: The model and its arms; arms that cannot run here are skipped with a message.
+        path: The directory of the model.
+        progress: Shows the progress.
 
     Returns:
-        What `summarize` gives.
+        The result of `summarize`.
     """
     policies, lacking = usable(experiment.policies)
     for reason in lacking:
@@ -382,7 +382,7 @@ def correlations(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def spearman(x: Doubles, y: Doubles) -> Doubles:
-    """Pearson's r of the ranks in each row of ``(b, n)``; NaN where one has no spread."""
+    """Pearson's r of the ranks in each row of ``(b, n)``; NaN if a row is constant."""
     from scipy import stats
 
     ranks = [stats.rankdata(values, axis=1) for values in (x, y)]
@@ -393,9 +393,9 @@ def spearman(x: Doubles, y: Doubles) -> Doubles:
 
 
 def size_steps(arms: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """From each size of a policy to the next larger one: the change of the retained gain, with its 95 % interval.
+    """Yields the change of the retained gain, with its 95 % interval, from each size of a policy to the next one.
 
-    ``falls``: whether the interval says that more memory retained less.
+    ``falls``: whether the interval is below 0, so that more memory retained less.
     """
     for small, large in pairwise(arms):
         if small["arm"].split(":")[0] != large["arm"].split(":")[0]:
@@ -506,12 +506,12 @@ def draw(folder: Path) -> None:
 
 
 def plan(experiment: Experiment, folder: Path, progress: Progress) -> list[str]:
-    """What the whole costs, by one document of each kind under the full cache and two policies.
+    """Estimates the total cost from one document of each kind under the full cache and two policies.
 
     Args:
-        experiment: The whole.
-        folder: A new one for these runs.
-        progress: Shows what runs.
+        experiment: The complete experiment.
+        folder: A new directory for these runs.
+        progress: Shows the progress.
     """
     policies, _ = usable(experiment.policies)
     dear, cheap = (next(one for one in policies if one.startswith(kind)) for kind in ("h2o", "window"))

@@ -1,9 +1,9 @@
-"""docs/results.md: the claims of the paper and of the lecture, their numbers and ours, and a verdict for each.
+"""Writes docs/results.md: the claims of the paper and the lecture, published numbers, our numbers, and verdicts.
 
 python -m benchmarks.claims
 
-Everything on the page is read: claims and rules from ``benchmarks/claims.yaml``, published numbers from
-`longlens.study.published`, ours from ``benchmarks/results/*.json``. What has no result yet says so.
+All content of the page is read from files: claims and rules from ``benchmarks/claims.yaml``, published numbers from
+`longlens.study.published`, our numbers from ``benchmarks/results/*.json``. Claims without a result are marked.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Texts = Annotated[tuple[Name, ...], Field(strict=False)]
 
 
 class Experiment(Settings):
-    """Where numbers of ours come from.
+    """The source of our numbers.
 
     Attributes:
         file: File in ``benchmarks/results``.
-        command: What makes it.
-        differs: What it does otherwise than the documents.
+        command: Command that creates it.
+        differs: Differences from the documents.
     """
 
     file: Name
@@ -48,7 +48,7 @@ class Experiment(Settings):
 
 
 class Own(Settings):
-    """What follows from the printed numbers themselves.
+    """Conclusions from the printed numbers themselves.
 
     Attributes:
         show: Names of `derived`.
@@ -64,7 +64,7 @@ class Ours(Settings):
 
     Attributes:
         show: Path into the result file by what is shown.
-        rule: Comparisons, see ``claims.yaml``.
+        show: Path into the result file, by label.
     """
 
     show: dict[str, Name]
@@ -74,17 +74,16 @@ class Ours(Settings):
 class Claim(Settings):
     """A claim.
 
-    Attributes:
-        id: Its name.
-        place: Its place.
-        says: It, in words of ours.
-        there: Its published numbers.
-        own: What they come to.
-        experiment: Which experiment tests it.
-        ours: What of its result; None as long as there is no rule.
-        to_hold: What has to come out for the claim to hold, laid down before there is a result.
-        untestable: Why there is no experiment.
-        differs: Differences in addition to those of the experiment.
+    id: Its name.
+    place: Its position in the document.
+    says: The claim, in our words.
+    there: Its published numbers.
+    own: Conclusions from the published numbers.
+    experiment: Experiment that tests it.
+    ours: Values and rules from the experiment's result; None as long as there is no rule.
+    to_hold: Criterion for the claim to hold, fixed before there is a result.
+    untestable: Reason why there is no experiment.
+    differs: Differences in addition to those of the experiment.
     """
 
     id: Name
@@ -100,7 +99,7 @@ class Claim(Settings):
 
 
 class Claims(Settings):
-    """What ``claims.yaml`` holds."""
+    """The content of ``claims.yaml``."""
 
     experiments: dict[str, Experiment]
     claims: Annotated[tuple[Claim, ...], Field(strict=False)]
@@ -125,7 +124,7 @@ def read_claims() -> Claims:
 
 
 class Evidence:
-    """What claims are judged by: published numbers, and the result file of an experiment, None if there is none."""
+    """Evidence for verdicts: published numbers, and the result file of an experiment, None if it does not exist."""
 
     def __init__(self, result: Mapping[str, Any] | None = None) -> None:
         self.result = result
@@ -158,7 +157,7 @@ class Evidence:
         raise UserError(f"no number {operand!r}")
 
     def shown(self, name: str) -> str:
-        """A derived number, or what a check recomputes, as text."""
+        """Returns a derived number, or the recomputed value of a check, as text."""
         kind, _, id = name.partition(":")
         if kind == "check" and id in self.checks:
             return f"{self.checks[id].how}: {_short(self.checks[id].recomputed)}"
@@ -167,7 +166,7 @@ class Evidence:
         return _shown(self.derived[name])
 
     def verdict(self, rule: Sequence[str]) -> str:
-        """``holds`` where all comparisons are true, ``does not hold`` where none is, else ``partly``."""
+        """Returns ``holds`` if all comparisons are true, ``does not hold`` if none is, else ``partly``."""
         truths = [all(map(self._is_true, one.split(" and "))) for one in rule]
         return "holds" if all(truths) else "partly" if any(truths) else "does not hold"
 
@@ -189,7 +188,7 @@ def _derived() -> dict[str, Derived]:
 
 
 class Published(NamedTuple):
-    """A published number: what it is called, its value, and how it is printed."""
+    """A published number: its name, its value, and its printed form."""
 
     name: str
     value: float
@@ -263,12 +262,12 @@ def read_result(experiment: Experiment) -> dict[str, Any] | None:
 
 
 class Judged(Settings):
-    """A claim as the page shows it.
+    """A claim as shown on the page.
 
     Attributes:
         claim: The claim.
         there: Its published numbers.
-        own: What they come to, and the verdict on that.
+        own: Conclusions from them, and the verdict on these.
         ours: Our numbers.
         verdict: One of `VERDICTS`.
     """
@@ -281,7 +280,7 @@ class Judged(Settings):
 
 
 def judge(claim: Claim, experiments: Mapping[str, Experiment]) -> Judged:
-    """A claim with its numbers and its verdict."""
+    """Returns a claim with its numbers and its verdict."""
     experiment = None if claim.experiment is None else experiments[claim.experiment]
     evidence = Evidence(None if experiment is None else read_result(experiment))
     there = "; ".join(f"{one.name}: {one.text}" for one in map(reference, claim.there))
@@ -402,7 +401,7 @@ def _errata() -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    r"""A cell of a Markdown table: ``|`` as ``\|``, and a hyphen where there is nothing."""
+    r"""Formats a cell of a Markdown table: ``|`` as ``\|``, and a hyphen if it is empty."""
     return text.replace("|", r"\|") or "-"
 
 

@@ -1,4 +1,4 @@
-"""What scoring 50 documents costs, by `longlens plan score`: docs/costs.md, and the line in the README.
+"""Plans the cost of scoring 50 documents with `longlens plan score`, for docs/costs.md and the README.
 
 python -m benchmarks.costs        (minutes; no weights are read, nothing is measured)
 """

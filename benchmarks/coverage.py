@@ -1,4 +1,4 @@
-"""How often our 95 % intervals hold the true value: documents are drawn from populations whose value is known.
+"""Measures the coverage of 95 % intervals: documents are drawn from populations whose true value is known.
 
     python -m benchmarks.coverage        (a quarter of an hour on one core; no model is run)
 
@@ -23,21 +23,21 @@ DOCUMENTS = (2, 3, 5, 10, 40)
 REPEATS = 4000
 Random = np.random.Generator
 Draw = Callable[[Random, int], Interval | None]
-"""The interval from n documents that are drawn anew."""
+"""Computes the interval from n randomly drawn documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """A kind of documents, and a value of theirs.
+    """A kind of documents, and a value of them.
 
     Attributes:
-        name: For the table.
+        name: Name in the table.
         value: The true value.
-        draw: The interval from n documents.
-        least: Documents from which on there are intervals.
-        steps: Whether few documents can only have a few values, so that no interval can cover in 95 % of all cases.
-        hard: Whether it is there to show where a rule ends.
-        repeats: How much rarer than `REPEATS` it is drawn.
+        draw: Computes the interval from n documents.
+        least: Minimum number of documents for an interval.
+        steps: Whether few documents can only have a few values, so that no interval can have exactly 95 % coverage.
+        hard: Whether it shows the limits of a rule.
+        repeats: Factor by which it is drawn less often than `REPEATS`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Population:
 
 
 def lengths(random: Random, n: int, spread: float, cut: float = np.inf) -> Doubles:
-    """Tokens of documents: log-normal around 3,000, cut at a maximal length."""
+    """Returns numbers of tokens of documents: log-normal around 3,000, limited to a maximum."""
     return np.minimum(np.ceil(3000 * np.exp(spread * random.normal(size=n))), cut)
 
 
@@ -137,7 +137,7 @@ CONTEXTS = (64, 128, 256, 512, 1024)
 
 
 def _reach(which: str) -> Draw:
-    """Intervals of the largest gain and of R, for gains that flatten."""
+    """Returns intervals of the largest gain and of R, for gains that level off."""
 
     def draw(random: Random, n: int) -> Interval | None:
         number = lengths(random, n, 0.5)
@@ -219,7 +219,7 @@ POPULATIONS = (
 
 
 def coverage(population: Population, n: int, repeats: int, random: Random) -> tuple[float, float]:
-    """How many of the intervals hold the value, of those that exist; and how many exist, of all."""
+    """Returns the share of existing intervals that contain the value, and the share of draws with an interval."""
     ends = [population.draw(random, n) for _ in range(repeats)]
     held = [both[0] <= population.value <= both[1] for both in ends if both is not None]
     return (sum(held) / len(held) if held else np.nan), len(held) / repeats

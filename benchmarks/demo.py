@@ -1,4 +1,4 @@
-"""What `longlens demo` prints, for its page.
+"""Records the output of `longlens demo` for its page.
 
 python -m benchmarks.demo        (about two minutes on two cores)
 """

@@ -1,4 +1,4 @@
-"""How far log-probabilities in float32 and bfloat16 stand from float64 on real models; what LOGPROB_ERROR rests on.
+"""Measures errors of float32 and bfloat16 log-probabilities against float64 on real models; basis of LOGPROB_ERROR.
 
 python -m benchmarks.dtype_error        (about ten minutes on two cores)
 """

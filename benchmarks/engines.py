@@ -1,4 +1,4 @@
-"""Engines beside transformers: SmolLM2 on real text, the same documents and windows, in turns.
+"""Compares other engines with transformers: SmolLM2 on real text, with the same documents and windows, alternating.
 
     .venv-vllm/bin/python -m benchmarks.engines vllm openai     (after `make test-vllm`; about ten minutes)
     .venv-llama-cpp/bin/python -m benchmarks.engines llama-cpp  (after `make test-llama-cpp`; about ten)
@@ -36,14 +36,14 @@ RESULTS = ROOT / "benchmarks" / "results" / "engines.json"
 
 
 def cpu_seconds() -> float:
-    """Of this process and its descendants so far."""
+    """Returns the CPU seconds of this process and its descendants so far."""
     me = psutil.Process()
     times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
     return float(sum(time.user + time.system for time in times))
 
 
 def measure(scorer: Scorer) -> tuple[Any, np.ndarray[Any, Any]]:
-    """Scores, and seconds of CPU time and by the clock."""
+    """Returns scores, and seconds of CPU time and of wall-clock time."""
     before = np.array([cpu_seconds(), time.monotonic()])
     scores = longlens.score(documents(), scorer, context=CONTEXT, stride=STRIDE, max_length=TOKENS)
     return scores, np.array([cpu_seconds(), time.monotonic()]) - before

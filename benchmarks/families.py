@@ -1,7 +1,7 @@
-"""Which models of transformers work: python -m benchmarks.families writes the tables of docs/models.md, in minutes.
+"""Tests which transformers models work: python -m benchmarks.families writes the tables of docs/models.md, in minutes.
 
-Each family is a tiny random model, run in every way that longlens has and held against its own forward pass of one
-sequence in float32 (`tests.families.outcome`).
+Each family is a tiny random model, which runs in every mode of longlens and is compared with its own forward pass of
+one sequence in float32 (`tests.families.outcome`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGE = "docs/models.md"
 
 
 def recorded(version: str) -> dict[str, Outcome]:
-    """What was found of each family with a version of transformers; empty for another than the recorded one."""
+    """Returns the results of each family with a version of transformers; empty if another version was recorded."""
     content = json.loads(RECORD.read_text(encoding="utf-8"))
     if content["transformers"] != version:
         return {}
@@ -34,7 +34,7 @@ def recorded(version: str) -> dict[str, Outcome]:
 
 
 def main() -> None:
-    """Runs all families, or those that are named; writes the record and the page."""
+    """Runs all families, or the selected ones; writes the record and the page."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     known = json.loads(RECORD.read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def examine(kind: str) -> dict[str, Any] | str:
-    """What comes of a family; a text where it cannot be made."""
+    """Returns the result of a family; a text if the model cannot be created."""
     try:
         auto_class(kind)
     except UserError as error:

@@ -20,7 +20,7 @@ from benchmarks.tables import ROOT, write_table
 from longlens.scoring.scores import Scores
 from longlens.scoring.truncation import CharacterLimit
 
-MODEL = "smollm2"  # which is its own evaluator: the pages show key tokens, and compare no models
+MODEL = "smollm2"  # its own evaluator: the pages show key tokens, and do not compare models
 CONTEXT, STRIDE = 512, 256
 MAX_CHARACTERS = 12_000
 NUM_WORDS = 6
@@ -87,7 +87,7 @@ def score(folder: Path) -> None:
 
 
 def report(folder: Path, out: Path) -> None:
-    """Writes one report a kind into the folder ``out``."""
+    """Writes one report per kind to the directory ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:
         scores = longlens.open_scores(folder / kind / MODEL)
@@ -95,7 +95,7 @@ def report(folder: Path, out: Path) -> None:
 
 
 def photograph(pages: Path, out: Path) -> None:
-    """The reports in a browser, for the page of the documentation."""
+    """Takes screenshots of the reports in a browser, for the documentation."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""Does longlens work, and how fast, on this GPU: correctness against the CPU, scoring, LongCE, attention backends.
+"""Tests longlens on this GPU, and its speed: correctness against the CPU, scoring, LongCE, attention backends.
 
     PYTHONPATH=src python -m benchmarks.gpu [-o DIR]        (under five minutes on a data-center GPU)
 
@@ -74,13 +74,13 @@ TINY = {
     "vocab_size": 512,
 }
 DOCUMENTS = ("_pydecimal", "argparse", "inspect", "typing")
-"""Modules of the standard library whose source SmolLM2 is scored on."""
+"""Modules of the standard library on whose source SmolLM2 is scored."""
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 LONGEST = 4
-"""Lengths above so many times the shortest are scored with the first shape alone: minutes with a model of 8B."""
+"""Lengths above this multiple of the shortest are scored only with the first shape: an 8B model takes minutes."""
 PROFILED = 10
 BUDGET_SECONDS = 200.0
-"""After so long on a GPU no further measurement is started; what was left out is listed."""
+"""Seconds on a GPU after which no further measurement is started; skipped ones are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ SMALL = Scale(
 
 @dataclass
 class Report:
-    """Rows of each table, checks that failed, and what was left out."""
+    """Rows of each table, failed checks, and skipped measurements."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
@@ -241,7 +241,7 @@ def time_scoring(report: Report, device: torch.device, scale: Scale, peak: float
 def time_lengths(
     report: Report, device: torch.device, scale: Scale, peak: float, name: str, model: Any, length: int
 ) -> None:
-    """Scoring of one document, and its long pass alone beside a plain forward pass with full logits."""
+    """Times scoring of one document, and its long pass alone compared with a forward pass with full logits."""
     row: dict[str, Any] = {"model": name, "tokens": length}
     seconds, gib = measured(device, scored, model, length, scale.context, scale.stride)
     share = scoring_flops(model, length, scale.context, scale.stride) / seconds / peak
@@ -312,7 +312,7 @@ def time_attention(report: Report, device: torch.device, scale: Scale, deadline:
             seconds, gib = measured(device, scored, model, length, scale.context, scale.stride)
             row |= {"seconds": round(seconds, 3), "peak_gib": gib}
             row["lsd_from_sdpa"] = f"{float((values - reference).abs().nan_to_num(0.0).max()):.2g}"
-        # What is not installed, or has no kernel for this device, is a row that says so.
+        # A backend that is not installed, or does not support this device, has a row that says so.
         except (ImportError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             row["not_available"] = " ".join(str(error).split())[:120] or type(error).__name__
         report.add("attention", **row)

@@ -1,4 +1,4 @@
-"""How the cost of scoring grows with the length of a document, the number of windows and the vocabulary.
+"""Measures how the cost of scoring grows with document length, number of windows and vocabulary size.
 
     python -m benchmarks.growth        (ten minutes of one core)
 

@@ -1,4 +1,4 @@
-"""KL of quantized weights against float32 ones: longlens next to llama.cpp's own perplexity tool, on the same tokens.
+"""Compares the KL of quantized weights by longlens with llama.cpp's own perplexity tool, on the same tokens.
 
     .venv-llama-cpp/bin/python -m benchmarks.llama_kl BIN     (after `make test-llama-cpp`; about ten minutes)
 

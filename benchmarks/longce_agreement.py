@@ -1,4 +1,4 @@
-"""How far the weights of LongCE's cheaper forms are from the exact ones: SmolLM2, four modules of 2,048 tokens.
+"""Compares weights of LongCE's cheaper forms with the exact ones: SmolLM2, four modules of 2,048 tokens.
 
 python -m benchmarks.longce_agreement [TRAINED]      (about ten minutes on two cores)
 

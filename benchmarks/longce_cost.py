@@ -1,4 +1,4 @@
-"""What a step of LongCE costs beside one of cross-entropy: SmolLM2, rows of 2,048 tokens, forward and backward.
+"""Measures the cost of a LongCE step relative to cross-entropy: SmolLM2, rows of 2,048 tokens, forward and backward.
 
 python -m benchmarks.longce_cost [rounds]       (about eight minutes a round on one core)
 

@@ -1,4 +1,4 @@
-"""The forms of LongCE that benchmarks compare: their settings, and how much arithmetic each needs."""
+"""Defines the forms of LongCE that benchmarks compare: their settings, and their minimum arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SmolLM2 after training with CE and with LongCE, on held-out modules of the standard library.
+"""Compares SmolLM2 after training with CE and with LongCE, on held-out modules of the standard library.
 
 python -m benchmarks.longce_smollm2 SCORES        (seconds; docs/study.md has the commands that make SCORES)
 """

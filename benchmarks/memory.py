@@ -1,4 +1,4 @@
-"""Peak memory of the whole process, loading included, on real models and a long text.
+"""Measures peak memory of the whole process, loading included, on real models and a long text.
 
 python -m benchmarks.memory        (about a quarter of an hour on two cores)
 """
@@ -35,7 +35,7 @@ print(json.dumps({"tokens": tokens, "loaded_gb": loaded, "peak_gb": status_bytes
 
 
 def status_bytes(name: str, process: int | str = "self") -> int:
-    """Memory of a process as Linux counts it: ``VmRSS`` now, ``VmHWM`` at most so far; of this one by default.
+    """Memory of a process in Linux: ``VmRSS`` is the current, ``VmHWM`` the peak value; of this process by default.
 
     Not ru_maxrss: a child begins with its parent's peak there.
     """
@@ -45,7 +45,7 @@ def status_bytes(name: str, process: int | str = "self") -> int:
 
 
 def measure(model: str, dtype: str, length: int) -> dict[str, Any]:
-    """Scores one document of ``length`` tokens in a process of its own: tokens, GB after loading, peak GB, seconds."""
+    """Scores one document of ``length`` tokens in a new process: tokens, GB after loading, peak GB, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [model, dtype, f"{folder}/run", str(length), str(CONTEXT), str(STRIDE)]
         command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments]

@@ -1,4 +1,4 @@
-"""Planned against measured: memory and time of scoring and of training steps, random weights in published shapes.
+"""Compares planned and measured memory and time of scoring and training steps; random weights, published shapes.
 
     python -m benchmarks.plan                            (half an hour on two idle cores: the table of docs/plan.md)
     python -m benchmarks.plan --examples                 (what the commands print, into docs/plan.md)
@@ -75,12 +75,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("Llama", TINY),
 }
 STORED = ROOT / "benchmarks" / "results" / "plan.json"
-"""What was measured, by the number of the case; ``--only`` measures some of them again."""
+"""Measurements, by the number of the case; ``--only`` repeats some of them."""
 UNFRAGMENTED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 """With these glibc gives each tensor pages of its own, which go back when it is freed. By default blocks of up to 32
 MiB come from a heap, whose holes stay with the process; glibc reads these variables when a process starts."""
 BUDGET_SECONDS = 150.0
-"""After so long on a GPU no further run is started; what was left out is listed."""
+"""Seconds on a GPU after which no further run is started; skipped runs are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)

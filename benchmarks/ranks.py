@@ -1,4 +1,4 @@
-"""Documents per second of two processes of torchrun beside one, on documents of very unequal lengths.
+"""Compares documents per second of two torchrun processes with one, on documents of very unequal lengths.
 
     python -m benchmarks.ranks [rounds] [--model smollm2]
                                         (three rounds of SmolLM2: about ten minutes on two cores that nothing else uses)
@@ -59,7 +59,7 @@ with open(f"{out}-{processes.rank}.json", "w") as file:
 
 
 def run(number: int, program: Path, source: Path, out: Path, model: str) -> list[dict[str, Any]]:
-    """What each of so many processes measured."""
+    """Returns the measurements of each of the given number of processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)] if number > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *torchrun, str(program), str(source), str(out), model]

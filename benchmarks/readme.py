@@ -1,4 +1,4 @@
-"""The table of real models in the README, from the committed results of `python -m benchmarks.ablation`.
+"""Writes the table of real models in the README, from the committed results of `python -m benchmarks.ablation`.
 
 python -m benchmarks.readme        (at once: nothing is run)
 """

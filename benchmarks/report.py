@@ -1,4 +1,4 @@
-"""The example report, figures and reach table of docs/: twelve modules of Python's library, two real models.
+"""Generates the example report, figures and reach table of docs/: twelve modules of Python's library, two models.
 
 python -m benchmarks.report SCORES        (an hour or more on two cores; SCORES is a folder that is kept and resumed)
 """

@@ -1,4 +1,4 @@
-"""How what comes after scoring grows with the number of documents: seconds and peak memory of whole commands.
+"""Measures how commands after scoring scale with the number of documents: seconds and peak memory.
 
     python -m benchmarks.scaling [documents]      (1,000 documents of 32,768 tokens: a few minutes, 1 GB of disk)
 
@@ -82,7 +82,7 @@ def documents(number: int) -> Iterator[longlens.Document]:
 
 
 def run(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak MB of a command in a process of its own."""
+    """Returns seconds and peak MB of a command in a new process."""
     start = time.monotonic()
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)

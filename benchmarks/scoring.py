@@ -1,4 +1,4 @@
-"""Scoring beside the published package `longppl` 0.3.0 and beside its own limit, on real models, float32, one thread.
+"""Compares scoring with the published package `longppl` 0.3.0 and with its own limit; real models, one thread.
 
     python -m benchmarks.scoring [rounds]       (about four minutes a round on one core; `make test-real`'s environment,
                                                  which has the package)
@@ -78,7 +78,7 @@ print(json.dumps((status_bytes("VmHWM") - loaded) / 1e6))
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps which products and attentions were computed: weights as they are, states by their shape."""
+    """Records which products and attentions are computed: weights unchanged, states by their shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def cpu_seconds(call: Callable[..., Any], *arguments: Any, **options: Any) -> fl
 
 
 def opening(scorer: TransformersScorer, length: int) -> str:
-    """So much of a text that it has that many tokens, BOS not counted."""
+    """Returns the prefix of a text that has the given number of tokens, without BOS."""
     text = "\n".join(Path(module.__file__ or "").read_text(encoding="utf-8") for module in (argparse, statistics))
     return text[: int(scorer.encode(longlens.Document(id="a", text=text)).char_spans[length - 2, 1])]
 
@@ -200,7 +200,7 @@ def products() -> None:
 
 
 def attentions() -> None:
-    """Causal attention by torch's code and by ours."""
+    """Compares causal attention in torch and in longlens."""
     rows = []
     for name, (batch, heads, length, width), groups in ATTENTIONS:
         query = torch.randn(batch, length, heads, width).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""100,000 small documents with a tiny random model: time, files, memory, and how soon a resumed run starts.
+"""Scores 100,000 small documents with a tiny random model: time, files, memory, and startup of a resumed run.
 
 python -m benchmarks.small_documents        (a few minutes on two cores)
 """
@@ -40,7 +40,7 @@ print(json.dumps({"documents": len(scores), "tokens": tokens, "seconds": seconds
 def run(source: Path, out: Path, stop: int = 0) -> dict[str, Any]:
     """Scores the documents, the first ``stop`` of them or all, in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(source), str(out), str(stop)]
-    # A tiny model is computed in one thread sooner than in several.
+    # A tiny model is faster with one thread than with several.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

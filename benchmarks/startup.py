@@ -1,4 +1,4 @@
-"""How long it takes until something happens: imports, help, and small commands, each in a new process.
+"""Measures startup time: imports, help, and small commands, each in a new process.
 
     python -m benchmarks.startup [rounds]       (three minutes; five rounds, the commands take turns)
 
@@ -26,7 +26,7 @@ LONGLENS = [sys.executable, "-m", "longlens"]
 
 
 def seconds(command: list[str], folder: str, cache: str) -> tuple[float, float]:
-    """Of the clock and of the CPU, children included."""
+    """Returns seconds of wall-clock and CPU time, children included."""
     new = tempfile.mkdtemp(dir=folder)
     command = [part.format(new=new) for part in command]
     environment = os.environ | {"XDG_CACHE_HOME": cache.format(new=new)} if cache else None

@@ -249,7 +249,7 @@ def qa(
     from longlens.data.qa_folder import qa_folder
     from longlens.runs.processes import Processes
 
-    Processes().require_one("longlens data qa runs in a single process: start it without torchrun")
+    Processes().require_one("longlens data qa runs in one process: start it without torchrun")
     settings = QASettings(
         pairs=pairs, passage_tokens=passage_tokens, max_length=max_length, seed=seed, grounded=grounded
     )

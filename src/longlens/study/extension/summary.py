@@ -48,11 +48,12 @@ def summarize(
 
     Returns:
         ``seeds``; ``chance`` of a choice; ``own``, forms at the trained length; ``starts``, one row per seed;
-        ``means``, one row per factor, method and training; ``differences``, one row per factor, method and reading: ``training``
-        (fine-tuned minus frozen), ``frozen ntk`` (fine-tuned minus NTK, frozen), ``pi`` and ``none`` (fine-tuned minus
-        these, fine-tuned) and ``trained length`` (log PPL of prose at the extended length, and of short text, frozen,
-        minus that of short text by the unextended model), whose ``metrics`` are ``{"mean", "low", "high",
-        "values"}`` by name; ``ranking``, one row per factor, group of methods, perplexity and task, see `rank`.
+        ``means``, one row per factor, method and training; ``differences``, one row per factor, method and reading:
+        ``training`` (fine-tuned minus frozen), ``frozen ntk`` (fine-tuned minus NTK, frozen), ``pi`` and ``none``
+        (fine-tuned minus these, fine-tuned) and ``trained length`` (log PPL of prose at the extended length, and of
+        short text, frozen, minus that of short text by the unextended model), whose ``metrics`` are
+        ``{"mean", "low", "high", "values"}`` by name; ``ranking``, one row per factor, group of methods, perplexity
+        and task, see `rank`.
     """
     resamples, seeds = study.resamples, study.seeds
     columns: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
