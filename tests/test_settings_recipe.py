@@ -57,7 +57,7 @@ WRONG = [
         {"rate": 1, "stps": 3},
         "optimizer: unknown key 'stps' (nearest: 'steps'); known are rate, steps, names, is_fused",
     ),
-    ({}, "optimizer.rate is missing: give it"),
+    ({}, "optimizer.rate is missing: set it"),
     (3, "optimizer is 3; expected keys such as rate"),
     ({"rate": 0, "steps": 0, "is_fused": 1}, "optimizer.rate is 0; expected more than 0 (and 2 more)"),
     ({"rate": 1, "names": "a", "is_fused": True}, "optimizer: names are of no use with is_fused: leave one out"),

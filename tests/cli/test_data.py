@@ -119,7 +119,7 @@ def test_weigh_and_pack(scored, models, run, tmp_path, monkeypatch):
         (["data", "mix"], "Missing argument "),
         (
             ["data", "mix", "nosuch", "--tokenizer", "llama", "-o", "out"],
-            "no recipe 'nosuch': give a YAML file, or one",
+            "no recipe 'nosuch': pass a YAML file, or one",
         ),
         ([*MIX, "--source", "c=a.txt"], "--source: recipe.yaml has no source 'c'"),
         ([*MIX, "--source", "b=b.txt"], "--source b occurs twice: pass one path per source"),

@@ -70,7 +70,7 @@ def test_reproduce_prints_a_table_or_one_object_and_runs_once(prose, run):
             [*REPRODUCE, "--seeds", "-1"],
             "toy.yaml: seeds are [-1]; expected distinct integers of at least 0",
         ),
-        ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': give a YAML file, or one of "),
+        ([*REPRODUCE[:-2], "--recipe", "nosuch"], "no recipe 'nosuch': pass a YAML file, or one of "),
         ([*REPRODUCE, "--set", "text=nosuch"], "no such file or folder: 'nosuch'"),
         ([*REPRODUCE, "--set", "text=a.txt"], "the text has "),
         ([*REPRODUCE, "-o", "a.txt"], "a.txt is a file; expected a directory for the run"),

@@ -76,7 +76,7 @@ def test_a_sweep(recipe, run):
     ("arguments", "message"),
     [
         (["train"], "Missing argument "),
-        (["train", "nosuch", "-o", "out"], "no recipe 'nosuch': give a YAML file, or one of lecture-length-512k, "),
+        (["train", "nosuch", "-o", "out"], "no recipe 'nosuch': pass a YAML file, or one of lecture-length-512k, "),
         (["train", "recipe.yaml"], "recipe.yaml sets no run directory: pass -o, such as -o run"),
         ([*TRAIN, "--set", "training.stps=3"], "recipe.yaml: training: unknown key 'stps' (nearest: 'steps')"),
         ([*TRAIN, "--set", "loss.longce.context=32"], "recipe.yaml: the context K of the loss is 32 and rows have 32 "),

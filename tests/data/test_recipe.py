@@ -106,7 +106,7 @@ def test_numbers_as_people_write_them(tmp_path):
             GOOD.replace("100", "true"),
             "r.yaml: sources.a.weight is True; expected percent of the tokens, above 0 and at most 100",
         ),
-        (GOOD.replace("weight: 100, ", ""), "r.yaml: sources.a.weight is missing: give it"),
+        (GOOD.replace("weight: 100, ", ""), "r.yaml: sources.a.weight is missing: set it"),
         (
             GOOD.replace("path: a", "path: a, split: x"),
             "r.yaml: sources.a: split is for hf: datasets, and 'a' is not one: leave it out",
@@ -142,7 +142,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ("length: 64\ntokens: 99\nsources: {}\n", "r.yaml: sources is {}; expected at least one"),
         ("length: 64\ntokens: 99\nsources: [a]\n", "r.yaml: sources is ['a']; expected keys with values"),
         ("length: 64\ntokens: 99\nsources: {a: 9}\n", "r.yaml: sources.a is 9; expected keys such as weight"),
-        ("- a\n", "r.yaml holds a list; expected keys such as length and sources"),
+        ("- a\n", "r.yaml contains a list; expected keys such as length and sources"),
         ("a: [\n", "r.yaml is not valid YAML: while parsing"),
     ],
 )
@@ -156,7 +156,7 @@ def test_what_is_wrong_with_a_recipe(recipe, message, tmp_path, monkeypatch):
 
 
 def test_no_such_recipe_or_source():
-    with pytest.raises(UserError, match=r"no recipe 'prolong': give a YAML file, or one of lecture-books, "):
+    with pytest.raises(UserError, match=r"no recipe 'prolong': pass a YAML file, or one of lecture-books, "):
         read_mixture("prolong")
     with pytest.raises(UserError, match=r"`sources`: prolong-64k has no source 'book' \(nearest: 'books'\)"):
         read_mixture("prolong-64k", sources={"book": "x"})

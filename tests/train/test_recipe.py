@@ -271,7 +271,7 @@ WRONG = [
         "r.yaml: training: final_share is for schedule cosine, and schedule is linear",
     ),
     ({"training": {"warmup_steps": 2, "warmup_ratio": 0.1}}, "r.yaml: training: warmup_steps and warmup_ratio are bot"),
-    ({"training": {"betas": [0.9]}}, "r.yaml: training.betas[1] is missing: give it"),
+    ({"training": {"betas": [0.9]}}, "r.yaml: training.betas[1] is missing: set it"),
     ({"training": {"precision": "fp8"}}, "r.yaml: training.precision is 'fp8'; expected float32, bfloat16 or float16"),
     ({"training": {"seed": True}}, "r.yaml: training.seed is True; expected an integer, such as 65536 or 1e9"),
     (
@@ -314,7 +314,7 @@ WRONG = [
         {"loss": {"longce": {"share": 0.5}}},
         "r.yaml: loss.longce: unknown key 'share' (nearest: 'stride'); known are context, stride, gamma, floo",
     ),
-    ({"extend": {"factor": 8}}, "r.yaml: extend.method is missing: give it"),
+    ({"extend": {"factor": 8}}, "r.yaml: extend.method is missing: set it"),
     ({"extend": {"method": ["pi"]}}, "r.yaml: extend.method is ['pi']; expected text"),
     (
         {"extend": {"method": "yan", "factor": 8}},
@@ -329,7 +329,7 @@ WRONG = [
         {"extend": {"method": "pi", "fctor": 8}},
         "r.yaml: extend: unknown key 'fctor' (nearest: 'factor'); known are method, factor, theta, first_laye",
     ),
-    ({"lora": {"r": 4}}, "r.yaml: lora.alpha is missing: give it"),
+    ({"lora": {"r": 4}}, "r.yaml: lora.alpha is missing: set it"),
     (
         {"evaluation": {"documents": "b.txt", "every": 2}},
         "r.yaml: evaluation: LongPPL needs key tokens: set either key",
@@ -478,5 +478,5 @@ def test_keys_of_datasets_for_conversations_in_files(key):
 
 
 def test_no_such_recipe():
-    with pytest.raises(UserError, match="no recipe 'prolong': give a YAML file, or one of lecture-length-512k, "):
+    with pytest.raises(UserError, match="no recipe 'prolong': pass a YAML file, or one of lecture-length-512k, "):
         read_recipe("prolong")

@@ -21,7 +21,7 @@ GAMMA = 5.0
 # Paper, section 4.1: "We sample 50 documents with the context length up to 32k tokens."
 MAX_LENGTH = 32768
 SEED = 42
-"""Of samples of tasks: RULER's and HELMET's."""
+"""Default seed of the samples of tasks: that of RULER and HELMET."""
 
 
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -34,7 +34,7 @@ class Help(NamedTuple):
         text: The help text.
         flag: Name of the option, if it differs from the field's.
         metavar: Placeholder of the value in the help, if it is not the type.
-        alone: Value of an option that is given without one.
+        alone: Value that is used if the option is passed without one.
         value: Regular expression of such an option's values, which distinguishes them from the next argument.
     """
 
@@ -134,7 +134,7 @@ class Engine:
     ] = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         for name, least in (("concurrency", 1), ("max_model_len", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -172,7 +172,7 @@ class Ray:
     ray_cpus: Annotated[float | None, Help("CPUs per actor.  [default: 1; without GPUs, all of a node]")] = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         for name in ("ray_actors", "ray_gpus", "ray_cpus"):
             if self.ray is None and getattr(self, name) is not None:
                 raise UserError(f"`{name}` would have no effect without `ray`: leave it out, or add `ray`")
@@ -224,13 +224,13 @@ class Hardware:
     measure: Annotated[bool, Help("Measure the speed of this machine on one layer with random weights.")] = False
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         for name in ("devices", "memory", "flops", "utilization"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"`{name}` is {value:g}; expected a number above 0")
         if self.utilization is not None and self.utilization > 1:
-            raise UserError(f"`utilization` is {self.utilization:g}, a share of the peak; expected at most 1")
+            raise UserError(f"`utilization` is {self.utilization:g}, a fraction of the peak; expected at most 1")
         given = [name for name in ("flops", "utilization", "measure") if getattr(self, name)]
         if len(given) > 1:
             raise UserError(f"`{given[0]}` and `{given[1]}` both set the speed of a device: leave one of them out")
@@ -260,10 +260,10 @@ class Reading:
     samples: Annotated[int | None, Help("Use only the first N documents.")] = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         for name in ("text_field", "id_field", "split", "subset", "tokenized_with"):
             if getattr(self, name) == "":
-                raise UserError(f"`{name}` is empty: give a name, or leave it out")
+                raise UserError(f"`{name}` is empty: pass a name, or leave it out")
         if self.text_field == self.id_field:
             raise UserError(f"`text_field` and `id_field` are both {shown(self.text_field)}: they must differ")
         for name in ("min_tokens", "samples"):
@@ -281,7 +281,7 @@ class Truncation:
     """How documents are truncated, before any model sees them.
 
     Raises:
-        UserError: Both tokens and characters are given.
+        UserError: Both a number of tokens and a number of characters are set.
     """
 
     PANEL: ClassVar[str] = "Truncation"
@@ -297,19 +297,19 @@ class Truncation:
     extrapolate: Annotated[bool, Help("Allow documents longer than the model's maximum length.")] = False
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         if self.max_characters is not None and (self.max_length is not None or self.truncate_with is not None):
-            raise UserError("`max_characters` and `max_length` (or `truncate_with`) were both given: choose one")
+            raise UserError("`max_characters` and `max_length` (or `truncate_with`) are both set: choose one")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyRule:
-    """How key tokens are selected from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta; None: not given.
+    """How key tokens are selected from an evaluator's scores (eq. 4): LSD > alpha and LCL > beta; None: not set.
 
     Not used with a key file, whose tokens are already selected.
 
     Raises:
-        UserError: A value is out of range, or beta is given although it is not used.
+        UserError: A value is out of range, or beta is set although it is not used.
     """
 
     PANEL: ClassVar[str] = "Key tokens"
@@ -322,7 +322,7 @@ class KeyRule:
     stride: Annotated[int | None, Help("d to use, if this K was scored with several.")] = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Validates the values."""
         if self.lcl is False and self.beta is not None:
             raise UserError(f"`beta` is {self.beta}, and `use_lcl=False` selects without beta: leave one of them out")
         check_thresholds(ALPHA if self.alpha is None else self.alpha, BETA if self.beta is None else self.beta)
@@ -338,7 +338,7 @@ def check_thresholds(alpha: float, beta: float) -> None:
     """Rejects thresholds that are not finite numbers.
 
     Raises:
-        UserError: One is not.
+        UserError: A threshold is not a finite number.
     """
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not math.isfinite(value):

@@ -50,13 +50,13 @@ class Settings(BaseModel):
         with _one_line_errors():
             super().__init__(**values)
 
-    # Settings inside settings are validated without `__init__`, so that what is wrong in them keeps its place.
+    # Nested settings are validated without `__init__`, so that their errors keep the path of the key.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, values: Any) -> Any:
-        """What ``extra="forbid"`` does, with the nearest of the known keys."""
+        """Rejects unknown keys like ``extra="forbid"``, and suggests the most similar known key."""
         known = list(cls.model_fields)
         if not isinstance(values, (Mapping, cls)):
             raise expected(f"keys such as {known[0]}")
@@ -86,7 +86,7 @@ def parse(kind: type[S], values: Any, place: str) -> S:
 
 
 def parse_integer(value: Any, name: str, place: str = "") -> int:
-    """``1e9`` and ``"1e9"`` to 1000000000.
+    """Converts ``1e9`` and ``"1e9"`` to 1000000000.
 
     Args:
         value: The value.
@@ -94,7 +94,7 @@ def parse_integer(value: Any, name: str, place: str = "") -> int:
         place: The recipe, for messages.
 
     Raises:
-        UserError: It is not an integer.
+        UserError: The value is not an integer.
     """
     with _one_line_errors(place):
         return TypeAdapter(dict[str, Integer]).validate_python({name: value}, strict=True)[name]
@@ -104,12 +104,12 @@ def check_values(values: Mapping[str, Any], kind: type, spelling: str) -> None:
     """Checks values against the types of a dataclass's fields, without conversion.
 
     Args:
-        values: By names of fields.
+        values: Values by names of fields.
         kind: The dataclass.
         spelling: Format of a field's name in messages: ``training.arguments.{}``.
 
     Raises:
-        UserError: A value has another type.
+        UserError: A value has the wrong type.
     """
     types, spelled = get_type_hints(kind), {field.name: field.type for field in fields(kind)}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True)
@@ -123,13 +123,13 @@ def check_values(values: Mapping[str, Any], kind: type, spelling: str) -> None:
 
 
 def expected(what: str) -> PydanticCustomError:
-    """What a validator of a field raises, to have it said as ``KEY is VALUE; expected WHAT``."""
+    """Returns the error to raise in a field's validator, which is reported as ``KEY is VALUE; expected WHAT``."""
     return PydanticCustomError("expected", "{what}", {"what": what})
 
 
 @contextmanager
 def _one_line_errors(place: str = "") -> Iterator[None]:
-    """Turns what pydantic finds into a UserError: the first, and how many more there are."""
+    """Converts pydantic's errors to a UserError: the first error, and the number of further errors."""
     try:
         yield
     except ValidationError as error:
@@ -139,7 +139,7 @@ def _one_line_errors(place: str = "") -> Iterator[None]:
 
 
 def _describe(error: ErrorDetails, place: str) -> str:
-    """One error; the key as in a recipe, or a parameter in backticks."""
+    """Describes one error; the key is written as in a recipe, or as a parameter in backticks."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{_shown_key(part)}" for part in error["loc"])[1:]
     kind, context = error["type"], error.get("ctx", {})
     if kind == "value_error":
@@ -148,7 +148,7 @@ def _describe(error: ErrorDetails, place: str) -> str:
         return f"{key}: {text}" if key else text
     name = key if place else f"`{key}`"
     if kind == "missing":
-        return f"{name} is missing: give it"
+        return f"{name} is missing: set it"
     if kind in _EXPECTED:
         wanted = _EXPECTED[kind].format(**context)
     else:
@@ -197,20 +197,20 @@ def _to_list(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_to_integer)]
-"""An integer; also ``1e9``, which YAML takes for a float or a string."""
+"""An integer; also ``1e9``, which YAML parses as a float or a string."""
 Real = Annotated[float, BeforeValidator(_to_float), Field(allow_inf_nan=False)]
-"""A finite number; also ``1e-5``, which YAML takes for a string."""
+"""A finite number; also ``1e-5``, which YAML parses as a string."""
 Name = Annotated[str, Field(min_length=1)]
 """A string that is not empty."""
 _NAMES_SCHEMA = {
     "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
 }
 Names = Annotated[tuple[Name, ...], BeforeValidator(_to_list), Field(strict=False), WithJsonSchema(_NAMES_SCHEMA)]
-"""A list of names; also one name alone."""
+"""A list of names; also a single name."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (nearest: 'length')``, or nothing where no known name is like it."""
+    """Returns `` (nearest: 'length')``, or an empty text if no known name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: {close[0]!r})" if close else ""
 
@@ -234,7 +234,7 @@ def read_yaml(recipe: str | os.PathLike[str], kind: str, keys: str) -> dict[str,
     """
     content = parse_yaml(recipe_text(recipe, kind), f"{recipe}", "fix the file")
     if not isinstance(content, dict):
-        raise UserError(f"{recipe} holds a {type(content).__name__}; expected keys such as {keys}")
+        raise UserError(f"{recipe} contains a {type(content).__name__}; expected keys such as {keys}")
     return content
 
 
@@ -244,10 +244,10 @@ def preset_summary(kind: str, name: str) -> str:
 
 
 def recipe_text(recipe: str | os.PathLike[str], kind: str) -> str:
-    """The text of a preset or a file, as of `read_yaml`, comments included.
+    """Returns the text of a preset or a file, as in `read_yaml`, comments included.
 
     Raises:
-        UserError: No such recipe, or it cannot be read.
+        UserError: The recipe does not exist, or cannot be read.
     """
     if str(recipe) in presets(kind):
         text = (resources.files("longlens") / "recipes" / kind / f"{recipe}.yaml").read_text(encoding="utf-8")
@@ -256,7 +256,7 @@ def recipe_text(recipe: str | os.PathLike[str], kind: str) -> str:
             text = Path(recipe).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             known = ", ".join(presets(kind))
-            raise UserError(f"no recipe {shown(recipe)}: give a YAML file, or one of {known}") from error
+            raise UserError(f"no recipe {shown(recipe)}: pass a YAML file, or one of {known}") from error
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else one_line(error)
             raise UserError(f"cannot read the recipe {shown(recipe)}: {reason}: expected a YAML file") from error
@@ -272,13 +272,13 @@ def parse_yaml(text: str, place: str, step: str) -> Any:
     """
     import yaml  # type: ignore[import-untyped]
 
-    # Constructors of PyYAML raise what int(), float() and their own tables raise.
+    # PyYAML's constructors raise the errors of int(), float() and of their own lookup tables.
     with library_errors(f"{place} is not valid YAML", step):
         return yaml.load(text, _loader)
 
 
 def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
-    """``"pairs=105"`` to ``("pairs", 105)``: the value is YAML, thus None if nothing follows the sign.
+    """Converts ``"pairs=105"`` to ``("pairs", 105)``: the value is YAML, so it is None if nothing follows the sign.
 
     Args:
         change: The assignment.
@@ -286,7 +286,7 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
         example: Example of such an assignment, for messages.
 
     Raises:
-        UserError: It is no KEY=VALUE, or the value is not valid YAML.
+        UserError: The text is not KEY=VALUE, or the value is not valid YAML.
     """
     key, sign, text = change.partition("=")
     if not (key and sign):
@@ -295,15 +295,15 @@ def assignment(change: str, option: str, example: str) -> tuple[str, Any]:
 
 
 def section_at(content: dict[str, Any], names: Iterable[str], place: str) -> dict[str, Any]:
-    """The mapping at a path of a recipe, creating missing sections.
+    """Returns the mapping at a path of a recipe, and creates missing sections.
 
     Args:
         content: The recipe; changed.
         names: Sections, from the outermost.
-        place: What asks for it, for messages.
+        place: The source of the path, for messages.
 
     Raises:
-        UserError: One of them is a value.
+        UserError: A section on the path is a value.
     """
     for name in names:
         if content.get(name) is None:
@@ -315,7 +315,7 @@ def section_at(content: dict[str, Any], names: Iterable[str], place: str) -> dic
 
 
 def write_yaml(content: Mapping[str, Any]) -> str:
-    """The text that `parse_yaml` reads as the same, keys in their order."""
+    """Returns text that `parse_yaml` reads as the same content, with keys in their order."""
     import yaml
 
     text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
@@ -323,14 +323,14 @@ def write_yaml(content: Mapping[str, Any]) -> str:
 
 
 def _loader(stream: Any) -> Any:
-    """PyYAML's safe loader, restricted as `parse_yaml` says; of a key that occurs twice YAML would take the last."""
+    """PyYAML's safe loader with the restrictions of `parse_yaml`; for a duplicate key, YAML would use the last."""
     import yaml
 
     def refuse(node: Any, reason: str) -> NoReturn:
         raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        # Dates are strings here, so that a name such as 2001-01-01 needs no quotes.
+        # Dates are parsed as strings, so that a name such as 2001-01-01 needs no quotes.
         yaml_implicit_resolvers: ClassVar = {
             first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
             for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -1,16 +1,16 @@
-"""Correlations of metrics and benchmark scores over models: coefficients, their intervals, and tests.
+"""Computes correlations of metrics and benchmark scores over models: coefficients, intervals, and tests.
 
-Pure functions of a table: models are rows, metrics such as LongPPL and scores of benchmarks are columns. A coefficient
-that cannot be computed is None, with the reason, never NaN.
+All functions are pure functions of a table: rows are models; columns are metrics such as LongPPL, and benchmark scores.
+A coefficient that cannot be computed is None, with the reason, never NaN.
 
-**Intervals** are by the bootstrap over models: BCa (Efron 1987), at the levels ``Phi(sqrt(n / (n - 1)) t(q, n - 1))``
+**Intervals** use the bootstrap over models: BCa (Efron 1987), at the levels ``Phi(sqrt(n / (n - 1)) t(q, n - 1))``
 instead of q = 2.5 % and 97.5 %, which compensates for the spread that a resample of n lacks (Hesterberg 2015, section
-4.2): percentile intervals of so few models are too narrow. All are by resamples of the same models, so that the
+4.2): percentile intervals of so few models are too narrow. All intervals use resamples of the same models, so that the
 interval of a difference of two coefficients is paired.
 
-**p** is two-sided, by permutation: the share of all n! orders of the scores with a coefficient as far from 0, where
-there are 9 models or fewer; else of 19,999 random orders and the observed one (Phipson and Smyth 2010). Kendall's is
-scipy's, exact where nothing is tied. Models of one family are similar, but count here as independent:
+**p** is two-sided, by permutation: the share of all n! orders of the scores with a coefficient as far from 0, if there
+are at most 9 models; else of 19,999 random orders and the observed one (Phipson and Smyth 2010). Kendall's p is that of
+scipy, exact without ties. Models of one family are similar, but count here as independent:
 ``leave_one_family_out`` shows results that depend on one family.
 """
 
@@ -322,7 +322,7 @@ def correlate_columns(
         y: ``(n,)`` scores.
         families: ``(n,)`` family of each model.
         resamples: Number of resamples of the bootstrap.
-        permutations: Random orders, where there are too many models for all of them.
+        permutations: Number of random orders, if there are too many models for all orders.
         seed: Seed of both.
     """
     from scipy import stats
@@ -499,7 +499,7 @@ def _without_each(x: Doubles, y: Doubles, families: Sequence[str]) -> dict[str, 
 
 
 def _missing(models: Sequence[str], columns: Mapping[str, Mapping[str, Doubles]]) -> list[str]:
-    """Which models have no value of a column."""
+    """Returns notes about the models that have no value of a column."""
     notes = []
     for named in columns.values():
         for name, values in named.items():
@@ -523,7 +523,7 @@ def _r(x: Doubles, y: Doubles) -> float:
 
 
 def _p(x: Doubles, y: Doubles, permutations: int, seed: int) -> float:
-    """Two-sided p of Pearson's r: the share of orders of y with one as far from 0."""
+    """Returns the two-sided p of Pearson's r: the share of orders of y with an r as far from 0."""
     n = len(x)
     x, y = _standard(x), _standard(y)
     orders = _orders(n, permutations, seed)
@@ -534,11 +534,11 @@ def _p(x: Doubles, y: Doubles, permutations: int, seed: int) -> float:
 
 @lru_cache(maxsize=4)
 def _orders(n: int, permutations: int, seed: int) -> npt.NDArray[np.intp]:
-    """All orders of n, or the given number of random ones, as rows."""
+    """Returns all orders of n, or the given number of random ones, as rows."""
     if n > EXACT_MODELS:
         return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
     orders = np.zeros((1, 0), dtype=np.intp)
-    for new in range(n):  # the next element goes into each place of each order
+    for new in range(n):  # insert the next element at each position of each order
         orders = np.concatenate([np.insert(orders, place, new, axis=1) for place in range(new + 1)])
     return orders
 
@@ -585,7 +585,7 @@ def _interval(
 
 
 def _standard(x: Doubles) -> Doubles:
-    """Of mean 0 and variance 1, which no coefficient depends on and rounding does."""
+    """Standardizes to mean 0 and variance 1, on which no coefficient depends, except for rounding."""
     standard: Doubles = (x - x.mean()) / x.std()
     return standard
 
@@ -612,7 +612,7 @@ def _kendall(x: Doubles, y: Doubles, counts: Doubles) -> Doubles:
 
 
 def _ranks(x: Doubles, counts: Doubles) -> Doubles:
-    """``(b, n)``: the rank of each model's value in each resample, ties having the mean of theirs, less n / 2."""
+    """``(b, n)``: the rank of each model's value in each resample, with mean ranks for ties, minus n / 2."""
     values, group = np.unique(x, return_inverse=True)
     of_group = counts @ (group[:, None] == np.arange(len(values))).astype(np.float64)
     middle = np.cumsum(of_group, axis=1) - (of_group + counts.sum(axis=1, keepdims=True)) / 2
@@ -621,7 +621,7 @@ def _ranks(x: Doubles, counts: Doubles) -> Doubles:
 
 
 def _weighted_r(x: Doubles, y: Doubles, counts: Doubles) -> Doubles:
-    """Pearson's r of each resample; NaN where it has no spread."""
+    """Returns Pearson's r of each resample; NaN if a column is constant in it."""
     n = counts.sum(axis=1, keepdims=True)
     x = x - (counts * x).sum(axis=1, keepdims=True) / n
     y = y - (counts * y).sum(axis=1, keepdims=True) / n

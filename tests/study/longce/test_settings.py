@@ -59,8 +59,8 @@ def test_what_is_written_is_what_is_read(recipe):
             {"traning": 1},
             "recipe.yaml: unknown key 'traning' (nearest: 'training'); known are seeds, words, model, base, exte",
         ),
-        ({"training": None}, "recipe.yaml: training is missing: give it"),
-        ({"training.steps": None}, "recipe.yaml: training.steps is missing: give it"),
+        ({"training": None}, "recipe.yaml: training is missing: set it"),
+        ({"training.steps": None}, "recipe.yaml: training.steps is missing: set it"),
         (
             {"training.steps": "many"},
             "recipe.yaml: training.steps is 'many'; expected an integer, such as 65536 or 1e9",
@@ -119,7 +119,7 @@ def test_a_wrong_recipe_says_what_is_wrong(changes, message, recipe, tmp_path, m
 
 
 def test_an_unknown_recipe_lists_those_that_there_are():
-    with pytest.raises(UserError, match="no recipe 'nosuch': give a YAML file, or one of answers, "):
+    with pytest.raises(UserError, match="no recipe 'nosuch': pass a YAML file, or one of answers, "):
         read_study("longce", "nosuch")
     with pytest.raises(UserError, match="no study 'nosuch'; expected one of answers, "):
         read_study("nosuch")
@@ -127,7 +127,7 @@ def test_an_unknown_recipe_lists_those_that_there_are():
 
 def test_changes_make_sections_and_refuse_to_look_into_values():
     assert read_study("extension", changes=["pretrained=null"]).pretrained is None
-    with pytest.raises(UserError, match=r"extension: pretrained\.methods is missing: give it"):
+    with pytest.raises(UserError, match=r"extension: pretrained\.methods is missing: set it"):
         read_study("extension", changes=["pretrained=null", "pretrained.model=smollm2"])
     message = r"`changes` seeds.first: seeds is \[1, 2, 3, 4\] and has no keys: set seeds instead"
     with pytest.raises(UserError, match=message):
