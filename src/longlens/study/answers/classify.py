@@ -1,7 +1,7 @@
-"""Answer tokens told from the rest by LSD and LCL (the paper's figures 3 and 4(b)).
+"""Classifies answer tokens by LSD and LCL (the paper's figures 3 and 4(b)).
 
-A rule says that a token is an answer token where ``LSD > alpha``, or where ``LSD > alpha and LCL > beta``. Tokens of a
-sample are alike, so that all intervals are by the bootstrap over samples.
+A rule classifies a token as an answer token if ``LSD > alpha``, or if ``LSD > alpha and LCL > beta``. Tokens of a
+sample are similar, so all intervals use the bootstrap over samples.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ POPULATIONS = {
     "beyond": "response, line beyond the short context",
     "all": "prompt and response",
 }
-"""Which tokens are distinguished. ``response`` is the paper's (figure 3: "the tokens are from the standard response");
-``beyond`` excludes samples whose line is in the short context, where no answer token needs the long one."""
+"""Populations of tokens. ``response`` is the paper's (figure 3: "the tokens are from the standard response");
+``beyond`` excludes samples whose line is in the short context, where no answer token needs the long context."""
 GRID = 0.25
-"""Nats between thresholds that are tried on development samples: alpha from 0 to 8, beta from -8 to 0 and none."""
+"""Step in nats of thresholds that are tried on development samples: alpha from 0 to 8, beta from -8 to 0, or none."""
 RESAMPLES = 1000
 ROC_POINTS = 100
 HIGH = 0.5
@@ -36,14 +36,14 @@ Samples = Sequence[Mapping[str, Any]]
 
 
 class Tokens(NamedTuple):
-    """``(n,)`` of each: of all tokens that have both scores.
+    """Arrays ``(n,)`` over all tokens that have both scores.
 
     Attributes:
         lsd: Long-short difference, nats.
         lcl: Long-context likelihood, nats.
-        is_answer: Whether the token is the answer's.
-        sample: Which sample it is of, counted from 0.
-        num_samples: How many there are.
+        is_answer: Whether the token belongs to the answer.
+        sample: Index of its sample, from 0.
+        num_samples: Number of samples.
     """
 
     lsd: Doubles
@@ -54,7 +54,7 @@ class Tokens(NamedTuple):
 
 
 def collect(samples: Samples, population: str) -> Tokens:
-    """The tokens of some samples; of the population ``all``, of those whose prompt has short-context scores."""
+    """Returns the tokens of samples; for the population ``all``, of samples whose prompt has short-context scores."""
     parts = []
     kept = [sample for sample in samples if population != "beyond" or not sample["in_short"]]
     if population == "all":
@@ -138,7 +138,7 @@ def _rules(settings: AnswersSettings, development: Tokens) -> Iterator[tuple[str
 
 
 def said(tokens: Tokens, alpha: float, beta: float | None) -> Bools:
-    """Which tokens a rule takes for the answer's."""
+    """Returns which tokens a rule classifies as answer tokens."""
     found: Bools = tokens.lsd > alpha
     return found if beta is None else found & (tokens.lcl > beta)
 
@@ -171,7 +171,7 @@ def _quality(tokens: Tokens, alpha: float, beta: float | None, counts: Any) -> d
 
 
 def area_under_curve(values: Doubles, tokens: Tokens, counts: Any) -> tuple[float, Interval | None]:
-    """Percent of pairs of an answer token and another in which the answer's value is the higher, ties by half."""
+    """Returns the percentage of answer/other token pairs in which the answer's value is higher; ties count half."""
     _, place = np.unique(values, return_inverse=True)
     size = int(place.max()) + 1
 
@@ -215,7 +215,7 @@ def _percentiles(values: Doubles) -> Interval | None:
 
 
 def _roc(tokens: Tokens, beta: float | None) -> list[list[float]]:
-    """Points of the rule over all alpha, from none to every token that it can take."""
+    """Returns points of the rule over all alpha, from no token to all tokens that it can select."""
     takes = np.ones(len(tokens.lsd), dtype=bool) if beta is None else tokens.lcl > beta
     alphas = np.quantile(tokens.lsd, np.linspace(1, 0, ROC_POINTS))
     points = [[0.0, 0.0]]

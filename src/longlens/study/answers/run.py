@@ -1,6 +1,6 @@
-"""``longlens study reproduce answers``: what models say of LongEval's lines, token by token.
+"""``longlens study reproduce answers``: scores responses to LongEval's lines, token by token.
 
-A sample is a prompt, the response that the right answer begins and ends in, and nine wrong numbers in its place. The
+A sample is a prompt, the response that contains the right answer, and nine wrong numbers as alternatives. The
 answer tokens are those of the number; all others are the response's other tokens and those of the prompt.
 
 ::
@@ -33,7 +33,7 @@ _LOGGER = logging.getLogger(__name__)
 DIGITS = 5
 """Decimals of a stored log-probability."""
 MIN_LENGTHS = 5
-"""Numbers of lines that a correlation over lengths wants."""
+"""Minimum number of lengths for a correlation over lengths."""
 Count = Annotated[Integer, Field(ge=1)]
 
 
@@ -81,22 +81,22 @@ class AnswersSettings(StudySettings):
         if self.record_samples > self.samples:
             raise UserError(f"record_samples is {self.record_samples}; expected at most samples, {self.samples}")
         if self.development_seed in self.seeds:
-            raise UserError(f"development_seed {self.development_seed} is among the seeds: give another one")
+            raise UserError(f"development_seed {self.development_seed} is among the seeds: use another one")
         if not re.search(r"REGISTER_CONTENT> is$", self.response):
             raise UserError(f"response is {shown_value(self.response)}; expected it to end in 'REGISTER_CONTENT> is'")
         return self
 
 
 def read(settings: AnswersSettings) -> Inputs:
-    """Which models they are."""
+    """Returns the identity of the models."""
     return Inputs({"identities": identities(settings.models, settings.dtype)})
 
 
 def run(settings: AnswersSettings, steps: Steps, content: None) -> dict[str, Any]:
-    """Scores what is not in the folder yet, and sums it up, see `summary.summarize`.
+    """Scores missing samples, and summarizes all samples, see `summary.summarize`.
 
     Raises:
-        UserError: A model cannot be loaded, or its tokens reach from the prompt into the response.
+        UserError: A model cannot be loaded, or a token spans the boundary of prompt and response.
     """
     development = (settings.classified_lines, settings.development_seed, settings.development_samples)
     parts = [development, *((lines, seed, settings.samples) for seed in settings.seeds for lines in settings.lines)]
@@ -117,14 +117,14 @@ def run(settings: AnswersSettings, steps: Steps, content: None) -> dict[str, Any
 
 
 class _LazyModel:
-    """A model that is loaded when something is to be scored."""
+    """A model that is loaded on first use."""
 
     def __init__(self, name: str, settings: AnswersSettings) -> None:
         self._name, self._settings = name, settings
         self._scorer: ContinuationScorer | None = None
 
     def score(self, lines: int, seed: int, samples: int, steps: Steps) -> dict[str, Any]:
-        """Log-probabilities of the samples of one number of lines and one seed."""
+        """Scores the samples of one number of lines and one seed."""
         from longlens.tasks.longeval import LongEvalLines
 
         if self._scorer is None:

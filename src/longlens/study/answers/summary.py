@@ -1,4 +1,4 @@
-"""What the samples of the experiment come to: correlations over prompt lengths, and classifiers of answer tokens."""
+"""Summarizes the samples of the experiment: correlations over prompt lengths, and classification of answer tokens."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TOKENS = {
     "record": "the prompt's",
     "rest": "all but the answer's",
 }
-"""Kinds of tokens, and what they are called in tables."""
+"""Kinds of tokens, with their names in tables."""
 LOG_TOKENS = "log length"
 ACCURACIES = {"exact": "greedy", "choice": "10-way choice"}
 CHANCE = {"exact": 0.0}
 Samples = Sequence[Mapping[str, Any]]
 Found = Mapping[str, Mapping[tuple[int, int], Samples]]
-"""By model, and by lines and seed."""
+"""Samples by model, and by lines and seed."""
 
 
 def summarize(settings: AnswersSettings, found: Found) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class _Columns:
     num_in_short: int
 
     def ppl(self, tokens: str, counts: Doubles | None = None) -> Doubles | float:
-        """PPL of the tokens of all samples together; for each row of ``counts (b, n)``, of samples that often."""
+        """PPL of the tokens of all samples together; or for each row of ``counts (b, n)``, with these sample counts."""
         if counts is None:
             return float(np.exp(self.nll[tokens].sum() / self.count[tokens].sum()))
         ppl: Doubles = np.exp((counts @ self.nll[tokens]) / (counts @ self.count[tokens]))
@@ -168,7 +168,7 @@ def _correlations(columns: Mapping[int, _Columns]) -> Iterable[dict[str, Any]]:
 
 
 def _row_r(x: Doubles, y: Doubles) -> Doubles:
-    """Pearson's r of each row; NaN where it has no spread."""
+    """Returns Pearson's r of each row; NaN if it is constant."""
     x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
         r: Doubles = (x * y).sum(axis=1) / np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
@@ -222,7 +222,7 @@ def _within(columns: Mapping[int, _Columns]) -> Iterable[dict[str, Any]]:
 
 
 def _published() -> list[dict[str, Any]]:
-    """Table 9 of the paper, by the same statistics."""
+    """Returns the same statistics for Table 9 of the paper."""
     from longlens.study import published
 
     table = published.table(9)
@@ -243,7 +243,7 @@ def _published() -> list[dict[str, Any]]:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Tables of a result."""
+    """Formats a result as tables."""
     settings = result["settings"]
     lengths = Table(
         "By prompt length (mean number of tokens of prompt and response): accuracy in percent and PPL of four kinds of "
