@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.tables import ROOT, fill_block, markdown
 from longlens.cli.progress import ProgressBar
 from longlens.files import write_json
+from longlens.report.charts import Axis, Chart, Series
+from longlens.report.figures import write_figures
 from longlens.study.reproduce import find_study, read_study, reproduce
 
 PAGE = "docs/study.md"
+SHOWN = {"ce": "CE", "longce": "LongCE", "floored": "LongCE, floor 1", "longce K=16 d=16": "LongCE, K = d = 16"}
+"""Arms of the longce experiment in its figures."""
 
 
 def main(name: str, out: str, seeds: str = "") -> None:
@@ -28,6 +32,40 @@ def main(name: str, out: str, seeds: str = "") -> None:
     write_json(results / f"study_{name}.json", result)
     (results / f"study_{name}.md").write_text(text, encoding="utf-8")
     fill_block(PAGE, f"study_{name}", text)
+    if name == "longce":
+        write_figures(list(over_time(result)), ROOT / "docs" / "figures", formats=("svg",))
+
+
+def over_time(result: Mapping[str, Any]) -> Iterator[Chart]:
+    """Charts of the longce experiment like the paper's figure 7, one per extension: answer NLL over training time."""
+    for method, timing in result["timing"].items():
+        rows = [row for row in result["means"] if row["method"] == method]
+        start = [row for row in rows if row["step"] == 0]
+        series = []
+        for color, (arm, title) in enumerate(SHOWN.items()):
+            points = [row for row in rows if row["arm"] == arm]
+            if not points:
+                continue
+            points = sorted([*start, *points], key=lambda row: row["seconds"])
+            found = [row["metrics"]["trained.answer_nll"] for row in points]
+            series.append(
+                Series(
+                    name=title,
+                    x=[row["seconds"] / timing["longce"]["ce_seconds"] for row in points],
+                    y=[one["mean"] for one in found],
+                    low=[one["low"] for one in found],
+                    high=[one["high"] for one in found],
+                    color=color,
+                )
+            )
+        yield Chart(
+            name=f"longce-time-{method}",
+            title=f"Training after extension by {method.upper()}: {len(result['seeds'])} seeds, 95 % intervals",
+            caption="",
+            x=Axis(label="Wall-clock time, in steps of CE"),
+            y=Axis(label="Answer NLL, nats"),
+            series=series,
+        )
 
 
 def render(name: str, result: Mapping[str, Any]) -> str:

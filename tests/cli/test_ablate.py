@@ -62,7 +62,7 @@ def test_tables_and_a_folder_with_figures(ablated, run, work):
     assert ended.code == 0, ended.err
     assert "Metrics, alpha -3, beta -9, " in ended.out
     assert "r with RULER" in ended.out
-    assert "is a model and an evaluator" in ended.err
+    assert "is its own evaluator" in ended.err
     written = {path.name for path in Path("out").iterdir()}
     assert {"ablation.json", "values.csv", "documents.csv", "documents.png", "correlation-2-1.svg"} <= written
     content = json.loads(Path("out/ablation.json").read_text())

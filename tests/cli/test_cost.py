@@ -82,7 +82,7 @@ def test_a_gate(cached, run):
     if kept < 1:
         assert ended.err.splitlines()[-1].startswith("failed: ")
         assert "of the gain, below 1" in ended.err
-    assert "expected a share" in run(*gate, "--fail-under", 2).error
+    assert "expected a fraction of the gain" in run(*gate, "--fail-under", 2).error
 
 
 def test_a_gate_without_a_gain(cached, run, tmp_path):

@@ -187,13 +187,14 @@ def ask(scorer: ContinuationScorer, questions: Sequence[Question]) -> list[dict[
 
     prompts = [_encode(scorer.tokenizer, question.text) for question in questions]
     shared = common_tokens(prompts)
-    rows = []
-    for question, ids in zip(questions, prompts, strict=True):
-        tails = [_tail(scorer.tokenizer, question.text, ids, text) for text in (question.target, *question.choices)]
-        rows.append((ids[shared:], tails))
+    rows, texts = [], [dict.fromkeys((question.target, *question.choices)) for question in questions]
+    for question, ids, some in zip(questions, prompts, texts, strict=True):
+        rows.append((ids[shared:], [_tail(scorer.tokenizer, question.text, ids, text) for text in some]))
     answers = scorer.branches(prompts[0][:shared], rows)
     found = []
-    for ids, (target, *choices) in zip(prompts, answers, strict=True):
+    for question, ids, some, said in zip(questions, prompts, texts, answers, strict=True):
+        by_text = dict(zip(some, said, strict=True))
+        target, choices = by_text[question.target], [by_text[choice] for choice in question.choices]
         found.append(
             {
                 "exact": target.is_greedy,
