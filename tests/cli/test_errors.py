@@ -436,7 +436,7 @@ def test_what_is_for_a_closed_stderr_does_not_go_to_stdout(tmp_path):
         (["-o", "llama"], "llama is not empty and contains no run (it has 'config.json'): use a new folder"),
         (["--context", 60, "--max-length", 50], "--context 60 is not less than the maximum length, 50 tokens"),
         (["--max-length", 9999], "--max-length is 9999; llama supports 4095 tokens and BOS"),
-        (["--max-length", 99, "--max-characters", 9], "--max-characters and --max-length (or --truncate-with) are both set"),
+        (["--max-length", 99, "--max-characters", 9], "--max-length (or --truncate-with) are both set"),
         (["--bos", "nonsense"], "--bos is 'nonsense'; expected 'window' or 'published'"),
         (["--model", "nothing"], "the folder 'nothing' contains no model (no config.json): expected a dir"),
     ],
