@@ -137,9 +137,13 @@ def test_other_windows_are_compared_with_the_defaults(result):
     window = {"context": 4, "stride": 4}
     study = toy_study(seeds=(1, 2, 3), windows=[window], arms=ARMS, evaluator_method="pi")
     name = study.windows[0].name
+    # Measured when the machine was slower: the ratio counts, as in steps of equal time.
+    other = {name: {"ce_seconds": 7.0, "longce_seconds": 14.0, "ratio": 1.5}}
+    timing = {"pi": RATIO | other, "eabf": RATIO}
     runs = made_up()
     runs += [{**run, "arm": name} for run in runs if run["arm"] == "oracle"]
-    found = summarize(study, runs, TIMING, starts())
+    found = summarize(study, runs, timing, starts())
+    assert [row["seconds"] for row in found["means"] if row["arm"] == name] == [1.5, 3.0]
     (row,) = [row for row in found["differences"] if row["reading"] == "default windows"]
     assert (row["method"], row["arm"]) == ("pi", name)
     assert row["metrics"]["trained.answer_nll"]["values"] == pytest.approx([2, 0, -2])
