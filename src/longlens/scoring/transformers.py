@@ -494,12 +494,12 @@ class ContinuationScorer(TransformersScorer):
         Continuations are padded on the right, so that no token sees padding.
         """
         shared = common_tokens(continuations) if len(continuations) > 1 else 0
-        head, last = list(continuations[0][:shared]), text[-1]
+        beginning, last = list(continuations[0][:shared]), text[-1]
         states = []
-        if head:
-            ids = torch.tensor([[last, *head[:-1]]], dtype=torch.int64, device=self._device)
+        if beginning:
+            ids = torch.tensor([[last, *beginning[:-1]]], dtype=torch.int64, device=self._device)
             states.append(self._forward.extend(ids, cache)[0])
-            last = head[-1]
+            last = beginning[-1]
         tails = [tokens[shared:] for tokens in continuations]
         at_once = max(1, self._copied_tokens // (len(text) + shared))
         for first in range(0, len(tails), at_once):
@@ -510,18 +510,18 @@ class ContinuationScorer(TransformersScorer):
             own.batch_repeat_interleave(len(rows))
             found = self._forward.extend(torch.tensor(rows, dtype=torch.int64, device=self._device), own)
             states += [row[: len(tokens)] for row, tokens in zip(found, some, strict=True)]
-        return self._answers(states, head, tails)
+        return self._answers(states, beginning, tails)
 
     def _answers(
-        self, states: Sequence[Tensor], head: Sequence[int], tails: Sequence[Sequence[int]]
+        self, states: Sequence[Tensor], beginning: Sequence[int], tails: Sequence[Sequence[int]]
     ) -> list[Continuation]:
-        """Continuations ``[*head, *tail]`` by the hidden states that predict the head, if any, and each tail."""
-        parts, device = [*([head] if head else []), *tails], self._head.weight.device
+        """Continuations ``[*beginning, *tail]`` by the states that predict the beginning, if any, and each tail."""
+        parts, device = [*([beginning] if beginning else []), *tails], self._head.weight.device
         targets = torch.tensor([token for tokens in parts for token in tokens], device=device)
         lengths = [len(tokens) for tokens in parts]
         found = greedy_logprobs(torch.cat(list(states)).to(device), targets, self._head)
         logprobs, greedy = (list(torch.split(values, lengths)) for values in found)
-        if head:
+        if beginning:
             first, is_first = logprobs.pop(0), greedy.pop(0)
             logprobs, greedy = [torch.cat([first, x]) for x in logprobs], [torch.cat([is_first, x]) for x in greedy]
         return [
